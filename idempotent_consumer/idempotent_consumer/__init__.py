@@ -1,0 +1,24 @@
+"""Consume events once, reliably: RabbitMQ delivers, etcd remembers, your handlers decide.
+
+A whole service::
+
+    from idempotent_consumer import Event, Put, Service, encode_id
+
+    service = Service("order", noun="orders")
+
+    @service.handler("new_order")
+    def place_order(event: Event) -> Put:
+        return Put("/orders/" + encode_id(event.id), b"placed")
+
+    raise SystemExit(service.run())
+"""
+
+from .event import Event, InvalidEvent
+from .handlers import Effects
+from .ledger.records import Put
+from .names import encode_id
+from .service import Service
+from .settings import Settings, SettingsError
+
+__all__ = ["Effects", "Event", "InvalidEvent", "Put", "Service", "Settings", "SettingsError",
+           "encode_id"]

@@ -1,0 +1,149 @@
+"""One AMQP connection with one channel, opened again whenever it is lost."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pika
+import pika.exceptions
+from structlog.typing import FilteringBoundLogger
+
+from ..health import Health
+from ..policies import RECONNECT, Backoff
+from ..settings import SettingsError
+from .loop import PikaLoop
+
+HEARTBEAT_S = 10
+"""A frozen broker is noticed after two; a URL may set another with ``?heartbeat=``."""
+
+
+class Connection:
+    """Keeps a channel open. pika's exceptions end here.
+
+    ``opened`` is called with each new channel and calls ``ready`` when it has set it up; ``lost``
+    is called once for each channel that had been opened.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        urls: Sequence[str],
+        loop: PikaLoop,
+        health: Health,
+        log: FilteringBoundLogger,
+        opened: Callable[[Any], None],
+        lost: Callable[[], None],
+    ) -> None:
+        self._name, self._loop, self._health = name, loop, health
+        self._log = log.bind(connection=name)
+        self._opened, self._lost = opened, lost
+        self._parameters = [_parameters(url, name) for url in urls]
+        self._backoff = Backoff(RECONNECT)
+        self._connection: Any = None
+        self._channel: Any = None
+        self._why = ""
+        self._closing = False
+        health.lacks(name, "not connected yet")
+
+    def open(self) -> None:
+        """Connect to one of the addresses, chosen at random."""
+        if self._closing:
+            return
+        self._why = ""
+        self._connection = pika.SelectConnection(
+            random.choice(self._parameters),
+            on_open_callback=self._on_open,
+            on_open_error_callback=lambda _, error: self._on_closed(error),
+            on_close_callback=lambda _, error: self._on_closed(error),
+            custom_ioloop=self._loop.ioloop,
+        )
+
+    def ready(self) -> None:
+        """Say that the channel does its work."""
+        self._backoff.reset()
+        self._health.has(self._name)
+        self._log.info("connected to RabbitMQ")
+
+    def drop(self, why: str) -> None:
+        """Give this connection up, and open another."""
+        if not self._why:
+            self._why = why
+        if self._connection is not None and self._connection.is_open:
+            self._connection.close()
+
+    def close(self) -> None:
+        """Close for good: the broker takes back what is not settled."""
+        self._closing = True
+        self.drop("closed")
+
+    @property
+    def closed(self) -> bool:
+        """Whether there is no connection, nor one being opened."""
+        return self._connection is None or bool(self._connection.is_closed)
+
+    def _on_open(self, connection: Any) -> None:
+        connection.channel(on_open_callback=self._on_channel)
+
+    def _on_channel(self, channel: Any) -> None:
+        self._channel = channel
+        channel.add_on_close_callback(self._on_channel_closed)
+        channel.add_on_cancel_callback(
+            lambda _: self.drop("the broker cancelled the consumer: its queue was deleted or moved")
+        )
+        self._opened(channel)
+
+    def _on_channel_closed(self, _channel: Any, error: Exception) -> None:
+        self._leave_channel()
+        self.drop(_explain(error))
+
+    def _on_closed(self, error: Exception) -> None:
+        self._leave_channel()
+        if self._closing:
+            return
+        why = self._why or _explain(error)
+        wait_s = self._backoff.next_s()
+        self._health.lacks(self._name, why)
+        self._log.warning("no connection to RabbitMQ, trying again", error=why,
+                          again_in_s=round(wait_s, 2))
+        self._loop.call_later(wait_s, self.open)
+
+    def _leave_channel(self) -> None:
+        if self._channel is not None:
+            self._channel = None
+            self._lost()
+
+
+def _parameters(url: str, name: str) -> pika.URLParameters:
+    try:
+        parameters = pika.URLParameters(url)
+        if "heartbeat=" not in url:
+            parameters.heartbeat = HEARTBEAT_S
+        parameters.connection_attempts = 1
+        parameters.socket_timeout = 5
+        parameters.stack_timeout = 10
+        parameters.client_properties = {"connection_name": name}
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"RABBITMQ_URL: {error}") from None
+    return parameters
+
+
+def _explain(error: BaseException) -> str:
+    """Write a failure in one line that says what to do where that is known."""
+    for cause in _causes(error):
+        if isinstance(cause, pika.exceptions.ChannelClosedByBroker) and cause.reply_code == 406:
+            return (f"{cause.reply_text}. A queue's or exchange's arguments never change: delete "
+                    "it (rabbitmqctl delete_queue NAME) when it is empty, and it is made anew")
+        if isinstance(cause, pika.exceptions.ProbableAuthenticationError) or (
+            isinstance(cause, pika.exceptions.ConnectionClosedByBroker) and cause.reply_code == 403
+        ):
+            return "RabbitMQ refuses the user or the password of RABBITMQ_URL"
+    return " ".join(str(cause or type(cause).__name__) for cause in _causes(error))[:500]
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Unfold what pika wraps: a workflow's failure holds those of its attempts."""
+    inner = getattr(error, "exceptions", None) or [getattr(error, "exception", None)]
+    found = [cause for each in inner if isinstance(each, BaseException) for cause in _causes(each)]
+    return found or [error]

@@ -1,0 +1,74 @@
+"""A delivery, and the life of the channel it belongs to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Epoch:
+    """One life of a channel: which of its deliveries are in hand, and how they are settled.
+
+    A delivery tag means nothing on another channel, so deliveries are settled here or, once the
+    channel has gone, not at all: the broker gives them out again.
+    """
+
+    def __init__(self, number: int, channel: Any) -> None:
+        self.number = number
+        self.alive = True
+        self._channel = channel
+        self._in_hand: dict[int, None] = {}  # In the order of their tags.
+        self._settled: list[int] = []
+
+    def arrived(self, tag: int) -> None:
+        """Note a delivery."""
+        self._in_hand[tag] = None
+
+    def settle(self, tag: int) -> None:
+        """Note that a delivery is to be acked with the next ``flush``."""
+        del self._in_hand[tag]
+        self._settled.append(tag)
+
+    @property
+    def in_hand(self) -> int:
+        """How many deliveries are not settled."""
+        return len(self._in_hand)
+
+    def flush(self) -> None:
+        """Ack what is settled: one ack up to the first delivery in hand, past it one for each."""
+        if not self._settled or not self._channel.is_open:
+            return
+        first_in_hand = next(iter(self._in_hand), None)
+        prefix = [tag for tag in self._settled if first_in_hand is None or tag < first_in_hand]
+        if prefix:
+            self._channel.basic_ack(max(prefix), multiple=True)
+        if len(prefix) < len(self._settled):
+            for tag in self._settled:
+                if first_in_hand is not None and tag > first_in_hand:
+                    self._channel.basic_ack(tag)
+        self._settled.clear()
+
+    def end(self) -> int:
+        """Settle nothing any more; return how many deliveries went back to the broker."""
+        self.alive = False
+        return len(self._in_hand)
+
+
+class Delivery:
+    """One arrival of a message: its body and pika's properties, bound to its epoch."""
+
+    __slots__ = ("body", "epoch", "properties", "tag")
+
+    def __init__(self, epoch: Epoch, tag: int, properties: Any, body: bytes) -> None:
+        self.epoch, self.tag, self.properties, self.body = epoch, tag, properties, body
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still be settled."""
+        return self.epoch.alive
+
+    def settle(self) -> bool:
+        """Mark it for the next ack; False where it has gone back to the broker already."""
+        if not self.epoch.alive:
+            return False
+        self.epoch.settle(self.tag)
+        return True

@@ -1,0 +1,105 @@
+"""The consuming side: deliveries arrive here and are settled here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from structlog.typing import FilteringBoundLogger
+
+from ..health import Health
+from . import topology
+from .connection import Connection
+from .delivery import Delivery, Epoch
+from .loop import PikaLoop
+
+
+class Intake:
+    """Consumes one queue on a connection of its own, with a bounded number of deliveries in hand.
+
+    ``take`` gets what has arrived: whatever one read from the socket brought, never a timer's
+    worth. ``returned`` is told how many deliveries went back with a lost channel.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        urls: Sequence[str],
+        prefetch: int,
+        retry_delays: Sequence[tuple[str, int]],
+        loop: PikaLoop,
+        health: Health,
+        log: FilteringBoundLogger,
+        take: Callable[[list[Delivery]], None],
+        returned: Callable[[int], None],
+    ) -> None:
+        self._service, self._prefetch, self._retry_delays = service, prefetch, retry_delays
+        self._loop, self._take, self._returned = loop, take, returned
+        self._arrived: list[Delivery] = []
+        self._epochs = 0
+        self._epoch: Epoch | None = None
+        self._channel: Any = None
+        self._consumer_tag: str | None = None
+        self._stopping = False
+        self._connection = Connection(
+            "rabbitmq", urls, loop, health, log, self._opened, self._lost
+        )
+
+    def open(self) -> None:
+        """Connect, and consume from then on."""
+        self._connection.open()
+
+    @property
+    def in_hand(self) -> int:
+        """How many deliveries have arrived and are not settled."""
+        return self._epoch.in_hand if self._epoch is not None else 0
+
+    def flush(self) -> None:
+        """Ack what has been settled since the last call."""
+        if self._epoch is not None:
+            self._epoch.flush()
+
+    def stop(self) -> None:
+        """Take no more; what is in hand can still be settled."""
+        self._stopping = True
+        if self._consumer_tag is not None and self._channel.is_open:
+            self._channel.basic_cancel(self._consumer_tag)
+
+    def close(self) -> None:
+        """Close the connection: the broker takes back what is not settled."""
+        self._connection.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has been closed, or was not there."""
+        return self._connection.closed
+
+    def _opened(self, channel: Any) -> None:
+        topology.declare(channel, self._service, self._retry_delays)
+        channel.basic_qos(prefetch_count=self._prefetch, callback=lambda _: self._consume(channel))
+
+    def _consume(self, channel: Any) -> None:
+        if self._stopping:
+            return
+        self._epochs += 1
+        self._channel, epoch = channel, Epoch(self._epochs, channel)
+        self._epoch = epoch
+
+        def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
+            epoch.arrived(method.delivery_tag)
+            if not self._arrived:
+                self._loop.call_soon(self._hand_over)
+            self._arrived.append(Delivery(epoch, method.delivery_tag, properties, body))
+
+        self._consumer_tag = channel.basic_consume(
+            self._service, on_message, callback=lambda _: self._connection.ready()
+        )
+
+    def _hand_over(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        self._take(arrived)
+
+    def _lost(self) -> None:
+        epoch, self._epoch, self._consumer_tag = self._epoch, None, None
+        if epoch is not None:
+            self._returned(epoch.end())

@@ -1,0 +1,331 @@
+"""The loop: from a delivery's arrival to its being settled."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from structlog.typing import FilteringBoundLogger
+
+from . import names
+from .bus.bus import COMMITS_IN_FLIGHT, Bus, attempts
+from .bus.delivery import Delivery
+from .event import Event, InvalidEvent, decode
+from .handlers import Effects, Handler, Pool, check_effects, one_line
+from .ledger.ledger import Ledger
+from .ledger.records import DONE, RELEASED, Answer, Ask, Kind, Put
+from .loop import Loop
+from .policies import HELD_CLAIM, Backoff
+from .tally import Outcome, Tally
+
+SLOW_HANDLER_S = 1.0
+
+
+class Task:
+    """An event in hand, with every delivery of it: they share its fate.
+
+    ``others`` are deliveries with its id and another body; they are judged when it has ended.
+    """
+
+    __slots__ = ("called", "deliveries", "error", "event", "handler", "key", "others", "token",
+                 "waits")
+
+    def __init__(self, key: bytes, token: str, event: Event, handler: Handler, delivery: Delivery
+                 ) -> None:
+        self.key, self.token, self.event, self.handler = key, token, event, handler
+        self.deliveries = [delivery]
+        self.others: list[Delivery] = []
+        self.called = False
+        self.error = ""
+        self.waits: Backoff | None = None
+
+
+class Consumer:
+    """Decodes, handles, has recorded and settles what arrives, all on the loop's thread."""
+
+    def __init__(
+        self,
+        service: str,
+        process: str,
+        handlers: Mapping[str, Handler],
+        retry_delays: tuple[tuple[str, int], ...],
+        ledger: Ledger,
+        bus: Bus,
+        loop: Loop,
+        pool: Pool,
+        tally: Tally,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._service, self._process, self._handlers = service, process, handlers
+        self._retry_delays = retry_delays
+        self._ledger, self._bus, self._loop, self._pool = ledger, bus, loop, pool
+        self._tally, self._log = tally, log
+        self._tasks: dict[bytes, Task] = {}
+        self._asks: deque[Ask] = deque()
+        self._commits = 0
+        self.calls = 0
+
+    # From arrival to an ask.
+
+    def take(self, deliveries: list[Delivery]) -> None:
+        """Take what has arrived."""
+        self._tally.count("received", len(deliveries))
+        for delivery in deliveries:
+            if delivery.alive:
+                self._receive(delivery)
+        self._go_on()
+
+    def _receive(self, delivery: Delivery) -> None:
+        try:
+            event = decode(delivery.body)
+        except InvalidEvent as error:
+            self._park(delivery, Outcome.INVALID, names.INVALID, str(error))
+            return
+        handler = self._handlers.get(event.type)
+        if handler is None:
+            self._settle(delivery, Outcome.IGNORED, event)
+            return
+        token = f"{self._process}/{delivery.epoch.number}/{delivery.tag}"
+        key = self._ledger.key(event, token)
+        running = self._tasks.get(key)
+        if running is not None:
+            same = running.event.digest == event.digest
+            (running.deliveries if same else running.others).append(delivery)
+        elif self._ledger.is_done(key, event.digest):
+            self._settle(delivery, Outcome.SKIPPED, event)
+        else:
+            task = self._tasks[key] = Task(key, token, event, handler, delivery)
+            if handler.claimed:
+                self._ask(task, Kind.CLAIM)
+            else:
+                self._handle(task)
+
+    def _handle(self, task: Task) -> None:
+        started_s = time.perf_counter()
+        try:
+            effects = self._effects(task.handler.function(task.event))
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises is its failure
+            task.error = one_line(error)
+            self._ask(task, Kind.LOOK)
+        else:
+            self._ask(task, Kind.RECORD, 0, effects)
+        elapsed_s = time.perf_counter() - started_s
+        self._tally.timing("handle", elapsed_s)
+        if elapsed_s > SLOW_HANDLER_S:
+            self._log.warning("a pure handler took long: heartbeats and all other events waited",
+                              event_id=task.event.id, type=task.event.type, seconds=elapsed_s)
+
+    def _effects(self, returned: Effects) -> tuple[Put, ...]:
+        """Check what a handler returned; what can never be recorded is the handler's failure."""
+        effects = check_effects(returned)
+        why = self._ledger.why_never(effects)
+        if why is not None:
+            raise ValueError(why)
+        return effects
+
+    # From an ask to its answer.
+
+    def _ask(self, task: Task, kind: Kind, expect: int = 0, effects: tuple[Put, ...] = ()) -> None:
+        self._asks.append(
+            Ask(kind, task.key, task.event.digest, task.token, task, expect, effects)
+        )
+
+    def _ask_again(self, ask: Ask, expect: int) -> None:
+        ask.expect = expect
+        self._asks.append(ask)
+
+    def _go_on(self) -> None:
+        """Commit what is ready, ack what is settled. The end of everything the loop calls."""
+        while self._asks and self._commits < COMMITS_IN_FLIGHT:
+            batch = self._ledger.batch()
+            while self._asks and batch.take(self._asks[0]):
+                self._asks.popleft()
+            self._commits += 1
+            self._ledger.submit(batch, _Answers(len(batch.asks), self._answered))
+        self._bus.flush()
+        self._tally.flush()
+
+    def _answered(self, answers: list[Answer], complete: bool, elapsed_s: float) -> None:
+        if complete:
+            self._commits -= 1
+            self._tally.timing("commit", elapsed_s)
+        for answer in answers:
+            self._decide(answer)
+        self._go_on()
+
+    # The decision.
+
+    def _decide(self, answer: Answer) -> None:
+        """Decide what happens to an event, and so to each delivery of it, by what etcd answered.
+
+        No other task of this process has this record's key, so a claim that is ours and that did
+        not land just now is nobody's: it is taken over. A claim of another process is waited for,
+        never acked: that process may die.
+        """
+        ask, found = answer.ask, answer.found
+        task: Task = ask.owner
+        if answer.landed:
+            if ask.kind is Kind.CLAIM:
+                self._call(task, answer.revision)
+            elif ask.kind is Kind.RECORD:
+                self._processed(task)
+            else:
+                self._failed(task)
+        elif found is None or found.state == RELEASED:
+            if ask.kind in (Kind.LOOK, Kind.RELEASE):
+                self._failed(task)
+            else:
+                self._claim_lost_after_call(task)
+                self._ask_again(ask, found.mod_revision if found else 0)
+        elif found.digest != ask.digest:
+            self._conflicted(task)
+        elif found.state == DONE:
+            self._claim_lost_after_call(task)
+            self._skipped(task)
+        elif self._ledger.is_ours(found) and ask.kind is not Kind.LOOK:
+            self._ask_again(ask, found.mod_revision)
+        else:
+            self._claim_lost_after_call(task)
+            self._wait(task, ask)
+
+    def _wait(self, task: Task, ask: Ask) -> None:
+        task.waits = task.waits or Backoff(HELD_CLAIM)
+
+        def again() -> None:
+            self._ask_again(ask, ask.expect)
+            self._go_on()
+
+        self._loop.call_later(task.waits.next_s(), again)
+
+    def _claim_lost_after_call(self, task: Task) -> None:
+        if task.called:
+            task.called = False
+            self._tally.count("claim_lost")
+            self._log.warning("the claim was lost during the call: the outside may see it twice",
+                              event_id=task.event.id, type=task.event.type)
+
+    # The call of a claimed handler.
+
+    def _call(self, task: Task, revision: int) -> None:
+        """Run a claimed handler on the pool, and come back to the loop with what it did."""
+        timeout_s = task.handler.timeout_s or 0.0
+        self.calls += 1
+
+        def job() -> None:
+            effects: tuple[Put, ...] = ()
+            error: Exception | None = None
+            started_s = time.perf_counter()
+            # As late as can be: the job may have waited for a thread.
+            if self._ledger.claim_remaining_s() <= timeout_s:
+                self._loop.call_soon(partial(self._not_called, task, revision))
+                return
+            try:
+                effects = self._effects(task.handler.function(task.event, timeout_s))
+            except Exception as raised:  # noqa: BLE001 - as above
+                error = raised
+            elapsed_s = time.perf_counter() - started_s
+            self._loop.call_soon(
+                partial(self._called, task, revision, effects, error, elapsed_s)
+            )
+
+        self._pool.run(job)
+
+    def _called(self, task: Task, revision: int, effects: tuple[Put, ...],
+                error: Exception | None, elapsed_s: float) -> None:
+        self.calls -= 1
+        self._tally.timing("handle", elapsed_s)
+        if error is not None:
+            task.error = one_line(error)
+            self._ask(task, Kind.RELEASE, revision)
+        else:
+            task.called = True
+            self._tally.count("sent")
+            self._ask(task, Kind.RECORD, revision, effects)
+        self._go_on()
+
+    def _not_called(self, task: Task, revision: int) -> None:
+        """Claim again: the lease would have ended before the call."""
+        self.calls -= 1
+        self._wait(task, Ask(Kind.CLAIM, task.key, task.event.digest, task.token, task, revision))
+
+    # The ends of an event.
+
+    def _processed(self, task: Task) -> None:
+        outcome = Outcome.PROCESSED
+        self._end(task)
+        for delivery in task.deliveries:
+            if self._settle(delivery, outcome, task.event):
+                outcome = Outcome.SKIPPED
+
+    def _skipped(self, task: Task) -> None:
+        self._end(task)
+        for delivery in task.deliveries:
+            self._settle(delivery, Outcome.SKIPPED, task.event)
+
+    def _conflicted(self, task: Task) -> None:
+        self._end(task)
+        for delivery in task.deliveries:
+            self._park(delivery, Outcome.CONFLICTED, names.CONFLICT,
+                       f"{task.event.id!r:.200} was used before with another body")
+
+    def _failed(self, task: Task) -> None:
+        """Publish a retry of each delivery, or park what has had its retries."""
+        self._end(task)
+        for delivery in task.deliveries:
+            attempt = attempts(delivery) + 1
+            if attempt > len(self._retry_delays):
+                self._park(delivery, Outcome.FAILED, names.FAILED, task.error)
+                continue
+            delay, _ = self._retry_delays[attempt - 1]
+            about = {"event_id": task.event.id, "type": task.event.type, "error": task.error,
+                     "attempt": attempt, "again_in": delay}
+            headers = {names.ATTEMPTS_HEADER: attempt, names.ERROR_HEADER: task.error}
+            self._forward(delivery, names.retry_queue(self._service, delay), headers,
+                          Outcome.RETRIED, about)
+
+    def _end(self, task: Task) -> None:
+        """Forget a task, and judge the deliveries that had to wait for its end."""
+        del self._tasks[task.key]
+        for delivery in task.others:
+            if delivery.alive:
+                self._receive(delivery)
+
+    # The ends of a delivery.
+
+    def _settle(self, delivery: Delivery, outcome: Outcome, event: Event) -> bool:
+        live = delivery.settle()
+        if live:
+            self._tally.settled(outcome, event_id=event.id, type=event.type)
+        return live
+
+    def _park(self, delivery: Delivery, outcome: Outcome, reason: str, error: str) -> None:
+        headers: dict[str, object] = {names.REASON_HEADER: reason, names.ERROR_HEADER: error}
+        if outcome is Outcome.FAILED:
+            headers[names.ATTEMPTS_HEADER] = attempts(delivery) + 1
+        self._forward(delivery, names.dead_letter_queue(self._service), headers, outcome,
+                      {"reason": reason, "error": error})
+
+    def _forward(self, delivery: Delivery, queue: str, headers: dict[str, object],
+                 outcome: Outcome, about: dict[str, object]) -> None:
+        def confirmed() -> None:
+            if delivery.settle():
+                self._tally.settled(outcome, **about)
+            self._go_on()
+
+        self._bus.forward(delivery, queue, headers, confirmed)
+
+
+class _Answers:
+    """Counts a commit's answers, which may come in parts, and times the whole."""
+
+    __slots__ = ("_answered", "_missing", "_started_s")
+
+    def __init__(self, asks: int, answered: Callable[[list[Answer], bool, float], None]) -> None:
+        self._missing, self._answered = asks, answered
+        self._started_s = time.perf_counter()
+
+    def __call__(self, answers: list[Answer]) -> None:
+        self._missing -= len(answers)
+        self._answered(answers, not self._missing, time.perf_counter() - self._started_s)

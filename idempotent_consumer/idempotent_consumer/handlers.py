@@ -1,0 +1,83 @@
+"""Handlers: what a service does with an event of one type."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from . import names
+from .event import Event
+from .ledger.records import Put
+
+Effects = Put | Iterable[Put] | None
+
+PureHandler = Callable[[Event], Effects]
+"""Returns what is to be recorded with the event, and touches nothing outside. It runs on the
+loop's thread: while it blocks, heartbeats stop and nothing else is processed."""
+
+ClaimedHandler = Callable[[Event, float], Effects]
+"""Has an effect outside, and returns within the seconds it is given. It runs on a thread of a
+pool, under a claim. The outside may see it again when a process dies in the middle of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A service's function for one event type; ``timeout_s`` is set for a claimed one."""
+
+    function: Callable[..., Effects]
+    timeout_s: float | None = None
+
+    @property
+    def claimed(self) -> bool:
+        """Whether it has an effect outside, and so runs under a claim."""
+        return self.timeout_s is not None
+
+
+def check_effects(effects: Effects) -> tuple[Put, ...]:
+    """Return a handler's effects as a tuple of what etcd will take.
+
+    Raises TypeError or ValueError, which count as the handler's own failure.
+    """
+    if effects is None:
+        return ()
+    puts = (effects,) if isinstance(effects, Put) else tuple(effects)
+    for put in puts:
+        if not isinstance(put, Put) or not isinstance(put.value, bytes):
+            raise TypeError(f"an effect is a Put of str and bytes, not {put!r:.100}")
+        if not put.key.encode() or put.key.startswith(names.RESERVED_PREFIXES):
+            raise ValueError(f"an effect's key is not empty, and not under "
+                             f"{' or '.join(names.RESERVED_PREFIXES)}: {put.key!r:.100}")
+    if len({put.key for put in puts}) < len(puts):
+        raise ValueError("two effects of one event have the same key")
+    return puts
+
+
+class Pool:
+    """A few threads for handlers that wait for the outside.
+
+    Daemon threads: a call that hangs must not keep the process from ending. ``busy`` may be read
+    by the loop's thread alone.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        for number in range(threads):
+            threading.Thread(target=self._work, name=f"call-{number}", daemon=True).start()
+
+    def run(self, job: Callable[[], None]) -> None:
+        """Run a job, which raises nothing, on one of the threads as soon as one is free."""
+        self._jobs.put(job)
+
+    def _work(self) -> None:
+        while True:
+            self._jobs.get()()
+
+
+def one_line(error: BaseException) -> str:
+    """Write an exception for a log line or a header: bounded, without line breaks."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text.encode(errors="replace").decode()[:500]
+
+

@@ -1,0 +1,91 @@
+"""What is missing, and the two addresses that tell it: /livez and /readyz."""
+
+from __future__ import annotations
+
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import orjson
+
+STALLED_AFTER_S = 60.0
+"""A loop that has not come round for so long hangs in a handler, and its heartbeats with it."""
+
+
+class PortTaken(OSError):
+    """The health port cannot be bound; the message says what to do."""
+
+
+class Health:
+    """Why the service is not ready, by the name of what is missing.
+
+    Written by the loop's thread alone. The HTTP threads read ``missing``, which is replaced and
+    never changed in place.
+    """
+
+    def __init__(self) -> None:
+        self.missing: dict[str, str] = {}
+        self._beat_s = time.monotonic()
+
+    def lacks(self, what: str, why: str) -> None:
+        """Say that something is missing, and why."""
+        self.missing = {**self.missing, what: why}
+
+    def has(self, what: str) -> None:
+        """Say that it is there (again)."""
+        self.missing = {name: why for name, why in self.missing.items() if name != what}
+
+    def beat(self) -> None:
+        """Say that the loop has come round."""
+        self._beat_s = time.monotonic()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the loop comes round."""
+        return time.monotonic() - self._beat_s < STALLED_AFTER_S
+
+
+class HealthServer:
+    """Serves ``GET /livez`` and ``GET /readyz`` from a thread of its own."""
+
+    def __init__(self, health: Health, port: int) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            timeout = 5.0
+
+            def do_GET(self) -> None:
+                self._answer(*_report(health, self.path))
+
+            def _answer(self, status: int, document: dict[str, object]) -> None:
+                body = orjson.dumps(document) + b"\n"
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        try:
+            self._server = ThreadingHTTPServer(("", port), Handler)
+        except OSError as error:
+            raise PortTaken(
+                f"HEALTH_PORT {port} cannot be used ({error.strerror}): set another, or 0 for none"
+            ) from None
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop answering."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def _report(health: Health, path: str) -> tuple[int, dict[str, object]]:
+    if path == "/livez":
+        return (200 if health.alive else 503), {"alive": health.alive}
+    if path == "/readyz":
+        missing = health.missing
+        ready = health.alive and not missing
+        return (200 if ready else 503), {"ready": ready, "missing": missing}
+    return 404, {"error": "ask for /livez or /readyz"}

@@ -1,0 +1,1 @@
+"""What a service has done, kept in etcd. The only package that knows etcd."""

@@ -1,0 +1,57 @@
+"""The bounded memory of what is done: saves the question, never answers it with no."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import sha256
+
+MAX_ENTRIES = 1_000_000
+
+
+def fingerprint(key: bytes, digest: str) -> bytes:
+    """Return the 16 bytes that stand for a record that is done.
+
+    The digest has a fixed form and stands last, so no two pairs are written alike.
+    """
+    return sha256(key + digest.encode()).digest()[:16]
+
+
+class Cache:
+    """Fingerprints of done records, in two generations: when one is full the older one goes.
+
+    A fingerprint that has gone costs a question to etcd. One that is there means that a record
+    with this key and this digest is done: another body under the same id is no hit.
+    """
+
+    def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
+        self._generation_size = max(1, max_entries // 2)
+        self._young: set[bytes] = set()
+        self._old: set[bytes] = set()
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
+    def holds(self, key: bytes, digest: str) -> bool:
+        """Return whether this record is known to be done."""
+        entry = fingerprint(key, digest)
+        return entry in self._young or entry in self._old
+
+    def add(self, key: bytes, digest: str) -> None:
+        """Remember a record that is done."""
+        self.add_all((fingerprint(key, digest),))
+
+    def add_all(self, fingerprints: Iterable[bytes]) -> None:
+        """Remember many."""
+        self._young.update(fingerprints)
+        if len(self._young) >= self._generation_size:
+            self._young, self._old = set(), self._young
+
+    def discard_all(self, fingerprints: Iterable[bytes]) -> None:
+        """Forget records that etcd has deleted."""
+        for entry in fingerprints:
+            self._young.discard(entry)
+            self._old.discard(entry)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._young, self._old = set(), set()

@@ -1,0 +1,240 @@
+"""The connection to etcd: calls that end in one of four ways, sent to the endpoint that answers.
+
+The only module with gRPC in it; etcd3's generated messages stand in ``messages.py``.
+"""
+
+from __future__ import annotations
+
+import enum
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import etcd3
+import grpc
+from etcd3.client import MultiEndpointEtcd3Client
+
+from ..settings import Settings
+from . import messages as m
+
+CALL_TIMEOUT_S = 5.0
+MAX_REQUEST_BYTES = 1536 * 1024
+"""etcd's default --max-request-bytes."""
+
+_MAX_REPLY_BYTES = 64 * 1024 * 1024
+"""gRPC receives 4 MiB unless told otherwise; a page of records can be larger."""
+
+_CHANNEL_OPTIONS = {
+    "grpc.max_receive_message_length": _MAX_REPLY_BYTES,
+    "grpc.max_send_message_length": -1,
+    "grpc.enable_retries": 0,
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.min_reconnect_backoff_ms": 1000,
+    "grpc.max_reconnect_backoff_ms": 2000,
+    # Finds a peer that vanished without closing; etcd allows a ping every 5 s at most.
+    "grpc.keepalive_time_ms": 10_000,
+    "grpc.keepalive_timeout_ms": 5_000,
+}
+
+_METHODS: dict[str, tuple[str, Any]] = {
+    "Txn": ("KV", m.TxnResponse),
+    "Range": ("KV", m.RangeResponse),
+    "LeaseGrant": ("Lease", m.LeaseGrantResponse),
+    "LeaseRevoke": ("Lease", m.LeaseRevokeResponse),
+    # A stream in etcd's interface; one request and one reply are a unary call on the wire.
+    "LeaseKeepAlive": ("Lease", m.LeaseKeepAliveResponse),
+    "Authenticate": ("Auth", m.AuthenticateResponse),
+}
+
+class Failure(enum.Enum):
+    """How a call can fail. None of them says that the request did not, or will not, apply."""
+
+    LEASE_NOT_FOUND = enum.auto()
+    AUTHENTICATION = enum.auto()
+    COMPACTED = enum.auto()
+    UNKNOWN = enum.auto()
+
+
+_TEXTS = {
+    "lease not found": Failure.LEASE_NOT_FOUND,
+    "has been compacted": Failure.COMPACTED,
+    "invalid auth token": Failure.AUTHENTICATION,
+    "user name is empty": Failure.AUTHENTICATION,
+    "user name not found": Failure.AUTHENTICATION,
+    "authentication failed": Failure.AUTHENTICATION,
+    "authentication is not enabled": Failure.AUTHENTICATION,
+    "permission denied": Failure.AUTHENTICATION,
+}
+"""From etcd's own list of errors (api/v3rpc/rpctypes)."""
+
+
+class EtcdError(Exception):
+    """A call to etcd failed; the message is etcd's or gRPC's, in one line."""
+
+    def __init__(self, failure: Failure, why: str) -> None:
+        super().__init__(why)
+        self.failure = failure
+
+
+Answered = Callable[[Any, EtcdError | None], None]
+"""What a call ends with: its reply, or None and the error. Called on any thread."""
+
+
+class Client(Protocol):
+    """The part of etcd that the ledger needs; the tests' in-memory etcd has it too."""
+
+    def call(self, method: str, request: Any, answered: Answered) -> None:
+        """Send a request and return at once."""
+        ...
+
+    def close(self) -> None:
+        """End what is under way."""
+        ...
+
+
+class Etcd:
+    """A Client on real etcd servers: one channel an endpoint, the next one after a failure.
+
+    etcd3's own failover marks an endpoint as failed for minutes and raises meanwhile, so its
+    channels and messages are used here and its client is not.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        credentials = None
+        if settings.etcd_ca_cert:
+            credentials = MultiEndpointEtcd3Client.get_secure_creds(
+                settings.etcd_ca_cert, settings.etcd_key, settings.etcd_cert
+            )
+        self._endpoints = [
+            etcd3.Endpoint(
+                host=f"[{host}]" if ":" in host else host,
+                port=port,
+                secure=credentials is not None,
+                creds=credentials,
+                opts=list(_CHANNEL_OPTIONS.items()),
+            )
+            for host, port in settings.etcd_endpoints
+        ]
+        self._current = 0
+        self._login = (settings.etcd_user, settings.etcd_password)
+        self._token: str | None = None
+
+    @property
+    def address(self) -> str:
+        """Return the endpoint in use, for people."""
+        return str(self._endpoints[self._current].netloc)
+
+    def call(self, method: str, request: Any, answered: Answered) -> None:
+        """Send a request, with a token where etcd wants one, and return at once."""
+        if self._login[0] is not None and self._token is None:
+            self._authenticate(method, request, answered)
+        else:
+            self._send(method, request, answered)
+
+    def watch(self, request: Any) -> Iterator[Any]:
+        """Open a watch and iterate over its replies; blocks. Raises EtcdError when it ends."""
+        endpoint = self._endpoints[self._current]
+        ended = threading.Event()
+
+        def requests() -> Iterator[Any]:
+            yield request
+            ended.wait()  # etcd ends the watch when its requests end.
+
+        try:
+            for reply in endpoint.channel.stream_stream(
+                "/etcdserverpb.Watch/Watch",
+                request_serializer=m.WatchRequest.SerializeToString,
+                response_deserializer=m.WatchResponse.FromString,
+            )(requests(), metadata=self._metadata()):
+                if reply.canceled:
+                    compacted = reply.compact_revision > 0
+                    raise EtcdError(*_classify("has been compacted" if compacted
+                                               else reply.cancel_reason))
+                yield reply
+            raise EtcdError(Failure.UNKNOWN, "the watch ended")
+        except (grpc.RpcError, ValueError) as error:
+            raise self._failed(endpoint, error) from None
+        finally:
+            ended.set()
+
+    def call_and_wait(self, method: str, request: Any) -> Any:
+        """Send a request and wait for its reply, on a thread of the caller's. Raises EtcdError."""
+        results: list[tuple[Any, EtcdError | None]] = []
+        done = threading.Event()
+
+        def answered(reply: Any, error: EtcdError | None) -> None:
+            results.append((reply, error))
+            done.set()
+
+        self.call(method, request, answered)
+        done.wait()
+        reply, error = results[0]
+        if error is not None:
+            raise error
+        return reply
+
+    def close(self) -> None:
+        """End every call and stream that is under way."""
+        for endpoint in self._endpoints:
+            endpoint.close()
+
+    def _send(self, method: str, request: Any, answered: Answered) -> None:
+        endpoint = self._endpoints[self._current]
+        group, reply_type = _METHODS[method]
+        stub = endpoint.channel.unary_unary(
+            f"/etcdserverpb.{group}/{method}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=reply_type.FromString,
+        )
+
+        def finished(call: Any) -> None:
+            try:
+                reply = call.result()
+            except (grpc.RpcError, grpc.FutureCancelledError) as error:
+                answered(None, self._failed(endpoint, error))
+            else:
+                answered(reply, None)
+
+        try:
+            future = stub.future(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata())
+        except ValueError as error:  # The channel has been closed.
+            answered(None, EtcdError(Failure.UNKNOWN, str(error)))
+        else:
+            future.add_done_callback(finished)
+
+    def _authenticate(self, method: str, request: Any, answered: Answered) -> None:
+        user, password = self._login
+
+        def authenticated(reply: Any, error: EtcdError | None) -> None:
+            if error is not None:
+                answered(None, error)
+            else:
+                self._token = reply.token
+                self._send(method, request, answered)
+
+        login = m.AuthenticateRequest(name=user, password=password)
+        self._send("Authenticate", login, authenticated)
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        token = self._token
+        return (("token", token),) if token else ()
+
+    def _failed(self, endpoint: Any, error: Exception) -> EtcdError:
+        """Go to the next endpoint, or log in anew; both by plain stores, safe from any thread."""
+        text = error.details() or str(error.code()) if isinstance(error, grpc.Call) else str(error)
+        explained = EtcdError(*_classify(text))
+        if explained.failure is Failure.AUTHENTICATION:
+            self._token = None
+        elif endpoint is self._endpoints[self._current]:
+            self._current = (self._current + 1) % len(self._endpoints)
+        return explained
+
+
+def _classify(text: str) -> tuple[Failure, str]:
+    """Tell what a failure means by etcd's text, which says more than the status code."""
+    line = " ".join(text.split())
+    lowered = line.lower()
+    for part, failure in _TEXTS.items():
+        if part in lowered:
+            return failure, line
+    return Failure.UNKNOWN, line or "no reason given"

@@ -1,0 +1,103 @@
+"""A record as etcd keeps it, what can be asked of it, and what is answered."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import orjson
+
+CLAIMED, RELEASED, DONE = "claimed", "released", "done"
+"""A claim whose handler raised is put as released, not deleted: an attempt to claim that etcd
+applies late compares with "absent", and would otherwise bring the claim back with nobody at it."""
+
+
+class Record(NamedTuple):
+    """What etcd holds for one event of one service."""
+
+    state: str
+    digest: str
+    token: str
+    time: str
+    mod_revision: int
+
+
+def encode(state: str, digest: str, token: str, time: str) -> bytes:
+    """Write a record's value. None of its texts needs escaping: all are this library's own."""
+    return (
+        f'{{"state":"{state}","digest":"{digest}","token":"{token}","time":"{time}"}}'.encode()
+    )
+
+
+def decode(value: bytes, mod_revision: int) -> Record:
+    """Read a record's value. One that nobody here wrote is done, with a digest that none has."""
+    try:
+        members = orjson.loads(value)
+        state, digest = str(members["state"]), str(members["digest"])
+        return Record(state, digest, str(members["token"]), str(members["time"]), mod_revision)
+    except (ValueError, TypeError, KeyError):
+        return Record(DONE, "unreadable", "", "", mod_revision)
+
+
+class Kind(enum.Enum):
+    """What an ask does where its record is still at the revision it expects."""
+
+    RECORD = enum.auto()
+    """Put the record as done, with the effects."""
+    CLAIM = enum.auto()
+    """Put the record as claimed, under this process's lease."""
+    RELEASE = enum.auto()
+    """Put the claimed record as released: whoever comes next may claim it."""
+    LOOK = enum.auto()
+    """Change nothing, and read."""
+
+
+class Put(NamedTuple):
+    """An effect: one key to be written in the transaction that records the event."""
+
+    key: str
+    value: bytes
+
+
+@dataclass(slots=True, eq=False)
+class Ask:
+    """One compare-and-set on one record, sent in a transaction with others.
+
+    ``expect`` is the record's mod_revision for the ask to apply, 0 for absent. ``value`` is
+    written once, at the first sending, and with its ``token`` tells this ask's own write from
+    everybody else's, however often it is sent. ``owner`` is the asker's own.
+    """
+
+    kind: Kind
+    key: bytes
+    digest: str
+    token: str
+    owner: Any
+    expect: int = 0
+    effects: tuple[Put, ...] = ()
+    value: bytes = b""
+
+    @property
+    def operations(self) -> int:
+        """How many operations this adds to the transaction's THEN branch."""
+        return 1 + len(self.effects)
+
+    @property
+    def size_bytes(self) -> int:
+        """About how large this makes the request, from above."""
+        effects = sum(4 * len(put.key) + len(put.value) + 32 for put in self.effects)
+        return 3 * len(self.key) + 320 + effects
+
+
+class Answer(NamedTuple):
+    """What became of an ask.
+
+    ``landed``: it applied, at ``revision``. Otherwise ``found`` is the record that stands in its
+    way, or None where there is none and the ask expected one (or only looked).
+    """
+
+    ask: Ask
+    landed: bool
+    revision: int
+    found: Record | None

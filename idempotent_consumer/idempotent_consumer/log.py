@@ -1,0 +1,84 @@
+"""Structured logs, written by a thread of their own so that a full pipe never holds up an ack."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sys
+import threading
+from typing import Any, TextIO
+
+import structlog
+
+_BACKLOG = 10_000
+"""Lines kept for a reader that does not read; what comes after is counted and dropped."""
+
+
+class _Writer:
+    """structlog's logger of last resort: puts each line in a bounded queue."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lines: queue.Queue[str | None] = queue.Queue(_BACKLOG)
+        self._dropped = 0
+        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._thread.start()
+
+    def msg(self, line: str) -> None:
+        try:
+            self._lines.put_nowait(line)
+        except queue.Full:
+            self._dropped += 1
+
+    log = debug = info = warning = error = critical = msg
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            dropped, self._dropped = self._dropped, 0
+            if dropped:
+                line += f"\n(log: {dropped} lines dropped, since nobody read them in time)"
+            try:
+                self._stream.write(line + "\n")
+                if self._lines.empty():
+                    self._stream.flush()
+            except (OSError, ValueError):
+                self._dropped += 1
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        try:
+            self._lines.put(None, timeout=timeout_s)
+        except queue.Full:
+            return
+        self._thread.join(timeout_s)
+
+
+class Logs:
+    """The process's logging, from here to ``close``, which writes what is still waiting."""
+
+    def __init__(self, service: str, level: str, style: str | None) -> None:
+        """Send every line to standard output: as JSON, or for people where a terminal reads it."""
+        console = style == "console" or (style is None and sys.stdout.isatty())
+        self._writer = _Writer(sys.stdout)
+        renderer: Any = (
+            structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
+            if console
+            else structlog.processors.JSONRenderer()
+        )
+        structlog.configure(
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.processors.format_exc_info,
+                renderer,
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+            logger_factory=lambda *_: self._writer,
+            cache_logger_on_first_use=False,
+        )
+        # The clients' own lines repeat, with tracebacks, what is told here in a line of ours.
+        logging.getLogger("pika").setLevel(logging.CRITICAL)
+        self.logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(service=service)
+
+    def close(self) -> None:
+        """Write what waits, for a second at most."""
+        self._writer.close()

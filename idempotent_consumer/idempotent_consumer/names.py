@@ -1,0 +1,64 @@
+"""Every name the outside sees: etcd keys, exchange and queues, message headers, counters."""
+
+from __future__ import annotations
+
+import re
+from hashlib import sha256
+
+EXCHANGE = "events"
+BINDING_KEY = "#"
+DEFAULT_EXCHANGE = ""
+
+ATTEMPTS_HEADER = "x-attempts"
+REASON_HEADER = "x-reason"
+ERROR_HEADER = "x-error"
+
+INVALID, CONFLICT, FAILED = "invalid", "conflict", "failed"
+"""The reasons for which an event is parked, as they stand in ``x-reason``."""
+
+MAX_ID_BYTES = 128
+_HASHED = "sha256:"
+_SERVICE_NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
+
+
+def check_service_name(name: str) -> str:
+    """Return the name, or raise ValueError: it becomes part of keys and of queue names."""
+    if not _SERVICE_NAME.fullmatch(name):
+        raise ValueError(
+            f"service name {name!r}: at most 63 lower-case letters, digits and '-', a letter first"
+        )
+    return name
+
+
+def encode_id(event_id: str) -> str:
+    """Write an id as the last part of a key: itself where it is short, else its SHA-256.
+
+    Injective: an id that could be taken for a hashed one is hashed too. What is left needs no
+    escaping, since etcd's keys are bytes and the id stands last.
+    """
+    if event_id.startswith(_HASHED) or len(event_id.encode()) > MAX_ID_BYTES:
+        return _HASHED + sha256(event_id.encode()).hexdigest()
+    return event_id
+
+
+def record_prefix(service: str) -> str:
+    """Return the key prefix under which a service's records lie, and nothing else."""
+    return f"/service/{service}/"
+
+
+def incarnation_key(service: str) -> str:
+    """Return the key whose value is random for each life of an etcd's data."""
+    return f"/incarnation/{service}"
+
+
+RESERVED_PREFIXES = ("/service/", "/incarnation/")
+
+
+def dead_letter_queue(service: str) -> str:
+    """Return the queue for what can never succeed, with the reason in its headers."""
+    return f"{service}.dead-letter"
+
+
+def retry_queue(service: str, delay: str) -> str:
+    """Return the queue in which failed events wait; one a delay, as ``order.retry.10s``."""
+    return f"{service}.retry.{delay}"

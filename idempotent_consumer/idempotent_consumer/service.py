@@ -1,0 +1,189 @@
+"""A service: its handlers, and the run that ties them to RabbitMQ and etcd."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from .bus.bus import RabbitBus
+from .bus.delivery import Delivery
+from .bus.loop import PikaLoop
+from .consumer import Consumer
+from .handlers import ClaimedHandler, Handler, Pool, PureHandler
+from .health import Health, HealthServer, PortTaken
+from .ledger.cache import Cache
+from .ledger.etcd import Etcd
+from .ledger.importer import Importer
+from .ledger.ledger import EtcdLedger, Ledger
+from .ledger.off import NoLedger
+from .log import Logs
+from .metrics import SEND_EVERY_S, Metrics
+from .names import check_service_name, record_prefix
+from .settings import Settings, SettingsError
+from .tally import Tally
+
+FINISH_WITHIN_S = 7.0
+"""What is in hand at SIGTERM is finished and settled within this, or goes back to the broker."""
+
+_CLOSE_WITHIN_S = 1.0
+_EXIT_WITHIN_S = 9.5
+_CALL_THREADS = 16
+_TICK_S = 0.02
+
+
+class Service:
+    """A name, and a handler for each event type it consumes.
+
+    ``noun`` is what the service counts: ``orders`` gives ``orders_processed`` and the others.
+    """
+
+    def __init__(self, name: str, noun: str) -> None:
+        self.name, self.noun = check_service_name(name), noun
+        self.handlers: dict[str, Handler] = {}
+
+    def handler(self, event_type: str) -> Callable[[PureHandler], PureHandler]:
+        """Register a pure handler: it returns effects, which are recorded with the event.
+
+        It runs on the thread that keeps the heartbeats, so it computes and does not wait.
+        """
+
+        def register(function: PureHandler) -> PureHandler:
+            self._register(event_type, Handler(function))
+            return function
+
+        return register
+
+    def claimed_handler(
+        self, event_type: str, timeout_s: float
+    ) -> Callable[[ClaimedHandler], ClaimedHandler]:
+        """Register a handler with an effect outside: it runs under a claim, on a pool of threads.
+
+        It is given ``timeout_s`` and returns or raises within it. Its effect happens at least
+        once, so it hands the event's id on as an idempotency key.
+        """
+
+        def register(function: ClaimedHandler) -> ClaimedHandler:
+            self._register(event_type, Handler(function, timeout_s))
+            return function
+
+        return register
+
+    def run(self, environ: Mapping[str, str] = os.environ) -> int:
+        """Run until SIGTERM or SIGINT, on the main thread; return the exit code.
+
+        A wrong setting gives one line on standard error and the code 2. An absent RabbitMQ or
+        etcd is waited for.
+        """
+        try:
+            running = Running(self, Settings.from_environ(environ))
+        except (SettingsError, PortTaken) as error:
+            print(f"{self.name}: {error}", file=sys.stderr)
+            return 2
+        return running.until_stopped()
+
+    def _register(self, event_type: str, handler: Handler) -> None:
+        if event_type in self.handlers:
+            raise ValueError(f"{event_type!r} has a handler already")
+        self.handlers[event_type] = handler
+
+
+class Running:
+    """One run of a service, from its settings to its exit code."""
+
+    def __init__(self, service: Service, settings: Settings) -> None:
+        self._health = Health()
+        self._health_server = (
+            HealthServer(self._health, settings.health_port) if settings.health_port else None
+        )
+        # The thread that waits for these gets them; blocked here, they reach no other thread.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        self._logs = Logs(service.name, settings.log_level, settings.log_format)
+        self._log = self._logs.logger
+        self._metrics = Metrics(settings.statsd_host, settings.statsd_port, settings.statsd_prefix)
+        self._loop = PikaLoop()
+        self._ended = threading.Event()
+        process = secrets.token_hex(16)
+        timeouts_s = [h.timeout_s for h in service.handlers.values() if h.timeout_s is not None]
+        tally = Tally(service.noun, self._metrics, self._log)
+        if timeouts_s:
+            tally.count("sent", 0)
+        self._ledger = self._make_ledger(service, process, settings, max(timeouts_s, default=0.0))
+        self._bus = RabbitBus(service.name, settings, self._loop, self._health, self._log,
+                              self._take, tally.returned)
+        self._consumer = Consumer(
+            service.name, process, service.handlers, settings.retry_delays, self._ledger,
+            self._bus, self._loop, Pool(_CALL_THREADS if timeouts_s else 0), tally, self._log,
+        )
+
+    def _take(self, deliveries: list[Delivery]) -> None:
+        self._consumer.take(deliveries)
+
+    def _make_ledger(self, service: Service, process: str, settings: Settings,
+                     longest_call_s: float) -> Ledger:
+        if not settings.enable_etcd:
+            return NoLedger(settings, self._loop, self._log)
+        etcd, cache = Etcd(settings), Cache()
+        fill_cache = partial(
+            Importer, record_prefix(service.name), etcd, cache, self._loop, self._log
+        )
+        return EtcdLedger(service.name, process, settings, etcd, self._loop, self._health,
+                          self._log, cache, fill_cache, longest_call_s)
+
+    def until_stopped(self) -> int:
+        """Consume until a signal, settle what is in hand, and return 0."""
+        threading.Thread(target=self._await_signal, name="signals", daemon=True).start()
+        self._log.info("starting")
+        self._ledger.open(self._bus.open)
+        self._beat()
+        self._loop.run()
+        self._ledger.close(release_claims=self._consumer.calls == 0)
+        if self._health_server is not None:
+            self._health_server.close()
+        self._metrics.close()
+        self._log.info("stopped")
+        self._logs.close()
+        self._ended.set()
+        return 0
+
+    def _beat(self) -> None:
+        self._health.beat()
+        self._metrics.send()
+        self._loop.call_later(SEND_EVERY_S, self._beat)
+
+    # The stop.
+
+    def _await_signal(self) -> None:
+        received = signal.sigwait(_STOP_SIGNALS)
+        self._loop.call_soon(partial(self._stop, signal.Signals(received).name))
+        if not self._ended.wait(_EXIT_WITHIN_S):
+            # A handler holds the loop's thread. The broker takes back what it was given.
+            print("a handler does not return: ended without settling its event", file=sys.stderr)
+            os._exit(1)
+
+    def _stop(self, signal_name: str) -> None:
+        self._log.info("stopping: taking no more, settling what is in hand", signal=signal_name,
+                       in_hand=self._bus.in_hand)
+        self._health.lacks("running", "stopping")
+        self._bus.stop_intake()
+        self._finish(self._loop.now_s() + FINISH_WITHIN_S)
+
+    def _finish(self, until_s: float) -> None:
+        if self._bus.in_hand and self._loop.now_s() < until_s:
+            self._loop.call_later(_TICK_S, lambda: self._finish(until_s))
+            return
+        self._bus.close()
+        self._end(self._loop.now_s() + _CLOSE_WITHIN_S)
+
+    def _end(self, until_s: float) -> None:
+        if not self._bus.closed and self._loop.now_s() < until_s:
+            self._loop.call_later(_TICK_S, lambda: self._end(until_s))
+            return
+        self._loop.stop()
+
+
+_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}

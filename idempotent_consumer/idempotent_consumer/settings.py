@@ -1,0 +1,189 @@
+"""Settings from the environment, checked once at the start."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+T = TypeVar("T")
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_MAX_LEASE_TTL_S = 9_000_000_000
+"""The longest lease etcd grants (its MaxLeaseTTL)."""
+
+
+class SettingsError(ValueError):
+    """A setting is wrong; the message names the variable and says what it takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a service reads from its environment. Every field has a default that works locally.
+
+    Times are in seconds. ``retry_delays`` keeps the texts, which name the retry queues, with
+    their seconds. ``dedup_window_s`` of 0 keeps records for good.
+    """
+
+    enable_etcd: bool = False
+    rabbitmq_urls: tuple[str, ...] = ("amqp://guest:guest@localhost:5672/",)
+    etcd_endpoints: tuple[tuple[str, int], ...] = (("localhost", 2379),)
+    etcd_user: str | None = None
+    etcd_password: str | None = None
+    etcd_ca_cert: str | None = None
+    etcd_cert: str | None = None
+    etcd_key: str | None = None
+    statsd_host: str = "localhost"
+    statsd_port: int = 8125
+    statsd_prefix: str = ""
+    dedup_window_s: int = 86400
+    batch_size: int = 128
+    etcd_max_txn_ops: int = 128
+    retry_delays: tuple[tuple[str, int], ...] = (("1s", 1), ("10s", 10), ("60s", 60))
+    health_port: int = 0
+    log_level: str = "info"
+    log_format: str | None = None
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Settings:
+        """Read the contract's variables; one that is unset or blank keeps its default.
+
+        Raises SettingsError with one line for the first that is wrong.
+        """
+        given = {}
+        for variable, (field, parse) in _VARIABLES.items():
+            text = environ.get(variable, "").strip()
+            if text:
+                try:
+                    given[field] = parse(text)
+                except ValueError as error:
+                    shown = "" if field in _SECRET else f" is {text!r}:"
+                    raise SettingsError(f"{variable}{shown} {error}") from None
+        settings = cls(**given)  # type: ignore[arg-type]
+        settings._check_together()
+        return settings
+
+    def _check_together(self) -> None:
+        if (self.etcd_user is None) != (self.etcd_password is None):
+            raise SettingsError("ETCD_USER and ETCD_PASSWORD go together: set both or neither")
+        if (self.etcd_cert is None) != (self.etcd_key is None):
+            raise SettingsError("ETCD_CERT and ETCD_KEY go together: set both or neither")
+        if self.etcd_cert and not self.etcd_ca_cert:
+            raise SettingsError("ETCD_CERT needs ETCD_CA_CERT, the authority that etcd's is from")
+
+
+def duration_s(text: str) -> int:
+    """Read ``90s``, ``10m``, ``24h`` or ``7d`` (or ``0``) as seconds."""
+    if text == "0":
+        return 0
+    match = re.fullmatch(r"([0-9]{1,10})([smhd])", text)
+    if not match:
+        raise ValueError("write a whole number and a unit, as in 30s, 10m, 24h or 7d")
+    seconds = int(match[1]) * _UNITS_S[match[2]]
+    if seconds > _MAX_LEASE_TTL_S:
+        raise ValueError("etcd keeps nothing that long: write 0 to keep records for good")
+    return seconds
+
+
+def _whole_number(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,10}", text) or not low <= int(text) <= high:
+            raise ValueError(f"write a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _choice(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in choices:
+            raise ValueError(f"write one of {', '.join(choices)}")
+        return text.lower()
+
+    return parse
+
+
+def _boolean(text: str) -> bool:
+    known = {"true": True, "1": True, "yes": True, "on": True,
+             "false": False, "0": False, "no": False, "off": False}
+    if text.lower() not in known:
+        raise ValueError("write true or false")
+    return known[text.lower()]
+
+
+def _list_of(parse: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    def parse_list(text: str) -> tuple[T, ...]:
+        return tuple(parse(part.strip()) for part in text.split(",") if part.strip())
+
+    return parse_list
+
+
+def _delay(text: str) -> tuple[str, int]:
+    seconds = duration_s(text)
+    if not 1 <= seconds <= 30 * 86400:
+        raise ValueError("each delay is from 1s to 30d")
+    return text, seconds
+
+
+def _amqp_url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        complete = parts.scheme in ("amqp", "amqps") and parts.hostname
+        _ = parts.port
+    except ValueError:
+        complete = None
+    if not complete:
+        raise ValueError("write amqp://user:password@host:port/ (or amqps://), or several with ','")
+    return text
+
+
+def _endpoint(text: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(text if "://" in text else f"//{text}")
+        host, port = parts.hostname, parts.port or 2379
+    except ValueError:
+        host, port = None, 0
+    if not host or parts.path not in ("", "/"):
+        raise ValueError("write host:port, commas between several")
+    return host, port
+
+
+def _readable_file(text: str) -> str:
+    try:
+        with Path(text).open("rb"):
+            return text
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from None
+
+
+def _statsd_prefix(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", text):
+        raise ValueError("write letters, digits, '.', '_' and '-'")
+    return text.rstrip(".")
+
+
+_SECRET = {"rabbitmq_urls", "etcd_password"}
+
+_VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
+    "ENABLE_ETCD": ("enable_etcd", _boolean),
+    "RABBITMQ_URL": ("rabbitmq_urls", _list_of(_amqp_url)),
+    "ETCD_ENDPOINTS": ("etcd_endpoints", _list_of(_endpoint)),
+    "ETCD_USER": ("etcd_user", str),
+    "ETCD_PASSWORD": ("etcd_password", str),
+    "ETCD_CA_CERT": ("etcd_ca_cert", _readable_file),
+    "ETCD_CERT": ("etcd_cert", _readable_file),
+    "ETCD_KEY": ("etcd_key", _readable_file),
+    "STATSD_HOST": ("statsd_host", str),
+    "STATSD_PORT": ("statsd_port", _whole_number(1, 65535)),
+    "STATSD_PREFIX": ("statsd_prefix", _statsd_prefix),
+    "DEDUP_WINDOW": ("dedup_window_s", duration_s),
+    "BATCH_SIZE": ("batch_size", _whole_number(1, 4096)),
+    "ETCD_MAX_TXN_OPS": ("etcd_max_txn_ops", _whole_number(4, 100_000)),
+    "RETRY_DELAYS": ("retry_delays", _list_of(_delay)),
+    "HEALTH_PORT": ("health_port", _whole_number(0, 65535)),
+    "LOG_LEVEL": ("log_level", _choice("debug", "info", "warning", "error")),
+    "LOG_FORMAT": ("log_format", _choice("console", "json")),
+}
