@@ -26,9 +26,16 @@ class NotSentError(Exception):
 def notify_url() -> str | None:
     """Return where notifications go, or None for the log. Raises ValueError."""
     url = os.environ.get("NOTIFY_URL", "").strip()
-    if url and not url.startswith(("http://", "https://")):
+    if not url:
+        return None
+    try:
+        parts = urllib3.util.parse_url(url)
+        valid = parts.scheme in ("http", "https") and parts.host
+    except urllib3.exceptions.LocationParseError:
+        valid = None
+    if not valid:
         raise ValueError(f"NOTIFY_URL is {url!r}: write http://host/path or https://host/path")
-    return url or None
+    return url
 
 
 def idempotency_key(event_id: str) -> str:

@@ -65,7 +65,6 @@ class Consumer:
         self._tasks: dict[bytes, Task] = {}
         self._asks: deque[Ask] = deque()
         self._commits = 0
-        self.calls = 0
 
     # From arrival to an ask.
 
@@ -166,9 +165,11 @@ class Consumer:
         """
         ask, found = answer.ask, answer.found
         task: Task = ask.owner
+        if not answer.landed:
+            self._note_lost_claim(task)
         if answer.landed:
             if ask.kind is Kind.CLAIM:
-                self._call(task, answer.revision)
+                self._call(task, answer.revision, answer.lease)
             elif ask.kind is Kind.RECORD:
                 self._processed(task)
             else:
@@ -177,17 +178,14 @@ class Consumer:
             if ask.kind in (Kind.LOOK, Kind.RELEASE):
                 self._failed(task)
             else:
-                self._claim_lost_after_call(task)
                 self._ask_again(ask, found.mod_revision if found else 0)
         elif found.digest != ask.digest:
             self._conflicted(task)
         elif found.state == DONE:
-            self._claim_lost_after_call(task)
             self._skipped(task)
         elif self._ledger.is_ours(found) and ask.kind is not Kind.LOOK:
             self._ask_again(ask, found.mod_revision)
         else:
-            self._claim_lost_after_call(task)
             self._wait(task, ask)
 
     def _wait(self, task: Task, ask: Ask) -> None:
@@ -199,7 +197,8 @@ class Consumer:
 
         self._loop.call_later(task.waits.next_s(), again)
 
-    def _claim_lost_after_call(self, task: Task) -> None:
+    def _note_lost_claim(self, task: Task) -> None:
+        """Count a claim that was gone when its finished call was to be recorded."""
         if task.called:
             task.called = False
             self._tally.count("claim_lost")
@@ -208,17 +207,16 @@ class Consumer:
 
     # The call of a claimed handler.
 
-    def _call(self, task: Task, revision: int) -> None:
+    def _call(self, task: Task, revision: int, lease: int) -> None:
         """Run a claimed handler on the pool, and come back to the loop with what it did."""
         timeout_s = task.handler.timeout_s or 0.0
-        self.calls += 1
 
         def job() -> None:
             effects: tuple[Put, ...] = ()
             error: Exception | None = None
             started_s = time.perf_counter()
             # As late as can be: the job may have waited for a thread.
-            if self._ledger.claim_remaining_s() <= timeout_s:
+            if self._ledger.claim_remaining_s(lease) <= timeout_s:
                 self._loop.call_soon(partial(self._not_called, task, revision))
                 return
             try:
@@ -234,7 +232,6 @@ class Consumer:
 
     def _called(self, task: Task, revision: int, effects: tuple[Put, ...],
                 error: Exception | None, elapsed_s: float) -> None:
-        self.calls -= 1
         self._tally.timing("handle", elapsed_s)
         if error is not None:
             task.error = one_line(error)
@@ -247,7 +244,6 @@ class Consumer:
 
     def _not_called(self, task: Task, revision: int) -> None:
         """Claim again: the lease would have ended before the call."""
-        self.calls -= 1
         self._wait(task, Ask(Kind.CLAIM, task.key, task.event.digest, task.token, task, revision))
 
     # The ends of an event.

@@ -44,7 +44,7 @@ class _Writer:
             except (OSError, ValueError):
                 self._dropped += 1
 
-    def close(self, timeout_s: float = 1.0) -> None:
+    def close(self, timeout_s: float = 0.5) -> None:
         try:
             self._lines.put(None, timeout=timeout_s)
         except queue.Full:
@@ -80,5 +80,5 @@ class Logs:
         self.logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(service=service)
 
     def close(self) -> None:
-        """Write what waits, for a second at most."""
+        """Write what waits, for a second at the most."""
         self._writer.close()

@@ -52,10 +52,10 @@ class Metrics:
             self._counts, self._timings_ms = Counter(), {}
 
     def close(self) -> None:
-        """Send what is left, for a second at most."""
+        """Send what is left, for half a second at most."""
         self.send()
         self._sendings.put(None)
-        self._thread.join(1.0)
+        self._thread.join(0.5)
 
     def _send_all(self) -> None:
         client: statsd.StatsClient | None = None

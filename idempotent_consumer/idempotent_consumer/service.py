@@ -30,7 +30,7 @@ from .tally import Tally
 FINISH_WITHIN_S = 7.0
 """What is in hand at SIGTERM is finished and settled within this, or goes back to the broker."""
 
-_CLOSE_WITHIN_S = 1.0
+_CLOSE_WITHIN_S = 0.5
 _EXIT_WITHIN_S = 9.5
 _CALL_THREADS = 16
 _TICK_S = 0.02
@@ -96,12 +96,12 @@ class Running:
     """One run of a service, from its settings to its exit code."""
 
     def __init__(self, service: Service, settings: Settings) -> None:
+        # Blocked before any thread is made, they reach none but the one that waits for them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         self._health = Health()
         self._health_server = (
             HealthServer(self._health, settings.health_port) if settings.health_port else None
         )
-        # The thread that waits for these gets them; blocked here, they reach no other thread.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         self._logs = Logs(service.name, settings.log_level, settings.log_format)
         self._log = self._logs.logger
         self._metrics = Metrics(settings.statsd_host, settings.statsd_port, settings.statsd_prefix)
@@ -141,7 +141,7 @@ class Running:
         self._ledger.open(self._bus.open)
         self._beat()
         self._loop.run()
-        self._ledger.close(release_claims=self._consumer.calls == 0)
+        self._ledger.close()
         if self._health_server is not None:
             self._health_server.close()
         self._metrics.close()
@@ -161,8 +161,8 @@ class Running:
         received = signal.sigwait(_STOP_SIGNALS)
         self._loop.call_soon(partial(self._stop, signal.Signals(received).name))
         if not self._ended.wait(_EXIT_WITHIN_S):
-            # A handler holds the loop's thread. The broker takes back what it was given.
-            print("a handler does not return: ended without settling its event", file=sys.stderr)
+            # A handler holds the loop's thread. The broker takes back what is not settled.
+            print("stopping took too long: a handler does not return", file=sys.stderr)
             os._exit(1)
 
     def _stop(self, signal_name: str) -> None:

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 T = TypeVar("T")
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_MAX_LEASE_TTL_S = 9_000_000_000
-"""The longest lease etcd grants (its MaxLeaseTTL)."""
+_MAX_DURATION_S = 100 * 365 * 86400
+"""A hundred years: well below the longest lease etcd grants, 9,000,000,000 s (its MaxLeaseTTL)."""
 
 
 class SettingsError(ValueError):
@@ -83,8 +83,8 @@ def duration_s(text: str) -> int:
     if not match:
         raise ValueError("write a whole number and a unit, as in 30s, 10m, 24h or 7d")
     seconds = int(match[1]) * _UNITS_S[match[2]]
-    if seconds > _MAX_LEASE_TTL_S:
-        raise ValueError("etcd keeps nothing that long: write 0 to keep records for good")
+    if seconds > _MAX_DURATION_S:
+        raise ValueError("write a hundred years at most, or 0 to keep records for good")
     return seconds
 
 
@@ -116,7 +116,10 @@ def _boolean(text: str) -> bool:
 
 def _list_of(parse: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
     def parse_list(text: str) -> tuple[T, ...]:
-        return tuple(parse(part.strip()) for part in text.split(",") if part.strip())
+        parts = tuple(parse(part.strip()) for part in text.split(",") if part.strip())
+        if not parts:
+            raise ValueError("write at least one")
+        return parts
 
     return parse_list
 

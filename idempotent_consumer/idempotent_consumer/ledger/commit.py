@@ -79,6 +79,7 @@ class Commit:
         self._asks, self._guard = asks, guard
         self._calls, self._loop, self._window, self._claims = services
         self._answered, self._wiped = answered, wiped
+        self._leases = (0, 0)
         self._backoff = Backoff(COMMIT_AGAIN)
         self._write_values()
 
@@ -103,14 +104,14 @@ class Commit:
     def _request(self) -> Any:
         key, value = self._guard
         compare, success, failure = [m.value_is(key, value)], [], [m.get(key)]
-        window, claims = self._window.current, self._claims.current
+        self._leases = self._window.current, self._claims.current
         for ask in self._asks:
             failure.append(m.get(ask.key))
             if ask.kind is Kind.LOOK:
                 success.append(m.get(ask.key))
                 continue
             compare.append(m.unchanged(ask.key, ask.expect))
-            lease = claims if ask.kind in _UNDER_CLAIM_LEASE else window
+            lease = self._leases[ask.kind in _UNDER_CLAIM_LEASE]
             success.append(m.put(ask.key, ask.value, lease))
             success.extend(m.put(effect.key.encode(), effect.value) for effect in ask.effects)
         return m.TxnRequest(compare=compare, success=success, failure=failure)
@@ -151,7 +152,8 @@ class Commit:
                 kvs = reply.responses[position].response_range.kvs
                 answers.append(_found(ask, kvs[0] if kvs else None))
             else:
-                answers.append(Answer(ask, True, revision, None))
+                lease = self._leases[ask.kind in _UNDER_CLAIM_LEASE]
+                answers.append(Answer(ask, True, revision, lease))
             position += ask.operations
         return answers
 
@@ -167,7 +169,7 @@ def judge(ask: Ask, kv: Any) -> Answer | None:
     the revision the ask expects stands in nobody's way: another ask's record failed the batch.
     """
     if kv is not None and ask.value and kv.value == ask.value:
-        return Answer(ask, True, kv.mod_revision, None)
+        return Answer(ask, True, kv.mod_revision, kv.lease)
     if ask.kind is not Kind.LOOK and (kv.mod_revision if kv is not None else 0) == ask.expect:
         return None
     return _found(ask, kv)
@@ -175,4 +177,4 @@ def judge(ask: Ask, kv: Any) -> Answer | None:
 
 def _found(ask: Ask, kv: Any) -> Answer:
     record = records.decode(kv.value, kv.mod_revision) if kv is not None else None
-    return Answer(ask, False, 0, record)
+    return Answer(ask, False, found=record)

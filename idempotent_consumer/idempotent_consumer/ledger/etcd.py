@@ -40,7 +40,6 @@ _METHODS: dict[str, tuple[str, Any]] = {
     "Txn": ("KV", m.TxnResponse),
     "Range": ("KV", m.RangeResponse),
     "LeaseGrant": ("Lease", m.LeaseGrantResponse),
-    "LeaseRevoke": ("Lease", m.LeaseRevokeResponse),
     # A stream in etcd's interface; one request and one reply are a unary call on the wire.
     "LeaseKeepAlive": ("Lease", m.LeaseKeepAliveResponse),
     "Authenticate": ("Auth", m.AuthenticateResponse),

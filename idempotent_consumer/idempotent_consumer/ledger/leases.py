@@ -77,29 +77,33 @@ class ClaimLease:
     """The process's lease for its claims, kept alive from the first claim until the process ends.
 
     It lasts three times the longest call it covers and is renewed after a third of that, so a
-    call that starts has twice its time left while etcd answers.
+    call that starts has twice its time left while etcd answers. Read from other threads, so the
+    id and the end of the lease are one value.
     """
 
     def __init__(self, calls: Calls, loop: Loop, longest_call_s: float) -> None:
         self._calls, self._loop = calls, loop
         self._ttl_s = max(MIN_CLAIM_TTL_S, math.ceil(3 * longest_call_s))
-        self._id = 0
-        self._ends_s = 0.0
+        self._lease = (0, 0.0)
         self._waiting: list[Callable[[], None]] = []
         self._granting = False
 
     @property
     def current(self) -> int:
         """Return the id of the lease to put a claim under now."""
-        return self._id
+        return self._lease[0]
 
-    def remaining_s(self) -> float:
-        """Return for how long every claim under this lease holds at the least. Any thread."""
-        return self._ends_s - self._loop.now_s()
+    def remaining_s(self, lease: int) -> float:
+        """Return for how long a claim under this lease holds at the least. Any thread.
+
+        That is no time for a lease given up: nobody keeps it alive.
+        """
+        current, ends_s = self._lease
+        return ends_s - self._loop.now_s() if lease == current else 0.0
 
     def usable(self, then: Callable[[], None]) -> None:
         """Call ``then`` once there is a lease for a new claim."""
-        if self._id and self.remaining_s() > 0:
+        if self.remaining_s(self.current) > 0:
             then()
             return
         self._waiting.append(then)
@@ -107,14 +111,7 @@ class ClaimLease:
 
     def lost(self) -> None:
         """Put no claim under the current lease: etcd does not know it."""
-        self._id, self._ends_s = 0, 0.0
-
-    def revoke(self) -> None:
-        """Give up every claim. Only when no handler runs: another process takes over at once."""
-        if self._id:
-            request = m.LeaseRevokeRequest(ID=self._id)
-            self.lost()
-            self._calls.once("LeaseRevoke", request, lambda *_: None, lambda _: None)
+        self._lease = (0, 0.0)
 
     def _grant(self) -> None:
         if not self._granting:
@@ -124,7 +121,7 @@ class ClaimLease:
 
     def _granted(self, reply: Any, sent_s: float) -> None:
         self._granting = False
-        self._id, self._ends_s = reply.ID, sent_s + reply.TTL
+        self._lease = (reply.ID, sent_s + reply.TTL)
         self._keep_alive_later(reply.ID)
         waiting, self._waiting = self._waiting, []
         for then in waiting:
@@ -134,7 +131,7 @@ class ClaimLease:
         self._loop.call_later(self._ttl_s / 3, lambda: self._keep_alive(lease_id))
 
     def _keep_alive(self, lease_id: int) -> None:
-        if lease_id == self._id:
+        if lease_id == self.current:
             self._calls.until_known(
                 "LeaseKeepAlive",
                 m.LeaseKeepAliveRequest(ID=lease_id),
@@ -142,10 +139,10 @@ class ClaimLease:
             )
 
     def _kept_alive(self, lease_id: int, reply: Any, sent_s: float) -> None:
-        if lease_id != self._id:
+        if lease_id != self.current:
             return
         if reply.TTL <= 0:
             self.lost()
             return
-        self._ends_s = sent_s + reply.TTL
+        self._lease = (lease_id, sent_s + reply.TTL)
         self._keep_alive_later(lease_id)

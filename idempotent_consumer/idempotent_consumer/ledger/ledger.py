@@ -57,11 +57,11 @@ class Ledger(Protocol):
         """Commit a batch; ``answered`` is called until each of its asks has had its answer."""
         ...
 
-    def claim_remaining_s(self) -> float:
-        """Return for how long this process's claims hold at the least. Any thread."""
+    def claim_remaining_s(self, lease: int) -> float:
+        """Return for how long a claim under this lease holds at the least. Any thread."""
         ...
 
-    def close(self, release_claims: bool) -> None:
+    def close(self) -> None:
         """Answer nothing more, and end what is under way."""
         ...
 
@@ -157,14 +157,12 @@ class EtcdLedger:
         guard = (self._incarnation_key, self._incarnation)
         Commit(batch.asks, guard, services, remember, self._wiped).send()
 
-    def claim_remaining_s(self) -> float:
-        """Return for how long this process's claims hold at the least."""
-        return self._claims.remaining_s()
+    def claim_remaining_s(self, lease: int) -> float:
+        """Return for how long a claim under this lease holds at the least."""
+        return self._claims.remaining_s(lease)
 
-    def close(self, release_claims: bool) -> None:
-        """Answer nothing more; give up the claims only where no handler runs under one."""
-        if release_claims:
-            self._claims.revoke()
+    def close(self) -> None:
+        """Answer nothing more. A claim whose handler still runs is left to end with its lease."""
         if self._source is not None:
             self._source.close()
         self._calls.close()

@@ -52,12 +52,12 @@ class NoLedger:
         for ask in batch.asks:
             for put in ask.effects:
                 self._log.info("effect dropped", key=put.key, bytes=len(put.value))
-        answers = [Answer(ask, ask.kind is not Kind.LOOK, 0, None) for ask in batch.asks]
+        answers = [Answer(ask, ask.kind is not Kind.LOOK) for ask in batch.asks]
         self._loop.call_soon(lambda: answered(answers))
 
-    def claim_remaining_s(self) -> float:
+    def claim_remaining_s(self, lease: int) -> float:
         """Return that a claim which does not exist never ends."""
         return math.inf
 
-    def close(self, release_claims: bool) -> None:
+    def close(self) -> None:
         """There is nothing to end."""

@@ -93,11 +93,12 @@ class Ask:
 class Answer(NamedTuple):
     """What became of an ask.
 
-    ``landed``: it applied, at ``revision``. Otherwise ``found`` is the record that stands in its
-    way, or None where there is none and the ask expected one (or only looked).
+    ``landed``: it applied, at ``revision`` and under ``lease``. Otherwise ``found`` is the record
+    that stands in its way, or None where there is none and the ask expected one (or only looked).
     """
 
     ask: Ask
     landed: bool
-    revision: int
-    found: Record | None
+    revision: int = 0
+    lease: int = 0
+    found: Record | None = None
