@@ -49,7 +49,7 @@ def check_effects(effects: Effects) -> tuple[Put, ...]:
         if not put.key.encode() or put.key.startswith(names.RESERVED_PREFIXES):
             raise ValueError(f"an effect's key is not empty, and not under "
                              f"{' or '.join(names.RESERVED_PREFIXES)}: {put.key!r:.100}")
-    if len({put.key for put in puts}) < len(puts):
+    if len(puts) > 1 and len({put.key for put in puts}) < len(puts):
         raise ValueError("two effects of one event have the same key")
     return puts
 
@@ -57,8 +57,7 @@ def check_effects(effects: Effects) -> tuple[Put, ...]:
 class Pool:
     """A few threads for handlers that wait for the outside.
 
-    Daemon threads: a call that hangs must not keep the process from ending. ``busy`` may be read
-    by the loop's thread alone.
+    Daemon threads: a call that hangs must not keep the process from ending.
     """
 
     def __init__(self, threads: int) -> None:

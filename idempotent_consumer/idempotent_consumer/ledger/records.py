@@ -86,8 +86,10 @@ class Ask:
     @property
     def size_bytes(self) -> int:
         """About how large this makes the request, from above."""
-        effects = sum(4 * len(put.key) + len(put.value) + 32 for put in self.effects)
-        return 3 * len(self.key) + 320 + effects
+        size_bytes = 3 * len(self.key) + 320
+        for put in self.effects:
+            size_bytes += 4 * len(put.key) + len(put.value) + 32
+        return size_bytes
 
 
 class Answer(NamedTuple):

@@ -1,0 +1,74 @@
+"""The broker as the newcomer meets it: an event published over HTTP, the depth of a queue."""
+
+import json
+import logging
+from typing import Any
+
+import pika
+from pika.exceptions import AMQPError
+
+from demo.stage import Step, StepFailedError
+from harness.web import fetch_json
+
+_USER = _PASSWORD = "guest"
+_PATH = "/api/exchanges/%2f/events/publish"
+
+
+class Broker:
+    """RabbitMQ at `host`, with the ports of AMQP and of the management API."""
+
+    def __init__(self, host: str, amqp_port: int, management_port: int) -> None:
+        self._host, self._amqp_port = host, amqp_port
+        self._url = f"http://{host}:{management_port}{_PATH}"
+        # Its lines would repeat, between the checks, what is raised.
+        logging.getLogger("pika").setLevel(logging.CRITICAL)
+        # As the README has it; asked by us, a "localhost" could be tried over IPv6 first.
+        self._shown_url = self._url.replace("//127.0.0.1:", "//localhost:")
+
+    def publish(self, event_id: str) -> Step:
+        """Return the step that publishes a new_order event, and the curl command that does."""
+        body = {
+            "properties": {},
+            "routing_key": "foo",
+            "payload": _compact({"id": event_id, "type": "new_order"}),
+            "payload_encoding": "string",
+        }
+        curl = (
+            f'curl -i -u {_USER}:{_PASSWORD} -H "content-type:application/json" \\\n'
+            f"  -X POST {self._shown_url} \\\n"
+            f"  -d'{_compact(body)}'"
+        )
+        return Step(curl, lambda: self._post(body))
+
+    def waiting(self, queue: str) -> int:
+        """Return how many messages a queue holds that no consumer has; raises OSError.
+
+        A passive declare, since the management API shows the count of up to 5 s ago.
+        """
+        parameters = pika.ConnectionParameters(
+            self._host,
+            self._amqp_port,
+            credentials=pika.PlainCredentials(_USER, _PASSWORD),
+            socket_timeout=5,
+            stack_timeout=5,
+        )
+        try:
+            connection = pika.BlockingConnection(parameters)
+            try:
+                declared = connection.channel().queue_declare(queue, passive=True)
+                count: int = declared.method.message_count
+                return count
+            finally:
+                if connection.is_open:
+                    connection.close()
+        except AMQPError as error:
+            raise OSError(f"RabbitMQ does not tell the depth of {queue}: {error!r}") from error
+
+    def _post(self, body: object) -> None:
+        answer: Any = fetch_json("POST", self._url, body, login=(_USER, _PASSWORD))
+        if answer != {"routed": True}:
+            raise StepFailedError("no queue is bound to the exchange: the event is lost", "order")
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))

@@ -1,0 +1,46 @@
+"""JSON over HTTP to servers on this machine, past any proxy that the environment names."""
+
+import base64
+import json
+import urllib.request
+from http.client import HTTPResponse
+from typing import Any, cast
+
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def open_json(
+    method: str,
+    url: str,
+    body: object = None,
+    *,
+    login: tuple[str, str] | None = None,
+    timeout_s: float = 10.0,
+) -> HTTPResponse:
+    """Send one request (a `body` goes as JSON, a `login` as basic authentication).
+
+    Returns the open response: close it. Raises OSError; urllib's HTTPError, for a status of 400
+    and above, is one.
+    """
+    request = urllib.request.Request(url, method=method)
+    if body is not None:
+        request.data = json.dumps(body).encode()
+        request.add_header("Content-Type", "application/json")
+    if login is not None:
+        token = base64.b64encode(":".join(login).encode()).decode()
+        request.add_header("Authorization", f"Basic {token}")
+    return cast("HTTPResponse", _opener.open(request, timeout=timeout_s))
+
+
+def fetch_json(
+    method: str,
+    url: str,
+    body: object = None,
+    *,
+    login: tuple[str, str] | None = None,
+    timeout_s: float = 10.0,
+) -> Any:
+    """Send one request and return the decoded answer, None if it has no body; raises OSError."""
+    with open_json(method, url, body, login=login, timeout_s=timeout_s) as response:
+        answer = response.read()
+    return json.loads(answer) if answer else None

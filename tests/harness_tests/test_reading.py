@@ -1,0 +1,71 @@
+"""What tests read: events published through a restart, exact depths, whole histories, counters."""
+
+import socket
+
+from harness.broker import Broker
+from harness.publisher import encode
+from harness.servers import Servers
+from harness.statsd import StatsdListener
+from harness.store import Store
+from harness.wait import eventually
+
+
+def test_publishing_goes_on_through_a_broker_kill(
+    clean: Servers, broker: Broker, queue: str
+) -> None:
+    """Every event that was confirmed is in the queue; publishing survives the kill."""
+    events = [{"id": str(number), "type": "new_order"} for number in range(4000)]
+    load = broker.publish_aside(events, rate_per_s=800)
+
+    def some_arrived() -> None:
+        assert broker.ready(queue) > 200
+
+    eventually(some_arrived)
+    clean.rabbitmq.kill()
+    clean.rabbitmq.start()
+    confirmed = load.result(timeout=60)
+    assert len(confirmed) > 2000
+    bodies = {message.body for message in broker.drain(queue, expect=len(confirmed))}
+    assert {encode(event) for event in confirmed} <= bodies
+
+
+def test_an_event_that_no_queue_takes_is_not_confirmed(broker: Broker) -> None:
+    """The broker confirms unroutable events too; the publisher knows better."""
+    assert broker.publish([{"id": "1", "type": "new_order"}]) == []
+
+
+def test_depth_is_of_now(broker: Broker, queue: str) -> None:
+    """Right after publishing the depth is right, not as of the queue's last tick."""
+    for expected in range(1, 4):
+        broker.publish_raw(b"not json \xff")
+        assert broker.depth(queue) == (expected, 0)
+    assert [message.body for message in broker.drain(queue)] == [b"not json \xff"] * 3
+
+
+def test_history_holds_every_put_and_delete(store: Store) -> None:
+    """It begins after the last clear and holds more than one gRPC answer of 4 MiB."""
+    large = b"x" * 1_000_000
+    for _ in range(6):
+        store.client.put("/orders/1", large)
+    store.client.delete("/orders/")
+    store.client.put("elsewhere", b"1")
+    history = store.history("/orders/")
+    assert [change.kind for change in history] == ["put"] * 6 + ["delete"]
+    assert all(change.value == large for change in history[:6])
+    store.clear()
+    assert store.history() == []
+
+
+def test_the_listener_sums_counters_and_keeps_timers(statsd: StatsdListener) -> None:
+    """Several lines may come in one packet, sampled, as zero, or broken."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        packet = b"n:2|c\nn:1|c|@0.5\nzero:0|c\nt:1.5|ms\nbroken\nn:x|c\n"
+        sender.sendto(packet, ("127.0.0.1", statsd.port))
+
+    def arrived() -> None:
+        assert statsd.counts() == {"n": 4, "zero": 0}
+        assert statsd.timers_ms("t") == [1.5]
+
+    eventually(arrived, 5)
+    assert statsd.seen("zero")
+    assert not statsd.seen("t")
