@@ -69,6 +69,8 @@ class Metrics:
             if client is not None:
                 _send(client, unsent, timings_ms)
                 unsent = Counter()
+        if client is not None:
+            client.close()
 
     def _resolve(self, client: statsd.StatsClient | None) -> statsd.StatsClient | None:
         host, port, prefix = self._address

@@ -99,9 +99,6 @@ class Running:
         # Blocked before any thread is made, they reach none but the one that waits for them.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         self._health = Health()
-        self._health_server = (
-            HealthServer(self._health, settings.health_port) if settings.health_port else None
-        )
         self._logs = Logs(service.name, settings.log_level, settings.log_format)
         self._log = self._logs.logger
         self._metrics = Metrics(settings.statsd_host, settings.statsd_port, settings.statsd_prefix)
@@ -118,6 +115,10 @@ class Running:
         self._consumer = Consumer(
             service.name, process, service.handlers, settings.retry_delays, self._ledger,
             self._bus, self._loop, Pool(_CALL_THREADS if timeouts_s else 0), tally, self._log,
+        )
+        # Last: by now everything has said what it lacks.
+        self._health_server = (
+            HealthServer(self._health, settings.health_port) if settings.health_port else None
         )
 
     def _take(self, deliveries: list[Delivery]) -> None:

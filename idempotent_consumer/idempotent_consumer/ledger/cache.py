@@ -38,11 +38,15 @@ class Cache:
 
     def add(self, key: bytes, digest: str) -> None:
         """Remember a record that is done."""
-        self.add_all((fingerprint(key, digest),))
+        self._young.add(fingerprint(key, digest))
+        self._age()
 
     def add_all(self, fingerprints: Iterable[bytes]) -> None:
         """Remember many."""
         self._young.update(fingerprints)
+        self._age()
+
+    def _age(self) -> None:
         if len(self._young) >= self._generation_size:
             self._young, self._old = set(), self._young
 

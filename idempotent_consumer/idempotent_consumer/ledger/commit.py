@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,22 +38,26 @@ class Batch:
             len(self.asks) >= self._max_asks
             or self._operations + operations > self._max_operations
             or self._size_bytes + size_bytes > MAX_BATCH_BYTES
-            or any(put.key in self._effect_keys for put in ask.effects)
         ):
             return False
+        if ask.effects:
+            keys = [put.key for put in ask.effects]
+            if not self._effect_keys.isdisjoint(keys):
+                return False
+            self._effect_keys.update(keys)
         self._operations += operations
         self._size_bytes += size_bytes
-        self._effect_keys.update(put.key for put in ask.effects)
         self.asks.append(ask)
         return True
 
 
-def why_never(effects: Iterable[Put], max_operations: int) -> str | None:
+def why_never(effects: Sequence[Put], max_operations: int) -> str | None:
     """Return why these effects fit into no transaction, or None where they do."""
-    effects = tuple(effects)
     if 1 + len(effects) > max_operations:
         return f"{len(effects)} effects, and ETCD_MAX_TXN_OPS is {max_operations}"
-    size_bytes = sum(len(put.key.encode()) + len(put.value) + 32 for put in effects)
+    size_bytes = 0
+    for put in effects:
+        size_bytes += 4 * len(put.key) + len(put.value) + 32
     if size_bytes > MAX_REQUEST_BYTES - _OVERHEAD_BYTES:
         return f"effects of {size_bytes} bytes, and etcd takes {MAX_REQUEST_BYTES} in a request"
     return None
@@ -102,19 +106,21 @@ class Commit:
         self._calls.once("Txn", self._request(), self._known, self._failed)
 
     def _request(self) -> Any:
-        key, value = self._guard
-        compare, success, failure = [m.value_is(key, value)], [], [m.get(key)]
         self._leases = self._window.current, self._claims.current
+        request = m.TxnRequest()
+        compare, success, failure = request.compare, request.success, request.failure
+        m.value_is(compare, *self._guard)
+        m.get(failure, self._guard[0])
         for ask in self._asks:
-            failure.append(m.get(ask.key))
+            m.get(failure, ask.key)
             if ask.kind is Kind.LOOK:
-                success.append(m.get(ask.key))
+                m.get(success, ask.key)
                 continue
-            compare.append(m.unchanged(ask.key, ask.expect))
-            lease = self._leases[ask.kind in _UNDER_CLAIM_LEASE]
-            success.append(m.put(ask.key, ask.value, lease))
-            success.extend(m.put(effect.key.encode(), effect.value) for effect in ask.effects)
-        return m.TxnRequest(compare=compare, success=success, failure=failure)
+            m.unchanged(compare, ask.key, ask.expect)
+            m.put(success, ask.key, ask.value, self._leases[ask.kind in _UNDER_CLAIM_LEASE])
+            for effect in ask.effects:
+                m.put(success, effect.key.encode(), effect.value)
+        return request
 
     def _failed(self, error: EtcdError) -> None:
         if error.failure is Failure.LEASE_NOT_FOUND:

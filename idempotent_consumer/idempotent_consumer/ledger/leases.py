@@ -34,7 +34,7 @@ class WindowLease:
         self._id = 0
         self._usable_until_s = 0.0
         self._records_left = 0
-        self._waiting: list[Callable[[], None]] = []
+        self._waiting: list[tuple[int, Callable[[], None]]] = []
 
     @property
     def current(self) -> int:
@@ -46,13 +46,13 @@ class WindowLease:
 
         That is at once but for the first batch of each bucket.
         """
-        self._records_left -= records
         if self._window_s == 0 or (
-            self._records_left >= 0 and self._loop.now_s() < self._usable_until_s
+            self._records_left >= records and self._loop.now_s() < self._usable_until_s
         ):
+            self._records_left -= records
             then()
             return
-        self._waiting.append(then)
+        self._waiting.append((records, then))
         if len(self._waiting) == 1:
             self._grant()
 
@@ -69,7 +69,8 @@ class WindowLease:
         self._usable_until_s = sent_s + reply.TTL - self._window_s
         self._records_left = _BUCKET_RECORDS
         waiting, self._waiting = self._waiting, []
-        for then in waiting:
+        for records, then in waiting:
+            self._records_left -= records
             then()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from structlog.typing import FilteringBoundLogger
@@ -49,7 +49,7 @@ class Ledger(Protocol):
         """Return an empty batch."""
         ...
 
-    def why_never(self, effects: Iterable[Put]) -> str | None:
+    def why_never(self, effects: Sequence[Put]) -> str | None:
         """Return why these effects can never be committed, or None."""
         ...
 
@@ -105,9 +105,10 @@ class EtcdLedger:
     def open(self, opened: Callable[[], None]) -> None:
         """Learn which life of etcd's data this is: the one that is there, or a first one."""
         key, mine = self._incarnation_key, self._incarnation
-        request = m.TxnRequest(
-            compare=[m.unchanged(key, 0)], success=[m.put(key, mine)], failure=[m.get(key)]
-        )
+        request = m.TxnRequest()
+        m.unchanged(request.compare, key, 0)
+        m.put(request.success, key, mine)
+        m.get(request.failure, key)
 
         def known(reply: Any, _sent_s: float) -> None:
             if not reply.succeeded:
@@ -141,7 +142,7 @@ class EtcdLedger:
         """Return an empty batch within the settings' limits."""
         return Batch(self._settings.batch_size, self._settings.etcd_max_txn_ops)
 
-    def why_never(self, effects: Iterable[Put]) -> str | None:
+    def why_never(self, effects: Sequence[Put]) -> str | None:
         """Return why these effects fit into no transaction, or None."""
         return why_never(effects, self._settings.etcd_max_txn_ops)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from structlog.typing import FilteringBoundLogger
 
@@ -43,7 +43,7 @@ class NoLedger:
         """Return an empty batch, bounded by BATCH_SIZE alone."""
         return Batch(self._batch_size, 1_000_000)
 
-    def why_never(self, effects: Iterable[Put]) -> str | None:
+    def why_never(self, effects: Sequence[Put]) -> str | None:
         """Nothing is written, so everything fits."""
         return None
 
