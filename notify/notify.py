@@ -50,7 +50,7 @@ def notify(event: Event, timeout_s: float) -> None:
     if url is None:
         log.info("notification", event_id=event.id, type=event.type)
         return
-    started_s = time.monotonic()
+    deadline_s = time.monotonic() + timeout_s
     response = http.request(
         "POST",
         url,
@@ -58,11 +58,16 @@ def notify(event: Event, timeout_s: float) -> None:
         headers={"Idempotency-Key": idempotency_key(event.id)},
         timeout=urllib3.Timeout(total=timeout_s),
         redirect=False,
+        preload_content=False,
     )
+    # Read to its end, so that the connection can be used again, but not for ever.
+    while response.read1(4096) and time.monotonic() < deadline_s:
+        pass
     if not 200 <= response.status < 300:
         raise NotSentError(f"{url} answered {response.status}")
-    if time.monotonic() - started_s > timeout_s:
-        raise NotSentError(f"{url} took longer than {timeout_s:.0f} s")
+    if time.monotonic() >= deadline_s:
+        response.close()
+        raise NotSentError(f"{url} took longer than {timeout_s:g} s")
 
 
 def main() -> int:

@@ -37,7 +37,8 @@ def decode(body: bytes) -> Event:
 
     Raises InvalidEvent for whatever is not a JSON object in UTF-8 with a non-empty string id and
     type and, where present, an object as args. NaN, unpaired surrogates and nesting deeper than
-    orjson writes (254 levels) are refused too: none of them can be given a digest.
+    orjson writes (254 levels) are refused too: none of them can be given a digest. An integer
+    past 64 bits is read as a float, as orjson does: send such a number as a string.
     """
     if len(body) > MAX_BODY_BYTES:
         raise InvalidEvent(f"{len(body)} bytes; at most {MAX_BODY_BYTES} are read")

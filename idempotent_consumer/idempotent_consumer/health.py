@@ -11,6 +11,8 @@ import orjson
 STALLED_AFTER_S = 60.0
 """A loop that has not come round for so long hangs in a handler, and its heartbeats with it."""
 
+_POLL_S = 0.1
+
 
 class PortTaken(OSError):
     """The health port cannot be bound; the message says what to do."""
@@ -73,7 +75,9 @@ class HealthServer:
                 f"HEALTH_PORT {port} cannot be used ({error.strerror}): set another, or 0 for none"
             ) from None
         self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, name="health", daemon=True).start()
+        threading.Thread(
+            target=self._server.serve_forever, args=(_POLL_S,), name="health", daemon=True
+        ).start()
 
     def close(self) -> None:
         """Stop answering."""

@@ -173,8 +173,9 @@ _KEPT = ("content_type", "content_encoding", "priority", "correlation_id", "repl
 """Not: expiration (it would end the wait, or the dead letter, early), user_id (the broker checks
 it against the sender, who is another now), delivery_mode (always persistent)."""
 
-_DROPPED_HEADERS = ("CC", "BCC", "x-death", "x-first-death-", "x-last-death-", "x-delivery-count",
-                    "x-acquired-count")
+_DROPPED_HEADERS = {"CC", "BCC", "x-death", "x-delivery-count", "x-acquired-count",
+                    *(f"x-{which}-death-{what}" for which in ("first", "last")
+                      for what in ("exchange", "queue", "reason"))}
 """CC and BCC are addresses: the message would go there as well. The others are the broker's."""
 
 
@@ -184,7 +185,7 @@ def _forwarded(properties: Any, headers: dict[str, object]) -> Any:
     theirs = {
         name: value
         for name, value in ((properties.headers if properties is not None else None) or {}).items()
-        if not name.startswith(_DROPPED_HEADERS)
+        if name not in _DROPPED_HEADERS
     }
     forwarded = pika.BasicProperties(**kept, delivery_mode=2, headers={**theirs, **headers})
     return forwarded if _fits(forwarded) else pika.BasicProperties(delivery_mode=2, headers=headers)

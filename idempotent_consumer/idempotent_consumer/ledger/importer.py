@@ -54,13 +54,15 @@ class Importer:
             self._watch()
         except EtcdError as error:
             if error.failure is Failure.COMPACTED:
-                self._loop.call_soon(self._cache.clear)
                 self._next_revision = 0
             raise
 
     def _import(self) -> None:
-        imported = 0
+        imported = revision = 0
+        # What an attempt before this one added may be gone since, unwatched.
+        self._loop.call_soon(self._cache.clear)
         for reply in self._pages():
+            revision = revision or reply.header.revision
             found = [
                 fingerprint(kv.key, record.digest)
                 for kv in reply.kvs
@@ -68,6 +70,7 @@ class Importer:
             ]
             imported += len(found)
             self._loop.call_soon(partial(self._cache.add_all, found))
+        self._next_revision = revision + 1
         self._log.info("records imported: their duplicates are skipped at once", records=imported)
 
     def _pages(self) -> Iterator[Any]:
@@ -84,9 +87,7 @@ class Importer:
             reply = self._etcd.call_and_wait("Range", m.RangeRequest(
                 key=start, range_end=stop, limit=PAGE_RECORDS, revision=revision
             ))
-            if not revision:
-                revision = reply.header.revision
-                self._next_revision = revision + 1
+            revision = revision or reply.header.revision
             yield reply
             if reply.more:
                 width = max(1, _number(reply.kvs[-1].key) - _number(start))
