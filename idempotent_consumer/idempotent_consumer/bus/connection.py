@@ -139,7 +139,7 @@ def _explain(error: BaseException) -> str:
             isinstance(cause, pika.exceptions.ConnectionClosedByBroker) and cause.reply_code == 403
         ):
             return "RabbitMQ refuses the user or the password of RABBITMQ_URL"
-    return " ".join(str(cause or type(cause).__name__) for cause in _causes(error))[:500]
+    return " ".join(str(cause) or type(cause).__name__ for cause in _causes(error))[:500]
 
 
 def _causes(error: BaseException) -> list[BaseException]:

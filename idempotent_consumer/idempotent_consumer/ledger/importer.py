@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
@@ -14,10 +14,22 @@ from ..loop import Loop
 from ..policies import RECONNECT, until_stopped
 from . import messages as m
 from .cache import Cache, fingerprint
-from .etcd import Etcd, EtcdError, Failure
+from .etcd import EtcdError, Failure
 from .records import DONE, decode
 
 PAGE_RECORDS = 5_000
+
+
+class Reader(Protocol):
+    """The blocking part of etcd's client. Both raise EtcdError."""
+
+    def call_and_wait(self, method: str, request: Any) -> Any:
+        """Send a request and return its reply."""
+        ...
+
+    def watch(self, request: Any) -> Iterator[Any]:
+        """Open a watch and iterate over its replies."""
+        ...
 
 
 class Importer:
@@ -29,7 +41,7 @@ class Importer:
     """
 
     def __init__(
-        self, prefix: str, etcd: Etcd, cache: Cache, loop: Loop, log: FilteringBoundLogger
+        self, prefix: str, etcd: Reader, cache: Cache, loop: Loop, log: FilteringBoundLogger
     ) -> None:
         self._prefix = prefix.encode()
         self._etcd, self._cache, self._loop, self._log = etcd, cache, loop, log

@@ -1,0 +1,123 @@
+"""/livez and /readyz, and a port that somebody else has."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from idempotent_consumer.health import Health, HealthServer, PortTaken
+from idempotent_consumer.service import Service
+
+PAST_ANY_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+PROGRAM = """
+from idempotent_consumer import Service
+raise SystemExit(Service("order", "orders").run())
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def health() -> Health:
+    return Health()
+
+
+@pytest.fixture
+def port(health: Health) -> Iterator[int]:
+    """Give the port at which health is served."""
+    port = free_port()
+    server = HealthServer(health, port)
+    yield port
+    server.close()
+
+
+def get(port: int, path: str) -> tuple[int, dict[str, object]]:
+    try:
+        with PAST_ANY_PROXY.open(f"http://127.0.0.1:{port}{path}", timeout=10) as reply:
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def test_it_is_ready_where_nothing_is_missing(port: int) -> None:
+    assert get(port, "/readyz") == (200, {"ready": True, "missing": {}})
+
+
+def test_readyz_names_what_is_missing_and_why(port: int, health: Health) -> None:
+    health.lacks("etcd", "not reached yet")
+    health.lacks("rabbitmq", "connection refused")
+    assert get(port, "/readyz") == (503, {"ready": False, "missing": {
+        "etcd": "not reached yet", "rabbitmq": "connection refused"}})
+    health.has("rabbitmq")
+    health.lacks("etcd", "Deadline Exceeded")
+    assert get(port, "/readyz")[1]["missing"] == {"etcd": "Deadline Exceeded"}
+    health.has("etcd")
+    health.has("what was never missing")
+    assert get(port, "/readyz")[0] == 200
+
+
+def test_it_is_alive_where_something_is_missing(port: int, health: Health) -> None:
+    """Restarting it would not bring etcd back."""
+    health.lacks("etcd", "away")
+    assert get(port, "/livez") == (200, {"alive": True})
+
+
+@pytest.mark.parametrize("path", ["/", "/livez/", "/metrics"])
+def test_another_address_says_what_to_ask_for(port: int, path: str) -> None:
+    status, document = get(port, path)
+    assert status == 404
+    assert "/readyz" in str(document["error"])
+
+
+def test_what_an_http_thread_reads_is_never_changed_in_place(health: Health) -> None:
+    health.lacks("etcd", "away")
+    read = health.missing
+    health.has("etcd")
+    assert read == {"etcd": "away"}
+
+
+def test_a_taken_port_gives_one_line(health: Health, port: int) -> None:
+    with pytest.raises(PortTaken, match=rf"^HEALTH_PORT {port} cannot be used .*set another"):
+        HealthServer(health, port)
+
+
+def test_a_taken_port_ends_a_service_with_one_line_and_code_2() -> None:
+    """In a process of its own: a run blocks the signals of the thread it is on."""
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        ended = subprocess.run(  # noqa: S603 - this interpreter, and the program above.
+            [sys.executable, "-c", PROGRAM], env={**os.environ, "HEALTH_PORT": port},
+            capture_output=True, text=True, timeout=30, check=False,
+        )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"order: HEALTH_PORT {port} cannot be used")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_after_the_end_the_port_is_free() -> None:
+    port = free_port()
+    HealthServer(Health(), port).close()
+    HealthServer(Health(), port).close()
+
+
+def test_a_service_has_one_handler_a_type() -> None:
+    service = Service("order", noun="orders")
+    service.handler("new_order")(lambda _event: None)
+    with pytest.raises(ValueError, match="new_order"):
+        service.claimed_handler("new_order", timeout_s=5.0)(lambda _event, _timeout_s: None)

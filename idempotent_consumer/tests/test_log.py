@@ -1,0 +1,106 @@
+"""Log lines, and that nobody waits for whoever reads them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from idempotent_consumer.log import Logs
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+
+
+def logged(capsys: pytest.CaptureFixture[str], level: str = "info", style: str | None = None
+           ) -> str:
+    logs = Logs("order", level, style)
+    logs.logger.info("processed", event_id="ä\n1")
+    logs.logger.debug("detail")
+    logs.close()
+    return capsys.readouterr().out
+
+
+def test_a_line_is_json_with_the_service_where_no_terminal_reads(
+    capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = json.loads(logged(capsys))
+    assert (line["service"], line["event"], line["event_id"], line["level"]) == (
+        "order", "processed", "ä\n1", "info")
+    assert line["timestamp"].endswith("Z")
+
+
+def test_people_get_words(capsys: pytest.CaptureFixture[str]) -> None:
+    out = logged(capsys, style="console")
+    assert "processed" in out
+    assert "{" not in out
+    assert out.count("\n") == 1, "an id with a line break is one line all the same"
+
+
+@pytest.mark.parametrize(("level", "lines"), [("debug", 2), ("info", 1), ("warning", 0)])
+def test_the_level_says_what_is_written(
+    capsys: pytest.CaptureFixture[str], level: str, lines: int
+) -> None:
+    assert logged(capsys, level).count("\n") == lines
+
+
+def test_the_services_own_loggers_write_there_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """One that was made at import time, before there were any settings."""
+    mine = structlog.get_logger(service="notify")
+    logs = Logs("notify", "info", "json")
+    mine.info("notification", event_id="1")
+    logs.close()
+    assert json.loads(capsys.readouterr().out)["event"] == "notification"
+
+
+def test_a_reader_that_does_not_read_holds_up_nobody_and_what_is_dropped_is_counted(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe holds 64 KiB; then the writing thread stands still, and the caller must not."""
+    reading, writing = os.pipe()
+    stream = os.fdopen(writing, "w", buffering=1)
+    monkeypatch.setattr(sys, "stdout", stream)
+    logs, said = Logs("order", "info", "json"), 30_000
+    for number in range(said):
+        logs.logger.info("processed", number=number)
+    written, dropped, rest = 0, 0, b""
+    while written + dropped < said:
+        rest += os.read(reading, 1 << 16)
+        *lines, rest = rest.split(b"\n")
+        for line in lines:
+            if line.startswith(b"(log: "):
+                dropped += int(line.split()[1])
+            else:
+                written += 1
+    assert dropped > 0
+    assert written >= 10_000
+    logs.close()
+    stream.close()
+    os.close(reading)
+
+
+def test_a_reader_that_went_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Broken())
+    logs = Logs("order", "info", "json")
+    for _ in range(100):
+        logs.logger.info("processed")
+    logs.close()
+
+
+def test_an_exception_is_written_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    logs = Logs("order", "info", "json")
+    logs.logger.error("failed", exc_info=ValueError("why"))
+    logs.close()
+    assert "ValueError: why" in json.loads(capsys.readouterr().out)["exception"]

@@ -1,0 +1,160 @@
+"""Counters and timers as a statsd server sees them."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from idempotent_consumer.metrics import Metrics
+from idempotent_consumer.tally import Tally
+
+DEADLINE_S = 10.0
+
+
+class Statsd:
+    """A statsd server's socket."""
+
+    def __init__(self, family: socket.AddressFamily, host: str) -> None:
+        self.socket = socket.socket(family, socket.SOCK_DGRAM)
+        self.socket.bind((host, 0))
+        self.socket.settimeout(DEADLINE_S)
+        self.host, self.port = host, self.socket.getsockname()[1]
+
+    def lines(self, number: int) -> list[str]:
+        """Return the next so many metrics."""
+        lines: list[str] = []
+        while len(lines) < number:
+            lines += self.socket.recv(65536).decode().split("\n")
+        return lines
+
+
+@pytest.fixture(params=[(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")],
+                ids=["IPv4", "IPv6"])
+def statsd(request: pytest.FixtureRequest) -> Iterator[Statsd]:
+    server = Statsd(*request.param)
+    yield server
+    server.socket.close()
+
+
+@pytest.fixture
+def metrics(statsd: Statsd) -> Iterator[Metrics]:
+    metrics = Metrics(statsd.host, statsd.port, "")
+    yield metrics
+    metrics.close()
+
+
+def test_zeros_are_shown_at_the_start(statsd: Statsd, metrics: Metrics) -> None:
+    """A graph begins at 0, not at the first event."""
+    log: Any = None
+    Tally("orders", metrics, log)
+    metrics.send()
+    assert set(statsd.lines(9)) >= {"orders_received:0|c", "orders_processed:0|c",
+                                    "orders_processed_skipped:0|c"}
+
+
+def test_what_is_counted_between_two_sendings_is_one_sum(statsd: Statsd, metrics: Metrics) -> None:
+    for _ in range(5):
+        metrics.count("a")
+    metrics.count("b", 7)
+    metrics.send()
+    assert statsd.lines(2) == ["a:5|c", "b:7|c"]
+    metrics.count("a")
+    metrics.send()
+    assert statsd.lines(1) == ["a:1|c"]
+
+
+def test_counters_are_sent_before_timers(statsd: Statsd, metrics: Metrics) -> None:
+    """Graphite may limit how many new series it makes at a time."""
+    metrics.timing("t", 0.25)
+    metrics.count("c")
+    metrics.send()
+    assert statsd.lines(2) == ["c:1|c", "t:250.000000|ms"]
+
+
+def test_timings_are_bounded_a_name_and_a_sending(statsd: Statsd, metrics: Metrics) -> None:
+    for _ in range(1000):
+        metrics.timing("t", 0.001)
+    metrics.timing("u", 0.001)
+    metrics.count("end")
+    metrics.send()
+    lines = statsd.lines(22)
+    assert len(lines) == 22
+    assert lines.count("t:1.000000|ms") == 20
+
+
+def test_the_end_sends_what_is_left(statsd: Statsd) -> None:
+    metrics = Metrics(statsd.host, statsd.port, "shop.eu")
+    metrics.count("a", 3)
+    metrics.close()
+    assert statsd.lines(1) == ["shop.eu.a:3|c"]
+
+
+def test_many_names_go_out_in_several_datagrams(statsd: Statsd, metrics: Metrics) -> None:
+    """None is larger than what every network carries."""
+    for number in range(200):
+        metrics.count(f"a_rather_long_name_of_a_counter_{number}", number)
+    metrics.send()
+    received = 0
+    while received < 200:
+        datagram = statsd.socket.recv(65536)
+        assert len(datagram) <= 1432
+        received += len(datagram.split(b"\n"))
+    assert received == 200
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Stand in for the machine's name service: give the function that makes a name known."""
+    real, names = socket.getaddrinfo, dict[str, str]()
+
+    def getaddrinfo(host: Any, *rest: Any, **options: Any) -> Any:
+        if host == "graphite.example" and host not in names:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return real(names.get(host, host), *rest, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return names.__setitem__
+
+
+def test_what_is_counted_before_the_name_resolves_is_sent_once_it_does(
+    resolver: Callable[[str, str], None]
+) -> None:
+    """Neither the making nor the counting raises meanwhile."""
+    statsd = Statsd(socket.AF_INET, "127.0.0.1")
+    metrics = Metrics("graphite.example", statsd.port, "")
+    for _ in range(3):
+        metrics.count("a")
+        metrics.send()
+    resolver("graphite.example", "127.0.0.1")
+    metrics.count("a")
+    metrics.close()
+    total = 0
+    while total < 4:
+        total += sum(int(line[2:-2]) for line in statsd.lines(1))
+    assert total == 4
+    statsd.socket.close()
+
+
+@pytest.mark.parametrize("host", ["graphite.example", "a..b", "x" * 300])
+def test_a_name_that_never_resolves_holds_up_nobody(
+    host: str, resolver: Callable[[str, str], None]
+) -> None:
+    assert resolver is not None
+    metrics = Metrics(host, 8125, "")
+    for _ in range(100):
+        metrics.count("a")
+        metrics.timing("t", 1.0)
+        metrics.send()
+    metrics.close()
+
+
+def test_a_port_where_nobody_listens_holds_up_nobody(statsd: Statsd) -> None:
+    statsd.socket.close()
+    metrics = Metrics(statsd.host, statsd.port, "")
+    for _ in range(100):
+        metrics.count("a")
+        metrics.send()
+    metrics.close()

@@ -1,0 +1,152 @@
+"""Each variable of the contract: its default, what it takes, and the line for what it is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from idempotent_consumer.service import Service
+from idempotent_consumer.settings import Settings, SettingsError
+
+DEFAULTS: dict[str, tuple[str, object]] = {
+    "ENABLE_ETCD": ("enable_etcd", False),
+    "RABBITMQ_URL": ("rabbitmq_urls", ("amqp://guest:guest@localhost:5672/",)),
+    "ETCD_ENDPOINTS": ("etcd_endpoints", (("localhost", 2379),)),
+    "ETCD_USER": ("etcd_user", None),
+    "ETCD_PASSWORD": ("etcd_password", None),
+    "ETCD_CA_CERT": ("etcd_ca_cert", None),
+    "ETCD_CERT": ("etcd_cert", None),
+    "ETCD_KEY": ("etcd_key", None),
+    "STATSD_HOST": ("statsd_host", "localhost"),
+    "STATSD_PORT": ("statsd_port", 8125),
+    "STATSD_PREFIX": ("statsd_prefix", ""),
+    "DEDUP_WINDOW": ("dedup_window_s", 24 * 3600),
+    "BATCH_SIZE": ("batch_size", 128),
+    "ETCD_MAX_TXN_OPS": ("etcd_max_txn_ops", 128),
+    "RETRY_DELAYS": ("retry_delays", (("1s", 1), ("10s", 10), ("60s", 60))),
+    "HEALTH_PORT": ("health_port", 0),
+    "LOG_LEVEL": ("log_level", "info"),
+    "LOG_FORMAT": ("log_format", None),
+}
+
+
+def read(**environ: str) -> Settings:
+    return Settings.from_environ(environ)
+
+
+@pytest.mark.parametrize(("variable", "field", "default"),
+                         [(v, f, d) for v, (f, d) in DEFAULTS.items()], ids=list(DEFAULTS))
+@pytest.mark.parametrize("blank", [None, "", "  ", "\t\n"])
+def test_unset_and_blank_mean_the_default(
+    variable: str, field: str, default: object, blank: str | None
+) -> None:
+    settings = read() if blank is None else read(**{variable: blank})
+    assert getattr(settings, field) == default
+
+
+def test_a_variable_of_somebody_elses_is_not_looked_at() -> None:
+    assert read(PATH="/bin", ENABLE_ETC="true") == Settings()
+
+
+@pytest.mark.parametrize(("variable", "text", "field", "expected"), [
+    ("ENABLE_ETCD", "true", "enable_etcd", True),
+    ("ENABLE_ETCD", "TRUE", "enable_etcd", True),
+    ("ENABLE_ETCD", "1", "enable_etcd", True),
+    ("ENABLE_ETCD", "off", "enable_etcd", False),
+    ("RABBITMQ_URL", "amqps://u:p@h:5671/v", "rabbitmq_urls", ("amqps://u:p@h:5671/v",)),
+    ("RABBITMQ_URL", "amqp://a , amqp://b,", "rabbitmq_urls", ("amqp://a", "amqp://b")),
+    ("ETCD_ENDPOINTS", "a:1,b", "etcd_endpoints", (("a", 1), ("b", 2379))),
+    ("ETCD_ENDPOINTS", "http://etcd:2379/", "etcd_endpoints", (("etcd", 2379),)),
+    ("ETCD_ENDPOINTS", "[::1]:23790", "etcd_endpoints", (("::1", 23790),)),
+    ("STATSD_HOST", " graphite ", "statsd_host", "graphite"),
+    ("STATSD_PORT", "9125", "statsd_port", 9125),
+    ("STATSD_PREFIX", "eu.shop.", "statsd_prefix", "eu.shop"),
+    ("DEDUP_WINDOW", "0", "dedup_window_s", 0),
+    ("DEDUP_WINDOW", "90s", "dedup_window_s", 90),
+    ("DEDUP_WINDOW", "10m", "dedup_window_s", 600),
+    ("DEDUP_WINDOW", "7d", "dedup_window_s", 7 * 86400),
+    ("BATCH_SIZE", "1", "batch_size", 1),
+    ("ETCD_MAX_TXN_OPS", "1024", "etcd_max_txn_ops", 1024),
+    ("RETRY_DELAYS", "5s, 2m", "retry_delays", (("5s", 5), ("2m", 120))),
+    ("HEALTH_PORT", "8080", "health_port", 8080),
+    ("LOG_LEVEL", "DEBUG", "log_level", "debug"),
+    ("LOG_FORMAT", "json", "log_format", "json"),
+])
+def test_what_a_variable_takes(variable: str, text: str, field: str, expected: object) -> None:
+    assert getattr(read(**{variable: text}), field) == expected
+
+
+@pytest.mark.parametrize(("variable", "text"), [
+    ("ENABLE_ETCD", "ture"), ("ENABLE_ETCD", "2"),
+    ("RABBITMQ_URL", "localhost:5672"), ("RABBITMQ_URL", "http://localhost"),
+    ("RABBITMQ_URL", "amqp://"), ("RABBITMQ_URL", "amqp://h:port/"),
+    ("RABBITMQ_URL", "amqp://a,b"), ("RABBITMQ_URL", ","),
+    ("ETCD_ENDPOINTS", "a:b"), ("ETCD_ENDPOINTS", "a:99999"), ("ETCD_ENDPOINTS", "a:1/path"),
+    ("ETCD_ENDPOINTS", ":2379"), ("ETCD_ENDPOINTS", "[::1"), ("ETCD_ENDPOINTS", ","),
+    ("ETCD_CA_CERT", "/no/such/file"), ("ETCD_CERT", "/no/such/file"), ("ETCD_KEY", "/"),
+    ("STATSD_PORT", "0"), ("STATSD_PORT", "65536"), ("STATSD_PORT", "8125.0"),
+    ("STATSD_PREFIX", "a:b"), ("STATSD_PREFIX", "a b"),
+    ("DEDUP_WINDOW", "24"), ("DEDUP_WINDOW", "-1s"), ("DEDUP_WINDOW", "1.5h"),
+    ("DEDUP_WINDOW", "1w"), ("DEDUP_WINDOW", "9999999999d"), ("DEDUP_WINDOW", "9000000000s"),
+    ("BATCH_SIZE", "0"), ("BATCH_SIZE", "many"), ("BATCH_SIZE", "4097"),
+    ("ETCD_MAX_TXN_OPS", "3"), ("ETCD_MAX_TXN_OPS", "1e3"),
+    ("RETRY_DELAYS", "1s,10"), ("RETRY_DELAYS", "0s"), ("RETRY_DELAYS", "31d"),
+    ("HEALTH_PORT", "-1"), ("HEALTH_PORT", "70000"), ("HEALTH_PORT", "٣"),
+    ("LOG_LEVEL", "loud"), ("LOG_FORMAT", "xml"),
+])
+def test_a_wrong_value_gives_one_line_that_names_its_variable(variable: str, text: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        read(**{variable: text})
+    message = str(raised.value)
+    assert message.startswith(variable)
+    assert "\n" not in message
+    assert len(message) > len(variable) + 15, "it says what the variable takes"
+
+
+@pytest.mark.parametrize("secret", [
+    {"RABBITMQ_URL": "http://guest:hunter2@localhost"},
+    {"RABBITMQ_URL": "amqp://guest:hunter2@localhost:port/"},
+    {"RABBITMQ_URL": "amqp://guest:x,hunter2@localhost/"},
+    {"ETCD_PASSWORD": "hunter2"},
+    {"ETCD_PASSWORD": "hunter2", "ETCD_USER": "root", "BATCH_SIZE": "x"},
+])
+def test_a_secret_never_stands_in_the_message(secret: dict[str, str]) -> None:
+    with pytest.raises(SettingsError) as raised:
+        read(**secret)
+    assert "hunter2" not in str(raised.value)
+
+
+def files(directory: Path, *variables: str) -> dict[str, str]:
+    (directory / "a.pem").write_text("x")
+    return dict.fromkeys(variables, str(directory / "a.pem"))
+
+
+@pytest.mark.parametrize("given", [["ETCD_CERT"], ["ETCD_KEY"], ["ETCD_CERT", "ETCD_KEY"],
+                                   ["ETCD_CA_CERT", "ETCD_CERT"], ["ETCD_CA_CERT", "ETCD_KEY"]])
+def test_half_of_what_tls_needs_is_refused(given: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="ETCD_CERT"):
+        read(**files(tmp_path, *given))
+
+
+@pytest.mark.parametrize("given", [["ETCD_CA_CERT"], ["ETCD_CA_CERT", "ETCD_CERT", "ETCD_KEY"]])
+def test_what_tls_needs_is_taken(given: list[str], tmp_path: Path) -> None:
+    settings = read(**files(tmp_path, *given))
+    assert settings.etcd_ca_cert == str(tmp_path / "a.pem")
+
+
+@pytest.mark.parametrize("half", [{"ETCD_USER": "root"}, {"ETCD_PASSWORD": "x"}])
+def test_user_and_password_go_together(half: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match="ETCD_USER and ETCD_PASSWORD"):
+        read(**half)
+
+
+def test_a_wrong_setting_ends_a_service_with_one_line_and_code_2(
+    capsys: pytest.CaptureFixture[str]
+) -> None:
+    environ: dict[str, Any] = {"BATCH_SIZE": "none"}
+    assert Service("order", noun="orders").run(environ) == 2
+    out, err = capsys.readouterr()
+    assert err == "order: BATCH_SIZE is 'none': write a whole number from 1 to 4096\n"
+    assert out == ""

@@ -1,0 +1,556 @@
+"""The etcd in memory is held to what a real etcd does: each test runs against both.
+
+The unit tests and the simulation believe the one in memory; here is why they may.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Protocol
+
+import pytest
+from etcd3 import etcdrpc as pb
+
+from fakes.etcd import FakeEtcd
+from fakes.loop import ManualLoop
+from fakes.store import MAX_LEASE_TTL_S, Store
+from harness.servers import Servers
+from harness.wait import eventually
+from harness.web import fetch_json
+from idempotent_consumer.ledger.etcd import Etcd, EtcdError, Failure
+from idempotent_consumer.settings import Settings
+
+MAX_TXN_OPS = 1024
+_numbers = count(1)
+
+
+def put(key: bytes, value: bytes, lease: int = 0) -> Any:
+    """Return the operation that writes a key."""
+    return pb.RequestOp(request_put=pb.PutRequest(key=key, value=value, lease=lease))
+
+
+def get(key: bytes) -> Any:
+    """Return the operation that reads a key."""
+    return pb.RequestOp(request_range=pb.RangeRequest(key=key))
+
+
+def unchanged(key: bytes, mod_revision: int) -> Any:
+    """Return the comparison that holds while a key is at this revision."""
+    return pb.Compare(
+        result=pb.Compare.EQUAL, target=pb.Compare.MOD, key=key, mod_revision=mod_revision
+    )
+
+
+class Client(Protocol):
+    """A client that waits for its replies."""
+
+    def call_and_wait(self, method: str, request: Any) -> Any:
+        """Return the reply, or raise EtcdError."""
+        ...
+
+
+@dataclass
+class Subject:
+    """An etcd under test, and a prefix of the test's own in it."""
+
+    client: Client
+    prefix: str
+    eventually: Callable[[Callable[[], None]], None]
+    revoke: Callable[[int], None]
+    raise_alarm: Callable[[], None]
+    end_alarm: Callable[[], None]
+
+    def key(self, name: str) -> bytes:
+        """Return a key of the test's own."""
+        return (self.prefix + name).encode()
+
+    def txn(self, compare: Any = (), then: Any = (), otherwise: Any = ()) -> Any:
+        """Do a transaction."""
+        request = pb.TxnRequest(compare=compare, success=then, failure=otherwise)
+        return self.client.call_and_wait("Txn", request)
+
+    def put(self, name: str, value: bytes = b"v", lease: int = 0) -> int:
+        """Write a key, and return its revision."""
+        return int(self.txn(then=[put(self.key(name), value, lease)]).header.revision)
+
+    def delete(self, name: str, end: str = "") -> Any:
+        """Delete a key or a range of them."""
+        return self.txn(then=[self.deletion(name, end)])
+
+    def deletion(self, name: str, end: str = "") -> Any:
+        """Return the operation that deletes."""
+        range_end = self.key(end) if end else b""
+        return pb.RequestOp(
+            request_delete_range=pb.DeleteRangeRequest(key=self.key(name), range_end=range_end)
+        )
+
+    def range(self, name: str = "", *, end: bytes | None = None, **options: Any) -> Any:
+        """Read the keys from a name to the end of the prefix."""
+        stop = self.prefix[:-1].encode() + b"0" if end is None else end
+        return self.client.call_and_wait(
+            "Range", pb.RangeRequest(key=self.key(name), range_end=stop, **options)
+        )
+
+    def get(self, name: str) -> Any:
+        """Return what a key holds, or None."""
+        kvs = self.range(name, end=b"").kvs
+        return kvs[0] if kvs else None
+
+    def grant(self, ttl_s: int = 60) -> Any:
+        """Grant a lease."""
+        return self.client.call_and_wait("LeaseGrant", pb.LeaseGrantRequest(TTL=ttl_s))
+
+    def refuses(self, method: str, request: Any) -> EtcdError:
+        """Return the error with which a request is refused."""
+        with pytest.raises(EtcdError) as raised:
+            self.client.call_and_wait(method, request)
+        return raised.value
+
+
+def in_memory() -> Subject:
+    """Return the etcd in memory."""
+    loop = ManualLoop()
+    store = Store(loop.now_s, MAX_TXN_OPS)
+
+    def wait(assertion: Callable[[], None]) -> None:
+        for _ in range(100):
+            try:
+                return assertion()
+            except AssertionError:
+                loop.advance(0.5)
+        return assertion()
+
+    def alarm(on: bool) -> Callable[[], None]:
+        def switch() -> None:
+            store.out_of_space = on
+
+        return switch
+
+    return Subject(
+        FakeEtcd(loop, store), "/contract/1/", wait, store.revoke, alarm(True), alarm(False)
+    )
+
+
+def real(servers: Servers, client: Etcd) -> Subject:
+    """Return the real one."""
+
+    def post(path: str, **body: str) -> None:
+        fetch_json("POST", f"http://{servers.etcd.endpoint}/v3/{path}", body, timeout_s=10)
+
+    def alarm(action: str) -> None:
+        post("maintenance/alarm", action=action, memberID="1", alarm="NOSPACE")
+
+    return Subject(
+        client,
+        f"/contract/{next(_numbers)}/",
+        eventually,
+        lambda lease: post("lease/revoke", ID=str(lease)),
+        lambda: alarm("ACTIVATE"),
+        lambda: alarm("DEACTIVATE"),
+    )
+
+
+@pytest.fixture(params=["in memory", "real"])
+def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    """Give each of the two."""
+    if request.param == "in memory":
+        yield in_memory()
+        return
+    servers: Servers = request.getfixturevalue("servers")
+    servers.heal()
+    with real_client(servers) as client:
+        yield real(servers, client)
+
+
+class real_client:  # noqa: N801 - read as a function.
+    """A client of the real etcd, closed in the end."""
+
+    def __init__(self, servers: Servers) -> None:
+        self._client = Etcd(Settings.from_environ({"ETCD_ENDPOINTS": servers.etcd.endpoint}))
+
+    def __enter__(self) -> Etcd:
+        return self._client
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+
+# Revisions and versions.
+
+
+def test_each_change_is_one_revision_and_counts_its_keys_versions(subject: Subject) -> None:
+    first, second = subject.put("a"), subject.put("a", b"w")
+    assert second == first + 1
+    kv = subject.get("a")
+    assert (kv.create_revision, kv.mod_revision, kv.version, kv.value) == (first, second, 2, b"w")
+
+
+def test_all_puts_of_a_transaction_have_one_revision(subject: Subject) -> None:
+    before = subject.put("z")
+    reply = subject.txn(then=[put(subject.key(name), b"v") for name in "abc"])
+    assert reply.header.revision == before + 1
+    assert {subject.get(name).mod_revision for name in "abc"} == {before + 1}
+
+
+def test_a_deleted_key_begins_anew(subject: Subject) -> None:
+    subject.put("a")
+    reply = subject.delete("a")
+    assert reply.responses[0].response_delete_range.deleted == 1
+    assert subject.get("a") is None
+    revision = subject.put("a")
+    kv = subject.get("a")
+    assert (kv.create_revision, kv.version) == (revision, 1)
+
+
+def test_what_changes_nothing_is_no_revision(subject: Subject) -> None:
+    before = subject.put("a")
+    assert subject.delete("absent").header.revision == before
+    assert subject.txn(then=[get(subject.key("a"))]).header.revision == before
+    assert subject.txn().header.revision == before
+
+
+# Transactions.
+
+
+def test_then_is_done_where_every_comparison_holds_else_else(subject: Subject) -> None:
+    key = subject.key("a")
+    first = subject.txn([unchanged(key, 0)], [put(key, b"first")], [get(key)])
+    assert first.succeeded
+    second = subject.txn([unchanged(key, 0)], [put(key, b"second")], [get(key)])
+    assert not second.succeeded
+    (kv,) = second.responses[0].response_range.kvs
+    assert (kv.value, kv.mod_revision) == (b"first", first.header.revision)
+
+
+COMPARISONS = [
+    (target, result, name)
+    for target in ("MOD", "CREATE", "VERSION", "VALUE")
+    for result in ("EQUAL", "NOT_EQUAL", "GREATER", "LESS")
+    for name in ("present", "absent")
+]
+
+
+@pytest.mark.parametrize("against", ["less", "equal", "greater"])
+def test_every_comparison_means_the_same(subject: Subject, against: str) -> None:
+    """Absent keys too: they compare as zeros, but have no value to compare."""
+    revision = subject.put("present", b"m")
+    offset = ["less", "equal", "greater"].index(against) - 1
+    holds = {}
+    for target, result, name in COMPARISONS:
+        present = {"MOD": revision, "CREATE": revision, "VERSION": 1}.get(target, 0)
+        base = present if name == "present" else 0
+        field = {
+            "MOD": "mod_revision",
+            "CREATE": "create_revision",
+            "VERSION": "version",
+            "VALUE": "value",
+        }[target]
+        wanted = bytes([ord("m") + offset]) if target == "VALUE" else base + offset
+        compare = pb.Compare(
+            key=subject.key(name),
+            result=pb.Compare.CompareResult.Value(result),
+            target=pb.Compare.CompareTarget.Value(target),
+            **{field: wanted},
+        )
+        holds[target, result, name] = subject.txn([compare]).succeeded
+    expected = {
+        "less": ("NOT_EQUAL", "GREATER"),
+        "equal": ("EQUAL",),
+        "greater": ("NOT_EQUAL", "LESS"),
+    }[against]
+    assert holds == {
+        (target, result, name): result in expected and (target, name) != ("VALUE", "absent")
+        for target, result, name in COMPARISONS
+    }
+
+
+def test_a_transaction_reads_what_it_has_written(subject: Subject) -> None:
+    key = subject.key("a")
+    before, written, after = subject.txn(then=[get(key), put(key, b"v"), get(key)]).responses
+    assert list(before.response_range.kvs) == []
+    assert written.HasField("response_put")
+    assert after.response_range.kvs[0].value == b"v"
+
+
+def test_a_key_twice_is_refused(subject: Subject) -> None:
+    key = subject.key("a")
+    error = subject.refuses("Txn", pb.TxnRequest(success=[put(key, b"1"), put(key, b"2")]))
+    assert "duplicate key" in str(error)
+    assert error.failure is Failure.UNKNOWN
+    otherwise = pb.TxnRequest(success=[], failure=[put(key, b"1"), put(key, b"2")])
+    assert "duplicate key" in str(subject.refuses("Txn", otherwise))
+    assert subject.get("a") is None
+
+
+@pytest.mark.parametrize("part", ["compare", "success", "failure"])
+def test_each_part_of_a_transaction_has_the_bound_of_its_own(subject: Subject, part: str) -> None:
+    def request(number: int) -> Any:
+        keys = [subject.key(str(n)) for n in range(number)]
+        operations = [unchanged(k, 0) if part == "compare" else put(k, b"v") for k in keys]
+        return pb.TxnRequest(**{part: operations})
+
+    full = request(MAX_TXN_OPS)
+    full.failure.extend(get(subject.key("x")) for _ in range(MAX_TXN_OPS - len(full.failure)))
+    subject.client.call_and_wait("Txn", full)
+    error = subject.refuses("Txn", request(MAX_TXN_OPS + 1))
+    assert "too many operations" in str(error)
+
+
+# Ranges.
+
+
+def test_a_range_has_its_keys_in_order_and_says_what_it_leaves_out(subject: Subject) -> None:
+    names = ["a", "a\0", "a/b", "aa", "b", "\x7f", "ä"]
+    for name in reversed(names):
+        subject.put(name)
+    whole = subject.range()
+    assert [kv.key for kv in whole.kvs] == [subject.key(name) for name in sorted(names)]
+    assert (whole.count, whole.more) == (7, False)
+    page = subject.range(limit=3)
+    assert ([kv.key for kv in page.kvs], page.count, page.more) == (
+        [subject.key(name) for name in sorted(names)[:3]],
+        7,
+        True,
+    )
+    assert not subject.range(limit=7).more
+    rest = subject.range("a/b", limit=100)
+    assert rest.count == 5
+
+
+@pytest.mark.parametrize("options", [{"count_only": True}, {"keys_only": True}])
+def test_a_range_can_leave_out_values_or_all_but_the_count(
+    subject: Subject, options: dict[str, Any]
+) -> None:
+    subject.put("a")
+    reply = subject.range(**options)
+    assert reply.count == 1
+    assert [kv.value for kv in reply.kvs] == ([] if "count_only" in options else [b""])
+
+
+def test_a_range_at_a_revision_shows_that_instant(subject: Subject) -> None:
+    subject.put("a", b"old")
+    then = subject.put("b")
+    subject.put("a", b"new")
+    subject.delete("b")
+    subject.put("c")
+    reply = subject.range(revision=then)
+    assert [(kv.key, kv.value) for kv in reply.kvs] == [
+        (subject.key("a"), b"old"),
+        (subject.key("b"), b"v"),
+    ]
+    assert reply.header.revision == then + 3
+    assert "future revision" in str(
+        subject.refuses("Range", pb.RangeRequest(key=subject.key("a"), revision=then + 1000))
+    )
+
+
+def test_a_range_of_keys_can_be_deleted(subject: Subject) -> None:
+    for name in "abcd":
+        subject.put(name)
+    reply = subject.delete("b", "d")
+    assert reply.responses[0].response_delete_range.deleted == 2
+    assert [kv.key for kv in subject.range().kvs] == [subject.key("a"), subject.key("d")]
+
+
+# Leases.
+
+
+def test_a_key_ends_with_its_lease(subject: Subject) -> None:
+    lease = subject.grant(2)
+    assert lease.TTL == 2
+    subject.put("a", lease=lease.ID)
+    subject.put("kept")
+    assert subject.get("a").lease == lease.ID
+
+    def gone() -> None:
+        assert subject.get("a") is None
+
+    subject.eventually(gone)
+    assert subject.get("kept") is not None
+
+
+def test_a_lease_has_a_least_time(subject: Subject) -> None:
+    assert subject.grant(1).TTL == 2
+
+
+def test_a_lease_has_a_longest_time(subject: Subject) -> None:
+    assert subject.grant(MAX_LEASE_TTL_S).TTL == MAX_LEASE_TTL_S
+    error = subject.refuses("LeaseGrant", pb.LeaseGrantRequest(TTL=MAX_LEASE_TTL_S + 1))
+    assert "too large lease TTL" in str(error)
+
+
+def test_a_lease_id_can_be_had_once(subject: Subject) -> None:
+    lease = subject.grant().ID
+    error = subject.refuses("LeaseGrant", pb.LeaseGrantRequest(TTL=60, ID=lease))
+    assert "already exists" in str(error)
+
+
+def test_revoking_a_lease_deletes_its_keys_in_one_step(subject: Subject) -> None:
+    lease = subject.grant().ID
+    for name in "abc":
+        revision = subject.put(name, lease=lease)
+    subject.revoke(lease)
+    gone = subject.range()
+    assert (gone.count, gone.header.revision) == (0, revision + 1)
+    assert subject.put("d") == revision + 2
+
+
+def test_a_later_put_takes_a_key_from_its_lease(subject: Subject) -> None:
+    """So does a put without one: a record that is done does not end with its claim."""
+    claim, window = subject.grant().ID, subject.grant().ID
+    for name, lease in (("a", window), ("b", 0), ("c", claim)):
+        subject.put(name, lease=claim)
+        subject.put(name, b"done", lease=lease)
+    subject.revoke(claim)
+    assert [kv.key for kv in subject.range().kvs] == [subject.key("a"), subject.key("b")]
+
+
+def test_an_unknown_lease_is_refused_and_nothing_is_written(subject: Subject) -> None:
+    key = subject.key("a")
+    request = pb.TxnRequest(success=[put(subject.key("b"), b"v"), put(key, b"v", 12345)])
+    error = subject.refuses("Txn", request)
+    assert error.failure is Failure.LEASE_NOT_FOUND
+    assert "requested lease not found" in str(error)
+    assert subject.range().count == 0
+
+
+def test_an_unknown_lease_in_the_branch_not_taken_does_not_matter(subject: Subject) -> None:
+    """So a duplicate is told as such although the lease has gone."""
+    key = subject.key("a")
+    subject.put("a")
+    reply = subject.txn([unchanged(key, 0)], [put(key, b"v", 12345)], [get(key)])
+    assert not reply.succeeded
+    assert len(reply.responses[0].response_range.kvs) == 1
+
+
+def test_keeping_a_lease_alive_renews_it_and_an_unknown_one_has_no_time(subject: Subject) -> None:
+    """That is a reply, and no error."""
+    lease = subject.grant(30).ID
+    kept = subject.client.call_and_wait("LeaseKeepAlive", pb.LeaseKeepAliveRequest(ID=lease))
+    assert lease == kept.ID
+    assert kept.TTL == 30
+    unknown = subject.client.call_and_wait("LeaseKeepAlive", pb.LeaseKeepAliveRequest(ID=12345))
+    assert (unknown.ID, unknown.TTL) == (12345, 0)
+
+
+# Refusals.
+
+
+def test_an_etcd_without_space_writes_nothing_and_reads_everything(subject: Subject) -> None:
+    subject.put("a")
+    lease = subject.grant().ID
+    key = subject.key("a")
+    subject.raise_alarm()
+    try:
+        write = pb.TxnRequest(
+            compare=[unchanged(key, 0)], success=[put(key, b"w")], failure=[get(key)]
+        )
+        errors = [
+            subject.refuses("Txn", write),
+            subject.refuses("LeaseGrant", pb.LeaseGrantRequest(TTL=60)),
+        ]
+        assert all("database space exceeded" in str(error) for error in errors)
+        assert {error.failure for error in errors} == {Failure.UNKNOWN}
+        assert subject.get("a").value == b"v"
+        assert subject.txn(then=[get(key)]).succeeded
+        alive = subject.client.call_and_wait("LeaseKeepAlive", pb.LeaseKeepAliveRequest(ID=lease))
+        assert alive.TTL == 60
+    finally:
+        subject.end_alarm()
+    assert subject.put("a") > 0
+
+
+def test_a_login_where_none_is_wanted_is_an_authentication_error(subject: Subject) -> None:
+    login = pb.AuthenticateRequest(name="root", password="x")
+    assert subject.refuses("Authenticate", login).failure is Failure.AUTHENTICATION
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        ("Range", pb.RangeRequest()),
+        ("Txn", pb.TxnRequest(success=[put(b"", b"v")])),
+    ],
+)
+def test_an_empty_key_is_refused(subject: Subject, method: str, request_: Any) -> None:
+    assert "key is not provided" in str(subject.refuses(method, request_))
+
+
+# Whatever is asked.
+
+
+def random_txn(chance: random.Random, subject: Subject, seen: list[int], leases: list[int]) -> Any:
+    """Return a transaction over five keys, with comparisons that often hold."""
+
+    def key() -> bytes:
+        return subject.key(chance.choice("abcde"))
+
+    def operations() -> list[Any]:
+        puts = {key(): chance.choice([0, *leases]) for _ in range(chance.randrange(3))}
+        chosen = [put(k, b"%d" % chance.randrange(9), lease) for k, lease in puts.items()]
+        chosen += [get(key()) for _ in range(chance.randrange(3))]
+        if not puts and chance.random() < 0.5:
+            chosen.append(subject.deletion(chance.choice("abcde")))
+        chance.shuffle(chosen)
+        return chosen
+
+    compare = [
+        unchanged(key(), chance.choice([0, 0, *seen[-3:]])) for _ in range(chance.randrange(3))
+    ]
+    return pb.TxnRequest(compare=compare, success=operations(), failure=operations())
+
+
+def told(subject: Subject, reply: Any, base: int, leases: list[int]) -> Any:
+    """Return a reply without what differs between two etcds: the first revision, and ids."""
+
+    def kv_of(kv: Any) -> Any:
+        lease = leases.index(kv.lease) if kv.lease else None
+        return (
+            kv.key[len(subject.prefix) :],
+            kv.value,
+            kv.version,
+            kv.mod_revision - base,
+            kv.create_revision - base,
+            lease,
+        )
+
+    responses = [
+        (
+            r.WhichOneof("response"),
+            r.response_delete_range.deleted,
+            [kv_of(kv) for kv in r.response_range.kvs],
+            r.response_range.count,
+        )
+        for r in reply.responses
+    ]
+    return reply.header.revision - base, reply.succeeded, responses
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_random_history_reads_the_same(seed: int, servers: Servers) -> None:
+    """The same requests to both, and the same replies from both, to the last revision."""
+    servers.heal()
+    with real_client(servers) as client:
+        histories = [history(subject, seed) for subject in (in_memory(), real(servers, client))]
+    assert histories[0] == histories[1]
+    assert any(step[1] for step in histories[0])
+    assert not all(step[1] for step in histories[0])
+
+
+def history(subject: Subject, seed: int) -> list[Any]:
+    """Do fifty requests, and return what each was answered."""
+    chance, seen, steps = random.Random(seed), list[int](), list[Any]()
+    leases = [subject.grant().ID for _ in range(3)]
+    alive = list(leases)
+    base = subject.txn().header.revision
+    for _ in range(50):
+        if len(alive) > 1 and chance.random() < 0.05:
+            subject.revoke(alive.pop(chance.randrange(len(alive))))
+        request = random_txn(chance, subject, seen, alive)
+        reply = subject.client.call_and_wait("Txn", request)
+        seen.append(reply.header.revision)
+        steps.append(told(subject, reply, base, leases))
+    return steps
