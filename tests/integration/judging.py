@@ -1,0 +1,163 @@
+"""What a test waits for and what it judges by."""
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from harness.broker import Broker, Message
+from harness.checker import doubles, judge
+from harness.publisher import Event
+from harness.server import RabbitMQ
+from harness.services import Health, Service
+from harness.statsd import StatsdListener
+from harness.store import Store, record_prefix
+from harness.wait import eventually
+from integration.load import ids
+
+T = TypeVar("T")
+
+StartService = Callable[..., Service]
+
+OUTCOMES = (
+    "processed",
+    "processed_skipped",
+    "ignored",
+    "conflicted",
+    "invalid",
+    "failed",
+    "retried",
+    "returned",
+)
+
+
+def becomes(read: Callable[[], T], expected: T, timeout_s: float = 30.0) -> None:
+    """Wait until what is read equals what is expected; raises AssertionError with the last."""
+
+    def equal() -> None:
+        if (found := read()) != expected:
+            raise AssertionError(f"{found!r} is not {expected!r}")
+
+    eventually(equal, timeout_s)
+
+
+def passes(read: Callable[[], int], limit: int, timeout_s: float = 30.0) -> None:
+    """Wait until what is read is above a limit; raises AssertionError with the last."""
+
+    def above() -> None:
+        if (found := read()) <= limit:
+            raise AssertionError(f"{found} is not above {limit}")
+
+    eventually(above, timeout_s)
+
+
+def throughout(duration_s: float, assertion: Callable[[], object]) -> None:
+    """Let a fault last, and check all the while."""
+    until = time.monotonic() + duration_s
+
+    def over() -> None:
+        try:
+            assertion()
+        except AssertionError as error:
+            raise RuntimeError(f"meanwhile: {error}") from error
+        if time.monotonic() < until:
+            raise AssertionError("not over")
+
+    eventually(over, duration_s + 60)
+
+
+def not_ready(service: Service, *missing: str) -> dict[str, str]:
+    """Return why a service is not ready; raises AssertionError unless these are among them."""
+    health: Health = service.health()
+    if health.status != 503 or not set(missing) <= set(health.body["missing"]):
+        raise AssertionError(f"{health}, where {missing} should be missing")
+    if not service.running:
+        raise AssertionError("it has ended")
+    reasons: dict[str, str] = health.body["missing"]
+    return reasons
+
+
+def lines(service: Service, text: str) -> list[dict[str, Any]]:
+    """Return the log lines whose message contains a text."""
+    return [
+        line
+        for raw in service.logs().splitlines(keepends=True)
+        if raw.endswith("}\n") and text in (line := json.loads(raw)).get("event", "")
+    ]
+
+
+def says(service: Service, text: str, times: int = 1) -> list[dict[str, Any]]:
+    """Return the log lines with a text; raises AssertionError unless there are so many."""
+    found = lines(service, text)
+    if len(found) < times:
+        raise AssertionError(f"{len(found)} times {text!r}")
+    return found
+
+
+def counters(statsd: StatsdListener, noun: str, *, prefix: str = "") -> dict[str, int]:
+    """Return a service's counters of outcomes that are not 0, by their ends."""
+    counts = {name: statsd.count(f"{prefix}{noun}_{name}") for name in ("received", *OUTCOMES)}
+    return {name: number for name, number in counts.items() if number}
+
+
+def assert_each_delivered_once(statsd: StatsdListener, noun: str, sent: int) -> None:
+    """Raise AssertionError unless so many arrived and all were settled: none came a second time."""
+    counts = counters(statsd, noun)
+    settled = counts.get("processed", 0) + counts.get("processed_skipped", 0)
+    if not counts.get("received") == settled == sent:
+        raise AssertionError(f"{sent} sent, and {statsd.counts()}")
+
+
+def assert_counters_add_up(statsd: StatsdListener, noun: str, *, prefix: str = "") -> None:
+    """Raise AssertionError unless each delivery received has come to one counted end."""
+    counts = counters(statsd, noun, prefix=prefix)
+    if counts.pop("received", 0) != sum(counts.values()):
+        raise AssertionError(f"{statsd.counts()}")
+
+
+def wait_drained(broker: Broker, *queues: str, timeout_s: float = 60.0) -> None:
+    """Wait until the queues hold nothing, neither ready nor unacked."""
+    eventually(lambda: broker.assert_drained(*queues), timeout_s, also=(OSError,))
+
+
+def assert_handled_once(
+    service: str,
+    store: Store,
+    *,
+    sent: Iterable[Event],
+    confirmed: Iterable[Event],
+    at_least: int,
+    parked: Iterable[str] = (),
+) -> None:
+    """Judge a run by etcd's whole history: nothing lost, nothing twice, nothing made up.
+
+    Call it when the queues are drained. Orders are judged as strictly as records.
+    """
+    claimed = (record_prefix(service),) if service == "notify" else ()
+    prefixes = (record_prefix(service), *(("/orders/",) if service == "order" else ()))
+    done = store.done(service)
+    verdict = judge(
+        attempted=ids(list(sent)),
+        confirmed=ids(list(confirmed)),
+        recorded=done,
+        parked=parked,
+        double=doubles(store.history(*prefixes), claimed=claimed),
+    )
+    verdict.require(confirmed_at_least=at_least)
+    if service == "order":
+        placed = store.orders()
+        assert set(placed) == done, "an order without its record, or the other way round"
+        assert {found.version for found in placed.values()} == {1}
+
+
+def parked(broker: Broker, service: str, expect: int) -> list[Message]:
+    """Take the dead letters out, and check that there are so many and no more."""
+    found = broker.drain(f"{service}.dead-letter", expect=expect)
+    if len(found) != expect:
+        raise AssertionError(f"{len(found)} dead letters, {expect} expected: {found}")
+    return found
+
+
+def queue_facts(rabbitmq: RabbitMQ, queue: str) -> Any:
+    """Return what the management API shows of a queue; its message counts are seconds old."""
+    return rabbitmq.management("GET", f"/api/queues/%2f/{queue}")

@@ -1,0 +1,114 @@
+"""The receiver of notifications: an HTTP server that counts, refuses and holds requests."""
+
+import contextlib
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+_HOLD_AT_MOST_S = 60.0
+
+
+@dataclass(frozen=True)
+class Call:
+    """One POST as it arrived."""
+
+    key: str
+    body: Any
+
+
+class Sink:
+    """Accepts POSTs with 204 until told otherwise. Made by `listen_http`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: list[Call] = []
+        self._failures: dict[str, int | None] = {}
+        self._open = threading.Event()
+        self._open.set()
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
+        self._thread = threading.Thread(target=self._server.serve_forever, name="sink")
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """Where to POST."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}/notifications"
+
+    @property
+    def calls(self) -> list[Call]:
+        """Every call so far, in order of arrival, the refused and the held ones too."""
+        with self._lock:
+            return list(self._calls)
+
+    def per_key(self) -> Counter[str]:
+        """Return how many calls each idempotency key has had."""
+        return Counter(call.key for call in self.calls)
+
+    def refuse(self, key: str, times: int | None = None) -> None:
+        """Answer the next calls with this key with 500: so many of them, or all."""
+        with self._lock:
+            self._failures[key] = times
+
+    def hold(self) -> None:
+        """Leave calls without an answer until `release`."""
+        self._open.clear()
+
+    def release(self) -> None:
+        """Answer those held, and the following ones at once."""
+        self._open.set()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self.release()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def take(self, call: Call) -> int:
+        """Note a call, hold it if so told, and return the status to answer it with."""
+        with self._lock:
+            self._calls.append(call)
+            left = self._failures.get(call.key, 0)
+            refused = left is None or left > 0
+            if left:
+                self._failures[call.key] = left - 1
+        self._open.wait(_HOLD_AT_MOST_S)
+        return 500 if refused else 204
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # The default of 5 refuses some of a service's calls when they come all at once.
+    request_queue_size = 128
+
+
+def _handler(sink: Sink) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            status = sink.take(Call(self.headers["Idempotency-Key"], body))
+            # The caller may have been killed, or have given up.
+            with contextlib.suppress(OSError):
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    return Handler
+
+
+@contextmanager
+def listen_http() -> Iterator[Sink]:
+    """Listen on a free port for as long as the block runs."""
+    sink = Sink()
+    try:
+        yield sink
+    finally:
+        sink.close()

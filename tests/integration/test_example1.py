@@ -1,0 +1,85 @@
+"""The bare example: it publishes, it consumes what it published, and so does the order service."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.broker import Broker
+from harness.process import Child
+from harness.servers import REPOSITORY, Servers
+from harness.services import CONTRACT_VARIABLES
+from harness.store import Store
+from harness.wait import eventually
+from integration.judging import StartService, passes
+
+
+@pytest.fixture
+def example1(clean: Servers, tmp_path: Path) -> Iterator[Child]:
+    """Run example1 against the broker."""
+    inherited = {key: value for key, value in os.environ.items() if key not in CONTRACT_VARIABLES}
+    child = Child(
+        [sys.executable, "example1.py"],
+        env={**inherited, "RABBITMQ_URL": clean.rabbitmq.url},
+        cwd=REPOSITORY / "example1",
+        log=tmp_path / "example1.log",
+    )
+    child.start()
+    yield child
+    if child.running:
+        child.kill()
+
+
+def published(child: Child) -> set[str]:
+    """Return the ids that it says it has published."""
+    return set(re.findall(r"^published (\S+)", child.output(), re.MULTILINE))
+
+
+def consumed(child: Child) -> set[str]:
+    """Return the ids that it says it has consumed."""
+    return set(re.findall(r'^consumed .*"id": "([^"]+)"', child.output(), re.MULTILINE))
+
+
+def test_example1_and_the_order_service_consume_what_it_publishes(
+    start_service: StartService, store: Store, example1: Child
+) -> None:
+    """Two consumers that never hear of each other; SIGTERM ends it with exit code 0."""
+    start_service("order")
+    passes(lambda: len(published(example1)), 1)
+
+    def both_consumed() -> None:
+        assert consumed(example1) >= published(example1)
+        assert len(store.done("order")) >= 1
+
+    eventually(both_consumed)
+    assert example1.terminate(10) == 0
+    assert store.done("order") <= published(example1)
+
+
+def test_example1_goes_on_after_a_strange_message_and_a_lost_connection(
+    clean: Servers, broker: Broker, example1: Child
+) -> None:
+    """It shows what is no event, says that its connection is lost, and makes a new one."""
+    passes(lambda: len(consumed(example1)), 0)
+    broker.publish_raw(b"\xff not json")
+    passes(lambda: example1.output().count("not json"), 0)
+    clean.rabbitmq.ctl("close_all_connections", "closed by the test")
+    eventually(lambda: _assert_lost(example1))
+    before = consumed(example1)
+    passes(lambda: len(consumed(example1)), len(before))
+    assert example1.terminate(10) == 0
+    # Its queue is its own: exclusive, and gone with it.
+    eventually(lambda: _assert_no_queue(broker))
+
+
+def _assert_lost(example1: Child) -> None:
+    if "no connection to RabbitMQ" not in example1.output():
+        raise AssertionError("it has not noticed")
+
+
+def _assert_no_queue(broker: Broker) -> None:
+    if queues := broker.queues():
+        raise AssertionError(f"left behind: {queues}")

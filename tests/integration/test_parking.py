@@ -1,0 +1,242 @@
+"""What can never succeed is parked with its reason and its body untouched; the rest goes on."""
+
+import datetime as dt
+import json
+from typing import Any
+
+import pika
+import pytest
+
+from harness.broker import Broker, Message
+from harness.servers import Servers
+from harness.statsd import StatsdListener
+from harness.store import Store
+from harness.wait import eventually
+from integration.judging import (
+    StartService,
+    assert_counters_add_up,
+    assert_handled_once,
+    becomes,
+    parked,
+    wait_drained,
+)
+from integration.load import orders
+
+MIB = 1024 * 1024
+
+INVALID = [
+    b"",
+    b"not json",
+    b"{",
+    b"[]",
+    b'"text"',
+    b"7",
+    b"null",
+    b"{}",
+    b'{"type":"new_order"}',
+    b'{"id":"","type":"new_order"}',
+    b'{"id":7,"type":"new_order"}',
+    b'{"id":null,"type":"new_order"}',
+    b'{"id":["a"],"type":"new_order"}',
+    b'{"id":"no-type"}',
+    b'{"id":"empty-type","type":""}',
+    b'{"id":"null-type","type":null}',
+    b'{"id":"null-args","type":"new_order","args":null}',
+    b'{"id":"list-args","type":"new_order","args":[]}',
+    b'{"id":"text-args","type":"new_order","args":"{}"}',
+    b'{"id":"nan","type":"new_order","args":{"a":NaN}}',
+    b'{"id":"infinity","type":"new_order","args":{"a":Infinity}}',
+    b'{"id":"not-utf-8","type":"new_order","args":{"a":"\xff\xfe"}}',
+    '{"id":"utf-16","type":"new_order"}'.encode("utf-16"),
+    b'{"id":"surrogate-\\ud800","type":"new_order"}',
+    b'{"id":"surrogate-in-args","type":"new_order","args":{"a":"\\udfff"}}',
+    b"[" * 1_000_000,
+    b'{"id":"deep","type":"new_order","args":{"a":' + b"[" * 600 + b"]" * 600 + b"}}",
+    b'{"id":"large","type":"new_order","args":{"a":"' + b"x" * MIB + b'"}}',
+    b"x" * (16 * MIB),
+]
+
+
+@pytest.mark.parametrize(("service", "noun"), [("order", "orders"), ("notify", "notifications")])
+def test_what_is_no_event_is_parked_and_its_batch_mates_go_on(
+    start_service: StartService,
+    broker: Broker,
+    store: Store,
+    statsd: StatsdListener,
+    service: str,
+    noun: str,
+) -> None:
+    """Each body comes out as it went in, with the reason `invalid` and an error for people."""
+    assert start_service(service).terminate() == 0
+    events = orders(4 * len(INVALID))
+    for index, body in enumerate(INVALID):
+        broker.publish_raw(body)
+        if index % 5 == 0:
+            broker.publish(events[4 * index : 4 * index + 20])
+    running = start_service(service)
+    becomes(lambda: statsd.count(f"{noun}_invalid"), len(INVALID))
+    becomes(lambda: statsd.count(f"{noun}_processed"), len(events))
+    wait_drained(broker, service)
+    dead = parked(broker, service, len(INVALID))
+    assert sorted(message.body for message in dead) == sorted(INVALID)
+    for message in dead:
+        assert message.headers["x-reason"] == "invalid"
+        assert message.headers["x-error"]
+        assert "x-attempts" not in message.headers
+    assert_handled_once(service, store, sent=events, confirmed=events, at_least=len(events))
+    assert running.health().status == 200
+    eventually(lambda: assert_counters_add_up(statsd, noun))
+
+
+@pytest.mark.parametrize(("service", "noun"), [("order", "orders"), ("notify", "notifications")])
+def test_the_first_body_of_an_id_wins_and_any_other_is_parked(
+    start_service: StartService,
+    broker: Broker,
+    store: Store,
+    statsd: StatsdListener,
+    service: str,
+    noun: str,
+) -> None:
+    """In one batch, later, and after a restart; the record keeps its bytes."""
+    assert start_service(service).terminate() == 0
+    first, *others = (_body(number) for number in range(4))
+    for body in (first, others[0], first):
+        broker.publish_raw(body)
+    running = start_service(service)
+    becomes(lambda: statsd.count(f"{noun}_conflicted"), 1)
+    becomes(lambda: statsd.count(f"{noun}_processed_skipped"), 1)
+    (record,) = store.client.get(f"/service/{service}/")
+    broker.publish_raw(others[1])
+    becomes(lambda: statsd.count(f"{noun}_conflicted"), 2)
+    assert running.terminate() == 0
+    start_service(service)
+    broker.publish_raw(others[2])
+    broker.publish_raw(first)
+    becomes(lambda: statsd.count(f"{noun}_processed_skipped"), 2)
+    wait_drained(broker, service)
+    dead = parked(broker, service, 3)
+    assert [message.body for message in dead] == others
+    assert {message.headers["x-reason"] for message in dead} == {"conflict"}
+    assert all("'one'" in message.headers["x-error"] for message in dead)
+    assert store.client.get(f"/service/{service}/") == [record]
+    assert statsd.count(f"{noun}_processed") == 1
+
+
+def test_the_order_of_a_conflict_stays_that_of_the_first_body(
+    start_service: StartService, broker: Broker, store: Store, statsd: StatsdListener
+) -> None:
+    """The effect of the first is not written over by the second."""
+    start_service("order")
+    broker.publish_raw(_body(1))
+    broker.publish_raw(_body(2))
+    becomes(lambda: statsd.count("orders_conflicted"), 1)
+    placed = store.orders()["one"]
+    assert placed.version == 1
+    assert json.loads(placed.value)["args"] == {"number": 1}
+
+
+def test_a_type_without_a_handler_is_ignored(
+    start_service: StartService, broker: Broker, store: Store, statsd: StatsdListener
+) -> None:
+    """Acked, counted, recorded nowhere."""
+    start_service("order")
+    broker.publish([{"id": "e-1", "type": "order_paid"}])
+    becomes(lambda: statsd.count("orders_ignored"), 1)
+    wait_drained(broker, "order")
+    assert store.client.get("/service/order/") == []
+    assert broker.ready("order.dead-letter") == 0
+
+
+HOSTILE: dict[str, Any] = {
+    "expires": {"expiration": "4000"},
+    "claims-a-sender": {"user_id": "guest"},
+    "carbon-copy": {"headers": {"CC": ["order", "order.dead-letter"], "BCC": ["order"]}},
+    "huge-header": {"headers": {"huge": "x" * 100_000}},
+    "huge-own-headers": {"headers": {"x-error": "x" * 50_000, "x-reason": "none of ours"}},
+    "own-headers-of-other-types": {
+        "headers": {"x-attempts": "many", "x-reason": 7, "x-error": ["a"]}
+    },
+    "forged-deaths": {"headers": {"x-death": "never", "x-delivery-count": 10**9}},
+    "odd-values": {
+        "headers": {
+            "none": None,
+            "bytes": b"\xff\x00",
+            "big": -(2**62),
+            "when": dt.datetime(2020, 1, 1, tzinfo=dt.UTC),
+            "deep": {"a": [{"b": [True, None, {"c": "d"}]}]},
+            "ü" * 100: "ü",
+            "": "nameless",
+        }
+    },
+    "transient": {"delivery_mode": 1, "priority": 255, "reply_to": "x" * 255, "type": "x" * 255},
+    "odd-content": {"content_type": "no/such", "content_encoding": "gzip", "app_id": "ü"},
+}
+
+
+def test_hostile_properties_do_not_keep_a_message_from_being_parked(
+    clean: Servers,
+    start_service: StartService,
+    broker: Broker,
+    statsd: StatsdListener,
+) -> None:
+    """Each is parked once: it does not expire there, is copied nowhere, and stays on disk."""
+    start_service("order")
+    for name, properties in HOSTILE.items():
+        broker.publish_raw(name.encode(), pika.BasicProperties(**properties))
+    publish_what_pika_cannot(clean, "of-odd-types")
+    names = [*HOSTILE, "of-odd-types"]
+    broker.publish(orders(1))
+    becomes(lambda: statsd.count("orders_processed"), 1)
+    becomes(lambda: statsd.count("orders_invalid"), len(names))
+    wait_drained(broker, "order")
+    shown: Any = clean.rabbitmq.management(
+        "POST",
+        "/api/queues/%2f/order.dead-letter/get",
+        {"count": 100, "ackmode": "ack_requeue_true", "encoding": "auto"},
+    )
+    for message in shown:
+        assert "expiration" not in message["properties"]
+        assert "user_id" not in message["properties"]
+        assert message["properties"]["delivery_mode"] == 2
+        assert not {"CC", "BCC", "x-death"} & set(message["properties"]["headers"])
+    dead = parked(broker, "order", len(names))
+    assert sorted(message.body.decode() for message in dead) == sorted(names)
+    assert all(_is_our_reason(message) for message in dead)
+    assert statsd.count("orders_received") == len(names) + 1
+
+
+def test_headers_of_an_ordinary_dead_letter_are_kept(
+    start_service: StartService, broker: Broker
+) -> None:
+    """Who replays a dead letter finds the trace id and the routing that it came with."""
+    start_service("order")
+    properties = pika.BasicProperties(headers={"trace": "t-1", "n": 1}, message_id="m-1")
+    broker.publish_raw(b"not json", properties)
+    (dead,) = parked(broker, "order", 1)
+    assert dead.headers["trace"] == "t-1"
+    assert dead.headers["n"] == 1
+
+
+def publish_what_pika_cannot(servers: Servers, payload: str) -> None:
+    """Publish a body with headers of types that pika reads and cannot write."""
+    answer = servers.rabbitmq.management(
+        "POST",
+        "/api/exchanges/%2f/events/publish",
+        {
+            "properties": {"headers": {"float": 1.5, "table": {"list": [0.1, "a"]}}},
+            "routing_key": "raw",
+            "payload": payload,
+            "payload_encoding": "string",
+        },
+    )
+    assert answer == {"routed": True}
+
+
+def _body(number: int) -> bytes:
+    return b'{"id":"one","type":"new_order","args":{"number":%d}}' % number
+
+
+def _is_our_reason(message: Message) -> bool:
+    return message.headers["x-reason"] == "invalid" and "not JSON" in str(
+        message.headers["x-error"]
+    )

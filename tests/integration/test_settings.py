@@ -1,0 +1,84 @@
+"""A wrong setting is explained in one line on stderr, with exit code 2 and no traceback."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from harness.servers import REPOSITORY
+from harness.services import CONTRACT_VARIABLES
+
+
+def run(name: str, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a project of the repository to its end, with these settings and no others."""
+    inherited = {key: value for key, value in os.environ.items() if key not in CONTRACT_VARIABLES}
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=REPOSITORY / name,
+        env={**inherited, **settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def assert_explained(ended: subprocess.CompletedProcess[str], *parts: str) -> None:
+    """Raise AssertionError unless it ended with code 2 and one line that holds these parts."""
+    assert ended.returncode == 2, ended
+    assert ended.stdout == ""
+    assert ended.stderr.endswith("\n")
+    assert ended.stderr.count("\n") == 1
+    for part in parts:
+        assert part in ended.stderr
+
+
+WRONG = [
+    ("order", "ENABLE_ETCD", "maybe"),
+    ("order", "RABBITMQ_URL", "http://localhost/"),
+    ("order", "RABBITMQ_URL", "amqp://guest:hunter2@localhost:notaport/"),
+    ("order", "RABBITMQ_URL", "amqp://guest:hunter2@localhost/?heartbeat=often"),
+    ("order", "ETCD_ENDPOINTS", "localhost:notaport"),
+    ("order", "DEDUP_WINDOW", "soon"),
+    ("notify", "BATCH_SIZE", "0"),
+    ("notify", "ETCD_MAX_TXN_OPS", "-1"),
+    ("notify", "RETRY_DELAYS", "1s,later"),
+    ("notify", "STATSD_PORT", "99999"),
+    ("notify", "LOG_LEVEL", "loud"),
+    ("notify", "NOTIFY_URL", "ftp://localhost/"),
+    ("notify", "ETCD_USER", "without a password"),
+    ("notify", "ETCD_CA_CERT", "/no/such/file"),
+]
+
+
+@pytest.mark.parametrize(("service", "variable", "value"), WRONG)
+def test_a_wrong_setting_is_named(service: str, variable: str, value: str) -> None:
+    """The line names the service and the variable, and gives no password away."""
+    ended = run(service, "-m", service, **{variable: value})
+    assert_explained(ended, f"{service}: ", variable)
+    assert "hunter2" not in ended.stderr
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    """Give a port that somebody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def test_a_health_port_that_is_taken_is_named(taken_port: int) -> None:
+    """It is found out before anything is consumed."""
+    ended = run("order", "-m", "order", HEALTH_PORT=str(taken_port))
+    assert_explained(ended, "HEALTH_PORT", str(taken_port))
+
+
+def test_example1_explains_a_wrong_url() -> None:
+    """The bare program does as the services do."""
+    ended = run("example1", "example1.py", RABBITMQ_URL="amqp://guest:hunter2@localhost:x/")
+    assert_explained(ended, "RABBITMQ_URL")
+    assert "hunter2" not in ended.stderr

@@ -1,0 +1,79 @@
+"""What the services declare: queue arguments are for good, so they are settled here."""
+
+from typing import Any
+
+import pytest
+
+from harness.broker import Broker
+from harness.servers import Servers
+from integration.judging import StartService, queue_facts
+
+QUORUM = {"x-queue-type": "quorum"}
+
+
+def dead_lettered(queue: str) -> dict[str, Any]:
+    """Return the arguments that send a queue's dead letters to another, at least once."""
+    return {
+        **QUORUM,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": queue,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+
+
+@pytest.mark.parametrize("service", ["order", "notify"])
+def test_queues_have_the_arguments_that_the_guarantee_rests_on(
+    clean: Servers, start_service: StartService, broker: Broker, service: str
+) -> None:
+    """Quorum queues; the service's own, its dead letters, and one for each retry delay."""
+    start_service(service, RETRY_DELAYS="1s,5m")
+    expected = {
+        service: {**dead_lettered(f"{service}.dead-letter"), "x-delivery-limit": 1000},
+        f"{service}.dead-letter": QUORUM,
+        f"{service}.retry.1s": {**dead_lettered(service), "x-message-ttl": 1000},
+        f"{service}.retry.5m": {**dead_lettered(service), "x-message-ttl": 300_000},
+    }
+    assert set(broker.queues()) == set(expected)
+    for queue, arguments in expected.items():
+        facts = queue_facts(clean.rabbitmq, queue)
+        assert facts["arguments"] == arguments
+        assert facts["durable"]
+        assert not facts["auto_delete"]
+
+
+def test_services_are_bound_to_everything_that_is_published(
+    clean: Servers, start_service: StartService
+) -> None:
+    """One durable topic exchange; only the services' own queues are bound to it."""
+    start_service("order")
+    start_service("notify")
+    exchange: Any = clean.rabbitmq.management("GET", "/api/exchanges/%2f/events")
+    assert (exchange["type"], exchange["durable"]) == ("topic", True)
+    bindings: Any = clean.rabbitmq.management("GET", "/api/exchanges/%2f/events/bindings/source")
+    assert sorted((each["destination"], each["routing_key"]) for each in bindings) == [
+        ("notify", "#"),
+        ("order", "#"),
+    ]
+
+
+def test_publishing_over_the_management_api_works_as_the_readme_says(
+    clean: Servers, start_service: StartService, broker: Broker
+) -> None:
+    """The seed's curl command reaches both services."""
+    for service in ("order", "notify"):
+        assert start_service(service).terminate() == 0
+    answer = clean.rabbitmq.management(
+        "POST",
+        "/api/exchanges/%2f/events/publish",
+        {
+            "properties": {},
+            "routing_key": "foo",
+            "payload": '{"id":"123","type":"new_order"}',
+            "payload_encoding": "string",
+        },
+    )
+    assert answer == {"routed": True}
+    for service in ("order", "notify"):
+        (message,) = broker.drain(service, expect=1)
+        assert message.body == b'{"id":"123","type":"new_order"}'
