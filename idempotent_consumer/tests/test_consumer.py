@@ -503,7 +503,7 @@ def test_a_partly_answered_commit_still_counts_as_one_in_flight(
     loop: ManualLoop, store: Store, process: Process
 ) -> None:
     start(loop, store, Pure(), "b" * 32).deliver(body("0"))
-    process.etcd.script("Txn", FINE, *[REQUEST_LOST] * 3)
+    process.etcd.script("Txn", FINE, FINE, *[REQUEST_LOST] * 3)  # It fails, is read, is sent anew.
     process.deliver(*(body(str(n)) for n in range(3)))
     assert process.counts()["processed_skipped"] == 1
     assert process.bus.in_hand == 2

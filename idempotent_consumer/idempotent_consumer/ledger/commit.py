@@ -24,7 +24,7 @@ class Batch:
     """Asks that fit into one transaction: no key twice, and within etcd's limits."""
 
     def __init__(self, max_asks: int, max_operations: int) -> None:
-        # One comparison, and one operation of the ELSE branch, are the incarnation's.
+        # One comparison of the transaction, and one read after a failure, are the incarnation's.
         self._max_asks = min(max_asks, max_operations - 1)
         self._max_operations = max_operations
         self._operations = self._size_bytes = 0
@@ -108,11 +108,9 @@ class Commit:
     def _request(self) -> Any:
         self._leases = self._window.current, self._claims.current
         request = m.TxnRequest()
-        compare, success, failure = request.compare, request.success, request.failure
+        compare, success = request.compare, request.success
         m.value_is(compare, *self._guard)
-        m.get(failure, self._guard[0])
         for ask in self._asks:
-            m.get(failure, ask.key)
             if ask.kind is Kind.LOOK:
                 m.get(success, ask.key)
                 continue
@@ -132,7 +130,18 @@ class Commit:
         self._backoff.reset()
         if reply.succeeded:
             self._answered(self._all_landed(reply))
-            return
+        else:
+            # Read apart and not in an ELSE branch, which etcd would have to log with each batch.
+            self._calls.once("Txn", self._reads(), self._read, self._failed)
+
+    def _reads(self) -> Any:
+        request = m.TxnRequest()
+        m.get(request.success, self._guard[0])
+        for ask in self._asks:
+            m.get(request.success, ask.key)
+        return request
+
+    def _read(self, reply: Any, _sent_s: float) -> None:
         guard, *reads = (response.response_range.kvs for response in reply.responses)
         if not guard or guard[0].value != self._guard[1]:
             self._wiped()
