@@ -64,10 +64,10 @@ def notify(event: Event, timeout_s: float) -> None:
     while response.read1(4096) and time.monotonic() < deadline_s:
         pass
     if not 200 <= response.status < 300:
-        raise NotSentError(f"{url} answered {response.status}")
+        raise NotSentError(f"the receiver answered {response.status}")
     if time.monotonic() >= deadline_s:
         response.close()
-        raise NotSentError(f"{url} took longer than {timeout_s:g} s")
+        raise NotSentError(f"the receiver took longer than {timeout_s:g} s")
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from . import names
 from .bus.bus import COMMITS_IN_FLIGHT, Bus, attempts
 from .bus.delivery import Delivery
 from .event import Event, InvalidEvent, decode
-from .handlers import Effects, Handler, Pool, check_effects, one_line
+from .handlers import Effects, Handler, Pool, check_effects, one_line, shown
 from .ledger.ledger import Ledger
 from .ledger.records import DONE, RELEASED, Answer, Ask, Kind, Put
 from .loop import Loop
@@ -21,6 +21,8 @@ from .policies import HELD_CLAIM, Backoff
 from .tally import Outcome, Tally
 
 SLOW_HANDLER_S = 1.0
+OVERDUE_AFTER = 3
+WAITS_BEFORE_WARNING = 60
 
 
 class Task:
@@ -62,9 +64,21 @@ class Consumer:
         self._retry_delays = retry_delays
         self._ledger, self._bus, self._loop, self._pool = ledger, bus, loop, pool
         self._tally, self._log = tally, log
+        # By its record's key: an event is never in hand twice, whatever channel it comes by.
         self._tasks: dict[bytes, Task] = {}
+        self._call_ends_s: dict[Task, float] = {}
         self._asks: deque[Ask] = deque()
         self._commits = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether an event is in hand, be it that its delivery has gone back meanwhile."""
+        return bool(self._tasks)
+
+    def overdue_calls(self) -> int:
+        """Return how many calls have lasted three times as long as they may."""
+        now_s = self._loop.now_s()
+        return sum(end_s < now_s for end_s in self._call_ends_s.values())
 
     # From arrival to an ask.
 
@@ -91,7 +105,7 @@ class Consumer:
         running = self._tasks.get(key)
         if running is not None:
             same = running.event.digest == event.digest
-            (running.deliveries if same else running.others).append(delivery)
+            _join(running.deliveries if same else running.others, delivery)
         elif self._ledger.is_done(key, event.digest):
             self._settle(delivery, Outcome.SKIPPED, event)
         else:
@@ -114,7 +128,8 @@ class Consumer:
         self._tally.timing("handle", elapsed_s)
         if elapsed_s > SLOW_HANDLER_S:
             self._log.warning("a pure handler took long: heartbeats and all other events waited",
-                              event_id=task.event.id, type=task.event.type, seconds=elapsed_s)
+                              event_id=shown(task.event.id), type=shown(task.event.type),
+                              seconds=elapsed_s)
 
     def _effects(self, returned: Effects) -> tuple[Put, ...]:
         """Check what a handler returned; what can never be recorded is the handler's failure."""
@@ -190,6 +205,9 @@ class Consumer:
 
     def _wait(self, task: Task, ask: Ask) -> None:
         task.waits = task.waits or Backoff(HELD_CLAIM)
+        if task.waits.failures == WAITS_BEFORE_WARNING:
+            self._log.warning("an event waits for a claim that does not end",
+                              event_id=shown(task.event.id), type=shown(task.event.type))
 
         def again() -> None:
             self._ask_again(ask, ask.expect)
@@ -203,17 +221,18 @@ class Consumer:
             task.called = False
             self._tally.count("claim_lost")
             self._log.warning("the claim was lost during the call: the outside may see it twice",
-                              event_id=task.event.id, type=task.event.type)
+                              event_id=shown(task.event.id), type=shown(task.event.type))
 
     # The call of a claimed handler.
 
     def _call(self, task: Task, revision: int, lease: int) -> None:
         """Run a claimed handler on the pool, and come back to the loop with what it did."""
         timeout_s = task.handler.timeout_s or 0.0
+        self._call_ends_s[task] = self._loop.now_s() + OVERDUE_AFTER * timeout_s
 
         def job() -> None:
             effects: tuple[Put, ...] = ()
-            error: Exception | None = None
+            error: BaseException | None = None
             started_s = time.perf_counter()
             # As late as can be: the job may have waited for a thread.
             if self._ledger.claim_remaining_s(lease) <= timeout_s:
@@ -221,7 +240,7 @@ class Consumer:
                 return
             try:
                 effects = self._effects(task.handler.function(task.event, timeout_s))
-            except Exception as raised:  # noqa: BLE001 - as above
+            except BaseException as raised:  # noqa: BLE001 - an exit would end the thread unseen
                 error = raised
             elapsed_s = time.perf_counter() - started_s
             self._loop.call_soon(
@@ -231,7 +250,8 @@ class Consumer:
         self._pool.run(job)
 
     def _called(self, task: Task, revision: int, effects: tuple[Put, ...],
-                error: Exception | None, elapsed_s: float) -> None:
+                error: BaseException | None, elapsed_s: float) -> None:
+        del self._call_ends_s[task]
         self._tally.timing("handle", elapsed_s)
         if error is not None:
             task.error = one_line(error)
@@ -244,6 +264,7 @@ class Consumer:
 
     def _not_called(self, task: Task, revision: int) -> None:
         """Claim again: the lease would have ended before the call."""
+        del self._call_ends_s[task]
         self._wait(task, Ask(Kind.CLAIM, task.key, task.event.digest, task.token, task, revision))
 
     # The ends of an event.
@@ -275,8 +296,8 @@ class Consumer:
                 self._park(delivery, Outcome.FAILED, names.FAILED, task.error)
                 continue
             delay, _ = self._retry_delays[attempt - 1]
-            about = {"event_id": task.event.id, "type": task.event.type, "error": task.error,
-                     "attempt": attempt, "again_in": delay}
+            about = {"event_id": shown(task.event.id), "type": shown(task.event.type),
+                     "error": task.error, "attempt": attempt, "again_in": delay}
             headers = {names.ATTEMPTS_HEADER: attempt, names.ERROR_HEADER: task.error}
             self._forward(delivery, names.retry_queue(self._service, delay), headers,
                           Outcome.RETRIED, about)
@@ -293,7 +314,7 @@ class Consumer:
     def _settle(self, delivery: Delivery, outcome: Outcome, event: Event) -> bool:
         live = delivery.settle()
         if live:
-            self._tally.settled(outcome, event_id=event.id, type=event.type)
+            self._tally.settled(outcome, event_id=shown(event.id), type=shown(event.type))
         return live
 
     def _park(self, delivery: Delivery, outcome: Outcome, reason: str, error: str) -> None:
@@ -311,6 +332,13 @@ class Consumer:
             self._go_on()
 
         self._bus.forward(delivery, queue, headers, confirmed)
+
+
+def _join(mates: list[Delivery], delivery: Delivery) -> None:
+    """Add a delivery to others of its event, but for those that have gone back and come again."""
+    if mates and not mates[0].alive:
+        mates[:] = [mate for mate in mates if mate.alive]
+    mates.append(delivery)
 
 
 class _Answers:

@@ -27,6 +27,7 @@ class Health:
 
     def __init__(self) -> None:
         self.missing: dict[str, str] = {}
+        self.hanging = False
         self._beat_s = time.monotonic()
 
     def lacks(self, what: str, why: str) -> None:
@@ -43,8 +44,8 @@ class Health:
 
     @property
     def alive(self) -> bool:
-        """Whether the loop comes round."""
-        return time.monotonic() - self._beat_s < STALLED_AFTER_S
+        """Whether the loop comes round and no call hangs: a restart would help otherwise."""
+        return not self.hanging and time.monotonic() - self._beat_s < STALLED_AFTER_S
 
 
 class HealthServer:

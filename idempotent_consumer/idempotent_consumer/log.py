@@ -60,7 +60,7 @@ class Logs:
         console = style == "console" or (style is None and sys.stdout.isatty())
         self._writer = _Writer(sys.stdout)
         renderer: Any = (
-            structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
+            structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty(), repr_native_str=True)
             if console
             else structlog.processors.JSONRenderer()
         )

@@ -14,6 +14,9 @@ SEND_EVERY_S = 0.5
 RESOLVE_EVERY_S = 30.0
 """statsd's client looks its server's name up once; a moved server is found again this soon."""
 
+_MAX_SENDINGS = 20
+"""Kept for a thread that waits for the name service; what is counted then is summed up here."""
+
 _MAX_TIMINGS = 20
 """Timings sent for one name at a time: more say nothing new, and cost a datagram each few."""
 
@@ -47,7 +50,7 @@ class Metrics:
 
     def send(self) -> None:
         """Hand what has been counted since the last call to the sending thread."""
-        if self._counts or self._timings_ms:
+        if (self._counts or self._timings_ms) and self._sendings.qsize() < _MAX_SENDINGS:
             self._sendings.put((self._counts, self._timings_ms))
             self._counts, self._timings_ms = Counter(), {}
 

@@ -75,9 +75,9 @@ class Service:
         return register
 
     def run(self, environ: Mapping[str, str] = os.environ) -> int:
-        """Run until SIGTERM or SIGINT, on the main thread; return the exit code.
+        """Run until SIGTERM or SIGINT, on the main thread, and end the process with code 0.
 
-        A wrong setting gives one line on standard error and the code 2. An absent RabbitMQ or
+        Returns 2 for a wrong setting, after one line on standard error. An absent RabbitMQ or
         etcd is waited for.
         """
         try:
@@ -85,7 +85,10 @@ class Service:
         except (SettingsError, PortTaken) as error:
             print(f"{self.name}: {error}", file=sys.stderr)
             return 2
-        return running.until_stopped()
+        code = running.until_stopped()
+        # Not by Python's own exit, which waits for name look-ups under way and for a standard
+        # output that nobody reads.
+        os._exit(code)
 
     def _register(self, event_type: str, handler: Handler) -> None:
         if event_type in self.handlers:
@@ -118,9 +121,8 @@ class Running:
             self._bus, self._loop, Pool(_CALL_THREADS if timeouts_s else 0), tally, self._log,
         )
         # Last: by now everything has said what it lacks.
-        self._health_server = (
-            HealthServer(self._health, settings.health_port) if settings.health_port else None
-        )
+        if settings.health_port:
+            HealthServer(self._health, settings.health_port)
 
     def _take(self, deliveries: list[Delivery]) -> None:
         self._consumer.take(deliveries)
@@ -137,7 +139,7 @@ class Running:
                           self._log, cache, fill_cache, longest_call_s)
 
     def until_stopped(self) -> int:
-        """Consume until a signal, settle what is in hand, and return 0."""
+        """Consume until a signal, settle what is in hand, and return the exit code."""
         threading.Thread(target=self._await_signal, name="signals", daemon=True).start()
         self._log.info("starting")
         self._ledger.open(self._bus.open)
@@ -146,18 +148,25 @@ class Running:
         # is there from the start.
         gc.freeze()
         gc.set_threshold(50_000)
-        self._loop.run()
+        code = 0
+        try:
+            self._loop.run()
+        except Exception:  # noqa: BLE001 - a defect: said in the log, whatever it is
+            code = 1
+            self._log.critical("ended by a defect; what is not settled goes back", exc_info=True)
         self._ledger.close()
-        if self._health_server is not None:
-            self._health_server.close()
         self._metrics.close()
         self._log.info("stopped")
         self._logs.close()
         self._ended.set()
-        return 0
+        return code
 
     def _beat(self) -> None:
         self._health.beat()
+        overdue = self._consumer.overdue_calls()
+        if overdue and not self._health.hanging:
+            self._log.error("calls do not return; a restart frees their events", calls=overdue)
+        self._health.hanging = overdue > 0
         self._metrics.send()
         self._loop.call_later(SEND_EVERY_S, self._beat)
 
@@ -167,9 +176,9 @@ class Running:
         received = signal.sigwait(_STOP_SIGNALS)
         self._loop.call_soon(partial(self._stop, signal.Signals(received).name))
         if not self._ended.wait(_EXIT_WITHIN_S):
-            # A handler holds the loop's thread. The broker takes back what is not settled.
-            print("stopping took too long: a handler does not return", file=sys.stderr)
-            os._exit(1)
+            self._log.error("a handler does not return: what is not settled goes back")
+            self._logs.close()
+            os._exit(0)
 
     def _stop(self, signal_name: str) -> None:
         self._log.info("stopping: taking no more, settling what is in hand", signal=signal_name,
@@ -179,7 +188,7 @@ class Running:
         self._finish(self._loop.now_s() + FINISH_WITHIN_S)
 
     def _finish(self, until_s: float) -> None:
-        if self._bus.in_hand and self._loop.now_s() < until_s:
+        if (self._bus.in_hand or self._consumer.busy) and self._loop.now_s() < until_s:
             self._loop.call_later(_TICK_S, lambda: self._finish(until_s))
             return
         self._bus.close()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from fakes.bus import Ack
-from fakes.etcd import ANSWER_LOST, FINE, REQUEST_LOST, Fate, answered_late
+from fakes.etcd import ANSWER_LOST, FINE, REQUEST_LOST, TIMED_OUT, Fate, answered_late
 from fakes.events import Claimed, body
 from fakes.loop import ManualLoop
 from fakes.process import Process
@@ -476,3 +476,68 @@ def test_what_waits_for_a_claim_whose_delivery_went_back_settles_nothing(
     assert process.counts() == {"received": 1, "returned": 1}
     process.bus.redeliver()
     assert process.counts() == {"received": 2, "returned": 1, "processed_skipped": 1}
+
+
+# What hangs, ends oddly, or is away for long.
+
+
+def test_no_claim_is_ever_put_without_a_lease(
+    loop: ManualLoop, store: Store, process: Process
+) -> None:
+    """A lease of 0 is none to etcd: such a claim of a dead process would never end."""
+    process.deliver(body("1"))
+    process.work()
+    loop.advance(601)  # The window's bucket is over; the claims' lease is kept alive.
+    process.etcd.fate = lambda _method, _request: Fate(None, 5.0, TIMED_OUT)
+    process.deliver(body("2"))  # The claims' lease is there, the window's is waited for.
+    loop.advance(40)
+    process.etcd.fate = lambda _method, _request: FINE
+    for _ in range(30):
+        loop.advance(1)
+        process.work()
+    claims = [change for change in store.puts("/service/order/")
+              if decode(change.value or b"", 0).state == CLAIMED]
+    assert {change.key for change in claims} == {b"/service/order/1", b"/service/order/2"}
+    assert all(change.lease for change in claims)
+
+
+def test_an_exit_in_a_handler_is_a_failure_like_others(
+    store: Store, loop: ManualLoop
+) -> None:
+    """It would end a thread of the pool, and the event would stay in hand."""
+    def leave(_event: object, _timeout_s: float) -> None:
+        raise SystemExit(1)
+
+    process = Process(loop, store, {"new_order": Handler(leave, TIMEOUT_S)})
+    process.open()
+    process.deliver(body("1"))
+    process.work()
+    assert record_of(store).state == RELEASED
+    assert [message.queue for message in process.bus.sent_to("order.retry.1s")] == [
+        "order.retry.1s"]
+
+
+def test_a_call_that_does_not_return_is_overdue_until_it_does(
+    loop: ManualLoop, process: Process
+) -> None:
+    process.deliver(body("1"))
+    loop.freeze(2 * TIMEOUT_S)
+    assert process.consumer.overdue_calls() == 0
+    loop.freeze(2 * TIMEOUT_S)
+    assert process.consumer.overdue_calls() == 1
+    process.work()
+    loop.advance(30)
+    process.work()
+    assert (process.consumer.overdue_calls(), process.consumer.busy) == (0, False)
+
+
+def test_deliveries_that_went_back_are_not_kept(loop: ManualLoop, process: Process) -> None:
+    """While etcd is away each lost channel brings the same events again."""
+    process.etcd.fate = lambda method, _request: REQUEST_LOST if method == "Txn" else FINE
+    process.deliver(body("1"), body("1", item="other"))
+    for _ in range(20):
+        process.bus.lose_channel()
+        process.bus.redeliver()
+        loop.run_until_idle()
+    (task,) = process.consumer._tasks.values()
+    assert (len(task.deliveries), len(task.others)) == (1, 1)

@@ -79,3 +79,17 @@ def test_an_option_that_pika_does_not_take_is_a_wrong_setting(query: str) -> Non
     assert "\n" not in str(raised.value)
 
 
+
+
+def test_the_advice_to_delete_a_queue_is_given_for_its_arguments_alone() -> None:
+    """A consumer's time-out has the same code, and the advice would cost its events."""
+    late = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out"
+    other = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'order'"
+    assert "delete" not in _explain(amqp.ChannelClosedByBroker(406, late))
+    assert "delete" in _explain(amqp.ChannelClosedByBroker(406, other))
+
+
+def test_a_url_without_heartbeats_is_a_wrong_setting() -> None:
+    """Nothing else tells that a broker is frozen."""
+    with pytest.raises(SettingsError, match="heartbeats"):
+        _parameters("amqp://localhost/?heartbeat=0", "test")

@@ -11,6 +11,7 @@ from .. import names
 from ..health import Health
 from ..settings import Settings
 from .delivery import Delivery
+from .headers import tolerate_bad_headers
 from .intake import Intake
 from .loop import PikaLoop
 from .publisher import Publisher
@@ -72,6 +73,7 @@ class RabbitBus:
         take: Callable[[list[Delivery]], None],
         returned: Callable[[int], None],
     ) -> None:
+        tolerate_bad_headers()
         urls, delays = settings.rabbitmq_urls, settings.retry_delays
         # Enough for the batches in flight, and as much again arriving behind them.
         prefetch = min(_MAX_PREFETCH, 2 * COMMITS_IN_FLIGHT * settings.batch_size)

@@ -18,6 +18,10 @@ from .loop import PikaLoop
 HEARTBEAT_S = 10
 """A frozen broker is noticed after two; a URL may set another with ``?heartbeat=``."""
 
+HELD_S = 10.0
+"""A connection that was ready for so long is followed by another at once. One that ends sooner
+counts as a failure: each turn costs every delivery in hand one of its returns."""
+
 
 class Connection:
     """Keeps a channel open. pika's exceptions end here.
@@ -41,6 +45,7 @@ class Connection:
         self._opened, self._lost = opened, lost
         self._parameters = [_parameters(url, name) for url in urls]
         self._backoff = Backoff(RECONNECT)
+        self._ready_s = 0.0
         self._connection: Any = None
         self._channel: Any = None
         self._why = ""
@@ -62,7 +67,7 @@ class Connection:
 
     def ready(self) -> None:
         """Say that the channel does its work."""
-        self._backoff.reset()
+        self._ready_s = self._loop.now_s()
         self._health.has(self._name)
         self._log.info("connected to RabbitMQ")
 
@@ -103,6 +108,9 @@ class Connection:
         if self._closing:
             return
         why = self._why or _explain(error)
+        if self._ready_s and self._loop.now_s() - self._ready_s > HELD_S:
+            self._backoff.reset()
+        self._ready_s = 0.0
         wait_s = self._backoff.next_s()
         self._health.lacks(self._name, why)
         self._log.warning("no connection to RabbitMQ, trying again", error=why,
@@ -124,15 +132,19 @@ def _parameters(url: str, name: str) -> pika.URLParameters:
         parameters.socket_timeout = 5
         parameters.stack_timeout = 10
         parameters.client_properties = {"connection_name": name}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, SyntaxError, OSError) as error:
         raise SettingsError(f"RABBITMQ_URL: {error}") from None
+    if not parameters.heartbeat:
+        raise SettingsError("RABBITMQ_URL: without heartbeats a frozen broker is never noticed")
     return parameters
 
 
 def _explain(error: BaseException) -> str:
     """Write a failure in one line that says what to do where that is known."""
     for cause in _causes(error):
-        if isinstance(cause, pika.exceptions.ChannelClosedByBroker) and cause.reply_code == 406:
+        if isinstance(cause, pika.exceptions.ChannelClosedByBroker) and (
+            "inequivalent arg" in cause.reply_text
+        ):
             return (f"{cause.reply_text}. A queue's or exchange's arguments never change: delete "
                     "it (rabbitmqctl delete_queue NAME) when it is empty, and it is made anew")
         if isinstance(cause, pika.exceptions.ProbableAuthenticationError) or (

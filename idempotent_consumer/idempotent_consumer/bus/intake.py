@@ -60,7 +60,10 @@ class Intake:
             self._epoch.flush()
 
     def stop(self) -> None:
-        """Take no more; what is in hand can still be settled."""
+        """Take no more; what is in hand can still be settled.
+
+        What arrives until the broker knows is handed back by pika itself.
+        """
         self._stopping = True
         if self._consumer_tag is not None and self._channel.is_open:
             self._channel.basic_cancel(self._consumer_tag)

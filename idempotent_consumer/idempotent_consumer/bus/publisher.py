@@ -121,7 +121,8 @@ class Publisher:
 
     def _lost(self) -> None:
         self._channel = None
-        self._waiting = [*self._unconfirmed.values(), *self._waiting]
+        unsent = (*self._unconfirmed.values(), *self._waiting)
+        self._waiting = [message for message in unsent if message.wanted()]
         self._unconfirmed = {}
 
     def _block(self, blocked: bool) -> None:
@@ -130,6 +131,8 @@ class Publisher:
             self._log.warning("RabbitMQ has an alarm and takes no messages: retries and dead "
                               "letters wait, consuming goes on")
         else:
+            for message in self._unconfirmed.values():
+                message.deadline_s = self._loop.now_s() + CONFIRM_TIMEOUT_S
             self._send_waiting()
 
     def _send_waiting(self) -> None:

@@ -34,7 +34,7 @@ class Calls:
         self._client, self._loop, self._health, self._log = client, loop, health, log
         self._revision = 0
         self._ended = False
-        self._failing = False
+        self._failing: set[str] = set()
 
     def once(
         self, method: str, request: Any, known: Known, failed: Callable[[EtcdError], None]
@@ -47,9 +47,9 @@ class Calls:
 
         def answered(reply: Any, error: EtcdError | None) -> None:
             if error is not None:
-                self._loop.call_soon(partial(self._failed, error, failed))
+                self._loop.call_soon(partial(self._failed, method, error, failed))
             else:
-                self._loop.call_soon(partial(self._answered, reply, known, sent_s, floor))
+                self._loop.call_soon(partial(self._answered, method, reply, known, sent_s, floor))
 
         self._client.call(method, request, answered)
 
@@ -83,7 +83,9 @@ class Calls:
         self._ended = True
         self._client.close()
 
-    def _failed(self, error: EtcdError, failed: Callable[[EtcdError], None]) -> None:
+    def _failed(
+        self, method: str, error: EtcdError, failed: Callable[[EtcdError], None]
+    ) -> None:
         if self._ended:
             return
         if error.failure is not Failure.LEASE_NOT_FOUND:
@@ -91,10 +93,12 @@ class Calls:
             if not self._failing:
                 self._log.warning("etcd does not answer: deliveries are held, and nothing is "
                                   "settled until it does", error=str(error))
-            self._failing = True
+            self._failing.add(method)
         failed(error)
 
-    def _answered(self, reply: Any, known: Known, sent_s: float, floor: int) -> None:
+    def _answered(
+        self, method: str, reply: Any, known: Known, sent_s: float, floor: int
+    ) -> None:
         if self._ended:
             return
         revision = reply.header.revision
@@ -102,8 +106,11 @@ class Calls:
             self.halt(f"restored from an older state: revision {revision}, {floor} seen before")
             return
         self._revision = max(self._revision, revision)
-        if self._failing:
-            self._failing = False
-            self._log.info("etcd answers again")
-        self._health.has("etcd")
+        # A full etcd still answers reads: it is back when nothing fails that failed before.
+        if method in self._failing:
+            self._failing.discard(method)
+            if not self._failing:
+                self._log.info("etcd answers again")
+        if not self._failing:
+            self._health.has("etcd")
         known(reply, sent_s)

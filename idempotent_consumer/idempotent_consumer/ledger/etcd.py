@@ -1,4 +1,4 @@
-"""The connection to etcd: calls that end in one of four ways, sent to the endpoint that answers.
+"""The connection to etcd: calls that end in a reply or a failure, to the endpoint that answers.
 
 The only module with gRPC in it; etcd3's generated messages stand in ``messages.py``.
 """
@@ -117,11 +117,6 @@ class Etcd:
         self._current = 0
         self._login = (settings.etcd_user, settings.etcd_password)
         self._token: str | None = None
-
-    @property
-    def address(self) -> str:
-        """Return the endpoint in use, for people."""
-        return str(self._endpoints[self._current].netloc)
 
     def call(self, method: str, request: Any, answered: Answered) -> None:
         """Send a request, with a token where etcd wants one, and return at once."""

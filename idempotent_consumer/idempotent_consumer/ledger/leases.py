@@ -111,8 +111,11 @@ class ClaimLease:
         self._grant()
 
     def lost(self) -> None:
-        """Put no claim under the current lease: etcd does not know it."""
-        self._lease = (0, 0.0)
+        """Put no claim under the current lease: etcd does not know it.
+
+        The id stays: 0 is no lease to etcd, and a claim put under it would never end.
+        """
+        self._lease = (self.current, 0.0)
 
     def _grant(self) -> None:
         if not self._granting:
