@@ -183,7 +183,7 @@ def test_hostile_properties_do_not_keep_a_message_from_being_parked(
     start_service("order")
     for name, properties in HOSTILE.items():
         broker.publish_raw(name.encode(), pika.BasicProperties(**properties))
-    publish_what_pika_cannot(clean, "of-odd-types")
+    publish_what_pika_cannot(clean, "of-odd-types", {"float": 1.5, "table": {"list": [0.1, "a"]}})
     names = [*HOSTILE, "of-odd-types"]
     broker.publish(orders(1))
     becomes(lambda: statsd.count("orders_processed"), 1)
@@ -217,13 +217,30 @@ def test_headers_of_an_ordinary_dead_letter_are_kept(
     assert dead.headers["n"] == 1
 
 
-def publish_what_pika_cannot(servers: Servers, payload: str) -> None:
-    """Publish a body with headers of types that pika reads and cannot write."""
+def test_headers_that_cannot_be_read_cost_neither_their_event_nor_its_batch_mates(
+    clean: Servers, start_service: StartService, broker: Broker, statsd: StatsdListener
+) -> None:
+    """pika gives up a connection over them: all in hand would go back, again and again."""
+    assert start_service("order").terminate() == 0
+    deep: dict[str, Any] = {}
+    for _ in range(700):
+        deep = {"a": deep}
+    broker.publish(orders(5))
+    publish_what_pika_cannot(clean, '{"id":"deep","type":"new_order"}', deep)
+    start_service("order")
+    becomes(lambda: statsd.count("orders_processed"), 6)
+    assert statsd.count("orders_returned") == 0
+    wait_drained(broker, "order")
+    assert broker.ready("order.dead-letter") == 0
+
+
+def publish_what_pika_cannot(servers: Servers, payload: str, headers: dict[str, Any]) -> None:
+    """Publish a body with headers that pika cannot write."""
     answer = servers.rabbitmq.management(
         "POST",
         "/api/exchanges/%2f/events/publish",
         {
-            "properties": {"headers": {"float": 1.5, "table": {"list": [0.1, "a"]}}},
+            "properties": {"headers": headers},
             "routing_key": "raw",
             "payload": payload,
             "payload_encoding": "string",
