@@ -37,6 +37,7 @@ bench: $(READY) ## Measure throughput and latency beside their references
 	PYTHONPATH=tests $(BIN)/python -m benchmarks
 
 up: ## Start RabbitMQ, etcd, Graphite, order and notify, and wait until they are healthy
+	@docker info >/dev/null 2>&1 || { echo "up: no Docker engine answers; start one, or try make demo, which needs none" >&2; exit 1; }
 	$(COMPOSE) up --build --detach --wait
 
 down: ## Stop them; their data stays in the volumes

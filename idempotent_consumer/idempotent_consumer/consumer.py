@@ -12,36 +12,18 @@ from structlog.typing import FilteringBoundLogger
 from . import names
 from .bus.bus import COMMITS_IN_FLIGHT, Bus, attempts
 from .bus.delivery import Delivery
+from .caller import Caller
 from .event import Event, InvalidEvent, decode
-from .handlers import Effects, Handler, Pool, check_effects, one_line, shown
+from .handlers import Handler, Pool, Returned, run_handler, shown
 from .ledger.ledger import Ledger
 from .ledger.records import DONE, RELEASED, Answer, Ask, Kind, Put
 from .loop import Loop
 from .policies import HELD_CLAIM, Backoff
 from .tally import Outcome, Tally
+from .task import Task
 
 SLOW_HANDLER_S = 1.0
-OVERDUE_AFTER = 3
 WAITS_BEFORE_WARNING = 60
-
-
-class Task:
-    """An event in hand, with every delivery of it: they share its fate.
-
-    ``others`` are deliveries with its id and another body; they are judged when it has ended.
-    """
-
-    __slots__ = ("called", "deliveries", "error", "event", "handler", "key", "others", "token",
-                 "waits")
-
-    def __init__(self, key: bytes, token: str, event: Event, handler: Handler, delivery: Delivery
-                 ) -> None:
-        self.key, self.token, self.event, self.handler = key, token, event, handler
-        self.deliveries = [delivery]
-        self.others: list[Delivery] = []
-        self.called = False
-        self.error = ""
-        self.waits: Backoff | None = None
 
 
 class Consumer:
@@ -62,11 +44,11 @@ class Consumer:
     ) -> None:
         self._service, self._process, self._handlers = service, process, handlers
         self._retry_delays = retry_delays
-        self._ledger, self._bus, self._loop, self._pool = ledger, bus, loop, pool
+        self._ledger, self._bus, self._loop = ledger, bus, loop
+        self._caller = Caller(ledger, loop, pool)
         self._tally, self._log = tally, log
         # By its record's key: an event is never in hand twice, whatever channel it comes by.
         self._tasks: dict[bytes, Task] = {}
-        self._call_ends_s: dict[Task, float] = {}
         self._asks: deque[Ask] = deque()
         self._commits = 0
 
@@ -76,9 +58,8 @@ class Consumer:
         return bool(self._tasks)
 
     def overdue_calls(self) -> int:
-        """Return how many calls have lasted three times as long as they may."""
-        now_s = self._loop.now_s()
-        return sum(end_s < now_s for end_s in self._call_ends_s.values())
+        """Return how many calls of claimed handlers seem not to return."""
+        return self._caller.overdue()
 
     # From arrival to an ask.
 
@@ -104,8 +85,7 @@ class Consumer:
         key = self._ledger.key(event, token)
         running = self._tasks.get(key)
         if running is not None:
-            same = running.event.digest == event.digest
-            _join(running.deliveries if same else running.others, delivery)
+            running.join(delivery, event.digest)
         elif self._ledger.is_done(key, event.digest):
             self._settle(delivery, Outcome.SKIPPED, event)
         else:
@@ -116,28 +96,17 @@ class Consumer:
                 self._handle(task)
 
     def _handle(self, task: Task) -> None:
-        started_s = time.perf_counter()
-        try:
-            effects = self._effects(task.handler.function(task.event))
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises is its failure
-            task.error = one_line(error)
+        returned = run_handler(task.handler, task.event, self._ledger.why_never)
+        self._tally.timing("handle", returned.elapsed_s)
+        task.error = returned.error
+        if returned.error:
             self._ask(task, Kind.LOOK)
         else:
-            self._ask(task, Kind.RECORD, 0, effects)
-        elapsed_s = time.perf_counter() - started_s
-        self._tally.timing("handle", elapsed_s)
-        if elapsed_s > SLOW_HANDLER_S:
+            self._ask(task, Kind.RECORD, 0, returned.effects)
+        if returned.elapsed_s > SLOW_HANDLER_S:
             self._log.warning("a pure handler took long: heartbeats and all other events waited",
                               event_id=shown(task.event.id), type=shown(task.event.type),
-                              seconds=elapsed_s)
-
-    def _effects(self, returned: Effects) -> tuple[Put, ...]:
-        """Check what a handler returned; what can never be recorded is the handler's failure."""
-        effects = check_effects(returned)
-        why = self._ledger.why_never(effects)
-        if why is not None:
-            raise ValueError(why)
-        return effects
+                              seconds=returned.elapsed_s)
 
     # From an ask to its answer.
 
@@ -226,46 +195,24 @@ class Consumer:
     # The call of a claimed handler.
 
     def _call(self, task: Task, revision: int, lease: int) -> None:
-        """Run a claimed handler on the pool, and come back to the loop with what it did."""
-        timeout_s = task.handler.timeout_s or 0.0
-        self._call_ends_s[task] = self._loop.now_s() + OVERDUE_AFTER * timeout_s
+        done = partial(self._called, task, revision)
+        self._caller.call(task.handler, task.event, lease, done)
 
-        def job() -> None:
-            effects: tuple[Put, ...] = ()
-            error: BaseException | None = None
-            started_s = time.perf_counter()
-            # As late as can be: the job may have waited for a thread.
-            if self._ledger.claim_remaining_s(lease) <= timeout_s:
-                self._loop.call_soon(partial(self._not_called, task, revision))
-                return
-            try:
-                effects = self._effects(task.handler.function(task.event, timeout_s))
-            except BaseException as raised:  # noqa: BLE001 - an exit would end the thread unseen
-                error = raised
-            elapsed_s = time.perf_counter() - started_s
-            self._loop.call_soon(
-                partial(self._called, task, revision, effects, error, elapsed_s)
-            )
-
-        self._pool.run(job)
-
-    def _called(self, task: Task, revision: int, effects: tuple[Put, ...],
-                error: BaseException | None, elapsed_s: float) -> None:
-        del self._call_ends_s[task]
-        self._tally.timing("handle", elapsed_s)
-        if error is not None:
-            task.error = one_line(error)
+    def _called(self, task: Task, revision: int, returned: Returned | None) -> None:
+        """Record what a call has done, release its claim, or claim anew where it was not made."""
+        if returned is None:
+            digest, token = task.event.digest, task.token
+            self._wait(task, Ask(Kind.CLAIM, task.key, digest, token, task, revision))
+            return
+        self._tally.timing("handle", returned.elapsed_s)
+        task.error = returned.error
+        if returned.error:
             self._ask(task, Kind.RELEASE, revision)
         else:
             task.called = True
             self._tally.count("sent")
-            self._ask(task, Kind.RECORD, revision, effects)
+            self._ask(task, Kind.RECORD, revision, returned.effects)
         self._go_on()
-
-    def _not_called(self, task: Task, revision: int) -> None:
-        """Claim again: the lease would have ended before the call."""
-        del self._call_ends_s[task]
-        self._wait(task, Ask(Kind.CLAIM, task.key, task.event.digest, task.token, task, revision))
 
     # The ends of an event.
 
@@ -332,13 +279,6 @@ class Consumer:
             self._go_on()
 
         self._bus.forward(delivery, queue, headers, confirmed)
-
-
-def _join(mates: list[Delivery], delivery: Delivery) -> None:
-    """Add a delivery to others of its event, but for those that have gone back and come again."""
-    if mates and not mates[0].alive:
-        mates[:] = [mate for mate in mates if mate.alive]
-    mates.append(delivery)
 
 
 class _Answers:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from . import names
 from .event import Event
@@ -52,6 +54,34 @@ def check_effects(effects: Effects) -> tuple[Put, ...]:
     if len(puts) > 1 and len({put.key for put in puts}) < len(puts):
         raise ValueError("two effects of one event have the same key")
     return puts
+
+
+class Returned(NamedTuple):
+    """What came of a handler's run: its effects, or what it raised, in one line."""
+
+    effects: tuple[Put, ...]
+    error: str
+    elapsed_s: float
+
+
+def run_handler(
+    handler: Handler, event: Event, why_never: Callable[[tuple[Put, ...]], str | None]
+) -> Returned:
+    """Run a handler on the thread of the caller; raises nothing.
+
+    An exit is a failure like others: it would end the thread with the event in hand. What can
+    never be recorded (``why_never`` says why) is the handler's failure too.
+    """
+    started_s = time.perf_counter()
+    effects: tuple[Put, ...] = ()
+    error = ""
+    try:
+        arguments = (event,) if handler.timeout_s is None else (event, handler.timeout_s)
+        effects = check_effects(handler.function(*arguments))
+        error = why_never(effects) or ""
+    except BaseException as raised:  # noqa: BLE001 - whatever a handler raises is its failure
+        error = one_line(raised)
+    return Returned(effects, error, time.perf_counter() - started_s)
 
 
 class Pool:

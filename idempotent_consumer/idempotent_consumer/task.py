@@ -1,0 +1,34 @@
+"""An event in hand."""
+
+from __future__ import annotations
+
+from .bus.delivery import Delivery
+from .event import Event
+from .handlers import Handler
+from .policies import Backoff
+
+
+class Task:
+    """An event in hand, with every delivery of it: they share its fate.
+
+    ``others`` are deliveries with its id and another body; they are judged when it has ended.
+    """
+
+    __slots__ = ("called", "deliveries", "error", "event", "handler", "key", "others", "token",
+                 "waits")
+
+    def __init__(self, key: bytes, token: str, event: Event, handler: Handler, delivery: Delivery
+                 ) -> None:
+        self.key, self.token, self.event, self.handler = key, token, event, handler
+        self.deliveries = [delivery]
+        self.others: list[Delivery] = []
+        self.called = False
+        self.error = ""
+        self.waits: Backoff | None = None
+
+    def join(self, delivery: Delivery, digest: str) -> None:
+        """Add a delivery of the same id; those that have gone back meanwhile are let go."""
+        mates = self.deliveries if digest == self.event.digest else self.others
+        if mates and not mates[0].alive:
+            mates[:] = [mate for mate in mates if mate.alive]
+        mates.append(delivery)
