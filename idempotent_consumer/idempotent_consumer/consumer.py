@@ -66,6 +66,8 @@ class Consumer:
     def take(self, deliveries: list[Delivery]) -> None:
         """Take what has arrived."""
         self._tally.count("received", len(deliveries))
+        if self._ledger.halted:
+            return  # All of it stays in hand, and so the prefetch ends the intake.
         for delivery in deliveries:
             if delivery.alive:
                 self._receive(delivery)
@@ -274,7 +276,7 @@ class Consumer:
     def _forward(self, delivery: Delivery, queue: str, headers: dict[str, object],
                  outcome: Outcome, about: dict[str, object]) -> None:
         def confirmed() -> None:
-            if delivery.settle():
+            if not self._ledger.halted and delivery.settle():
                 self._tally.settled(outcome, **about)
             self._go_on()
 

@@ -518,15 +518,18 @@ def test_a_partly_answered_commit_still_counts_as_one_in_flight(
 
 def test_when_etcd_is_another_nothing_is_settled_any_more(loop: ManualLoop, process: Process,
                                                           store: Store) -> None:
-    """Not even what the cache knew, nor what is retried: all of it is held."""
+    """Not even what the cache knew, nor what rests on no record: all of it is held."""
     process.deliver(body("1"))
+    process.bus.confirms = False
+    process.deliver(b"parked before, confirmed after")
     store.wipe()
     process.deliver(body("2"))
     process.deliver(body("1"), body("3"))
     loop.advance(600)
-    process.deliver(body("1"))
+    process.bus.confirm()
+    process.deliver(body("1"), b"not JSON", body("4", "a type without a handler"))
     assert process.bus.acks == [Ack(1, (1,), True)]
-    assert (process.bus.in_hand, process.bus.forwarded) == (4, [])
+    assert (process.bus.in_hand, len(process.bus.forwarded)) == (7, 1)
     assert "etcd" in process.health.missing
 
 

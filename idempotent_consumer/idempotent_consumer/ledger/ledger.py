@@ -41,6 +41,11 @@ class Ledger(Protocol):
         """Return whether this very event is known to be recorded as done. False decides nothing."""
         ...
 
+    @property
+    def halted(self) -> bool:
+        """Whether nothing may be settled any more, on whatever grounds."""
+        ...
+
     def is_ours(self, record: Record) -> bool:
         """Return whether this process wrote the record."""
         ...
@@ -133,6 +138,11 @@ class EtcdLedger:
     def is_done(self, key: bytes, digest: str) -> bool:
         """Return whether the cache knows this event as done."""
         return self._cache.holds(key, digest) and not self._calls.ended
+
+    @property
+    def halted(self) -> bool:
+        """Whether etcd has turned out to be another than at the start."""
+        return self._calls.ended
 
     def is_ours(self, record: Record) -> bool:
         """Return whether this process wrote the record."""

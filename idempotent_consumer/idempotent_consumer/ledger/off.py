@@ -35,6 +35,11 @@ class NoLedger:
         """Nothing is known to be done."""
         return False
 
+    @property
+    def halted(self) -> bool:
+        """There is nothing to lose."""
+        return False
+
     def is_ours(self, record: Record) -> bool:
         """There are no records."""
         return False
