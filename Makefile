@@ -44,7 +44,7 @@ down: ## Stop them; their data stays in the volumes
 	$(COMPOSE) --profile example1 down
 
 LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-        --no-header --no-annotate --no-emit-index-url --no-emit-package idempotent-consumer
+        --no-header --no-annotate --no-emit-package idempotent-consumer
 
 lock: $(READY) ## Resolve the dependencies anew and pin them with hashes
 	$(LOCK) $(PROJECTS:%=%/pyproject.toml) --group pyproject.toml:dev -o requirements.lock
