@@ -7,9 +7,10 @@ BIN      := $(VENV)/bin
 PROJECTS := idempotent_consumer order notify example1
 COMPOSE  := docker compose -f docker-compose.yaml -f docker-compose.services.yaml
 READY    := $(VENV)/ready
+SEEDS    ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint typecheck unit-test integration-test bench up down lock
+.PHONY: help setup demo test lint typecheck unit-test simulation integration-test bench up down lock
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,11 +28,14 @@ lint: $(READY) ## Check the code's style
 typecheck: $(READY) ## Check the code's types, strictly
 	$(BIN)/mypy
 
-unit-test: $(READY) ## Run the tests that need no server
-	$(BIN)/pytest idempotent_consumer order notify
+unit-test: $(READY) ## Run the tests that need no server, with 1,000 simulated runs
+	$(BIN)/pytest idempotent_consumer order notify tests/simulation
 
 integration-test: $(READY) ## Run the tests with real RabbitMQ and etcd
-	$(BIN)/pytest tests
+	$(BIN)/pytest tests/harness_tests tests/integration
+
+simulation: $(READY) ## Run the service against simulated faults: SEEDS=100000 runs, or the one run SEED=n
+	PYTHONPATH=tests:idempotent_consumer/tests $(BIN)/python -m simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
 
 bench: $(READY) ## Measure throughput and latency beside their references
 	PYTHONPATH=tests $(BIN)/python -m benchmarks
@@ -53,7 +57,7 @@ lock: $(READY) ## Resolve the dependencies anew and pin them with hashes
 	echo hatchling | $(LOCK) - -c requirements.lock -o build-requirements.lock
 
 # --no-deps: pip refuses local projects under --require-hashes, so all they need is in the lock.
-$(READY): requirements.lock $(PROJECTS:%=%/pyproject.toml) Makefile
+$(READY): requirements.lock $(PROJECTS:%=%/pyproject.toml)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "setup: $(PYTHON) is too old: Python 3.11 or newer is needed (PYTHON=... names another)" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ $$(id -u) = 0 ] && apt-get install -qq -y python3-venv; } || \

@@ -1,0 +1,59 @@
+"""``python -m simulation``: many runs on all cores, or one that is shown step by step."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+
+from simulation.many import Summary, run_on_cores
+from simulation.world import simulate
+
+_SAY_EVERY_S = 10.0
+
+
+def main() -> int:
+    """Run what the command line asks for; return the exit code."""
+    parser = argparse.ArgumentParser(prog="simulation", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=1000, help="how many runs")
+    parser.add_argument("--first", type=int, default=0, help="the first run's seed")
+    parser.add_argument("--seed", type=int, help="do this one run, and show it")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once")
+    options = parser.parse_args()
+    if options.seed is not None:
+        return _show(options.seed)
+    return _run_many(options.first, options.seeds, options.jobs)
+
+
+def _show(seed: int) -> int:
+    result = simulate(seed)
+    print(result.report())
+    if result.violations:
+        print(f"{len(result.violations)} violations. Replay: make simulation SEED={seed}, or "
+              f"python -m simulation --seed {seed}", flush=True)
+        return 1
+    print("no violation")
+    return 0
+
+
+def _run_many(first: int, seeds: int, jobs: int) -> int:
+    total = Summary()
+    started_s = said_s = time.monotonic()
+    for summary in run_on_cores(first, seeds, jobs):
+        total.add(summary)
+        if total.broken is not None:
+            return _show(total.broken)
+        if time.monotonic() - said_s > _SAY_EVERY_S:
+            said_s = time.monotonic()
+            print(f"{total.runs} of {seeds} runs, no violation, "
+                  f"{total.runs / (said_s - started_s):.0f} a second", flush=True)
+    for kind, times in sorted(total.fired.items(), key=lambda item: (-item[1], item[0])):
+        print(f"{times:10} {kind}")
+    print(f"{total.runs} runs from seed {first}, {total.confirmed} confirmed, {total.acks} acked, "
+          f"no violation, {time.monotonic() - started_s:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

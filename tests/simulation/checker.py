@@ -1,0 +1,244 @@
+"""The judgement of a run, by what was sent, recorded, parked and called."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from itertools import pairwise
+
+from fakes.store import Change
+from idempotent_consumer.names import ATTEMPTS_HEADER, REASON_HEADER
+from simulation.auditor import Auditor
+from simulation.broker import Broker
+from simulation.calls import Call, Outside
+from simulation.etcd import HistoricStore, Lineage
+from simulation.handlers import SHARED_KEY, effect_keys
+from simulation.keys import INCARNATION, RECORDS, record_key
+from simulation.plan import OF_DATA, Plan
+from simulation.process import Process
+from simulation.producer import Producer
+from simulation.trace import Trace
+from simulation.workload import CAN_FAIL, CLAIMED, NEVER_SUCCEEDS, Sent
+
+_MAY_PARK_TWICE = (
+    "killed between two steps", "killed within a step", "stopped", "frozen", "confirm late",
+    "confirm lost", "connection lost", "channel closed", "consumer cancelled", "broker restarted",
+    "publish returned", "dead-lettered twice", "publish not confirmed", "alarm", "publish refused",
+    *OF_DATA,
+)
+_MAY_OVERLAP = ("frozen", "lease revoked", *OF_DATA)
+
+
+@dataclass
+class Account:
+    """All that a run leaves behind."""
+
+    auditor: Auditor
+    producer: Producer
+    broker: Broker
+    store: HistoricStore
+    outside: Outside
+    processes: list[Process]
+    trace: Trace
+    plan: Plan
+
+    def fired(self, *kinds: str) -> bool:
+        """Return whether one of these faults has happened."""
+        return any(self.trace.fired[kind] for kind in kinds)
+
+
+def judge(account: Account) -> None:
+    """Find whatever must not be."""
+    sent = list(account.auditor.sent.values())
+    _judge_lost(account, sent)
+    _judge_parked(account, sent)
+    for lineage in account.store.lineages:
+        _judge_lineage(account, lineage, sent)
+    _judge_calls(account)
+    _judge_counts(account)
+
+
+def _judge_lost(account: Account, sent: list[Sent]) -> None:
+    """Lost = confirmed - (recorded or parked), body by body."""
+    parked = {message.body for message in account.broker.dead}
+    recorded = {item for lineage in account.store.lineages for item in lineage.done.items()}
+    for one in sent:
+        if one.body in account.producer.confirmed and (one.handled or not one.digest) and not (
+            one.body in parked or (record_key(one.event_id), one.digest) in recorded
+        ):
+            account.trace.violation("lost", one.body)
+        if not one.digest and one.body in account.producer.confirmed and one.body not in parked:
+            account.trace.violation("an invalid body was not parked", one.body)
+
+
+def _judge_parked(account: Account, sent: list[Sent]) -> None:
+    by_id: dict[str, set[str]] = defaultdict(set)
+    for one in sent:
+        if one.handled:
+            by_id[one.event_id].add(one.digest)
+    retries = len(account.plan.settings.retry_delays)
+    for message in account.broker.dead:
+        one, headers = account.auditor.sent[message.body], message.properties.headers or {}
+        reason = headers.get(REASON_HEADER)
+        right = {
+            "invalid": not one.digest,
+            "conflict": one.handled and len(by_id[one.event_id]) > 1,
+            "failed": one.event_type in CAN_FAIL and headers.get(ATTEMPTS_HEADER) == retries + 1,
+        }
+        if not right.get(str(reason)):
+            account.trace.violation("parked without cause", one.body, headers)
+    if not account.fired(*_MAY_PARK_TWICE):
+        _judge_late_parking(account)
+        copies = Counter(message.body for message in account.broker.dead)
+        for body, number in copies.items():
+            if number > 1 and body:
+                account.trace.violation("parked twice without cause", body)
+
+
+def _judge_late_parking(account: Account) -> None:
+    """Judge what was parked as failed: where it was done before, it was a duplicate."""
+    done_s = {}
+    for at_s, change in account.store.lineage.steps:
+        if change.key.startswith(RECORDS) and change.value is not None:
+            value = json.loads(change.value)
+            if value["state"] == "done":
+                done_s[change.key, value["digest"]] = at_s
+    for message in account.broker.dead:
+        one = account.auditor.sent[message.body]
+        at_s = done_s.get((record_key(one.event_id), one.digest), math.inf)
+        if at_s < account.broker.given_out_s[message.body]:
+            account.trace.violation("parked though it was recorded before", one.body)
+
+
+def _judge_lineage(account: Account, lineage: Lineage, sent: list[Sent]) -> None:
+    """Judge one life of etcd's data: unexpected and double records, and effects."""
+    by_key: dict[bytes, list[tuple[float, Change]]] = defaultdict(list)
+    for at_s, change in lineage.steps:
+        by_key[change.key].append((at_s, change))
+    by_content = {(record_key(one.event_id), one.digest): one for one in sent if one.handled}
+    expected: set[bytes] = {INCARNATION, SHARED_KEY.encode()}
+    shared = 0
+    for key, steps in by_key.items():
+        if not key.startswith(RECORDS):
+            continue
+        expected.add(key)
+        done = _judge_record(account, by_content, key, [change for _, change in steps])
+        if done is None:
+            continue
+        one, revision = done
+        shared += one.event_type == "shared"
+        for effect in effect_keys(one.event_type, one.event_id):
+            expected.add(effect.encode())
+            puts = [(c.revision, c.value) for _, c in by_key.get(effect.encode(), [])]
+            if puts != [(revision, one.digest.encode())]:
+                account.trace.violation("an effect is not there once, with its record", effect,
+                                        revision, puts)
+    for key in by_key.keys() - expected:
+        account.trace.violation("unexpected key", key)
+    if len(by_key.get(SHARED_KEY.encode(), [])) != shared:
+        account.trace.violation("the shared effect was not written once for each event", shared)
+
+
+def _judge_record(account: Account, by_content: dict[tuple[bytes, str], Sent], key: bytes,
+                  steps: list[Change]) -> tuple[Sent, int] | None:
+    """Judge one record's history: done at most once, and nothing after it."""
+    values = [json.loads(step.value) if step.value is not None else {} for step in steps]
+    done = [at for at, value in enumerate(values) if value.get("state") == "done"]
+    known = [by_content.get((key, value["digest"])) for value in values if value]
+    if None in known:
+        account.trace.violation("unexpected record", key, [step.value for step in steps])
+    elif len(done) > 1 or (done and done[0] != len(steps) - 1):
+        account.trace.violation("double", key, steps)
+    elif done:
+        one = by_content[key, values[done[0]]["digest"]]
+        if one.event_type in NEVER_SUCCEEDS:
+            account.trace.violation("recorded though its handler always raises", key)
+        if one.event_type not in CLAIMED and len(steps) > 1 and not _was_claimed(values, by_content,
+                                                                                 key):
+            account.trace.violation("double", key, steps)
+        return one, steps[done[0]].revision
+    return None
+
+
+def _was_claimed(values: list[dict[str, str]], by_content: dict[tuple[bytes, str], Sent],
+                 key: bytes) -> bool:
+    """Return whether another body under this id, with a claimed handler, came before."""
+    return all(by_content[key, value["digest"]].event_type in CLAIMED
+               for value in values[:-1] if value)
+
+
+def _judge_calls(account: Account) -> None:
+    by_id: dict[str, list[Call]] = defaultdict(list)
+    for call in account.outside.calls:
+        by_id[call.event.id].append(call)
+    for lineage in account.store.lineages:
+        _judge_called(account, lineage, by_id)
+    if account.fired(*OF_DATA):
+        return
+    deleted: dict[bytes, list[float]] = defaultdict(list)
+    for at_s, change in account.store.lineage.steps:
+        if change.value is None:
+            deleted[change.key].append(at_s)
+    for event_id, calls in by_id.items():
+        calls.sort(key=lambda call: call.start_s)
+        for first, second in pairwise(calls):
+            _judge_pair(account, first, second, deleted[record_key(event_id)])
+
+
+def _judge_called(account: Account, lineage: Lineage, by_id: dict[str, list[Call]]) -> None:
+    """At least once: each claimed event that is done was called, with success, before."""
+    by_key = {record_key(event_id): calls for event_id, calls in by_id.items()}
+    types = {(record_key(one.event_id), one.digest): one.event_type
+             for one in account.auditor.sent.values()}
+    for at_s, change in lineage.steps:
+        value = json.loads(change.value) if change.value and change.key.startswith(RECORDS) else {}
+        if value.get("state") != "done":
+            continue
+        if types.get((change.key, value["digest"])) in CLAIMED and not any(
+            call.returned and not call.raised and call.end_s <= at_s + 1e-6
+            and call.event.digest == value["digest"] for call in by_key.get(change.key, [])
+        ):
+            account.trace.violation("done without a call", change.key)
+
+
+def _judge_pair(account: Account, first: Call, second: Call, deleted_s: list[float]) -> None:
+    """Judge two calls of one id that follow each other."""
+    who = (first.event.id, first.life.name, second.life.name, second.start_s)
+    overlap = second.start_s < first.end_s and first.reached and second.reached
+    if overlap:
+        account.trace.fired["calls overlapped"] += 1
+        if not account.fired(*_MAY_OVERLAP):
+            account.trace.violation("calls overlap", *who)
+    if first.raised:
+        return
+    account.trace.fired["calls repeated"] += 1
+    died = first.life.ended_s is not None and first.life.ended_s <= second.start_s
+    # A claim whose lease an operator has ended may be gone before its call starts.
+    revoked = account.fired("lease revoked")
+    since_s = 0.0 if revoked else min(first.decided_s, second.decided_s)
+    lost = any(since_s <= at_s <= second.start_s for at_s in deleted_s)
+    if not died and not lost:
+        account.trace.violation("a call was repeated without cause", *who)
+
+
+def _judge_counts(account: Account) -> None:
+    """Hold the contract's sum for each process that lives, and what it says it has processed."""
+    done = Counter[str]()
+    for _, change in account.store.lineage.steps:
+        if change.key.startswith(RECORDS) and change.value is not None:
+            value = json.loads(change.value)
+            if value["state"] == "done":
+                done[value["token"].partition("/")[0]] += 1
+    for process in account.processes:
+        name, processed = process.life.name, process.count("processed")
+        if process.life.alive:
+            process.judge_counts()
+        if account.fired(*OF_DATA):
+            continue
+        recorded = done[process.life.token]
+        exact = process.life.alive and process.count("returned") == 0
+        if processed > recorded or (exact and processed != recorded):
+            account.trace.violation("processed is not what it has recorded", name, processed,
+                                    recorded)

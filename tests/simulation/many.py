@@ -1,0 +1,51 @@
+"""Many runs, on several cores."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+
+from simulation.world import simulate
+
+_CHUNK = 50
+
+
+@dataclass
+class Summary:
+    """What some runs came to; ``broken`` is the seed of the first with a violation."""
+
+    fired: Counter[str] = field(default_factory=Counter)
+    runs: int = 0
+    confirmed: int = 0
+    acks: int = 0
+    broken: int | None = None
+
+    def add(self, other: Summary) -> None:
+        """Take in the summary of the runs after these."""
+        self.fired.update(other.fired)
+        self.runs += other.runs
+        self.confirmed += other.confirmed
+        self.acks += other.acks
+        self.broken = other.broken if self.broken is None else self.broken
+
+
+def run_seeds(seeds: range) -> Summary:
+    """Run some seeds, up to the first violation."""
+    summary = Summary()
+    for seed in seeds:
+        result = simulate(seed)
+        summary.add(Summary(result.fired, 1, result.confirmed, result.acks,
+                            seed if result.violations else None))
+        if summary.broken is not None:
+            break
+    return summary
+
+
+def run_on_cores(first: int, seeds: int, jobs: int) -> Iterator[Summary]:
+    """Run seeds in several processes; yield a summary for each few of them, in their order."""
+    last = first + seeds
+    chunks = [range(start, min(start + _CHUNK, last)) for start in range(first, last, _CHUNK)]
+    with get_context("spawn").Pool(jobs) as pool:
+        yield from pool.imap(run_seeds, chunks)

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from simulation.many import run_seeds
+from simulation.plan import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, TIMED
+from simulation.world import simulate
+
+SEEDS = 1000
+CHUNK = 50
+CHUNKS = [range(first, first + CHUNK) for first in range(0, SEEDS, CHUNK)]
+
+EVERY_FAULT = {
+    *PER_REQUEST, *PER_MESSAGE, *TIMED, *OF_DATA, *OF_PROCESSES,
+    "redelivered", "confirm lost", "publish returned", "heartbeats missed",
+    "applied after a later request was answered", "claim ended by its lease",
+    "killed between two steps", "killed within a step", "calls repeated", "calls overlapped",
+    "killed in a call that reached the outside", "killed in a call that did not reach the outside",
+} - {"killed"}
+
+
+@pytest.fixture(scope="module")
+def fired() -> Counter[str]:
+    """Give what has fired in all runs of this module so far."""
+    return Counter()
+
+
+@pytest.mark.parametrize("seeds", CHUNKS, ids=lambda seeds: f"{seeds.start}-{seeds.stop - 1}")
+def test_nothing_is_lost_and_nothing_is_done_twice(seeds: range, fired: Counter[str]) -> None:
+    summary = run_seeds(seeds)
+    fired.update(summary.fired)
+    fired["runs"] += summary.runs
+    if summary.broken is not None:
+        pytest.fail(f"{simulate(summary.broken).report()}\n"
+                    f"replay: make simulation SEED={summary.broken}", pytrace=False)
+    assert summary.confirmed > 15 * summary.runs
+    assert summary.acks >= summary.confirmed
+
+
+def test_every_fault_has_fired(fired: Counter[str]) -> None:
+    if fired["runs"] < SEEDS:
+        pytest.skip("only with all the runs")
+    assert {kind for kind in EVERY_FAULT if not fired[kind]} == set()
+
+
+def test_one_seed_is_one_run() -> None:
+    for seed in range(10):
+        assert simulate(seed).report() == simulate(seed).report()

@@ -1,0 +1,96 @@
+"""What producers send: new events, duplicates, other bodies under a known id, and rubbish."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+import orjson
+
+from idempotent_consumer.event import decode
+
+PURE = ("order", "parts", "shared", "nothing", "flaky", "doomed", "greedy")
+CLAIMED = ("call", "flaky_call", "doomed_call")
+STRANGER = "stranger"
+CAN_FAIL = ("flaky", "doomed", "greedy", "flaky_call", "doomed_call")
+NEVER_SUCCEEDS = ("doomed", "greedy", "doomed_call")
+
+_LONG = "x" * 150
+_IDS = (
+    "a/b", "a/b/", "a", "A", "nul\0", "nul", "\u00e9", "e\u0301", "sha256:" + "0" * 64,
+    _LONG + "1", _LONG + "2", _LONG, "\U0001f600" * 40, " ", "x" * 128, "x" * 129,
+)
+"""Ids that a careless key would bring together, or could not write."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One body. ``digest`` is empty where it is no valid event."""
+
+    body: bytes
+    event_id: str = ""
+    event_type: str = ""
+    digest: str = ""
+
+    @property
+    def handled(self) -> bool:
+        """Whether a handler is there for it."""
+        return bool(self.digest) and self.event_type != STRANGER
+
+
+class Workload:
+    """Draws bodies. Nearly all of them differ, so that a body tells which message it is."""
+
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+        self._drawn: list[tuple[str, str, int]] = []
+        self._numbers = 0
+        # Few types in most runs: claims need company of their own kind to be contested.
+        pool = (*PURE, *CLAIMED)
+        self._types = rng.choice([pool, PURE, CLAIMED, ("order", "flaky_call"), ("flaky_call",),
+                                  ("call",), ("order", "flaky"), ("shared", "parts", "order")])
+
+    def draw(self, kind: str) -> Sent:
+        """Return the next body of a kind: new, duplicate, conflict, stranger or invalid."""
+        self._numbers += 1
+        if kind == "invalid":
+            return Sent(self._invalid())
+        if kind == "stranger":
+            return self._event(f"s{self._numbers}", STRANGER, 0)
+        if kind == "new" or not self._drawn:
+            return self._new()
+        event_id, event_type, number = self._rng.choice(self._drawn[-8:])
+        if kind == "conflict":
+            if self._rng.random() < 0.3:
+                event_type = self._rng.choice(self._types)
+            number = self._numbers
+            self._drawn.append((event_id, event_type, number))
+        return self._event(event_id, event_type, number)
+
+    def _new(self) -> Sent:
+        used = {event_id for event_id, _, _ in self._drawn}
+        free = [event_id for event_id in _IDS if event_id not in used]
+        special = free and self._rng.random() < 0.25
+        event_id = self._rng.choice(free) if special else f"e{self._numbers}"
+        event_type = self._rng.choice(self._types)
+        self._drawn.append((event_id, event_type, self._numbers))
+        return self._event(event_id, event_type, self._numbers)
+
+    def _event(self, event_id: str, event_type: str, number: int) -> Sent:
+        """Write an event; what is not in its digest differs each time."""
+        members = [("id", event_id), ("type", event_type), ("args", {"number": number, "b": [1]}),
+                   ("copy", self._numbers)]
+        self._rng.shuffle(members)
+        body = orjson.dumps(dict(members))
+        return Sent(body, event_id, event_type, decode(body).digest)
+
+    def _invalid(self) -> bytes:
+        n = self._numbers
+        return self._rng.choice([
+            b"", b"no json %d" % n, b"[%d]" % n, b'{"id":%d,"type":"order"}' % n,
+            b'{"id":"","type":"order","n":%d}' % n, b'{"id":"i%d","type":null}' % n,
+            b'{"id":"i%d","type":"order","args":null}' % n, b'{"id":"i%d"}' % n,
+            b'{"id":"i%d","type":"order","args":{"a":NaN}}' % n, b"\xff\xfe%d" % n,
+            b'{"id":"\\ud800%d","type":"order"}' % n,
+            b'{"id":"i%d","type":"order","args":{"a":' % n + b"[" * 600 + b"]" * 600 + b"}}",
+        ])
