@@ -84,7 +84,9 @@ class HistoricStore(Store):
         self.lineage.steps.append((self._agenda.now_s, change))
         if change.key.startswith(b"/service/") and change.value is not None:
             record = decode(change.value, 0)
-            self._trace.note("etcd", record.state, change.key, change.revision)
+            # Of the process, four of its bits: enough to tell who, beside its "starts" line.
+            writer = record.token[:4] + record.token[32:]
+            self._trace.note("etcd", record.state, change.key, change.revision, "by", writer)
             if record.state == DONE:
                 self.lineage.done[change.key] = record.digest
 

@@ -152,7 +152,7 @@ class World:
         life.on_ended.append(lambda: self._ended(process, slot, number))
         life.on_frozen.append(lambda seconds: self._frozen(process, seconds))
         self.processes.append(process)
-        self.trace.note(life.name, "starts")
+        self.trace.note(life.name, "starts", f"as {life.token[:4]}")
         life.run(process.open)
 
     def _doom(self, life: Life) -> None:
