@@ -147,7 +147,8 @@ class Consumer:
 
         No other task of this process has this record's key, so a claim that is ours and that did
         not land just now is nobody's: it is taken over. A claim of another process is waited for,
-        never acked: that process may die.
+        whatever its digest: that process may die. Only a record that is done decides, since an
+        attempt of ours that is still on its way can land where a claim has ended.
         """
         ask, found = answer.ask, answer.found
         task: Task = ask.owner
@@ -165,10 +166,10 @@ class Consumer:
                 self._failed(task)
             else:
                 self._ask_again(ask, found.mod_revision if found else 0)
-        elif found.digest != ask.digest:
-            self._conflicted(task)
-        elif found.state == DONE:
+        elif found.state == DONE and found.digest == ask.digest:
             self._skipped(task)
+        elif found.state == DONE:
+            self._conflicted(task)
         elif self._ledger.is_ours(found) and ask.kind is not Kind.LOOK:
             self._ask_again(ask, found.mod_revision)
         else:

@@ -541,3 +541,20 @@ def test_deliveries_that_went_back_are_not_kept(loop: ManualLoop, process: Proce
         loop.run_until_idle()
     (task,) = process.consumer._tasks.values()
     assert (len(task.deliveries), len(task.others)) == (1, 1)
+
+
+def test_a_claim_of_another_body_decides_nothing(
+    loop: ManualLoop, store: Store, process: Process, handler: Claimed
+) -> None:
+    """Its holder may die: only what is done is in the way of another body."""
+    other = start(loop, store, Claimed(), "b" * 32)
+    other.deliver(body("1", item="other"))
+    process.deliver(body("1"))
+    loop.advance(5)
+    assert (process.bus.forwarded, process.bus.acks) == ([], [])
+    other.ledger.close()
+    loop.advance(60)
+    process.work()
+    assert handler.calls == ["1"]
+    assert record_of(store).state == DONE
+    assert process.counts() == {"received": 1, "processed": 1, "sent": 1}
