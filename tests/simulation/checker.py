@@ -53,7 +53,7 @@ def judge(account: Account) -> None:
     """Find whatever must not be."""
     sent = list(account.auditor.sent.values())
     _judge_lost(account, sent)
-    _judge_parked(account, sent)
+    _judge_parked(account)
     for lineage in account.store.lineages:
         _judge_lineage(account, lineage, sent)
     _judge_calls(account)
@@ -73,18 +73,18 @@ def _judge_lost(account: Account, sent: list[Sent]) -> None:
             account.trace.violation("an invalid body was not parked", one.body)
 
 
-def _judge_parked(account: Account, sent: list[Sent]) -> None:
-    by_id: dict[str, set[str]] = defaultdict(set)
-    for one in sent:
-        if one.handled:
-            by_id[one.event_id].add(one.digest)
+def _judge_parked(account: Account) -> None:
+    lineages = account.store.lineages
     retries = len(account.plan.settings.retry_delays)
     for message in account.broker.dead:
         one, headers = account.auditor.sent[message.body], message.properties.headers or {}
         reason = headers.get(REASON_HEADER)
         right = {
             "invalid": not one.digest,
-            "conflict": one.handled and len(by_id[one.event_id]) > 1,
+            # A claim is no verdict: its holder may die or fail. Another body must be recorded.
+            "conflict": one.handled and any(
+                lineage.done.get(record_key(one.event_id), one.digest) != one.digest
+                for lineage in lineages),
             "failed": one.event_type in CAN_FAIL and headers.get(ATTEMPTS_HEADER) == retries + 1,
         }
         if not right.get(str(reason)):
