@@ -145,6 +145,8 @@ class _Request:
         self._server, self._client, self._life = server, client, life
         self._method, self._request, self._answered = call
         self._number = number
+        # Wiped or restored, it is another server: what was under way went with the connections.
+        self._life_of_data = len(server.store.lineages)
         self._outcome: tuple[Any, EtcdError | None] | None = None
         self._over = False
 
@@ -181,6 +183,8 @@ class _Request:
 
     def _apply(self) -> None:
         server = self._server
+        if len(server.store.lineages) != self._life_of_data:
+            return
         if server.away:
             # It waits in a socket until etcd reads on, or was lost with it.
             if server.rng.random() < 0.5:
