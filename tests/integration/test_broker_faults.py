@@ -69,6 +69,8 @@ def test_connections_closed_by_an_operator_are_opened_again(
     service = start_service("order")
     with Load(broker, rate_per_s=600) as load:
         for closed in range(1, 4):
+            # Counts come up to a second late: they do not tell that it is connected again.
+            service.wait_ready()
             handled = statsd.count("orders_processed")
             passes(lambda: statsd.count("orders_processed"), handled + 50)
             service.pause()
