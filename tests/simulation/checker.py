@@ -237,6 +237,8 @@ def _judge_counts(account: Account) -> None:
             process.judge_counts()
         if account.fired(*OF_DATA):
             continue
+        if process.count("claim_lost") and not account.fired("claim ended by its lease"):
+            account.trace.violation("a claim was counted as lost, and none was", name)
         recorded = done[process.life.token]
         exact = process.life.alive and process.count("returned") == 0
         if processed > recorded or (exact and processed != recorded):
