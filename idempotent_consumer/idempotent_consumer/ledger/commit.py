@@ -55,9 +55,7 @@ def why_never(effects: Sequence[Put], max_operations: int) -> str | None:
     """Return why these effects fit into no transaction, or None where they do."""
     if 1 + len(effects) > max_operations:
         return f"{len(effects)} effects, and ETCD_MAX_TXN_OPS is {max_operations}"
-    size_bytes = 0
-    for put in effects:
-        size_bytes += 4 * len(put.key) + len(put.value) + 32
+    size_bytes = records.effects_size_bytes(effects)
     if size_bytes > MAX_REQUEST_BYTES - _OVERHEAD_BYTES:
         return f"effects of {size_bytes} bytes, and etcd takes {MAX_REQUEST_BYTES} in a request"
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -60,6 +61,14 @@ class Put(NamedTuple):
     value: bytes
 
 
+def effects_size_bytes(effects: Iterable[Put]) -> int:
+    """Return how large effects make a request, from above: four bytes a character at the most."""
+    size_bytes = 0
+    for put in effects:
+        size_bytes += 4 * len(put.key) + len(put.value) + 32
+    return size_bytes
+
+
 @dataclass(slots=True, eq=False)
 class Ask:
     """One compare-and-set on one record, sent in a transaction with others.
@@ -86,10 +95,7 @@ class Ask:
     @property
     def size_bytes(self) -> int:
         """About how large this makes the request, from above."""
-        size_bytes = 3 * len(self.key) + 320
-        for put in self.effects:
-            size_bytes += 4 * len(put.key) + len(put.value) + 32
-        return size_bytes
+        return 3 * len(self.key) + 320 + effects_size_bytes(self.effects)
 
 
 class Answer(NamedTuple):
