@@ -1,0 +1,68 @@
+"""What a trial needs, and the table of all trials at the end."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from chaos.acks import AckAudit, audit_acks
+from chaos.table import table
+from chaos.trial import Result, Trial
+from harness.broker import Broker
+from harness.servers import Servers
+from harness.services import Service
+from harness.store import Store
+from integration.sink import Sink, listen_http
+
+StartTrial = Callable[..., Trial]
+
+_results = pytest.StashKey[list[Result]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the list that the trials leave their results in."""
+    config.stash[_results] = []
+
+
+@pytest.fixture
+def acks(clean: Servers) -> Iterator[AckAudit]:
+    """Stand between the services and the broker, and note each ack that comes too early."""
+    with audit_acks(clean.rabbitmq, clean.etcd) as audit:
+        yield audit
+
+
+@pytest.fixture
+def start_audited(start_service: Callable[..., Service], acks: AckAudit) -> Callable[..., Service]:
+    """Start services as `start_service` does, with their acks audited."""
+
+    def start(name: str, **settings: str) -> Service:
+        return start_service(name, **{"RABBITMQ_URL": acks.url, **settings})
+
+    return start
+
+
+@pytest.fixture
+def trial(
+    broker: Broker, store: Store, acks: AckAudit, request: pytest.FixtureRequest
+) -> StartTrial:
+    """Begin a trial: `trial("broker killed", service="order")`."""
+
+    def begin(fault: str, *, service: str = "order") -> Trial:
+        return Trial(fault, service, broker, store, acks, request.config.stash[_results])
+
+    return begin
+
+
+@pytest.fixture
+def sink() -> Iterator[Sink]:
+    """Give a receiver of notifications of this test's own."""
+    with listen_http() as running:
+        yield running
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Print the table."""
+    if results := config.stash[_results]:
+        terminalreporter.section("trials")
+        terminalreporter.write_line(table(results))

@@ -1,0 +1,141 @@
+"""One trial: a fault under load, and the verdict on what came of it."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+
+from chaos.acks import AckAudit
+from harness.broker import Broker
+from harness.checker import doubles, judge
+from harness.publisher import Event
+from harness.store import Store, record_prefix
+from harness.wait import eventually
+from integration.judging import passes, wait_drained
+from integration.load import Load, ids, order
+
+RECOVERY_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one trial has shown: how often its fault fired, and what it did to the events."""
+
+    fault: str
+    injected: int
+    confirmed: int
+    lost: int
+    double: int
+    acks: int
+    early_acks: int
+    recovery_s: float | None
+
+
+class Trial:
+    """Publishes to one service while a fault happens, and judges by etcd's whole history.
+
+    A trial that is not judged to its end leaves no result, so nothing passes by being cut short.
+    """
+
+    def __init__(
+        self,
+        fault: str,
+        service: str,
+        broker: Broker,
+        store: Store,
+        acks: AckAudit,
+        results: list[Result],
+    ) -> None:
+        self.fault, self.service = fault, service
+        self.broker, self.store, self.acks = broker, store, acks
+        self._results = results
+        self._sent: list[Event] = []
+        self._confirmed: list[Event] = []
+        self._probes = count()
+        self._injected = 0
+        self._recovery_s: float | None = None
+
+    def publish(self, events: list[Event], timeout_s: float = 120.0) -> list[Event]:
+        """Publish events, wait for their confirms, and return the confirmed ones."""
+        self._sent += events
+        confirmed = self.broker.publish(events, timeout_s=timeout_s)
+        self._confirmed += confirmed
+        return confirmed
+
+    @contextmanager
+    def load(self, rate_per_s: float = 200, seed: int = 1) -> Iterator[Load]:
+        """Publish new events and duplicates of them all through the block."""
+        with Load(self.broker, rate_per_s, seed) as load:
+            yield load
+            confirmed = load.finish()
+        self._sent += load.sent
+        self._confirmed += confirmed
+
+    def works(self, events: int = 20, timeout_s: float = RECOVERY_TIMEOUT_S) -> None:
+        """Wait until so many more events are done than are now."""
+        passes(self.done, self.done() + events - 1, timeout_s)
+
+    def done(self) -> int:
+        """Return how many events are done."""
+        return len(self.store.done(self.service))
+
+    def fired(self, times: int = 1) -> None:
+        """Say that the fault was seen to happen, so many times."""
+        self._injected += times
+
+    def recovers(self, timeout_s: float = RECOVERY_TIMEOUT_S) -> float:
+        """Wait, from the fault's end (now) on, until an event published from now on is done.
+
+        Returns the seconds it took; the longest of a trial is its recovery. Raises AssertionError.
+        """
+        started_s = time.monotonic()
+        probe = order(f"probe-{next(self._probes)}")
+
+        def done() -> None:
+            assert probe["id"] in self.store.done(self.service), "no event is done"
+
+        while not self.publish([probe], timeout_s):
+            assert time.monotonic() - started_s < timeout_s, "the broker confirms nothing"
+        eventually(done, timeout_s - (time.monotonic() - started_s), also=(OSError,))
+        took_s = time.monotonic() - started_s
+        self._recovery_s = max(took_s, self._recovery_s or 0.0)
+        return took_s
+
+    def judge(
+        self,
+        *,
+        at_least: int,
+        parked: Iterable[str] = (),
+        lost_is_waived: bool = False,
+        first_revision: int | None = None,
+        drained_within_s: float = 60.0,
+    ) -> Result:
+        """Drain, judge, and keep the result; raises AssertionError on any fault of the service.
+
+        ``parked`` are the ids taken from the dead-letter queue, which must be empty by now.
+        """
+        wait_drained(self.broker, self.service, timeout_s=drained_within_s)
+        assert self.broker.ready(f"{self.service}.dead-letter") == 0, "something else is parked"
+        claimed = (record_prefix(self.service),) if self.service == "notify" else ()
+        written = (record_prefix(self.service), *(("/orders/",) if self.service == "order" else ()))
+        parked = set(parked)
+        verdict = judge(
+            attempted=ids(self._sent),
+            confirmed=ids(self._confirmed),
+            recorded=self.store.done(self.service),
+            parked=parked,
+            double=doubles(self.store.history(*written, first=first_revision), claimed=claimed),
+        )
+        early = self.acks.early() - parked
+        result = Result(self.fault, self._injected, verdict.confirmed, len(verdict.lost),
+                        len(verdict.double), self.acks.checked, len(early), self._recovery_s)
+        self._results.append(result)
+        assert self._injected, f"{self.fault}: the fault never happened"
+        assert not early, f"acked before its record: {sorted(early)[:5]}"
+        if lost_is_waived:
+            assert not verdict.double, verdict.double
+            assert not verdict.unexpected, verdict.unexpected
+        else:
+            verdict.require(confirmed_at_least=at_least)
+        return result
