@@ -7,7 +7,15 @@ from collections.abc import Iterator
 import pytest
 
 from fakes.bus import Ack
-from fakes.etcd import ANSWER_LOST, FINE, REQUEST_LOST, TIMED_OUT, Fate, answered_late
+from fakes.etcd import (
+    ANSWER_LOST,
+    FINE,
+    REQUEST_LOST,
+    TIMED_OUT,
+    Fate,
+    answered_late,
+    applied_late,
+)
 from fakes.events import Claimed, body
 from fakes.loop import ManualLoop
 from fakes.process import Process
@@ -86,6 +94,8 @@ def test_no_call_is_made_before_the_claim_is_known_to_be_there(
     assert handler.calls == []
     process.etcd.fate = lambda _method, _request: FINE
     loop.advance(5)
+    process.work()
+    loop.advance(1)
     process.work()
     assert handler.calls == ["1"]
 
@@ -324,13 +334,32 @@ def test_an_own_claim_that_nobody_runs_is_taken_over_at_once(
 
 def test_a_claim_that_landed_twice_over_is_still_one(loop: ManualLoop, store: Store,
                                                      process: Process, handler: Claimed) -> None:
-    """An attempt whose answer was lost, found by the next."""
+    """An attempt whose answer was lost, found by the next, and put under the lease in use."""
     process.etcd.script("Txn", ANSWER_LOST, REQUEST_LOST)
     process.deliver(body("1"))
     loop.advance(10)
     process.work()
+    loop.advance(1)
+    process.work()
     assert handler.calls == ["1"]
-    assert states_of(store) == [CLAIMED, DONE]
+    assert states_of(store) == [CLAIMED, CLAIMED, DONE]
+
+
+def test_an_attempt_to_claim_that_applies_when_its_event_is_settled_ends_by_itself(
+    loop: ManualLoop, store: Store, process: Process, handler: Claimed
+) -> None:
+    """Its lease is not kept alive, so what it holds up is held up for one lease at the most."""
+    process.etcd.script("Txn", applied_late(12))
+    handler.fails = 1
+    process.deliver(body("1"))
+    loop.advance(1)
+    process.work()
+    assert record_of(store).state == RELEASED
+    store.delete("/service/order/1")  # as when another process had claimed it next, and died
+    loop.advance(11.5)
+    assert record_of(store).state == CLAIMED, "nobody is at it"
+    loop.advance(15)
+    assert store.keys("/service/") == []
 
 
 # The lease and the call.
@@ -347,6 +376,8 @@ def test_a_call_that_the_lease_does_not_cover_is_not_made_and_claimed_anew(
     assert handler.calls == []
     process.etcd.fate = lambda _method, _request: FINE
     loop.advance(5)
+    process.work()
+    loop.advance(1)
     process.work()
     assert handler.calls == ["1"]
     assert process.counts() == {"received": 1, "processed": 1, "sent": 1}

@@ -88,8 +88,7 @@ class Commit:
     def send(self) -> None:
         """Send the transaction once both leases are good for it."""
         recorded = sum(ask.kind is Kind.RECORD for ask in self._asks)
-        claiming = any(ask.kind in _UNDER_CLAIM_LEASE for ask in self._asks)
-        if claiming:
+        if self._claiming:
             self._claims.usable(lambda: self._window.usable(recorded, self._send))
         else:
             self._window.usable(recorded, self._send)
@@ -118,10 +117,19 @@ class Commit:
                 m.put(success, effect.key.encode(), effect.value)
         return request
 
+    @property
+    def _claiming(self) -> bool:
+        return any(ask.kind in _UNDER_CLAIM_LEASE for ask in self._asks)
+
     def _failed(self, error: EtcdError) -> None:
+        """Send again. An attempt to claim may apply when its event is settled and its record gone.
+
+        Under a lease that is kept alive, such a claim would hold the next delivery for ever.
+        """
         if error.failure is Failure.LEASE_NOT_FOUND:
             self._window.lost()
-            self._claims.lost()
+        if self._claiming:
+            self._claims.give_up()
         self._loop.call_later(self._backoff.next_s(), self.send)
 
     def _known(self, reply: Any, _sent_s: float) -> None:

@@ -75,7 +75,7 @@ class WindowLease:
 
 
 class ClaimLease:
-    """The process's lease for its claims, kept alive from the first claim until the process ends.
+    """The process's lease for its claims, kept alive from the first claim until it is given up.
 
     It lasts three times the longest call it covers and is renewed after a third of that, so a
     call that starts has twice its time left while etcd answers. Read from other threads, so the
@@ -87,7 +87,7 @@ class ClaimLease:
         self._ttl_s = max(MIN_CLAIM_TTL_S, math.ceil(3 * longest_call_s))
         self._lease = (0, 0.0)
         self._waiting: list[Callable[[], None]] = []
-        self._granting = False
+        self._granting = self._kept = False
 
     @property
     def current(self) -> int:
@@ -110,12 +110,14 @@ class ClaimLease:
         self._waiting.append(then)
         self._grant()
 
-    def lost(self) -> None:
-        """Put no claim under the current lease: etcd does not know it.
+    def give_up(self) -> None:
+        """Keep the current lease alive no more, so that every claim under it ends.
 
-        The id stays: 0 is no lease to etcd, and a claim put under it would never end.
+        The calls under way end within the time that it has left: they were started so. The id
+        stays: 0 is no lease to etcd, and a claim put under it would never end.
         """
         self._lease = (self.current, 0.0)
+        self._kept = False
 
     def _grant(self) -> None:
         if not self._granting:
@@ -124,7 +126,7 @@ class ClaimLease:
             self._calls.until_known("LeaseGrant", request, self._granted)
 
     def _granted(self, reply: Any, sent_s: float) -> None:
-        self._granting = False
+        self._granting, self._kept = False, True
         self._lease = (reply.ID, sent_s + reply.TTL)
         self._keep_alive_later(reply.ID)
         waiting, self._waiting = self._waiting, []
@@ -135,7 +137,7 @@ class ClaimLease:
         self._loop.call_later(self._ttl_s / 3, lambda: self._keep_alive(lease_id))
 
     def _keep_alive(self, lease_id: int) -> None:
-        if lease_id == self.current:
+        if lease_id == self.current and self._kept:
             self._calls.until_known(
                 "LeaseKeepAlive",
                 m.LeaseKeepAliveRequest(ID=lease_id),
@@ -143,10 +145,10 @@ class ClaimLease:
             )
 
     def _kept_alive(self, lease_id: int, reply: Any, sent_s: float) -> None:
-        if lease_id != self.current:
+        if lease_id != self.current or not self._kept:
             return
         if reply.TTL <= 0:
-            self.lost()
+            self.give_up()
             return
         self._lease = (lease_id, sent_s + reply.TTL)
         self._keep_alive_later(lease_id)
