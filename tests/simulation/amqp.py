@@ -17,8 +17,10 @@ from simulation.wire import Wire
 class Network:
     """What a process reaches the broker by. It stands for pika's I/O loop in the library's."""
 
-    def __init__(self, life: Life, broker: Broker, may_consume: Callable[[], bool]) -> None:
-        self.life, self.broker, self.may_consume = life, broker, may_consume
+    def __init__(self, life: Life, broker: Broker, may_consume: Callable[[], bool],
+                 may_ack: Callable[[], bool]) -> None:
+        self.life, self.broker = life, broker
+        self.may_consume, self.may_ack = may_consume, may_ack
         self.connections: list[Connection] = []
         self.arrived = 0
 
@@ -225,10 +227,16 @@ class Channel:
 
     def basic_cancel(self, _consumer_tag: str) -> None:
         """Consume no more."""
+        if self.connection.broker.plan.stops_exactly:
+            self.on_message = None
         self._send(lambda session: session.cancel())
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
         """Ack one delivery, or all up to it."""
+        network = self.connection.network
+        if not network.may_ack():
+            network.life.trace.violation("an ack by a process that knows that etcd is another",
+                                         network.life.name, delivery_tag)
         self._send(lambda session: session.ack(delivery_tag, multiple))
 
     def basic_nack(self, delivery_tag: int, multiple: bool = False, requeue: bool = True) -> None:

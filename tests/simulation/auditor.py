@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from idempotent_consumer.names import CONFLICT, FAILED, REASON_HEADER
 from simulation.etcd import HistoricStore
 from simulation.keys import record_key
 from simulation.life import Life
@@ -32,6 +33,25 @@ class Auditor:
         self._sent_on[body] += 1
         if body not in self.sent:
             self._trace.violation("a body was changed on its way", body)
+
+    def copied(self, life: Life, body: bytes, headers: dict[str, object],
+               given_s: float | None) -> None:
+        """Judge a copy that a process sends on of a message it was first given at this time.
+
+        A failure is one only where the record was looked at, and a conflict is one only with what
+        is done: a claim is no verdict, its holder may die or fail.
+        """
+        sent, reason = self.sent[body], headers.get(REASON_HEADER)
+        key = record_key(sent.event_id)
+        if reason == CONFLICT and not any(
+            lineage.done.get(key, sent.digest) != sent.digest for lineage in self._store.lineages
+        ):
+            self._trace.violation("parked as a conflict with nothing", life.name, body)
+        if reason in (None, FAILED) and given_s is not None and (
+            life.told_s.get(key, 0.0) < given_s
+        ):
+            self._trace.violation("taken for a failure without a look at its record", life.name,
+                                  body)
 
     def acked(self, life: Life, body: bytes) -> None:
         """Judge an ack: its record is there and done, or a copy of the message is safe."""

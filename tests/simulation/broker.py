@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Protocol
 
 from simulation.agenda import Agenda
 from simulation.auditor import Auditor
 from simulation.keys import SERVICE
+from simulation.life import Life
 from simulation.plan import Plan
 from simulation.trace import Trace
 
@@ -18,12 +20,16 @@ DEAD_LETTERS = "order.dead-letter"
 
 @dataclass(eq=False)
 class Message:
-    """A message in a queue. ``deliveries`` is how often it has been given out."""
+    """A message in a queue. ``deliveries`` is how often it has been given out.
+
+    ``given_s`` is when it was first given to each process.
+    """
 
     number: int
     body: bytes
     properties: Any
     deliveries: int = 0
+    given_s: dict[Life, float] = field(default_factory=dict)
 
 
 class Consumer(Protocol):
@@ -59,7 +65,7 @@ class Broker:
         self.sessions: list[Consumer] = []
         self.away_until_s = self.alarm_until_s = 0.0
         self.faulty = True
-        self._messages = 0
+        self._messages: dict[int, Message] = {}
 
     @property
     def away(self) -> bool:
@@ -79,10 +85,13 @@ class Broker:
 
     def put(self, queue: str, body: bytes, properties: Any) -> None:
         """Store a message."""
-        self._messages += 1
-        message = Message(self._messages, body, properties)
+        message = Message(len(self._messages) + 1, body, properties)
+        self._messages[message.number] = message
         self.trace.note("broker", f"has {queue} #{message.number}", body)
         if queue == SERVICE:
+            # A property that is kept where a message is sent on: its copy tells whose copy it is.
+            message.properties = copy(properties)
+            message.properties.message_id = str(message.number)
             self.ready.append(message)
             self.dispatch()
             return
@@ -92,6 +101,10 @@ class Broker:
             return
         self.waiting[queue] += 1
         self.agenda.later(self.retry_s[queue], self._ends_waiting(queue, message))
+
+    def origin(self, properties: Any) -> Message | None:
+        """Return the message that a copy was made of, where the copy still tells."""
+        return self._messages[int(properties.message_id)] if properties.message_id else None
 
     def take_back(self, messages: list[Message]) -> None:
         """Make what a lost session had ready again, before what has never been given out."""

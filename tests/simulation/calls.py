@@ -34,18 +34,19 @@ class Call:
 
 
 class Outside:
-    """Takes the calls and keeps them."""
+    """Takes the calls and keeps them. ``runs`` has the event of each run of a pure handler."""
 
     def __init__(self, rng: Random, plan: Plan, trace: Trace) -> None:
         self._rng, self._plan, self._trace = rng, plan, trace
         self.calls: list[Call] = []
+        self.runs: list[Event] = []
 
     def call(self, event: Event, life: Life, raises: bool) -> Call:
         """Make a call, which ends within the handler's time-out."""
         decided_s = life.agenda.now_s
         if self._plan.rate("frozen") and self._rng.random() < 0.03:
             # The narrow place that no lease can guard: frozen just before it sends.
-            life.freeze(self._rng.uniform(1.0, 40.0))
+            life.freeze(min(self._rng.uniform(1.0, 40.0), self._plan.longest_freeze_s))
         start_s = max(decided_s, life.frozen_until_s)
         took_s = self._rng.uniform(0.0, self._plan.call_s)
         call = Call(event, life, decided_s, start_s, start_s + took_s, raises)

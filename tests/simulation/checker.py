@@ -57,6 +57,7 @@ def judge(account: Account) -> None:
     for lineage in account.store.lineages:
         _judge_lineage(account, lineage, sent)
     _judge_calls(account)
+    _judge_claims(account)
     _judge_counts(account)
 
 
@@ -167,6 +168,15 @@ def _was_claimed(values: list[dict[str, str]], by_content: dict[tuple[bytes, str
     """Return whether another body under this id, with a claimed handler, came before."""
     return all(by_content[key, value["digest"]].event_type in CLAIMED
                for value in values[:-1] if value)
+
+
+def _judge_claims(account: Account) -> None:
+    """Hold that no claim is left in the end: it would be kept alive, and nobody be at it."""
+    living = {process.life.token for process in account.processes if process.life.alive}
+    for key in account.store.keys(RECORDS.decode()):
+        value = json.loads(account.store.get(key).value)
+        if value["state"] == "claimed" and value["token"].partition("/")[0] in living:
+            account.trace.violation("a claim is left, and nobody is at it", key, value["token"])
 
 
 def _judge_calls(account: Account) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -51,9 +52,10 @@ class HistoricStore(Store):
         """Return the present life."""
         return self.lineages[-1]
 
-    def wipe(self) -> None:
-        """Start anew with an empty data directory."""
+    def wipe(self, revision: int = 1) -> None:
+        """Start anew with an empty data directory, in which others have written up to here."""
         super().wipe()
+        self._data.revision = revision
         self.lineage.wiped = True
         self.lineages.append(Lineage())
 
@@ -173,7 +175,7 @@ class _Request:
         elif server.happens("applied late"):
             server.trace.fault("applied late", who, self._method)
             later(fails_s, self._fail)
-            later(fails_s + rng.uniform(0.0, 30.0), self._apply)
+            later(fails_s + rng.uniform(0.0, rng.choice([3.0, 30.0])), self._apply)
         else:
             if server.happens("answered late"):
                 server.trace.fault("answered late", who, self._method)
@@ -217,6 +219,14 @@ class _Request:
             self._over = True
             if reply is not None:
                 self._client.note_answer(self._number, reply)
+                if self._method == "Txn" and reply.succeeded:
+                    # Before the answer itself, in the process's own step: it may be frozen.
+                    self._life.call_soon(partial(_note_told, self._life, self._request))
             self._answered(reply, error)
 
 
+def _note_told(life: Life, request: Any) -> None:
+    """Remember that a process now knows how these records stand."""
+    now_s = life.agenda.now_s
+    for operation in request.success:
+        life.told_s[getattr(operation, operation.WhichOneof("request")).key] = now_s

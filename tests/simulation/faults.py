@@ -33,7 +33,7 @@ class Faults:
             "channel closed": self._close_channel,
             "consumer cancelled": self._cancel_consumer,
             "broker restarted": self._restart_broker,
-            "alarm": self._alarm,
+            "alarm": lambda: self.alarm(1.0, 15.0),
             "queue deleted": self._delete_queue,
         }
 
@@ -135,8 +135,9 @@ class Faults:
         for connection in self._connections():
             self.cut(connection)
 
-    def _alarm(self) -> None:
-        seconds = self._rng.uniform(1.0, 15.0)
+    def alarm(self, least_s: float, most_s: float) -> None:
+        """Let the broker run out of memory, or of disk: it reads nothing more of what is sent."""
+        seconds = self._rng.uniform(least_s, most_s)
         self._trace.fault("alarm", "broker", round(seconds, 1))
         self._broker.alarm_until_s = self._broker.agenda.now_s + seconds
         for connection in self._connections():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 
 from idempotent_consumer.event import Event
-from idempotent_consumer.handlers import Handler
+from idempotent_consumer.handlers import Effects, Handler, PureHandler
 from idempotent_consumer.ledger.records import Put
 from simulation.calls import Outside, SimulatedPool
 from simulation.life import Life
@@ -57,11 +58,20 @@ def make_handlers(life: Life, outside: Outside, pool: SimulatedPool, rng: Random
 
         return call
 
-    timeout_s = plan.call_timeout_s
+    pure, timeout_s = partial(_pure, outside), plan.call_timeout_s
     return {
-        "order": Handler(effects), "parts": Handler(effects), "nothing": Handler(lambda _: None),
-        "shared": Handler(shared), "flaky": Handler(sometimes), "doomed": Handler(always),
-        "greedy": Handler(greedy), "call": Handler(calling(0.0), timeout_s),
+        "order": pure(effects), "parts": pure(effects), "nothing": pure(lambda _: None),
+        "shared": pure(shared), "flaky": pure(sometimes), "doomed": pure(always),
+        "greedy": pure(greedy), "call": Handler(calling(0.0), timeout_s),
         "flaky_call": Handler(calling(0.4), timeout_s),
         "doomed_call": Handler(calling(1.0), timeout_s),
     }
+
+
+def _pure(outside: Outside, function: PureHandler) -> Handler:
+    """Return a pure handler whose runs are kept."""
+    def run(event: Event) -> Effects:
+        outside.runs.append(event)
+        return function(event)
+
+    return Handler(run)

@@ -19,6 +19,7 @@ class Life:
     Steps are counted: each callback, and within it each action that the outside sees. It dies
     at the step that ``dies_at`` says and freezes, between two callbacks, at those in
     ``freezes_at``, which has the seconds. ``clock_s`` is what its own clock shows at first.
+    ``told_s`` is when etcd has last told it of each record.
     """
 
     def __init__(self, name: str, token: str, agenda: Agenda, trace: Trace, clock_s: float) -> None:
@@ -30,6 +31,7 @@ class Life:
         self.steps = 0
         self.dies_at: int | None = None
         self.freezes_at: dict[int, float] = {}
+        self.told_s: dict[bytes, float] = {}
         self.on_frozen: list[Callable[[float], None]] = []
         self.on_ended: list[Callable[[], None]] = []
         self.captured: list[Callable[[], None]] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from random import Random
 
@@ -39,7 +40,14 @@ _DELAYS = (
 
 @dataclass
 class Plan:
-    """One run. ``rates`` holds what can happen, with its probability or its number of times."""
+    """One run. ``rates`` holds what can happen, with its probability or its number of times.
+
+    What has a default is for runs of a chosen fault: a drawn plan leaves it. ``types`` are the
+    events' types, drawn by the workload where there are none. ``shares`` says how many of a hundred
+    bodies are new, duplicate, conflict, stranger and invalid. With ``restarted_at_once`` nobody
+    waits until a loss of etcd's data is noticed. With ``stops_exactly`` a stop waits for handlers
+    whose delivery has gone back, and hears nothing after the cancel: so do the service, and pika.
+    """
 
     replicas: int
     settings: Settings
@@ -50,6 +58,11 @@ class Plan:
     events: int
     faulty_s: float
     latency_s: float
+    types: tuple[str, ...] = ()
+    shares: tuple[int, ...] = (50, 34, 6, 3, 7)
+    longest_freeze_s: float = math.inf
+    restarted_at_once: bool = False
+    stops_exactly: bool = False
     rates: dict[str, float] = field(default_factory=dict)
 
     def rate(self, fault: str) -> float:
@@ -97,6 +110,10 @@ def _draw_faults(rng: Random, plan: Plan) -> None:
         return  # A run without faults, which the others are measured against.
     if mood < 0.15:
         rates["killed"] = rng.randint(1, 6)
+        return
+    if mood < 0.21:
+        # Alone, too: what applies late, in a world where nobody dies, has all the time to do harm.
+        rates["applied late"] = rng.uniform(0.1, 0.4)
         return
     often = rng.choice([0.02, 0.1, 0.3])
     for fault in (*PER_REQUEST, *PER_MESSAGE):

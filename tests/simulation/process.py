@@ -34,7 +34,8 @@ class Process:
                  outside: Outside) -> None:
         self.life, self._auditor = life, broker.auditor
         self.client = Client(server, life)
-        self.network = Network(life, broker, lambda: self.client.answered > 0)
+        self.network = Network(life, broker, lambda: self.client.answered > 0,
+                               lambda: not self.ledger.halted)
         self.taken = 0
         self._counts, health = Counts(), Health()
         log: Any = TraceLog(life.trace, life.name)
@@ -48,6 +49,7 @@ class Process:
         )
         self.bus = RabbitBus(SERVICE, plan.settings, loop, health, log, self._take,
                              self._tally.returned)
+        self._stops_exactly = plan.stops_exactly
         self._consumer = Consumer(SERVICE, life.token, handlers, plan.settings.retry_delays,
                                   self.ledger, self.bus, loop, pool, self._tally, log)
 
@@ -86,7 +88,8 @@ class Process:
         self._finish(self.life.now_s() + FINISH_WITHIN_S)
 
     def _finish(self, until_s: float) -> None:
-        if self.bus.in_hand and self.life.now_s() < until_s:
+        busy = self._stops_exactly and self._consumer.busy
+        if (self.bus.in_hand or busy) and self.life.now_s() < until_s:
             self.life.call_later(_TICK_S, lambda: self._finish(until_s))
             return
         self.bus.close()

@@ -12,7 +12,6 @@ from simulation.plan import OF_DATA, Plan
 from simulation.workload import Sent, Workload
 
 _KINDS = ("new", "duplicate", "conflict", "stranger", "invalid")
-_SHARES = (50, 34, 6, 3, 7)
 
 
 class Producer:
@@ -22,11 +21,11 @@ class Producer:
         self._rng, self._broker = rng, broker
         self.confirmed: set[bytes] = set()
         self.unsent = plan.events
-        workload = Workload(rng)
+        workload = Workload(rng, plan.types)
         ends_s, at_s = plan.faulty_s * rng.choice([0.2, 0.8]), 0.0
         if any(plan.rate(kind) for kind in OF_DATA):
             ends_s = plan.faulty_s + 30.0  # Something must come to those that must not settle.
-        for kind in rng.choices(_KINDS, _SHARES, k=plan.events):
+        for kind in rng.choices(_KINDS, plan.shares, k=plan.events):
             if rng.random() < 0.3:
                 at_s = rng.uniform(0.0, ends_s)
             self._later(at_s, workload.draw(kind))

@@ -11,6 +11,9 @@ from simulation.broker import Broker, Message
 from simulation.life import Life
 from simulation.wire import Wire
 
+_NEVER_S = 15.0
+"""A confirm that is later than this does not come at all, as of a queue that has no leader."""
+
 
 class Client(Protocol):
     """The other side, called by frames that arrive there."""
@@ -88,6 +91,7 @@ class Session:
         """Give a message out."""
         self._tag += 1
         tag = self._tag
+        message.given_s.setdefault(self._client.life, self._broker.agenda.now_s)
         self.unacked[tag] = message
         self._client.to_client.send(lambda: self._client.on_deliver(tag, message))
 
@@ -126,13 +130,23 @@ class Session:
             trace.fault("publish refused", name, queue)
             stored = False
         else:
+            self._judge_copy(body, properties)
             broker.put(queue, body, properties)
         self._unconfirmed[number] = stored
         wait_s = 0.0
         if broker.happens("confirm late"):
             wait_s = broker.rng.uniform(0.1, 20.0)
             trace.fault("confirm late", name, round(wait_s, 1))
+            if wait_s > _NEVER_S:
+                trace.fault("confirm never", name)
+                return
         broker.agenda.later(wait_s, lambda: self._confirm(number))
+
+    def _judge_copy(self, body: bytes, properties: Any) -> None:
+        origin = self._broker.origin(properties)
+        if origin is not None:
+            life = self._client.life
+            self._broker.auditor.copied(life, body, properties.headers, origin.given_s.get(life))
 
     def _confirm(self, number: int) -> None:
         if not self.alive or number not in self._unconfirmed:

@@ -41,14 +41,15 @@ class Sent:
 class Workload:
     """Draws bodies. Nearly all of them differ, so that a body tells which message it is."""
 
-    def __init__(self, rng: Random) -> None:
+    def __init__(self, rng: Random, types: tuple[str, ...] = ()) -> None:
         self._rng = rng
         self._drawn: list[tuple[str, str, int]] = []
         self._numbers = 0
         # Few types in most runs: claims need company of their own kind to be contested.
         pool = (*PURE, *CLAIMED)
-        self._types = rng.choice([pool, PURE, CLAIMED, ("order", "flaky_call"), ("flaky_call",),
-                                  ("call",), ("order", "flaky"), ("shared", "parts", "order")])
+        self._types = types or rng.choice([
+            pool, PURE, CLAIMED, ("order", "flaky_call"), ("flaky_call",), ("call",),
+            ("order", "flaky"), ("shared", "parts", "order")])
 
     def draw(self, kind: str) -> Sent:
         """Return the next body of a kind: new, duplicate, conflict, stranger or invalid."""

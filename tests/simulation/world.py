@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pika
 
 from idempotent_consumer.bus.bus import COMMITS_IN_FLIGHT
+from idempotent_consumer.ledger import commit
 from simulation.agenda import Agenda
 from simulation.amqp import Connection, select_connection
 from simulation.auditor import Auditor
@@ -23,13 +25,14 @@ from simulation.checker import Account, judge
 from simulation.etcd import APPLIED_AT_THE_LATEST_S, HistoricStore, Server
 from simulation.faults import Faults
 from simulation.life import Life
-from simulation.plan import OF_DATA, TIMED, draw_plan
+from simulation.plan import OF_DATA, TIMED, Plan, draw_plan
 from simulation.process import Process
 from simulation.producer import Producer
 from simulation.trace import Trace
 
-DRAINED_WITHIN_S = 900.0
-"""Far more than the retries, the longest lease and the calls on few threads can add up to."""
+DRAINED_WITHIN_S = 400.0
+"""Far more than the retries, the longest lease and the calls on few threads add up to, and less
+than the ten minutes after which a process takes a new lease for its records by itself."""
 
 _MOST_STEPS = 400_000
 _NOTICED_WITHIN_S = 15.0
@@ -56,11 +59,19 @@ class Result:
 
 def simulate(seed: int) -> Result:
     """Do one run. Equal seeds are equal runs, step by step."""
-    with _seeded(seed):
-        world = World(seed)
-        world.run()
+    world = run_world(seed)
     return Result(seed, world.plan.describe(), world.trace.violations, world.trace.fired,
                   len(world.producer.confirmed), world.auditor.acks, world.trace)
+
+
+def run_world(seed: int, draw: Callable[[random.Random], Plan] = draw_plan) -> World:
+    """Do one run of a plan that is drawn, and return everything that it leaves behind."""
+    with _seeded(seed):
+        world = World(seed, draw)
+        # A record holds the time of its writing, and records are compared byte by byte.
+        with patch.object(commit, "time", SimpleNamespace(time=world.agenda.time_s)):
+            world.run()
+    return world
 
 
 @contextmanager
@@ -82,11 +93,11 @@ def _seeded(seed: int) -> Iterator[None]:
 class World:
     """Everything in a run."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, draw: Callable[[random.Random], Plan]) -> None:
         self.rng = rng = random.Random(seed)
         self.agenda = agenda = Agenda()
         self.trace = trace = Trace(agenda.time_s)
-        self.plan = plan = draw_plan(rng)
+        self.plan = plan = draw(rng)
         self.store = HistoricStore(agenda, plan.settings.etcd_max_txn_ops, trace)
         self.server = Server(agenda, self.store, rng, plan, trace)
         self.auditor = Auditor(self.store, trace)
@@ -164,7 +175,8 @@ class World:
         while self.faulty and self.freezes_left and rng.random() < 0.7:
             self.freezes_left -= 1
             step = int(math.exp(rng.uniform(math.log(4), math.log(600))))
-            life.freezes_at[step] = rng.choice([rng.uniform(0.5, 5.0), rng.uniform(5.0, 40.0)])
+            seconds = rng.choice([rng.uniform(0.5, 5.0), rng.uniform(5.0, 40.0)])
+            life.freezes_at[step] = min(seconds, self.plan.longest_freeze_s)
 
     def _ended(self, process: Process, slot: int, number: int) -> None:
         life = process.life
@@ -205,6 +217,11 @@ class World:
 
     def _lose_data(self, kind: str) -> None:
         """Wipe or restore etcd; whoever knows better must not settle; then restart everything."""
+        rng = self.rng
+        if rng.random() < 0.5:
+            # What waits for a confirm when the data goes has one when that is known.
+            self.faults.alarm(_NOTICED_WITHIN_S / 2, 2 * _NOTICED_WITHIN_S)
+            self.agenda.run(self.agenda.now_s + _NOTICED_WITHIN_S / 3, self._broken)
         now_s = self.agenda.now_s
         # Each commit on its way applies before its sender sees a reply, and takes the revision on.
         on_their_way = COMMITS_IN_FLIGHT * self.plan.replicas + 4
@@ -218,17 +235,19 @@ class World:
         self.trace.fault(kind, "etcd", f"{len(knowing)} processes know better")
         self.may_start = False
         if kind == "etcd wiped":
-            self.store.wipe()
+            # Others have data in it, too: its revision may be any.
+            self.store.wipe(rng.choice([1, self.store.revision, 2 * self.store.revision]))
         else:
             self.store.go_back(self.snapshot)
-        self.agenda.run(now_s + _NOTICED_WITHIN_S, self._broken)
-        if kind == "etcd restored" and len(knowing) < len(living):
-            # Revisions alone do not tell, where a process that has seen little or nothing past the
-            # snapshot writes on before the others look: then etcd's revision is theirs again.
-            self.trace.fired["restored to nearly what it was"] += 1
-        else:
-            self.auditor.must_not_ack.update(knowing)
-        self.agenda.run(now_s + 2 * _NOTICED_WITHIN_S, self._broken)
+        if not self.plan.restarted_at_once:
+            self.agenda.run(now_s + _NOTICED_WITHIN_S, self._broken)
+            if kind == "etcd restored" and len(knowing) < len(living):
+                # Revisions alone do not tell, where a process that has seen little or nothing past
+                # the snapshot writes on before the others look: etcd's revision is theirs again.
+                self.trace.fired["restored to nearly what it was"] += 1
+            else:
+                self.auditor.must_not_ack.update(knowing)
+            self.agenda.run(now_s + 2 * _NOTICED_WITHIN_S, self._broken)
         self.may_start = True
         for process in self._living():
             process.life.end()
