@@ -178,6 +178,7 @@ class Channel:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self.channel_number = 1
         self.is_open = True
         self.on_message: Callable[..., None] | None = None
         self.on_confirm: Callable[[Any], None] | None = None

@@ -12,8 +12,7 @@ from functools import partial
 from types import SimpleNamespace
 from unittest.mock import patch
 
-import pika
-
+from idempotent_consumer.bus import frames
 from idempotent_consumer.bus.bus import COMMITS_IN_FLIGHT
 from idempotent_consumer.ledger import commit
 from simulation.agenda import Agenda
@@ -78,13 +77,13 @@ def run_world(seed: int, draw: Callable[[random.Random], Plan] = draw_plan) -> W
 def _seeded(seed: int) -> Iterator[None]:
     """Let the library's jitter come from the seed, and its connections be simulated ones.
 
-    Both are reached by their modules alone: the policies draw from ``random`` itself, and pika
-    is used in one place, by this one class.
+    Both are reached by their modules alone: the policies draw from ``random`` itself, and pika's
+    connection is used in one place, by this one class.
     """
     state = random.getstate()
     random.seed(seed)
     try:
-        with patch.object(pika, "SelectConnection", select_connection):
+        with patch.object(frames, "Connection", select_connection):
             yield
     finally:
         random.setstate(state)

@@ -13,6 +13,7 @@ from structlog.typing import FilteringBoundLogger
 from ..health import Health
 from ..policies import RECONNECT, Backoff
 from ..settings import SettingsError
+from . import frames
 from .loop import PikaLoop
 
 HEARTBEAT_S = 10
@@ -57,7 +58,7 @@ class Connection:
         if self._closing:
             return
         self._why = ""
-        self._connection = pika.SelectConnection(
+        self._connection = frames.Connection(
             random.choice(self._parameters),
             on_open_callback=self._on_open,
             on_open_error_callback=lambda _, error: self._on_closed(error),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .frames import decode_properties
+
 
 class Epoch:
     """One life of a channel: which of its deliveries are in hand, and how they are settled.
@@ -54,12 +56,22 @@ class Epoch:
 
 
 class Delivery:
-    """One arrival of a message: its body and pika's properties, bound to its epoch."""
+    """One arrival of a message: its body and properties, bound to its epoch.
 
-    __slots__ = ("body", "epoch", "properties", "tag")
+    Properties are pika's, or as they came: few are ever read.
+    """
+
+    __slots__ = ("_properties", "body", "epoch", "tag")
 
     def __init__(self, epoch: Epoch, tag: int, properties: Any, body: bytes) -> None:
-        self.epoch, self.tag, self.properties, self.body = epoch, tag, properties, body
+        self.epoch, self.tag, self._properties, self.body = epoch, tag, properties, body
+
+    @property
+    def properties(self) -> Any:
+        """Return the message's properties as pika's BasicProperties."""
+        if isinstance(self._properties, bytes):
+            self._properties = decode_properties(self._properties)
+        return self._properties
 
     @property
     def alive(self) -> bool:

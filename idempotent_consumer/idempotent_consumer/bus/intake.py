@@ -11,6 +11,7 @@ from ..health import Health
 from . import topology
 from .connection import Connection
 from .delivery import Delivery, Epoch
+from .frames import Reader
 from .loop import PikaLoop
 
 
@@ -66,6 +67,7 @@ class Intake:
         """
         self._stopping = True
         if self._consumer_tag is not None and self._channel.is_open:
+            self._channel.connection.reader = None
             self._channel.basic_cancel(self._consumer_tag)
 
     def close(self) -> None:
@@ -88,15 +90,19 @@ class Intake:
         self._channel, epoch = channel, Epoch(self._epochs, channel)
         self._epoch = epoch
 
-        def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
-            epoch.arrived(method.delivery_tag)
+        def arrive(tag: int, properties: Any, body: bytes) -> None:
+            epoch.arrived(tag)
             if not self._arrived:
                 self._loop.call_soon(self._hand_over)
-            self._arrived.append(Delivery(epoch, method.delivery_tag, properties, body))
+            self._arrived.append(Delivery(epoch, tag, properties, body))
+
+        def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
+            arrive(method.delivery_tag, properties, body)
 
         self._consumer_tag = channel.basic_consume(
             self._service, on_message, callback=lambda _: self._connection.ready()
         )
+        channel.connection.reader = Reader(channel.channel_number, self._consumer_tag, arrive)
 
     def _hand_over(self) -> None:
         arrived, self._arrived = self._arrived, []
