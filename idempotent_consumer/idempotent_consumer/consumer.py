@@ -14,7 +14,7 @@ from .bus.bus import COMMITS_IN_FLIGHT, Bus, attempts
 from .bus.delivery import Delivery
 from .caller import Caller
 from .event import Event, InvalidEvent, decode
-from .handlers import Handler, Pool, Returned, run_handler, shown
+from .handlers import Handler, Pool, Returned, run_handler
 from .ledger.ledger import Ledger
 from .ledger.records import DONE, RELEASED, Answer, Ask, Kind, Put
 from .loop import Loop
@@ -88,7 +88,7 @@ class Consumer:
         running = self._tasks.get(key)
         if running is not None:
             running.join(delivery, event.digest)
-        elif self._ledger.is_done(key, event.digest):
+        elif self._ledger.is_done(event.digest):
             self._settle(delivery, Outcome.SKIPPED, event)
         else:
             task = self._tasks[key] = Task(key, token, event, handler, delivery)
@@ -107,8 +107,7 @@ class Consumer:
             self._ask(task, Kind.RECORD, 0, returned.effects)
         if returned.elapsed_s > SLOW_HANDLER_S:
             self._log.warning("a pure handler took long: heartbeats and all other events waited",
-                              event_id=shown(task.event.id), type=shown(task.event.type),
-                              seconds=returned.elapsed_s)
+                              **task.event.about, seconds=returned.elapsed_s)
 
     # From an ask to its answer.
 
@@ -179,7 +178,7 @@ class Consumer:
         task.waits = task.waits or Backoff(HELD_CLAIM)
         if task.waits.failures == WAITS_BEFORE_WARNING:
             self._log.warning("an event waits for a claim that does not end",
-                              event_id=shown(task.event.id), type=shown(task.event.type))
+                              **task.event.about)
 
         def again() -> None:
             self._ask_again(ask, ask.expect)
@@ -193,7 +192,7 @@ class Consumer:
             task.called = False
             self._tally.count("claim_lost")
             self._log.warning("the claim was lost during the call: the outside may see it twice",
-                              event_id=shown(task.event.id), type=shown(task.event.type))
+                              **task.event.about)
 
     # The call of a claimed handler.
 
@@ -246,8 +245,8 @@ class Consumer:
                 self._park(delivery, Outcome.FAILED, names.FAILED, task.error)
                 continue
             delay, _ = self._retry_delays[attempt - 1]
-            about = {"event_id": shown(task.event.id), "type": shown(task.event.type),
-                     "error": task.error, "attempt": attempt, "again_in": delay}
+            about = {**task.event.about, "error": task.error, "attempt": attempt,
+                     "again_in": delay}
             headers = {names.ATTEMPTS_HEADER: attempt, names.ERROR_HEADER: task.error}
             self._forward(delivery, names.retry_queue(self._service, delay), headers,
                           Outcome.RETRIED, about)
@@ -264,7 +263,7 @@ class Consumer:
     def _settle(self, delivery: Delivery, outcome: Outcome, event: Event) -> bool:
         live = delivery.settle()
         if live:
-            self._tally.settled(outcome, event_id=shown(event.id), type=shown(event.type))
+            self._tally.settled(outcome, event)
         return live
 
     def _park(self, delivery: Delivery, outcome: Outcome, reason: str, error: str) -> None:
@@ -278,7 +277,7 @@ class Consumer:
                  outcome: Outcome, about: dict[str, object]) -> None:
         def confirmed() -> None:
             if not self._ledger.halted and delivery.settle():
-                self._tally.settled(outcome, **about)
+                self._tally.settled(outcome, about)
             self._go_on()
 
         self._bus.forward(delivery, queue, headers, confirmed)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from hashlib import sha256
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -16,8 +17,7 @@ class InvalidEvent(ValueError):
     """The body is no event; the message says what is wrong with it, for the person who sent it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One event as its producer sent it.
 
     ``id`` and ``type`` are non-empty strings, ``args`` an object (empty where it was left out);
@@ -27,9 +27,14 @@ class Event:
 
     id: str
     type: str
-    args: dict[str, Any] = field(default_factory=dict)
-    members: dict[str, Any] = field(default_factory=dict)
+    args: dict[str, Any]
+    members: Mapping[str, Any] = MappingProxyType({})
     digest: str = ""
+
+    @property
+    def about(self) -> dict[str, str]:
+        """Return what a log line says of it, cut short: an id or a type can be a megabyte long."""
+        return {"event_id": self.id[:200], "type": self.type[:200]}
 
 
 def decode(body: bytes) -> Event:

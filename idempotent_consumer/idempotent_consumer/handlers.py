@@ -104,11 +104,6 @@ class Pool:
             self._jobs.get()()
 
 
-def shown(text: str) -> str:
-    """Cut an id or a type for a log line: each can be a megabyte long."""
-    return text[:200]
-
-
 def one_line(error: BaseException) -> str:
     """Write an exception for a log line or a header: bounded, without line breaks."""
     try:
@@ -116,5 +111,3 @@ def one_line(error: BaseException) -> str:
     except Exception:  # noqa: BLE001 - an exception's own text can fail as well
         text = type(error).__name__
     return text.encode(errors="replace").decode()[:500]
-
-

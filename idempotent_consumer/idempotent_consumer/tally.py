@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
+from collections.abc import Mapping
 
 from structlog.typing import FilteringBoundLogger
 
+from .event import Event
 from .metrics import Metrics
 
 _LINES_AT_ONCE = 10
 """Up to so many deliveries settled together get a line each, more get one line for all."""
 
 
-class Outcome(enum.Enum):
+class Outcome(enum.StrEnum):
     """How a delivery ended. The value is the end of its counter's name."""
 
     PROCESSED = "processed"
@@ -42,7 +44,7 @@ class Tally:
 
     def __init__(self, noun: str, metrics: Metrics, log: FilteringBoundLogger) -> None:
         self._noun, self._metrics, self._log = noun, metrics, log
-        self._lines: list[tuple[Outcome, dict[str, object]]] = []
+        self._lines: list[tuple[Outcome, Mapping[str, object]]] = []
         self._settled: Counter[Outcome] = Counter()
         for name in ("received", *(outcome.value for outcome in Outcome)):
             self.count(name, 0)
@@ -55,11 +57,12 @@ class Tally:
         """Note how long one step took."""
         self._metrics.timing(f"{self._noun}_{name}", elapsed_s)
 
-    def settled(self, outcome: Outcome, **about: object) -> None:
-        """Count a delivery that has been settled; ``about`` goes into its line."""
+    def settled(self, outcome: Outcome, about: Event | dict[str, object]) -> None:
+        """Count a delivery that has been settled; what it was about goes into its line."""
         self._settled[outcome] += 1
         if len(self._lines) <= _LINES_AT_ONCE:
-            self._lines.append((outcome, about))
+            line = about.about if isinstance(about, Event) else about
+            self._lines.append((outcome, line))
 
     def returned(self, deliveries: int) -> None:
         """Count deliveries that went back to the broker with their channel."""

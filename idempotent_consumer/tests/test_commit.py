@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fakes.desk import DIGEST, OTHER_DIGEST, Desk
+from fakes.desk import OTHER_DIGEST, Desk, digest_of
 from fakes.etcd import (
     ANSWER_LOST,
     FINE,
@@ -65,7 +65,7 @@ def test_a_new_event_and_its_effects_are_recorded_in_one_transaction(
     ask = desk.ask("1", effects=(EFFECT, Put("/stock/7", b"-1")))
     desk.submit(ask)
     assert desk.answer.landed
-    assert record_of(store, "1") == (DONE, DIGEST, ask.token)
+    assert record_of(store, "1") == (DONE, digest_of("1"), ask.token)
     revisions = {store.get(key).mod_revision
                  for key in ("/service/order/1", "/orders/1", "/stock/7")}
     assert revisions == {desk.answer.revision}
@@ -139,7 +139,7 @@ def test_a_record_with_the_same_digest_is_a_duplicate(desk: Desk, other: Desk) -
     desk.submit(desk.ask("1", effects=(EFFECT,)))
     assert not desk.answer.landed
     assert desk.answer.found is not None
-    assert (desk.answer.found.state, desk.answer.found.digest) == (DONE, DIGEST)
+    assert (desk.answer.found.state, desk.answer.found.digest) == (DONE, digest_of("1"))
     assert desk.store.get("/orders/1") is None
 
 
@@ -148,7 +148,7 @@ def test_a_record_with_another_digest_is_a_conflict(desk: Desk, other: Desk) -> 
     before = desk.store.get("/service/order/1")
     desk.submit(desk.ask("1", digest=OTHER_DIGEST))
     assert desk.answer.found is not None
-    assert desk.answer.found.digest == DIGEST
+    assert desk.answer.found.digest == digest_of("1")
     assert desk.store.get("/service/order/1") == before
 
 
@@ -170,7 +170,7 @@ def test_a_record_that_nobody_here_wrote_is_nobodys_duplicate(desk: Desk, store:
         desk.submit(desk.ask(event_id))
         found = desk.answer.found
         assert found is not None
-        assert (found.state, found.digest == DIGEST) == (DONE, False)
+        assert (found.state, found.digest == digest_of("1")) == (DONE, False)
 
 
 def test_what_stands_in_nobodys_way_is_committed_again(desk: Desk, other: Desk, store: Store

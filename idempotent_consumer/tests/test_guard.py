@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fakes.desk import DIGEST, Desk
+from fakes.desk import OTHER_DIGEST, Desk, digest_of
 from fakes.etcd import FINE, REQUEST_LOST, answered_late
 from fakes.loop import ManualLoop
 from fakes.store import Store
@@ -40,7 +40,7 @@ def assert_halted(desk: Desk, why: str) -> None:
     desk.loop.advance(3600)
     assert len(desk.answers) == answers
     assert why in desk.health.missing["etcd"]
-    assert not desk.ledger.is_done(KEY, DIGEST)
+    assert not desk.ledger.is_done(digest_of("1"))
 
 
 def test_the_first_start_and_a_later_one_say_what_they_found(loop: ManualLoop, store: Store
@@ -196,6 +196,6 @@ def test_what_was_committed_or_found_done_is_known_afterwards(loop: ManualLoop, 
     other.submit(other.ask("2"))
     other.submit(other.ask("3", Kind.CLAIM))
     desk.submit(desk.ask("1"), desk.ask("2"), desk.ask("3"))
-    known = [desk.ledger.is_done(b"/service/order/%d" % n, DIGEST) for n in (1, 2, 3)]
+    known = [desk.ledger.is_done(digest_of(each)) for each in "123"]
     assert known == [True, True, False]
-    assert not desk.ledger.is_done(KEY, "1:" + "e" * 32)
+    assert not desk.ledger.is_done(OTHER_DIGEST)

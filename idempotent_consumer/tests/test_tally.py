@@ -40,7 +40,7 @@ def test_every_counter_shows_as_zero_from_the_start(tally: Tally, counts: Counts
 
 def test_a_few_deliveries_get_a_line_each(tally: Tally, lines: LogCapture) -> None:
     for number in range(10):
-        tally.settled(Outcome.PROCESSED, event_id=str(number))
+        tally.settled(Outcome.PROCESSED, {"event_id": str(number)})
     tally.flush()
     assert [line["event_id"] for line in lines.entries] == [str(n) for n in range(10)]
 
@@ -48,7 +48,8 @@ def test_a_few_deliveries_get_a_line_each(tally: Tally, lines: LogCapture) -> No
 def test_many_get_one_line_with_their_numbers(tally: Tally, lines: LogCapture, counts: Counts
                                               ) -> None:
     for number in range(200):
-        tally.settled(Outcome.PROCESSED if number % 4 else Outcome.SKIPPED, event_id=str(number))
+        outcome = Outcome.PROCESSED if number % 4 else Outcome.SKIPPED
+        tally.settled(outcome, {"event_id": str(number)})
     tally.flush()
     (line,) = lines.entries
     assert (line["processed"], line["processed_skipped"]) == (150, 50)
@@ -59,7 +60,7 @@ def test_many_get_one_line_with_their_numbers(tally: Tally, lines: LogCapture, c
 @pytest.mark.parametrize("outcome", [each for each in Outcome if each is not Outcome.RETURNED])
 def test_each_outcome_has_a_line_and_a_counter(tally: Tally, lines: LogCapture, counts: Counts,
                                                outcome: Outcome) -> None:
-    tally.settled(outcome, event_id="1")
+    tally.settled(outcome, {"event_id": "1"})
     tally.flush()
     assert counts.counts[f"orders_{outcome.value}"] == 1
     assert len(lines.entries) == 1
@@ -67,7 +68,7 @@ def test_each_outcome_has_a_line_and_a_counter(tally: Tally, lines: LogCapture, 
 
 def test_nothing_is_counted_or_written_twice(tally: Tally, lines: LogCapture, counts: Counts
                                              ) -> None:
-    tally.settled(Outcome.PROCESSED)
+    tally.settled(Outcome.PROCESSED, {})
     tally.flush()
     tally.flush()
     assert counts.counts["orders_processed"] == 1

@@ -14,7 +14,7 @@ from . import records
 from .calls import Calls
 from .etcd import MAX_REQUEST_BYTES, EtcdError, Failure
 from .leases import ClaimLease, WindowLease
-from .records import CLAIMED, DONE, RELEASED, Answer, Ask, Kind, Put
+from .records import Answer, Ask, Kind, Put
 
 MAX_BATCH_BYTES = 1024 * 1024
 _OVERHEAD_BYTES = 4096
@@ -96,8 +96,8 @@ class Commit:
     def _write_values(self) -> None:
         now = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")
         for ask in self._asks:
-            if ask.kind in _STATES and not ask.value:
-                ask.value = records.encode(_STATES[ask.kind], ask.digest, ask.token, now)
+            if ask.kind and not ask.value:
+                ask.value = records.encode(ask.kind, ask.digest, ask.token, now)
 
     def _send(self) -> None:
         self._calls.once("Txn", self._request(), self._known, self._failed)
@@ -179,7 +179,6 @@ class Commit:
         return answers
 
 
-_STATES = {Kind.RECORD: DONE, Kind.CLAIM: CLAIMED, Kind.RELEASE: RELEASED}
 _UNDER_CLAIM_LEASE = (Kind.CLAIM, Kind.RELEASE)
 
 

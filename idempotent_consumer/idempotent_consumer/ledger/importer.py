@@ -76,7 +76,7 @@ class Importer:
         for reply in self._pages():
             revision = revision or reply.header.revision
             found = [
-                fingerprint(kv.key, record.digest)
+                fingerprint(record.digest)
                 for kv in reply.kvs
                 if (record := decode(kv.value, kv.mod_revision)).state == DONE
             ]
@@ -123,7 +123,7 @@ class Importer:
 
     def _forget(self, events: Any) -> None:
         gone = [
-            fingerprint(event.kv.key, decode(event.prev_kv.value, 0).digest)
+            fingerprint(decode(event.prev_kv.value, 0).digest)
             for event in events
             if event.prev_kv.value
         ]

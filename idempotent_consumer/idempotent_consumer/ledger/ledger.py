@@ -37,7 +37,7 @@ class Ledger(Protocol):
         """Return the key of an event's record; equal keys are one event."""
         ...
 
-    def is_done(self, key: bytes, digest: str) -> bool:
+    def is_done(self, digest: str) -> bool:
         """Return whether this very event is known to be recorded as done. False decides nothing."""
         ...
 
@@ -135,9 +135,9 @@ class EtcdLedger:
         """Return the key of an event's record."""
         return (self._prefix + names.encode_id(event.id)).encode()
 
-    def is_done(self, key: bytes, digest: str) -> bool:
+    def is_done(self, digest: str) -> bool:
         """Return whether the cache knows this event as done."""
-        return self._cache.holds(key, digest) and not self._calls.ended
+        return self._cache.holds(digest) and not self._calls.ended
 
     @property
     def halted(self) -> bool:
@@ -182,9 +182,9 @@ class EtcdLedger:
         ask, found = answer.ask, answer.found
         if answer.landed:
             if ask.kind is Kind.RECORD:
-                self._cache.add(ask.key, ask.digest)
+                self._cache.add(ask.digest)
         elif found is not None and found.state == DONE:
-            self._cache.add(ask.key, found.digest)
+            self._cache.add(found.digest)
 
     def _guard_later(self) -> None:
         request = m.RangeRequest(key=self._incarnation_key)

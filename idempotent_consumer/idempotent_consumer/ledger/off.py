@@ -31,7 +31,7 @@ class NoLedger:
         """Return a key that no other delivery has."""
         return token.encode()
 
-    def is_done(self, key: bytes, digest: str) -> bool:
+    def is_done(self, digest: str) -> bool:
         """Nothing is known to be done."""
         return False
 

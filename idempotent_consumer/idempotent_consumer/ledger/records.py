@@ -41,17 +41,20 @@ def decode(value: bytes, mod_revision: int) -> Record:
         return Record(DONE, "unreadable", "", "", mod_revision)
 
 
-class Kind(enum.Enum):
-    """What an ask does where its record is still at the revision it expects."""
+class Kind(enum.StrEnum):
+    """What an ask does where its record is still at the revision it expects.
 
-    RECORD = enum.auto()
+    The value is the state in which that leaves the record, empty where it changes nothing.
+    """
+
+    RECORD = DONE
     """Put the record as done, with the effects."""
-    CLAIM = enum.auto()
+    CLAIM = CLAIMED
     """Put the record as claimed, under this process's lease."""
-    RELEASE = enum.auto()
+    RELEASE = RELEASED
     """Put the claimed record as released: whoever comes next may claim it."""
-    LOOK = enum.auto()
-    """Change nothing, and read."""
+    LOOK = ""
+    """Only read."""
 
 
 class Put(NamedTuple):

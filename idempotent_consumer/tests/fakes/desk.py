@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
 import structlog
@@ -17,8 +18,13 @@ from idempotent_consumer.ledger.ledger import CacheSource, EtcdLedger
 from idempotent_consumer.ledger.records import Answer, Ask, Kind, Put
 from idempotent_consumer.settings import Settings
 
-DIGEST, OTHER_DIGEST = "1:" + "d" * 32, "1:" + "e" * 32
+OTHER_DIGEST = "1:" + "e" * 32
 LONGER_THAN_ANY_BACKOFF_S = 30.0
+
+
+def digest_of(event_id: str) -> str:
+    """Return a digest that covers an id, as each does."""
+    return "1:" + sha256(event_id.encode()).hexdigest()[:32]
 
 
 class Desk:
@@ -50,10 +56,11 @@ class Desk:
         self.opened += 1
 
     def ask(self, event_id: str, kind: Kind = Kind.RECORD, *, expect: int = 0,
-            digest: str = DIGEST, effects: tuple[Put, ...] = ()) -> Ask:
+            digest: str = "", effects: tuple[Put, ...] = ()) -> Ask:
         """Return an ask with a token of its own."""
         self._asked += 1
         key = f"/service/order/{event_id}".encode()
+        digest = digest or digest_of(event_id)
         return Ask(kind, key, digest, f"{self.name}/1/{self._asked}", None, expect, effects)
 
     def submit(self, *asks: Ask) -> None:
