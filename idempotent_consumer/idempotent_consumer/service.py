@@ -31,7 +31,7 @@ from .tally import Tally
 FINISH_WITHIN_S = 7.0
 """What is in hand at SIGTERM is finished and settled within this, or goes back to the broker."""
 
-_CLOSE_WITHIN_S = 0.5
+_CLOSE_WITHIN_S = 1.0
 _EXIT_WITHIN_S = 9.5
 _CALL_THREADS = 16
 _TICK_S = 0.02

@@ -26,7 +26,7 @@ class Epoch:
         self._in_hand[tag] = None
 
     def settle(self, tag: int) -> None:
-        """Note that a delivery is to be acked with the next ``flush``."""
+        """Note that a delivery is to be acked."""
         del self._in_hand[tag]
         self._settled.append(tag)
 
@@ -36,18 +36,25 @@ class Epoch:
         return len(self._in_hand)
 
     def flush(self) -> None:
-        """Ack what is settled: one ack up to the first delivery in hand, past it one for each."""
+        """Ack what is settled up to the first delivery in hand, with one ack."""
         if not self._settled or not self._channel.is_open:
             return
         first_in_hand = next(iter(self._in_hand), None)
-        prefix = [tag for tag in self._settled if first_in_hand is None or tag < first_in_hand]
+        if first_in_hand is None:
+            prefix, self._settled = self._settled, []
+        else:
+            prefix = [tag for tag in self._settled if tag < first_in_hand]
+            self._settled = [tag for tag in self._settled if tag > first_in_hand]
         if prefix:
             self._channel.basic_ack(max(prefix), multiple=True)
-        if len(prefix) < len(self._settled):
+
+    def flush_past_gap(self) -> None:
+        """Ack all that is settled: one ack up to the first delivery in hand, past it one each."""
+        self.flush()
+        if self._channel.is_open:
             for tag in self._settled:
-                if first_in_hand is not None and tag > first_in_hand:
-                    self._channel.basic_ack(tag)
-        self._settled.clear()
+                self._channel.basic_ack(tag)
+            self._settled.clear()
 
     def end(self) -> int:
         """Settle nothing any more; return how many deliveries went back to the broker."""

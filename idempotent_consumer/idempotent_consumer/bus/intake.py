@@ -14,9 +14,15 @@ from .delivery import Delivery, Epoch
 from .frames import Reader
 from .loop import PikaLoop
 
+_FLUSH_PAST_GAP_EVERY_S = 0.25
+_LAST_ACKS_S = 0.25
+
 
 class Intake:
     """Consumes one queue on a connection of its own, with a bounded number of deliveries in hand.
+
+    Commits end out of order, so most gaps before what is settled close within a moment, and one
+    ack then covers all. Past a gap that stays (a held claim) it is one for each, now and then.
 
     ``take`` gets what has arrived: whatever one read from the socket brought, never a timer's
     worth. ``returned`` is told how many deliveries went back with a lost channel.
@@ -49,6 +55,7 @@ class Intake:
     def open(self) -> None:
         """Connect, and consume from then on."""
         self._connection.open()
+        self._flush_later()
 
     @property
     def in_hand(self) -> int:
@@ -71,8 +78,14 @@ class Intake:
             self._channel.basic_cancel(self._consumer_tag)
 
     def close(self) -> None:
-        """Close the connection: the broker takes back what is not settled."""
-        self._connection.close()
+        """Close the connection, in a moment: the broker takes back what is not settled.
+
+        RabbitMQ hands acks on to a quorum queue 32 at a time, and forgets those that still wait
+        for their turn when their channel closes.
+        """
+        if self._epoch is not None:
+            self._epoch.flush_past_gap()
+        self._loop.call_later(_LAST_ACKS_S, self._connection.close)
 
     @property
     def closed(self) -> bool:
@@ -103,6 +116,11 @@ class Intake:
             self._service, on_message, callback=lambda _: self._connection.ready()
         )
         channel.connection.reader = Reader(channel.channel_number, self._consumer_tag, arrive)
+
+    def _flush_later(self) -> None:
+        if self._epoch is not None:
+            self._epoch.flush_past_gap()
+        self._loop.call_later(_FLUSH_PAST_GAP_EVERY_S, self._flush_later)
 
     def _hand_over(self) -> None:
         arrived, self._arrived = self._arrived, []

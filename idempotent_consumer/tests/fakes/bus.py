@@ -11,6 +11,8 @@ import pika
 from fakes.loop import ManualLoop
 from idempotent_consumer.bus.delivery import Delivery, Epoch
 
+FLUSH_PAST_GAP_EVERY_S = 0.25
+
 
 class FakeChannel:
     """A channel that knows what has not been acked, and refuses an ack that names nothing."""
@@ -77,6 +79,7 @@ class FakeBus:
         self._tag = 0
         self.intake_stopped = self.closed = self.opened = False
         self.epoch = self._new_epoch(1)
+        self._flush_later()
 
     # What the test does.
 
@@ -125,6 +128,10 @@ class FakeBus:
     def flush(self) -> None:
         """Ack what has been settled since the last call."""
         self.epoch.flush()
+
+    def _flush_later(self) -> None:
+        self.epoch.flush_past_gap()
+        self._loop.call_later(FLUSH_PAST_GAP_EVERY_S, self._flush_later)
 
     def forward(self, delivery: Delivery, queue: str, headers: dict[str, object],
                 confirmed: Callable[[], None]) -> None:
