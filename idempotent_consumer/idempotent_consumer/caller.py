@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -21,6 +22,7 @@ class Caller:
         self._ledger, self._loop, self._pool = ledger, loop, pool
         self._overdue_s: dict[int, float] = {}
         self._calls = 0
+        self._ended_by_s = math.inf
 
     def call(
         self,
@@ -29,9 +31,9 @@ class Caller:
         lease: int,
         done: Callable[[Returned | None], None],
     ) -> None:
-        """Run the handler under a claim; ``done`` gets None where the claim's lease is too short.
+        """Run the handler under a claim; ``done`` gets None where there is no time left for it.
 
-        The lease is asked as late as can be: the job may have waited for a thread.
+        The claim's lease is asked as late as can be: the job may have waited for a thread.
         """
         timeout_s = handler.timeout_s or 0.0
         self._calls += 1
@@ -40,7 +42,9 @@ class Caller:
 
         def job() -> None:
             returned = None
-            if self._ledger.claim_remaining_s(lease) > timeout_s:
+            left_s = min(self._ledger.claim_remaining_s(lease),
+                         self._ended_by_s - self._loop.now_s())
+            if left_s > timeout_s:
                 returned = run_handler(handler, event, self._ledger.why_never)
             self._loop.call_soon(partial(finished, returned))
 
@@ -49,6 +53,10 @@ class Caller:
             done(returned)
 
         self._pool.run(job)
+
+    def end_by(self, now_s: float) -> None:
+        """Start no call any more that might not have ended by then."""
+        self._ended_by_s = now_s
 
     def overdue(self) -> int:
         """Return how many calls have lasted far longer than they may."""

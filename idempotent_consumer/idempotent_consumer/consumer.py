@@ -61,6 +61,10 @@ class Consumer:
         """Return how many calls of claimed handlers seem not to return."""
         return self._caller.overdue()
 
+    def end_by(self, now_s: float) -> None:
+        """Start nothing any more that might not have ended by then."""
+        self._caller.end_by(now_s)
+
     # From arrival to an ask.
 
     def take(self, deliveries: list[Delivery]) -> None:

@@ -185,7 +185,9 @@ class Running:
                        in_hand=self._bus.in_hand)
         self._health.lacks("running", "stopping")
         self._bus.stop_intake()
-        self._finish(self._loop.now_s() + FINISH_WITHIN_S)
+        until_s = self._loop.now_s() + FINISH_WITHIN_S
+        self._consumer.end_by(until_s)
+        self._finish(until_s)
 
     def _finish(self, until_s: float) -> None:
         if (self._bus.in_hand or self._consumer.busy) and self._loop.now_s() < until_s:

@@ -411,6 +411,22 @@ def test_a_call_that_waited_for_a_thread_is_not_made_under_a_claim_that_is_gone(
     assert process.count("processed_skipped") == 1
 
 
+def test_a_process_that_ends_starts_no_call_that_its_end_would_cut_off(
+    loop: ManualLoop, process: Process, handler: Claimed
+) -> None:
+    """The others go on: what has time left is done, and needs nobody else."""
+    process.deliver(body("1"), body("2"))
+    first, second = process.pool.jobs
+    process.consumer.end_by(loop.now_s() + TIMEOUT_S + 2)
+    process.pool.jobs = [first]
+    process.work()
+    loop.advance(2.1)
+    process.pool.jobs = [second]
+    process.work()
+    assert handler.calls == ["1"]
+    assert process.bus.in_hand == 1
+
+
 def test_a_frozen_process_does_not_call_under_a_lease_that_has_ended(
     loop: ManualLoop, process: Process, handler: Claimed
 ) -> None:
