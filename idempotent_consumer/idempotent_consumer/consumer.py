@@ -9,19 +9,21 @@ from functools import partial
 
 from structlog.typing import FilteringBoundLogger
 
-from . import names
-from .bus.bus import COMMITS_IN_FLIGHT, Bus, attempts
+from .bus.bus import COMMITS_IN_FLIGHT, Bus
 from .bus.delivery import Delivery
 from .caller import Caller
-from .event import Event, InvalidEvent, decode
+from .event import InvalidEvent, decode
 from .handlers import Handler, Pool, Returned, run_handler
+from .ledger.commit import Batch
 from .ledger.ledger import Ledger
 from .ledger.records import DONE, RELEASED, Answer, Ask, Kind, Put
 from .loop import Loop
 from .policies import HELD_CLAIM, Backoff
+from .settler import Settler
 from .tally import Outcome, Tally
 from .task import Task
 
+ACK_ALL_EVERY_S = 0.25
 SLOW_HANDLER_S = 1.0
 WAITS_BEFORE_WARNING = 60
 
@@ -42,15 +44,16 @@ class Consumer:
         tally: Tally,
         log: FilteringBoundLogger,
     ) -> None:
-        self._service, self._process, self._handlers = service, process, handlers
-        self._retry_delays = retry_delays
+        self._process, self._handlers = process, handlers
         self._ledger, self._bus, self._loop = ledger, bus, loop
         self._caller = Caller(ledger, loop, pool)
+        self._settler = Settler(service, retry_delays, ledger, bus, tally, self._go_on)
         self._tally, self._log = tally, log
         # By its record's key: an event is never in hand twice, whatever channel it comes by.
         self._tasks: dict[bytes, Task] = {}
         self._asks: deque[Ask] = deque()
         self._commits = 0
+        self._ack_all_later()
 
     @property
     def busy(self) -> bool:
@@ -81,11 +84,11 @@ class Consumer:
         try:
             event = decode(delivery.body)
         except InvalidEvent as error:
-            self._park(delivery, Outcome.INVALID, names.INVALID, str(error))
+            self._settler.invalid(delivery, str(error))
             return
         handler = self._handlers.get(event.type)
         if handler is None:
-            self._settle(delivery, Outcome.IGNORED, event)
+            self._settler.settle(delivery, Outcome.IGNORED, event)
             return
         token = f"{self._process}/{delivery.epoch.number}/{delivery.tag}"
         key = self._ledger.key(event, token)
@@ -93,7 +96,7 @@ class Consumer:
         if running is not None:
             running.join(delivery, event.digest)
         elif self._ledger.is_done(event.digest):
-            self._settle(delivery, Outcome.SKIPPED, event)
+            self._settler.settle(delivery, Outcome.SKIPPED, event)
         else:
             task = self._tasks[key] = Task(key, token, event, handler, delivery)
             if handler.claimed:
@@ -130,18 +133,45 @@ class Consumer:
             batch = self._ledger.batch()
             while self._asks and batch.take(self._asks[0]):
                 self._asks.popleft()
-            self._commits += 1
-            self._ledger.submit(batch, _Answers(len(batch.asks), self._answered))
+            self._submit(batch)
         self._bus.flush()
         self._tally.flush()
 
-    def _answered(self, answers: list[Answer], complete: bool, elapsed_s: float) -> None:
-        if complete:
-            self._commits -= 1
-            self._tally.timing("commit", elapsed_s)
+    def _submit(self, batch: Batch) -> None:
+        """Commit a batch. Its answers may come in parts; it ends with the last of them."""
+        self._commits += 1
+        missing, started_s = len(batch.asks), time.perf_counter()
+
+        def answered(answers: list[Answer]) -> None:
+            nonlocal missing
+            missing -= len(answers)
+            if not missing:
+                self._commits -= 1
+                self._tally.timing("commit", time.perf_counter() - started_s)
+            self._answered(answers)
+
+        self._ledger.submit(batch, answered)
+
+    def _answered(self, answers: list[Answer]) -> None:
         for answer in answers:
             self._decide(answer)
         self._go_on()
+
+    def ack_all(self) -> None:
+        """Ack all that is settled, also past a gap.
+
+        Commits end out of order, so most gaps close within a moment, and one ack then covers all.
+        Past one that stays, such as a held claim, it is one for each delivery.
+        """
+        if not self._ledger.halted:
+            self._bus.flush_past_gap()
+
+    def _ack_all_later(self) -> None:
+        def ack_all() -> None:
+            self.ack_all()
+            self._ack_all_later()
+
+        self._loop.call_later(ACK_ALL_EVERY_S, ack_all)
 
     # The decision.
 
@@ -161,18 +191,18 @@ class Consumer:
             if ask.kind is Kind.CLAIM:
                 self._call(task, answer.revision, answer.lease)
             elif ask.kind is Kind.RECORD:
-                self._processed(task)
+                self._end(task, self._settler.processed)
             else:
-                self._failed(task)
+                self._end(task, self._settler.failed)
         elif found is None or found.state == RELEASED:
             if ask.kind in (Kind.LOOK, Kind.RELEASE):
-                self._failed(task)
+                self._end(task, self._settler.failed)
             else:
                 self._ask_again(ask, found.mod_revision if found else 0)
         elif found.state == DONE and found.digest == ask.digest:
-            self._skipped(task)
+            self._end(task, self._settler.skipped)
         elif found.state == DONE:
-            self._conflicted(task)
+            self._end(task, self._settler.conflicted)
         elif self._ledger.is_ours(found) and ask.kind is not Kind.LOOK:
             self._ask_again(ask, found.mod_revision)
         else:
@@ -220,82 +250,10 @@ class Consumer:
             self._ask(task, Kind.RECORD, revision, returned.effects)
         self._go_on()
 
-    # The ends of an event.
-
-    def _processed(self, task: Task) -> None:
-        outcome = Outcome.PROCESSED
-        self._end(task)
-        for delivery in task.deliveries:
-            if self._settle(delivery, outcome, task.event):
-                outcome = Outcome.SKIPPED
-
-    def _skipped(self, task: Task) -> None:
-        self._end(task)
-        for delivery in task.deliveries:
-            self._settle(delivery, Outcome.SKIPPED, task.event)
-
-    def _conflicted(self, task: Task) -> None:
-        self._end(task)
-        for delivery in task.deliveries:
-            self._park(delivery, Outcome.CONFLICTED, names.CONFLICT,
-                       f"{task.event.id!r:.200} was used before with another body")
-
-    def _failed(self, task: Task) -> None:
-        """Publish a retry of each delivery, or park what has had its retries."""
-        self._end(task)
-        for delivery in task.deliveries:
-            attempt = attempts(delivery) + 1
-            if attempt > len(self._retry_delays):
-                self._park(delivery, Outcome.FAILED, names.FAILED, task.error)
-                continue
-            delay, _ = self._retry_delays[attempt - 1]
-            about = {**task.event.about, "error": task.error, "attempt": attempt,
-                     "again_in": delay}
-            headers = {names.ATTEMPTS_HEADER: attempt, names.ERROR_HEADER: task.error}
-            self._forward(delivery, names.retry_queue(self._service, delay), headers,
-                          Outcome.RETRIED, about)
-
-    def _end(self, task: Task) -> None:
-        """Forget a task, and judge the deliveries that had to wait for its end."""
+    def _end(self, task: Task, settle: Callable[[Task], None]) -> None:
+        """Settle a task's deliveries, and judge those that had to wait for its end."""
         del self._tasks[task.key]
+        settle(task)
         for delivery in task.others:
             if delivery.alive:
                 self._receive(delivery)
-
-    # The ends of a delivery.
-
-    def _settle(self, delivery: Delivery, outcome: Outcome, event: Event) -> bool:
-        live = delivery.settle()
-        if live:
-            self._tally.settled(outcome, event)
-        return live
-
-    def _park(self, delivery: Delivery, outcome: Outcome, reason: str, error: str) -> None:
-        headers: dict[str, object] = {names.REASON_HEADER: reason, names.ERROR_HEADER: error}
-        if outcome is Outcome.FAILED:
-            headers[names.ATTEMPTS_HEADER] = attempts(delivery) + 1
-        self._forward(delivery, names.dead_letter_queue(self._service), headers, outcome,
-                      {"reason": reason, "error": error})
-
-    def _forward(self, delivery: Delivery, queue: str, headers: dict[str, object],
-                 outcome: Outcome, about: dict[str, object]) -> None:
-        def confirmed() -> None:
-            if not self._ledger.halted and delivery.settle():
-                self._tally.settled(outcome, about)
-            self._go_on()
-
-        self._bus.forward(delivery, queue, headers, confirmed)
-
-
-class _Answers:
-    """Counts a commit's answers, which may come in parts, and times the whole."""
-
-    __slots__ = ("_answered", "_missing", "_started_s")
-
-    def __init__(self, asks: int, answered: Callable[[list[Answer], bool, float], None]) -> None:
-        self._missing, self._answered = asks, answered
-        self._started_s = time.perf_counter()
-
-    def __call__(self, answers: list[Answer]) -> None:
-        self._missing -= len(answers)
-        self._answered(answers, not self._missing, time.perf_counter() - self._started_s)

@@ -193,6 +193,7 @@ class Running:
         if (self._bus.in_hand or self._consumer.busy) and self._loop.now_s() < until_s:
             self._loop.call_later(_TICK_S, lambda: self._finish(until_s))
             return
+        self._consumer.ack_all()
         self._bus.close()
         self._end(self._loop.now_s() + _CLOSE_WITHIN_S)
 

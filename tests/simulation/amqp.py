@@ -228,8 +228,7 @@ class Channel:
 
     def basic_cancel(self, _consumer_tag: str) -> None:
         """Consume no more."""
-        if self.connection.broker.plan.stops_exactly:
-            self.on_message = None
+        self.on_message = None  # pika itself hands back what still arrives.
         self._send(lambda session: session.cancel())
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:

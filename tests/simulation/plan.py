@@ -45,8 +45,7 @@ class Plan:
     What has a default is for runs of a chosen fault: a drawn plan leaves it. ``types`` are the
     events' types, drawn by the workload where there are none. ``shares`` says how many of a hundred
     bodies are new, duplicate, conflict, stranger and invalid. With ``restarted_at_once`` nobody
-    waits until a loss of etcd's data is noticed. With ``stops_exactly`` a stop waits for handlers
-    whose delivery has gone back, and hears nothing after the cancel: so do the service, and pika.
+    waits until a loss of etcd's data is noticed.
     """
 
     replicas: int
@@ -62,7 +61,6 @@ class Plan:
     shares: tuple[int, ...] = (50, 34, 6, 3, 7)
     longest_freeze_s: float = math.inf
     restarted_at_once: bool = False
-    stops_exactly: bool = False
     rates: dict[str, float] = field(default_factory=dict)
 
     def rate(self, fault: str) -> float:

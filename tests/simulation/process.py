@@ -49,7 +49,6 @@ class Process:
         )
         self.bus = RabbitBus(SERVICE, plan.settings, loop, health, log, self._take,
                              self._tally.returned)
-        self._stops_exactly = plan.stops_exactly
         self._consumer = Consumer(SERVICE, life.token, handlers, plan.settings.retry_delays,
                                   self.ledger, self.bus, loop, pool, self._tally, log)
 
@@ -85,15 +84,17 @@ class Process:
         """Take no more, settle what is in hand, and end."""
         self.life.trace.fault("stopped", self.life.name, f"{self.bus.in_hand} in hand")
         self.bus.stop_intake()
-        self._finish(self.life.now_s() + FINISH_WITHIN_S)
+        until_s = self.life.now_s() + FINISH_WITHIN_S
+        self._consumer.end_by(until_s)
+        self._finish(until_s)
 
     def _finish(self, until_s: float) -> None:
-        busy = self._stops_exactly and self._consumer.busy
-        if (self.bus.in_hand or busy) and self.life.now_s() < until_s:
+        if (self.bus.in_hand or self._consumer.busy) and self.life.now_s() < until_s:
             self.life.call_later(_TICK_S, lambda: self._finish(until_s))
             return
+        self._consumer.ack_all()
         self.bus.close()
-        self.life.call_later(0.5, self._end)
+        self.life.call_later(1.0, self._end)
 
     def _end(self) -> None:
         self.ledger.close()

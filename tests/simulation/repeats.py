@@ -39,7 +39,7 @@ _MUCH_IN_HAND = {"types": ("order", "call", "call"), "shares": (50, 25, 0, 0, 25
 _WITHOUT_DUPLICATES = {"shares": (90, 0, 0, 0, 10)}
 _WITH_OTHER_BODIES = {"shares": (40, 25, 25, 0, 10)}
 _SLOW_NETWORK = {"latency_s": 0.2}
-_STOPPED = {"stops_exactly": True, "latency_s": 0.02}
+_STOPPED = {"latency_s": 0.02}
 _FORGETFUL = {"cache_entries": 2}
 """A cache of any size forgets with the window, told by a watch; here there is none."""
 

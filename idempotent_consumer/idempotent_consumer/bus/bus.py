@@ -28,7 +28,11 @@ class Bus(Protocol):
         ...
 
     def flush(self) -> None:
-        """Ack what has been settled since the last call."""
+        """Ack what is settled up to the first delivery in hand."""
+        ...
+
+    def flush_past_gap(self) -> None:
+        """Ack all that is settled."""
         ...
 
     def forward(
@@ -88,8 +92,12 @@ class RabbitBus:
         self._publisher.open()
 
     def flush(self) -> None:
-        """Ack what has been settled since the last call."""
+        """Ack what is settled up to the first delivery in hand."""
         self._intake.flush()
+
+    def flush_past_gap(self) -> None:
+        """Ack all that is settled."""
+        self._intake.flush_past_gap()
 
     def forward(
         self,

@@ -14,15 +14,11 @@ from .delivery import Delivery, Epoch
 from .frames import Reader
 from .loop import PikaLoop
 
-_FLUSH_PAST_GAP_EVERY_S = 0.25
 _LAST_ACKS_S = 0.25
 
 
 class Intake:
     """Consumes one queue on a connection of its own, with a bounded number of deliveries in hand.
-
-    Commits end out of order, so most gaps before what is settled close within a moment, and one
-    ack then covers all. Past a gap that stays (a held claim) it is one for each, now and then.
 
     ``take`` gets what has arrived: whatever one read from the socket brought, never a timer's
     worth. ``returned`` is told how many deliveries went back with a lost channel.
@@ -55,7 +51,6 @@ class Intake:
     def open(self) -> None:
         """Connect, and consume from then on."""
         self._connection.open()
-        self._flush_later()
 
     @property
     def in_hand(self) -> int:
@@ -63,9 +58,14 @@ class Intake:
         return self._epoch.in_hand if self._epoch is not None else 0
 
     def flush(self) -> None:
-        """Ack what has been settled since the last call."""
+        """Ack what is settled up to the first delivery in hand."""
         if self._epoch is not None:
             self._epoch.flush()
+
+    def flush_past_gap(self) -> None:
+        """Ack all that is settled."""
+        if self._epoch is not None:
+            self._epoch.flush_past_gap()
 
     def stop(self) -> None:
         """Take no more; what is in hand can still be settled.
@@ -83,8 +83,6 @@ class Intake:
         RabbitMQ hands acks on to a quorum queue 32 at a time, and forgets those that still wait
         for their turn when their channel closes.
         """
-        if self._epoch is not None:
-            self._epoch.flush_past_gap()
         self._loop.call_later(_LAST_ACKS_S, self._connection.close)
 
     @property
@@ -116,11 +114,6 @@ class Intake:
             self._service, on_message, callback=lambda _: self._connection.ready()
         )
         channel.connection.reader = Reader(channel.channel_number, self._consumer_tag, arrive)
-
-    def _flush_later(self) -> None:
-        if self._epoch is not None:
-            self._epoch.flush_past_gap()
-        self._loop.call_later(_FLUSH_PAST_GAP_EVERY_S, self._flush_later)
 
     def _hand_over(self) -> None:
         arrived, self._arrived = self._arrived, []

@@ -11,8 +11,6 @@ import pika
 from fakes.loop import ManualLoop
 from idempotent_consumer.bus.delivery import Delivery, Epoch
 
-FLUSH_PAST_GAP_EVERY_S = 0.25
-
 
 class FakeChannel:
     """A channel that knows what has not been acked, and refuses an ack that names nothing."""
@@ -79,7 +77,6 @@ class FakeBus:
         self._tag = 0
         self.intake_stopped = self.closed = self.opened = False
         self.epoch = self._new_epoch(1)
-        self._flush_later()
 
     # What the test does.
 
@@ -126,12 +123,12 @@ class FakeBus:
         self.opened = True
 
     def flush(self) -> None:
-        """Ack what has been settled since the last call."""
+        """Ack what is settled up to the first delivery in hand."""
         self.epoch.flush()
 
-    def _flush_later(self) -> None:
+    def flush_past_gap(self) -> None:
+        """Ack all that is settled."""
         self.epoch.flush_past_gap()
-        self._loop.call_later(FLUSH_PAST_GAP_EVERY_S, self._flush_later)
 
     def forward(self, delivery: Delivery, queue: str, headers: dict[str, object],
                 confirmed: Callable[[], None]) -> None:
