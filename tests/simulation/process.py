@@ -49,6 +49,7 @@ class Process:
         )
         self.bus = RabbitBus(SERVICE, plan.settings, loop, health, log, self._take,
                              self._tally.returned)
+        self._stopping = False
         self._consumer = Consumer(SERVICE, life.token, handlers, plan.settings.retry_delays,
                                   self.ledger, self.bus, loop, pool, self._tally, log)
 
@@ -81,7 +82,10 @@ class Process:
     # The stop, as service.py has it.
 
     def stop(self) -> None:
-        """Take no more, settle what is in hand, and end."""
+        """Take no more, settle what is in hand, and end; a second signal changes nothing."""
+        if self._stopping:
+            return
+        self._stopping = True
         self.life.trace.fault("stopped", self.life.name, f"{self.bus.in_hand} in hand")
         self.bus.stop_intake()
         until_s = self.life.now_s() + FINISH_WITHIN_S
