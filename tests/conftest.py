@@ -1,7 +1,7 @@
 """Fixtures for whatever needs real servers: one pair per session, empty for each test."""
 
 import logging
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -67,15 +67,20 @@ def start_service(
     """Start services against the servers and the listener; they end with the test.
 
     `start_service("order", BATCH_SIZE="1")` waits until the service is ready, with records in
-    etcd; `wait=False` does not wait. Its log is shown when the test fails.
+    etcd; `wait=False` does not wait, and `command` starts it otherwise than by its name. Its log
+    is shown when the test fails.
     """
     defaults = {**clean.settings(), **statsd.settings(), "ENABLE_ETCD": "true"}
     services: list[Service] = []
     request.node.stash[_started] = services
     with ExitStack() as stack:
 
-        def start(name: str, *, wait: bool = True, **settings: str) -> Service:
-            running = run_service(name, {**defaults, **settings}, log_directory=tmp_path)
+        def start(
+            name: str, *, wait: bool = True, command: Sequence[str] | None = None, **settings: str
+        ) -> Service:
+            running = run_service(
+                name, {**defaults, **settings}, log_directory=tmp_path, command=command
+            )
             service = stack.enter_context(running)
             services.append(service)
             if wait:

@@ -27,7 +27,7 @@ class AckAudit:
 
     def __init__(self, rabbitmq: RabbitMQ, etcd: Etcd) -> None:
         self._upstream = ("127.0.0.1", rabbitmq.amqp_port)
-        self._etcd = EtcdClient(etcd.endpoint, timeout_s=_ETCD_TIMEOUT_S)
+        self._etcd = EtcdClient(etcd.endpoint, _ETCD_TIMEOUT_S, lambda: etcd.login)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._lock = threading.Lock()
         self._early: set[str] = set()
@@ -122,7 +122,7 @@ class _Connection:
 def _take(waiting: dict[tuple[int, int], T], ack: amqp.Method) -> list[T]:
     tag, multiple = amqp.acked(ack)
     keys = [
-        key for key in waiting
+        key for key in list(waiting)  # The other direction's thread adds to it meanwhile.
         if key[0] == ack.channel and (key[1] == tag or (multiple and key[1] < tag))
     ]
     return [waiting.pop(key) for key in keys]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from chaos.acks import AckAudit, audit_acks
+from chaos.soak import MINUTES, SEED
 from chaos.table import table
 from chaos.trial import Result, Trial
 from harness.broker import Broker
@@ -15,7 +16,15 @@ from integration.sink import Sink, listen_http
 
 StartTrial = Callable[..., Trial]
 
+# The soak is collected only where it is wanted.
+collect_ignore = [] if MINUTES else ["test_soak.py"]
+
 _results = pytest.StashKey[list[Result]]()
+
+
+def pytest_report_header() -> list[str]:
+    """Say first of all how the soak can be had again."""
+    return [f"soak: CHAOS_MINUTES={MINUTES:g} CHAOS_SEED={SEED}"] if MINUTES else []
 
 
 def pytest_configure(config: pytest.Config) -> None:

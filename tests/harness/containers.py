@@ -1,7 +1,10 @@
 """RabbitMQ and etcd in containers, by testcontainers."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import io
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
 
 from docker.errors import DockerException, NotFound
 from docker.models.containers import Container
@@ -17,14 +20,18 @@ _STOP_TIMEOUT_S = 30
 class ContainerRunner:
     """Runs a server in one container, which keeps its data and its ports over a stop."""
 
-    def __init__(self, image: str, ports: Mapping[int, int], command: Sequence[str] = ()) -> None:
+    def __init__(
+        self, image: str, ports: Mapping[int, int], command: Sequence[str] = (), data: str = ""
+    ) -> None:
         """Take `ports` as {port in the container: port on this machine}.
 
         They are fixed: a port that Docker chooses changes at every start of the container.
+        `data` is the server's directory, where it is to be replaced.
         """
         self._image = image
         self._ports = dict(ports)
         self._command = list(command)
+        self._data = data
         self._box: DockerContainer | None = None
 
     def start(self) -> None:
@@ -81,6 +88,22 @@ class ContainerRunner:
             raise CommandFailedError(f"{' '.join(command)}: {text}")
         return text
 
+    @property
+    def workplace(self) -> PurePath:
+        """Where tools can leave files: an image need not have more than its root."""
+        return PurePath("/")
+
+    def replace(self, made: PurePath) -> None:
+        """Put what a directory holds in place of what its data has under the same names."""
+        chunks, _ = self._container.get_archive(f"{made}/.")
+        tree = b"".join(chunks)
+        with tarfile.open(fileobj=io.BytesIO(tree)) as archive:
+            names = {parts[0] for member in archive if (parts := PurePath(member.name).parts)}
+        # Docker merges a directory into one that is there, but puts a file in its place: what it
+        # held is then gone.
+        self._container.put_archive(self._data, _empty_files(names))
+        self._container.put_archive(self._data, tree)
+
     def output(self) -> str:
         """Return the server's log."""
         if self._box is None:
@@ -102,6 +125,14 @@ class ContainerRunner:
         return self._box.get_wrapped_container()
 
 
+def _empty_files(names: Iterable[str]) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        for name in names:
+            archive.addfile(tarfile.TarInfo(name))
+    return made.getvalue()
+
+
 def container_rabbitmq(image: str) -> RabbitMQ:
     """Prepare a broker; it is not started yet."""
     amqp_port, management_port = free_port(), free_port()
@@ -111,13 +142,13 @@ def container_rabbitmq(image: str) -> RabbitMQ:
 
 def container_etcd(image: str, flags: Sequence[str], max_txn_ops: int) -> Etcd:
     """Prepare an etcd node with more `flags`; it is not started yet."""
-    port = free_port()
+    port, data = free_port(), "/etcd-data"
     command = [
         "/usr/local/bin/etcd",
         "--name=harness",
-        "--data-dir=/etcd-data",
+        f"--data-dir={data}",
         "--listen-client-urls=http://0.0.0.0:2379",
         f"--advertise-client-urls=http://127.0.0.1:{port}",
         *flags,
     ]
-    return Etcd(ContainerRunner(image, {2379: port}, command), port, max_txn_ops)
+    return Etcd(ContainerRunner(image, {2379: port}, command, data), port, max_txn_ops)

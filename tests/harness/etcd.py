@@ -8,10 +8,13 @@ are base64, and a field of value zero is absent.
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.error import HTTPError
 
+from harness.login import Login, log_in
 from harness.web import fetch_json, open_json
 
 _KEYS_AT_ONCE = 100  # etcd takes 128 operations at once unless told otherwise
@@ -40,11 +43,21 @@ class Change:
 
 
 class EtcdClient:
-    """Reads and deletes whole prefixes; every call raises OSError when etcd does not answer."""
+    """Reads and deletes whole prefixes; every call raises OSError when etcd does not answer.
 
-    def __init__(self, endpoint: str, timeout_s: float = 30.0) -> None:
+    `login` is asked at each call: etcd may begin to want one, or cease to.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        timeout_s: float = 30.0,
+        login: Callable[[], Login | None] = lambda: None,
+    ) -> None:
         self._url = f"http://{endpoint}/v3"
         self._timeout_s = timeout_s
+        self._login = login
+        self._logged_in: tuple[Login | None, dict[str, str]] = None, {}
 
     def get(self, prefix: str = "") -> list[KeyValue]:
         """Return all keys that start with `prefix`, in order, of one revision."""
@@ -88,7 +101,10 @@ class EtcdClient:
         if first > last:
             return
         request = {"create_request": {**_span(""), "start_revision": str(first)}}
-        with open_json("POST", f"{self._url}/watch", request, timeout_s=timeout_s) as stream:
+        headers = log_in(self._url, self._login(), timeout_s)
+        with open_json(
+            "POST", f"{self._url}/watch", request, headers=headers, timeout_s=timeout_s
+        ) as stream:
             for line in stream:
                 answer = json.loads(line)
                 if "error" in answer or answer["result"].get("canceled"):
@@ -103,7 +119,18 @@ class EtcdClient:
                     return
 
     def _post(self, path: str, body: Mapping[str, object]) -> Any:
-        return fetch_json("POST", self._url + path, body, timeout_s=self._timeout_s)
+        login, (whose, headers) = self._login(), self._logged_in
+        if login and whose == login:
+            # The token may have ended meanwhile; then a new one is taken, once.
+            with suppress(HTTPError):
+                return self._send(path, body, headers)
+        headers = log_in(self._url, login, self._timeout_s)
+        self._logged_in = login, headers
+        return self._send(path, body, headers)
+
+    def _send(self, path: str, body: Mapping[str, object], headers: Mapping[str, str]) -> Any:
+        url = self._url + path
+        return fetch_json("POST", url, body, headers=headers, timeout_s=self._timeout_s)
 
 
 def _span(prefix: str) -> dict[str, str]:

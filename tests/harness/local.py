@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from harness.packages import RABBITMQ_BIN
 from harness.ports import free_port
@@ -49,6 +49,16 @@ class LocalRunner:
     def erase(self) -> None:
         """Remove its data directory."""
         shutil.rmtree(self._data, ignore_errors=True)
+
+    @property
+    def workplace(self) -> PurePath:
+        """Where tools can leave files."""
+        return self._data.parent
+
+    def replace(self, made: PurePath) -> None:
+        """Put another directory in place of its data."""
+        self.erase()
+        Path(made).rename(self._data)
 
     def run(self, command: Sequence[str]) -> str:
         """Run a tool with the server's own environment; raises CommandFailedError."""

@@ -1,11 +1,14 @@
 """RabbitMQ and etcd as a test sees them, whatever they run in."""
 
 import contextlib
+import secrets
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import Literal, Protocol
 
+from harness.login import Login, log_in
 from harness.wait import eventually
 from harness.web import fetch_json
 
@@ -37,6 +40,13 @@ class Runner(Protocol):
 
     def run(self, command: Sequence[str]) -> str:
         """Run a tool beside the server, return its output; raises CommandFailedError."""
+
+    @property
+    def workplace(self) -> PurePath:
+        """Where such a tool can leave files; they are there until the data is erased."""
+
+    def replace(self, made: PurePath) -> None:
+        """Put the directory that a tool has made in place of the data; only while it is down."""
 
     def output(self) -> str:
         """Return the server's log."""
@@ -171,7 +181,7 @@ class RabbitMQ(Server):
 
 
 class Etcd(Server):
-    """One etcd node."""
+    """One etcd node. `login` is root's while it asks for one, and None while it does not."""
 
     name = "etcd"
 
@@ -179,19 +189,53 @@ class Etcd(Server):
         super().__init__(runner)
         self.endpoint = f"127.0.0.1:{port}"
         self.max_txn_ops = max_txn_ops
+        self.login: Login | None = None
 
     def probe(self) -> None:
         """Do a linearizable read: it needs a leader, a TCP connection or /health may not."""
+        url = f"http://{self.endpoint}/v3"
+        headers = log_in(url, self.login, 5)
         # "AA==" is the key of one zero byte; that it is absent does not matter.
-        fetch_json("POST", f"http://{self.endpoint}/v3/kv/range", {"key": "AA=="}, timeout_s=5)
+        fetch_json("POST", f"{url}/kv/range", {"key": "AA=="}, headers=headers, timeout_s=5)
 
     def wipe(self) -> None:
         """Lose all data: kill it and start it at the same address with an empty directory."""
         if self.state != "down":
             self.kill()
         self._runner.erase()
+        self.login = None
         self.start()
 
+    def save(self) -> None:
+        """Take a snapshot of the data as it is now, ready to be restored."""
+        snapshot = self._runner.workplace / f"{secrets.token_hex(4)}.db"
+        self._saved = snapshot.with_suffix(".restored")
+        self.ctl("snapshot", "save", str(snapshot))
+        # Of etcd 3.5; from 3.6 on `etcdutl` alone restores, which not every image of 3.5 has.
+        self.ctl("snapshot", "restore", str(snapshot), f"--data-dir={self._saved}",
+                 "--name=harness", "--initial-cluster=harness=http://localhost:2380")
+
+    def restore(self) -> None:
+        """Kill it and start it with the data of the snapshot, once for each snapshot."""
+        if self.state != "down":
+            self.kill()
+        self._runner.replace(self._saved)
+        self.start()
+
+    def require_login(self) -> None:
+        """Let it ask for a login from now on: the user root is made and has all rights."""
+        login = Login("root", "root's own")
+        self.ctl("user", "add", f"{login.user}:{login.password}")
+        self.ctl("user", "grant-role", "root", "root")
+        self.ctl("auth", "enable")
+        self.login = login
+
+    def require_no_login(self) -> None:
+        """Let it ask for none any more."""
+        self.ctl("auth", "disable")
+        self.login = None
+
     def ctl(self, *arguments: str) -> str:
-        """Run etcdctl against this node; raises CommandFailedError."""
-        return self._runner.run(["etcdctl", *arguments])
+        """Run etcdctl against this node, as root where needed; raises CommandFailedError."""
+        login = [f"--user={self.login.user}:{self.login.password}"] if self.login else []
+        return self._runner.run(["etcdctl", *login, *arguments])

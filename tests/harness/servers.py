@@ -49,17 +49,10 @@ def start_servers(
     """Start both servers, yield them when both answer, and leave nothing behind.
 
     `kind` None means: containers if Docker answers. The other parameters are etcd's flags.
-    etcd never compacts by itself here: tests read its history from the first revision.
     Raises ServersUnavailableError, whose message is one line, if there are no servers to be had.
     """
     chosen = kind or ("docker" if docker_available() else "local")
-    flags = (
-        f"--max-txn-ops={max_txn_ops}",
-        f"--quota-backend-bytes={quota_bytes}",
-        f"--snapshot-count={snapshot_count}",
-        "--auto-compaction-retention=0",
-        "--log-level=warn",
-    )
+    flags = _etcd_flags(max_txn_ops, quota_bytes, snapshot_count)
     with ExitStack() as stack:
         if chosen == "docker":
             servers = _containers(stack, flags, max_txn_ops)
@@ -73,27 +66,66 @@ def start_servers(
         yield servers
 
 
+@contextmanager
+def start_etcd(
+    kind: Kind, *more_flags: str, max_txn_ops: int = 1024, quota_bytes: int = 8 << 30
+) -> Iterator[Etcd]:
+    """Start an etcd node beside those that there are, and leave nothing behind."""
+    flags = (*_etcd_flags(max_txn_ops, quota_bytes), *more_flags)
+    with ExitStack() as stack:
+        etcd = (_etcd_container if kind == "docker" else _etcd_process)(stack, flags, max_txn_ops)
+        etcd.start()
+        yield etcd
+
+
+def _etcd_flags(
+    max_txn_ops: int, quota_bytes: int, snapshot_count: int = 10_000
+) -> tuple[str, ...]:
+    """Return etcd's flags. It never compacts by itself: tests read its history from the first."""
+    return (
+        f"--max-txn-ops={max_txn_ops}",
+        f"--quota-backend-bytes={quota_bytes}",
+        f"--snapshot-count={snapshot_count}",
+        "--auto-compaction-retention=0",
+        "--log-level=warn",
+    )
+
+
 def _containers(stack: ExitStack, flags: tuple[str, ...], max_txn_ops: int) -> Servers:
     # Imported here: a machine without Docker needs neither testcontainers nor its settings.
-    from harness.containers import container_etcd, container_rabbitmq
+    from harness.containers import container_rabbitmq
 
     rabbitmq = container_rabbitmq(image("IMAGE_RABBITMQ"))
     stack.callback(rabbitmq.close)
+    return Servers("docker", rabbitmq, _etcd_container(stack, flags, max_txn_ops))
+
+
+def _etcd_container(stack: ExitStack, flags: tuple[str, ...], max_txn_ops: int) -> Etcd:
+    from harness.containers import container_etcd
+
     etcd = container_etcd(image("IMAGE_ETCD"), flags, max_txn_ops)
     stack.callback(etcd.close)
-    return Servers("docker", rabbitmq, etcd)
+    return etcd
 
 
 def _processes(stack: ExitStack, flags: tuple[str, ...], max_txn_ops: int) -> Servers:
-    from harness.local import local_etcd, local_rabbitmq
+    from harness.local import local_rabbitmq
 
     ensure_installed()
     directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="servers-")))
     rabbitmq = local_rabbitmq(directory)
     stack.callback(rabbitmq.close)
+    return Servers("local", rabbitmq, _etcd_process(stack, flags, max_txn_ops))
+
+
+def _etcd_process(stack: ExitStack, flags: tuple[str, ...], max_txn_ops: int) -> Etcd:
+    from harness.local import local_etcd
+
+    ensure_installed()
+    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="servers-")))
     etcd = local_etcd(directory, flags, max_txn_ops)
     stack.callback(etcd.close)
-    return Servers("local", rabbitmq, etcd)
+    return etcd
 
 
 def image(variable: str, env_file: Path = REPOSITORY / ".env") -> str:

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -151,9 +151,11 @@ def run_service(
     settings: Mapping[str, str],
     *,
     log_directory: Path | None = None,
+    command: Sequence[str] | None = None,
 ) -> Iterator[Service]:
     """Run `python -m <name>` in the service's own directory while the block runs.
 
+    `command` takes the place of that, for a service that is started by something else.
     `settings` are variables of the contract (and any other, such as a crash point); they override
     JSON logs and a health endpoint on a free port. Its log lies in `log_directory`, else
     in a temporary one. Does not wait: see `wait_ready`. At the end the process is killed if it
@@ -164,7 +166,7 @@ def run_service(
     env = {**inherited, "LOG_FORMAT": "json", **settings, "HEALTH_PORT": health_port}
     with _directory(log_directory) as directory:
         child = Child(
-            [sys.executable, "-m", name],
+            command or [sys.executable, "-m", name],
             env=env,
             cwd=REPOSITORY / name,
             log=directory / f"{name}-{health_port}.log",

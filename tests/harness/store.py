@@ -26,8 +26,10 @@ class Store:
     """
 
     def __init__(self, etcd: Etcd, since: int = 0) -> None:
-        self.client = EtcdClient(etcd.endpoint)
+        self.client = EtcdClient(etcd.endpoint, login=lambda: etcd.login)
         self.since = since
+        self._kept: list[Change] = []
+        self._compacted = 0
 
     def clear(self) -> None:
         """Delete every key, and let history begin after that. No service may be running."""
@@ -56,8 +58,16 @@ class Store:
         revisions begin again: pass `first=1`. Raises RuntimeError if etcd has compacted them.
         """
         begin = self.since + 1 if first is None else first
-        changes = self.client.changes(begin, self.client.revision())
+        changes = [change for change in self._kept if change.revision >= begin]
+        changes += self.client.changes(max(begin, self._compacted + 1), self.client.revision())
         return [change for change in changes if not prefixes or change.key.startswith(prefixes)]
+
+    def keep_history(self) -> int:
+        """Keep all changes so far, so that etcd can be compacted to the revision returned."""
+        revision = self.client.revision()
+        self._kept += self.client.changes(max(self.since, self._compacted) + 1, revision)
+        self._compacted = revision
+        return revision
 
 
 def record_prefix(service: str) -> str:

@@ -3,6 +3,7 @@
 import base64
 import json
 import urllib.request
+from collections.abc import Mapping
 from http.client import HTTPResponse
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ def open_json(
     body: object = None,
     *,
     login: tuple[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
     timeout_s: float = 10.0,
 ) -> HTTPResponse:
     """Send one request (a `body` goes as JSON, a `login` as basic authentication).
@@ -22,7 +24,7 @@ def open_json(
     Returns the open response: close it. Raises OSError; urllib's HTTPError, for a status of 400
     and above, is one.
     """
-    request = urllib.request.Request(url, method=method)
+    request = urllib.request.Request(url, method=method, headers=dict(headers or {}))
     if body is not None:
         request.data = json.dumps(body).encode()
         request.add_header("Content-Type", "application/json")
@@ -38,9 +40,12 @@ def fetch_json(
     body: object = None,
     *,
     login: tuple[str, str] | None = None,
+    headers: Mapping[str, str] | None = None,
     timeout_s: float = 10.0,
 ) -> Any:
     """Send one request and return the decoded answer, None if it has no body; raises OSError."""
-    with open_json(method, url, body, login=login, timeout_s=timeout_s) as response:
+    with open_json(
+        method, url, body, login=login, headers=headers, timeout_s=timeout_s
+    ) as response:
         answer = response.read()
     return json.loads(answer) if answer else None

@@ -2,9 +2,10 @@
 
 import contextlib
 import json
+import socket
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +20,7 @@ class Call:
 
     key: str
     body: Any
+    path: str = ""
 
 
 class Sink:
@@ -69,15 +71,20 @@ class Sink:
         self._server.server_close()
         self._thread.join()
 
-    def take(self, call: Call) -> int:
-        """Note a call, hold it if so told, and return the status to answer it with."""
+    def serve(self, call: Call, caller: socket.socket, answer: Callable[[int], None]) -> None:
+        """Take a call from the caller's connection, hold it if so told, and answer it."""
+        status = self.note(call)
+        self._open.wait(_HOLD_AT_MOST_S)
+        answer(status)
+
+    def note(self, call: Call) -> int:
+        """Note a call, and return the status to answer it with."""
         with self._lock:
             self._calls.append(call)
             left = self._failures.get(call.key, 0)
             refused = left is None or left > 0
             if left:
                 self._failures[call.key] = left - 1
-        self._open.wait(_HOLD_AT_MOST_S)
         return 500 if refused else 204
 
 
@@ -91,7 +98,10 @@ def _handler(sink: Sink) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status = sink.take(Call(self.headers["Idempotency-Key"], body))
+            call = Call(self.headers["Idempotency-Key"], body, self.path)
+            sink.serve(call, self.connection, self._answer)
+
+        def _answer(self, status: int) -> None:
             # The caller may have been killed, or have given up.
             with contextlib.suppress(OSError):
                 self.send_response(status)
