@@ -10,7 +10,7 @@ READY    := $(VENV)/ready
 SEEDS    ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint typecheck unit-test simulation integration-test bench up down lock
+.PHONY: help setup demo test lint typecheck unit-test simulation integration-test chaos mutants bench up down lock
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,12 @@ integration-test: $(READY) ## Run the tests with real RabbitMQ and etcd
 
 simulation: $(READY) ## Run the service against simulated faults: SEEDS=100000 runs, or the one run SEED=n
 	PYTHONPATH=tests:idempotent_consumer/tests $(BIN)/python -m simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+chaos: $(READY) ## Break real servers and services: all faults once, FULL=1 for long, or MINUTES=n at random
+	CHAOS_FULL=$(FULL) CHAOS_MINUTES=$(MINUTES) CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos$(if $(MINUTES),/test_soak.py)
+
+mutants: $(READY) ## Break the code on purpose, and see that the tests notice
+	PYTHONPATH=tests $(BIN)/python -m mutants
 
 bench: $(READY) ## Measure throughput and latency beside their references
 	PYTHONPATH=tests $(BIN)/python -m benchmarks

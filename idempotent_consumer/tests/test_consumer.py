@@ -500,6 +500,20 @@ def test_commits_that_end_out_of_order_ack_only_what_they_recorded(
     assert process.bus.acks[1:] == [Ack(1, (1, 2), True)]
 
 
+def test_what_is_settled_past_a_gap_is_not_acked_once_etcd_is_another(
+    loop: ManualLoop, store: Store, process: Process
+) -> None:
+    """It was judged by records that are gone."""
+    process.etcd.script("Txn", answered_late(5.0))
+    process.deliver(body("1"), body("2"))
+    process.deliver(body("3"))
+    store.wipe()
+    process.deliver(body("4"))
+    assert process.ledger.halted
+    loop.advance(60)
+    assert process.bus.acks == []
+
+
 def test_a_partly_answered_commit_still_counts_as_one_in_flight(
     loop: ManualLoop, store: Store, process: Process
 ) -> None:
