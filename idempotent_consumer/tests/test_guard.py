@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fakes.desk import OTHER_DIGEST, Desk, digest_of
-from fakes.etcd import FINE, REQUEST_LOST, answered_late
+from fakes.etcd import ANSWER_LOST, FINE, REQUEST_LOST, answered_late
 from fakes.loop import ManualLoop
 from fakes.store import Store
 from idempotent_consumer.ledger.ledger import GUARD_EVERY_S
@@ -75,6 +75,24 @@ def test_a_wiped_etcd_that_another_service_filled_is_noticed_by_its_incarnation(
     desk.wait()
     assert len(desk.answers) == 1
     assert_halted(desk, "wiped")
+
+
+def test_a_start_that_spans_a_wipe_does_not_bring_the_old_incarnation_back(
+    loop: ManualLoop, store: Store
+) -> None:
+    """Its first attempt applied, unseen, and gave the old data their name."""
+    starting, running = Desk(loop, store, "a" * 32), Desk(loop, store, "b" * 32)
+    starting.etcd.script("Txn", ANSWER_LOST, REQUEST_LOST, REQUEST_LOST, REQUEST_LOST)
+    starting.open()
+    running.open()
+    store.wipe()
+    for number in range(50):  # Others have data there, too: the revision tells nothing.
+        store.put(f"/elsewhere/{number}", b"")
+    starting.wait()
+    running.submit(running.ask("1"))
+    running.wait()
+    assert running.ledger.halted
+    assert running.answers == []
 
 
 def test_a_wiped_etcd_that_another_replica_has_begun_anew_is_noticed(

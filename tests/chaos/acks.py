@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
@@ -32,6 +33,7 @@ class AckAudit:
         self._lock = threading.Lock()
         self._early: set[str] = set()
         self._forwarded: set[bytes] = set()
+        self._silent_until_s = 0.0
         self.checked = self.unknown = 0
         port = self._listener.getsockname()[1]
         self.url = f"amqp://{rabbitmq.user}:{rabbitmq.password}@127.0.0.1:{port}/"
@@ -58,8 +60,12 @@ class AckAudit:
             open_bodies = [body for body in bodies if body not in self._forwarded]
         ids = {event_id: body for body in open_bodies if (event_id := _event_id(body))}
         try:
+            if time.monotonic() < self._silent_until_s:
+                raise TimeoutError
             done = self._done(service, list(ids))
         except OSError:
+            # Each ack of many would wait anew, and heartbeats behind them.
+            self._silent_until_s = time.monotonic() + _ETCD_TIMEOUT_S
             with self._lock:
                 self.unknown += len(bodies)
             return

@@ -53,12 +53,12 @@ class Calls:
 
         self._client.call(method, request, answered)
 
-    def until_known(self, method: str, request: Any, known: Known) -> None:
-        """Send a request, again after each failure, and hand its reply to ``known``."""
+    def until_known(self, method: str, make: Callable[[], Any], known: Known) -> None:
+        """Make and send a request, again after each failure; hand its reply to ``known``."""
         backoff = Backoff(COMMIT_AGAIN)
 
         def send() -> None:
-            self.once(method, request, known, again)
+            self.once(method, make(), known, again)
 
         def again(_: EtcdError) -> None:
             self._loop.call_later(backoff.next_s(), send)
@@ -103,7 +103,8 @@ class Calls:
             return
         revision = reply.header.revision
         if revision < floor:
-            self.halt(f"restored from an older state: revision {revision}, {floor} seen before")
+            self.halt(f"wiped, or restored from an older state: revision {revision}, "
+                      f"{floor} seen before")
             return
         self._revision = max(self._revision, revision)
         # A full etcd still answers reads: it is back when nothing fails that failed before.

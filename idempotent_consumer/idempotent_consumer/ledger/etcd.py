@@ -31,6 +31,7 @@ _CHANNEL_OPTIONS = {
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.min_reconnect_backoff_ms": 1000,
     "grpc.max_reconnect_backoff_ms": 2000,
+    "grpc.dns_min_time_between_resolutions_ms": 1000,
     # Finds a peer that vanished without closing; etcd allows a ping every 5 s at most.
     "grpc.keepalive_time_ms": 10_000,
     "grpc.keepalive_timeout_ms": 5_000,
@@ -58,6 +59,7 @@ _TEXTS = {
     "lease not found": Failure.LEASE_NOT_FOUND,
     "has been compacted": Failure.COMPACTED,
     "invalid auth token": Failure.AUTHENTICATION,
+    "revision of auth store is old": Failure.AUTHENTICATION,
     "user name is empty": Failure.AUTHENTICATION,
     "user name not found": Failure.AUTHENTICATION,
     "authentication failed": Failure.AUTHENTICATION,
@@ -99,21 +101,13 @@ class Etcd:
     """
 
     def __init__(self, settings: Settings) -> None:
-        credentials = None
+        self._credentials = None
         if settings.etcd_ca_cert:
-            credentials = MultiEndpointEtcd3Client.get_secure_creds(
+            self._credentials = MultiEndpointEtcd3Client.get_secure_creds(
                 settings.etcd_ca_cert, settings.etcd_key, settings.etcd_cert
             )
-        self._endpoints = [
-            etcd3.Endpoint(
-                host=f"[{host}]" if ":" in host else host,
-                port=port,
-                secure=credentials is not None,
-                creds=credentials,
-                opts=list(_CHANNEL_OPTIONS.items()),
-            )
-            for host, port in settings.etcd_endpoints
-        ]
+        self._addresses = settings.etcd_endpoints
+        self._endpoints = [self._endpoint(*address) for address in self._addresses]
         self._current = 0
         self._login = (settings.etcd_user, settings.etcd_password)
         self._token: str | None = None
@@ -172,6 +166,15 @@ class Etcd:
         for endpoint in self._endpoints:
             endpoint.close()
 
+    def _endpoint(self, host: str, port: int) -> Any:
+        return etcd3.Endpoint(
+            host=f"[{host}]" if ":" in host else host,
+            port=port,
+            secure=self._credentials is not None,
+            creds=self._credentials,
+            opts=list(_CHANNEL_OPTIONS.items()),
+        )
+
     def _send(self, method: str, request: Any, answered: Answered) -> None:
         endpoint = self._endpoints[self._current]
         group, reply_type = _METHODS[method]
@@ -214,13 +217,20 @@ class Etcd:
         return (("token", token),) if token else ()
 
     def _failed(self, endpoint: Any, error: Exception) -> EtcdError:
-        """Go to the next endpoint, or log in anew; both by plain stores, safe from any thread."""
+        """Go to the next endpoint, or log in anew; all by plain stores, safe from any thread.
+
+        A name that does not resolve is looked up again by a new channel alone: an old one waits
+        for up to two minutes.
+        """
         text = error.details() or str(error.code()) if isinstance(error, grpc.Call) else str(error)
         explained = EtcdError(*_classify(text))
         if explained.failure is Failure.AUTHENTICATION:
             self._token = None
-        elif endpoint is self._endpoints[self._current]:
-            self._current = (self._current + 1) % len(self._endpoints)
+        elif endpoint is self._endpoints[current := self._current]:
+            if "resol" in text.lower():  # "DNS resolution failed", "errors resolving"
+                self._endpoints[current] = self._endpoint(*self._addresses[current])
+                endpoint.close()
+            self._current = (current + 1) % len(self._endpoints)
         return explained
 
 

@@ -62,7 +62,9 @@ class WindowLease:
 
     def _grant(self) -> None:
         ttl_s = self._window_s + _bucket_s(self._window_s)
-        self._calls.until_known("LeaseGrant", m.LeaseGrantRequest(TTL=ttl_s), self._granted)
+        self._calls.until_known(
+            "LeaseGrant", lambda: m.LeaseGrantRequest(TTL=ttl_s), self._granted
+        )
 
     def _granted(self, reply: Any, sent_s: float) -> None:
         self._id = reply.ID
@@ -122,8 +124,9 @@ class ClaimLease:
     def _grant(self) -> None:
         if not self._granting:
             self._granting = True
-            request = m.LeaseGrantRequest(TTL=self._ttl_s)
-            self._calls.until_known("LeaseGrant", request, self._granted)
+            self._calls.until_known(
+                "LeaseGrant", lambda: m.LeaseGrantRequest(TTL=self._ttl_s), self._granted
+            )
 
     def _granted(self, reply: Any, sent_s: float) -> None:
         self._granting, self._kept = False, True
@@ -140,7 +143,7 @@ class ClaimLease:
         if lease_id == self.current and self._kept:
             self._calls.until_known(
                 "LeaseKeepAlive",
-                m.LeaseKeepAliveRequest(ID=lease_id),
+                lambda: m.LeaseKeepAliveRequest(ID=lease_id),
                 lambda reply, sent_s: self._kept_alive(lease_id, reply, sent_s),
             )
 

@@ -104,24 +104,28 @@ class EtcdLedger:
         self._source: CacheSource | None = None
         self._prefix = names.record_prefix(service)
         self._incarnation_key = names.incarnation_key(service).encode()
-        self._incarnation = secrets.token_hex(16).encode()
+        self._incarnation = b""
         health.lacks("etcd", "not reached yet")
 
     def open(self, opened: Callable[[], None]) -> None:
         """Learn which life of etcd's data this is: the one that is there, or a first one."""
-        key, mine = self._incarnation_key, self._incarnation
-        request = m.TxnRequest()
-        m.unchanged(request.compare, key, 0)
-        m.put(request.success, key, mine)
-        m.get(request.failure, key)
+        key = self._incarnation_key
+
+        def make() -> Any:
+            # Anew each time: an attempt that applied, unseen, must not be repeated after a wipe.
+            self._incarnation = secrets.token_hex(16).encode()
+            request = m.TxnRequest()
+            m.unchanged(request.compare, key, 0)
+            m.put(request.success, key, self._incarnation)
+            m.get(request.failure, key)
+            return request
 
         def known(reply: Any, _sent_s: float) -> None:
             if not reply.succeeded:
                 self._incarnation = reply.responses[0].response_range.kvs[0].value
-            new = self._incarnation == mine
             self._log.info(
                 "etcd reached: no history of this service, so it is new, or was wiped"
-                if new else "etcd reached: it holds this service's history",
+                if reply.succeeded else "etcd reached: it holds this service's history",
                 incarnation=self._incarnation.decode(errors="replace"),
             )
             self._guard_later()
@@ -129,7 +133,7 @@ class EtcdLedger:
                 self._source = self._fill_cache()
             opened()
 
-        self._calls.until_known("Txn", request, known)
+        self._calls.until_known("Txn", make, known)
 
     def key(self, event: Event, token: str) -> bytes:
         """Return the key of an event's record."""
@@ -196,7 +200,7 @@ class EtcdLedger:
                 self._guard_later()
 
         self._loop.call_later(
-            GUARD_EVERY_S, lambda: self._calls.until_known("Range", request, known)
+            GUARD_EVERY_S, lambda: self._calls.until_known("Range", lambda: request, known)
         )
 
     def _wiped(self) -> None:
