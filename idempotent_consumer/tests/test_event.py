@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from fakes.bodies import ARGS, JSON_VALUES, Json, events, written
+from fakes.bodies import INVALID as INVALID_BODIES
 from idempotent_consumer.event import MAX_BODY_BYTES, Event, InvalidEvent, decode
-
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1)
-    | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=12,
-)
 
 INVALID = {
     "nothing": b"",
@@ -155,16 +152,87 @@ def test_whatever_json_arrives_only_invalid_event_escapes(value: Any) -> None:
     assert isinstance(event, Event)
 
 
-@given(st.text(min_size=1), st.text(min_size=1), st.dictionaries(st.text(), JSON_VALUES))
-def test_two_serialisers_agree_on_the_digest(
-    event_id: str, event_type: str, args: dict[str, Any]
-) -> None:
-    """The standard library's JSON, reversed and escaped, is the same event as orjson's."""
-    event = {"id": event_id, "type": event_type, "args": args}
-    turned = dict(reversed(event.items()))
+@settings(deadline=None)
+@given(INVALID_BODIES)
+def test_what_is_spoilt_in_any_way_is_refused_with_a_reason(body: bytes) -> None:
+    """The reason goes into a message's header, so it is text, and short."""
+    with pytest.raises(InvalidEvent) as raised:
+        decode(body)
+    assert 0 < len(str(raised.value).encode()) < 300
+
+
+@st.composite
+def nearly_events(draw: st.DrawFn) -> bytes:
+    """Draw an event in which some bytes are others, missing or too many."""
+    body = bytearray(draw(events().flatmap(written)))
+    for _ in range(draw(st.integers(1, 3))):
+        at, end = sorted(draw(st.tuples(*[st.integers(0, len(body))] * 2)))
+        body[at:min(end, at + 3)] = draw(st.sampled_from([
+            b"", b"{", b"}", b"[", b"]", b'"', b"\\", b":", b",", b"0", b"-", b"e9", b"\\u",
+            b"null", b"\xff", b"\xc3", b"\0", b"/**/"]))
+    return bytes(body)
+
+
+@settings(deadline=None)
+@given(nearly_events())
+def test_whatever_is_nearly_an_event_is_one_or_is_refused(body: bytes) -> None:
+    """What is accepted has an id and a digest that can be stored."""
+    try:
+        event = decode(body)
+    except InvalidEvent:
+        return
+    assert event.id.encode()
+    assert event.type.encode()
+    assert isinstance(event.args, dict)
+    assert re.fullmatch("1:[0-9a-f]{32}", event.digest)
+
+
+@settings(deadline=None)
+@given(events(), st.data())
+def test_two_ways_of_writing_have_one_digest(event: Json, data: st.DataObject) -> None:
+    """The members' order at any depth, white space, escapes and other members do not count."""
     ours = decode(orjson.dumps(event))
-    assert decode(json.dumps(turned, indent=1).encode()).digest == ours.digest
-    assert len(ours.digest) == 34
+    other = {"id": event["id"], "type": event["type"], "args": event.get("args", {}), "by": "other"}
+    assert decode(data.draw(written(other))).digest == ours.digest
+
+
+def nodes(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield each object or list in a value with each of its names or positions."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    for name, each in inside:
+        yield value, name
+        if isinstance(each, (dict, list)):
+            yield from nodes(each)
+
+
+@settings(deadline=None)
+@given(ARGS.filter(bool), JSON_VALUES, st.data())
+def test_one_change_anywhere_in_args_is_another_digest(
+    args: Json, value: Any, data: st.DataObject
+) -> None:
+    """The standard library says what is a change: 1 and 1.0 are two values, and so are 0 and -0."""
+    before = json.dumps(args, sort_keys=True), decode(event_with(args)).digest
+    holder, name = data.draw(st.sampled_from(list(nodes(args))))
+    if data.draw(st.booleans()):
+        holder[name] = value
+    else:
+        del holder[name]
+    assume(json.dumps(args, sort_keys=True) != before[0])
+    assert decode(event_with(args)).digest != before[1]
+
+
+def event_with(args: Json) -> bytes:
+    """Return an event with these args."""
+    return orjson.dumps({"id": "1", "type": "t", "args": args})
+
+
+def test_of_equal_names_the_last_counts() -> None:
+    """As in nearly every parser: who writes an event twice over in one object reads it so."""
+    body = b'{"id":"1","type":"t","args":{"a":1,"a":2},"id":"2"}'
+    event = decode(body)
+    assert (event.id, event.args) == ("2", {"a": 2})
+    with pytest.raises(InvalidEvent):
+        decode(body[:-1] + b',"id":null}')
 
 
 @given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=2, max_size=2,

@@ -3,50 +3,84 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
+from hashlib import sha256
 from itertools import combinations
+from urllib.parse import quote, unquote
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from fakes.bodies import AWKWARD_IDS, IDS
 from idempotent_consumer import names
 
-AWKWARD = {
-    "plain": "123",
-    "a slash": "a/b",
-    "a trailing slash": "123/",
-    "two trailing slashes": "123//",
-    "a NUL": "123\0",
-    "only a NUL": "\0",
-    "a space": " ",
-    "a newline": "123\n",
-    "upper case": "ABC",
-    "lower case": "abc",
-    "composed": unicodedata.normalize("NFC", "é"),
-    "decomposed": unicodedata.normalize("NFD", "é"),
-    "the last code point": "\U0010ffff",
-    "percent": "%2F",
-    "looks hashed": "sha256:" + "0" * 64,
-    "the start of what looks hashed": "sha256:",
-    "nearly looks hashed": "sha256",
-    "128 bytes": "x" * 128,
-    "129 bytes": "x" * 129,
-    "128 bytes in two-byte letters": "é" * 64,
-    "129 characters less one byte": "é" * 64 + "x",
-    "10 kB": "x" * 10_000,
-    "10 kB and one": "x" * 10_001,
-    "looks like a key": "/service/order/123",
-}
-AWKWARD["the encoding of a long id"] = names.encode_id(AWKWARD["10 kB"])
-AWKWARD["the encoding of that"] = names.encode_id(AWKWARD["the encoding of a long id"])
+LONG_ID = "x" * 10_000
+AWKWARD = [*AWKWARD_IDS, names.encode_id(LONG_ID), names.encode_id(names.encode_id(LONG_ID))]
 
-IDS = st.text(min_size=1) | st.sampled_from(sorted(AWKWARD.values()))
+VARIANTS: dict[str, Callable[[str], str]] = {
+    "composed": lambda text: unicodedata.normalize("NFC", text),
+    "decomposed": lambda text: unicodedata.normalize("NFD", text),
+    "compatible": lambda text: unicodedata.normalize("NFKC", text),
+    "in upper case": str.upper,
+    "in lower case": str.lower,
+    "case folded": str.casefold,
+    "with a slash": lambda text: text + "/",
+    "without its slashes": lambda text: text.strip("/"),
+    "below another": lambda text: "a/../" + text,
+    "without white space": str.strip,
+    "with a NUL": lambda text: text + "\0",
+    "up to a NUL": lambda text: text.partition("\0")[0],
+    "in percents": quote,
+    "out of percents": lambda text: unquote(text, errors="ignore"),
+    "cut": lambda text: text.encode()[:names.MAX_ID_BYTES].decode(errors="ignore"),
+    "longer by one": lambda text: text + "x",
+    "filled up": lambda text: text.ljust(names.MAX_ID_BYTES, "x"),
+    "filled over": lambda text: text.ljust(names.MAX_ID_BYTES + 1, "x"),
+    "encoded": names.encode_id,
+    "hashed": lambda text: "sha256:" + sha256(text.encode()).hexdigest(),
+    "as a key": lambda text: names.record_prefix("order") + text,
+    "of ASCII": lambda text: text.encode("ascii", "ignore").decode(),
+}
+"""What a careless writer of keys does to an id, or a producer who has seen a key."""
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+@settings(max_examples=50, deadline=None)
+@given(event_id=IDS)
+def test_an_id_and_a_variant_of_it_meet_only_if_they_are_equal(
+    variant: Callable[[str], str], event_id: str
+) -> None:
+    other = variant(event_id)
+    assert (names.encode_id(event_id) == names.encode_id(other)) == (event_id == other)
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+def test_an_awkward_id_and_a_variant_of_it_meet_only_if_they_are_equal(
+    variant: Callable[[str], str]
+) -> None:
+    for event_id in AWKWARD:
+        other = variant(event_id)
+        assert (names.encode_id(event_id) == names.encode_id(other)) == (event_id == other)
+
+
+@given(IDS)
+def test_an_id_stands_in_its_key_as_it_is_or_as_its_hash(event_id: str) -> None:
+    """And the key under the service's prefix, whatever the id holds: etcd knows no directories."""
+    prefix = names.record_prefix("order")
+    key = (prefix + names.encode_id(event_id)).encode()
+    last = key.removeprefix(prefix.encode())
+    assert key.startswith(b"/service/order/")
+    assert last
+    hashed = b"sha256:" + sha256(event_id.encode()).hexdigest().encode()
+    short = len(event_id.encode()) <= 128 and not event_id.startswith("sha256:")
+    assert last == (event_id.encode() if short else hashed)
 
 
 def test_awkward_ids_never_meet() -> None:
-    encoded = {name: names.encode_id(event_id) for name, event_id in AWKWARD.items()}
-    for one, other in combinations(encoded, 2):
-        assert encoded[one] != encoded[other], (one, other)
+    assert len(set(AWKWARD)) == len(AWKWARD)
+    for one, other in combinations(AWKWARD, 2):
+        assert names.encode_id(one) != names.encode_id(other), (one, other)
 
 
 @given(IDS, IDS)

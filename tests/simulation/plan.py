@@ -120,5 +120,5 @@ def _draw_faults(rng: Random, plan: Plan) -> None:
     for fault in (*TIMED, *OF_PROCESSES):
         if rng.random() < 0.25:
             rates[fault] = rng.randint(1, 4)
-    if rng.random() < 0.08:
+    if rng.random() < 0.12:
         rates[rng.choice(OF_DATA)] = 1

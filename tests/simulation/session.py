@@ -57,6 +57,7 @@ class Session:
         self.unacked: dict[int, Message] = {}
         self._prefetch = self._tag = self._published = 0
         self._unconfirmed: dict[int, bool] = {}
+        self._silent: list[bool] = []
         broker.sessions.append(self)
 
     def declare(self, queue: str) -> None:
@@ -132,14 +133,15 @@ class Session:
         else:
             self._judge_copy(body, properties)
             broker.put(queue, body, properties)
-        self._unconfirmed[number] = stored
         wait_s = 0.0
         if broker.happens("confirm late"):
             wait_s = broker.rng.uniform(0.1, 20.0)
             trace.fault("confirm late", name, round(wait_s, 1))
             if wait_s > _NEVER_S:
                 trace.fault("confirm never", name)
+                self._silent.append(stored)
                 return
+        self._unconfirmed[number] = stored
         broker.agenda.later(wait_s, lambda: self._confirm(number))
 
     def _judge_copy(self, body: bytes, properties: Any) -> None:
@@ -152,7 +154,8 @@ class Session:
         if not self.alive or number not in self._unconfirmed:
             return
         upto = [n for n in self._unconfirmed if n <= number]
-        multiple = all(self._unconfirmed[n] for n in upto) and self._broker.rng.random() < 0.5
+        multiple = (not self._silent and all(self._unconfirmed[n] for n in upto)
+                    and self._broker.rng.random() < 0.5)
         stored = self._unconfirmed[number]
         for each in upto if multiple else [number]:
             del self._unconfirmed[each]
@@ -198,7 +201,7 @@ class Session:
         self.alive = False
         self.cancel()
         self._broker.sessions.remove(self)
-        for stored in self._unconfirmed.values():
+        for stored in (*self._unconfirmed.values(), *self._silent):
             if stored:
                 self._broker.trace.fault("confirm lost", self._client.life.name)
         messages, self.unacked = list(self.unacked.values()), {}

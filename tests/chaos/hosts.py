@@ -1,0 +1,53 @@
+"""A hosts file for one service alone: names that nothing resolves yet, and that move later.
+
+The service's process goes into a mount namespace of its own, in which /etc/hosts is the test's
+file: every resolver in it (Python's, gRPC's) sees the same, and nobody else does.
+"""
+
+from pathlib import Path
+
+from chaos.prelude import prelude
+
+_PRELUDE = """
+import ctypes
+import os
+
+NEWNS, NEWUSER, BIND, REC, PRIVATE = 0x20000, 0x10000000, 0x1000, 0x4000, 0x40000
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def done(result, what):
+    if result != 0:
+        raise OSError(ctypes.get_errno(), what)
+
+
+# Who is not root may mount in a user namespace of his own.
+done(libc.unshare(NEWNS if os.geteuid() == 0 else NEWNS | NEWUSER), "unshare")
+done(libc.mount(b"none", b"/", None, REC | PRIVATE, None), "mount --make-rprivate /")
+done(libc.mount({hosts!r}, b"/etc/hosts", None, BIND, None), "mount --bind /etc/hosts")
+"""
+
+
+class Hosts:
+    """The hosts file of the services that are started with its settings."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._file = directory / "hosts"
+        self._addresses: dict[str, str] = {}
+        self._write()
+
+    def settings(self) -> dict[str, str]:
+        """Return the variable that gives a service this hosts file."""
+        return prelude(self._directory, _PRELUDE.format(hosts=str(self._file).encode()))
+
+    def point(self, name: str, address: str) -> None:
+        """Let a name resolve from now on, or to another address."""
+        self._addresses[name] = address
+        self._write()
+
+    def _write(self) -> None:
+        lines = ["127.0.0.1 localhost"]
+        lines += [f"{address} {name}" for name, address in self._addresses.items()]
+        # In place: the mount shows this file, not another of its name.
+        self._file.write_text("\n".join(lines) + "\n")

@@ -1,0 +1,206 @@
+"""A TCP proxy that misbehaves on demand: late, silent, in crumbs, cut off, slow to hang up."""
+
+import asyncio
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from chaos.way import CutError, Way
+
+Direction = Literal["up", "down"]
+
+_BUFFER_BYTES = 65_536
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER with no time to linger: close() sends a RST.
+
+
+class Proxy:
+    """Relays connections to one server. `up` is the way to it, `down` the way back.
+
+    What it is told holds for all its connections, those to come too. Counters say what has
+    become of it, so that a test can prove its fault. Made by `relay`; runs on a thread of its own.
+    """
+
+    def __init__(self, port: int, listener: socket.socket) -> None:
+        """Relay what `listener` accepts to a port of 127.0.0.1."""
+        self._upstream = port
+        self._listener = listener
+        self._close_delay_s = 0.0
+        self._connections: dict[asyncio.Task[None], _Connection] = {}
+        self.accepted = self.resets = self.closed_late = 0
+        self.up, self.down = Way(), Way()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+        self._thread.start()
+        self._server: asyncio.Server = self._await(
+            asyncio.start_server(self._serve, sock=listener, limit=_BUFFER_BYTES)
+        )
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as host:port."""
+        host, port = self._listener.getsockname()
+        return f"{host}:{port}"
+
+    @property
+    def connections(self) -> int:
+        """How many connections there are now."""
+        return len(self._connections)
+
+    # What it can be told.
+
+    def delay(self, seconds: float) -> None:
+        """Let each byte be on its way for so long, in both directions."""
+        self._tell("both", lambda way: way.delay(seconds))
+
+    def slice(self, size: int | None) -> None:
+        """Pass on so many bytes at a time, each in a write of its own; None is as they come."""
+        self._tell("both", lambda way: way.slice(size))
+
+    def hold(self, direction: Direction | Literal["both"]) -> None:
+        """Keep what comes, neither lost nor passed on, until `release`: a one-way silence."""
+        self._tell(direction, Way.hold)
+
+    def swallow(self, direction: Direction) -> None:
+        """Lose what comes until `release`; the stream makes no sense after: follow with a cut."""
+        self._tell(direction, Way.swallow)
+
+    def release(self) -> None:
+        """Pass on what has been held, and everything as it comes from now on."""
+        self._tell("both", Way.release)
+
+    def close_slowly(self, seconds: float) -> None:
+        """Let one side learn so late that the other has closed."""
+        self._close_delay_s = seconds
+
+    def count(self, direction: Direction, text: bytes) -> None:
+        """Count from now on how often these bytes are sent, in the way's ``appearances``."""
+        self._tell(direction, lambda way: way.count(text))
+
+    def cut(self) -> None:
+        """Reset every connection on both sides, with what is on its way; hold nothing any more."""
+
+        async def run() -> None:
+            self._reset_all()
+            for way in (self.up, self.down):
+                way.release()
+
+        self._await(run())
+
+    def cut_in_next(self, direction: Direction) -> None:
+        """Pass on half of what comes next, then reset that connection on both sides."""
+        self._tell(direction, Way.break_next)
+
+    def close(self) -> None:
+        """End every connection, and listen no more."""
+        self._await(self._end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    # On the loop's thread.
+
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.accepted += 1
+        connection = self._connections[task] = _Connection(self, writer)
+        try:
+            with contextlib.suppress(asyncio.CancelledError):  # It has been cut.
+                await connection.run(reader, self._upstream)
+        finally:
+            del self._connections[task]
+            connection.abort()
+
+    def _reset_all(self) -> None:
+        for task, connection in self._connections.items():
+            connection.cut()
+            task.cancel()
+
+    async def _end(self) -> None:
+        self._server.close()
+        self._reset_all()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def linger(self) -> None:
+        """Wait with a close as told."""
+        if self._close_delay_s:
+            self.closed_late += 1
+            await asyncio.sleep(self._close_delay_s)
+
+    # From the test's thread to the loop's.
+
+    def _tell(
+        self, direction: Direction | Literal["both"], order: Callable[[Way], None]
+    ) -> None:
+        ways = {"up": [self.up], "down": [self.down], "both": [self.up, self.down]}[direction]
+
+        async def run() -> None:
+            for way in ways:
+                order(way)
+
+        self._await(run())
+
+    def _await(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+
+
+class _Connection:
+    """One relayed connection: two ways, and one end for both."""
+
+    def __init__(self, proxy: Proxy, client: asyncio.StreamWriter) -> None:
+        self._proxy = proxy
+        self._writers = [client]
+        self._cut = False
+
+    async def run(self, client: asyncio.StreamReader, port: int) -> None:
+        """Relay until a side closes, or it is cut."""
+        try:
+            server, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            return  # The server is down: the client sees its connection end.
+        self._writers.append(writer)
+        up = self._proxy.up.carry(client, writer)
+        down = self._proxy.down.carry(server, self._writers[0])
+        ways = [asyncio.create_task(up), asyncio.create_task(down)]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            if any(way.done() and isinstance(way.exception(), CutError) for way in ways):
+                self.cut()
+            else:
+                await self._proxy.linger()
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+
+    def cut(self) -> None:
+        """Reset both sides: what is on its way is lost."""
+        if not self._cut:
+            self._cut = True
+            self._proxy.resets += 1
+            for writer in self._writers:
+                plain: socket.socket = writer.get_extra_info("socket")
+                with contextlib.suppress(OSError):
+                    plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self.abort()
+
+    def abort(self) -> None:
+        """Drop both sockets."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+
+@contextmanager
+def relay(port: int, listener: socket.socket | None = None) -> Iterator[Proxy]:
+    """Relay to a port of 127.0.0.1 for as long as the block runs; by default from another one."""
+    proxy = Proxy(port, listener or socket.create_server(("127.0.0.1", 0)))
+    try:
+        yield proxy
+    finally:
+        proxy.close()

@@ -1,0 +1,158 @@
+"""The proxy does to a connection what a test tells it to, and the partition to its packets."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import get_args
+
+import pytest
+
+from chaos.partition import Lost, Partition, partitionable
+from chaos.proxy import Direction, Proxy, relay
+from chaos.signs import true
+from harness.wait import eventually
+from integration.judging import becomes
+
+
+@pytest.fixture
+def echo() -> Iterator[int]:
+    """Give the port of a server that sends back what it gets."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=_accept, args=(listener,))
+    thread.start()
+    port: int = listener.getsockname()[1]
+    yield port
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join()
+
+
+def test_bytes_pass_both_ways_and_are_counted(echo: int) -> None:
+    with relay(echo) as proxy, _connect(proxy) as client:
+        proxy.count("up", b"lo w")
+        client.sendall(b"hello")
+        assert _receive(client, 5) == b"hello"
+        client.sendall(b" world")
+        assert _receive(client, 6) == b" world"
+        becomes(lambda: (proxy.up.passed_bytes, proxy.down.passed_bytes), (11, 11))
+        assert proxy.up.appearances == 1
+
+
+def test_bytes_are_late_each_way(echo: int) -> None:
+    with relay(echo) as proxy, _connect(proxy) as client:
+        proxy.delay(0.2)
+        started_s = time.monotonic()
+        client.sendall(b"late")
+        assert _receive(client, 4) == b"late"
+        assert time.monotonic() - started_s >= 0.4
+
+
+@pytest.mark.parametrize("direction", get_args(Direction))
+def test_bytes_are_held_and_released(echo: int, direction: Direction) -> None:
+    with relay(echo) as proxy, _connect(proxy) as client:
+        way = proxy.up if direction == "up" else proxy.down
+        proxy.hold(direction)
+        client.sendall(b"hello")
+        eventually(lambda: true(way.holds(b"ell")))
+        client.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        client.settimeout(5)
+        proxy.release()
+        assert _receive(client, 5) == b"hello"
+        assert way.held_bytes == 0
+
+
+def test_bytes_are_lost_until_the_connection_is_cut(echo: int) -> None:
+    with relay(echo) as proxy:
+        with _connect(proxy) as client:
+            proxy.swallow("down")
+            client.sendall(b"hello")
+            becomes(lambda: proxy.down.swallowed_bytes, 5)
+            proxy.cut()
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        with _connect(proxy) as client:
+            client.sendall(b"again")
+            assert _receive(client, 5) == b"again"
+        assert proxy.resets == 1
+
+
+def test_a_connection_is_reset_in_the_middle_of_what_comes(echo: int) -> None:
+    with relay(echo) as proxy, _connect(proxy) as client:
+        proxy.cut_in_next("down")
+        client.sendall(b"hello")
+        with pytest.raises(ConnectionResetError):
+            _receive(client, 5)
+        assert (proxy.resets, proxy.down.broken) == (1, 1)
+
+
+def test_bytes_come_in_slices(echo: int) -> None:
+    with relay(echo) as proxy, _connect(proxy) as client:
+        proxy.slice(1)
+        client.sendall(b"hello")
+        assert _receive(client, 5) == b"hello"
+        becomes(lambda: (proxy.up.slices, proxy.down.slices), (5, 5))
+
+
+def test_the_other_side_learns_late_of_a_close(echo: int) -> None:
+    with relay(echo) as proxy:
+        proxy.close_slowly(0.5)
+        started_s = time.monotonic()
+        with _connect(proxy) as client:
+            client.sendall(b"bye")
+            assert _receive(client, 3) == b"bye"
+        becomes(lambda: proxy.closed_late, 1)
+        assert proxy.connections == 1
+        becomes(lambda: proxy.connections, 0)
+        assert time.monotonic() - started_s >= 0.5
+
+
+@pytest.mark.parametrize("lost", get_args(Lost))
+def test_a_partition_stops_everything_until_it_is_healed(echo: int, lost: Lost) -> None:
+    with partitionable(echo) as way, _connect(way) as client:
+        client.sendall(b"hello")
+        assert _receive(client, 5) == b"hello"
+        way.cut(lost)
+        client.sendall(b"again")
+        client.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        assert way.stopped() > 0
+        way.heal()
+        client.settimeout(10)
+        assert _receive(client, 5) == b"again"
+
+
+def _connect(way: Proxy | Partition) -> socket.socket:
+    host, _, port = way.address.rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=5)
+
+
+def _receive(client: socket.socket, size: int) -> bytes:
+    received = b""
+    while len(received) < size and (chunk := client.recv(size - len(received))):
+        received += chunk
+    return received
+
+
+def _accept(listener: socket.socket) -> None:
+    threads = []
+    try:
+        while True:
+            connection, _ = listener.accept()
+            threads.append(threading.Thread(target=_echo, args=(connection,)))
+            threads[-1].start()
+    except OSError:  # closed
+        for thread in threads:
+            thread.join()
+
+
+def _echo(connection: socket.socket) -> None:
+    with connection:
+        try:
+            while data := connection.recv(1000):
+                connection.sendall(data)
+        except OSError:
+            return  # reset

@@ -1,0 +1,127 @@
+"""A corpus of bodies: what is no event, and what looks odd and is one."""
+
+import gzip
+import json
+
+MIB = 1024 * 1024
+
+_VALUES = [
+    b"NaN",
+    b"-Infinity",
+    b"1e999",
+    b"01",
+    b"+1",
+    b".5",
+    b"0x1",
+    b"'a'",
+    b"undefined",
+    b'"\\ud800"',
+    b'"a\\udfffb"',
+    b'"\\udc00\\ud800"',
+    b'{"\\ud800":1}',
+    b'"\\x41"',
+    b'"a\tb"',
+    b"[1,]",
+    b"// so",
+    b"{1:2}",
+    b'"\xff"',
+    b'"\xc3"',
+    b'"\xed\xa0\x80"',
+    b'"\xf5\x80\x80\x80"',
+    b'"\xc0\xaf"',
+    b"9" * 400_000,
+    b"[" * 300 + b"]" * 300,
+    b'{"a":' * 300 + b"1" + b"}" * 300,
+    b"[" * 100_000 + b"]" * 100_000,
+    b'{"a":' * 170_000,
+]
+"""What stands in an event's args, and is no JSON or none that can be given a digest."""
+
+_EVENT = b'{"id":"bad","type":"new_order"}'
+
+_SHAPES = [
+    b"[" + _EVENT + b"]",
+    json.dumps(_EVENT.decode()).encode(),
+    b'{"data":' + _EVENT + b"}",
+    _EVENT + _EVENT,
+    _EVENT + b"\n" + _EVENT + b"\n",
+    _EVENT + b",",
+    _EVENT + b"\0",
+    _EVENT[:-1],
+    _EVENT[:-1] + b",}",
+    _EVENT.replace(b'"', b"'"),
+    _EVENT.replace(b'"id"', b"id"),
+    b"/* an event */" + _EVENT,
+    b"\xef\xbb\xbf" + _EVENT,
+    _EVENT.decode().encode("utf-16-le"),
+    _EVENT.decode().encode("utf-32"),
+    gzip.compress(_EVENT, mtime=0),
+    b'{"ID":"bad","type":"new_order"}',
+    b'{"id":true,"type":"new_order"}',
+    b'{"id":{},"type":"new_order"}',
+    b'{"id":1.5,"type":"new_order"}',
+    b'{"id":"bad","type":[]}',
+    b'{"id":"bad","type":{"name":"new_order"}}',
+    b'{"id":"bad","type":"new_order","args":0}',
+    b'{"id":"bad","type":"new_order","args":false}',
+    b'{"id":"bad","type":"new_order","args":""}',
+    b'{"id":"bad","type":"new_order","id":null}',
+    b'{"id":"bad","type":"new_order","args":{},"args":[]}',
+    b"id=bad&type=new_order",
+    b"<event id='bad' type='new_order'/>",
+    b"bad,new_order",
+    b" \n\t",
+    b"true",
+    b"-",
+    b"\0" * 1000,
+    b"\xff" * 1000,
+]
+
+_LARGE = [
+    _EVENT + b" " * (MIB + 1 - len(_EVENT)),
+    b'{"id":"' + b"x" * (5 * MIB) + b'","type":"new_order"}',
+    b"[" * (16 * MIB),
+    b"[" + b"{}," * (5 * MIB) + b"{}]",
+    b"[" * 10**6,
+]
+
+NO_EVENTS = [
+    *(b'{"id":"bad","type":"new_order","args":{"a":%b}}' % value for value in _VALUES),
+    *_SHAPES,
+    *_LARGE,
+    *_SHAPES[:3],
+    _LARGE[0],
+]
+"""Some stand in it twice: nothing says that two equal ones are one."""
+
+_IDS = [
+    "a/b",
+    "a/b/",
+    "../../notify/a",
+    "\u00e9",
+    "e\u0301",
+    "Odd",
+    "odd",
+    "odd ",
+    "nul\0",
+    "nul",
+    "\U0001f600" * 32,
+    "x" * 128,
+    "x" * 129,
+    "x" * 10_000,
+    "sha256:" + "0" * 64,
+]
+
+ODD_EVENTS = {
+    **{each: json.dumps({"id": each, "type": "new_order"}).encode() for each in _IDS},
+    "white space": b'\r\n\t { "id" :\n"white space" , "type":"new_order" } \n',
+    "escaped": b'{"\\u0069d":"\\u0065scaped","type":"new\\u005forder"}',
+    "a pair": b'{"id":"a pair","type":"new_order","args":{"\\ud83d\\ude00":"\\ud83d\\ude00"}}',
+    "the last": b'{"id":"the first","type":"new_order","id":"the last"}',
+    "numbers": b'{"id":"numbers","type":"new_order","args":{"n":[1e308,-0.0,'
+    b"18446744073709551616,0.1e-400,%b]}}" % (b"9" * 100),
+    "deep": b'{"id":"deep","type":"new_order","args":{"a":' + b"[" * 200 + b"]" * 200 + b"}}",
+    "other members": b'{"id":"other members","type":"new_order","x":null,"args":{},"":[[]]}',
+    "1 MiB": b'{"id":"1 MiB","type":"new_order"}'.ljust(MIB),
+}
+"""Bodies by the id of the event that each is."""
