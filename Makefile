@@ -29,7 +29,7 @@ typecheck: $(READY) ## Check the code's types, strictly
 	$(BIN)/mypy
 
 unit-test: $(READY) ## Run the tests that need no server, with 1,000 simulated runs
-	$(BIN)/pytest idempotent_consumer order notify tests/simulation
+	$(BIN)/pytest idempotent_consumer order notify tests/simulation tests/mutants
 
 integration-test: $(READY) ## Run the tests with real RabbitMQ and etcd
 	$(BIN)/pytest tests/harness_tests tests/integration

@@ -44,8 +44,7 @@ class Outcome:
 def of_violation(seed: int, violation: str) -> Sign:
     """Return what a violation in a simulated run is a sign of."""
     crashed = violation.startswith(ENDED_BY_AN_EXCEPTION)
-    text = violation.strip().splitlines()[-1] if crashed else violation
-    return Sign(f"seed {seed}: {_one_line(text)}", judged=not crashed)
+    return Sign(f"seed {seed}: {_one_line(violation)}", judged=not crashed)
 
 
 def of_exception(where: str, error: BaseException) -> Sign:

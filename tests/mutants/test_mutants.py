@@ -63,8 +63,8 @@ def test_any_other_exception_is_a_crash(kind: str) -> None:
 def test_a_violation_is_a_judgement_unless_it_is_an_exception() -> None:
     """A misspelt name ends the simulated process as it would end a real one."""
     assert of_violation(7, "early ack: p0.1 b'x'") == Sign("seed 7: early ack: p0.1 b'x'", True)
-    crash = "an exception ended the process: Traceback\n  ...\nNameError: name 'x'"
-    assert of_violation(7, crash) == Sign("seed 7: NameError: name 'x'", judged=False)
+    crash = "an exception ended the process: NameError(\"name 'x' is not defined\") File"
+    assert of_violation(7, crash) == Sign(f"seed 7: {crash}", judged=False)
 
 
 @pytest.mark.parametrize("sign", [None, Sign("so", judged=True)])
@@ -74,26 +74,28 @@ def test_an_outcome_is_read_as_it_was_written(sign: Sign | None) -> None:
 
 
 CODE = "idempotent_consumer/idempotent_consumer/consumer.py"
-GOES_ON = "        self._bus.flush()\n        self._tally.flush()\n"
+COMMITS = "        self._ledger.submit(batch, answered)\n"
+FAULT, BOTCHED = "        assert batch\n", "        self._ledger.sumbit(batch, answered)\n"
+UNIT_TESTS = "idempotent_consumer/tests/test_consumer.py"
 
 
 @pytest.mark.parametrize(("suite", "new", "judged"), [
-    (SIMULATION, GOES_ON, None),
-    (SIMULATION, "        self._tally.flush()\n", True),
-    (SIMULATION, "        self._bus.flsuh()\n", False),
-    ("idempotent_consumer/tests/test_consumer.py", "        self._tally.flush()\n", True),
-    ("idempotent_consumer/tests/test_consumer.py", "        self._bus.flsuh()\n", False),
-    ("idempotent_consumer/tests/test_no_such.py", GOES_ON, False),
+    (SIMULATION, COMMITS, None),
+    (SIMULATION, FAULT, True),
+    (SIMULATION, BOTCHED, False),
+    (UNIT_TESTS, FAULT, True),
+    (UNIT_TESTS, BOTCHED, False),
+    ("idempotent_consumer/tests/test_no_such.py", COMMITS, False),
 ])
 def test_a_suite_judges_the_mutated_copy(suite: str, new: str, judged: bool | None) -> None:
     """Unchanged code passes, a fault is judged, and what is botched is no more than a crash."""
-    mutant = Mutant("goes on", "", suite, (Edit(CODE, GOES_ON, new),))
+    mutant = Mutant("commits", "", suite, (Edit(CODE, COMMITS, new),))
     outcome = run_suite(suite, mutant, Options(seeds=2))
     assert (outcome.sign.judged if outcome.sign else None) is judged, outcome
 
 
 def test_a_module_that_is_not_of_the_copy_is_noticed() -> None:
     """What is installed for the work on this repository must not be what is judged."""
-    mutant = Mutant("goes on", "", SIMULATION, (Edit(CODE, GOES_ON, "        pass\n"),))
-    with pytest.raises(RuntimeError, match=r"consumer was imported from .*, without 'goes on'"):
+    mutant = Mutant("commits", "", SIMULATION, (Edit(CODE, COMMITS, "        pass\n"),))
+    with pytest.raises(RuntimeError, match=r"consumer was imported from .*, without 'commits'"):
         check_imported(mutant)

@@ -74,8 +74,9 @@ class Life:
             callback()
         except Killed:
             pass
-        except Exception:  # noqa: BLE001 - judged, whatever it is
-            self.trace.violation("an exception ended the process", traceback.format_exc()[-1500:])
+        except Exception as error:  # noqa: BLE001 - judged, whatever it is
+            self.trace.violation("an exception ended the process", repr(error),
+                                 *traceback.format_exc().splitlines()[-5:])
         finally:
             self.in_step = False
 
