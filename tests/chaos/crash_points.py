@@ -52,14 +52,17 @@ def _nothing(_: Call) -> dict[str, object]:
 class Point:
     """Where a step is: before or after a function's run, or before the run of its ``callback``.
 
-    ``counts`` says which calls pass the step. ``last_act`` is done at the passage that kills, for
-    what the function leaves to be done a moment later, and returns what the proof is to hold.
+    ``counts`` says which calls pass the step. ``reaches`` tells the passage that a call comes to,
+    where one call is several; else each is one more. ``last_act`` is done at the passage that
+    kills, for what the function leaves to be done a moment later, and returns what the proof is
+    to hold.
     """
 
     where: str
     when: str
     callback: str = ""
     counts: Callable[[Call], bool] = _true
+    reaches: Callable[[Call], int] | None = None
     last_act: Callable[[Call], dict[str, object]] = _nothing
 
 
@@ -91,6 +94,11 @@ def _task(call: Call) -> dict[str, object]:
 
 def _body(call: Call) -> dict[str, object]:
     return {"body": call.arguments["delivery"].body.decode()}
+
+
+def _tag(call: Call) -> int:
+    tag: int = call.arguments["delivery_tag"]
+    return tag
 
 
 def _acked(call: Call) -> dict[str, object]:
@@ -144,8 +152,9 @@ POINTS: dict[str, Point] = {
     ),
     # The reply is judged, and nothing has been done about it.
     "reply read": before(f"{_LIBRARY}.consumer:Consumer._answered"),
-    "before ack": before("pika.channel:Channel.basic_ack", last_act=_acked),
-    "after ack": after("pika.channel:Channel.basic_ack", last_act=_acked_and_sent),
+    # One ack covers what has been settled meanwhile: how many that are is the commits' luck.
+    "before ack": before("pika.channel:Channel.basic_ack", reaches=_tag, last_act=_acked),
+    "after ack": after("pika.channel:Channel.basic_ack", reaches=_tag, last_act=_acked_and_sent),
     "before park": before(f"{_LIBRARY}.bus.bus:RabbitBus.forward", last_act=_body),
     # The broker has confirmed the dead letter; its delivery is not acked.
     "after park": answered(f"{_LIBRARY}.bus.bus:RabbitBus.forward", "confirmed", last_act=_body),
@@ -217,14 +226,15 @@ def kill_at(setting: str) -> None:
         raise LookupError(f"{setting!r} is not one of these with a number: {', '.join(POINTS)}")
     name, number = found[1], int(found[2])
     point, passages = POINTS[name], itertools.count(1)  # Threads get a number each.
+    dying = threading.Lock()
 
     def reached(call: Call) -> None:
-        passage = next(passages)
-        if passage == number:
+        passage = point.reaches(call) if point.reaches else next(passages)
+        if passage >= number and dying.acquire(blocking=False):
             proof = {"point": name, "passage": number, **point.last_act(call)}
             os.write(2, f"\n{PROOF}{json.dumps(proof)}\n".encode())
             os.kill(os.getpid(), signal.SIGKILL)
-        elif passage > number:
+        elif passage >= number:
             threading.Event().wait()  # Another thread is dying at it: nobody gets past.
 
     plant(point, reached)

@@ -2,7 +2,8 @@
 
 What is killed finds eight full batches at once, and may have four in flight. A step that each
 event takes for itself is deadly for the first of the first batch, for one amid the fourth, or for
-the last of the last; a step that a batch takes as a whole, for the first, the fourth or the eighth.
+the last of the last; a step that a batch takes as a whole, for the first, the fourth or the eighth;
+an ack, for the one that covers such a delivery.
 """
 
 from collections import Counter
@@ -55,8 +56,8 @@ STEPS = {
     "txn sent": WHOLE_BATCH,
     "applied but reply unread": WHOLE_BATCH,
     "reply read": WHOLE_BATCH,
-    "before ack": WHOLE_BATCH,
-    "after ack": WHOLE_BATCH,
+    "before ack": DELIVERY,
+    "after ack": DELIVERY,
     "before park": DEAD_LETTER,
     "after park": DEAD_LETTER,
 }
