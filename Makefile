@@ -29,10 +29,11 @@ typecheck: $(READY) ## Check the code's types, strictly
 	$(BIN)/mypy
 
 unit-test: $(READY) ## Run the tests that need no server, with 1,000 simulated runs
-	$(BIN)/pytest idempotent_consumer order notify tests/simulation tests/mutants
+	$(BIN)/pytest idempotent_consumer order notify tests/simulation tests/mutants tests/chaos/test_crash_launcher.py
 
 integration-test: $(READY) ## Run the tests with real RabbitMQ and etcd
 	$(BIN)/pytest tests/harness_tests tests/integration
+	$(BIN)/pytest tests/chaos/test_crash_points.py -k "middle and one_replica"
 
 simulation: $(READY) ## Run the service against simulated faults: SEEDS=100000 runs, or the one run SEED=n
 	PYTHONPATH=tests:idempotent_consumer/tests $(BIN)/python -m simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))

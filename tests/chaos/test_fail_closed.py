@@ -48,6 +48,7 @@ def test_etcd_is_down_for_long(
     with attempt.load(min(100, MOST_EVENTS / seconds)) as load:
         attempt.works()
         with killed(clean.etcd):
+            attempt.publish(orders(2 * IN_HAND, "burst"))
             eventually(partial(holds, service))
             passes(lambda: broker.depth("order").unacked, IN_HAND - 1)
             with settling_nothing(acks):
@@ -80,6 +81,7 @@ def test_etcd_is_frozen_for_long_and_a_replica_is_stopped_meanwhile(
     # A frozen etcd keeps the audit waiting: it begins when no ack is on its way.
     becomes(lambda: acks.checked, 50)
     with frozen(clean.etcd), attempt.load(min(100, MOST_EVENTS / seconds)) as load:
+        attempt.publish(orders(3 * IN_HAND, "burst"))
         becomes(lambda: broker.depth("order").unacked, 2 * IN_HAND)
         for service in running:
             eventually(partial(holds, service))

@@ -9,6 +9,8 @@ from typing import Self
 from harness.broker import Broker
 from harness.publisher import Event
 
+_LASTS_AT_MOST_S = 3600.0
+
 
 def order(id_: str, **args: object) -> Event:
     """Return an event that both services handle."""
@@ -42,7 +44,9 @@ class Load:
         self.sent: list[Event] = []
         self._ending = threading.Event()
         self._random = random.Random(seed)
-        self._future = broker.publish_aside(self._stream(), rate_per_s=rate_per_s)
+        self._future = broker.publish_aside(
+            self._stream(), rate_per_s=rate_per_s, timeout_s=_LASTS_AT_MOST_S
+        )
 
     def __enter__(self) -> Self:
         return self
