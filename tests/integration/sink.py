@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -16,11 +16,11 @@ _HOLD_AT_MOST_S = 60.0
 
 @dataclass(frozen=True)
 class Call:
-    """One POST as it arrived."""
+    """One POST as it arrived; ``path`` tells its senders apart where each has its own."""
 
     key: str
     body: Any
-    path: str = ""
+    path: str = field(default="", compare=False)
 
 
 class Sink:
