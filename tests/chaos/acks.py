@@ -59,27 +59,28 @@ class AckAudit:
         with self._lock:
             open_bodies = [body for body in bodies if body not in self._forwarded]
         ids = {event_id: body for body in open_bodies if (event_id := _event_id(body))}
-        try:
-            if time.monotonic() < self._silent_until_s:
-                raise TimeoutError
-            done = self._done(service, list(ids))
-        except OSError:
-            # Each ack of many would wait anew, and heartbeats behind them.
-            self._silent_until_s = time.monotonic() + _ETCD_TIMEOUT_S
-            with self._lock:
-                self.unknown += len(bodies)
-            return
+        done = self._done(service, list(ids))
         with self._lock:
+            if done is None:
+                self.unknown += len(bodies)
+                return
             self.checked += len(bodies)
             self._early |= {_event_id(body) or repr(body[:100]) for body in open_bodies} - done
 
-    def _done(self, service: str, ids: list[str]) -> set[str]:
+    def _done(self, service: str, ids: list[str]) -> set[str] | None:
+        """Return which of these are done, None where etcd does not answer.
+
+        It is left alone for a while then: each ack of many would wait, and heartbeats behind them.
+        """
+        if time.monotonic() < self._silent_until_s:
+            return None
         keys = {record_prefix(service) + event_id: event_id for event_id in ids}
-        return {
-            keys[found.key]
-            for found in self._etcd.get_all(list(keys))
-            if json.loads(found.value)["state"] == "done"
-        }
+        try:
+            records = self._etcd.get_all(list(keys))
+        except OSError:
+            self._silent_until_s = time.monotonic() + _ETCD_TIMEOUT_S
+            return None
+        return {keys[one.key] for one in records if json.loads(one.value)["state"] == "done"}
 
     def _accept(self) -> None:
         with suppress(OSError):  # closed

@@ -6,8 +6,8 @@ from statistics import median
 
 from chaos.trial import Result
 
-_HEAD = ("fault", "runs", "injected", "confirmed", "lost", "double", "acks checked", "early acks",
-         "recovery")
+_HEAD = ("fault", "runs", "injected", "confirmed", "lost", "double", "acks checked", "unchecked",
+         "early", "recovery")
 
 
 def table(results: Iterable[Result]) -> str:
@@ -33,7 +33,8 @@ def _row(fault: str, results: list[Result]) -> tuple[str, ...]:
     numbers = (
         len(results),
         *(sum(getattr(r, name) for r in results)
-          for name in ("injected", "confirmed", "lost", "double", "acks", "early_acks")),
+          for name in ("injected", "confirmed", "lost", "double", "acks", "unchecked_acks",
+                       "early_acks")),
     )
     recovery = f"{median(recoveries):.1f} s, {max(recoveries):.1f} s" if recoveries else "-"
     return (fault, *map(str, numbers), recovery)

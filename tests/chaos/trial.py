@@ -28,6 +28,7 @@ class Result:
     lost: int
     double: int
     acks: int
+    unchecked_acks: int
     early_acks: int
     recovery_s: float | None
 
@@ -129,7 +130,8 @@ class Trial:
         )
         early = self.acks.early() - parked
         result = Result(self.fault, self._injected, verdict.confirmed, len(verdict.lost),
-                        len(verdict.double), self.acks.checked, len(early), self._recovery_s)
+                        len(verdict.double), self.acks.checked, self.acks.unknown, len(early),
+                        self._recovery_s)
         self._results.append(result)
         assert self._injected, f"{self.fault}: the fault never happened"
         assert not early, f"acked before its record: {sorted(early)[:5]}"
