@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from chaos.conftest import StartTrial
-from chaos.durations import FULL, lasting, often
+from chaos.durations import FULL, lasting, often, rate
 from chaos.outages import (
     ALARMS,
     Outage,
@@ -73,10 +73,10 @@ def test_the_broker_is_frozen(
     seconds: float,
 ) -> None:
     """Heartbeats notice, the publisher's deadline too, and the loop comes round all the while."""
-    attempt = trial("broker frozen")
+    attempt = trial(f"broker frozen for {seconds:g} s")
     poison = Poison(attempt)
     service = start_audited("order")
-    with attempt.load():
+    with attempt.load(rate(seconds + 10)):
         attempt.works()
         service.pause()
         poison.inject()
@@ -128,7 +128,7 @@ def test_connections_are_closed_by_an_operator(
     poison = Poison(attempt)
     replicas = [start_audited("order") for _ in range(2)]
     closed, times = 0, often(20, 30)
-    with attempt.load():
+    with attempt.load(rate(400 if FULL else 60)):
         while closed < times:
             throughout(10 if FULL else 0, lambda: None)
             eventually(lambda: true(any(replica.health().status == 200 for replica in replicas)))

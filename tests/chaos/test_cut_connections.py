@@ -7,7 +7,7 @@ import pytest
 
 from chaos.acks import AckAudit
 from chaos.conftest import StartTrial
-from chaos.durations import often
+from chaos.durations import often, rate
 from chaos.poison import Poison
 from chaos.proxy import Direction, Proxy
 from chaos.signs import losses, true
@@ -37,8 +37,9 @@ def test_connections_are_reset_in_the_middle_of_a_frame(
     with relayed(dependency, clean, acks) as (proxy, settings):
         service = start_audited("order", **settings)
         poison = Poison(attempt)
-        with attempt.load():
-            for number in range(often(10, 100)):
+        times = often(10, 100)
+        with attempt.load(rate(3 * times)):
+            for number in range(times):
                 service.wait_ready()
                 attempt.works(5)
                 poison.inject()
@@ -107,6 +108,7 @@ def test_replies_of_etcd_come_when_their_channel_has_gone(
             proxy.release()
             attempt.fired()
             becomes(attempt.done, 5 + 20 * number + 20)
+            becomes(lambda: broker.depth("order"), (0, 0))
         attempt.recovers()
         attempt.judge(at_least=50)
         assert not losses(service, "delivery tag"), "it has acked on another channel"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from chaos.conftest import StartTrial
-from chaos.durations import lasting
+from chaos.durations import lasting, rate
 from chaos.outages import Outage, frozen, killed, stopped
 from chaos.signs import losses
 from harness.broker import Broker
@@ -26,8 +26,10 @@ IN_HAND_AT_MOST = 2 * 4 * BATCH
     [
         ("etcd restarted", stopped, 1),
         ("etcd killed -9", killed, 1),
-        *(("etcd paused", frozen, seconds) for seconds in lasting(3, 120)),
-        ("etcd paused", frozen, 10),
+        *(
+            (f"etcd paused for {seconds:g} s", frozen, seconds)
+            for seconds in (3, *lasting(10, 120))
+        ),
     ],
 )
 def test_etcd_is_away_for_a_while(
@@ -47,7 +49,7 @@ def test_etcd_is_away_for_a_while(
     def bounded() -> None:
         assert broker.depth("order").unacked <= IN_HAND_AT_MOST
 
-    with attempt.load():
+    with attempt.load(rate(seconds + 10)):
         attempt.works()
         with down(clean.etcd):
             passes(lambda: broker.depth("order").unacked, BATCH)

@@ -8,7 +8,7 @@ import pytest
 
 from chaos.acks import AckAudit
 from chaos.conftest import StartTrial
-from chaos.durations import lasting
+from chaos.durations import lasting, rate
 from chaos.partition import Lost
 from chaos.signs import losses, true
 from chaos.trial import Trial
@@ -48,7 +48,7 @@ def test_a_partition_to_one_dependency(
     with cuttable(dependency, clean, acks) as (way, settings):
         # A small prefetch: what has arrived before the cut is soon done.
         start_audited("order", BATCH_SIZE="16", **settings)
-        with attempt.load(rate_per_s=100):
+        with attempt.load(rate(3 * (seconds + 10), most=100)):
             for lost in DIRECTIONS:
                 attempt.works()
                 way.cut(lost)
