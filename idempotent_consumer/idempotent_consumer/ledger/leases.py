@@ -89,7 +89,7 @@ class ClaimLease:
         self._ttl_s = max(MIN_CLAIM_TTL_S, math.ceil(3 * longest_call_s))
         self._lease = (0, 0.0)
         self._waiting: list[Callable[[], None]] = []
-        self._granting = self._kept = False
+        self._granting = False
 
     @property
     def current(self) -> int:
@@ -119,7 +119,6 @@ class ClaimLease:
         stays: 0 is no lease to etcd, and a claim put under it would never end.
         """
         self._lease = (self.current, 0.0)
-        self._kept = False
 
     def _grant(self) -> None:
         if not self._granting:
@@ -129,18 +128,22 @@ class ClaimLease:
             )
 
     def _granted(self, reply: Any, sent_s: float) -> None:
-        self._granting, self._kept = False, True
+        self._granting = False
         self._lease = (reply.ID, sent_s + reply.TTL)
         self._keep_alive_later(reply.ID)
         waiting, self._waiting = self._waiting, []
         for then in waiting:
             then()
 
+    def _keeps(self, lease_id: int) -> bool:
+        current, ends_s = self._lease
+        return lease_id == current and ends_s > 0
+
     def _keep_alive_later(self, lease_id: int) -> None:
         self._loop.call_later(self._ttl_s / 3, lambda: self._keep_alive(lease_id))
 
     def _keep_alive(self, lease_id: int) -> None:
-        if lease_id == self.current and self._kept:
+        if self._keeps(lease_id):
             self._calls.until_known(
                 "LeaseKeepAlive",
                 lambda: m.LeaseKeepAliveRequest(ID=lease_id),
@@ -148,7 +151,7 @@ class ClaimLease:
             )
 
     def _kept_alive(self, lease_id: int, reply: Any, sent_s: float) -> None:
-        if lease_id != self.current or not self._kept:
+        if not self._keeps(lease_id):
             return
         if reply.TTL <= 0:
             self.give_up()
