@@ -12,6 +12,7 @@ from harness.servers import Servers, start_servers
 from harness.services import Service, run_service
 from harness.statsd import StatsdListener, listen_statsd
 from harness.store import Store
+from integration.sink import Sink, listen_http
 
 RunService = Callable[..., Service]
 
@@ -55,6 +56,13 @@ def statsd() -> Iterator[StatsdListener]:
     """Give a statsd listener of this test's own."""
     with listen_statsd() as listener:
         yield listener
+
+
+@pytest.fixture
+def sink() -> Iterator[Sink]:
+    """Give a receiver of notifications of this test's own."""
+    with listen_http() as running:
+        yield running
 
 
 @pytest.fixture

@@ -1,13 +1,11 @@
 """The account of calls to the outside: whom was called for, how often, and why again."""
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from itertools import combinations, pairwise
 
 from chaos.timed_sink import Span
 from harness.services import Service
-from harness.store import Store, record_prefix
 from integration.judging import lines
 
 Explains = Callable[[Span, Span], bool]
@@ -35,16 +33,6 @@ def account(spans: Iterable[Span], done: set[str], explains: Explains) -> set[st
 
 def _overlap(first: Span, second: Span) -> bool:
     return first.overlaps(second)
-
-
-def steps(store: Store) -> dict[str, list[str]]:
-    """Return the states that each event's record has gone through; `gone` is a delete."""
-    prefix = record_prefix("notify")
-    found: defaultdict[str, list[str]] = defaultdict(list)
-    for change in store.history(prefix):
-        state = json.loads(change.value)["state"] if change.kind == "put" else "gone"
-        found[change.key.removeprefix(prefix)].append(state)
-    return found
 
 
 def lost_claims(service: Service) -> set[str]:

@@ -12,7 +12,6 @@ from harness.broker import Broker
 from harness.servers import Servers
 from harness.services import Service
 from harness.store import Store
-from integration.sink import Sink, listen_http
 
 StartTrial = Callable[..., Trial]
 
@@ -59,13 +58,6 @@ def trial(
         return Trial(fault, service, broker, store, acks, request.config.stash[_results])
 
     return begin
-
-
-@pytest.fixture
-def sink() -> Iterator[Sink]:
-    """Give a receiver of notifications of this test's own."""
-    with listen_http() as running:
-        yield running
 
 
 def pytest_terminal_summary(

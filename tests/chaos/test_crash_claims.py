@@ -7,7 +7,6 @@ taken, no call has begun, later those before it may have; when the first call re
 recorded and the other threads are at theirs; when the first claim is completed, nothing is acked.
 """
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from itertools import chain, product
@@ -117,10 +116,7 @@ def losses(store: Store) -> dict[str, int]:
 
     Each claim is gone before the next one is taken, and the last of them is done.
     """
-    steps = defaultdict(list)
-    for change in store.history("/service/notify/"):
-        state = json.loads(change.value)["state"] if change.kind == "put" else "gone"
-        steps[change.key.removeprefix("/service/notify/")].append(state)
+    steps = store.steps("notify")
     lost = {event_id: states.count("gone") for event_id, states in steps.items()}
     for event_id, times in lost.items():
         assert steps[event_id] == ["claimed", "gone"] * times + ["claimed", "done"]

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pytest
 
@@ -18,7 +17,7 @@ from harness.services import Service
 from harness.statsd import StatsdListener
 from harness.store import Store
 from harness.wait import eventually
-from integration.judging import becomes, passes, queue_facts, says, throughout
+from integration.judging import becomes, passes, queue_facts, says, throughout, times_returned
 from integration.load import ids, orders
 from integration.sink import Sink
 
@@ -91,7 +90,7 @@ def test_etcd_is_frozen_for_long_and_a_replica_is_stopped_meanwhile(
             assert running[0].terminate(10) == 0
             holds(running[1])
         assert broker.depth("order").unacked == IN_HAND
-        assert times_returned(clean, "order") == {1: IN_HAND}
+        assert times_returned(clean.rabbitmq, "order") == [1] * IN_HAND
         attempt.fired()
         assert load.running
     attempt.recovers()
@@ -126,7 +125,7 @@ def test_etcd_is_wiped(
     assert says(service, "not the one seen before")
     assert store.client.get() == []
     assert service.terminate(10) == 0
-    assert times_returned(clean, "order") == {1: 80}
+    assert times_returned(clean.rabbitmq, "order") == [1] * 80
     start_audited("order")
     attempt.recovers()
     attempt.judge(at_least=80, first_revision=1)
@@ -204,14 +203,3 @@ def _bounded(servers: Servers, service: Service) -> None:
     holds(service)
     # Of the queue's last tick, but cheap enough to be asked all the while.
     assert queue_facts(servers.rabbitmq, "order").get("messages_unacknowledged", 0) <= IN_HAND
-
-
-def times_returned(servers: Servers, queue: str) -> Counter[int]:
-    """Return how many of the first waiting messages went back how often; leave them there."""
-    found: Any = servers.rabbitmq.management(
-        "POST",
-        f"/api/queues/%2f/{queue}/get",
-        {"count": 1000, "ackmode": "ack_requeue_true", "encoding": "auto"},
-    )
-    counts = (message["properties"].get("headers", {}) for message in found)
-    return Counter(each["x-delivery-count"] for each in counts if "x-delivery-count" in each)

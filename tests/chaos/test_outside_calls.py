@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from chaos.accounts import account, lost_claims, steps
+from chaos.accounts import account, lost_claims
 from chaos.conftest import StartTrial
 from chaos.durations import lasting, often
 from chaos.proxy import Proxy, relay
@@ -81,7 +81,7 @@ def test_replicas_killed_in_mid_call(
 
     again = account(sink.spans, store.done("notify"), was_killed)
     assert len(again) >= len(killed_s)
-    of_records = steps(store)
+    of_records = store.steps("notify")
     for event_id, calls in sink.per_key().items():
         lost, last = of_records[event_id][:-2], of_records[event_id][-2:]
         assert last == ["claimed", "done"]
@@ -132,7 +132,7 @@ def test_a_replica_frozen_for_longer_than_its_lease(
     attempt.judge(at_least=200)
     again = account(sink.spans, store.done("notify"), lambda *calls: calls[0].caller == "frozen")
     assert in_call <= again
-    of_records = steps(store)
+    of_records = store.steps("notify")
     assert [of_records[each] for each in in_call] == [TAKEN_OVER] * len(in_call)
     becomes(partial(statsd.count, "frozen.notifications_claim_lost"), len(lost_claims(frozen)))
     assert statsd.count("peer.notifications_claim_lost") == 0
@@ -221,7 +221,7 @@ def test_channels_dropped_in_mid_call(
         assert statsd.count(f"{name}.notifications_returned") == 15
     attempt.judge(at_least=90)
     assert account(sink.spans, store.done("notify"), lambda *_: False) == set()
-    assert set(map(tuple, steps(store).values())) == {("claimed", "done")}
+    assert set(map(tuple, store.steps("notify").values())) == {("claimed", "done")}
 
 
 def none_ready(services: Iterable[Service]) -> None:

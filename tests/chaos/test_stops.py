@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from chaos.accounts import account, steps
+from chaos.accounts import account
 from chaos.conftest import StartTrial
 from chaos.durations import often
 from chaos.proxy import Proxy, relay
@@ -123,7 +123,7 @@ def test_stopped_with_calls_under_way(
             attempt.works()
     attempt.judge(at_least=200)
     assert account(sink.spans, store.done("notify"), lambda *_: False) == set()
-    of_records = steps(store)
+    of_records = store.steps("notify")
     assert {tuple(of_records[event_id]) for event_id in finished} == {("claimed", "done")}
 
 

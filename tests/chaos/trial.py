@@ -94,7 +94,7 @@ class Trial:
         probe = order(f"probe-{next(self._probes)}")
 
         def done() -> None:
-            assert probe["id"] in self.store.done(self.service), "no event is done"
+            assert self.store.is_done(self.service, probe["id"]), "no event is done"
 
         while not self.publish([probe], timeout_s):
             assert time.monotonic() - started_s < timeout_s, "the broker confirms nothing"

@@ -1,6 +1,7 @@
 """What the services have written to etcd: records, orders, and how each came to be."""
 
 import json
+from collections import defaultdict
 from dataclasses import dataclass
 
 from harness.etcd import Change, EtcdClient, KeyValue
@@ -45,6 +46,20 @@ class Store:
     def done(self, service: str) -> set[str]:
         """Return the ids whose record is done."""
         return {id_ for id_, record in self.records(service).items() if record.state == "done"}
+
+    def is_done(self, service: str, event_id: str) -> bool:
+        """Return whether this event's record is done, without reading the others."""
+        found = self.client.get_all([record_prefix(service) + event_id])
+        return any(_record(stored).state == "done" for stored in found)
+
+    def steps(self, service: str) -> dict[str, list[str]]:
+        """Return by event id the states that its record has gone through; `gone` is a delete."""
+        prefix = record_prefix(service)
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for change in self.history(prefix):
+            state = json.loads(change.value)["state"] if change.kind == "put" else "gone"
+            found[change.key.removeprefix(prefix)].append(state)
+        return found
 
     def orders(self) -> dict[str, KeyValue]:
         """Return the order documents by event id; a `version` over 1 is a double."""

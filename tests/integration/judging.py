@@ -158,6 +158,17 @@ def parked(broker: Broker, service: str, expect: int) -> list[Message]:
     return found
 
 
+def times_returned(rabbitmq: RabbitMQ, queue: str) -> list[int]:
+    """Return how often each waiting message that ever went back did so, and leave them there."""
+    found: Any = rabbitmq.management(
+        "POST",
+        f"/api/queues/%2f/{queue}/get",
+        {"count": 1000, "ackmode": "ack_requeue_true", "encoding": "auto"},
+    )
+    headers = (message["properties"].get("headers", {}) for message in found)
+    return [each["x-delivery-count"] for each in headers if "x-delivery-count" in each]
+
+
 def queue_facts(rabbitmq: RabbitMQ, queue: str) -> Any:
     """Return what the management API shows of a queue; its message counts are seconds old."""
     return rabbitmq.management("GET", f"/api/queues/%2f/{queue}")

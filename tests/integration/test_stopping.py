@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 
@@ -21,6 +21,7 @@ from integration.judging import (
     counters,
     not_ready,
     passes,
+    times_returned,
     wait_drained,
 )
 from integration.load import order, orders, repeated
@@ -130,7 +131,7 @@ def test_stopped_while_etcd_is_frozen_with_deliveries_in_hand(
     assert [service.wait_end(WITHIN_S) for service in running] == [0, 0]
     for name, noun in zip(names, ("orders", "notifications"), strict=True):
         assert broker.depth(name) == (30, 0)
-        assert delivery_counts(clean, name) == [1] * 30
+        assert times_returned(clean.rabbitmq, name) == [1] * 30
         assert counters(statsd, noun) == {"received": 30, "returned": 30}
     clean.etcd.resume()
     for name in names:
@@ -154,13 +155,3 @@ def test_stopped_while_the_broker_is_frozen(
     broker.publish([order("e-2")])
     becomes(lambda: store.done("order"), {"e-1", "e-2"})
     wait_drained(broker, "order")
-
-
-def delivery_counts(servers: Servers, queue: str) -> list[int]:
-    """Return how often the broker has got each waiting message back, and leave them there."""
-    found: Any = servers.rabbitmq.management(
-        "POST",
-        f"/api/queues/%2f/{queue}/get",
-        {"count": 1000, "ackmode": "ack_requeue_true", "encoding": "auto"},
-    )
-    return [message["properties"]["headers"]["x-delivery-count"] for message in found]
