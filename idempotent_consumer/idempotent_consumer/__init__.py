@@ -17,8 +17,9 @@ from .event import Event, InvalidEvent
 from .handlers import Effects
 from .ledger.records import Put
 from .names import encode_id
+from .producer import Producer, PublishError
 from .service import Service
 from .settings import Settings, SettingsError
 
-__all__ = ["Effects", "Event", "InvalidEvent", "Put", "Service", "Settings", "SettingsError",
-           "encode_id"]
+__all__ = ["Effects", "Event", "InvalidEvent", "Producer", "PublishError", "Put", "Service",
+           "Settings", "SettingsError", "encode_id"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from idempotent_consumer.bus.bus import attempts
 from idempotent_consumer.bus.delivery import Delivery, Epoch
-from idempotent_consumer.bus.publisher import _forwarded
+from idempotent_consumer.bus.forwarding import forwarded
 
 OURS: dict[str, object] = {"x-reason": "invalid", "x-error": "not JSON"}
 
@@ -30,24 +30,24 @@ def test_what_describes_the_body_is_kept() -> None:
         "correlation_id": "c", "reply_to": "r", "message_id": "m", "timestamp": 1_700_000_000,
         "type": "t", "app_id": "a",
     }
-    forwarded = _forwarded(pika.BasicProperties(**kept, headers={"trace": "abc"}), OURS)
-    assert {name: getattr(forwarded, name) for name in kept} == kept
-    assert forwarded.headers == {"trace": "abc", **OURS}
+    sent = forwarded(pika.BasicProperties(**kept, headers={"trace": "abc"}), OURS)
+    assert {name: getattr(sent, name) for name in kept} == kept
+    assert sent.headers == {"trace": "abc", **OURS}
 
 
 def test_it_is_always_persistent() -> None:
-    assert _forwarded(pika.BasicProperties(delivery_mode=1), OURS).delivery_mode == 2
+    assert forwarded(pika.BasicProperties(delivery_mode=1), OURS).delivery_mode == 2
 
 
 @pytest.mark.parametrize("name", ["expiration", "user_id", "cluster_id"])
 def test_what_would_end_or_refuse_it_is_dropped(name: str) -> None:
     """An expiration would end its wait, and the broker checks a user id against the sender."""
-    assert getattr(_forwarded(pika.BasicProperties(**{name: "1000"}), OURS), name) is None
+    assert getattr(forwarded(pika.BasicProperties(**{name: "1000"}), OURS), name) is None
 
 
 @pytest.mark.parametrize("name", ["CC", "BCC"])
 def test_it_goes_nowhere_else(name: str) -> None:
-    assert _forwarded(pika.BasicProperties(headers={name: ["other"]}), OURS).headers == OURS
+    assert forwarded(pika.BasicProperties(headers={name: ["other"]}), OURS).headers == OURS
 
 
 @pytest.mark.parametrize("name", ["x-death", "x-first-death-queue", "x-first-death-reason",
@@ -56,23 +56,22 @@ def test_it_goes_nowhere_else(name: str) -> None:
 def test_the_brokers_own_headers_are_dropped(name: str) -> None:
     """RabbitMQ drops a message that its x-death shows to go round in a circle."""
     headers = {name: [{"queue": "order"}] if name == "x-death" else "1"}
-    assert _forwarded(pika.BasicProperties(headers=headers), OURS).headers == OURS
+    assert forwarded(pika.BasicProperties(headers=headers), OURS).headers == OURS
 
 
 @pytest.mark.parametrize("name", ["CCTV", "BCC-list", "CC-"])
 def test_a_producers_header_that_only_begins_like_one_of_those_is_kept(name: str) -> None:
-    forwarded = _forwarded(pika.BasicProperties(headers={name: "kept"}), OURS)
-    assert forwarded.headers == {name: "kept", **OURS}
+    sent = forwarded(pika.BasicProperties(headers={name: "kept"}), OURS)
+    assert sent.headers == {name: "kept", **OURS}
 
 
 def test_ours_win_over_theirs() -> None:
-    forwarded = _forwarded(pika.BasicProperties(headers={"x-reason": "mine"}), OURS)
-    assert forwarded.headers["x-reason"] == "invalid"
+    sent = forwarded(pika.BasicProperties(headers={"x-reason": "mine"}), OURS)
+    assert sent.headers["x-reason"] == "invalid"
 
 
 def test_a_message_without_headers_gets_ours() -> None:
-    assert _forwarded(pika.BasicProperties(), OURS).headers == OURS
-    assert _forwarded(None, OURS).headers == OURS
+    assert forwarded(pika.BasicProperties(), OURS).headers == OURS
 
 
 @pytest.mark.parametrize("properties", [
@@ -88,9 +87,9 @@ def test_what_cannot_be_written_in_one_frame_gives_way_to_our_headers(
     properties: pika.BasicProperties
 ) -> None:
     """The body and the reason arrive; a message that closes the connection each time does not."""
-    forwarded = _forwarded(properties, OURS)
-    assert forwarded.headers == OURS
-    assert encoded_size(forwarded) < 64 * 1024
+    sent = forwarded(properties, OURS)
+    assert sent.headers == OURS
+    assert encoded_size(sent) < 64 * 1024
 
 
 HEADER_VALUES = st.recursive(
@@ -104,10 +103,10 @@ HEADER_VALUES = st.recursive(
 
 @given(st.dictionaries(st.text(max_size=300), HEADER_VALUES, max_size=6))
 def test_whatever_headers_arrive_it_can_be_sent_on(headers: dict[str, Any]) -> None:
-    forwarded = _forwarded(pika.BasicProperties(headers=headers), OURS)
-    assert encoded_size(forwarded) <= 64 * 1024
-    assert forwarded.headers is not None
-    assert OURS.items() <= forwarded.headers.items()
+    sent = forwarded(pika.BasicProperties(headers=headers), OURS)
+    assert encoded_size(sent) <= 64 * 1024
+    assert sent.headers is not None
+    assert OURS.items() <= sent.headers.items()
 
 
 @pytest.mark.parametrize(("headers", "expected"), [

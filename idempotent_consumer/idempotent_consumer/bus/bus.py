@@ -10,11 +10,13 @@ from structlog.typing import FilteringBoundLogger
 from .. import names
 from ..health import Health
 from ..settings import Settings
+from . import topology
 from .delivery import Delivery
+from .forwarding import bare, forwarded
 from .headers import tolerate_bad_headers
 from .intake import Intake
 from .loop import PikaLoop
-from .publisher import Publisher
+from .publisher import Message, Publisher
 
 COMMITS_IN_FLIGHT = 4
 _MAX_PREFETCH = 32_767
@@ -84,7 +86,9 @@ class RabbitBus:
         self._intake = Intake(
             service, urls, prefetch, delays, loop, health, log, take, returned
         )
-        self._publisher = Publisher(service, urls, delays, loop, health, log)
+        self._publisher = Publisher(
+            urls, lambda channel: topology.declare(channel, service, delays), loop, health, log
+        )
 
     def open(self) -> None:
         """Connect, consume, and go on doing so."""
@@ -107,9 +111,10 @@ class RabbitBus:
         confirmed: Callable[[], None],
     ) -> None:
         """Send a delivery's message on to a queue, with more headers; then ``confirmed``."""
-        self._publisher.publish(
-            queue, delivery.body, delivery.properties, headers, lambda: delivery.alive, confirmed
-        )
+        self._publisher.publish(Message(
+            names.DEFAULT_EXCHANGE, queue, delivery.body, forwarded(delivery.properties, headers),
+            bare(headers), lambda: delivery.alive, confirmed,
+        ))
 
     def stop_intake(self) -> None:
         """Take no more deliveries."""

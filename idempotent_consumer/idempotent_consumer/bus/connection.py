@@ -157,6 +157,6 @@ def _explain(error: BaseException) -> str:
 
 def _causes(error: BaseException) -> list[BaseException]:
     """Unfold what pika wraps: a workflow's failure holds those of its attempts."""
-    inner = getattr(error, "exceptions", None) or [getattr(error, "exception", None)]
+    inner = getattr(error, "exceptions", None) or [getattr(error, "exception", None), *error.args]
     found = [cause for each in inner if isinstance(each, BaseException) for cause in _causes(each)]
     return found or [error]

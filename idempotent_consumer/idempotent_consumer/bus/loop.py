@@ -33,3 +33,7 @@ class PikaLoop:
     def stop(self) -> None:
         """End ``run`` when the callbacks under way have returned."""
         self.ioloop.stop()
+
+    def close(self) -> None:
+        """Give its files back; it cannot run again."""
+        self.ioloop.close()

@@ -19,7 +19,7 @@ def declare(channel: Any, service: str, retry_delays: Iterable[tuple[str, int]])
     falls back to at-most-once (RabbitMQ's guide "Quorum Queues", Dead Lettering). It goes by the
     default exchange to one queue: through ``events`` every service would get it again.
     """
-    channel.exchange_declare(names.EXCHANGE, "topic", durable=True)
+    declare_exchange(channel)
     dead_letters = names.dead_letter_queue(service)
     _queue(channel, dead_letters)
     _queue(channel, service, **_dead_lettered_to(dead_letters), **{
@@ -31,6 +31,11 @@ def declare(channel: Any, service: str, retry_delays: Iterable[tuple[str, int]])
         _queue(channel, names.retry_queue(service, delay), **_dead_lettered_to(service), **{
             "x-message-ttl": seconds * 1000,
         })
+
+
+def declare_exchange(channel: Any) -> None:
+    """Declare where events are published, as `declare` does."""
+    channel.exchange_declare(names.EXCHANGE, "topic", durable=True)
 
 
 def _queue(channel: Any, queue: str, **arguments: object) -> None:
