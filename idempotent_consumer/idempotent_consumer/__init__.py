@@ -13,13 +13,12 @@ A whole service::
     raise SystemExit(service.run())
 """
 
+from .effects import Effects, Publish, Put
 from .event import Event, InvalidEvent
-from .handlers import Effects
-from .ledger.records import Put
 from .names import encode_id
 from .producer import Producer, PublishError
 from .service import Service
 from .settings import Settings, SettingsError
 
-__all__ = ["Effects", "Event", "InvalidEvent", "Producer", "PublishError", "Put", "Service",
-           "Settings", "SettingsError", "encode_id"]
+__all__ = ["Effects", "Event", "InvalidEvent", "Producer", "Publish", "PublishError", "Put",
+           "Service", "Settings", "SettingsError", "encode_id"]

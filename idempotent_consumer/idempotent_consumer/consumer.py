@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from structlog.typing import FilteringBoundLogger
@@ -12,11 +12,12 @@ from structlog.typing import FilteringBoundLogger
 from .bus.bus import COMMITS_IN_FLIGHT, Bus
 from .bus.delivery import Delivery
 from .caller import Caller
+from .effects import NO_EFFECTS, Checked
 from .event import InvalidEvent, decode
 from .handlers import Handler, Pool, Returned, run_handler
 from .ledger.commit import Batch
 from .ledger.ledger import Ledger
-from .ledger.records import DONE, RELEASED, Answer, Ask, Kind, Put
+from .ledger.records import DONE, PUBLISHING, RELEASED, Answer, Ask, Kind
 from .loop import Loop
 from .policies import HELD_CLAIM, Backoff
 from .settler import Settler
@@ -111,16 +112,22 @@ class Consumer:
         if returned.error:
             self._ask(task, Kind.LOOK)
         else:
-            self._ask(task, Kind.RECORD, 0, returned.effects)
+            self._record(task, 0, returned.effects)
         if returned.elapsed_s > SLOW_HANDLER_S:
             self._log.warning("a pure handler took long: heartbeats and all other events waited",
                               **task.event.about, seconds=returned.elapsed_s)
 
     # From an ask to its answer.
 
-    def _ask(self, task: Task, kind: Kind, expect: int = 0, effects: tuple[Put, ...] = ()) -> None:
+    def _record(self, task: Task, expect: int, effects: Checked) -> None:
+        self._ask(task, Kind.PUBLISH if effects.events else Kind.RECORD, expect, effects)
+
+    def _ask(
+        self, task: Task, kind: Kind, expect: int = 0, effects: Checked = NO_EFFECTS,
+        token: str = "",
+    ) -> None:
         self._asks.append(
-            Ask(kind, task.key, task.event.digest, task.token, task, expect, effects)
+            Ask(kind, task.key, task.event.digest, token or task.token, task, expect, effects)
         )
 
     def _ask_again(self, ask: Ask, expect: int) -> None:
@@ -185,28 +192,38 @@ class Consumer:
         """
         ask, found = answer.ask, answer.found
         task: Task = ask.owner
-        if not answer.landed:
-            self._note_lost_claim(task)
         if answer.landed:
-            if ask.kind is Kind.CLAIM:
-                self._call(task, answer.revision, answer.lease)
-            elif ask.kind is Kind.RECORD:
-                self._end(task, self._settler.processed)
-            else:
-                self._end(task, self._settler.failed)
-        elif found is None or found.state == RELEASED:
+            self._landed(task, answer)
+            return
+        if found is None or found.token != task.token:
+            self._note_lost_claim(task)
+        if found is None or found.state == RELEASED:
             if ask.kind in (Kind.LOOK, Kind.RELEASE):
                 self._end(task, self._settler.failed)
             else:
                 self._ask_again(ask, found.mod_revision if found else 0)
         elif found.state == DONE and found.digest == ask.digest:
-            self._end(task, self._settler.skipped)
-        elif found.state == DONE:
+            self._done(task, found.token)
+        elif found.state == PUBLISHING and found.digest == ask.digest:
+            self._publish(task, found.mod_revision, found.events, found.token)
+        elif found.state in (DONE, PUBLISHING):
             self._end(task, self._settler.conflicted)
         elif self._ledger.is_ours(found) and ask.kind is not Kind.LOOK:
             self._ask_again(ask, found.mod_revision)
         else:
             self._wait(task, ask)
+
+    def _landed(self, task: Task, answer: Answer) -> None:
+        """Go on to what an ask that applied was for."""
+        match answer.ask.kind:
+            case Kind.CLAIM:
+                self._call(task, answer.revision, answer.lease)
+            case Kind.PUBLISH:
+                self._publish(task, answer.revision, answer.ask.effects.events, task.token)
+            case Kind.RECORD:
+                self._done(task, answer.ask.token)
+            case Kind.RELEASE:
+                self._end(task, self._settler.failed)
 
     def _wait(self, task: Task, ask: Ask) -> None:
         task.waits = task.waits or Backoff(HELD_CLAIM)
@@ -247,8 +264,37 @@ class Consumer:
         else:
             task.called = True
             self._tally.count("sent")
-            self._ask(task, Kind.RECORD, revision, returned.effects)
+            self._record(task, revision, returned.effects)
         self._go_on()
+
+    # The events of a handler.
+
+    def _publish(
+        self, task: Task, revision: int, events: Sequence[bytes], token: str
+    ) -> None:
+        """Publish the events that a record holds, and then say in it that it is done.
+
+        Until then its deliveries stay in hand. When this process dies they come again, and
+        whoever takes them finds the record and goes on here. The record keeps its token: its
+        writer may not have had the answer yet, and tells by it that the record is its own.
+        """
+        task.called = False
+        missing = len(events)
+
+        def confirmed() -> None:
+            nonlocal missing
+            missing -= 1
+            if not missing:
+                self._ask(task, Kind.RECORD, revision, token=token)
+                self._go_on()
+
+        for body in events:
+            self._bus.publish(body, confirmed)
+
+    def _done(self, task: Task, token: str) -> None:
+        """End an event that is done: processed by whoever's token its record has."""
+        ours = token == task.token
+        self._end(task, self._settler.processed if ours else self._settler.skipped)
 
     def _end(self, task: Task, settle: Callable[[Task], None]) -> None:
         """Settle a task's deliveries, and judge those that had to wait for its end."""

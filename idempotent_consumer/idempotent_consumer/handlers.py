@@ -5,15 +5,12 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from . import names
+from .effects import NO_EFFECTS, Checked, Effects, check_effects
 from .event import Event
-from .ledger.records import Put
-
-Effects = Put | Iterable[Put] | None
 
 PureHandler = Callable[[Event], Effects]
 """Returns what is to be recorded with the event, and touches nothing outside. It runs on the
@@ -30,6 +27,7 @@ class Handler:
 
     function: Callable[..., Effects]
     timeout_s: float | None = None
+    service: str = ""
 
     @property
     def claimed(self) -> bool:
@@ -37,35 +35,16 @@ class Handler:
         return self.timeout_s is not None
 
 
-def check_effects(effects: Effects) -> tuple[Put, ...]:
-    """Return a handler's effects as a tuple of what etcd will take.
-
-    Raises TypeError or ValueError, which count as the handler's own failure.
-    """
-    if effects is None:
-        return ()
-    puts = (effects,) if isinstance(effects, Put) else tuple(effects)
-    for put in puts:
-        if not isinstance(put, Put) or not isinstance(put.value, bytes):
-            raise TypeError(f"an effect is a Put of str and bytes, not {put!r:.100}")
-        if not put.key.encode() or put.key.startswith(names.RESERVED_PREFIXES):
-            raise ValueError(f"an effect's key is not empty, and not under "
-                             f"{' or '.join(names.RESERVED_PREFIXES)}: {put.key!r:.100}")
-    if len(puts) > 1 and len({put.key for put in puts}) < len(puts):
-        raise ValueError("two effects of one event have the same key")
-    return puts
-
-
 class Returned(NamedTuple):
     """What came of a handler's run: its effects, or what it raised, in one line."""
 
-    effects: tuple[Put, ...]
+    effects: Checked
     error: str
     elapsed_s: float
 
 
 def run_handler(
-    handler: Handler, event: Event, why_never: Callable[[tuple[Put, ...]], str | None]
+    handler: Handler, event: Event, why_never: Callable[[Checked], str | None]
 ) -> Returned:
     """Run a handler on the thread of the caller; raises nothing.
 
@@ -73,11 +52,12 @@ def run_handler(
     never be recorded (``why_never`` says why) is the handler's failure too.
     """
     started_s = time.perf_counter()
-    effects: tuple[Put, ...] = ()
+    effects = NO_EFFECTS
     error = ""
     try:
         arguments = (event,) if handler.timeout_s is None else (event, handler.timeout_s)
-        effects = check_effects(handler.function(*arguments))
+        returned = handler.function(*arguments)
+        effects = check_effects(returned, handler.service, event.id)
         error = why_never(effects) or ""
     except BaseException as raised:  # noqa: BLE001 - whatever a handler raises is its failure
         error = one_line(raised)

@@ -8,23 +8,19 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
-import pika
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from . import names
 from .bus import topology
 from .bus.loop import PikaLoop
+from .bus.outgoing import event_message
 from .bus.publisher import Message, Publisher
-from .event import Event, decode
 from .health import Health
 from .settings import Settings
 
 WINDOW = 2_000
 """Most events sent and not yet confirmed. As many bodies are held."""
 
-_PROPERTIES = pika.BasicProperties(content_type="application/json", delivery_mode=2)
-_MAX_ROUTING_KEY_BYTES = 255
 _CHECK_EVERY_S = 0.1
 _CLOSE_WITHIN_S = 2.0
 
@@ -144,8 +140,7 @@ class _Batch:
     def _messages_of(self, bodies: Iterable[bytes]) -> Iterator[Message]:
         is_wanted, confirmed = self._is_wanted, self._on_confirmed
         for body in bodies:
-            key = _routing_key(decode(body))
-            yield Message(names.EXCHANGE, key, body, _PROPERTIES, _PROPERTIES, is_wanted, confirmed)
+            yield event_message(body, is_wanted, confirmed)
 
     def _is_wanted(self) -> bool:
         return self.wanted
@@ -182,13 +177,6 @@ class _Batch:
             self._stopped = True
             self._report()
             self._loop.call_soon(self._loop.stop)
-
-
-def _routing_key(event: Event) -> str:
-    """Return the event's type, as far as AMQP's short strings can hold it."""
-    if len(event.type) <= _MAX_ROUTING_KEY_BYTES // 4:
-        return event.type
-    return event.type.encode()[:_MAX_ROUTING_KEY_BYTES].decode(errors="ignore")
 
 
 def _warnings() -> Any:

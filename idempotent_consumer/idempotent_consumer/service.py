@@ -54,7 +54,7 @@ class Service:
         """
 
         def register(function: PureHandler) -> PureHandler:
-            self._register(event_type, Handler(function))
+            self._register(event_type, Handler(function, service=self.name))
             return function
 
         return register
@@ -69,7 +69,7 @@ class Service:
         """
 
         def register(function: ClaimedHandler) -> ClaimedHandler:
-            self._register(event_type, Handler(function, timeout_s))
+            self._register(event_type, Handler(function, timeout_s, self.name))
             return function
 
         return register

@@ -16,9 +16,10 @@ from fakes.etcd import (
 )
 from fakes.loop import ManualLoop
 from fakes.store import Store
+from idempotent_consumer.effects import Put
 from idempotent_consumer.ledger.commit import Batch
 from idempotent_consumer.ledger.etcd import Failure
-from idempotent_consumer.ledger.records import CLAIMED, DONE, RELEASED, Ask, Kind, Put, decode
+from idempotent_consumer.ledger.records import CLAIMED, DONE, RELEASED, Ask, Kind, decode
 from idempotent_consumer.settings import Settings
 
 OTHER_PROCESS = "b" * 32
@@ -418,7 +419,8 @@ def test_etcd_takes_the_fullest_batch(
     desk = Desk(loop, Store(loop.now_s, max_txn_ops=operations),
                 settings=Settings(enable_etcd=True, etcd_max_txn_ops=operations))
     desk.open()
-    asks = [desk.ask(ask.key.decode(), kind, effects=ask.effects if kind is Kind.RECORD else ())
+    effects = effects if kind is Kind.RECORD else 0
+    asks = [desk.ask(ask.key.decode(), kind, effects=ask.effects.puts)
             for ask in asks_with(desk, 20, effects)]
     batch = desk.ledger.batch()
     for ask in asks:

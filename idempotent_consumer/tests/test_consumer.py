@@ -15,9 +15,10 @@ from fakes.process import Process
 from fakes.store import Change, Store
 from idempotent_consumer.bus.bus import COMMITS_IN_FLIGHT
 from idempotent_consumer.bus.delivery import Delivery
+from idempotent_consumer.effects import Put
 from idempotent_consumer.event import Event, decode
 from idempotent_consumer.handlers import Handler
-from idempotent_consumer.ledger.records import DONE, Put
+from idempotent_consumer.ledger.records import DONE
 from idempotent_consumer.ledger.records import decode as decode_record
 from idempotent_consumer.settings import Settings
 

@@ -9,6 +9,7 @@ import pika
 import pika.exceptions
 
 from simulation.broker import Broker, Message
+from simulation.keys import EXCHANGE, SERVICE
 from simulation.life import Life
 from simulation.session import Session
 from simulation.wire import Wire
@@ -252,12 +253,15 @@ class Channel:
         self._send(lambda session: session.begin_to_publish())
         self.connection.ask(lambda: callback(None))
 
-    def basic_publish(self, exchange: str, queue: str, body: bytes, properties: Any,
+    def basic_publish(self, exchange: str, routing_key: str, body: bytes, properties: Any,
                       mandatory: bool) -> None:
-        """Publish to a queue by the default exchange."""
-        if exchange or not mandatory:
-            raise AssertionError("a message is sent on by the default exchange, as mandatory")
-        self._send(lambda session: session.publish(queue, body, properties))
+        """Publish to a queue by the default exchange, or an event by the services' own."""
+        if exchange not in ("", EXCHANGE) or not mandatory:
+            raise AssertionError(f"a message for {exchange!r}, mandatory: {mandatory}")
+        if exchange:
+            self._send(lambda session: session.publish(SERVICE, body, properties, is_event=True))
+        else:
+            self._send(lambda session: session.publish(routing_key, body, properties))
 
     def _send(self, frame: Callable[[Session], None]) -> None:
         """Send a frame; the process may die before it has been written, or behind it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from idempotent_consumer.event import decode
 from idempotent_consumer.names import CONFLICT, FAILED, REASON_HEADER
 from simulation.etcd import HistoricStore
 from simulation.keys import record_key
@@ -34,17 +35,23 @@ class Auditor:
         if body not in self.sent:
             self._trace.violation("a body was changed on its way", body)
 
+    def published(self, body: bytes) -> None:
+        """Note an event of the service's own, for which it has no handler itself."""
+        event = decode(body)
+        self.sent[body] = Sent(body, event.id, event.type, event.digest)
+
     def copied(self, life: Life, body: bytes, headers: dict[str, object],
                given_s: float | None) -> None:
         """Judge a copy that a process sends on of a message it was first given at this time.
 
         A failure is one only where the record was looked at, and a conflict is one only with what
-        is done: a claim is no verdict, its holder may die or fail.
+        is recorded: a claim is no verdict, its holder may die or fail.
         """
         sent, reason = self.sent[body], headers.get(REASON_HEADER)
         key = record_key(sent.event_id)
         if reason == CONFLICT and not any(
-            lineage.done.get(key, sent.digest) != sent.digest for lineage in self._store.lineages
+            lineage.recorded.get(key, sent.digest) != sent.digest
+            for lineage in self._store.lineages
         ):
             self._trace.violation("parked as a conflict with nothing", life.name, body)
         if reason in (None, FAILED) and given_s is not None and (

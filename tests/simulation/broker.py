@@ -60,6 +60,7 @@ class Broker:
         self.ready: list[Message] = []
         self.waiting: dict[str, int] = dict.fromkeys(self.retry_s, 0)
         self.dead: list[Message] = []
+        self.published: dict[bytes, list[float]] = {}
         self.given_out_s: dict[bytes, float] = {}
         self.consumers: list[Consumer] = []
         self.sessions: list[Consumer] = []
@@ -101,6 +102,12 @@ class Broker:
             return
         self.waiting[queue] += 1
         self.agenda.later(self.retry_s[queue], self._ends_waiting(queue, message))
+
+    def put_event(self, body: bytes, properties: Any) -> None:
+        """Store an event that a service publishes; its own queue takes all events."""
+        self.published.setdefault(body, []).append(self.agenda.now_s)
+        self.auditor.published(body)
+        self.put(SERVICE, body, properties)
 
     def origin(self, properties: Any) -> Message | None:
         """Return the message that a copy was made of, where the copy still tells."""

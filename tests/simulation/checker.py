@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,7 +15,7 @@ from simulation.auditor import Auditor
 from simulation.broker import Broker
 from simulation.calls import Call, Outside
 from simulation.etcd import HistoricStore, Lineage
-from simulation.handlers import SHARED_KEY, effect_keys
+from simulation.handlers import SHARED_KEY, announcements, effect_keys
 from simulation.keys import INCARNATION, RECORDS, record_key
 from simulation.plan import OF_DATA, Plan
 from simulation.process import Process
@@ -28,6 +29,9 @@ _MAY_PARK_TWICE = (
     "publish returned", "dead-lettered twice", "publish not confirmed", "alarm", "publish refused",
     *OF_DATA,
 )
+RECORDED = ("publishing", "done")
+"""The states of a record that is there for good."""
+
 _MAY_OVERLAP = ("frozen", "lease revoked", *OF_DATA)
 
 
@@ -58,6 +62,7 @@ def judge(account: Account) -> None:
         _judge_lineage(account, lineage, sent)
     _judge_calls(account)
     _judge_claims(account)
+    _judge_published(account)
     _judge_counts(account)
 
 
@@ -84,7 +89,7 @@ def _judge_parked(account: Account) -> None:
             "invalid": not one.digest,
             # A claim is no verdict: its holder may die or fail. Another body must be recorded.
             "conflict": one.handled and any(
-                lineage.done.get(record_key(one.event_id), one.digest) != one.digest
+                lineage.recorded.get(record_key(one.event_id), one.digest) != one.digest
                 for lineage in lineages),
             "failed": one.event_type in CAN_FAIL and headers.get(ATTEMPTS_HEADER) == retries + 1,
         }
@@ -99,16 +104,16 @@ def _judge_parked(account: Account) -> None:
 
 
 def _judge_late_parking(account: Account) -> None:
-    """Judge what was parked as failed: where it was done before, it was a duplicate."""
-    done_s = {}
+    """Judge what was parked as failed: where it was recorded before, it was a duplicate."""
+    recorded_s: dict[tuple[bytes, str], float] = {}
     for at_s, change in account.store.lineage.steps:
         if change.key.startswith(RECORDS) and change.value is not None:
             value = json.loads(change.value)
-            if value["state"] == "done":
-                done_s[change.key, value["digest"]] = at_s
+            if value["state"] in RECORDED:
+                recorded_s.setdefault((change.key, value["digest"]), at_s)
     for message in account.broker.dead:
         one = account.auditor.sent[message.body]
-        at_s = done_s.get((record_key(one.event_id), one.digest), math.inf)
+        at_s = recorded_s.get((record_key(one.event_id), one.digest), math.inf)
         if at_s < account.broker.given_out_s[message.body]:
             account.trace.violation("parked though it was recorded before", one.body)
 
@@ -144,30 +149,36 @@ def _judge_lineage(account: Account, lineage: Lineage, sent: list[Sent]) -> None
 
 def _judge_record(account: Account, by_content: dict[tuple[bytes, str], Sent], key: bytes,
                   steps: list[Change]) -> tuple[Sent, int] | None:
-    """Judge one record's history: done at most once, and nothing after it."""
+    """Judge one record's history: recorded once, with the same content to the end.
+
+    Returns the event that is recorded, and the revision at which its effects were written.
+    """
     values = [json.loads(step.value) if step.value is not None else {} for step in steps]
-    done = [at for at, value in enumerate(values) if value.get("state") == "done"]
     known = [by_content.get((key, value["digest"])) for value in values if value]
     if None in known:
         account.trace.violation("unexpected record", key, [step.value for step in steps])
-    elif len(done) > 1 or (done and done[0] != len(steps) - 1):
+        return None
+    first = next((at for at, value in enumerate(values) if value.get("state") in RECORDED), None)
+    if first is None:
+        return None
+    one = by_content[key, values[first]["digest"]]
+    # With events to publish it is done in a second step, which the end of this etcd may prevent.
+    states = [(value.get("state"), value.get("digest")) for value in values[first:]]
+    due = [("publishing", one.digest)] * bool(announcements(one)) + [("done", one.digest)]
+    if states != due[:len(states)]:
         account.trace.violation("double", key, steps)
-    elif done:
-        one = by_content[key, values[done[0]]["digest"]]
-        if one.event_type in NEVER_SUCCEEDS:
-            account.trace.violation("recorded though its handler always raises", key)
-        if one.event_type not in CLAIMED and len(steps) > 1 and not _was_claimed(values, by_content,
-                                                                                 key):
-            account.trace.violation("double", key, steps)
-        return one, steps[done[0]].revision
-    return None
+        return None
+    if one.event_type in NEVER_SUCCEEDS:
+        account.trace.violation("recorded though its handler always raises", key)
+    if one.event_type not in CLAIMED and not _was_claimed(values[:first], by_content, key):
+        account.trace.violation("double", key, steps)
+    return one, steps[first].revision
 
 
 def _was_claimed(values: list[dict[str, str]], by_content: dict[tuple[bytes, str], Sent],
                  key: bytes) -> bool:
-    """Return whether another body under this id, with a claimed handler, came before."""
-    return all(by_content[key, value["digest"]].event_type in CLAIMED
-               for value in values[:-1] if value)
+    """Return whether all that came before is another body's, with a claimed handler."""
+    return all(by_content[key, value["digest"]].event_type in CLAIMED for value in values if value)
 
 
 def _judge_claims(account: Account) -> None:
@@ -177,6 +188,35 @@ def _judge_claims(account: Account) -> None:
         value = json.loads(account.store.get(key).value)
         if value["state"] == "claimed" and value["token"].partition("/")[0] in living:
             account.trace.violation("a claim is left, and nobody is at it", key, value["token"])
+
+
+def _judge_published(account: Account) -> None:
+    """Hold that events are published after the record with them, and before it is done."""
+    due_s: dict[bytes, float] = {}
+    for at_s, state, body in _announced(account):
+        if state == "publishing":
+            due_s[body] = min(at_s, due_s.get(body, math.inf))
+        elif state == "done" and account.broker.published.get(body, [math.inf])[0] > at_s:
+            account.trace.violation("done before its event was published", body)
+    for body, times_s in account.broker.published.items():
+        if times_s[0] < due_s.get(body, math.inf):
+            account.trace.violation("published without a record of it", body)
+        if len(times_s) > 1:
+            account.trace.fired["published again"] += 1
+            if account.plan.replicas == 1 and not account.fired(*_MAY_PARK_TWICE):
+                account.trace.violation("published twice without cause", body)
+
+
+def _announced(account: Account) -> Iterator[tuple[float, str, bytes]]:
+    """Yield, for each change of a record, its time, its state, and each event to be published."""
+    by_content = {(record_key(one.event_id), one.digest): one
+                  for one in account.auditor.sent.values() if one.handled}
+    for lineage in account.store.lineages:
+        for at_s, change in lineage.steps:
+            if change.key.startswith(RECORDS) and change.value is not None:
+                value = json.loads(change.value)
+                for body in announcements(by_content[change.key, value["digest"]]):
+                    yield at_s, value["state"], body
 
 
 def _judge_calls(account: Account) -> None:

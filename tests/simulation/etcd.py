@@ -8,7 +8,7 @@ from typing import Any
 
 from fakes.store import Change, Data, Store
 from idempotent_consumer.ledger.etcd import CALL_TIMEOUT_S, Answered, EtcdError, Failure
-from idempotent_consumer.ledger.records import DONE, decode
+from idempotent_consumer.ledger.records import DONE, PUBLISHING, decode
 from simulation.agenda import Agenda
 from simulation.life import Life
 from simulation.plan import Plan
@@ -23,18 +23,21 @@ _TIMED_OUT = EtcdError(Failure.UNKNOWN, "Deadline Exceeded")
 class Lineage:
     """One life of etcd's data: each change with its time, and what is done by record key.
 
+    ``recorded`` also has what is not done yet, since events of it have still to be published.
     ``wiped`` says how it ended, where it has: with a wipe and not with a restore.
     """
 
     def __init__(self) -> None:
         self.wiped = False
         self.steps: list[tuple[float, Change]] = []
+        self.recorded: dict[bytes, str] = {}
         self.done: dict[bytes, str] = {}
 
     def copy(self) -> Lineage:
         """Return what a snapshot keeps."""
         other = Lineage()
         other.steps, other.done = list(self.steps), dict(self.done)
+        other.recorded = dict(self.recorded)
         return other
 
 
@@ -71,7 +74,7 @@ class HistoricStore(Store):
     def lease_of_claims(self, rng: Random) -> int | None:
         """Return a lease whose end takes no record that is done, or None."""
         kept = {kv.lease for kv in map(self.get, self.keys("/service/"))
-                if decode(kv.value, 0).state == DONE}
+                if decode(kv.value, 0).state in (DONE, PUBLISHING)}
         leases = sorted(set(self.leases) - kept)
         return rng.choice(leases) if leases else None
 
@@ -89,6 +92,8 @@ class HistoricStore(Store):
             # Of the process, four of its bits: enough to tell who, beside its "starts" line.
             writer = record.token[:4] + record.token[32:]
             self._trace.note("etcd", record.state, change.key, change.revision, "by", writer)
+            if record.state in (PUBLISHING, DONE):
+                self.lineage.recorded[change.key] = record.digest
             if record.state == DONE:
                 self.lineage.done[change.key] = record.digest
 

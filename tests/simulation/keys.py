@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 SERVICE = "order"
+EXCHANGE = "events"
 RECORDS = b"/service/order/"
 INCARNATION = b"/incarnation/order"
 

@@ -117,7 +117,7 @@ class Session:
 
     # Publishing.
 
-    def publish(self, queue: str, body: bytes, properties: Any) -> None:
+    def publish(self, queue: str, body: bytes, properties: Any, *, is_event: bool = False) -> None:
         """Take a message, and confirm it, refuse it or send it back."""
         if not self.alive:
             return
@@ -130,6 +130,8 @@ class Session:
         elif broker.happens("publish refused"):
             trace.fault("publish refused", name, queue)
             stored = False
+        elif is_event:
+            broker.put_event(body, properties)
         else:
             self._judge_copy(body, properties)
             broker.put(queue, body, properties)

@@ -18,6 +18,7 @@ EVERY_FAULT = {
     "redelivered", "confirm lost", "confirm never", "publish returned", "heartbeats missed",
     "applied after a later request was answered", "claim ended by its lease",
     "killed between two steps", "killed within a step", "calls repeated", "calls overlapped",
+    "published again",
     "killed in a call that reached the outside", "killed in a call that did not reach the outside",
 } - {"killed"}
 

@@ -9,9 +9,12 @@ import orjson
 
 from idempotent_consumer.event import decode
 
-PURE = ("order", "parts", "shared", "nothing", "flaky", "doomed", "greedy")
-CLAIMED = ("call", "flaky_call", "doomed_call")
+PURE = ("order", "parts", "shared", "nothing", "flaky", "doomed", "greedy", "announce")
+CLAIMED = ("call", "flaky_call", "doomed_call", "call_announce")
 STRANGER = "stranger"
+ANNOUNCED = "announced"
+"""The type of what the service publishes itself; it comes to its own queue too."""
+
 CAN_FAIL = ("flaky", "doomed", "greedy", "flaky_call", "doomed_call")
 NEVER_SUCCEEDS = ("doomed", "greedy", "doomed_call")
 
@@ -35,7 +38,7 @@ class Sent:
     @property
     def handled(self) -> bool:
         """Whether a handler is there for it."""
-        return bool(self.digest) and self.event_type != STRANGER
+        return bool(self.digest) and self.event_type not in (STRANGER, ANNOUNCED)
 
 
 class Workload:
@@ -49,7 +52,8 @@ class Workload:
         pool = (*PURE, *CLAIMED)
         self._types = types or rng.choice([
             pool, PURE, CLAIMED, ("order", "flaky_call"), ("flaky_call",), ("call",),
-            ("order", "flaky"), ("shared", "parts", "order")])
+            ("order", "flaky"), ("shared", "parts", "order"), ("announce",),
+            ("order", "call_announce")])
 
     def draw(self, kind: str) -> Sent:
         """Return the next body of a kind: new, duplicate, conflict, stranger or invalid."""

@@ -16,6 +16,7 @@ from .forwarding import bare, forwarded
 from .headers import tolerate_bad_headers
 from .intake import Intake
 from .loop import PikaLoop
+from .outgoing import event_message
 from .publisher import Message, Publisher
 
 COMMITS_IN_FLIGHT = 4
@@ -45,6 +46,10 @@ class Bus(Protocol):
         confirmed: Callable[[], None],
     ) -> None:
         """Send a delivery's message on to a queue, with more headers; then ``confirmed``."""
+        ...
+
+    def publish(self, body: bytes, confirmed: Callable[[], None]) -> None:
+        """Publish an event; then ``confirmed``."""
         ...
 
     def stop_intake(self) -> None:
@@ -115,6 +120,10 @@ class RabbitBus:
             names.DEFAULT_EXCHANGE, queue, delivery.body, forwarded(delivery.properties, headers),
             bare(headers), lambda: delivery.alive, confirmed,
         ))
+
+    def publish(self, body: bytes, confirmed: Callable[[], None]) -> None:
+        """Publish an event; then ``confirmed``."""
+        self._publisher.publish(event_message(body, lambda: True, confirmed))
 
     def stop_intake(self) -> None:
         """Take no more deliveries."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from ..effects import Checked
 from ..loop import Loop
 from ..policies import COMMIT_AGAIN, Backoff
 from . import messages as m
@@ -14,7 +15,7 @@ from . import records
 from .calls import Calls
 from .etcd import MAX_REQUEST_BYTES, EtcdError, Failure
 from .leases import ClaimLease, WindowLease
-from .records import Answer, Ask, Kind, Put
+from .records import Answer, Ask, Kind
 
 MAX_BATCH_BYTES = 1024 * 1024
 _OVERHEAD_BYTES = 4096
@@ -40,8 +41,8 @@ class Batch:
             or self._size_bytes + size_bytes > MAX_BATCH_BYTES
         ):
             return False
-        if ask.effects:
-            keys = [put.key for put in ask.effects]
+        if ask.effects.puts:
+            keys = [put.key for put in ask.effects.puts]
             if not self._effect_keys.isdisjoint(keys):
                 return False
             self._effect_keys.update(keys)
@@ -51,11 +52,11 @@ class Batch:
         return True
 
 
-def why_never(effects: Sequence[Put], max_operations: int) -> str | None:
+def why_never(effects: Checked, max_operations: int) -> str | None:
     """Return why these effects fit into no transaction, or None where they do."""
-    if 1 + len(effects) > max_operations:
-        return f"{len(effects)} effects, and ETCD_MAX_TXN_OPS is {max_operations}"
-    size_bytes = records.effects_size_bytes(effects)
+    if 1 + len(effects.puts) > max_operations:
+        return f"{len(effects.puts)} effects, and ETCD_MAX_TXN_OPS is {max_operations}"
+    size_bytes = effects.size_bytes
     if size_bytes > MAX_REQUEST_BYTES - _OVERHEAD_BYTES:
         return f"effects of {size_bytes} bytes, and etcd takes {MAX_REQUEST_BYTES} in a request"
     return None
@@ -87,7 +88,7 @@ class Commit:
 
     def send(self) -> None:
         """Send the transaction once both leases are good for it."""
-        recorded = sum(ask.kind is Kind.RECORD for ask in self._asks)
+        recorded = sum(ask.kind in _UNDER_WINDOW_LEASE for ask in self._asks)
         if self._claiming:
             self._claims.usable(lambda: self._window.usable(recorded, self._send))
         else:
@@ -97,7 +98,9 @@ class Commit:
         now = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")
         for ask in self._asks:
             if ask.kind and not ask.value:
-                ask.value = records.encode(ask.kind, ask.digest, ask.token, now)
+                ask.value = records.encode(
+                    ask.kind, ask.digest, ask.token, now, ask.effects.events
+                )
 
     def _send(self) -> None:
         self._calls.once("Txn", self._request(), self._known, self._failed)
@@ -113,8 +116,8 @@ class Commit:
                 continue
             m.unchanged(compare, ask.key, ask.expect)
             m.put(success, ask.key, ask.value, self._leases[ask.kind in _UNDER_CLAIM_LEASE])
-            for effect in ask.effects:
-                m.put(success, effect.key.encode(), effect.value)
+            for put in ask.effects.puts:
+                m.put(success, put.key.encode(), put.value)
         return request
 
     @property
@@ -180,6 +183,7 @@ class Commit:
 
 
 _UNDER_CLAIM_LEASE = (Kind.CLAIM, Kind.RELEASE)
+_UNDER_WINDOW_LEASE = (Kind.RECORD, Kind.PUBLISH)
 
 
 def judge(ask: Ask, kv: Any) -> Answer | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
 from .. import names
+from ..effects import Checked
 from ..event import Event
 from ..health import Health
 from ..loop import Loop
@@ -19,7 +20,7 @@ from .calls import Calls
 from .commit import Batch, Commit, why_never
 from .etcd import Client
 from .leases import ClaimLease, WindowLease
-from .records import DONE, Answer, Kind, Put, Record
+from .records import DONE, Answer, Kind, Record
 
 GUARD_EVERY_S = 5.0
 
@@ -54,7 +55,7 @@ class Ledger(Protocol):
         """Return an empty batch."""
         ...
 
-    def why_never(self, effects: Sequence[Put]) -> str | None:
+    def why_never(self, effects: Checked) -> str | None:
         """Return why these effects can never be committed, or None."""
         ...
 
@@ -156,7 +157,7 @@ class EtcdLedger:
         """Return an empty batch within the settings' limits."""
         return Batch(self._settings.batch_size, self._settings.etcd_max_txn_ops)
 
-    def why_never(self, effects: Sequence[Put]) -> str | None:
+    def why_never(self, effects: Checked) -> str | None:
         """Return why these effects fit into no transaction, or None."""
         return why_never(effects, self._settings.etcd_max_txn_ops)
 

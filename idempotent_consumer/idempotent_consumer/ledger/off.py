@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from structlog.typing import FilteringBoundLogger
 
+from ..effects import Checked
 from ..event import Event
 from ..loop import Loop
 from ..settings import Settings
 from .commit import Batch
 from .ledger import OnAnswers
-from .records import Answer, Kind, Put, Record
+from .records import Answer, Kind, Record
 
 
 class NoLedger:
@@ -48,14 +49,14 @@ class NoLedger:
         """Return an empty batch, bounded by BATCH_SIZE alone."""
         return Batch(self._batch_size, 1_000_000)
 
-    def why_never(self, effects: Sequence[Put]) -> str | None:
+    def why_never(self, effects: Checked) -> str | None:
         """Nothing is written, so everything fits."""
         return None
 
     def submit(self, batch: Batch, answered: OnAnswers) -> None:
         """Grant every ask; a look finds nothing."""
         for ask in batch.asks:
-            for put in ask.effects:
+            for put in ask.effects.puts:
                 self._log.info("effect dropped", key=put.key, bytes=len(put.value))
         answers = [Answer(ask, ask.kind is not Kind.LOOK) for ask in batch.asks]
         self._loop.call_soon(lambda: answered(answers))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import orjson
 
-CLAIMED, RELEASED, DONE = "claimed", "released", "done"
-"""A claim whose handler raised is put as released, not deleted: an attempt to claim that etcd
-applies late compares with "absent", and would otherwise bring the claim back with nobody at it."""
+from ..effects import NO_EFFECTS, Checked
+
+CLAIMED, RELEASED, PUBLISHING, DONE = "claimed", "released", "publishing", "done"
+"""A record is publishing while it holds events that may not have been published yet.
+
+A claim whose handler raised is put as released, not deleted: an attempt to claim that etcd applies
+late compares with "absent", and would otherwise bring the claim back with nobody at it."""
 
 
 class Record(NamedTuple):
@@ -22,13 +26,15 @@ class Record(NamedTuple):
     token: str
     time: str
     mod_revision: int
+    events: tuple[bytes, ...] = ()
 
 
-def encode(state: str, digest: str, token: str, time: str) -> bytes:
+def encode(
+    state: str, digest: str, token: str, time: str, events: Sequence[bytes] = ()
+) -> bytes:
     """Write a record's value. None of its texts needs escaping: all are this library's own."""
-    return (
-        f'{{"state":"{state}","digest":"{digest}","token":"{token}","time":"{time}"}}'.encode()
-    )
+    value = f'{{"state":"{state}","digest":"{digest}","token":"{token}","time":"{time}"}}'.encode()
+    return value[:-1] + b',"events":[%s]}' % b",".join(events) if events else value
 
 
 def decode(value: bytes, mod_revision: int) -> Record:
@@ -36,7 +42,10 @@ def decode(value: bytes, mod_revision: int) -> Record:
     try:
         members = orjson.loads(value)
         state, digest = str(members["state"]), str(members["digest"])
-        return Record(state, digest, str(members["token"]), str(members["time"]), mod_revision)
+        events = tuple(map(orjson.dumps, members["events"])) if state == PUBLISHING else ()
+        return Record(
+            state, digest, str(members["token"]), str(members["time"]), mod_revision, events
+        )
     except (ValueError, TypeError, KeyError):
         return Record(DONE, "unreadable", "", "", mod_revision)
 
@@ -49,27 +58,14 @@ class Kind(enum.StrEnum):
 
     RECORD = DONE
     """Put the record as done, with the effects."""
+    PUBLISH = PUBLISHING
+    """Put the record with the effects, and with the events that are to be published next."""
     CLAIM = CLAIMED
     """Put the record as claimed, under this process's lease."""
     RELEASE = RELEASED
     """Put the claimed record as released: whoever comes next may claim it."""
     LOOK = ""
     """Only read."""
-
-
-class Put(NamedTuple):
-    """An effect: one key to be written in the transaction that records the event."""
-
-    key: str
-    value: bytes
-
-
-def effects_size_bytes(effects: Iterable[Put]) -> int:
-    """Return how large effects make a request, from above: four bytes a character at the most."""
-    size_bytes = 0
-    for put in effects:
-        size_bytes += 4 * len(put.key) + len(put.value) + 32
-    return size_bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -87,18 +83,18 @@ class Ask:
     token: str
     owner: Any
     expect: int = 0
-    effects: tuple[Put, ...] = ()
+    effects: Checked = NO_EFFECTS
     value: bytes = b""
 
     @property
     def operations(self) -> int:
         """How many operations this adds to the transaction's THEN branch."""
-        return 1 + len(self.effects)
+        return 1 + len(self.effects.puts)
 
     @property
     def size_bytes(self) -> int:
         """About how large this makes the request, from above."""
-        return 3 * len(self.key) + 320 + effects_size_bytes(self.effects)
+        return 3 * len(self.key) + 320 + self.effects.size_bytes
 
 
 class Answer(NamedTuple):

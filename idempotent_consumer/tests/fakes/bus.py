@@ -72,7 +72,8 @@ class FakeBus:
         self.acks: list[Ack] = []
         self.acked: list[Delivery] = []
         self.forwarded: list[Forwarded] = []
-        self._unconfirmed: list[Forwarded] = []
+        self.published: list[bytes] = []
+        self._unconfirmed: list[Callable[[], None]] = []
         self.ready: list[Delivery] = []
         self._tag = 0
         self.intake_stopped = self.closed = self.opened = False
@@ -103,8 +104,8 @@ class FakeBus:
     def confirm(self) -> None:
         """Confirm what has been sent on."""
         unconfirmed, self._unconfirmed = self._unconfirmed, []
-        for message in unconfirmed:
-            message.confirmed()
+        for confirmed in unconfirmed:
+            confirmed()
 
     def come_back(self, message: Forwarded) -> list[Delivery]:
         """Let a message arrive again from the retry queue it was sent to."""
@@ -137,10 +138,18 @@ class FakeBus:
             return
         message = Forwarded(delivery, queue, headers, confirmed)
         self.forwarded.append(message)
+        self._confirm_later(confirmed)
+
+    def publish(self, body: bytes, confirmed: Callable[[], None]) -> None:
+        """Publish an event, and confirm it soon or at the test's word."""
+        self.published.append(body)
+        self._confirm_later(confirmed)
+
+    def _confirm_later(self, confirmed: Callable[[], None]) -> None:
         if self.confirms:
             self._loop.call_soon(confirmed)
         else:
-            self._unconfirmed.append(message)
+            self._unconfirmed.append(confirmed)
 
     def stop_intake(self) -> None:
         """Note that no more is to be taken."""

@@ -12,10 +12,11 @@ from structlog.testing import LogCapture
 from fakes.etcd import FakeEtcd
 from fakes.loop import ManualLoop
 from fakes.store import Store
+from idempotent_consumer.effects import Checked, Put
 from idempotent_consumer.health import Health
 from idempotent_consumer.ledger.cache import Cache
 from idempotent_consumer.ledger.ledger import CacheSource, EtcdLedger
-from idempotent_consumer.ledger.records import Answer, Ask, Kind, Put
+from idempotent_consumer.ledger.records import Answer, Ask, Kind
 from idempotent_consumer.settings import Settings
 
 OTHER_DIGEST = "1:" + "e" * 32
@@ -61,7 +62,8 @@ class Desk:
         self._asked += 1
         key = f"/service/order/{event_id}".encode()
         digest = digest or digest_of(event_id)
-        return Ask(kind, key, digest, f"{self.name}/1/{self._asked}", None, expect, effects)
+        return Ask(kind, key, digest, f"{self.name}/1/{self._asked}", None, expect,
+                   Checked(effects))
 
     def submit(self, *asks: Ask) -> None:
         """Commit asks as one batch, and do all that can be done without time passing."""

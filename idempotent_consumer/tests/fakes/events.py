@@ -6,8 +6,8 @@ from typing import Any
 
 import orjson
 
+from idempotent_consumer.effects import Put
 from idempotent_consumer.event import Event
-from idempotent_consumer.ledger.records import Put
 
 
 def body(event_id: str, event_type: str = "new_order", **args: Any) -> bytes:
