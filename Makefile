@@ -33,7 +33,7 @@ unit-test: $(READY) ## Run the tests that need no server, with 1,000 simulated r
 
 integration-test: $(READY) ## Run the tests with real RabbitMQ and etcd
 	$(BIN)/pytest tests/harness_tests tests/integration
-	$(BIN)/pytest tests/chaos/test_crash_points.py -k "middle and one_replica"
+	$(BIN)/pytest tests/chaos/test_crash_points.py tests/chaos/test_crash_outbox.py -k "middle and one_replica"
 
 simulation: $(READY) ## Run the service against simulated faults: SEEDS=100000 runs, or the one run SEED=n
 	PYTHONPATH=tests:idempotent_consumer/tests $(BIN)/python -m simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))

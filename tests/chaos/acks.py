@@ -34,6 +34,8 @@ class AckAudit:
         self._early: set[str] = set()
         self._forwarded: set[bytes] = set()
         self._silent_until_s = 0.0
+        self.unhandled: set[str] = set()
+        """The types for which no service has a handler: their acks need no record."""
         self.checked = self.unknown = 0
         port = self._listener.getsockname()[1]
         self.url = f"amqp://{rabbitmq.user}:{rabbitmq.password}@127.0.0.1:{port}/"
@@ -58,14 +60,17 @@ class AckAudit:
         """Judge an ack of these bodies, before the broker sees it."""
         with self._lock:
             open_bodies = [body for body in bodies if body not in self._forwarded]
-        ids = {event_id: body for body in open_bodies if (event_id := _event_id(body))}
+        if self.unhandled:
+            open_bodies = [body for body in open_bodies
+                           if _member(body, "type") not in self.unhandled]
+        ids = {event_id: body for body in open_bodies if (event_id := _member(body, "id"))}
         done = self._done(service, list(ids))
         with self._lock:
             if done is None:
                 self.unknown += len(bodies)
                 return
             self.checked += len(bodies)
-            self._early |= {_event_id(body) or repr(body[:100]) for body in open_bodies} - done
+            self._early |= {_member(body, "id") or repr(body[:100]) for body in open_bodies} - done
 
     def _done(self, service: str, ids: list[str]) -> set[str] | None:
         """Return which of these are done, None where etcd does not answer.
@@ -156,11 +161,11 @@ def _pump(source: socket.socket, sink: socket.socket, seen: Callable[[amqp.Metho
     threading.Thread(target=run, name="ack audit", daemon=True).start()
 
 
-def _event_id(body: bytes) -> str:
-    """Return the id of an event, empty where a body is none."""
+def _member(body: bytes, name: str) -> str:
+    """Return the id or the type of an event, empty where a body is none."""
     try:
         event = json.loads(body)
-        return str(event["id"]) if isinstance(event, dict) and "id" in event else ""
+        return str(event[name]) if isinstance(event, dict) and name in event else ""
     except ValueError:
         return ""
 

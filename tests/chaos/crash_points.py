@@ -158,6 +158,12 @@ POINTS: dict[str, Point] = {
     "before park": before(f"{_LIBRARY}.bus.bus:RabbitBus.forward", last_act=_body),
     # The broker has confirmed the dead letter; its delivery is not acked.
     "after park": answered(f"{_LIBRARY}.bus.bus:RabbitBus.forward", "confirmed", last_act=_body),
+    # The record is there with its events; none of them has been sent.
+    "events recorded": before(f"{_LIBRARY}.consumer:Consumer._publish", last_act=_task),
+    # pika has an event: it may arrive at the broker or not.
+    "event sent": after(f"{_LIBRARY}.bus.bus:RabbitBus.publish"),
+    # The broker has it, and the record still says publishing.
+    "event confirmed": answered(f"{_LIBRARY}.bus.bus:RabbitBus.publish", "confirmed"),
     # The claim has landed; its call has not been handed to the pool.
     "claim taken": before(f"{_LIBRARY}.caller:Caller.call", last_act=_event),
     # A claimed handler has returned, on a thread of the pool.

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from chaos import test_crash_claims, test_crash_points
+from chaos import test_crash_claims, test_crash_outbox, test_crash_points
 from chaos.crash_points import POINTS, VARIABLE, Point, answered, before, find
 from harness.servers import REPOSITORY
 
@@ -14,7 +14,7 @@ from harness.servers import REPOSITORY
 @pytest.mark.parametrize("name", POINTS)
 def test_a_point_is_there_and_has_its_cells(name: str) -> None:
     find(POINTS[name])
-    assert name in {*test_crash_points.STEPS, *test_crash_claims.STEPS}
+    assert name in {*test_crash_points.STEPS, *test_crash_claims.STEPS, *test_crash_outbox.STEPS}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,9 @@ from integration.load import Load, ids, order
 
 RECOVERY_TIMEOUT_S = 30.0
 
+_EFFECTS = {"order": ("/orders/",), "shipping": ("/parcels/",)}
+"""Where services write beside their records."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -118,15 +121,17 @@ class Trial:
         """
         wait_drained(self.broker, self.service, timeout_s=drained_within_s)
         assert self.broker.ready(f"{self.service}.dead-letter") == 0, "something else is parked"
-        claimed = (record_prefix(self.service),) if self.service == "notify" else ()
-        written = (record_prefix(self.service), *(("/orders/",) if self.service == "order" else ()))
+        records = record_prefix(self.service)
+        # Whose records are claimed, or publishing, before they are done.
+        in_steps = (records,) if self.service in ("notify", "shipping") else ()
+        written = (records, *_EFFECTS.get(self.service, ()))
         parked = set(parked)
         verdict = judge(
             attempted=ids(self._sent),
             confirmed=ids(self._confirmed),
             recorded=self.store.done(self.service),
             parked=parked,
-            double=doubles(self.store.history(*written, first=first_revision), claimed=claimed),
+            double=doubles(self.store.history(*written, first=first_revision), claimed=in_steps),
         )
         early = self.acks.early() - parked
         result = Result(self.fault, self._injected, verdict.confirmed, len(verdict.lost),

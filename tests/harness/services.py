@@ -42,6 +42,8 @@ CONTRACT_VARIABLES = frozenset(
     }
 )
 
+_DIRECTORIES = {"shipping": "idempotent_consumer/examples"}
+
 # The contract gives a service 10 s; what is over that is the test's to judge, not ours to hide.
 _TERMINATE_TIMEOUT_S = 20.0
 
@@ -168,7 +170,7 @@ def run_service(
         child = Child(
             command or [sys.executable, "-m", name],
             env=env,
-            cwd=REPOSITORY / name,
+            cwd=REPOSITORY / _DIRECTORIES.get(name, name),
             log=directory / f"{name}-{health_port}.log",
         )
         child.start()
