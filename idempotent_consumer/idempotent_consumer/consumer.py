@@ -17,7 +17,7 @@ from .event import InvalidEvent, decode
 from .handlers import Handler, Pool, Returned, run_handler
 from .ledger.commit import Batch
 from .ledger.ledger import Ledger
-from .ledger.records import DONE, PUBLISHING, RELEASED, Answer, Ask, Kind
+from .ledger.records import CLAIMED, DONE, PUBLISHING, RELEASED, Answer, Ask, Kind
 from .loop import Loop
 from .policies import HELD_CLAIM, Backoff
 from .settler import Settler
@@ -27,6 +27,9 @@ from .task import Task
 ACK_ALL_EVERY_S = 0.25
 SLOW_HANDLER_S = 1.0
 WAITS_BEFORE_WARNING = 60
+WAITS_FOR_ITS_EVENTS = 10
+"""So often, over about 4 s, a record whose events another process publishes is left to that one:
+it hardly ever takes so long, and else a duplicate that comes meanwhile would publish them again."""
 
 
 class Consumer:
@@ -187,8 +190,8 @@ class Consumer:
 
         No other task of this process has this record's key, so a claim that is ours and that did
         not land just now is nobody's: it is taken over. A claim of another process is waited for,
-        whatever its digest: that process may die. Only a record that is done decides, since an
-        attempt of ours that is still on its way can land where a claim has ended.
+        whatever its digest: that process may die. Only what is recorded decides, since an attempt of
+        ours that is still on its way can land where a claim has ended.
         """
         ask, found = answer.ask, answer.found
         task: Task = ask.owner
@@ -202,13 +205,13 @@ class Consumer:
                 self._end(task, self._settler.failed)
             else:
                 self._ask_again(ask, found.mod_revision if found else 0)
-        elif found.state == DONE and found.digest == ask.digest:
-            self._done(task, found.token)
-        elif found.state == PUBLISHING and found.digest == ask.digest:
-            self._publish(task, found.mod_revision, found.events, found.token)
-        elif found.state in (DONE, PUBLISHING):
+        elif found.state in (DONE, PUBLISHING) and found.digest != ask.digest:
             self._end(task, self._settler.conflicted)
-        elif self._ledger.is_ours(found) and ask.kind is not Kind.LOOK:
+        elif found.state == DONE:
+            self._done(task, found.token)
+        elif found.state == PUBLISHING and task.waited >= WAITS_FOR_ITS_EVENTS:
+            self._publish(task, found.mod_revision, found.events, found.token)
+        elif found.state == CLAIMED and self._ledger.is_ours(found) and ask.kind is not Kind.LOOK:
             self._ask_again(ask, found.mod_revision)
         else:
             self._wait(task, ask)
@@ -227,8 +230,8 @@ class Consumer:
 
     def _wait(self, task: Task, ask: Ask) -> None:
         task.waits = task.waits or Backoff(HELD_CLAIM)
-        if task.waits.failures == WAITS_BEFORE_WARNING:
-            self._log.warning("an event waits for a claim that does not end",
+        if task.waited == WAITS_BEFORE_WARNING:
+            self._log.warning("an event waits for another process that does not end it",
                               **task.event.about)
 
         def again() -> None:

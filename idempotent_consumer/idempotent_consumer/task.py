@@ -26,6 +26,11 @@ class Task:
         self.error = ""
         self.waits: Backoff | None = None
 
+    @property
+    def waited(self) -> int:
+        """How often it has waited for what another process has begun."""
+        return self.waits.failures if self.waits else 0
+
     def join(self, delivery: Delivery, digest: str) -> None:
         """Add a delivery of the same id; those that have gone back meanwhile are let go."""
         mates = self.deliveries if digest == self.event.digest else self.others

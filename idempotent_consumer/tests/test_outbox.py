@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from fakes.bus import Ack
-from fakes.etcd import ANSWER_LOST
+from fakes.etcd import ANSWER_LOST, FINE
 from fakes.events import body
 from fakes.loop import ManualLoop
 from fakes.process import Process
@@ -19,6 +19,9 @@ from idempotent_consumer.event import Event
 from idempotent_consumer.handlers import Handler
 from idempotent_consumer.ledger.records import DONE, PUBLISHING, Record, decode, encode
 from idempotent_consumer.settings import Settings
+
+PATIENCE_S = 10.0
+"""More than WAITS_FOR_ITS_EVENTS waits of a second at the most add up to."""
 
 SHIPPED = b'{"id":"1/order/0","type":"shipped","args":{"n":1}}'
 BILLED = b'{"id":"1/order/1","type":"billed","args":{}}'
@@ -111,10 +114,25 @@ def test_who_finds_events_unpublished_goes_on_with_them(
     died.bus.confirms = False
     died.deliver(body("1", n=1))
     process.deliver(body("1", n=1))
+    loop.advance(PATIENCE_S)
     assert process.bus.published == [SHIPPED, BILLED]
     assert states(store) == [PUBLISHING, DONE]
     assert record(store).token.startswith("b" * 32), "it was the other one that processed it"
     assert process.counts() == {"received": 1, "processed_skipped": 1}
+
+
+def test_a_duplicate_that_comes_meanwhile_publishes_nothing_again(
+    loop: ManualLoop, store: Store, process: Process
+) -> None:
+    process.bus.confirms = False
+    process.deliver(body("1", n=1))
+    other = start(loop, store, "b" * 32)
+    other.deliver(body("1", n=1))
+    loop.advance(0.2)
+    process.bus.confirm()
+    loop.advance(PATIENCE_S)
+    assert other.counts() == {"received": 1, "processed_skipped": 1}
+    assert other.bus.published == []
 
 
 def test_its_writer_counts_it_though_another_has_completed_it(
@@ -124,6 +142,7 @@ def test_its_writer_counts_it_though_another_has_completed_it(
     process.deliver(body("1", n=1))
     other = start(loop, store, "b" * 32)
     other.deliver(body("1", n=1))
+    loop.advance(PATIENCE_S)
     assert other.counts() == {"received": 1, "processed_skipped": 1}
     process.bus.confirm()
     process.loop.run_until_idle()
@@ -178,13 +197,14 @@ def test_a_claimed_handlers_events_go_the_same_way(store: Store, process: Proces
 def test_a_claim_is_not_lost_where_another_completed_its_event(
     loop: ManualLoop, store: Store, process: Process
 ) -> None:
-    """The record is there, and its answer lost: another replica finds it and goes on with it."""
+    """The record is there, and its answers lost: another replica finds it and goes on with it."""
     process.deliver(body("1", "call", n=1))
-    process.etcd.script("Txn", ANSWER_LOST)
+    process.etcd.fate = lambda method, _request: ANSWER_LOST if method == "Txn" else FINE
     process.work()
     other = start(loop, store, "b" * 32)
     other.deliver(body("1", "call", n=1))
-    other.work()
+    loop.advance(PATIENCE_S)
+    process.etcd.fate = lambda _method, _request: FINE
     loop.advance(30)
     assert states(store) == ["claimed", PUBLISHING, DONE]
     assert process.counts() == {"received": 1, "processed": 1, "sent": 1}

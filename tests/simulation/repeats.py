@@ -22,7 +22,8 @@ RECORDED_TWICE = "Recorded twice"
 CALLED_AGAIN = "Call repeated"
 OVERLAP = "Calls overlap"
 PARKED_TWICE = "Parked twice"
-COLUMNS = (RUNS_AGAIN, RECORDED_TWICE, CALLED_AGAIN, OVERLAP, PARKED_TWICE)
+PUBLISHED_AGAIN = "Event published again"
+COLUMNS = (RUNS_AGAIN, RECORDED_TWICE, CALLED_AGAIN, OVERLAP, PARKED_TWICE, PUBLISHED_AGAIN)
 
 WINDOW_S = 3
 _RUNS_AT_MOST = 20
@@ -33,9 +34,9 @@ _RATES = {**dict.fromkeys(PER_REQUEST, 0.1), **dict.fromkeys(PER_MESSAGE, 0.3),
           "etcd away": 1.0, "etcd away for longer than a lease": 1.0, "stopped": 3.0}
 """A probability for each request or message, or a number of times."""
 
-_FAILING = {"types": ("flaky", "flaky_call")}
-_MANY_CALLS = {"types": ("order", "call", "call", "call")}
-_MUCH_IN_HAND = {"types": ("order", "call", "call"), "shares": (50, 25, 0, 0, 25), "events": 60}
+_FAILING = {"types": ("flaky", "flaky_call", "announce")}
+_MANY_CALLS = {"types": ("order", "announce", "call", "call", "call")}
+_MUCH_IN_HAND = {"types": ("order", "announce", "call", "call"), "shares": (50, 25, 0, 0, 25), "events": 60}
 _WITHOUT_DUPLICATES = {"shares": (90, 0, 0, 0, 10)}
 _WITH_OTHER_BODIES = {"shares": (40, 25, 25, 0, 10)}
 _SLOW_NETWORK = {"latency_s": 0.2}
@@ -125,7 +126,7 @@ def draw(case: Case, fault: str, rng: Random) -> Plan:
         events=30,
         faulty_s=20.0,
         latency_s=rng.choice([0.001, 0.02, 0.2]),
-        types=("order", "call"),
+        types=("order", "announce", "call"),
         shares=(50, 40, 0, 0, 10),
         restarted_at_once=rng.random() < 0.5,
         rates={fault: _RATES[fault]} if fault else {},
@@ -179,6 +180,7 @@ def _counted(world: World, copies: bool) -> dict[str, list[int]]:
                   for of_one in calls],
         PARKED_TWICE: [parked - 1 for parked in Counter(
             message.body for message in world.broker.dead if message.body).values()],
+        PUBLISHED_AGAIN: [len(times_s) - 1 for times_s in world.broker.published.values()],
     }
 
 
