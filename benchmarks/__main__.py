@@ -1,64 +1,48 @@
-"""Measure everything once and print it; the exit code is 0 unless `--check` finds a mark missed."""
+"""Measure everything, print the tables and write them with the pictures and the raw figures."""
 
-import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from harness.packages import ServersUnavailableError
-from harness.servers import start_servers
-from harness.statsd import listen_statsd
 
-from . import latency
-from .machine import describe
 from .marks import judge
+from .measuring import start_measuring
+from .options import parser
+from .pictures import draw
 from .progress import NotMeasuredError
-from .report import print_report, write_json
-from .subjects import LARGE, PREFETCH, all_subjects, bare
-from .throughput import run_rounds
+from .ratios import KEPT, medians, ratios, write_ratios
+from .report import render
+from .results import Results, write_figures
 
-_LEAST_EVENTS = 10 * PREFETCH
-"""The outer tenths do not count, and each has to hold a prefetch window."""
+_ROUNDS = 5
 
 
 def main() -> int:
-    """Run the benchmark and return the exit code."""
-    options = _options()
-    max_txn_ops = int(LARGE["ETCD_MAX_TXN_OPS"])
+    """Run the benchmark and return the exit code: 1 where there is no figure."""
+    options = parser("python -m benchmarks", __doc__, _ROUNDS)
+    options.add_argument("--to", type=Path, metavar="DIRECTORY", default=KEPT.parent,
+                         help="where the results go; default benchmarks/results")
+    chosen = options.parse_args()
     try:
-        with start_servers(max_txn_ops=max_txn_ops) as servers, listen_statsd() as statsd:
-            machine = describe(servers)
-            subjects = all_subjects(servers, statsd.settings())
-            rounds = run_rounds(servers, subjects, options.rounds, options.events)
-            idle = bare(servers, {**LARGE, **statsd.settings()})
-            latencies = latency.measure(servers, idle)
+        with start_measuring(chosen.rounds, chosen.events) as measuring:
+            results = measuring.everything()
     except (ServersUnavailableError, NotMeasuredError, AssertionError) as error:
         print(error, file=sys.stderr)
         return 1
-    marks = judge(rounds, latencies)
-    print_report(machine, rounds, options.events, latencies, marks)
-    if options.json:
-        write_json(options.json, machine, rounds, options.events, latencies, marks)
-    return int(options.check and not all(mark.met for mark in marks))
+    write(chosen.to, results)
+    return 0
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=_at_least(1), default=3, help="default 3")
-    parser.add_argument("--events", type=_at_least(_LEAST_EVENTS), default=40_000,
-                        help=f"per subject and round, at least {_LEAST_EVENTS}; default 40000")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw figures here")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if a mark is missed")
-    return parser.parse_args()
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
-        return int(text)
-
-    return number
+def write(directory: Path, results: Results) -> None:
+    """Print the tables, and write all files of a run."""
+    found = ratios(results)
+    text = render(results, judge(found))
+    print(text)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "table.md").write_text(text + "\n")
+    draw(directory, results)
+    write_ratios(directory / KEPT.name, medians(found))
+    write_figures(directory / "figures.json", results)
 
 
 if __name__ == "__main__":

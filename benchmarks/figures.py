@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from statistics import median, quantiles
+from statistics import median
 from typing import NamedTuple
 
-from .throughput import Rates
+from .progress import Rates
 
 
 class Spread(NamedTuple):
@@ -24,13 +24,13 @@ class Spread(NamedTuple):
 
 
 def per_s(rounds: Sequence[Rates], name: str) -> Spread:
-    """Return a subject's events per second."""
-    return Spread.of(rates[name].events_per_s for rates in rounds)
+    """Return a subject's events per second, over the rounds that it took part in."""
+    return Spread.of(rates[name].events_per_s for rates in rounds if name in rates)
 
 
 def cpu_us(rounds: Sequence[Rates], name: str) -> Spread:
     """Return a subject's CPU microseconds per event."""
-    return Spread.of(rates[name].cpu_us for rates in rounds)
+    return Spread.of(rates[name].cpu_us for rates in rounds if name in rates)
 
 
 def ratio(rounds: Sequence[Rates], name: str, reference: str) -> Spread:
@@ -40,13 +40,22 @@ def ratio(rounds: Sequence[Rates], name: str, reference: str) -> Spread:
     a minute is so for both. The median of these is not the ratio of the medians.
     """
     return Spread.of(
-        rates[name].events_per_s / rates[reference].events_per_s for rates in rounds
+        rates[name].events_per_s / rates[reference].events_per_s
+        for rates in rounds
+        if name in rates and reference in rates
     )
 
 
-def percentile_99(values: Sequence[float]) -> float:
-    """Return the value that one in a hundred exceeds."""
-    return quantiles(values, n=100, method="inclusive")[98]
+def percentile(values: Sequence[float], per_mille: int) -> float | None:
+    """Return the value that so many of a thousand samples do not exceed, by its rank.
+
+    None where there are too few samples for one of them to lie beyond it: the p99.9 of less than
+    a thousand would be their greatest by another name.
+    """
+    if len(values) * (1000 - per_mille) < 1000:
+        return None
+    rank = -(-len(values) * per_mille // 1000)
+    return sorted(values)[rank - 1]
 
 
 def show(spread: Spread, number_format: Callable[[float], str]) -> str:

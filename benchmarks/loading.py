@@ -1,15 +1,33 @@
 """Fill a queue before anything consumes it."""
 
+import random
 import uuid
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any
 
 import pika
 
 from .progress import NotMeasuredError
 
+PERSISTENT = pika.BasicProperties(content_type="application/json", delivery_mode=2)
+
 _UNCONFIRMED = 5_000
-_PERSISTENT = pika.BasicProperties(content_type="application/json", delivery_mode=2)
+_SEED = 4
+
+
+class Mix(Enum):
+    """How a series is made of events.
+
+    A repeated series comes a second time behind itself: the second consists of duplicates of
+    what the same process has just recorded, so the cache is as warm as can be, with no restart
+    and no import in between. In a shuffled one each event comes twice, in an order that is the
+    same in each run.
+    """
+
+    FRESH = "each once"
+    REPEATED = "the whole series twice"
+    SHUFFLED = "each twice, shuffled"
 
 
 def new_events(number: int) -> list[bytes]:
@@ -19,6 +37,16 @@ def new_events(number: int) -> list[bytes]:
         % str(uuid.uuid4()).encode()
         for _ in range(number)
     ]
+
+
+def series(mix: Mix, length: int) -> tuple[list[bytes], int]:
+    """Return the bodies to publish, and how many events they are; `length` is of one series."""
+    if mix is Mix.SHUFFLED:
+        bodies = 2 * new_events(length // 2)
+        random.Random(_SEED).shuffle(bodies)
+        return bodies, length // 2
+    bodies = new_events(length)
+    return (2 * bodies if mix is Mix.REPEATED else bodies), length
 
 
 class Loader:
@@ -52,7 +80,7 @@ class Loader:
     def _fill(self) -> None:
         last = min(len(self._bodies), self._confirmed + _UNCONFIRMED)
         for body in self._bodies[self._sent : last]:
-            self._channel.basic_publish("", self._queue, body, _PERSISTENT)
+            self._channel.basic_publish("", self._queue, body, PERSISTENT)
         self._sent = last
 
     def _answered(self, frame: Any) -> None:

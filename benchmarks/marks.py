@@ -1,13 +1,21 @@
 """The marks: what the figures must reach for the project's promise of speed to hold."""
 
-from collections.abc import Sequence
-from statistics import median
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from .figures import ratio
-from .latency import Latencies
-from .subjects import BARE, CEILING, NAIVE
-from .throughput import Rates
+from .figures import Spread
+from .ratios import IDLE
+
+_AT_LEAST = {
+    "durable, no effect / ceiling": 0.50,
+    "durable, one effect / ceiling": 0.40,
+    "durable, no effect / ceiling, 128 operations": 0.42,
+    "durable, one effect / ceiling, 128 operations": 0.30,
+    "all duplicates, cache warm / ceiling": 0.70,
+    "durable, no effect / naive": 25.0,
+    "confirmed publishing / pika without confirms": 0.60,
+}
+_IDLE_AT_MOST = 2.0
 
 
 class Mark(NamedTuple):
@@ -19,13 +27,14 @@ class Mark(NamedTuple):
     met: bool
 
 
-def judge(rounds: Sequence[Rates], latencies: Latencies) -> list[Mark]:
-    """Return every mark with its verdict. Ratios of one run: a rate alone says little."""
-    over_naive = ratio(rounds, BARE, NAIVE).median
-    over_ceiling = ratio(rounds, BARE, CEILING).median
-    idle_ms = median(latencies.recorded_ms)
+def judge(found: Mapping[str, Spread]) -> list[Mark]:
+    """Return every mark with its verdict, by the median of its ratio."""
+    over_bare = 1 / found[IDLE].median
     return [
-        Mark("durable, no effect / naive", over_naive, "at least 10", over_naive >= 10),
-        Mark("durable, no effect / ceiling", over_ceiling, "at least 0.35", over_ceiling >= 0.35),
-        Mark("idle, publish to recorded, median ms", idle_ms, "less than 15", idle_ms < 15),
+        *(
+            Mark(name, found[name].median, f"at least {least:g}", found[name].median >= least)
+            for name, least in _AT_LEAST.items()
+        ),
+        Mark("publish to recorded, idle / bare steps, medians", over_bare,
+             f"at most {_IDLE_AT_MOST:g}", over_bare <= _IDLE_AT_MOST),
     ]

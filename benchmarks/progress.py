@@ -9,12 +9,14 @@ recorded, and its records are counted afterwards). Its own counters would come t
 in runs that last a second; a watch on the records would cost some subjects CPU and not others.
 
 The outer tenths of each series are left out: the first holds the start of the process and the
-filling of the window, the last its emptying.
+filling of the window, the last its emptying. A consumer without acks is not seen this way: it
+times itself (`consumers/auto_ack.py`).
 """
 
 import os
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +46,10 @@ class Rate(NamedTuple):
     cpu_us: float
 
 
+Rates = dict[str, Rate]
+"""What one round gave, by the name of what was measured."""
+
+
 def follow(channel: Any, queue: str, child: Child) -> list[Sample]:
     """Watch the queue until it is empty; raises NotMeasuredError if the consumer ends or stalls."""
     samples: list[Sample] = []
@@ -62,10 +68,20 @@ def follow(channel: Any, queue: str, child: Child) -> list[Sample]:
     return samples
 
 
-def rate(samples: Sequence[Sample], events: int, behind: int = 0) -> Rate:
-    """Return the rate over a series of `events`, with `behind` more messages queued behind it."""
+def rate(samples: Sequence[Sample], events: int, behind: int = 0, prefetch: int = 0) -> Rate:
+    """Return the rate over a series of `events`, with `behind` more messages queued behind it.
+
+    The first `prefetch` of the series leave the queue before an ack has let any of them out.
+    From the first fall inside to the last: a consumer that acks hundreds at a time makes a
+    staircase, whose steps are exact at their edges alone.
+    """
     trim = events // 10
-    inside = [s for s in samples if behind + trim <= s.ready <= behind + events - trim]
+    most, least = behind + events - max(trim, prefetch), behind + trim
+    inside = [
+        sample
+        for before, sample in pairwise(samples)
+        if least <= sample.ready < most and sample.ready != before.ready
+    ]
     if len(inside) < 2:
         raise NotMeasuredError("too few events to measure: raise --events")
     first, last = inside[0], inside[-1]

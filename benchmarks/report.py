@@ -1,68 +1,164 @@
-"""The figures as a table for people, and as JSON."""
+"""The figures as tables in Markdown, which read well on a terminal too."""
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from statistics import median
 
-from .figures import Spread, cpu_us, per_s, percentile_99, ratio, show
-from .latency import Latencies
+from .calling import CALLS
+from .figures import Spread, cpu_us, per_s, percentile, ratio, show
+from .markdown import table
 from .marks import Mark
-from .subjects import BARE, BARE_SMALL, CEILING, DUPLICATES, NAIVE, ORDER, ORDER_SMALL
-from .throughput import Rates
+from .percentiles import PER_MILLE, Percentiles, by_rate
+from .publishing import CONFIRMED, ONE_BY_ONE, UNCONFIRMED
+from .ratios import ratios
+from .results import Results
+from .subjects import (
+    AUTO_ACK,
+    BARE,
+    BARE_SMALL,
+    BATCH_SIZES,
+    CEILING,
+    DUPLICATES,
+    HALF,
+    NAIVE,
+    NOTIFY,
+    ORDER,
+    ORDER_SMALL,
+    bare_name,
+    order_name,
+    sized,
+)
 
-_ROWS = (CEILING, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, DUPLICATES)
+_CONSUMING = (CEILING, AUTO_ACK, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, HALF, DUPLICATES,
+              CALLS, NOTIFY)
+_PUBLISHING = (UNCONFIRMED, CONFIRMED, ONE_BY_ONE)
+_NONE = "-"
 
 
-def print_report(machine: Mapping[str, str], rounds: Sequence[Rates], events: int,
-                 latencies: Latencies, marks: Sequence[Mark]) -> None:
-    """Print everything to standard output."""
-    print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items()))
-    print(f"{len(rounds)} rounds of {events:,} events; median (least to greatest)\n")
-    _print_rates(rounds)
-    _print_latencies(latencies)
-    for mark in marks:
-        verdict = "met   " if mark.met else "MISSED"
-        print(f"{verdict}  {mark.what}: {mark.value:.2f}, {mark.target}")
-
-
-def write_json(path: Path, machine: Mapping[str, str], rounds: Sequence[Rates], events: int,
-               latencies: Latencies, marks: Sequence[Mark]) -> None:
-    """Write the raw figures: every round's rates and every latency."""
-    document = {
-        "machine": dict(machine),
-        "events": events,
-        "rounds": [{name: rate._asdict() for name, rate in rates.items()} for rates in rounds],
-        "latencies": asdict(latencies),
-        "marks": [mark._asdict() for mark in marks],
+def render(results: Results, marks: Sequence[Mark]) -> str:
+    """Return the whole report, each section below its heading; what was not measured is absent."""
+    sections = {
+        "Marks": _marks(marks),
+        "Consuming": _consuming(results),
+        "Ratios": _ratios(results),
+        "Batch size": _sweep(results),
+        "Publishing": _publishing(results),
+        "Latency by load": _loads(results),
+        "Latency when idle": _idle(results),
     }
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    return "\n\n".join((
+        "# Measured by `make bench`",
+        _head(results),
+        *(f"## {heading}\n\n{text}" for heading, text in sections.items() if text),
+    ))
 
 
-def _print_rates(rounds: Sequence[Rates]) -> None:
-    line = "{:30} {:>26} {:>8} {:>22} {:>20}"
-    print(line.format("subject", "events/s", "CPU µs", "/ ceiling", "/ naive"))
-    for name in _ROWS:
-        print(line.format(
-            name,
-            show(per_s(rounds, name), "{:,.0f}".format),
-            f"{cpu_us(rounds, name).median:.1f}",
-            show(ratio(rounds, name, CEILING), "{:.3f}".format),
-            show(ratio(rounds, name, NAIVE), "{:.1f}".format),
+def _head(results: Results) -> str:
+    machine = ", ".join(f"{name} {value}" for name, value in results.machine.items())
+    return (f"{machine}.\n\n{len(results.consuming)} rounds of {results.events:,} events "
+            f"(slow subjects get fewer); each figure is a median (least to greatest).")
+
+
+def _marks(marks: Sequence[Mark]) -> str:
+    return table([
+        ("mark", "median", "target", "met"),
+        *((mark.what, f"{mark.value:.2f}", mark.target, "yes" if mark.met else "NO")
+          for mark in marks),
+    ])
+
+
+def _consuming(results: Results) -> str:
+    rounds = results.consuming
+    rows = [
+        (name, _whole(per_s(rounds, name)), _one(cpu_us(rounds, name)),
+         _three(ratio(rounds, name, CEILING)))
+        for name in _CONSUMING
+    ]
+    return table([("", "events/s", "CPU µs an event", "of the ceiling"), *rows]) + (
+        "\n\nCPU time is of the consumer's process alone. The two numbers of a service are "
+        "`ETCD_MAX_TXN_OPS` and `BATCH_SIZE`. Of duplicates, deliveries count."
+    )
+
+
+def _ratios(results: Results) -> str:
+    rows = [(name, _three(spread)) for name, spread in ratios(results).items()]
+    return table([("", "ratio, round by round"), *rows])
+
+
+def _sweep(results: Results) -> str:
+    if not results.sweep:
+        return ""
+    rounds = results.sweep
+    rows = [
+        (str(size), *(
+            cell for name in (bare_name(sized(size)), order_name(sized(size)))
+            for cell in (_whole(per_s(rounds, name)), _three(ratio(rounds, name, CEILING)))
         ))
-    print("CPU: of the consumer's process alone, microseconds per event, median\n")
+        for size in BATCH_SIZES
+    ]
+    head = ("`BATCH_SIZE`", "no effect, events/s", "of the ceiling", "one effect, events/s",
+            "of the ceiling")
+    return (f"{len(rounds)} rounds, `ETCD_MAX_TXN_OPS=1024`; the ceiling in them: "
+            f"{_whole(per_s(rounds, CEILING))} events/s.\n\n{table([head, *rows])}")
 
 
-def _print_latencies(latencies: Latencies) -> None:
-    recorded_ms, bare_ms = latencies.recorded_ms, latencies.bare_ms
-    print(f"idle, {len(recorded_ms)} single events, ms {'median':>22} {'p99':>7} {'least':>7}")
-    for name, values in (
-        ("publish to recorded", recorded_ms),
-        ("bare: publish to consumed", latencies.round_trip_ms),
-        ("bare: etcd put", latencies.put_ms),
-        ("bare: both", bare_ms),
-    ):
-        spread = Spread.of(values)
-        print(f"{name:35} {spread.median:14.2f} {percentile_99(values):7.2f} {spread.least:7.2f}")
-    print(f"recorded / bare, medians: {median(recorded_ms) / median(bare_ms):.2f}\n")
+def _publishing(results: Results) -> str:
+    rounds = results.publishing
+    rows = [
+        (name, _whole(per_s(rounds, name)), _one(cpu_us(rounds, name)),
+         _three(ratio(rounds, name, UNCONFIRMED)))
+        for name in _PUBLISHING
+    ]
+    return table([("", "events/s", "CPU µs an event", "of pika without confirms"), *rows])
+
+
+def _loads(results: Results) -> str:
+    if not results.loads:
+        return ""
+    found = by_rate(results.loads)
+    head = ("events/s", "samples", *(f"{name}, ms" for name in PER_MILLE), "publisher late, ms")
+    rows = [
+        (f"{load.per_s:,}", f"{load.samples:,}",
+         *(_two(ms) if ms else _NONE for ms in load.ms.values()), _two(load.late_ms))
+        for load in found
+    ]
+    return "\n\n".join((
+        table([head, *rows]),
+        ("From the moment an event is due until a watch on etcd has brought its record. Each "
+        "percentile is of all rounds together (least to greatest of the rounds, where each has "
+        f"the samples for its own); {_NONE}: too few samples. The publisher's own lateness, "
+        "median, is part of the latencies."),
+        *(_not_kept(load) for load in found if not load.kept),
+    ))
+
+
+def _not_kept(load: Percentiles) -> str:
+    return (f"**At {load.per_s:,}/s there is no figure**: the publisher did not keep that rate "
+            f"({load.slowest_per_s:,.0f}/s in its slowest round).")
+
+
+def _idle(results: Results) -> str:
+    idle = results.idle
+    rows = [
+        (name, f"{median(values):.2f}", _or_none(percentile(values, 990)), f"{min(values):.2f}")
+        for name, values in (
+            ("publish to recorded", idle.recorded_ms),
+            ("bare: publish to consumed", idle.round_trip_ms),
+            ("bare: etcd put", idle.put_ms),
+            ("bare: both", idle.bare_ms),
+        )
+    ]
+    return (f"{len(idle.recorded_ms)} single events, one after the other.\n\n"
+            f"{table([('', 'median, ms', 'p99, ms', 'least, ms'), *rows])}")
+
+
+def _or_none(value: float | None) -> str:
+    return _NONE if value is None else f"{value:.2f}"
+
+
+def _format(number_format: str) -> Callable[[Spread], str]:
+    return lambda spread: (show(spread, number_format.format)
+                           if spread.least < spread.greatest
+                           else number_format.format(spread.median))
+
+
+_whole, _one, _two, _three = map(_format, ("{:,.0f}", "{:.1f}", "{:.2f}", "{:.3f}"))

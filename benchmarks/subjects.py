@@ -14,36 +14,41 @@ from idempotent_consumer import Settings
 from idempotent_consumer.bus import topology
 from idempotent_consumer.bus.bus import COMMITS_IN_FLIGHT
 
+from . import calling
+from .loading import Mix
+
 LARGE = {"ETCD_MAX_TXN_OPS": "1024", "BATCH_SIZE": "256"}
 """What the compose files set."""
 SMALL = {"ETCD_MAX_TXN_OPS": "128", "BATCH_SIZE": "128"}
 """What etcd allows unless told otherwise, and the services' own defaults."""
 
-PREFETCH = 2 * COMMITS_IN_FLIGHT * int(LARGE["BATCH_SIZE"])
-"""The library's, so that the ceiling has the same."""
-
 NAIVE_PREFETCH = 100
 """One event is in hand at a time: more would only fill the outer tenths, which do not count."""
 
-CEILING, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, DUPLICATES = (
+CEILING, AUTO_ACK, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, HALF, DUPLICATES = (
     "ceiling: pika alone",
+    "pika alone, auto-ack",
     "naive: one txn, one ack each",
     "library, no effect, 1024/256",
     "library, no effect, 128/128",
     "order, one effect, 1024/256",
     "order, one effect, 128/128",
+    "half duplicates",
     "duplicates, cache warm",
 )
+NOTIFY = "notify, 128/128"
+
+BATCH_SIZES = (16, 32, 64, 128, 256, 512)
+"""Of the sweep. With one effect, 512 events fill etcd's 1,024 operations."""
 
 
 @dataclass(frozen=True)
 class Subject:
     """One consumer.
 
-    It gets a twentieth of the events if it is `slow`. If it is `repeated` it gets them twice, one
-    whole series after the other, so the second consists of duplicates that it has just recorded
-    itself: the warmest cache there is, with no restart and no import in between. `records` are
-    the key prefixes below which each event leaves one key.
+    It gets one of `one_in` of the events that a run has, in series that are made as `mix` says.
+    `records` are the key prefixes below which each event leaves one key. `prefetch` is how many
+    deliveries it has in hand, 0 for one that the broker does not wait for: that times itself.
     """
 
     name: str
@@ -51,10 +56,11 @@ class Subject:
     arguments: tuple[str, ...]
     directory: Path
     settings: Mapping[str, str]
+    prefetch: int
     records: tuple[str, ...] = ()
     is_service: bool = True
-    slow: bool = False
-    repeated: bool = False
+    one_in: int = 1
+    mix: Mix = Mix.FRESH
 
     def declare(self, channel: Any) -> None:
         """Declare its queue, a service's exactly as the service does."""
@@ -74,63 +80,117 @@ class Subject:
         )
 
 
-def bare(servers: Servers, settings: Mapping[str, str], *, repeated: bool = False) -> Subject:
+def bare(servers: Servers, settings: Mapping[str, str], *, mix: Mix = Mix.FRESH) -> Subject:
     """Return the library with a handler that has no effect."""
     return Subject(
-        name=BARE if settings["BATCH_SIZE"] == LARGE["BATCH_SIZE"] else BARE_SMALL,
+        name=HALF if mix is Mix.SHUFFLED else bare_name(settings),
         queue="bare",
         arguments=("benchmarks.consumers.bare",),
         directory=REPOSITORY,
         settings=_service_settings(servers, settings),
+        prefetch=prefetch(settings),
         records=("/service/bare/",),
-        repeated=repeated,
+        mix=mix,
     )
 
 
 def order(servers: Servers, settings: Mapping[str, str]) -> Subject:
     """Return the order service as it is deployed: one effect for each event."""
     return Subject(
-        name=ORDER if settings["BATCH_SIZE"] == LARGE["BATCH_SIZE"] else ORDER_SMALL,
+        name=order_name(settings),
         queue="order",
         arguments=("order",),
         directory=REPOSITORY / "order",
         settings=_service_settings(servers, settings),
+        prefetch=prefetch(settings),
         records=("/service/order/", "/orders/"),
     )
 
 
-def all_subjects(servers: Servers, statsd: Mapping[str, str]) -> list[Subject]:
-    """Return every subject, in the order of the report; services count to `statsd`."""
+def notify(servers: Servers, settings: Mapping[str, str], sink_url: str) -> Subject:
+    """Return the notify service: an HTTP call for each event, under a claim."""
+    return Subject(
+        name=NOTIFY,
+        queue="notify",
+        arguments=("notify",),
+        directory=REPOSITORY / "notify",
+        settings=_service_settings(servers, {**settings, "NOTIFY_URL": sink_url}),
+        prefetch=prefetch(settings),
+        records=("/service/notify/",),
+        one_in=calling.ONE_IN,
+    )
+
+
+def ceiling(servers: Servers) -> Subject:
+    """Return pika alone, with the library's prefetch."""
+    deliveries = prefetch(LARGE)
+    return _reference(CEILING, "ceiling", deliveries, servers.rabbitmq.url, "ceiling",
+                      str(deliveries))
+
+
+def compared(servers: Servers, statsd: Mapping[str, str], sink_url: str) -> list[Subject]:
+    """Return the library in its services, which count to `statsd`, and the ways without it."""
     large, small = {**LARGE, **statsd}, {**SMALL, **statsd}
-    url = servers.rabbitmq.url
-    ceiling = Subject(
-        name=CEILING,
-        queue="ceiling",
-        arguments=("benchmarks.consumers.ceiling", url, "ceiling", str(PREFETCH)),
-        directory=REPOSITORY,
-        settings={},
-        is_service=False,
-    )
-    naive = Subject(
-        name=NAIVE,
-        queue="naive",
-        arguments=(
-            "benchmarks.consumers.naive", url, "naive", str(NAIVE_PREFETCH), servers.etcd.endpoint,
-        ),
-        directory=REPOSITORY,
-        settings={},
-        records=("/service/naive/",),
-        is_service=False,
-        slow=True,
-    )
+    url, etcd = servers.rabbitmq.url, servers.etcd.endpoint
     return [
-        ceiling,
-        naive,
-        bare(servers, large, repeated=True),
+        ceiling(servers),
+        _reference(AUTO_ACK, "auto_ack", 0, url, "auto_ack"),
+        _reference(NAIVE, "naive", NAIVE_PREFETCH, url, "naive", str(NAIVE_PREFETCH), etcd,
+                   records=("/service/naive/",), one_in=20),
+        bare(servers, large, mix=Mix.REPEATED),
         bare(servers, small),
         order(servers, large),
         order(servers, small),
+        bare(servers, large, mix=Mix.SHUFFLED),
+        notify(servers, small, sink_url),
     ]
+
+
+def sweep(servers: Servers, statsd: Mapping[str, str]) -> list[Subject]:
+    """Return the library at each batch size without and with an effect, and the ceiling."""
+    return [
+        ceiling(servers),
+        *(
+            make(servers, {**sized(size), **statsd})
+            for size in BATCH_SIZES
+            for make in (bare, order)
+        ),
+    ]
+
+
+def sized(batch_size: int) -> dict[str, str]:
+    """Return the settings of one point of the sweep."""
+    return {**LARGE, "BATCH_SIZE": str(batch_size)}
+
+
+def bare_name(settings: Mapping[str, str]) -> str:
+    """Return the name that the library without an effect has with these settings."""
+    return "library, no effect, {ETCD_MAX_TXN_OPS}/{BATCH_SIZE}".format_map(settings)
+
+
+def order_name(settings: Mapping[str, str]) -> str:
+    """Return the name that order has with these settings."""
+    return "order, one effect, {ETCD_MAX_TXN_OPS}/{BATCH_SIZE}".format_map(settings)
+
+
+def _reference(name: str, module: str, prefetch: int, *arguments: str,
+               records: tuple[str, ...] = (), one_in: int = 1) -> Subject:
+    return Subject(
+        name=name,
+        queue=arguments[1],
+        arguments=(f"benchmarks.consumers.{module}", *arguments),
+        directory=REPOSITORY,
+        settings={},
+        prefetch=prefetch,
+        records=records,
+        is_service=False,
+        one_in=one_in,
+    )
+
+
+def prefetch(settings: Mapping[str, str]) -> int:
+    """Return how many deliveries a service with these settings has in hand."""
+    return 2 * COMMITS_IN_FLIGHT * int(settings["BATCH_SIZE"])
 
 
 def _service_settings(servers: Servers, settings: Mapping[str, str]) -> dict[str, str]:

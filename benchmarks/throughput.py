@@ -1,8 +1,7 @@
-"""One run of one subject, and the rounds of all."""
+"""One run of one consumer, from a full queue to an empty one."""
 
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,54 +14,36 @@ from harness.process import Child
 from harness.servers import Servers
 from harness.wait import eventually
 
-from .loading import Loader, new_events
-from .progress import Rate, follow, rate
+from .loading import Loader, Mix, series
+from .outcome import outcome
+from .progress import Rate, Rates, follow, rate
 from .records import Records
 from .subjects import DUPLICATES, Subject
 
-Rates = dict[str, Rate]
-
 _STOP_WITHIN_S = 15.0
-
-
-def run_rounds(servers: Servers, subjects: Sequence[Subject], rounds: int, events: int
-               ) -> list[Rates]:
-    """Run every subject once a round.
-
-    Each round begins with another subject: what the one before leaves behind (a warm page cache,
-    a broker that still writes) shall not always meet the same one.
-    """
-    results = []
-    for number in range(rounds):
-        turn = number % len(subjects)
-        rates: Rates = {}
-        for subject in (*subjects[turn:], *subjects[:turn]):
-            for name, found in run_once(servers, subject, events).items():
-                rates[name] = found
-                print(f"round {number + 1}: {name:30} {found.events_per_s:9,.0f}/s",
-                      file=sys.stderr)
-        results.append(rates)
-    return results
+_ENDS_WITHIN_S = 60.0
 
 
 def run_once(servers: Servers, subject: Subject, events: int) -> Rates:
     """Preload the subject's queue, let it consume everything, and check what it has recorded."""
-    number = events // 20 if subject.slow else events
-    bodies = new_events(number)
+    bodies, recorded = series(subject.mix, events // subject.one_in)
     with _prepared(servers, subject) as (channel, child):
-        Loader(servers.rabbitmq.url, subject.queue, bodies * (2 if subject.repeated else 1)).run()
+        Loader(servers.rabbitmq.url, subject.queue, bodies).run()
         child.start()
+        if not subject.prefetch:
+            return {subject.name: Rate(**outcome(child, _ENDS_WITHIN_S))}
         samples = follow(channel, subject.queue, child)
         records = Records(servers.etcd)
         for prefix in subject.records:
             # The queue is empty before the last batches are recorded.
-            eventually(partial(records.require, prefix, number))
-    if subject.repeated:
+            eventually(partial(records.require, prefix, recorded))
+    prefetch = subject.prefetch
+    if subject.mix is Mix.REPEATED:
         return {
-            subject.name: rate(samples, number, behind=number),
-            DUPLICATES: rate(samples, number),
+            subject.name: rate(samples, recorded, behind=recorded, prefetch=prefetch),
+            DUPLICATES: rate(samples, recorded, prefetch=prefetch),
         }
-    return {subject.name: rate(samples, number)}
+    return {subject.name: rate(samples, len(bodies), prefetch=prefetch)}
 
 
 @contextmanager

@@ -1,0 +1,75 @@
+"""What is kept of a run, and how it is judged."""
+
+from pathlib import Path
+
+import pytest
+
+from .calling import CALLS
+from .latency import Latencies
+from .marks import judge
+from .progress import Rate
+from .publishing import CONFIRMED, UNCONFIRMED
+from .ratios import IDLE, medians, ratios, read_ratios, write_ratios
+from .results import Results
+from .subjects import (
+    BARE,
+    BARE_SMALL,
+    CEILING,
+    DUPLICATES,
+    HALF,
+    NAIVE,
+    NOTIFY,
+    ORDER,
+    ORDER_SMALL,
+)
+
+PER_S = {CEILING: 1000, BARE: 600, BARE_SMALL: 450, ORDER: 400, ORDER_SMALL: 310, NAIVE: 20,
+         HALF: 900, DUPLICATES: 1200, NOTIFY: 30, CALLS: 60}
+
+
+def results(idle: Latencies) -> Results:
+    """Return a run of one round."""
+    return Results(
+        machine={}, events=1, idle=idle,
+        consuming=[{name: Rate(per_s, 1.0) for name, per_s in PER_S.items()}],
+        publishing=[{CONFIRMED: Rate(70, 1.0), UNCONFIRMED: Rate(100, 1.0)}],
+    )
+
+
+def test_every_ratio_is_of_a_subject_to_its_reference() -> None:
+    found = medians(ratios(results(Latencies([3.0], [1.0], [1.0]))))
+
+    assert list(found.values()) == [0.6, 0.4, 0.45, 0.31, 0.9, 1.2, 30.0, 0.5, 0.7, 0.6667]
+
+
+def test_a_service_that_gets_slower_has_a_smaller_idle_ratio() -> None:
+    """More is better in all ratios, so that the guard need not know which one it looks at."""
+    slower, faster = (
+        ratios(results(Latencies([recorded_ms], [1.0], [1.0])))[IDLE].median
+        for recorded_ms in (4.0, 3.0)
+    )
+
+    assert slower < faster
+
+
+@pytest.mark.parametrize(("recorded_ms", "missed"), [(3.9, []), (4.1, ["at most 2"])])
+def test_a_mark_is_missed_where_the_median_is_on_its_wrong_side(
+    recorded_ms: float, missed: list[str]
+) -> None:
+    marks = judge(ratios(results(Latencies([recorded_ms], [1.0], [1.0]))))
+
+    assert [mark.target for mark in marks if not mark.met] == missed
+
+
+def test_what_is_kept_is_read_back(tmp_path: Path) -> None:
+    write_ratios(tmp_path / "ratios.json", {"a / b": 0.5})
+
+    assert read_ratios(tmp_path / "ratios.json") == {"a / b": 0.5}
+
+
+@pytest.mark.parametrize("text", ['{"a": "0.5"}', '{"a": 0}', "[1]", "{"])
+def test_what_holds_no_ratios_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "ratios.json").write_text(text)
+
+    with pytest.raises(ValueError, match=r"ratios by name|Expecting"):
+        read_ratios(tmp_path / "ratios.json")
