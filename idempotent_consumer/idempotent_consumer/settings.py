@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 T = TypeVar("T")
 
@@ -30,6 +30,9 @@ class Settings:
 
     enable_etcd: bool = False
     rabbitmq_urls: tuple[str, ...] = ("amqp://guest:guest@localhost:5672/",)
+    rabbitmq_ca_cert: str | None = None
+    rabbitmq_cert: str | None = None
+    rabbitmq_key: str | None = None
     etcd_endpoints: tuple[tuple[str, int], ...] = (("localhost", 2379),)
     etcd_user: str | None = None
     etcd_password: str | None = None
@@ -64,15 +67,36 @@ class Settings:
                     raise SettingsError(f"{variable}{shown} {error}") from None
         settings = cls(**given)  # type: ignore[arg-type]
         settings._check_together()
-        return settings
+        if "https://" in environ.get("ETCD_ENDPOINTS", "") and not settings.etcd_ca_cert:
+            raise SettingsError("ETCD_ENDPOINTS says https://, which needs ETCD_CA_CERT, the "
+                                "authority that etcd's certificate is from")
+        return replace(settings, rabbitmq_urls=settings._urls_with_certificates())
 
     def _check_together(self) -> None:
         if (self.etcd_user is None) != (self.etcd_password is None):
             raise SettingsError("ETCD_USER and ETCD_PASSWORD go together: set both or neither")
-        if (self.etcd_cert is None) != (self.etcd_key is None):
-            raise SettingsError("ETCD_CERT and ETCD_KEY go together: set both or neither")
-        if self.etcd_cert and not self.etcd_ca_cert:
-            raise SettingsError("ETCD_CERT needs ETCD_CA_CERT, the authority that etcd's is from")
+        for name in ("etcd", "rabbitmq"):
+            ca_cert, cert, key = (getattr(self, f"{name}_{what}") for what in _CERTIFICATES)
+            if (cert is None) != (key is None):
+                raise SettingsError(f"{name.upper()}_CERT and {name.upper()}_KEY go together: set "
+                                    "both or neither")
+            if cert and not ca_cert:
+                raise SettingsError(f"{name.upper()}_CERT needs {name.upper()}_CA_CERT, the "
+                                    "authority that the server's certificate is from")
+        if self.rabbitmq_ca_cert and not all(
+            url.startswith("amqps://") for url in self.rabbitmq_urls
+        ):
+            raise SettingsError("RABBITMQ_CA_CERT is for TLS: write amqps:// in each RABBITMQ_URL")
+
+    def _urls_with_certificates(self) -> tuple[str, ...]:
+        """Return the URLs with the certificates as pika takes them, in its own query."""
+        if not self.rabbitmq_ca_cert:
+            return self.rabbitmq_urls
+        files = {"ca_certs": self.rabbitmq_ca_cert}
+        if self.rabbitmq_cert and self.rabbitmq_key:
+            files |= {"certfile": self.rabbitmq_cert, "keyfile": self.rabbitmq_key}
+        query = urlencode({"ssl_options": repr(files)})
+        return tuple(f"{url}{'&' if '?' in url else '?'}{query}" for url in self.rabbitmq_urls)
 
 
 def duration_s(text: str) -> int:
@@ -168,11 +192,16 @@ def _statsd_prefix(text: str) -> str:
     return text.rstrip(".")
 
 
+_CERTIFICATES = ("ca_cert", "cert", "key")
+
 _SECRET = {"rabbitmq_urls", "etcd_password"}
 
 _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "ENABLE_ETCD": ("enable_etcd", _boolean),
     "RABBITMQ_URL": ("rabbitmq_urls", _list_of(_amqp_url)),
+    "RABBITMQ_CA_CERT": ("rabbitmq_ca_cert", _readable_file),
+    "RABBITMQ_CERT": ("rabbitmq_cert", _readable_file),
+    "RABBITMQ_KEY": ("rabbitmq_key", _readable_file),
     "ETCD_ENDPOINTS": ("etcd_endpoints", _list_of(_endpoint)),
     "ETCD_USER": ("etcd_user", str),
     "ETCD_PASSWORD": ("etcd_password", str),

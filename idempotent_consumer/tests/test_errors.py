@@ -5,7 +5,7 @@ from __future__ import annotations
 import pika.exceptions as amqp
 import pytest
 
-from idempotent_consumer.bus.connection import HEARTBEAT_S, _explain, _parameters
+from idempotent_consumer.bus.connection import HEARTBEAT_S, explain, parameters_of
 from idempotent_consumer.ledger.etcd import Failure, _classify
 from idempotent_consumer.settings import SettingsError
 
@@ -40,6 +40,20 @@ def test_an_error_of_etcds_is_known_by_its_text_and_every_other_is_unknown(
     assert "\n" not in line
 
 
+@pytest.mark.parametrize(("text", "part"), [
+    ("Tls handshake failed: OPENSSL_internal:CERTIFICATE_VERIFY_FAILED: unable", "ETCD_CA_CERT"),
+    ("UNAUTHENTICATED: Hostname Verification Check failed.", "ETCD_ENDPOINTS"),
+    ("ipv4:127.0.0.1:2379: Unwrap failed (TSI_DATA_CORRUPTED)", "ETCD_CERT"),
+    ("ipv4:127.0.0.1:2379: Socket closed", "ETCD_CA_CERT"),
+])
+def test_what_grpc_says_of_tls_comes_with_the_setting_to_look_at(text: str, part: str) -> None:
+    """The texts are those of real servers, in the integration tests of TLS."""
+    failure, line = _classify(text)
+    assert failure is Failure.UNKNOWN
+    assert part in line.removesuffix(text)
+    assert line.endswith(text)
+
+
 class Workflow(Exception):
     """pika wraps the errors of its attempts in one of these."""
 
@@ -59,22 +73,22 @@ class Workflow(Exception):
     (TimeoutError(), "TimeoutError"),
 ])
 def test_a_failure_of_rabbitmqs_is_told_in_one_line(error: Exception, part: str) -> None:
-    line = _explain(error)
+    line = explain(error)
     assert part in line
     assert "\n" not in line
     assert len(line) <= 700
 
 
 def test_a_url_gets_the_librarys_heartbeat_unless_it_names_one() -> None:
-    assert _parameters("amqp://h/", "test").heartbeat == HEARTBEAT_S
-    assert _parameters("amqp://h/?heartbeat=60", "test").heartbeat == 60
+    assert parameters_of("amqp://h/", "test").heartbeat == HEARTBEAT_S
+    assert parameters_of("amqp://h/?heartbeat=60", "test").heartbeat == 60
 
 
 @pytest.mark.parametrize("query", ["heartbeat=soon", "socket_timeout=-1", "channel_max=x"])
 def test_an_option_that_pika_does_not_take_is_a_wrong_setting(query: str) -> None:
     """And the password does not stand in the message."""
     with pytest.raises(SettingsError, match=r"^RABBITMQ_URL") as raised:
-        _parameters(f"amqp://guest:hunter2@h/?{query}", "test")
+        parameters_of(f"amqp://guest:hunter2@h/?{query}", "test")
     assert "hunter2" not in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -85,11 +99,11 @@ def test_the_advice_to_delete_a_queue_is_given_for_its_arguments_alone() -> None
     """A consumer's time-out has the same code, and the advice would cost its events."""
     late = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out"
     other = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'order'"
-    assert "delete" not in _explain(amqp.ChannelClosedByBroker(406, late))
-    assert "delete" in _explain(amqp.ChannelClosedByBroker(406, other))
+    assert "delete" not in explain(amqp.ChannelClosedByBroker(406, late))
+    assert "delete" in explain(amqp.ChannelClosedByBroker(406, other))
 
 
 def test_a_url_without_heartbeats_is_a_wrong_setting() -> None:
     """Nothing else tells that a broker is frozen."""
     with pytest.raises(SettingsError, match="heartbeats"):
-        _parameters("amqp://localhost/?heartbeat=0", "test")
+        parameters_of("amqp://localhost/?heartbeat=0", "test")

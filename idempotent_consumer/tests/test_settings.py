@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -13,6 +15,9 @@ from idempotent_consumer.settings import Settings, SettingsError
 DEFAULTS: dict[str, tuple[str, object]] = {
     "ENABLE_ETCD": ("enable_etcd", False),
     "RABBITMQ_URL": ("rabbitmq_urls", ("amqp://guest:guest@localhost:5672/",)),
+    "RABBITMQ_CA_CERT": ("rabbitmq_ca_cert", None),
+    "RABBITMQ_CERT": ("rabbitmq_cert", None),
+    "RABBITMQ_KEY": ("rabbitmq_key", None),
     "ETCD_ENDPOINTS": ("etcd_endpoints", (("localhost", 2379),)),
     "ETCD_USER": ("etcd_user", None),
     "ETCD_PASSWORD": ("etcd_password", None),
@@ -123,17 +128,47 @@ def files(directory: Path, *variables: str) -> dict[str, str]:
     return dict.fromkeys(variables, str(directory / "a.pem"))
 
 
-@pytest.mark.parametrize("given", [["ETCD_CERT"], ["ETCD_KEY"], ["ETCD_CERT", "ETCD_KEY"],
-                                   ["ETCD_CA_CERT", "ETCD_CERT"], ["ETCD_CA_CERT", "ETCD_KEY"]])
-def test_half_of_what_tls_needs_is_refused(given: list[str], tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="ETCD_CERT"):
-        read(**files(tmp_path, *given))
+@pytest.mark.parametrize("server", ["ETCD", "RABBITMQ"])
+@pytest.mark.parametrize("given", [["CERT"], ["KEY"], ["CERT", "KEY"], ["CA_CERT", "CERT"],
+                                   ["CA_CERT", "KEY"]])
+def test_half_of_what_tls_needs_is_refused(server: str, given: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=f"{server}_CERT"):
+        read(RABBITMQ_URL="amqps://h/", **files(tmp_path, *(f"{server}_{one}" for one in given)))
 
 
 @pytest.mark.parametrize("given", [["ETCD_CA_CERT"], ["ETCD_CA_CERT", "ETCD_CERT", "ETCD_KEY"]])
 def test_what_tls_needs_is_taken(given: list[str], tmp_path: Path) -> None:
-    settings = read(**files(tmp_path, *given))
+    settings = read(ETCD_ENDPOINTS="https://etcd:2379", **files(tmp_path, *given))
     assert settings.etcd_ca_cert == str(tmp_path / "a.pem")
+
+
+@pytest.mark.parametrize(("given", "kinds"), [
+    (["RABBITMQ_CA_CERT"], ["ca_certs"]),
+    (["RABBITMQ_CA_CERT", "RABBITMQ_CERT", "RABBITMQ_KEY"], ["ca_certs", "certfile", "keyfile"]),
+])
+def test_each_url_of_the_broker_gets_the_certificates(
+    given: list[str], kinds: list[str], tmp_path: Path
+) -> None:
+    """As pika's URLs take them: one option, whose value is a literal."""
+    settings = read(RABBITMQ_URL="amqps://a/,amqps://b/v?heartbeat=5", **files(tmp_path, *given))
+    first, second = map(urlsplit, settings.rabbitmq_urls)
+    assert (first.hostname, second.hostname, second.path) == ("a", "b", "/v")
+    assert parse_qs(second.query)["heartbeat"] == ["5"]
+    for url in (first, second):
+        [options] = parse_qs(url.query)["ssl_options"]
+        assert ast.literal_eval(options) == dict.fromkeys(kinds, str(tmp_path / "a.pem"))
+
+
+def test_a_certificate_for_a_broker_without_tls_is_refused(tmp_path: Path) -> None:
+    """It would be asked in plain text by whoever believes otherwise."""
+    given = files(tmp_path, "RABBITMQ_CA_CERT")
+    with pytest.raises(SettingsError, match=r"RABBITMQ_CA_CERT.*amqps://"):
+        read(RABBITMQ_URL="amqps://a/,amqp://b/", **given)
+
+
+def test_https_without_an_authority_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"ETCD_ENDPOINTS.*ETCD_CA_CERT"):
+        read(ETCD_ENDPOINTS="https://a:2379,https://b:2379")
 
 
 @pytest.mark.parametrize("half", [{"ETCD_USER": "root"}, {"ETCD_PASSWORD": "x"}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,20 @@ from .loop import PikaLoop
 HEARTBEAT_S = 10
 """A frozen broker is noticed after two; a URL may set another with ``?heartbeat=``."""
 
+TCP_OPTIONS = {
+    name: value
+    for name, value in {
+        "TCP_KEEPIDLE": 3,  # seconds
+        "TCP_KEEPINTVL": 1,  # seconds
+        "TCP_KEEPCNT": 3,
+        "TCP_USER_TIMEOUT": 6_000,  # milliseconds
+    }.items()
+    if hasattr(socket, name)  # Linux has them all.
+}
+"""A broker that has vanished from the network is noticed after 6 s, by the system's TCP, idle or
+not (Linux's page tcp(7)); heartbeats alone would take up to 30 s. A URL may set others with
+``?tcp_options=``."""
+
 HELD_S = 10.0
 """A connection that was ready for so long is followed by another at once. One that ends sooner
 counts as a failure: each turn costs every delivery in hand one of its returns."""
@@ -28,7 +43,8 @@ class Connection:
     """Keeps a channel open. pika's exceptions end here.
 
     ``opened`` is called with each new channel and calls ``ready`` when it has set it up; ``lost``
-    is called once for each channel that had been opened.
+    is called once for each channel that had been opened. The addresses are tried in random order,
+    each once before any is tried again, so the node that has failed is not the next.
     """
 
     def __init__(
@@ -44,7 +60,9 @@ class Connection:
         self._name, self._loop, self._health = name, loop, health
         self._log = log.bind(connection=name)
         self._opened, self._lost = opened, lost
-        self._parameters = [_parameters(url, name) for url in urls]
+        self._parameters = [parameters_of(url, name) for url in urls]
+        self._untried: list[Any] = []
+        self._current: Any = None
         self._backoff = Backoff(RECONNECT)
         self._ready_s = 0.0
         self._connection: Any = None
@@ -54,12 +72,13 @@ class Connection:
         health.lacks(name, "not connected yet")
 
     def open(self) -> None:
-        """Connect to one of the addresses, chosen at random."""
+        """Connect to the next of the addresses."""
         if self._closing:
             return
         self._why = ""
+        self._current = self._next()
         self._connection = frames.Connection(
-            random.choice(self._parameters),
+            self._current,
             on_open_callback=self._on_open,
             on_open_error_callback=lambda _, error: self._on_closed(error),
             on_close_callback=lambda _, error: self._on_closed(error),
@@ -70,7 +89,7 @@ class Connection:
         """Say that the channel does its work."""
         self._ready_s = self._loop.now_s()
         self._health.has(self._name)
-        self._log.info("connected to RabbitMQ")
+        self._log.info("connected to RabbitMQ", node=_node(self._current))
 
     def drop(self, why: str) -> None:
         """Give this connection up, and open another."""
@@ -102,21 +121,28 @@ class Connection:
 
     def _on_channel_closed(self, _channel: Any, error: Exception) -> None:
         self._leave_channel()
-        self.drop(_explain(error))
+        self.drop(explain(error))
 
     def _on_closed(self, error: Exception) -> None:
         self._leave_channel()
         if self._closing:
             return
-        why = self._why or _explain(error)
+        why = self._why or explain(error)
         if self._ready_s and self._loop.now_s() - self._ready_s > HELD_S:
             self._backoff.reset()
         self._ready_s = 0.0
         wait_s = self._backoff.next_s()
         self._health.lacks(self._name, why)
         self._log.warning("no connection to RabbitMQ, trying again", error=why,
-                          again_in_s=round(wait_s, 2))
+                          node=_node(self._current), again_in_s=round(wait_s, 2))
         self._loop.call_later(wait_s, self.open)
+
+    def _next(self) -> Any:
+        if not self._untried:
+            self._untried = random.sample(self._parameters, len(self._parameters))
+            if self._untried[-1] is self._current:
+                self._untried.reverse()
+        return self._untried.pop()
 
     def _leave_channel(self) -> None:
         if self._channel is not None:
@@ -124,7 +150,8 @@ class Connection:
             self._lost()
 
 
-def _parameters(url: str, name: str) -> pika.URLParameters:
+def parameters_of(url: str, name: str) -> pika.URLParameters:
+    """Return a URL as pika takes it, with this library's time-outs. Raises SettingsError."""
     try:
         parameters = pika.URLParameters(url)
         if "heartbeat=" not in url:
@@ -132,6 +159,8 @@ def _parameters(url: str, name: str) -> pika.URLParameters:
         parameters.connection_attempts = 1
         parameters.socket_timeout = 5
         parameters.stack_timeout = 10
+        if "tcp_options=" not in url:
+            parameters.tcp_options = TCP_OPTIONS
         parameters.client_properties = {"connection_name": name}
     except (TypeError, ValueError, SyntaxError, OSError) as error:
         raise SettingsError(f"RABBITMQ_URL: {error}") from None
@@ -140,7 +169,11 @@ def _parameters(url: str, name: str) -> pika.URLParameters:
     return parameters
 
 
-def _explain(error: BaseException) -> str:
+def _node(parameters: Any) -> str:
+    return f"{parameters.host}:{parameters.port}"
+
+
+def explain(error: BaseException) -> str:
     """Write a failure in one line that says what to do where that is known."""
     for cause in _causes(error):
         if isinstance(cause, pika.exceptions.ChannelClosedByBroker) and (

@@ -6,6 +6,7 @@ The only module with gRPC in it; etcd3's generated messages stand in ``messages.
 from __future__ import annotations
 
 import enum
+import random
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -18,6 +19,12 @@ from ..settings import Settings
 from . import messages as m
 
 CALL_TIMEOUT_S = 5.0
+"""The deadline of a call where there is one endpoint."""
+
+FAILOVER_TIMEOUT_S = 3.0
+"""The deadline where there are several. A leader that vanishes without a word can cost two calls:
+one by a member that waits for it, then one by itself."""
+
 MAX_REQUEST_BYTES = 1536 * 1024
 """etcd's default --max-request-bytes."""
 
@@ -35,7 +42,13 @@ _CHANNEL_OPTIONS = {
     # Finds a peer that vanished without closing; etcd allows a ping every 5 s at most.
     "grpc.keepalive_time_ms": 10_000,
     "grpc.keepalive_timeout_ms": 5_000,
+    # A watch may send nothing for hours, and has to be pinged all the same.
+    "grpc.http2.max_pings_without_data": 0,
 }
+
+_REQUIRE_LEADER = ("hasleader", "true")
+"""A member that is cut off from the others refuses at once what it would else let wait, and ends
+its watches (clientv3.WithRequireLeader in etcd's Go client)."""
 
 _METHODS: dict[str, tuple[str, Any]] = {
     "Txn": ("KV", m.TxnResponse),
@@ -43,7 +56,10 @@ _METHODS: dict[str, tuple[str, Any]] = {
     "LeaseGrant": ("Lease", m.LeaseGrantResponse),
     # A stream in etcd's interface; one request and one reply are a unary call on the wire.
     "LeaseKeepAlive": ("Lease", m.LeaseKeepAliveResponse),
+    "LeaseTimeToLive": ("Lease", m.LeaseTimeToLiveResponse),
     "Authenticate": ("Auth", m.AuthenticateResponse),
+    "Status": ("Maintenance", m.StatusResponse),
+    "Alarm": ("Maintenance", m.AlarmResponse),
 }
 
 class Failure(enum.Enum):
@@ -67,6 +83,15 @@ _TEXTS = {
     "permission denied": Failure.AUTHENTICATION,
 }
 """From etcd's own list of errors (api/v3rpc/rpctypes)."""
+
+
+_HINTS = {
+    "certificate_verify_failed": "etcd's certificate is not from the authority in ETCD_CA_CERT",
+    "hostname verification": "etcd's certificate is for other names than ETCD_ENDPOINTS has",
+    "tsi_data_corrupted": "etcd has refused the certificate of ETCD_CERT, or wants one",
+    "socket closed": "etcd has closed the connection (one that wants TLS, and ETCD_CA_CERT, does)",
+}
+"""What to say ahead of gRPC's own words, by a part of them."""
 
 
 class EtcdError(Exception):
@@ -108,7 +133,9 @@ class Etcd:
             )
         self._addresses = settings.etcd_endpoints
         self._endpoints = [self._endpoint(*address) for address in self._addresses]
-        self._current = 0
+        # At random, so that the replicas of a service do not all ask one member.
+        self._current = random.randrange(len(self._endpoints))
+        self._timeout_s = FAILOVER_TIMEOUT_S if len(self._endpoints) > 1 else CALL_TIMEOUT_S
         self._login = (settings.etcd_user, settings.etcd_password)
         self._token: str | None = None
 
@@ -193,7 +220,7 @@ class Etcd:
                 answered(reply, None)
 
         try:
-            future = stub.future(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata())
+            future = stub.future(request, timeout=self._timeout_s, metadata=self._metadata())
         except ValueError as error:  # The channel has been closed.
             answered(None, EtcdError(Failure.UNKNOWN, str(error)))
         else:
@@ -214,7 +241,7 @@ class Etcd:
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         token = self._token
-        return (("token", token),) if token else ()
+        return (_REQUIRE_LEADER, *((("token", token),) if token else ()))
 
     def _failed(self, endpoint: Any, error: Exception) -> EtcdError:
         """Go to the next endpoint, or log in anew; all by plain stores, safe from any thread.
@@ -241,4 +268,5 @@ def _classify(text: str) -> tuple[Failure, str]:
     for part, failure in _TEXTS.items():
         if part in lowered:
             return failure, line
-    return Failure.UNKNOWN, line or "no reason given"
+    hints = [hint for part, hint in _HINTS.items() if part in lowered]
+    return Failure.UNKNOWN, ": ".join([*hints, line]) if line else "no reason given"

@@ -1,0 +1,111 @@
+"""How throughput grows with replicas: a backlog worked off by 1, 2 and 3 of them, on the cluster.
+
+Run it by `make cluster-scaling`. Everything shares this machine, so what it shows for handlers that
+take no time is the machine's own limit; where handlers wait, replicas add up.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from cluster.cluster import Cluster, start_cluster
+from harness.broker import Broker
+from harness.etcd import EtcdClient
+from harness.server import Etcd
+from harness.services import Service, run_service
+from harness.statsd import listen_statsd
+from harness.wait import eventually
+from harness.web import fetch_json
+from integration.judging import passes
+from integration.load import orders
+
+COSTS_MS = {0: 60_000, 1: 12_000, 10: 2_000}
+"""What a handler takes, and how many events are worked off: about as long, by one replica."""
+
+REPLICAS = (1, 2, 3)
+_PREFIX = "/service/order/"
+_AT_MOST_S = 300.0
+
+
+def main() -> int:
+    """Measure each case once, and print a line for it."""
+    print(f"{'handler':>8} {'replicas':>8} {'events/s':>9} {'cores of each':>14} {'all cores':>10}")
+    with start_cluster() as cluster:
+        for cost_ms, events in COSTS_MS.items():
+            for replicas in REPLICAS:
+                rate, each, everything = measure(cluster, replicas, cost_ms, events)
+                cores = f"{min(each):.2f}-{max(each):.2f}"
+                total = f"{everything:.2f}/{os.cpu_count()}"
+                print(f"{cost_ms:>5} ms {replicas:>8} {rate:>9,.0f} {cores:>14} {total:>10}",
+                      flush=True)
+    return 0
+
+
+def measure(
+    cluster: Cluster, replicas: int, cost_ms: int, events: int
+) -> tuple[float, list[float], float]:
+    """Return events a second, the cores that each replica was busy on, and all that were busy."""
+    broker = Broker(cluster.rabbitmq)
+    with _replicas(cluster, replicas, cost_ms) as running:
+        for service in running:
+            service.pause()
+        broker.publish(orders(events))
+        before_s = time.monotonic()
+        used_s, busy_s = [_used_s(service) for service in running], _busy_s()
+        for service in running:
+            service.resume()
+        passes(lambda: _recorded(cluster.etcd), events - 1, _AT_MOST_S)
+        took_s = time.monotonic() - before_s
+        used_s = [_used_s(one) - before for one, before in zip(running, used_s, strict=True)]
+        busy_s = _busy_s() - busy_s
+    eventually(lambda: broker.assert_drained("order"))
+    broker.delete_queues("order")
+    EtcdClient(cluster.etcd.endpoint).delete(_PREFIX)
+    return events / took_s, [used / took_s for used in used_s], busy_s / took_s
+
+
+@contextmanager
+def _replicas(cluster: Cluster, number: int, cost_ms: int) -> Iterator[list[Service]]:
+    command = [sys.executable, "-m", "cluster.slow_order"]
+    with ExitStack() as stack:
+        statsd = stack.enter_context(listen_statsd())
+        settings = {
+            **cluster.settings(), **statsd.settings(), "ENABLE_ETCD": "true", "BATCH_SIZE": "256",
+            "HANDLER_MS": str(cost_ms), "PYTHONPATH": str(Path(__file__).parents[1]),
+        }
+        running = [stack.enter_context(run_service("order", settings, command=command))
+                   for _ in range(number)]
+        for service in running:
+            service.wait_ready()
+        yield running
+
+
+def _recorded(etcd: Etcd) -> int:
+    """Return how many records there are, without reading any."""
+    first = _PREFIX.encode()
+    key, end = (base64.b64encode(each).decode() for each in (first, first[:-1] + b"0"))
+    request = {"key": key, "range_end": end, "count_only": True}
+    answer = fetch_json("POST", f"http://{etcd.endpoint}/v3/kv/range", request)
+    return int(answer.get("count", 0))
+
+
+def _used_s(service: Service) -> float:
+    """Return the processor time of a process (proc_pid_stat(5), utime and stime)."""
+    fields = Path(f"/proc/{service.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _busy_s() -> float:
+    """Return the processor time that was not idle on any core since the start (proc_stat(5))."""
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    return (sum(map(int, fields[:8])) - int(fields[3]) - int(fields[4])) / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""The overlay has the flags of the files that it lies over, and the nodes that they name."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+from cluster.cluster import FILES
+from demo.command import run
+from harness.engine import docker_available
+from harness.servers import REPOSITORY
+
+
+def read(*files: str) -> Any:
+    """Return what compose makes of the files."""
+    if not docker_available():
+        pytest.skip("it takes Docker to read its files")
+    arguments = [part for file in files for part in ("-f", str(REPOSITORY / file))]
+    return json.loads(run(["docker", "compose", *arguments, "config", "--format", "json"],
+                          os.environ))
+
+
+def test_each_etcd_member_has_the_single_nodes_flags() -> None:
+    """But for those that name the node, which are in its environment."""
+    single, cluster = read(FILES[0])["services"], read(*FILES)["services"]
+    named = ("--name=", "--advertise-client-urls=")
+    shared = [flag for flag in single["etcd"]["command"] if not flag.startswith(named)]
+    for name in ("etcd", "etcd2", "etcd3"):
+        assert cluster[name]["command"] == shared
+        assert cluster[name]["healthcheck"] == single["etcd"]["healthcheck"]
+        assert cluster[name]["environment"]["ETCD_NAME"] == name
+
+
+def test_each_broker_is_as_the_single_one() -> None:
+    """But for its name, its volume and the cluster's file."""
+    single, cluster = read(FILES[0])["services"]["rabbitmq"], read(*FILES)["services"]
+    for name in ("rabbitmq", "rabbitmq2", "rabbitmq3"):
+        for same in ("image", "healthcheck", "stop_grace_period", "restart"):
+            assert cluster[name][same] == single[same]
+        assert cluster[name]["hostname"] == name
+
+
+def test_every_node_is_known_to_the_services() -> None:
+    """Each waits for all of them at its first start, and may use any of them."""
+    cluster = read(*FILES)["services"]
+    nodes = {"rabbitmq", "rabbitmq2", "rabbitmq3", "etcd", "etcd2", "etcd3"}
+    for service in (cluster["order"], cluster["notify"]):
+        urls, endpoints = (service["environment"][name]
+                           for name in ("RABBITMQ_URL", "ETCD_ENDPOINTS"))
+        hosts = {url.split("@")[1].split(":")[0] for url in urls.split(",")}
+        assert hosts | {part.split(":")[0] for part in endpoints.split(",")} == nodes
+        assert set(service["depends_on"]) >= nodes
+
+
+def test_a_port_is_published_by_no_two_containers() -> None:
+    """So any service can have replicas, and the three nodes can share a machine."""
+    services = read(*FILES)["services"].values()
+    published = [port["published"] for service in services for port in service.get("ports", ())]
+    assert len(published) == len(set(published))
+    assert not any("container_name" in service for service in services)

@@ -1,0 +1,146 @@
+"""One trial: a fault of one node under load, how long it stalled, and the verdict on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import count
+
+from cluster.cluster import Cluster
+from cluster.progress import Progress
+from cluster.replicas import Replica
+from harness.broker import Broker
+from harness.checker import doubles, judge
+from harness.publisher import Event
+from harness.store import Store, record_prefix
+from harness.wait import eventually
+from integration.judging import passes, wait_drained
+from integration.load import Load, ids, order
+
+STALL_AT_MOST_S = 10.0
+"""After the loss of one node, from the issue that asks for clusters."""
+
+RECOVERS_WITHIN_S = 30.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one trial has shown. `stall_s` is None where everything had to wait."""
+
+    fault: str
+    injected: int
+    confirmed: int
+    stall_s: float | None
+    lost: int
+    double: int
+    shares: list[int]
+
+
+class Trial:
+    """Publishes to a service's replicas while a fault happens, and judges by etcd's history."""
+
+    def __init__(
+        self,
+        fault: str,
+        cluster: Cluster,
+        replicas: list[Replica],
+        store: Store,
+        progress: Progress,
+        results: list[Result],
+    ) -> None:
+        self.fault, self.cluster, self.replicas = fault, cluster, replicas
+        self.service = replicas[0].service.name
+        self.store, self.progress = store, progress
+        self._results = results
+        self._sent: list[Event] = []
+        self._confirmed: list[Event] = []
+        self._probes = count()
+        self._injected = 0
+        self._stalls_s: list[float] = []
+
+    def publish(self, events: list[Event], timeout_s: float = RECOVERS_WITHIN_S) -> list[Event]:
+        """Publish events at a node that is up, and return the confirmed ones."""
+        broker = next(broker for broker in self.cluster.brokers if broker.state == "up")
+        self._sent += events
+        confirmed = Broker(broker).publish(events, timeout_s=timeout_s)
+        self._confirmed += confirmed
+        return confirmed
+
+    @contextmanager
+    def load(self, rate_per_s: float = 60) -> Iterator[None]:
+        """Publish at each node, so that some go on whatever node is lost.
+
+        All of them publish the same events, and each repeats some: an event comes three times or
+        more, often to several replicas at once.
+        """
+        with ExitStack() as stack:
+            loads = [
+                stack.enter_context(Load(Broker(broker), rate_per_s, seed))
+                for seed, broker in enumerate(self.cluster.brokers)
+            ]
+            yield
+            for load in loads:
+                self._confirmed += load.finish()
+                self._sent += load.sent
+
+    @contextmanager
+    def stall_measured(self) -> Iterator[None]:
+        """Measure the longest time without a record from the fault (now) to the block's end."""
+        since_s = time.monotonic()
+        yield
+        self._stalls_s.append(self.progress.longest_gap_s(since_s, time.monotonic()))
+
+    def works(self, events: int = 100, timeout_s: float = RECOVERS_WITHIN_S) -> None:
+        """Wait until so many more events are recorded than are now."""
+        passes(self.progress.count, self.progress.count() + events - 1, timeout_s)
+
+    def all_work(self, timeout_s: float = 90.0) -> None:
+        """Wait until each replica has settled something from now on."""
+        before = [replica.settled() for replica in self.replicas]
+
+        def each_has() -> None:
+            now = [replica.settled() for replica in self.replicas]
+            assert all(map(int.__gt__, now, before)), f"idle: {before} to {now}"
+
+        eventually(each_has, timeout_s)
+
+    def fired(self, times: int = 1) -> None:
+        """Say that the fault was seen to happen, so many times."""
+        self._injected += times
+
+    def recovers(self) -> None:
+        """Wait until an event published from now on is recorded."""
+        probe = order(f"probe-{next(self._probes)}")
+        until_s = time.monotonic() + RECOVERS_WITHIN_S
+        while not self.publish([probe]):
+            assert time.monotonic() < until_s, "the broker confirms nothing"
+
+        def recorded() -> None:
+            assert self.progress.shows(probe["id"]), "no event is recorded"
+
+        eventually(recorded, until_s - time.monotonic())
+
+    def judge(self, *, at_least: int) -> Result:
+        """Drain, judge, and keep the result; raises AssertionError on any fault of the service."""
+        broker = Broker(self.cluster.rabbitmq)
+        wait_drained(broker, self.service)
+        assert broker.ready(f"{self.service}.dead-letter") == 0, "something is parked"
+        written = (record_prefix(self.service), *(("/orders/",) if self.service == "order" else ()))
+        claimed = (record_prefix(self.service),) if self.service == "notify" else ()
+        verdict = judge(
+            attempted=ids(self._sent),
+            confirmed=ids(self._confirmed),
+            recorded=self.store.done(self.service),
+            double=doubles(self.store.history(*written), claimed=claimed),
+        )
+        stall_s = max(self._stalls_s) if self._stalls_s else None
+        shares = [replica.settled() for replica in self.replicas]
+        result = Result(self.fault, self._injected, verdict.confirmed, stall_s, len(verdict.lost),
+                        len(verdict.double), shares)
+        self._results.append(result)
+        assert self._injected, f"{self.fault}: the fault never happened"
+        verdict.require(confirmed_at_least=at_least)
+        assert stall_s is None or stall_s <= STALL_AT_MOST_S, f"no record for {stall_s:.1f} s"
+        return result
