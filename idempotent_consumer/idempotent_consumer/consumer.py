@@ -190,8 +190,8 @@ class Consumer:
 
         No other task of this process has this record's key, so a claim that is ours and that did
         not land just now is nobody's: it is taken over. A claim of another process is waited for,
-        whatever its digest: that process may die. Only what is recorded decides, since an attempt of
-        ours that is still on its way can land where a claim has ended.
+        whatever its digest: that process may die. Only what is recorded decides, since an attempt
+        of ours that is still on its way can land where a claim has ended.
         """
         ask, found = answer.ask, answer.found
         task: Task = ask.owner

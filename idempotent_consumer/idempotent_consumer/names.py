@@ -12,6 +12,8 @@ DEFAULT_EXCHANGE = ""
 ATTEMPTS_HEADER = "x-attempts"
 REASON_HEADER = "x-reason"
 ERROR_HEADER = "x-error"
+PARKED_AT_HEADER = "x-parked-at"
+"""When an event was parked: ISO 8601 in UTC, by the clock of the replica that did it."""
 
 INVALID, CONFLICT, FAILED = "invalid", "conflict", "failed"
 """The reasons for which an event is parked, as they stand in ``x-reason``."""

@@ -64,7 +64,9 @@ class Producer:
         """Publish events, and return their number once each is confirmed.
 
         The bodies are taken from the iterable as there is room for them, so it can be longer than
-        memory. ``progress`` is called with the number confirmed so far, several times a second.
+        memory. While it blocks nothing is sent: give one that waits (a pipe) what there is by
+        calls of their own. ``progress`` is called with the number confirmed so far, several times
+        a second.
 
         Raises PublishError when nothing was confirmed for ``timeout_s``; and, after all before it
         is confirmed, InvalidEvent for a body that is no event, or what the iterable raised.
@@ -78,10 +80,10 @@ class Producer:
             self._loop.run()
         finally:
             batch.wanted = False
+        if batch.outstanding:
+            raise PublishError(self._why(timeout_s), batch.confirmed) from batch.error
         if batch.error is not None:
             raise batch.error
-        if batch.outstanding:
-            raise PublishError(self._why(timeout_s), batch.confirmed)
         return batch.confirmed
 
     def close(self) -> None:
@@ -134,6 +136,7 @@ class _Batch:
                     self._publisher.publish(message)
         except Exception as error:  # noqa: BLE001 - whatever the iterable raises is the caller's.
             self.error, self._ended = error, True
+        self._moved_s = self._loop.now_s()  # The iterable may have taken its time.
         if self._ended and not self.outstanding:
             self._stop()
 

@@ -108,7 +108,7 @@ class Running:
         self._metrics = Metrics(settings.statsd_host, settings.statsd_port, settings.statsd_prefix)
         self._loop = PikaLoop()
         self._ended = threading.Event()
-        process = secrets.token_hex(16)
+        self._process = process = secrets.token_hex(16)
         timeouts_s = [h.timeout_s for h in service.handlers.values() if h.timeout_s is not None]
         tally = Tally(service.noun, self._metrics, self._log)
         if timeouts_s:
@@ -141,7 +141,8 @@ class Running:
     def until_stopped(self) -> int:
         """Consume until a signal, settle what is in hand, and return the exit code."""
         threading.Thread(target=self._await_signal, name="signals", daemon=True).start()
-        self._log.info("starting")
+        # What its records' tokens begin with.
+        self._log.info("starting", process=self._process)
         self._ledger.open(self._bus.open)
         self._beat()
         # An event leaves no cycles behind: the collector looks for them rarely, and not in what

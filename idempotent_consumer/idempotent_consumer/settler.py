@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 
 from . import names
 from .bus.bus import Bus, attempts
@@ -76,7 +78,9 @@ class Settler:
         return live
 
     def _park(self, delivery: Delivery, outcome: Outcome, reason: str, error: str) -> None:
-        headers: dict[str, object] = {names.REASON_HEADER: reason, names.ERROR_HEADER: error}
+        now = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")
+        headers: dict[str, object] = {names.REASON_HEADER: reason, names.ERROR_HEADER: error,
+                                      names.PARKED_AT_HEADER: now}
         if outcome is Outcome.FAILED:
             headers[names.ATTEMPTS_HEADER] = attempts(delivery) + 1
         self._forward(delivery, names.dead_letter_queue(self._service), headers, outcome,

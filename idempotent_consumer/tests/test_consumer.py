@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import pika
 import pytest
@@ -281,6 +282,8 @@ def test_after_the_last_delay_it_is_parked_with_its_error_and_attempts(
         "order.retry.1s", "order.retry.10s", "order.retry.60s", DEAD]
     parked = process.bus.forwarded[-1]
     assert parked.body == body("1")
+    parked_at = datetime.fromisoformat(str(parked.headers.pop("x-parked-at")))
+    assert abs(datetime.now(UTC) - parked_at) < timedelta(minutes=1)
     assert parked.headers == {"x-reason": "failed", "x-error": "RuntimeError: out of stock",
                               "x-attempts": 4}
     assert process.counts() == {"received": 4, "retried": 3, "failed": 1}

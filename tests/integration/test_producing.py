@@ -161,6 +161,19 @@ def test_an_alarm_is_named_and_what_was_given_up_is_not_sent_after_all(
     assert len(there) < 5_000
 
 
+def test_what_is_unconfirmed_is_said_before_what_the_iterable_raised() -> None:
+    def broken() -> Iterator[bytes]:
+        yield from bodies(2)
+        raise OSError("the file ends here")
+
+    with (
+        producer_at(f"amqp://localhost:{free_port()}/") as producer,
+        pytest.raises(PublishError) as caught,
+    ):
+        producer.publish(broken(), timeout_s=0.5)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
 def test_an_absent_broker_is_named() -> None:
     with (
         producer_at(f"amqp://localhost:{free_port()}/") as producer,

@@ -30,7 +30,7 @@ def test_queues_have_the_arguments_that_the_guarantee_rests_on(
     start_service(service, RETRY_DELAYS="1s,5m")
     expected = {
         service: {**dead_lettered(f"{service}.dead-letter"), "x-delivery-limit": 1000},
-        f"{service}.dead-letter": QUORUM,
+        f"{service}.dead-letter": {**QUORUM, "x-delivery-limit": -1},
         f"{service}.retry.1s": {**dead_lettered(service), "x-message-ttl": 1000},
         f"{service}.retry.5m": {**dead_lettered(service), "x-message-ttl": 300_000},
     }

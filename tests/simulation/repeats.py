@@ -36,7 +36,8 @@ _RATES = {**dict.fromkeys(PER_REQUEST, 0.1), **dict.fromkeys(PER_MESSAGE, 0.3),
 
 _FAILING = {"types": ("flaky", "flaky_call", "announce")}
 _MANY_CALLS = {"types": ("order", "announce", "call", "call", "call")}
-_MUCH_IN_HAND = {"types": ("order", "announce", "call", "call"), "shares": (50, 25, 0, 0, 25), "events": 60}
+_MUCH_IN_HAND = {"types": ("order", "announce", "call", "call"), "shares": (50, 25, 0, 0, 25),
+                 "events": 60}
 _WITHOUT_DUPLICATES = {"shares": (90, 0, 0, 0, 10)}
 _WITH_OTHER_BODIES = {"shares": (40, 25, 25, 0, 10)}
 _SLOW_NETWORK = {"latency_s": 0.2}

@@ -12,6 +12,7 @@ from functools import partial
 from types import SimpleNamespace
 from unittest.mock import patch
 
+from idempotent_consumer import settler
 from idempotent_consumer.bus import frames
 from idempotent_consumer.bus.bus import COMMITS_IN_FLIGHT
 from idempotent_consumer.ledger import commit
@@ -67,8 +68,10 @@ def run_world(seed: int, draw: Callable[[random.Random], Plan] = draw_plan) -> W
     """Do one run of a plan that is drawn, and return everything that it leaves behind."""
     with _seeded(seed):
         world = World(seed, draw)
-        # A record holds the time of its writing, and records are compared byte by byte.
-        with patch.object(commit, "time", SimpleNamespace(time=world.agenda.time_s)):
+        # A record holds the time of its writing, and records are compared byte by byte; a dead
+        # letter holds the time of its parking.
+        clock = SimpleNamespace(time=world.agenda.time_s)
+        with patch.object(commit, "time", clock), patch.object(settler, "time", clock):
             world.run()
     return world
 

@@ -11,26 +11,16 @@ DELIVERY_LIMIT = 1000
 """On RabbitMQ 4.0 each return counts: a crash, a lost connection. The limit is for events that
 kill the process again and again, so it is far above what outages cost the others."""
 
+NO_LIMIT = -1
+"""For dead letters: by default the 21st look at one, in RabbitMQ's UI for instance, drops it."""
+
 
 def declare(channel: Any, service: str, retry_delays: Iterable[tuple[str, int]]) -> None:
-    """Declare everything without waiting: the broker answers an error by closing the channel.
-
-    Dead-lettering at least once needs quorum queues and ``reject-publish``; without both RabbitMQ
-    falls back to at-most-once (RabbitMQ's guide "Quorum Queues", Dead Lettering). It goes by the
-    default exchange to one queue: through ``events`` every service would get it again.
-    """
+    """Declare everything without waiting: the broker answers an error by closing the channel."""
     declare_exchange(channel)
-    dead_letters = names.dead_letter_queue(service)
-    _queue(channel, dead_letters)
-    _queue(channel, service, **_dead_lettered_to(dead_letters), **{
-        "x-delivery-limit": DELIVERY_LIMIT,
-    })
+    for queue, arguments in queue_arguments(service, retry_delays).items():
+        channel.queue_declare(queue, durable=True, arguments=arguments)
     channel.queue_bind(service, names.EXCHANGE, names.BINDING_KEY)
-    for delay, seconds in dict(retry_delays).items():
-        # One queue a delay: in one queue a message would wait behind all that wait longer.
-        _queue(channel, names.retry_queue(service, delay), **_dead_lettered_to(service), **{
-            "x-message-ttl": seconds * 1000,
-        })
 
 
 def declare_exchange(channel: Any) -> None:
@@ -38,8 +28,30 @@ def declare_exchange(channel: Any) -> None:
     channel.exchange_declare(names.EXCHANGE, "topic", durable=True)
 
 
-def _queue(channel: Any, queue: str, **arguments: object) -> None:
-    channel.queue_declare(queue, durable=True, arguments={"x-queue-type": "quorum", **arguments})
+def queue_arguments(
+    service: str, retry_delays: Iterable[tuple[str, int]]
+) -> dict[str, dict[str, object]]:
+    """Return the arguments of each queue of a service, by its name. They never change once made.
+
+    Dead-lettering at least once needs quorum queues and ``reject-publish``; without both RabbitMQ
+    falls back to at-most-once (RabbitMQ's guide "Quorum Queues", Dead Lettering). It goes by the
+    default exchange to one queue: through ``events`` every service would get it again.
+    """
+    dead_letters = names.dead_letter_queue(service)
+    found = {
+        dead_letters: _quorum({"x-delivery-limit": NO_LIMIT}),
+        service: _quorum({"x-delivery-limit": DELIVERY_LIMIT, **_dead_lettered_to(dead_letters)}),
+    }
+    for delay, seconds in retry_delays:
+        # One queue a delay: in one queue a message would wait behind all that wait longer.
+        found[names.retry_queue(service, delay)] = _quorum(
+            {"x-message-ttl": seconds * 1000, **_dead_lettered_to(service)}
+        )
+    return found
+
+
+def _quorum(arguments: dict[str, object]) -> dict[str, object]:
+    return {"x-queue-type": "quorum", **arguments}
 
 
 def _dead_lettered_to(queue: str) -> dict[str, object]:

@@ -8,6 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from etcd3.etcdrpc import (
+    AlarmRequest,
+    AlarmResponse,
+    AlarmType,
     AuthenticateRequest,
     AuthenticateResponse,
     Compare,
@@ -15,8 +18,12 @@ from etcd3.etcdrpc import (
     LeaseGrantResponse,
     LeaseKeepAliveRequest,
     LeaseKeepAliveResponse,
+    LeaseTimeToLiveRequest,
+    LeaseTimeToLiveResponse,
     RangeRequest,
     RangeResponse,
+    StatusRequest,
+    StatusResponse,
     TxnRequest,
     TxnResponse,
     WatchCreateRequest,
@@ -25,14 +32,21 @@ from etcd3.etcdrpc import (
 )
 
 __all__ = [
+    "AlarmRequest",
+    "AlarmResponse",
+    "AlarmType",
     "AuthenticateRequest",
     "AuthenticateResponse",
     "LeaseGrantRequest",
     "LeaseGrantResponse",
     "LeaseKeepAliveRequest",
     "LeaseKeepAliveResponse",
+    "LeaseTimeToLiveRequest",
+    "LeaseTimeToLiveResponse",
     "RangeRequest",
     "RangeResponse",
+    "StatusRequest",
+    "StatusResponse",
     "TxnRequest",
     "TxnResponse",
     "WatchCreateRequest",

@@ -1,0 +1,108 @@
+"""HTTP to the servers' own pages: RabbitMQ's management API, etcd's metrics, a service's health."""
+
+from __future__ import annotations
+
+import base64
+import ssl
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
+
+import orjson
+
+TIMEOUT_S = 5.0
+
+
+class WebError(Exception):
+    """A page was not to be had; the message says why, in one line. ``status`` is HTTP's, or 0."""
+
+    def __init__(self, why: str, status: int = 0, body: bytes = b"") -> None:
+        super().__init__(why)
+        self.status, self.body = status, body
+
+
+@dataclass(frozen=True)
+class Page:
+    """What came back, and the server's clock, to a second, where it told it."""
+
+    body: bytes
+    date: datetime | None = None
+
+    def json(self) -> Any:
+        """Read it as JSON. Raises WebError."""
+        try:
+            return orjson.loads(self.body)
+        except orjson.JSONDecodeError:
+            raise WebError("the answer is not JSON") from None
+
+
+@dataclass(frozen=True)
+class Tls:
+    """The files that TLS needs; none of them where the system's own authorities will do."""
+
+    ca_cert: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+
+def fetch(url: str, tls: Tls) -> Page:
+    """Get a page; a user and a password in the URL are sent along. Raises WebError.
+
+    No proxy is asked, whatever the environment says: none is for AMQP either.
+    """
+    parts = urlsplit(without_login(url))
+    where = f"{parts.scheme}://{parts.netloc}"
+    try:
+        opener = build_opener(ProxyHandler({}), HTTPSHandler(context=_context(tls)))
+        with opener.open(_request(url), timeout=TIMEOUT_S) as answer:
+            return Page(answer.read(), _date(answer.headers))
+    except HTTPError as error:
+        with error:
+            raise WebError(f"{where} answers {error.code} {error.reason}", error.code, error.read()
+                           ) from None
+    except (OSError, HTTPException, ValueError) as error:
+        why = getattr(error, "reason", None) or error
+        raise WebError(f"{where} does not answer: {why}") from None
+
+
+def without_login(url: str) -> str:
+    """Return a URL as it can be shown."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def is_address(url: str) -> bool:
+    """Return whether this is the URL of a server that speaks HTTP."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _request(url: str) -> Request:
+    parts = urlsplit(url)
+    request = Request(without_login(url))  # noqa: S310 - it is HTTP wherever a URL is read.
+    if parts.username is not None:
+        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
+    return request
+
+
+def _context(tls: Tls) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=tls.ca_cert)
+    if tls.cert:
+        context.load_cert_chain(tls.cert, tls.key)
+    return context
+
+
+def _date(headers: Any) -> datetime | None:
+    try:
+        return parsedate_to_datetime(headers["Date"])
+    except (TypeError, ValueError):
+        return None

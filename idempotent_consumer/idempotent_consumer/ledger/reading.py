@@ -1,0 +1,102 @@
+"""A service's records as an operator sees them: one by one, counted, and deleted by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+from .. import names
+from . import messages as m
+from .keyspace import KeySpace
+from .records import Record, decode
+
+PAGE_RECORDS = 5_000
+_SAMPLED = 100
+"""One of so many keys tells which bytes keys are made of."""
+
+
+class Asking(Protocol):
+    """The part of etcd's client that this needs. Raises EtcdError."""
+
+    def ask(self, method: str, request: Any) -> Any:
+        """Send a request and return its reply."""
+        ...
+
+
+class Found(NamedTuple):
+    """A record with the lease that it is kept under, 0 where it is kept for good."""
+
+    record: Record
+    lease: int
+
+
+class Records:
+    """The records of one service. Raises EtcdError throughout."""
+
+    def __init__(self, etcd: Asking, service: str) -> None:
+        self._etcd, self._service = etcd, service
+        self._prefix = names.record_prefix(service).encode()
+
+    def key(self, event_id: str) -> bytes:
+        """Return the key of an event's record."""
+        return self._prefix + names.encode_id(event_id).encode()
+
+    def get(self, event_id: str) -> Found | None:
+        """Return an event's record, or None."""
+        kvs = self._etcd.ask("Range", m.RangeRequest(key=self.key(event_id))).kvs
+        return Found(decode(kvs[0].value, kvs[0].mod_revision), kvs[0].lease) if kvs else None
+
+    def remaining_s(self, lease: int) -> int | None:
+        """Return the seconds a lease has left, or None for what is kept for good."""
+        if not lease:
+            return None
+        reply = self._etcd.ask("LeaseTimeToLive", m.LeaseTimeToLiveRequest(ID=lease))
+        return max(0, int(reply.TTL))
+
+    def forget(self, event_id: str, mod_revision: int) -> bool:
+        """Delete a record if it is still at this revision; return whether it is gone."""
+        key, request = self.key(event_id), m.TxnRequest()
+        m.unchanged(request.compare, key, mod_revision)
+        request.success.add().request_delete_range.key = key
+        m.get(request.failure, key)
+        reply = self._etcd.ask("Txn", request)
+        # Sent twice, the first may have applied: then it is absent.
+        return bool(reply.succeeded or not reply.responses[0].response_range.kvs)
+
+    def incarnation(self) -> str | None:
+        """Return which life of etcd's data the service knows, or None where it knows none."""
+        key = names.incarnation_key(self._service).encode()
+        kvs = self._etcd.ask("Range", m.RangeRequest(key=key)).kvs
+        return kvs[0].value.decode(errors="replace") if kvs else None
+
+    def count(self) -> int:
+        """Return how many there are: etcd counts keys in its index and reads none of them."""
+        return int(self._etcd.ask("Range", m.RangeRequest(
+            key=self._prefix, range_end=m.prefix_end(self._prefix), count_only=True
+        )).count)
+
+    def states(self) -> Counter[str]:
+        """Return how many there are in each state. It reads them all, at one revision."""
+        return Counter(
+            decode(kv.value, kv.mod_revision).state for page in self._pages() for kv in page
+        )
+
+    def _pages(self) -> Iterator[Any]:
+        """Yield all records in sub-ranges: etcd walks a whole range for every page of it."""
+        space, end = KeySpace(self._prefix), m.prefix_end(self._prefix)
+        start, width, revision = self._prefix, 0, 0
+        while start < end:
+            stop = space.cut(start, width) if width else end
+            reply = self._etcd.ask("Range", m.RangeRequest(
+                key=start, range_end=stop, limit=PAGE_RECORDS, revision=revision
+            ))
+            revision = revision or reply.header.revision
+            yield reply.kvs
+            if reply.more:
+                space.learn(kv.key for kv in reply.kvs[:: _SAMPLED])
+                width = space.width(reply.kvs[0].key, reply.kvs[-1].key)
+                start = reply.kvs[-1].key + b"\0"
+            else:
+                width *= 1 if len(reply.kvs) > PAGE_RECORDS // 2 else 2
+                start = stop

@@ -1,0 +1,239 @@
+"""The operator's command around fakes: no server, no process."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import orjson
+import pika
+from etcd3 import etcdrpc as pb
+
+from fakes.store import Store
+from idempotent_consumer.bus.blocking import BrokerError, Depth
+from idempotent_consumer.bus.letters import Letter, read_letter
+from idempotent_consumer.bus.topology import queue_arguments
+from idempotent_consumer.cli.command import main
+from idempotent_consumer.cli.context import Context
+from idempotent_consumer.cli.web import Page, Tls, WebError
+from idempotent_consumer.ledger import records
+from idempotent_consumer.ledger.etcd import EtcdError
+from idempotent_consumer.settings import Settings
+
+NOW_S = 1_800_000_000.0
+TOKEN = "a" * 32 + "/1/7"
+
+
+class Ran(NamedTuple):
+    """How the command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Its document."""
+        return orjson.loads(self.out)
+
+
+class Terminal(io.StringIO):
+    """Standard error on a terminal."""
+
+    def isatty(self) -> bool:
+        """Return that it is one."""
+        return True
+
+
+class Typed(io.BytesIO):
+    """Standard input on a terminal, with what is typed."""
+
+    def isatty(self) -> bool:
+        """Return that it is one."""
+        return True
+
+
+class FakeEtcd:
+    """etcd for questions, one member."""
+
+    def __init__(self, operator: Operator) -> None:
+        self._operator = operator
+
+    def ask(self, method: str, request: Any) -> Any:
+        """Answer from the store."""
+        operator = self._operator
+        if operator.etcd_error is not None:
+            raise operator.etcd_error
+        if method == "LeaseTimeToLive":
+            left_s = operator.store.leases.get(request.ID, operator.now_s - 1) - operator.now_s
+            return pb.LeaseTimeToLiveResponse(TTL=int(left_s))
+        if method == "Status":
+            return pb.StatusResponse(version=operator.etcd_version, dbSize=2048, leader=1)
+        if method == "Alarm":
+            alarm = pb.AlarmMember(alarm=pb.AlarmType.Value("NOSPACE"))
+            return pb.AlarmResponse(alarms=[alarm] if operator.store.out_of_space else [])
+        reply = operator.store.apply(method, request)
+        operator.meanwhile()
+        return reply
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
+class FakeRabbit:
+    """RabbitMQ with the operator's queues."""
+
+    def __init__(self, operator: Operator) -> None:
+        self._operator = operator
+        self.version = operator.rabbitmq_version
+
+    def depth(self, queue: str) -> Depth | None:
+        """Return what is in a queue."""
+        return self._operator.depths.get(queue)
+
+    def differs(self, queue: str, arguments: dict[str, object]) -> bool:
+        """Return whether the management API would show other arguments."""
+        return bool(self._operator.queue(queue)["arguments"] != arguments)
+
+
+class FakeLetters:
+    """The operator's dead letters."""
+
+    def __init__(self, operator: Operator) -> None:
+        self._operator = operator
+
+    def __iter__(self) -> Iterator[Letter]:
+        """Yield those there are."""
+        for tag, (properties, body) in enumerate(list(self._operator.dead)):
+            self._operator.looked_at += 1
+            yield read_letter(tag, properties, body)
+
+    def resend(self, letter: Letter) -> None:
+        """Send one back."""
+        self._operator.resent.append(letter.body)
+        self.remove(letter)
+
+    def remove(self, letter: Letter) -> None:
+        """Remove one."""
+        self._operator.removed.append(letter.body)
+        self._operator.dead.remove((letter.properties, letter.body))
+
+
+@dataclass
+class FakeProducer:
+    """A producer whose broker confirms so many, and then ends as it is told."""
+
+    published: list[bytes]
+    error: Exception | None = None
+
+    def publish(self, bodies: Iterable[bytes], timeout_s: float = 30.0,
+                progress: Callable[[int], None] | None = None) -> int:
+        """Take all, and report one by one."""
+        number = 0
+        for body in bodies:
+            self.published.append(body)
+            number += 1
+            if progress is not None:
+                progress(number)
+        if self.error is not None:
+            raise self.error
+        return number
+
+
+class Operator:
+    """Somebody at the command line, with an etcd, a broker and a clock of the test's own."""
+
+    def __init__(self) -> None:
+        self.now_s = NOW_S
+        self.store = Store(lambda: self.now_s, max_txn_ops=1024)
+        self.stdin, self.err = io.BytesIO(), io.StringIO()
+        self.depths: dict[str, Depth] = {}
+        self.queues: list[dict[str, Any]] = []
+        self.bindings: list[dict[str, Any]] = []
+        self.policies: list[dict[str, Any]] = []
+        self.dead: list[tuple[Any, bytes]] = []
+        self.resent: list[bytes] = []
+        self.removed: list[bytes] = []
+        self.looked_at = 0
+        self.pages: dict[str, bytes | WebError] = {}
+        self.producer = FakeProducer([])
+        self.etcd_error: EtcdError | None = None
+        self.rabbitmq_error: BrokerError | None = None
+        self.etcd_version, self.rabbitmq_version = "3.5.28", "4.0.8"
+        self.meanwhile: Callable[[], None] = lambda: None
+        """What happens after each request to etcd."""
+        self.etcd = FakeEtcd(self)
+
+    def run(self, *arguments: str, **environ: str) -> Ran:
+        """Run the command to its end."""
+        given = {"ENABLE_ETCD": "true", **environ}
+        with redirect_stdout(io.StringIO()) as out, redirect_stderr(self.err):
+            try:
+                code = main(arguments, given, self._context)
+            except SystemExit as ended:  # argparse's own way out.
+                code = int(str(ended.code))
+        return Ran(code, out.getvalue(), self.err.getvalue())
+
+    def types(self, text: str) -> None:
+        """Sit at a terminal and type this."""
+        self.stdin, self.err = Typed(text.encode()), Terminal()
+
+    def has_record(self, service: str, event_id: str, digest: str = "1:00", state: str = "done",
+                   lease_s: int = 3600, events: tuple[bytes, ...] = ()) -> None:
+        """Let a replica have written a record."""
+        lease = self.store.apply("LeaseGrant", pb.LeaseGrantRequest(TTL=lease_s)).ID
+        value = records.encode(state, digest, TOKEN, "2027-01-15T07:58:20.000+00:00", events)
+        self.store.put(f"/service/{service}/{event_id}", value, lease)
+
+    def has_letter(self, body: bytes, **headers: object) -> None:
+        """Let a dead letter lie there."""
+        named = {f"x-{name.replace('_', '-')}": value for name, value in headers.items()}
+        self.dead.append((pika.BasicProperties(headers=named), body))
+
+    def has_service(self, service: str, dead: int = 0, consumers: int = 1) -> None:
+        """Let a service have declared its queues, by the settings' defaults."""
+        for name, arguments in queue_arguments(service, Settings().retry_delays).items():
+            self.queues.append({"name": name, "type": "quorum", "arguments": arguments,
+                                "messages_unacknowledged": 0})
+            self.depths[name] = Depth(0, 0)
+        self.depths[service] = Depth(0, consumers)
+        self.depths[f"{service}.dead-letter"] = Depth(dead, 0)
+        self.bindings.append({"destination": service, "routing_key": "#"})
+        self.store.put(f"/incarnation/{service}", b"first")
+
+    def queue(self, name: str) -> dict[str, Any]:
+        """Return what the management API shows of a queue."""
+        return next(queue for queue in self.queues if queue["name"] == name)
+
+    def _context(self, environ: Any) -> Context:
+        return Context(
+            environ, Settings.from_environ(environ), self.stdin, self.err,
+            lambda _: self._rabbitmq(), lambda _, __: self._letters(),
+            lambda _: closing(self.etcd), lambda _: nullcontext(self.producer),
+            self._fetch, lambda: self.now_s,
+        )
+
+    @contextmanager
+    def _rabbitmq(self) -> Iterator[FakeRabbit]:
+        if self.rabbitmq_error is not None:
+            raise self.rabbitmq_error
+        yield FakeRabbit(self)
+
+    @contextmanager
+    def _letters(self) -> Iterator[FakeLetters]:
+        with self._rabbitmq():
+            yield FakeLetters(self)
+
+    def _fetch(self, url: str, _tls: Tls) -> Page:
+        path = url.partition("://")[2].partition("/")[2].partition("?")[0]
+        known = {"api/queues/%2F": self.queues, "api/health/checks/alarms": {"status": "ok"},
+                 "api/policies/%2F": self.policies, "api/operator-policies/%2F": [],
+                 "api/exchanges/%2F/events/bindings/source": self.bindings}
+        page = self.pages.get(path) or orjson.dumps(known[path]) if (
+            path in known or path in self.pages) else WebError("no such page", 404)
+        if isinstance(page, WebError):
+            raise page
+        return Page(page)

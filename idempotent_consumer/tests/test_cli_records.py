@@ -1,0 +1,173 @@
+"""``inspect`` and ``forget``: a record is shown, and deleted as it was seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fakes.operator import TOKEN, Operator
+from idempotent_consumer.event import decode
+
+BODY = b'{"id":"1","type":"a","args":{"n":1}}'
+DIGEST = decode(BODY).digest
+PUBLISHES = b'{"id":"1/order/0","type":"placed","args":{}}'
+
+
+@pytest.fixture
+def operator() -> Operator:
+    return Operator()
+
+
+def test_a_record_is_shown_with_who_wrote_it_and_how_long_it_stays(operator: Operator) -> None:
+    operator.has_record("order", "1", DIGEST)
+    operator.now_s += 60
+    ran = operator.run("inspect", "order", "1", "--json")
+    assert ran.code == 0
+    assert ran.json == {
+        "service": "order", "id": "1", "key": "/service/order/1", "found": True, "state": "done",
+        "time": "2027-01-15T07:58:20.000+00:00", "replica": "a" * 32, "token": TOKEN,
+        "digest": DIGEST, "mod_revision": 2, "events": [], "remaining_s": 3540,
+    }
+    assert operator.run("inspect", "order", "1").out.splitlines() == [
+        "state     done",
+        "time      2027-01-15T07:58:20.000+00:00 (2m 40s ago)",
+        f"replica   {'a' * 32}",
+        f"digest    {DIGEST}",
+        "kept      for another 59m",
+    ]
+
+
+def test_a_claim_is_shown_with_its_end(operator: Operator) -> None:
+    operator.has_record("notify", "1", state="claimed", lease_s=15)
+    out = operator.run("inspect", "notify", "1").out
+    assert "state     claimed" in out
+    assert "claim     for another 15s, unless its replica renews it" in out
+
+
+def test_events_that_are_being_published_are_shown(operator: Operator) -> None:
+    operator.has_record("order", "1", state="publishing", events=(PUBLISHES,))
+    assert f"publishes {PUBLISHES.decode()}" in operator.run("inspect", "order", "1").out
+    (event,) = operator.run("inspect", "order", "1", "--json").json["events"]
+    assert event["id"] == "1/order/0"
+
+
+def test_a_record_kept_for_good(operator: Operator) -> None:
+    operator.has_record("order", "1")
+    operator.store.put("/service/order/1", operator.store.get("/service/order/1").value)
+    assert "kept      for good" in operator.run("inspect", "order", "1").out
+    assert operator.run("inspect", "order", "1", "--json").json["remaining_s"] is None
+
+
+def test_what_somebody_else_wrote_there_is_called_that(operator: Operator) -> None:
+    operator.store.put("/service/order/1", b"hands off")
+    ran = operator.run("inspect", "order", "1")
+    assert ran.code == 0
+    assert "it was not written by this library" in ran.out
+
+
+def test_an_id_that_a_terminal_would_obey_is_written_out(operator: Operator) -> None:
+    assert r"'\x1b[2J'" in operator.run("inspect", "order", "\x1b[2J").err
+
+
+def test_a_long_id_is_found_by_its_hash(operator: Operator) -> None:
+    ran = operator.run("inspect", "order", "x" * 500, "--json")
+    assert ran.code == 1
+    assert ran.json["key"].startswith("/service/order/sha256:")
+
+
+@pytest.mark.parametrize(("body", "same"), [
+    (BODY, True), (b' {"type":"a", "args": {"n": 1}, "id": "1", "sent": "now"}', True),
+    (b'{"id":"1","type":"a","args":{"n":2}}', False), (b'{"id":"1","type":"b"}', False),
+])
+def test_a_body_is_the_same_event_or_a_conflict(
+    operator: Operator, tmp_path: Path, body: bytes, same: bool
+) -> None:
+    operator.has_record("order", "1", DIGEST)
+    file = tmp_path / "body"
+    file.write_bytes(body)
+    arguments = ("inspect", "order", "1", "--body", str(file))
+    assert operator.run(*arguments, "--json").json["same_event"] is same
+    assert ("the same event" in operator.run(*arguments).out) is same
+    assert ("a conflict" in operator.run(*arguments).out) is not same
+
+
+@pytest.mark.parametrize(("body", "why"), [
+    (b"{", "is no event"), (b'{"id":"2","type":"a"}', "has the id '2', not '1'"),
+])
+def test_a_body_that_is_not_of_this_event_is_refused(
+    operator: Operator, tmp_path: Path, body: bytes, why: str
+) -> None:
+    operator.has_record("order", "1", DIGEST)
+    file = tmp_path / "body"
+    file.write_bytes(body)
+    ran = operator.run("inspect", "order", "1", "--body", str(file))
+    assert ran.code == 1
+    assert why in ran.err
+
+
+# forget
+
+
+@pytest.mark.parametrize("state", ["done", "released"])
+def test_a_record_is_deleted_and_it_is_said_how_replicas_learn_it(
+    operator: Operator, state: str
+) -> None:
+    operator.has_record("order", "1", state=state)
+    operator.has_record("order", "2")
+    ran = operator.run("forget", "order", "1", "--yes")
+    assert ran.code == 0
+    assert "their watch" in ran.out
+    assert operator.store.keys("/service/order/") == ["/service/order/2"]
+
+
+def test_what_has_no_record_is_new_already(operator: Operator) -> None:
+    ran = operator.run("forget", "order", "1", "--yes")
+    assert ran.code == 1
+    assert "it is new to it already" in ran.err
+
+
+def test_without_a_terminal_it_has_to_be_told_yes(operator: Operator) -> None:
+    operator.has_record("order", "1")
+    ran = operator.run("forget", "order", "1")
+    assert ran.code == 1
+    assert "say --yes" in ran.err
+    assert operator.store.keys("/service/order/") == ["/service/order/1"]
+
+
+@pytest.mark.parametrize(("state", "says"), [
+    ("claimed", "has claimed it for another 15s"), ("publishing", "is publishing its events"),
+])
+def test_what_a_replica_is_at_work_on_is_deleted_by_force_alone(
+    operator: Operator, state: str, says: str
+) -> None:
+    events = (PUBLISHES,) if state == "publishing" else ()
+    operator.has_record("notify", "1", state=state, lease_s=15, events=events)
+    ran = operator.run("forget", "notify", "1", "--yes")
+    assert ran.code == 1
+    assert says in ran.err
+    assert operator.store.keys("/service/notify/") == ["/service/notify/1"]
+    assert operator.run("forget", "notify", "1", "--yes", "--force").code == 0
+    assert operator.store.keys("/service/notify/") == []
+
+
+def test_a_record_that_has_changed_meanwhile_stays(operator: Operator) -> None:
+    """It was released when it was read; a replica claims it before it is deleted."""
+    operator.has_record("notify", "1", state="released")
+
+    def claim() -> None:
+        operator.meanwhile = lambda: None
+        operator.has_record("notify", "1", state="claimed")
+
+    operator.meanwhile = claim
+    ran = operator.run("forget", "notify", "1", "--yes")
+    assert ran.code == 1
+    assert "has changed meanwhile" in ran.err
+    assert operator.store.keys("/service/notify/") == ["/service/notify/1"]
+
+
+def test_a_record_that_has_ended_meanwhile_is_forgotten(operator: Operator) -> None:
+    """As is one that a first attempt, whose reply was lost, has deleted."""
+    operator.has_record("order", "1")
+    operator.meanwhile = lambda: operator.store.delete("/service/order/1")
+    assert operator.run("forget", "order", "1", "--yes").code == 0

@@ -1,0 +1,122 @@
+"""Where the servers' pages are looked for, and what is made of their clocks."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from fakes.operator import NOW_S
+from idempotent_consumer.cli.checks import clocks
+from idempotent_consumer.cli.management import management
+from idempotent_consumer.cli.web import Page, Tls, WebError, fetch
+from idempotent_consumer.settings import Settings, SettingsError
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """Give a server that answers with the login it was sent, or with 503 on /alarm."""
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(503 if self.path == "/alarm" else 200)
+            self.end_headers()
+            self.wfile.write((self.headers["Authorization"] or "none").encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_a_login_in_the_url_is_sent_and_the_clock_is_read(server: str) -> None:
+    page = fetch(f"http://us%40er:pa%2Fss@{server}/", Tls())
+    assert base64.b64decode(page.body.removeprefix(b"Basic ")) == b"us@er:pa/ss"
+    assert page.date is not None
+    assert abs((datetime.now(UTC) - page.date).total_seconds()) < 60
+    assert fetch(f"http://{server}/", Tls()).body == b"none"
+
+
+def test_an_error_keeps_its_body_and_hides_the_password(server: str) -> None:
+    with pytest.raises(WebError, match="answers 503") as caught:
+        fetch(f"http://u:secret@{server}/alarm", Tls())
+    assert (caught.value.status, caught.value.body[:5]) == (503, b"Basic")
+    assert "secret" not in str(caught.value)
+
+
+def test_no_proxy_is_asked(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert fetch(f"http://{server}/", Tls()).body == b"none"
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "https://127.0.0.1:1", "http://[::1]:1"])
+def test_a_server_that_is_away_is_an_error(url: str) -> None:
+    with pytest.raises(WebError, match="does not answer") as caught:
+        fetch(url, Tls())
+    assert caught.value.status == 0
+
+
+@pytest.mark.parametrize(("environ", "asked"), [
+    ({}, ["http://guest:guest@localhost:15672/api/queues/%2F"]),
+    ({"RABBITMQ_URL": "amqp://u:p%40@rabbit:5673/%2Fteam"},
+     ["http://u:p%40@rabbit:15672/api/queues/%2Fteam"]),
+    ({"RABBITMQ_URL": "amqps://rabbit/team"},
+     ["https://guest:guest@rabbit:15671/api/queues/team"]),
+    ({"RABBITMQ_URL": "amqp://u:p@[::1]/"}, ["http://u:p@[::1]:15672/api/queues/%2F"]),
+    ({"RABBITMQ_URL": "amqp://a,amqp://b"}, ["http://guest:guest@a:15672/api/queues/%2F",
+                                             "http://guest:guest@b:15672/api/queues/%2F"]),
+    ({"RABBITMQ_URL": "amqp://a,amqp://b", "RABBITMQ_MANAGEMENT_URL": "http://c:1/sub/"},
+     ["http://c:1/sub/api/queues/%2F"]),
+])
+def test_the_management_api_is_beside_the_broker_or_where_it_is_said_to_be(
+    environ: dict[str, str], asked: list[str]
+) -> None:
+    urls: list[str] = []
+
+    def away(url: str, _tls: Tls) -> Page:
+        urls.append(url)
+        raise WebError("away")
+
+    with pytest.raises(WebError, match="RABBITMQ_MANAGEMENT_URL says where"):
+        management(environ, Settings.from_environ(environ), away).get("/queues/{vhost}")
+    assert urls == asked
+
+
+def test_a_node_that_refuses_is_asked_once() -> None:
+    """It answers: the others would say the same."""
+    urls: list[str] = []
+
+    def refuse(url: str, _tls: Tls) -> Page:
+        urls.append(url)
+        raise WebError("answers 401", 401)
+
+    settings = Settings(rabbitmq_urls=("amqp://a", "amqp://b"))
+    with pytest.raises(WebError, match="401"):
+        management({}, settings, refuse).get("/overview")
+    assert len(urls) == 1
+
+
+@pytest.mark.parametrize("url", ["localhost:15672", "amqp://localhost", "http://", "http://a:x"])
+def test_a_wrong_address_is_a_wrong_setting(url: str) -> None:
+    with pytest.raises(SettingsError, match="RABBITMQ_MANAGEMENT_URL"):
+        management({"RABBITMQ_MANAGEMENT_URL": url}, Settings(), fetch)
+
+
+@pytest.mark.parametrize(("ahead_s", "level", "says"), [
+    (0, "ok", "agrees"), (4, "ok", "agrees"), (-4, "ok", "agrees"),
+    (60, "warning", "60 s ahead of"), (-60, "warning", "60 s behind"),
+])
+def test_a_clock_that_is_off_is_a_warning(ahead_s: int, level: str, says: str) -> None:
+    finding = clocks.check("etcd", datetime.fromtimestamp(NOW_S + ahead_s, UTC), NOW_S)
+    assert finding.level == level
+    assert says in finding.what
+
+
+def test_a_clock_that_was_not_seen_is_unknown() -> None:
+    assert clocks.check("etcd", None, NOW_S).level == "unknown"

@@ -1,0 +1,63 @@
+"""The operator's command as a child process."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from harness.servers import REPOSITORY, Servers
+from harness.services import CONTRACT_VARIABLES
+
+_COMMAND = [sys.executable, "-m", "idempotent_consumer"]
+_VARIABLES = CONTRACT_VARIABLES | {"RABBITMQ_MANAGEMENT_URL"}
+
+
+class Ran(NamedTuple):
+    """How the command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Command:
+    """Runs the command against the servers, with the settings given and no others."""
+
+    def __init__(self, servers: Servers, settings: Mapping[str, str] | None = None) -> None:
+        inherited = {key: value for key, value in os.environ.items() if key not in _VARIABLES}
+        rabbitmq = servers.rabbitmq
+        management = rabbitmq.management_url.replace("://", f"://{rabbitmq.user}:{rabbitmq.password}@")
+        self._env = {
+            **inherited, **servers.settings(), "RABBITMQ_MANAGEMENT_URL": management,
+            "ENABLE_ETCD": "true", **(settings or {}),
+        }
+
+    def run(self, *arguments: str, stdin: str = "", **settings: str) -> Ran:
+        """Run it to its end."""
+        ended = subprocess.run(
+            [*_COMMAND, *arguments], cwd=REPOSITORY, env={**self._env, **settings}, input=stdin,
+            capture_output=True, text=True, timeout=60, check=False,
+        )
+        assert "Traceback" not in ended.stderr, ended
+        return Ran(ended.returncode, ended.stdout, ended.stderr)
+
+    def json(self, *arguments: str, **settings: str) -> Any:
+        """Run it with --json, and return its document; raises AssertionError where it fails."""
+        ran = self.run(*arguments, "--json", **settings)
+        assert ran.code == 0, ran
+        return json.loads(ran.out)
+
+    def failing(self, *arguments: str, **settings: str) -> Any:
+        """Run it with --json, and return its document; raises AssertionError unless it fails."""
+        ran = self.run(*arguments, "--json", **settings)
+        assert ran.code == 1, ran
+        return json.loads(ran.out)
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start it with a pipe as its input."""
+        return subprocess.Popen(
+            [*_COMMAND, *arguments], cwd=REPOSITORY, env=self._env, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )

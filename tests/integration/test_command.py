@@ -1,0 +1,392 @@
+"""The operator's command on real servers: each verb does what it says, and says why where not."""
+
+import json
+from collections.abc import Callable
+
+import pika
+import pytest
+
+from harness.broker import Broker
+from harness.ports import free_port
+from harness.servers import Servers
+from harness.statsd import StatsdListener
+from harness.store import Store
+from harness.wait import eventually
+from idempotent_consumer.bus import letters, topology
+from idempotent_consumer.bus.blocking import Broker as Rabbit
+from idempotent_consumer.ledger import records
+from integration.commanding import Command
+from integration.judging import StartService, becomes, says, wait_drained
+from integration.load import order, orders
+from integration.sink import Sink
+
+ONE = '{"id":"1","type":"new_order"}'
+OTHER_BODY = '{"id":"1","type":"new_order","args":{"n":2}}'
+
+
+@pytest.fixture
+def command(clean: Servers) -> Command:
+    return Command(clean)
+
+
+@pytest.fixture
+def queues(clean: Servers) -> str:
+    """Make the queues that the order service would make."""
+    with_channel(clean, lambda channel: topology.declare(channel, "order", ()))
+    return "order"
+
+
+def with_channel(servers: Servers, use: Callable[[pika.channel.Channel], object]) -> None:
+    connection = pika.BlockingConnection(pika.URLParameters(servers.rabbitmq.url))
+    use(connection.channel())
+    connection.close()
+
+
+def park(servers: Servers, *bodies: str, **headers: object) -> None:
+    """Put dead letters of order where they belong; ``reason`` becomes x-reason, and so on."""
+    named = {f"x-{name.replace('_', '-')}": value for name, value in headers.items()}
+    properties = pika.BasicProperties(headers=named, delivery_mode=2)
+
+    def publish(channel: pika.channel.Channel) -> None:
+        channel.confirm_delivery()
+        for body in bodies:
+            channel.basic_publish("", "order.dead-letter", body.encode(), properties)
+
+    with_channel(servers, publish)
+
+
+def ids(command: Command, *arguments: str) -> list[str]:
+    """Return the ids of order's dead letters, as they lie there."""
+    found = command.json("dead-letters", "list", "order", *arguments)
+    return [letter["id"] for letter in found["letters"]]
+
+
+# publish
+
+
+def test_published_events_are_processed_and_shown(
+    command: Command, start_service: StartService, statsd: StatsdListener
+) -> None:
+    port = free_port()
+    start_service("order", HEALTH_PORT=str(port))
+    lines = "\n".join(json.dumps(event) for event in orders(2_500))
+    ran = command.run("publish", "-", stdin=lines)
+    assert (ran.code, ran.out.split(";")[0]) == (0, "2,500 events confirmed")
+    assert command.json("publish", ONE, OTHER_BODY) == {"confirmed": 2}
+    becomes(lambda: statsd.count("orders_processed"), 2_501)
+    becomes(lambda: statsd.count("orders_conflicted"), 1)
+    found = command.json("status", "--ready", f"http://127.0.0.1:{port}")
+    row = found["services"]["order"]
+    assert (row["ready"], row["consumers"], row["dead_letters"]) == (0, 1, 1)
+    assert (row["records"], row["states"]["done"]) == (2_501, 2_501)
+    assert found["ready"][0]["ready"] is True
+    assert found["versions"]["rabbitmq"].count(".") == 2
+    assert found["versions"]["etcd"].count(".") == 2
+
+
+def test_an_event_is_published_while_standard_input_stays_open(
+    command: Command, queues: str, broker: Broker
+) -> None:
+    """Whoever pipes a log into it has each event there when it is written, not at the end."""
+    running = command.start("publish", "-")
+    assert running.stdin is not None
+    running.stdin.write(ONE.encode() + b"\n")
+    running.stdin.flush()
+    becomes(lambda: broker.ready(queues), 1)
+    assert running.poll() is None
+    out, err = running.communicate(OTHER_BODY.encode(), timeout=30)
+    assert (running.returncode, err) == (0, b"")
+    assert out.startswith(b"2 events confirmed")
+    assert [message.body.decode() for message in broker.drain(queues)] == [ONE, OTHER_BODY]
+
+
+def test_a_line_that_is_no_event_ends_it_after_what_stands_before_it(
+    command: Command, queues: str, broker: Broker
+) -> None:
+    ran = command.run("publish", "-", stdin=f"{ONE}\n{{}}\n{OTHER_BODY}\n")
+    assert ran.code == 1
+    assert "line 2 is no event: id is not a non-empty string" in ran.err
+    assert ran.err.count("\n") == 1
+    assert [message.body.decode() for message in broker.drain(queues)] == [ONE]
+
+
+def test_events_that_no_queue_takes_are_not_published(command: Command) -> None:
+    ran = command.run("publish", ONE, "--timeout", "1s")
+    assert ran.code == 1
+    assert "no queue takes what is sent to 'events'" in ran.err
+    assert "confirmed before: 0 events" in ran.err
+
+
+# inspect and forget
+
+
+def test_a_record_is_inspected_and_forgotten_and_the_event_is_new_again(
+    command: Command, start_service: StartService, store: Store, statsd: StatsdListener
+) -> None:
+    """A running replica, which had it in its cache, learns that from its watch."""
+    service = start_service("order")
+    command.run("publish", ONE)
+    becomes(lambda: statsd.count("orders_processed"), 1)
+    found = command.json("inspect", "order", "1")
+    assert found["state"] == "done"
+    assert found["replica"] == says(service, "starting")[0]["process"]
+    assert 86_000 < found["remaining_s"] < 90_000
+    command.run("publish", ONE)
+    becomes(lambda: statsd.count("orders_processed_skipped"), 1)
+    assert command.json("forget", "order", "1", "--yes")["forgotten"] is True
+    assert command.failing("inspect", "order", "1")["found"] is False
+    again = command.failing("forget", "order", "1", "--yes")
+    assert again["error"].endswith("new to it already")
+
+    def processed_anew() -> None:
+        command.run("publish", ONE)
+        assert statsd.count("orders_processed") == 2
+
+    eventually(processed_anew)
+    assert [step for step in store.steps("order")["1"] if step != "done"] == ["gone"]
+
+
+def test_a_claim_under_way_is_shown_with_its_replica(
+    command: Command, start_service: StartService, broker: Broker, sink: Sink
+) -> None:
+    service = start_service("notify", NOTIFY_URL=sink.url)
+    sink.hold()
+    broker.publish([order("1")])
+    becomes(lambda: len(sink.calls), 1)
+    # Frozen, it does not give the call up while the command starts.
+    service.pause()
+    found = command.json("inspect", "notify", "1")
+    assert found["state"] == "claimed"
+    assert found["replica"] == says(service, "starting")[0]["process"]
+    assert 0 < found["remaining_s"] <= 15
+
+
+def test_a_claim_is_forgotten_by_force_alone(
+    command: Command, clean: Servers, store: Store
+) -> None:
+    claim = records.encode(records.CLAIMED, "1:00", "a" * 32 + "/1/1", "2026-01-01T00:00:00+00:00")
+    lease = clean.etcd.ctl("lease", "grant", "300").split()[1]
+    clean.etcd.ctl("put", f"--lease={lease}", "/service/notify/1", claim.decode())
+    assert command.json("status", "notify")["services"]["notify"]["states"]["claimed"] == 1
+    refused = command.run("forget", "notify", "1", "--yes")
+    assert refused.code == 1
+    assert "its replica aaaaaaaa has claimed it for another" in refused.err
+    assert store.records("notify")["1"].state == "claimed"
+    assert command.run("forget", "notify", "1", "--yes", "--force").code == 0
+    assert store.records("notify") == {}
+
+
+def test_an_etcd_that_asks_for_a_login_gets_it(
+    command: Command, clean: Servers, store: Store
+) -> None:
+    store.client.put("/service/order/1", b"not ours")
+    clean.etcd.require_login()
+    try:
+        assert clean.etcd.login is not None
+        refused = command.run("inspect", "order", "1")
+        assert refused.code == 1
+        assert "ETCD_USER and ETCD_PASSWORD say who asks" in refused.err
+        login = {"ETCD_USER": clean.etcd.login.user, "ETCD_PASSWORD": clean.etcd.login.password}
+        assert command.json("inspect", "order", "1", **login)["found"] is True
+        wrong = command.run("inspect", "order", "1", ETCD_USER="root", ETCD_PASSWORD="no")
+        assert wrong.code == 1
+        assert "authentication failed" in wrong.err
+    finally:
+        clean.etcd.require_no_login()
+
+
+# dead-letters
+
+
+def test_a_failed_event_is_listed_shown_and_replayed_once_its_cause_is_gone(
+    command: Command, start_service: StartService, broker: Broker, store: Store, sink: Sink,
+    statsd: StatsdListener,
+) -> None:
+    """It begins with all its retries again, as it came at first."""
+    start_service("notify", NOTIFY_URL=sink.url, RETRY_DELAYS="1s")
+    sink.refuse("1", times=2)
+    command.run("publish", ONE)
+    becomes(lambda: statsd.count("notifications_failed"), 1)
+    found = command.json("dead-letters", "list", "notify", "--reason", "failed")
+    (letter,) = found["letters"]
+    assert (letter["id"], letter["attempts"], found["warning"]) == ("1", 2, None)
+    assert 0 <= letter["age_s"] < 60
+    assert "answered 500" in letter["error"]
+    (shown,) = command.json("dead-letters", "show", "notify", "--id", "1")["letters"]
+    assert shown["body"] == ONE
+    assert command.json("dead-letters", "replay", "notify", "--id", "1")["replayed"] == 1
+    becomes(lambda: store.done("notify"), {"1"})
+    wait_drained(broker, "notify", "notify.dead-letter", "notify.retry.1s")
+    assert command.run("dead-letters", "replay", "notify", "--all").code == 1
+
+
+def test_what_is_replayed_has_none_of_our_headers_and_all_of_its_own(
+    command: Command, clean: Servers, queues: str, broker: Broker
+) -> None:
+    park(clean, ONE, reason="failed", error="e", attempts=4, parked_at="2020-01-01T00:00:00+00:00",
+         trace="t-1")
+    assert command.json("dead-letters", "replay", "order", "--all", "--force")["replayed"] == 1
+    (message,) = broker.drain(queues, expect=1)
+    assert message.body.decode() == ONE
+    assert {name: value for name, value in message.headers.items() if name != "x-delivery-count"
+            } == {"x-trace": "t-1"}
+
+
+def test_what_may_be_replayed_is_and_what_may_not_stays_where_it_was(
+    command: Command, clean: Servers, queues: str, broker: Broker, store: Store
+) -> None:
+    """Of those without a record, one is young, and one older than the window."""
+    store.client.put("/service/order/known", b"{}")
+    bodies = [json.dumps(order(id_)) for id_ in ("old", "known", "old")]
+    park(clean, *bodies, reason="failed", parked_at="2020-01-01T00:00:00+00:00")
+    now = "2999-01-01T00:00:00+00:00"
+    park(clean, json.dumps(order("young")), reason="failed", parked_at=now)
+    park(clean, json.dumps(order("other")), reason="conflict", parked_at=now)
+    found = command.failing("dead-letters", "replay", "order", "--all")
+    assert found["replayed"] == 2
+    assert [each["id"] for each in found["held"]] == ["old", "old", "other"]
+    assert [json.loads(m.body)["id"] for m in broker.drain(queues)] == ["known", "young"]
+    assert ids(command) == ["old", "old", "other"]
+    assert command.json("dead-letters", "replay", "order", "--all", "--force")["replayed"] == 3
+
+
+def test_none_of_many_that_are_replayed_is_left_behind(
+    command: Command, clean: Servers, queues: str, broker: Broker
+) -> None:
+    bodies = [json.dumps(event) for event in orders(101)]
+    park(clean, *bodies, reason="failed")
+    assert command.json("dead-letters", "replay", "order", "--all", "--force")["replayed"] == 101
+    assert broker.depth("order.dead-letter") == (0, 0)
+    assert [message.body.decode() for message in broker.drain(queues)] == bodies
+
+
+def test_none_of_many_that_are_dropped_comes_back(
+    command: Command, clean: Servers, queues: str, broker: Broker
+) -> None:
+    """RabbitMQ hands acks on 32 at a time, and forgets the last when their channel closes."""
+    park(clean, *(json.dumps(event) for event in orders(101)), reason="failed")
+    assert command.json("dead-letters", "drop", queues, "--all", "--yes")["dropped"] == 101
+    assert broker.depth("order.dead-letter") == (0, 0)
+
+
+def test_a_letter_whose_service_has_no_queue_stays(
+    command: Command, clean: Servers, queues: str
+) -> None:
+    park(clean, ONE, reason="failed")
+    with_channel(clean, lambda channel: channel.queue_delete(queues))
+    ran = command.run("dead-letters", "replay", "order", "--all", "--force")
+    assert ran.code == 1
+    assert "no queue takes what is sent" in ran.err
+    assert ids(command) == ["1"]
+
+
+def test_looking_at_dead_letters_leaves_them_in_their_order_and_loses_none(
+    command: Command, clean: Servers, queues: str
+) -> None:
+    """RabbitMQ's default limit drops what has gone back 20 times."""
+    park(clean, *(json.dumps(event) for event in orders(3)), reason="failed")
+    for _ in range(25):
+        with Rabbit([clean.rabbitmq.url]) as rabbit, letters.opened(rabbit, queues) as dead:
+            assert len(list(dead)) == 3
+    assert ids(command, "--limit", "1") == ["order-0"]
+    assert ids(command) == ["order-0", "order-1", "order-2"]
+
+
+def test_what_is_dropped_is_gone_and_the_others_stay(
+    command: Command, clean: Servers, queues: str, broker: Broker
+) -> None:
+    park(clean, "{", ONE, reason="invalid")
+    park(clean, "{", reason="none of ours")
+    asked = command.run("dead-letters", "drop", queues, "--reason", "invalid", stdin="y\n")
+    assert asked.code == 1
+    assert "say --yes" in asked.err
+    dropped = command.json("dead-letters", "drop", queues, "--reason", "invalid", "--yes")
+    assert dropped["dropped"] == 2
+    (left,) = broker.drain("order.dead-letter")
+    assert left.headers["x-reason"] == "none of ours"
+
+
+def test_a_service_that_is_not_there_is_named(command: Command) -> None:
+    ran = command.run("dead-letters", "list", "billing")
+    assert ran.code == 1
+    assert "no queue 'billing.dead-letter'" in ran.err
+    assert ran.err.count("\n") == 1
+
+
+# doctor
+
+
+def problems(command: Command, *arguments: str, **settings: str) -> list[str]:
+    found = command.failing("doctor", *arguments, **settings)
+    return [f"{each['about']}: {each['what']}" for each in found["findings"]
+            if each["level"] == "problem"]
+
+
+def test_a_sound_service_has_no_problem(command: Command, start_service: StartService) -> None:
+    start_service("order")
+    start_service("notify")
+    found = command.json("doctor")
+    assert found["problems"] == 0
+    ok = {each["about"]: each["what"] for each in found["findings"] if each["level"] == "ok"}
+    assert ok["order"].startswith("etcd has its history")
+    assert {"notify", "rabbitmq", "etcd"} <= set(ok)
+    assert any("of its quota of 8.0 GiB" in each["what"] for each in found["findings"])
+    assert sum("clock agrees" in each["what"] for each in found["findings"]) == 2
+
+
+def test_faults_of_a_service_are_found(
+    command: Command, clean: Servers, start_service: StartService
+) -> None:
+    start_service("order", RETRY_DELAYS="1s")
+    clean.rabbitmq.ctl("set_policy", "--apply-to", "queues", "loses", "^order$",
+                       '{"max-length":1000000}')
+    try:
+        assert problems(command, RETRY_DELAYS="1s") == [
+            "order: policy loses has max-length, which throws messages away"]
+    finally:
+        clean.rabbitmq.ctl("clear_policy", "loses")
+    assert problems(command, RETRY_DELAYS="1s,5s") == [
+        "order.retry.5s: there is no such queue"]
+    (too_many,) = problems(command, RETRY_DELAYS="1s", ETCD_MAX_TXN_OPS="1025")
+    assert too_many.startswith("etcd: refuses a transaction of ETCD_MAX_TXN_OPS (1025)")
+    (short,) = problems(command, RETRY_DELAYS="1s", DEDUP_WINDOW="1s")
+    assert short.startswith("settings: DEDUP_WINDOW is 1s")
+
+
+def one_with(text: str, found: list[str]) -> str:
+    (one,) = [each for each in found if text in each]
+    return one
+
+
+def test_a_dead_letter_queue_of_an_older_version_is_found_and_warned_of(
+    command: Command, clean: Servers, queues: str
+) -> None:
+    """Its letters are dropped when they have been looked at 20 times."""
+    def older(channel: pika.channel.Channel) -> None:
+        channel.queue_delete("order.dead-letter")
+        channel.queue_declare("order.dead-letter", durable=True,
+                              arguments={"x-queue-type": "quorum"})
+
+    with_channel(clean, older)
+    found = problems(command, queues)
+    assert one_with("order.dead-letter", found).endswith(
+        "x-delivery-limit is missing, not -1: messages are dropped, or dead-lettered, after other "
+        "numbers of returns")
+    park(clean, ONE, reason="failed")
+    warning = command.json("dead-letters", "list", "order")["warning"]
+    assert "after some 20 looks" in warning
+
+
+def test_servers_that_are_away_are_problems_and_not_the_end(command: Command) -> None:
+    away = {"RABBITMQ_URL": "amqp://127.0.0.1:1", "ETCD_ENDPOINTS": "127.0.0.1:1",
+            "RABBITMQ_MANAGEMENT_URL": "http://127.0.0.1:1"}
+    found = problems(command, "order", **away)
+    assert [each.split(": ")[0] for each in found] == [
+        "rabbitmq 127.0.0.1:1", "etcd 127.0.0.1:1"]
+    for verb in (["status", "order"], ["inspect", "order", "1"], ["publish", ONE],
+                 ["dead-letters", "list", "order"], ["forget", "order", "1", "--yes"]):
+        ran = command.run(*verb, **away)
+        assert ran.code == 1
+        assert "Connection refused" in ran.out + ran.err
+        assert ran.err.count("\n") <= 1
+
