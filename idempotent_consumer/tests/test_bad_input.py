@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from fakes.bodies import ARGS, AWKWARD_IDS, IDS, INVALID, Json, events, written
 from fakes.events import Claimed, Pure, body
-from fakes.loop import ManualLoop
-from fakes.process import Process
-from fakes.store import Store
 from idempotent_consumer.event import MAX_BODY_BYTES
 from idempotent_consumer.handlers import Handler
 from idempotent_consumer.ledger.records import DONE, decode
 from idempotent_consumer.names import encode_id
+from idempotent_consumer.testing.loop import ManualLoop
+from idempotent_consumer.testing.process import Process
+from idempotent_consumer.testing.store import Store
 
 DEAD = "order.dead-letter"
 PURE, CLAIMED = "pure", "claimed"

@@ -6,8 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from fakes.bus import Ack
-from fakes.etcd import (
+from fakes.events import Claimed, body
+from idempotent_consumer.handlers import Handler
+from idempotent_consumer.ledger.records import CLAIMED, DONE, RELEASED, Record, decode
+from idempotent_consumer.settings import Settings
+from idempotent_consumer.testing.bus import Ack
+from idempotent_consumer.testing.etcd import (
     ANSWER_LOST,
     FINE,
     REQUEST_LOST,
@@ -16,13 +20,9 @@ from fakes.etcd import (
     answered_late,
     applied_late,
 )
-from fakes.events import Claimed, body
-from fakes.loop import ManualLoop
-from fakes.process import Process
-from fakes.store import Store
-from idempotent_consumer.handlers import Handler
-from idempotent_consumer.ledger.records import CLAIMED, DONE, RELEASED, Record, decode
-from idempotent_consumer.settings import Settings
+from idempotent_consumer.testing.loop import ManualLoop
+from idempotent_consumer.testing.process import Process
+from idempotent_consumer.testing.store import Store
 
 TIMEOUT_S = 5.0
 OTHERS_TURN_S = 2.0

@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from fakes.desk import OTHER_DIGEST, Desk, digest_of
-from fakes.etcd import (
+from idempotent_consumer.effects import Put
+from idempotent_consumer.ledger.commit import Batch
+from idempotent_consumer.ledger.etcd import Failure
+from idempotent_consumer.ledger.records import CLAIMED, DONE, RELEASED, Ask, Kind, decode
+from idempotent_consumer.settings import Settings
+from idempotent_consumer.testing.etcd import (
     ANSWER_LOST,
     FINE,
     REQUEST_LOST,
@@ -14,13 +19,8 @@ from fakes.etcd import (
     applied_late,
     refused,
 )
-from fakes.loop import ManualLoop
-from fakes.store import Store
-from idempotent_consumer.effects import Put
-from idempotent_consumer.ledger.commit import Batch
-from idempotent_consumer.ledger.etcd import Failure
-from idempotent_consumer.ledger.records import CLAIMED, DONE, RELEASED, Ask, Kind, decode
-from idempotent_consumer.settings import Settings
+from idempotent_consumer.testing.loop import ManualLoop
+from idempotent_consumer.testing.store import Store
 
 OTHER_PROCESS = "b" * 32
 EFFECT = Put("/orders/1", b"placed")

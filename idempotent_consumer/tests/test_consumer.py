@@ -8,12 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pika
 import pytest
 
-from fakes.bus import Ack
-from fakes.etcd import ANSWER_LOST, FINE, REQUEST_LOST, answered_late
 from fakes.events import Pure, body
-from fakes.loop import ManualLoop
-from fakes.process import Process
-from fakes.store import Change, Store
 from idempotent_consumer.bus.bus import COMMITS_IN_FLIGHT
 from idempotent_consumer.bus.delivery import Delivery
 from idempotent_consumer.effects import Put
@@ -22,6 +17,11 @@ from idempotent_consumer.handlers import Handler
 from idempotent_consumer.ledger.records import DONE
 from idempotent_consumer.ledger.records import decode as decode_record
 from idempotent_consumer.settings import Settings
+from idempotent_consumer.testing.bus import Ack
+from idempotent_consumer.testing.etcd import ANSWER_LOST, FINE, REQUEST_LOST, answered_late
+from idempotent_consumer.testing.loop import ManualLoop
+from idempotent_consumer.testing.process import Process
+from idempotent_consumer.testing.store import Change, Store
 
 DEAD, FIRST_RETRY = "order.dead-letter", "order.retry.1s"
 

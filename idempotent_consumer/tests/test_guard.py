@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from fakes.desk import OTHER_DIGEST, Desk, digest_of
-from fakes.etcd import ANSWER_LOST, FINE, REQUEST_LOST, answered_late
-from fakes.loop import ManualLoop
-from fakes.store import Store
 from idempotent_consumer.ledger.ledger import GUARD_EVERY_S
 from idempotent_consumer.ledger.records import Kind
+from idempotent_consumer.testing.etcd import ANSWER_LOST, FINE, REQUEST_LOST, answered_late
+from idempotent_consumer.testing.loop import ManualLoop
+from idempotent_consumer.testing.store import Store
 
 KEY = b"/service/order/1"
 

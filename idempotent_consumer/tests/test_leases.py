@@ -7,12 +7,12 @@ from collections import Counter
 import pytest
 
 from fakes.desk import Desk
-from fakes.etcd import REQUEST_LOST, Fate, answered_late, refused
-from fakes.loop import ManualLoop
-from fakes.store import Store
 from idempotent_consumer.ledger.etcd import Failure
 from idempotent_consumer.ledger.records import Kind
 from idempotent_consumer.settings import Settings
+from idempotent_consumer.testing.etcd import REQUEST_LOST, Fate, answered_late, refused
+from idempotent_consumer.testing.loop import ManualLoop
+from idempotent_consumer.testing.store import Store
 
 
 @pytest.fixture

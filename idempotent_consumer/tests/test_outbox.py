@@ -8,17 +8,17 @@ from typing import Any
 import orjson
 import pytest
 
-from fakes.bus import Ack
-from fakes.etcd import ANSWER_LOST, FINE
 from fakes.events import body
-from fakes.loop import ManualLoop
-from fakes.process import Process
-from fakes.store import Store
 from idempotent_consumer.effects import Publish, Put, check_effects
 from idempotent_consumer.event import Event
 from idempotent_consumer.handlers import Handler
 from idempotent_consumer.ledger.records import DONE, PUBLISHING, Record, decode, encode
 from idempotent_consumer.settings import Settings
+from idempotent_consumer.testing.bus import Ack
+from idempotent_consumer.testing.etcd import ANSWER_LOST, FINE
+from idempotent_consumer.testing.loop import ManualLoop
+from idempotent_consumer.testing.process import Process
+from idempotent_consumer.testing.store import Store
 
 PATIENCE_S = 10.0
 """More than WAITS_FOR_ITS_EVENTS waits of a second at the most add up to."""

@@ -8,8 +8,8 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from fakes.process import Counts
 from idempotent_consumer.tally import Outcome, Tally
+from idempotent_consumer.testing.process import Counts
 
 
 @pytest.fixture

@@ -14,14 +14,14 @@ from typing import Any, Protocol
 import pytest
 from etcd3 import etcdrpc as pb
 
-from fakes.etcd import FakeEtcd
-from fakes.loop import ManualLoop
-from fakes.store import MAX_LEASE_TTL_S, Store
 from harness.servers import Servers
 from harness.wait import eventually
 from harness.web import fetch_json
 from idempotent_consumer.ledger.etcd import Etcd, EtcdError, Failure
 from idempotent_consumer.settings import Settings
+from idempotent_consumer.testing.etcd import FakeEtcd
+from idempotent_consumer.testing.loop import ManualLoop
+from idempotent_consumer.testing.store import MAX_LEASE_TTL_S, Store
 
 MAX_TXN_OPS = 1024
 _numbers = count(1)

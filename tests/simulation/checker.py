@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from fakes.store import Change
 from idempotent_consumer.names import ATTEMPTS_HEADER, REASON_HEADER
+from idempotent_consumer.testing.store import Change
 from simulation.auditor import Auditor
 from simulation.broker import Broker
 from simulation.calls import Call, Outside

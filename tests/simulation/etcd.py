@@ -6,9 +6,9 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from fakes.store import Change, Data, Store
 from idempotent_consumer.ledger.etcd import CALL_TIMEOUT_S, Answered, EtcdError, Failure
 from idempotent_consumer.ledger.records import DONE, PUBLISHING, decode
+from idempotent_consumer.testing.store import Change, Data, Store
 from simulation.agenda import Agenda
 from simulation.life import Life
 from simulation.plan import Plan

@@ -5,7 +5,6 @@ from __future__ import annotations
 from random import Random
 from typing import Any
 
-from fakes.process import Counts
 from idempotent_consumer.bus.bus import RabbitBus
 from idempotent_consumer.bus.delivery import Delivery
 from idempotent_consumer.consumer import Consumer
@@ -13,6 +12,7 @@ from idempotent_consumer.health import Health
 from idempotent_consumer.ledger.cache import Cache
 from idempotent_consumer.ledger.ledger import EtcdLedger
 from idempotent_consumer.tally import Outcome, Tally
+from idempotent_consumer.testing.process import Counts
 from simulation.amqp import Network
 from simulation.broker import Broker
 from simulation.calls import Outside, SimulatedPool

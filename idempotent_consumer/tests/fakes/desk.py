@@ -9,15 +9,15 @@ from typing import Any
 import structlog
 from structlog.testing import LogCapture
 
-from fakes.etcd import FakeEtcd
-from fakes.loop import ManualLoop
-from fakes.store import Store
 from idempotent_consumer.effects import Checked, Put
 from idempotent_consumer.health import Health
 from idempotent_consumer.ledger.cache import Cache
 from idempotent_consumer.ledger.ledger import CacheSource, EtcdLedger
 from idempotent_consumer.ledger.records import Answer, Ask, Kind
 from idempotent_consumer.settings import Settings
+from idempotent_consumer.testing.etcd import FakeEtcd
+from idempotent_consumer.testing.loop import ManualLoop
+from idempotent_consumer.testing.store import Store
 
 OTHER_DIGEST = "1:" + "e" * 32
 LONGER_THAN_ANY_BACKOFF_S = 30.0

@@ -12,7 +12,6 @@ import orjson
 import pika
 from etcd3 import etcdrpc as pb
 
-from fakes.store import Store
 from idempotent_consumer.bus.blocking import BrokerError, Depth
 from idempotent_consumer.bus.letters import Letter, read_letter
 from idempotent_consumer.bus.topology import queue_arguments
@@ -22,6 +21,7 @@ from idempotent_consumer.cli.web import Page, Tls, WebError
 from idempotent_consumer.ledger import records
 from idempotent_consumer.ledger.etcd import EtcdError
 from idempotent_consumer.settings import Settings
+from idempotent_consumer.testing.store import Store
 
 NOW_S = 1_800_000_000.0
 TOKEN = "a" * 32 + "/1/7"

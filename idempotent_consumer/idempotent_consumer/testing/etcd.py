@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fakes.loop import ManualLoop
-from fakes.store import Store, refusal
-from idempotent_consumer.ledger.etcd import Answered, EtcdError, Failure
+from ..ledger.etcd import Answered, EtcdError, Failure
+from .loop import ManualLoop
+from .store import Store, refusal
 
 TIMED_OUT = EtcdError(Failure.UNKNOWN, "Deadline Exceeded")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pika
 
-from fakes.loop import ManualLoop
-from idempotent_consumer.bus.delivery import Delivery, Epoch
+from ..bus.delivery import Delivery, Epoch
+from .loop import ManualLoop
 
 
 class FakeChannel:

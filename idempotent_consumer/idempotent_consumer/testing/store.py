@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from etcd3 import etcdrpc as pb
 from etcd3.etcdrpc import kv_pb2
 
-from idempotent_consumer.ledger.etcd import EtcdError, Failure
+from ..ledger.etcd import EtcdError, Failure
 
 MAX_LEASE_TTL_S = 9_000_000_000
 MIN_LEASE_TTL_S = 2

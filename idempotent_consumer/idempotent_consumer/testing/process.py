@@ -9,19 +9,20 @@ from typing import Any
 import structlog
 from structlog.testing import LogCapture
 
-from fakes.bus import FakeBus
-from fakes.etcd import FakeEtcd
-from fakes.loop import ManualLoop
-from fakes.store import Store
-from idempotent_consumer.consumer import Consumer
-from idempotent_consumer.handlers import Handler, Pool
-from idempotent_consumer.health import Health
-from idempotent_consumer.ledger.cache import Cache
-from idempotent_consumer.ledger.ledger import EtcdLedger, Ledger
-from idempotent_consumer.ledger.off import NoLedger
-from idempotent_consumer.metrics import Metrics
-from idempotent_consumer.settings import Settings
-from idempotent_consumer.tally import Outcome, Tally
+from ..consumer import Consumer
+from ..handlers import Handler, Pool
+from ..health import Health
+from ..ledger.cache import Cache
+from ..ledger.ledger import EtcdLedger, Ledger
+from ..ledger.off import NoLedger
+from ..loop import Loop
+from ..metrics import Metrics
+from ..settings import Settings
+from ..tally import Outcome, Tally
+from .bus import FakeBus
+from .etcd import FakeEtcd
+from .loop import ManualLoop
+from .store import Store
 
 SETTINGS = Settings(enable_etcd=True)
 
@@ -61,31 +62,34 @@ class ManualPool(Pool):
 
 
 class Process:
-    """A running process of the service "order", which counts "orders".
+    """A running process of a service. Handlers are given by their event type.
 
-    ``name`` stands for its random bits. Handlers are given by their event type.
+    ``name`` stands for its random bits. ``own_loop`` is what it is given as its loop, where that
+    is not the loop of the servers too.
     """
 
     def __init__(self, loop: ManualLoop, store: Store, handlers: Mapping[str, Handler],
                  name: str = "a" * 32, settings: Settings = SETTINGS,
-                 cache: Cache | None = None) -> None:
+                 cache: Cache | None = None, *, service: str = "order", noun: str = "orders",
+                 bus: FakeBus | None = None, own_loop: Loop | None = None) -> None:
         self.loop, self.store, self.name = loop, store, name
-        self.etcd, self.bus = FakeEtcd(loop, store), FakeBus(loop)
+        self._noun, its_loop = noun, own_loop or loop
+        self.etcd, self.bus = FakeEtcd(loop, store), bus or FakeBus(loop)
         self.health, self.pool, self.metrics = Health(), ManualPool(), Counts()
         self.lines = LogCapture()
         log: Any = structlog.wrap_logger(
             None, processors=[self.lines], wrapper_class=structlog.make_filtering_bound_logger(0)
         )
-        self.tally = Tally("orders", self.metrics, log)
+        self.tally = Tally(noun, self.metrics, log)
         timeouts_s = [h.timeout_s for h in handlers.values() if h.timeout_s is not None]
-        self.ledger: Ledger = NoLedger(settings, loop, log)
+        self.ledger: Ledger = NoLedger(settings, its_loop, log)
         if settings.enable_etcd:
             self.ledger = EtcdLedger(
-                "order", name, settings, self.etcd, loop, self.health, log,
+                service, name, settings, self.etcd, its_loop, self.health, log,
                 Cache() if cache is None else cache, longest_call_s=max(timeouts_s, default=0.0),
             )
-        self.consumer = Consumer("order", name, handlers, settings.retry_delays, self.ledger,
-                                 self.bus, loop, self.pool, self.tally, log)
+        self.consumer = Consumer(service, name, handlers, settings.retry_delays, self.ledger,
+                                 self.bus, its_loop, self.pool, self.tally, log)
         self.bus.take, self.bus.returned = self.consumer.take, self.tally.returned
 
     def open(self) -> None:
@@ -105,11 +109,11 @@ class Process:
 
     def count(self, name: str) -> int:
         """Return one of the service's counters."""
-        return self.metrics.counts[f"orders_{name}"]
+        return self.metrics.counts[f"{self._noun}_{name}"]
 
     def counts(self) -> dict[str, int]:
         """Return the counters that are not zero, without the noun."""
-        return {name.removeprefix("orders_"): number
+        return {name.removeprefix(f"{self._noun}_"): number
                 for name, number in self.metrics.counts.items() if number}
 
     def assert_all_counted(self) -> None:

@@ -1,0 +1,139 @@
+"""The library's help for tests of one's own handlers: it finds what it is to find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from idempotent_consumer import Event, Publish, Put, Service, Settings
+from idempotent_consumer.testing import InMemory, Parked, check_crashes, check_duplicates
+
+EVENTS = [{"id": str(n), "type": "new_order", "args": {"n": n}} for n in range(3)]
+
+
+def shipping() -> Service:
+    service = Service("shipping", noun="parcels")
+
+    @service.handler("new_order")
+    def ship(event: Event) -> list[Put | Publish]:
+        return [Put(f"/parcels/{event.id}", b"packed"), Publish("shipped", {"order": event.id})]
+
+    return service
+
+
+class Receiver:
+    """Whoever is called from outside; it knows a repeat by its id, or it does not."""
+
+    def __init__(self, *, knows_repeats: bool) -> None:
+        self._knows_repeats = knows_repeats
+        self.calls: list[str] = []
+
+    def __call__(self, event_id: str) -> None:
+        if not (self._knows_repeats and event_id in self.calls):
+            self.calls.append(event_id)
+
+
+def calling(receiver: Receiver) -> Service:
+    service = Service("notify", noun="notifications")
+
+    @service.claimed_handler("new_order", timeout_s=5)
+    def call(event: Event, _timeout_s: float) -> None:
+        receiver(event.id)
+
+    return service
+
+
+def touching(receiver: Receiver) -> Service:
+    """Return a service that does what a pure handler must not do."""
+    service = Service("order", noun="orders")
+
+    @service.handler("new_order")
+    def touch(event: Event) -> None:
+        receiver(event.id)
+
+    return service
+
+
+def made(make: Callable[[Receiver], Service], *, knows_repeats: bool
+         ) -> Callable[[], tuple[Service, Callable[[], object]]]:
+    def fresh() -> tuple[Service, Callable[[], object]]:
+        receiver = Receiver(knows_repeats=knows_repeats)
+        return make(receiver), lambda: sorted(receiver.calls)
+
+    return fresh
+
+
+def test_a_run_in_memory_shows_what_came_of_it() -> None:
+    world = InMemory(shipping())
+    world.publish(*EVENTS, EVENTS[0])
+    assert world.effects == {f"/parcels/{n}": b"packed" for n in range(3)}
+    assert world.records == {"0": "done", "1": "done", "2": "done"}
+    assert [(event["id"], event["args"]) for event in world.published] == [
+        (f"{n}/shipping/0", {"order": str(n)}) for n in range(3)]
+    assert world.counts == {"received": 4, "processed": 3, "processed_skipped": 1}
+
+
+def test_what_fails_is_retried_and_then_parked() -> None:
+    service, failures = Service("order", noun="orders"), iter(["out of stock"] * 4)
+
+    @service.handler("new_order")
+    def fail(_event: Event) -> None:
+        raise RuntimeError(next(failures))
+
+    world = InMemory(service)
+    world.publish(EVENTS[0], b"no event")
+    assert [(letter.reason, letter.error.partition(":")[0]) for letter in world.parked] == [
+        ("invalid", "not JSON"), ("failed", "RuntimeError")]
+    assert isinstance(world.parked[0], Parked)
+    assert world.counts["retried"] == len(Settings().retry_delays)
+    assert next(failures, None) is None
+
+
+def test_what_is_recorded_once_passes_both_checks() -> None:
+    check_duplicates(lambda: (shipping(), lambda: None), EVENTS)
+    check_crashes(lambda: (shipping(), lambda: None), EVENTS)
+
+
+def test_a_receiver_that_knows_repeats_passes_both_checks() -> None:
+    check_duplicates(made(calling, knows_repeats=True), EVENTS)
+    check_crashes(made(calling, knows_repeats=True), EVENTS)
+
+
+def test_a_receiver_that_does_not_is_found_where_a_process_dies_behind_its_call() -> None:
+    check_duplicates(made(calling, knows_repeats=False), EVENTS)
+    with pytest.raises(AssertionError, match=r"outside differs killed at .* behind its handler"):
+        check_crashes(made(calling, knows_repeats=False), EVENTS)
+
+
+def test_a_pure_handler_that_touches_the_outside_is_found_by_a_crash() -> None:
+    with pytest.raises(AssertionError, match="outside differs killed"):
+        check_crashes(made(touching, knows_repeats=False), EVENTS)
+
+
+def test_effects_that_depend_on_how_often_a_handler_runs_are_found() -> None:
+    def make() -> tuple[Service, Callable[[], object]]:
+        service, runs = Service("order", noun="orders"), list[str]()
+
+        @service.handler("new_order")
+        def count(event: Event) -> Put:
+            runs.append(event.id)
+            return Put("/runs", str(len(runs)).encode())
+
+        return service, lambda: None
+
+    with pytest.raises(AssertionError, match="effects differs killed at step"):
+        check_crashes(make, EVENTS)
+
+
+def test_each_step_is_named_and_one_is_the_last_where_the_process_dies() -> None:
+    world = InMemory(shipping(), dies_at=5)
+    world.publish(EVENTS[0])
+    assert world.steps == [
+        "before etcd has /incarnation/shipping",
+        "etcd has /incarnation/shipping, its answer is unread",
+        "new_order 0: before its handler",
+        "new_order 0: behind its handler, before its record",
+        "before etcd has /service/shipping/0, /parcels/0",
+    ]
+    assert world.records == {"0": "done"}
