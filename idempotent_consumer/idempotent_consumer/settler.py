@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 from . import names
 from .bus.bus import Bus, attempts
@@ -13,6 +14,8 @@ from .event import Event
 from .ledger.ledger import Ledger
 from .tally import Outcome, Tally
 from .task import Task
+
+NO_HEADERS: Mapping[str, object] = MappingProxyType({})
 
 
 class Settler:
@@ -50,19 +53,20 @@ class Settler:
         """Park an event whose id was recorded with another body."""
         for delivery in task.deliveries:
             self._park(delivery, Outcome.CONFLICTED, names.CONFLICT,
-                       f"{task.event.id!r:.200} was used before with another body")
+                       f"{task.event.id!r:.200} was used before with another body", task.event)
 
     def failed(self, task: Task) -> None:
         """Publish a retry of each delivery, or park what has had its retries."""
         for delivery in task.deliveries:
             attempt = attempts(delivery) + 1
+            headers: dict[str, object] = {names.ATTEMPTS_HEADER: attempt}
             if attempt > len(self._retry_delays):
-                self._park(delivery, Outcome.FAILED, names.FAILED, task.error)
+                self._park(delivery, Outcome.FAILED, names.FAILED, task.error, task.event, headers)
                 continue
             delay, _ = self._retry_delays[attempt - 1]
             about = {**task.event.about, "error": task.error, "attempt": attempt,
                      "again_in": delay}
-            headers = {names.ATTEMPTS_HEADER: attempt, names.ERROR_HEADER: task.error}
+            headers[names.ERROR_HEADER] = task.error
             self._forward(delivery, names.retry_queue(self._service, delay), headers,
                           Outcome.RETRIED, about)
 
@@ -77,14 +81,14 @@ class Settler:
             self._tally.settled(outcome, event)
         return live
 
-    def _park(self, delivery: Delivery, outcome: Outcome, reason: str, error: str) -> None:
+    def _park(self, delivery: Delivery, outcome: Outcome, reason: str, error: str,
+              event: Event | None = None, headers: Mapping[str, object] = NO_HEADERS) -> None:
         now = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")
-        headers: dict[str, object] = {names.REASON_HEADER: reason, names.ERROR_HEADER: error,
-                                      names.PARKED_AT_HEADER: now}
-        if outcome is Outcome.FAILED:
-            headers[names.ATTEMPTS_HEADER] = attempts(delivery) + 1
-        self._forward(delivery, names.dead_letter_queue(self._service), headers, outcome,
-                      {"reason": reason, "error": error})
+        whole: dict[str, object] = {names.REASON_HEADER: reason, names.ERROR_HEADER: error,
+                                    names.PARKED_AT_HEADER: now, **headers}
+        about: dict[str, object] = {**(event.about if event else {}),
+                                    "reason": reason, "error": error}
+        self._forward(delivery, names.dead_letter_queue(self._service), whole, outcome, about)
 
     def _forward(self, delivery: Delivery, queue: str, headers: dict[str, object],
                  outcome: Outcome, about: dict[str, object]) -> None:

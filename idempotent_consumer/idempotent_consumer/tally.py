@@ -39,6 +39,10 @@ _SAY = {
 }
 
 
+_TROUBLE = (Outcome.CONFLICTED, Outcome.INVALID, Outcome.FAILED, Outcome.RETRIED)
+"""Told as warnings: somebody may have to do something."""
+
+
 class Tally:
     """Counts outcomes and logs them, in small numbers singly and in large ones together."""
 
@@ -79,7 +83,8 @@ class Tally:
             self.count(outcome.value, number)
         if len(self._lines) <= _LINES_AT_ONCE:
             for outcome, about in self._lines:
-                self._log.info(_SAY[outcome], **about)
+                say = self._log.warning if outcome in _TROUBLE else self._log.info
+                say(_SAY[outcome], **about)
         else:
             numbers = {outcome.value: number for outcome, number in self._settled.items()}
             self._log.info("settled a batch", **numbers)
