@@ -15,13 +15,13 @@ from etcd3.etcdrpc import kv_pb2, rpc_pb2
 from structlog.testing import LogCapture
 
 from fakes.desk import digest_of
-from fakes.etcd import FakeEtcd
-from fakes.loop import ManualLoop
-from fakes.store import Store
 from idempotent_consumer.ledger.cache import Cache
-from idempotent_consumer.ledger.etcd import EtcdError, Failure
+from idempotent_consumer.ledger.etcd import Answered, EtcdError, Failure
 from idempotent_consumer.ledger.importer import PAGE_RECORDS, Importer
 from idempotent_consumer.ledger.records import encode
+from idempotent_consumer.testing.etcd import FakeEtcd
+from idempotent_consumer.testing.loop import ManualLoop
+from idempotent_consumer.testing.store import Store
 
 PREFIX = "/service/order/"
 DEADLINE_S = 20.0
@@ -37,12 +37,16 @@ class WatchedEtcd(FakeEtcd):
         self.replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.before_page: Callable[[int], None] = lambda _number: None
 
-    def call_and_wait(self, method: str, request: Any) -> Any:
-        """Answer with a page, and keep it."""
-        self.before_page(len(self.pages))
-        reply = super().call_and_wait(method, request)
+    def call(self, method: str, request: Any, answered: Answered) -> None:
+        """Answer at once with a page, and keep it."""
+        try:
+            self.before_page(len(self.pages))
+            reply = self.store.apply(method, request)
+        except EtcdError as error:
+            answered(None, error)
+            return
         self.pages.append((request, reply))
-        return reply
+        answered(reply, None)
 
     def watch(self, request: Any) -> Iterator[Any]:
         """Iterate over what the test hands in; an EtcdError ends the watch."""
@@ -73,7 +77,7 @@ class Desk:
         """Start, and return the watch that follows the import."""
         log: Any = structlog.wrap_logger(None, processors=[self.lines])
         self._importers.append(
-            Importer(PREFIX, self.etcd, self.cache, self.loop, log))
+            Importer(PREFIX, self.etcd, self.cache, self.loop, log, begin_after_s=0))
         return self.next_watch()
 
     def next_watch(self) -> Any:
@@ -139,6 +143,18 @@ def test_sequential_ids_take_about_as_many_pages_as_they_fill(desk: Desk) -> Non
     assert len(desk.etcd.pages) < 60
     walked = sum(reply.count for _, reply in desk.etcd.pages)
     assert walked < 4 * 3 * PAGE_RECORDS
+
+
+def test_a_cache_that_is_full_ends_the_import(desk: Desk) -> None:
+    """What is left out is not read; the deletions of all are watched from the same revision."""
+    desk.cache = Cache(PAGE_RECORDS)
+    desk.record(*(f"{number:08}" for number in range(4 * PAGE_RECORDS)))
+    watch = desk.start()
+    assert len(desk.etcd.pages) <= 4
+    assert len(desk.cache) <= PAGE_RECORDS
+    assert watch.start_revision == desk.store.revision + 1
+    (line,) = (line for line in desk.lines.entries if "records" in line)
+    assert line["records"] < line["of"] == 4 * PAGE_RECORDS
 
 
 def test_all_pages_are_of_one_revision_and_the_watch_begins_after_it(desk: Desk) -> None:
@@ -245,6 +261,16 @@ def test_an_import_that_fails_in_the_middle_begins_again(desk: Desk) -> None:
     desk.start()
     missing = [each for each in ids if not desk.holds(each)]
     assert missing == ids[:1]
+
+
+def test_closed_before_it_begins_it_reads_nothing(desk: Desk) -> None:
+    log: Any = structlog.wrap_logger(None, processors=[desk.lines])
+    importer = Importer(PREFIX, desk.etcd, desk.cache, desk.loop, log, begin_after_s=DEADLINE_S)
+    (thread,) = [t for t in threading.enumerate() if t.name == "import" and t.is_alive()][-1:]
+    importer.close()
+    thread.join(DEADLINE_S / 2)
+    assert not thread.is_alive()
+    assert not desk.etcd.pages
 
 
 def test_closing_ends_the_thread(desk: Desk) -> None:

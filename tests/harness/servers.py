@@ -1,7 +1,7 @@
 """Start RabbitMQ and etcd: in containers where Docker answers, else as child processes."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,14 +45,16 @@ def start_servers(
     max_txn_ops: int = 1024,
     quota_bytes: int = 8 << 30,
     snapshot_count: int = 10_000,
+    etcd_flags: Sequence[str] = (),
 ) -> Iterator[Servers]:
     """Start both servers, yield them when both answer, and leave nothing behind.
 
-    `kind` None means: containers if Docker answers. The other parameters are etcd's flags.
+    `kind` None means: containers if Docker answers. The other parameters are etcd's flags;
+    what `etcd_flags` has stands last, and so overrides them.
     Raises ServersUnavailableError, whose message is one line, if there are no servers to be had.
     """
     chosen = kind or ("docker" if docker_available() else "local")
-    flags = _etcd_flags(max_txn_ops, quota_bytes, snapshot_count)
+    flags = (*_etcd_flags(max_txn_ops, quota_bytes, snapshot_count), *etcd_flags)
     with ExitStack() as stack:
         if chosen == "docker":
             servers = _containers(stack, flags, max_txn_ops)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 from structlog.typing import FilteringBoundLogger
@@ -14,38 +15,44 @@ from ..loop import Loop
 from ..policies import RECONNECT, until_stopped
 from . import messages as m
 from .cache import Cache, fingerprint
-from .etcd import EtcdError, Failure
-from .records import DONE, decode
+from .etcd import Answered, EtcdError, Failure
+from .keyspace import KeySpace
+from .records import digest_if_done
 
 PAGE_RECORDS = 5_000
+BEGIN_AFTER_S = 0.5
+"""What waits in the queue at the start is recorded first: etcd's first page walks all the keys,
+under a lock that writes wait for, and the rest takes CPU."""
 
 
 class Reader(Protocol):
-    """The blocking part of etcd's client. Both raise EtcdError."""
+    """The part of etcd's client that is used here."""
 
-    def call_and_wait(self, method: str, request: Any) -> Any:
-        """Send a request and return its reply."""
+    def call(self, method: str, request: Any, answered: Answered) -> None:
+        """Send a request and return at once."""
         ...
 
     def watch(self, request: Any) -> Iterator[Any]:
-        """Open a watch and iterate over its replies."""
+        """Open a watch and iterate over its replies; blocks. Raises EtcdError."""
         ...
 
 
 class Importer:
     """Reads all records at one revision, beside the consuming, and then watches the deletions.
 
-    Records that other replicas write are not followed: the first duplicate of each asks etcd
-    once. Deletions are, so that an event whose record has gone (its window has passed, or an
-    operator has deleted it) is new again.
+    It ends early where the cache is full. Records that other replicas write are not followed: the
+    first duplicate of each asks etcd once. Deletions are, so that an event whose record has gone
+    (its window has passed, or an operator has deleted it) is new again.
     """
 
     def __init__(
-        self, prefix: str, etcd: Reader, cache: Cache, loop: Loop, log: FilteringBoundLogger
+        self, prefix: str, etcd: Reader, cache: Cache, loop: Loop, log: FilteringBoundLogger,
+        begin_after_s: float = BEGIN_AFTER_S,
     ) -> None:
         self._prefix = prefix.encode()
+        self._end = m.prefix_end(self._prefix)
         self._etcd, self._cache, self._loop, self._log = etcd, cache, loop, log
-        self._next_revision = 0
+        self._begin_after_s, self._next_revision = begin_after_s, 0
         self._stopping = threading.Event()
         threading.Thread(target=self._run, name="import", daemon=True).start()
 
@@ -54,6 +61,8 @@ class Importer:
         self._stopping.set()
 
     def _run(self) -> None:
+        if self._stopping.wait(self._begin_after_s):
+            return
         with contextlib.suppress(EtcdError):  # The last one, once it is stopping.
             for attempt in until_stopped(RECONNECT, self._stopping, EtcdError):
                 with attempt:
@@ -70,47 +79,67 @@ class Importer:
             raise
 
     def _import(self) -> None:
-        imported = revision = 0
+        imported = revision = of = 0
+        started_s = self._loop.now_s()
         # What an attempt before this one added may be gone since, unwatched.
         self._loop.call_soon(self._cache.clear)
         for reply in self._pages():
-            revision = revision or reply.header.revision
+            if not revision:  # The first page's range, and so its count, is all there is.
+                revision, of = reply.header.revision, reply.count
             found = [
-                fingerprint(record.digest)
-                for kv in reply.kvs
-                if (record := decode(kv.value, kv.mod_revision)).state == DONE
+                fingerprint(digest) for kv in reply.kvs if (digest := digest_if_done(kv.value))
             ]
             imported += len(found)
             self._loop.call_soon(partial(self._cache.add_all, found))
+            if imported >= self._cache.max_entries:
+                break  # One more would push out another.
         self._next_revision = revision + 1
-        self._log.info("records imported: their duplicates are skipped at once", records=imported)
+        self._log.info("records imported: their duplicates are skipped at once", records=imported,
+                       of=of, seconds=round(self._loop.now_s() - started_s, 3))
 
     def _pages(self) -> Iterator[Any]:
         """Yield replies that together hold each record once, all of one revision.
 
         etcd walks and counts a whole range for every page of it, so the pages are sub-ranges:
-        keys are read as numbers, and each step is as wide as the last page was, doubled where it
-        came back with room to spare.
+        each is as wide as the last full page was, doubled where one came back with room to
+        spare. While a page is worked on, etcd is at the next.
         """
-        end = m.prefix_end(self._prefix)
-        start, width, revision = self._prefix, 0, 0
-        while start < end and not self._stopping.is_set():
-            stop = min(end, _plus(start, width)) if width else end
-            reply = self._etcd.call_and_wait("Range", m.RangeRequest(
-                key=start, range_end=stop, limit=PAGE_RECORDS, revision=revision
-            ))
+        space = KeySpace(self._prefix)
+        start, stop, width, revision = self._prefix, self._end, 0, 0
+        wait: Callable[[], Any] | None = self._ask(start, stop, revision)
+        while wait is not None:
+            reply = wait()
             revision = revision or reply.header.revision
-            yield reply
             if reply.more:
-                width = max(1, _number(reply.kvs[-1].key) - _number(start))
+                space.learn(kv.key for kv in reply.kvs[:: PAGE_RECORDS // 50])
+                width = space.width(reply.kvs[0].key, reply.kvs[-1].key)
                 start = reply.kvs[-1].key + b"\0"
             else:
                 width *= 1 if len(reply.kvs) > PAGE_RECORDS // 2 else 2
                 start = stop
+            wait = None
+            if start < self._end and not self._stopping.is_set():
+                stop = space.cut(start, width)
+                wait = self._ask(start, stop, revision)
+            yield reply
+
+    def _ask(self, start: bytes, stop: bytes, revision: int) -> Callable[[], Any]:
+        """Send the request for a page. What is returned waits for the reply; raises EtcdError."""
+        replies: SimpleQueue[tuple[Any, EtcdError | None]] = SimpleQueue()
+        request = m.RangeRequest(key=start, range_end=stop, limit=PAGE_RECORDS, revision=revision)
+        self._etcd.call("Range", request, lambda *answer: replies.put(answer))
+
+        def wait() -> Any:
+            reply, error = replies.get()
+            if error is not None:
+                raise error
+            return reply
+
+        return wait
 
     def _watch(self) -> None:
         create = m.WatchCreateRequest(
-            key=self._prefix, range_end=m.prefix_end(self._prefix), prev_kv=True,
+            key=self._prefix, range_end=self._end, prev_kv=True,
             start_revision=self._next_revision, filters=[m.WatchCreateRequest.NOPUT],
             progress_notify=True,
         )
@@ -122,26 +151,11 @@ class Importer:
                 self._next_revision = reply.header.revision + 1
 
     def _forget(self, events: Any) -> None:
-        gone = [
-            fingerprint(decode(event.prev_kv.value, 0).digest)
-            for event in events
-            if event.prev_kv.value
-        ]
-        if len(gone) < len(events):
+        values = [event.prev_kv.value for event in events]
+        if not all(values):
             # The deleted value was compacted away, so which fingerprint it had is not known.
             self._loop.call_soon(self._cache.clear)
-        elif gone:
+            return
+        gone = [fingerprint(digest) for value in values if (digest := digest_if_done(value))]
+        if gone:
             self._loop.call_soon(partial(self._cache.discard_all, gone))
-
-
-_NUMBER_BYTES = 208
-"""No record key is longer: at most 73 bytes of prefix, 128 of id, and the NUL after a page."""
-
-
-def _number(key: bytes) -> int:
-    return int.from_bytes(key[:_NUMBER_BYTES].ljust(_NUMBER_BYTES, b"\0"), "big")
-
-
-def _plus(key: bytes, width: int) -> bytes:
-    total = min(_number(key) + width, (1 << 8 * _NUMBER_BYTES) - 1)
-    return total.to_bytes(_NUMBER_BYTES, "big")

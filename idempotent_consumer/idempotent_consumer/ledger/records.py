@@ -17,6 +17,8 @@ CLAIMED, RELEASED, PUBLISHING, DONE = "claimed", "released", "publishing", "done
 A claim whose handler raised is put as released, not deleted: an attempt to claim that etcd applies
 late compares with "absent", and would otherwise bring the claim back with nobody at it."""
 
+_UNREADABLE = "unreadable"
+
 
 class Record(NamedTuple):
     """What etcd holds for one event of one service."""
@@ -47,7 +49,17 @@ def decode(value: bytes, mod_revision: int) -> Record:
             state, digest, str(members["token"]), str(members["time"]), mod_revision, events
         )
     except (ValueError, TypeError, KeyError):
-        return Record(DONE, "unreadable", "", "", mod_revision)
+        return Record(DONE, _UNREADABLE, "", "", mod_revision)
+
+
+def digest_if_done(value: bytes) -> str:
+    """Return the digest of a record that is done, else "": what an import reads of a million."""
+    try:
+        members = orjson.loads(value)
+        state, digest, _ = members["state"], str(members["digest"]), members["token"]
+        return digest if state == DONE else ""
+    except (ValueError, TypeError, KeyError):
+        return _UNREADABLE
 
 
 class Kind(enum.StrEnum):

@@ -1,0 +1,117 @@
+"""A history that grows, and everything that is measured at each of its sizes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pika
+
+from harness.etcd import EtcdClient
+from harness.process import Child
+from harness.servers import Servers
+from harness.statsd import StatsdListener
+from harness.wait import eventually
+
+from .gauges import Gauges, read_gauges
+from .history import History
+from .loading import Loader
+from .progress import Rate, follow, rate
+from .startup import NEW, Start, measure_start, new_body, running, wait_imported
+from .subjects import LARGE, bare
+
+DUPLICATES = 5_000
+SKIPPED = "events_processed_skipped"
+
+_PATIENT = "--command-timeout=60s"
+
+
+class Repeats(NamedTuple):
+    """Duplicates of what was imported: how many came, and what etcd was asked for them."""
+
+    events: int
+    transactions: int
+
+
+class Grown(NamedTuple):
+    """All that is measured at one size."""
+
+    records: int
+    etcd: Gauges
+    starts: Sequence[Start]
+    repeats: Repeats
+    rate: Rate
+
+
+class Growth:
+    """The servers, the service, and the history between them."""
+
+    def __init__(self, servers: Servers, statsd: StatsdListener, starts: int, events: int) -> None:
+        self._servers, self._statsd = servers, statsd
+        self._starts, self._events = starts, events
+        self._subject = bare(servers, {**LARGE, **statsd.settings()})
+        self._history = History(servers, self._subject.queue)
+
+    def measure(self, size: int) -> Grown:
+        """Let the history grow to that size and measure everything at it."""
+        print(f"{size:,} records", file=sys.stderr)
+        self._forget_new()
+        self._history.grow(size)
+        with _channel(self._servers) as channel:
+            self._subject.declare(channel)
+        starts = [measure_start(self._servers, self._subject) for _ in range(self._starts)]
+        # Not before: the pages that a write frees count as used until the next one.
+        etcd = read_gauges(self._servers.etcd)
+        with running(self._subject) as child:
+            wait_imported(child)
+            repeats = self._repeat()
+            measured = self._rate(child)
+        return Grown(size, etcd, starts, repeats, measured)
+
+    def close(self) -> None:
+        """Close the connection to etcd."""
+        self._history.close()
+
+    def _repeat(self) -> Repeats:
+        """Publish duplicates from all over the history, and count what etcd is asked meanwhile."""
+        bodies = self._history.sample(DUPLICATES)
+        if not bodies:
+            return Repeats(0, 0)
+        asked, skipped = self._transactions(), self._statsd.count(SKIPPED)
+        Loader(self._servers.rabbitmq.url, self._subject.queue, bodies).run()
+
+        def all_skipped() -> None:
+            if (count := self._statsd.count(SKIPPED) - skipped) != len(bodies):
+                raise AssertionError(f"{count} of {len(bodies)} duplicates skipped")
+
+        eventually(all_skipped)
+        return Repeats(len(bodies), self._transactions() - asked)
+
+    def _transactions(self) -> int:
+        return read_gauges(self._servers.etcd).transactions
+
+    def _rate(self, child: Child) -> Rate:
+        """Return the rate of new events: they are published while the service is frozen."""
+        bodies = [new_body() for _ in range(self._events)]
+        child.pause()
+        Loader(self._servers.rabbitmq.url, self._subject.queue, bodies).run()
+        child.resume()
+        with _channel(self._servers) as channel:
+            return rate(follow(channel, self._subject.queue, child), len(bodies))
+
+    def _forget_new(self) -> None:
+        """Leave the history alone in etcd, and give back what the rest took."""
+        etcd = self._servers.etcd
+        revision = EtcdClient(etcd.endpoint).delete(self._subject.records[0] + NEW)
+        etcd.ctl(_PATIENT, "compact", "--physical", str(revision))
+
+
+@contextmanager
+def _channel(servers: Servers) -> Iterator[Any]:
+    connection = pika.BlockingConnection(pika.URLParameters(servers.rabbitmq.url))
+    try:
+        yield connection.channel()
+    finally:
+        connection.close()

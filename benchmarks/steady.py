@@ -1,0 +1,73 @@
+"""Whether memory and etcd stay as they are at full rate, with a window of a minute.
+
+`python -m benchmarks.steady`, from the repository's root with `tests` on the path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pika
+
+from harness.packages import ServersUnavailableError
+from harness.servers import REPOSITORY, Servers, start_servers
+from harness.statsd import listen_statsd
+
+from .machine import describe
+from .markdown import publish
+from .progress import NotMeasuredError
+from .steadily import run
+from .steady_report import Setting, report
+from .subjects import LARGE, Subject, bare
+
+WINDOW_S = 60
+LEASE_S = WINDOW_S + 6
+"""The library grants a lease for the window and a tenth of it."""
+COMPACTION = ("--auto-compaction-mode=periodic", "--auto-compaction-retention=1m")
+
+_EMPTY_WITHIN_S = 400.0
+
+
+def main() -> int:
+    """Run, print and write the table; the exit code is 1 if something grew."""
+    options = _options()
+    try:
+        with (
+            start_servers(etcd_flags=(*COMPACTION, *options.etcd_flag)) as servers,
+            listen_statsd() as statsd,
+        ):
+            machine = describe(servers)
+            subject = bare(servers, {
+                **LARGE, **statsd.settings(), "DEDUP_WINDOW": f"{WINDOW_S}s",
+            })
+            _declare(servers, subject)
+            found = run(servers, subject, 60 * options.minutes, _EMPTY_WITHIN_S)
+    except (ServersUnavailableError, NotMeasuredError, AssertionError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    setting = Setting(WINDOW_S, LEASE_S, " ".join((*COMPACTION, *options.etcd_flag)))
+    text, met = report(machine, setting, found)
+    publish(text, options.results)
+    return int(not met)
+
+
+def _declare(servers: Servers, subject: Subject) -> None:
+    connection = pika.BlockingConnection(pika.URLParameters(servers.rabbitmq.url))
+    subject.declare(connection.channel())
+    connection.close()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.steady", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30, help="default 30")
+    parser.add_argument("--etcd-flag", action="append", default=[], metavar="--FLAG=VALUE",
+                        help="give etcd one more flag")
+    parser.add_argument("--results", type=Path, metavar="FILE",
+                        default=REPOSITORY / "benchmarks/results/steady.md")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
