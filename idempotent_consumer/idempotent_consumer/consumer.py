@@ -218,15 +218,15 @@ class Consumer:
 
     def _landed(self, task: Task, answer: Answer) -> None:
         """Go on to what an ask that applied was for."""
-        match answer.ask.kind:
-            case Kind.CLAIM:
-                self._call(task, answer.revision, answer.lease)
-            case Kind.PUBLISH:
-                self._publish(task, answer.revision, answer.ask.effects.events, task.token)
-            case Kind.RECORD:
-                self._done(task, answer.ask.token)
-            case Kind.RELEASE:
-                self._end(task, self._settler.failed)
+        kind = answer.ask.kind
+        if kind is Kind.RECORD:
+            self._done(task, answer.ask.token)
+        elif kind is Kind.CLAIM:
+            self._call(task, answer.revision, answer.lease)
+        elif kind is Kind.PUBLISH:
+            self._publish(task, answer.revision, answer.ask.effects.events, task.token)
+        else:
+            self._end(task, self._settler.failed)
 
     def _wait(self, task: Task, ask: Ask) -> None:
         task.waits = task.waits or Backoff(HELD_CLAIM)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -35,21 +35,23 @@ Effect = Put | Publish
 Effects = Effect | Iterable[Effect] | None
 
 
-class Checked(NamedTuple):
-    """A handler's effects, as they are committed: keys, and the bodies of events."""
+class Checked:
+    """A handler's effects, as they are committed: keys, and the bodies of events.
 
-    puts: tuple[Put, ...] = ()
-    events: tuple[bytes, ...] = ()
+    ``size_bytes`` is how large these make a request, from above: four bytes a character at the
+    most.
+    """
 
-    @property
-    def size_bytes(self) -> int:
-        """How large these make a request, from above: four bytes a character at the most."""
+    __slots__ = ("events", "puts", "size_bytes")
+
+    def __init__(self, puts: Sequence[Put] = (), events: Sequence[bytes] = ()) -> None:
+        self.puts, self.events = puts, events
         size_bytes = 0
-        for put in self.puts:
-            size_bytes += 4 * len(put.key) + len(put.value) + 32
-        for body in self.events:
+        for key, value in puts:
+            size_bytes += 4 * len(key) + len(value) + 32
+        for body in events:
             size_bytes += len(body) + 1
-        return size_bytes
+        self.size_bytes = size_bytes
 
 
 NO_EFFECTS = Checked()
@@ -73,7 +75,7 @@ def check_effects(effects: Effects, service: str, event_id: str) -> Checked:
             puts.append(_checked(effect))
     if len({put.key for put in puts}) < len(puts):
         raise ValueError("two effects of one event have the same key")
-    return Checked(tuple(puts), tuple(events))
+    return Checked(puts, events)
 
 
 def _checked(put: Put) -> Put:

@@ -73,11 +73,11 @@ class Desk:
             event_id = each if isinstance(each, str) else each.decode("latin-1")
             self.store.put(PREFIX + event_id, encode(state, digest_of(event_id), "t", "now"))
 
-    def start(self) -> Any:
+    def start(self, revision: int = 0) -> Any:
         """Start, and return the watch that follows the import."""
         log: Any = structlog.wrap_logger(None, processors=[self.lines])
         self._importers.append(
-            Importer(PREFIX, self.etcd, self.cache, self.loop, log, begin_after_s=0))
+            Importer(PREFIX, self.etcd, self.cache, self.loop, log, revision, begin_after_s=0))
         return self.next_watch()
 
     def next_watch(self) -> Any:
@@ -261,6 +261,19 @@ def test_an_import_that_fails_in_the_middle_begins_again(desk: Desk) -> None:
     desk.start()
     missing = [each for each in ids if not desk.holds(each)]
     assert missing == ids[:1]
+
+
+def test_records_from_after_its_revision_are_left_out_and_their_deletions_are_not(
+    desk: Desk
+) -> None:
+    """The process that starts it has put those in the cache by itself."""
+    desk.record("before")
+    revision = desk.store.revision
+    desk.record("later")
+    watch = desk.start(revision)
+    assert desk.holds("before")
+    assert not desk.holds("later")
+    assert watch.start_revision == revision + 1
 
 
 def test_closed_before_it_begins_it_reads_nothing(desk: Desk) -> None:

@@ -49,25 +49,26 @@ class Cache:
         """Return whether this record is known to be done."""
         entry = fingerprint(digest)
         block = self._blocks[(entry[0] | entry[1] << 8) & self._mask]
-        # A call less for nearly all: this stands in the way of each event.
-        position = block.find(entry)
-        return position >= 0 and (position % _ENTRY_BYTES == 0 or _position(block, entry) >= 0)
+        # Most are new: this stands in the way of each event.
+        return block.find(entry) >= 0 and _position(block, entry) >= 0
 
     def add(self, digest: str) -> None:
         """Remember a record that is done."""
-        self.add_all((fingerprint(digest),))
+        self._add(fingerprint(digest))
 
     def add_all(self, fingerprints: Iterable[bytes]) -> None:
         """Remember many."""
-        blocks, mask, block_bytes = self._blocks, self._mask, self._block_bytes
         for entry in fingerprints:
-            number = (entry[0] | entry[1] << 8) & mask
-            block = blocks[number]
-            if block.find(entry) >= 0 and _position(block, entry) >= 0:
-                continue
-            if len(block) == block_bytes:
-                block = block[_ENTRY_BYTES:]
-            blocks[number] = block + entry
+            self._add(entry)
+
+    def _add(self, entry: bytes) -> None:
+        number = (entry[0] | entry[1] << 8) & self._mask
+        block = self._blocks[number]
+        if block.find(entry) >= 0 and _position(block, entry) >= 0:
+            return
+        if len(block) == self._block_bytes:
+            block = block[_ENTRY_BYTES:]
+        self._blocks[number] = block + entry
 
     def discard_all(self, fingerprints: Iterable[bytes]) -> None:
         """Forget records that etcd has deleted."""

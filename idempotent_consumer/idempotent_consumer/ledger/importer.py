@@ -47,12 +47,13 @@ class Importer:
 
     def __init__(
         self, prefix: str, etcd: Reader, cache: Cache, loop: Loop, log: FilteringBoundLogger,
-        begin_after_s: float = BEGIN_AFTER_S,
+        revision: int = 0, begin_after_s: float = BEGIN_AFTER_S,
     ) -> None:
+        """Begin soon, with the records as of a revision, or 0 for the present one."""
         self._prefix = prefix.encode()
         self._end = m.prefix_end(self._prefix)
         self._etcd, self._cache, self._loop, self._log = etcd, cache, loop, log
-        self._begin_after_s, self._next_revision = begin_after_s, 0
+        self._begin_after_s, self._revision, self._next_revision = begin_after_s, revision, 0
         self._stopping = threading.Event()
         threading.Thread(target=self._run, name="import", daemon=True).start()
 
@@ -76,16 +77,17 @@ class Importer:
         except EtcdError as error:
             if error.failure is Failure.COMPACTED:
                 self._next_revision = 0
+            if not self._next_revision:
+                self._revision = 0  # The next one is of what is there then.
             raise
 
     def _import(self) -> None:
-        imported = revision = of = 0
+        imported = of = 0
         started_s = self._loop.now_s()
         # What an attempt before this one added may be gone since, unwatched.
         self._loop.call_soon(self._cache.clear)
         for reply in self._pages():
-            if not revision:  # The first page's range, and so its count, is all there is.
-                revision, of = reply.header.revision, reply.count
+            of = of or reply.count  # The first page's range, and so its count, is all there is.
             found = [
                 fingerprint(digest) for kv in reply.kvs if (digest := digest_if_done(kv.value))
             ]
@@ -93,7 +95,7 @@ class Importer:
             self._loop.call_soon(partial(self._cache.add_all, found))
             if imported >= self._cache.max_entries:
                 break  # One more would push out another.
-        self._next_revision = revision + 1
+        self._next_revision = self._revision + 1
         self._log.info("records imported: their duplicates are skipped at once", records=imported,
                        of=of, seconds=round(self._loop.now_s() - started_s, 3))
 
@@ -105,11 +107,11 @@ class Importer:
         spare. While a page is worked on, etcd is at the next.
         """
         space = KeySpace(self._prefix)
-        start, stop, width, revision = self._prefix, self._end, 0, 0
-        wait: Callable[[], Any] | None = self._ask(start, stop, revision)
+        start, stop, width = self._prefix, self._end, 0
+        wait: Callable[[], Any] | None = self._ask(start, stop)
         while wait is not None:
             reply = wait()
-            revision = revision or reply.header.revision
+            self._revision = self._revision or reply.header.revision
             if reply.more:
                 space.learn(kv.key for kv in reply.kvs[:: PAGE_RECORDS // 50])
                 width = space.width(reply.kvs[0].key, reply.kvs[-1].key)
@@ -120,13 +122,14 @@ class Importer:
             wait = None
             if start < self._end and not self._stopping.is_set():
                 stop = space.cut(start, width)
-                wait = self._ask(start, stop, revision)
+                wait = self._ask(start, stop)
             yield reply
 
-    def _ask(self, start: bytes, stop: bytes, revision: int) -> Callable[[], Any]:
+    def _ask(self, start: bytes, stop: bytes) -> Callable[[], Any]:
         """Send the request for a page. What is returned waits for the reply; raises EtcdError."""
         replies: SimpleQueue[tuple[Any, EtcdError | None]] = SimpleQueue()
-        request = m.RangeRequest(key=start, range_end=stop, limit=PAGE_RECORDS, revision=revision)
+        request = m.RangeRequest(key=start, range_end=stop, limit=PAGE_RECORDS,
+                                 revision=self._revision)
         self._etcd.call("Range", request, lambda *answer: replies.put(answer))
 
         def wait() -> Any:

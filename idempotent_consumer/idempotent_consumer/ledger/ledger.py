@@ -93,7 +93,7 @@ class EtcdLedger:
         health: Health,
         log: FilteringBoundLogger,
         cache: Cache,
-        fill_cache: Callable[[], CacheSource] | None = None,
+        fill_cache: Callable[[int], CacheSource] | None = None,
         longest_call_s: float = 0.0,
     ) -> None:
         self._service, self._process, self._settings = service, process, settings
@@ -131,7 +131,8 @@ class EtcdLedger:
             )
             self._guard_later()
             if self._fill_cache is not None:
-                self._source = self._fill_cache()
+                # As of now: what this process records from here on is in the cache anyway.
+                self._source = self._fill_cache(reply.header.revision)
             opened()
 
         self._calls.until_known("Txn", make, known)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -33,7 +33,7 @@ class Desk:
 
     def __init__(self, loop: ManualLoop, store: Store, name: str = "a" * 32, *,
                  settings: Settings | None = None, longest_call_s: float = 5.0,
-                 fill_cache: Callable[[], CacheSource] | None = None) -> None:
+                 fill_cache: Callable[[int], CacheSource] | None = None) -> None:
         self.loop, self.store, self.name = loop, store, name
         self.etcd, self.health, self.cache = FakeEtcd(loop, store), Health(), Cache()
         self.lines = LogCapture()
@@ -57,7 +57,7 @@ class Desk:
         self.opened += 1
 
     def ask(self, event_id: str, kind: Kind = Kind.RECORD, *, expect: int = 0,
-            digest: str = "", effects: tuple[Put, ...] = ()) -> Ask:
+            digest: str = "", effects: Sequence[Put] = ()) -> Ask:
         """Return an ask with a token of its own."""
         self._asked += 1
         key = f"/service/order/{event_id}".encode()
