@@ -4,18 +4,26 @@
 PYTHON   ?= python3
 VENV     := .venv
 BIN      := $(VENV)/bin
-PROJECTS := idempotent_consumer order notify example1
+# Each directory with a pyproject.toml is one; all but the library become images.
+PROJECTS := $(patsubst %/pyproject.toml,%,$(wildcard */pyproject.toml))
+IMAGES   := $(filter-out idempotent_consumer,$(PROJECTS))
 COMPOSE  := docker compose -f docker-compose.yaml -f docker-compose.services.yaml
+CLUSTER  := $(COMPOSE) -f docker-compose.cluster.yaml
 READY    := $(VENV)/ready
 SEEDS    ?= 100000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint typecheck unit-test simulation integration-test chaos mutants bench up down lock
+.PHONY: help setup new-service demo test lint typecheck unit-test simulation integration-test chaos mutants bench bench-check docs \
+        bench-growth bench-steady \
+        docker up up-cluster cluster-test cluster-scaling down lock
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Make .venv with every project of this repository in it
+
+new-service: $(READY) ## Write a service of your own, with an image and a test: NAME=billing
+	@PYTHONPATH=tests $(BIN)/python -m new_service "$$NAME"
 
 demo: $(READY) ## Play the three acts on real servers, and check each
 	PYTHONPATH=tests $(BIN)/python -m demo
@@ -26,10 +34,14 @@ lint: $(READY) ## Check the code's style
 	$(BIN)/ruff check .
 
 typecheck: $(READY) ## Check the code's types, strictly
-	$(BIN)/mypy
+	MYPYPATH=$(subst $(space),:,$(IMAGES)) $(BIN)/mypy
+
+# mypy has no wildcard for where modules are; pyproject.toml lists those that are always there.
+space := $(subst ,, )
 
 unit-test: $(READY) ## Run the tests that need no server, with 1,000 simulated runs
-	$(BIN)/pytest idempotent_consumer order notify tests/simulation tests/mutants tests/chaos/test_crash_launcher.py
+	$(BIN)/pytest $(PROJECTS) benchmarks tests/documents tests/new_service tests/simulation tests/mutants \
+	  tests/chaos/test_crash_launcher.py
 
 integration-test: $(READY) ## Run the tests with real RabbitMQ and etcd
 	$(BIN)/pytest tests/harness_tests tests/integration
@@ -41,26 +53,63 @@ simulation: $(READY) ## Run the service against simulated faults: SEEDS=100000 r
 chaos: $(READY) ## Break real servers and services: all faults once, FULL=1 for long, or MINUTES=n at random
 	CHAOS_FULL=$(FULL) CHAOS_MINUTES=$(MINUTES) CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos$(if $(MINUTES),/test_soak.py)
 
+cluster-test: docker $(READY) ## Lose nodes of a RabbitMQ and an etcd cluster under load, with three replicas
+	$(BIN)/pytest tests/cluster
+
+cluster-scaling: docker $(READY) ## Measure how throughput grows with replicas on the cluster
+	PYTHONPATH=tests $(BIN)/python -m cluster.scaling
+
 mutants: $(READY) ## Break the code on purpose, and see that the tests notice
 	PYTHONPATH=tests $(BIN)/python -m mutants
 
-bench: $(READY) ## Measure throughput and latency beside their references
-	PYTHONPATH=tests $(BIN)/python -m benchmarks
+bench: $(READY) $(VENV)/drawing ## Measure beside the references, into benchmarks/results: ROUNDS=5 EVENTS=40000
+	PYTHONPATH=tests $(BIN)/python -m benchmarks $(ROUNDED)
 
-up: ## Start RabbitMQ, etcd, Graphite, order and notify, and wait until they are healthy
-	@docker info >/dev/null 2>&1 || { echo "up: no Docker engine answers; start one, or try make demo, which needs none" >&2; exit 1; }
+bench-check: $(READY) ## Measure anew, and say which ratios have fallen by over 20 %: ROUNDS=3 EVENTS=40000
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.check $(ROUNDED)
+
+bench-growth: $(READY) ## Measure start-up, memory and etcd with up to a million records, into benchmarks/results
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.growth
+
+bench-steady: $(READY) ## Measure whether anything grows at full rate, into benchmarks/results: MINUTES=30
+	PYTHONPATH=tests $(BIN)/python -m benchmarks.steady --minutes $(or $(MINUTES),30)
+
+ROUNDED = $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(EVENTS),--events $(EVENTS))
+
+# Drawing needs more packages than all the rest: only make bench installs them.
+$(VENV)/drawing: $(READY) benchmarks/requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/requirements.lock
+	@touch $@
+
+docs: $(VENV)/docs ## Build docs/build/html, with each link checked
+	$(BIN)/sphinx-build -q -W --keep-going -E -c docs . docs/build/html
+
+# Only make docs needs what turns the pages into a site.
+$(VENV)/docs: $(READY) docs/requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r docs/requirements.lock
+	@touch $@
+
+docker:
+	@docker info >/dev/null 2>&1 || { echo "no Docker engine answers: start one, or try make demo, which needs none" >&2; exit 1; }
+
+up: docker ## Start RabbitMQ, etcd, Graphite, order and notify, and wait until they are healthy
 	$(COMPOSE) up --build --detach --wait
 
+up-cluster: docker ## Start three nodes of RabbitMQ and of etcd, and three replicas of each service
+	$(CLUSTER) up --build --detach --wait --scale order=3 --scale notify=3
+
 down: ## Stop them; their data stays in the volumes
-	$(COMPOSE) --profile example1 down
+	$(CLUSTER) --profile example1 down
 
 LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
         --no-header --no-annotate --no-emit-package idempotent-consumer
 
 lock: $(READY) ## Resolve the dependencies anew and pin them with hashes
 	$(LOCK) $(PROJECTS:%=%/pyproject.toml) --group pyproject.toml:dev -o requirements.lock
-	$(foreach project,order notify example1,$(LOCK) $(project)/pyproject.toml \
+	$(foreach project,$(IMAGES),$(LOCK) $(project)/pyproject.toml \
 	  -c requirements.lock -o $(project)/requirements.lock &&) true
+	$(LOCK) --group pyproject.toml:bench -c requirements.lock -o benchmarks/requirements.lock
+	$(LOCK) --group pyproject.toml:docs -c requirements.lock -o docs/requirements.lock
 	echo hatchling | $(LOCK) - -c requirements.lock -o build-requirements.lock
 
 # --no-deps: pip refuses local projects under --require-hashes, so all they need is in the lock.

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from harness.packages import ServersUnavailableError
+from harness.server import CommandFailedError
 from harness.servers import REPOSITORY, start_servers
 from harness.statsd import listen_statsd
 from idempotent_consumer.ledger.etcd import EtcdError
@@ -32,7 +33,9 @@ def main() -> int:
             growth = Growth(servers, statsd, options.starts, options.events)
             grown = [growth.measure(size) for size in options.sizes]
             growth.close()
-    except (ServersUnavailableError, NotMeasuredError, EtcdError, AssertionError) as error:
+    except (
+        ServersUnavailableError, CommandFailedError, NotMeasuredError, EtcdError, AssertionError
+    ) as error:
         print(error, file=sys.stderr)
         return 1
     text, met = report(machine, grown)

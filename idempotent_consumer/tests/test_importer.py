@@ -270,9 +270,11 @@ def test_records_from_after_its_revision_are_left_out_and_their_deletions_are_no
     desk.record("before")
     revision = desk.store.revision
     desk.record("later")
+    desk.cache.add(digest_of("its own"))
     watch = desk.start(revision)
     assert desk.holds("before")
     assert not desk.holds("later")
+    assert desk.holds("its own")
     assert watch.start_revision == revision + 1
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from chaos.crash_points import PROOF, VARIABLE
 from harness.publisher import Event
-from harness.services import Service
+from harness.services import Service, ServiceEndedError
 from harness.store import Store
 from integration.load import order
 
@@ -41,14 +41,24 @@ class Where:
 def start_crashing(
     start: Callable[..., Service], service: str, at: Where, **settings: str
 ) -> Service:
-    """Start a service that kills itself there, and wait until it is ready."""
+    """Start a service that kills itself there, and wait until it is ready.
+
+    Where events wait for it already, it may have come to that point before anybody saw it ready.
+    """
     path = [str(_TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return start(
+    crashing = start(
         service,
+        wait=False,
         command=[sys.executable, "-m", "chaos.crash_points", service],
         PYTHONPATH=os.pathsep.join(path),
         **{**SETTINGS, **settings, VARIABLE: f"{at.point}:{at.passage}"},
     )
+    try:
+        crashing.wait_ready()
+    except ServiceEndedError:
+        if PROOF not in crashing.logs():
+            raise
+    return crashing
 
 
 def killed_at(service: Service, at: Where) -> dict[str, Any]:
@@ -74,12 +84,13 @@ def frozen(services: list[Service]) -> Iterator[None]:
 
     So each of them finds many batches there at once, and they are full.
     """
-    for service in services:
+    alive = [service for service in services if service.running]
+    for service in alive:
         service.pause()
     try:
         yield
     finally:
-        for service in services:
+        for service in alive:
             service.resume()
 
 

@@ -106,11 +106,11 @@ def test_stopped_with_calls_under_way(
         for number in range(often(8, STOPS)):
             name, service = running.pop(0)
             sink.hold()
-            passes(partial(sink.number_under_way, name), 0)
+            eventually(partial(a_call_is_held, sink, name))
             os.kill(service.pid, signal.SIGTERM)
             eventually(partial(not_ready, service, "running"))
             throughout(1, partial(not_ready, service, "running"))
-            in_call = sink.under_way(name)
+            in_call = sink.held(name)
             sink.release()
             assert service.wait_end(WITHIN_S) == 0
             assert in_call
@@ -125,6 +125,11 @@ def test_stopped_with_calls_under_way(
     assert account(sink.spans, store.done("notify"), lambda *_: False) == set()
     of_records = store.steps("notify")
     assert {tuple(of_records[event_id]) for event_id in finished} == {("claimed", "done")}
+
+
+def a_call_is_held(sink: TimedSink, caller: str) -> None:
+    """Raise AssertionError unless a call of this process waits for the release."""
+    assert sink.held(caller), "no call waits"
 
 
 def stopping(service: Service) -> int:

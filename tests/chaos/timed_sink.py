@@ -17,7 +17,8 @@ class Span:
     """One call: its id, who made it, and its time on `time.monotonic`.
 
     It ends when it is answered, or when its caller has hung up, as the kernel does for one that
-    was killed. A frozen caller hangs up as little as one that waits.
+    was killed. A frozen caller hangs up as little as one that waits. ``held``: it has met a hold,
+    so it does not end by being answered before the release.
     """
 
     key: str
@@ -25,6 +26,7 @@ class Span:
     began_s: float
     ended_s: float | None = None
     answered: bool = False
+    held: bool = False
 
     def overlaps(self, other: "Span") -> bool:
         """Return whether both were under way at one instant."""
@@ -59,6 +61,14 @@ class TimedSink(Sink):
         """Return how many calls of one process have not ended."""
         return len(self.under_way(caller))
 
+    def held(self, caller: str) -> set[str]:
+        """Return the ids of the calls of one process that wait for `release`.
+
+        One that was about to be answered when the hold began is still under way, and not held.
+        """
+        return {span.key for span in self.spans
+                if span.caller == caller and span.held and span.ended_s is None}
+
     def hold(self) -> None:
         """Leave calls without an answer until `release`."""
         self._let_through.clear()
@@ -77,6 +87,7 @@ class TimedSink(Sink):
         due_s = span.began_s + self._latency_s
         gone = False
         while not gone and (time.monotonic() < due_s or self._holds(span)):
+            span.held = self._holds(span)
             gone = _hangs_up(caller, _LOOK_EVERY_S)
         if not gone:
             answer(status)

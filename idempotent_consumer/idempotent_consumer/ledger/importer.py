@@ -54,6 +54,7 @@ class Importer:
         self._end = m.prefix_end(self._prefix)
         self._etcd, self._cache, self._loop, self._log = etcd, cache, loop, log
         self._begin_after_s, self._revision, self._next_revision = begin_after_s, revision, 0
+        self._tried = False
         self._stopping = threading.Event()
         threading.Thread(target=self._run, name="import", daemon=True).start()
 
@@ -84,8 +85,10 @@ class Importer:
     def _import(self) -> None:
         imported = of = 0
         started_s = self._loop.now_s()
-        # What an attempt before this one added may be gone since, unwatched.
-        self._loop.call_soon(self._cache.clear)
+        if self._tried:
+            # What an attempt before this one added may be gone since, unwatched.
+            self._loop.call_soon(self._cache.clear)
+        self._tried = True
         for reply in self._pages():
             of = of or reply.count  # The first page's range, and so its count, is all there is.
             found = [

@@ -1,0 +1,1 @@
+"""The documents are held against the code, and their links against what is there."""

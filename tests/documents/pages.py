@@ -1,0 +1,56 @@
+"""The documents of this repository, and what of them can be checked."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+DOCS = REPOSITORY / "docs"
+WRITTEN_FOR = ("*.md", "docs/*.md", "idempotent_consumer/*.md", "benchmarks/results/*.md")
+"""The same files as in docs/conf.py, and no others of the repository's pages."""
+
+PAGES = sorted(path for pattern in WRITTEN_FOR for path in REPOSITORY.glob(pattern))
+
+_FENCED = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def name(page: Path) -> str:
+    """Return a page's path in the repository, as a test's id."""
+    return str(page.relative_to(REPOSITORY))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """Return the code blocks of one language."""
+    return [block for _, kind, block in _FENCED.findall(page.read_text()) if kind == language]
+
+
+def links(page: Path) -> list[str]:
+    """Return where a page's links and pictures lead, without those to other sites."""
+    text = re.sub(r"`[^`\n]*`", "code", _FENCED.sub("", page.read_text()))
+    return [link for link in _LINK.findall(text) if "://" not in link]
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    found: set[str] = set()
+    text = _FENCED.sub("", page.read_text())
+    for heading in re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        anchor = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+        number = next(n for n in range(100) if (f"{anchor}-{n}" if n else anchor) not in found)
+        found.add(f"{anchor}-{number}" if number else anchor)
+    return found
+
+
+def first_cells(text: str) -> list[str]:
+    """Return the code in the first cell of each row of the tables in a text."""
+    return re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)
+
+
+def section(page: Path, heading: str) -> str:
+    """Return a page's text from a heading of the second level to the next one."""
+    _, found, rest = page.read_text().partition(f"\n## {heading}\n")
+    assert found, f"{name(page)} has no section {heading!r}"
+    return rest.partition("\n## ")[0]

@@ -1,0 +1,109 @@
+"""The code in the documents: all of it compiles, and whole services register their handlers."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import idempotent_consumer
+from documents.pages import DOCS, PAGES, REPOSITORY, blocks, name
+from idempotent_consumer import Event, Service
+from idempotent_consumer.effects import check_effects
+
+BLOCKS = [(page, block) for page in PAGES for block in blocks(page, "python")]
+TUTORIAL = DOCS / "tutorial.md"
+GUIDE = DOCS / "write-a-service.md"
+
+
+def define(block: str) -> Service:
+    """Do what a block does, but run no service and publish nothing; return its service.
+
+    A block that shows a part of one is given the rest: the public names, and a service.
+    """
+    tree = ast.parse(block)
+    tree.body = [statement for statement in tree.body
+                 if not isinstance(statement, ast.With) and not _runs(statement)]
+    public = {each: getattr(idempotent_consumer, each) for each in idempotent_consumer.__all__}
+    names = {"__name__": "documented", "service": Service("documented", noun="parts"), **public}
+    exec(compile(tree, "block", "exec"), names)
+    service = names["service"]
+    assert isinstance(service, Service)
+    return service
+
+
+def _runs(statement: ast.stmt) -> bool:
+    return any(isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+               and node.func.attr == "run" for node in ast.walk(statement))
+
+
+@pytest.mark.parametrize("block", [block for _, block in BLOCKS],
+                         ids=[f"{name(page)}-{number}" for number, (page, _) in enumerate(BLOCKS)])
+def test_each_block_is_python(block: str) -> None:
+    ast.parse(textwrap.dedent(block))
+
+
+@pytest.mark.parametrize("block", [block for _, block in BLOCKS if "import" in block])
+def test_what_has_its_imports_has_all_of_them(block: str) -> None:
+    ended = subprocess.run([sys.executable, "-m", "ruff", "check", "--isolated", "--select=F", "-"],
+                           input=block, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout
+
+
+@pytest.mark.parametrize("block", [block for page, block in BLOCKS if page != TUTORIAL
+                                   and ("@service." in block or "= Service(" in block)])
+def test_what_shows_a_service_registers_its_handlers(block: str) -> None:
+    """And a pure handler returns effects that can be recorded."""
+    service = define(block)
+    assert service.handlers
+    for event_type, handler in service.handlers.items():
+        if not handler.claimed:
+            returned = handler.function(Event("1", event_type, {}))
+            check_effects(returned, service.name, "1")
+
+
+def test_whole_services_are_in_the_readme_and_in_the_guide() -> None:
+    """So the test above has something to run."""
+    pages = {page for page, block in BLOCKS if "service = Service(" in block}
+    assert {GUIDE, REPOSITORY / "idempotent_consumer" / "README.md"} <= pages
+
+
+@pytest.mark.parametrize("block", blocks(TUTORIAL, "python"))
+def test_the_tutorial_quotes_the_services_as_they_are(block: str) -> None:
+    sources = [(REPOSITORY / each / f"{each}.py").read_text() for each in ("order", "notify")]
+    assert any(block in source for source in sources)
+
+
+def test_the_guides_test_passes_on_the_guides_service(tmp_path: Path) -> None:
+    written = {"billing.py": 'Service("billing"', "test_billing.py": "import billing"}
+    for file, contains in written.items():
+        (block,) = (each for each in blocks(GUIDE, "python") if contains in each)
+        (tmp_path / file).write_text(block)
+    run_pytest(tmp_path, passed=4)
+
+
+def test_the_librarys_test_passes_on_order(tmp_path: Path) -> None:
+    page = REPOSITORY / "idempotent_consumer" / "README.md"
+    (block,) = (each for each in blocks(page, "python") if "def test_" in each)
+    (tmp_path / "test_order.py").write_text(block)
+    run_pytest(tmp_path, passed=2)
+
+
+def run_pytest(directory: Path, passed: int) -> None:
+    """Run the tests there, by themselves."""
+    (directory / "pytest.ini").write_text("[pytest]\n")
+    ended = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+                           cwd=directory, capture_output=True, text=True, check=False)
+    assert f"\n{passed} passed" in ended.stdout, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_bash_blocks_are_bash(page: Path) -> None:
+    for block in blocks(page, "bash"):
+        ended = subprocess.run(["bash", "-n"], input=textwrap.dedent(block), text=True,
+                               capture_output=True, check=False)
+        assert ended.returncode == 0, f"{ended.stderr}\n{block}"

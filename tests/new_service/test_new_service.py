@@ -1,0 +1,203 @@
+"""A service made in a copy of the repository works there, and a wrong name changes nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from docker.utils.build import exclude_paths
+
+from new_service.files import files_of
+from new_service.naming import objection_to
+
+REPOSITORY = Path(__file__).parents[2]
+LIBRARY = "idempotent_consumer"
+NEEDED = ("Makefile", "pyproject.toml", "requirements.lock", ".env", ".dockerignore", "order",
+          "tests/new_service", f"{LIBRARY}/pyproject.toml", f"{LIBRARY}/{LIBRARY}",
+          *(path.name for path in REPOSITORY.glob("docker-compose*.yaml")))
+# Names that hardly anybody gives to a service that is to stay.
+NAME, ANOTHER, LONGEST, SHORTEST = "trial", "othertrial", "z" * 30, "z"
+PYTEST = str(Path(sys.executable).with_name("pytest"))
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """Copy what it takes to make a service."""
+    leave_out = shutil.ignore_patterns("test_new_service.py", "__pycache__")
+    for path in NEEDED:
+        source, target = REPOSITORY / path, tmp_path / path
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=leave_out)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+    python = tmp_path / ".bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return tmp_path
+
+
+def make(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run make in the copy, which has a Python and nothing that could install anything.
+
+    A setup in earnest would install the copy's projects here, in the place of the real ones.
+    """
+    # What a make around this one has set for its own.
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    return subprocess.run(["make", "BIN=.bin", "PYTHON=false", *arguments],
+                          cwd=copy, env=environ, capture_output=True, text=True, check=False)
+
+
+def new_service(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Make a service in the copy, as if all were set up."""
+    return make(copy, "READY=ready", "--old-file=ready", "new-service", *arguments)
+
+
+def run(copy: Path, *command: str, **environ: str) -> str:
+    """Run a program in the copy, and return its output once it has ended well."""
+    ended = subprocess.run(command, cwd=copy, env=os.environ | environ, capture_output=True,
+                           text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def compose_is_here() -> bool:
+    """Return whether there is the program; it needs no engine to read its files."""
+    return shutil.which("docker") is not None and not subprocess.run(
+        ["docker", "compose", "version"], capture_output=True, check=False).returncode
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Return each file below a directory."""
+    return {str(path.relative_to(root)): path.read_bytes()
+            for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+
+
+@pytest.fixture
+def made(copy: Path) -> Path:
+    """Make a service in the copy."""
+    ended = new_service(copy, f"NAME={NAME}")
+    assert ended.returncode == 0, ended.stderr
+    return copy
+
+
+def test_its_own_tests_pass_and_pytest_finds_them_by_itself(made: Path) -> None:
+    installed = f"{made / NAME}:{made / 'order'}"
+    out = run(made, PYTEST, "-v", "-p", "no:cacheprovider", PYTHONPATH=installed)
+    assert len(re.findall(rf"^{NAME}/test_{NAME}\.py::\w+ PASSED", out, re.MULTILINE)) == 3
+
+
+def test_make_sets_it_up_and_tests_and_types_it(made: Path) -> None:
+    out = make(made, "--dry-run", "setup", "unit-test", "typecheck", "lock").stdout
+    assert f"-e ./{NAME}" in out
+    assert re.search(rf"pytest .*\b{NAME}\b", out)
+    assert re.search(rf"MYPYPATH=\S*\b{NAME}\b.* .*mypy$", out, re.MULTILINE)
+    assert f"-o {NAME}/requirements.lock" in out
+
+
+def test_an_image_can_be_built_of_it(made: Path) -> None:
+    """Its code and its lock are sent to the build, and nothing that only tests and documents."""
+    lines = (made / ".dockerignore").read_text().splitlines()
+    sent = exclude_paths(str(made), [line for line in lines if not line.startswith("#")])
+    assert {path for path in sent if path.startswith(f"{NAME}/")} == {
+        f"{NAME}/{file}" for file in (f"{NAME}.py", "pyproject.toml", "requirements.lock")}
+    assert {path.partition("/")[0] for path in sent if "/" in path} == {LIBRARY, NAME, "order"}
+
+
+def test_it_is_what_order_is_under_another_name(made: Path) -> None:
+    assert {path.name for path in (made / NAME).iterdir()} == {
+        path.name.replace("order", NAME) for path in (made / "order").iterdir()}
+    for path in ("Dockerfile", "requirements.lock"):
+        expected = (made / "order" / path).read_text().replace("order", NAME)
+        assert (made / NAME / path).read_text() == expected
+    assert "placeholder" not in "".join(path.read_text() for path in (made / NAME).iterdir())
+
+
+@pytest.mark.parametrize("name", [SHORTEST, NAME, LONGEST])
+def test_its_code_is_clean(copy: Path, name: str) -> None:
+    assert new_service(copy, f"NAME={name}").returncode == 0
+    run(copy, sys.executable, "-m", "ruff", "check", "--no-cache", name)
+
+
+def test_only_its_own_directory_and_compose_entries_are_new(copy: Path) -> None:
+    before = contents(copy)
+    assert new_service(copy, f"NAME={NAME}").returncode == 0
+    after = contents(copy)
+    changed = {path for path in after if before.get(path) != after[path]}
+    assert {path for path in changed if not path.startswith(f"{NAME}/")} == {
+        "docker-compose.services.yaml", "docker-compose.cluster.yaml"}
+    for path in changed & before.keys():
+        assert set(before[path].splitlines()) <= set(after[path].splitlines())
+
+
+@pytest.mark.skipif(not compose_is_here(), reason="docker compose is not here")
+@pytest.mark.parametrize("overlay", [(), ("-f", "docker-compose.cluster.yaml")])
+def test_compose_takes_its_entry_as_it_takes_orders(made: Path, overlay: tuple[str, ...]) -> None:
+    assert new_service(made, f"NAME={ANOTHER}").returncode == 0
+
+    def entry(name: str) -> str:
+        files = ("-f", "docker-compose.yaml", "-f", "docker-compose.services.yaml", *overlay)
+        out = run(made, "docker", "compose", *files, "config", "--no-consistency")
+        (found,) = re.findall(rf"^  {name}:\n(?:    .*\n)+", out, re.MULTILINE)
+        return str(found)
+
+    for name in (NAME, ANOTHER):
+        assert entry(name) == entry("order").replace("order", name)
+
+
+FORM = "at most 30 small letters and digits"
+WRONG = {
+    "": "which one?",
+    "Billing": FORM, "bill-ing": FORM, "bill_ing": FORM, "1st": FORM, "a b": FORM, "../b": FORM,
+    "bé": FORM, "b\n": FORM, "'; touch x; '": FORM, LONGEST + "a": FORM,
+    "order": "order is there", "tests": "tests is there", "docs": "docs is there",
+    "placeholder": "tests/new_service/template/placeholder.py is there",
+    "simulation": "tests/simulation is there", "fakes": "idempotent_consumer/tests/fakes is there",
+    "etcd": "docker-compose.cluster.yaml has it", "rabbitmq2": "docker-compose.cluster.yaml has it",
+    "test": "kept for tests", "conftest": "tests/conftest.py is there", "build": "kept for tests",
+    "queue": "Python has it", "class": "Python has it", "list": "Python has it",
+    "pika": "an installed package", "grpc": "an installed package",
+    "grpcio": "an installed package",
+}
+
+
+@pytest.mark.parametrize(("name", "says"), WRONG.items())
+def test_a_wrong_name_is_told_in_one_line(name: str, says: str) -> None:
+    wrong = objection_to(name, REPOSITORY)
+    assert wrong is not None
+    assert says in wrong
+    assert "\n" not in wrong
+
+
+@pytest.mark.parametrize("name", [SHORTEST, NAME, f"{NAME}2", LONGEST])
+def test_a_right_name_is_taken(name: str) -> None:
+    assert objection_to(name, REPOSITORY) is None
+
+
+@pytest.mark.parametrize("arguments", [(), ("NAME=",), ("NAME=order",), ("NAME=; touch x",)])
+def test_a_wrong_name_changes_nothing(copy: Path, arguments: tuple[str, ...]) -> None:
+    before = contents(copy)
+    ended = new_service(copy, *arguments)
+    assert ended.returncode != 0
+    ours = [line for line in ended.stderr.splitlines() if not line.startswith("make: ")]
+    assert len(ours) == 1
+    assert ours[0].startswith("new-service: ")
+    assert contents(copy) == before
+
+
+def test_a_second_service_of_the_name_is_refused(made: Path) -> None:
+    before = contents(made)
+    assert new_service(made, f"NAME={NAME}").returncode != 0
+    assert contents(made) == before
+
+
+def test_nothing_is_written_while_the_text_is_made(copy: Path) -> None:
+    before = contents(copy)
+    assert files_of(NAME, copy)
+    assert contents(copy) == before
