@@ -36,10 +36,15 @@ from harness.servers import Servers
 from harness.services import Service
 from harness.store import Store
 from harness.wait import eventually
+from idempotent_consumer.consumer import WAITS_FOR_ITS_EVENTS
+from idempotent_consumer.policies import HELD_CLAIM
 from integration.load import ids
 
 SHIPPED = "order_shipped"
 OBSERVED = "shipping.observed"
+LEFT_ALONE_S = WAITS_FOR_ITS_EVENTS * HELD_CLAIM.max
+"""For so long at the most a record is left to the process that was killed: it may yet publish."""
+
 BATCHES = 8
 BATCHES_FOR_TWO = 4 * BATCHES
 EVENT = (1, 3 * BATCH + BATCH // 2, BATCHES * BATCH)
@@ -83,7 +88,8 @@ def test_killed_with_events_to_publish(
     if not others:
         start_audited("shipping", wait=False, **SETTINGS)
     attempt.recovers()
-    eventually(lambda: assert_done(store, "shipping", ids(backlog)), REDELIVERY_TIMEOUT_S)
+    eventually(lambda: assert_done(store, "shipping", ids(backlog)),
+               REDELIVERY_TIMEOUT_S + LEFT_ALONE_S)
     attempt.judge(at_least=len(ids(backlog)))
     assert_recorded_in_two_steps(store)
     assert_published(attempt.broker, store, may_repeat=unfinished if not others else None)
