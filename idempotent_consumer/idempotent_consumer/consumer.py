@@ -200,7 +200,9 @@ class Consumer:
             return
         if found is None or found.token != task.token:
             self._note_lost_claim(task)
-        if found is None or found.state == RELEASED:
+        if task.published and (found is None or found.state in (CLAIMED, RELEASED)):
+            self._start_over(task)
+        elif found is None or found.state == RELEASED:
             if ask.kind in (Kind.LOOK, Kind.RELEASE):
                 self._end(task, self._settler.failed)
             else:
@@ -281,7 +283,7 @@ class Consumer:
         whoever takes them finds the record and goes on here. The record keeps its token: its
         writer may not have had the answer yet, and tells by it that the record is its own.
         """
-        task.called = False
+        task.called, task.published = False, True
         missing = len(events)
 
         def confirmed() -> None:
@@ -293,6 +295,14 @@ class Consumer:
 
         for body in events:
             self._bus.publish(body, confirmed)
+
+    def _start_over(self, task: Task) -> None:
+        """Handle an event anew whose record has gone before its last step, with its effects."""
+        task.published = False
+        if task.handler.claimed:
+            self._ask(task, Kind.CLAIM)
+        else:
+            self._handle(task)
 
     def _done(self, task: Task, token: str) -> None:
         """End an event that is done: processed by whoever's token its record has."""

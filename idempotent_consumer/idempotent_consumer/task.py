@@ -14,15 +14,15 @@ class Task:
     ``others`` are deliveries with its id and another body; they are judged when it has ended.
     """
 
-    __slots__ = ("called", "deliveries", "error", "event", "handler", "key", "others", "token",
-                 "waits")
+    __slots__ = ("called", "deliveries", "error", "event", "handler", "key", "others", "published",
+                 "token", "waits")
 
     def __init__(self, key: bytes, token: str, event: Event, handler: Handler, delivery: Delivery
                  ) -> None:
         self.key, self.token, self.event, self.handler = key, token, event, handler
         self.deliveries = [delivery]
         self.others: list[Delivery] = []
-        self.called = False
+        self.called = self.published = False
         self.error = ""
         self.waits: Backoff | None = None
 

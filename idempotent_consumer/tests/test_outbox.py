@@ -211,6 +211,24 @@ def test_a_claim_is_not_lost_where_another_completed_its_event(
     assert process.bus.published == [], "the other one has"
 
 
+def test_a_record_that_has_gone_before_its_last_step_is_made_anew_with_its_effects(
+    store: Store, process: Process
+) -> None:
+    """An operator has deleted it, or etcd is another: done without the effects would be a lie."""
+    process.bus.confirms = False
+    process.deliver(body("1", n=1))
+    store.delete("/service/order/1")
+    store.delete("/parcels/1")
+    process.bus.confirm()
+    process.loop.run_until_idle()
+    assert record(store).state == PUBLISHING
+    assert store.get("/parcels/1").value == b"x"
+    process.bus.confirm()
+    process.loop.run_until_idle()
+    assert record(store).state == DONE
+    assert process.count("processed") == 1
+
+
 def test_without_etcd_events_are_published_for_each_delivery(
     loop: ManualLoop, store: Store
 ) -> None:
