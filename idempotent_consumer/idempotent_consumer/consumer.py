@@ -102,11 +102,14 @@ class Consumer:
         elif self._ledger.is_done(event.digest):
             self._settler.settle(delivery, Outcome.SKIPPED, event)
         else:
-            task = self._tasks[key] = Task(key, token, event, handler, delivery)
-            if handler.claimed:
-                self._ask(task, Kind.CLAIM)
-            else:
-                self._handle(task)
+            self._tasks[key] = Task(key, token, event, handler, delivery)
+            self._begin(self._tasks[key])
+
+    def _begin(self, task: Task) -> None:
+        if task.handler.claimed:
+            self._ask(task, Kind.CLAIM)
+        else:
+            self._handle(task)
 
     def _handle(self, task: Task) -> None:
         returned = run_handler(task.handler, task.event, self._ledger.why_never)
@@ -299,10 +302,7 @@ class Consumer:
     def _start_over(self, task: Task) -> None:
         """Handle an event anew whose record has gone before its last step, with its effects."""
         task.published = False
-        if task.handler.claimed:
-            self._ask(task, Kind.CLAIM)
-        else:
-            self._handle(task)
+        self._begin(task)
 
     def _done(self, task: Task, token: str) -> None:
         """End an event that is done: processed by whoever's token its record has."""

@@ -17,7 +17,8 @@ from structlog.testing import LogCapture
 from fakes.desk import digest_of
 from idempotent_consumer.ledger.cache import Cache
 from idempotent_consumer.ledger.etcd import Answered, EtcdError, Failure
-from idempotent_consumer.ledger.importer import PAGE_RECORDS, Importer
+from idempotent_consumer.ledger.importer import Importer
+from idempotent_consumer.ledger.keyspace import PAGE_RECORDS
 from idempotent_consumer.ledger.records import encode
 from idempotent_consumer.testing.etcd import FakeEtcd
 from idempotent_consumer.testing.loop import ManualLoop

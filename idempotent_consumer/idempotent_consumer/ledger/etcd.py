@@ -9,6 +9,7 @@ import enum
 import random
 import threading
 from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 import etcd3
@@ -174,19 +175,7 @@ class Etcd:
 
     def call_and_wait(self, method: str, request: Any) -> Any:
         """Send a request and wait for its reply, on a thread of the caller's. Raises EtcdError."""
-        results: list[tuple[Any, EtcdError | None]] = []
-        done = threading.Event()
-
-        def answered(reply: Any, error: EtcdError | None) -> None:
-            results.append((reply, error))
-            done.set()
-
-        self.call(method, request, answered)
-        done.wait()
-        reply, error = results[0]
-        if error is not None:
-            raise error
-        return reply
+        return begin(self.call, method, request)()
 
     def close(self) -> None:
         """End every call and stream that is under way."""
@@ -259,6 +248,22 @@ class Etcd:
                 endpoint.close()
             self._current = (current + 1) % len(self._endpoints)
         return explained
+
+
+def begin(
+    call: Callable[[str, Any, Answered], None], method: str, request: Any
+) -> Callable[[], Any]:
+    """Send a request now. What is returned waits for its reply, and raises EtcdError."""
+    replies: SimpleQueue[tuple[Any, EtcdError | None]] = SimpleQueue()
+    call(method, request, lambda reply, error: replies.put((reply, error)))
+
+    def wait() -> Any:
+        reply, error = replies.get()
+        if error is not None:
+            raise error
+        return reply
+
+    return wait
 
 
 def _classify(text: str) -> tuple[Failure, str]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from queue import SimpleQueue
 from typing import Any, Protocol
 
 from structlog.typing import FilteringBoundLogger
@@ -15,11 +14,10 @@ from ..loop import Loop
 from ..policies import RECONNECT, until_stopped
 from . import messages as m
 from .cache import Cache, fingerprint
-from .etcd import Answered, EtcdError, Failure
-from .keyspace import KeySpace
+from .etcd import Answered, EtcdError, Failure, begin
+from .keyspace import Pages
 from .records import digest_if_done
 
-PAGE_RECORDS = 5_000
 BEGIN_AFTER_S = 0.5
 """What waits in the queue at the start is recorded first: etcd's first page walks all the keys,
 under a lock that writes wait for, and the rest takes CPU."""
@@ -105,43 +103,19 @@ class Importer:
     def _pages(self) -> Iterator[Any]:
         """Yield replies that together hold each record once, all of one revision.
 
-        etcd walks and counts a whole range for every page of it, so the pages are sub-ranges:
-        each is as wide as the last full page was, doubled where one came back with room to
-        spare. While a page is worked on, etcd is at the next.
+        While a page is worked on, etcd is at the next.
         """
-        space = KeySpace(self._prefix)
-        start, stop, width = self._prefix, self._end, 0
-        wait: Callable[[], Any] | None = self._ask(start, stop)
-        while wait is not None:
+        pages = Pages(self._prefix, self._revision)
+        wait = begin(self._etcd.call, "Range", pages.request)
+        while True:
             reply = wait()
-            self._revision = self._revision or reply.header.revision
-            if reply.more:
-                space.learn(kv.key for kv in reply.kvs[:: PAGE_RECORDS // 50])
-                width = space.width(reply.kvs[0].key, reply.kvs[-1].key)
-                start = reply.kvs[-1].key + b"\0"
-            else:
-                width *= 1 if len(reply.kvs) > PAGE_RECORDS // 2 else 2
-                start = stop
-            wait = None
-            if start < self._end and not self._stopping.is_set():
-                stop = space.cut(start, width)
-                wait = self._ask(start, stop)
+            pages.took(reply)
+            self._revision = pages.revision
+            if pages.request is None or self._stopping.is_set():
+                yield reply
+                return
+            wait = begin(self._etcd.call, "Range", pages.request)
             yield reply
-
-    def _ask(self, start: bytes, stop: bytes) -> Callable[[], Any]:
-        """Send the request for a page. What is returned waits for the reply; raises EtcdError."""
-        replies: SimpleQueue[tuple[Any, EtcdError | None]] = SimpleQueue()
-        request = m.RangeRequest(key=start, range_end=stop, limit=PAGE_RECORDS,
-                                 revision=self._revision)
-        self._etcd.call("Range", request, lambda *answer: replies.put(answer))
-
-        def wait() -> Any:
-            reply, error = replies.get()
-            if error is not None:
-                raise error
-            return reply
-
-        return wait
 
     def _watch(self) -> None:
         create = m.WatchCreateRequest(

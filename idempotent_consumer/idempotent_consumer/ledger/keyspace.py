@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
+from typing import Any
 
 from . import messages as m
+
+PAGE_RECORDS = 5_000
+_SAMPLED = 100
+"""One of so many keys tells which bytes keys are made of."""
 
 _DIGITS = 136
 """No record's id is longer: at most 128 bytes in its key, and the NUL after a page."""
@@ -52,3 +57,35 @@ class KeySpace:
             number, digit = divmod(number, base)
             digits[position] = self._bytes[digit]
         return self._end if number else self._prefix + bytes(digits)
+
+
+class Pages:
+    """Requests that together bring each key with a prefix once, all as of one revision.
+
+    etcd walks and counts a whole range for every page of it, so the pages are sub-ranges: each is
+    as wide as the last full page was, doubled where one came back with room to spare. ``request``
+    is the next, None behind the last; ``revision`` is 0 until the first reply, where none is given.
+    """
+
+    def __init__(self, prefix: bytes, revision: int = 0) -> None:
+        self._space, self._end = KeySpace(prefix), m.prefix_end(prefix)
+        self._start, self._width, self.revision = prefix, 0, revision
+        self.request: Any = self._range(self._end)
+
+    def took(self, reply: Any) -> None:
+        """Go on to the next request, by the reply to this one."""
+        self.revision = self.revision or reply.header.revision
+        if reply.more:
+            self._space.learn(kv.key for kv in reply.kvs[::_SAMPLED])
+            self._width = self._space.width(reply.kvs[0].key, reply.kvs[-1].key)
+            self._start = reply.kvs[-1].key + b"\0"
+        else:
+            self._width *= 1 if len(reply.kvs) > PAGE_RECORDS // 2 else 2
+            self._start = self.request.range_end
+        more = self._start < self._end
+        self.request = self._range(self._space.cut(self._start, self._width)) if more else None
+
+    def _range(self, stop: bytes) -> Any:
+        return m.RangeRequest(
+            key=self._start, range_end=stop, limit=PAGE_RECORDS, revision=self.revision
+        )

@@ -8,12 +8,8 @@ from typing import Any, NamedTuple, Protocol
 
 from .. import names
 from . import messages as m
-from .keyspace import KeySpace
+from .keyspace import Pages
 from .records import Record, decode
-
-PAGE_RECORDS = 5_000
-_SAMPLED = 100
-"""One of so many keys tells which bytes keys are made of."""
 
 
 class Asking(Protocol):
@@ -83,20 +79,8 @@ class Records:
         )
 
     def _pages(self) -> Iterator[Any]:
-        """Yield all records in sub-ranges: etcd walks a whole range for every page of it."""
-        space, end = KeySpace(self._prefix), m.prefix_end(self._prefix)
-        start, width, revision = self._prefix, 0, 0
-        while start < end:
-            stop = space.cut(start, width) if width else end
-            reply = self._etcd.ask("Range", m.RangeRequest(
-                key=start, range_end=stop, limit=PAGE_RECORDS, revision=revision
-            ))
-            revision = revision or reply.header.revision
+        pages = Pages(self._prefix)
+        while pages.request is not None:
+            reply = self._etcd.ask("Range", pages.request)
+            pages.took(reply)
             yield reply.kvs
-            if reply.more:
-                space.learn(kv.key for kv in reply.kvs[:: _SAMPLED])
-                width = space.width(reply.kvs[0].key, reply.kvs[-1].key)
-                start = reply.kvs[-1].key + b"\0"
-            else:
-                width *= 1 if len(reply.kvs) > PAGE_RECORDS // 2 else 2
-                start = stop
