@@ -17,7 +17,7 @@ from idempotent_consumer.bus.bus import COMMITS_IN_FLIGHT
 from . import calling
 from .loading import Mix
 
-LARGE = {"ETCD_MAX_TXN_OPS": "1024", "BATCH_SIZE": "256"}
+LARGE = {"ETCD_MAX_TXN_OPS": "1024", "BATCH_SIZE": "512"}
 """What the compose files set."""
 SMALL = {"ETCD_MAX_TXN_OPS": "128", "BATCH_SIZE": "128"}
 """What etcd allows unless told otherwise, and the services' own defaults."""
@@ -29,9 +29,9 @@ CEILING, AUTO_ACK, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, HALF, DUPLICATES
     "ceiling: pika alone",
     "pika alone, auto-ack",
     "naive: one txn, one ack each",
-    "library, no effect, 1024/256",
+    "library, no effect, 1024/512",
     "library, no effect, 128/128",
-    "order, one effect, 1024/256",
+    "order, one effect, 1024/512",
     "order, one effect, 128/128",
     "half duplicates",
     "duplicates, cache warm",

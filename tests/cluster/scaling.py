@@ -76,7 +76,7 @@ def _replicas(cluster: Cluster, number: int, cost_ms: int) -> Iterator[list[Serv
     with ExitStack() as stack:
         statsd = stack.enter_context(listen_statsd())
         settings = {
-            **cluster.settings(), **statsd.settings(), "ENABLE_ETCD": "true", "BATCH_SIZE": "256",
+            **cluster.settings(), **statsd.settings(), "ENABLE_ETCD": "true", "BATCH_SIZE": "512",
             "HANDLER_MS": str(cost_ms), "PYTHONPATH": str(Path(__file__).parents[1]),
         }
         running = [stack.enter_context(run_service("order", settings, command=command))
