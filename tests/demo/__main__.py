@@ -2,15 +2,22 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 
-from demo.acts import play_all
+from demo.acts import Act, chosen
 from demo.compose_stage import compose_stage
 from demo.interrupt import interrupt_once
+from demo.live import open_screen
 from demo.local import local_stage
+from demo.panel import panel
 from demo.play import CheckFailedError, Play
+from demo.report import write_report
+from demo.run import run_of
 from demo.screen import Screen
 from demo.stage import CannotPlayError, Stage, StepFailedError
+from demo.watch import Watch, watch
 from harness.engine import docker_available
 
 _LOG_LINES = 15
@@ -20,12 +27,16 @@ def main() -> int:
     """Choose the stage, play, and return the exit code."""
     parser = argparse.ArgumentParser(prog="demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave the compose stack running")
-    keep = parser.parse_args().keep
+    parser.add_argument("--act", default="", metavar="N", help="play this act alone: 1, 2 or 3")
+    options = parser.parse_args()
     interrupt_once()
-    screen = Screen()
+    screen = open_screen()
     try:
-        with _stage(screen, keep=keep) as stage:
-            return _play(stage, screen)
+        acts = chosen(options.act)
+        with _stage(screen, keep=options.keep) as stage:
+            code, report = _play(stage, screen, acts)
+        screen.say(report)
+        return code
     except CannotPlayError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
@@ -42,29 +53,38 @@ def _stage(screen: Screen, *, keep: bool) -> AbstractContextManager[Stage]:
     return local_stage(screen)
 
 
-def _play(stage: Stage, screen: Screen) -> int:
+def _play(stage: Stage, screen: Screen, acts: Sequence[Act]) -> tuple[int, str]:
+    """Play the acts; return the exit code, and the sentence that says where the report is."""
     play = Play(stage, screen)
-    try:
-        play_all(play)
-    except StepFailedError as error:
-        screen.check(False, str(error))
-        return _failed(play, error.service)
-    except CheckFailedError as error:
-        return _failed(play, error.service)
-    except (AssertionError, OSError) as error:
-        raise CannotPlayError(f"a server does not answer any more: {error}") from error
+    with watch(stage) as watching, screen.watching(partial(panel, play, watching)):
+        failed = _first_failure(play, watching, acts)
+    if failed:
+        lines = stage.log(failed).rstrip().splitlines()[-_LOG_LINES:]
+        screen.log(f"The last lines of {failed}'s log:", "\n".join(lines or ["(nothing)"]))
+    report = write_report(run_of(play, watching))
     screen.say("")
+    if failed:
+        screen.check(False, f"a check failed, after {play.passed} that passed")
+        return 1, report
     screen.check(True, f"all {play.passed} checks passed")
     screen.say(stage.farewell())
-    return 0
+    return 0, report
 
 
-def _failed(play: Play, service: str) -> int:
-    lines = play.stage.log(service).rstrip().splitlines()[-_LOG_LINES:]
-    play.screen.log(f"The last lines of {service}'s log:", "\n".join(lines or ["(nothing)"]))
-    play.screen.say("")
-    play.screen.check(False, f"a check failed, after {play.passed} that passed")
-    return 1
+def _first_failure(play: Play, watching: Watch, acts: Sequence[Act]) -> str:
+    """Play until a check fails, and return the service to look at; "" if none does."""
+    try:
+        for act in acts:
+            act(play)
+            watching.look()
+    except StepFailedError as error:
+        play.screen.check(False, str(error))
+        return error.service
+    except CheckFailedError as error:
+        return error.service
+    except (AssertionError, OSError) as error:
+        raise CannotPlayError(f"a server does not answer any more: {error}") from error
+    return ""
 
 
 if __name__ == "__main__":

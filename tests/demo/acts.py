@@ -1,19 +1,31 @@
-"""The three acts."""
+"""The three acts. Each can be played alone: it begins with both services running without etcd."""
+
+from collections.abc import Callable, Sequence
 
 from demo.play import Change, Play
+from demo.stage import CannotPlayError
+
+Act = Callable[[Play], None]
 
 _TIMES = 3
 
 
 def play_all(play: Play) -> None:
-    """Play the acts in order; each begins where the one before has ended.
+    """Play the acts in order.
 
     Raises what the first failure raises: what comes after it would only fail as well.
     """
-    both_consume(play)
-    notify_is_down(play)
-    duplicates_without_etcd(play)
-    duplicates_with_etcd(play)
+    for act in ACTS.values():
+        act(play)
+
+
+def chosen(number: str) -> Sequence[Act]:
+    """Return the act of that number, all of them for none; raises CannotPlayError."""
+    if not number:
+        return list(ACTS.values())
+    if number not in ACTS:
+        raise CannotPlayError(f"ACT is {number!r}: write 1, 2 or 3, or leave it out for all three")
+    return [ACTS[number]]
 
 
 def both_consume(play: Play) -> None:
@@ -22,9 +34,8 @@ def both_consume(play: Play) -> None:
         "Act 1: one event, two services",
         "The producer knows neither: each service has a queue of its own and gets its copy.",
     )
-    play.do(play.stage.run_services(enable_etcd=False))
-    play.expect_zeros()
-    play.do(play.stage.publish("order-1"))
+    play.run_services(enable_etcd=False)
+    play.publish("order-1")
     play.expect(
         Change("order consumes it", "orders_processed", 1),
         Change("notify consumes it", "notifications_processed", 1),
@@ -37,8 +48,9 @@ def notify_is_down(play: Play) -> None:
         "Act 2: notify is down, and nothing is lost",
         "Producer and order do not notice, and nobody has to repair anything afterwards.",
     )
+    play.run_services(enable_etcd=False)
     play.do(play.stage.stop("notify"))
-    play.publish_as_before("order-2", "as above, with the id order-2")
+    play.publish("order-2", "as above, with the id order-2")
     play.expect(Change("order consumes it", "orders_processed", 1))
     play.expect_waiting("notify", 1)
     play.expect(Change("notify does not", "notifications_processed", 0))
@@ -46,14 +58,21 @@ def notify_is_down(play: Play) -> None:
     play.expect(Change("notify is back and consumes it", "notifications_processed", 1))
 
 
-def duplicates_without_etcd(play: Play) -> None:
-    """Act 3, first half: a duplicate is processed again."""
+def the_same_again(play: Play) -> None:
+    """Act 3: a duplicate is processed again, and with etcd it is skipped."""
     play.screen.heading(
         "Act 3: the same event, again and again",
         "Brokers and producers repeat an event whenever they cannot know that it has arrived.",
     )
+    play.run_services(enable_etcd=False)
+    _without_etcd(play)
+    _with_etcd(play)
+    _after_a_restart(play)
+
+
+def _without_etcd(play: Play) -> None:
     play.screen.say("Without etcd every repetition is processed:")
-    play.publish_as_before("order-3", f"the id order-3, {_TIMES} times", _TIMES)
+    play.publish("order-3", f"the id order-3, {_TIMES} times", _TIMES)
     play.expect(
         Change("order places it three times", "orders_processed", _TIMES),
         Change("notify sends it three times", "notifications_processed", _TIMES),
@@ -62,23 +81,33 @@ def duplicates_without_etcd(play: Play) -> None:
     )
 
 
-def duplicates_with_etcd(play: Play) -> None:
-    """Act 3, second half: a duplicate is skipped, also by a service that has just started."""
+def _with_etcd(play: Play) -> None:
     play.screen.say("With etcd the first is recorded, and the others are skipped:")
-    play.do(play.stage.run_services(enable_etcd=True))
-    play.publish_as_before("order-3", f"the id order-3, {_TIMES} times", _TIMES)
+    play.run_services(enable_etcd=True)
+    play.publish("order-3", f"the id order-3, {_TIMES} times", _TIMES)
     play.expect(
         Change("order places it once", "orders_processed", 1),
         Change("order skips the others", "orders_processed_skipped", _TIMES - 1),
         Change("notify sends it once", "notifications_processed", 1),
         Change("notify skips the others", "notifications_processed_skipped", _TIMES - 1),
     )
+
+
+def _after_a_restart(play: Play) -> None:
     play.screen.say("After a restart it is still known, and skipped at once:")
     play.do(play.stage.restart_services())
-    play.publish_as_before("order-3", "the id order-3, once more")
+    play.publish("order-3", "the id order-3, once more")
     play.expect(
         Change("order skips it", "orders_processed_skipped", 1),
         Change("notify skips it", "notifications_processed_skipped", 1),
         Change("order places nothing", "orders_processed", 0),
         Change("notify sends nothing", "notifications_processed", 0),
     )
+
+
+ACTS: dict[str, Act] = {
+    "1": both_consume,
+    "2": notify_is_down,
+    "3": the_same_again,
+}
+"""The acts by their number, as ACT= names them."""

@@ -11,7 +11,7 @@ from demo.stage import Step, StepFailedError
 from harness.web import fetch_json
 
 _USER = _PASSWORD = "guest"
-_PATH = "/api/exchanges/%2f/events/publish"
+_PUBLISH = "/api/exchanges/%2f/events/publish"
 
 
 class Broker:
@@ -19,7 +19,8 @@ class Broker:
 
     def __init__(self, host: str, amqp_port: int, management_port: int) -> None:
         self._host, self._amqp_port = host, amqp_port
-        self._url = f"http://{host}:{management_port}{_PATH}"
+        self._management_url = f"http://{host}:{management_port}"
+        self._url = self._management_url + _PUBLISH
         # Its lines would repeat, between the checks, what is raised.
         logging.getLogger("pika").setLevel(logging.CRITICAL)
         # As the README has it; asked by us, a "localhost" could be tried over IPv6 first.
@@ -64,10 +65,22 @@ class Broker:
         except AMQPError as error:
             raise OSError(f"RabbitMQ does not tell the depth of {queue}: {error!r}") from error
 
+    def version(self) -> str:
+        """Return its name and version; raises OSError."""
+        login = (_USER, _PASSWORD)
+        answer: Any = fetch_json("GET", f"{self._management_url}/api/overview", login=login)
+        return f"RabbitMQ {answer['rabbitmq_version']}"
+
     def _post(self, body: object) -> None:
         answer: Any = fetch_json("POST", self._url, body, login=(_USER, _PASSWORD))
         if answer != {"routed": True}:
             raise StepFailedError("no queue is bound to the exchange: the event is lost", "order")
+
+
+def etcd_version(url: str) -> str:
+    """Return etcd's name and version; raises OSError."""
+    answer: Any = fetch_json("GET", f"{url}/version")
+    return f"etcd {answer['etcdserver']}"
 
 
 def _compact(value: object) -> str:

@@ -3,17 +3,19 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlencode
 
-from demo.broker import Broker
+from demo.broker import Broker, etcd_version
 from demo.command import CommandFailedError
 from demo.compose import PROJECT, Compose, compose_servers
 from demo.ports import Ports
 from demo.screen import Screen
-from demo.stage import SERVICES, Step, StepFailedError
+from demo.stage import SERVICES, Points, State, Step, StepFailedError
 from harness.graphite import GraphiteCounters
 from harness.servers import REPOSITORY
 from harness.wait import eventually
+from harness.web import fetch_json
 
 _READY_WITHIN_S = 30.0
 _FRESH_WITHIN_S = 15.0
@@ -31,14 +33,21 @@ raise SystemExit(None if answer.status == 200 else f"not ready: {answer.read().d
 class ComposeStage:
     """Shows the commands as they are typed after `export COMPOSE_FILE=...`."""
 
+    place = "Docker containers, of a compose project of their own."
+
     def __init__(self, compose: Compose, ports: Ports, since: float, *, keep: bool) -> None:
         self._compose, self._since, self._keep = compose, since, keep
         numbers = ports.numbers
         self._broker = Broker(ports.host, numbers["PORT_RABBITMQ"], numbers["PORT_RABBITMQ_UI"])
-        self._graphite_url = f"http://{ports.host}:{numbers['PORT_GRAPHITE']}"
+        self._etcd_url = f"http://{ports.host}:{numbers['PORT_ETCD']}"
         port = "" if numbers["PORT_GRAPHITE"] == 80 else f":{numbers['PORT_GRAPHITE']}"
         self._graphite_url = f"http://{ports.host}{port}"
         self._counters = GraphiteCounters(self._graphite_url, since)
+        self.states: dict[str, State] = dict.fromkeys(SERVICES, "not started")
+
+    def versions(self) -> list[str]:
+        """Ask RabbitMQ and etcd."""
+        return [self._broker.version(), etcd_version(self._etcd_url)]
 
     def publish(self, event_id: str) -> Step:
         """Publish over the management API."""
@@ -69,6 +78,20 @@ class ComposeStage:
     def count(self, counter: str) -> int:
         """Sum up Graphite's points since the demo began."""
         return self._counters.count(counter)
+
+    def points(self, counter: str) -> Points:
+        """Return Graphite's points since the demo began, one a second."""
+        query = {
+            "target": f"stats_counts.{counter}",
+            "from": str(int(self._since)),
+            "until": str(int(time.time()) + 10),
+            "format": "json",
+            "noCache": "1",
+        }
+        answer: Any = fetch_json("GET", f"{self._graphite_url}/render?{urlencode(query)}")
+        pairs = [pair for series in answer for pair in series["datapoints"]]
+        # A point without a value is a second without a flush.
+        return [(at, value) for value, at in pairs if value is not None]
 
     def shown(self, counter: str) -> bool:
         """Ask Graphite for any point since the demo began."""
@@ -116,6 +139,7 @@ class ComposeStage:
         flags = ("--no-build", "--no-deps") if verb == "up" else ()
 
         def start() -> None:
+            self.states.update(dict.fromkeys(services, "starting"))
             self._compose.run(verb, *flags, *arguments)
             for service in services:
                 self._wait_ready(service)
@@ -123,7 +147,9 @@ class ComposeStage:
         return Step(typed, start)
 
     def _stop(self, service: str) -> None:
+        self.states[service] = "stopping"
         self._compose.run("stop", service)
+        self.states[service] = "stopped"
 
     def _wait_ready(self, service: str) -> None:
         def ask() -> None:
@@ -132,7 +158,9 @@ class ComposeStage:
         try:
             eventually(ask, _READY_WITHIN_S, also=(CommandFailedError,), interval_s=0.2)
         except CommandFailedError as error:
+            self.states[service] = "not ready"
             raise StepFailedError(f"{service} does not get ready: {error.said}", service) from error
+        self.states[service] = "running"
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from demo.broker import Broker
+from demo.broker import Broker, etcd_version
 from demo.interrupt import interrupt_no_more
 from demo.screen import Screen
-from demo.stage import SERVICES, CannotPlayError, Step, StepFailedError
+from demo.stage import SERVICES, CannotPlayError, State, Step, StepFailedError
 from harness.packages import ServersUnavailableError
 from harness.ports import free_port
 from harness.servers import Servers, start_servers
@@ -24,6 +24,8 @@ from harness.wait import eventually
 class LocalStage:
     """Runs each start of a service as a new process; a listener takes Graphite's place."""
 
+    place = "Processes of this machine; a statsd listener counts in Graphite's place."
+
     def __init__(
         self, servers: Servers, statsd: StatsdListener, directory: Path, processes: ExitStack
     ) -> None:
@@ -31,7 +33,13 @@ class LocalStage:
         self._settings = {**servers.settings(), **statsd.settings(), "LOG_FORMAT": "console"}
         self._running: dict[str, Service] = {}
         management_port = urlsplit(servers.rabbitmq.management_url).port or 0
+        self._etcd_url = f"http://{servers.etcd.endpoint}"
+        self.states: dict[str, State] = dict.fromkeys(SERVICES, "not started")
         self._broker = Broker("127.0.0.1", servers.rabbitmq.amqp_port, management_port)
+
+    def versions(self) -> list[str]:
+        """Ask RabbitMQ and etcd."""
+        return [self._broker.version(), etcd_version(self._etcd_url)]
 
     def publish(self, event_id: str) -> Step:
         """Publish over the management API, as with Docker."""
@@ -63,6 +71,9 @@ class LocalStage:
         """Ask the listener."""
         return self._statsd.count(counter)
 
+    def points(self, counter: str) -> None:
+        """Return None: the listener keeps sums."""
+
     def shown(self, counter: str) -> bool:
         """Ask the listener."""
         return self._statsd.seen(counter)
@@ -89,6 +100,7 @@ class LocalStage:
 
     def _start(self, *services: str) -> None:
         for service in services:
+            self.states[service] = "starting"
             settings = {**self._settings, "HEALTH_PORT": str(free_port())}
             process = run_service(service, settings, log_directory=self._directory)
             self._running[service] = self._processes.enter_context(process)
@@ -96,15 +108,19 @@ class LocalStage:
             try:
                 self._running[service].wait_ready()
             except (AssertionError, OSError, ServiceEndedError) as error:
+                self.states[service] = "not ready"
                 raise StepFailedError(str(error), service) from error
+            self.states[service] = "running"
 
     def _stop(self, *services: str) -> None:
         for service in services:
             if service in self._running:
+                self.states[service] = "stopping"
                 try:
                     self._running[service].terminate()
                 except TimeoutError as error:
                     raise StepFailedError(str(error), service) from error
+                self.states[service] = "stopped"
 
     def _restart(self) -> None:
         self._stop(*SERVICES)

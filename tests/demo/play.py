@@ -47,24 +47,43 @@ class Play:
         self.screen = screen
         self.passed = 0
         self._counts = dict.fromkeys(COUNTERS, 0)
+        self._enable_etcd: bool | None = None
+        self._event_id = ""
 
     def do(self, step: Step) -> None:
         """Show the command, then do what it does."""
         self.screen.typed(step.typed)
         step.run()
 
-    def publish_as_before(self, event_id: str, text: str, times: int = 1) -> None:
-        """Publish with a command that has been shown, and say in `text` what differs."""
-        self.screen.typed(f"curl ...   ({text})")
-        for _ in range(times):
-            self.stage.publish(event_id).run()
+    def run_services(self, *, enable_etcd: bool) -> None:
+        """Have both services run with or without etcd: nothing is done where they do already."""
+        if enable_etcd == self._enable_etcd:
+            return
+        first = self._enable_etcd is None
+        self.do(self.stage.run_services(enable_etcd=enable_etcd))
+        self._enable_etcd = enable_etcd
+        if first:
+            self._expect_zeros()
 
-    def expect_zeros(self) -> None:
-        """Check that every counter shows up by itself, as 0."""
-        for counter, service in COUNTERS.items():
-            if not self._comes_true(partial(self._shown_as_zero, counter)):
-                self._check(False, f"{counter} shows as 0", service)
-        self._check(True, "both services are ready, and their counters show as 0", "order")
+    def publish(self, event_id: str, text: str = "", times: int = 1) -> None:
+        """Publish; once the command has been shown, `text` says what differs from it."""
+        step = self.stage.publish(event_id)
+        if self._event_id:
+            typed = f"curl ...   ({text})"
+        else:
+            typed = step.typed + (f"   # {times} times" if times > 1 else "")
+        self._event_id = event_id
+        self.screen.typed(typed)
+        for _ in range(times):
+            step.run()
+
+    def skipping(self, skipped: int) -> str:
+        """Say what is skipped and why, given how much has been; or why nothing is."""
+        if not self._enable_etcd:
+            return "nothing: without etcd nobody remembers what is processed"
+        if not skipped:
+            return "nothing yet: each event was new"
+        return f"{self._event_id}: etcd holds its record, so this copy is a duplicate"
 
     def expect_waiting(self, service: str, messages: int) -> None:
         """Check that so many messages wait in a service's queue."""
@@ -82,13 +101,20 @@ class Play:
         if failed:
             raise CheckFailedError(failed[0])
 
+    def _expect_zeros(self) -> None:
+        """Check that every counter shows up by itself, as 0."""
+        for counter, service in COUNTERS.items():
+            if not self._comes_true(partial(self._shown_as_zero, counter)):
+                self._check(False, f"{counter} shows as 0", service)
+        self._check(True, "both services are ready, and their counters show as 0", "order")
+
     def _matches(self, change: Change) -> bool:
         before, after = self._counts[change.counter], self.stage.count(change.counter)
         expected = before + change.by
         self._counts[change.counter] = after
         seen = f"stays at {after}" if after == before else f"{before} -> {after}"
         wrong = "" if after == expected else f", but should be {expected}"
-        self.screen.check(after == expected, f"{change.text}: {change.counter} {seen}{wrong}")
+        self.screen.check(after == expected, change.text, f"{change.counter} {seen}{wrong}")
         self.passed += after == expected
         return after == expected
 

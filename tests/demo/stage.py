@@ -2,9 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from http.client import HTTPException
+from typing import Literal, Protocol
 
 SERVICES = ("order", "notify")
+
+
+NO_ANSWER = (OSError, HTTPException, ValueError, KeyError)
+"""What a question to a server raises that is not there, or that comes or goes."""
 
 
 class CannotPlayError(Exception):
@@ -30,8 +35,22 @@ class Step:
     run: Callable[[], None]
 
 
+State = Literal["not started", "starting", "running", "not ready", "stopping", "stopped"]
+Points = Sequence[tuple[float, float]]
+"""A counter's increases, each with its Unix time in seconds."""
+
+
 class Stage(Protocol):
     """The services and their servers. Until the first `run_services` no service runs."""
+
+    place: str
+    """Where all of it runs, as a sentence."""
+
+    states: dict[str, State]
+    """What each service does, as far as the steps tell."""
+
+    def versions(self) -> list[str]:
+        """Return the servers' names and versions; raises OSError."""
 
     def publish(self, event_id: str) -> Step:
         """Publish a new_order event over the broker's HTTP API."""
@@ -53,6 +72,9 @@ class Stage(Protocol):
 
     def count(self, counter: str) -> int:
         """Return the sum of a counter so far; raises OSError."""
+
+    def points(self, counter: str) -> Points | None:
+        """Return what is stored of a counter, None where nothing is stored; raises OSError."""
 
     def shown(self, counter: str) -> bool:
         """Return whether the counter has shown up, be it as 0; raises OSError."""

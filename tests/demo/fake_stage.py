@@ -1,0 +1,113 @@
+"""A stage without servers, for the tests of the demo: it counts at once what it is sent."""
+
+from collections.abc import Callable, Sequence
+
+from demo.play import COUNTERS
+from demo.stage import SERVICES, Points, State, Step, StepFailedError
+
+NOUNS = {"order": "orders", "notify": "notifications"}
+
+
+class FakeStage:
+    """Both services in memory. With `miscounts` each event counts twice, as a faulty one would."""
+
+    place = "Nowhere <but in memory>."
+
+    def __init__(self, *, miscounts: bool = False) -> None:
+        self.states: dict[str, State] = dict.fromkeys(SERVICES, "not started")
+        self.typed: list[str] = []
+        self.answers = True
+        self.stored: dict[str, Points] = {}
+        self._by = 2 if miscounts else 1
+        self._counts = dict.fromkeys(COUNTERS, 0)
+        self._queues: dict[str, list[str]] = {service: [] for service in SERVICES}
+        self._records: set[tuple[str, str]] | None = None
+
+    def versions(self) -> list[str]:
+        """Return two."""
+        return ["RabbitMQ 4", "etcd 3"]
+
+    def publish(self, event_id: str) -> Step:
+        """Put it into both queues."""
+        return self._step(f"curl -i\\\n  -d'{event_id}'", lambda: self._publish(event_id))
+
+    def run_services(self, *, enable_etcd: bool) -> Step:
+        """Run both; with etcd it begins empty."""
+        def run() -> None:
+            self._records = set() if enable_etcd else None
+            self._start(*SERVICES)
+
+        return self._step(f"ENABLE_ETCD={str(enable_etcd).lower()} up", run)
+
+    def stop(self, service: str) -> Step:
+        """Stop it."""
+        return self._step(f"stop {service}", lambda: self.states.update({service: "stopped"}))
+
+    def start(self, service: str) -> Step:
+        """Start it, and let it consume."""
+        return self._step(f"start {service}", lambda: self._start(service))
+
+    def restart_services(self) -> Step:
+        """Let them consume again; records stay."""
+        return self._step("restart", lambda: self._start(*SERVICES))
+
+    def waiting(self, queue: str) -> int:
+        """Return how many are in the queue; raises OSError."""
+        self._answer()
+        return len(self._queues[queue])
+
+    def count(self, counter: str) -> int:
+        """Return the sum; raises OSError."""
+        self._answer()
+        return self._counts[counter]
+
+    def points(self, counter: str) -> Points | None:
+        """Return what the test has stored; raises OSError."""
+        self._answer()
+        return self.stored.get(counter)
+
+    def shown(self, counter: str) -> bool:
+        """Return whether it is one of the counters."""
+        return counter in self._counts
+
+    def wait_counted(self, counters: Sequence[str]) -> None:
+        """Return at once."""
+
+    def log(self, service: str) -> str:
+        """Return a line."""
+        return f"the log of {service}"
+
+    def farewell(self) -> str:
+        """Return a word."""
+        return "farewell"
+
+    def _step(self, typed: str, run: Callable[[], None]) -> Step:
+        def noted() -> None:
+            self.typed.append(typed)
+            run()
+
+        return Step(typed, noted)
+
+    def _publish(self, event_id: str) -> None:
+        if "not started" in self.states.values():
+            raise StepFailedError("no queue is bound to the exchange: the event is lost", "order")
+        for service in SERVICES:
+            self._queues[service].append(event_id)
+            self._consume(service)
+
+    def _start(self, *services: str) -> None:
+        for service in services:
+            self.states[service] = "running"
+            self._consume(service)
+
+    def _consume(self, service: str) -> None:
+        while self.states[service] == "running" and self._queues[service]:
+            record = (service, self._queues[service].pop(0))
+            known = self._records is not None and record in self._records
+            self._counts[f"{NOUNS[service]}_processed{'_skipped' * known}"] += self._by
+            if self._records is not None:
+                self._records.add(record)
+
+    def _answer(self) -> None:
+        if not self.answers:
+            raise OSError("nobody answers")

@@ -1,0 +1,88 @@
+"""The panel below the story: where the play is, and what the services and queues hold."""
+
+import time
+
+from rich.console import Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from demo.play import COUNTERS, Play
+from demo.screen import Entry
+from demo.stage import SERVICES
+from demo.watch import Sample, Watch
+
+_STYLES = {"running": "green", "stopped": "red", "starting": "yellow", "stopping": "yellow"}
+_DOTS = {"processed": ("●", "cyan"), "skipped": ("○", "magenta"), "waiting": ("■", "yellow")}
+_MOST_DOTS = 8
+_NEW_WITHIN_S = 2.0
+
+
+def panel(play: Play, watch: Watch) -> Panel:
+    """Draw the newest sample; eight lines that fit into 80 columns."""
+    story, samples = list(play.screen.story), list(watch.samples)
+    headings = [entry for entry in story if entry.kind == "heading"]
+    title = headings[-1].text if headings else "The demo"
+    elapsed_s = int(time.time() - headings[0].at) if headings else 0
+    progress = f"checks passed: {play.passed}   {elapsed_s // 60}:{elapsed_s % 60:02}"
+    return Panel(
+        Group(_table(play, samples), "", _facts(play, story, samples)),
+        title=Text(f" {title} ", style="bold"), title_align="left",
+        subtitle=Text(f" {progress} ", style="dim"), subtitle_align="right",
+        border_style="blue",
+    )
+
+
+def _table(play: Play, samples: list[Sample]) -> Table:
+    table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
+    for header, width in (("", 7), ("state", 11), ("processed", 14), ("skipped", 14)):
+        table.add_column(header, width=width, no_wrap=True)
+    table.add_column("waiting in queue", no_wrap=True)
+    for service in SERVICES:
+        table.add_row(*_row(service, play.stage.states[service], samples))
+    return table
+
+
+def _facts(play: Play, story: list[Entry], samples: list[Sample]) -> Table:
+    facts = Table.grid(padding=(0, 1))
+    facts.add_column(style="dim", width=7)
+    facts.add_column(no_wrap=True, overflow="ellipsis")
+    facts.add_row("skipped", Text(play.skipping(_skipped(samples))))
+    typed = next((entry.text for entry in reversed(story) if entry.kind == "typed"), "")
+    facts.add_row("command", Text(typed.partition("\n")[0].rstrip(" \\")))
+    return facts
+
+
+def _row(service: str, state: str, samples: list[Sample]) -> list[Text]:
+    processed, skipped = (name for name, owner in COUNTERS.items() if owner == service)
+    numbers = {
+        "processed": [sample.counts[processed] for sample in samples],
+        "skipped": [sample.counts[skipped] for sample in samples],
+        "waiting": [sample.waiting[service] for sample in samples],
+    }
+    recent = sum(sample.at >= samples[-1].at - _NEW_WITHIN_S for sample in samples)
+    return [
+        Text(service, style="bold"),
+        Text(state, style=_STYLES.get(state, "dim")),
+        *(_number(kind, values[-recent:]) for kind, values in numbers.items()),
+    ]
+
+
+def _number(kind: str, recent: list[int | None]) -> Text:
+    """Draw a number as it is and as dots, the more brightly if it has just changed."""
+    if not recent or (now := recent[-1]) is None:
+        return Text("-", style="dim")
+    dot, colour = _DOTS[kind]
+    changed = any(value not in {now, None} for value in recent)
+    return Text.assemble(
+        (f"{now:>3} ", "bold reverse" if changed else "bold"),
+        " ",
+        (dot * min(now, _MOST_DOTS) + ("…" if now > _MOST_DOTS else ""), colour),
+    )
+
+
+def _skipped(samples: list[Sample]) -> int:
+    """Return how much has been skipped by both services."""
+    if not samples:
+        return 0
+    return sum(n or 0 for name, n in samples[-1].counts.items() if name.endswith("_skipped"))

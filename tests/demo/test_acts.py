@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from demo.acts import ACTS, chosen, play_all
+from demo.fake_stage import FakeStage
+from demo.play import CheckFailedError, Play
+from demo.screen import Screen
+from demo.stage import CannotPlayError
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(("number", "checks"), [("1", 3), ("2", 5), ("3", 13)])
+def test_an_act_alone_starts_what_it_needs(number: str, checks: int) -> None:
+    """On fresh services, without etcd at first, whichever act it is."""
+    stage = FakeStage()
+    play = Play(stage, Screen())
+    (act,) = chosen(number)
+    act(play)
+    assert play.passed == checks
+    assert stage.typed[0] == "ENABLE_ETCD=false up"
+    assert [entry.text for entry in play.screen.story if "curl -i" in entry.text]
+
+
+def test_in_a_row_the_services_are_started_once_with_each_setting() -> None:
+    stage = FakeStage()
+    play = Play(stage, Screen())
+    play_all(play)
+    assert play.passed == 19
+    assert [typed for typed in stage.typed if typed.endswith("up")] == [
+        "ENABLE_ETCD=false up", "ENABLE_ETCD=true up"]
+
+
+def test_what_is_miscounted_fails_a_check() -> None:
+    play = Play(FakeStage(miscounts=True), Screen())
+    with pytest.raises(CheckFailedError):
+        play_all(play)
+    failed = [entry for entry in play.screen.story if entry.kind == "failed"]
+    assert failed[0].more == "orders_processed 0 -> 2, but should be 1"
+
+
+def test_what_is_skipped_has_a_reason_and_what_is_not_too() -> None:
+    play = Play(FakeStage(), Screen())
+    assert "without etcd" in play.skipping(0)
+    play_all(play)
+    assert play.skipping(0) == "nothing yet: each event was new"
+    assert play.skipping(6) == "order-3: etcd holds its record, so this copy is a duplicate"
+
+
+def test_no_number_means_all_acts() -> None:
+    assert list(chosen("")) == list(ACTS.values())
+
+
+@pytest.mark.parametrize("number", ["0", "4", "two", "1 2", " 1", "-1", "\n"])
+def test_another_number_is_refused_in_one_line(number: str) -> None:
+    with pytest.raises(CannotPlayError, match=r"^ACT is .*: write 1, 2 or 3.*$"):
+        chosen(number)
+
+
+def test_a_wrong_act_ends_the_demo_with_one_line_and_code_2() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "demo", "--act", "7"],
+        cwd=TESTS, capture_output=True, text=True, check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "demo: ACT is '7': write 1, 2 or 3, or leave it out for all three\n"

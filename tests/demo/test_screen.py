@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import io
+import os
+
+import pytest
+from rich.console import Console
+
+from demo.acts import ACTS, play_all
+from demo.fake_stage import FakeStage
+from demo.live import LiveScreen, open_screen
+from demo.panel import panel
+from demo.play import Play
+from demo.screen import Outlet, Screen
+from demo.watch import Watch, watch
+
+ACT_2 = """
+Act 2: notify is down, and nothing is lost
+Producer and order do not notice, and nobody has to repair anything afterwards.
+  $ ENABLE_ETCD=false up
+  ✓ both services are ready, and their counters show as 0
+  $ stop notify
+  $ curl -i\\
+      -d'order-2'
+  ✓ order consumes it: orders_processed 0 -> 1
+  ✓ the queue notify keeps 1 event for it
+  ✓ notify does not: notifications_processed stays at 0
+  $ start notify
+  ✓ notify is back and consumes it: notifications_processed 0 -> 1
+"""
+
+
+def terminal(height: int = 24) -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=80, height=height, _environ={})
+
+
+def written(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def lines_of(play: Play, watching: Watch) -> list[str]:
+    """Draw the panel as an 80-column terminal shows it."""
+    console = Console(file=io.StringIO(), width=80, height=24, _environ={})
+    console.print(panel(play, watching))
+    return written(console).splitlines()
+
+
+def test_off_a_terminal_there_are_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    screen = open_screen()
+    play = Play(FakeStage(), screen)
+    with watch(play.stage) as watching, screen.watching(lambda: panel(play, watching)):
+        ACTS["2"](play)
+    assert capsys.readouterr().out == ACT_2
+
+
+def test_a_live_screen_keeps_the_whole_story_above_its_panel() -> None:
+    console = terminal()
+    screen = LiveScreen(console)
+    play = Play(FakeStage(), screen)
+    with watch(play.stage) as watching, screen.watching(lambda: panel(play, watching)):
+        play_all(play)
+    shown = written(console)
+    told = [entry.text for entry in screen.story if entry.kind in {"heading", "passed"}]
+    assert len(told) == 3 + 19
+    assert [text for text in told if text not in shown] == []
+    assert "\033[?1049h" not in shown, "the other screen of a terminal has no history"
+    assert shown.rindex("\033[?25h") > shown.rindex("\033[?25l"), "the cursor is hidden"
+
+
+def test_a_live_screen_ends_well_when_interrupted() -> None:
+    console = terminal()
+    screen = LiveScreen(console)
+    play = Play(FakeStage(), screen)
+    watching = Watch(play.stage)
+    with pytest.raises(KeyboardInterrupt), screen.watching(lambda: panel(play, watching)):
+        raise KeyboardInterrupt
+    assert written(console).rindex("\033[?25h") > written(console).rindex("\033[?25l")
+
+
+def test_the_panel_shows_each_service_and_why_copies_are_skipped() -> None:
+    play = Play(FakeStage(), Screen())
+    with watch(play.stage) as watching:
+        play_all(play)
+    lines = lines_of(play, watching)
+    order, notify = (next(line for line in lines if name in line) for name in ("order ", "notify "))
+    assert order.split()[1:9:2] == ["order", "6", "3", "0"]
+    assert notify.split()[1:9:2] == ["notify", "6", "3", "0"]
+    assert any("order-3: etcd holds its record" in line for line in lines)
+    assert len(lines) == 8, "it leaves two thirds of a small terminal to the story"
+    assert {len(line) for line in lines} == {80}
+
+
+def test_what_cannot_be_read_is_a_dash() -> None:
+    stage = FakeStage()
+    stage.answers = False
+    play = Play(stage, Screen())
+    with watch(stage) as watching:
+        pass
+    assert len(watching.samples) >= 1
+    rows = [line for line in lines_of(play, watching) if "not started" in line]
+    assert [row.count(" - ") for row in rows] == [3, 3]
+
+
+def test_before_the_first_sample_there_is_a_panel() -> None:
+    play = Play(FakeStage(), Screen())
+    assert len(lines_of(play, Watch(play.stage))) == 8
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 10), (80, 6), (20, 3)])
+def test_a_tiny_terminal_is_no_error(width: int, height: int) -> None:
+    console = Console(
+        file=io.StringIO(), force_terminal=True, width=width, height=height, _environ={})
+    screen = LiveScreen(console)
+    play = Play(FakeStage(), screen)
+    with watch(play.stage) as watching, screen.watching(lambda: panel(play, watching)):
+        play_all(play)
+    assert play.passed == 19
+
+
+def test_a_reader_that_has_gone_ends_nothing() -> None:
+    """What the demo has started is still to be taken down."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as stream:
+        outlet = Outlet(stream)
+        for _ in range(2):
+            outlet.write("nobody reads this")
+            outlet.flush()

@@ -1,0 +1,76 @@
+"""Look at the stage twice a second, beside the play: the counters and the queues."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from demo.play import COUNTERS
+from demo.stage import NO_ANSWER, SERVICES, Stage
+
+_EVERY_S = 0.5
+_LAST_WITHIN_S = 2.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was read at one time (Unix time in seconds); None is what could not be read."""
+
+    at: float
+    counts: Mapping[str, int | None]
+    """By counter."""
+    waiting: Mapping[str, int | None]
+    """By queue, which is named as its service: the messages that no consumer has."""
+
+
+class Watch:
+    """The samples so far, oldest first, taken by a thread. Made by `watch`."""
+
+    def __init__(self, stage: Stage, every_s: float = _EVERY_S) -> None:
+        self.samples: list[Sample] = []
+        self._stage, self._every_s = stage, every_s
+        self._ended, self._looking = threading.Event(), threading.Lock()
+        # A daemon: a server that answers no more holds it for some seconds, but not the demo.
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def look(self) -> None:
+        """Take a sample now: what an act has changed is to be seen before the next begins."""
+        # One at a time: of two, the one that read later might else come first.
+        with self._looking:
+            counts = {counter: _read(self._stage.count, counter) for counter in COUNTERS}
+            waiting = {service: _read(self._stage.waiting, service) for service in SERVICES}
+            self.samples.append(Sample(time.time(), counts, waiting))
+
+    def end(self) -> None:
+        """Take a last sample, unless that takes long."""
+        self._ended.set()
+        self._thread.join(_LAST_WITHIN_S)
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            last = self._ended.wait(self._every_s if self.samples else 0)
+            self.look()
+
+
+def _read(ask: Callable[[str], int], name: str) -> int | None:
+    try:
+        return ask(name)
+    except NO_ANSWER:
+        return None
+
+
+@contextmanager
+def watch(stage: Stage) -> Iterator[Watch]:
+    """Look at the stage for as long as the block runs."""
+    watching = Watch(stage)
+    watching.start()
+    try:
+        yield watching
+    finally:
+        watching.end()
