@@ -15,7 +15,7 @@ SEEDS    ?= 100000
 .DEFAULT_GOAL := help
 .PHONY: help setup new-service demo test lint typecheck unit-test simulation integration-test chaos mutants bench bench-check docs \
         bench-growth bench-steady \
-        docker up up-cluster cluster-test cluster-scaling down lock
+        docker up up-cluster browser-test chromium cluster-test cluster-scaling down lock
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,8 +25,8 @@ setup: $(READY) ## Make .venv with every project of this repository in it
 new-service: $(READY) ## Write a service of your own, with an image and a test: NAME=billing
 	@PYTHONPATH=tests $(BIN)/python -m new_service "$$NAME"
 
-demo: $(READY) ## Play the three acts on real servers, and check each
-	PYTHONPATH=tests $(BIN)/python -m demo
+demo: $(READY) ## Play the three acts on real servers, check each, write demo-report.html: ACT=2 for one
+	PYTHONPATH=tests $(BIN)/python -m demo$(if $(ACT), --act "$$ACT")
 
 test: lint typecheck unit-test integration-test ## Run everything that must pass
 
@@ -40,8 +40,8 @@ typecheck: $(READY) ## Check the code's types, strictly
 space := $(subst ,, )
 
 unit-test: $(READY) ## Run the tests that need no server, with 1,000 simulated runs
-	$(BIN)/pytest $(PROJECTS) benchmarks tests/documents tests/new_service tests/simulation tests/mutants \
-	  tests/chaos/test_crash_launcher.py
+	$(BIN)/pytest $(PROJECTS) benchmarks tests/demo tests/documents tests/new_service tests/simulation \
+	  tests/mutants tests/chaos/test_crash_launcher.py
 
 integration-test: $(READY) ## Run the tests with real RabbitMQ and etcd
 	$(BIN)/pytest tests/harness_tests tests/integration
@@ -58,6 +58,19 @@ cluster-test: docker $(READY) ## Lose nodes of a RabbitMQ and an etcd cluster un
 
 cluster-scaling: docker $(READY) ## Measure how throughput grows with replicas on the cluster
 	PYTHONPATH=tests $(BIN)/python -m cluster.scaling
+
+browser-test: docker chromium $(VENV)/browser ## See Graphite's dashboard in a real browser; PICTURES=1 renews the README's
+	BROWSER_PICTURES=$(PICTURES) $(BIN)/pytest tests/browser
+
+# Only make browser-test needs what drives a browser.
+$(VENV)/browser: $(READY) tests/browser/requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r tests/browser/requirements.lock
+	@touch $@
+
+chromium:
+	@command -v chromedriver >/dev/null || \
+	  { [ $$(id -u) = 0 ] && apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium chromium-driver; } || \
+	  { echo "browser-test: install chromium and chromium-driver, then try again" >&2; exit 1; }
 
 mutants: $(READY) ## Break the code on purpose, and see that the tests notice
 	PYTHONPATH=tests $(BIN)/python -m mutants
@@ -110,6 +123,7 @@ lock: $(READY) ## Resolve the dependencies anew and pin them with hashes
 	  -c requirements.lock -o $(project)/requirements.lock &&) true
 	$(LOCK) --group pyproject.toml:bench -c requirements.lock -o benchmarks/requirements.lock
 	$(LOCK) --group pyproject.toml:docs -c requirements.lock -o docs/requirements.lock
+	$(LOCK) --group pyproject.toml:browser -c requirements.lock -o tests/browser/requirements.lock
 	echo hatchling | $(LOCK) - -c requirements.lock -o build-requirements.lock
 
 # --no-deps: pip refuses local projects under --require-hashes, so all they need is in the lock.

@@ -12,12 +12,13 @@ from structlog.typing import FilteringBoundLogger
 from .bus.bus import COMMITS_IN_FLIGHT, Bus
 from .bus.delivery import Delivery
 from .caller import Caller
+from .duplicates import DuplicateAges
 from .effects import NO_EFFECTS, Checked
 from .event import InvalidEvent, decode
 from .handlers import Handler, Pool, Returned, run_handler
 from .ledger.commit import Batch
 from .ledger.ledger import Ledger
-from .ledger.records import CLAIMED, DONE, PUBLISHING, RELEASED, Answer, Ask, Kind
+from .ledger.records import CLAIMED, DONE, PUBLISHING, RELEASED, Answer, Ask, Kind, Record
 from .loop import Loop
 from .policies import HELD_CLAIM, Backoff
 from .settler import Settler
@@ -53,6 +54,7 @@ class Consumer:
         self._caller = Caller(ledger, loop, pool)
         self._settler = Settler(service, retry_delays, ledger, bus, tally, self._go_on)
         self._tally, self._log = tally, log
+        self.duplicates = DuplicateAges(ledger, loop, partial(tally.timing, "duplicate_age"))
         # By its record's key: an event is never in hand twice, whatever channel it comes by.
         self._tasks: dict[bytes, Task] = {}
         self._asks: deque[Ask] = deque()
@@ -101,6 +103,7 @@ class Consumer:
             running.join(delivery, event.digest)
         elif self._ledger.is_done(event.digest):
             self._settler.settle(delivery, Outcome.SKIPPED, event)
+            self.duplicates.known(key)
         else:
             self._tasks[key] = Task(key, token, event, handler, delivery)
             self._begin(self._tasks[key])
@@ -213,7 +216,7 @@ class Consumer:
         elif found.state in (DONE, PUBLISHING) and found.digest != ask.digest:
             self._end(task, self._settler.conflicted)
         elif found.state == DONE:
-            self._done(task, found.token)
+            self._found_done(task, found)
         elif found.state == PUBLISHING and task.waited >= WAITS_FOR_ITS_EVENTS:
             self._publish(task, found.mod_revision, found.events, found.token)
         elif found.state == CLAIMED and self._ledger.is_ours(found) and ask.kind is not Kind.LOOK:
@@ -303,6 +306,12 @@ class Consumer:
         """Handle an event anew whose record has gone before its last step, with its effects."""
         task.published = False
         self._begin(task)
+
+    def _found_done(self, task: Task, found: Record) -> None:
+        """End an event whose record was there, be it from an attempt whose reply was lost."""
+        if found.token != task.token:
+            self.duplicates.met(found)
+        self._done(task, found.token)
 
     def _done(self, task: Task, token: str) -> None:
         """End an event that is done: processed by whoever's token its record has."""

@@ -1,9 +1,10 @@
-"""What is missing, and the two addresses that tell it: /livez and /readyz."""
+"""What is missing, and the addresses that tell it, /livez and /readyz; /duplicates beside them."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import orjson
@@ -49,14 +50,22 @@ class Health:
 
 
 class HealthServer:
-    """Serves ``GET /livez`` and ``GET /readyz`` from a thread of its own."""
+    """Serves ``GET /livez``, ``/readyz`` and ``/duplicates`` from a thread of its own.
 
-    def __init__(self, health: Health, port: int) -> None:
+    ``duplicates`` returns the last one's document, on any thread.
+    """
+
+    def __init__(
+        self, health: Health, port: int, duplicates: Callable[[], dict[str, object]]
+    ) -> None:
         class Handler(BaseHTTPRequestHandler):
             timeout = 5.0
 
             def do_GET(self) -> None:
-                self._answer(*_report(health, self.path))
+                if self.path == "/duplicates":
+                    self._answer(200, duplicates())
+                else:
+                    self._answer(*_report(health, self.path))
 
             def _answer(self, status: int, document: dict[str, object]) -> None:
                 body = orjson.dumps(document) + b"\n"
@@ -93,4 +102,4 @@ def _report(health: Health, path: str) -> tuple[int, dict[str, object]]:
         missing = health.missing
         ready = health.alive and not missing
         return (200 if ready else 503), {"ready": ready, "missing": missing}
-    return 404, {"error": "ask for /livez or /readyz"}
+    return 404, {"error": "ask for /livez, /readyz or /duplicates"}

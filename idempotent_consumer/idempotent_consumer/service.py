@@ -122,7 +122,8 @@ class Running:
         )
         # Last: by now everything has said what it lacks.
         if settings.health_port:
-            HealthServer(self._health, settings.health_port)
+            HealthServer(self._health, settings.health_port,
+                         lambda: self._consumer.duplicates.document)
 
     def _take(self, deliveries: list[Delivery]) -> None:
         self._consumer.take(deliveries)

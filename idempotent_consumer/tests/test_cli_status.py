@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import orjson
 import pytest
 
 from fakes.operator import Operator
@@ -104,6 +105,31 @@ def test_services_that_are_ready(operator: Operator) -> None:
     ran = operator.run("status", "--ready", "http://order:8080", "--ready", "http://other/readyz")
     assert ran.code == 0
     assert "http://order:8080 is ready\nhttp://other/readyz is ready" in ran.out
+
+
+def test_how_late_duplicates_came(operator: Operator) -> None:
+    operator.pages["readyz"] = b'{"ready":true,"missing":{}}'
+    within = {"1s": 0, "10s": 3, "1m": 4, "10m": 5}
+    operator.pages["duplicates"] = orjson.dumps({"read": 5, "oldest_s": 93.0, "within": within})
+    ran = operator.run("status", "--ready", "http://order:8080/readyz")
+    assert ran.out.splitlines()[-1] == (
+        "http://order:8080/readyz: 5 duplicates looked at: 1m 33s at most after the record, "
+        "3 within 10s, 4 within 1m")
+    ready = operator.run("status", "--ready", "http://order:8080", "--json").json["ready"]
+    assert ready[0]["duplicates"] == {"read": 5, "oldest_s": 93.0, "within": within}
+
+
+@pytest.mark.parametrize("page", [
+    AWAY, b"<html>", b"[]", b"{}", b'{"read":0,"oldest_s":0,"within":{}}',
+    b'{"read":"many","oldest_s":0,"within":{}}',
+])
+def test_without_ages_nothing_is_said_of_duplicates(operator: Operator, page: bytes | WebError
+                                                    ) -> None:
+    operator.pages["readyz"] = b'{"ready":true,"missing":{}}'
+    operator.pages["duplicates"] = page
+    ran = operator.run("status", "--ready", "http://order:8080")
+    assert ran.code == 0
+    assert ran.out.splitlines()[-1] == "http://order:8080 is ready"
 
 
 @pytest.mark.parametrize(("answer", "says"), [

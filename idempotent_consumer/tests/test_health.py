@@ -39,7 +39,7 @@ def health() -> Health:
 def port(health: Health) -> Iterator[int]:
     """Give the port at which health is served."""
     port = free_port()
-    server = HealthServer(health, port)
+    server = HealthServer(health, port, lambda: {"read": 0})
     yield port
     server.close()
 
@@ -90,9 +90,13 @@ def test_what_an_http_thread_reads_is_never_changed_in_place(health: Health) -> 
     assert read == {"etcd": "away"}
 
 
+def test_duplicates_are_told_as_they_are(port: int) -> None:
+    assert get(port, "/duplicates") == (200, {"read": 0})
+
+
 def test_a_taken_port_gives_one_line(health: Health, port: int) -> None:
     with pytest.raises(PortTaken, match=rf"^HEALTH_PORT {port} cannot be used .*set another"):
-        HealthServer(health, port)
+        HealthServer(health, port, dict)
 
 
 def test_a_taken_port_ends_a_service_with_one_line_and_code_2() -> None:
@@ -112,8 +116,8 @@ def test_a_taken_port_ends_a_service_with_one_line_and_code_2() -> None:
 
 def test_after_the_end_the_port_is_free() -> None:
     port = free_port()
-    HealthServer(Health(), port).close()
-    HealthServer(Health(), port).close()
+    HealthServer(Health(), port, dict).close()
+    HealthServer(Health(), port, dict).close()
 
 
 def test_a_service_has_one_handler_a_type() -> None:

@@ -6,13 +6,13 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
 from unittest.mock import patch
 
-from idempotent_consumer import settler
+from idempotent_consumer import duplicates, settler
 from idempotent_consumer.bus import frames
 from idempotent_consumer.bus.bus import COMMITS_IN_FLIGHT
 from idempotent_consumer.ledger import commit
@@ -69,9 +69,11 @@ def run_world(seed: int, draw: Callable[[random.Random], Plan] = draw_plan) -> W
     with _seeded(seed):
         world = World(seed, draw)
         # A record holds the time of its writing, and records are compared byte by byte; a dead
-        # letter holds the time of its parking.
+        # letter holds the time of its parking; a duplicate is so much older than its record.
         clock = SimpleNamespace(time=world.agenda.time_s)
-        with patch.object(commit, "time", clock), patch.object(settler, "time", clock):
+        with ExitStack() as patched:
+            for module in (commit, settler, duplicates):
+                patched.enter_context(patch.object(module, "time", clock))
             world.run()
     return world
 

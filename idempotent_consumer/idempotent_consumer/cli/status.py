@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import orjson
 
@@ -17,7 +17,7 @@ from ..ledger.reading import Records
 from ..ledger.records import CLAIMED, DONE, PUBLISHING, RELEASED
 from .arguments import address, service
 from .context import Context, RabbitMQ
-from .output import plain, table
+from .output import counted, duration, plain, table
 from .report import Report
 from .services import Queues, queues, retry_queues, services
 from .web import Tls, WebError
@@ -34,7 +34,7 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("service", nargs="*", type=service, metavar="SERVICE",
                         help="a service; without any, all that have a dead-letter queue")
     parser.add_argument("--ready", action="append", default=[], type=address, metavar="URL",
-                        help="ask the service at http://host:port for /readyz, too")
+                        help="ask the service at http://host:port for /readyz and /duplicates, too")
     parser.add_argument("--states", action="store_true",
                         help=f"count by state also where there are over {READ_AT_MOST:,} records: "
                         "all of them are read, which takes seconds for a million")
@@ -64,7 +64,8 @@ def run(arguments: argparse.Namespace, context: Context) -> Report:
             document["versions"]["etcd"] = member(etcd).version
     except EtcdError as error:
         document["problems"].append(str(error))
-    document["ready"] = [_ready(url, context) for url in arguments.ready]
+    document["ready"] = [{**_ready(url, context), "duplicates": _duplicates(url, context)}
+                         for url in arguments.ready]
     document["problems"] += [f"{each['url']} is not ready: {_missing(each)}"
                              for each in document["ready"] if not each["ready"]]
     return Report(document, _text(document, found), not document["problems"])
@@ -108,6 +109,17 @@ def _ready(url: str, context: Context) -> dict[str, Any]:
         return {"url": url, "ready": False, "missing": missing}
 
 
+def _duplicates(url: str, context: Context) -> dict[str, Any] | None:
+    """Ask a service for the ages of its duplicates; None where there are none, or no answer."""
+    try:
+        asked = urlsplit(url)._replace(path="/duplicates", query="", fragment="")
+        ages = context.fetch(urlunsplit(asked), Tls()).json()
+        return {"read": int(ages["read"]), "oldest_s": float(ages["oldest_s"]),
+                "within": dict(ages["within"])} if ages["read"] else None
+    except (WebError, KeyError, TypeError, ValueError):
+        return None
+
+
 def _missing(ready: dict[str, Any]) -> str:
     return ", ".join(f"{what}: {why}" for what, why in ready["missing"].items()) or "it says no why"
 
@@ -133,8 +145,17 @@ def _text(document: dict[str, Any], found: Queues) -> str:
     if found.why_not:
         parts.append(f"what is unacked is not known. {found.why_not}")
     parts += [f"{each['url']} is ready" for each in document["ready"] if each["ready"]]
+    parts += [_ages(each["url"], each["duplicates"]) for each in document["ready"]
+              if each["duplicates"]]
     parts += [plain(problem, 500) for problem in document["problems"]]
     return "\n".join(parts)
+
+
+def _ages(url: str, ages: dict[str, Any]) -> str:
+    within = [f"{number:,} within {bound}" for bound, number in ages["within"].items()
+              if 0 < number < ages["read"]]
+    late = f"{counted(ages['read'], 'duplicate')} looked at: {duration(ages['oldest_s'])} at most"
+    return plain(", ".join([f"{url}: {late} after the record", *within]), 500)
 
 
 def _row(name: str, row: dict[str, Any]) -> list[str]:

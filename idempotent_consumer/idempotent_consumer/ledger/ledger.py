@@ -15,6 +15,7 @@ from ..health import Health
 from ..loop import Loop
 from ..settings import Settings
 from . import messages as m
+from . import records
 from .cache import Cache
 from .calls import Calls
 from .commit import Batch, Commit, why_never
@@ -61,6 +62,10 @@ class Ledger(Protocol):
 
     def submit(self, batch: Batch, answered: OnAnswers) -> None:
         """Commit a batch; ``answered`` is called until each of its asks has had its answer."""
+        ...
+
+    def read(self, key: bytes, found: Callable[[Record | None], None]) -> None:
+        """Read a record once, for information; nothing is called where etcd does not answer."""
         ...
 
     def claim_remaining_s(self, lease: int) -> float:
@@ -173,6 +178,15 @@ class EtcdLedger:
         services = (self._calls, self._loop, self._window, self._claims)
         guard = (self._incarnation_key, self._incarnation)
         Commit(batch.asks, guard, services, remember, self._wiped).send()
+
+    def read(self, key: bytes, found: Callable[[Record | None], None]) -> None:
+        """Read a record once, for information; nothing is called where etcd does not answer."""
+
+        def known(reply: Any, _sent_s: float) -> None:
+            kvs = reply.kvs
+            found(records.decode(kvs[0].value, kvs[0].mod_revision) if kvs else None)
+
+        self._calls.once("Range", m.RangeRequest(key=key), known, lambda _error: None)
 
     def claim_remaining_s(self, lease: int) -> float:
         """Return for how long a claim under this lease holds at the least."""

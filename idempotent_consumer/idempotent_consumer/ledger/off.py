@@ -61,6 +61,9 @@ class NoLedger:
         answers = [Answer(ask, ask.kind is not Kind.LOOK) for ask in batch.asks]
         self._loop.call_soon(lambda: answered(answers))
 
+    def read(self, key: bytes, found: Callable[[Record | None], None]) -> None:
+        """There are no records."""
+
     def claim_remaining_s(self, lease: int) -> float:
         """Return that a claim which does not exist never ends."""
         return math.inf
