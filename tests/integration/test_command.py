@@ -80,8 +80,25 @@ def test_published_events_are_processed_and_shown(
     assert (row["ready"], row["consumers"], row["dead_letters"]) == (0, 1, 1)
     assert (row["records"], row["states"]["done"]) == (2_501, 2_501)
     assert found["ready"][0]["ready"] is True
+    assert found["ready"][0]["duplicates"] is None
     assert found["versions"]["rabbitmq"].count(".") == 2
     assert found["versions"]["etcd"].count(".") == 2
+
+
+def test_status_tells_how_late_duplicates_came(
+    command: Command, start_service: StartService, statsd: StatsdListener
+) -> None:
+    port = free_port()
+    start_service("order", HEALTH_PORT=str(port))
+    assert command.json("publish", ONE) == {"confirmed": 1}
+    becomes(lambda: statsd.count("orders_processed"), 1)
+    assert command.json("publish", ONE) == {"confirmed": 1}
+
+    def told() -> None:
+        asked = command.json("status", "order", "--ready", f"http://127.0.0.1:{port}")
+        assert asked["ready"][0]["duplicates"]["read"] == 1
+
+    eventually(told)
 
 
 def test_an_event_is_published_while_standard_input_stays_open(

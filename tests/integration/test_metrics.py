@@ -77,14 +77,16 @@ def test_counters_of_a_mixed_load_add_up(
 def test_timers_are_sent(
     start_service: StartService, broker: Broker, statsd: StatsdListener
 ) -> None:
-    """How long handling and committing took, under a prefix where one is set."""
+    """How long handling and committing took, and how late duplicates came, under a prefix."""
     start_service("order", STATSD_PREFIX="shop.")
     broker.publish(orders(5))
     becomes(lambda: statsd.count("shop.orders_processed"), 5)
+    broker.publish(orders(5))
 
     def timed() -> None:
         assert statsd.timers_ms("shop.orders_handle")
         assert statsd.timers_ms("shop.orders_commit")
+        assert statsd.timers_ms("shop.orders_duplicate_age")
 
     eventually(timed)
 
