@@ -59,8 +59,11 @@ cluster-test: docker $(READY) ## Lose nodes of a RabbitMQ and an etcd cluster un
 cluster-scaling: docker $(READY) ## Measure how throughput grows with replicas on the cluster
 	PYTHONPATH=tests $(BIN)/python -m cluster.scaling
 
-browser-test: docker chromium $(VENV)/browser ## See Graphite's dashboard in a real browser; PICTURES=1 renews the README's
+browser-test: docker chromium $(VENV)/browser demo-report.html ## See the dashboard and the last demo's report in Chromium: PICTURES=1 keeps them
 	BROWSER_PICTURES=$(PICTURES) $(BIN)/pytest tests/browser
+
+demo-report.html:
+	$(MAKE) demo
 
 # Only make browser-test needs what drives a browser.
 $(VENV)/browser: $(READY) tests/browser/requirements.lock

@@ -1,20 +1,52 @@
-// Exits with 0 when Graphite shows a point of the last seconds from statsd's own series: so all of statsd, carbon and
-// graphite-web work. In JavaScript, as node is there for statsd anyway and the image promises neither curl nor wget.
-const url = "http://127.0.0.1/render?target=statsd.numStats&from=-15s&format=json&noCache=1";
+// Exits with 0 when Graphite shows a point of the last seconds from statsd's own series, so that all of statsd, carbon
+// and graphite-web work, and when the dashboard is there. It saves the dashboard where there is none of that name: the
+// image has no place for one that should be there from the start, and whoever waits for "healthy" waits for it too.
+// In JavaScript, as node is there for statsd anyway and the image promises neither curl nor wget.
+const http = require("http");
+const dashboard = require("./graphite-dashboard.json");
 
-function fail(reason) {
-  console.error(reason);
-  process.exit(1);
+// Sends a GET, or with a form a POST, and resolves to the decoded answer.
+function ask(path, form) {
+  const options = { method: form ? "POST" : "GET", timeout: 8000 };
+  if (form) options.headers = { "Content-Type": "application/x-www-form-urlencoded" };
+  return new Promise((resolve, reject) => {
+    const request = http.request("http://127.0.0.1" + path, options, (response) => {
+      let body = "";
+      response.on("data", (chunk) => { body += chunk; });
+      response.on("end", () => {
+        if (response.statusCode === 200) resolve(JSON.parse(body));
+        else reject(new Error(`Graphite answers with status ${response.statusCode}`));
+      });
+    });
+    request.on("error", reject);
+    request.on("timeout", () => request.destroy(new Error("Graphite does not answer in time")));
+    request.end(form);
+  });
 }
 
-const request = require("http").get(url, { timeout: 8000 }, (response) => {
-  let body = "";
-  response.on("data", (chunk) => { body += chunk; });
-  response.on("end", () => {
-    if (response.statusCode !== 200) fail(`Graphite answers with status ${response.statusCode}`);
-    const [series] = JSON.parse(body);
-    if (!series || series.datapoints.every(([value]) => value === null)) fail("no recent point from statsd");
-  });
+async function checkPoints() {
+  const [series] = await ask("/render?target=statsd.numStats&from=-15s&format=json&noCache=1");
+  if (!series || series.datapoints.every(([value]) => value === null)) throw new Error("no recent point from statsd");
+}
+
+// One that is there stays as it is: somebody may have edited it.
+async function ensureDashboard() {
+  const { state } = await ask(`/dashboard/load/${dashboard.name}`);
+  if (state) return;
+  const { error } = await ask(`/dashboard/save/${dashboard.name}`, `state=${encodeURIComponent(dashboardState())}`);
+  if (error) throw new Error(error);
+}
+
+// Graphite keeps a graph as its targets, encoded for a URL, and its parameters, with the targets once more.
+function dashboardState() {
+  const graphs = dashboard.graphs.map((graph) => [
+    graph.target.map((target) => `target=${encodeURIComponent(target)}`).join("&"),
+    graph,
+  ]);
+  return JSON.stringify({ ...dashboard, graphs });
+}
+
+checkPoints().then(ensureDashboard).catch((error) => {
+  console.error(error.message);
+  process.exit(1);
 });
-request.on("error", (error) => fail(error.message));
-request.on("timeout", () => fail("Graphite does not answer in time"));

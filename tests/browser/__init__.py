@@ -1,0 +1,1 @@
+"""What people see of the running stack, in a real browser: `make browser-test`."""

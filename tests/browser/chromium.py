@@ -1,0 +1,89 @@
+"""A headless Chromium: opens a page, tells what it complains of, and takes its picture."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
+_ARGUMENTS = (
+    "--headless=new",
+    "--no-proxy-server",
+    "--hide-scrollbars",
+    # A page has to be whole without the outside: no other name resolves.
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
+
+
+class Chromium:
+    """One browser with one tab. Made by `start_chromium`."""
+
+    def __init__(self, driver: Chrome) -> None:
+        self._driver = driver
+
+    def open(self, url: str, width: int, height: int, *, scale: float = 1) -> None:
+        """Open a page in a window of `width` by `height` CSS pixels, and wait until it is loaded.
+
+        `scale` is how many pixels of a picture make one of them.
+        """
+        size = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": False}
+        self._driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        self.errors()  # Those of the page before are of no interest any more.
+        self._driver.get(url)
+
+    def run(self, script: str, *arguments: object) -> Any:
+        """Run the body of a JavaScript function in the page and return what it returns."""
+        return self._driver.execute_script(script, *arguments)
+
+    def errors(self) -> list[str]:
+        """Return what has failed, scripts and loading, since the page was opened or last asked."""
+        entries = self._driver.get_log("browser")
+        return [str(entry["message"]) for entry in entries if entry["level"] == "SEVERE"]
+
+    def overflow(self) -> int:
+        """Return by how many CSS pixels the page is wider than its window."""
+        script = "return document.documentElement.scrollWidth - window.innerWidth"
+        return max(0, int(self.run(script)))
+
+    def picture(self, path: Path, element: str | None = None) -> None:
+        """Write a PNG of the window, or of the one element that a CSS selector names."""
+        if element is None:
+            png = self._driver.get_screenshot_as_png()
+        else:
+            png = self._driver.find_element("css selector", element).screenshot_as_png
+        path.write_bytes(png)
+
+
+@contextmanager
+def start_chromium() -> Iterator[Chromium]:
+    """Run a browser while the block runs; raises RuntimeError if there is none."""
+    from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+
+    driver = shutil.which("chromedriver")
+    if driver is None:
+        raise RuntimeError("chromedriver is missing: make browser-test installs it")
+    options = ChromeOptions()
+    for argument in _ARGUMENTS:
+        options.add_argument(argument)
+    if os.geteuid() == 0:
+        # Chromium refuses to sandbox its parts for root.
+        options.add_argument("--no-sandbox")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = Chrome(options, ChromeService(driver))
+    try:
+        yield Chromium(chrome)
+    finally:
+        chrome.quit()
+
+
+def screenshot(url: str, width: int, height: int, path: Path, *, scale: float = 2) -> None:
+    """Open a page in a window of so many CSS pixels and write its picture, a PNG."""
+    with start_chromium() as chromium:
+        chromium.open(url, width, height, scale=scale)
+        chromium.picture(path)

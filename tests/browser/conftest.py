@@ -1,0 +1,49 @@
+"""The browser, the stack with the known run played on it, and where pictures go."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from browser.chromium import Chromium, start_chromium
+from browser.dashboard import Dashboard
+from browser.known_run import KnownRun, play
+from browser.stack import Stack, start_stack
+from harness.servers import REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Chromium]:
+    """Start one browser for the session."""
+    with start_chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    """Start the stack for the session."""
+    with start_stack() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def known_run(stack: Stack) -> KnownRun:
+    """Play the run once."""
+    return play(stack)
+
+
+@pytest.fixture
+def dashboard(chromium: Chromium, stack: Stack) -> Dashboard:
+    """Give the dashboard; it is not open yet."""
+    return Dashboard(chromium, stack.graphite)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the directory for pictures: the README's own with PICTURES=1, else one to forget."""
+    if os.environ.get("BROWSER_PICTURES"):
+        return REPOSITORY / "assets"
+    return tmp_path_factory.mktemp("pictures")
