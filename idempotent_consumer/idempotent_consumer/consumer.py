@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from structlog.typing import FilteringBoundLogger
 
-from .bus.bus import COMMITS_IN_FLIGHT, Bus
+from .bus.bus import Bus
 from .bus.delivery import Delivery
 from .caller import Caller
 from .duplicates import DuplicateAges
 from .effects import NO_EFFECTS, Checked
 from .event import InvalidEvent, decode
 from .handlers import Handler, Pool, Returned, run_handler
-from .ledger.commit import Batch
 from .ledger.ledger import Ledger
 from .ledger.records import CLAIMED, DONE, PUBLISHING, RELEASED, Answer, Ask, Kind, Record
 from .loop import Loop
+from .pipeline import Pipeline
 from .policies import HELD_CLAIM, Backoff
 from .settler import Settler
 from .tally import Outcome, Tally
@@ -57,8 +55,7 @@ class Consumer:
         self.duplicates = DuplicateAges(ledger, loop, partial(tally.timing, "duplicate_age"))
         # By its record's key: an event is never in hand twice, whatever channel it comes by.
         self._tasks: dict[bytes, Task] = {}
-        self._asks: deque[Ask] = deque()
-        self._commits = 0
+        self._pipeline = Pipeline(ledger, tally, self._answered)
         self._ack_all_later()
 
     @property
@@ -135,38 +132,19 @@ class Consumer:
         self, task: Task, kind: Kind, expect: int = 0, effects: Checked = NO_EFFECTS,
         token: str = "",
     ) -> None:
-        self._asks.append(
+        self._pipeline.add(
             Ask(kind, task.key, task.event.digest, token or task.token, task, expect, effects)
         )
 
     def _ask_again(self, ask: Ask, expect: int) -> None:
         ask.expect = expect
-        self._asks.append(ask)
+        self._pipeline.add(ask)
 
     def _go_on(self) -> None:
         """Commit what is ready, ack what is settled. The end of everything the loop calls."""
-        while self._asks and self._commits < COMMITS_IN_FLIGHT:
-            batch = self._ledger.batch()
-            while self._asks and batch.take(self._asks[0]):
-                self._asks.popleft()
-            self._submit(batch)
+        self._pipeline.commit()
         self._bus.flush()
         self._tally.flush()
-
-    def _submit(self, batch: Batch) -> None:
-        """Commit a batch. Its answers may come in parts; it ends with the last of them."""
-        self._commits += 1
-        missing, started_s = len(batch.asks), time.perf_counter()
-
-        def answered(answers: list[Answer]) -> None:
-            nonlocal missing
-            missing -= len(answers)
-            if not missing:
-                self._commits -= 1
-                self._tally.timing("commit", time.perf_counter() - started_s)
-            self._answered(answers)
-
-        self._ledger.submit(batch, answered)
 
     def _answered(self, answers: list[Answer]) -> None:
         for answer in answers:
