@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 from urllib.parse import urlencode
 
 from demo.broker import Broker, etcd_version
@@ -15,7 +14,6 @@ from demo.stage import SERVICES, Points, State, Step, StepFailedError
 from harness.graphite import GraphiteCounters
 from harness.servers import REPOSITORY
 from harness.wait import eventually
-from harness.web import fetch_json
 
 _READY_WITHIN_S = 30.0
 _FRESH_WITHIN_S = 15.0
@@ -81,17 +79,7 @@ class ComposeStage:
 
     def points(self, counter: str) -> Points:
         """Return Graphite's points since the demo began, one a second."""
-        query = {
-            "target": f"stats_counts.{counter}",
-            "from": str(int(self._since)),
-            "until": str(int(time.time()) + 10),
-            "format": "json",
-            "noCache": "1",
-        }
-        answer: Any = fetch_json("GET", f"{self._graphite_url}/render?{urlencode(query)}")
-        pairs = [pair for series in answer for pair in series["datapoints"]]
-        # A point without a value is a second without a flush.
-        return [(at, value) for value, at in pairs if value is not None]
+        return self._counters.points(counter)
 
     def shown(self, counter: str) -> bool:
         """Ask Graphite for any point since the demo began."""

@@ -20,13 +20,14 @@ class GraphiteCounters:
 
     def count(self, name: str) -> int:
         """Return the sum of a counter since then; 0 for one never seen. Raises OSError."""
-        return round(sum(self._values(name)))
+        return round(sum(value for _, value in self.points(name)))
 
     def seen(self, name: str) -> bool:
         """Return whether the counter has a point since then, be it 0. Raises OSError."""
-        return bool(self._values(name))
+        return bool(self.points(name))
 
-    def _values(self, name: str) -> list[float]:
+    def points(self, name: str) -> list[tuple[int, float]]:
+        """Return the flushes of a counter since then: Unix time and increase. Raises OSError."""
         query = {
             "target": f"stats_counts.{name}",
             # Graphite gives the points after `from`: the second itself would be left out.
@@ -39,5 +40,8 @@ class GraphiteCounters:
         answer: Any = fetch_json("GET", f"{self._url}/render?{urlencode(query)}")
         # A point without a value is a second without a flush.
         return [
-            value for series in answer for value, _ in series["datapoints"] if value is not None
+            (at, value)
+            for series in answer
+            for value, at in series["datapoints"]
+            if value is not None
         ]
