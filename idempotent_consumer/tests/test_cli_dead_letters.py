@@ -100,6 +100,19 @@ def test_a_letter_is_shown_whole(operator: Operator) -> None:
     assert f"age               1m 30s, {ago(90)}" in out
 
 
+def test_show_says_when_there_are_more(operator: Operator) -> None:
+    there = len(operator.dead)
+    assert operator.run("dead-letters", "show", "order").out.endswith(
+        f"\n1 of {there} shown; --limit says how many\n")
+    assert operator.run("dead-letters", "show", "order", "--json").json["total"] == there
+    assert "shown;" not in operator.run("dead-letters", "show", "order", "--id", "2").out
+
+
+def test_what_an_invalid_letter_lacks_is_a_dash(operator: Operator) -> None:
+    out = operator.run("dead-letters", "show", "order", "--reason", "invalid").out
+    assert out.startswith("id                -\ntype              -\nreason            invalid\n")
+
+
 def test_a_body_that_is_no_text_is_shown_in_base64(operator: Operator) -> None:
     run = operator.run("dead-letters", "show", "order", "--reason", "invalid", "--json")
     (letter,) = run.json["letters"]

@@ -198,6 +198,13 @@ def test_settings_that_do_not_go_together_are_found(
     assert says in found(operator, **environ)[level, "settings"]
 
 
+def test_a_service_without_its_queue_is_one_problem(operator: Operator) -> None:
+    ran = operator.run("doctor", "oder")
+    (problem,) = (line for line in ran.out.splitlines() if line.startswith("problem"))
+    assert problem.startswith("problem  oder: there is no such queue")
+    assert "nobody consumes" not in ran.out
+
+
 @pytest.mark.parametrize("window", ["0", "32m"])
 def test_a_window_that_is_long_enough_is_fine(operator: Operator, window: str) -> None:
     assert found(operator, DEDUP_WINDOW=window) == {}

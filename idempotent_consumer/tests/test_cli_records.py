@@ -38,11 +38,12 @@ def test_a_record_is_shown_with_who_wrote_it_and_how_long_it_stays(operator: Ope
     ]
 
 
-def test_a_claim_is_shown_with_its_end(operator: Operator) -> None:
-    operator.has_record("notify", "1", state="claimed", lease_s=15)
+@pytest.mark.parametrize(("state", "held"), [("claimed", "claim"), ("released", "kept ")])
+def test_a_claim_is_shown_with_its_end(operator: Operator, state: str, held: str) -> None:
+    operator.has_record("notify", "1", state=state, lease_s=15)
     out = operator.run("inspect", "notify", "1").out
-    assert "state     claimed" in out
-    assert "claim     for another 15s, unless its replica renews it" in out
+    assert f"state     {state}" in out
+    assert f"{held}     for another 15s, unless its replica renews it" in out
 
 
 def test_events_that_are_being_published_are_shown(operator: Operator) -> None:

@@ -63,6 +63,7 @@ def test_a_service_that_has_never_run_is_shown_as_unknown() -> None:
     assert (row["ready"], row["dead_letters"], row["retries"], row["incarnation"]) == (
         None, None, {}, None)
     assert row["records"] == 0
+    assert "billing has no queue" in Operator().run("status", "billing").out
 
 
 def test_without_the_management_api_services_have_to_be_named(operator: Operator) -> None:

@@ -45,9 +45,10 @@ def test_an_error_of_etcds_is_known_by_its_text_and_every_other_is_unknown(
     ("UNAUTHENTICATED: Hostname Verification Check failed.", "ETCD_ENDPOINTS"),
     ("ipv4:127.0.0.1:2379: Unwrap failed (TSI_DATA_CORRUPTED)", "ETCD_CERT"),
     ("ipv4:127.0.0.1:2379: Socket closed", "ETCD_CA_CERT"),
+    ("etcdserver: too many operations in txn request", "ETCD_MAX_TXN_OPS"),
 ])
-def test_what_grpc_says_of_tls_comes_with_the_setting_to_look_at(text: str, part: str) -> None:
-    """The texts are those of real servers, in the integration tests of TLS."""
+def test_what_etcd_or_grpc_says_comes_with_the_setting_to_look_at(text: str, part: str) -> None:
+    """The texts are those of real servers, in the integration tests."""
     failure, line = _classify(text)
     assert failure is Failure.UNKNOWN
     assert part in line.removesuffix(text)

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from urllib.parse import urlencode
 
 from demo.broker import Broker, etcd_version
 from demo.command import CommandFailedError
@@ -107,14 +106,13 @@ class ComposeStage:
         return log.replace("\033[2K", "")
 
     def farewell(self) -> str:
-        """Say where the graph is, of this stack if it is kept and else of the user's own."""
-        query = {"target": "stats_counts.{orders,notifications}_processed*", "from": "-5min"}
+        """Say where the graphs are, of this stack if it is kept and else of the user's own."""
         url = self._graphite_url.removesuffix(":80").replace("//127.0.0.1", "//localhost")
-        graph = f"{url}/render?{urlencode(query, safe='{},*')}"
+        graphs = f"{url}/dashboard/reliability"
         if not self._keep:
-            return f"Now by hand: `make up`, the commands above, and the graph at {graph}"
+            return f"Now by hand: `make up`, the commands above, and the graphs on {graphs}"
         return (
-            f"The stack stays, and its graph is at {graph}\n"
+            f"The stack stays, and its graphs are on {graphs}\n"
             f"For the commands above: export COMPOSE_PROJECT_NAME={PROJECT}\n"
             f"To take it down: docker compose -p {PROJECT} down --volumes"
         )

@@ -45,11 +45,14 @@ def _table(play: Play, samples: list[Sample]) -> Table:
 
 def _facts(play: Play, story: list[Entry], samples: list[Sample]) -> Table:
     facts = Table.grid(padding=(0, 1))
-    facts.add_column(style="dim", width=7)
-    facts.add_column(no_wrap=True, overflow="ellipsis")
-    facts.add_row("skipped", Text(play.skipping(_skipped(samples))))
+    # Rich shrinks what may wrap before what may not: the texts, not their names.
+    facts.add_column(style="dim", width=7, no_wrap=True)
+    facts.add_column()
+    skipping = play.skipping(_skipped(samples))
+    facts.add_row("skipped", Text(skipping, no_wrap=True, overflow="ellipsis"))
     typed = next((entry.text for entry in reversed(story) if entry.kind == "typed"), "")
-    facts.add_row("command", Text(typed.partition("\n")[0].rstrip(" \\")))
+    command = typed.partition("\n")[0].rstrip(" \\")
+    facts.add_row("command", Text(command, no_wrap=True, overflow="ellipsis"))
     return facts
 
 

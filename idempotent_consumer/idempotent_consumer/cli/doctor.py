@@ -78,11 +78,11 @@ def _services(known: Sequence[str], found: Queues, longest_call_s: int | None, c
         bindings = _bindings(context)
         for name in known:
             yield from queues.check(name, found.facts, policies, context.settings)
-            yield queues.check_binding(name, bindings)
             if name in found.facts:
+                yield queues.check_binding(name, bindings)
                 yield queues.check_consumer_timeout(name, found.facts[name], policies,
                                                     longest_call_s)
-    yield from _counts(known, context)
+    yield from _counts([name for name in known if found.why_not or name in found.facts], context)
 
 
 def _bindings(context: Context) -> Any:

@@ -11,7 +11,7 @@ import orjson
 
 from ..event import Event, InvalidEvent, decode
 from ..ledger.reading import Records
-from ..ledger.records import CLAIMED, PUBLISHING, Record
+from ..ledger.records import CLAIMED, PUBLISHING, RELEASED, Record
 from .arguments import service
 from .context import Context
 from .errors import CommandError
@@ -72,13 +72,15 @@ def _texts(
     record: Record, remaining_s: int | None, now_s: float
 ) -> list[tuple[str, str]]:
     held = "claim" if record.state == CLAIMED else "kept"
+    # Both are under the lease that a replica keeps alive for all its claims.
+    renewed = record.state in (CLAIMED, RELEASED)
     texts = [
         ("state", record.state),
         ("time", _time(record.time, now_s)),
         ("replica", plain(replica(record)) or "none: it was not written by this library"),
         ("digest", plain(record.digest)),
         (held, "for good" if remaining_s is None else f"for another {duration(remaining_s)}"
-               + (", unless its replica renews it" if held == "claim" else "")),
+               + (", unless its replica renews it" if renewed else "")),
     ]
     if record.state == PUBLISHING:
         texts += [("publishes", plain(body.decode())) for body in record.events]

@@ -30,14 +30,21 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, context: Context) -> Report:
     """Show letters. Raises CommandError where none is meant."""
-    chosen = selection(arguments)
+    chosen, shown, meant = selection(arguments), [], 0
     with context.letters(arguments.service) as letters:
-        shown = [_whole(letter, context.now_s()) for letter in chosen.of(letters)]
+        for meant, letter in enumerate(chosen._replace(limit=None).of(letters), 1):
+            if meant <= arguments.limit:
+                shown.append(_whole(letter, context.now_s()))
     if not shown:
         raise CommandError(f"no such dead letter of {arguments.service}")
     warning = look_costs(arguments.service, context)
-    text = "\n\n".join(map(_text, shown)) + (f"\nwarning: {warning}" if warning else "")
-    return Report({"service": arguments.service, "letters": shown, "warning": warning}, text)
+    parts = ["\n\n".join(map(_text, shown))]
+    if meant > len(shown):
+        parts.append(f"\n{len(shown)} of {meant:,} shown; --limit says how many")
+    if warning:
+        parts.append(f"warning: {warning}")
+    document = {"service": arguments.service, "total": meant, "letters": shown, "warning": warning}
+    return Report(document, "\n".join(parts))
 
 
 def _whole(letter: Letter, now_s: float) -> dict[str, Any]:
@@ -60,8 +67,8 @@ def _header(value: object) -> object:
 
 def _text(shown: dict[str, Any]) -> str:
     age_s = shown["age_s"]
-    lines = [(name, plain(str(shown[name]), 1000)) for name in ("id", "type", "reason", "error",
-                                                                "attempts")]
+    lines = [(name, "-" if shown[name] is None else plain(str(shown[name]), 1000))
+             for name in ("id", "type", "reason", "error", "attempts")]
     lines.append(("age", "unknown" if age_s is None else f"{duration(age_s)}, {shown['since']}"))
     lines += [(plain(name, 40), plain(str(value), 1000))
               for name, value in shown["headers"].items()]

@@ -142,6 +142,8 @@ def _text(document: dict[str, Any], found: Queues) -> str:
         parts.append(table(_HEADER, rows))
     else:
         parts.append("no service has declared its queues yet")
+    parts += [f"{name} has no queue: it has not run yet, or this is another name"
+              for name, row in document["services"].items() if row.get("ready", 0) is None]
     if found.why_not:
         parts.append(f"what is unacked is not known. {found.why_not}")
     parts += [f"{each['url']} is ready" for each in document["ready"] if each["ready"]]

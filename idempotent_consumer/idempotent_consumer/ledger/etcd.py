@@ -90,9 +90,10 @@ _HINTS = {
     "certificate_verify_failed": "etcd's certificate is not from the authority in ETCD_CA_CERT",
     "hostname verification": "etcd's certificate is for other names than ETCD_ENDPOINTS has",
     "tsi_data_corrupted": "etcd has refused the certificate of ETCD_CERT, or wants one",
+    "too many operations": "ETCD_MAX_TXN_OPS is more than etcd's --max-txn-ops",
     "socket closed": "etcd has closed the connection (one that wants TLS, and ETCD_CA_CERT, does)",
 }
-"""What to say ahead of gRPC's own words, by a part of them."""
+"""What to say ahead of etcd's or gRPC's own words, by a part of them."""
 
 
 class EtcdError(Exception):

@@ -34,6 +34,10 @@ def check(service: str, queues: Mapping[str, Facts], policies: Policies, setting
           ) -> Iterator[Finding]:
     """Check the arguments and the policies of all queues that a service declares."""
     expected = queue_arguments(service, settings.retry_delays)
+    if service not in queues:
+        yield Finding(PROBLEM, service, "there is no such queue: it has not run yet, or this is "
+                      "another name", "start it: it makes its queues")
+        return
     faults: list[Finding] = []
     for queue, arguments in expected.items():
         facts = queues.get(queue)
@@ -78,7 +82,8 @@ def check_binding(service: str, bindings: list[Facts]) -> Finding:
 def check_counts(service: str, consumers: int, dead_letters: int) -> Iterator[Finding]:
     """Check that somebody consumes, and that nothing waits for an operator."""
     if not consumers:
-        yield Finding(WARNING, service, "nobody consumes its queue", "start it, or see its log")
+        yield Finding(WARNING, service, "nobody consumes its queue", "start it, or see its log; "
+                      "where it is gone for good, delete its queues: they keep all events")
     if dead_letters:
         yield Finding(WARNING, service, f"{counted(dead_letters, 'dead letter')} waiting",
                       f"idempotent-consumer dead-letters list {service}")

@@ -70,7 +70,8 @@ def check_cluster(context: Context, services: list[str]) -> Iterator[Finding]:
             check = partial(_operations, etcd, operations, service)
             yield from _asked("limit of operations", check)
         for service in services:
-            yield from _asked("records", partial(_incarnation, service, Records(etcd, service)))
+            check = partial(_incarnation, service, Records(etcd, service))
+            yield from _asked(f"records of {service}", check)
 
 
 def _asked(what: str, check: Callable[[], Finding]) -> Iterator[Finding]:
