@@ -25,7 +25,12 @@ from .subjects import LARGE, Subject, bare
 WINDOW_S = 60
 LEASE_S = WINDOW_S + 6
 """The library grants a lease for the window and a tenth of it."""
-COMPACTION = ("--auto-compaction-mode=periodic", "--auto-compaction-retention=1m")
+COMPACTION = (
+    "--auto-compaction-mode=periodic",
+    "--auto-compaction-retention=1m",
+    "--experimental-compaction-batch-limit=10000",
+)
+"""Of history a minute, so that what is given back shows within the run; the last as in compose."""
 
 _EMPTY_WITHIN_S = 400.0
 
