@@ -1,16 +1,17 @@
-"""The cluster in place of the single servers, what a trial needs, and the table at the end."""
+"""The cluster in place of the single servers, what a trial needs, and the tables at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
 from cluster.cluster import Cluster, start_cluster
 from cluster.progress import watch_progress
 from cluster.replicas import Replica, StartReplicas
-from cluster.table import table
+from cluster.table import Size, faults_table, sizes_table
 from cluster.trial import Result, Trial
 from harness.engine import docker_available
 from harness.services import Service
@@ -20,11 +21,13 @@ from harness.store import Store
 StartTrial = Callable[..., Trial]
 
 _results = pytest.StashKey[list[Result]]()
+_sizes = pytest.StashKey[list[Size]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the list that the trials leave their results in."""
+    """Make the lists that the tests leave their results in."""
     config.stash[_results] = []
+    config.stash[_sizes] = []
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +50,7 @@ def start_replicas(start_service: Callable[..., Service]) -> Iterator[StartRepli
     """Start replicas: `start_replicas("order", 3)`. Each waits until it is ready."""
     with ExitStack() as stack:
 
-        def start(name: str = "order", number: int = 3, **settings: str) -> list[Replica]:
+        def start(name: str = "order", number: int = 3, **settings: Any) -> list[Replica]:
             replicas = []
             for _ in range(number):
                 statsd = stack.enter_context(listen_statsd())
@@ -78,10 +81,19 @@ def trial(
         yield begin
 
 
+@pytest.fixture
+def sizes(request: pytest.FixtureRequest) -> list[Size]:
+    """Give the list of what has been measured of sizes, to be added to."""
+    return request.config.stash[_sizes]
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Print the table."""
+    """Print the tables."""
     if results := config.stash[_results]:
         terminalreporter.section("trials")
-        terminalreporter.write_line(table(results))
+        terminalreporter.write_line(faults_table(results))
+    if sizes := config.stash[_sizes]:
+        terminalreporter.section("sizes")
+        terminalreporter.write_line(sizes_table(sizes))

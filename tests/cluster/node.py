@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import PurePath
 
 from harness.local import run_tool
@@ -12,12 +13,12 @@ from harness.local import run_tool
 class Node:
     """Runs one server of the cluster. Its data and its address outlive a stop."""
 
-    def __init__(self, container: str, name: str, network: str, address: str) -> None:
+    def __init__(self, project: str, name: str, address: str) -> None:
         self.name, self.address = name, address
-        self._container, self._network = container, network
+        self._container, self._network = f"{project}-{name}-1", f"{project}_default"
 
     def start(self) -> None:
-        """Start the container again; the rules of `cut_from` are gone with its old network."""
+        """Start the container again."""
         self._docker("start", self._container)
 
     def stop(self) -> None:
@@ -36,24 +37,26 @@ class Node:
         """Let it go on."""
         self._docker("unpause", self._container)
 
-    def unplug(self) -> None:
+    @contextmanager
+    def unplugged(self) -> Iterator[None]:
         """Cut it off from everybody: its packets and those to it go nowhere, and nobody is told."""
         self._docker("network", "disconnect", self._network, self._container)
+        try:
+            yield
+        finally:
+            self._docker("network", "connect", "--ip", self.address, "--alias", self.name,
+                         self._network, self._container)
 
-    def plug_in(self) -> None:
-        """Undo that."""
-        self._docker("network", "connect", "--ip", self.address, "--alias", self.name,
-                     self._network, self._container)
-
-    def cut_from(self, peers: Iterable[Node]) -> None:
-        """Drop what comes from the other nodes and goes to them; clients still reach it."""
+    @contextmanager
+    def cut_off(self, peers: Iterable[Node]) -> Iterator[None]:
+        """Drop what comes from other nodes and goes to them; clients still reach it."""
         for peer in peers:
             self._iptables("-A", "INPUT", "-s", peer.address, "-j", "DROP")
             self._iptables("-A", "OUTPUT", "-d", peer.address, "-j", "DROP")
-
-    def mend(self) -> None:
-        """Undo that."""
-        self._iptables("-F")
+        try:
+            yield
+        finally:
+            self._iptables("-F")
 
     def dropped(self) -> int:
         """Return how many packets that cut has dropped."""

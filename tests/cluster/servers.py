@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import NamedTuple
 
 from cluster.node import Node
 from harness.server import CommandFailedError, Etcd, RabbitMQ
@@ -49,6 +50,14 @@ class BrokerNode(RabbitMQ):
         return found[1], int(found[2])
 
 
+class Status(NamedTuple):
+    """What a member says of itself: its id, its leader's ("0": it has none), and its data."""
+
+    id: str
+    leader: str
+    used_bytes: int
+
+
 class Member(Etcd):
     """One member of the etcd cluster."""
 
@@ -57,8 +66,9 @@ class Member(Etcd):
         self.node = node
         self.endpoint = f"{node.address}:2379"
 
-    def status(self) -> tuple[str, str]:
-        """Return its own id and its leader's, "0" where it has none; raises OSError."""
+    def status(self) -> Status:
+        """Return how it is; raises OSError."""
         url = f"http://{self.endpoint}/v3/maintenance/status"
         answer = fetch_json("POST", url, {}, timeout_s=2)
-        return answer["header"]["member_id"], answer.get("leader", "0")
+        used_bytes = int(answer["dbSizeInUse"])
+        return Status(answer["header"]["member_id"], answer.get("leader", "0"), used_bytes)

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from cluster.cluster import FILES
+from cluster.shell import FILES
 from demo.acts import play_all
 from demo.compose import Compose
 from demo.compose_stage import ComposeStage

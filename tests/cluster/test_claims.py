@@ -9,12 +9,12 @@ from functools import partial
 import pytest
 
 from chaos.accounts import account
+from chaos.outages import killed
 from chaos.timed_sink import Span, TimedSink, listen_timed
 from cluster.cluster import Cluster
 from cluster.conftest import StartTrial
 from cluster.replicas import Replica, StartReplicas
 from harness.store import Store
-from harness.wait import eventually
 from integration.judging import passes
 
 pytestmark = pytest.mark.timeout(300)
@@ -93,16 +93,6 @@ def test_etcds_leader_is_killed_under_calls(
     """The claims outlast it: no call is repeated."""
     attempt = trial("etcd's leader killed under notify's calls", replicas)
     victim = cluster.etcd_leader()
-    with attempt.load(RATE_PER_S):
-        attempt.works()
-        with attempt.stall_measured():
-            victim.kill()
-            eventually(partial(cluster.etcd_leader, without=victim), also=(OSError,))
-            attempt.fired()
-            attempt.works()
-            victim.start()
-            cluster.heal()
-            attempt.recovers()
-        attempt.all_work()
-    attempt.judge(at_least=100)
+    elsewhere = partial(cluster.etcd_leader, without=victim)
+    attempt.survives(killed(victim), elsewhere, rate_per_s=RATE_PER_S, at_least=100)
     assert account(sink.spans, store.done("notify"), lambda _before, _again: False) == set()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.cluster import FILES
+from cluster.shell import FILES
 from demo.command import run
 from harness.engine import docker_available
 from harness.servers import REPOSITORY

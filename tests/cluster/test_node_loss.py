@@ -6,13 +6,11 @@ from functools import partial
 
 import pytest
 
-from chaos.signs import true
+from chaos.outages import killed
 from cluster.cluster import Cluster
 from cluster.conftest import StartTrial
 from cluster.replicas import Replica, StartReplicas
-from cluster.servers import BrokerNode, Member
-from harness.wait import eventually
-from integration.judging import throughout
+from cluster.servers import BrokerNode
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -24,53 +22,14 @@ def test_the_queues_leader_is_killed(trial: StartTrial, cluster: Cluster) -> Non
     """Another node leads the queue, and consumers of the dead one go to the others."""
     attempt = trial("queue's leader killed")
     victim = cluster.queue_leader("order")
-    with attempt.load():
-        attempt.works()
-        with attempt.stall_measured():
-            victim.kill()
-            eventually(partial(_leads_elsewhere, cluster, victim))
-            attempt.fired()
-            attempt.works()
-            victim.start()
-            cluster.heal()
-            attempt.recovers()
-        attempt.all_work()
-    attempt.judge(at_least=300)
+    attempt.survives(killed(victim), partial(_leads_elsewhere, cluster, victim))
 
 
 def test_etcds_leader_is_killed(trial: StartTrial, cluster: Cluster) -> None:
     """The others elect one, and the replicas ask them."""
     attempt = trial("etcd's leader killed")
     victim = cluster.etcd_leader()
-    with attempt.load():
-        attempt.works()
-        with attempt.stall_measured():
-            victim.kill()
-            eventually(partial(cluster.etcd_leader, without=victim), also=(OSError,))
-            attempt.fired()
-            attempt.works()
-            victim.start()
-            cluster.heal()
-            attempt.recovers()
-        attempt.all_work()
-    attempt.judge(at_least=300)
-
-
-def test_every_node_is_restarted_in_turn(trial: StartTrial, cluster: Cluster) -> None:
-    """As for an upgrade: the next one once the last one is back."""
-    attempt = trial("every node restarted in turn")
-    servers: list[BrokerNode | Member] = [*cluster.brokers, *cluster.members]
-    with attempt.load():
-        attempt.works()
-        with attempt.stall_measured():
-            for server in servers:
-                server.restart()
-                attempt.fired()
-                cluster.heal()
-                attempt.works()
-            attempt.recovers()
-        attempt.all_work()
-    attempt.judge(at_least=1000)
+    attempt.survives(killed(victim), partial(cluster.etcd_leader, without=victim))
 
 
 def test_the_queues_leader_is_cut_off_from_everybody(trial: StartTrial, cluster: Cluster) -> None:
@@ -78,39 +37,20 @@ def test_the_queues_leader_is_cut_off_from_everybody(trial: StartTrial, cluster:
     attempt = trial("queue's leader cut off from everybody")
     victim = cluster.queue_leader("order")
     other = next(broker for broker in cluster.brokers if broker is not victim)
-    with attempt.load():
-        attempt.works()
-        with attempt.stall_measured():
-            victim.node.unplug()
-            eventually(partial(_leads_elsewhere, cluster, victim))
-            throughout(CUT_FOR_S, lambda: None)
-            assert victim.node.name not in other.sees()
-            attempt.fired()
-            attempt.works()
-            victim.node.plug_in()
-            cluster.heal()
-            attempt.recovers()
-        attempt.all_work()
-    attempt.judge(at_least=300)
+
+    def is_missed() -> None:
+        _leads_elsewhere(cluster, victim)
+        assert victim.node.name not in other.sees()
+
+    attempt.survives(victim.node.unplugged(), is_missed, lasts_s=CUT_FOR_S)
 
 
 def test_etcds_leader_is_cut_off_from_everybody(trial: StartTrial, cluster: Cluster) -> None:
     """Its calls under way end by their deadline, and so do those of who waits for it."""
     attempt = trial("etcd's leader cut off from everybody")
     victim = cluster.etcd_leader()
-    with attempt.load():
-        attempt.works()
-        with attempt.stall_measured():
-            victim.node.unplug()
-            eventually(partial(cluster.etcd_leader, without=victim), also=(OSError,))
-            attempt.fired()
-            throughout(CUT_FOR_S, lambda: None)
-            attempt.works()
-            victim.node.plug_in()
-            cluster.heal()
-            attempt.recovers()
-        attempt.all_work()
-    attempt.judge(at_least=300)
+    elsewhere = partial(cluster.etcd_leader, without=victim)
+    attempt.survives(victim.node.unplugged(), elsewhere, lasts_s=CUT_FOR_S)
 
 
 def test_the_queues_leader_is_cut_off_from_the_other_nodes(
@@ -121,40 +61,26 @@ def test_the_queues_leader_is_cut_off_from_the_other_nodes(
     victim = cluster.queue_leader("order")
     while _all_on(victim, attempt.replicas):
         attempt.replicas += start_replicas(number=1)
-    with attempt.load():
-        attempt.works()
-        with attempt.stall_measured():
-            victim.node.cut_from(broker.node for broker in cluster.brokers if broker is not victim)
-            eventually(partial(_leads_elsewhere, cluster, victim))
-            throughout(CUT_FOR_S, lambda: None)
-            assert victim.node.dropped() > 0
-            attempt.fired()
-            attempt.works()
-            victim.node.mend()
-            cluster.heal()
-            attempt.recovers()
-        attempt.all_work()
-    attempt.judge(at_least=300)
+
+    def is_missed() -> None:
+        _leads_elsewhere(cluster, victim)
+        assert victim.node.dropped() > 0
+
+    cut_off = victim.node.cut_off(other.node for other in cluster.brokers if other is not victim)
+    attempt.survives(cut_off, is_missed, lasts_s=CUT_FOR_S)
 
 
 def test_etcds_leader_is_cut_off_from_the_other_nodes(trial: StartTrial, cluster: Cluster) -> None:
     """It answers, and has no leader any more: it is left for one that has."""
     attempt = trial("etcd's leader cut off from the other members")
     victim = cluster.etcd_leader()
-    with attempt.load():
-        attempt.works()
-        with attempt.stall_measured():
-            victim.node.cut_from(member.node for member in cluster.members if member is not victim)
-            eventually(partial(cluster.etcd_leader, without=victim), also=(OSError,))
-            eventually(lambda: true(victim.status()[1] == "0"), also=(OSError,))
-            attempt.fired()
-            throughout(CUT_FOR_S, lambda: None)
-            attempt.works()
-            victim.node.mend()
-            cluster.heal()
-            attempt.recovers()
-        attempt.all_work()
-    attempt.judge(at_least=300)
+
+    def is_missed() -> None:
+        cluster.etcd_leader(without=victim)
+        assert victim.status().leader == "0"
+
+    cut_off = victim.node.cut_off(other.node for other in cluster.members if other is not victim)
+    attempt.survives(cut_off, is_missed, lasts_s=CUT_FOR_S)
 
 
 def _leads_elsewhere(cluster: Cluster, victim: BrokerNode) -> None:

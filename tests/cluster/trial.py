@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
 
@@ -16,7 +16,7 @@ from harness.checker import doubles, judge
 from harness.publisher import Event
 from harness.store import Store, record_prefix
 from harness.wait import eventually
-from integration.judging import passes, wait_drained
+from integration.judging import passes, throughout, wait_drained
 from integration.load import Load, ids, order
 
 STALL_AT_MOST_S = 10.0
@@ -84,6 +84,40 @@ class Trial:
             for load in loads:
                 self._confirmed += load.finish()
                 self._sent += load.sent
+
+    @contextmanager
+    def under_load(self, rate_per_s: float = 60) -> Iterator[None]:
+        """Let a fault happen in the block, under load, and measure its stall.
+
+        Events are recorded before it and after it, and in the end every replica is at work.
+        """
+        with self.load(rate_per_s):
+            self.works()
+            with self.stall_measured():
+                yield
+                self.cluster.heal()
+                self.recovers()
+            self.all_work()
+
+    def survives(
+        self,
+        fault: AbstractContextManager[None],
+        shows: Callable[[], object],
+        *,
+        lasts_s: float = 0.0,
+        rate_per_s: float = 60,
+        at_least: int = 300,
+    ) -> None:
+        """Let a fault begin, last and end under load, and judge: during it work goes on.
+
+        It has happened once `shows` returns.
+        """
+        with self.under_load(rate_per_s), fault:
+            eventually(shows, also=(OSError,))
+            throughout(lasts_s, lambda: None)
+            self.fired()
+            self.works()
+        self.judge(at_least=at_least)
 
     @contextmanager
     def stall_measured(self) -> Iterator[None]:

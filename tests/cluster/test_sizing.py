@@ -1,0 +1,92 @@
+"""The numbers of the guide that decide the size, each at two points."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from chaos.timed_sink import listen_timed
+from cluster.cluster import Cluster
+from cluster.replicas import StartReplicas
+from cluster.table import Size
+from harness.broker import Broker
+from harness.store import Store
+from integration.judging import becomes, wait_drained
+from integration.load import order, orders
+
+pytestmark = pytest.mark.timeout(300)
+
+TESTS = str(Path(__file__).parents[1])
+BATCH_SIZE = 512
+SMALL_BATCH = 8
+CALLS_OF_A_REPLICA = 16
+RECORD_BYTES = 299
+"""By docs/sizing.md, of a service with a name of five letters."""
+
+
+def test_etcds_data(
+    cluster: Cluster, start_replicas: StartReplicas, broker: Broker, sizes: list[Size]
+) -> None:
+    """A record takes as much of each member as of a single etcd."""
+    at_first = [member.status().used_bytes for member in cluster.members]
+    replicas = start_replicas(
+        number=2, BATCH_SIZE=str(BATCH_SIZE), HANDLER_MS="0",
+        command=[sys.executable, "-m", "cluster.slow_order"], PYTHONPATH=TESTS,
+    )
+    recorded = 0
+    for more in (20_000, 40_000):
+        broker.publish(order(str(uuid.uuid4())) for _ in range(more))
+        recorded += more
+        wait_drained(broker, "order")
+        becomes(lambda: sum(replica.settled() for replica in replicas), recorded)
+        used = [member.status().used_bytes - before
+                for member, before in zip(cluster.members, at_first, strict=True)]
+        formula = recorded * RECORD_BYTES
+        sizes += [Size("bytes of a member", f"{recorded:,} records", formula, max(used))]
+        assert all(abs(bytes_ - formula) < 0.1 * formula for bytes_ in used), used
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_deliveries_in_hand_while_etcd_is_away(
+    cluster: Cluster, start_replicas: StartReplicas, broker: Broker, sizes: list[Size], number: int
+) -> None:
+    """They are bounded; the queue keeps the rest."""
+    in_hand = number * 8 * BATCH_SIZE
+    start_replicas(number=number, BATCH_SIZE=str(BATCH_SIZE))
+    for member in cluster.members:
+        member.stop()
+    broker.publish(orders(in_hand + 1000))
+    becomes(lambda: broker.depth("order"), (1000, in_hand))
+    measured = broker.depth("order").unacked
+    sizes += [Size("deliveries in hand", f"{number} x {BATCH_SIZE}", in_hand, measured)]
+    for member in cluster.members:
+        member.launch()
+    cluster.heal()
+    wait_drained(broker, "order")
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_calls_at_once(
+    start_replicas: StartReplicas, broker: Broker, store: Store, sizes: list[Size], number: int
+) -> None:
+    """The receiver meets so many of each replica; the others wait, under claims."""
+    at_once, in_hand = number * CALLS_OF_A_REPLICA, number * 8 * SMALL_BATCH
+
+    def claims() -> int:
+        return sum(record.state == "claimed" for record in store.records("notify").values())
+
+    with listen_timed() as sink:
+        start_replicas("notify", number, NOTIFY_URL=sink.url_for("all"),
+                       BATCH_SIZE=str(SMALL_BATCH))
+        sink.hold()
+        broker.publish(orders(in_hand + 100))
+        becomes(claims, in_hand)
+        becomes(lambda: sink.number_under_way("all"), at_once)
+        at = f"{number} x {SMALL_BATCH}"
+        sizes += [Size("claims", at, in_hand, claims()),
+                  Size("calls at once", at, at_once, sink.number_under_way("all"))]
+        sink.release()
+        wait_drained(broker, "notify")
