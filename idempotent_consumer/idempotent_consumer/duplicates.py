@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from datetime import datetime
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -15,6 +17,7 @@ READ_EVERY_S = 1.0
 BOUNDS_S = MappingProxyType({
     "1s": 1, "10s": 10, "1m": 60, "10m": 600, "1h": 3600, "6h": 21_600, "1d": 86_400, "7d": 604_800,
 })
+_BOUNDS = list(BOUNDS_S.values())
 
 
 class Reading(Protocol):
@@ -36,12 +39,19 @@ class DuplicateAges:
     def __init__(self, ledger: Reading, loop: Loop, timed: Callable[[float], None]) -> None:
         self._ledger, self._loop, self._timed = ledger, loop, timed
         self._due_s = loop.now_s()
-        self._read, self._oldest_s = 0, 0.0
-        self._within = dict.fromkeys(BOUNDS_S, 0)
-        self.document: dict[str, Any] = {}
+        self._oldest_s = 0.0
+        # By the first bound that they are within; the last is of those that are within none.
+        self._ages = [0] * (len(BOUNDS_S) + 1)
+
+    @property
+    def document(self) -> dict[str, Any]:
         """``read`` ages, how many of them were ``within`` each bound, and the ``oldest_s``.
-        Replaced and never changed in place: any thread may read it."""
-        self._publish()
+
+        Any thread may ask: it is made of one copy of the counts.
+        """
+        *within, read = accumulate(list(self._ages))
+        return {"read": read, "oldest_s": round(self._oldest_s, 3),
+                "within": dict(zip(BOUNDS_S, within, strict=True))}
 
     def known(self, key: bytes) -> None:
         """Note a duplicate that is skipped without asking etcd."""
@@ -52,7 +62,7 @@ class DuplicateAges:
 
     def met(self, record: Record | None) -> None:
         """Note a duplicate whose record has been read; one that nobody here wrote has no time."""
-        if record is None or record.state != DONE or not record.time:
+        if record is None or record.state != DONE:
             return
         try:
             written_s = datetime.fromisoformat(record.time).timestamp()
@@ -60,12 +70,5 @@ class DuplicateAges:
             return
         age_s = max(0.0, time.time() - written_s)
         self._timed(age_s)
-        self._read += 1
         self._oldest_s = max(self._oldest_s, age_s)
-        for name, bound_s in BOUNDS_S.items():
-            self._within[name] += age_s <= bound_s
-        self._publish()
-
-    def _publish(self) -> None:
-        self.document = {"read": self._read, "oldest_s": round(self._oldest_s, 3),
-                         "within": dict(self._within)}
+        self._ages[bisect_left(_BOUNDS, age_s)] += 1

@@ -62,10 +62,7 @@ class HealthServer:
             timeout = 5.0
 
             def do_GET(self) -> None:
-                if self.path == "/duplicates":
-                    self._answer(200, duplicates())
-                else:
-                    self._answer(*_report(health, self.path))
+                self._answer(*_report(health, duplicates, self.path))
 
             def _answer(self, status: int, document: dict[str, object]) -> None:
                 body = orjson.dumps(document) + b"\n"
@@ -95,11 +92,15 @@ class HealthServer:
         self._server.server_close()
 
 
-def _report(health: Health, path: str) -> tuple[int, dict[str, object]]:
+def _report(
+    health: Health, duplicates: Callable[[], dict[str, object]], path: str
+) -> tuple[int, dict[str, object]]:
     if path == "/livez":
         return (200 if health.alive else 503), {"alive": health.alive}
     if path == "/readyz":
         missing = health.missing
         ready = health.alive and not missing
         return (200 if ready else 503), {"ready": ready, "missing": missing}
+    if path == "/duplicates":
+        return 200, duplicates()
     return 404, {"error": "ask for /livez, /readyz or /duplicates"}

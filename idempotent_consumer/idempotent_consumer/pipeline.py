@@ -25,7 +25,10 @@ class Pipeline:
         self._ledger, self._tally, self._answered = ledger, tally, answered
         self._waiting: deque[Ask] = deque()
         self._commits = 0
-        self.add = self._waiting.append
+
+    def add(self, ask: Ask) -> None:
+        """Let an ask wait for the next batch."""
+        self._waiting.append(ask)
 
     def commit(self) -> None:
         """Send what waits, as far as it may be sent."""

@@ -70,6 +70,8 @@ def _findings(given: Sequence[str], longest_call_s: int | None, context: Context
 def _services(known: Sequence[str], found: Queues, longest_call_s: int | None, context: Context
               ) -> Iterator[Finding]:
     if not found.why_not:
+        yield from (queues.absent(name) for name in known if name not in found.facts)
+        known = [name for name in known if name in found.facts]
         try:
             policies = context.management().policies()
         except WebError as error:
@@ -78,11 +80,9 @@ def _services(known: Sequence[str], found: Queues, longest_call_s: int | None, c
         bindings = _bindings(context)
         for name in known:
             yield from queues.check(name, found.facts, policies, context.settings)
-            if name in found.facts:
-                yield queues.check_binding(name, bindings)
-                yield queues.check_consumer_timeout(name, found.facts[name], policies,
-                                                    longest_call_s)
-    yield from _counts([name for name in known if found.why_not or name in found.facts], context)
+            yield queues.check_binding(name, bindings)
+            yield queues.check_consumer_timeout(name, found.facts[name], policies, longest_call_s)
+    yield from _counts(known, context)
 
 
 def _bindings(context: Context) -> Any:

@@ -21,11 +21,13 @@ class Selection(NamedTuple):
 
     def of(self, letters: Iterable[Letter]) -> Iterator[Letter]:
         """Yield those, and read on to the last letter, so that all go back in their order."""
-        found = 0
-        for letter in letters:
-            if self._means(letter) and (self.limit is None or found < self.limit):
-                found += 1
+        for number, letter in enumerate(self.meant(letters), 1):
+            if self.limit is None or number <= self.limit:
                 yield letter
+
+    def meant(self, letters: Iterable[Letter]) -> Iterator[Letter]:
+        """Yield those, however many."""
+        return filter(self._means, letters)
 
     @property
     def any(self) -> bool:

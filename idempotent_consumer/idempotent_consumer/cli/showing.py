@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace, context: Context) -> Report:
     """Show letters. Raises CommandError where none is meant."""
     chosen, shown, meant = selection(arguments), [], 0
     with context.letters(arguments.service) as letters:
-        for meant, letter in enumerate(chosen._replace(limit=None).of(letters), 1):
+        for meant, letter in enumerate(chosen.meant(letters), 1):
             if meant <= arguments.limit:
                 shown.append(_whole(letter, context.now_s()))
     if not shown:

@@ -30,14 +30,16 @@ _DROPS = ("message-ttl", "max-length", "max-length-bytes", "expires")
 """What makes RabbitMQ throw messages or queues away, as an argument (with x-) or by a policy."""
 
 
+def absent(service: str) -> Finding:
+    """Return what is found of a service that has no queue."""
+    return Finding(PROBLEM, service, "there is no such queue: it has not run yet, or this is "
+                   "another name", "start it: it makes its queues")
+
+
 def check(service: str, queues: Mapping[str, Facts], policies: Policies, settings: Settings
           ) -> Iterator[Finding]:
     """Check the arguments and the policies of all queues that a service declares."""
     expected = queue_arguments(service, settings.retry_delays)
-    if service not in queues:
-        yield Finding(PROBLEM, service, "there is no such queue: it has not run yet, or this is "
-                      "another name", "start it: it makes its queues")
-        return
     faults: list[Finding] = []
     for queue, arguments in expected.items():
         facts = queues.get(queue)
