@@ -1,6 +1,5 @@
 """What is measured: each subject is a queue, the process that consumes it, and what it records."""
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any
 
 from harness.process import Child
 from harness.servers import REPOSITORY, Servers
-from harness.services import CONTRACT_VARIABLES
+from harness.services import environment
 from idempotent_consumer import Settings
 from idempotent_consumer.bus import topology
 from idempotent_consumer.bus.bus import COMMITS_IN_FLIGHT
@@ -71,10 +70,9 @@ class Subject:
 
     def child(self, log_directory: Path) -> Child:
         """Return its process, not started; no setting of the calling shell reaches it."""
-        inherited = {k: v for k, v in os.environ.items() if k not in CONTRACT_VARIABLES}
         return Child(
             [sys.executable, "-m", *self.arguments],
-            env={**inherited, **self.settings},
+            env={**environment(), **self.settings},
             cwd=self.directory,
             log=log_directory / f"{self.queue}.log",
         )

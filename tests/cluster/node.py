@@ -15,37 +15,37 @@ class Node:
 
     def __init__(self, project: str, name: str, address: str) -> None:
         self.name, self.address = name, address
-        self._container, self._network = f"{project}-{name}-1", f"{project}_default"
+        self.container, self._network = f"{project}-{name}-1", f"{project}_default"
 
     def start(self) -> None:
         """Start the container again."""
-        self._docker("start", self._container)
+        self._docker("start", self.container)
 
     def stop(self) -> None:
         """Ask the server to end."""
-        self._docker("stop", self._container)
+        self._docker("stop", self.container)
 
     def kill(self) -> None:
         """End it with SIGKILL; Docker then leaves it down."""
-        self._docker("kill", self._container)
+        self._docker("kill", self.container)
 
     def pause(self) -> None:
         """Freeze it."""
-        self._docker("pause", self._container)
+        self._docker("pause", self.container)
 
     def resume(self) -> None:
         """Let it go on."""
-        self._docker("unpause", self._container)
+        self._docker("unpause", self.container)
 
     @contextmanager
     def unplugged(self) -> Iterator[None]:
         """Cut it off from everybody: its packets and those to it go nowhere, and nobody is told."""
-        self._docker("network", "disconnect", self._network, self._container)
+        self._docker("network", "disconnect", self._network, self.container)
         try:
             yield
         finally:
             self._docker("network", "connect", "--ip", self.address, "--alias", self.name,
-                         self._network, self._container)
+                         self._network, self.container)
 
     @contextmanager
     def cut_off(self, peers: Iterable[Node]) -> Iterator[None]:
@@ -65,11 +65,11 @@ class Node:
 
     def run(self, command: Sequence[str]) -> str:
         """Run a tool in the container; raises CommandFailedError."""
-        return self._docker("exec", self._container, *command)
+        return self._docker("exec", self.container, *command)
 
     def output(self) -> str:
         """Return the server's log."""
-        return self._docker("logs", self._container)
+        return self._docker("logs", self.container)
 
     def erase(self) -> None:
         """Refuse: what a node holds is not its own but the cluster's."""
@@ -91,5 +91,5 @@ class Node:
         return run_tool(["docker", *arguments])
 
     def _iptables(self, *arguments: str) -> str:
-        pid = self._docker("inspect", "--format", "{{.State.Pid}}", self._container).strip()
+        pid = self._docker("inspect", "--format", "{{.State.Pid}}", self.container).strip()
         return run_tool(["nsenter", f"--net=/proc/{pid}/ns/net", "iptables", *arguments])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import shlex
@@ -12,15 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from demo.command import run
+from demo.ports import Ports
 from documents.pages import DOCS, section
-from harness.ports import free_port
 from harness.servers import REPOSITORY
-from harness.services import CONTRACT_VARIABLES
+from harness.services import environment
 
 FILES = ("docker-compose.yaml", "docker-compose.services.yaml", "docker-compose.cluster.yaml")
 
 _ADDRESSES = "tests/cluster/compose.yaml"
-_PORTS = ("RABBITMQ", "RABBITMQ_UI", "ETCD", "GRAPHITE", "STATSD")
 
 
 class Shell:
@@ -36,13 +34,9 @@ class Shell:
         for name in (*FILES, _ADDRESSES, ".env"):
             shutil.copy(REPOSITORY / name, directory)
         shutil.copytree(REPOSITORY / "assets", directory / "assets")
-        inherited = {
-            name: value for name, value in os.environ.items()
-            if name not in CONTRACT_VARIABLES and not name.startswith("COMPOSE_")
-        }
         self._environment = {
-            **inherited,
-            **{f"PORT_{name}": str(free_port()) for name in _PORTS},
+            **environment(),
+            **Ports.read(REPOSITORY / ".env").elsewhere().settings(),
             "ETCD_HISTORY": "0",
             "COMPOSE_PROJECT_NAME": self.project,
             "COMPOSE_FILE": ":".join((*FILES, Path(_ADDRESSES).name)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode
 
@@ -20,7 +20,6 @@ from demo.ports import Ports
 from demo.screen import Screen
 from demo.stage import SERVICES
 from harness.engine import docker_available
-from harness.ports import free_port
 from harness.servers import REPOSITORY
 from harness.web import fetch_json
 
@@ -31,11 +30,9 @@ REPLICAS = 3
 class ClusterCompose(Compose):
     """`docker compose` with the cluster's files, and three replicas of each service."""
 
-    def __init__(self, project: str, ports: Mapping[str, int]) -> None:
-        super().__init__(REPOSITORY)
-        files = [part for name in FILES for part in ("-f", str(REPOSITORY / name))]
-        self._command = ["docker", "compose", "-p", project, *files]
-        self._environment |= {name: str(number) for name, number in ports.items()}
+    def __init__(self, project: str, ports: Ports) -> None:
+        settings = {"LOG_FORMAT": "console", **ports.settings()}
+        super().__init__(REPOSITORY, project, settings, FILES)
 
     def run(
         self, *arguments: str, timeout_s: float | None = None, show_progress: bool = False
@@ -55,29 +52,28 @@ class ClusterCompose(Compose):
 
 
 @pytest.fixture
-def numbers() -> dict[str, int]:
+def ports() -> Ports:
     """Give free ports for all that is published."""
-    return {name: free_port() for name in Ports.read(REPOSITORY / ".env").numbers}
+    return Ports.read(REPOSITORY / ".env").elsewhere()
 
 
 @pytest.fixture
-def graphite_url(numbers: dict[str, int]) -> str:
+def graphite_url(ports: Ports) -> str:
     """Give Graphite's address."""
-    return f"http://127.0.0.1:{numbers['PORT_GRAPHITE']}"
+    return f"http://127.0.0.1:{ports.numbers['PORT_GRAPHITE']}"
 
 
 @pytest.fixture
-def stage(numbers: dict[str, int]) -> Iterator[ComposeStage]:
+def stage(ports: Ports) -> Iterator[ComposeStage]:
     """Start the servers, and take it all down in the end."""
     if not docker_available():
         pytest.skip("the cluster needs Docker, which does not answer")
-    address = Ports.read(REPOSITORY / ".env").address
-    compose = ClusterCompose(f"cluster-acts-{secrets.token_hex(3)}", numbers)
+    compose = ClusterCompose(f"cluster-acts-{secrets.token_hex(3)}", ports)
     try:
         since = time.time()
         compose.run("build", *SERVICES)
         compose.run("up", "--detach", "--wait", *SERVERS, timeout_s=240)
-        yield ComposeStage(compose, Ports(address, numbers), since, keep=False)
+        yield ComposeStage(compose, ports, since, keep=False)
     finally:
         compose.down()
 

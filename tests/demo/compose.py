@@ -1,7 +1,7 @@
 """The compose stack of the demo: a project of its own, built, started and taken down."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,28 +10,29 @@ from demo.interrupt import interrupt_no_more
 from demo.ports import Ports
 from demo.screen import Screen
 from demo.stage import SERVICES, CannotPlayError
-from harness.services import CONTRACT_VARIABLES
+from harness.services import environment
 
 PROJECT = "reliable-demo"
 
-_FILES = ("docker-compose.yaml", "docker-compose.services.yaml")
+FILES = ("docker-compose.yaml", "docker-compose.services.yaml")
 _SERVERS = ("rabbitmq", "etcd", "graphite-statsd")
 _DOWN_WITHIN_S = 60.0
 
 
 class Compose:
-    """`docker compose` with the demo's project, files and environment."""
+    """`docker compose` with a project, files and settings of its own."""
 
-    def __init__(self, repository: Path) -> None:
-        files = [argument for name in _FILES for argument in ("-f", str(repository / name))]
-        self._command = ["docker", "compose", "-p", PROJECT, *files]
+    def __init__(
+        self,
+        repository: Path,
+        project: str,
+        settings: Mapping[str, str],
+        files: Sequence[str] = FILES,
+    ) -> None:
+        named = [argument for name in files for argument in ("-f", str(repository / name))]
+        self._command = ["docker", "compose", "-p", project, *named]
         # The acts rely on the services' defaults, and example1, in a profile, would publish too.
-        self._environment = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in CONTRACT_VARIABLES and not name.startswith("COMPOSE_")
-        }
-        self._environment["LOG_FORMAT"] = "console"
+        self._environment = {**environment(), **settings}
 
     def enable_etcd(self, enabled: bool) -> None:
         """Set ENABLE_ETCD for the commands that follow."""
@@ -76,7 +77,7 @@ def compose_servers(
     Raises CannotPlayError, before anything is started where that is possible.
     """
     _check_plugins()
-    compose = Compose(repository)
+    compose = Compose(repository, PROJECT, {"LOG_FORMAT": "console"})
     if compose.containers():
         raise CannotPlayError(
             f"the demo's stack is there already: another demo runs, or one was kept. Take it down "

@@ -45,6 +45,14 @@ class Ports:
                 numbers[name] = int(value)
         return cls(settings.get("PUBLISH_ADDRESS", ""), numbers)
 
+    def elsewhere(self) -> "Ports":
+        """Return free ports in their place, so that another stack can run beside."""
+        return Ports(self.address, {name: free_port() for name in self.numbers})
+
+    def settings(self) -> dict[str, str]:
+        """Return them as Compose's variables."""
+        return {name: str(number) for name, number in self.numbers.items()}
+
     def check_free(self, repository: Path) -> None:
         """Raise CannotPlayError if one is taken: by what, and how to go on."""
         taken = [name for name in self.numbers if self._taken(name)]

@@ -51,6 +51,14 @@ _DIRECTORIES = {"shipping": "idempotent_consumer/examples"}
 _TERMINATE_TIMEOUT_S = 20.0
 
 
+def environment() -> dict[str, str]:
+    """Return the shell's variables, without those that configure services or Compose."""
+    return {
+        name: value for name, value in os.environ.items()
+        if name not in CONTRACT_VARIABLES and not name.startswith("COMPOSE_")
+    }
+
+
 class ServiceEndedError(Exception):
     """The service has ended although it was waited for; the message ends with its log."""
 
@@ -167,8 +175,7 @@ def run_service(
     still runs; a test that cares how it ends calls `terminate`.
     """
     health_port = settings.get("HEALTH_PORT") or str(free_port())
-    inherited = {key: value for key, value in os.environ.items() if key not in CONTRACT_VARIABLES}
-    env = {**inherited, "LOG_FORMAT": "json", **settings, "HEALTH_PORT": health_port}
+    env = {**environment(), "LOG_FORMAT": "json", **settings, "HEALTH_PORT": health_port}
     with _directory(log_directory) as directory:
         child = Child(
             command or [sys.executable, "-m", name],

@@ -1,17 +1,15 @@
 """The operator's command as a child process."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from harness.servers import REPOSITORY, Servers
-from harness.services import CONTRACT_VARIABLES
+from harness.services import environment
 
 _COMMAND = [sys.executable, "-m", "idempotent_consumer"]
-_VARIABLES = CONTRACT_VARIABLES | {"RABBITMQ_MANAGEMENT_URL"}
 
 
 class Ran(NamedTuple):
@@ -26,11 +24,10 @@ class Command:
     """Runs the command against the servers, with the settings given and no others."""
 
     def __init__(self, servers: Servers, settings: Mapping[str, str] | None = None) -> None:
-        inherited = {key: value for key, value in os.environ.items() if key not in _VARIABLES}
         rabbitmq = servers.rabbitmq
         management = rabbitmq.management_url.replace("://", f"://{rabbitmq.user}:{rabbitmq.password}@")
         self._env = {
-            **inherited, **servers.settings(), "RABBITMQ_MANAGEMENT_URL": management,
+            **environment(), **servers.settings(), "RABBITMQ_MANAGEMENT_URL": management,
             "ENABLE_ETCD": "true", **(settings or {}),
         }
 

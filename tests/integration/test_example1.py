@@ -1,6 +1,5 @@
 """The bare example: it publishes, it consumes what it published, and so does the order service."""
 
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ import pytest
 from harness.broker import Broker
 from harness.process import Child
 from harness.servers import REPOSITORY, Servers
-from harness.services import CONTRACT_VARIABLES
+from harness.services import environment
 from harness.store import Store
 from harness.wait import eventually
 from integration.judging import StartService, passes
@@ -20,10 +19,9 @@ from integration.judging import StartService, passes
 @pytest.fixture
 def example1(clean: Servers, tmp_path: Path) -> Iterator[Child]:
     """Run example1 against the broker."""
-    inherited = {key: value for key, value in os.environ.items() if key not in CONTRACT_VARIABLES}
     child = Child(
         [sys.executable, "example1.py"],
-        env={**inherited, "RABBITMQ_URL": clean.rabbitmq.url},
+        env={**environment(), "RABBITMQ_URL": clean.rabbitmq.url},
         cwd=REPOSITORY / "example1",
         log=tmp_path / "example1.log",
     )

@@ -1,6 +1,5 @@
 """A wrong setting is explained in one line on stderr, with exit code 2 and no traceback."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -9,16 +8,15 @@ from collections.abc import Iterator
 import pytest
 
 from harness.servers import REPOSITORY
-from harness.services import CONTRACT_VARIABLES
+from harness.services import environment
 
 
 def run(name: str, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run a project of the repository to its end, with these settings and no others."""
-    inherited = {key: value for key, value in os.environ.items() if key not in CONTRACT_VARIABLES}
     return subprocess.run(
         [sys.executable, *command],
         cwd=REPOSITORY / name,
-        env={**inherited, **settings},
+        env={**environment(), **settings},
         capture_output=True,
         text=True,
         timeout=60,

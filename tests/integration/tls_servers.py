@@ -85,12 +85,12 @@ def start_tls_servers(directory: Path) -> Iterator[TlsServers]:
 def _container(
     image_name: str, ports: dict[int, int], mounts: tuple[str, ...], command: tuple[str, ...] = ()
 ) -> Iterator[Node]:
-    project, server = f"tls-{token_hex(4)}", "server"
-    name = f"{project}-{server}-1"  # As compose would call it.
+    node = Node(f"tls-{token_hex(4)}", "server", "127.0.0.1")
     published = [f"--publish=127.0.0.1:{outside}:{inside}" for inside, outside in ports.items()]
     volumes = [f"--volume={mount}" for mount in mounts]
-    run_tool(["docker", "create", f"--name={name}", *published, *volumes, image_name, *command])
+    named = f"--name={node.container}"
+    run_tool(["docker", "create", named, *published, *volumes, image_name, *command])
     try:
-        yield Node(project, server, "127.0.0.1")
+        yield node
     finally:
-        run_tool(["docker", "rm", "--force", "--volumes", name])
+        run_tool(["docker", "rm", "--force", "--volumes", node.container])
