@@ -198,6 +198,22 @@ def test_settings_that_do_not_go_together_are_found(
     assert says in found(operator, **environ)[level, "settings"]
 
 
+def test_however_much_is_wrong_with_a_queue_it_is_said_once_what_to_do(operator: Operator) -> None:
+    without("x-overflow")(operator)
+    argument("x-delivery-limit", 20)(operator)
+    argument("x-expires", 1000)(operator)
+    what = found(operator)["problem", "order"]
+    assert all(name in what for name in ("x-overflow", "x-delivery-limit", "x-expires"))
+    assert operator.run("doctor").out.count("  -> a queue's arguments never change") == 1
+
+
+def test_what_cannot_be_seen_for_one_reason_is_said_once(operator: Operator) -> None:
+    etcd_away(operator)
+    ran = operator.run("doctor")
+    assert ("unknown  etcd: its alarms, limit of operations, records of order could not be looked "
+            "at: etcd is away") in ran.out.splitlines()
+
+
 def test_a_service_without_its_queue_is_one_problem(operator: Operator) -> None:
     ran = operator.run("doctor", "oder")
     (problem,) = (line for line in ran.out.splitlines() if line.startswith("problem"))

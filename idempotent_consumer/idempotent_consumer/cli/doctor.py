@@ -106,4 +106,4 @@ def _counts(known: Sequence[str], context: Context) -> Iterator[Finding]:
 
 def _line(finding: Finding) -> str:
     do = f"  -> {finding.do}" if finding.do else ""
-    return f"{finding.level:<8} {finding.about}: {plain(finding.what, 500)}{do}"
+    return f"{finding.level:<8} {finding.about}: {plain(finding.what, 1000)}{do}"

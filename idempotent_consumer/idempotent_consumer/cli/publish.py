@@ -19,7 +19,8 @@ from .lines import Line, chunks
 from .output import counted
 from .report import Report
 
-SAFE = "publishing all of them again is safe: consumers skip the ids that they have recorded"
+SAFE = ("publishing all of them again is safe with ENABLE_ETCD=true: consumers skip the ids that "
+        "they have recorded")
 
 
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:

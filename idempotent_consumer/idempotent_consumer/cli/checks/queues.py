@@ -92,14 +92,16 @@ def check_counts(service: str, consumers: int, dead_letters: int) -> Iterator[Fi
 
 
 def _arguments(queue: str, expected: Mapping[str, object], facts: Facts) -> Iterator[Finding]:
+    """Find what is wrong with a queue's arguments: however much, there is one thing to do."""
     found = {**facts["arguments"], "x-queue-type": facts["type"]}
-    for name, value in expected.items():
-        if found.get(name) != value:
-            yield _fault(queue, f"{name} is {_shown(found.get(name))}, not {value!r}: "
-                         f"{_WITHOUT[name]}")
-    for name in _DROPS:
-        if f"x-{name}" in found and f"x-{name}" not in expected:
-            yield _fault(queue, f"x-{name} throws messages away")
+    wrong = [f"{name} is {_shown(found.get(name))}, not {value!r}: {_WITHOUT[name]}"
+             for name, value in expected.items() if found.get(name) != value]
+    wrong += [f"x-{name} throws messages away"
+              for name in _DROPS if f"x-{name}" in found and f"x-{name}" not in expected]
+    if wrong:
+        yield Finding(PROBLEM, queue, "; ".join(wrong), "a queue's arguments never change: empty "
+                      f"it, delete it (rabbitmqctl delete_queue {queue}) and restart the service, "
+                      "which makes it")
 
 
 def _policies(queue: str, policies: list[tuple[str, Facts]]) -> Iterator[Finding]:
@@ -123,8 +125,3 @@ def _policies_of(facts: Facts, policies: Policies) -> list[tuple[str, Facts]]:
 
 def _shown(value: object) -> str:
     return "missing" if value is None else repr(value)
-
-
-def _fault(queue: str, what: str) -> Finding:
-    return Finding(PROBLEM, queue, what, "a queue's arguments never change: empty it, delete it "
-                   f"(rabbitmqctl delete_queue {queue}) and restart the service, which makes it")

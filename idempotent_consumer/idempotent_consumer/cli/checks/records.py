@@ -62,24 +62,22 @@ def check(context: Context, pages: Pages, address: tuple[str, int]) -> Iterator[
 
 
 def check_cluster(context: Context, services: list[str]) -> Iterator[Finding]:
-    """Check what all members share."""
+    """Check what all members share. A user may be allowed to see some of it and not the rest."""
     operations = context.settings.etcd_max_txn_ops
+    unseen: dict[str, list[str]] = {}
     with context.etcd() as etcd:
-        yield from _asked("alarms", partial(_alarms, etcd))
-        for service in services[:1]:
-            check = partial(_operations, etcd, operations, service)
-            yield from _asked("limit of operations", check)
-        for service in services:
-            check = partial(_incarnation, service, Records(etcd, service))
-            yield from _asked(f"records of {service}", check)
-
-
-def _asked(what: str, check: Callable[[], Finding]) -> Iterator[Finding]:
-    """Check one thing: a user may be allowed to see some and not others."""
-    try:
-        yield check()
-    except EtcdError as error:
-        yield Finding(UNKNOWN, "etcd", f"its {what} could not be looked at: {error}")
+        checks: list[tuple[str, Callable[[], Finding]]] = [("alarms", partial(_alarms, etcd))]
+        checks += [("limit of operations", partial(_operations, etcd, operations, service))
+                   for service in services[:1]]
+        checks += [(f"records of {service}", partial(_incarnation, service, Records(etcd, service)))
+                   for service in services]
+        for what, check in checks:
+            try:
+                yield check()
+            except EtcdError as error:
+                unseen.setdefault(str(error), []).append(what)
+    for why, what in unseen.items():
+        yield Finding(UNKNOWN, "etcd", f"its {', '.join(what)} could not be looked at: {why}")
 
 
 def _alarms(etcd: Asking) -> Finding:
