@@ -58,12 +58,9 @@ def test_etcds_leader_is_cut_off_from_everybody(trial: StartTrial, cluster: Clus
 def test_the_queues_leader_is_cut_off_from_the_other_nodes(
     trial: StartTrial, cluster: Cluster, start_replicas: StartReplicas
 ) -> None:
-    """Its clients still reach it, until it finds itself in the minority and pauses."""
-    attempt = trial("queue's leader cut off from the other brokers")
-    victim = cluster.queue_leader("order")
-    while all(_is_on(victim, replica) for replica in attempt.replicas):
-        # They would wait until it has paused, for which RabbitMQ took 14 to 21 s.
-        attempt.replicas += start_replicas(number=1)
+    """Every replica is on it and still reaches it, until it finds itself in the minority."""
+    replicas, victim = _start_all_on_the_leader(cluster, start_replicas)
+    attempt = trial("queue's leader, with all replicas, cut off from the other brokers", replicas)
 
     def is_missed() -> None:
         _leads_elsewhere(cluster, victim)

@@ -24,6 +24,12 @@ STALL_AT_MOST_S = 10.0
 
 RECOVERS_WITHIN_S = 30.0
 
+WORKS = 150
+"""Events whose records show that work goes on."""
+
+ENOUGH = 2 * WORKS
+"""Events that a verdict needs: before the fault and after it."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -106,7 +112,6 @@ class Trial:
         *,
         lasts_s: float = 0.0,
         rate_per_s: float = 60,
-        at_least: int = 300,
     ) -> None:
         """Let a fault begin, last and end under load, and judge: during it work goes on.
 
@@ -117,7 +122,7 @@ class Trial:
             throughout(lasts_s, lambda: None)
             self.fired()
             self.works()
-        self.judge(at_least=at_least)
+        self.judge()
 
     @contextmanager
     def stall_measured(self) -> Iterator[None]:
@@ -126,7 +131,7 @@ class Trial:
         yield
         self._stalls_s.append(self.progress.longest_gap_s(since_s, time.monotonic()))
 
-    def works(self, events: int = 100, timeout_s: float = RECOVERS_WITHIN_S) -> None:
+    def works(self, events: int = WORKS, timeout_s: float = RECOVERS_WITHIN_S) -> None:
         """Wait until so many more events are recorded than are now."""
         passes(self.progress.count, self.progress.count() + events - 1, timeout_s)
 
@@ -156,7 +161,7 @@ class Trial:
 
         eventually(recorded, until_s - time.monotonic())
 
-    def judge(self, *, at_least: int) -> Result:
+    def judge(self) -> Result:
         """Drain, judge, and keep the result; raises AssertionError on any fault of the service."""
         broker = Broker(self.cluster.rabbitmq)
         wait_drained(broker, self.service)
@@ -175,6 +180,6 @@ class Trial:
                         len(verdict.double), shares)
         self._results.append(result)
         assert self._injected, f"{self.fault}: the fault never happened"
-        verdict.require(confirmed_at_least=at_least)
+        verdict.require(confirmed_at_least=ENOUGH)
         assert stall_s is None or stall_s <= STALL_AT_MOST_S, f"no record for {stall_s:.1f} s"
         return result
