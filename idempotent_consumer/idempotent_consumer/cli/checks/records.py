@@ -76,8 +76,8 @@ def check_cluster(context: Context, services: list[str]) -> Iterator[Finding]:
                 yield check()
             except EtcdError as error:
                 unseen.setdefault(str(error), []).append(what)
-    for why, what in unseen.items():
-        yield Finding(UNKNOWN, "etcd", f"its {', '.join(what)} could not be looked at: {why}")
+    for why, parts in unseen.items():
+        yield Finding(UNKNOWN, "etcd", f"its {', '.join(parts)} could not be looked at: {why}")
 
 
 def _alarms(etcd: Asking) -> Finding:
