@@ -1,6 +1,7 @@
 """The counters as Graphite has stored them, read through its render API."""
 
 import time
+from collections import defaultdict
 from typing import Any
 from urllib.parse import urlencode
 
@@ -17,6 +18,9 @@ class GraphiteCounters:
     def __init__(self, url: str, since: float | None = None) -> None:
         self._url = url.rstrip("/")
         self._since = int(time.time() if since is None else since)
+        # A point that carbon moves from its memory to the file is in no answer for a moment
+        # (carbon/writer.py takes it out before it writes), so what was shown once is kept.
+        self._shown: defaultdict[str, dict[int, float]] = defaultdict(dict)
 
     def count(self, name: str) -> int:
         """Return the sum of a counter since then; 0 for one never seen. Raises OSError."""
@@ -39,9 +43,7 @@ class GraphiteCounters:
         }
         answer: Any = fetch_json("GET", f"{self._url}/render?{urlencode(query)}")
         # A point without a value is a second without a flush.
-        return [
-            (at, value)
-            for series in answer
-            for value, at in series["datapoints"]
-            if value is not None
-        ]
+        points = self._shown[name]
+        for series in answer:
+            points.update({at: value for value, at in series["datapoints"] if value is not None})
+        return sorted(points.items())
