@@ -21,6 +21,7 @@ INVALID, CONFLICT, FAILED = "invalid", "conflict", "failed"
 MAX_ID_BYTES = 128
 _HASHED = "sha256:"
 _SERVICE_NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
+_NOUN = re.compile(r"[A-Za-z0-9_]{1,63}")
 
 
 def check_service_name(name: str) -> str:
@@ -30,6 +31,13 @@ def check_service_name(name: str) -> str:
             f"service name {name!r}: at most 63 lower-case letters, digits and '-', a letter first"
         )
     return name
+
+
+def check_noun(noun: str) -> str:
+    """Return the noun, or raise ValueError: it becomes part of metrics' names."""
+    if not _NOUN.fullmatch(noun):
+        raise ValueError(f"noun {noun!r}: at most 63 letters, digits and '_'")
+    return noun
 
 
 def encode_id(event_id: str) -> str:

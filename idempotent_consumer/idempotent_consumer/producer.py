@@ -68,9 +68,12 @@ class Producer:
         calls of their own. ``progress`` is called with the number confirmed so far, several times
         a second.
 
-        Raises PublishError when nothing was confirmed for ``timeout_s``; and, after all before it
-        is confirmed, InvalidEvent for a body that is no event, or what the iterable raised.
+        Raises ValueError once it is closed; PublishError when nothing was confirmed for
+        ``timeout_s``; and, after all before it is confirmed, InvalidEvent for a body that is no
+        event, or what the iterable raised.
         """
+        if self._closed:
+            raise ValueError("this producer is closed: make another")
         if not self._opened:
             self._publisher.open()
             self._opened = True

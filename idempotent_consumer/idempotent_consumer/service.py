@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import os
 import secrets
 import signal
@@ -24,7 +25,7 @@ from .ledger.ledger import EtcdLedger, Ledger
 from .ledger.off import NoLedger
 from .log import Logs
 from .metrics import SEND_EVERY_S, Metrics
-from .names import check_service_name, record_prefix
+from .names import check_noun, check_service_name, record_prefix
 from .settings import Settings, SettingsError
 from .tally import Tally
 
@@ -44,7 +45,7 @@ class Service:
     """
 
     def __init__(self, name: str, noun: str) -> None:
-        self.name, self.noun = check_service_name(name), noun
+        self.name, self.noun = check_service_name(name), check_noun(noun)
         self.handlers: dict[str, Handler] = {}
 
     def handler(self, event_type: str) -> Callable[[PureHandler], PureHandler]:
@@ -52,6 +53,8 @@ class Service:
 
         It runs on the thread that keeps the heartbeats, so it computes and does not wait.
         """
+        if not isinstance(event_type, str):
+            raise TypeError('the event type is missing: write @service.handler("...")')
 
         def register(function: PureHandler) -> PureHandler:
             self._register(event_type, Handler(function, service=self.name))
@@ -67,6 +70,8 @@ class Service:
         It is given ``timeout_s`` and returns or raises within it. Its effect happens at least
         once, so it hands the event's id on as an idempotency key.
         """
+        if timeout_s <= 0:
+            raise ValueError(f"timeout_s is {timeout_s}: write seconds, more than 0")
 
         def register(function: ClaimedHandler) -> ClaimedHandler:
             self._register(event_type, Handler(function, timeout_s, self.name))
@@ -80,6 +85,10 @@ class Service:
         Returns 2 for a wrong setting, after one line on standard error. An absent RabbitMQ or
         etcd is waited for.
         """
+        if not self.handlers:
+            print(f"{self.name}: it has no handler, so it would drop every event: register one "
+                  "with @service.handler before run()", file=sys.stderr)
+            return 2
         try:
             running = Running(self, Settings.from_environ(environ))
         except (SettingsError, PortTaken) as error:
@@ -93,6 +102,8 @@ class Service:
     def _register(self, event_type: str, handler: Handler) -> None:
         if event_type in self.handlers:
             raise ValueError(f"{event_type!r} has a handler already")
+        if inspect.iscoroutinefunction(handler.function):
+            raise TypeError("a handler is a plain function, not async def: a claimed one may wait")
         self.handlers[event_type] = handler
 
 

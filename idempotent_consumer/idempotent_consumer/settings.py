@@ -12,6 +12,7 @@ from urllib.parse import urlencode, urlsplit
 T = TypeVar("T")
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_MAX_PEM_BYTES = 2**20
 _MAX_DURATION_S = 100 * 365 * 86400
 """A hundred years: well below the longest lease etcd grants, 9,000,000,000 s (its MaxLeaseTTL)."""
 
@@ -63,7 +64,7 @@ class Settings:
                 try:
                     given[field] = parse(text)
                 except ValueError as error:
-                    shown = "" if field in _SECRET else f" is {text!r}:"
+                    shown = " is wrong:" if field in _SECRET else f" is {text!r}:"
                     raise SettingsError(f"{variable}{shown} {error}") from None
         settings = cls(**given)  # type: ignore[arg-type]
         settings._check_together()
@@ -178,12 +179,21 @@ def _endpoint(text: str) -> tuple[str, int]:
     return host, port
 
 
-def _readable_file(text: str) -> str:
-    try:
-        with Path(text).open("rb"):
-            return text
-    except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from None
+def _pem_file(what: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        try:
+            with Path(text).open("rb") as file:
+                start = file.read(_MAX_PEM_BYTES)
+        except OSError as error:
+            raise ValueError(f"cannot be read: {error.strerror}") from None
+        if not re.search(rf"-----BEGIN [A-Z0-9 ]*{what.upper()}-----".encode(), start):
+            raise ValueError(f"there is no {what} in it; it takes a file in PEM format")
+        return text
+
+    return parse
+
+
+_certificate_file, _key_file = _pem_file("certificate"), _pem_file("private key")
 
 
 def _statsd_prefix(text: str) -> str:
@@ -199,15 +209,15 @@ _SECRET = {"rabbitmq_urls", "etcd_password"}
 _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "ENABLE_ETCD": ("enable_etcd", _boolean),
     "RABBITMQ_URL": ("rabbitmq_urls", _list_of(_amqp_url)),
-    "RABBITMQ_CA_CERT": ("rabbitmq_ca_cert", _readable_file),
-    "RABBITMQ_CERT": ("rabbitmq_cert", _readable_file),
-    "RABBITMQ_KEY": ("rabbitmq_key", _readable_file),
+    "RABBITMQ_CA_CERT": ("rabbitmq_ca_cert", _certificate_file),
+    "RABBITMQ_CERT": ("rabbitmq_cert", _certificate_file),
+    "RABBITMQ_KEY": ("rabbitmq_key", _key_file),
     "ETCD_ENDPOINTS": ("etcd_endpoints", _list_of(_endpoint)),
     "ETCD_USER": ("etcd_user", str),
     "ETCD_PASSWORD": ("etcd_password", str),
-    "ETCD_CA_CERT": ("etcd_ca_cert", _readable_file),
-    "ETCD_CERT": ("etcd_cert", _readable_file),
-    "ETCD_KEY": ("etcd_key", _readable_file),
+    "ETCD_CA_CERT": ("etcd_ca_cert", _certificate_file),
+    "ETCD_CERT": ("etcd_cert", _certificate_file),
+    "ETCD_KEY": ("etcd_key", _key_file),
     "STATSD_HOST": ("statsd_host", str),
     "STATSD_PORT": ("statsd_port", _whole_number(1, 65535)),
     "STATSD_PREFIX": ("statsd_prefix", _statsd_prefix),

@@ -183,7 +183,7 @@ def test_a_conflict_whose_record_is_gone_is_held_back_however_young_it_is() -> N
 def test_what_does_not_say_since_when_is_held_back(headers: dict[str, object]) -> None:
     operator = Operator()
     operator.has_letter(body("1"), **headers)
-    assert "since when" in risky(operator)["held"][0]["why"]
+    assert "how long" in risky(operator)["held"][0]["why"]
 
 
 def test_force_sends_back_what_is_held_back_and_needs_no_etcd() -> None:

@@ -14,12 +14,13 @@ from collections.abc import Iterator
 import pytest
 
 from idempotent_consumer.health import Health, HealthServer, PortTaken
-from idempotent_consumer.service import Service
 
 PAST_ANY_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 PROGRAM = """
 from idempotent_consumer import Service
-raise SystemExit(Service("order", "orders").run())
+service = Service("order", "orders")
+service.handler("new_order")(print)
+raise SystemExit(service.run())
 """
 
 
@@ -118,10 +119,3 @@ def test_after_the_end_the_port_is_free() -> None:
     port = free_port()
     HealthServer(Health(), port, dict).close()
     HealthServer(Health(), port, dict).close()
-
-
-def test_a_service_has_one_handler_a_type() -> None:
-    service = Service("order", noun="orders")
-    service.handler("new_order")(lambda _event: None)
-    with pytest.raises(ValueError, match="new_order"):
-        service.claimed_handler("new_order", timeout_s=5.0)(lambda _event, _timeout_s: None)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from idempotent_consumer.service import Service
 from idempotent_consumer.settings import Settings, SettingsError
 
 DEFAULTS: dict[str, tuple[str, object]] = {
@@ -120,11 +118,13 @@ def test_a_wrong_value_gives_one_line_that_names_its_variable(variable: str, tex
 def test_a_secret_never_stands_in_the_message(secret: dict[str, str]) -> None:
     with pytest.raises(SettingsError) as raised:
         read(**secret)
-    assert "hunter2" not in str(raised.value)
+    message = str(raised.value)
+    assert "hunter2" not in message
+    assert message.startswith(("RABBITMQ_URL is wrong: ", "ETCD_USER and", "BATCH_SIZE"))
 
 
 def files(directory: Path, *variables: str) -> dict[str, str]:
-    (directory / "a.pem").write_text("x")
+    (directory / "a.pem").write_text("-----BEGIN CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\n")
     return dict.fromkeys(variables, str(directory / "a.pem"))
 
 
@@ -140,6 +140,21 @@ def test_half_of_what_tls_needs_is_refused(server: str, given: list[str], tmp_pa
 def test_what_tls_needs_is_taken(given: list[str], tmp_path: Path) -> None:
     settings = read(ETCD_ENDPOINTS="https://etcd:2379", **files(tmp_path, *given))
     assert settings.etcd_ca_cert == str(tmp_path / "a.pem")
+
+
+@pytest.mark.parametrize(("variable", "what", "held"), [
+    ("ETCD_CA_CERT", "certificate", "0\x82 in DER"),
+    ("ETCD_CERT", "certificate", "-----BEGIN RSA PRIVATE KEY-----"),
+    ("RABBITMQ_KEY", "private key", "-----BEGIN CERTIFICATE-----"),
+    ("RABBITMQ_CA_CERT", "certificate", ""),
+])
+def test_a_file_that_does_not_hold_what_it_should_is_refused(
+    variable: str, what: str, held: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.pem"
+    file.write_text(held)
+    with pytest.raises(SettingsError, match=f"^{variable} is .*a.pem': there is no {what} in it"):
+        read(**{variable: str(file)})
 
 
 @pytest.mark.parametrize(("given", "kinds"), [
@@ -175,13 +190,3 @@ def test_https_without_an_authority_is_refused() -> None:
 def test_user_and_password_go_together(half: dict[str, str]) -> None:
     with pytest.raises(SettingsError, match="ETCD_USER and ETCD_PASSWORD"):
         read(**half)
-
-
-def test_a_wrong_setting_ends_a_service_with_one_line_and_code_2(
-    capsys: pytest.CaptureFixture[str]
-) -> None:
-    environ: dict[str, Any] = {"BATCH_SIZE": "none"}
-    assert Service("order", noun="orders").run(environ) == 2
-    out, err = capsys.readouterr()
-    assert err == "order: BATCH_SIZE is 'none': write a whole number from 1 to 4096\n"
-    assert out == ""

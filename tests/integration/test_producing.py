@@ -197,5 +197,7 @@ def test_the_queue_holds_it_when_the_producer_is_gone(clean: Servers, broker: Br
     producer.publish(bodies(10))
     producer.close()
     producer.close()
+    with pytest.raises(ValueError, match="closed"):
+        producer.publish(bodies(1))
     eventually(lambda: broker.assert_drained("order.dead-letter"))
     assert arrived(broker) == bodies(10)

@@ -120,7 +120,7 @@ def _source(arguments: argparse.Namespace, context: Context) -> Iterator[Iterato
 
 def _event(arguments: argparse.Namespace) -> bytes:
     if arguments.id is None or arguments.type is None:
-        raise UsageError("an event has both: --id and --type")
+        raise UsageError("give both --id and --type")
     members = {"id": arguments.id, "type": arguments.type}
     return orjson.dumps(members if arguments.args is None else {**members, "args": arguments.args})
 

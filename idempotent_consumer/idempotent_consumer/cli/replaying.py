@@ -65,11 +65,11 @@ def _risk(letter: Letter, service: str, context: Context, etcd: Asking) -> str |
     if not window_s:
         return None
     if letter.since is None:
-        return "nothing says since when it is here, so its record may be gone with the window"
+        return "nothing says how long it has been here, so its record may be gone with the window"
     age_s = context.now_s() - letter.since.timestamp()
     if age_s >= window_s:
-        return (f"it is here for {duration(age_s)}, and the window is {duration(window_s)}: a "
-                "record of it would be gone")
+        return (f"it has been here for {duration(age_s)}, and the window is "
+                f"{duration(window_s)}: a record of it would be gone")
     return None
 
 

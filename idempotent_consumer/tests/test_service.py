@@ -1,0 +1,68 @@
+"""What a service refuses when it is made, and when it starts."""
+
+from __future__ import annotations
+
+import pytest
+
+from idempotent_consumer import Event, Service
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service("order", noun="orders")
+
+
+@pytest.mark.parametrize("name", ["", "Order", "order.1", "o" * 64])
+def test_a_name_that_fits_no_key_and_no_queue(name: str) -> None:
+    with pytest.raises(ValueError, match="service name"):
+        Service(name, noun="orders")
+
+
+@pytest.mark.parametrize("noun", ["", "my orders", "orders:1|c", "orders.eu", "bestellungén"])
+def test_a_noun_that_fits_no_metric(noun: str) -> None:
+    with pytest.raises(ValueError, match="noun"):
+        Service("order", noun=noun)
+
+
+def test_a_type_has_one_handler(service: Service) -> None:
+    service.handler("new_order")(lambda _event: None)
+    with pytest.raises(ValueError, match="new_order"):
+        service.claimed_handler("new_order", timeout_s=5.0)(lambda _event, _timeout_s: None)
+
+
+def test_a_decorator_without_a_type(service: Service) -> None:
+    """It would register nothing, and every event would be ignored."""
+    with pytest.raises(TypeError, match="event type"):
+        @service.handler  # type: ignore[arg-type]
+        def place(event: Event) -> None: ...
+
+
+def test_a_coroutine_is_no_handler(service: Service) -> None:
+    with pytest.raises(TypeError, match="async def"):
+        @service.handler("new_order")  # type: ignore[arg-type]
+        async def place(event: Event) -> None: ...
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1.0])
+def test_a_call_has_time(service: Service, timeout_s: float) -> None:
+    with pytest.raises(ValueError, match="timeout_s"):
+        service.claimed_handler("new_order", timeout_s)
+
+
+def test_a_wrong_setting_ends_it_with_one_line_and_code_2(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.handler("new_order")(lambda _event: None)
+    assert service.run({"BATCH_SIZE": "none"}) == 2
+    expected = "order: BATCH_SIZE is 'none': write a whole number from 1 to 4096\n"
+    assert capsys.readouterr() == ("", expected)
+
+
+def test_without_a_handler_it_ends_as_well(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would ack and forget whatever comes."""
+    assert service.run({}) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("order: it has no handler")
