@@ -28,7 +28,7 @@ new-service: $(READY) ## Write a service of your own, with an image and a test: 
 demo: $(READY) ## Play the three acts on real servers, check each, write demo-report.html: ACT=2 for one
 	PYTHONPATH=tests $(BIN)/python -m demo$(if $(ACT), --act "$$ACT")
 
-test: lint typecheck unit-test integration-test ## Run everything that must pass
+test: lint typecheck unit-test integration-test ## Run lint, typecheck, unit-test and integration-test
 
 lint: $(READY) ## Check the code's style
 	$(BIN)/ruff check .
@@ -114,7 +114,7 @@ up: docker ## Start RabbitMQ, etcd, Graphite, order and notify, and wait until t
 up-cluster: docker ## Start three nodes of RabbitMQ and of etcd, and three replicas of each service
 	$(CLUSTER) up --build --detach --wait --scale order=3 --scale notify=3
 
-down: ## Stop them; their data stays in the volumes
+down: ## Stop what up or up-cluster has started; the data stays in the volumes
 	$(CLUSTER) --profile example1 down
 
 LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
