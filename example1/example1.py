@@ -17,11 +17,13 @@ import uuid
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError
 
 EXCHANGE = "events"
 PUBLISH_EVERY_S = 2
 RECONNECT_AFTER_S = 2
+END_WITHIN_S = 5
 
 log = logging.getLogger("example1")
 
@@ -67,6 +69,8 @@ class Stop:
     def ask(self, *_: object) -> None:
         """Serve as the signal handler."""
         self.asked = True
+        # What waits for a broker that does not answer is not waited for: see `main`.
+        signal.alarm(END_WITHIN_S)
 
 
 def run(servers: list[pika.URLParameters], stop: Stop) -> None:
@@ -87,7 +91,7 @@ def servers_from_environment() -> list[pika.URLParameters]:
     urls = os.environ.get("RABBITMQ_URL") or "amqp://guest:guest@localhost:5672/"
     try:
         return [pika.URLParameters(url.strip()) for url in urls.split(",")]
-    except (ValueError, IndexError):
+    except Exception:  # noqa: BLE001 - pika raises many kinds for what it cannot read.
         log.critical("RABBITMQ_URL is not of the form amqp://user:password@host:5672/")
         sys.exit(2)
 
@@ -101,10 +105,11 @@ def main() -> None:
     stop = Stop()
     signal.signal(signal.SIGINT, stop.ask)
     signal.signal(signal.SIGTERM, stop.ask)
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     while not stop.asked:
         try:
             run(servers, stop)
-        except (AMQPError, OSError) as error:
+        except (AMQPError, AMQPConnectorException, OSError, ValueError, TypeError) as error:
             log.warning("no connection to RabbitMQ, trying again: %r", error)
             time.sleep(RECONNECT_AFTER_S)
     log.info("stopped")

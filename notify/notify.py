@@ -30,8 +30,8 @@ def notify_url() -> str | None:
         return None
     try:
         parts = urllib3.util.parse_url(url)
-        valid = parts.scheme in ("http", "https") and parts.host
-    except urllib3.exceptions.LocationParseError:
+        valid = parts.scheme in ("http", "https") and parts.host and parts.host.encode("idna")
+    except (urllib3.exceptions.LocationParseError, UnicodeError):
         valid = None
     if not valid:
         raise ValueError(f"NOTIFY_URL is {url!r}: write http://host/path or https://host/path")

@@ -132,7 +132,8 @@ def test_a_blank_address_is_none(monkeypatch: pytest.MonkeyPatch, blank: str) ->
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://h/x", "/hook", "http://", "https:///x",
-                                 "http://h:99999/", "http://[::1/", "http://a b/", "http:/h"])
+                                 "http://h:99999/", "http://[::1/", "http://a b/", "http:/h",
+                                 "http://a..b/", f"http://{'a' * 70}.b/"])
 def test_a_wrong_address_ends_the_service_with_one_line_and_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str
 ) -> None:

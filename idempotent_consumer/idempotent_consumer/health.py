@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import orjson
 
@@ -13,6 +15,15 @@ STALLED_AFTER_S = 60.0
 """A loop that has not come round for so long hangs in a handler, and its heartbeats with it."""
 
 _POLL_S = 0.1
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *address: Any) -> None:
+        """Say nothing of a client that has gone: it is its own affair."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(*address)
 
 
 class PortTaken(OSError):
@@ -44,9 +55,14 @@ class Health:
         self._beat_s = time.monotonic()
 
     @property
-    def alive(self) -> bool:
-        """Whether the loop comes round and no call hangs: a restart would help otherwise."""
-        return not self.hanging and time.monotonic() - self._beat_s < STALLED_AFTER_S
+    def stuck(self) -> dict[str, str]:
+        """What hangs in this process, and why a restart would help; empty while nothing does."""
+        stuck = {}
+        if self.hanging:
+            stuck["calls"] = "they do not return; a restart frees their events"
+        if time.monotonic() - self._beat_s >= STALLED_AFTER_S:
+            stuck["loop"] = "a handler does not return; a restart frees what is in hand"
+        return stuck
 
 
 class HealthServer:
@@ -76,12 +92,11 @@ class HealthServer:
                 pass
 
         try:
-            self._server = ThreadingHTTPServer(("", port), Handler)
+            self._server = _Server(("", port), Handler)
         except OSError as error:
             raise PortTaken(
                 f"HEALTH_PORT {port} cannot be used ({error.strerror}): set another, or 0 for none"
             ) from None
-        self._server.daemon_threads = True
         threading.Thread(
             target=self._server.serve_forever, args=(_POLL_S,), name="health", daemon=True
         ).start()
@@ -96,11 +111,11 @@ def _report(
     health: Health, duplicates: Callable[[], dict[str, object]], path: str
 ) -> tuple[int, dict[str, object]]:
     if path == "/livez":
-        return (200 if health.alive else 503), {"alive": health.alive}
+        alive = not health.stuck
+        return (200 if alive else 503), {"alive": alive}
     if path == "/readyz":
-        missing = health.missing
-        ready = health.alive and not missing
-        return (200 if ready else 503), {"ready": ready, "missing": missing}
+        missing = {**health.missing, **health.stuck}
+        return (503 if missing else 200), {"ready": not missing, "missing": missing}
     if path == "/duplicates":
         return 200, duplicates()
     return 404, {"error": "ask for /livez, /readyz or /duplicates"}

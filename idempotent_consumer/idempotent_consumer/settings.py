@@ -13,6 +13,7 @@ T = TypeVar("T")
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _MAX_PEM_BYTES = 2**20
+_MAX_DELAYS = 100
 _MAX_DURATION_S = 100 * 365 * 86400
 """A hundred years: well below the longest lease etcd grants, 9,000,000,000 s (its MaxLeaseTTL)."""
 
@@ -62,13 +63,13 @@ class Settings:
             text = environ.get(variable, "").strip()
             if text:
                 try:
-                    given[field] = parse(text)
+                    given[field] = parse(_unicode(text))
                 except ValueError as error:
                     shown = " is wrong:" if field in _SECRET else f" is {text!r}:"
                     raise SettingsError(f"{variable}{shown} {error}") from None
         settings = cls(**given)  # type: ignore[arg-type]
         settings._check_together()
-        if "https://" in environ.get("ETCD_ENDPOINTS", "") and not settings.etcd_ca_cert:
+        if "https://" in environ.get("ETCD_ENDPOINTS", "").lower() and not settings.etcd_ca_cert:
             raise SettingsError("ETCD_ENDPOINTS says https://, which needs ETCD_CA_CERT, the "
                                 "authority that etcd's certificate is from")
         return replace(settings, rabbitmq_urls=settings._urls_with_certificates())
@@ -98,6 +99,15 @@ class Settings:
             files |= {"certfile": self.rabbitmq_cert, "keyfile": self.rabbitmq_key}
         query = urlencode({"ssl_options": repr(files)})
         return tuple(f"{url}{'&' if '?' in url else '?'}{query}" for url in self.rabbitmq_urls)
+
+
+def _unicode(text: str) -> str:
+    """Return the text; raises ValueError for bytes that Python had to smuggle into it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it is not UTF-8") from None
+    return text
 
 
 def duration_s(text: str) -> int:
@@ -149,6 +159,13 @@ def _list_of(parse: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
     return parse_list
 
 
+def _delays(text: str) -> tuple[tuple[str, int], ...]:
+    delays = _list_of(_delay)(text)
+    if len(delays) > _MAX_DELAYS:
+        raise ValueError(f"write {_MAX_DELAYS} delays at the most: each has a queue")
+    return delays
+
+
 def _delay(text: str) -> tuple[str, int]:
     seconds = duration_s(text)
     if not 1 <= seconds <= 30 * 86400:
@@ -171,10 +188,11 @@ def _amqp_url(text: str) -> str:
 def _endpoint(text: str) -> tuple[str, int]:
     try:
         parts = urlsplit(text if "://" in text else f"//{text}")
-        host, port = parts.hostname, parts.port or 2379
+        host, port = parts.hostname, 2379 if parts.port is None else parts.port
+        more = parts.username or parts.query or parts.fragment or parts.path.strip("/")
     except ValueError:
-        host, port = None, 0
-    if not host or parts.path not in ("", "/"):
+        host = None
+    if not host or not port or more or parts.scheme not in ("", "http", "https"):
         raise ValueError("write host:port, commas between several")
     return host, port
 
@@ -224,7 +242,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "DEDUP_WINDOW": ("dedup_window_s", duration_s),
     "BATCH_SIZE": ("batch_size", _whole_number(1, 4096)),
     "ETCD_MAX_TXN_OPS": ("etcd_max_txn_ops", _whole_number(4, 100_000)),
-    "RETRY_DELAYS": ("retry_delays", _list_of(_delay)),
+    "RETRY_DELAYS": ("retry_delays", _delays),
     "HEALTH_PORT": ("health_port", _whole_number(0, 65535)),
     "LOG_LEVEL": ("log_level", _choice("debug", "info", "warning", "error")),
     "LOG_FORMAT": ("log_format", _choice("console", "json")),

@@ -39,7 +39,7 @@ _SAY = {
 }
 
 
-_TROUBLE = (Outcome.CONFLICTED, Outcome.INVALID, Outcome.FAILED, Outcome.RETRIED)
+_TROUBLE = {Outcome.CONFLICTED, Outcome.INVALID, Outcome.FAILED, Outcome.RETRIED}
 """Told as warnings: somebody may have to do something."""
 
 
@@ -87,6 +87,9 @@ class Tally:
                 say(_SAY[outcome], **about)
         else:
             numbers = {outcome.value: number for outcome, number in self._settled.items()}
-            self._log.info("settled a batch", **numbers)
+            if _TROUBLE.isdisjoint(self._settled):
+                self._log.info("settled a batch", **numbers)
+            else:
+                self._log.warning("settled a batch", **numbers)
         self._settled.clear()
         self._lines.clear()

@@ -85,7 +85,10 @@ def test_a_url_gets_the_librarys_heartbeat_unless_it_names_one() -> None:
     assert parameters_of("amqp://h/?heartbeat=60", "test").heartbeat == 60
 
 
-@pytest.mark.parametrize("query", ["heartbeat=soon", "socket_timeout=-1", "channel_max=x"])
+@pytest.mark.parametrize("query", [
+    "heartbeat=soon", "socket_timeout=-1", "channel_max=x", "ssl_options=[]", "ssl_options={",
+    "tcp_options={'TCP_KEEPIDLE':'abc'}",
+])
 def test_an_option_that_pika_does_not_take_is_a_wrong_setting(query: str) -> None:
     """And the password does not stand in the message."""
     with pytest.raises(SettingsError, match=r"^RABBITMQ_URL") as raised:
@@ -94,6 +97,10 @@ def test_an_option_that_pika_does_not_take_is_a_wrong_setting(query: str) -> Non
     assert "\n" not in str(raised.value)
 
 
+def test_a_virtual_host_that_no_frame_can_hold_is_a_wrong_setting() -> None:
+    assert parameters_of("amqp://h/" + "v" * 255, "test").virtual_host == "v" * 255
+    with pytest.raises(SettingsError, match=r"^RABBITMQ_URL: its virtual host"):
+        parameters_of("amqp://h/" + "v" * 256, "test")
 
 
 def test_the_advice_to_delete_a_queue_is_given_for_its_arguments_alone() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -75,6 +77,35 @@ def test_it_is_alive_where_something_is_missing(port: int, health: Health) -> No
     """Restarting it would not bring etcd back."""
     health.lacks("etcd", "away")
     assert get(port, "/livez") == (200, {"alive": True})
+
+
+def test_what_hangs_is_named(
+    port: int, health: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    health.hanging = True
+    assert get(port, "/livez") == (503, {"alive": False})
+    assert list(get(port, "/readyz")[1]["missing"]) == ["calls"]  # type: ignore[call-overload]
+    health.hanging = False
+    monkeypatch.setattr("idempotent_consumer.health.STALLED_AFTER_S", 0.0)
+    status, document = get(port, "/readyz")
+    assert (status, document["ready"]) == (503, False)
+    assert list(document["missing"]) == ["loop"]  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("asked", [b"", b"GET /livez HTTP/1.0\r\n\r\n"])
+def test_a_client_that_resets_its_connection_is_not_worth_a_line(
+    port: int, capfd: pytest.CaptureFixture[str], asked: bytes
+) -> None:
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.sendall(asked)
+    # Whoever came before it has been accepted, each by a thread of its own.
+    assert get(port, "/livez")[0] == 200
+    for thread in threading.enumerate():
+        if "process_request_thread" in thread.name:
+            thread.join(10)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("path", ["/", "/livez/", "/metrics"])

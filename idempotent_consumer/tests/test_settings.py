@@ -87,6 +87,8 @@ def test_what_a_variable_takes(variable: str, text: str, field: str, expected: o
     ("RABBITMQ_URL", "amqp://"), ("RABBITMQ_URL", "amqp://h:port/"),
     ("RABBITMQ_URL", "amqp://a,b"), ("RABBITMQ_URL", ","),
     ("ETCD_ENDPOINTS", "a:b"), ("ETCD_ENDPOINTS", "a:99999"), ("ETCD_ENDPOINTS", "a:1/path"),
+    ("ETCD_ENDPOINTS", "a:0"), ("ETCD_ENDPOINTS", "ftp://a:1"), ("ETCD_ENDPOINTS", "user@a:1"),
+    ("ETCD_ENDPOINTS", "a:1?x"), ("ETCD_PASSWORD", "\udcff"),
     ("ETCD_ENDPOINTS", ":2379"), ("ETCD_ENDPOINTS", "[::1"), ("ETCD_ENDPOINTS", ","),
     ("ETCD_CA_CERT", "/no/such/file"), ("ETCD_CERT", "/no/such/file"), ("ETCD_KEY", "/"),
     ("STATSD_PORT", "0"), ("STATSD_PORT", "65536"), ("STATSD_PORT", "8125.0"),
@@ -96,6 +98,7 @@ def test_what_a_variable_takes(variable: str, text: str, field: str, expected: o
     ("BATCH_SIZE", "0"), ("BATCH_SIZE", "many"), ("BATCH_SIZE", "4097"),
     ("ETCD_MAX_TXN_OPS", "3"), ("ETCD_MAX_TXN_OPS", "1e3"),
     ("RETRY_DELAYS", "1s,10"), ("RETRY_DELAYS", "0s"), ("RETRY_DELAYS", "31d"),
+    ("RETRY_DELAYS", ",".join(f"{n}s" for n in range(1, 102))),
     ("HEALTH_PORT", "-1"), ("HEALTH_PORT", "70000"), ("HEALTH_PORT", "٣"),
     ("LOG_LEVEL", "loud"), ("LOG_FORMAT", "xml"),
 ])
@@ -181,9 +184,10 @@ def test_a_certificate_for_a_broker_without_tls_is_refused(tmp_path: Path) -> No
         read(RABBITMQ_URL="amqps://a/,amqp://b/", **given)
 
 
-def test_https_without_an_authority_is_refused() -> None:
+@pytest.mark.parametrize("endpoints", ["https://a:2379,https://b:2379", "HTTPS://a:2379"])
+def test_https_without_an_authority_is_refused(endpoints: str) -> None:
     with pytest.raises(SettingsError, match=r"ETCD_ENDPOINTS.*ETCD_CA_CERT"):
-        read(ETCD_ENDPOINTS="https://a:2379,https://b:2379")
+        read(ETCD_ENDPOINTS=endpoints)
 
 
 @pytest.mark.parametrize("half", [{"ETCD_USER": "root"}, {"ETCD_PASSWORD": "x"}])

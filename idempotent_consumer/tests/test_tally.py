@@ -57,6 +57,18 @@ def test_many_get_one_line_with_their_numbers(tally: Tally, lines: LogCapture, c
         150, 50)
 
 
+@pytest.mark.parametrize(("outcome", "level"), [
+    (Outcome.PROCESSED, "info"), (Outcome.FAILED, "warning"), (Outcome.INVALID, "warning"),
+])
+def test_what_is_parked_is_a_warning_among_many_too(
+    tally: Tally, lines: LogCapture, outcome: Outcome, level: str
+) -> None:
+    for number in range(200):
+        tally.settled(outcome if number == 100 else Outcome.PROCESSED, {})
+    tally.flush()
+    assert [line["log_level"] for line in lines.entries] == [level]
+
+
 @pytest.mark.parametrize("outcome", [each for each in Outcome if each is not Outcome.RETURNED])
 def test_each_outcome_has_a_line_and_a_counter(tally: Tally, lines: LogCapture, counts: Counts,
                                                outcome: Outcome) -> None:

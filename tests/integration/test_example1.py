@@ -1,6 +1,7 @@
 """The bare example: it publishes, it consumes what it published, and so does the order service."""
 
 import re
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,23 @@ def test_example1_goes_on_after_a_strange_message_and_a_lost_connection(
     assert example1.terminate(10) == 0
     # Its queue is its own: exclusive, and gone with it.
     eventually(lambda: _assert_no_queue(broker))
+
+
+def test_example1_ends_beside_a_broker_that_does_not_answer(tmp_path: Path) -> None:
+    """Once it has connected to one that says nothing, and is asked to stop."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        child = Child(
+            [sys.executable, "example1.py"],
+            env={**environment(), "RABBITMQ_URL": f"amqp://127.0.0.1:{mute.getsockname()[1]}/"},
+            cwd=REPOSITORY / "example1",
+            log=tmp_path / "example1.log",
+        )
+        child.start()
+        mute.settimeout(10)
+        connection, _ = mute.accept()
+        with connection:
+            assert connection.recv(4) == b"AMQP"
+            assert child.terminate(10) == 0
 
 
 def _assert_lost(example1: Child) -> None:

@@ -75,8 +75,11 @@ def test_a_health_port_that_is_taken_is_named(taken_port: int) -> None:
     assert_explained(ended, "HEALTH_PORT", str(taken_port))
 
 
-def test_example1_explains_a_wrong_url() -> None:
+@pytest.mark.parametrize("rest", [
+    ":x/", "/?ssl_options=[]", "/?ssl_options={", "/?ssl_options={'ca_certs':'/no/such/file'}",
+])
+def test_example1_explains_a_wrong_url(rest: str) -> None:
     """The bare program does as the services do."""
-    ended = run("example1", "example1.py", RABBITMQ_URL="amqp://guest:hunter2@localhost:x/")
+    ended = run("example1", "example1.py", RABBITMQ_URL=f"amqp://guest:hunter2@localhost{rest}")
     assert_explained(ended, "RABBITMQ_URL")
     assert "hunter2" not in ended.stderr

@@ -20,6 +20,9 @@ from .loop import PikaLoop
 HEARTBEAT_S = 10
 """A frozen broker is noticed after two; a URL may set another with ``?heartbeat=``."""
 
+_MAX_SHORT_STRING_BYTES = 255
+"""AMQP's, for what it calls a short string."""
+
 TCP_OPTIONS = {
     name: value
     for name, value in {
@@ -162,11 +165,20 @@ def parameters_of(url: str, name: str) -> pika.URLParameters:
         if "tcp_options=" not in url:
             parameters.tcp_options = TCP_OPTIONS
         parameters.client_properties = {"connection_name": name}
-    except (TypeError, ValueError, SyntaxError, OSError) as error:
+        _check(parameters)
+    except (AttributeError, TypeError, ValueError, SyntaxError, OSError) as error:
         raise SettingsError(f"RABBITMQ_URL: {error}") from None
     if not parameters.heartbeat:
         raise SettingsError("RABBITMQ_URL: without heartbeats a frozen broker is never noticed")
     return parameters
+
+
+def _check(parameters: Any) -> None:
+    """Raise ValueError for what pika takes and then stumbles over at each connection."""
+    if not all(type(value) is int for value in (parameters.tcp_options or {}).values()):
+        raise ValueError("tcp_options takes whole numbers")
+    if len(parameters.virtual_host.encode()) > _MAX_SHORT_STRING_BYTES:
+        raise ValueError("its virtual host is longer than AMQP allows, 255 bytes")
 
 
 def _node(parameters: Any) -> str:
