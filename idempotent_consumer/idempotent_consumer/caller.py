@@ -38,12 +38,12 @@ class Caller:
         timeout_s = handler.timeout_s or 0.0
         self._calls += 1
         call = self._calls
-        self._overdue_s[call] = self._loop.now_s() + OVERDUE_AFTER * timeout_s
+        self._overdue_s[call] = math.inf  # It cannot hang before a thread has taken it.
 
         def job() -> None:
-            returned = None
-            left_s = min(self._ledger.claim_remaining_s(lease),
-                         self._ended_by_s - self._loop.now_s())
+            returned, now_s = None, self._loop.now_s()
+            self._overdue_s[call] = now_s + OVERDUE_AFTER * timeout_s
+            left_s = min(self._ledger.claim_remaining_s(lease), self._ended_by_s - now_s)
             if left_s > timeout_s:
                 returned = run_handler(handler, event, self._ledger.why_never)
             self._loop.call_soon(partial(finished, returned))

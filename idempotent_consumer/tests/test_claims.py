@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from fakes.events import Claimed, body
+from idempotent_consumer.event import Event
 from idempotent_consumer.handlers import Handler
 from idempotent_consumer.ledger.records import CLAIMED, DONE, RELEASED, Record, decode
 from idempotent_consumer.settings import Settings
@@ -566,17 +567,32 @@ def test_an_exit_in_a_handler_is_a_failure_like_others(
 
 
 def test_a_call_that_does_not_return_is_overdue_until_it_does(
-    loop: ManualLoop, process: Process
+    loop: ManualLoop, store: Store
 ) -> None:
+    overdue: list[int] = []
+
+    def hang(_event: Event, _timeout_s: float) -> None:
+        loop.freeze(2 * TIMEOUT_S)
+        overdue.append(process.consumer.overdue_calls())
+        loop.freeze(2 * TIMEOUT_S)
+        overdue.append(process.consumer.overdue_calls())
+
+    process = Process(loop, store, {"new_order": Handler(hang, TIMEOUT_S)})
+    process.open()
     process.deliver(body("1"))
-    loop.freeze(2 * TIMEOUT_S)
-    assert process.consumer.overdue_calls() == 0
-    loop.freeze(2 * TIMEOUT_S)
-    assert process.consumer.overdue_calls() == 1
     process.work()
+    assert overdue == [0, 1]
     loop.advance(30)
-    process.work()
     assert (process.consumer.overdue_calls(), process.consumer.busy) == (0, False)
+
+
+def test_a_call_that_waits_for_a_thread_is_not_overdue(loop: ManualLoop, process: Process) -> None:
+    """A restart would free no thread: it would only repeat the calls under way."""
+    process.deliver(body("1"))
+    loop.advance(10 * TIMEOUT_S)
+    assert process.consumer.overdue_calls() == 0
+    process.work()
+    assert process.count("processed") == 1
 
 
 def test_deliveries_that_went_back_are_not_kept(loop: ManualLoop, process: Process) -> None:
