@@ -184,6 +184,8 @@ class Consumer:
             return
         if found is None or found.token != task.token:
             self._note_lost_claim(task)
+        if found is not None:
+            task.finds(found.state)
         if task.published and (found is None or found.state in (CLAIMED, RELEASED)):
             self._start_over(task)
         elif found is None or found.state == RELEASED:

@@ -15,7 +15,7 @@ class Task:
     """
 
     __slots__ = ("called", "deliveries", "error", "event", "handler", "key", "others", "published",
-                 "token", "waits")
+                 "state", "token", "waits")
 
     def __init__(self, key: bytes, token: str, event: Event, handler: Handler, delivery: Delivery
                  ) -> None:
@@ -23,13 +23,18 @@ class Task:
         self.deliveries = [delivery]
         self.others: list[Delivery] = []
         self.called = self.published = False
-        self.error = ""
+        self.error = self.state = ""
         self.waits: Backoff | None = None
 
     @property
     def waited(self) -> int:
-        """How often it has waited for what another process has begun."""
+        """How often it has waited for another process to take its record to the next state."""
         return self.waits.failures if self.waits else 0
+
+    def finds(self, state: str) -> None:
+        """Count the waits anew where its record is in another state than it was."""
+        if state != self.state:
+            self.state, self.waits = state, None
 
     def join(self, delivery: Delivery, digest: str) -> None:
         """Add a delivery of the same id; those that have gone back meanwhile are let go."""

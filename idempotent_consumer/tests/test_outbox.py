@@ -135,6 +135,22 @@ def test_a_duplicate_that_comes_meanwhile_publishes_nothing_again(
     assert other.bus.published == []
 
 
+def test_who_waited_for_a_long_call_leaves_its_events_to_the_caller_all_the_same(
+    loop: ManualLoop, store: Store, process: Process
+) -> None:
+    """How long the claim was waited for says nothing of how long its events have been waited for."""
+    process.bus.confirms = False
+    process.deliver(body("1", "call", n=1))
+    other = start(loop, store, "b" * 32)
+    other.deliver(body("1", "call", n=1))
+    loop.advance(PATIENCE_S)
+    process.work()
+    loop.advance(1)
+    process.bus.confirm()
+    loop.advance(PATIENCE_S)
+    assert (process.bus.published, other.bus.published) == ([SHIPPED, BILLED], [])
+
+
 def test_its_writer_counts_it_though_another_has_completed_it(
     loop: ManualLoop, store: Store, process: Process
 ) -> None:
