@@ -16,15 +16,15 @@ from .loop import PikaLoop
 
 CONFIRM_TIMEOUT_S = 10.0
 _CHECK_EVERY_S = 1.0
-_BARE_AFTER_SENDINGS = 3
+_BARE_AFTER_LOSSES = 3
 
 
 @dataclass(slots=True, eq=False)
 class Message:
     """What is sent to an exchange; ``confirmed`` is called once the broker has it safely.
 
-    After a few sendings without a confirm the ``bare`` properties are tried: a header that made
-    the broker close the connection would do so each time.
+    After a few channels lost with it unconfirmed the ``bare`` properties are tried: a header that
+    made the broker close the connection would do so each time. A nack is no such sign.
     """
 
     exchange: str
@@ -34,7 +34,7 @@ class Message:
     bare: Any
     wanted: Callable[[], bool]
     confirmed: Callable[[], None]
-    sendings: int = 0
+    losses: int = 0
     deadline_s: float = 0.0
 
 
@@ -79,13 +79,12 @@ class Publisher:
         if self._channel is None or self._blocked or not self._channel.is_open:
             self._waiting.append(message)
             return
-        message.sendings += 1
         message.deadline_s = self._loop.now_s() + CONFIRM_TIMEOUT_S
         self._sequence += 1
         self._unconfirmed[self._sequence] = message
         self._channel.basic_publish(
             message.exchange, message.routing_key, message.body,
-            message.bare if message.sendings > _BARE_AFTER_SENDINGS else message.properties,
+            message.bare if message.losses >= _BARE_AFTER_LOSSES else message.properties,
             mandatory=True,
         )
 
@@ -112,6 +111,8 @@ class Publisher:
 
     def _lost(self) -> None:
         self._channel = None
+        for message in self._unconfirmed.values():
+            message.losses += 1
         unsent = (*self._unconfirmed.values(), *self._waiting)
         self._waiting = [message for message in unsent if message.wanted()]
         self._unconfirmed = {}
