@@ -369,6 +369,18 @@ def test_a_full_etcd_keeps_nothing_and_loses_nothing(desk: Desk, store: Store) -
     assert desk.answer.landed
 
 
+def test_a_full_etcd_is_not_back_because_it_answers_a_look(desk: Desk, store: Store) -> None:
+    desk.submit(desk.ask("0"))
+    store.out_of_space = True
+    desk.submit(desk.ask("1"))
+    desk.submit(desk.ask("2", Kind.LOOK))
+    assert list(desk.health.missing) == ["etcd"]
+    assert not desk.has_said("info", "answers again")
+    store.out_of_space = False
+    desk.wait()
+    assert desk.health.missing == {}
+
+
 def test_an_outage_at_the_start_is_waited_out(loop: ManualLoop, store: Store) -> None:
     desk = Desk(loop, store)
     desk.etcd.fate = lambda _method, _request: REQUEST_LOST

@@ -11,6 +11,7 @@ from structlog.typing import FilteringBoundLogger
 from ..health import Health
 from ..loop import Loop
 from ..policies import COMMIT_AGAIN, Backoff
+from . import messages as m
 from .etcd import Client, EtcdError, Failure
 
 _LINEARIZABLE = ("Txn", "Range")
@@ -44,12 +45,14 @@ class Calls:
             return
         sent_s = self._loop.now_s()
         floor = self._revision if method in _LINEARIZABLE else 0
+        # A full etcd still answers reads, in transactions too: they say nothing of its writes.
+        what = "Range" if method == "Txn" and not m.writes(request) else method
 
         def answered(reply: Any, error: EtcdError | None) -> None:
             if error is not None:
-                self._loop.call_soon(partial(self._failed, method, error, failed))
+                self._loop.call_soon(partial(self._failed, what, error, failed))
             else:
-                self._loop.call_soon(partial(self._answered, method, reply, known, sent_s, floor))
+                self._loop.call_soon(partial(self._answered, what, reply, known, sent_s, floor))
 
         self._client.call(method, request, answered)
 
@@ -84,7 +87,7 @@ class Calls:
         self._client.close()
 
     def _failed(
-        self, method: str, error: EtcdError, failed: Callable[[EtcdError], None]
+        self, what: str, error: EtcdError, failed: Callable[[EtcdError], None]
     ) -> None:
         if self._ended:
             return
@@ -93,11 +96,11 @@ class Calls:
             if not self._failing:
                 self._log.warning("etcd does not answer: deliveries are held, and nothing is "
                                   "settled until it does", error=str(error))
-            self._failing.add(method)
+            self._failing.add(what)
         failed(error)
 
     def _answered(
-        self, method: str, reply: Any, known: Known, sent_s: float, floor: int
+        self, what: str, reply: Any, known: Known, sent_s: float, floor: int
     ) -> None:
         if self._ended:
             return
@@ -107,9 +110,9 @@ class Calls:
                       f"{floor} seen before")
             return
         self._revision = max(self._revision, revision)
-        # A full etcd still answers reads: it is back when nothing fails that failed before.
-        if method in self._failing:
-            self._failing.discard(method)
+        # It is back when nothing fails that failed before.
+        if what in self._failing:
+            self._failing.discard(what)
             if not self._failing:
                 self._log.info("etcd answers again")
         if not self._failing:

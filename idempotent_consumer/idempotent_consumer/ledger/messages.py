@@ -57,6 +57,7 @@ __all__ = [
     "put",
     "unchanged",
     "value_is",
+    "writes",
 ]
 
 
@@ -73,6 +74,11 @@ def put(operations: Any, key: bytes, value: bytes, lease: int = 0) -> None:
 def get(operations: Any, key: bytes) -> None:
     """Add the operation that reads a key."""
     operations.add().request_range.key = key
+
+
+def writes(request: Any) -> bool:
+    """Return whether a transaction puts anything."""
+    return any(operation.HasField("request_put") for operation in request.success)
 
 
 def unchanged(compares: Any, key: bytes, mod_revision: int) -> None:
