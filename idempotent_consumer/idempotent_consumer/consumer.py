@@ -52,6 +52,7 @@ class Consumer:
         self._caller = Caller(ledger, loop, pool)
         self._settler = Settler(service, retry_delays, ledger, bus, tally, self._go_on)
         self._tally, self._log = tally, log
+        self._ending = False
         self.duplicates = DuplicateAges(ledger, loop, partial(tally.timing, "duplicate_age"))
         # By its record's key: an event is never in hand twice, whatever channel it comes by.
         self._tasks: dict[bytes, Task] = {}
@@ -69,6 +70,7 @@ class Consumer:
 
     def end_by(self, now_s: float) -> None:
         """Start nothing any more that might not have ended by then."""
+        self._ending = True
         self._caller.end_by(now_s)
 
     # From arrival to an ask.
@@ -244,6 +246,11 @@ class Consumer:
 
     def _called(self, task: Task, revision: int, returned: Returned | None) -> None:
         """Record what a call has done, release its claim, or claim anew where it was not made."""
+        if returned is None and self._ending:
+            # Nobody here calls any more; under the claim another waits for the lease's end.
+            self._ask(task, Kind.RELEASE, revision)
+            self._go_on()
+            return
         if returned is None:
             digest, token = task.event.digest, task.token
             self._wait(task, Ask(Kind.CLAIM, task.key, digest, token, task, revision))

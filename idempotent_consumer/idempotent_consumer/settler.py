@@ -56,7 +56,12 @@ class Settler:
                        f"{task.event.id!r:.200} was used before with another body", task.event)
 
     def failed(self, task: Task) -> None:
-        """Publish a retry of each delivery, or park what has had its retries."""
+        """Publish a retry of each delivery, or park what has had its retries.
+
+        What was not even called, as its process ends, has no error: it goes back with its channel.
+        """
+        if not task.error:
+            return
         for delivery in task.deliveries:
             attempt = attempts(delivery) + 1
             headers: dict[str, object] = {names.ATTEMPTS_HEADER: attempt}

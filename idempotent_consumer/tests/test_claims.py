@@ -428,6 +428,26 @@ def test_a_process_that_ends_starts_no_call_that_its_end_would_cut_off(
     assert process.bus.in_hand == 1
 
 
+def test_a_process_that_ends_lets_go_of_what_it_has_not_called(
+    loop: ManualLoop, store: Store, handler: Claimed
+) -> None:
+    """Else the others would wait for its lease's end, three times the longest call, with each."""
+    process = start(loop, store, handler)
+    process.deliver(body("1"))
+    process.consumer.end_by(loop.now_s() + TIMEOUT_S)
+    process.work()
+    assert (record_of(store).state, handler.calls) == (RELEASED, [])
+    assert (process.bus.forwarded, process.bus.in_hand) == ([], 1)
+    process.bus.close()
+    process.ledger.close()
+    theirs = Claimed()
+    other = start(loop, store, theirs, "b" * 32)
+    other.deliver(body("1"))
+    other.work()
+    assert theirs.calls == ["1"]
+    assert other.counts() == {"received": 1, "processed": 1, "sent": 1}
+
+
 def test_a_frozen_process_does_not_call_under_a_lease_that_has_ended(
     loop: ManualLoop, process: Process, handler: Claimed
 ) -> None:
