@@ -263,3 +263,10 @@ def test_an_etcd_that_shows_no_pages_is_not_judged_by_them(operator: Operator) -
 ])
 def test_versions_are_compared_as_numbers(older: str, newer: str) -> None:
     assert version_number(older) < version_number(newer)
+
+
+def test_bindings_that_cannot_be_seen_are_no_problem(operator: Operator) -> None:
+    operator.pages["api/exchanges/%2F/events/bindings/source"] = WebError("timed out")
+    (level, _), = found(operator)
+    assert level == "unknown"
+    assert operator.run("doctor").code == 0

@@ -77,10 +77,15 @@ def _services(known: Sequence[str], found: Queues, longest_call_s: int | None, c
         except WebError as error:
             policies = {}
             yield Finding(UNKNOWN, "rabbitmq", f"policies were not looked at: {error}")
-        bindings = _bindings(context)
+        try:
+            bindings = _bindings(context)
+        except WebError as error:
+            bindings = None
+            yield Finding(UNKNOWN, "rabbitmq", f"bindings were not looked at: {error}")
         for name in known:
             yield from queues.check(name, found.facts, policies, context.settings)
-            yield queues.check_binding(name, bindings)
+            if bindings is not None:
+                yield queues.check_binding(name, bindings)
             yield queues.check_consumer_timeout(name, found.facts[name], policies, longest_call_s)
     yield from _counts(known, context)
 
@@ -88,7 +93,9 @@ def _services(known: Sequence[str], found: Queues, longest_call_s: int | None, c
 def _bindings(context: Context) -> Any:
     try:
         return context.management().get(f"/exchanges/{{vhost}}/{names.EXCHANGE}/bindings/source")
-    except WebError:
+    except WebError as error:
+        if error.status != 404:
+            raise
         return []  # There is no such exchange, so nothing is bound to it.
 
 
