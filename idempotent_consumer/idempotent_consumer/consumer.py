@@ -47,7 +47,7 @@ class Consumer:
         tally: Tally,
         log: FilteringBoundLogger,
     ) -> None:
-        self._process, self._handlers = process, handlers
+        self._own_tokens, self._handlers = f"{process}/", handlers
         self._ledger, self._bus, self._loop = ledger, bus, loop
         self._caller = Caller(ledger, loop, pool)
         self._settler = Settler(service, retry_delays, ledger, bus, tally, self._go_on)
@@ -95,7 +95,7 @@ class Consumer:
         if handler is None:
             self._settler.settle(delivery, Outcome.IGNORED, event)
             return
-        token = f"{self._process}/{delivery.epoch.number}/{delivery.tag}"
+        token = f"{self._own_tokens}{delivery.epoch.number}/{delivery.tag}"
         key = self._ledger.key(event, token)
         running = self._tasks.get(key)
         if running is not None:
@@ -201,7 +201,8 @@ class Consumer:
             self._found_done(task, found)
         elif found.state == PUBLISHING and task.waited >= WAITS_FOR_ITS_EVENTS:
             self._publish(task, found.mod_revision, found.events, found.token)
-        elif found.state == CLAIMED and self._ledger.is_ours(found) and ask.kind is not Kind.LOOK:
+        elif (found.state == CLAIMED and found.token.startswith(self._own_tokens)
+              and ask.kind is not Kind.LOOK):
             self._ask_again(ask, found.mod_revision)
         else:
             self._wait(task, ask)

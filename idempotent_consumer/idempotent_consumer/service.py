@@ -124,7 +124,7 @@ class Running:
         tally = Tally(service.noun, self._metrics, self._log)
         if timeouts_s:
             tally.count("sent", 0)
-        self._ledger = self._make_ledger(service, process, settings, max(timeouts_s, default=0.0))
+        self._ledger = self._make_ledger(service, settings, max(timeouts_s, default=0.0))
         self._bus = RabbitBus(service.name, settings, self._loop, self._health, self._log,
                               self._take, tally.returned)
         self._consumer = Consumer(
@@ -139,16 +139,15 @@ class Running:
     def _take(self, deliveries: list[Delivery]) -> None:
         self._consumer.take(deliveries)
 
-    def _make_ledger(self, service: Service, process: str, settings: Settings,
-                     longest_call_s: float) -> Ledger:
+    def _make_ledger(self, service: Service, settings: Settings, longest_call_s: float) -> Ledger:
         if not settings.enable_etcd:
             return NoLedger(settings, self._loop, self._log)
         etcd, cache = Etcd(settings), Cache()
         fill_cache = partial(
             Importer, record_prefix(service.name), etcd, cache, self._loop, self._log
         )
-        return EtcdLedger(service.name, process, settings, etcd, self._loop, self._health,
-                          self._log, cache, fill_cache, longest_call_s)
+        return EtcdLedger(service.name, settings, etcd, self._loop, self._health, self._log,
+                          cache, fill_cache, longest_call_s)
 
     def until_stopped(self) -> int:
         """Consume until a signal, settle what is in hand, and return the exit code."""

@@ -44,7 +44,7 @@ class Process:
         pool = SimulatedPool(life, rng, plan.threads)
         handlers = make_handlers(life, outside, pool, rng, plan)
         self.ledger = EtcdLedger(
-            SERVICE, life.token, plan.settings, self.client, loop, health, log,
+            SERVICE, plan.settings, self.client, loop, health, log,
             Cache(plan.cache_entries), longest_call_s=plan.call_timeout_s,
         )
         self.bus = RabbitBus(SERVICE, plan.settings, loop, health, log, self._take,

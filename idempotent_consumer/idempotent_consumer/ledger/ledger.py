@@ -48,10 +48,6 @@ class Ledger(Protocol):
         """Whether nothing may be settled any more, on whatever grounds."""
         ...
 
-    def is_ours(self, record: Record) -> bool:
-        """Return whether this process wrote the record."""
-        ...
-
     def batch(self) -> Batch:
         """Return an empty batch."""
         ...
@@ -91,7 +87,6 @@ class EtcdLedger:
     def __init__(
         self,
         service: str,
-        process: str,
         settings: Settings,
         client: Client,
         loop: Loop,
@@ -101,8 +96,7 @@ class EtcdLedger:
         fill_cache: Callable[[int], CacheSource] | None = None,
         longest_call_s: float = 0.0,
     ) -> None:
-        self._service, self._process, self._settings = service, process, settings
-        self._loop, self._log, self._cache = loop, log, cache
+        self._settings, self._loop, self._log, self._cache = settings, loop, log, cache
         self._calls = Calls(client, loop, health, log)
         self._window = WindowLease(self._calls, loop, settings.dedup_window_s)
         self._claims = ClaimLease(self._calls, loop, longest_call_s)
@@ -154,10 +148,6 @@ class EtcdLedger:
     def halted(self) -> bool:
         """Whether etcd has turned out to be another than at the start."""
         return self._calls.ended
-
-    def is_ours(self, record: Record) -> bool:
-        """Return whether this process wrote the record."""
-        return record.token.startswith(self._process + "/")
 
     def batch(self) -> Batch:
         """Return an empty batch within the settings' limits."""

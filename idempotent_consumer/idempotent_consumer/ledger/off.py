@@ -41,10 +41,6 @@ class NoLedger:
         """There is nothing to lose."""
         return False
 
-    def is_ours(self, record: Record) -> bool:
-        """There are no records."""
-        return False
-
     def batch(self) -> Batch:
         """Return an empty batch, bounded by BATCH_SIZE alone."""
         return Batch(self._batch_size, 1_000_000)

@@ -85,7 +85,7 @@ class Process:
         self.ledger: Ledger = NoLedger(settings, its_loop, log)
         if settings.enable_etcd:
             self.ledger = EtcdLedger(
-                service, name, settings, self.etcd, its_loop, self.health, log,
+                service, settings, self.etcd, its_loop, self.health, log,
                 Cache() if cache is None else cache, longest_call_s=max(timeouts_s, default=0.0),
             )
         self.consumer = Consumer(service, name, handlers, settings.retry_delays, self.ledger,

@@ -41,7 +41,7 @@ class Desk:
             None, processors=[self.lines], wrapper_class=structlog.make_filtering_bound_logger(0)
         )
         self.ledger = EtcdLedger(
-            "order", name, settings or Settings(enable_etcd=True), self.etcd, loop, self.health,
+            "order", settings or Settings(enable_etcd=True), self.etcd, loop, self.health,
             log, self.cache, fill_cache, longest_call_s,
         )
         self.answers: list[Answer] = []
