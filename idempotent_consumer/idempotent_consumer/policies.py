@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from typing import Any
-
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception_type,
-    sleep_using_event,
-    stop_when_event_set,
-    wait_random_exponential,
-)
+from tenacity import RetryCallState, Retrying, wait_random_exponential
 from tenacity.wait import wait_base
 
 RECONNECT = wait_random_exponential(multiplier=0.25, max=5)
@@ -26,7 +16,7 @@ HELD_CLAIM = wait_random_exponential(multiplier=0.1, max=1)
 
 
 class Backoff:
-    """A policy stepped by hand, for code that waits on the loop's timer instead of sleeping."""
+    """A policy stepped by hand, for code that does its own waiting: on a timer, or on an event."""
 
     def __init__(self, policy: wait_base) -> None:
         self._policy = policy
@@ -46,16 +36,3 @@ class Backoff:
         wait_s = float(self._policy(self._state))
         self._state.attempt_number += 1
         return wait_s
-
-
-def until_stopped(policy: wait_base, stop: threading.Event, on: type[Exception], **hooks: Any
-                  ) -> Retrying:
-    """Return a tenacity retryer for a thread of its own, which ``stop`` ends at once."""
-    return Retrying(
-        wait=policy,
-        retry=retry_if_exception_type(on),
-        stop=stop_when_event_set(stop),
-        sleep=sleep_using_event(stop),
-        reraise=True,
-        **hooks,
-    )

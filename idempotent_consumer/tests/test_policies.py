@@ -1,13 +1,11 @@
-"""How long is waited between attempts, and that a stop ends the waiting."""
+"""How long is waited between attempts."""
 
 from __future__ import annotations
-
-import threading
 
 import pytest
 from tenacity import wait_exponential, wait_fixed
 
-from idempotent_consumer.policies import COMMIT_AGAIN, HELD_CLAIM, RECONNECT, Backoff, until_stopped
+from idempotent_consumer.policies import COMMIT_AGAIN, HELD_CLAIM, RECONNECT, Backoff
 
 DOUBLING = wait_exponential(multiplier=1, max=8)
 
@@ -36,39 +34,3 @@ def test_the_librarys_policies_are_bounded_and_have_jitter(policy: wait_fixed, b
         waits.append([backoff.next_s() for _ in range(60)])
     assert all(0 <= wait_s <= bound_s for each in waits for wait_s in each)
     assert len({each[-1] for each in waits}) > 40, "no two processes wait equally long"
-
-
-def test_a_success_ends_the_attempts() -> None:
-    outcomes = iter([OSError("1"), OSError("2"), None])
-    attempts = 0
-    for attempt in until_stopped(wait_fixed(0), threading.Event(), OSError):
-        with attempt:
-            attempts += 1
-            if (error := next(outcomes)) is not None:
-                raise error
-    assert attempts == 3
-
-
-def test_the_stop_ends_a_long_wait_at_once() -> None:
-    """The wait is a minute; the stop comes from another thread once it has begun."""
-    stop, attempts = threading.Event(), 0
-
-    def while_waiting(_: object) -> None:
-        threading.Thread(target=stop.set).start()
-
-    with pytest.raises(OSError, match="away"):  # noqa: PT012 - the retries are the statement.
-        for attempt in until_stopped(wait_fixed(60), stop, OSError, before_sleep=while_waiting):
-            with attempt:
-                attempts += 1
-                raise OSError("away")
-    assert attempts <= 2
-
-
-def test_another_error_is_not_retried() -> None:
-    attempts = 0
-    with pytest.raises(KeyError):  # noqa: PT012 - the retries are the statement.
-        for attempt in until_stopped(wait_fixed(0), threading.Event(), OSError):
-            with attempt:
-                attempts += 1
-                raise KeyError
-    assert attempts == 1

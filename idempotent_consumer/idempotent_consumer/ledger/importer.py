@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any, Protocol
 from structlog.typing import FilteringBoundLogger
 
 from ..loop import Loop
-from ..policies import RECONNECT, until_stopped
+from ..policies import RECONNECT, Backoff
 from . import messages as m
 from .cache import Cache, fingerprint
 from .etcd import Answered, EtcdError, Failure, begin
@@ -52,7 +51,6 @@ class Importer:
         self._end = m.prefix_end(self._prefix)
         self._etcd, self._cache, self._loop, self._log = etcd, cache, loop, log
         self._begin_after_s, self._revision, self._next_revision = begin_after_s, revision, 0
-        self._tried = False
         self._stopping = threading.Event()
         threading.Thread(target=self._run, name="import", daemon=True).start()
 
@@ -61,32 +59,31 @@ class Importer:
         self._stopping.set()
 
     def _run(self) -> None:
-        if self._stopping.wait(self._begin_after_s):
-            return
-        with contextlib.suppress(EtcdError):  # The last one, once it is stopping.
-            for attempt in until_stopped(RECONNECT, self._stopping, EtcdError):
-                with attempt:
-                    self._import_and_watch()
+        backoff, wait_s = Backoff(RECONNECT), self._begin_after_s
+        while not self._stopping.wait(wait_s):
+            try:
+                self._import_and_watch()
+            except EtcdError as error:
+                self._failed(error)
+                wait_s = backoff.next_s()
 
     def _import_and_watch(self) -> None:
-        try:
-            if not self._next_revision:
-                self._import()
-            self._watch()
-        except EtcdError as error:
-            if error.failure is Failure.COMPACTED:
-                self._next_revision = 0
-            if not self._next_revision:
-                self._revision = 0  # The next one is of what is there then.
-            raise
+        if not self._next_revision:
+            self._import()
+        self._watch()
+
+    def _failed(self, error: EtcdError) -> None:
+        """Go on from where the watch was, or import anew, what is there then."""
+        if error.failure is Failure.COMPACTED:
+            self._next_revision = 0
+        if not self._next_revision:
+            self._revision = 0
+            # What has been imported may be gone since, unwatched.
+            self._loop.call_soon(self._cache.clear)
 
     def _import(self) -> None:
         imported = of = 0
         started_s = self._loop.now_s()
-        if self._tried:
-            # What an attempt before this one added may be gone since, unwatched.
-            self._loop.call_soon(self._cache.clear)
-        self._tried = True
         for reply in self._pages():
             of = of or reply.count  # The first page's range, and so its count, is all there is.
             found = [
