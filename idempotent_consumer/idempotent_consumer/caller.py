@@ -58,6 +58,11 @@ class Caller:
         """Start no call any more that might not have ended by then."""
         self._ended_by_s = now_s
 
+    @property
+    def ending(self) -> bool:
+        """Whether calls are no longer started, or soon will not be."""
+        return self._ended_by_s < math.inf
+
     def overdue(self) -> int:
         """Return how many calls have lasted far longer than they may."""
         now_s = self._loop.now_s()

@@ -18,7 +18,6 @@ from .ledger.ledger import Ledger
 from .ledger.records import CLAIMED, DONE, PUBLISHING, RELEASED, Answer, Ask, Kind, Record
 from .loop import Loop
 from .pipeline import Pipeline
-from .policies import HELD_CLAIM, Backoff
 from .settler import Settler
 from .tally import Outcome, Tally
 from .task import Task
@@ -52,7 +51,6 @@ class Consumer:
         self._caller = Caller(ledger, loop, pool)
         self._settler = Settler(service, retry_delays, ledger, bus, tally, self._go_on)
         self._tally, self._log = tally, log
-        self._ending = False
         self.duplicates = DuplicateAges(ledger, loop, partial(tally.timing, "duplicate_age"))
         # By its record's key: an event is never in hand twice, whatever channel it comes by.
         self._tasks: dict[bytes, Task] = {}
@@ -70,7 +68,6 @@ class Consumer:
 
     def end_by(self, now_s: float) -> None:
         """Start nothing any more that might not have ended by then."""
-        self._ending = True
         self._caller.end_by(now_s)
 
     # From arrival to an ask.
@@ -186,8 +183,6 @@ class Consumer:
             return
         if found is None or found.token != task.token:
             self._note_lost_claim(task)
-        if found is not None:
-            task.finds(found.state)
         if task.published and (found is None or found.state in (CLAIMED, RELEASED)):
             self._start_over(task)
         elif found is None or found.state == RELEASED:
@@ -199,13 +194,14 @@ class Consumer:
             self._end(task, self._settler.conflicted)
         elif found.state == DONE:
             self._found_done(task, found)
-        elif found.state == PUBLISHING and task.waited >= WAITS_FOR_ITS_EVENTS:
+        elif (found.state == PUBLISHING
+              and task.waits_in(PUBLISHING).failures >= WAITS_FOR_ITS_EVENTS):
             self._publish(task, found.mod_revision, found.events, found.token)
         elif (found.state == CLAIMED and found.token.startswith(self._own_tokens)
               and ask.kind is not Kind.LOOK):
             self._ask_again(ask, found.mod_revision)
         else:
-            self._wait(task, ask)
+            self._wait(task, ask, found.state)
 
     def _landed(self, task: Task, answer: Answer) -> None:
         """Go on to what an ask that applied was for."""
@@ -219,9 +215,9 @@ class Consumer:
         else:
             self._end(task, self._settler.failed)
 
-    def _wait(self, task: Task, ask: Ask) -> None:
-        task.waits = task.waits or Backoff(HELD_CLAIM)
-        if task.waited == WAITS_BEFORE_WARNING:
+    def _wait(self, task: Task, ask: Ask, state: str) -> None:
+        waits = task.waits_in(state)
+        if waits.failures == WAITS_BEFORE_WARNING:
             self._log.warning("an event waits for another process that does not end it",
                               **task.event.about)
 
@@ -229,7 +225,7 @@ class Consumer:
             self._ask_again(ask, ask.expect)
             self._go_on()
 
-        self._loop.call_later(task.waits.next_s(), again)
+        self._loop.call_later(waits.next_s(), again)
 
     def _note_lost_claim(self, task: Task) -> None:
         """Count a claim that was gone when its finished call was to be recorded."""
@@ -247,14 +243,14 @@ class Consumer:
 
     def _called(self, task: Task, revision: int, returned: Returned | None) -> None:
         """Record what a call has done, release its claim, or claim anew where it was not made."""
-        if returned is None and self._ending:
-            # Nobody here calls any more; under the claim another waits for the lease's end.
-            self._ask(task, Kind.RELEASE, revision)
-            self._go_on()
+        if returned is None and not self._caller.ending:
+            digest, token = task.event.digest, task.token
+            self._wait(task, Ask(Kind.CLAIM, task.key, digest, token, task, revision), CLAIMED)
             return
         if returned is None:
-            digest, token = task.event.digest, task.token
-            self._wait(task, Ask(Kind.CLAIM, task.key, digest, token, task, revision))
+            # Under the claim another replica would wait for the lease's end.
+            self._ask(task, Kind.RELEASE, revision)
+            self._go_on()
             return
         self._tally.timing("handle", returned.elapsed_s)
         task.error = returned.error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .bus.delivery import Delivery
 from .event import Event
 from .handlers import Handler
-from .policies import Backoff
+from .policies import HELD_CLAIM, Backoff
 
 
 class Task:
@@ -26,15 +26,11 @@ class Task:
         self.error = self.state = ""
         self.waits: Backoff | None = None
 
-    @property
-    def waited(self) -> int:
-        """How often it has waited for another process to take its record to the next state."""
-        return self.waits.failures if self.waits else 0
-
-    def finds(self, state: str) -> None:
-        """Count the waits anew where its record is in another state than it was."""
-        if state != self.state:
-            self.state, self.waits = state, None
+    def waits_in(self, state: str) -> Backoff:
+        """Return its waits for another process to take its record out of this state."""
+        if self.waits is None or state != self.state:
+            self.state, self.waits = state, Backoff(HELD_CLAIM)
+        return self.waits
 
     def join(self, delivery: Delivery, digest: str) -> None:
         """Add a delivery of the same id; those that have gone back meanwhile are let go."""

@@ -593,17 +593,17 @@ def test_a_call_that_does_not_return_is_overdue_until_it_does(
 
     def hang(_event: Event, _timeout_s: float) -> None:
         loop.freeze(2 * TIMEOUT_S)
-        overdue.append(process.consumer.overdue_calls())
+        overdue.append(hanging.consumer.overdue_calls())
         loop.freeze(2 * TIMEOUT_S)
-        overdue.append(process.consumer.overdue_calls())
+        overdue.append(hanging.consumer.overdue_calls())
 
-    process = Process(loop, store, {"new_order": Handler(hang, TIMEOUT_S)})
-    process.open()
-    process.deliver(body("1"))
-    process.work()
+    hanging = Process(loop, store, {"new_order": Handler(hang, TIMEOUT_S)})
+    hanging.open()
+    hanging.deliver(body("1"))
+    hanging.work()
     assert overdue == [0, 1]
     loop.advance(30)
-    assert (process.consumer.overdue_calls(), process.consumer.busy) == (0, False)
+    assert (hanging.consumer.overdue_calls(), hanging.consumer.busy) == (0, False)
 
 
 def test_a_call_that_waits_for_a_thread_is_not_overdue(loop: ManualLoop, process: Process) -> None:

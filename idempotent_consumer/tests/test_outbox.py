@@ -138,7 +138,7 @@ def test_a_duplicate_that_comes_meanwhile_publishes_nothing_again(
 def test_who_waited_for_a_long_call_leaves_its_events_to_the_caller_all_the_same(
     loop: ManualLoop, store: Store, process: Process
 ) -> None:
-    """How long the claim was waited for says nothing of how long its events have been waited for."""
+    """How long its claim was waited for says nothing of how long its events have been."""
     process.bus.confirms = False
     process.deliver(body("1", "call", n=1))
     other = start(loop, store, "b" * 32)
