@@ -9,8 +9,14 @@ import pytest
 import structlog
 
 from idempotent_consumer.bus import frames
-from idempotent_consumer.bus.connection import TCP_OPTIONS, Connection, parameters_of
+from idempotent_consumer.bus.connection import (
+    KEEPALIVE,
+    TCP_OPTIONS,
+    Connection,
+    parameters_of,
+)
 from idempotent_consumer.bus.loop import PikaLoop
+from idempotent_consumer.bus.publisher import Publisher
 from idempotent_consumer.health import Health
 
 NODES = ["a", "b", "c"]
@@ -78,6 +84,15 @@ def test_a_node_that_vanishes_is_noticed_by_tcp_unless_the_url_says_otherwise() 
     assert parameters_of("amqp://h/", "test").tcp_options == TCP_OPTIONS
     other = parameters_of("amqp://h/?tcp_options={'TCP_USER_TIMEOUT':1000}", "test")
     assert other.tcp_options == {"TCP_USER_TIMEOUT": 1000}
+
+
+def test_a_publisher_outlasts_an_alarm_in_which_the_broker_does_not_read() -> None:
+    loop = PikaLoop()
+    publisher = Publisher(["amqp://h/"], lambda _: None, loop, Health(), structlog.get_logger())
+    loop.close()
+    (parameters,) = publisher._connection._parameters
+    assert parameters.tcp_options == KEEPALIVE
+    assert "TCP_USER_TIMEOUT" not in KEEPALIVE
 
 
 def test_the_log_names_the_node(opened: Opened) -> None:

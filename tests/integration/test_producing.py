@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import orjson
 import pika
 import pytest
+import structlog
 
 from harness.broker import Broker
 from harness.ports import free_port
@@ -16,6 +17,9 @@ from idempotent_consumer import InvalidEvent, Producer, PublishError, Settings
 from idempotent_consumer.bus import topology
 
 QUEUE = "order"
+
+UNREAD_TOO_LONG_S = 9.0
+"""Longer than TCP_USER_TIMEOUT, by which the library notices a broker that has vanished."""
 
 
 def bodies(number: int, prefix: str = "p") -> list[bytes]:
@@ -159,6 +163,29 @@ def test_an_alarm_is_named_and_what_was_given_up_is_not_sent_after_all(
     assert there[-1] == bodies(1, "last")[0]
     # What pika had sent before it knew may be among them, and nothing that had still to be sent.
     assert len(there) < 5_000
+
+
+def test_a_connection_outlasts_an_alarm_in_which_the_broker_reads_nothing(
+    clean: Servers, broker: Broker
+) -> None:
+    """More than the system's buffers hold. A new connection would send all of it once more."""
+    declare(clean.rabbitmq)
+    large = [orjson.dumps({"id": str(n), "type": "new_order", "args": {"x": "y" * 900_000}})
+             for n in range(50)]
+    settings = Settings.from_environ({"RABBITMQ_URL": clean.rabbitmq.url})
+    with (
+        structlog.testing.capture_logs() as logs,
+        Producer(settings, structlog.get_logger()) as producer,
+    ):
+        producer.publish(bodies(1))
+        clean.rabbitmq.ctl("set_vm_memory_high_watermark", "0")
+        try:
+            with pytest.raises(PublishError, match="alarm"):
+                producer.publish(large, timeout_s=UNREAD_TOO_LONG_S)
+        finally:
+            clean.rabbitmq.ctl("set_vm_memory_high_watermark", "0.6")
+        producer.publish(bodies(1))
+    assert [line["event"] for line in logs].count("connected to RabbitMQ") == 1, logs
 
 
 def test_what_is_unconfirmed_is_said_before_what_the_iterable_raised() -> None:

@@ -23,19 +23,22 @@ HEARTBEAT_S = 10
 _MAX_SHORT_STRING_BYTES = 255
 """AMQP's, for what it calls a short string."""
 
-TCP_OPTIONS = {
+KEEPALIVE = {
     name: value
     for name, value in {
         "TCP_KEEPIDLE": 3,  # seconds
         "TCP_KEEPINTVL": 1,  # seconds
         "TCP_KEEPCNT": 3,
-        "TCP_USER_TIMEOUT": 6_000,  # milliseconds
     }.items()
     if hasattr(socket, name)  # Linux has them all.
 }
+TCP_OPTIONS = KEEPALIVE | (
+    {"TCP_USER_TIMEOUT": 6_000} if hasattr(socket, "TCP_USER_TIMEOUT") else {}
+)
 """A broker that has vanished from the network is noticed after 6 s, by the system's TCP, idle or
 not (Linux's page tcp(7)); heartbeats alone would take up to 30 s. A URL may set others with
-``?tcp_options=``."""
+``?tcp_options=``. TCP_USER_TIMEOUT, in milliseconds, is not for a connection that publishes: it
+also ends one whose peer does not read, which is what a broker with an alarm does."""
 
 HELD_S = 10.0
 """A connection that was ready for so long is followed by another at once. One that ends sooner
@@ -59,11 +62,12 @@ class Connection:
         log: FilteringBoundLogger,
         opened: Callable[[Any], None],
         lost: Callable[[], None],
+        tcp_options: dict[str, int] = TCP_OPTIONS,
     ) -> None:
         self._name, self._loop, self._health = name, loop, health
         self._log = log.bind(connection=name)
         self._opened, self._lost = opened, lost
-        self._parameters = [parameters_of(url, name) for url in urls]
+        self._parameters = [parameters_of(url, name, tcp_options) for url in urls]
         self._untried: list[Any] = []
         self._current: Any = None
         self._backoff = Backoff(RECONNECT)
@@ -153,7 +157,9 @@ class Connection:
             self._lost()
 
 
-def parameters_of(url: str, name: str) -> pika.URLParameters:
+def parameters_of(
+    url: str, name: str, tcp_options: dict[str, int] = TCP_OPTIONS
+) -> pika.URLParameters:
     """Return a URL as pika takes it, with this library's time-outs. Raises SettingsError."""
     try:
         parameters = pika.URLParameters(url)
@@ -163,7 +169,7 @@ def parameters_of(url: str, name: str) -> pika.URLParameters:
         parameters.socket_timeout = 5
         parameters.stack_timeout = 10
         if "tcp_options=" not in url:
-            parameters.tcp_options = TCP_OPTIONS
+            parameters.tcp_options = tcp_options
         parameters.client_properties = {"connection_name": name}
         _check(parameters)
     except (AttributeError, TypeError, ValueError, SyntaxError, OSError) as error:

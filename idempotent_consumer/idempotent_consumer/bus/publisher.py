@@ -11,7 +11,7 @@ from structlog.typing import FilteringBoundLogger
 
 from ..health import Health
 from ..policies import RECONNECT, Backoff
-from .connection import Connection
+from .connection import KEEPALIVE, Connection
 from .loop import PikaLoop
 
 CONFIRM_TIMEOUT_S = 10.0
@@ -64,7 +64,7 @@ class Publisher:
         """What keeps the broker from confirming, where it has said so; empty after a confirm."""
         self._backoff = Backoff(RECONNECT)
         self._connection = Connection(
-            "rabbitmq-publishing", urls, loop, health, log, self._opened, self._lost
+            "rabbitmq-publishing", urls, loop, health, log, self._opened, self._lost, KEEPALIVE
         )
 
     def open(self) -> None:
