@@ -166,7 +166,7 @@ def test_an_alarm_is_named_and_what_was_given_up_is_not_sent_after_all(
 
 
 def test_a_connection_outlasts_an_alarm_in_which_the_broker_reads_nothing(
-    clean: Servers, broker: Broker
+    clean: Servers,
 ) -> None:
     """More than the system's buffers hold. A new connection would send all of it once more."""
     declare(clean.rabbitmq)
