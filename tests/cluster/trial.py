@@ -12,12 +12,11 @@ from cluster.cluster import Cluster
 from cluster.progress import Progress
 from cluster.replicas import Replica
 from harness.broker import Broker
-from harness.checker import doubles, judge
 from harness.publisher import Event
-from harness.store import Store, record_prefix
+from harness.store import Store
 from harness.wait import eventually
-from integration.judging import passes, throughout, wait_drained
-from integration.load import Load, ids, order
+from integration.judging import judge_service, passes, throughout, wait_drained
+from integration.load import Load, order
 
 STALL_AT_MOST_S = 10.0
 """After the loss of one node, from the issue that asks for clusters."""
@@ -166,13 +165,8 @@ class Trial:
         broker = Broker(self.cluster.rabbitmq)
         wait_drained(broker, self.service)
         assert broker.ready(f"{self.service}.dead-letter") == 0, "something is parked"
-        written = (record_prefix(self.service), *(("/orders/",) if self.service == "order" else ()))
-        claimed = (record_prefix(self.service),) if self.service == "notify" else ()
-        verdict = judge(
-            attempted=ids(self._sent),
-            confirmed=ids(self._confirmed),
-            recorded=self.store.done(self.service),
-            double=doubles(self.store.history(*written), claimed=claimed),
+        verdict = judge_service(
+            self.service, self.store, sent=self._sent, confirmed=self._confirmed
         )
         stall_s = max(self._stalls_s) if self._stalls_s else None
         shares = [replica.settled() for replica in self.replicas]

@@ -20,16 +20,18 @@ class Verdict:
     lost: AbstractSet[str]
     unexpected: AbstractSet[str]
     recovered: AbstractSet[str]
+    torn: AbstractSet[str] = frozenset()
     double: dict[str, list[Change]] = field(default_factory=dict)
 
     def require(self, *, confirmed_at_least: int) -> None:
         """Raise AssertionError unless the run is without fault and large enough to mean it.
 
         `recovered` is no fault: events that landed although their confirm was never seen.
+        `torn` are records without their effect, and effects without a record.
         """
         faults = [
             f"{name}: {len(found)}, such as {sorted(found)[:5]}"
-            for name in ("lost", "unexpected", "double")
+            for name in ("lost", "unexpected", "torn", "double")
             if (found := getattr(self, name))
         ]
         faults += [f"  {change}" for steps in list(self.double.values())[:3] for change in steps]
@@ -44,13 +46,14 @@ def judge(
     attempted: Iterable[str],
     confirmed: Iterable[str],
     recorded: Iterable[str],
+    effected: Iterable[str] | None = None,
     parked: Iterable[str] = (),
     double: dict[str, list[Change]] | None = None,
 ) -> Verdict:
     """Compare what was sent with what one service has done, all as event ids.
 
-    `recorded` are the ids whose record is done, `parked` those in the dead-letter queue, and
-    `double` comes from `doubles`.
+    `recorded` are the ids whose record is done, `effected` those whose effect is there (None for
+    a service without), `parked` those in the dead-letter queue, and `double` comes from `doubles`.
     """
     attempted, confirmed, recorded = set(attempted), set(confirmed), set(recorded)
     return Verdict(
@@ -58,6 +61,7 @@ def judge(
         lost=confirmed - recorded - set(parked),
         unexpected=recorded - attempted,
         recovered=recorded - confirmed,
+        torn=frozenset() if effected is None else recorded ^ set(effected),
         double=double or {},
     )
 

@@ -61,6 +61,10 @@ class Store:
             found[change.key.removeprefix(prefix)].append(state)
         return found
 
+    def ids(self, prefix: str) -> set[str]:
+        """Return the event ids that the keys under a prefix end with."""
+        return {stored.key.removeprefix(prefix) for stored in self.client.get(prefix)}
+
     def orders(self) -> dict[str, KeyValue]:
         """Return the order documents by event id; a `version` over 1 is a double."""
         prefix = "/orders/"

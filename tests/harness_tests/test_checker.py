@@ -39,6 +39,13 @@ def test_a_fault_is_named(attempted: str, confirmed: str, recorded: str, fault: 
         verdict.require(confirmed_at_least=2)
 
 
+@pytest.mark.parametrize("effected", ["a", "abc"])
+def test_a_record_and_its_effect_come_together(effected: str) -> None:
+    verdict = judge(attempted="abc", confirmed="ab", recorded="ab", effected=effected)
+    with pytest.raises(AssertionError, match="torn: 1"):
+        verdict.require(confirmed_at_least=1)
+
+
 def test_a_key_put_twice_or_deleted_is_double() -> None:
     """A record or an effect is put once and stays."""
     history = [put(1, "once"), put(2, "twice"), put(3, "twice"), put(4, "gone"), delete(5, "gone")]
