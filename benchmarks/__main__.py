@@ -1,24 +1,25 @@
-"""Measure everything, print the tables and write them with the pictures and the raw figures."""
+"""Measure everything, print the tables and write them with the ratios and the pictures."""
 
 import sys
 from pathlib import Path
 
 from harness.packages import ServersUnavailableError
 
-from .marks import judge
+from .markdown import publish
+from .marks import judge, verdict
 from .measuring import start_measuring
 from .options import parser
 from .pictures import draw
 from .progress import NotMeasuredError
 from .ratios import KEPT, medians, ratios, write_ratios
 from .report import render
-from .results import Results, write_figures
+from .results import Results
 
 _ROUNDS = 5
 
 
 def main() -> int:
-    """Run the benchmark and return the exit code: 1 where there is no figure."""
+    """Run the benchmark; the exit code is 1 if a mark is missed, or there is no figure."""
     options = parser("python -m benchmarks", __doc__, _ROUNDS)
     options.add_argument("--to", type=Path, metavar="DIRECTORY", default=KEPT.parent,
                          help="where the results go; default benchmarks/results")
@@ -29,20 +30,19 @@ def main() -> int:
     except (ServersUnavailableError, NotMeasuredError, AssertionError) as error:
         print(error, file=sys.stderr)
         return 1
-    write(chosen.to, results)
-    return 0
+    said, met = write(chosen.to, results)
+    print(f"\n{said}")
+    return int(not met)
 
 
-def write(directory: Path, results: Results) -> None:
-    """Print the tables, and write all files of a run."""
+def write(directory: Path, results: Results) -> tuple[str, bool]:
+    """Print the tables, write all files of a run, and return its verdict."""
     found = ratios(results)
-    text = render(results, judge(found))
-    print(text)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "table.md").write_text(text + "\n")
+    marks = judge(found)
+    publish(render(results, marks), directory / "table.md")
     draw(directory, results)
     write_ratios(directory / KEPT.name, medians(found))
-    write_figures(directory / "figures.json", results)
+    return verdict(marks)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,8 @@ import orjson
 import urllib3
 
 from .loading import new_events
-from .outcome import run_process
+from .outcome import outcome, timed
 from .progress import Rate, Rates
-from .timing import timed
 
 CALLS = "calls alone: 16 threads"
 
@@ -28,7 +27,7 @@ _ENDS_WITHIN_S = 60.0
 
 def call_once(url: str, events: int) -> Rates:
     """Let a process make so many calls; raises NotMeasuredError."""
-    told = run_process("benchmarks.calling", url, str(events), within_s=_ENDS_WITHIN_S)
+    told = outcome("benchmarks.calling", url, str(events), within_s=_ENDS_WITHIN_S)
     return {CALLS: Rate(**told)}
 
 

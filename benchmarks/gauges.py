@@ -10,10 +10,10 @@ from harness.web import open_json
 
 
 class Gauges(NamedTuple):
-    """One reading. Sizes are in bytes; the last six are totals since etcd was started.
+    """One reading. Sizes are in bytes; the last four are totals since etcd was started.
 
     ``memory`` is etcd's resident size, which includes what it has mapped of its file. ``used`` is
-    what of the file is not free for new data. Written and deleted are keys.
+    what of the file is not free for new data. Written are keys.
     """
 
     memory: int
@@ -23,9 +23,7 @@ class Gauges(NamedTuple):
     granted: int
     revoked: int
     written: int
-    deleted: int
     transactions: int
-    reads: int
 
     @property
     def leases(self) -> int:
@@ -55,7 +53,5 @@ def gauges_of(text: str) -> Gauges:
         granted=value("etcd_debugging_lease_granted_total"),
         revoked=value("etcd_debugging_lease_revoked_total"),
         written=value("etcd_mvcc_put_total"),
-        deleted=value("etcd_mvcc_delete_total"),
         transactions=value('grpc_server_started_total{grpc_method="Txn"'),
-        reads=value('grpc_server_started_total{grpc_method="Range"'),
     )

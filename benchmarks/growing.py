@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import pika
-
-from harness.etcd import EtcdClient
 from harness.process import Child
 from harness.servers import Servers
 from harness.statsd import StatsdListener
@@ -18,14 +14,14 @@ from harness.wait import eventually
 from .gauges import Gauges, read_gauges
 from .history import History
 from .loading import Loader
+from .preparing import channel
 from .progress import Rate, follow, rate
-from .startup import NEW, Start, measure_start, new_body, running, wait_imported
+from .records import Records
+from .startup import NEW, Start, measure_start, new_body, wait_imported
 from .subjects import LARGE, bare
 
 DUPLICATES = 5_000
 SKIPPED = "events_processed_skipped"
-
-_PATIENT = "--command-timeout=60s"
 
 
 class Repeats(NamedTuple):
@@ -57,14 +53,15 @@ class Growth:
     def measure(self, size: int) -> Grown:
         """Let the history grow to that size and measure everything at it."""
         print(f"{size:,} records", file=sys.stderr)
-        self._forget_new()
+        Records(self._servers.etcd).clear(self._subject.records[0] + NEW)
         self._history.grow(size)
-        with _channel(self._servers) as channel:
-            self._subject.declare(channel)
+        with channel(self._servers) as declaring:
+            self._subject.declare(declaring)
         starts = [measure_start(self._servers, self._subject) for _ in range(self._starts)]
         # Not before: the pages that a write frees count as used until the next one.
         etcd = read_gauges(self._servers.etcd)
-        with running(self._subject) as child:
+        with self._subject.process() as child:
+            child.start()
             wait_imported(child)
             repeats = self._repeat()
             measured = self._rate(child)
@@ -98,20 +95,5 @@ class Growth:
         child.pause()
         Loader(self._servers.rabbitmq.url, self._subject.queue, bodies).run()
         child.resume()
-        with _channel(self._servers) as channel:
-            return rate(follow(channel, self._subject.queue, child), len(bodies))
-
-    def _forget_new(self) -> None:
-        """Leave the history alone in etcd, and give back what the rest took."""
-        etcd = self._servers.etcd
-        revision = EtcdClient(etcd.endpoint).delete(self._subject.records[0] + NEW)
-        etcd.ctl(_PATIENT, "compact", "--physical", str(revision))
-
-
-@contextmanager
-def _channel(servers: Servers) -> Iterator[Any]:
-    connection = pika.BlockingConnection(pika.URLParameters(servers.rabbitmq.url))
-    try:
-        yield connection.channel()
-    finally:
-        connection.close()
+        with channel(self._servers) as asking:
+            return rate(follow(asking, self._subject.queue, child), len(bodies))

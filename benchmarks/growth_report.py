@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import median
 
 from .figures import Spread, show
@@ -13,50 +13,43 @@ from .marks import Mark
 _MB = 1_000_000
 
 
-def report(machine: Mapping[str, str], grown: Sequence[Grown]) -> tuple[str, bool]:
+def report(machine: str, grown: Sequence[Grown]) -> tuple[str, bool]:
     """Return the report in Markdown, and whether each mark is met. The first size is empty."""
     empty, longest = grown[0], grown[-1]
     marks = _judge(empty, longest)
     return "\n".join((
         "# What a longer history costs",
         "",
-        ", ".join(f"{name} {value}" for name, value in machine.items()),
+        machine,
         "",
         f"{len(empty.starts)} starts at each size; median (least to greatest). MB are 10⁶ bytes.",
         "",
         table([["records in etcd at the start"] + [f"{g.records:,}" for g in grown],
                *_rows(empty, grown)]),
         "",
-        *(f"- {'met' if mark.met else 'MISSED'}: {mark.what}: {mark.value:.3g}, {mark.target}"
-          for mark in marks),
+        *(f"- {mark}" for mark in marks),
     )), all(mark.met for mark in marks)
 
 
 def _rows(empty: Grown, grown: Sequence[Grown]) -> list[list[str]]:
-    def row(what: str, *cells: str) -> list[str]:
-        return [what, *cells]
-
-    def each(what: str, *per_record: str) -> list[str]:
-        return row(what, "", *per_record)
-
     longer = grown[1:]
     return [
-        row("process start to first event recorded, ms", *(
-            show(_first_ms(g), "{:,.0f}".format) for g in grown)),
-        each("the same ÷ empty", *(f"{_slowdown(empty, g):.2f}" for g in longer)),
-        row("import, s", *(show(_import_s(g), "{:.2f}".format) for g in grown)),
-        row("service's memory after it, MB", *(f"{_memory(g) / _MB:,.1f}" for g in grown)),
-        each("the same a record, less the empty service's, bytes", *(
-            f"{_memory_per_record(empty, g):,.0f}" for g in longer)),
-        each("duplicates skipped / transactions etcd saw", *(
-            f"{g.repeats.events:,} / {g.repeats.transactions:,}" for g in longer)),
-        row("new events recorded a second", *(f"{g.rate.events_per_s:,.0f}" for g in grown)),
-        row("etcd's file in use, MB", *(f"{g.etcd.used / _MB:,.1f}" for g in grown)),
-        each("the same a record, bytes", *(
-            f"{(g.etcd.used - empty.etcd.used) / g.records:,.0f}" for g in longer)),
-        row("etcd's file on disk, MB", *(f"{g.etcd.file / _MB:,.1f}" for g in grown)),
-        row("etcd's memory, its mapped file included, MB", *(
-            f"{g.etcd.memory / _MB:,.1f}" for g in grown)),
+        ["process start to first event recorded, ms", *(
+            show(_first_ms(g), "{:,.0f}".format) for g in grown)],
+        ["the same ÷ empty", "", *(f"{_slowdown(empty, g):.2f}" for g in longer)],
+        ["import, s", *(show(_import_s(g), "{:.2f}".format) for g in grown)],
+        ["service's memory after it, MB", *(f"{_memory(g) / _MB:,.1f}" for g in grown)],
+        ["the same a record, less the empty service's, bytes", "", *(
+            f"{_memory_per_record(empty, g):,.0f}" for g in longer)],
+        ["duplicates skipped / transactions etcd saw", "", *(
+            f"{g.repeats.events:,} / {g.repeats.transactions:,}" for g in longer)],
+        ["new events recorded a second", *(f"{g.rate.events_per_s:,.0f}" for g in grown)],
+        ["etcd's file in use, MB", *(f"{g.etcd.used / _MB:,.1f}" for g in grown)],
+        ["the same a record, bytes", "", *(
+            f"{(g.etcd.used - empty.etcd.used) / g.records:,.0f}" for g in longer)],
+        ["etcd's file on disk, MB", *(f"{g.etcd.file / _MB:,.1f}" for g in grown)],
+        ["etcd's memory, its mapped file included, MB", *(
+            f"{g.etcd.memory / _MB:,.1f}" for g in grown)],
     ]
 
 

@@ -17,6 +17,8 @@ from idempotent_consumer.ledger.etcd import Etcd
 from idempotent_consumer.ledger.records import DONE, encode
 from idempotent_consumer.names import record_prefix
 
+from .loading import body
+
 _RECORDS_A_LEASE = 10_000
 """As many as the library puts under one."""
 _PUTS = 1_000
@@ -24,7 +26,7 @@ _PUTS = 1_000
 
 
 class History:
-    """A service's records, numbered from 0: number n is that of the event ``body(n)``."""
+    """A service's records, numbered from 0: number n is that of the event ``_body(n)``."""
 
     def __init__(self, servers: Servers, service: str) -> None:
         settings = Settings.from_environ(servers.settings())
@@ -44,7 +46,7 @@ class History:
 
     def sample(self, number: int) -> list[bytes]:
         """Return so many events that have a record, from all over the history."""
-        return [body(n) for n in range(0, self.size, max(1, self.size // number))][:number]
+        return [_body(n) for n in range(0, self.size, max(1, self.size // number))][:number]
 
     def close(self) -> None:
         """Close the connection."""
@@ -55,7 +57,7 @@ class History:
         value = partial(encode, DONE, time=now)
         request: Any = m.TxnRequest()
         for number in numbers:
-            event = decode(body(number))
+            event = decode(_body(number))
             m.put(
                 request.success,
                 (self._prefix + encode_id(event.id)).encode(),
@@ -65,9 +67,6 @@ class History:
         self._etcd.call_and_wait("Txn", request)
 
 
-def body(number: int) -> bytes:
+def _body(number: int) -> bytes:
     """Return the event of a number: its id looks random, and is the same each time."""
-    event_id = uuid.uuid5(uuid.NAMESPACE_OID, str(number))
-    return b'{"id":"%s","type":"new_order","args":{"item":"tea","quantity":1}}' % (
-        str(event_id).encode()
-    )
+    return body(uuid.uuid5(uuid.NAMESPACE_OID, str(number)))

@@ -11,8 +11,9 @@ from harness.broker import Broker
 from harness.servers import Servers
 
 from .loading import PERSISTENT, new_events
+from .preparing import waiting_service
 from .subjects import Subject
-from .watching import etcd_client, waiting_service, watch
+from .watching import etcd_client, watch
 
 SAMPLES = 200
 

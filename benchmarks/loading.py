@@ -30,13 +30,16 @@ class Mix(Enum):
     SHUFFLED = "each twice, shuffled"
 
 
+def body(event_id: object) -> bytes:
+    """Return the body of an event."""
+    return b'{"id":"%s","type":"new_order","args":{"item":"tea","quantity":1}}' % (
+        str(event_id).encode()
+    )
+
+
 def new_events(number: int) -> list[bytes]:
     """Return the bodies of so many events with fresh ids."""
-    return [
-        b'{"id":"%s","type":"new_order","args":{"item":"tea","quantity":1}}'
-        % str(uuid.uuid4()).encode()
-        for _ in range(number)
-    ]
+    return [body(uuid.uuid4()) for _ in range(number)]
 
 
 def series(mix: Mix, length: int) -> tuple[list[bytes], int]:

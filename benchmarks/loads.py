@@ -12,9 +12,10 @@ from typing import NamedTuple
 from harness.servers import Servers
 from harness.wait import eventually
 
-from .outcome import run_process
+from .outcome import outcome
+from .preparing import waiting_service
 from .subjects import Subject
-from .watching import etcd_client, waiting_service, watch
+from .watching import etcd_client, watch
 
 SECONDS = {1: 21, 100: 6, 1_000: 6, 10_000: 6}
 """How long a round lasts by its events per second, with the first second, which does not count:
@@ -29,14 +30,12 @@ _KEPT = 0.99
 class Load(NamedTuple):
     """One round at one rate: a latency for each event, and how the publisher did.
 
-    `late_ms` is by how much it was late itself, median, and `latest_ms` the greatest such.
-    `per_s` is the rate that it reached.
+    `late_ms` is by how much it was late itself, median; `per_s` is the rate that it reached.
     """
 
     due_per_s: int
     per_s: float
     late_ms: float
-    latest_ms: float
     recorded_ms: list[float]
 
     @property
@@ -62,7 +61,7 @@ def run_load(servers: Servers, subject: Subject, per_s: int, seconds: int) -> Lo
         etcd_client(servers) as etcd,
         watch(etcd, prefix, changed),
     ):
-        told = run_process(
+        told = outcome(
             "benchmarks.publishers.open_loop", servers.rabbitmq.url, subject.queue, str(per_s),
             str(events), within_s=seconds + _OVERDUE_S,
         )
@@ -71,7 +70,6 @@ def run_load(servers: Servers, subject: Subject, per_s: int, seconds: int) -> Lo
         due_per_s=per_s,
         per_s=reached_per_s(events, told["took_s"]),
         late_ms=told["late_ms"],
-        latest_ms=told["latest_ms"],
         recorded_ms=latencies_ms(per_s, events, told["start_s"], recorded_s),
     )
 

@@ -12,11 +12,11 @@ from harness.web import fetch_json
 _PACKAGES = ("pika", "cslab-etcd3", "grpcio", "protobuf", "orjson")
 
 
-def describe(servers: Servers) -> dict[str, str]:
+def describe(servers: Servers) -> str:
     """Return what a reader needs to judge the figures by."""
     overview: Any = servers.rabbitmq.management("GET", "/api/overview")
     etcd = fetch_json("GET", f"http://{servers.etcd.endpoint}/version")
-    return {
+    found = {
         "cores": str(len(os.sched_getaffinity(0))),
         "processor": _processor(),
         "load before": f"{os.getloadavg()[0]:.2f}",
@@ -27,6 +27,7 @@ def describe(servers: Servers) -> dict[str, str]:
         "python": platform.python_version(),
         **{package: version(package) for package in _PACKAGES},
     }
+    return ", ".join(f"{name} {value}" for name, value in found.items())
 
 
 def _processor() -> str:

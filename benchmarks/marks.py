@@ -1,6 +1,6 @@
 """The marks: what the figures must reach for the project's promise of speed to hold."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from .figures import Spread
@@ -25,6 +25,17 @@ class Mark(NamedTuple):
     value: float
     target: str
     met: bool
+
+    def __str__(self) -> str:
+        return f"{'met' if self.met else 'MISSED'}: {self.what}: {self.value:.3g}, {self.target}"
+
+
+def verdict(marks: Sequence[Mark]) -> tuple[str, bool]:
+    """Return the last line of a run, and whether each mark is met."""
+    missed = [mark.what for mark in marks if not mark.met]
+    if not missed:
+        return f"All {len(marks)} marks are met.", True
+    return f"{len(missed)} of {len(marks)} marks MISSED: {'; '.join(missed)}", False
 
 
 def judge(found: Mapping[str, Spread]) -> list[Mark]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 from harness.servers import Servers, start_servers
 from harness.statsd import listen_statsd
@@ -15,9 +13,9 @@ from harness.statsd import listen_statsd
 from . import calling, latency
 from .loads import SECONDS, Load, run_load
 from .machine import describe
+from .progress import Rates
 from .publishing import PUBLISHERS, publish_once
 from .results import Results
-from .rounds import Run, run_rounds
 from .sink import run_sink
 from .subjects import BATCH_SIZES, LARGE, Subject, bare, compared, prefetch, sweep
 from .throughput import run_once
@@ -27,6 +25,8 @@ LEAST_EVENTS = 4 * prefetch({"BATCH_SIZE": str(max(BATCH_SIZES))})
 
 SWEEP_ROUNDS = 3
 """Of the sweep, at most: it is for a picture."""
+
+Run = Callable[[], Rates]
 
 
 class Measuring:
@@ -43,14 +43,13 @@ class Measuring:
         consumers = self._consumers(compared(self._servers, self._statsd, self._sink_url))
         calls = partial(calling.call_once, self._sink_url, self._events // calling.ONE_IN)
         publishers = [
-            partial(publish_once, self._servers, publisher, self._events)
-            for publisher in PUBLISHERS
+            partial(publish_once, self._servers, name, self._events) for name in PUBLISHERS
         ]
         return Results(
             machine=self._machine,
             events=self._events,
-            consuming=run_rounds("consuming", [*consumers, calls], self._rounds),
-            publishing=run_rounds("publishing", publishers, self._rounds),
+            consuming=_run_rounds("consuming", [*consumers, calls], self._rounds),
+            publishing=_run_rounds("publishing", publishers, self._rounds),
             idle=latency.measure(self._servers, self._bare),
         )
 
@@ -58,7 +57,7 @@ class Measuring:
         """Measure the ratios, the batch sizes and the loads."""
         results = self.ratios_only()
         points = self._consumers(sweep(self._servers, self._statsd))
-        results.sweep = run_rounds("sweep", points, min(self._rounds, SWEEP_ROUNDS))
+        results.sweep = _run_rounds("sweep", points, min(self._rounds, SWEEP_ROUNDS))
         results.loads = self._loads()
         return results
 
@@ -85,7 +84,25 @@ def start_measuring(rounds: int, events: int) -> Iterator[Measuring]:
     with (
         start_servers(max_txn_ops=int(LARGE["ETCD_MAX_TXN_OPS"])) as servers,
         listen_statsd() as statsd,
-        tempfile.TemporaryDirectory(prefix="benchmark-") as logs,
-        run_sink(Path(logs)) as sink_url,
+        run_sink() as sink_url,
     ):
         yield Measuring(servers, statsd.settings(), sink_url, rounds, events)
+
+
+def _run_rounds(what: str, runs: Sequence[Run], rounds: int) -> list[Rates]:
+    """Run everything once a round, so that all meet the same machine; tell on standard error.
+
+    Each round begins with another run: what the one before leaves behind (a warm page cache, a
+    broker that still writes) shall not always meet the same one.
+    """
+    results = []
+    for number in range(rounds):
+        turn = number % len(runs)
+        rates: Rates = {}
+        for run in (*runs[turn:], *runs[:turn]):
+            for name, found in run().items():
+                rates[name] = found
+                print(f"{what}, round {number + 1} of {rounds}: {name:30} "
+                      f"{found.events_per_s:9,.0f}/s", file=sys.stderr)
+        results.append(rates)
+    return results

@@ -27,11 +27,11 @@ _STYLE = {
 }
 
 
-def draw(directory: Path, results: Results, suffix: str = ".svg") -> None:
-    """Write `throughput` and `latency` into a directory."""
+def draw(directory: Path, results: Results) -> None:
+    """Write `throughput.svg` and `latency.svg` into a directory."""
     with mpl.rc_context(_STYLE):
-        _throughput(results, directory / f"throughput{suffix}")
-        _latency(results, directory / f"latency{suffix}")
+        _throughput(results, directory / "throughput.svg")
+        _latency(results, directory / "latency.svg")
 
 
 def _throughput(results: Results, path: Path) -> None:
@@ -100,5 +100,4 @@ def _line(axes: Axes, xs: Sequence[int], spreads: Sequence[Spread], label: str, 
 
 def _finish(figure: Figure, axes: Axes, path: Path) -> None:
     axes.legend(frameon=False)
-    metadata = {"Date": None} if path.suffix == ".svg" else {}
-    figure.savefig(path, facecolor="white", metadata=metadata)
+    figure.savefig(path, facecolor="white", metadata={"Date": None})

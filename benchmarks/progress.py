@@ -9,8 +9,7 @@ recorded, and its records are counted afterwards). Its own counters would come t
 in runs that last a second; a watch on the records would cost some subjects CPU and not others.
 
 The outer tenths of each series are left out: the first holds the start of the process and the
-filling of the window, the last its emptying. A consumer without acks is not seen this way: it
-times itself (`consumers/auto_ack.py`).
+filling of the window, the last its emptying.
 """
 
 import os

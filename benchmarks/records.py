@@ -15,25 +15,29 @@ class Records:
 
     def require(self, prefix: str, events: int) -> None:
         """Raise AssertionError unless there is a key for each event, and no more."""
-        first = prefix.encode()
-        end = first[:-1] + bytes([first[-1] + 1])
-        answer = self._call("range", key=_base64(first), range_end=_base64(end), count_only=True)
+        answer = self._call("range", **_below(prefix), count_only=True)
         if (count := int(answer.get("count", 0))) != events:
             raise AssertionError(f"{prefix}: {count} keys for {events} events")
 
-    def clear(self) -> None:
-        """Delete everything and its history.
+    def clear(self, prefix: str = "") -> None:
+        """Delete everything below a prefix, and the history of all.
 
         `physical` waits until the space is given back, which would else happen during the next
         run and slow that down.
         """
-        everything = _base64(b"\0")
-        deleted = self._call("deleterange", key=everything, range_end=everything)
+        deleted = self._call("deleterange", **_below(prefix))
         if "deleted" in deleted:  # Else nothing is new, and etcd refuses to compact twice.
             self._call("compaction", revision=deleted["header"]["revision"], physical=True)
 
     def _call(self, method: str, **request: object) -> Any:
         return fetch_json("POST", f"{self._url}/{method}", request, timeout_s=60)
+
+
+def _below(prefix: str) -> dict[str, str]:
+    """Return the range of the keys below a prefix; etcd's sign for "all" is a zero."""
+    first = prefix.encode()
+    end = first[:-1] + bytes([first[-1] + 1]) if first else b"\0"
+    return {"key": _base64(first or b"\0"), "range_end": _base64(end)}
 
 
 def _base64(raw: bytes) -> str:

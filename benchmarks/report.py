@@ -8,11 +8,10 @@ from .figures import Spread, cpu_us, per_s, percentile, ratio, show
 from .markdown import table
 from .marks import Mark
 from .percentiles import PER_MILLE, Percentiles, by_rate
-from .publishing import CONFIRMED, ONE_BY_ONE, UNCONFIRMED
+from .publishing import PUBLISHERS, UNCONFIRMED
 from .ratios import ratios
 from .results import Results
 from .subjects import (
-    AUTO_ACK,
     BARE,
     BARE_SMALL,
     BATCH_SIZES,
@@ -28,9 +27,7 @@ from .subjects import (
     sized,
 )
 
-_CONSUMING = (CEILING, AUTO_ACK, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, HALF, DUPLICATES,
-              CALLS, NOTIFY)
-_PUBLISHING = (UNCONFIRMED, CONFIRMED, ONE_BY_ONE)
+_CONSUMING = (CEILING, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, HALF, DUPLICATES, CALLS, NOTIFY)
 _NONE = "-"
 
 
@@ -53,8 +50,7 @@ def render(results: Results, marks: Sequence[Mark]) -> str:
 
 
 def _head(results: Results) -> str:
-    machine = ", ".join(f"{name} {value}" for name, value in results.machine.items())
-    return (f"{machine}.\n\n{len(results.consuming)} rounds of {results.events:,} events "
+    return (f"{results.machine}.\n\n{len(results.consuming)} rounds of {results.events:,} events "
             f"(slow subjects get fewer); each figure is a median (least to greatest).")
 
 
@@ -106,7 +102,7 @@ def _publishing(results: Results) -> str:
     rows = [
         (name, _whole(per_s(rounds, name)), _one(cpu_us(rounds, name)),
          _three(ratio(rounds, name, UNCONFIRMED)))
-        for name in _PUBLISHING
+        for name in PUBLISHERS
     ]
     return table([("", "events/s", "CPU µs an event", "of pika without confirms"), *rows])
 

@@ -7,22 +7,18 @@ connections that stay open. So it spends little on a request, and its callers se
 """
 
 import asyncio
-import os
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import cast
 
-from harness.process import Child
-from harness.servers import REPOSITORY
 from harness.wait import eventually
+
+from .outcome import run_module
 
 _OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _LISTENING = re.compile(r"listening on (\d+)\n")
-_STOP_WITHIN_S = 5.0
 
 
 class Caller(asyncio.Protocol):
@@ -59,22 +55,16 @@ async def serve() -> None:
 
 
 @contextmanager
-def run_sink(log_directory: Path) -> Iterator[str]:
+def run_sink() -> Iterator[str]:
     """Run the server as a process while the block runs, and give its URL."""
-    child = Child([sys.executable, "-m", "benchmarks.sink"], env=os.environ, cwd=REPOSITORY,
-                  log=log_directory / "sink.log")
-    child.start()
+    with run_module("benchmarks.sink") as child:
 
-    def port() -> str:
-        said = _LISTENING.search(child.output())
-        assert said, f"the sink does not listen: {child.output()}"
-        return said[1]
+        def port() -> str:
+            said = _LISTENING.search(child.output())
+            assert said, f"the sink does not listen: {child.output()}"
+            return said[1]
 
-    try:
         yield f"http://127.0.0.1:{eventually(port)}/notifications"
-    finally:
-        if child.running:
-            child.terminate(_STOP_WITHIN_S)
 
 
 if __name__ == "__main__":

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import json
 import queue
-import tempfile
+import re
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import etcd3
+from typing import NamedTuple
 
 from harness.process import Child
 from harness.servers import Servers
 from harness.wait import eventually
 
-from .loading import Loader
-from .memory import resident_bytes
+from .loading import Loader, body
 from .progress import NotMeasuredError
 from .subjects import Subject
+from .watching import etcd_client, watch
 
 NEW = "new-"
 """What the ids of events begin with that are no part of the history."""
 
 _LOST_AFTER_S = 60.0
 _SETTLES_IN_S = 1.0
-_STOP_WITHIN_S = 15.0
 
 
 class Import(NamedTuple):
@@ -48,22 +44,7 @@ class Start(NamedTuple):
 
 def new_body() -> bytes:
     """Return an event that nobody has seen."""
-    return b'{"id":"%s%s","type":"new_order","args":{"item":"tea","quantity":1}}' % (
-        NEW.encode(), str(uuid.uuid4()).encode()
-    )
-
-
-@contextmanager
-def running(subject: Subject) -> Iterator[Child]:
-    """Give the service's process, started; it is ended afterwards."""
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as logs:
-        child = subject.child(Path(logs))
-        child.start()
-        try:
-            yield child
-        finally:
-            if child.running:
-                child.terminate(_STOP_WITHIN_S)
+    return body(f"{NEW}{uuid.uuid4()}")
 
 
 def measure_start(servers: Servers, subject: Subject) -> Start:
@@ -71,19 +52,24 @@ def measure_start(servers: Servers, subject: Subject) -> Start:
 
     The record is seen by a watch that was opened before, so its way back counts too.
     """
-    body = new_body()
-    Loader(servers.rabbitmq.url, subject.queue, [body]).run()
-    host, port = servers.etcd.endpoint.rsplit(":", 1)
-    etcd = etcd3.client(host=host, port=int(port))
-    arrived = _watch(etcd, subject.records[0] + json.loads(body)["id"])
-    started_s = time.perf_counter()
-    with running(subject) as child:
-        try:
-            recorded_s = arrived.get(timeout=_LOST_AFTER_S)
-        except queue.Empty:
-            raise NotMeasuredError(f"the first event is not recorded:\n{child.output()}") from None
-        finally:
-            etcd.close()
+    arrived_s: queue.Queue[float] = queue.Queue()
+
+    def arrived(at_s: float, _keys: Sequence[bytes]) -> None:
+        arrived_s.put(at_s)
+
+    event = new_body()
+    Loader(servers.rabbitmq.url, subject.queue, [event]).run()
+    key = subject.records[0] + json.loads(event)["id"]
+    with subject.process() as child:
+        with etcd_client(servers) as etcd, watch(etcd, key, arrived):
+            started_s = time.monotonic()
+            child.start()
+            try:
+                recorded_s = arrived_s.get(timeout=_LOST_AFTER_S)
+            except queue.Empty:
+                raise NotMeasuredError(
+                    f"the first event is not recorded:\n{child.output()}"
+                ) from None
         imported = wait_imported(child)
         time.sleep(_SETTLES_IN_S)
         return Start((recorded_s - started_s) * 1000, imported, resident_bytes(child.pid))
@@ -102,8 +88,10 @@ def _import_of(log: str) -> Import:
     raise AssertionError(f"no import has ended:\n{log[-2000:]}")
 
 
-def _watch(etcd: Any, key: str) -> queue.Queue[float]:
-    """Return a queue that gets the time at which a key is written, once etcd watches it."""
-    arrived: queue.Queue[float] = queue.Queue()
-    etcd.add_watch_callback(key, lambda _reply: arrived.put(time.perf_counter()))
-    return arrived
+def resident_bytes(pid: int) -> int:
+    """Return a process's resident size (proc(5), VmRSS)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
+    if found is None:
+        raise ProcessLookupError(f"process {pid} has no resident size: it has ended")
+    return 1024 * int(found[1])

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from harness.broker import Broker
 from harness.process import Child
-from harness.servers import REPOSITORY, Servers
+from harness.servers import Servers
 from harness.wait import eventually
 
 from .gauges import Gauges, read_gauges
-from .memory import resident_bytes
+from .outcome import run_module
 from .progress import NotMeasuredError
-from .startup import running, wait_imported
+from .startup import resident_bytes, wait_imported
 from .subjects import Subject
 
 SAMPLE_EVERY_S = 5.0
@@ -62,10 +57,11 @@ def run(servers: Servers, subject: Subject, load_s: float, empty_within_s: float
     The subject's queue must be there. Raises AssertionError if what was published is not
     recorded, or etcd not empty in time.
     """
-    with running(subject) as child:
+    with subject.process() as child:
+        child.start()
         wait_imported(child)
         before = read_gauges(servers.etcd)
-        with _filler(servers, subject.queue) as filler:
+        with run_module("benchmarks.filling", servers.rabbitmq.url, subject.queue) as filler:
             samples = list(_watch(servers, subject.queue, child, filler, load_s))
             filler.terminate(_FILLER_STOPS_WITHIN_S)
             published = int(filler.output())
@@ -108,18 +104,3 @@ def _wait_empty(servers: Servers, used: int, within_s: float) -> Emptied:
     gone_s = seconds_until(lambda found: found.keys <= _INCARNATION)
     freed_s = seconds_until(lambda found: found.used <= used / 50)
     return Emptied(gone_s, freed_s, read_gauges(servers.etcd))
-
-
-@contextmanager
-def _filler(servers: Servers, queue: str) -> Iterator[Child]:
-    with TemporaryDirectory(prefix="benchmark-") as logs:
-        child = Child(
-            [sys.executable, "-m", "benchmarks.filling", servers.rabbitmq.url, queue],
-            env=os.environ, cwd=REPOSITORY, log=Path(logs) / "filling.log",
-        )
-        child.start()
-        try:
-            yield child
-        finally:
-            if child.running:
-                child.kill()

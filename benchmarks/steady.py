@@ -9,18 +9,17 @@ import argparse
 import sys
 from pathlib import Path
 
-import pika
-
 from harness.packages import ServersUnavailableError
-from harness.servers import REPOSITORY, Servers, start_servers
+from harness.servers import REPOSITORY, start_servers
 from harness.statsd import listen_statsd
 
 from .machine import describe
 from .markdown import publish
+from .preparing import channel
 from .progress import NotMeasuredError
 from .steadily import run
 from .steady_report import Setting, report
-from .subjects import LARGE, Subject, bare
+from .subjects import LARGE, bare
 
 WINDOW_S = 60
 LEASE_S = WINDOW_S + 6
@@ -40,35 +39,28 @@ def main() -> int:
     options = _options()
     try:
         with (
-            start_servers(etcd_flags=(*COMPACTION, *options.etcd_flag)) as servers,
+            start_servers(etcd_flags=COMPACTION) as servers,
             listen_statsd() as statsd,
         ):
             machine = describe(servers)
             subject = bare(servers, {
                 **LARGE, **statsd.settings(), "DEDUP_WINDOW": f"{WINDOW_S}s",
             })
-            _declare(servers, subject)
+            with channel(servers) as declaring:
+                subject.declare(declaring)
             found = run(servers, subject, 60 * options.minutes, _EMPTY_WITHIN_S)
     except (ServersUnavailableError, NotMeasuredError, AssertionError) as error:
         print(error, file=sys.stderr)
         return 1
-    setting = Setting(WINDOW_S, LEASE_S, " ".join((*COMPACTION, *options.etcd_flag)))
+    setting = Setting(WINDOW_S, LEASE_S, " ".join(COMPACTION))
     text, met = report(machine, setting, found)
     publish(text, options.results)
     return int(not met)
 
 
-def _declare(servers: Servers, subject: Subject) -> None:
-    connection = pika.BlockingConnection(pika.URLParameters(servers.rabbitmq.url))
-    subject.declare(connection.channel())
-    connection.close()
-
-
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.steady", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30, help="default 30")
-    parser.add_argument("--etcd-flag", action="append", default=[], metavar="--FLAG=VALUE",
-                        help="give etcd one more flag")
     parser.add_argument("--results", type=Path, metavar="FILE",
                         default=REPOSITORY / "benchmarks/results/steady.md")
     return parser.parse_args()

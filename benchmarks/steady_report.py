@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from statistics import median
 from typing import NamedTuple
@@ -25,14 +25,14 @@ class Setting(NamedTuple):
     compaction: str
 
 
-def report(machine: Mapping[str, str], setting: Setting, run: Run) -> tuple[str, bool]:
+def report(machine: str, setting: Setting, run: Run) -> tuple[str, bool]:
     """Return the report in Markdown, and whether nothing grew."""
     marks = _judge(setting, run)
     too_short = run.samples[-1].at_s < SHORTEST_TO_JUDGE_S
     text = "\n".join((
         "# At full rate for a while",
         "",
-        ", ".join(f"{name} {value}" for name, value in machine.items()),
+        machine,
         "",
         f"`DEDUP_WINDOW={setting.window_s}s`, no effect, etcd with `{setting.compaction}`.",
         "Medians of each minute; of the oldest lease's age the most. MB are 10⁶ bytes.",
@@ -41,10 +41,7 @@ def report(machine: Mapping[str, str], setting: Setting, run: Run) -> tuple[str,
         "",
         *_endings(setting, run),
         "",
-        *(["Too short a run to be judged."] if too_short else [
-            f"- {'met' if mark.met else 'MISSED'}: {mark.what}: {mark.value:.3g}, {mark.target}"
-            for mark in marks
-        ]),
+        *(["Too short a run to be judged."] if too_short else [f"- {mark}" for mark in marks]),
     ))
     return text, too_short or all(mark.met for mark in marks)
 

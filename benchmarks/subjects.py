@@ -1,7 +1,9 @@
 """What is measured: each subject is a queue, the process that consumes it, and what it records."""
 
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +26,8 @@ SMALL = {"ETCD_MAX_TXN_OPS": "128", "BATCH_SIZE": "128"}
 NAIVE_PREFETCH = 100
 """One event is in hand at a time: more would only fill the outer tenths, which do not count."""
 
-CEILING, AUTO_ACK, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, HALF, DUPLICATES = (
+CEILING, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, HALF, DUPLICATES = (
     "ceiling: pika alone",
-    "pika alone, auto-ack",
     "naive: one txn, one ack each",
     "library, no effect, 1024/512",
     "library, no effect, 128/128",
@@ -40,6 +41,8 @@ NOTIFY = "notify, 128/128"
 BATCH_SIZES = (16, 32, 64, 128, 256, 512)
 """Of the sweep. With one effect, 512 events fill etcd's 1,024 operations."""
 
+_STOP_WITHIN_S = 15.0
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -47,7 +50,7 @@ class Subject:
 
     It gets one of `one_in` of the events that a run has, in series that are made as `mix` says.
     `records` are the key prefixes below which each event leaves one key. `prefetch` is how many
-    deliveries it has in hand, 0 for one that the broker does not wait for: that times itself.
+    deliveries it has in hand.
     """
 
     name: str
@@ -68,14 +71,24 @@ class Subject:
         else:
             channel.queue_declare(self.queue, durable=True, arguments={"x-queue-type": "quorum"})
 
-    def child(self, log_directory: Path) -> Child:
-        """Return its process, not started; no setting of the calling shell reaches it."""
-        return Child(
-            [sys.executable, "-m", *self.arguments],
-            env={**environment(), **self.settings},
-            cwd=self.directory,
-            log=log_directory / f"{self.queue}.log",
-        )
+    @contextmanager
+    def process(self) -> Iterator[Child]:
+        """Give its process, not started; it is ended afterwards.
+
+        No setting of the calling shell reaches it.
+        """
+        with tempfile.TemporaryDirectory(prefix="benchmark-") as logs:
+            child = Child(
+                [sys.executable, "-m", *self.arguments],
+                env={**environment(), **self.settings},
+                cwd=self.directory,
+                log=Path(logs) / f"{self.queue}.log",
+            )
+            try:
+                yield child
+            finally:
+                if child.running:
+                    child.terminate(_STOP_WITHIN_S)
 
 
 def bare(servers: Servers, settings: Mapping[str, str], *, mix: Mix = Mix.FRESH) -> Subject:
@@ -132,7 +145,6 @@ def compared(servers: Servers, statsd: Mapping[str, str], sink_url: str) -> list
     url, etcd = servers.rabbitmq.url, servers.etcd.endpoint
     return [
         ceiling(servers),
-        _reference(AUTO_ACK, "auto_ack", 0, url, "auto_ack"),
         _reference(NAIVE, "naive", NAIVE_PREFETCH, url, "naive", str(NAIVE_PREFETCH), etcd,
                    records=("/service/naive/",), one_in=20),
         bare(servers, large, mix=Mix.REPEATED),

@@ -9,7 +9,7 @@ from .percentiles import by_rate
 
 def load(recorded_ms: list[float], *, per_s: float = 100.0) -> Load:
     """Return a round that was due at 100/s."""
-    return Load(100, per_s, late_ms=0.1, latest_ms=1.0, recorded_ms=recorded_ms)
+    return Load(100, per_s, late_ms=0.1, recorded_ms=recorded_ms)
 
 
 def test_a_latency_begins_when_its_event_was_due() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from .calling import CALLS
 from .latency import Latencies
-from .marks import judge
+from .marks import Mark, judge, verdict
 from .progress import Rate
 from .publishing import CONFIRMED, UNCONFIRMED
 from .ratios import IDLE, medians, ratios, read_ratios, write_ratios
@@ -30,7 +30,7 @@ PER_S = {CEILING: 1000, BARE: 600, BARE_SMALL: 450, ORDER: 400, ORDER_SMALL: 310
 def results(idle: Latencies) -> Results:
     """Return a run of one round."""
     return Results(
-        machine={}, events=1, idle=idle,
+        machine="", events=1, idle=idle,
         consuming=[{name: Rate(per_s, 1.0) for name, per_s in PER_S.items()}],
         publishing=[{CONFIRMED: Rate(70, 1.0), UNCONFIRMED: Rate(100, 1.0)}],
     )
@@ -59,6 +59,13 @@ def test_a_mark_is_missed_where_the_median_is_on_its_wrong_side(
     marks = judge(ratios(results(Latencies([recorded_ms], [1.0], [1.0]))))
 
     assert [mark.target for mark in marks if not mark.met] == missed
+
+
+def test_one_missed_mark_is_the_verdict_of_a_run() -> None:
+    met, missed = Mark("a / b", 0.51, "at least 0.5", True), Mark("c / d", 2.1, "at most 2", False)
+
+    assert verdict([met, met]) == ("All 2 marks are met.", True)
+    assert verdict([met, missed]) == ("1 of 2 marks MISSED: c / d", False)
 
 
 def test_what_is_kept_is_read_back(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_the_oldest_lease_is_the_first_that_is_not_revoked() -> None:
 
 
 def test_what_stays_as_it_is_meets_every_mark() -> None:
-    text, met = report({}, SETTING, steady(1800))
+    text, met = report("", SETTING, steady(1800))
     assert met
     assert "MISSED" not in text
 
@@ -44,12 +44,12 @@ def test_what_stays_as_it_is_meets_every_mark() -> None:
     (steady(1800, late_s=60), "MISSED: the oldest lease"),
 ])
 def test_what_grows_is_said(run: Run, said: str) -> None:
-    text, met = report({}, SETTING, run)
+    text, met = report("", SETTING, run)
     assert not met
     assert said in text
 
 
 def test_a_short_run_is_not_judged() -> None:
-    text, met = report({}, SETTING, steady(120, grows=10**6))
+    text, met = report("", SETTING, steady(120, grows=10**6))
     assert met
     assert "Too short" in text

@@ -1,23 +1,13 @@
-"""A service that waits for events, and a watch that tells when each has been recorded."""
+"""A watch on etcd that tells when each event has been recorded."""
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import etcd3
-import pika
 
-from harness.broker import Broker
 from harness.servers import Servers
-from harness.wait import eventually
-
-from .records import Records
-from .subjects import Subject
-
-_STOP_WITHIN_S = 15.0
 
 
 @contextmanager
@@ -48,27 +38,3 @@ def watch(etcd: Any, prefix: str, changed: Callable[[float, Sequence[bytes]], No
         yield
     finally:
         etcd.cancel_watch(watch_id)
-
-
-@contextmanager
-def waiting_service(servers: Servers, subject: Subject) -> Iterator[Any]:
-    """Run the service with an empty queue, and give a channel once it consumes."""
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as logs:
-        child = subject.child(Path(logs))
-        connection = pika.BlockingConnection(pika.URLParameters(servers.rabbitmq.url))
-        channel = connection.channel()
-        subject.declare(channel)
-
-        def consuming() -> None:
-            declared = channel.queue_declare(subject.queue, passive=True).method
-            assert declared.consumer_count, f"{subject.name} does not consume: {child.output()}"
-
-        child.start()
-        try:
-            eventually(consuming)
-            yield channel
-        finally:
-            child.terminate(_STOP_WITHIN_S)
-            connection.close()
-            Broker(servers.rabbitmq).delete_queues(subject.queue)
-            Records(servers.etcd).clear()

@@ -8,7 +8,7 @@ The clock runs from the first publish to the last confirm.
 import sys
 
 from benchmarks.loading import new_events
-from benchmarks.timing import timed
+from benchmarks.outcome import timed
 from idempotent_consumer import Producer, Settings
 
 

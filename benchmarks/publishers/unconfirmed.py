@@ -13,7 +13,7 @@ import pika
 from pika.exceptions import ConnectionClosedByClient
 
 from benchmarks.loading import PERSISTENT, new_events
-from benchmarks.timing import timed
+from benchmarks.outcome import timed
 from idempotent_consumer.names import EXCHANGE
 
 _AT_ONCE = 500
