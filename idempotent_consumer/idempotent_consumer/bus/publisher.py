@@ -170,6 +170,8 @@ class Publisher:
 
     def _check(self) -> None:
         now_s = self._loop.now_s()
+        # Where no connection comes they would be kept for ever, with their bodies.
+        self._waiting = [message for message in self._waiting if message.wanted()]
         if not self._blocked and any(m.deadline_s < now_s for m in self._unconfirmed.values()):
             self._connection.drop(f"no confirm within {CONFIRM_TIMEOUT_S:.0f} s")
         self._loop.call_later(_CHECK_EVERY_S, self._check)
