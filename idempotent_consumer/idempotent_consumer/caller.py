@@ -18,7 +18,8 @@ OVERDUE_AFTER = 3
 class Caller:
     """Runs claimed handlers on the pool's threads and comes back to the loop with what they did."""
 
-    def __init__(self, ledger: Ledger, loop: Loop, pool: Pool) -> None:
+    def __init__(self, service: str, ledger: Ledger, loop: Loop, pool: Pool) -> None:
+        self._service = service
         self._ledger, self._loop, self._pool = ledger, loop, pool
         self._overdue_s: dict[int, float] = {}
         self._calls = 0
@@ -45,7 +46,7 @@ class Caller:
             self._overdue_s[call] = now_s + OVERDUE_AFTER * timeout_s
             left_s = min(self._ledger.claim_remaining_s(lease), self._ended_by_s - now_s)
             if left_s > timeout_s:
-                returned = run_handler(handler, event, self._ledger.why_never)
+                returned = run_handler(handler, event, self._service, self._ledger.why_never)
             self._loop.call_soon(partial(finished, returned))
 
         def finished(returned: Returned | None) -> None:

@@ -46,9 +46,9 @@ class Consumer:
         tally: Tally,
         log: FilteringBoundLogger,
     ) -> None:
-        self._own_tokens, self._handlers = f"{process}/", handlers
+        self._service, self._own_tokens, self._handlers = service, f"{process}/", handlers
         self._ledger, self._bus, self._loop = ledger, bus, loop
-        self._caller = Caller(ledger, loop, pool)
+        self._caller = Caller(service, ledger, loop, pool)
         self._settler = Settler(service, retry_delays, ledger, bus, tally, self._go_on)
         self._tally, self._log = tally, log
         self.duplicates = DuplicateAges(ledger, loop, partial(tally.timing, "duplicate_age"))
@@ -111,7 +111,7 @@ class Consumer:
             self._handle(task)
 
     def _handle(self, task: Task) -> None:
-        returned = run_handler(task.handler, task.event, self._ledger.why_never)
+        returned = run_handler(task.handler, task.event, self._service, self._ledger.why_never)
         self._tally.timing("handle", returned.elapsed_s)
         task.error = returned.error
         if returned.error:
@@ -299,8 +299,7 @@ class Consumer:
 
     def _done(self, task: Task, token: str) -> None:
         """End an event that is done: processed by whoever's token its record has."""
-        ours = token == task.token
-        self._end(task, self._settler.processed if ours else self._settler.skipped)
+        self._end(task, partial(self._settler.recorded, ours=token == task.token))
 
     def _end(self, task: Task, settle: Callable[[Task], None]) -> None:
         """Settle a task's deliveries, and judge those that had to wait for its end."""

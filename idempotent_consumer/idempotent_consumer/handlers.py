@@ -27,7 +27,6 @@ class Handler:
 
     function: Callable[..., Effects]
     timeout_s: float | None = None
-    service: str = ""
 
     @property
     def claimed(self) -> bool:
@@ -44,7 +43,7 @@ class Returned(NamedTuple):
 
 
 def run_handler(
-    handler: Handler, event: Event, why_never: Callable[[Checked], str | None]
+    handler: Handler, event: Event, service: str, why_never: Callable[[Checked], str | None]
 ) -> Returned:
     """Run a handler on the thread of the caller; raises nothing.
 
@@ -57,7 +56,7 @@ def run_handler(
     try:
         arguments = (event,) if handler.timeout_s is None else (event, handler.timeout_s)
         returned = handler.function(*arguments)
-        effects = check_effects(returned, handler.service, event.id)
+        effects = check_effects(returned, service, event.id)
         error = why_never(effects) or ""
     except BaseException as raised:  # noqa: BLE001 - whatever a handler raises is its failure
         error = one_line(raised)

@@ -13,13 +13,13 @@ class Loop(Protocol):
     """
 
     def now_s(self) -> float:
-        """Return seconds on a clock that never goes back."""
+        """Return seconds on a clock that never goes back. Any thread."""
         ...
 
-    def call_later(self, delay_s: float, callback: Callable[[], None]) -> object:
-        """Call on the loop's thread after a delay."""
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        """Call on the loop's thread after a delay; nothing takes it back."""
         ...
 
     def call_soon(self, callback: Callable[[], None]) -> None:
-        """Call on the loop's thread as soon as it is free. The only method for other threads."""
+        """Call on the loop's thread as soon as it is free. Any thread: the way back to this one."""
         ...

@@ -64,6 +64,11 @@ def record_prefix(service: str) -> str:
     return f"/service/{service}/"
 
 
+def record_key(service: str, event_id: str) -> bytes:
+    """Return the key of an event's record."""
+    return (record_prefix(service) + encode_id(event_id)).encode()
+
+
 def incarnation_key(service: str) -> str:
     """Return the key whose value is random for each life of an etcd's data."""
     return f"/incarnation/{service}"

@@ -57,7 +57,7 @@ class Service:
             raise TypeError('the event type is missing: write @service.handler("...")')
 
         def register(function: PureHandler) -> PureHandler:
-            self._register(event_type, Handler(function, service=self.name))
+            self._register(event_type, Handler(function))
             return function
 
         return register
@@ -74,7 +74,7 @@ class Service:
             raise ValueError(f"timeout_s is {timeout_s}: write seconds, more than 0")
 
         def register(function: ClaimedHandler) -> ClaimedHandler:
-            self._register(event_type, Handler(function, timeout_s, self.name))
+            self._register(event_type, Handler(function, timeout_s))
             return function
 
         return register

@@ -5,17 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from types import MappingProxyType
 
 from . import names
-from .bus.bus import Bus, attempts
+from .bus.bus import Bus
 from .bus.delivery import Delivery
 from .event import Event
 from .ledger.ledger import Ledger
 from .tally import Outcome, Tally
 from .task import Task
-
-NO_HEADERS: Mapping[str, object] = MappingProxyType({})
 
 
 class Settler:
@@ -37,17 +34,12 @@ class Settler:
         self._service, self._retry_delays = service, retry_delays
         self._ledger, self._bus, self._tally, self._acked = ledger, bus, tally, acked
 
-    def processed(self, task: Task) -> None:
-        """Ack an event that has just been recorded: one delivery did it, the others repeat it."""
-        outcome = Outcome.PROCESSED
+    def recorded(self, task: Task, ours: bool) -> None:
+        """Ack an event that is recorded: at most one delivery did it, the others repeat it."""
+        outcome = Outcome.PROCESSED if ours else Outcome.SKIPPED
         for delivery in task.deliveries:
             if self.settle(delivery, outcome, task.event):
                 outcome = Outcome.SKIPPED
-
-    def skipped(self, task: Task) -> None:
-        """Ack an event that had been recorded before."""
-        for delivery in task.deliveries:
-            self.settle(delivery, Outcome.SKIPPED, task.event)
 
     def conflicted(self, task: Task) -> None:
         """Park an event whose id was recorded with another body."""
@@ -63,7 +55,7 @@ class Settler:
         if not task.error:
             return
         for delivery in task.deliveries:
-            attempt = attempts(delivery) + 1
+            attempt = delivery.attempts + 1
             headers: dict[str, object] = {names.ATTEMPTS_HEADER: attempt}
             if attempt > len(self._retry_delays):
                 self._park(delivery, Outcome.FAILED, names.FAILED, task.error, task.event, headers)
@@ -87,10 +79,11 @@ class Settler:
         return live
 
     def _park(self, delivery: Delivery, outcome: Outcome, reason: str, error: str,
-              event: Event | None = None, headers: Mapping[str, object] = NO_HEADERS) -> None:
+              event: Event | None = None, headers: Mapping[str, object] | None = None
+              ) -> None:
         now = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")
         whole: dict[str, object] = {names.REASON_HEADER: reason, names.ERROR_HEADER: error,
-                                    names.PARKED_AT_HEADER: now, **headers}
+                                    names.PARKED_AT_HEADER: now, **(headers or {})}
         about: dict[str, object] = {**(event.about if event else {}),
                                     "reason": reason, "error": error}
         self._forward(delivery, names.dead_letter_queue(self._service), whole, outcome, about)

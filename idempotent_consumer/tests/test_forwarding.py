@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idempotent_consumer.bus.bus import attempts
 from idempotent_consumer.bus.delivery import Delivery, Epoch
 from idempotent_consumer.bus.forwarding import forwarded
 
@@ -116,4 +115,4 @@ def test_whatever_headers_arrive_it_can_be_sent_on(headers: dict[str, Any]) -> N
     ({"x-attempts": None}, 0), ({"x-attempts": [1]}, 0), ({"X-Attempts": 5}, 0),
 ])
 def test_attempts_are_believed_only_where_they_make_sense(headers: Any, expected: int) -> None:
-    assert attempts(with_headers(headers)) == expected
+    assert with_headers(headers).attempts == expected

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pika import frame, spec
 from pika.channel import ContentFrameAssembler
 
-from idempotent_consumer.bus.frames import MAX_BODY_BYTES, Connection, Reader, decode_properties
+from idempotent_consumer.bus.frames import LARGEST_READ_BYTES, Connection, Reader, decode_properties
 
 CHANNEL, CONSUMER = 1, "ctag1.1"
 FRAME_BYTES = 50
@@ -120,10 +120,10 @@ def test_a_frame_without_its_end_is_an_error_as_it_is_to_pika(at: str) -> None:
 
 def test_a_large_body_is_pikas_from_its_first_bytes_on() -> None:
     wire = Wire(reads=True)
-    data = delivery(1, b"x" * MAX_BODY_BYTES + b"x")
+    data = delivery(1, b"x" * LARGEST_READ_BYTES + b"x")
     wire.feed(data, list(range(0, len(data), 4096)))
-    assert wire.seen[0][4] == b"x" * MAX_BODY_BYTES + b"x"
-    assert wire.left_to_pika == 2 + len(range(0, MAX_BODY_BYTES + 1, FRAME_BYTES))
+    assert wire.seen[0][4] == b"x" * LARGEST_READ_BYTES + b"x"
+    assert wire.left_to_pika == 2 + len(range(0, LARGEST_READ_BYTES + 1, FRAME_BYTES))
 
 
 def test_without_a_consumer_everything_is_pikas() -> None:

@@ -53,8 +53,8 @@ def process(loop: ManualLoop, store: Store) -> Iterator[Process]:
 
 
 def start(loop: ManualLoop, store: Store, name: str = "a" * 32, **more: Any) -> Process:
-    handlers = {"new_order": Handler(ship, service="order"),
-                "call": Handler(call, 5.0, service="order")}
+    handlers = {"new_order": Handler(ship),
+                "call": Handler(call, 5.0)}
     process = Process(loop, store, handlers, name, **more)
     process.open()
     return process
@@ -262,7 +262,7 @@ def test_without_etcd_events_are_published_for_each_delivery(
 def test_what_can_be_no_event_is_the_handlers_failure(
     loop: ManualLoop, store: Store, effect: Publish
 ) -> None:
-    process = Process(loop, store, {"new_order": Handler(lambda _: effect, service="order")})
+    process = Process(loop, store, {"new_order": Handler(lambda _: effect)})
     process.open()
     process.deliver(body("1"))
     assert process.counts() == {"received": 1, "retried": 1}

@@ -86,7 +86,7 @@ def make_handlers(life: Life, outside: Outside, pool: SimulatedPool, rng: Random
         "shared": pure(shared), "flaky": pure(sometimes), "doomed": pure(always),
         "greedy": pure(greedy), "announce": pure(announce),
         "call": Handler(calling(0.0), timeout_s),
-        "call_announce": Handler(calling(0.0, announce), timeout_s, SERVICE),
+        "call_announce": Handler(calling(0.0, announce), timeout_s),
         "flaky_call": Handler(calling(0.4), timeout_s),
         "doomed_call": Handler(calling(1.0), timeout_s),
     }
@@ -98,4 +98,4 @@ def _pure(outside: Outside, function: PureHandler) -> Handler:
         outside.runs.append(event)
         return function(event)
 
-    return Handler(run, service=SERVICE)
+    return Handler(run)

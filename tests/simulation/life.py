@@ -44,10 +44,9 @@ class Life:
         """Return the process's own monotonic clock."""
         return self._clock_s + self.agenda.now_s
 
-    def call_later(self, delay_s: float, callback: Callable[[], None]) -> object:
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
         """Call after a delay."""
         self.agenda.later(delay_s, callback, self)
-        return None
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Call after what is waiting already."""

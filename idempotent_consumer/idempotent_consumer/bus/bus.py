@@ -143,9 +143,3 @@ class RabbitBus:
     def closed(self) -> bool:
         """Whether both connections have been closed."""
         return self._intake.closed and self._publisher.closed
-
-
-def attempts(delivery: Delivery) -> int:
-    """Return how often a delivery's event has failed: our own header, where it makes sense."""
-    value = (delivery.properties.headers or {}).get(names.ATTEMPTS_HEADER, 0)
-    return value if type(value) is int and 0 <= value <= 1000 else 0

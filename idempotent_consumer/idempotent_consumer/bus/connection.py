@@ -40,6 +40,10 @@ not (Linux's page tcp(7)); heartbeats alone would take up to 30 s. A URL may set
 ``?tcp_options=``. TCP_USER_TIMEOUT, in milliseconds, is not for a connection that publishes: it
 also ends one whose peer does not read, which is what a broker with an alarm does."""
 
+LAST_ACKS_S = 0.25
+"""RabbitMQ hands acks on to a quorum queue 32 at a time, and forgets those that still wait for
+their turn when their channel closes: so long is waited before that."""
+
 HELD_S = 10.0
 """A connection that was ready for so long is followed by another at once. One that ends sooner
 counts as a failure: each turn costs every delivery in hand one of its returns."""

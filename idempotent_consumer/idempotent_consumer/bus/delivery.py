@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..names import ATTEMPTS_HEADER
 from .frames import decode_properties
 
 
@@ -79,6 +80,12 @@ class Delivery:
         if isinstance(self._properties, bytes):
             self._properties = decode_properties(self._properties)
         return self._properties
+
+    @property
+    def attempts(self) -> int:
+        """How often its event has failed: our own header, where it makes sense."""
+        value = (self.properties.headers or {}).get(ATTEMPTS_HEADER, 0)
+        return value if type(value) is int and 0 <= value <= 1000 else 0
 
     @property
     def alive(self) -> bool:

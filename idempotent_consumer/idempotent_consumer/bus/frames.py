@@ -17,7 +17,7 @@ import pika
 _METHOD, _HEADER, _BODY, _END = 1, 2, 3, 0xCE
 _DELIVER = b"\x00\x3c\x00\x3c"  # class 60, method 60
 
-MAX_BODY_BYTES = 64 * 1024
+LARGEST_READ_BYTES = 64 * 1024
 """A larger body comes in many pieces, and each would be joined with all before it anew."""
 
 # AMQP 0-9-1, 4.2.3: type, channel and length; and so begin a header frame and a body frame.
@@ -52,7 +52,7 @@ class Reader:
             header, on, length, _, _, body_bytes = _HEADER_FRAME.unpack_from(data, header_at)
             body_at = header_at + 8 + length
             end = body_at + 8 + body_bytes
-            if (header, on) != (_HEADER, channel) or not 0 < body_bytes <= MAX_BODY_BYTES:
+            if (header, on) != (_HEADER, channel) or not 0 < body_bytes <= LARGEST_READ_BYTES:
                 return at, False
             if size < end:
                 return at, True

@@ -9,12 +9,10 @@ from structlog.typing import FilteringBoundLogger
 
 from ..health import Health
 from . import topology
-from .connection import Connection
+from .connection import LAST_ACKS_S, Connection
 from .delivery import Delivery, Epoch
 from .frames import Reader
 from .loop import PikaLoop
-
-_LAST_ACKS_S = 0.25
 
 
 class Intake:
@@ -78,12 +76,8 @@ class Intake:
             self._channel.basic_cancel(self._consumer_tag)
 
     def close(self) -> None:
-        """Close the connection, in a moment: the broker takes back what is not settled.
-
-        RabbitMQ hands acks on to a quorum queue 32 at a time, and forgets those that still wait
-        for their turn when their channel closes.
-        """
-        self._loop.call_later(_LAST_ACKS_S, self._connection.close)
+        """Close the connection, in a moment: the broker takes back what is not settled."""
+        self._loop.call_later(LAST_ACKS_S, self._connection.close)
 
     @property
     def closed(self) -> bool:

@@ -11,13 +11,10 @@ from typing import Any, NamedTuple
 from .. import names
 from ..event import Event, InvalidEvent, decode
 from .blocking import Broker, BrokerError
+from .connection import LAST_ACKS_S
 from .forwarding import forwarded
 
 _ARRIVE_WITHIN_S = 10.0
-
-_LAST_ACKS_S = 0.25
-"""RabbitMQ hands acks on to a quorum queue 32 at a time, and forgets those that still wait for
-their turn when their channel closes."""
 
 _OURS = (names.REASON_HEADER, names.ERROR_HEADER, names.ATTEMPTS_HEADER, names.PARKED_AT_HEADER)
 
@@ -109,7 +106,7 @@ class Letters:
     def settle(self) -> None:
         """Wait until what was removed is."""
         if self._acked:
-            self._broker.wait(_LAST_ACKS_S)
+            self._broker.wait(LAST_ACKS_S)
 
 
 @contextmanager

@@ -15,15 +15,15 @@ class PikaLoop:
         self.ioloop = IOLoop()
 
     def now_s(self) -> float:
-        """Return seconds on a clock that never goes back."""
+        """Return seconds on a clock that never goes back. Any thread."""
         return time.monotonic()
 
-    def call_later(self, delay_s: float, callback: Callable[[], None]) -> object:
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
         """Call on the loop's thread after a delay."""
-        return self.ioloop.call_later(delay_s, callback)
+        self.ioloop.call_later(delay_s, callback)
 
     def call_soon(self, callback: Callable[[], None]) -> None:
-        """Call on the loop's thread as soon as it is free. The only method for other threads."""
+        """Call on the loop's thread as soon as it is free. Any thread."""
         self.ioloop.add_callback_threadsafe(callback)
 
     def run(self) -> None:

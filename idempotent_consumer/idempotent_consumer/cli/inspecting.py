@@ -12,6 +12,7 @@ import orjson
 from ..event import Event, InvalidEvent, decode
 from ..ledger.reading import Records
 from ..ledger.records import CLAIMED, PUBLISHING, RELEASED, Record
+from ..names import record_key
 from .arguments import service
 from .context import Context
 from .errors import CommandError
@@ -36,8 +37,9 @@ def run(arguments: argparse.Namespace, context: Context) -> Report:
         records = Records(etcd, arguments.service)
         found = records.get(arguments.id)
         remaining_s = records.remaining_s(found.lease) if found else None
+    key = record_key(arguments.service, arguments.id)
     document: dict[str, object] = {"service": arguments.service, "id": arguments.id,
-                                   "key": records.key(arguments.id).decode()}
+                                   "key": key.decode()}
     if found is None:
         raise CommandError(
             f"{arguments.service} has no record of '{plain(arguments.id)}': it has not been "

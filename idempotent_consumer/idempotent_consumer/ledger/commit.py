@@ -97,7 +97,7 @@ class Commit:
     def _write_values(self) -> None:
         now = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")
         for ask in self._asks:
-            if ask.kind and not ask.value:
+            if ask.kind is not Kind.LOOK and not ask.value:
                 ask.value = records.encode(
                     ask.kind, ask.digest, ask.token, now, ask.effects.events
                 )

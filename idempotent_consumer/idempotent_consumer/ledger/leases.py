@@ -89,7 +89,6 @@ class ClaimLease:
         self._ttl_s = max(MIN_CLAIM_TTL_S, math.ceil(3 * longest_call_s))
         self._lease = (0, 0.0)
         self._waiting: list[Callable[[], None]] = []
-        self._granting = False
 
     @property
     def current(self) -> int:
@@ -110,7 +109,8 @@ class ClaimLease:
             then()
             return
         self._waiting.append(then)
-        self._grant()
+        if len(self._waiting) == 1:
+            self._grant()
 
     def give_up(self) -> None:
         """Keep the current lease alive no more, so that every claim under it ends.
@@ -121,14 +121,11 @@ class ClaimLease:
         self._lease = (self.current, 0.0)
 
     def _grant(self) -> None:
-        if not self._granting:
-            self._granting = True
-            self._calls.until_known(
-                "LeaseGrant", lambda: m.LeaseGrantRequest(TTL=self._ttl_s), self._granted
-            )
+        self._calls.until_known(
+            "LeaseGrant", lambda: m.LeaseGrantRequest(TTL=self._ttl_s), self._granted
+        )
 
     def _granted(self, reply: Any, sent_s: float) -> None:
-        self._granting = False
         self._lease = (reply.ID, sent_s + reply.TTL)
         self._keep_alive_later(reply.ID)
         waiting, self._waiting = self._waiting, []

@@ -96,13 +96,13 @@ class EtcdLedger:
         fill_cache: Callable[[int], CacheSource] | None = None,
         longest_call_s: float = 0.0,
     ) -> None:
-        self._settings, self._loop, self._log, self._cache = settings, loop, log, cache
+        self._service, self._settings = service, settings
+        self._loop, self._log, self._cache = loop, log, cache
         self._calls = Calls(client, loop, health, log)
         self._window = WindowLease(self._calls, loop, settings.dedup_window_s)
         self._claims = ClaimLease(self._calls, loop, longest_call_s)
         self._fill_cache = fill_cache
         self._source: CacheSource | None = None
-        self._prefix = names.record_prefix(service)
         self._incarnation_key = names.incarnation_key(service).encode()
         self._incarnation = b""
         health.lacks("etcd", "not reached yet")
@@ -138,7 +138,7 @@ class EtcdLedger:
 
     def key(self, event: Event, token: str) -> bytes:
         """Return the key of an event's record."""
-        return (self._prefix + names.encode_id(event.id)).encode()
+        return names.record_key(self._service, event.id)
 
     def is_done(self, digest: str) -> bool:
         """Return whether the cache knows this event as done."""
@@ -183,7 +183,7 @@ class EtcdLedger:
         return self._claims.remaining_s(lease)
 
     def close(self) -> None:
-        """Answer nothing more. A claim whose handler still runs is left to end with its lease."""
+        """Answer nothing more. Claims are left to end with their lease."""
         if self._source is not None:
             self._source.close()
         self._calls.close()

@@ -34,13 +34,10 @@ class Records:
         self._etcd, self._service = etcd, service
         self._prefix = names.record_prefix(service).encode()
 
-    def key(self, event_id: str) -> bytes:
-        """Return the key of an event's record."""
-        return self._prefix + names.encode_id(event_id).encode()
-
     def get(self, event_id: str) -> Found | None:
         """Return an event's record, or None."""
-        kvs = self._etcd.ask("Range", m.RangeRequest(key=self.key(event_id))).kvs
+        key = names.record_key(self._service, event_id)
+        kvs = self._etcd.ask("Range", m.RangeRequest(key=key)).kvs
         return Found(decode(kvs[0].value, kvs[0].mod_revision), kvs[0].lease) if kvs else None
 
     def remaining_s(self, lease: int) -> int | None:
@@ -52,7 +49,7 @@ class Records:
 
     def forget(self, event_id: str, mod_revision: int) -> bool:
         """Delete a record if it is still at this revision; return whether it is gone."""
-        key, request = self.key(event_id), m.TxnRequest()
+        key, request = names.record_key(self._service, event_id), m.TxnRequest()
         m.unchanged(request.compare, key, mod_revision)
         request.success.add().request_delete_range.key = key
         m.get(request.failure, key)

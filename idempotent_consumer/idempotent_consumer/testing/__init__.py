@@ -1,15 +1,17 @@
 """Test your own handlers without a server: in memory, with duplicates, and killed at each step.
 
-from idempotent_consumer.testing import InMemory, check_crashes, check_duplicates
+In a test of yours::
 
-def test_an_order_is_placed() -> None:
-world = InMemory(service)
-world.publish({"id": "1", "type": "new_order"})
-assert world.effects == {"/orders/1": b"placed"}
+    from idempotent_consumer.testing import InMemory, check_crashes, check_duplicates
 
-def test_nobody_sees_a_repeat() -> None:
-check_duplicates(make, events)
-check_crashes(make, events)
+    def test_an_order_is_placed() -> None:
+        world = InMemory(service)
+        world.publish({"id": "1", "type": "new_order"})
+        assert world.effects == {"/orders/1": b"placed"}
+
+    def test_nobody_sees_a_repeat() -> None:
+        check_duplicates(make, events)
+        check_crashes(make, events)
 """
 
 from .checks import check_crashes, check_duplicates

@@ -25,11 +25,9 @@ class ManualLoop:
         """Call with the next ``run_until_idle``; from any thread."""
         self._ready.append(callback)
 
-    def call_later(self, delay_s: float, callback: Callable[[], None]) -> object:
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
         """Call once the clock has moved that far; timers of one instant run in their order."""
-        timer = (self._now_s + delay_s, next(self._numbers), callback)
-        heapq.heappush(self._timers, timer)
-        return timer
+        heapq.heappush(self._timers, (self._now_s + delay_s, next(self._numbers), callback))
 
     @property
     def next_timer_s(self) -> float | None:

@@ -236,9 +236,9 @@ class _Loop:
         """Call as soon as the loop is free."""
         self._loop.call_soon(partial(self._call, callback))
 
-    def call_later(self, delay_s: float, callback: Callable[[], None]) -> object:
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
         """Call after a delay."""
-        return self._loop.call_later(delay_s, partial(self._call, callback))
+        self._loop.call_later(delay_s, partial(self._call, callback))
 
     def _call(self, callback: Callable[[], None]) -> None:
         if not self._life.dead:
