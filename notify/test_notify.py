@@ -55,15 +55,18 @@ class Receiver(ThreadingHTTPServer):
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     receiver = Receiver()
-    thread = threading.Thread(target=receiver.serve_forever, kwargs={"poll_interval": 0.01})
+    # A daemon: whatever fails here, it does not keep the run from ending.
+    thread = threading.Thread(
+        target=receiver.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    )
     thread.start()
     monkeypatch.setenv("NOTIFY_URL", receiver.url)
     yield receiver
     receiver.gone.set()
-    notify.http.clear()
     receiver.shutdown()
     receiver.server_close()
-    thread.join()
+    thread.join(10)
+    notify.http.clear()
 
 
 def test_it_handles_exactly_new_order_under_a_claim() -> None:

@@ -293,6 +293,21 @@ def test_waiting_for_another_asks_at_most_a_few_times_a_second(
     assert 60 < len(process.etcd.sent("Txn")) - before < 60 * 8
 
 
+def test_an_event_that_waits_for_another_for_long_is_named_once(
+    loop: ManualLoop, store: Store, process: Process
+) -> None:
+    def named() -> list[str]:
+        return [line["event_id"] for line in process.lines.entries
+                if "waits for another process that does not end it" in line["event"]]
+
+    start(loop, store, Claimed(), "b" * 32).deliver(body("1"))
+    process.deliver(body("1"))
+    loop.advance(5)
+    assert named() == []
+    loop.advance(300)
+    assert named() == ["1"]
+
+
 def test_two_processes_that_claim_at_once_call_once(
     loop: ManualLoop, store: Store, process: Process, handler: Claimed
 ) -> None:

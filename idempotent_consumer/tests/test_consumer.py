@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -380,6 +381,21 @@ def test_effects_may_be_none_one_or_many(loop: ManualLoop, store: Store) -> None
     assert process.count("processed") == 4
     assert store.keys("/") == ["/g0", "/g1", "/incarnation/order", "/l", "/one",
                                *sorted(f"/service/order/{name}" for name in returned)]
+
+
+@pytest.mark.parametrize(("takes_s", "slow"), [(0.9, []), (1.5, [("1", 1.5)])])
+def test_a_handler_that_took_long_is_named(
+    loop: ManualLoop, store: Store, monkeypatch: pytest.MonkeyPatch, takes_s: float,
+    slow: list[tuple[str, float]],
+) -> None:
+    """Heartbeats have waited for it, and so have all other events."""
+    monkeypatch.setattr(time, "perf_counter", loop.now_s)
+    process = Process(loop, store, {"new_order": Handler(lambda _: loop.freeze(takes_s))})
+    process.open()
+    process.deliver(body("1"))
+    assert [(line["event_id"], line["seconds"]) for line in process.lines.entries
+            if "a pure handler took long" in line["event"]] == slow
+    assert process.count("processed") == 1
 
 
 # The channel goes.

@@ -6,11 +6,14 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
+import etcd3
 import grpc
 import pytest
 
+from fakes.deadline import DEADLINE_S
 from idempotent_consumer.ledger import messages as m
 from idempotent_consumer.ledger.etcd import (
     CALL_TIMEOUT_S,
@@ -29,11 +32,23 @@ class Member:
         self.number = number
         self.leaderless = self.silent = False
         self.asked = self.watches = 0
+        self.token = ""
+        self.logins: list[tuple[str, str]] = []
         self._going_on = threading.Event()
         self._server = grpc.server(ThreadPoolExecutor(8))
         self._server.add_generic_rpc_handlers((_Handler(self),))
         self.port: int = self._server.add_insecure_port("127.0.0.1:0")
         self._server.start()
+
+    def authenticate(self, request: Any, _context: Any) -> Any:
+        """Give the token that every other call has to have from now on."""
+        self.logins.append((request.name, request.password))
+        self.token = f"token {len(self.logins)}"
+        return m.AuthenticateResponse(token=self.token)
+
+    def expire(self) -> None:
+        """Know the token no more."""
+        self.token = f"token {len(self.logins) + 1}"
 
     def range(self, _request: Any, context: Any) -> Any:
         """Answer with this member's number as the revision."""
@@ -66,9 +81,11 @@ class Member:
         self._server.stop(None).wait()
 
     def _refuse(self, context: Any) -> None:
-        wanted = ("hasleader", "true") in context.invocation_metadata()
-        if self.leaderless and wanted:
+        metadata = context.invocation_metadata()
+        if self.leaderless and ("hasleader", "true") in metadata:
             context.abort(grpc.StatusCode.UNAVAILABLE, "etcdserver: no leader")
+        if self.token and ("token", self.token) not in metadata:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "etcdserver: invalid auth token")
 
 
 class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc is untyped here
@@ -79,6 +96,11 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc is untyped
         if call.method.endswith("/Range"):
             return grpc.unary_unary_rpc_method_handler(
                 self._member.range, m.RangeRequest.FromString, m.RangeResponse.SerializeToString
+            )
+        if call.method.endswith("/Authenticate"):
+            return grpc.unary_unary_rpc_method_handler(
+                self._member.authenticate, m.AuthenticateRequest.FromString,
+                m.AuthenticateResponse.SerializeToString,
             )
         return grpc.stream_stream_rpc_method_handler(
             self._member.watch, m.WatchRequest.FromString, m.WatchResponse.SerializeToString
@@ -195,3 +217,45 @@ def test_the_first_member_asked_is_a_random_one(members: list[Member]) -> None:
         found.add(ask(client))
         client.close()
     assert found == {1, 2, 3}
+
+
+def test_a_token_that_has_expired_is_dropped_and_the_next_call_logs_in_anew(
+    members: list[Member]
+) -> None:
+    """Every other member would refuse it as well."""
+    login = ("order", "hunter2")
+    client = Etcd(replace(settings(members), etcd_user=login[0], etcd_password=login[1]))
+    first = ask(client)
+    member = members[first - 1]
+    assert [ask(client), ask(client)] == [first, first]
+    assert member.logins == [login]
+    member.expire()
+    with pytest.raises(EtcdError, match="invalid auth token") as raised:
+        ask(client)
+    assert raised.value.failure is Failure.AUTHENTICATION
+    assert [ask(client), ask(client)] == [first, first]
+    assert member.logins == [login, login]
+    client.close()
+
+
+def test_a_name_that_did_not_resolve_is_looked_up_by_a_new_channel(
+    members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The channel that has not found it would not look again for up to two minutes."""
+    found, made = dict[str, str](), []
+
+    def endpoint(host: str, **options: Any) -> Any:
+        made.append(etcd3_endpoint(host=found.get(host, host), **options))
+        return made[-1]
+
+    etcd3_endpoint = etcd3.Endpoint
+    monkeypatch.setattr(etcd3, "Endpoint", endpoint)
+    client = Etcd(Settings(etcd_endpoints=(("etcd..example", members[0].port),)))
+    found["etcd..example"] = "127.0.0.1"
+    with pytest.raises(EtcdError, match=r"etcd\.\.example"):
+        ask(client)
+    assert ask(client) == 1
+    assert len(made) == 2
+    with pytest.raises(ValueError, match="closed"):
+        made[0].channel.unary_unary("/etcdserverpb.KV/Range")(b"", timeout=DEADLINE_S)
+    client.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pika.exceptions as amqp
 import pytest
 
-from idempotent_consumer.bus.connection import HEARTBEAT_S, explain, parameters_of
+from idempotent_consumer.bus.connection import explain, parameters_of
 from idempotent_consumer.ledger.etcd import Failure, _classify
 from idempotent_consumer.settings import SettingsError
 
@@ -81,7 +81,7 @@ def test_a_failure_of_rabbitmqs_is_told_in_one_line(error: Exception, part: str)
 
 
 def test_a_url_gets_the_librarys_heartbeat_unless_it_names_one() -> None:
-    assert parameters_of("amqp://h/", "test").heartbeat == HEARTBEAT_S
+    assert parameters_of("amqp://h/", "test").heartbeat == 10
     assert parameters_of("amqp://h/?heartbeat=60", "test").heartbeat == 60
 
 

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import struct
 import subprocess
 import sys
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 
 import pytest
 
+from fakes.clock import DAY_S, jump
+from fakes.probe import free_port, get
 from idempotent_consumer.health import Health, HealthServer, PortTaken
 
-PAST_ANY_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 PROGRAM = """
 from idempotent_consumer import Service
 service = Service("order", "orders")
 service.handler("new_order")(print)
 raise SystemExit(service.run())
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture
@@ -45,15 +36,6 @@ def port(health: Health) -> Iterator[int]:
     server = HealthServer(health, port, lambda: {"read": 0})
     yield port
     server.close()
-
-
-def get(port: int, path: str) -> tuple[int, dict[str, object]]:
-    try:
-        with PAST_ANY_PROXY.open(f"http://127.0.0.1:{port}{path}", timeout=10) as reply:
-            return reply.status, json.load(reply)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, json.load(error)
 
 
 def test_it_is_ready_where_nothing_is_missing(port: int) -> None:
@@ -90,6 +72,17 @@ def test_what_hangs_is_named(
     status, document = get(port, "/readyz")
     assert (status, document["ready"]) == (503, False)
     assert list(document["missing"]) == ["loop"]  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("jump_s", [DAY_S, -DAY_S])
+def test_a_jump_of_the_machines_clock_makes_no_loop_stall_and_hides_none(
+    port: int, health: Health, monkeypatch: pytest.MonkeyPatch, jump_s: float
+) -> None:
+    health.beat()
+    jump(monkeypatch, jump_s)
+    assert get(port, "/livez") == (200, {"alive": True})
+    monkeypatch.setattr("idempotent_consumer.health.STALLED_AFTER_S", 0.0)
+    assert get(port, "/livez") == (503, {"alive": False})
 
 
 @pytest.mark.parametrize("asked", [b"", b"GET /livez HTTP/1.0\r\n\r\n"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
+from fakes.deadline import CALLS, ends_in_time
 from idempotent_consumer.log import Logs
 
 
@@ -69,8 +71,7 @@ def test_a_reader_that_does_not_read_holds_up_nobody_and_what_is_dropped_is_coun
     stream = os.fdopen(writing, "w", buffering=1)
     monkeypatch.setattr(sys, "stdout", stream)
     logs, said = Logs("order", "info", "json"), 30_000
-    for number in range(said):
-        logs.logger.info("processed", number=number)
+    ends_in_time(lambda: say(logs, said))
     written, dropped, rest = 0, 0, b""
     while written + dropped < said:
         rest += os.read(reading, 1 << 16)
@@ -94,9 +95,28 @@ def test_a_reader_that_went_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(sys, "stdout", Broken())
     logs = Logs("order", "info", "json")
-    for _ in range(100):
-        logs.logger.info("processed")
+    ends_in_time(lambda: say(logs, CALLS))
     logs.close()
+
+
+def say(logs: Logs, lines: int) -> None:
+    for number in range(lines):
+        logs.logger.info("processed", number=number)
+
+
+@pytest.mark.parametrize("lines", [5_000, 20_000], ids=["pipe full", "backlog full"])
+def test_a_reader_that_does_not_read_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch, lines: int
+) -> None:
+    reading, writing = os.pipe()
+    stream = os.fdopen(writing, "w", buffering=1)
+    monkeypatch.setattr(sys, "stdout", stream)
+    logs = Logs("order", "info", "json")
+    ends_in_time(lambda: say(logs, lines))
+    ends_in_time(logs.close)
+    os.close(reading)
+    with contextlib.suppress(BrokenPipeError):
+        stream.close()
 
 
 def test_an_exception_is_written_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from fakes.deadline import CALLS, ends_in_time
 from idempotent_consumer.metrics import Metrics
 from idempotent_consumer.tally import Tally
 
@@ -144,17 +146,55 @@ def test_a_name_that_never_resolves_holds_up_nobody(
 ) -> None:
     assert resolver is not None
     metrics = Metrics(host, 8125, "")
-    for _ in range(100):
-        metrics.count("a")
-        metrics.timing("t", 1.0)
-        metrics.send()
+    ends_in_time(lambda: count_and_send(metrics))
     metrics.close()
 
 
 def test_a_port_where_nobody_listens_holds_up_nobody(statsd: Statsd) -> None:
     statsd.socket.close()
     metrics = Metrics(statsd.host, statsd.port, "")
-    for _ in range(100):
-        metrics.count("a")
-        metrics.send()
+    ends_in_time(lambda: count_and_send(metrics))
     metrics.close()
+
+
+def count_and_send(metrics: Metrics) -> None:
+    for _ in range(CALLS):
+        metrics.count("a")
+        metrics.timing("t", 1.0)
+        metrics.send()
+
+
+@pytest.fixture
+def resolves(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Stand in for a name service that answers once this is set."""
+    real, resolves = socket.getaddrinfo, threading.Event()
+
+    def getaddrinfo(*arguments: Any, **options: Any) -> Any:
+        resolves.wait()
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    yield resolves
+    resolves.set()
+
+
+@pytest.mark.parametrize("statsd", [(socket.AF_INET, "127.0.0.1")], indirect=True)
+def test_a_name_service_that_does_not_answer_holds_up_nobody_and_loses_no_count(
+    statsd: Statsd, resolves: threading.Event
+) -> None:
+    metrics = Metrics(statsd.host, statsd.port, "")
+    ends_in_time(lambda: count_and_send(metrics))
+    resolves.set()
+    counted = 0
+    while counted < CALLS:
+        metrics.send()
+        counted += sum(int(line[2:-2]) for line in statsd.lines(1) if line.endswith("|c"))
+    assert counted == CALLS
+    metrics.close()
+
+
+def test_the_end_does_not_wait_for_a_name_service(resolves: threading.Event) -> None:
+    metrics = Metrics("127.0.0.1", 8125, "")
+    metrics.count("a")
+    ends_in_time(metrics.close)
+    assert not resolves.is_set()

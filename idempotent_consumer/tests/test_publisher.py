@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
+import pytest
 import structlog
-from pika import frame, spec
 from structlog.testing import LogCapture
 
+from fakes.amqp import Broker, Loop
+from idempotent_consumer.bus import frames
 from idempotent_consumer.bus.publisher import Message, Publisher
 from idempotent_consumer.health import Health
-from idempotent_consumer.testing.loop import ManualLoop
 
 WHOLE, BARE = object(), object()
 
 
-class Channel:
-    """A channel that keeps the properties of what is published on it."""
-
-    is_open = True
-
-    def __init__(self) -> None:
-        self.sent: list[object] = []
-
-    def basic_publish(self, *arguments: Any, **_: Any) -> None:
-        """Publish."""
-        self.sent.append(arguments[3])
+@pytest.fixture
+def loop() -> Loop:
+    return Loop()
 
 
-def start(loop: ManualLoop, channel: Channel) -> Publisher:
+@pytest.fixture
+def broker(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> Broker:
+    broker = Broker(loop)
+    monkeypatch.setattr(frames, "Connection", broker.connect)
+    return broker
+
+
+@pytest.fixture
+def health() -> Health:
+    return Health()
+
+
+@pytest.fixture
+def publisher(loop: Loop, broker: Broker, health: Health) -> Publisher:
+    """Give a publisher that is connected."""
     log: Any = structlog.wrap_logger(None, processors=[LogCapture()])
-    publisher = Publisher(("amqp://localhost/",), lambda _: None, loop, Health(),  # type: ignore[arg-type]
+    publisher = Publisher(("amqp://localhost/",), lambda _: None, loop, health,  # type: ignore[arg-type]
                           log)
-    publisher._connection._current = publisher._connection._next()
-    publisher._start(channel)
+    publisher.open()
+    broker.connection.accept()
     return publisher
 
 
@@ -41,22 +49,87 @@ def message() -> Message:
     return Message("", "order.retry.1s", b"{}", WHOLE, BARE, lambda: True, lambda: None)
 
 
-def test_a_nacked_message_is_sent_again_with_all_its_properties() -> None:
+def test_a_nacked_message_is_sent_again_with_all_its_properties(
+    loop: Loop, broker: Broker, publisher: Publisher
+) -> None:
     """A queue without a leader nacks for a while; it says nothing of the message."""
-    loop, channel = ManualLoop(), Channel()
-    publisher = start(loop, channel)
     publisher.publish(message())
     for number in range(1, 6):
-        publisher._on_confirm(frame.Method(1, spec.Basic.Nack(number)))
-        loop.advance(10)
-    assert channel.sent == [WHOLE] * 6
+        broker.channel.nack(number)
+        loop.advance(5)
+    assert broker.sent == [WHOLE] * 6
+    assert len(broker.connections) == 1
 
 
-def test_a_message_that_channels_are_lost_with_is_sent_bare() -> None:
-    loop, channel = ManualLoop(), Channel()
-    publisher = start(loop, channel)
+def test_a_message_that_channels_are_lost_with_is_sent_bare(
+    loop: Loop, broker: Broker, publisher: Publisher
+) -> None:
     publisher.publish(message())
     for _ in range(3):
-        publisher._lost()
-        publisher._start(channel)
-    assert channel.sent == [WHOLE, WHOLE, WHOLE, BARE]
+        broker.connection.lose()
+        loop.advance(5)
+        broker.connection.accept()
+    assert broker.sent == [WHOLE, WHOLE, WHOLE, BARE]
+
+
+def test_a_message_without_a_confirm_is_sent_again_on_another_connection(
+    loop: Loop, broker: Broker, publisher: Publisher, health: Health
+) -> None:
+    publisher.publish(message())
+    loop.advance(9)
+    assert broker.connection.is_open
+    loop.advance(3)
+    assert [connection.is_closed for connection in broker.connections] == [True, False]
+    assert health.missing == {"rabbitmq-publishing": "no confirm within 10 s"}
+    broker.connection.accept()
+    assert broker.sent == [WHOLE, WHOLE]
+    assert health.missing == {}
+
+
+def test_a_confirmed_message_waits_for_nothing_more(
+    loop: Loop, broker: Broker, publisher: Publisher
+) -> None:
+    publisher.publish(message())
+    broker.channel.ack(1)
+    loop.advance(60)
+    assert broker.connection.is_open
+    assert broker.sent == [WHOLE]
+
+
+def test_during_an_alarm_no_confirm_is_late_and_after_it_each_has_its_whole_time(
+    loop: Loop, broker: Broker, publisher: Publisher
+) -> None:
+    """The broker has not read the message, and needs a moment when it reads on."""
+    publisher.publish(message())
+    loop.advance(5)
+    broker.connection.alarm()
+    loop.advance(60)
+    assert broker.connection.is_open
+    broker.connection.alarm_ends()
+    loop.advance(9)
+    assert broker.connection.is_open
+    loop.advance(3)
+    assert [connection.is_closed for connection in broker.connections] == [True, False]
+
+
+class Wanted:
+    """Whether a message is still wanted."""
+
+    yet = True
+
+    def __call__(self) -> bool:
+        return self.yet
+
+
+def test_what_nobody_wants_any_more_is_not_kept_until_a_broker_is_there(
+    loop: Loop, broker: Broker, publisher: Publisher
+) -> None:
+    """It would be for ever, with its body, where an application tries again and again."""
+    wanted = Wanted()
+    broker.connection.lose()
+    publisher.publish(Message("", "order", b"{}", WHOLE, BARE, wanted, lambda: None))
+    wanted.yet, kept = False, weakref.ref(wanted)
+    del wanted
+    assert kept() is not None
+    loop.advance(2)
+    assert kept() is None
