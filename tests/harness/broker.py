@@ -1,8 +1,9 @@
 """The broker as a test uses it: publish, count, read out, clean up."""
 
 import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -65,11 +66,22 @@ class Broker:
         rate_per_s: float | None = None,
         timeout_s: float = 120.0,
     ) -> Future[list[Event]]:
-        """Do the same on a thread of its own, while the test breaks something."""
-        pool = ThreadPoolExecutor(1, thread_name_prefix="publisher")
-        future = pool.submit(self.publish, events, rate_per_s=rate_per_s, timeout_s=timeout_s)
-        pool.shutdown(wait=False)
-        return future
+        """Do the same on a thread of its own, while the test breaks something.
+
+        A daemon: where a test has failed with the broker away, it does not hold up the exit.
+        """
+        published: Future[list[Event]] = Future()
+
+        def publish() -> None:
+            try:
+                confirmed = self.publish(events, rate_per_s=rate_per_s, timeout_s=timeout_s)
+            except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it.
+                published.set_exception(error)
+            else:
+                published.set_result(confirmed)
+
+        threading.Thread(target=publish, name="publisher", daemon=True).start()
+        return published
 
     def publish_raw(self, body: bytes, properties: Any = None, *, routing_key: str = "raw") -> None:
         """Publish one body as it is, with pika's BasicProperties.
