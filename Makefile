@@ -41,7 +41,7 @@ space := $(subst ,, )
 
 unit-test: $(READY) ## Run the tests that need no server, with 1,000 simulated runs
 	$(BIN)/pytest $(PROJECTS) benchmarks tests/demo tests/documents tests/new_service tests/simulation \
-	  tests/mutants tests/chaos/test_crash_launcher.py
+	  tests/mutants tests/chaos/test_crash_launcher.py tests/chaos/test_proxy.py tests/chaos/test_accounts.py
 
 integration-test: $(READY) ## Run the tests with real RabbitMQ and etcd
 	$(BIN)/pytest tests/harness_tests tests/integration

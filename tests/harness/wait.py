@@ -1,7 +1,7 @@
 """Wait for a condition: retry an assertion until a deadline.
 
 The only place where a sleep stands. A test never sleeps "long enough": it says what must become
-true, and by when.
+true, and by when; or that a value has to stand still, and for how long.
 """
 
 import time
@@ -33,3 +33,23 @@ def eventually(
             if time.monotonic() + interval_s > deadline:
                 raise
         time.sleep(interval_s)
+
+
+def stands_still(read: Callable[[], T], for_s: float = 1.0, timeout_s: float = 30.0) -> T:
+    """Wait until what is read has not changed for so long, and return it.
+
+    For what has no end that could be named, such as work under way when a fault began. Raises
+    AssertionError with the last where it still changes after `timeout_s`.
+    """
+    last, since_s = read(), time.monotonic()
+
+    def stood() -> T:
+        nonlocal last, since_s
+        now, now_s = read(), time.monotonic()
+        if now != last:
+            last, since_s = now, now_s
+        if now_s - since_s < for_s:
+            raise AssertionError(f"{now!r} has not stood still for {for_s:g} s")
+        return now
+
+    return eventually(stood, timeout_s)

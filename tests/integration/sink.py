@@ -30,6 +30,7 @@ class Sink:
         self._lock = threading.Lock()
         self._calls: list[Call] = []
         self._failures: dict[str, int | None] = {}
+        self._held_key: str | None = None
         self._open = threading.Event()
         self._open.set()
         self._server = _Server(("127.0.0.1", 0), _handler(self))
@@ -58,6 +59,12 @@ class Sink:
 
     def hold(self) -> None:
         """Leave calls without an answer until `release`."""
+        self._held_key = None
+        self._open.clear()
+
+    def hold_only(self, key: str) -> None:
+        """Leave the calls with this key without an answer until `release`, and no others."""
+        self._held_key = key
         self._open.clear()
 
     def release(self) -> None:
@@ -74,7 +81,8 @@ class Sink:
     def serve(self, call: Call, caller: socket.socket, answer: Callable[[int], None]) -> None:
         """Take a call from the caller's connection, hold it if so told, and answer it."""
         status = self.note(call)
-        self._open.wait(_HOLD_AT_MOST_S)
+        if self._held_key in (None, call.key):
+            self._open.wait(_HOLD_AT_MOST_S)
         answer(status)
 
     def note(self, call: Call) -> int:

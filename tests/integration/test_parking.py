@@ -11,81 +11,8 @@ from harness.broker import Broker, Message
 from harness.servers import Servers
 from harness.statsd import StatsdListener
 from harness.store import Store
-from harness.wait import eventually
-from integration.judging import (
-    StartService,
-    assert_counters_add_up,
-    assert_handled_once,
-    becomes,
-    parked,
-    wait_drained,
-)
+from integration.judging import StartService, becomes, parked, wait_drained
 from integration.load import orders
-
-MIB = 1024 * 1024
-
-INVALID = [
-    b"",
-    b"not json",
-    b"{",
-    b"[]",
-    b'"text"',
-    b"7",
-    b"null",
-    b"{}",
-    b'{"type":"new_order"}',
-    b'{"id":"","type":"new_order"}',
-    b'{"id":7,"type":"new_order"}',
-    b'{"id":null,"type":"new_order"}',
-    b'{"id":["a"],"type":"new_order"}',
-    b'{"id":"no-type"}',
-    b'{"id":"empty-type","type":""}',
-    b'{"id":"null-type","type":null}',
-    b'{"id":"null-args","type":"new_order","args":null}',
-    b'{"id":"list-args","type":"new_order","args":[]}',
-    b'{"id":"text-args","type":"new_order","args":"{}"}',
-    b'{"id":"nan","type":"new_order","args":{"a":NaN}}',
-    b'{"id":"infinity","type":"new_order","args":{"a":Infinity}}',
-    b'{"id":"not-utf-8","type":"new_order","args":{"a":"\xff\xfe"}}',
-    '{"id":"utf-16","type":"new_order"}'.encode("utf-16"),
-    b'{"id":"surrogate-\\ud800","type":"new_order"}',
-    b'{"id":"surrogate-in-args","type":"new_order","args":{"a":"\\udfff"}}',
-    b"[" * 1_000_000,
-    b'{"id":"deep","type":"new_order","args":{"a":' + b"[" * 600 + b"]" * 600 + b"}}",
-    b'{"id":"large","type":"new_order","args":{"a":"' + b"x" * MIB + b'"}}',
-    b"x" * (16 * MIB),
-]
-
-
-@pytest.mark.parametrize(("service", "noun"), [("order", "orders"), ("notify", "notifications")])
-def test_what_is_no_event_is_parked_and_its_batch_mates_go_on(
-    start_service: StartService,
-    broker: Broker,
-    store: Store,
-    statsd: StatsdListener,
-    service: str,
-    noun: str,
-) -> None:
-    """Each body comes out as it went in, with the reason `invalid` and an error for people."""
-    assert start_service(service).terminate() == 0
-    events = orders(4 * len(INVALID))
-    for index, body in enumerate(INVALID):
-        broker.publish_raw(body)
-        if index % 5 == 0:
-            broker.publish(events[4 * index : 4 * index + 20])
-    running = start_service(service)
-    becomes(lambda: statsd.count(f"{noun}_invalid"), len(INVALID))
-    becomes(lambda: statsd.count(f"{noun}_processed"), len(events))
-    wait_drained(broker, service)
-    dead = parked(broker, service, len(INVALID))
-    assert sorted(message.body for message in dead) == sorted(INVALID)
-    for message in dead:
-        assert message.headers["x-reason"] == "invalid"
-        assert message.headers["x-error"]
-        assert "x-attempts" not in message.headers
-    assert_handled_once(service, store, sent=events, confirmed=events, at_least=len(events))
-    assert running.health().status == 200
-    eventually(lambda: assert_counters_add_up(statsd, noun))
 
 
 @pytest.mark.parametrize(("service", "noun"), [("order", "orders"), ("notify", "notifications")])

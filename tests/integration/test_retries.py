@@ -14,6 +14,7 @@ from integration.judging import (
     assert_handled_once,
     becomes,
     counters,
+    lines,
     parked,
     wait_drained,
 )
@@ -130,12 +131,19 @@ def test_a_receiver_that_does_not_answer_is_a_failure_after_five_seconds(
 ) -> None:
     """Meanwhile others get through, and the connection to the broker stays."""
     service = start_service("notify", NOTIFY_URL=sink.url, RETRY_DELAYS="1s")
-    sink.hold()
+    sink.hold_only("slow")
     broker.publish([order("slow")])
     becomes(lambda: len(sink.calls), 1)
+    broker.publish([order("fast")])
+    becomes(lambda: _states(store), {"slow": "claimed", "fast": "done"})
+    assert sink.per_key() == {"slow": 1, "fast": 1}
     becomes(lambda: statsd.count("notifications_retried"), 1)
     sink.release()
-    broker.publish([order("fast")])
     becomes(lambda: store.done("notify"), {"slow", "fast"})
     assert sink.per_key() == {"slow": 2, "fast": 1}
     assert service.health().status == 200
+    assert lines(service, "no connection to RabbitMQ") == []
+
+
+def _states(store: Store) -> dict[str, str]:
+    return {id_: record.state for id_, record in store.records("notify").items()}
