@@ -92,6 +92,10 @@ def _task(call: Call) -> dict[str, object]:
     return {"id": call.arguments["task"].event.id}
 
 
+def _ours(call: Call) -> bool:
+    return bool(call.arguments["ours"])
+
+
 def _body(call: Call) -> dict[str, object]:
     return {"body": call.arguments["delivery"].body.decode()}
 
@@ -169,7 +173,9 @@ POINTS: dict[str, Point] = {
     # A claimed handler has returned, on a thread of the pool.
     "call made": after(f"{_LIBRARY}.caller:run_handler", last_act=_event),
     # The record is done in place of the claim; nothing has been acked.
-    "claim completed": before(f"{_LIBRARY}.settler:Settler.processed", last_act=_task),
+    "claim completed": before(
+        f"{_LIBRARY}.settler:Settler.recorded", counts=_ours, last_act=_task
+    ),
 }
 
 
