@@ -23,8 +23,8 @@ from chaos.ways import Dependency
 from harness.server import Server
 from harness.servers import Servers
 from harness.services import Service
-from harness.wait import eventually
-from integration.judging import not_ready, throughout
+from harness.wait import eventually, lasts
+from integration.judging import not_ready
 
 _DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 _MISSING: dict[Dependency, str] = {"broker": "rabbitmq", "etcd": "etcd"}
@@ -122,4 +122,4 @@ class Mischief:
 
 
 def _last(seconds: float) -> None:
-    throughout(seconds, lambda: None)
+    lasts(seconds)

@@ -24,7 +24,7 @@ from harness.broker import Broker
 from harness.servers import Servers
 from harness.services import Service
 from harness.store import Store
-from harness.wait import eventually
+from harness.wait import eventually, lasts
 from integration.judging import becomes, not_ready, says, throughout
 from integration.load import ids, orders
 
@@ -130,7 +130,7 @@ def test_connections_are_closed_by_an_operator(
     closed, times = 0, often(20, 30)
     with attempt.load(rate(400 if FULL else 60)):
         while closed < times:
-            throughout(10 if FULL else 0, lambda: None)
+            lasts(10 if FULL else 0)
             eventually(lambda: true(any(replica.health().status == 200 for replica in replicas)))
             poison.inject()
             before = _lost(replicas, "closed by the test")

@@ -28,8 +28,11 @@ def test_the_log_cannot_be_written(
     with attempt.load():
         becomes(lambda: log.stat().st_size, ROOM_BYTES)
         attempt.works(300)
-        throughout(1, lambda: None)
-        assert log.stat().st_size == ROOM_BYTES
+
+        def full() -> None:
+            assert log.stat().st_size == ROOM_BYTES
+
+        throughout(1, full)
         attempt.fired()
         attempt.recovers()
     attempt.judge(at_least=300)

@@ -17,7 +17,7 @@ from harness.broker import Broker
 from harness.servers import Servers
 from harness.services import Service
 from harness.store import Store
-from harness.wait import eventually
+from harness.wait import eventually, lasts
 from integration.judging import becomes, passes, says, throughout
 from integration.load import order
 
@@ -52,7 +52,7 @@ def test_a_partition_to_one_dependency(
             for lost in DIRECTIONS:
                 attempt.works()
                 way.cut(lost)
-                throughout(seconds - STANDSTILL_S, lambda: None)
+                lasts(seconds - STANDSTILL_S)
                 throughout(STANDSTILL_S, partial(_stands_still, attempt, attempt.done()))
                 assert way.stopped() > 0
                 attempt.fired()
@@ -113,10 +113,13 @@ def test_latency_to_etcd(
                 attempt.fired()
             proxy.delay(CALL_TIMEOUT_S)
             proxy.count("up", IN_EVERY_ATTEMPT)
-            throughout(3 * CALL_TIMEOUT_S, lambda: None)
+
+            def tried_rarely() -> None:
+                # At first and at the end of each time-out: each commit in flight, and the look.
+                assert proxy.up.appearances <= (1 + 3) * (COMMITS_IN_FLIGHT + 1)
+
+            throughout(3 * CALL_TIMEOUT_S, tried_rarely)
             assert says(service, "etcd does not answer")
-            # At first and at the end of each time-out: each commit in flight, and the look.
-            assert proxy.up.appearances <= (1 + 3) * (COMMITS_IN_FLIGHT + 1)
             attempt.fired()
             proxy.delay(0)
             attempt.recovers()

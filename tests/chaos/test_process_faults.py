@@ -17,8 +17,8 @@ from harness.broker import Broker
 from harness.servers import Servers
 from harness.services import Service
 from harness.store import Store
-from harness.wait import eventually
-from integration.judging import becomes, lines, passes, throughout
+from harness.wait import eventually, lasts
+from integration.judging import becomes, lines, passes
 from integration.load import ids, orders
 
 # RabbitMQ gives up a connection at the third of its checks, 10 s apart, that finds it silent.
@@ -41,7 +41,7 @@ def test_processes_are_killed_again_and_again(
             victim = running.pop(chance.randrange(replicas))
             _works(victim)
             poison.inject()
-            throughout(chance.uniform(0, 0.3), lambda: None)
+            lasts(chance.uniform(0, 0.3))
             victim.kill()
             assert victim.exit_code == -signal.SIGKILL
             attempt.fired()
@@ -90,7 +90,7 @@ def test_processes_are_frozen_for_longer_than_the_heartbeat(
             asking.release()
             eventually(lambda: true(asking.down.passed_bytes > answers))
             answered.release()
-            throughout(max(0.0, until_s - time.monotonic()), lambda: None)
+            lasts(until_s - time.monotonic())
             for zombie in zombies:
                 zombie.resume()
             attempt.recovers()

@@ -21,7 +21,7 @@ from chaos.trial import Trial
 from chaos.ways import relayed
 from harness.servers import Servers
 from harness.services import Service
-from integration.judging import throughout
+from harness.wait import lasts
 from integration.load import orders
 
 REPLICAS = 2
@@ -65,7 +65,7 @@ def test_soak(
                 attempt.recovers()
                 for replica in replicas:
                     replica.service.wait_ready()
-                throughout(max(0.0, every_s - (time.monotonic() - began_s)), lambda: None)
+                lasts(every_s - (time.monotonic() - began_s))
         attempt.judge(at_least=int(MINUTES * 100), drained_within_s=120)
 
 

@@ -14,8 +14,8 @@ from cluster.replicas import Replica
 from harness.broker import Broker
 from harness.publisher import Event
 from harness.store import Store
-from harness.wait import eventually
-from integration.judging import judge_service, passes, throughout, wait_drained
+from harness.wait import eventually, lasts
+from integration.judging import judge_service, passes, wait_drained
 from integration.load import Load, order
 
 STALL_AT_MOST_S = 10.0
@@ -118,7 +118,7 @@ class Trial:
         """
         with self.under_load(rate_per_s), fault:
             eventually(shows, also=(OSError,))
-            throughout(lasts_s, lambda: None)
+            lasts(lasts_s)
             self.fired()
             self.works()
         self.judge()

@@ -35,6 +35,11 @@ def eventually(
         time.sleep(interval_s)
 
 
+def lasts(duration_s: float) -> None:
+    """Let a fault last, which is no wait for anything."""
+    time.sleep(max(0.0, duration_s))
+
+
 def stands_still(read: Callable[[], T], for_s: float = 1.0, timeout_s: float = 30.0) -> T:
     """Wait until what is read has not changed for so long, and return it.
 
