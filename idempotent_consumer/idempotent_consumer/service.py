@@ -82,8 +82,8 @@ class Service:
     def run(self, environ: Mapping[str, str] = os.environ) -> int:
         """Run until SIGTERM or SIGINT, on the main thread, and end the process with code 0.
 
-        Returns 2 for a wrong setting, after one line on standard error. An absent RabbitMQ or
-        etcd is waited for.
+        Returns 2 for a wrong setting, or without a handler, after one line on standard error. An
+        absent RabbitMQ or etcd is waited for.
         """
         if not self.handlers:
             print(f"{self.name}: it has no handler, so it would drop every event: register one "
