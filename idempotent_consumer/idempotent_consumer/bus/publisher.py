@@ -113,8 +113,7 @@ class Publisher:
         self._channel = None
         for message in self._unconfirmed.values():
             message.losses += 1
-        unsent = (*self._unconfirmed.values(), *self._waiting)
-        self._waiting = [message for message in unsent if message.wanted()]
+        self._waiting = [*self._unconfirmed.values(), *self._waiting]
         self._unconfirmed = {}
 
     def _block(self, blocked: bool) -> None:
