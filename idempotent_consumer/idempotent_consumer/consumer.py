@@ -243,24 +243,26 @@ class Consumer:
 
     def _called(self, task: Task, revision: int, returned: Returned | None) -> None:
         """Record what a call has done, release its claim, or claim anew where it was not made."""
-        if returned is None and not self._caller.ending:
-            digest, token = task.event.digest, task.token
-            self._wait(task, Ask(Kind.CLAIM, task.key, digest, token, task, revision), CLAIMED)
-            return
         if returned is None:
-            # Under the claim another replica would wait for the lease's end.
-            self._ask(task, Kind.RELEASE, revision)
-            self._go_on()
-            return
-        self._tally.timing("handle", returned.elapsed_s)
-        task.error = returned.error
-        if returned.error:
+            self._not_called(task, revision)
+        else:
+            self._tally.timing("handle", returned.elapsed_s)
+            task.error = returned.error
+            if returned.error:
+                self._ask(task, Kind.RELEASE, revision)
+            else:
+                task.called = True
+                self._tally.count("sent")
+                self._record(task, revision, returned.effects)
+        self._go_on()
+
+    def _not_called(self, task: Task, revision: int) -> None:
+        """Claim anew; or, at the end, let go: another replica would wait for the lease's end."""
+        if self._caller.ending:
             self._ask(task, Kind.RELEASE, revision)
         else:
-            task.called = True
-            self._tally.count("sent")
-            self._record(task, revision, returned.effects)
-        self._go_on()
+            digest, token = task.event.digest, task.token
+            self._wait(task, Ask(Kind.CLAIM, task.key, digest, token, task, revision), CLAIMED)
 
     # The events of a handler.
 

@@ -23,22 +23,18 @@ HEARTBEAT_S = 10
 _MAX_SHORT_STRING_BYTES = 255
 """AMQP's, for what it calls a short string."""
 
-KEEPALIVE = {
-    name: value
-    for name, value in {
-        "TCP_KEEPIDLE": 3,  # seconds
-        "TCP_KEEPINTVL": 1,  # seconds
-        "TCP_KEEPCNT": 3,
-    }.items()
-    if hasattr(socket, name)  # Linux has them all.
-}
-TCP_OPTIONS = KEEPALIVE | (
-    {"TCP_USER_TIMEOUT": 6_000} if hasattr(socket, "TCP_USER_TIMEOUT") else {}
-)
+
+def _known(**options: int) -> dict[str, int]:
+    """Return the options that this system has; Linux has them all."""
+    return {name: value for name, value in options.items() if hasattr(socket, name)}
+
+
+KEEPALIVE = _known(TCP_KEEPIDLE=3, TCP_KEEPINTVL=1, TCP_KEEPCNT=3)  # seconds, seconds, times
+TCP_OPTIONS = {**KEEPALIVE, **_known(TCP_USER_TIMEOUT=6_000)}  # milliseconds
 """A broker that has vanished from the network is noticed after 6 s, by the system's TCP, idle or
 not (Linux's page tcp(7)); heartbeats alone would take up to 30 s. A URL may set others with
-``?tcp_options=``. TCP_USER_TIMEOUT, in milliseconds, is not for a connection that publishes: it
-also ends one whose peer does not read, which is what a broker with an alarm does."""
+``?tcp_options=``. TCP_USER_TIMEOUT is not for a connection that publishes: it also ends one whose
+peer does not read, which is what a broker with an alarm does."""
 
 LAST_ACKS_S = 0.25
 """RabbitMQ hands acks on to a quorum queue 32 at a time, and forgets those that still wait for
