@@ -9,7 +9,6 @@ import structlog
 from structlog.testing import LogCapture
 
 from fakes.amqp import Broker, Loop
-from idempotent_consumer.bus import frames
 from idempotent_consumer.bus.connection import Connection
 from idempotent_consumer.health import Health
 
@@ -27,8 +26,7 @@ def loop() -> Loop:
 @pytest.fixture
 def broker(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> Broker:
     """Give a broker that a connection is being opened to; it is ready as soon as it is open."""
-    broker = Broker(loop)
-    monkeypatch.setattr(frames, "Connection", broker.connect)
+    broker = Broker.reached(loop, monkeypatch)
     log: Any = structlog.wrap_logger(None, processors=[LogCapture()])
     connection = Connection(
         "rabbitmq", ["amqp://h/"], loop, Health(), log,  # type: ignore[arg-type]

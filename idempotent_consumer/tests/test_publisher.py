@@ -10,7 +10,6 @@ import structlog
 from structlog.testing import LogCapture
 
 from fakes.amqp import Broker, Loop
-from idempotent_consumer.bus import frames
 from idempotent_consumer.bus.publisher import Message, Publisher
 from idempotent_consumer.health import Health
 
@@ -24,9 +23,7 @@ def loop() -> Loop:
 
 @pytest.fixture
 def broker(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> Broker:
-    broker = Broker(loop)
-    monkeypatch.setattr(frames, "Connection", broker.connect)
-    return broker
+    return Broker.reached(loop, monkeypatch)
 
 
 @pytest.fixture

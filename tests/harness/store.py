@@ -61,14 +61,13 @@ class Store:
             found[change.key.removeprefix(prefix)].append(state)
         return found
 
-    def ids(self, prefix: str) -> set[str]:
-        """Return the event ids that the keys under a prefix end with."""
-        return {stored.key.removeprefix(prefix) for stored in self.client.get(prefix)}
+    def effects(self, prefix: str) -> dict[str, KeyValue]:
+        """Return effects by event id; a `version` over 1 is a double."""
+        return {effect.key.removeprefix(prefix): effect for effect in self.client.get(prefix)}
 
     def orders(self) -> dict[str, KeyValue]:
-        """Return the order documents by event id; a `version` over 1 is a double."""
-        prefix = "/orders/"
-        return {order.key.removeprefix(prefix): order for order in self.client.get(prefix)}
+        """Return the order documents by event id."""
+        return self.effects("/orders/")
 
     def history(self, *prefixes: str, first: int | None = None) -> list[Change]:
         """Return every change since the last `clear` (or from revision `first`), oldest first.

@@ -146,7 +146,7 @@ def judge_service(
         attempted=ids(list(sent)),
         confirmed=ids(list(confirmed)),
         recorded=store.done(service),
-        effected=store.ids(effects) if effects else None,
+        effected=store.effects(effects) if effects else None,
         parked=parked,
         double=doubles(history, claimed=(records,) if service in _IN_STEPS else ()),
     )
@@ -164,6 +164,8 @@ def assert_handled_once(
     """Raise AssertionError unless nothing is lost, twice, torn or made up. Drain before."""
     verdict = judge_service(service, store, sent=sent, confirmed=confirmed, parked=parked)
     verdict.require(confirmed_at_least=at_least)
+    if service == "order":
+        assert {found.version for found in store.orders().values()} == {1}
 
 
 def parked(broker: Broker, service: str, expect: int) -> list[Message]:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pika.exceptions
+import pytest
 from pika import frame, spec
 
+from idempotent_consumer.bus import frames
 from idempotent_consumer.testing.loop import ManualLoop
 
 
@@ -146,6 +148,13 @@ class Broker:
         self.connections.append(FakeConnection(
             self._loop, on_open_callback, on_open_error_callback, on_close_callback))
         return self.connection
+
+    @classmethod
+    def reached(cls, loop: ManualLoop, monkeypatch: pytest.MonkeyPatch) -> Broker:
+        """Return one to which the library's connections go from now on."""
+        broker = cls(loop)
+        monkeypatch.setattr(frames, "Connection", broker.connect)
+        return broker
 
     @property
     def connection(self) -> FakeConnection:
