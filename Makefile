@@ -30,8 +30,9 @@ demo: $(READY) ## Play the three acts on real servers, check each, write demo-re
 
 test: lint typecheck unit-test integration-test ## Run lint, typecheck, unit-test and integration-test
 
-lint: $(READY) ## Check the code's style
+lint: $(READY) ## Check the code's style and format
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet . || { echo "format: run $(BIN)/ruff format ." >&2; exit 1; }
 
 typecheck: $(READY) ## Check the code's types, strictly
 	MYPYPATH=$(subst $(space),:,$(IMAGES)) $(BIN)/mypy

@@ -21,8 +21,13 @@ _ROUNDS = 5
 def main() -> int:
     """Run the benchmark; the exit code is 1 if a mark is missed, or there is no figure."""
     options = parser("python -m benchmarks", __doc__, _ROUNDS)
-    options.add_argument("--to", type=Path, metavar="DIRECTORY", default=KEPT.parent,
-                         help="where the results go; default benchmarks/results")
+    options.add_argument(
+        "--to",
+        type=Path,
+        metavar="DIRECTORY",
+        default=KEPT.parent,
+        help="where the results go; default benchmarks/results",
+    )
     chosen = options.parse_args()
     try:
         with start_measuring(chosen.rounds, chosen.events) as measuring:

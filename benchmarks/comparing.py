@@ -27,8 +27,10 @@ class Compared(NamedTuple):
             return f"MISSING  {self.name}: kept {self.kept:.3f}, not measured now"
         verdict = "ok  " if self.passes else "FELL"
         percent = 100 * (self.now / self.kept - 1)
-        return (f"{verdict}     {self.name}: "
-                f"kept {self.kept:.3f}, now {self.now:.3f} ({percent:+.0f} %)")
+        return (
+            f"{verdict}     {self.name}: "
+            f"kept {self.kept:.3f}, now {self.now:.3f} ({percent:+.0f} %)"
+        )
 
 
 def compare(kept: Mapping[str, float], now: Mapping[str, float]) -> list[Compared]:

@@ -60,5 +60,7 @@ def percentile(values: Sequence[float], per_mille: int) -> float | None:
 
 def show(spread: Spread, number_format: Callable[[float], str]) -> str:
     """Write `median (least to greatest)`."""
-    return (f"{number_format(spread.median)} "
-            f"({number_format(spread.least)} to {number_format(spread.greatest)})")
+    return (
+        f"{number_format(spread.median)} "
+        f"({number_format(spread.least)} to {number_format(spread.greatest)})"
+    )

@@ -41,9 +41,12 @@ def gauges_of(text: str) -> Gauges:
     """Read the metrics in Prometheus's text format; the names are those of etcd 3.5."""
 
     def value(name: str) -> int:
-        return sum(int(float(found)) for found in re.findall(
-            rf"^{re.escape(name)}(?:,[^}}]*)?}}? (\S+)$", text, re.MULTILINE
-        ))
+        return sum(
+            int(float(found))
+            for found in re.findall(
+                rf"^{re.escape(name)}(?:,[^}}]*)?}}? (\S+)$", text, re.MULTILINE
+            )
+        )
 
     return Gauges(
         memory=value("process_resident_memory_bytes"),

@@ -34,7 +34,11 @@ def main() -> int:
             grown = [growth.measure(size) for size in options.sizes]
             growth.close()
     except (
-        ServersUnavailableError, CommandFailedError, NotMeasuredError, EtcdError, AssertionError
+        ServersUnavailableError,
+        CommandFailedError,
+        NotMeasuredError,
+        EtcdError,
+        AssertionError,
     ) as error:
         print(error, file=sys.stderr)
         return 1
@@ -47,10 +51,12 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="0 first, ascending")
     parser.add_argument("--starts", type=int, default=7, help="at each size; default 7")
-    parser.add_argument("--events", type=int, default=60_000,
-                        help="for each size's throughput; default 60000")
-    parser.add_argument("--results", type=Path, metavar="FILE",
-                        default=REPOSITORY / "benchmarks/results/growth.md")
+    parser.add_argument(
+        "--events", type=int, default=60_000, help="for each size's throughput; default 60000"
+    )
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE", default=REPOSITORY / "benchmarks/results/growth.md"
+    )
     return parser.parse_args()
 
 

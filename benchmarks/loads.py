@@ -51,7 +51,7 @@ def run_load(servers: Servers, subject: Subject, per_s: int, seconds: int) -> Lo
 
     def changed(at_s: float, keys: Sequence[bytes]) -> None:
         for key in keys:
-            recorded_s[int(key[len(prefix):])] = at_s
+            recorded_s[int(key[len(prefix) :])] = at_s
 
     def all_recorded() -> None:
         assert len(recorded_s) == events, f"{len(recorded_s)} of {events} events recorded"
@@ -62,8 +62,12 @@ def run_load(servers: Servers, subject: Subject, per_s: int, seconds: int) -> Lo
         watch(etcd, prefix, changed),
     ):
         told = outcome(
-            "benchmarks.publishers.open_loop", servers.rabbitmq.url, subject.queue, str(per_s),
-            str(events), within_s=seconds + _OVERDUE_S,
+            "benchmarks.publishers.open_loop",
+            servers.rabbitmq.url,
+            subject.queue,
+            str(per_s),
+            str(events),
+            within_s=seconds + _OVERDUE_S,
         )
         eventually(all_recorded, _OVERDUE_S)
     return Load(
@@ -79,8 +83,9 @@ def reached_per_s(events: int, took_s: float) -> float:
     return (events - 1) / took_s
 
 
-def latencies_ms(per_s: int, events: int, start_s: float, recorded_s: Mapping[int, float]
-                 ) -> list[float]:
+def latencies_ms(
+    per_s: int, events: int, start_s: float, recorded_s: Mapping[int, float]
+) -> list[float]:
     """Return each event's latency from when it was due; those of the first second are left out."""
     return [
         1000 * (recorded_s[number] - start_s - number / per_s)

@@ -8,15 +8,22 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     """Return a table; the first row is its head, and all columns but the first hold numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     head, *body = (
-        "| " + " | ".join(_pad(number, cell, width)
-                          for number, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "| "
+        + " | ".join(
+            _pad(number, cell, width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         + " |"
         for row in rows
     )
-    rule = "| " + " | ".join(
-        "-" * width if number == 0 else "-" * (width - 1) + ":"
-        for number, width in enumerate(widths)
-    ) + " |"
+    rule = (
+        "| "
+        + " | ".join(
+            "-" * width if number == 0 else "-" * (width - 1) + ":"
+            for number, width in enumerate(widths)
+        )
+        + " |"
+    )
     return "\n".join((head, rule, *body))
 
 

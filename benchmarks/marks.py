@@ -46,6 +46,10 @@ def judge(found: Mapping[str, Spread]) -> list[Mark]:
             Mark(name, found[name].median, f"at least {least:g}", found[name].median >= least)
             for name, least in _AT_LEAST.items()
         ),
-        Mark("publish to recorded, idle / bare steps, medians", over_bare,
-             f"at most {_IDLE_AT_MOST:g}", over_bare <= _IDLE_AT_MOST),
+        Mark(
+            "publish to recorded, idle / bare steps, medians",
+            over_bare,
+            f"at most {_IDLE_AT_MOST:g}",
+            over_bare <= _IDLE_AT_MOST,
+        ),
     ]

@@ -32,8 +32,9 @@ Run = Callable[[], Rates]
 class Measuring:
     """Measures on servers that run; `rounds` of `events` each."""
 
-    def __init__(self, servers: Servers, statsd: Mapping[str, str], sink_url: str,
-                 rounds: int, events: int) -> None:
+    def __init__(
+        self, servers: Servers, statsd: Mapping[str, str], sink_url: str, rounds: int, events: int
+    ) -> None:
         self._servers, self._statsd, self._sink_url = servers, statsd, sink_url
         self._rounds, self._events = rounds, events
         self._machine = describe(servers)
@@ -72,8 +73,9 @@ class Measuring:
         loads = []
         for number in range(self._rounds):
             for per_s, seconds in SECONDS.items():
-                print(f"latency, round {number + 1} of {self._rounds}: {per_s:,}/s",
-                      file=sys.stderr)
+                print(
+                    f"latency, round {number + 1} of {self._rounds}: {per_s:,}/s", file=sys.stderr
+                )
                 loads.append(run_load(self._servers, self._bare, per_s, seconds))
         return loads
 
@@ -102,7 +104,10 @@ def _run_rounds(what: str, runs: Sequence[Run], rounds: int) -> list[Rates]:
         for run in (*runs[turn:], *runs[:turn]):
             for name, found in run().items():
                 rates[name] = found
-                print(f"{what}, round {number + 1} of {rounds}: {name:30} "
-                      f"{found.events_per_s:9,.0f}/s", file=sys.stderr)
+                print(
+                    f"{what}, round {number + 1} of {rounds}: {name:30} "
+                    f"{found.events_per_s:9,.0f}/s",
+                    file=sys.stderr,
+                )
         results.append(rates)
     return results

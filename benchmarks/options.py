@@ -11,10 +11,13 @@ EVENTS = 40_000
 def parser(program: str, description: str | None, rounds: int) -> argparse.ArgumentParser:
     """Return a parser with these two options; `rounds` is the default."""
     options = argparse.ArgumentParser(prog=program, description=description)
-    options.add_argument("--rounds", type=_at_least(1), default=rounds,
-                         help=f"default {rounds}")
-    options.add_argument("--events", type=_at_least(LEAST_EVENTS), default=EVENTS,
-                         help=f"of a series, at least {LEAST_EVENTS}; default {EVENTS}")
+    options.add_argument("--rounds", type=_at_least(1), default=rounds, help=f"default {rounds}")
+    options.add_argument(
+        "--events",
+        type=_at_least(LEAST_EVENTS),
+        default=EVENTS,
+        help=f"of a series, at least {LEAST_EVENTS}; default {EVENTS}",
+    )
     return options
 
 

@@ -36,8 +36,12 @@ def timed(events: int) -> Iterator[None]:
 def run_module(module: str, *arguments: str) -> Iterator[Child]:
     """Run a module as a process of its own; it is killed if it outlasts the block."""
     with tempfile.TemporaryDirectory(prefix="benchmark-") as logs:
-        child = Child([sys.executable, "-m", module, *arguments], env=os.environ, cwd=REPOSITORY,
-                      log=Path(logs) / "process.log")
+        child = Child(
+            [sys.executable, "-m", module, *arguments],
+            env=os.environ,
+            cwd=REPOSITORY,
+            log=Path(logs) / "process.log",
+        )
         child.start()
         try:
             yield child

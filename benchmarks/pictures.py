@@ -40,8 +40,13 @@ def _throughput(results: Results, path: Path) -> None:
     ceiling = per_s(rounds, CEILING)
     axes.axhline(ceiling.median, color=_GREY, linestyle="--")
     axes.axhspan(ceiling.least, ceiling.greatest, color=_GREY, alpha=0.12, linewidth=0)
-    axes.annotate("RabbitMQ and pika alone (the ceiling)", (BATCH_SIZES[0], ceiling.greatest),
-                  xytext=(0, 6), textcoords="offset points", color=_GREY)
+    axes.annotate(
+        "RabbitMQ and pika alone (the ceiling)",
+        (BATCH_SIZES[0], ceiling.greatest),
+        xytext=(0, 6),
+        textcoords="offset points",
+        color=_GREY,
+    )
     lines = (("no effect", bare_name, _BLUE), ("one effect", order_name, _ORANGE))
     for label, name, color in lines:
         spreads = [per_s(rounds, name(sized(size))) for size in BATCH_SIZES]
@@ -94,8 +99,16 @@ def _line(axes: Axes, xs: Sequence[int], spreads: Sequence[Spread], label: str, 
     medians = [spread.median for spread in spreads]
     below = [max(0.0, spread.median - spread.least) for spread in spreads]
     above = [max(0.0, spread.greatest - spread.median) for spread in spreads]
-    axes.errorbar(xs, medians, yerr=(below, above), label=label, color=color, marker="o",
-                  capsize=4, elinewidth=1.5)
+    axes.errorbar(
+        xs,
+        medians,
+        yerr=(below, above),
+        label=label,
+        color=color,
+        marker="o",
+        capsize=4,
+        elinewidth=1.5,
+    )
 
 
 def _finish(figure: Figure, axes: Axes, path: Path) -> None:

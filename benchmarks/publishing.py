@@ -26,8 +26,12 @@ def publish_once(servers: Servers, name: str, events: int) -> Rates:
     with channel(servers) as declaring:
         topology.declare(declaring, _QUEUE, Settings().retry_delays)
     try:
-        told = outcome(f"benchmarks.publishers.{PUBLISHERS[name]}", servers.rabbitmq.url,
-                       str(events), within_s=_ENDS_WITHIN_S)
+        told = outcome(
+            f"benchmarks.publishers.{PUBLISHERS[name]}",
+            servers.rabbitmq.url,
+            str(events),
+            within_s=_ENDS_WITHIN_S,
+        )
         eventually(partial(_require_ready, broker, events))
     finally:
         broker.delete_queues(_QUEUE)

@@ -42,31 +42,43 @@ def render(results: Results, marks: Sequence[Mark]) -> str:
         "Latency by load": _loads(results),
         "Latency when idle": _idle(results),
     }
-    return "\n\n".join((
-        "# Measured by `make bench`",
-        _head(results),
-        *(f"## {heading}\n\n{text}" for heading, text in sections.items() if text),
-    ))
+    return "\n\n".join(
+        (
+            "# Measured by `make bench`",
+            _head(results),
+            *(f"## {heading}\n\n{text}" for heading, text in sections.items() if text),
+        )
+    )
 
 
 def _head(results: Results) -> str:
-    return (f"{results.machine}.\n\n{len(results.consuming)} rounds of {results.events:,} events "
-            f"(slow subjects get fewer); each figure is a median (least to greatest).")
+    return (
+        f"{results.machine}.\n\n{len(results.consuming)} rounds of {results.events:,} events "
+        f"(slow subjects get fewer); each figure is a median (least to greatest)."
+    )
 
 
 def _marks(marks: Sequence[Mark]) -> str:
-    return table([
-        ("mark", "median", "target", "met"),
-        *((mark.what, f"{mark.value:.2f}", mark.target, "yes" if mark.met else "NO")
-          for mark in marks),
-    ])
+    return table(
+        [
+            ("mark", "median", "target", "met"),
+            *(
+                (mark.what, f"{mark.value:.2f}", mark.target, "yes" if mark.met else "NO")
+                for mark in marks
+            ),
+        ]
+    )
 
 
 def _consuming(results: Results) -> str:
     rounds = results.consuming
     rows = [
-        (name, _whole(per_s(rounds, name)), _one(cpu_us(rounds, name)),
-         _three(ratio(rounds, name, CEILING)))
+        (
+            name,
+            _whole(per_s(rounds, name)),
+            _one(cpu_us(rounds, name)),
+            _three(ratio(rounds, name, CEILING)),
+        )
         for name in _CONSUMING
     ]
     return table([("", "events/s", "CPU µs an event", "of the ceiling"), *rows]) + (
@@ -85,23 +97,38 @@ def _sweep(results: Results) -> str:
         return ""
     rounds = results.sweep
     rows = [
-        (str(size), *(
-            cell for name in (bare_name(sized(size)), order_name(sized(size)))
-            for cell in (_whole(per_s(rounds, name)), _three(ratio(rounds, name, CEILING)))
-        ))
+        (
+            str(size),
+            *(
+                cell
+                for name in (bare_name(sized(size)), order_name(sized(size)))
+                for cell in (_whole(per_s(rounds, name)), _three(ratio(rounds, name, CEILING)))
+            ),
+        )
         for size in BATCH_SIZES
     ]
-    head = ("`BATCH_SIZE`", "no effect, events/s", "of the ceiling", "one effect, events/s",
-            "of the ceiling")
-    return (f"{len(rounds)} rounds, `ETCD_MAX_TXN_OPS=1024`; the ceiling in them: "
-            f"{_whole(per_s(rounds, CEILING))} events/s.\n\n{table([head, *rows])}")
+    head = (
+        "`BATCH_SIZE`",
+        "no effect, events/s",
+        "of the ceiling",
+        "one effect, events/s",
+        "of the ceiling",
+    )
+    return (
+        f"{len(rounds)} rounds, `ETCD_MAX_TXN_OPS=1024`; the ceiling in them: "
+        f"{_whole(per_s(rounds, CEILING))} events/s.\n\n{table([head, *rows])}"
+    )
 
 
 def _publishing(results: Results) -> str:
     rounds = results.publishing
     rows = [
-        (name, _whole(per_s(rounds, name)), _one(cpu_us(rounds, name)),
-         _three(ratio(rounds, name, UNCONFIRMED)))
+        (
+            name,
+            _whole(per_s(rounds, name)),
+            _one(cpu_us(rounds, name)),
+            _three(ratio(rounds, name, UNCONFIRMED)),
+        )
         for name in PUBLISHERS
     ]
     return table([("", "events/s", "CPU µs an event", "of pika without confirms"), *rows])
@@ -113,23 +140,33 @@ def _loads(results: Results) -> str:
     found = by_rate(results.loads)
     head = ("events/s", "samples", *(f"{name}, ms" for name in PER_MILLE), "publisher late, ms")
     rows = [
-        (f"{load.per_s:,}", f"{load.samples:,}",
-         *(_two(ms) if ms else _NONE for ms in load.ms.values()), _two(load.late_ms))
+        (
+            f"{load.per_s:,}",
+            f"{load.samples:,}",
+            *(_two(ms) if ms else _NONE for ms in load.ms.values()),
+            _two(load.late_ms),
+        )
         for load in found
     ]
-    return "\n\n".join((
-        table([head, *rows]),
-        ("From the moment an event is due until a watch on etcd has brought its record. Each "
-        "percentile is of all rounds together (least to greatest of the rounds, where each has "
-        f"the samples for its own); {_NONE}: too few samples. The publisher's own lateness, "
-        "median, is part of the latencies."),
-        *(_not_kept(load) for load in found if not load.kept),
-    ))
+    return "\n\n".join(
+        (
+            table([head, *rows]),
+            (
+                "From the moment an event is due until a watch on etcd has brought its record. "
+                "Each percentile is of all rounds together (least to greatest of the rounds, where "
+                f"each has the samples for its own); {_NONE}: too few samples. The publisher's own "
+                "lateness, median, is part of the latencies."
+            ),
+            *(_not_kept(load) for load in found if not load.kept),
+        )
+    )
 
 
 def _not_kept(load: Percentiles) -> str:
-    return (f"**At {load.per_s:,}/s there is no figure**: the publisher did not keep that rate "
-            f"({load.slowest_per_s:,.0f}/s in its slowest round).")
+    return (
+        f"**At {load.per_s:,}/s there is no figure**: the publisher did not keep that rate "
+        f"({load.slowest_per_s:,.0f}/s in its slowest round)."
+    )
 
 
 def _idle(results: Results) -> str:
@@ -143,8 +180,10 @@ def _idle(results: Results) -> str:
             ("bare: both", idle.bare_ms),
         )
     ]
-    return (f"{len(idle.recorded_ms)} single events, one after the other.\n\n"
-            f"{table([('', 'median, ms', 'p99, ms', 'least, ms'), *rows])}")
+    return (
+        f"{len(idle.recorded_ms)} single events, one after the other.\n\n"
+        f"{table([('', 'median, ms', 'p99, ms', 'least, ms'), *rows])}"
+    )
 
 
 def _or_none(value: float | None) -> str:
@@ -152,9 +191,11 @@ def _or_none(value: float | None) -> str:
 
 
 def _format(number_format: str) -> Callable[[Spread], str]:
-    return lambda spread: (show(spread, number_format.format)
-                           if spread.least < spread.greatest
-                           else number_format.format(spread.median))
+    return lambda spread: (
+        show(spread, number_format.format)
+        if spread.least < spread.greatest
+        else number_format.format(spread.median)
+    )
 
 
 _whole, _one, _two, _three = map(_format, ("{:,.0f}", "{:.1f}", "{:.2f}", "{:.3f}"))

@@ -77,15 +77,17 @@ def run(servers: Servers, subject: Subject, load_s: float, empty_within_s: float
     return Run(samples, published, recorded, emptied)
 
 
-def _watch(servers: Servers, queue: str, child: Child, filler: Child, load_s: float
-           ) -> Iterator[Sample]:
+def _watch(
+    servers: Servers, queue: str, child: Child, filler: Child, load_s: float
+) -> Iterator[Sample]:
     broker, started_s = Broker(servers.rabbitmq), time.monotonic()
     while (at_s := time.monotonic() - started_s) <= load_s:
         for each in (child, filler):
             if not each.running:
                 raise NotMeasuredError(f"{each.command} ended:\n{each.output()[-2000:]}")
-        yield Sample(at_s, resident_bytes(child.pid), broker.ready(queue),
-                     read_gauges(servers.etcd))
+        yield Sample(
+            at_s, resident_bytes(child.pid), broker.ready(queue), read_gauges(servers.etcd)
+        )
         time.sleep(max(0.0, started_s + at_s + SAMPLE_EVERY_S - time.monotonic()))
 
 

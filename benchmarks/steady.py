@@ -43,9 +43,14 @@ def main() -> int:
             listen_statsd() as statsd,
         ):
             machine = describe(servers)
-            subject = bare(servers, {
-                **LARGE, **statsd.settings(), "DEDUP_WINDOW": f"{WINDOW_S}s",
-            })
+            subject = bare(
+                servers,
+                {
+                    **LARGE,
+                    **statsd.settings(),
+                    "DEDUP_WINDOW": f"{WINDOW_S}s",
+                },
+            )
             with channel(servers) as declaring:
                 subject.declare(declaring)
             found = run(servers, subject, 60 * options.minutes, _EMPTY_WITHIN_S)
@@ -61,8 +66,9 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.steady", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30, help="default 30")
-    parser.add_argument("--results", type=Path, metavar="FILE",
-                        default=REPOSITORY / "benchmarks/results/steady.md")
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE", default=REPOSITORY / "benchmarks/results/steady.md"
+    )
     return parser.parse_args()
 
 

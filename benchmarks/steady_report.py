@@ -29,20 +29,22 @@ def report(machine: str, setting: Setting, run: Run) -> tuple[str, bool]:
     """Return the report in Markdown, and whether nothing grew."""
     marks = _judge(setting, run)
     too_short = run.samples[-1].at_s < SHORTEST_TO_JUDGE_S
-    text = "\n".join((
-        "# At full rate for a while",
-        "",
-        machine,
-        "",
-        f"`DEDUP_WINDOW={setting.window_s}s`, no effect, etcd with `{setting.compaction}`.",
-        "Medians of each minute; of the oldest lease's age the most. MB are 10⁶ bytes.",
-        "",
-        table(_minutes(run.samples)),
-        "",
-        *_endings(setting, run),
-        "",
-        *(["Too short a run to be judged."] if too_short else [f"- {mark}" for mark in marks]),
-    ))
+    text = "\n".join(
+        (
+            "# At full rate for a while",
+            "",
+            machine,
+            "",
+            f"`DEDUP_WINDOW={setting.window_s}s`, no effect, etcd with `{setting.compaction}`.",
+            "Medians of each minute; of the oldest lease's age the most. MB are 10⁶ bytes.",
+            "",
+            table(_minutes(run.samples)),
+            "",
+            *_endings(setting, run),
+            "",
+            *(["Too short a run to be judged."] if too_short else [f"- {mark}" for mark in marks]),
+        )
+    )
     return text, too_short or all(mark.met for mark in marks)
 
 
@@ -64,12 +66,14 @@ def _minutes(samples: Sequence[Sample]) -> list[list[str]]:
     for minute, found in groupby(samples, lambda sample: int(sample.at_s // 60)):
         group = list(found)
         if len(group) > 1:
-            rows.append([
-                str(minute + 1),
-                f"{_rate(group):,.0f}",
-                *(format(median(map(of, group)), style) for _, of, style in _COLUMNS),
-                f"{max(ages_s[sample] for sample in group):.0f}",
-            ])
+            rows.append(
+                [
+                    str(minute + 1),
+                    f"{_rate(group):,.0f}",
+                    *(format(median(map(of, group)), style) for _, of, style in _COLUMNS),
+                    f"{max(ages_s[sample] for sample in group):.0f}",
+                ]
+            )
     return [head, *rows]
 
 
@@ -79,10 +83,15 @@ def _endings(setting: Setting, run: Run) -> list[str]:
     return [
         f"- {run.published:,} events were published, and {run.recorded:,} recorded.",
         f"- Leases were granted for {setting.lease_s} s; at the end {before.leases} were there.",
-        (f"- Without load the last record was gone after {emptied.gone_s:.0f} s, with its lease "
-         f"({emptied.etcd.leases} were left)."),
-        (f"- Its space was free after {emptied.freed_s:.0f} s: {used_mb:,.1f} MB in use, where it "
-         f"was {before.used / _MB:,.0f}. The file keeps {file_mb:,.0f} MB for what comes next."),
+        (
+            f"- Without load the last record was gone after {emptied.gone_s:.0f} s, with its lease "
+            f"({emptied.etcd.leases} were left)."
+        ),
+        (
+            f"- Its space was free after {emptied.freed_s:.0f} s: {used_mb:,.1f} MB in use, where "
+            f"it was {before.used / _MB:,.0f}. The file keeps {file_mb:,.0f} MB for what comes "
+            "next."
+        ),
     ]
 
 
@@ -93,8 +102,12 @@ def _judge(setting: Setting, run: Run) -> list[Mark]:
 
     def grows(what: str, of: Callable[[Sample], float]) -> Mark:
         ratio = median(map(of, last)) / median(map(of, middle))
-        return Mark(f"{what}, last third ÷ the one before", ratio,
-                    f"at most {_MORE_AT_MOST}", ratio <= _MORE_AT_MOST)
+        return Mark(
+            f"{what}, last third ÷ the one before",
+            ratio,
+            f"at most {_MORE_AT_MOST}",
+            ratio <= _MORE_AT_MOST,
+        )
 
     marks = [grows(name, of) for name, of, _ in _COLUMNS[:6]]
     slower = _rate(last) / _rate(middle)
@@ -118,8 +131,10 @@ def oldest_lease_s(samples: Sequence[Sample]) -> list[float]:
     """
     ages_s, granted_before = [], 0
     for sample in samples:
-        while (granted_before + 1 < len(samples)
-               and samples[granted_before + 1].etcd.granted <= sample.etcd.revoked):
+        while (
+            granted_before + 1 < len(samples)
+            and samples[granted_before + 1].etcd.granted <= sample.etcd.revoked
+        ):
             granted_before += 1
         ages_s.append(max(0.0, sample.at_s - samples[granted_before].at_s))
     return ages_s

@@ -135,8 +135,9 @@ def notify(servers: Servers, settings: Mapping[str, str], sink_url: str) -> Subj
 def ceiling(servers: Servers) -> Subject:
     """Return pika alone, with the library's prefetch."""
     deliveries = prefetch(LARGE)
-    return _reference(CEILING, "ceiling", deliveries, servers.rabbitmq.url, "ceiling",
-                      str(deliveries))
+    return _reference(
+        CEILING, "ceiling", deliveries, servers.rabbitmq.url, "ceiling", str(deliveries)
+    )
 
 
 def compared(servers: Servers, statsd: Mapping[str, str], sink_url: str) -> list[Subject]:
@@ -145,8 +146,17 @@ def compared(servers: Servers, statsd: Mapping[str, str], sink_url: str) -> list
     url, etcd = servers.rabbitmq.url, servers.etcd.endpoint
     return [
         ceiling(servers),
-        _reference(NAIVE, "naive", NAIVE_PREFETCH, url, "naive", str(NAIVE_PREFETCH), etcd,
-                   records=("/service/naive/",), one_in=20),
+        _reference(
+            NAIVE,
+            "naive",
+            NAIVE_PREFETCH,
+            url,
+            "naive",
+            str(NAIVE_PREFETCH),
+            etcd,
+            records=("/service/naive/",),
+            one_in=20,
+        ),
         bare(servers, large, mix=Mix.REPEATED),
         bare(servers, small),
         order(servers, large),
@@ -183,8 +193,14 @@ def order_name(settings: Mapping[str, str]) -> str:
     return "order, one effect, {ETCD_MAX_TXN_OPS}/{BATCH_SIZE}".format_map(settings)
 
 
-def _reference(name: str, module: str, prefetch: int, *arguments: str,
-               records: tuple[str, ...] = (), one_in: int = 1) -> Subject:
+def _reference(
+    name: str,
+    module: str,
+    prefetch: int,
+    *arguments: str,
+    records: tuple[str, ...] = (),
+    one_in: int = 1,
+) -> Subject:
     return Subject(
         name=name,
         queue=arguments[1],

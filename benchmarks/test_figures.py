@@ -8,8 +8,9 @@ from .progress import Rate, Rates
 
 def rates(**per_second: float) -> Rates:
     """Return a round with these events per second."""
-    return {name: Rate(events_per_s, 1e6 / events_per_s)
-            for name, events_per_s in per_second.items()}
+    return {
+        name: Rate(events_per_s, 1e6 / events_per_s) for name, events_per_s in per_second.items()
+    }
 
 
 def test_a_ratio_is_taken_round_by_round() -> None:
@@ -30,8 +31,12 @@ def test_a_round_that_a_subject_took_no_part_in_does_not_count() -> None:
 @pytest.mark.parametrize(
     ("samples", "per_mille", "expected"),
     [
-        (1000, 500, 500), (1000, 990, 990), (1000, 999, 999),
-        (100, 990, 99), (101, 990, 100), (3, 500, 2),
+        (1000, 500, 500),
+        (1000, 990, 990),
+        (1000, 999, 999),
+        (100, 990, 99),
+        (101, 990, 100),
+        (3, 500, 2),
     ],
 )
 def test_a_percentile_is_the_sample_that_so_many_do_not_exceed(

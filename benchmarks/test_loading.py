@@ -32,5 +32,8 @@ def test_a_fresh_series_has_no_event_twice() -> None:
 
 def distances(bodies: list[bytes]) -> list[int]:
     """Return how far behind its first arrival each event comes again."""
-    return [bodies.index(body, place + 1) - place
-            for place, body in enumerate(bodies) if bodies.index(body) == place]
+    return [
+        bodies.index(body, place + 1) - place
+        for place, body in enumerate(bodies)
+        if bodies.index(body) == place
+    ]

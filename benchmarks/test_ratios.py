@@ -23,14 +23,26 @@ from .subjects import (
     ORDER_SMALL,
 )
 
-PER_S = {CEILING: 1000, BARE: 600, BARE_SMALL: 450, ORDER: 400, ORDER_SMALL: 310, NAIVE: 20,
-         HALF: 900, DUPLICATES: 1200, NOTIFY: 30, CALLS: 60}
+PER_S = {
+    CEILING: 1000,
+    BARE: 600,
+    BARE_SMALL: 450,
+    ORDER: 400,
+    ORDER_SMALL: 310,
+    NAIVE: 20,
+    HALF: 900,
+    DUPLICATES: 1200,
+    NOTIFY: 30,
+    CALLS: 60,
+}
 
 
 def results(idle: Latencies) -> Results:
     """Return a run of one round."""
     return Results(
-        machine="", events=1, idle=idle,
+        machine="",
+        events=1,
+        idle=idle,
         consuming=[{name: Rate(per_s, 1.0) for name, per_s in PER_S.items()}],
         publishing=[{CONFIRMED: Rate(70, 1.0), UNCONFIRMED: Rate(100, 1.0)}],
     )

@@ -12,7 +12,12 @@ EVERY_S = 5
 
 def sample(at_s: float, *, granted: int = 0, revoked: int = 0, memory: int = 10**8) -> Sample:
     etcd = gauges_of("")._replace(
-        granted=granted, revoked=revoked, keys=1000, memory=10**9, file=10**9, used=10**9,
+        granted=granted,
+        revoked=revoked,
+        keys=1000,
+        memory=10**9,
+        file=10**9,
+        used=10**9,
         written=int(1000 * at_s),
     )
     return Sample(at_s, memory, 20_000, etcd)
@@ -28,8 +33,13 @@ def steady(lasts_s: int, late_s: int = 0, grows: int = 0) -> Run:
 
 
 def test_the_oldest_lease_is_the_first_that_is_not_revoked() -> None:
-    samples = [sample(0), sample(5, granted=2), sample(10, granted=4, revoked=2),
-               sample(15, granted=6, revoked=3), sample(20, granted=6, revoked=6)]
+    samples = [
+        sample(0),
+        sample(5, granted=2),
+        sample(10, granted=4, revoked=2),
+        sample(15, granted=6, revoked=3),
+        sample(20, granted=6, revoked=6),
+    ]
     assert oldest_lease_s(samples) == [0, 5, 5, 10, 0]
 
 
@@ -39,10 +49,13 @@ def test_what_stays_as_it_is_meets_every_mark() -> None:
     assert "MISSED" not in text
 
 
-@pytest.mark.parametrize(("run", "said"), [
-    (steady(1800, grows=10**5), "MISSED: service MB"),
-    (steady(1800, late_s=60), "MISSED: the oldest lease"),
-])
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        (steady(1800, grows=10**5), "MISSED: service MB"),
+        (steady(1800, late_s=60), "MISSED: the oldest lease"),
+    ],
+)
 def test_what_grows_is_said(run: Run, said: str) -> None:
     text, met = report("", SETTING, run)
     assert not met

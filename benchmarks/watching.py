@@ -22,8 +22,9 @@ def etcd_client(servers: Servers) -> Iterator[Any]:
 
 
 @contextmanager
-def watch(etcd: Any, prefix: str, changed: Callable[[float, Sequence[bytes]], None]
-          ) -> Iterator[None]:
+def watch(
+    etcd: Any, prefix: str, changed: Callable[[float, Sequence[bytes]], None]
+) -> Iterator[None]:
     """Watch the keys below a prefix while the block runs.
 
     `changed` is called on the client's thread with the time, on the monotonic clock, and the keys

@@ -87,8 +87,9 @@ def test_an_event_is_posted_once_as_json_with_its_key(receiver: Receiver, status
 
 
 @pytest.mark.parametrize("status", [302, 304, 400, 404, 409, 429, 500, 503])
-def test_what_is_not_2xx_raises_and_is_not_sent_again_by_itself(receiver: Receiver, status: int
-                                                                ) -> None:
+def test_what_is_not_2xx_raises_and_is_not_sent_again_by_itself(
+    receiver: Receiver, status: int
+) -> None:
     """The event is retried on the broker; a repeat inside the call would not be counted."""
     receiver.status = status
     with pytest.raises(notify.NotSentError, match=str(status)):
@@ -134,9 +135,22 @@ def test_a_blank_address_is_none(monkeypatch: pytest.MonkeyPatch, blank: str) ->
     assert notify.notify_url() is None
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://h/x", "/hook", "http://", "https:///x",
-                                 "http://h:99999/", "http://[::1/", "http://a b/", "http:/h",
-                                 "http://a..b/", f"http://{'a' * 70}.b/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000",
+        "ftp://h/x",
+        "/hook",
+        "http://",
+        "https:///x",
+        "http://h:99999/",
+        "http://[::1/",
+        "http://a b/",
+        "http:/h",
+        "http://a..b/",
+        f"http://{'a' * 70}.b/",
+    ],
+)
 def test_a_wrong_address_ends_the_service_with_one_line_and_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str
 ) -> None:
@@ -151,8 +165,23 @@ def test_a_wrong_address_ends_the_service_with_one_line_and_code_2(
 
 
 IDS = st.text(min_size=1) | st.sampled_from(
-    ["%", "%25", "%2525", "a\r\nX-Injected: 1", " ", "%20", "\t", "\x7f", "ä", "%C3%A4", "é",
-     "e\u0301", "x" * 10_000, "sha256:0"])
+    [
+        "%",
+        "%25",
+        "%2525",
+        "a\r\nX-Injected: 1",
+        " ",
+        "%20",
+        "\t",
+        "\x7f",
+        "ä",
+        "%C3%A4",
+        "é",
+        "e\u0301",
+        "x" * 10_000,
+        "sha256:0",
+    ]
+)
 
 
 @given(IDS)

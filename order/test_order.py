@@ -26,7 +26,10 @@ def test_the_order_is_one_effect_under_its_events_id() -> None:
     put = placed("123", item="bicycle", n=2)
     assert put.key == "/orders/123"
     assert json.loads(put.value) == {
-        "id": "123", "status": "placed", "args": {"item": "bicycle", "n": 2}}
+        "id": "123",
+        "status": "placed",
+        "args": {"item": "bicycle", "n": 2},
+    }
 
 
 @pytest.mark.parametrize("event_id", ["a/b", "é", "\0", "x" * 10_000, "sha256:0", "a b\n"])

@@ -20,5 +20,16 @@ from .producer import Producer, PublishError
 from .service import Service
 from .settings import Settings, SettingsError
 
-__all__ = ["Effects", "Event", "InvalidEvent", "Producer", "Publish", "PublishError", "Put",
-           "Service", "Settings", "SettingsError", "encode_id"]
+__all__ = [
+    "Effects",
+    "Event",
+    "InvalidEvent",
+    "Producer",
+    "Publish",
+    "PublishError",
+    "Put",
+    "Service",
+    "Settings",
+    "SettingsError",
+    "encode_id",
+]

@@ -119,8 +119,11 @@ class Consumer:
         else:
             self._record(task, 0, returned.effects)
         if returned.elapsed_s > SLOW_HANDLER_S:
-            self._log.warning("a pure handler took long: heartbeats and all other events waited",
-                              **task.event.about, seconds=returned.elapsed_s)
+            self._log.warning(
+                "a pure handler took long: heartbeats and all other events waited",
+                **task.event.about,
+                seconds=returned.elapsed_s,
+            )
 
     # From an ask to its answer.
 
@@ -128,7 +131,11 @@ class Consumer:
         self._ask(task, Kind.PUBLISH if effects.events else Kind.RECORD, expect, effects)
 
     def _ask(
-        self, task: Task, kind: Kind, expect: int = 0, effects: Checked = NO_EFFECTS,
+        self,
+        task: Task,
+        kind: Kind,
+        expect: int = 0,
+        effects: Checked = NO_EFFECTS,
         token: str = "",
     ) -> None:
         self._pipeline.add(
@@ -194,11 +201,15 @@ class Consumer:
             self._end(task, self._settler.conflicted)
         elif found.state == DONE:
             self._found_done(task, found)
-        elif (found.state == PUBLISHING
-              and task.waits_in(PUBLISHING).failures >= WAITS_FOR_ITS_EVENTS):
+        elif (
+            found.state == PUBLISHING and task.waits_in(PUBLISHING).failures >= WAITS_FOR_ITS_EVENTS
+        ):
             self._publish(task, found.mod_revision, found.events, found.token)
-        elif (found.state == CLAIMED and found.token.startswith(self._own_tokens)
-              and ask.kind is not Kind.LOOK):
+        elif (
+            found.state == CLAIMED
+            and found.token.startswith(self._own_tokens)
+            and ask.kind is not Kind.LOOK
+        ):
             self._ask_again(ask, found.mod_revision)
         else:
             self._wait(task, ask, found.state)
@@ -218,8 +229,9 @@ class Consumer:
     def _wait(self, task: Task, ask: Ask, state: str) -> None:
         waits = task.waits_in(state)
         if waits.failures == WAITS_BEFORE_WARNING:
-            self._log.warning("an event waits for another process that does not end it",
-                              **task.event.about)
+            self._log.warning(
+                "an event waits for another process that does not end it", **task.event.about
+            )
 
         def again() -> None:
             self._ask_again(ask, ask.expect)
@@ -232,8 +244,10 @@ class Consumer:
         if task.called:
             task.called = False
             self._tally.count("claim_lost")
-            self._log.warning("the claim was lost during the call: the outside may see it twice",
-                              **task.event.about)
+            self._log.warning(
+                "the claim was lost during the call: the outside may see it twice",
+                **task.event.about,
+            )
 
     # The call of a claimed handler.
 
@@ -266,9 +280,7 @@ class Consumer:
 
     # The events of a handler.
 
-    def _publish(
-        self, task: Task, revision: int, events: Sequence[bytes], token: str
-    ) -> None:
+    def _publish(self, task: Task, revision: int, events: Sequence[bytes], token: str) -> None:
         """Publish the events that a record holds, and then say in it that it is done.
 
         Until then its deliveries stay in hand. When this process dies they come again, and

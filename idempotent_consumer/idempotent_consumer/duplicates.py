@@ -14,9 +14,18 @@ from .ledger.records import DONE, Record
 from .loop import Loop
 
 READ_EVERY_S = 1.0
-BOUNDS_S = MappingProxyType({
-    "1s": 1, "10s": 10, "1m": 60, "10m": 600, "1h": 3600, "6h": 21_600, "1d": 86_400, "7d": 604_800,
-})
+BOUNDS_S = MappingProxyType(
+    {
+        "1s": 1,
+        "10s": 10,
+        "1m": 60,
+        "10m": 600,
+        "1h": 3600,
+        "6h": 21_600,
+        "1d": 86_400,
+        "7d": 604_800,
+    }
+)
 _BOUNDS = list(BOUNDS_S.values())
 
 
@@ -50,8 +59,11 @@ class DuplicateAges:
         Any thread may ask: it is made of one copy of the counts.
         """
         *within, read = accumulate(list(self._ages))
-        return {"read": read, "oldest_s": round(self._oldest_s, 3),
-                "within": dict(zip(BOUNDS_S, within, strict=True))}
+        return {
+            "read": read,
+            "oldest_s": round(self._oldest_s, 3),
+            "within": dict(zip(BOUNDS_S, within, strict=True)),
+        }
 
     def known(self, key: bytes) -> None:
         """Note a duplicate that is skipped without asking etcd."""

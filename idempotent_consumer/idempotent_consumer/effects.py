@@ -82,8 +82,10 @@ def _checked(put: Put) -> Put:
     if not isinstance(put, Put) or not isinstance(put.value, bytes):
         raise TypeError(f"an effect is a Put of str and bytes, or a Publish, not {put!r:.100}")
     if not put.key.encode() or put.key.startswith(names.RESERVED_PREFIXES):
-        raise ValueError(f"an effect's key is not empty, and not under "
-                         f"{' or '.join(names.RESERVED_PREFIXES)}: {put.key!r:.100}")
+        raise ValueError(
+            f"an effect's key is not empty, and not under "
+            f"{' or '.join(names.RESERVED_PREFIXES)}: {put.key!r:.100}"
+        )
     return put
 
 

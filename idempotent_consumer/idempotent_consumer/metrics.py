@@ -85,8 +85,9 @@ class Metrics:
         return client
 
 
-def _send(client: statsd.StatsClient, counts: Counter[str], timings_ms: dict[str, list[float]]
-          ) -> None:
+def _send(
+    client: statsd.StatsClient, counts: Counter[str], timings_ms: dict[str, list[float]]
+) -> None:
     with client.pipeline() as pipeline:
         for name, by in counts.items():
             pipeline.incr(name, by)

@@ -20,8 +20,9 @@ class Pipeline:
     meanwhile is the next batch. ``answered`` gets the answers as they come, in no order.
     """
 
-    def __init__(self, ledger: Ledger, tally: Tally, answered: Callable[[list[Answer]], None]
-                 ) -> None:
+    def __init__(
+        self, ledger: Ledger, tally: Tally, answered: Callable[[list[Answer]], None]
+    ) -> None:
         self._ledger, self._tally, self._answered = ledger, tally, answered
         self._waiting: deque[Ask] = deque()
         self._commits = 0

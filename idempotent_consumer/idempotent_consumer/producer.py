@@ -48,19 +48,32 @@ class Producer:
     def __init__(self, settings: Settings, log: FilteringBoundLogger | None = None) -> None:
         """Of the settings, RABBITMQ_URL alone counts. Without ``log``, warnings go to stderr."""
         self._loop, self._health = PikaLoop(), Health()
-        self._publisher = Publisher(settings.rabbitmq_urls, topology.declare_exchange, self._loop,
-                                    self._health, log or _warnings())
+        self._publisher = Publisher(
+            settings.rabbitmq_urls,
+            topology.declare_exchange,
+            self._loop,
+            self._health,
+            log or _warnings(),
+        )
         self._opened = self._closed = False
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None,
-                 _traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
         self.close()
 
-    def publish(self, bodies: Iterable[bytes], timeout_s: float = 30.0,
-                progress: Callable[[int], None] | None = None) -> int:
+    def publish(
+        self,
+        bodies: Iterable[bytes],
+        timeout_s: float = 30.0,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
         """Publish events, and return their number once each is confirmed.
 
         The bodies are taken from the iterable as there is room for them, so it can be longer than
@@ -114,8 +127,14 @@ class Producer:
 class _Batch:
     """The events of one call."""
 
-    def __init__(self, bodies: Iterable[bytes], publisher: Publisher, loop: PikaLoop,
-                 timeout_s: float, progress: Callable[[int], None] | None) -> None:
+    def __init__(
+        self,
+        bodies: Iterable[bytes],
+        publisher: Publisher,
+        loop: PikaLoop,
+        timeout_s: float,
+        progress: Callable[[int], None] | None,
+    ) -> None:
         self._messages = self._messages_of(bodies)
         self._publisher, self._loop = publisher, loop
         self._timeout_s, self._progress = timeout_s, progress
@@ -189,7 +208,9 @@ def _warnings() -> Any:
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # What it says is said here in one line.
     return structlog.wrap_logger(
         structlog.PrintLogger(sys.stderr),
-        processors=[structlog.processors.add_log_level,
-                    structlog.dev.ConsoleRenderer(colors=False)],
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.dev.ConsoleRenderer(colors=False),
+        ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
     )

@@ -86,8 +86,11 @@ class Service:
         absent RabbitMQ or etcd is waited for.
         """
         if not self.handlers:
-            print(f"{self.name}: it has no handler, so it would drop every event: register one "
-                  "with @service.handler before run()", file=sys.stderr)
+            print(
+                f"{self.name}: it has no handler, so it would drop every event: register one "
+                "with @service.handler before run()",
+                file=sys.stderr,
+            )
             return 2
         try:
             running = Running(self, Settings.from_environ(environ))
@@ -125,16 +128,26 @@ class Running:
         if timeouts_s:
             tally.count("sent", 0)
         self._ledger = self._make_ledger(service, settings, max(timeouts_s, default=0.0))
-        self._bus = RabbitBus(service.name, settings, self._loop, self._health, self._log,
-                              self._take, tally.returned)
+        self._bus = RabbitBus(
+            service.name, settings, self._loop, self._health, self._log, self._take, tally.returned
+        )
         self._consumer = Consumer(
-            service.name, process, service.handlers, settings.retry_delays, self._ledger,
-            self._bus, self._loop, Pool(_CALL_THREADS if timeouts_s else 0), tally, self._log,
+            service.name,
+            process,
+            service.handlers,
+            settings.retry_delays,
+            self._ledger,
+            self._bus,
+            self._loop,
+            Pool(_CALL_THREADS if timeouts_s else 0),
+            tally,
+            self._log,
         )
         # Last: by now everything has said what it lacks.
         if settings.health_port:
-            HealthServer(self._health, settings.health_port,
-                         lambda: self._consumer.duplicates.document)
+            HealthServer(
+                self._health, settings.health_port, lambda: self._consumer.duplicates.document
+            )
 
     def _take(self, deliveries: list[Delivery]) -> None:
         self._consumer.take(deliveries)
@@ -146,8 +159,17 @@ class Running:
         fill_cache = partial(
             Importer, record_prefix(service.name), etcd, cache, self._loop, self._log
         )
-        return EtcdLedger(service.name, settings, etcd, self._loop, self._health, self._log,
-                          cache, fill_cache, longest_call_s)
+        return EtcdLedger(
+            service.name,
+            settings,
+            etcd,
+            self._loop,
+            self._health,
+            self._log,
+            cache,
+            fill_cache,
+            longest_call_s,
+        )
 
     def until_stopped(self) -> int:
         """Consume until a signal, settle what is in hand, and return the exit code."""
@@ -193,8 +215,11 @@ class Running:
             os._exit(0)
 
     def _stop(self, signal_name: str) -> None:
-        self._log.info("stopping: taking no more, settling what is in hand", signal=signal_name,
-                       in_hand=self._bus.in_hand)
+        self._log.info(
+            "stopping: taking no more, settling what is in hand",
+            signal=signal_name,
+            in_hand=self._bus.in_hand,
+        )
         self._health.lacks("running", "stopping")
         self._bus.stop_intake()
         until_s = self._loop.now_s() + FINISH_WITHIN_S

@@ -70,8 +70,10 @@ class Settings:
         settings = cls(**given)  # type: ignore[arg-type]
         settings._check_together()
         if "https://" in environ.get("ETCD_ENDPOINTS", "").lower() and not settings.etcd_ca_cert:
-            raise SettingsError("ETCD_ENDPOINTS says https://, which needs ETCD_CA_CERT, the "
-                                "authority that etcd's certificate is from")
+            raise SettingsError(
+                "ETCD_ENDPOINTS says https://, which needs ETCD_CA_CERT, the "
+                "authority that etcd's certificate is from"
+            )
         return replace(settings, rabbitmq_urls=settings._urls_with_certificates())
 
     def _check_together(self) -> None:
@@ -80,11 +82,14 @@ class Settings:
         for name in ("etcd", "rabbitmq"):
             ca_cert, cert, key = (getattr(self, f"{name}_{what}") for what in _CERTIFICATES)
             if (cert is None) != (key is None):
-                raise SettingsError(f"{name.upper()}_CERT and {name.upper()}_KEY go together: set "
-                                    "both or neither")
+                raise SettingsError(
+                    f"{name.upper()}_CERT and {name.upper()}_KEY go together: set both or neither"
+                )
             if cert and not ca_cert:
-                raise SettingsError(f"{name.upper()}_CERT needs {name.upper()}_CA_CERT, the "
-                                    "authority that the server's certificate is from")
+                raise SettingsError(
+                    f"{name.upper()}_CERT needs {name.upper()}_CA_CERT, the "
+                    "authority that the server's certificate is from"
+                )
         if self.rabbitmq_ca_cert and not all(
             url.startswith("amqps://") for url in self.rabbitmq_urls
         ):
@@ -142,8 +147,16 @@ def _choice(*choices: str) -> Callable[[str], str]:
 
 
 def _boolean(text: str) -> bool:
-    known = {"true": True, "1": True, "yes": True, "on": True,
-             "false": False, "0": False, "no": False, "off": False}
+    known = {
+        "true": True,
+        "1": True,
+        "yes": True,
+        "on": True,
+        "false": False,
+        "0": False,
+        "no": False,
+        "off": False,
+    }
     if text.lower() not in known:
         raise ValueError("write true or false")
     return known[text.lower()]

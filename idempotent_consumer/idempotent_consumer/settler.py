@@ -44,8 +44,13 @@ class Settler:
     def conflicted(self, task: Task) -> None:
         """Park an event whose id was recorded with another body."""
         for delivery in task.deliveries:
-            self._park(delivery, Outcome.CONFLICTED, names.CONFLICT,
-                       f"{task.event.id!r:.200} was used before with another body", task.event)
+            self._park(
+                delivery,
+                Outcome.CONFLICTED,
+                names.CONFLICT,
+                f"{task.event.id!r:.200} was used before with another body",
+                task.event,
+            )
 
     def failed(self, task: Task) -> None:
         """Publish a retry of each delivery, or park what has had its retries.
@@ -61,11 +66,11 @@ class Settler:
                 self._park(delivery, Outcome.FAILED, names.FAILED, task.error, task.event, headers)
                 continue
             delay, _ = self._retry_delays[attempt - 1]
-            about = {**task.event.about, "error": task.error, "attempt": attempt,
-                     "again_in": delay}
+            about = {**task.event.about, "error": task.error, "attempt": attempt, "again_in": delay}
             headers[names.ERROR_HEADER] = task.error
-            self._forward(delivery, names.retry_queue(self._service, delay), headers,
-                          Outcome.RETRIED, about)
+            self._forward(
+                delivery, names.retry_queue(self._service, delay), headers, Outcome.RETRIED, about
+            )
 
     def invalid(self, delivery: Delivery, error: str) -> None:
         """Park what is no event."""
@@ -78,18 +83,37 @@ class Settler:
             self._tally.settled(outcome, event)
         return live
 
-    def _park(self, delivery: Delivery, outcome: Outcome, reason: str, error: str,
-              event: Event | None = None, headers: Mapping[str, object] | None = None
-              ) -> None:
+    def _park(
+        self,
+        delivery: Delivery,
+        outcome: Outcome,
+        reason: str,
+        error: str,
+        event: Event | None = None,
+        headers: Mapping[str, object] | None = None,
+    ) -> None:
         now = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")
-        whole: dict[str, object] = {names.REASON_HEADER: reason, names.ERROR_HEADER: error,
-                                    names.PARKED_AT_HEADER: now, **(headers or {})}
-        about: dict[str, object] = {**(event.about if event else {}),
-                                    "reason": reason, "error": error}
+        whole: dict[str, object] = {
+            names.REASON_HEADER: reason,
+            names.ERROR_HEADER: error,
+            names.PARKED_AT_HEADER: now,
+            **(headers or {}),
+        }
+        about: dict[str, object] = {
+            **(event.about if event else {}),
+            "reason": reason,
+            "error": error,
+        }
         self._forward(delivery, names.dead_letter_queue(self._service), whole, outcome, about)
 
-    def _forward(self, delivery: Delivery, queue: str, headers: dict[str, object],
-                 outcome: Outcome, about: dict[str, object]) -> None:
+    def _forward(
+        self,
+        delivery: Delivery,
+        queue: str,
+        headers: dict[str, object],
+        outcome: Outcome,
+        about: dict[str, object],
+    ) -> None:
         def confirmed() -> None:
             if not self._ledger.halted and delivery.settle():
                 self._tally.settled(outcome, about)

@@ -72,8 +72,9 @@ class Tally:
         """Count deliveries that went back to the broker with their channel."""
         self.count(Outcome.RETURNED.value, deliveries)
         if deliveries:
-            self._log.warning("deliveries went back to the broker and will come again",
-                              deliveries=deliveries)
+            self._log.warning(
+                "deliveries went back to the broker and will come again", deliveries=deliveries
+            )
 
     def flush(self) -> None:
         """Write what has been settled since the last call."""

@@ -14,11 +14,23 @@ class Task:
     ``others`` are deliveries with its id and another body; they are judged when it has ended.
     """
 
-    __slots__ = ("called", "deliveries", "error", "event", "handler", "key", "others", "published",
-                 "state", "token", "waits")
+    __slots__ = (
+        "called",
+        "deliveries",
+        "error",
+        "event",
+        "handler",
+        "key",
+        "others",
+        "published",
+        "state",
+        "token",
+        "waits",
+    )
 
-    def __init__(self, key: bytes, token: str, event: Event, handler: Handler, delivery: Delivery
-                 ) -> None:
+    def __init__(
+        self, key: bytes, token: str, event: Event, handler: Handler, delivery: Delivery
+    ) -> None:
         self.key, self.token, self.event, self.handler = key, token, event, handler
         self.deliveries = [delivery]
         self.others: list[Delivery] = []

@@ -68,7 +68,8 @@ def test_in_one_batch_every_event_is_recorded_and_all_else_is_parked(
         assert 0 < len(error.encode()) < 1000
         assert "x-attempts" not in message.headers
     assert record_keys(process) == sorted(
-        ("/service/order/" + encode_id(event["id"]) for event in valid), key=str.encode)
+        ("/service/order/" + encode_id(event["id"]) for event in valid), key=str.encode
+    )
     assert process.count("processed") == len(valid)
     assert process.count("invalid") == len(invalid) == len(process.bus.forwarded)
     assert len(process.bus.acked) == len(bodies)

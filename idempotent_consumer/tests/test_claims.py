@@ -101,8 +101,9 @@ def test_no_call_is_made_before_the_claim_is_known_to_be_there(
     assert handler.calls == ["1"]
 
 
-def test_a_duplicate_of_what_is_done_is_skipped_without_a_call(process: Process, handler: Claimed
-                                                               ) -> None:
+def test_a_duplicate_of_what_is_done_is_skipped_without_a_call(
+    process: Process, handler: Claimed
+) -> None:
     process.deliver(body("1"))
     process.work()
     process.deliver(body("1"))
@@ -154,8 +155,7 @@ def test_a_call_that_raises_releases_the_claim_then_retries_then_acks(
     process.work()
     assert record_of(store).state == RELEASED
     (retry,) = process.bus.forwarded
-    assert (retry.queue, retry.headers["x-error"]) == (
-        "order.retry.1s", "ConnectionError: refused")
+    assert (retry.queue, retry.headers["x-error"]) == ("order.retry.1s", "ConnectionError: refused")
     assert process.bus.acks == []
     process.bus.confirm()
     assert process.counts() == {"received": 1, "retried": 1}
@@ -180,8 +180,9 @@ def test_a_retry_is_not_published_before_the_claim_is_released(
     assert len(process.bus.forwarded) == 1
 
 
-def test_a_call_that_always_raises_is_parked_after_its_retries(process: Process, handler: Claimed
-                                                               ) -> None:
+def test_a_call_that_always_raises_is_parked_after_its_retries(
+    process: Process, handler: Claimed
+) -> None:
     handler.fails = 99
     process.deliver(body("1"))
     process.work()
@@ -207,8 +208,9 @@ def test_a_done_whose_answer_was_lost_is_not_called_again(
     assert states_of(store) == [CLAIMED, DONE]
 
 
-def test_another_body_during_the_call_waits_and_is_parked(process: Process, handler: Claimed
-                                                          ) -> None:
+def test_another_body_during_the_call_waits_and_is_parked(
+    process: Process, handler: Claimed
+) -> None:
     process.deliver(body("1", n=1), body("1", n=2))
     assert process.bus.forwarded == []
     process.work()
@@ -218,8 +220,7 @@ def test_another_body_during_the_call_waits_and_is_parked(process: Process, hand
 
 def test_without_etcd_the_call_is_made_without_a_claim(loop: ManualLoop, store: Store) -> None:
     handler = Claimed()
-    process = Process(loop, store, {"new_order": Handler(handler, TIMEOUT_S)},
-                      settings=Settings())
+    process = Process(loop, store, {"new_order": Handler(handler, TIMEOUT_S)}, settings=Settings())
     process.open()
     process.deliver(body("1"), body("1"))
     process.work()
@@ -228,8 +229,9 @@ def test_without_etcd_the_call_is_made_without_a_claim(loop: ManualLoop, store: 
 
 
 def test_without_etcd_a_call_that_raises_is_retried(loop: ManualLoop, store: Store) -> None:
-    process = Process(loop, store, {"new_order": Handler(Claimed(fails=1), TIMEOUT_S)},
-                      settings=Settings())
+    process = Process(
+        loop, store, {"new_order": Handler(Claimed(fails=1), TIMEOUT_S)}, settings=Settings()
+    )
     process.open()
     process.deliver(body("1"))
     process.work()
@@ -297,8 +299,11 @@ def test_an_event_that_waits_for_another_for_long_is_named_once(
     loop: ManualLoop, store: Store, process: Process
 ) -> None:
     def named() -> list[str]:
-        return [line["event_id"] for line in process.lines.entries
-                if "waits for another process that does not end it" in line["event"]]
+        return [
+            line["event_id"]
+            for line in process.lines.entries
+            if "waits for another process that does not end it" in line["event"]
+        ]
 
     start(loop, store, Claimed(), "b" * 32).deliver(body("1"))
     process.deliver(body("1"))
@@ -335,8 +340,10 @@ def test_an_own_claim_that_nobody_runs_is_taken_over_at_once(
     process.deliver(body("0"))
     lease = store.get("/service/order/0").lease
     digest = record_of(store, "0").digest
-    orphan = (f'{{"state":"claimed","digest":"{digest}","token":"{process.name}/1/77",'
-              '"time":"2026-01-01T00:00:00.000+00:00"}')
+    orphan = (
+        f'{{"state":"claimed","digest":"{digest}","token":"{process.name}/1/77",'
+        '"time":"2026-01-01T00:00:00.000+00:00"}'
+    )
     process.work()
     store.delete("/service/order/0")
     store.put("/service/order/0", orphan.encode(), lease)
@@ -349,8 +356,9 @@ def test_an_own_claim_that_nobody_runs_is_taken_over_at_once(
     assert fresh.counts() == {"received": 1, "processed": 1, "sent": 1}
 
 
-def test_a_claim_that_landed_twice_over_is_still_one(loop: ManualLoop, store: Store,
-                                                     process: Process, handler: Claimed) -> None:
+def test_a_claim_that_landed_twice_over_is_still_one(
+    loop: ManualLoop, store: Store, process: Process, handler: Claimed
+) -> None:
     """An attempt whose answer was lost, found by the next, and put under the lease in use."""
     process.etcd.script("Txn", ANSWER_LOST, REQUEST_LOST)
     process.deliver(body("1"))
@@ -579,16 +587,18 @@ def test_no_claim_is_ever_put_without_a_lease(
     for _ in range(30):
         loop.advance(1)
         process.work()
-    claims = [change for change in store.puts("/service/order/")
-              if decode(change.value or b"", 0).state == CLAIMED]
+    claims = [
+        change
+        for change in store.puts("/service/order/")
+        if decode(change.value or b"", 0).state == CLAIMED
+    ]
     assert {change.key for change in claims} == {b"/service/order/1", b"/service/order/2"}
     assert all(change.lease for change in claims)
 
 
-def test_an_exit_in_a_handler_is_a_failure_like_others(
-    store: Store, loop: ManualLoop
-) -> None:
+def test_an_exit_in_a_handler_is_a_failure_like_others(store: Store, loop: ManualLoop) -> None:
     """It would end a thread of the pool, and the event would stay in hand."""
+
     def leave(_event: object, _timeout_s: float) -> None:
         raise SystemExit(1)
 
@@ -598,7 +608,8 @@ def test_an_exit_in_a_handler_is_a_failure_like_others(
     process.work()
     assert record_of(store).state == RELEASED
     assert [message.queue for message in process.bus.sent_to("order.retry.1s")] == [
-        "order.retry.1s"]
+        "order.retry.1s"
+    ]
 
 
 def test_a_call_that_does_not_return_is_overdue_until_it_does(

@@ -16,11 +16,15 @@ from idempotent_consumer.ledger.etcd import EtcdError, Failure
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 VERBS: list[tuple[str, ...]] = [
-    ("publish", '{"id":"1","type":"a"}'), ("status", "order"), ("inspect", "order", "1"),
-    ("dead-letters", "list", "order"), ("dead-letters", "show", "order"),
+    ("publish", '{"id":"1","type":"a"}'),
+    ("status", "order"),
+    ("inspect", "order", "1"),
+    ("dead-letters", "list", "order"),
+    ("dead-letters", "show", "order"),
     ("dead-letters", "replay", "order", "--all"),
     ("dead-letters", "drop", "order", "--all", "--yes"),
-    ("forget", "order", "1", "--yes"), ("doctor", "order"),
+    ("forget", "order", "1", "--yes"),
+    ("doctor", "order"),
 ]
 
 
@@ -56,11 +60,20 @@ def test_a_wrong_setting_ends_every_verb_with_2(verb: tuple[str, ...]) -> None:
     assert ran.err.startswith("idempotent-consumer: DEDUP_WINDOW is 'soon'")
 
 
-@pytest.mark.parametrize("arguments", [
-    (), ("nonsense",), ("inspect", "order"), ("inspect", "Order", "1"), ("dead-letters",),
-    ("dead-letters", "list", "order", "--limit", "0"), ("publish", "--args", "[]"),
-    ("publish", "--timeout", "soon"), ("status", "--ready", "localhost"),
-])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("nonsense",),
+        ("inspect", "order"),
+        ("inspect", "Order", "1"),
+        ("dead-letters",),
+        ("dead-letters", "list", "order", "--limit", "0"),
+        ("publish", "--args", "[]"),
+        ("publish", "--timeout", "soon"),
+        ("status", "--ready", "localhost"),
+    ],
+)
 def test_a_wrong_call_ends_with_2(arguments: tuple[str, ...]) -> None:
     ran = Operator().run(*arguments)
     assert (ran.code, ran.out) == (2, "")

@@ -25,8 +25,14 @@ def operator() -> Operator:
     """Somebody who looks at four dead letters of order."""
     operator = Operator()
     operator.has_service("order")
-    operator.has_letter(body("1"), reason="failed", error="RuntimeError: full", attempts=4,
-                        parked_at=ago(90), trace="t-1")
+    operator.has_letter(
+        body("1"),
+        reason="failed",
+        error="RuntimeError: full",
+        attempts=4,
+        parked_at=ago(90),
+        trace="t-1",
+    )
     operator.has_letter(body("2", "b"), reason="conflict", error="used before", parked_at=ago(3600))
     operator.has_letter(b"\xff", reason="invalid", error="not JSON", parked_at=ago(10))
     operator.has_letter(body("1"), reason="failed", error="again", attempts=4, parked_at=ago(5))
@@ -52,20 +58,35 @@ def test_all_are_listed_and_none_is_removed(operator: Operator) -> None:
 def test_a_listing_is_a_document_too(operator: Operator) -> None:
     found = operator.run("dead-letters", "list", "order", "--limit", "1", "--json").json
     assert found == {
-        "service": "order", "total": 4, "reasons": {"failed": 2, "conflict": 1, "invalid": 1},
-        "letters": [{"id": "1", "type": "a", "reason": "failed", "error": "RuntimeError: full",
-                     "attempts": 4, "since": ago(90), "age_s": 90, "bytes": len(body("1"))}],
+        "service": "order",
+        "total": 4,
+        "reasons": {"failed": 2, "conflict": 1, "invalid": 1},
+        "letters": [
+            {
+                "id": "1",
+                "type": "a",
+                "reason": "failed",
+                "error": "RuntimeError: full",
+                "attempts": 4,
+                "since": ago(90),
+                "age_s": 90,
+                "bytes": len(body("1")),
+            }
+        ],
         "warning": None,
     }
 
 
-@pytest.mark.parametrize(("arguments", "errors"), [
-    (("--reason", "failed"), ["RuntimeError: full", "again"]),
-    (("--type", "b"), ["used before"]),
-    (("--id", "1", "--limit", "1"), ["RuntimeError: full"]),
-    (("--reason", "failed", "--type", "b"), []),
-    (("--id", "None"), []),
-])
+@pytest.mark.parametrize(
+    ("arguments", "errors"),
+    [
+        (("--reason", "failed"), ["RuntimeError: full", "again"]),
+        (("--type", "b"), ["used before"]),
+        (("--id", "1", "--limit", "1"), ["RuntimeError: full"]),
+        (("--reason", "failed", "--type", "b"), []),
+        (("--id", "None"), []),
+    ],
+)
 def test_they_are_selected_by_all_that_is_given(
     operator: Operator, arguments: tuple[str, ...], errors: list[str]
 ) -> None:
@@ -103,7 +124,8 @@ def test_a_letter_is_shown_whole(operator: Operator) -> None:
 def test_show_says_when_there_are_more(operator: Operator) -> None:
     there = len(operator.dead)
     assert operator.run("dead-letters", "show", "order").out.endswith(
-        f"\n1 of {there} shown; --limit says how many\n")
+        f"\n1 of {there} shown; --limit says how many\n"
+    )
     assert operator.run("dead-letters", "show", "order", "--json").json["total"] == there
     assert "shown;" not in operator.run("dead-letters", "show", "order", "--id", "2").out
 
@@ -148,9 +170,15 @@ def risky(operator: Operator, *more: str, **environ: str) -> Any:
     return operator.run("dead-letters", "replay", "order", "--all", "--json", *more, **environ).json
 
 
-@pytest.mark.parametrize(("window", "age_s", "held"), [
-    ("1h", 3599, 0), ("1h", 3600, 1), ("1h", 90_000, 1), ("0", 90_000, 0),
-])
+@pytest.mark.parametrize(
+    ("window", "age_s", "held"),
+    [
+        ("1h", 3599, 0),
+        ("1h", 3600, 1),
+        ("1h", 90_000, 1),
+        ("0", 90_000, 0),
+    ],
+)
 def test_what_is_older_than_the_window_is_held_back(window: str, age_s: float, held: int) -> None:
     """A copy may have been processed since, and the record of that have ended."""
     operator = Operator()
@@ -176,10 +204,15 @@ def test_a_conflict_whose_record_is_gone_is_held_back_however_young_it_is() -> N
     assert "--force" in ran.out
 
 
-@pytest.mark.parametrize("headers", [
-    {"reason": "failed"}, {"reason": "failed", "parked_at": "yesterday"}, {},
-    {"reason": "failed", "parked_at": 7},
-])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"reason": "failed"},
+        {"reason": "failed", "parked_at": "yesterday"},
+        {},
+        {"reason": "failed", "parked_at": 7},
+    ],
+)
 def test_what_does_not_say_since_when_is_held_back(headers: dict[str, object]) -> None:
     operator = Operator()
     operator.has_letter(body("1"), **headers)
@@ -219,6 +252,7 @@ def test_drop_asks_with_their_number(operator: Operator) -> None:
 
 def test_drop_leaves_what_came_while_it_asked(operator: Operator) -> None:
     """Even one with the same body: who said yes has not seen it."""
+
     class Slow(Typed):
         def readline(self, _size: int | None = -1, /) -> bytes:
             operator.has_letter(b"\xff", reason="invalid", error="not JSON", parked_at=ago(0))
@@ -246,10 +280,18 @@ def test_what_the_broker_dead_lettered_has_its_reason_and_time() -> None:
     assert (letter.reason, letter.since) == ("delivery_limit", when.replace(tzinfo=UTC))
 
 
-@pytest.mark.parametrize("headers", [
-    None, {}, {"x-death": "never"}, {"x-death": []}, {"x-death": [7]}, {"x-attempts": "many"},
-    {"x-attempts": True},
-])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        None,
+        {},
+        {"x-death": "never"},
+        {"x-death": []},
+        {"x-death": [7]},
+        {"x-attempts": "many"},
+        {"x-attempts": True},
+    ],
+)
 def test_headers_without_sense_say_nothing(headers: Any) -> None:
     letter = read_letter(1, pika.BasicProperties(headers=headers), body("1"))
     assert (letter.reason, letter.attempts, letter.since) == ("unknown", None, None)
@@ -258,6 +300,8 @@ def test_headers_without_sense_say_nothing(headers: Any) -> None:
 def test_a_look_does_not_change_what_a_letter_is_known_by() -> None:
     first, again = ({"x-reason": "failed"}, {"x-reason": "failed", "x-delivery-count": 3})
     other = {"x-reason": "failed", "x-parked-at": ago(timedelta(hours=1).total_seconds())}
-    known = [read_letter(1, pika.BasicProperties(headers=headers), body("1")).fingerprint
-             for headers in (first, again, other)]
+    known = [
+        read_letter(1, pika.BasicProperties(headers=headers), body("1")).fingerprint
+        for headers in (first, again, other)
+    ]
     assert known[0] == known[1] != known[2]

@@ -13,8 +13,10 @@ from idempotent_consumer.cli.checks.finding import version_number
 from idempotent_consumer.cli.web import WebError
 from idempotent_consumer.ledger.etcd import EtcdError, Failure
 
-METRICS = (b"etcd_server_quota_backend_bytes 8.589934592e+09\n"
-           b"etcd_debugging_mvcc_compact_revision -1\netcd_debugging_mvcc_current_revision 12\n")
+METRICS = (
+    b"etcd_server_quota_backend_bytes 8.589934592e+09\n"
+    b"etcd_debugging_mvcc_compact_revision -1\netcd_debugging_mvcc_current_revision 12\n"
+)
 COMPACTS = b'{"cmdline": ["etcd","--max-txn-ops=1024","--auto-compaction-retention=1h"]}'
 
 
@@ -30,9 +32,13 @@ def operator() -> Operator:
 def found(operator: Operator, *more: str, **environ: str) -> dict[tuple[str, str], str]:
     """Return what the doctor finds amiss, by level and by what it is about."""
     findings: list[dict[str, Any]] = operator.run("doctor", *more, "--json", **environ).json[
-        "findings"]
-    return {(each["level"], each["about"]): each["what"] for each in findings
-            if each["level"] != "ok" and "clock was not seen" not in each["what"]}
+        "findings"
+    ]
+    return {
+        (each["level"], each["about"]): each["what"]
+        for each in findings
+        if each["level"] != "ok" and "clock was not seen" not in each["what"]
+    }
 
 
 def test_nothing_is_found_where_all_is_well(operator: Operator) -> None:
@@ -102,28 +108,34 @@ def nearly_full(operator: Operator) -> None:
     operator.pages["metrics"] = b"etcd_server_quota_backend_bytes 2.1e3\n"
 
 
-@pytest.mark.parametrize(("fault", "about", "says"), [
-    (without("x-dead-letter-exchange"), "order", "x-dead-letter-exchange is missing, not ''"),
-    (without("x-delivery-limit"), "order", "x-delivery-limit is missing, not 1000"),
-    (argument("x-delivery-limit", 20), "order", "x-delivery-limit is 20, not 1000"),
-    (without("x-delivery-limit", "order.dead-letter"), "order.dead-letter",
-     "x-delivery-limit is missing, not -1"),
-    (argument("x-dead-letter-strategy", "at-most-once"), "order", "can be lost on their way"),
-    (without("x-overflow"), "order", "can be lost on their way"),
-    (argument("x-message-ttl", 1000), "order", "x-message-ttl throws messages away"),
-    (argument("x-message-ttl", 1, "order.retry.1s"), "order.retry.1s", "not 1000"),
-    (classic, "order", "x-queue-type is 'classic', not 'quorum'"),
-    (policy(max_length=10), "order", "policy p has max-length"),
-    (policy(delivery_limit=5), "order", "policy p has delivery-limit 5"),
-    (absent, "order.retry.10s", "there is no such queue"),
-    (unbound, "order", "is not bound to exchange events"),
-    (alarmed, "rabbitmq", "an alarm is on: memory"),
-    (full, "etcd", "alarm NOSPACE is on"),
-    (few_operations, "etcd", "refuses a transaction of ETCD_MAX_TXN_OPS (128)"),
-    (rabbitmq_away, "rabbitmq localhost:5672", "RabbitMQ is away"),
-    (etcd_away, "etcd localhost:2379", "etcd is away"),
-    (nearly_full, "etcd localhost:2379", "2.0 KiB of its quota of 2.1 KiB in use"),
-])
+@pytest.mark.parametrize(
+    ("fault", "about", "says"),
+    [
+        (without("x-dead-letter-exchange"), "order", "x-dead-letter-exchange is missing, not ''"),
+        (without("x-delivery-limit"), "order", "x-delivery-limit is missing, not 1000"),
+        (argument("x-delivery-limit", 20), "order", "x-delivery-limit is 20, not 1000"),
+        (
+            without("x-delivery-limit", "order.dead-letter"),
+            "order.dead-letter",
+            "x-delivery-limit is missing, not -1",
+        ),
+        (argument("x-dead-letter-strategy", "at-most-once"), "order", "can be lost on their way"),
+        (without("x-overflow"), "order", "can be lost on their way"),
+        (argument("x-message-ttl", 1000), "order", "x-message-ttl throws messages away"),
+        (argument("x-message-ttl", 1, "order.retry.1s"), "order.retry.1s", "not 1000"),
+        (classic, "order", "x-queue-type is 'classic', not 'quorum'"),
+        (policy(max_length=10), "order", "policy p has max-length"),
+        (policy(delivery_limit=5), "order", "policy p has delivery-limit 5"),
+        (absent, "order.retry.10s", "there is no such queue"),
+        (unbound, "order", "is not bound to exchange events"),
+        (alarmed, "rabbitmq", "an alarm is on: memory"),
+        (full, "etcd", "alarm NOSPACE is on"),
+        (few_operations, "etcd", "refuses a transaction of ETCD_MAX_TXN_OPS (128)"),
+        (rabbitmq_away, "rabbitmq localhost:5672", "RabbitMQ is away"),
+        (etcd_away, "etcd localhost:2379", "etcd is away"),
+        (nearly_full, "etcd localhost:2379", "2.0 KiB of its quota of 2.1 KiB in use"),
+    ],
+)
 def test_a_fault_that_breaks_the_guarantee_is_a_problem(
     operator: Operator, fault: Callable[[Operator], None], about: str, says: str
 ) -> None:
@@ -131,8 +143,9 @@ def test_a_fault_that_breaks_the_guarantee_is_a_problem(
     assert says in found(operator)["problem", about]
     ran = operator.run("doctor")
     assert ran.code == 1
-    assert any(line.startswith(f"problem  {about}: ") and "  -> " in line
-               for line in ran.out.splitlines())
+    assert any(
+        line.startswith(f"problem  {about}: ") and "  -> " in line for line in ran.out.splitlines()
+    )
 
 
 def old_servers(operator: Operator) -> None:
@@ -164,34 +177,42 @@ def no_history(operator: Operator) -> None:
     operator.store.wipe()
 
 
-@pytest.mark.parametrize(("fault", "about", "says"), [
-    (old_servers, "rabbitmq localhost:5672", "version 4.0.5 has known faults, fixed in 4.0.8"),
-    (old_servers, "etcd localhost:2379", "version 3.5.16 has known faults, fixed in 3.5.28"),
-    (not_compacting, "etcd localhost:2379", "seems not to compact by itself"),
-    (much_history, "etcd localhost:2379", "5,000,000 revisions of history"),
-    (filling, "etcd localhost:2379", "of its quota"),
-    (nobody_consumes, "order", "nobody consumes"),
-    (dead_letters, "order", "2 dead letters waiting"),
-    (no_history, "order", "etcd does not know it"),
-])
+@pytest.mark.parametrize(
+    ("fault", "about", "says"),
+    [
+        (old_servers, "rabbitmq localhost:5672", "version 4.0.5 has known faults, fixed in 4.0.8"),
+        (old_servers, "etcd localhost:2379", "version 3.5.16 has known faults, fixed in 3.5.28"),
+        (not_compacting, "etcd localhost:2379", "seems not to compact by itself"),
+        (much_history, "etcd localhost:2379", "5,000,000 revisions of history"),
+        (filling, "etcd localhost:2379", "of its quota"),
+        (nobody_consumes, "order", "nobody consumes"),
+        (dead_letters, "order", "2 dead letters waiting"),
+        (no_history, "order", "etcd does not know it"),
+    ],
+)
 def test_what_could_come_to_that_is_a_warning(
     operator: Operator, fault: Callable[[Operator], None], about: str, says: str
 ) -> None:
     fault(operator)
-    warnings = [f"{each['about']}: {each['what']}"
-                for each in operator.run("doctor", "--json").json["findings"]
-                if each["level"] == "warning"]
+    warnings = [
+        f"{each['about']}: {each['what']}"
+        for each in operator.run("doctor", "--json").json["findings"]
+        if each["level"] == "warning"
+    ]
     assert any(each.startswith(f"{about}: ") and says in each for each in warnings), warnings
     assert operator.run("doctor").code == 0
 
 
-@pytest.mark.parametrize(("environ", "level", "says"), [
-    ({"DEDUP_WINDOW": "71s"}, "problem", "a retry can come 1m 11s later"),
-    ({"DEDUP_WINDOW": "72s"}, "warning", "comes again after up to 31m 11s"),
-    ({"DEDUP_WINDOW": "31m"}, "warning", "comes again"),
-    ({"RETRY_DELAYS": "1d"}, "problem", "a retry can come 1d later"),
-    ({"ENABLE_ETCD": "false"}, "warning", "each duplicate is processed"),
-])
+@pytest.mark.parametrize(
+    ("environ", "level", "says"),
+    [
+        ({"DEDUP_WINDOW": "71s"}, "problem", "a retry can come 1m 11s later"),
+        ({"DEDUP_WINDOW": "72s"}, "warning", "comes again after up to 31m 11s"),
+        ({"DEDUP_WINDOW": "31m"}, "warning", "comes again"),
+        ({"RETRY_DELAYS": "1d"}, "problem", "a retry can come 1d later"),
+        ({"ENABLE_ETCD": "false"}, "warning", "each duplicate is processed"),
+    ],
+)
 def test_settings_that_do_not_go_together_are_found(
     operator: Operator, environ: dict[str, str], level: str, says: str
 ) -> None:
@@ -210,8 +231,10 @@ def test_however_much_is_wrong_with_a_queue_it_is_said_once_what_to_do(operator:
 def test_what_cannot_be_seen_for_one_reason_is_said_once(operator: Operator) -> None:
     etcd_away(operator)
     ran = operator.run("doctor")
-    assert ("unknown  etcd: its alarms, limit of operations, records of order could not be looked "
-            "at: etcd is away") in ran.out.splitlines()
+    assert (
+        "unknown  etcd: its alarms, limit of operations, records of order could not be looked "
+        "at: etcd is away"
+    ) in ran.out.splitlines()
 
 
 def test_a_service_without_its_queue_is_one_problem(operator: Operator) -> None:
@@ -226,10 +249,17 @@ def test_a_window_that_is_long_enough_is_fine(operator: Operator, window: str) -
     assert found(operator, DEDUP_WINDOW=window) == {}
 
 
-@pytest.mark.parametrize(("longest", "timeout_ms", "level"), [
-    ("31m", None, "problem"), ("30m", None, "problem"), ("16m", None, "warning"),
-    ("15m", None, ""), ("61s", 60_000, "problem"), ("31m", 7_200_000, ""),
-])
+@pytest.mark.parametrize(
+    ("longest", "timeout_ms", "level"),
+    [
+        ("31m", None, "problem"),
+        ("30m", None, "problem"),
+        ("16m", None, "warning"),
+        ("15m", None, ""),
+        ("61s", 60_000, "problem"),
+        ("31m", 7_200_000, ""),
+    ],
+)
 def test_a_call_is_held_against_the_brokers_consumer_timeout(
     operator: Operator, longest: str, timeout_ms: int | None, level: str
 ) -> None:
@@ -258,15 +288,21 @@ def test_an_etcd_that_shows_no_pages_is_not_judged_by_them(operator: Operator) -
     assert "whether it compacts by itself is not shown" in amiss.out
 
 
-@pytest.mark.parametrize(("older", "newer"), [
-    ("3.5.9", "3.5.28"), ("3.5.28", "3.6.0"), ("4.0.8", "4.0.10"), ("4.1.0-rc.1", "4.1.1"),
-])
+@pytest.mark.parametrize(
+    ("older", "newer"),
+    [
+        ("3.5.9", "3.5.28"),
+        ("3.5.28", "3.6.0"),
+        ("4.0.8", "4.0.10"),
+        ("4.1.0-rc.1", "4.1.1"),
+    ],
+)
 def test_versions_are_compared_as_numbers(older: str, newer: str) -> None:
     assert version_number(older) < version_number(newer)
 
 
 def test_bindings_that_cannot_be_seen_are_no_problem(operator: Operator) -> None:
     operator.pages["api/exchanges/%2F/events/bindings/source"] = WebError("timed out")
-    (level, _), = found(operator)
+    ((level, _),) = found(operator)
     assert level == "unknown"
     assert operator.run("doctor").code == 0

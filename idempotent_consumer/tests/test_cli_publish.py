@@ -20,16 +20,23 @@ def test_events_from_the_arguments() -> None:
     ran = operator.run("publish", ONE.decode(), TWO.decode())
     assert ran.code == 0
     assert operator.producer.published == [ONE, TWO]
-    assert ran.out == ("2 events confirmed; publishing all of them again is safe with ENABLE_ETCD="
-                       "true: consumers skip the ids that they have recorded.\n")
+    assert ran.out == (
+        "2 events confirmed; publishing all of them again is safe with ENABLE_ETCD="
+        "true: consumers skip the ids that they have recorded.\n"
+    )
 
 
-@pytest.mark.parametrize(("arguments", "body"), [
-    (("--id", "1", "--type", "a"), ONE),
-    (("--id", "ü", "--type", "a", "--args", '{"n":1}'),
-     '{"id":"ü","type":"a","args":{"n":1}}'.encode()),
-    (("--id", "1", "--type", "a", "--args", "{}"), b'{"id":"1","type":"a","args":{}}'),
-])
+@pytest.mark.parametrize(
+    ("arguments", "body"),
+    [
+        (("--id", "1", "--type", "a"), ONE),
+        (
+            ("--id", "ü", "--type", "a", "--args", '{"n":1}'),
+            '{"id":"ü","type":"a","args":{"n":1}}'.encode(),
+        ),
+        (("--id", "1", "--type", "a", "--args", "{}"), b'{"id":"1","type":"a","args":{}}'),
+    ],
+)
 def test_an_event_from_its_parts(arguments: tuple[str, ...], body: bytes) -> None:
     operator = Operator()
     assert operator.run("publish", *arguments).code == 0
@@ -58,20 +65,33 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert "none cannot be read: No such file" in ran.err
 
 
-@pytest.mark.parametrize("arguments", [
-    (), ("--id", "1"), ("--type", "a"), ("--args", "{}"), ("{}", "--id", "1", "--type", "a"),
-    ("--file", "f", "{}"), ("--file", "f", "--id", "1"),
-])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--id", "1"),
+        ("--type", "a"),
+        ("--args", "{}"),
+        ("{}", "--id", "1", "--type", "a"),
+        ("--file", "f", "{}"),
+        ("--file", "f", "--id", "1"),
+    ],
+)
 def test_one_source_and_a_whole_event_are_asked_for(arguments: tuple[str, ...]) -> None:
     operator = Operator()
     assert operator.run("publish", *arguments).code == 2
     assert operator.producer.published == []
 
 
-@pytest.mark.parametrize(("line", "reason"), [
-    (b"{", "not JSON"), (b'{"id":"","type":"a"}', "id is not"), (b"\xff", "not JSON"),
-    (b'{"id":"1","type":"a","args":null}', "args is not"),
-])
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{", "not JSON"),
+        (b'{"id":"","type":"a"}', "id is not"),
+        (b"\xff", "not JSON"),
+        (b'{"id":"1","type":"a","args":null}', "args is not"),
+    ],
+)
 def test_a_line_that_is_no_event_is_named_and_what_stands_before_it_is_confirmed(
     line: bytes, reason: str
 ) -> None:
@@ -105,7 +125,8 @@ def test_progress_is_shown_on_a_terminal_alone() -> None:
     assert operator.run("publish", ONE.decode(), TWO.decode()).err == ""
     operator.types("")
     assert operator.run("publish", ONE.decode(), TWO.decode()).err == (
-        "\r1 confirmed\r2 confirmed\n")
+        "\r1 confirmed\r2 confirmed\n"
+    )
 
 
 class Trickle:
@@ -126,8 +147,10 @@ class Trickle:
 
 def test_lines_are_handed_on_as_they_arrive() -> None:
     """Whoever types events has the first published before the second is typed."""
-    found = [[(line.place, line.body) for line in lines]
-             for lines in chunks(Trickle(b"a\nb\nc", b"d", b"\n\n", b"e"))]
+    found = [
+        [(line.place, line.body) for line in lines]
+        for lines in chunks(Trickle(b"a\nb\nc", b"d", b"\n\n", b"e"))
+    ]
     assert found == [[("line 1", b"a"), ("line 2", b"b")], [("line 3", b"cd")], [("line 5", b"e")]]
 
 

@@ -25,9 +25,18 @@ def test_a_record_is_shown_with_who_wrote_it_and_how_long_it_stays(operator: Ope
     ran = operator.run("inspect", "order", "1", "--json")
     assert ran.code == 0
     assert ran.json == {
-        "service": "order", "id": "1", "key": "/service/order/1", "found": True, "state": "done",
-        "time": "2027-01-15T07:58:20.000+00:00", "replica": "a" * 32, "token": TOKEN,
-        "digest": DIGEST, "mod_revision": 2, "events": [], "remaining_s": 3540,
+        "service": "order",
+        "id": "1",
+        "key": "/service/order/1",
+        "found": True,
+        "state": "done",
+        "time": "2027-01-15T07:58:20.000+00:00",
+        "replica": "a" * 32,
+        "token": TOKEN,
+        "digest": DIGEST,
+        "mod_revision": 2,
+        "events": [],
+        "remaining_s": 3540,
     }
     assert operator.run("inspect", "order", "1").out.splitlines() == [
         "state     done",
@@ -77,10 +86,15 @@ def test_a_long_id_is_found_by_its_hash(operator: Operator) -> None:
     assert ran.json["key"].startswith("/service/order/sha256:")
 
 
-@pytest.mark.parametrize(("body", "same"), [
-    (BODY, True), (b' {"type":"a", "args": {"n": 1}, "id": "1", "sent": "now"}', True),
-    (b'{"id":"1","type":"a","args":{"n":2}}', False), (b'{"id":"1","type":"b"}', False),
-])
+@pytest.mark.parametrize(
+    ("body", "same"),
+    [
+        (BODY, True),
+        (b' {"type":"a", "args": {"n": 1}, "id": "1", "sent": "now"}', True),
+        (b'{"id":"1","type":"a","args":{"n":2}}', False),
+        (b'{"id":"1","type":"b"}', False),
+    ],
+)
 def test_a_body_is_the_same_event_or_a_conflict(
     operator: Operator, tmp_path: Path, body: bytes, same: bool
 ) -> None:
@@ -93,9 +107,13 @@ def test_a_body_is_the_same_event_or_a_conflict(
     assert ("a conflict" in operator.run(*arguments).out) is not same
 
 
-@pytest.mark.parametrize(("body", "why"), [
-    (b"{", "is no event"), (b'{"id":"2","type":"a"}', "has the id '2', not '1'"),
-])
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"{", "is no event"),
+        (b'{"id":"2","type":"a"}', "has the id '2', not '1'"),
+    ],
+)
 def test_a_body_that_is_not_of_this_event_is_refused(
     operator: Operator, tmp_path: Path, body: bytes, why: str
 ) -> None:
@@ -136,9 +154,13 @@ def test_without_a_terminal_it_has_to_be_told_yes(operator: Operator) -> None:
     assert operator.store.keys("/service/order/") == ["/service/order/1"]
 
 
-@pytest.mark.parametrize(("state", "says"), [
-    ("claimed", "has claimed it for another 15s"), ("publishing", "is publishing its events"),
-])
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ("claimed", "has claimed it for another 15s"),
+        ("publishing", "is publishing its events"),
+    ],
+)
 def test_what_a_replica_is_at_work_on_is_deleted_by_force_alone(
     operator: Operator, state: str, says: str
 ) -> None:

@@ -29,11 +29,18 @@ def operator() -> Operator:
 def test_a_service_in_numbers(operator: Operator) -> None:
     ran = operator.run("status", "--json")
     assert ran.code == 0
-    assert ran.json["services"] == {"order": {
-        "ready": 7, "unacked": 5, "consumers": 3, "dead_letters": 2,
-        "retries": {"1s": 0, "10s": 4, "60s": 0}, "records": 2,
-        "states": {"done": 1, "claimed": 1, "publishing": 0, "released": 0}, "incarnation": "first",
-    }}
+    assert ran.json["services"] == {
+        "order": {
+            "ready": 7,
+            "unacked": 5,
+            "consumers": 3,
+            "dead_letters": 2,
+            "retries": {"1s": 0, "10s": 4, "60s": 0},
+            "records": 2,
+            "states": {"done": 1, "claimed": 1, "publishing": 0, "released": 0},
+            "incarnation": "first",
+        }
+    }
     assert set(ran.json["versions"]) == {"idempotent-consumer", "rabbitmq", "etcd"}
 
 
@@ -61,7 +68,11 @@ def test_retry_queues_of_other_settings_are_found_too(operator: Operator) -> Non
 def test_a_service_that_has_never_run_is_shown_as_unknown() -> None:
     row = Operator().run("status", "billing", "--json").json["services"]["billing"]
     assert (row["ready"], row["dead_letters"], row["retries"], row["incarnation"]) == (
-        None, None, {}, None)
+        None,
+        None,
+        {},
+        None,
+    )
     assert row["records"] == 0
     assert "billing has no queue" in Operator().run("status", "billing").out
 
@@ -115,17 +126,26 @@ def test_how_late_duplicates_came(operator: Operator) -> None:
     ran = operator.run("status", "--ready", "http://order:8080/readyz")
     assert ran.out.splitlines()[-1] == (
         "http://order:8080/readyz: 5 duplicates looked at: 1m 33s at most after the record, "
-        "3 within 10s, 4 within 1m")
+        "3 within 10s, 4 within 1m"
+    )
     ready = operator.run("status", "--ready", "http://order:8080", "--json").json["ready"]
     assert ready[0]["duplicates"] == {"read": 5, "oldest_s": 93.0, "within": within}
 
 
-@pytest.mark.parametrize("page", [
-    AWAY, b"<html>", b"[]", b"{}", b'{"read":0,"oldest_s":0,"within":{}}',
-    b'{"read":"many","oldest_s":0,"within":{}}',
-])
-def test_without_ages_nothing_is_said_of_duplicates(operator: Operator, page: bytes | WebError
-                                                    ) -> None:
+@pytest.mark.parametrize(
+    "page",
+    [
+        AWAY,
+        b"<html>",
+        b"[]",
+        b"{}",
+        b'{"read":0,"oldest_s":0,"within":{}}',
+        b'{"read":"many","oldest_s":0,"within":{}}',
+    ],
+)
+def test_without_ages_nothing_is_said_of_duplicates(
+    operator: Operator, page: bytes | WebError
+) -> None:
     operator.pages["readyz"] = b'{"ready":true,"missing":{}}'
     operator.pages["duplicates"] = page
     ran = operator.run("status", "--ready", "http://order:8080")
@@ -133,13 +153,19 @@ def test_without_ages_nothing_is_said_of_duplicates(operator: Operator, page: by
     assert ran.out.splitlines()[-1] == "http://order:8080 is ready"
 
 
-@pytest.mark.parametrize(("answer", "says"), [
-    (WebError("503", 503, b'{"ready":false,"missing":{"etcd":"wiped"}}'), "etcd: wiped"),
-    (AWAY, "answer: 127.0.0.1 does not answer"),
-    (b"[]", "answer: "), (b"{}", "answer: "), (b"<html>", "answer: the answer is not JSON"),
-])
-def test_one_that_is_not_ready_says_why(operator: Operator, answer: bytes | WebError, says: str
-                                        ) -> None:
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (WebError("503", 503, b'{"ready":false,"missing":{"etcd":"wiped"}}'), "etcd: wiped"),
+        (AWAY, "answer: 127.0.0.1 does not answer"),
+        (b"[]", "answer: "),
+        (b"{}", "answer: "),
+        (b"<html>", "answer: the answer is not JSON"),
+    ],
+)
+def test_one_that_is_not_ready_says_why(
+    operator: Operator, answer: bytes | WebError, says: str
+) -> None:
     operator.pages["readyz"] = answer
     ran = operator.run("status", "--ready", "http://order:8080")
     assert ran.code == 1

@@ -20,6 +20,7 @@ from idempotent_consumer.settings import Settings, SettingsError
 @pytest.fixture
 def server() -> Iterator[str]:
     """Give a server that answers with the login it was sent, or with 503 on /alarm."""
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(503 if self.path == "/alarm" else 200)
@@ -62,18 +63,32 @@ def test_a_server_that_is_away_is_an_error(url: str) -> None:
     assert caught.value.status == 0
 
 
-@pytest.mark.parametrize(("environ", "asked"), [
-    ({}, ["http://guest:guest@localhost:15672/api/queues/%2F"]),
-    ({"RABBITMQ_URL": "amqp://u:p%40@rabbit:5673/%2Fteam"},
-     ["http://u:p%40@rabbit:15672/api/queues/%2Fteam"]),
-    ({"RABBITMQ_URL": "amqps://rabbit/team"},
-     ["https://guest:guest@rabbit:15671/api/queues/team"]),
-    ({"RABBITMQ_URL": "amqp://u:p@[::1]/"}, ["http://u:p@[::1]:15672/api/queues/%2F"]),
-    ({"RABBITMQ_URL": "amqp://a,amqp://b"}, ["http://guest:guest@a:15672/api/queues/%2F",
-                                             "http://guest:guest@b:15672/api/queues/%2F"]),
-    ({"RABBITMQ_URL": "amqp://a,amqp://b", "RABBITMQ_MANAGEMENT_URL": "http://c:1/sub/"},
-     ["http://c:1/sub/api/queues/%2F"]),
-])
+@pytest.mark.parametrize(
+    ("environ", "asked"),
+    [
+        ({}, ["http://guest:guest@localhost:15672/api/queues/%2F"]),
+        (
+            {"RABBITMQ_URL": "amqp://u:p%40@rabbit:5673/%2Fteam"},
+            ["http://u:p%40@rabbit:15672/api/queues/%2Fteam"],
+        ),
+        (
+            {"RABBITMQ_URL": "amqps://rabbit/team"},
+            ["https://guest:guest@rabbit:15671/api/queues/team"],
+        ),
+        ({"RABBITMQ_URL": "amqp://u:p@[::1]/"}, ["http://u:p@[::1]:15672/api/queues/%2F"]),
+        (
+            {"RABBITMQ_URL": "amqp://a,amqp://b"},
+            [
+                "http://guest:guest@a:15672/api/queues/%2F",
+                "http://guest:guest@b:15672/api/queues/%2F",
+            ],
+        ),
+        (
+            {"RABBITMQ_URL": "amqp://a,amqp://b", "RABBITMQ_MANAGEMENT_URL": "http://c:1/sub/"},
+            ["http://c:1/sub/api/queues/%2F"],
+        ),
+    ],
+)
 def test_the_management_api_is_beside_the_broker_or_where_it_is_said_to_be(
     environ: dict[str, str], asked: list[str]
 ) -> None:
@@ -108,10 +123,16 @@ def test_a_wrong_address_is_a_wrong_setting(url: str) -> None:
         management({"RABBITMQ_MANAGEMENT_URL": url}, Settings(), fetch)
 
 
-@pytest.mark.parametrize(("ahead_s", "level", "says"), [
-    (0, "ok", "agrees"), (4, "ok", "agrees"), (-4, "ok", "agrees"),
-    (60, "warning", "60 s ahead of"), (-60, "warning", "60 s behind"),
-])
+@pytest.mark.parametrize(
+    ("ahead_s", "level", "says"),
+    [
+        (0, "ok", "agrees"),
+        (4, "ok", "agrees"),
+        (-4, "ok", "agrees"),
+        (60, "warning", "60 s ahead of"),
+        (-60, "warning", "60 s behind"),
+    ],
+)
 def test_a_clock_that_is_off_is_a_warning(ahead_s: int, level: str, says: str) -> None:
     finding = clocks.check("etcd", datetime.fromtimestamp(NOW_S + ahead_s, UTC), NOW_S)
     assert finding.level == level

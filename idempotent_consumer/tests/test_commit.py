@@ -67,8 +67,9 @@ def test_a_new_event_and_its_effects_are_recorded_in_one_transaction(
     desk.submit(ask)
     assert desk.answer.landed
     assert record_of(store, "1") == (DONE, digest_of("1"), ask.token)
-    revisions = {store.get(key).mod_revision
-                 for key in ("/service/order/1", "/orders/1", "/stock/7")}
+    revisions = {
+        store.get(key).mod_revision for key in ("/service/order/1", "/orders/1", "/stock/7")
+    }
     assert revisions == {desk.answer.revision}
 
 
@@ -103,8 +104,11 @@ def test_every_sending_of_an_ask_has_the_same_bytes(desk: Desk) -> None:
     desk.etcd.script("Txn", REQUEST_LOST, Fate(None, 3.0, refused("x").error), ANSWER_LOST)
     desk.submit(desk.ask("1"), desk.ask("2", effects=(EFFECT,)))
     desk.wait()
-    sent = [[op.request_put.SerializeToString() for op in request.success]
-            for request in desk.etcd.sent("Txn")[1:] if request.compare]
+    sent = [
+        [op.request_put.SerializeToString() for op in request.success]
+        for request in desk.etcd.sent("Txn")[1:]
+        if request.compare
+    ]
     assert len(sent) == 4
     assert all(puts == sent[0] for puts in sent)
 
@@ -119,7 +123,10 @@ def test_a_transaction_that_applies_after_its_error_never_puts_twice(
     desk.wait()
     assert [answer.landed for answer in desk.answers] == [True, True]
     assert [change.key for change in store.puts("")[1:]] == [
-        b"/service/order/1", b"/orders/1", b"/service/order/2"]
+        b"/service/order/1",
+        b"/orders/1",
+        b"/service/order/2",
+    ]
 
 
 def test_a_late_answer_is_waited_for_and_not_asked_twice(desk: Desk) -> None:
@@ -173,8 +180,9 @@ def test_a_record_that_nobody_here_wrote_is_nobodys_duplicate(desk: Desk, store:
         assert (found.state, found.digest == digest_of("1")) == (DONE, False)
 
 
-def test_what_stands_in_nobodys_way_is_committed_again(desk: Desk, other: Desk, store: Store
-                                                       ) -> None:
+def test_what_stands_in_nobodys_way_is_committed_again(
+    desk: Desk, other: Desk, store: Store
+) -> None:
     """One duplicate in a batch costs the others a second transaction, and nothing else."""
     other.submit(other.ask("2"))
     desk.submit(*(desk.ask(str(n), effects=(Put(f"/orders/{n}", b"x"),)) for n in range(5)))
@@ -222,7 +230,10 @@ def test_a_look_beside_a_failing_transaction_is_answered_too(desk: Desk, other: 
     other.submit(other.ask("1"))
     desk.submit(desk.ask("1"), desk.ask("1x", Kind.LOOK), desk.ask("2"))
     assert {(a.ask.key[15:], a.landed) for a in desk.answers} == {
-        (b"1", False), (b"1x", False), (b"2", True)}
+        (b"1", False),
+        (b"1x", False),
+        (b"2", True),
+    }
 
 
 # Claims.
@@ -259,8 +270,9 @@ def test_a_claim_goes_with_a_process_that_ends(desk: Desk, store: Store) -> None
     assert store.get("/service/order/1") is None
 
 
-def test_a_released_claim_is_put_as_released_and_can_be_claimed(desk: Desk, other: Desk,
-                                                               store: Store) -> None:
+def test_a_released_claim_is_put_as_released_and_can_be_claimed(
+    desk: Desk, other: Desk, store: Store
+) -> None:
     desk.submit(desk.ask("1", Kind.CLAIM))
     desk.submit(desk.ask("1", Kind.RELEASE, expect=desk.answers[0].revision))
     assert desk.answers[1].landed
@@ -316,18 +328,21 @@ def test_a_lost_lease_does_not_make_the_service_unready(desk: Desk, store: Store
 # Errors that say nothing.
 
 
-@pytest.mark.parametrize("error", [
-    refused("mvcc: database space exceeded"),
-    refused("request timed out"),
-    refused("leader changed"),
-    refused("no leader"),
-    refused("too many requests"),
-    refused("request is too large"),
-    refused("user name is empty", Failure.AUTHENTICATION),
-    refused("invalid auth token", Failure.AUTHENTICATION),
-    refused("permission denied", Failure.AUTHENTICATION),
-    REQUEST_LOST,
-])
+@pytest.mark.parametrize(
+    "error",
+    [
+        refused("mvcc: database space exceeded"),
+        refused("request timed out"),
+        refused("leader changed"),
+        refused("no leader"),
+        refused("too many requests"),
+        refused("request is too large"),
+        refused("user name is empty", Failure.AUTHENTICATION),
+        refused("invalid auth token", Failure.AUTHENTICATION),
+        refused("permission denied", Failure.AUTHENTICATION),
+        REQUEST_LOST,
+    ],
+)
 def test_an_error_holds_the_batch_and_makes_the_service_unready_until_it_is_over(
     desk: Desk, error: Fate
 ) -> None:
@@ -400,21 +415,29 @@ def taken(batch_size: int, max_operations: int, asks: list[Ask]) -> int:
 
 
 def asks_with(desk: Desk, number: int, effects: int, bytes_each: int = 1) -> list[Ask]:
-    return [desk.ask(f"{n}", effects=tuple(
-        Put(f"/orders/{n}/{e}", b"x" * bytes_each) for e in range(effects))) for n in range(number)]
+    return [
+        desk.ask(
+            f"{n}",
+            effects=tuple(Put(f"/orders/{n}/{e}", b"x" * bytes_each) for e in range(effects)),
+        )
+        for n in range(number)
+    ]
 
 
-@pytest.mark.parametrize(("batch_size", "max_operations", "effects", "expected"), [
-    (128, 128, 0, 127),  # One comparison is the incarnation's.
-    (128, 1024, 0, 128),
-    (16, 128, 0, 16),
-    (128, 128, 1, 64),
-    (128, 129, 1, 64),
-    (128, 128, 3, 32),
-    (128, 1024, 7, 128),
-    (1, 4, 0, 1),
-    (128, 4, 0, 3),
-])
+@pytest.mark.parametrize(
+    ("batch_size", "max_operations", "effects", "expected"),
+    [
+        (128, 128, 0, 127),  # One comparison is the incarnation's.
+        (128, 1024, 0, 128),
+        (16, 128, 0, 16),
+        (128, 128, 1, 64),
+        (128, 129, 1, 64),
+        (128, 128, 3, 32),
+        (128, 1024, 7, 128),
+        (1, 4, 0, 1),
+        (128, 4, 0, 3),
+    ],
+)
 def test_a_batch_keeps_to_etcds_operations(
     desk: Desk, batch_size: int, max_operations: int, effects: int, expected: int
 ) -> None:
@@ -427,12 +450,17 @@ def test_a_batch_keeps_to_etcds_operations(
 def test_etcd_takes_the_fullest_batch(
     loop: ManualLoop, kind: Kind, operations: int, effects: int
 ) -> None:
-    desk = Desk(loop, Store(loop.now_s, max_txn_ops=operations),
-                settings=Settings(enable_etcd=True, etcd_max_txn_ops=operations))
+    desk = Desk(
+        loop,
+        Store(loop.now_s, max_txn_ops=operations),
+        settings=Settings(enable_etcd=True, etcd_max_txn_ops=operations),
+    )
     desk.open()
     effects = effects if kind is Kind.RECORD else 0
-    asks = [desk.ask(ask.key.decode(), kind, effects=ask.effects.puts)
-            for ask in asks_with(desk, 20, effects)]
+    asks = [
+        desk.ask(ask.key.decode(), kind, effects=ask.effects.puts)
+        for ask in asks_with(desk, 20, effects)
+    ]
     batch = desk.ledger.batch()
     for ask in asks:
         if not batch.take(ask):
@@ -473,9 +501,14 @@ def test_an_event_alone_is_always_taken(desk: Desk, effects: int, bytes_each: in
     assert desk.etcd.sent("Txn")[-1].ByteSize() < 1536 * 1024
 
 
-@pytest.mark.parametrize(("effects", "bytes_each", "part"), [
-    (128, 1, "ETCD_MAX_TXN_OPS is 128"), (1, 1_600_000, "1536"), (2, 800_000, "bytes"),
-])
+@pytest.mark.parametrize(
+    ("effects", "bytes_each", "part"),
+    [
+        (128, 1, "ETCD_MAX_TXN_OPS is 128"),
+        (1, 1_600_000, "1536"),
+        (2, 800_000, "bytes"),
+    ],
+)
 def test_effects_that_fit_into_no_transaction_are_refused_with_the_reason(
     desk: Desk, effects: int, bytes_each: int, part: str
 ) -> None:
@@ -487,10 +520,12 @@ def test_effects_that_fit_into_no_transaction_are_refused_with_the_reason(
 
 @pytest.mark.parametrize("effects", [0, 1, 5, 126])
 @pytest.mark.parametrize("id_bytes", [1, 128])
-def test_the_size_of_an_ask_is_never_underestimated(desk: Desk, effects: int, id_bytes: int
-                                                    ) -> None:
-    ask = desk.ask("i" * id_bytes, effects=tuple(
-        Put(f"/ä€/{n}", b"x" * 1000) for n in range(effects)))
+def test_the_size_of_an_ask_is_never_underestimated(
+    desk: Desk, effects: int, id_bytes: int
+) -> None:
+    ask = desk.ask(
+        "i" * id_bytes, effects=tuple(Put(f"/ä€/{n}", b"x" * 1000) for n in range(effects))
+    )
     desk.submit()
     empty = desk.etcd.sent("Txn")[-1].ByteSize()
     desk.submit(ask)

@@ -29,8 +29,13 @@ def broker(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> Broker:
     broker = Broker.reached(loop, monkeypatch)
     log: Any = structlog.wrap_logger(None, processors=[LogCapture()])
     connection = Connection(
-        "rabbitmq", ["amqp://h/"], loop, Health(), log,  # type: ignore[arg-type]
-        lambda _: connection.ready(), lambda: None,
+        "rabbitmq",
+        ["amqp://h/"],
+        loop,  # type: ignore[arg-type]
+        Health(),
+        log,
+        lambda _: connection.ready(),
+        lambda: None,
     )
     connection.open()
     return broker

@@ -192,8 +192,17 @@ def test_a_type_without_a_handler_is_ignored_and_acked(process: Process) -> None
     assert process.bus.forwarded == []
 
 
-@pytest.mark.parametrize("bad", [b"", b"{", b"\xff\xfe", b'{"id":"","type":"new_order"}',
-                                 b'{"id":"9","type":"new_order","args":null}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b'{"id":"","type":"new_order"}',
+        b'{"id":"9","type":"new_order","args":null}',
+        b"[" * 100_000,
+    ],
+)
 def test_an_invalid_event_is_parked_as_it_came_and_its_batch_mates_go_on(
     process: Process, store: Store, bad: bytes
 ) -> None:
@@ -231,17 +240,26 @@ def test_the_same_id_with_another_body_is_parked_and_the_record_stays(
 
 def test_two_bodies_in_one_batch_first_wins(process: Process, store: Store) -> None:
     """The other waits for the first's record, and is judged against it; so are its duplicates."""
-    process.deliver(body("1", n=1), body("1", n=2), body("1", n=1), body("1", n=3), body("2"),
-                    body("1", n=2))
-    assert process.counts() == {"received": 6, "processed": 2, "processed_skipped": 1,
-                                "conflicted": 3}
+    process.deliver(
+        body("1", n=1), body("1", n=2), body("1", n=1), body("1", n=3), body("2"), body("1", n=2)
+    )
+    assert process.counts() == {
+        "received": 6,
+        "processed": 2,
+        "processed_skipped": 1,
+        "conflicted": 3,
+    }
     assert [m.body for m in process.bus.sent_to(DEAD)] == [
-        body("1", n=2), body("1", n=2), body("1", n=3)]
+        body("1", n=2),
+        body("1", n=2),
+        body("1", n=3),
+    ]
     assert store.get("/orders/1").value == b'{"n":1}'
 
 
-def test_the_other_body_gets_its_turn_when_the_first_fails(process: Process, handler: Pure,
-                                                           store: Store) -> None:
+def test_the_other_body_gets_its_turn_when_the_first_fails(
+    process: Process, handler: Pure, store: Store
+) -> None:
     """Nothing was recorded of the first, so the second is the event; the first's retry is not."""
     handler.fails = 1
     process.deliver(body("1", n=1), body("1", n=2))
@@ -280,19 +298,27 @@ def test_after_the_last_delay_it_is_parked_with_its_error_and_attempts(
         process.bus.come_back(process.bus.forwarded[-1])
         process.loop.run_until_idle()
     assert [m.queue for m in process.bus.forwarded] == [
-        "order.retry.1s", "order.retry.10s", "order.retry.60s", DEAD]
+        "order.retry.1s",
+        "order.retry.10s",
+        "order.retry.60s",
+        DEAD,
+    ]
     parked = process.bus.forwarded[-1]
     assert parked.body == body("1")
     parked_at = datetime.fromisoformat(str(parked.headers.pop("x-parked-at")))
     assert abs(datetime.now(UTC) - parked_at) < timedelta(minutes=1)
-    assert parked.headers == {"x-reason": "failed", "x-error": "RuntimeError: out of stock",
-                              "x-attempts": 4}
+    assert parked.headers == {
+        "x-reason": "failed",
+        "x-error": "RuntimeError: out of stock",
+        "x-attempts": 4,
+    }
     assert process.counts() == {"received": 4, "retried": 3, "failed": 1}
     assert len(process.bus.acked) == 4
 
 
-def test_a_retry_is_acked_only_once_the_broker_has_confirmed_it(process: Process, handler: Pure
-                                                                ) -> None:
+def test_a_retry_is_acked_only_once_the_broker_has_confirmed_it(
+    process: Process, handler: Pure
+) -> None:
     handler.fails = 1
     process.bus.confirms = False
     process.deliver(body("1"))
@@ -323,8 +349,9 @@ def test_a_handler_that_raises_on_another_body_of_what_is_done_is_a_conflict(
     assert process.counts() == {"received": 1, "conflicted": 1}
 
 
-def test_a_failing_event_is_not_sent_on_while_etcd_is_away(loop: ManualLoop, handler: Pure,
-                                                           process: Process) -> None:
+def test_a_failing_event_is_not_sent_on_while_etcd_is_away(
+    loop: ManualLoop, handler: Pure, process: Process
+) -> None:
     """Whether it is a duplicate is not known yet."""
     handler.fails = 1
     process.etcd.fate = lambda _method, _request: REQUEST_LOST
@@ -342,25 +369,40 @@ def test_merged_deliveries_of_a_failing_event_are_each_retried_by_their_own_coun
     handler.fails = 1
     process.bus.take = lambda _: None
     first = process.bus.deliver(body("1"))
-    second = process.bus.deliver(body("1"), properties=pika.BasicProperties(
-        headers={"x-attempts": 2}))
+    second = process.bus.deliver(
+        body("1"), properties=pika.BasicProperties(headers={"x-attempts": 2})
+    )
     process.consumer.take([*first, *second])
     process.loop.run_until_idle()
     assert [(m.queue, m.headers["x-attempts"]) for m in process.bus.forwarded] == [
-        (FIRST_RETRY, 1), ("order.retry.60s", 3)]
+        (FIRST_RETRY, 1),
+        ("order.retry.60s", 3),
+    ]
 
 
-@pytest.mark.parametrize("returned", [
-    "text", 7, [b"x"], [Put("/a", "text")], [Put("", b"")],  # type: ignore[arg-type]
-    [Put("/service/order/2", b"x")], [Put("/incarnation/order", b"x")],
-    [Put("/a", b"1"), Put("/a", b"2")], [Put("/a", b"x" * 2_000_000)],
-    [Put(f"/a/{n}", b"") for n in range(200)], [Put("\ud800", b"")],
-    [Put(None, b"")], [Put(b"/a", b"")],  # type: ignore[arg-type]
-])
+@pytest.mark.parametrize(
+    "returned",
+    [
+        "text",
+        7,
+        [b"x"],
+        [Put("/a", "text")],  # type: ignore[arg-type]
+        [Put("", b"")],
+        [Put("/service/order/2", b"x")],
+        [Put("/incarnation/order", b"x")],
+        [Put("/a", b"1"), Put("/a", b"2")],
+        [Put("/a", b"x" * 2_000_000)],
+        [Put(f"/a/{n}", b"") for n in range(200)],
+        [Put("\ud800", b"")],
+        [Put(None, b"")],  # type: ignore[arg-type]
+        [Put(b"/a", b"")],  # type: ignore[arg-type]
+    ],
+)
 def test_effects_that_etcd_cannot_take_are_the_handlers_failure(
     loop: ManualLoop, store: Store, returned: object
 ) -> None:
     """Parked unsent after its retries; its batch mates are recorded."""
+
     def handler(event: Event) -> object:
         return returned if event.id == "bad" else None
 
@@ -373,19 +415,32 @@ def test_effects_that_etcd_cannot_take_are_the_handlers_failure(
 
 
 def test_effects_may_be_none_one_or_many(loop: ManualLoop, store: Store) -> None:
-    returned = {"none": None, "one": Put("/one", b"1"), "list": [Put("/l", b"1")],
-                "generator": (Put(f"/g{n}", b"") for n in range(2))}
+    returned = {
+        "none": None,
+        "one": Put("/one", b"1"),
+        "list": [Put("/l", b"1")],
+        "generator": (Put(f"/g{n}", b"") for n in range(2)),
+    }
     process = Process(loop, store, {"new_order": Handler(lambda event: returned[event.id])})
     process.open()
     process.deliver(*map(body, returned))
     assert process.count("processed") == 4
-    assert store.keys("/") == ["/g0", "/g1", "/incarnation/order", "/l", "/one",
-                               *sorted(f"/service/order/{name}" for name in returned)]
+    assert store.keys("/") == [
+        "/g0",
+        "/g1",
+        "/incarnation/order",
+        "/l",
+        "/one",
+        *sorted(f"/service/order/{name}" for name in returned),
+    ]
 
 
 @pytest.mark.parametrize(("takes_s", "slow"), [(0.9, []), (1.5, [("1", 1.5)])])
 def test_a_handler_that_took_long_is_named(
-    loop: ManualLoop, store: Store, monkeypatch: pytest.MonkeyPatch, takes_s: float,
+    loop: ManualLoop,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    takes_s: float,
     slow: list[tuple[str, float]],
 ) -> None:
     """Heartbeats have waited for it, and so have all other events."""
@@ -393,8 +448,11 @@ def test_a_handler_that_took_long_is_named(
     process = Process(loop, store, {"new_order": Handler(lambda _: loop.freeze(takes_s))})
     process.open()
     process.deliver(body("1"))
-    assert [(line["event_id"], line["seconds"]) for line in process.lines.entries
-            if "a pure handler took long" in line["event"]] == slow
+    assert [
+        (line["event_id"], line["seconds"])
+        for line in process.lines.entries
+        if "a pure handler took long" in line["event"]
+    ] == slow
     assert process.count("processed") == 1
 
 
@@ -427,13 +485,13 @@ def test_what_is_recorded_after_its_channel_went_is_not_acked_on_the_next(
     process.bus.deliver(b'{"id":"2","type":"new_order"}')
     process.etcd.script("Txn", answered_late(9.0))
     loop.advance(3.0)
-    assert [delivery.body for delivery in process.bus.acked] == [
-        b'{"id":"2","type":"new_order"}']
+    assert [delivery.body for delivery in process.bus.acked] == [b'{"id":"2","type":"new_order"}']
     assert process.counts() == {"received": 2, "returned": 1, "processed": 1}
 
 
-def test_a_parking_that_is_confirmed_after_its_channel_went_settles_nothing(process: Process
-                                                                            ) -> None:
+def test_a_parking_that_is_confirmed_after_its_channel_went_settles_nothing(
+    process: Process,
+) -> None:
     process.bus.confirms = False
     process.deliver(b"bad")
     process.bus.lose_channel()
@@ -466,8 +524,12 @@ def test_a_duplicate_in_hand_from_a_dead_channel_does_not_take_the_processed_cou
     process.bus.lose_channel()
     process.bus.redeliver()
     loop.advance(2.0)
-    assert process.counts() == {"received": 4, "returned": 2, "processed": 1,
-                                "processed_skipped": 1}
+    assert process.counts() == {
+        "received": 4,
+        "returned": 2,
+        "processed": 1,
+        "processed_skipped": 1,
+    }
 
 
 # Batches.
@@ -475,8 +537,10 @@ def test_a_duplicate_in_hand_from_a_dead_channel_does_not_take_the_processed_cou
 
 def batch_sizes(process: Process) -> list[int]:
     """Return how many records each transaction would put."""
-    return [sum(op.request_put.key.startswith(b"/service/") for op in request.success)
-            for request in process.etcd.sent("Txn")[1:]]
+    return [
+        sum(op.request_put.key.startswith(b"/service/") for op in request.success)
+        for request in process.etcd.sent("Txn")[1:]
+    ]
 
 
 def test_one_waiting_event_is_committed_at_once(loop: ManualLoop, process: Process) -> None:
@@ -551,8 +615,9 @@ def test_a_partly_answered_commit_still_counts_as_one_in_flight(
     loop.advance(10)
 
 
-def test_when_etcd_is_another_nothing_is_settled_any_more(loop: ManualLoop, process: Process,
-                                                          store: Store) -> None:
+def test_when_etcd_is_another_nothing_is_settled_any_more(
+    loop: ManualLoop, process: Process, store: Store
+) -> None:
     """Not even what the cache knew, nor what rests on no record: all of it is held."""
     process.deliver(body("1"))
     process.bus.confirms = False

@@ -47,8 +47,12 @@ def process(loop: ManualLoop) -> Process:
 
 
 def start(loop: ManualLoop, store: Store, **settings: Any) -> Process:
-    process = Process(loop, store, {"new_order": Handler(Pure())},
-                      settings=Settings(**{"enable_etcd": True, **settings}))
+    process = Process(
+        loop,
+        store,
+        {"new_order": Handler(Pure())},
+        settings=Settings(**{"enable_etcd": True, **settings}),
+    )
     process.open()
     return process
 
@@ -77,7 +81,8 @@ def test_one_that_etcd_was_asked_about_is_as_old_as_its_record(process: Process)
     process.deliver(body("1"))
     assert ages(process) == (1, 93.0)
     assert process.consumer.duplicates.document["within"] == {
-        name: int(bound_s >= 93) for name, bound_s in BOUNDS_S.items()}
+        name: int(bound_s >= 93) for name, bound_s in BOUNDS_S.items()
+    }
     assert timed(process) == 1
     assert process.count("processed_skipped") == 1
 

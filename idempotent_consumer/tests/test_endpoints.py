@@ -99,7 +99,8 @@ class _Handler(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc is untyped
             )
         if call.method.endswith("/Authenticate"):
             return grpc.unary_unary_rpc_method_handler(
-                self._member.authenticate, m.AuthenticateRequest.FromString,
+                self._member.authenticate,
+                m.AuthenticateRequest.FromString,
                 m.AuthenticateResponse.SerializeToString,
             )
         return grpc.stream_stream_rpc_method_handler(
@@ -220,7 +221,7 @@ def test_the_first_member_asked_is_a_random_one(members: list[Member]) -> None:
 
 
 def test_a_token_that_has_expired_is_dropped_and_the_next_call_logs_in_anew(
-    members: list[Member]
+    members: list[Member],
 ) -> None:
     """Every other member would refuse it as well."""
     login = ("order", "hunter2")

@@ -46,8 +46,10 @@ INVALID = {
     "NaN": b'{"id":"1","type":"t","args":{"n":NaN}}',
     "Infinity": b'{"id":"1","type":"t","args":{"n":-Infinity}}',
     "a number past every float": b'{"id":"1","type":"t","args":{"n":1e999}}',
-    "args nested deeper than is written":
-        b'{"id":"1","type":"t","args":{"a":' + b"[" * 300 + b"]" * 300 + b"}}",
+    "args nested deeper than is written": b'{"id":"1","type":"t","args":{"a":'
+    + b"[" * 300
+    + b"]" * 300
+    + b"}}",
     "nested deeper than is read": b'{"id":"1","type":"t","x":' + b"[" * 5000 + b"]" * 5000 + b"}",
     "a million brackets": b"[" * 1_000_000,
 }
@@ -109,8 +111,9 @@ def test_another_way_of_writing_is_the_same_event(body: str) -> None:
 
 
 def test_no_args_and_empty_args_are_the_same_event() -> None:
-    assert decode(b'{"id":"1","type":"t"}').digest == decode(
-        b'{"id":"1","type":"t","args":{}}').digest
+    assert (
+        decode(b'{"id":"1","type":"t"}').digest == decode(b'{"id":"1","type":"t","args":{}}').digest
+    )
 
 
 OTHER = {
@@ -167,9 +170,30 @@ def nearly_events(draw: st.DrawFn) -> bytes:
     body = bytearray(draw(events().flatmap(written)))
     for _ in range(draw(st.integers(1, 3))):
         at, end = sorted(draw(st.tuples(*[st.integers(0, len(body))] * 2)))
-        body[at:min(end, at + 3)] = draw(st.sampled_from([
-            b"", b"{", b"}", b"[", b"]", b'"', b"\\", b":", b",", b"0", b"-", b"e9", b"\\u",
-            b"null", b"\xff", b"\xc3", b"\0", b"/**/"]))
+        body[at : min(end, at + 3)] = draw(
+            st.sampled_from(
+                [
+                    b"",
+                    b"{",
+                    b"}",
+                    b"[",
+                    b"]",
+                    b'"',
+                    b"\\",
+                    b":",
+                    b",",
+                    b"0",
+                    b"-",
+                    b"e9",
+                    b"\\u",
+                    b"null",
+                    b"\xff",
+                    b"\xc3",
+                    b"\0",
+                    b"/**/",
+                ]
+            )
+        )
     return bytes(body)
 
 
@@ -235,8 +259,11 @@ def test_of_equal_names_the_last_counts() -> None:
         decode(body[:-1] + b',"id":null}')
 
 
-@given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=2, max_size=2,
-                unique=True))
+@given(
+    st.lists(
+        st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=2, max_size=2, unique=True
+    )
+)
 def test_two_events_never_have_one_digest(pairs: list[tuple[str, str]]) -> None:
     digests = {decode(orjson.dumps({"id": i, "type": t})).digest for i, t in pairs}
     assert len(digests) == 2

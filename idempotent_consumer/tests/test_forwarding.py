@@ -25,9 +25,15 @@ def encoded_size(properties: pika.BasicProperties) -> int:
 
 def test_what_describes_the_body_is_kept() -> None:
     kept = {
-        "content_type": "application/json", "content_encoding": "utf-8", "priority": 3,
-        "correlation_id": "c", "reply_to": "r", "message_id": "m", "timestamp": 1_700_000_000,
-        "type": "t", "app_id": "a",
+        "content_type": "application/json",
+        "content_encoding": "utf-8",
+        "priority": 3,
+        "correlation_id": "c",
+        "reply_to": "r",
+        "message_id": "m",
+        "timestamp": 1_700_000_000,
+        "type": "t",
+        "app_id": "a",
     }
     sent = forwarded(pika.BasicProperties(**kept, headers={"trace": "abc"}), OURS)
     assert {name: getattr(sent, name) for name in kept} == kept
@@ -49,9 +55,17 @@ def test_it_goes_nowhere_else(name: str) -> None:
     assert forwarded(pika.BasicProperties(headers={name: ["other"]}), OURS).headers == OURS
 
 
-@pytest.mark.parametrize("name", ["x-death", "x-first-death-queue", "x-first-death-reason",
-                                  "x-last-death-exchange", "x-delivery-count",
-                                  "x-acquired-count"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x-death",
+        "x-first-death-queue",
+        "x-first-death-reason",
+        "x-last-death-exchange",
+        "x-delivery-count",
+        "x-acquired-count",
+    ],
+)
 def test_the_brokers_own_headers_are_dropped(name: str) -> None:
     """RabbitMQ drops a message that its x-death shows to go round in a circle."""
     headers = {name: [{"queue": "order"}] if name == "x-death" else "1"}
@@ -73,17 +87,20 @@ def test_a_message_without_headers_gets_ours() -> None:
     assert forwarded(pika.BasicProperties(), OURS).headers == OURS
 
 
-@pytest.mark.parametrize("properties", [
-    pika.BasicProperties(headers={"x": object()}),
-    pika.BasicProperties(headers={"x" * 256: "name too long"}),
-    pika.BasicProperties(headers={"x": 2**70}),
-    pika.BasicProperties(headers={"x": "a" * 70_000}),
-    pika.BasicProperties(headers={f"x{n}": "a" * 100 for n in range(1000)}),
-    pika.BasicProperties(content_type="a" * 300),
-    pika.BasicProperties(headers={"x": {"y": [object()]}}),
-])
+@pytest.mark.parametrize(
+    "properties",
+    [
+        pika.BasicProperties(headers={"x": object()}),
+        pika.BasicProperties(headers={"x" * 256: "name too long"}),
+        pika.BasicProperties(headers={"x": 2**70}),
+        pika.BasicProperties(headers={"x": "a" * 70_000}),
+        pika.BasicProperties(headers={f"x{n}": "a" * 100 for n in range(1000)}),
+        pika.BasicProperties(content_type="a" * 300),
+        pika.BasicProperties(headers={"x": {"y": [object()]}}),
+    ],
+)
 def test_what_cannot_be_written_in_one_frame_gives_way_to_our_headers(
-    properties: pika.BasicProperties
+    properties: pika.BasicProperties,
 ) -> None:
     """The body and the reason arrive; a message that closes the connection each time does not."""
     sent = forwarded(properties, OURS)
@@ -92,10 +109,15 @@ def test_what_cannot_be_written_in_one_frame_gives_way_to_our_headers(
 
 
 HEADER_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**80), 2**80) | st.text(max_size=20)
-    | st.binary(max_size=20) | st.floats(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner,
-                                                                max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**80), 2**80)
+    | st.text(max_size=20)
+    | st.binary(max_size=20)
+    | st.floats(),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -108,11 +130,23 @@ def test_whatever_headers_arrive_it_can_be_sent_on(headers: dict[str, Any]) -> N
     assert OURS.items() <= sent.headers.items()
 
 
-@pytest.mark.parametrize(("headers", "expected"), [
-    (None, 0), ({}, 0), ({"x-attempts": 2}, 2), ({"x-attempts": 1000}, 1000),
-    ({"x-attempts": "3"}, 0), ({"x-attempts": -1}, 0), ({"x-attempts": True}, 0),
-    ({"x-attempts": 2**63}, 0), ({"x-attempts": 1001}, 0), ({"x-attempts": 1.5}, 0),
-    ({"x-attempts": None}, 0), ({"x-attempts": [1]}, 0), ({"X-Attempts": 5}, 0),
-])
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        (None, 0),
+        ({}, 0),
+        ({"x-attempts": 2}, 2),
+        ({"x-attempts": 1000}, 1000),
+        ({"x-attempts": "3"}, 0),
+        ({"x-attempts": -1}, 0),
+        ({"x-attempts": True}, 0),
+        ({"x-attempts": 2**63}, 0),
+        ({"x-attempts": 1001}, 0),
+        ({"x-attempts": 1.5}, 0),
+        ({"x-attempts": None}, 0),
+        ({"x-attempts": [1]}, 0),
+        ({"X-Attempts": 5}, 0),
+    ],
+)
 def test_attempts_are_believed_only_where_they_make_sense(headers: Any, expected: int) -> None:
     assert with_headers(headers).attempts == expected

@@ -50,21 +50,33 @@ class Wire(Connection):
         elif found := self._assembler.process(frame_value):
             method, header, body = found
             deliver = method.method
-            self.seen.append((method.channel_number, deliver.consumer_tag, deliver.delivery_tag,
-                              str(header.properties), body))
+            self.seen.append(
+                (
+                    method.channel_number,
+                    deliver.consumer_tag,
+                    deliver.delivery_tag,
+                    str(header.properties),
+                    body,
+                )
+            )
 
 
 def delivery(
-    tag: int, body: bytes, properties: pika.BasicProperties | None = None,
-    channel: int = CHANNEL, consumer: str = CONSUMER,
+    tag: int,
+    body: bytes,
+    properties: pika.BasicProperties | None = None,
+    channel: int = CHANNEL,
+    consumer: str = CONSUMER,
 ) -> bytes:
     """Return a delivery as a broker with small frames sends it."""
     deliver = spec.Basic.Deliver(consumer, tag, False, "events", "new_order")
     frames = [
         frame.Method(channel, deliver),
         frame.Header(channel, len(body), properties or pika.BasicProperties()),
-        *(frame.Body(channel, body[at : at + FRAME_BYTES])
-          for at in range(0, len(body), FRAME_BYTES)),
+        *(
+            frame.Body(channel, body[at : at + FRAME_BYTES])
+            for at in range(0, len(body), FRAME_BYTES)
+        ),
     ]
     return b"".join(each.marshal() for each in frames)
 
@@ -77,13 +89,19 @@ PROPERTIES = st.builds(
     delivery_mode=st.none() | st.just(2),
 )
 DELIVERIES = st.builds(delivery, TAGS, st.binary(max_size=2 * FRAME_BYTES + 5), PROPERTIES)
-OTHERS = st.builds(delivery, TAGS, st.binary(max_size=9), channel=st.just(2)) | st.builds(
-    delivery, TAGS, st.binary(max_size=9), consumer=st.sampled_from(["ctag1.2", "ctag1.10", ""])
-) | st.sampled_from([
-    frame.Heartbeat().marshal(),
-    frame.Method(CHANNEL, spec.Basic.Ack(7, True)).marshal(),
-    frame.Method(CHANNEL, spec.Basic.Cancel(CONSUMER)).marshal(),
-])
+OTHERS = (
+    st.builds(delivery, TAGS, st.binary(max_size=9), channel=st.just(2))
+    | st.builds(
+        delivery, TAGS, st.binary(max_size=9), consumer=st.sampled_from(["ctag1.2", "ctag1.10", ""])
+    )
+    | st.sampled_from(
+        [
+            frame.Heartbeat().marshal(),
+            frame.Method(CHANNEL, spec.Basic.Ack(7, True)).marshal(),
+            frame.Method(CHANNEL, spec.Basic.Cancel(CONSUMER)).marshal(),
+        ]
+    )
+)
 
 
 @given(st.lists(DELIVERIES | OTHERS, max_size=8), st.lists(st.integers(0, 4000), max_size=12))

@@ -43,8 +43,9 @@ def assert_halted(desk: Desk, why: str) -> None:
     assert not desk.ledger.is_done(digest_of("1"))
 
 
-def test_the_first_start_and_a_later_one_say_what_they_found(loop: ManualLoop, store: Store
-                                                             ) -> None:
+def test_the_first_start_and_a_later_one_say_what_they_found(
+    loop: ManualLoop, store: Store
+) -> None:
     first, second = Desk(loop, store), Desk(loop, store, "b" * 32)
     first.open()
     second.open()
@@ -206,8 +207,9 @@ def test_a_closed_ledger_answers_nothing(desk: Desk) -> None:
     assert desk.answers == []
 
 
-def test_what_was_committed_or_found_done_is_known_afterwards(loop: ManualLoop, desk: Desk,
-                                                              store: Store) -> None:
+def test_what_was_committed_or_found_done_is_known_afterwards(
+    loop: ManualLoop, desk: Desk, store: Store
+) -> None:
     """The next duplicate asks nobody; another body does."""
     other = Desk(loop, store, "b" * 32)
     other.open()

@@ -25,13 +25,16 @@ def test_a_pool_runs_as_many_jobs_at_once_as_it_has_threads() -> None:
     assert not ended.broken
 
 
-@pytest.mark.parametrize(("error", "expected"), [
-    (ValueError("no"), "ValueError: no"),
-    (ValueError("two\nlines\tand\r\nmore"), "ValueError: two lines and more"),
-    (KeyError("k"), "KeyError: 'k'"),
-    (RuntimeError(), "RuntimeError:"),
-    (ValueError("a\ud800b"), "ValueError: a?b"),
-])
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("no"), "ValueError: no"),
+        (ValueError("two\nlines\tand\r\nmore"), "ValueError: two lines and more"),
+        (KeyError("k"), "KeyError: 'k'"),
+        (RuntimeError(), "RuntimeError:"),
+        (ValueError("a\ud800b"), "ValueError: a?b"),
+    ],
+)
 def test_an_exception_is_written_in_one_line(error: Exception, expected: str) -> None:
     assert one_line(error) == expected
 

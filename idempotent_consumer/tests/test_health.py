@@ -45,8 +45,10 @@ def test_it_is_ready_where_nothing_is_missing(port: int) -> None:
 def test_readyz_names_what_is_missing_and_why(port: int, health: Health) -> None:
     health.lacks("etcd", "not reached yet")
     health.lacks("rabbitmq", "connection refused")
-    assert get(port, "/readyz") == (503, {"ready": False, "missing": {
-        "etcd": "not reached yet", "rabbitmq": "connection refused"}})
+    assert get(port, "/readyz") == (
+        503,
+        {"ready": False, "missing": {"etcd": "not reached yet", "rabbitmq": "connection refused"}},
+    )
     health.has("rabbitmq")
     health.lacks("etcd", "Deadline Exceeded")
     assert get(port, "/readyz")[1]["missing"] == {"etcd": "Deadline Exceeded"}
@@ -61,9 +63,7 @@ def test_it_is_alive_where_something_is_missing(port: int, health: Health) -> No
     assert get(port, "/livez") == (200, {"alive": True})
 
 
-def test_what_hangs_is_named(
-    port: int, health: Health, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_hangs_is_named(port: int, health: Health, monkeypatch: pytest.MonkeyPatch) -> None:
     health.hanging = True
     assert get(port, "/livez") == (503, {"alive": False})
     assert list(get(port, "/readyz")[1]["missing"]) == ["calls"]  # type: ignore[call-overload]
@@ -131,8 +131,12 @@ def test_a_taken_port_ends_a_service_with_one_line_and_code_2() -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         ended = subprocess.run(  # noqa: S603 - this interpreter, and the program above.
-            [sys.executable, "-c", PROGRAM], env={**os.environ, "HEALTH_PORT": port},
-            capture_output=True, text=True, timeout=30, check=False,
+            [sys.executable, "-c", PROGRAM],
+            env={**os.environ, "HEALTH_PORT": port},
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
         )
     assert ended.returncode == 2
     assert ended.stderr.startswith(f"order: HEALTH_PORT {port} cannot be used")

@@ -78,7 +78,8 @@ class Desk:
         """Start, and return the watch that follows the import."""
         log: Any = structlog.wrap_logger(None, processors=[self.lines])
         self._importers.append(
-            Importer(PREFIX, self.etcd, self.cache, self.loop, log, revision, begin_after_s=0))
+            Importer(PREFIX, self.etcd, self.cache, self.loop, log, revision, begin_after_s=0)
+        )
         return self.next_watch()
 
     def next_watch(self) -> Any:
@@ -188,7 +189,8 @@ def test_an_empty_etcd_is_imported_too(desk: Desk) -> None:
 def deletion(event_id: str, revision: int, previous: bytes) -> Any:
     key = (PREFIX + event_id).encode()
     return kv_pb2.Event(
-        type=kv_pb2.Event.DELETE, kv=kv_pb2.KeyValue(key=key, mod_revision=revision),
+        type=kv_pb2.Event.DELETE,
+        kv=kv_pb2.KeyValue(key=key, mod_revision=revision),
         prev_kv=kv_pb2.KeyValue(key=key, value=previous) if previous else None,
     )
 
@@ -265,7 +267,7 @@ def test_an_import_that_fails_in_the_middle_begins_again(desk: Desk) -> None:
 
 
 def test_records_from_after_its_revision_are_left_out_and_their_deletions_are_not(
-    desk: Desk
+    desk: Desk,
 ) -> None:
     """The process that starts it has put those in the cache by itself."""
     desk.record("before")

@@ -26,8 +26,9 @@ def store(loop: ManualLoop) -> Store:
 
 
 def open_desk(loop: ManualLoop, store: Store, window_s: int = 3600, call_s: float = 5.0) -> Desk:
-    settings = Settings(enable_etcd=True, dedup_window_s=window_s, batch_size=4096,
-                        etcd_max_txn_ops=5000)
+    settings = Settings(
+        enable_etcd=True, dedup_window_s=window_s, batch_size=4096, etcd_max_txn_ops=5000
+    )
     desk = Desk(loop, store, settings=settings, longest_call_s=call_s)
     desk.open()
     return desk
@@ -107,8 +108,9 @@ def test_batches_that_wait_for_a_lease_share_it(loop: ManualLoop, store: Store) 
     assert len(desk.etcd.sent("LeaseGrant")) == 1
 
 
-def test_a_lease_whose_grant_was_slow_counts_from_its_sending(loop: ManualLoop, store: Store
-                                                              ) -> None:
+def test_a_lease_whose_grant_was_slow_counts_from_its_sending(
+    loop: ManualLoop, store: Store
+) -> None:
     """etcd's clock for it started somewhere between; the earlier instant is the safe one."""
     desk = open_desk(loop, store, window_s=10)
     desk.etcd.script("LeaseGrant", answered_late(3.0))
@@ -141,8 +143,9 @@ def test_the_lease_lasts_three_calls_and_fifteen_seconds_at_least(
     assert desk.ledger.claim_remaining_s(lease) > 2 * call_s
 
 
-def test_a_claim_is_kept_alive_for_as_long_as_the_process_runs(loop: ManualLoop, store: Store
-                                                               ) -> None:
+def test_a_claim_is_kept_alive_for_as_long_as_the_process_runs(
+    loop: ManualLoop, store: Store
+) -> None:
     desk = open_desk(loop, store)
     lease = claim(desk)
     for _ in range(100):
@@ -156,15 +159,22 @@ def test_what_remains_is_never_more_than_etcd_grants(loop: ManualLoop, store: St
     """Counted from the sending, under replies that are late, lost and refused."""
     desk = open_desk(loop, store)
     lease = claim(desk)
-    desk.etcd.script("LeaseKeepAlive", answered_late(3.0), REQUEST_LOST, Fate(2.0, 4.0),
-                     refused("leader changed"), answered_late(1.0))
+    desk.etcd.script(
+        "LeaseKeepAlive",
+        answered_late(3.0),
+        REQUEST_LOST,
+        Fate(2.0, 4.0),
+        refused("leader changed"),
+        answered_late(1.0),
+    )
     for _ in range(400):
         loop.advance(0.1)
         assert desk.ledger.claim_remaining_s(lease) <= store.leases[lease] - loop.now_s() + 1e-6
 
 
-def test_a_lease_that_ended_at_etcd_is_given_up_and_a_new_one_granted(loop: ManualLoop,
-                                                                      store: Store) -> None:
+def test_a_lease_that_ended_at_etcd_is_given_up_and_a_new_one_granted(
+    loop: ManualLoop, store: Store
+) -> None:
     desk = open_desk(loop, store)
     first = claim(desk)
     store.revoke(first)
@@ -176,8 +186,9 @@ def test_a_lease_that_ended_at_etcd_is_given_up_and_a_new_one_granted(loop: Manu
     assert desk.ledger.claim_remaining_s(first) <= 0, "the claims under it are nobody's"
 
 
-def test_a_claim_under_a_lease_that_etcd_does_not_know_gets_a_new_one(loop: ManualLoop,
-                                                                     store: Store) -> None:
+def test_a_claim_under_a_lease_that_etcd_does_not_know_gets_a_new_one(
+    loop: ManualLoop, store: Store
+) -> None:
     desk = open_desk(loop, store)
     first = claim(desk)
     store.revoke(first)
@@ -187,8 +198,9 @@ def test_a_claim_under_a_lease_that_etcd_does_not_know_gets_a_new_one(loop: Manu
     assert store.get("/service/order/2").lease != first
 
 
-def test_an_outage_longer_than_the_lease_leaves_no_time_for_a_call(loop: ManualLoop,
-                                                                   store: Store) -> None:
+def test_an_outage_longer_than_the_lease_leaves_no_time_for_a_call(
+    loop: ManualLoop, store: Store
+) -> None:
     desk = open_desk(loop, store)
     lease = claim(desk)
     desk.etcd.fate = lambda _method, _request: REQUEST_LOST
@@ -196,8 +208,9 @@ def test_an_outage_longer_than_the_lease_leaves_no_time_for_a_call(loop: ManualL
     assert desk.ledger.claim_remaining_s(lease) <= 0
 
 
-def test_the_end_of_the_windows_lease_does_not_end_the_claims(loop: ManualLoop, store: Store
-                                                              ) -> None:
+def test_the_end_of_the_windows_lease_does_not_end_the_claims(
+    loop: ManualLoop, store: Store
+) -> None:
     """Which lease etcd did not know, its error does not say; the claim is still there."""
     desk = open_desk(loop, store)
     lease = claim(desk)

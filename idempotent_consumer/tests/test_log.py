@@ -22,8 +22,9 @@ def _as_it_was() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-def logged(capsys: pytest.CaptureFixture[str], level: str = "info", style: str | None = None
-           ) -> str:
+def logged(
+    capsys: pytest.CaptureFixture[str], level: str = "info", style: str | None = None
+) -> str:
     logs = Logs("order", level, style)
     logs.logger.info("processed", event_id="ä\n1")
     logs.logger.debug("detail")
@@ -32,11 +33,15 @@ def logged(capsys: pytest.CaptureFixture[str], level: str = "info", style: str |
 
 
 def test_a_line_is_json_with_the_service_where_no_terminal_reads(
-    capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     line = json.loads(logged(capsys))
     assert (line["service"], line["event"], line["event_id"], line["level"]) == (
-        "order", "processed", "ä\n1", "info")
+        "order",
+        "processed",
+        "ä\n1",
+        "info",
+    )
     assert line["timestamp"].endswith("Z")
 
 
@@ -64,7 +69,7 @@ def test_the_services_own_loggers_write_there_too(capsys: pytest.CaptureFixture[
 
 
 def test_a_reader_that_does_not_read_holds_up_nobody_and_what_is_dropped_is_counted(
-    monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A pipe holds 64 KiB; then the writing thread stands still, and the caller must not."""
     reading, writing = os.pipe()

@@ -33,8 +33,9 @@ class Statsd:
         return lines
 
 
-@pytest.fixture(params=[(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")],
-                ids=["IPv4", "IPv6"])
+@pytest.fixture(
+    params=[(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")], ids=["IPv4", "IPv6"]
+)
 def statsd(request: pytest.FixtureRequest) -> Iterator[Statsd]:
     server = Statsd(*request.param)
     yield server
@@ -53,8 +54,11 @@ def test_zeros_are_shown_at_the_start(statsd: Statsd, metrics: Metrics) -> None:
     log: Any = None
     Tally("orders", metrics, log)
     metrics.send()
-    assert set(statsd.lines(9)) >= {"orders_received:0|c", "orders_processed:0|c",
-                                    "orders_processed_skipped:0|c"}
+    assert set(statsd.lines(9)) >= {
+        "orders_received:0|c",
+        "orders_processed:0|c",
+        "orders_processed_skipped:0|c",
+    }
 
 
 def test_what_is_counted_between_two_sendings_is_one_sum(statsd: Statsd, metrics: Metrics) -> None:
@@ -122,7 +126,7 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
 
 
 def test_what_is_counted_before_the_name_resolves_is_sent_once_it_does(
-    resolver: Callable[[str, str], None]
+    resolver: Callable[[str, str], None],
 ) -> None:
     """Neither the making nor the counting raises meanwhile."""
     statsd = Statsd(socket.AF_INET, "127.0.0.1")

@@ -33,7 +33,7 @@ VARIANTS: dict[str, Callable[[str], str]] = {
     "up to a NUL": lambda text: text.partition("\0")[0],
     "in percents": quote,
     "out of percents": lambda text: unquote(text, errors="ignore"),
-    "cut": lambda text: text.encode()[:names.MAX_ID_BYTES].decode(errors="ignore"),
+    "cut": lambda text: text.encode()[: names.MAX_ID_BYTES].decode(errors="ignore"),
     "longer by one": lambda text: text + "x",
     "filled up": lambda text: text.ljust(names.MAX_ID_BYTES, "x"),
     "filled over": lambda text: text.ljust(names.MAX_ID_BYTES + 1, "x"),
@@ -57,7 +57,7 @@ def test_an_id_and_a_variant_of_it_meet_only_if_they_are_equal(
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 def test_an_awkward_id_and_a_variant_of_it_meet_only_if_they_are_equal(
-    variant: Callable[[str], str]
+    variant: Callable[[str], str],
 ) -> None:
     for event_id in AWKWARD:
         other = variant(event_id)
@@ -135,8 +135,9 @@ def test_a_service_name_that_is_fine(name: str) -> None:
     assert names.check_service_name(name) == name
 
 
-@pytest.mark.parametrize("name", ["", "Order", "2nd", "-a", "a.b", "a/b", "a b", "order\n", "ä",
-                                  "a" * 64, "a_b"])
+@pytest.mark.parametrize(
+    "name", ["", "Order", "2nd", "-a", "a.b", "a/b", "a b", "order\n", "ä", "a" * 64, "a_b"]
+)
 def test_a_service_name_that_would_spoil_keys_or_queues_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="service name"):
         names.check_service_name(name)

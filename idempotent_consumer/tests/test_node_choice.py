@@ -37,8 +37,13 @@ class Opened:
     def to(self, nodes: list[str]) -> Connection:
         """Make a connection to one of these."""
         return Connection(
-            "rabbitmq", [f"amqp://{node}/" for node in nodes], self.loop, Health(),
-            structlog.get_logger(), lambda _: None, lambda: None,
+            "rabbitmq",
+            [f"amqp://{node}/" for node in nodes],
+            self.loop,
+            Health(),
+            structlog.get_logger(),
+            lambda _: None,
+            lambda: None,
         )
 
 
@@ -56,7 +61,7 @@ def test_each_node_is_tried_before_any_is_tried_again(opened: Opened) -> None:
     for turn in range(50):
         for _ in NODES:
             tried.open()
-        assert sorted(opened.nodes[3 * turn:]) == NODES
+        assert sorted(opened.nodes[3 * turn :]) == NODES
 
 
 def test_the_node_that_was_lost_is_never_the_next(opened: Opened) -> None:
@@ -77,7 +82,7 @@ def test_one_node_or_two_are_tried_in_turn(opened: Opened, nodes: list[str]) -> 
     tried = opened.to(nodes)
     for _ in range(20):
         tried.open()
-    assert all(set(opened.nodes[at:at + len(nodes)]) == set(nodes) for at in range(18))
+    assert all(set(opened.nodes[at : at + len(nodes)]) == set(nodes) for at in range(18))
 
 
 def test_a_node_that_vanishes_is_noticed_by_tcp_unless_the_url_says_otherwise() -> None:
@@ -100,6 +105,4 @@ def test_the_log_names_the_node(opened: Opened) -> None:
         tried = opened.to(["a"])
         tried.open()
         tried.ready()
-    assert [(line["event"], line["node"]) for line in logs] == [
-        ("connected to RabbitMQ", "a:5672")
-    ]
+    assert [(line["event"], line["node"]) for line in logs] == [("connected to RabbitMQ", "a:5672")]

@@ -53,8 +53,7 @@ def process(loop: ManualLoop, store: Store) -> Iterator[Process]:
 
 
 def start(loop: ManualLoop, store: Store, name: str = "a" * 32, **more: Any) -> Process:
-    handlers = {"new_order": Handler(ship),
-                "call": Handler(call, 5.0)}
+    handlers = {"new_order": Handler(ship), "call": Handler(call, 5.0)}
     process = Process(loop, store, handlers, name, **more)
     process.open()
     return process
@@ -254,11 +253,18 @@ def test_without_etcd_events_are_published_for_each_delivery(
     assert process.counts() == {"received": 2, "processed": 2}
 
 
-@pytest.mark.parametrize("effect", [
-    Publish(""), Publish(7), Publish("t", {"a": object()}),  # type: ignore[arg-type]
-    Publish("t", {"a": "x" * 1_100_000}), Publish("t", {1: "a"}),  # type: ignore[dict-item]
-    Publish("t", {"a": "\ud800"}), Publish("t", [1]),  # type: ignore[arg-type]
-])
+@pytest.mark.parametrize(
+    "effect",
+    [
+        Publish(""),
+        Publish(7),  # type: ignore[arg-type]
+        Publish("t", {"a": object()}),
+        Publish("t", {"a": "x" * 1_100_000}),
+        Publish("t", {1: "a"}),  # type: ignore[dict-item]
+        Publish("t", {"a": "\ud800"}),
+        Publish("t", [1]),  # type: ignore[arg-type]
+    ],
+)
 def test_what_can_be_no_event_is_the_handlers_failure(
     loop: ManualLoop, store: Store, effect: Publish
 ) -> None:
@@ -276,6 +282,7 @@ def test_events_that_fit_into_no_transaction_are_the_handlers_failure(process: P
 
 def test_a_record_with_events_is_read_as_it_was_written() -> None:
     written = encode(PUBLISHING, "1:" + "0" * 32, "t", "now", (SHIPPED, BILLED))
-    assert decode(written, 7) == Record(PUBLISHING, "1:" + "0" * 32, "t", "now", 7,
-                                        (SHIPPED, BILLED))
+    assert decode(written, 7) == Record(
+        PUBLISHING, "1:" + "0" * 32, "t", "now", 7, (SHIPPED, BILLED)
+    )
     assert orjson.loads(written)["events"][0]["type"] == "shipped"

@@ -24,10 +24,12 @@ def test_a_backoff_begins_anew_after_a_success() -> None:
     assert backoff.next_s() == 1
 
 
-@pytest.mark.parametrize(("policy", "bound_s"),
-                         [(RECONNECT, 5), (COMMIT_AGAIN, 2), (HELD_CLAIM, 1)])
-def test_the_librarys_policies_are_bounded_and_have_jitter(policy: wait_fixed, bound_s: float
-                                                           ) -> None:
+@pytest.mark.parametrize(
+    ("policy", "bound_s"), [(RECONNECT, 5), (COMMIT_AGAIN, 2), (HELD_CLAIM, 1)]
+)
+def test_the_librarys_policies_are_bounded_and_have_jitter(
+    policy: wait_fixed, bound_s: float
+) -> None:
     waits = []
     for _ in range(50):
         backoff = Backoff(policy)

@@ -35,8 +35,13 @@ def health() -> Health:
 def publisher(loop: Loop, broker: Broker, health: Health) -> Publisher:
     """Give a publisher that is connected."""
     log: Any = structlog.wrap_logger(None, processors=[LogCapture()])
-    publisher = Publisher(("amqp://localhost/",), lambda _: None, loop, health,  # type: ignore[arg-type]
-                          log)
+    publisher = Publisher(
+        ("amqp://localhost/",),
+        lambda _: None,
+        loop,  # type: ignore[arg-type]
+        health,
+        log,
+    )
     publisher.open()
     broker.connection.accept()
     return publisher

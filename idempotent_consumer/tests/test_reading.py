@@ -31,7 +31,7 @@ def test_all_states_are_counted_page_by_page(number: int, monkeypatch: pytest.Mo
 
 
 def test_a_page_does_not_see_what_is_written_after_the_first(
-    monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(keyspace, "PAGE_RECORDS", 4)
     operator = Operator()

@@ -64,12 +64,18 @@ Start = Callable[..., "subprocess.Popen[str]"]
 def start() -> Iterator[Start]:
     """Give the function that starts such a process. What still runs at the end is killed."""
     with ExitStack() as stack:
+
         def started(handlers: str, **environ: str) -> subprocess.Popen[str]:
-            process = stack.enter_context(subprocess.Popen(  # noqa: S603 - the program above
-                [sys.executable, "-c", f"{PROGRAM}{handlers}\nservice.run()"],
-                env={**os.environ, "ENABLE_ETCD": "false", **environ}, text=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            ))
+            process = stack.enter_context(
+                subprocess.Popen(  # noqa: S603 - the program above
+                    [sys.executable, "-c", f"{PROGRAM}{handlers}\nservice.run()"],
+                    env={**os.environ, "ENABLE_ETCD": "false", **environ},
+                    text=True,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                )
+            )
             stack.callback(process.kill)
             return process
 

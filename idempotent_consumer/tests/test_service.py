@@ -33,12 +33,14 @@ def test_a_type_has_one_handler(service: Service) -> None:
 def test_a_decorator_without_a_type(service: Service) -> None:
     """It would register nothing, and every event would be ignored."""
     with pytest.raises(TypeError, match="event type"):
+
         @service.handler  # type: ignore[arg-type]
         def place(event: Event) -> None: ...
 
 
 def test_a_coroutine_is_no_handler(service: Service) -> None:
     with pytest.raises(TypeError, match="async def"):
+
         @service.handler("new_order")  # type: ignore[arg-type]
         async def place(event: Event) -> None: ...
 

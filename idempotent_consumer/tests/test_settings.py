@@ -39,8 +39,11 @@ def read(**environ: str) -> Settings:
     return Settings.from_environ(environ)
 
 
-@pytest.mark.parametrize(("variable", "field", "default"),
-                         [(v, f, d) for v, (f, d) in DEFAULTS.items()], ids=list(DEFAULTS))
+@pytest.mark.parametrize(
+    ("variable", "field", "default"),
+    [(v, f, d) for v, (f, d) in DEFAULTS.items()],
+    ids=list(DEFAULTS),
+)
 @pytest.mark.parametrize("blank", [None, "", "  ", "\t\n"])
 def test_unset_and_blank_mean_the_default(
     variable: str, field: str, default: object, blank: str | None
@@ -53,55 +56,89 @@ def test_a_variable_of_somebody_elses_is_not_looked_at() -> None:
     assert read(PATH="/bin", ENABLE_ETC="true") == Settings()
 
 
-@pytest.mark.parametrize(("variable", "text", "field", "expected"), [
-    ("ENABLE_ETCD", "true", "enable_etcd", True),
-    ("ENABLE_ETCD", "TRUE", "enable_etcd", True),
-    ("ENABLE_ETCD", "1", "enable_etcd", True),
-    ("ENABLE_ETCD", "off", "enable_etcd", False),
-    ("RABBITMQ_URL", "amqps://u:p@h:5671/v", "rabbitmq_urls", ("amqps://u:p@h:5671/v",)),
-    ("RABBITMQ_URL", "amqp://a , amqp://b,", "rabbitmq_urls", ("amqp://a", "amqp://b")),
-    ("ETCD_ENDPOINTS", "a:1,b", "etcd_endpoints", (("a", 1), ("b", 2379))),
-    ("ETCD_ENDPOINTS", "http://etcd:2379/", "etcd_endpoints", (("etcd", 2379),)),
-    ("ETCD_ENDPOINTS", "[::1]:23790", "etcd_endpoints", (("::1", 23790),)),
-    ("STATSD_HOST", " graphite ", "statsd_host", "graphite"),
-    ("STATSD_PORT", "9125", "statsd_port", 9125),
-    ("STATSD_PREFIX", "eu.shop.", "statsd_prefix", "eu.shop"),
-    ("DEDUP_WINDOW", "0", "dedup_window_s", 0),
-    ("DEDUP_WINDOW", "90s", "dedup_window_s", 90),
-    ("DEDUP_WINDOW", "10m", "dedup_window_s", 600),
-    ("DEDUP_WINDOW", "7d", "dedup_window_s", 7 * 86400),
-    ("BATCH_SIZE", "1", "batch_size", 1),
-    ("ETCD_MAX_TXN_OPS", "1024", "etcd_max_txn_ops", 1024),
-    ("RETRY_DELAYS", "5s, 2m", "retry_delays", (("5s", 5), ("2m", 120))),
-    ("HEALTH_PORT", "8080", "health_port", 8080),
-    ("LOG_LEVEL", "DEBUG", "log_level", "debug"),
-    ("LOG_FORMAT", "json", "log_format", "json"),
-])
+@pytest.mark.parametrize(
+    ("variable", "text", "field", "expected"),
+    [
+        ("ENABLE_ETCD", "true", "enable_etcd", True),
+        ("ENABLE_ETCD", "TRUE", "enable_etcd", True),
+        ("ENABLE_ETCD", "1", "enable_etcd", True),
+        ("ENABLE_ETCD", "off", "enable_etcd", False),
+        ("RABBITMQ_URL", "amqps://u:p@h:5671/v", "rabbitmq_urls", ("amqps://u:p@h:5671/v",)),
+        ("RABBITMQ_URL", "amqp://a , amqp://b,", "rabbitmq_urls", ("amqp://a", "amqp://b")),
+        ("ETCD_ENDPOINTS", "a:1,b", "etcd_endpoints", (("a", 1), ("b", 2379))),
+        ("ETCD_ENDPOINTS", "http://etcd:2379/", "etcd_endpoints", (("etcd", 2379),)),
+        ("ETCD_ENDPOINTS", "[::1]:23790", "etcd_endpoints", (("::1", 23790),)),
+        ("STATSD_HOST", " graphite ", "statsd_host", "graphite"),
+        ("STATSD_PORT", "9125", "statsd_port", 9125),
+        ("STATSD_PREFIX", "eu.shop.", "statsd_prefix", "eu.shop"),
+        ("DEDUP_WINDOW", "0", "dedup_window_s", 0),
+        ("DEDUP_WINDOW", "90s", "dedup_window_s", 90),
+        ("DEDUP_WINDOW", "10m", "dedup_window_s", 600),
+        ("DEDUP_WINDOW", "7d", "dedup_window_s", 7 * 86400),
+        ("BATCH_SIZE", "1", "batch_size", 1),
+        ("ETCD_MAX_TXN_OPS", "1024", "etcd_max_txn_ops", 1024),
+        ("RETRY_DELAYS", "5s, 2m", "retry_delays", (("5s", 5), ("2m", 120))),
+        ("HEALTH_PORT", "8080", "health_port", 8080),
+        ("LOG_LEVEL", "DEBUG", "log_level", "debug"),
+        ("LOG_FORMAT", "json", "log_format", "json"),
+    ],
+)
 def test_what_a_variable_takes(variable: str, text: str, field: str, expected: object) -> None:
     assert getattr(read(**{variable: text}), field) == expected
 
 
-@pytest.mark.parametrize(("variable", "text"), [
-    ("ENABLE_ETCD", "ture"), ("ENABLE_ETCD", "2"),
-    ("RABBITMQ_URL", "localhost:5672"), ("RABBITMQ_URL", "http://localhost"),
-    ("RABBITMQ_URL", "amqp://"), ("RABBITMQ_URL", "amqp://h:port/"),
-    ("RABBITMQ_URL", "amqp://a,b"), ("RABBITMQ_URL", ","),
-    ("ETCD_ENDPOINTS", "a:b"), ("ETCD_ENDPOINTS", "a:99999"), ("ETCD_ENDPOINTS", "a:1/path"),
-    ("ETCD_ENDPOINTS", "a:0"), ("ETCD_ENDPOINTS", "ftp://a:1"), ("ETCD_ENDPOINTS", "user@a:1"),
-    ("ETCD_ENDPOINTS", "a:1?x"), ("ETCD_PASSWORD", "\udcff"),
-    ("ETCD_ENDPOINTS", ":2379"), ("ETCD_ENDPOINTS", "[::1"), ("ETCD_ENDPOINTS", ","),
-    ("ETCD_CA_CERT", "/no/such/file"), ("ETCD_CERT", "/no/such/file"), ("ETCD_KEY", "/"),
-    ("STATSD_PORT", "0"), ("STATSD_PORT", "65536"), ("STATSD_PORT", "8125.0"),
-    ("STATSD_PREFIX", "a:b"), ("STATSD_PREFIX", "a b"),
-    ("DEDUP_WINDOW", "24"), ("DEDUP_WINDOW", "-1s"), ("DEDUP_WINDOW", "1.5h"),
-    ("DEDUP_WINDOW", "1w"), ("DEDUP_WINDOW", "9999999999d"), ("DEDUP_WINDOW", "9000000000s"),
-    ("BATCH_SIZE", "0"), ("BATCH_SIZE", "many"), ("BATCH_SIZE", "4097"),
-    ("ETCD_MAX_TXN_OPS", "3"), ("ETCD_MAX_TXN_OPS", "1e3"),
-    ("RETRY_DELAYS", "1s,10"), ("RETRY_DELAYS", "0s"), ("RETRY_DELAYS", "31d"),
-    ("RETRY_DELAYS", ",".join(f"{n}s" for n in range(1, 102))),
-    ("HEALTH_PORT", "-1"), ("HEALTH_PORT", "70000"), ("HEALTH_PORT", "٣"),
-    ("LOG_LEVEL", "loud"), ("LOG_FORMAT", "xml"),
-])
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("ENABLE_ETCD", "ture"),
+        ("ENABLE_ETCD", "2"),
+        ("RABBITMQ_URL", "localhost:5672"),
+        ("RABBITMQ_URL", "http://localhost"),
+        ("RABBITMQ_URL", "amqp://"),
+        ("RABBITMQ_URL", "amqp://h:port/"),
+        ("RABBITMQ_URL", "amqp://a,b"),
+        ("RABBITMQ_URL", ","),
+        ("ETCD_ENDPOINTS", "a:b"),
+        ("ETCD_ENDPOINTS", "a:99999"),
+        ("ETCD_ENDPOINTS", "a:1/path"),
+        ("ETCD_ENDPOINTS", "a:0"),
+        ("ETCD_ENDPOINTS", "ftp://a:1"),
+        ("ETCD_ENDPOINTS", "user@a:1"),
+        ("ETCD_ENDPOINTS", "a:1?x"),
+        ("ETCD_PASSWORD", "\udcff"),
+        ("ETCD_ENDPOINTS", ":2379"),
+        ("ETCD_ENDPOINTS", "[::1"),
+        ("ETCD_ENDPOINTS", ","),
+        ("ETCD_CA_CERT", "/no/such/file"),
+        ("ETCD_CERT", "/no/such/file"),
+        ("ETCD_KEY", "/"),
+        ("STATSD_PORT", "0"),
+        ("STATSD_PORT", "65536"),
+        ("STATSD_PORT", "8125.0"),
+        ("STATSD_PREFIX", "a:b"),
+        ("STATSD_PREFIX", "a b"),
+        ("DEDUP_WINDOW", "24"),
+        ("DEDUP_WINDOW", "-1s"),
+        ("DEDUP_WINDOW", "1.5h"),
+        ("DEDUP_WINDOW", "1w"),
+        ("DEDUP_WINDOW", "9999999999d"),
+        ("DEDUP_WINDOW", "9000000000s"),
+        ("BATCH_SIZE", "0"),
+        ("BATCH_SIZE", "many"),
+        ("BATCH_SIZE", "4097"),
+        ("ETCD_MAX_TXN_OPS", "3"),
+        ("ETCD_MAX_TXN_OPS", "1e3"),
+        ("RETRY_DELAYS", "1s,10"),
+        ("RETRY_DELAYS", "0s"),
+        ("RETRY_DELAYS", "31d"),
+        ("RETRY_DELAYS", ",".join(f"{n}s" for n in range(1, 102))),
+        ("HEALTH_PORT", "-1"),
+        ("HEALTH_PORT", "70000"),
+        ("HEALTH_PORT", "٣"),
+        ("LOG_LEVEL", "loud"),
+        ("LOG_FORMAT", "xml"),
+    ],
+)
 def test_a_wrong_value_gives_one_line_that_names_its_variable(variable: str, text: str) -> None:
     with pytest.raises(SettingsError) as raised:
         read(**{variable: text})
@@ -111,13 +148,16 @@ def test_a_wrong_value_gives_one_line_that_names_its_variable(variable: str, tex
     assert len(message) > len(variable) + 15, "it says what the variable takes"
 
 
-@pytest.mark.parametrize("secret", [
-    {"RABBITMQ_URL": "http://guest:hunter2@localhost"},
-    {"RABBITMQ_URL": "amqp://guest:hunter2@localhost:port/"},
-    {"RABBITMQ_URL": "amqp://guest:x,hunter2@localhost/"},
-    {"ETCD_PASSWORD": "hunter2"},
-    {"ETCD_PASSWORD": "hunter2", "ETCD_USER": "root", "BATCH_SIZE": "x"},
-])
+@pytest.mark.parametrize(
+    "secret",
+    [
+        {"RABBITMQ_URL": "http://guest:hunter2@localhost"},
+        {"RABBITMQ_URL": "amqp://guest:hunter2@localhost:port/"},
+        {"RABBITMQ_URL": "amqp://guest:x,hunter2@localhost/"},
+        {"ETCD_PASSWORD": "hunter2"},
+        {"ETCD_PASSWORD": "hunter2", "ETCD_USER": "root", "BATCH_SIZE": "x"},
+    ],
+)
 def test_a_secret_never_stands_in_the_message(secret: dict[str, str]) -> None:
     with pytest.raises(SettingsError) as raised:
         read(**secret)
@@ -132,8 +172,9 @@ def files(directory: Path, *variables: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("server", ["ETCD", "RABBITMQ"])
-@pytest.mark.parametrize("given", [["CERT"], ["KEY"], ["CERT", "KEY"], ["CA_CERT", "CERT"],
-                                   ["CA_CERT", "KEY"]])
+@pytest.mark.parametrize(
+    "given", [["CERT"], ["KEY"], ["CERT", "KEY"], ["CA_CERT", "CERT"], ["CA_CERT", "KEY"]]
+)
 def test_half_of_what_tls_needs_is_refused(server: str, given: list[str], tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=f"{server}_CERT"):
         read(RABBITMQ_URL="amqps://h/", **files(tmp_path, *(f"{server}_{one}" for one in given)))
@@ -145,12 +186,15 @@ def test_what_tls_needs_is_taken(given: list[str], tmp_path: Path) -> None:
     assert settings.etcd_ca_cert == str(tmp_path / "a.pem")
 
 
-@pytest.mark.parametrize(("variable", "what", "held"), [
-    ("ETCD_CA_CERT", "certificate", "0\x82 in DER"),
-    ("ETCD_CERT", "certificate", "-----BEGIN RSA PRIVATE KEY-----"),
-    ("RABBITMQ_KEY", "private key", "-----BEGIN CERTIFICATE-----"),
-    ("RABBITMQ_CA_CERT", "certificate", ""),
-])
+@pytest.mark.parametrize(
+    ("variable", "what", "held"),
+    [
+        ("ETCD_CA_CERT", "certificate", "0\x82 in DER"),
+        ("ETCD_CERT", "certificate", "-----BEGIN RSA PRIVATE KEY-----"),
+        ("RABBITMQ_KEY", "private key", "-----BEGIN CERTIFICATE-----"),
+        ("RABBITMQ_CA_CERT", "certificate", ""),
+    ],
+)
 def test_a_file_that_does_not_hold_what_it_should_is_refused(
     variable: str, what: str, held: str, tmp_path: Path
 ) -> None:
@@ -160,10 +204,16 @@ def test_a_file_that_does_not_hold_what_it_should_is_refused(
         read(**{variable: str(file)})
 
 
-@pytest.mark.parametrize(("given", "kinds"), [
-    (["RABBITMQ_CA_CERT"], ["ca_certs"]),
-    (["RABBITMQ_CA_CERT", "RABBITMQ_CERT", "RABBITMQ_KEY"], ["ca_certs", "certfile", "keyfile"]),
-])
+@pytest.mark.parametrize(
+    ("given", "kinds"),
+    [
+        (["RABBITMQ_CA_CERT"], ["ca_certs"]),
+        (
+            ["RABBITMQ_CA_CERT", "RABBITMQ_CERT", "RABBITMQ_KEY"],
+            ["ca_certs", "certfile", "keyfile"],
+        ),
+    ],
+)
 def test_each_url_of_the_broker_gets_the_certificates(
     given: list[str], kinds: list[str], tmp_path: Path
 ) -> None:

@@ -25,17 +25,28 @@ def counts() -> Counts:
 @pytest.fixture
 def tally(lines: LogCapture, counts: Counts) -> Tally:
     log: Any = structlog.wrap_logger(
-        None, processors=[lines], wrapper_class=structlog.make_filtering_bound_logger(0))
+        None, processors=[lines], wrapper_class=structlog.make_filtering_bound_logger(0)
+    )
     return Tally("orders", counts, log)
 
 
 def test_every_counter_shows_as_zero_from_the_start(tally: Tally, counts: Counts) -> None:
     """The names of the contract."""
     assert tally is not None
-    assert counts.counts == dict.fromkeys([
-        "orders_received", "orders_processed", "orders_processed_skipped", "orders_ignored",
-        "orders_conflicted", "orders_invalid", "orders_failed", "orders_retried",
-        "orders_returned"], 0)
+    assert counts.counts == dict.fromkeys(
+        [
+            "orders_received",
+            "orders_processed",
+            "orders_processed_skipped",
+            "orders_ignored",
+            "orders_conflicted",
+            "orders_invalid",
+            "orders_failed",
+            "orders_retried",
+            "orders_returned",
+        ],
+        0,
+    )
 
 
 def test_a_few_deliveries_get_a_line_each(tally: Tally, lines: LogCapture) -> None:
@@ -45,8 +56,9 @@ def test_a_few_deliveries_get_a_line_each(tally: Tally, lines: LogCapture) -> No
     assert [line["event_id"] for line in lines.entries] == [str(n) for n in range(10)]
 
 
-def test_many_get_one_line_with_their_numbers(tally: Tally, lines: LogCapture, counts: Counts
-                                              ) -> None:
+def test_many_get_one_line_with_their_numbers(
+    tally: Tally, lines: LogCapture, counts: Counts
+) -> None:
     for number in range(200):
         outcome = Outcome.PROCESSED if number % 4 else Outcome.SKIPPED
         tally.settled(outcome, {"event_id": str(number)})
@@ -54,12 +66,19 @@ def test_many_get_one_line_with_their_numbers(tally: Tally, lines: LogCapture, c
     (line,) = lines.entries
     assert (line["processed"], line["processed_skipped"]) == (150, 50)
     assert (counts.counts["orders_processed"], counts.counts["orders_processed_skipped"]) == (
-        150, 50)
+        150,
+        50,
+    )
 
 
-@pytest.mark.parametrize(("outcome", "level"), [
-    (Outcome.PROCESSED, "info"), (Outcome.FAILED, "warning"), (Outcome.INVALID, "warning"),
-])
+@pytest.mark.parametrize(
+    ("outcome", "level"),
+    [
+        (Outcome.PROCESSED, "info"),
+        (Outcome.FAILED, "warning"),
+        (Outcome.INVALID, "warning"),
+    ],
+)
 def test_what_is_parked_is_a_warning_among_many_too(
     tally: Tally, lines: LogCapture, outcome: Outcome, level: str
 ) -> None:
@@ -70,16 +89,18 @@ def test_what_is_parked_is_a_warning_among_many_too(
 
 
 @pytest.mark.parametrize("outcome", [each for each in Outcome if each is not Outcome.RETURNED])
-def test_each_outcome_has_a_line_and_a_counter(tally: Tally, lines: LogCapture, counts: Counts,
-                                               outcome: Outcome) -> None:
+def test_each_outcome_has_a_line_and_a_counter(
+    tally: Tally, lines: LogCapture, counts: Counts, outcome: Outcome
+) -> None:
     tally.settled(outcome, {"event_id": "1"})
     tally.flush()
     assert counts.counts[f"orders_{outcome.value}"] == 1
     assert len(lines.entries) == 1
 
 
-def test_nothing_is_counted_or_written_twice(tally: Tally, lines: LogCapture, counts: Counts
-                                             ) -> None:
+def test_nothing_is_counted_or_written_twice(
+    tally: Tally, lines: LogCapture, counts: Counts
+) -> None:
     tally.settled(Outcome.PROCESSED, {})
     tally.flush()
     tally.flush()

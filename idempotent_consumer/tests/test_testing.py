@@ -55,8 +55,9 @@ def touching(receiver: Receiver) -> Service:
     return service
 
 
-def made(make: Callable[[Receiver], Service], *, knows_repeats: bool
-         ) -> Callable[[], tuple[Service, Callable[[], object]]]:
+def made(
+    make: Callable[[Receiver], Service], *, knows_repeats: bool
+) -> Callable[[], tuple[Service, Callable[[], object]]]:
     def fresh() -> tuple[Service, Callable[[], object]]:
         receiver = Receiver(knows_repeats=knows_repeats)
         return make(receiver), lambda: sorted(receiver.calls)
@@ -70,7 +71,8 @@ def test_a_run_in_memory_shows_what_came_of_it() -> None:
     assert world.effects == {f"/parcels/{n}": b"packed" for n in range(3)}
     assert world.records == {"0": "done", "1": "done", "2": "done"}
     assert [(event["id"], event["args"]) for event in world.published] == [
-        (f"{n}/shipping/0", {"order": str(n)}) for n in range(3)]
+        (f"{n}/shipping/0", {"order": str(n)}) for n in range(3)
+    ]
     assert world.counts == {"received": 4, "processed": 3, "processed_skipped": 1}
 
 
@@ -84,7 +86,9 @@ def test_what_fails_is_retried_and_then_parked() -> None:
     world = InMemory(service)
     world.publish(EVENTS[0], b"no event")
     assert [(letter.reason, letter.error.partition(":")[0]) for letter in world.parked] == [
-        ("invalid", "not JSON"), ("failed", "RuntimeError")]
+        ("invalid", "not JSON"),
+        ("failed", "RuntimeError"),
+    ]
     assert isinstance(world.parked[0], Parked)
     assert world.counts["retried"] == len(Settings().retry_delays)
     assert next(failures, None) is None

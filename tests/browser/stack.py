@@ -46,5 +46,6 @@ def start_stack() -> Iterator[Stack]:
         stack.compose("up", "--build", "--detach", "--wait", timeout_s=_UP_WITHIN_S)
         yield stack
     finally:
-        stack.compose("--profile", "example1", "down", "--volumes", "--rmi", "local",
-                      "--timeout", "1")
+        stack.compose(
+            "--profile", "example1", "down", "--volumes", "--rmi", "local", "--timeout", "1"
+        )

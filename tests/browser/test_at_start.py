@@ -48,8 +48,17 @@ def test_one_that_was_deleted_comes_back(stack: Stack) -> None:
 def test_the_image_of_the_bare_example_runs_its_program(stack: Stack) -> None:
     """Up to its one setting; run for longer, its events would be counted on the dashboard."""
     with pytest.raises(CommandFailedError, match="RABBITMQ_URL is not of the form"):
-        stack.compose("run", "--build", "--rm", "--no-deps", "-T", "-e", "RABBITMQ_URL=nowhere",
-                      "example1", timeout_s=120)
+        stack.compose(
+            "run",
+            "--build",
+            "--rm",
+            "--no-deps",
+            "-T",
+            "-e",
+            "RABBITMQ_URL=nowhere",
+            "example1",
+            timeout_s=120,
+        )
 
 
 def _titles(stack: Stack) -> list[str]:

@@ -29,7 +29,11 @@ def test_a_page_that_is_too_wide_is_noticed(chromium: Chromium, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "fault",
-    ["<script>nowhere.to()</script>", '<img src="gone.png">', '<img src="http://outside.invalid/">'],
+    [
+        "<script>nowhere.to()</script>",
+        '<img src="gone.png">',
+        '<img src="http://outside.invalid/">',
+    ],
 )
 def test_what_a_page_lacks_is_noticed(chromium: Chromium, tmp_path: Path, fault: str) -> None:
     chromium.open(_page(tmp_path, fault), *PHONE)

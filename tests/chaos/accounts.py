@@ -24,9 +24,7 @@ def account(spans: Iterable[Span], done: set[str], explains: Explains) -> set[st
     calls = by_id.values()
     overlapping = [pair for each in calls for pair in combinations(each, 2) if _overlap(*pair)]
     assert not overlapping, f"at the same time: {overlapping}"
-    unexplained = [
-        pair for each in calls for pair in pairwise(each) if not explains(*pair)
-    ]
+    unexplained = [pair for each in calls for pair in pairwise(each) if not explains(*pair)]
     assert not unexplained, f"without a cause: {unexplained}"
     return {event_id for event_id, each in by_id.items() if len(each) > 1}
 

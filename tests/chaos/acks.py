@@ -61,8 +61,9 @@ class AckAudit:
         with self._lock:
             open_bodies = [body for body in bodies if body not in self._forwarded]
         if self.unhandled:
-            open_bodies = [body for body in open_bodies
-                           if _member(body, "type") not in self.unhandled]
+            open_bodies = [
+                body for body in open_bodies if _member(body, "type") not in self.unhandled
+            ]
         ids = {event_id: body for body in open_bodies if (event_id := _member(body, "id"))}
         done = self._done(service, list(ids))
         with self._lock:
@@ -134,7 +135,8 @@ class _Connection:
 def _take(waiting: dict[tuple[int, int], T], ack: amqp.Method) -> list[T]:
     tag, multiple = amqp.acked(ack)
     keys = [
-        key for key in list(waiting)  # The other direction's thread adds to it meanwhile.
+        key
+        for key in list(waiting)  # The other direction's thread adds to it meanwhile.
         if key[0] == ack.channel and (key[1] == tag or (multiple and key[1] < tag))
     ]
     return [waiting.pop(key) for key in keys]

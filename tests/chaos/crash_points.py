@@ -122,8 +122,10 @@ def _acked_and_sent(call: Call) -> dict[str, object]:
 def _applied(call: Call) -> bool:
     """Tell whether this is the reply to a transaction that has put a record."""
     reply, _error = call.answer
-    return call.arguments["method"] == "Txn" and reply is not None and bool(
-        reply.succeeded and _records(call.arguments["request"])
+    return (
+        call.arguments["method"] == "Txn"
+        and reply is not None
+        and bool(reply.succeeded and _records(call.arguments["request"]))
     )
 
 
@@ -173,9 +175,7 @@ POINTS: dict[str, Point] = {
     # A claimed handler has returned, on a thread of the pool.
     "call made": after(f"{_LIBRARY}.caller:run_handler", last_act=_event),
     # The record is done in place of the claim; nothing has been acked.
-    "claim completed": before(
-        f"{_LIBRARY}.settler:Settler.recorded", counts=_ours, last_act=_task
-    ),
+    "claim completed": before(f"{_LIBRARY}.settler:Settler.recorded", counts=_ours, last_act=_task),
 }
 
 

@@ -110,8 +110,21 @@ class _Namespace:
         outer, inner = f"o-{self._name[-8:]}", f"i-{self._name[-8:]}"
         try:
             run_tool(["ip", "netns", "add", self._name])
-            run_tool(["ip", "link", "add", outer, "type", "veth", "peer", "name", inner,
-                      "netns", self._name])
+            run_tool(
+                [
+                    "ip",
+                    "link",
+                    "add",
+                    outer,
+                    "type",
+                    "veth",
+                    "peer",
+                    "name",
+                    inner,
+                    "netns",
+                    self._name,
+                ]
+            )
             run_tool(["ip", "addr", "add", f"{self._outside}/30", "dev", outer])
             run_tool(["ip", "link", "set", outer, "up"])
             self.run("ip", "addr", "add", f"{self._inside}/30", "dev", inner)

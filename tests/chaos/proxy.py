@@ -103,9 +103,7 @@ class Proxy:
 
     # On the loop's thread.
 
-    async def _serve(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self.accepted += 1
@@ -135,9 +133,7 @@ class Proxy:
 
     # From the test's thread to the loop's.
 
-    def _tell(
-        self, direction: Direction | Literal["both"], order: Callable[[Way], None]
-    ) -> None:
+    def _tell(self, direction: Direction | Literal["both"], order: Callable[[Way], None]) -> None:
         ways = {"up": [self.up], "down": [self.down], "both": [self.up, self.down]}[direction]
 
         async def run() -> None:

@@ -6,8 +6,18 @@ from statistics import median
 
 from chaos.trial import Result
 
-_HEAD = ("fault", "runs", "injected", "confirmed", "lost", "double", "acks checked", "unchecked",
-         "early", "recovery")
+_HEAD = (
+    "fault",
+    "runs",
+    "injected",
+    "confirmed",
+    "lost",
+    "double",
+    "acks checked",
+    "unchecked",
+    "early",
+    "recovery",
+)
 
 
 def table(results: Iterable[Result]) -> str:
@@ -32,9 +42,18 @@ def _row(fault: str, results: list[Result]) -> tuple[str, ...]:
     recoveries = [r.recovery_s for r in results if r.recovery_s is not None]
     numbers = (
         len(results),
-        *(sum(getattr(r, name) for r in results)
-          for name in ("injected", "confirmed", "lost", "double", "acks", "unchecked_acks",
-                       "early_acks")),
+        *(
+            sum(getattr(r, name) for r in results)
+            for name in (
+                "injected",
+                "confirmed",
+                "lost",
+                "double",
+                "acks",
+                "unchecked_acks",
+                "early_acks",
+            )
+        ),
     )
     recovery = f"{median(recoveries):.1f} s, {max(recoveries):.1f} s" if recoveries else "-"
     return (fault, *map(str, numbers), recovery)

@@ -92,7 +92,8 @@ def test_the_broker_is_frozen(
         attempt.works(100)
     service.wait_ready()
     confirms_missed = [
-        line for line in says(service, "no connection to RabbitMQ")
+        line
+        for line in says(service, "no connection to RabbitMQ")
         if line["error"].startswith("no confirm within")
     ]
     assert confirms_missed

@@ -43,8 +43,14 @@ CELLS = [
     pytest.param(
         PASSAGES[position],
         replicas,
-        id="-".join((*(step.replace(" ", "_") for step in STEPS), position, REPLICAS[replicas],
-                     f"run_{run}")),
+        id="-".join(
+            (
+                *(step.replace(" ", "_") for step in STEPS),
+                position,
+                REPLICAS[replicas],
+                f"run_{run}",
+            )
+        ),
     )
     for position, replicas, run in product(POSITIONS, REPLICAS, range(1, 1 + often(1, 5)))
 ]

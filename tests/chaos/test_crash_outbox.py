@@ -82,14 +82,16 @@ def test_killed_with_events_to_publish(
         attempt.publish(backlog)
     killed_at(killed, at)
     attempt.fired()
-    unfinished = {id_ for id_, record in store.records("shipping").items()
-                  if record.state == "publishing"}
+    unfinished = {
+        id_ for id_, record in store.records("shipping").items() if record.state == "publishing"
+    }
     assert unfinished or others, "it was killed with an event that it owed"
     if not others:
         start_audited("shipping", wait=False, **SETTINGS)
     attempt.recovers()
-    eventually(lambda: assert_done(store, "shipping", ids(backlog)),
-               REDELIVERY_TIMEOUT_S + LEFT_ALONE_S)
+    eventually(
+        lambda: assert_done(store, "shipping", ids(backlog)), REDELIVERY_TIMEOUT_S + LEFT_ALONE_S
+    )
     attempt.judge(at_least=len(ids(backlog)))
     assert_recorded_in_two_steps(store)
     assert_published(attempt.broker, store, may_repeat=unfinished if not others else None)
@@ -113,8 +115,9 @@ def assert_recorded_in_two_steps(store: Store) -> None:
         for change in store.history("/service/shipping/")
         if json.loads(change.value)["state"] == "publishing"
     }
-    parcels = {change.key.rpartition("/")[2]: change.revision
-               for change in store.history("/parcels/")}
+    parcels = {
+        change.key.rpartition("/")[2]: change.revision for change in store.history("/parcels/")
+    }
     assert parcels == recorded
 
 

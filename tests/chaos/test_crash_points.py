@@ -64,8 +64,14 @@ STEPS = {
 
 # What etcd must and must not hold where the first of all is killed there.
 RECORDED = {"applied but reply unread", "reply read", "before ack", "after ack"}
-UNRECORDED = {"received", "decoded", "handler entered", "handler left", "batch sealed",
-              "before park"}
+UNRECORDED = {
+    "received",
+    "decoded",
+    "handler entered",
+    "handler left",
+    "batch sealed",
+    "before park",
+}
 
 CELLS = [
     pytest.param(

@@ -197,7 +197,8 @@ def allow(etcd: Etcd, password: str = LOGIN["ETCD_PASSWORD"]) -> None:
 def expired(service: Service, times: int) -> None:
     """Raise AssertionError unless a service's token has been refused so often."""
     refused = [
-        line for line in lines(service, "etcd does not answer")
+        line
+        for line in lines(service, "etcd does not answer")
         if "invalid auth token" in line["error"]
     ]
     assert len(refused) >= times, f"{len(refused)} times"

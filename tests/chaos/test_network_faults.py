@@ -151,7 +151,10 @@ def test_bytes_come_one_at_a_time(
 
 
 def test_the_broker_learns_late_that_a_process_has_died(
-    trial: StartTrial, clean: Servers, acks: AckAudit, start_audited: Callable[..., Service],
+    trial: StartTrial,
+    clean: Servers,
+    acks: AckAudit,
+    start_audited: Callable[..., Service],
     broker: Broker,
 ) -> None:
     """What it had in hand is stuck for so long; its successor does the rest meanwhile."""

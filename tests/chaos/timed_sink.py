@@ -66,8 +66,11 @@ class TimedSink(Sink):
 
         One that was about to be answered when the hold began is still under way, and not held.
         """
-        return {span.key for span in self.spans
-                if span.caller == caller and span.held and span.ended_s is None}
+        return {
+            span.key
+            for span in self.spans
+            if span.caller == caller and span.held and span.ended_s is None
+        }
 
     def hold(self) -> None:
         """Leave calls without an answer until `release`."""

@@ -119,13 +119,25 @@ class Trial:
         assert self.broker.ready(f"{self.service}.dead-letter") == 0, "something else is parked"
         parked = set(parked)
         verdict = judge_service(
-            self.service, self.store, sent=self._sent, confirmed=self._confirmed, parked=parked,
+            self.service,
+            self.store,
+            sent=self._sent,
+            confirmed=self._confirmed,
+            parked=parked,
             first_revision=first_revision,
         )
         early = self.acks.early() - parked
-        result = Result(self.fault, self._injected, verdict.confirmed, len(verdict.lost),
-                        len(verdict.double), self.acks.checked, self.acks.unknown, len(early),
-                        self._recovery_s)
+        result = Result(
+            self.fault,
+            self._injected,
+            verdict.confirmed,
+            len(verdict.lost),
+            len(verdict.double),
+            self.acks.checked,
+            self.acks.unknown,
+            len(early),
+            self._recovery_s,
+        )
         self._results.append(result)
         assert self._injected, f"{self.fault}: the fault never happened"
         assert self.acks.checked, "no ack was seen"

@@ -44,8 +44,16 @@ class Node:
         try:
             yield
         finally:
-            self._docker("network", "connect", "--ip", self.address, "--alias", self.name,
-                         self._network, self.container)
+            self._docker(
+                "network",
+                "connect",
+                "--ip",
+                self.address,
+                "--alias",
+                self.name,
+                self._network,
+                self.container,
+            )
 
     @contextmanager
     def cut_off(self, peers: Iterable[Node]) -> Iterator[None]:

@@ -80,8 +80,9 @@ class Progress:
             "filters": ["NODELETE"],
         }
         request = {"create_request": create}
-        with open_json("POST", f"http://{endpoint}/v3/watch", request,
-                       timeout_s=_SILENT_S) as stream:
+        with open_json(
+            "POST", f"http://{endpoint}/v3/watch", request, timeout_s=_SILENT_S
+        ) as stream:
             for line in stream:
                 if self._closing.is_set():
                     return

@@ -27,8 +27,11 @@ class Replica:
 
     def node(self) -> str:
         """Return the address of the broker that it was last connected to for consuming."""
-        connected = [line["node"] for line in lines(self.service, "connected to RabbitMQ")
-                     if line["connection"] == "rabbitmq"]
+        connected = [
+            line["node"]
+            for line in lines(self.service, "connected to RabbitMQ")
+            if line["connection"] == "rabbitmq"
+        ]
         found: str = connected[-1].partition(":")[0] if connected else ""
         return found
 

@@ -60,8 +60,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m cluster.scaling", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="how often (default: %(default)s)")
     rounds = parser.parse_args().rounds
-    print(f"{'handler':>8} {'replicas':>8} {'events/s':>9} {'from-to':>15} {'cores of each':>14} "
-          f"{'all cores':>10}  limited by")
+    print(
+        f"{'handler':>8} {'replicas':>8} {'events/s':>9} {'from-to':>15} {'cores of each':>14} "
+        f"{'all cores':>10}  limited by"
+    )
     with start_cluster() as cluster:
         for cost_ms, events in COSTS_MS.items():
             for replicas in REPLICAS:
@@ -77,8 +79,10 @@ def _line(cost_ms: int, replicas: int, found: list[Measured]) -> str:
     spread = f"{found[0].rate_per_s:,.0f}-{found[-1].rate_per_s:,.0f}"
     cores = f"{min(shown.cores):.2f}-{max(shown.cores):.2f}"
     total = f"{shown.all_cores:.2f}/{_CORES}"
-    return (f"{cost_ms:>5} ms {replicas:>8} {rate:>9,.0f} {spread:>15} {cores:>14} {total:>10}  "
-            f"{shown.limit(cost_ms)}")
+    return (
+        f"{cost_ms:>5} ms {replicas:>8} {rate:>9,.0f} {spread:>15} {cores:>14} {total:>10}  "
+        f"{shown.limit(cost_ms)}"
+    )
 
 
 def measure(cluster: Cluster, replicas: int, cost_ms: int, events: int) -> Measured:
@@ -108,11 +112,17 @@ def _replicas(cluster: Cluster, number: int, cost_ms: int) -> Iterator[list[Serv
     with ExitStack() as stack:
         statsd = stack.enter_context(listen_statsd())
         settings = {
-            **cluster.settings(), **statsd.settings(), "ENABLE_ETCD": "true", "BATCH_SIZE": "512",
-            "HANDLER_MS": str(cost_ms), "PYTHONPATH": str(Path(__file__).parents[1]),
+            **cluster.settings(),
+            **statsd.settings(),
+            "ENABLE_ETCD": "true",
+            "BATCH_SIZE": "512",
+            "HANDLER_MS": str(cost_ms),
+            "PYTHONPATH": str(Path(__file__).parents[1]),
         }
-        running = [stack.enter_context(run_service("order", settings, command=command))
-                   for _ in range(number)]
+        running = [
+            stack.enter_context(run_service("order", settings, command=command))
+            for _ in range(number)
+        ]
         for service in running:
             service.wait_ready()
         yield running

@@ -42,5 +42,12 @@ def _table(head: Sequence[str], found: Iterable[Sequence[str]]) -> str:
 def _fault(result: Result) -> tuple[str, ...]:
     stall = "waits" if result.stall_s is None else f"{result.stall_s:.1f} s"
     settled = " + ".join(map(str, result.shares))
-    return (result.fault, str(result.injected), str(result.confirmed), stall, str(result.lost),
-            str(result.double), settled)
+    return (
+        result.fault,
+        str(result.injected),
+        str(result.confirmed),
+        stall,
+        str(result.lost),
+        str(result.double),
+        settled,
+    )

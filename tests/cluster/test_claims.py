@@ -34,7 +34,8 @@ def sink() -> Iterator[TimedSink]:
 def replicas(start_replicas: StartReplicas, sink: TimedSink) -> list[Replica]:
     """Give three replicas of notify, which call as r0, r1 and r2."""
     return [
-        replica for number in range(3)
+        replica
+        for number in range(3)
         for replica in start_replicas("notify", 1, NOTIFY_URL=sink.url_for(f"r{number}"))
     ]
 

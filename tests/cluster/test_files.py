@@ -19,8 +19,9 @@ def read(*files: str) -> Any:
     if not docker_available():
         pytest.skip("it takes Docker to read its files")
     arguments = [part for file in files for part in ("-f", str(REPOSITORY / file))]
-    return json.loads(run(["docker", "compose", *arguments, "config", "--format", "json"],
-                          os.environ))
+    return json.loads(
+        run(["docker", "compose", *arguments, "config", "--format", "json"], os.environ)
+    )
 
 
 def test_each_etcd_member_has_the_single_nodes_flags() -> None:
@@ -48,8 +49,9 @@ def test_every_node_is_known_to_the_services() -> None:
     cluster = read(*FILES)["services"]
     nodes = {"rabbitmq", "rabbitmq2", "rabbitmq3", "etcd", "etcd2", "etcd3"}
     for service in (cluster["order"], cluster["notify"]):
-        urls, endpoints = (service["environment"][name]
-                           for name in ("RABBITMQ_URL", "ETCD_ENDPOINTS"))
+        urls, endpoints = (
+            service["environment"][name] for name in ("RABBITMQ_URL", "ETCD_ENDPOINTS")
+        )
         hosts = {url.split("@")[1].split(":")[0] for url in urls.split(",")}
         assert hosts | {part.split(":")[0] for part in endpoints.split(",")} == nodes
         assert set(service["depends_on"]) >= nodes

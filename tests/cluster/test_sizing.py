@@ -33,8 +33,11 @@ def test_etcds_data(
     """A record takes as much of each member as of a single etcd."""
     at_first = [member.status().used_bytes for member in cluster.members]
     replicas = start_replicas(
-        number=2, BATCH_SIZE=str(BATCH_SIZE), HANDLER_MS="0",
-        command=[sys.executable, "-m", "cluster.slow_order"], PYTHONPATH=TESTS,
+        number=2,
+        BATCH_SIZE=str(BATCH_SIZE),
+        HANDLER_MS="0",
+        command=[sys.executable, "-m", "cluster.slow_order"],
+        PYTHONPATH=TESTS,
     )
     recorded = 0
     for more in (20_000, 40_000):
@@ -42,8 +45,10 @@ def test_etcds_data(
         recorded += more
         wait_drained(broker, "order")
         becomes(lambda: sum(replica.settled() for replica in replicas), recorded)
-        used = [member.status().used_bytes - before
-                for member, before in zip(cluster.members, at_first, strict=True)]
+        used = [
+            member.status().used_bytes - before
+            for member, before in zip(cluster.members, at_first, strict=True)
+        ]
         formula = recorded * RECORD_BYTES
         sizes += [Size("bytes of a member", f"{recorded:,} records", formula, max(used))]
         assert all(abs(bytes_ - formula) < 0.1 * formula for bytes_ in used), used
@@ -79,14 +84,17 @@ def test_calls_at_once(
         return sum(record.state == "claimed" for record in store.records("notify").values())
 
     with listen_timed() as sink:
-        start_replicas("notify", number, NOTIFY_URL=sink.url_for("all"),
-                       BATCH_SIZE=str(SMALL_BATCH))
+        start_replicas(
+            "notify", number, NOTIFY_URL=sink.url_for("all"), BATCH_SIZE=str(SMALL_BATCH)
+        )
         sink.hold()
         broker.publish(orders(in_hand + 100))
         becomes(claims, in_hand)
         becomes(lambda: sink.number_under_way("all"), at_once)
         at = f"{number} x {SMALL_BATCH}"
-        sizes += [Size("claims", at, in_hand, claims()),
-                  Size("calls at once", at, at_once, sink.number_under_way("all"))]
+        sizes += [
+            Size("claims", at, in_hand, claims()),
+            Size("calls at once", at, at_once, sink.number_under_way("all")),
+        ]
         sink.release()
         wait_drained(broker, "notify")

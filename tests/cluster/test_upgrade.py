@@ -23,8 +23,11 @@ def new_images(cluster: Cluster) -> Iterator[set[str]]:
     named = {image: f"{shell.project}-new:{number}" for number, image in enumerate(images)}
     for image, new in named.items():
         shell.do(f"docker tag {image} {new}")
-    env_file.write_text(re.sub("(?<==).+$", lambda found: named.get(found[0], found[0]), written,
-                               flags=re.MULTILINE))
+    env_file.write_text(
+        re.sub(
+            "(?<==).+$", lambda found: named.get(found[0], found[0]), written, flags=re.MULTILINE
+        )
+    )
     try:
         yield set(named.values())
     finally:

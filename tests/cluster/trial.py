@@ -170,8 +170,15 @@ class Trial:
         )
         stall_s = max(self._stalls_s) if self._stalls_s else None
         shares = [replica.settled() for replica in self.replicas]
-        result = Result(self.fault, self._injected, verdict.confirmed, stall_s, len(verdict.lost),
-                        len(verdict.double), shares)
+        result = Result(
+            self.fault,
+            self._injected,
+            verdict.confirmed,
+            stall_s,
+            len(verdict.lost),
+            len(verdict.double),
+            shares,
+        )
         self._results.append(result)
         assert self._injected, f"{self.fault}: the fault never happened"
         verdict.require(confirmed_at_least=ENOUGH)

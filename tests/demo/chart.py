@@ -41,7 +41,10 @@ class Axes:
 
 
 def chart(
-    name: str, title: str, description: str, axes: Axes,
+    name: str,
+    title: str,
+    description: str,
+    axes: Axes,
     lines: dict[str, Sequence[tuple[float, float]]],
 ) -> str:
     """Return an SVG element with one stepped line for each of `lines`, by CSS class."""

@@ -33,6 +33,7 @@ class FakeStage:
 
     def run_services(self, *, enable_etcd: bool) -> Step:
         """Run both; with etcd it begins empty."""
+
         def run() -> None:
             self._records = set() if enable_etcd else None
             self._start(*SERVICES)

@@ -27,8 +27,10 @@ def panel(play: Play, watch: Watch) -> Panel:
     progress = f"checks passed: {play.passed}   {elapsed_s // 60}:{elapsed_s % 60:02}"
     return Panel(
         Group(_table(play, samples), "", _facts(play, story, samples)),
-        title=Text(f" {title} ", style="bold"), title_align="left",
-        subtitle=Text(f" {progress} ", style="dim"), subtitle_align="right",
+        title=Text(f" {title} ", style="bold"),
+        title_align="left",
+        subtitle=Text(f" {progress} ", style="dim"),
+        subtitle_align="right",
         border_style="blue",
     )
 

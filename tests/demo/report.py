@@ -118,10 +118,8 @@ def _most(line: Line) -> int:
 
 
 def _legend(most: dict[str, int]) -> str:
-    items = (
-        f'<li class="{name}">{text.format(most[name])}</li>' for name, text in _LEGEND.items()
-    )
-    return f'<figcaption><ul>{"".join(items)}</ul></figcaption>'
+    items = (f'<li class="{name}">{text.format(most[name])}</li>' for name, text in _LEGEND.items())
+    return f"<figcaption><ul>{''.join(items)}</ul></figcaption>"
 
 
 def _acts(story: Sequence[Entry]) -> Iterator[str]:

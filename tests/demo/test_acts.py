@@ -33,7 +33,9 @@ def test_in_a_row_the_services_are_started_once_with_each_setting() -> None:
     play_all(play)
     assert play.passed == 19
     assert [typed for typed in stage.typed if typed.endswith("up")] == [
-        "ENABLE_ETCD=false up", "ENABLE_ETCD=true up"]
+        "ENABLE_ETCD=false up",
+        "ENABLE_ETCD=true up",
+    ]
 
 
 def test_what_is_miscounted_fails_a_check() -> None:
@@ -65,7 +67,10 @@ def test_another_number_is_refused_in_one_line(number: str) -> None:
 def test_a_wrong_act_ends_the_demo_with_one_line_and_code_2() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "demo", "--act", "7"],
-        cwd=TESTS, capture_output=True, text=True, check=False,
+        cwd=TESTS,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "demo: ACT is '7': write 1, 2 or 3, or leave it out for all three\n"

@@ -116,7 +116,8 @@ def test_its_graphs_are_well_formed_and_say_what_they_show(run: Run) -> None:
         assert svg.get("role") == "img"
         labels = [svg.find(f"{NAMESPACE}{name}") for name in ("title", "desc")]
         assert [label.get("id") for label in labels if label is not None] == (
-            svg.get("aria-labelledby") or "").split()
+            svg.get("aria-labelledby") or ""
+        ).split()
         assert service in (svg.findtext(f"{NAMESPACE}title") or "")
         assert "6 processed and 3 skipped" in (svg.findtext(f"{NAMESPACE}desc") or "")
 
@@ -143,8 +144,9 @@ def test_a_stage_that_answers_no_more_still_has_its_samples() -> None:
 def test_a_line_is_drawn_from_its_zero_to_the_end_in_steps() -> None:
     axes = Axes([Band("Act 1", 100.0), Band("Act 2", 105.0)], end=110.0, top=4)
     svg = ET.fromstring(chart("one", "t", "d", axes, {"processed": [(90, 0), (105, 2), (120, 4)]}))
-    paths = [path.get("d") for path in svg.iter(f"{NAMESPACE}path")
-             if path.get("class") == "processed"]
+    paths = [
+        path.get("d") for path in svg.iter(f"{NAMESPACE}path") if path.get("class") == "processed"
+    ]
     assert paths == ["M26 188.0H26.0V188.0H210.0V104.0H394.0V20.0H394.0"]
     assert [text.text for text in svg.iter(f"{NAMESPACE}text")][:2] == ["Act 1", "Act 2"]
 

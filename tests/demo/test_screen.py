@@ -110,7 +110,8 @@ def test_before_the_first_sample_there_is_a_panel() -> None:
 @pytest.mark.parametrize(("width", "height"), [(40, 10), (80, 6), (20, 3)])
 def test_a_tiny_terminal_is_no_error(width: int, height: int) -> None:
     console = Console(
-        file=io.StringIO(), force_terminal=True, width=width, height=height, _environ={})
+        file=io.StringIO(), force_terminal=True, width=width, height=height, _environ={}
+    )
     screen = LiveScreen(console)
     play = Play(FakeStage(), screen)
     with watch(play.stage) as watching, screen.watching(lambda: panel(play, watching)):

@@ -26,8 +26,11 @@ def define(block: str) -> Service:
     A block that shows a part of one is given the rest: the public names, and a service.
     """
     tree = ast.parse(block)
-    tree.body = [statement for statement in tree.body
-                 if not isinstance(statement, ast.With) and not _runs(statement)]
+    tree.body = [
+        statement
+        for statement in tree.body
+        if not isinstance(statement, ast.With) and not _runs(statement)
+    ]
     public = {each: getattr(idempotent_consumer, each) for each in idempotent_consumer.__all__}
     names = {"__name__": "documented", "service": Service("documented", noun="parts"), **public}
     exec(compile(tree, "block", "exec"), names)
@@ -37,25 +40,43 @@ def define(block: str) -> Service:
 
 
 def _runs(statement: ast.stmt) -> bool:
-    return any(isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-               and node.func.attr == "run" for node in ast.walk(statement))
+    return any(
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "run"
+        for node in ast.walk(statement)
+    )
 
 
-@pytest.mark.parametrize("block", [block for _, block in BLOCKS],
-                         ids=[f"{name(page)}-{number}" for number, (page, _) in enumerate(BLOCKS)])
+@pytest.mark.parametrize(
+    "block",
+    [block for _, block in BLOCKS],
+    ids=[f"{name(page)}-{number}" for number, (page, _) in enumerate(BLOCKS)],
+)
 def test_each_block_is_python(block: str) -> None:
     ast.parse(textwrap.dedent(block))
 
 
 @pytest.mark.parametrize("block", [block for _, block in BLOCKS if "import" in block])
 def test_what_has_its_imports_has_all_of_them(block: str) -> None:
-    ended = subprocess.run([sys.executable, "-m", "ruff", "check", "--isolated", "--select=F", "-"],
-                           input=block, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--isolated", "--select=F", "-"],
+        input=block,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ended.returncode == 0, ended.stdout
 
 
-@pytest.mark.parametrize("block", [block for page, block in BLOCKS if page != TUTORIAL
-                                   and ("@service." in block or "= Service(" in block)])
+@pytest.mark.parametrize(
+    "block",
+    [
+        block
+        for page, block in BLOCKS
+        if page != TUTORIAL and ("@service." in block or "= Service(" in block)
+    ],
+)
 def test_what_shows_a_service_registers_its_handlers(block: str) -> None:
     """And a pure handler returns effects that can be recorded."""
     service = define(block)
@@ -96,14 +117,24 @@ def test_the_librarys_test_passes_on_order(tmp_path: Path) -> None:
 def run_pytest(directory: Path, passed: int) -> None:
     """Run the tests there, by themselves."""
     (directory / "pytest.ini").write_text("[pytest]\n")
-    ended = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
-                           cwd=directory, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert f"\n{passed} passed" in ended.stdout, ended.stdout + ended.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_bash_blocks_are_bash(page: Path) -> None:
     for block in blocks(page, "bash"):
-        ended = subprocess.run(["bash", "-n"], input=textwrap.dedent(block), text=True,
-                               capture_output=True, check=False)
+        ended = subprocess.run(
+            ["bash", "-n"],
+            input=textwrap.dedent(block),
+            text=True,
+            capture_output=True,
+            check=False,
+        )
         assert ended.returncode == 0, f"{ended.stderr}\n{block}"

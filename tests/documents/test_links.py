@@ -22,8 +22,9 @@ def test_each_link_leads_to_what_is_there(page: Path) -> None:
 def test_the_first_page_lists_every_page() -> None:
     """What it lists is also the tree of the site."""
     listed = {(DOCS / link).resolve() for link in links(DOCS / "README.md")}
-    assert [name(page) for page in DOCS.glob("*.md") if page not in listed
-            and page.name != "README.md"] == []
+    assert [
+        name(page) for page in DOCS.glob("*.md") if page not in listed and page.name != "README.md"
+    ] == []
 
 
 def test_anchors_are_githubs(tmp_path: Path) -> None:
@@ -34,6 +35,7 @@ def test_anchors_are_githubs(tmp_path: Path) -> None:
 
 def test_code_holds_no_links(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("[a](b.md#c) `x[0](y)` ![p](q.svg) [far](https://far.example)\n"
-                    "```python\nf[0](z)\n```\n")
+    page.write_text(
+        "[a](b.md#c) `x[0](y)` ![p](q.svg) [far](https://far.example)\n```python\nf[0](z)\n```\n"
+    )
     assert links(page) == ["b.md#c", "q.svg"]

@@ -42,8 +42,12 @@ def test_the_page_of_settings_has_each_variable_with_its_default() -> None:
 def test_the_readme_names_no_other_settings() -> None:
     """It has the ones that matter most, several in a row here and there."""
     rows = section(REPOSITORY / "README.md", "Settings").splitlines()
-    named = {variable for row in rows if row.startswith("| `")
-             for variable in re.findall(r"`([A-Z_]+)`", row.split("|")[1])}
+    named = {
+        variable
+        for row in rows
+        if row.startswith("| `")
+        for variable in re.findall(r"`([A-Z_]+)`", row.split("|")[1])
+    }
     assert named - {"NOTIFY_URL"} <= set(_VARIABLES)
     for variable, default in variables(REPOSITORY / "README.md").items():
         field, parse = _VARIABLES.get(variable, ("", str))
@@ -59,7 +63,8 @@ def test_the_page_of_the_api_has_each_public_name() -> None:
 def test_each_counter_is_explained() -> None:
     cells = first_cells(section(SIGNALS, "Counters"))
     assert {f"orders_{outcome.value}" for outcome in Outcome} | {"orders_received"} == {
-        cell for cell in cells if cell.startswith("orders_")}
+        cell for cell in cells if cell.startswith("orders_")
+    }
 
 
 def test_each_log_line_that_the_library_writes_is_explained() -> None:
@@ -77,9 +82,12 @@ def said() -> Iterator[str]:
         if "cli" in file.parts:
             continue
         for node in ast.walk(ast.parse(file.read_text())):
-            if (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-                    and node.func.attr in LEVELS
-                    and ast.unparse(node.func.value) in ("self._log", "log")):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in LEVELS
+                and ast.unparse(node.func.value) in ("self._log", "log")
+            ):
                 yield from _patterns(node.args[0])
 
 

@@ -212,8 +212,14 @@ class Etcd(Server):
         self._saved = snapshot.with_suffix(".restored")
         self.ctl("snapshot", "save", str(snapshot))
         # Of etcd 3.5; from 3.6 on `etcdutl` alone restores, which not every image of 3.5 has.
-        self.ctl("snapshot", "restore", str(snapshot), f"--data-dir={self._saved}",
-                 "--name=harness", "--initial-cluster=harness=http://localhost:2380")
+        self.ctl(
+            "snapshot",
+            "restore",
+            str(snapshot),
+            f"--data-dir={self._saved}",
+            "--name=harness",
+            "--initial-cluster=harness=http://localhost:2380",
+        )
 
     def restore(self) -> None:
         """Kill it and start it with the data of the snapshot, once for each snapshot."""

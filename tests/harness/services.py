@@ -54,7 +54,8 @@ _TERMINATE_TIMEOUT_S = 20.0
 def environment() -> dict[str, str]:
     """Return the shell's variables, without those that configure services or Compose."""
     return {
-        name: value for name, value in os.environ.items()
+        name: value
+        for name, value in os.environ.items()
         if name not in CONTRACT_VARIABLES and not name.startswith("COMPOSE_")
     }
 

@@ -21,8 +21,9 @@ class Authority:
         self.directory = directory
         self.certificate = directory / "ca.pem"
         (directory / "openssl.cnf").write_text(_CONFIG)
-        self._make("ca", "authority", "basicConstraints=critical,CA:TRUE",
-                   "keyUsage=critical,keyCertSign")
+        self._make(
+            "ca", "authority", "basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign"
+        )
 
     def sign(self, name: str, *addresses: str) -> tuple[Path, Path]:
         """Return the files of a certificate and its key, for a client or for a server.
@@ -40,8 +41,25 @@ class Authority:
     ) -> tuple[Path, Path]:
         certificate, key = self.directory / f"{file}.pem", self.directory / f"{file}.key"
         added = [part for extension in extensions for part in ("-addext", extension)]
-        run_tool(["openssl", "req", "-x509", "-config", str(self.directory / "openssl.cnf"),
-                  *_KEY, "-keyout", str(key), "-out", str(certificate), "-days", "2",
-                  "-subj", f"/CN={subject}", *signed_by, *added])
+        run_tool(
+            [
+                "openssl",
+                "req",
+                "-x509",
+                "-config",
+                str(self.directory / "openssl.cnf"),
+                *_KEY,
+                "-keyout",
+                str(key),
+                "-out",
+                str(certificate),
+                "-days",
+                "2",
+                "-subj",
+                f"/CN={subject}",
+                *signed_by,
+                *added,
+            ]
+        )
         key.chmod(0o644)
         return certificate, key

@@ -25,17 +25,28 @@ class Command:
 
     def __init__(self, servers: Servers, settings: Mapping[str, str] | None = None) -> None:
         rabbitmq = servers.rabbitmq
-        management = rabbitmq.management_url.replace("://", f"://{rabbitmq.user}:{rabbitmq.password}@")
+        management = rabbitmq.management_url.replace(
+            "://", f"://{rabbitmq.user}:{rabbitmq.password}@"
+        )
         self._env = {
-            **environment(), **servers.settings(), "RABBITMQ_MANAGEMENT_URL": management,
-            "ENABLE_ETCD": "true", **(settings or {}),
+            **environment(),
+            **servers.settings(),
+            "RABBITMQ_MANAGEMENT_URL": management,
+            "ENABLE_ETCD": "true",
+            **(settings or {}),
         }
 
     def run(self, *arguments: str, stdin: str = "", **settings: str) -> Ran:
         """Run it to its end."""
         ended = subprocess.run(
-            [*_COMMAND, *arguments], cwd=REPOSITORY, env={**self._env, **settings}, input=stdin,
-            capture_output=True, text=True, timeout=60, check=False,
+            [*_COMMAND, *arguments],
+            cwd=REPOSITORY,
+            env={**self._env, **settings},
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         assert "Traceback" not in ended.stderr, ended
         return Ran(ended.returncode, ended.stdout, ended.stderr)
@@ -55,6 +66,10 @@ class Command:
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start it with a pipe as its input."""
         return subprocess.Popen(
-            [*_COMMAND, *arguments], cwd=REPOSITORY, env=self._env, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [*_COMMAND, *arguments],
+            cwd=REPOSITORY,
+            env=self._env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )

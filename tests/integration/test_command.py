@@ -216,7 +216,11 @@ def test_an_etcd_that_asks_for_a_login_gets_it(
 
 
 def test_a_failed_event_is_listed_shown_and_replayed_once_its_cause_is_gone(
-    command: Command, start_service: StartService, broker: Broker, store: Store, sink: Sink,
+    command: Command,
+    start_service: StartService,
+    broker: Broker,
+    store: Store,
+    sink: Sink,
     statsd: StatsdListener,
 ) -> None:
     """It begins with all its retries again, as it came at first."""
@@ -240,13 +244,21 @@ def test_a_failed_event_is_listed_shown_and_replayed_once_its_cause_is_gone(
 def test_what_is_replayed_has_none_of_our_headers_and_all_of_its_own(
     command: Command, clean: Servers, queues: str, broker: Broker
 ) -> None:
-    park(clean, ONE, reason="failed", error="e", attempts=4, parked_at="2020-01-01T00:00:00+00:00",
-         trace="t-1")
+    park(
+        clean,
+        ONE,
+        reason="failed",
+        error="e",
+        attempts=4,
+        parked_at="2020-01-01T00:00:00+00:00",
+        trace="t-1",
+    )
     assert command.json("dead-letters", "replay", "order", "--all", "--force")["replayed"] == 1
     (message,) = broker.drain(queues, expect=1)
     assert message.body.decode() == ONE
-    assert {name: value for name, value in message.headers.items() if name != "x-delivery-count"
-            } == {"x-trace": "t-1"}
+    assert {
+        name: value for name, value in message.headers.items() if name != "x-delivery-count"
+    } == {"x-trace": "t-1"}
 
 
 def test_what_may_be_replayed_is_and_what_may_not_stays_where_it_was(
@@ -335,8 +347,11 @@ def test_a_service_that_is_not_there_is_named(command: Command) -> None:
 
 def problems(command: Command, *arguments: str, **settings: str) -> list[str]:
     found = command.failing("doctor", *arguments, **settings)
-    return [f"{each['about']}: {each['what']}" for each in found["findings"]
-            if each["level"] == "problem"]
+    return [
+        f"{each['about']}: {each['what']}"
+        for each in found["findings"]
+        if each["level"] == "problem"
+    ]
 
 
 def test_a_sound_service_has_no_problem(command: Command, start_service: StartService) -> None:
@@ -355,15 +370,16 @@ def test_faults_of_a_service_are_found(
     command: Command, clean: Servers, start_service: StartService
 ) -> None:
     start_service("order", RETRY_DELAYS="1s")
-    clean.rabbitmq.ctl("set_policy", "--apply-to", "queues", "loses", "^order$",
-                       '{"max-length":1000000}')
+    clean.rabbitmq.ctl(
+        "set_policy", "--apply-to", "queues", "loses", "^order$", '{"max-length":1000000}'
+    )
     try:
         assert problems(command, RETRY_DELAYS="1s") == [
-            "order: policy loses has max-length, which throws messages away"]
+            "order: policy loses has max-length, which throws messages away"
+        ]
     finally:
         clean.rabbitmq.ctl("clear_policy", "loses")
-    assert problems(command, RETRY_DELAYS="1s,5s") == [
-        "order.retry.5s: there is no such queue"]
+    assert problems(command, RETRY_DELAYS="1s,5s") == ["order.retry.5s: there is no such queue"]
     (too_many,) = problems(command, RETRY_DELAYS="1s", ETCD_MAX_TXN_OPS="1025")
     assert too_many.startswith("etcd: refuses a transaction of ETCD_MAX_TXN_OPS (1025)")
     (short,) = problems(command, RETRY_DELAYS="1s", DEDUP_WINDOW="1s")
@@ -379,31 +395,40 @@ def test_a_dead_letter_queue_of_an_older_version_is_found_and_warned_of(
     command: Command, clean: Servers, queues: str
 ) -> None:
     """Its letters are dropped when they have been looked at 20 times."""
+
     def older(channel: pika.channel.Channel) -> None:
         channel.queue_delete("order.dead-letter")
-        channel.queue_declare("order.dead-letter", durable=True,
-                              arguments={"x-queue-type": "quorum"})
+        channel.queue_declare(
+            "order.dead-letter", durable=True, arguments={"x-queue-type": "quorum"}
+        )
 
     with_channel(clean, older)
     found = problems(command, queues)
     assert one_with("order.dead-letter", found).endswith(
         "x-delivery-limit is missing, not -1: messages are dropped, or dead-lettered, after other "
-        "numbers of returns")
+        "numbers of returns"
+    )
     park(clean, ONE, reason="failed")
     warning = command.json("dead-letters", "list", "order")["warning"]
     assert "after some 20 looks" in warning
 
 
 def test_servers_that_are_away_are_problems_and_not_the_end(command: Command) -> None:
-    away = {"RABBITMQ_URL": "amqp://127.0.0.1:1", "ETCD_ENDPOINTS": "127.0.0.1:1",
-            "RABBITMQ_MANAGEMENT_URL": "http://127.0.0.1:1"}
+    away = {
+        "RABBITMQ_URL": "amqp://127.0.0.1:1",
+        "ETCD_ENDPOINTS": "127.0.0.1:1",
+        "RABBITMQ_MANAGEMENT_URL": "http://127.0.0.1:1",
+    }
     found = problems(command, "order", **away)
-    assert [each.split(": ")[0] for each in found] == [
-        "rabbitmq 127.0.0.1:1", "etcd 127.0.0.1:1"]
-    for verb in (["status", "order"], ["inspect", "order", "1"], ["publish", ONE],
-                 ["dead-letters", "list", "order"], ["forget", "order", "1", "--yes"]):
+    assert [each.split(": ")[0] for each in found] == ["rabbitmq 127.0.0.1:1", "etcd 127.0.0.1:1"]
+    for verb in (
+        ["status", "order"],
+        ["inspect", "order", "1"],
+        ["publish", ONE],
+        ["dead-letters", "list", "order"],
+        ["forget", "order", "1", "--yes"],
+    ):
         ran = command.run(*verb, **away)
         assert ran.code == 1
         assert "Connection refused" in ran.out + ran.err
         assert ran.err.count("\n") <= 1
-

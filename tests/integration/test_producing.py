@@ -59,8 +59,12 @@ def test_what_is_published_is_in_the_queue_in_order(producer: Producer, broker: 
 
 def test_the_routing_key_is_the_type_as_far_as_it_goes(producer: Producer, broker: Broker) -> None:
     long_type = "ä" * 200
-    producer.publish([orjson.dumps({"id": "1", "type": "new_order"}),
-                      orjson.dumps({"id": "2", "type": long_type})])
+    producer.publish(
+        [
+            orjson.dumps({"id": "1", "type": "new_order"}),
+            orjson.dumps({"id": "2", "type": long_type}),
+        ]
+    )
     keys = [message.routing_key for message in broker.drain(QUEUE)]
     assert keys == ["new_order", long_type[:127]]
 
@@ -170,8 +174,10 @@ def test_a_connection_outlasts_an_alarm_in_which_the_broker_reads_nothing(
 ) -> None:
     """More than the system's buffers hold. A new connection would send all of it once more."""
     declare(clean.rabbitmq)
-    large = [orjson.dumps({"id": str(n), "type": "new_order", "args": {"x": "y" * 900_000}})
-             for n in range(50)]
+    large = [
+        orjson.dumps({"id": str(n), "type": "new_order", "args": {"x": "y" * 900_000}})
+        for n in range(50)
+    ]
     settings = Settings.from_environ({"RABBITMQ_URL": clean.rabbitmq.url})
     with (
         structlog.testing.capture_logs() as logs,

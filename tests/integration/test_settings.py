@@ -75,9 +75,15 @@ def test_a_health_port_that_is_taken_is_named(taken_port: int) -> None:
     assert_explained(ended, "HEALTH_PORT", str(taken_port))
 
 
-@pytest.mark.parametrize("rest", [
-    ":x/", "/?ssl_options=[]", "/?ssl_options={", "/?ssl_options={'ca_certs':'/no/such/file'}",
-])
+@pytest.mark.parametrize(
+    "rest",
+    [
+        ":x/",
+        "/?ssl_options=[]",
+        "/?ssl_options={",
+        "/?ssl_options={'ca_certs':'/no/such/file'}",
+    ],
+)
 def test_example1_explains_a_wrong_url(rest: str) -> None:
     """The bare program does as the services do."""
     ended = run("example1", "example1.py", RABBITMQ_URL=f"amqp://guest:hunter2@localhost{rest}")

@@ -63,15 +63,23 @@ BROKER = {
     ),
     "no certificate": ("certificate", {"RABBITMQ_CERT": "", "RABBITMQ_KEY": ""}),
     "a wrong password": (
-        "refuses the user or the password", {"RABBITMQ_URL": "amqps://guest:no@127.0.0.1:{amqps}/"}
+        "refuses the user or the password",
+        {"RABBITMQ_URL": "amqps://guest:no@127.0.0.1:{amqps}/"},
     ),
 }
 ETCD = {
     "another authority": ("not from the authority", {"ETCD_CA_CERT": "{other}"}),
     "another name": ("other names", {"ETCD_ENDPOINTS": "https://elsewhere.example:{https}"}),
     "no certificate": ("ETCD_CERT", {"ETCD_CERT": "", "ETCD_KEY": ""}),
-    "no TLS": ("ETCD_CA_CERT", {"ETCD_ENDPOINTS": "127.0.0.1:{https}", "ETCD_CA_CERT": "",
-                                "ETCD_CERT": "", "ETCD_KEY": ""}),
+    "no TLS": (
+        "ETCD_CA_CERT",
+        {
+            "ETCD_ENDPOINTS": "127.0.0.1:{https}",
+            "ETCD_CA_CERT": "",
+            "ETCD_CERT": "",
+            "ETCD_KEY": "",
+        },
+    ),
 }
 
 

@@ -53,8 +53,11 @@ class TlsServers(Servers):
             "RABBITMQ_URL": f"amqps://guest:guest@127.0.0.1:{self.amqps_port}/",
             "ETCD_ENDPOINTS": f"https://127.0.0.1:{self.https_port}",
             "ETCD_MAX_TXN_OPS": str(self.etcd.max_txn_ops),
-            **{f"{server}_{name}": file
-               for server in ("RABBITMQ", "ETCD") for name, file in files.items()},
+            **{
+                f"{server}_{name}": file
+                for server in ("RABBITMQ", "ETCD")
+                for name, file in files.items()
+            },
         }
 
 
@@ -68,12 +71,14 @@ def start_tls_servers(directory: Path) -> Iterator[TlsServers]:
     amqp, management, amqps, http, https = (free_port() for _ in range(5))
     mounts = (f"{directory}:/tls:ro", f"{conf}:/etc/rabbitmq/conf.d/30-tls.conf:ro")
     with ExitStack() as stack:
-        broker = stack.enter_context(_container(
-            image("IMAGE_RABBITMQ"), {5672: amqp, 15672: management, 5671: amqps}, mounts
-        ))
-        store = stack.enter_context(_container(
-            image("IMAGE_ETCD"), {2379: http, 2381: https}, mounts[:1], _ETCD
-        ))
+        broker = stack.enter_context(
+            _container(
+                image("IMAGE_RABBITMQ"), {5672: amqp, 15672: management, 5671: amqps}, mounts
+            )
+        )
+        store = stack.enter_context(
+            _container(image("IMAGE_ETCD"), {2379: http, 2381: https}, mounts[:1], _ETCD)
+        )
         rabbitmq, etcd = RabbitMQ(broker, amqp, management), Etcd(store, http, 1024)
         rabbitmq.launch()
         etcd.start()

@@ -19,8 +19,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="mutants", description=__doc__)
     parser.add_argument("--only", default="", help="those whose name contains this")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="at most so many simulated runs")
-    parser.add_argument("--rates", action="store_true",
-                        help="do all the runs and tell how many of them show each fault")
+    parser.add_argument(
+        "--rates",
+        action="store_true",
+        help="do all the runs and tell how many of them show each fault",
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once")
     arguments = parser.parse_args()
     options = Options(arguments.seeds, arguments.rates)
@@ -45,11 +48,16 @@ def _unmutated_passes(pool: ThreadPoolExecutor, mutants: list[Mutant], options: 
     """Run the suites on the code as it is: one that fails there would catch everything."""
     suites = sorted({mutant.suite for mutant in mutants})
     outcomes = pool.map(lambda suite: run_suite(suite, None, options), suites)
-    failures = [f"{suite}: {outcome.sign.what}"
-                for suite, outcome in zip(suites, outcomes, strict=True) if outcome.sign]
+    failures = [
+        f"{suite}: {outcome.sign.what}"
+        for suite, outcome in zip(suites, outcomes, strict=True)
+        if outcome.sign
+    ]
     for failure in failures:
-        print(f"mutants: the code as it is does not pass, so nothing is proven: {failure}",
-              file=sys.stderr)
+        print(
+            f"mutants: the code as it is does not pass, so nothing is proven: {failure}",
+            file=sys.stderr,
+        )
     return not failures
 
 

@@ -56,16 +56,34 @@ def copied() -> Iterator[Path]:
 
 
 def _probe(root: Path, suite: str, mutant: Mutant | None, options: Options) -> Outcome:
-    command = [sys.executable, "-m", "mutants.probe", "--suite", suite,
-               "--seeds", str(options.seeds)]
+    command = [
+        sys.executable,
+        "-m",
+        "mutants.probe",
+        "--suite",
+        suite,
+        "--seeds",
+        str(options.seeds),
+    ]
     command += ["--mutant", mutant.name] if mutant is not None else []
     command += ["--all-seeds"] if options.all_seeds else []
     first = (root / "idempotent_consumer", root / "tests", root / "idempotent_consumer/tests")
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, first)), "PYTHONSAFEPATH": "1",
-           "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, first)),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     try:
-        ended = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True,
-                               check=False, timeout=_LASTS_AT_MOST_S)
+        ended = subprocess.run(
+            command,
+            cwd=root,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_LASTS_AT_MOST_S,
+        )
     except subprocess.TimeoutExpired:
         return Outcome(Sign(f"no outcome within {_LASTS_AT_MOST_S:.0f} s", judged=False))
     if ended.returncode:

@@ -39,8 +39,12 @@ def read_catalogue() -> list[Mutant]:
     """Return all mutants in the order of their files."""
     here = Path(__file__).parent
     return [
-        Mutant(one["name"], one["wrong"], one.get("suite", SIMULATION),
-               tuple(Edit(**edit) for edit in one["edit"]))
+        Mutant(
+            one["name"],
+            one["wrong"],
+            one.get("suite", SIMULATION),
+            tuple(Edit(**edit) for edit in one["edit"]),
+        )
         for file in FILES
         for one in tomllib.loads((here / file).read_text())["mutant"]
     ]
@@ -54,6 +58,8 @@ def mutate(root: Path, mutant: Mutant) -> None:
         times = text.count(edit.old)
         if times != 1:
             first = edit.old.strip().splitlines()[0]
-            raise OutOfDate(f"mutant {mutant.name!r} must be brought up to date: its text stands "
-                            f"{times} times in {edit.file}, and once is right: {first!r}")
+            raise OutOfDate(
+                f"mutant {mutant.name!r} must be brought up to date: its text stands "
+                f"{times} times in {edit.file}, and once is right: {first!r}"
+            )
         path.write_text(text.replace(edit.old, edit.new))

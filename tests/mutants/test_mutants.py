@@ -79,14 +79,17 @@ FAULT, BOTCHED = "        assert batch\n", "        self._ledger.sumbit(batch, a
 UNIT_TESTS = "idempotent_consumer/tests/test_consumer.py"
 
 
-@pytest.mark.parametrize(("suite", "new", "judged"), [
-    (SIMULATION, COMMITS, None),
-    (SIMULATION, FAULT, True),
-    (SIMULATION, BOTCHED, False),
-    (UNIT_TESTS, FAULT, True),
-    (UNIT_TESTS, BOTCHED, False),
-    ("idempotent_consumer/tests/test_no_such.py", COMMITS, False),
-])
+@pytest.mark.parametrize(
+    ("suite", "new", "judged"),
+    [
+        (SIMULATION, COMMITS, None),
+        (SIMULATION, FAULT, True),
+        (SIMULATION, BOTCHED, False),
+        (UNIT_TESTS, FAULT, True),
+        (UNIT_TESTS, BOTCHED, False),
+        ("idempotent_consumer/tests/test_no_such.py", COMMITS, False),
+    ],
+)
 def test_a_suite_judges_the_mutated_copy(suite: str, new: str, judged: bool | None) -> None:
     """Unchanged code passes, a fault is judged, and what is botched is no more than a crash."""
     mutant = Mutant("commits", "", suite, (Edit(CODE, COMMITS, new),))

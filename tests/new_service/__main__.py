@@ -24,8 +24,10 @@ def main(name: str) -> int:
     except OSError as error:
         print(f"new-service: {error}", file=sys.stderr)
         return 1
-    print(f"Try it: make setup && .venv/bin/pytest {name}\n"
-          f"Then write its handler, in {name}/{name}.py")
+    print(
+        f"Try it: make setup && .venv/bin/pytest {name}\n"
+        f"Then write its handler, in {name}/{name}.py"
+    )
     return 0
 
 

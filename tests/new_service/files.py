@@ -16,8 +16,12 @@ def files_of(name: str, root: Path) -> dict[Path, str]:
     The compose files come last: until then, what is there of the project is used by nobody.
     """
     project = root / name
-    code = {project / path.name.replace(_PLACEHOLDER, name):
-            path.read_text().replace(_PLACEHOLDER, name) for path in _TEMPLATE.glob("*.py")}
+    code = {
+        project / path.name.replace(_PLACEHOLDER, name): path.read_text().replace(
+            _PLACEHOLDER, name
+        )
+        for path in _TEMPLATE.glob("*.py")
+    }
     return code | _surroundings(name, root) | _entries(name, root)
 
 
@@ -25,8 +29,12 @@ def _surroundings(name: str, root: Path) -> dict[Path, str]:
     """Return the project file, the image and the lock: order's, under the new name."""
     model, project = root / _MODEL, root / name
     description = 'description = "Writes a document for each new_order event, once"'
-    settings = re.sub(r"^description = .*", description, (model / "pyproject.toml").read_text(),
-                      flags=re.MULTILINE)
+    settings = re.sub(
+        r"^description = .*",
+        description,
+        (model / "pyproject.toml").read_text(),
+        flags=re.MULTILINE,
+    )
     return {
         project / "pyproject.toml": _renamed(settings, name),
         project / "Dockerfile": _renamed((model / "Dockerfile").read_text(), name),

@@ -50,5 +50,7 @@ def _taken_by(name: str, root: Path) -> Iterator[str]:
 def _locked(root: Path) -> set[str]:
     """Return the packages that the services' locks name, written as modules are."""
     lock = (root / "requirements.lock").read_text()
-    return {package.lower().replace("-", "_").replace(".", "_")
-            for package in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)}
+    return {
+        package.lower().replace("-", "_").replace(".", "_")
+        for package in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)
+    }

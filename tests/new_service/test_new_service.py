@@ -17,9 +17,18 @@ from new_service.naming import objection_to
 
 REPOSITORY = Path(__file__).parents[2]
 LIBRARY = "idempotent_consumer"
-NEEDED = ("Makefile", "pyproject.toml", "requirements.lock", ".env", ".dockerignore", "order",
-          "tests/new_service", f"{LIBRARY}/pyproject.toml", f"{LIBRARY}/{LIBRARY}",
-          *(path.name for path in REPOSITORY.glob("docker-compose*.yaml")))
+NEEDED = (
+    "Makefile",
+    "pyproject.toml",
+    "requirements.lock",
+    ".env",
+    ".dockerignore",
+    "order",
+    "tests/new_service",
+    f"{LIBRARY}/pyproject.toml",
+    f"{LIBRARY}/{LIBRARY}",
+    *(path.name for path in REPOSITORY.glob("docker-compose*.yaml")),
+)
 # Names that hardly anybody gives to a service that is to stay.
 NAME, ANOTHER, LONGEST, SHORTEST = "trial", "othertrial", "z" * 30, "z"
 PYTEST = str(Path(sys.executable).with_name("pytest"))
@@ -50,8 +59,14 @@ def make(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """
     # What a make around this one has set for its own.
     environ = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
-    return subprocess.run(["make", "BIN=.bin", "PYTHON=false", *arguments],
-                          cwd=copy, env=environ, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        ["make", "BIN=.bin", "PYTHON=false", *arguments],
+        cwd=copy,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def new_service(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -61,22 +76,30 @@ def new_service(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 def run(copy: Path, *command: str, **environ: str) -> str:
     """Run a program in the copy, and return its output once it has ended well."""
-    ended = subprocess.run(command, cwd=copy, env=os.environ | environ, capture_output=True,
-                           text=True, check=False)
+    ended = subprocess.run(
+        command, cwd=copy, env=os.environ | environ, capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
 
 
 def compose_is_here() -> bool:
     """Return whether there is the program; it needs no engine to read its files."""
-    return shutil.which("docker") is not None and not subprocess.run(
-        ["docker", "compose", "version"], capture_output=True, check=False).returncode
+    return (
+        shutil.which("docker") is not None
+        and not subprocess.run(
+            ["docker", "compose", "version"], capture_output=True, check=False
+        ).returncode
+    )
 
 
 def contents(root: Path) -> dict[str, bytes]:
     """Return each file below a directory."""
-    return {str(path.relative_to(root)): path.read_bytes()
-            for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
 
 
 @pytest.fixture
@@ -106,13 +129,15 @@ def test_an_image_can_be_built_of_it(made: Path) -> None:
     lines = (made / ".dockerignore").read_text().splitlines()
     sent = exclude_paths(str(made), [line for line in lines if not line.startswith("#")])
     assert {path for path in sent if path.startswith(f"{NAME}/")} == {
-        f"{NAME}/{file}" for file in (f"{NAME}.py", "pyproject.toml", "requirements.lock")}
+        f"{NAME}/{file}" for file in (f"{NAME}.py", "pyproject.toml", "requirements.lock")
+    }
     assert {path.partition("/")[0] for path in sent if "/" in path} == {LIBRARY, NAME, "order"}
 
 
 def test_it_is_what_order_is_under_another_name(made: Path) -> None:
     assert {path.name for path in (made / NAME).iterdir()} == {
-        path.name.replace("order", NAME) for path in (made / "order").iterdir()}
+        path.name.replace("order", NAME) for path in (made / "order").iterdir()
+    }
     for path in ("Dockerfile", "requirements.lock"):
         expected = (made / "order" / path).read_text().replace("order", NAME)
         assert (made / NAME / path).read_text() == expected
@@ -131,7 +156,9 @@ def test_only_its_own_directory_and_compose_entries_are_new(copy: Path) -> None:
     after = contents(copy)
     changed = {path for path in after if before.get(path) != after[path]}
     assert {path for path in changed if not path.startswith(f"{NAME}/")} == {
-        "docker-compose.services.yaml", "docker-compose.cluster.yaml"}
+        "docker-compose.services.yaml",
+        "docker-compose.cluster.yaml",
+    }
     for path in changed & before.keys():
         assert set(before[path].splitlines()) <= set(after[path].splitlines())
 
@@ -154,15 +181,32 @@ def test_compose_takes_its_entry_as_it_takes_orders(made: Path, overlay: tuple[s
 FORM = "at most 30 small letters and digits"
 WRONG = {
     "": "which one?",
-    "Billing": FORM, "bill-ing": FORM, "bill_ing": FORM, "1st": FORM, "a b": FORM, "../b": FORM,
-    "bé": FORM, "b\n": FORM, "'; touch x; '": FORM, LONGEST + "a": FORM,
-    "order": "order is there", "tests": "tests is there", "docs": "docs is there",
+    "Billing": FORM,
+    "bill-ing": FORM,
+    "bill_ing": FORM,
+    "1st": FORM,
+    "a b": FORM,
+    "../b": FORM,
+    "bé": FORM,
+    "b\n": FORM,
+    "'; touch x; '": FORM,
+    LONGEST + "a": FORM,
+    "order": "order is there",
+    "tests": "tests is there",
+    "docs": "docs is there",
     "placeholder": "tests/new_service/template/placeholder.py is there",
-    "simulation": "tests/simulation is there", "fakes": "idempotent_consumer/tests/fakes is there",
-    "etcd": "docker-compose.cluster.yaml has it", "rabbitmq2": "docker-compose.cluster.yaml has it",
-    "test": "kept for tests", "conftest": "tests/conftest.py is there", "build": "kept for tests",
-    "queue": "Python has it", "class": "Python has it", "list": "Python has it",
-    "pika": "an installed package", "grpc": "an installed package",
+    "simulation": "tests/simulation is there",
+    "fakes": "idempotent_consumer/tests/fakes is there",
+    "etcd": "docker-compose.cluster.yaml has it",
+    "rabbitmq2": "docker-compose.cluster.yaml has it",
+    "test": "kept for tests",
+    "conftest": "tests/conftest.py is there",
+    "build": "kept for tests",
+    "queue": "Python has it",
+    "class": "Python has it",
+    "list": "Python has it",
+    "pika": "an installed package",
+    "grpc": "an installed package",
     "grpcio": "an installed package",
 }
 

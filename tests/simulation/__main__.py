@@ -30,8 +30,11 @@ def _show(seed: int) -> int:
     result = simulate(seed)
     print(result.report())
     if result.violations:
-        print(f"{len(result.violations)} violations. Replay: make simulation SEED={seed}, or "
-              f"python -m simulation --seed {seed}", flush=True)
+        print(
+            f"{len(result.violations)} violations. Replay: make simulation SEED={seed}, or "
+            f"python -m simulation --seed {seed}",
+            flush=True,
+        )
         return 1
     print("no violation")
     return 0
@@ -46,12 +49,17 @@ def _run_many(first: int, seeds: int, jobs: int) -> int:
             return _show(total.broken)
         if time.monotonic() - said_s > _SAY_EVERY_S:
             said_s = time.monotonic()
-            print(f"{total.runs} of {seeds} runs, no violation, "
-                  f"{total.runs / (said_s - started_s):.0f} a second", flush=True)
+            print(
+                f"{total.runs} of {seeds} runs, no violation, "
+                f"{total.runs / (said_s - started_s):.0f} a second",
+                flush=True,
+            )
     for kind, times in sorted(total.fired.items(), key=lambda item: (-item[1], item[0])):
         print(f"{times:10} {kind}")
-    print(f"{total.runs} runs from seed {first}, {total.confirmed} confirmed, {total.acks} acked, "
-          f"no violation, {time.monotonic() - started_s:.0f} s")
+    print(
+        f"{total.runs} runs from seed {first}, {total.confirmed} confirmed, {total.acks} acked, "
+        f"no violation, {time.monotonic() - started_s:.0f} s"
+    )
     return 0
 
 

@@ -36,8 +36,9 @@ class Agenda:
         """Return the clock's time."""
         return self.now_s
 
-    def later(self, delay_s: float, callback: Callable[[], None], owner: Owner | None = None
-              ) -> None:
+    def later(
+        self, delay_s: float, callback: Callable[[], None], owner: Owner | None = None
+    ) -> None:
         """Let something happen after a delay: in the world, or in a process."""
         heapq.heappush(self._entries, (self.now_s + delay_s, next(self._numbers), owner, callback))
 

@@ -18,18 +18,27 @@ from simulation.wire import Wire
 class Network:
     """What a process reaches the broker by. It stands for pika's I/O loop in the library's."""
 
-    def __init__(self, life: Life, broker: Broker, may_consume: Callable[[], bool],
-                 may_ack: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        life: Life,
+        broker: Broker,
+        may_consume: Callable[[], bool],
+        may_ack: Callable[[], bool],
+    ) -> None:
         self.life, self.broker = life, broker
         self.may_consume, self.may_ack = may_consume, may_ack
         self.connections: list[Connection] = []
         self.arrived = 0
 
 
-def select_connection(_parameters: Any, *, on_open_callback: Callable[[Any], None],
-                      on_open_error_callback: Callable[[Any, Exception], None],
-                      on_close_callback: Callable[[Any, Exception], None],
-                      custom_ioloop: Network) -> Connection:
+def select_connection(
+    _parameters: Any,
+    *,
+    on_open_callback: Callable[[Any], None],
+    on_open_error_callback: Callable[[Any, Exception], None],
+    on_close_callback: Callable[[Any, Exception], None],
+    custom_ioloop: Network,
+) -> Connection:
     """Connect, in the place of pika.SelectConnection."""
     return Connection(custom_ioloop, on_open_callback, on_open_error_callback, on_close_callback)
 
@@ -37,9 +46,13 @@ def select_connection(_parameters: Any, *, on_open_callback: Callable[[Any], Non
 class Connection:
     """A connection with at most one channel."""
 
-    def __init__(self, network: Network, on_open: Callable[[Any], None],
-                 on_open_error: Callable[[Any, Exception], None],
-                 on_close: Callable[[Any, Exception], None]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        on_open: Callable[[Any], None],
+        on_open_error: Callable[[Any, Exception], None],
+        on_close: Callable[[Any, Exception], None],
+    ) -> None:
         self.network, self.life, self.broker = network, network.life, network.broker
         self._on_open, self._on_open_error, self._on_close = on_open, on_open_error, on_close
         self.is_open = self.is_closed = self._was_open = False
@@ -62,6 +75,7 @@ class Connection:
 
     def channel(self, on_open_callback: Callable[[Any], None]) -> None:
         """Open a channel."""
+
         def opened() -> None:
             if self.is_open:
                 self._channel = Channel(self)
@@ -101,6 +115,7 @@ class Connection:
 
     def ask(self, answered: Callable[[], None]) -> None:
         """Send a request that the broker simply grants, after what was sent before it."""
+
         def grant() -> None:
             if self.session is not None and self.session.alive:
                 self.to_client.send(answered)
@@ -215,8 +230,9 @@ class Channel:
         self._prefetch = prefetch_count
         self.connection.ask(lambda: callback(None))
 
-    def basic_consume(self, _queue: str, on_message: Callable[..., None],
-                      callback: Callable[[Any], None]) -> str:
+    def basic_consume(
+        self, _queue: str, on_message: Callable[..., None], callback: Callable[[Any], None]
+    ) -> str:
         """Consume the service's queue."""
         network = self.connection.network
         if not network.may_consume():
@@ -236,8 +252,11 @@ class Channel:
         """Ack one delivery, or all up to it."""
         network = self.connection.network
         if not network.may_ack():
-            network.life.trace.violation("an ack by a process that knows that etcd is another",
-                                         network.life.name, delivery_tag)
+            network.life.trace.violation(
+                "an ack by a process that knows that etcd is another",
+                network.life.name,
+                delivery_tag,
+            )
         self._send(lambda session: session.ack(delivery_tag, multiple))
 
     def basic_nack(self, delivery_tag: int, multiple: bool = False, requeue: bool = True) -> None:
@@ -246,15 +265,17 @@ class Channel:
 
     basic_reject = basic_nack
 
-    def confirm_delivery(self, on_confirm: Callable[[Any], None],
-                         callback: Callable[[Any], None]) -> None:
+    def confirm_delivery(
+        self, on_confirm: Callable[[Any], None], callback: Callable[[Any], None]
+    ) -> None:
         """Have the broker confirm what is published from now on."""
         self.on_confirm = on_confirm
         self._send(lambda session: session.begin_to_publish())
         self.connection.ask(lambda: callback(None))
 
-    def basic_publish(self, exchange: str, routing_key: str, body: bytes, properties: Any,
-                      mandatory: bool) -> None:
+    def basic_publish(
+        self, exchange: str, routing_key: str, body: bytes, properties: Any, mandatory: bool
+    ) -> None:
         """Publish to a queue by the default exchange, or an event by the services' own."""
         if exchange not in ("", EXCHANGE) or not mandatory:
             raise AssertionError(f"a message for {exchange!r}, mandatory: {mandatory}")

@@ -40,8 +40,9 @@ class Auditor:
         event = decode(body)
         self.sent[body] = Sent(body, event.id, event.type, event.digest)
 
-    def copied(self, life: Life, body: bytes, headers: dict[str, object],
-               given_s: float | None) -> None:
+    def copied(
+        self, life: Life, body: bytes, headers: dict[str, object], given_s: float | None
+    ) -> None:
         """Judge a copy that a process sends on of a message it was first given at this time.
 
         A failure is one only where the record was looked at, and a conflict is one only with what
@@ -54,19 +55,23 @@ class Auditor:
             for lineage in self._store.lineages
         ):
             self._trace.violation("parked as a conflict with nothing", life.name, body)
-        if reason in (None, FAILED) and given_s is not None and (
-            life.told_s.get(key, 0.0) < given_s
+        if (
+            reason in (None, FAILED)
+            and given_s is not None
+            and (life.told_s.get(key, 0.0) < given_s)
         ):
-            self._trace.violation("taken for a failure without a look at its record", life.name,
-                                  body)
+            self._trace.violation(
+                "taken for a failure without a look at its record", life.name, body
+            )
 
     def acked(self, life: Life, body: bytes) -> None:
         """Judge an ack: its record is there and done, or a copy of the message is safe."""
         self.acks += 1
         sent = self.sent[body]
         if life in self.must_not_ack:
-            self._trace.violation("an ack although etcd is not the one seen before", life.name,
-                                  body)
+            self._trace.violation(
+                "an ack although etcd is not the one seen before", life.name, body
+            )
         if sent.digest and not sent.handled:
             return
         if sent.handled and self._is_done(life, sent):
@@ -79,7 +84,7 @@ class Auditor:
         key = record_key(sent.event_id)
         if life not in self._first_lineage:
             return False
-        for lineage in self._store.lineages[self._first_lineage[life]:]:
+        for lineage in self._store.lineages[self._first_lineage[life] :]:
             if lineage.done.get(key) == sent.digest:
                 return True
             if lineage.wiped:

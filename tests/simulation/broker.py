@@ -50,12 +50,14 @@ class Consumer(Protocol):
 class Broker:
     """The queues. Sessions, one for each connection, take from them and put into them."""
 
-    def __init__(self, agenda: Agenda, rng: Random, plan: Plan, trace: Trace, auditor: Auditor
-                 ) -> None:
+    def __init__(
+        self, agenda: Agenda, rng: Random, plan: Plan, trace: Trace, auditor: Auditor
+    ) -> None:
         self.agenda, self.rng, self.plan = agenda, rng, plan
         self.trace, self.auditor = trace, auditor
-        self.retry_s = {f"{SERVICE}.retry.{delay}": seconds
-                        for delay, seconds in plan.settings.retry_delays}
+        self.retry_s = {
+            f"{SERVICE}.retry.{delay}": seconds for delay, seconds in plan.settings.retry_delays
+        }
         self.declared: set[str] = set()
         self.ready: list[Message] = []
         self.waiting: dict[str, int] = dict.fromkeys(self.retry_s, 0)
@@ -76,8 +78,11 @@ class Broker:
     @property
     def drained(self) -> bool:
         """Whether every message has been settled for good."""
-        return (not self.ready and not any(self.waiting.values())
-                and not any(session.unacked for session in self.sessions))
+        return (
+            not self.ready
+            and not any(self.waiting.values())
+            and not any(session.unacked for session in self.sessions)
+        )
 
     def happens(self, fault: str) -> bool:
         """Return whether a fault hits one message."""

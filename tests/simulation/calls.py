@@ -86,8 +86,9 @@ class SimulatedPool(Pool):
         if self._free and self._waiting:
             self._free -= 1
             job = self._waiting.popleft()
-            self._life.agenda.later(self._rng.expovariate(1000), lambda: self._start(job),
-                                    self._life)
+            self._life.agenda.later(
+                self._rng.expovariate(1000), lambda: self._start(job), self._life
+            )
 
     def _start(self, job: Callable[[], None]) -> None:
         handed_over: list[Callable[[], None]] = []

@@ -24,9 +24,21 @@ from simulation.trace import Trace
 from simulation.workload import CAN_FAIL, CLAIMED, NEVER_SUCCEEDS, Sent
 
 _MAY_PARK_TWICE = (
-    "killed between two steps", "killed within a step", "stopped", "frozen", "confirm late",
-    "confirm lost", "connection lost", "channel closed", "consumer cancelled", "broker restarted",
-    "publish returned", "dead-lettered twice", "publish not confirmed", "alarm", "publish refused",
+    "killed between two steps",
+    "killed within a step",
+    "stopped",
+    "frozen",
+    "confirm late",
+    "confirm lost",
+    "connection lost",
+    "channel closed",
+    "consumer cancelled",
+    "broker restarted",
+    "publish returned",
+    "dead-lettered twice",
+    "publish not confirmed",
+    "alarm",
+    "publish refused",
     *OF_DATA,
 )
 RECORDED = ("publishing", "done")
@@ -71,8 +83,10 @@ def _judge_lost(account: Account, sent: list[Sent]) -> None:
     parked = {message.body for message in account.broker.dead}
     recorded = {item for lineage in account.store.lineages for item in lineage.done.items()}
     for one in sent:
-        if one.body in account.producer.confirmed and (one.handled or not one.digest) and not (
-            one.body in parked or (record_key(one.event_id), one.digest) in recorded
+        if (
+            one.body in account.producer.confirmed
+            and (one.handled or not one.digest)
+            and not (one.body in parked or (record_key(one.event_id), one.digest) in recorded)
         ):
             account.trace.violation("lost", one.body)
         if not one.digest and one.body in account.producer.confirmed and one.body not in parked:
@@ -88,9 +102,11 @@ def _judge_parked(account: Account) -> None:
         right = {
             "invalid": not one.digest,
             # A claim is no verdict: its holder may die or fail. Another body must be recorded.
-            "conflict": one.handled and any(
+            "conflict": one.handled
+            and any(
                 lineage.recorded.get(record_key(one.event_id), one.digest) != one.digest
-                for lineage in lineages),
+                for lineage in lineages
+            ),
             "failed": one.event_type in CAN_FAIL and headers.get(ATTEMPTS_HEADER) == retries + 1,
         }
         if not right.get(str(reason)):
@@ -139,16 +155,18 @@ def _judge_lineage(account: Account, lineage: Lineage, sent: list[Sent]) -> None
             expected.add(effect.encode())
             puts = [(c.revision, c.value) for _, c in by_key.get(effect.encode(), [])]
             if puts != [(revision, one.digest.encode())]:
-                account.trace.violation("an effect is not there once, with its record", effect,
-                                        revision, puts)
+                account.trace.violation(
+                    "an effect is not there once, with its record", effect, revision, puts
+                )
     for key in by_key.keys() - expected:
         account.trace.violation("unexpected key", key)
     if len(by_key.get(SHARED_KEY.encode(), [])) != shared:
         account.trace.violation("the shared effect was not written once for each event", shared)
 
 
-def _judge_record(account: Account, by_content: dict[tuple[bytes, str], Sent], key: bytes,
-                  steps: list[Change]) -> tuple[Sent, int] | None:
+def _judge_record(
+    account: Account, by_content: dict[tuple[bytes, str], Sent], key: bytes, steps: list[Change]
+) -> tuple[Sent, int] | None:
     """Judge one record's history: recorded once, with the same content to the end.
 
     Returns the event that is recorded, and the revision at which its effects were written.
@@ -165,7 +183,7 @@ def _judge_record(account: Account, by_content: dict[tuple[bytes, str], Sent], k
     # With events to publish it is done in a second step, which the end of this etcd may prevent.
     states = [(value.get("state"), value.get("digest")) for value in values[first:]]
     due = [("publishing", one.digest)] * bool(announcements(one)) + [("done", one.digest)]
-    if states != due[:len(states)]:
+    if states != due[: len(states)]:
         account.trace.violation("double", key, steps)
         return None
     if one.event_type in NEVER_SUCCEEDS:
@@ -175,8 +193,9 @@ def _judge_record(account: Account, by_content: dict[tuple[bytes, str], Sent], k
     return one, steps[first].revision
 
 
-def _was_claimed(values: list[dict[str, str]], by_content: dict[tuple[bytes, str], Sent],
-                 key: bytes) -> bool:
+def _was_claimed(
+    values: list[dict[str, str]], by_content: dict[tuple[bytes, str], Sent], key: bytes
+) -> bool:
     """Return whether all that came before is another body's, with a claimed handler."""
     return all(by_content[key, value["digest"]].event_type in CLAIMED for value in values if value)
 
@@ -209,8 +228,11 @@ def _judge_published(account: Account) -> None:
 
 def _announced(account: Account) -> Iterator[tuple[float, str, bytes]]:
     """Yield, for each change of a record, its time, its state, and each event to be published."""
-    by_content = {(record_key(one.event_id), one.digest): one
-                  for one in account.auditor.sent.values() if one.handled}
+    by_content = {
+        (record_key(one.event_id), one.digest): one
+        for one in account.auditor.sent.values()
+        if one.handled
+    }
     for lineage in account.store.lineages:
         for at_s, change in lineage.steps:
             if change.key.startswith(RECORDS) and change.value is not None:
@@ -240,15 +262,20 @@ def _judge_calls(account: Account) -> None:
 def _judge_called(account: Account, lineage: Lineage, by_id: dict[str, list[Call]]) -> None:
     """At least once: each claimed event that is done was called, with success, before."""
     by_key = {record_key(event_id): calls for event_id, calls in by_id.items()}
-    types = {(record_key(one.event_id), one.digest): one.event_type
-             for one in account.auditor.sent.values()}
+    types = {
+        (record_key(one.event_id), one.digest): one.event_type
+        for one in account.auditor.sent.values()
+    }
     for at_s, change in lineage.steps:
         value = json.loads(change.value) if change.value and change.key.startswith(RECORDS) else {}
         if value.get("state") != "done":
             continue
         if types.get((change.key, value["digest"])) in CLAIMED and not any(
-            call.returned and not call.raised and call.end_s <= at_s + 1e-6
-            and call.event.digest == value["digest"] for call in by_key.get(change.key, [])
+            call.returned
+            and not call.raised
+            and call.end_s <= at_s + 1e-6
+            and call.event.digest == value["digest"]
+            for call in by_key.get(change.key, [])
         ):
             account.trace.violation("done without a call", change.key)
 
@@ -292,5 +319,6 @@ def _judge_counts(account: Account) -> None:
         recorded = done[process.life.token]
         exact = process.life.alive and process.count("returned") == 0
         if processed > recorded or (exact and processed != recorded):
-            account.trace.violation("processed is not what it has recorded", name, processed,
-                                    recorded)
+            account.trace.violation(
+                "processed is not what it has recorded", name, processed, recorded
+            )

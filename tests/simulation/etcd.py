@@ -73,8 +73,11 @@ class HistoricStore(Store):
 
     def lease_of_claims(self, rng: Random) -> int | None:
         """Return a lease whose end takes no record that is done, or None."""
-        kept = {kv.lease for kv in map(self.get, self.keys("/service/"))
-                if decode(kv.value, 0).state in (DONE, PUBLISHING)}
+        kept = {
+            kv.lease
+            for kv in map(self.get, self.keys("/service/"))
+            if decode(kv.value, 0).state in (DONE, PUBLISHING)
+        }
         leases = sorted(set(self.leases) - kept)
         return rng.choice(leases) if leases else None
 
@@ -101,8 +104,9 @@ class HistoricStore(Store):
 class Server:
     """What all clients share: the data, and whether etcd can be reached."""
 
-    def __init__(self, agenda: Agenda, store: HistoricStore, rng: Random, plan: Plan, trace: Trace
-                 ) -> None:
+    def __init__(
+        self, agenda: Agenda, store: HistoricStore, rng: Random, plan: Plan, trace: Trace
+    ) -> None:
         self.agenda, self.store, self.rng, self.plan = agenda, store, rng, plan
         self.trace = trace
         self.away_until_s = 0.0
@@ -147,8 +151,14 @@ class Client:
 class _Request:
     """One request: it applies at most once, and ends with a reply or with an error."""
 
-    def __init__(self, server: Server, client: Client, life: Life,
-                 call: tuple[str, Any, Answered], number: int) -> None:
+    def __init__(
+        self,
+        server: Server,
+        client: Client,
+        life: Life,
+        call: tuple[str, Any, Answered],
+        number: int,
+    ) -> None:
         self._server, self._client, self._life = server, client, life
         self._method, self._request, self._answered = call
         self._number = number

@@ -19,14 +19,21 @@ HEARTBEATS_S = 20.0
 class Faults:
     """The hand that does it."""
 
-    def __init__(self, rng: Random, broker: Broker, server: Server, trace: Trace,
-                 connections: Callable[[], list[Connection]]) -> None:
+    def __init__(
+        self,
+        rng: Random,
+        broker: Broker,
+        server: Server,
+        trace: Trace,
+        connections: Callable[[], list[Connection]],
+    ) -> None:
         self._rng, self._broker, self._server, self._trace = rng, broker, server, trace
         self._connections = connections
         self.timed: dict[str, Callable[[], None]] = {
             "etcd away": lambda: self._etcd_away("etcd away", 0.5, 8.0),
             "etcd away for longer than a lease": lambda: self._etcd_away(
-                "etcd away for longer than a lease", 16.0, 45.0),
+                "etcd away for longer than a lease", 16.0, 45.0
+            ),
             "etcd out of space": self._out_of_space,
             "lease revoked": self._revoke,
             "connection lost": self._lose_one,
@@ -115,8 +122,9 @@ class Faults:
             self.cut(connection)
 
     def _close_channel(self) -> None:
-        connection = self._one(lambda c: c.session is not None and c.session.alive
-                               and c.session.has_channel)
+        connection = self._one(
+            lambda c: c.session is not None and c.session.alive and c.session.has_channel
+        )
         if connection is not None and connection.session is not None:
             self._trace.fault("channel closed", connection.life.name)
             error = pika.exceptions.ChannelClosedByBroker(541, "INTERNAL_ERROR")

@@ -35,8 +35,10 @@ def announcements(sent: Sent) -> list[bytes]:
     if not sent.event_type.endswith("announce"):
         return []
     number = orjson.loads(sent.body)["args"]["number"]
-    return [orjson.dumps({"id": f"{sent.event_id}/{SERVICE}/{n}", "type": ANNOUNCED, "args": args})
-            for n, args in enumerate([{"number": number}, {}])]
+    return [
+        orjson.dumps({"id": f"{sent.event_id}/{SERVICE}/{n}", "type": ANNOUNCED, "args": args})
+        for n, args in enumerate([{"number": number}, {}])
+    ]
 
 
 def effects(event: Event) -> list[Put]:
@@ -51,8 +53,9 @@ def announce(event: Event) -> list[Effect]:
     return [number, *effects(event), Publish(ANNOUNCED)]
 
 
-def make_handlers(life: Life, outside: Outside, pool: SimulatedPool, rng: Random, plan: Plan
-                  ) -> dict[str, Handler]:
+def make_handlers(
+    life: Life, outside: Outside, pool: SimulatedPool, rng: Random, plan: Plan
+) -> dict[str, Handler]:
     """Return the handlers of one process."""
 
     def sometimes(event: Event) -> list[Put]:
@@ -69,8 +72,9 @@ def make_handlers(life: Life, outside: Outside, pool: SimulatedPool, rng: Random
     def greedy(event: Event) -> list[Put]:
         return [Put(f"/greedy/{event.id}/{n}", b"") for n in range(plan.settings.etcd_max_txn_ops)]
 
-    def calling(fails: float, wanted: Callable[[Event], Sequence[Effect]] = effects
-                ) -> Callable[[Event, float], Sequence[Effect]]:
+    def calling(
+        fails: float, wanted: Callable[[Event], Sequence[Effect]] = effects
+    ) -> Callable[[Event, float], Sequence[Effect]]:
         def call(event: Event, _timeout_s: float) -> Sequence[Effect]:
             raises = rng.random() < fails
             pool.current = outside.call(event, life, raises)
@@ -82,9 +86,14 @@ def make_handlers(life: Life, outside: Outside, pool: SimulatedPool, rng: Random
 
     pure, timeout_s = partial(_pure, outside), plan.call_timeout_s
     return {
-        "order": pure(effects), "parts": pure(effects), "nothing": pure(lambda _: None),
-        "shared": pure(shared), "flaky": pure(sometimes), "doomed": pure(always),
-        "greedy": pure(greedy), "announce": pure(announce),
+        "order": pure(effects),
+        "parts": pure(effects),
+        "nothing": pure(lambda _: None),
+        "shared": pure(shared),
+        "flaky": pure(sometimes),
+        "doomed": pure(always),
+        "greedy": pure(greedy),
+        "announce": pure(announce),
         "call": Handler(calling(0.0), timeout_s),
         "call_announce": Handler(calling(0.0, announce), timeout_s),
         "flaky_call": Handler(calling(0.4), timeout_s),
@@ -94,6 +103,7 @@ def make_handlers(life: Life, outside: Outside, pool: SimulatedPool, rng: Random
 
 def _pure(outside: Outside, function: PureHandler) -> Handler:
     """Return a pure handler whose runs are kept."""
+
     def run(event: Event) -> Effects:
         outside.runs.append(event)
         return function(event)

@@ -74,8 +74,11 @@ class Life:
         except Killed:
             pass
         except Exception as error:  # noqa: BLE001 - judged, whatever it is
-            self.trace.violation("an exception ended the process", repr(error),
-                                 *traceback.format_exc().splitlines()[-5:])
+            self.trace.violation(
+                "an exception ended the process",
+                repr(error),
+                *traceback.format_exc().splitlines()[-5:],
+            )
         finally:
             self.in_step = False
 

@@ -36,8 +36,11 @@ def run_seeds(seeds: range) -> Summary:
     summary = Summary()
     for seed in seeds:
         result = simulate(seed)
-        summary.add(Summary(result.fired, 1, result.confirmed, result.acks,
-                            seed if result.violations else None))
+        summary.add(
+            Summary(
+                result.fired, 1, result.confirmed, result.acks, seed if result.violations else None
+            )
+        )
         if summary.broken is not None:
             break
     return summary

@@ -9,19 +9,36 @@ from random import Random
 from idempotent_consumer.settings import Settings
 
 PER_REQUEST = (
-    "request lost", "reply lost", "applied late", "answered late", "refused", "refused login",
+    "request lost",
+    "reply lost",
+    "applied late",
+    "answered late",
+    "refused",
+    "refused login",
 )
 """Faults of a single request to etcd."""
 
 PER_MESSAGE = (
-    "reordered", "confirm late", "publish refused", "dead-lettered twice", "publish not confirmed",
+    "reordered",
+    "confirm late",
+    "publish refused",
+    "dead-lettered twice",
+    "publish not confirmed",
 )
 """Faults of a single message."""
 
 TIMED = (
-    "etcd away", "etcd away for longer than a lease", "etcd out of space", "lease revoked",
-    "connection lost", "channel closed", "consumer cancelled", "broker restarted", "alarm",
-    "queue deleted", "stopped",
+    "etcd away",
+    "etcd away for longer than a lease",
+    "etcd out of space",
+    "lease revoked",
+    "connection lost",
+    "channel closed",
+    "consumer cancelled",
+    "broker restarted",
+    "alarm",
+    "queue deleted",
+    "stopped",
 )
 """Faults that happen at a time."""
 
@@ -71,11 +88,13 @@ class Plan:
         """Write the plan for a reader."""
         s = self.settings
         rates = ", ".join(f"{name} {rate:.3g}" for name, rate in self.rates.items())
-        return (f"{self.replicas} replicas, {self.events} events, batches of {s.batch_size}, "
-                f"{s.etcd_max_txn_ops} operations, retries {[d for d, _ in s.retry_delays]}, "
-                f"window {s.dedup_window_s} s, calls {self.call_s:.2g} of {self.call_timeout_s} s "
-                f"on {self.threads} threads, cache {self.cache_entries}, "
-                f"faults for {self.faulty_s:.0f} s: {rates or 'none'}")
+        return (
+            f"{self.replicas} replicas, {self.events} events, batches of {s.batch_size}, "
+            f"{s.etcd_max_txn_ops} operations, retries {[d for d, _ in s.retry_delays]}, "
+            f"window {s.dedup_window_s} s, calls {self.call_s:.2g} of {self.call_timeout_s} s "
+            f"on {self.threads} threads, cache {self.cache_entries}, "
+            f"faults for {self.faulty_s:.0f} s: {rates or 'none'}"
+        )
 
 
 def draw_plan(rng: Random) -> Plan:

@@ -30,12 +30,14 @@ _TICK_S = 0.1
 class Process:
     """The real consumer, ledger and bus in one life."""
 
-    def __init__(self, life: Life, plan: Plan, rng: Random, broker: Broker, server: Server,
-                 outside: Outside) -> None:
+    def __init__(
+        self, life: Life, plan: Plan, rng: Random, broker: Broker, server: Server, outside: Outside
+    ) -> None:
         self.life, self._auditor = life, broker.auditor
         self.client = Client(server, life)
-        self.network = Network(life, broker, lambda: self.client.answered > 0,
-                               lambda: not self.ledger.halted)
+        self.network = Network(
+            life, broker, lambda: self.client.answered > 0, lambda: not self.ledger.halted
+        )
         self.taken = 0
         self._counts, health = Counts(), Health()
         log: Any = TraceLog(life.trace, life.name)
@@ -44,14 +46,31 @@ class Process:
         pool = SimulatedPool(life, rng, plan.threads)
         handlers = make_handlers(life, outside, pool, rng, plan)
         self.ledger = EtcdLedger(
-            SERVICE, plan.settings, self.client, loop, health, log,
-            Cache(plan.cache_entries), longest_call_s=plan.call_timeout_s,
+            SERVICE,
+            plan.settings,
+            self.client,
+            loop,
+            health,
+            log,
+            Cache(plan.cache_entries),
+            longest_call_s=plan.call_timeout_s,
         )
-        self.bus = RabbitBus(SERVICE, plan.settings, loop, health, log, self._take,
-                             self._tally.returned)
+        self.bus = RabbitBus(
+            SERVICE, plan.settings, loop, health, log, self._take, self._tally.returned
+        )
         self._stopping = False
-        self._consumer = Consumer(SERVICE, life.token, handlers, plan.settings.retry_delays,
-                                  self.ledger, self.bus, loop, pool, self._tally, log)
+        self._consumer = Consumer(
+            SERVICE,
+            life.token,
+            handlers,
+            plan.settings.retry_delays,
+            self.ledger,
+            self.bus,
+            loop,
+            pool,
+            self._tally,
+            log,
+        )
 
     def open(self) -> None:
         """Reach etcd, then consume."""
@@ -76,8 +95,10 @@ class Process:
         on_the_way = self.network.arrived - self.taken
         if received != self.taken or received + on_the_way != ended + in_hand:
             self.life.trace.violation(
-                "the counters do not add up", self.life.name, f"received {received}, ended {ended},"
-                f" in hand {in_hand}, on the way {on_the_way}")
+                "the counters do not add up",
+                self.life.name,
+                f"received {received}, ended {ended}, in hand {in_hand}, on the way {on_the_way}",
+            )
 
     # The stop, as service.py has it.
 

@@ -29,15 +29,24 @@ WINDOW_S = 3
 _RUNS_AT_MOST = 20
 """So many times a case's own number."""
 
-_RATES = {**dict.fromkeys(PER_REQUEST, 0.1), **dict.fromkeys(PER_MESSAGE, 0.3),
-          **dict.fromkeys((*TIMED, *OF_PROCESSES), 6.0), **dict.fromkeys(OF_DATA, 1.0),
-          "etcd away": 1.0, "etcd away for longer than a lease": 1.0, "stopped": 3.0}
+_RATES = {
+    **dict.fromkeys(PER_REQUEST, 0.1),
+    **dict.fromkeys(PER_MESSAGE, 0.3),
+    **dict.fromkeys((*TIMED, *OF_PROCESSES), 6.0),
+    **dict.fromkeys(OF_DATA, 1.0),
+    "etcd away": 1.0,
+    "etcd away for longer than a lease": 1.0,
+    "stopped": 3.0,
+}
 """A probability for each request or message, or a number of times."""
 
 _FAILING = {"types": ("flaky", "flaky_call", "announce")}
 _MANY_CALLS = {"types": ("order", "announce", "call", "call", "call")}
-_MUCH_IN_HAND = {"types": ("order", "announce", "call", "call"), "shares": (50, 25, 0, 0, 25),
-                 "events": 60}
+_MUCH_IN_HAND = {
+    "types": ("order", "announce", "call", "call"),
+    "shares": (50, 25, 0, 0, 25),
+    "events": 60,
+}
 _WITHOUT_DUPLICATES = {"shares": (90, 0, 0, 0, 10)}
 _WITH_OTHER_BODIES = {"shares": (40, 25, 25, 0, 10)}
 _SLOW_NETWORK = {"latency_s": 0.2}
@@ -73,31 +82,41 @@ CASES = {
     "The producer gets no confirm and sends again": Case(("publish not confirmed",), copies=True),
     "Another body comes under the same id": Case(changes=_WITH_OTHER_BODIES, copies=True),
     "A duplicate comes after the window": Case(
-        changes=_FORGETFUL, window_s=WINDOW_S, copies=True, excused=("double", "unexpected key")),
+        changes=_FORGETFUL, window_s=WINDOW_S, copies=True, excused=("double", "unexpected key")
+    ),
     "The handler raises": Case(changes=_FAILING),
     "The handler raises, and its retry comes back twice or finds no queue": Case(
-        ("dead-lettered twice", "queue deleted"), changes={**_FAILING, **_SLOW_NETWORK}),
+        ("dead-lettered twice", "queue deleted"), changes={**_FAILING, **_SLOW_NETWORK}
+    ),
     "Process killed": Case(("killed",), changes=_SLOW_NETWORK),
     "SIGTERM, and no call takes longer than 7 s": Case(
-        ("stopped",), 100, changes={**_STOPPED, "threads": 1}, slow_calls=True),
+        ("stopped",), 100, changes={**_STOPPED, "threads": 1}, slow_calls=True
+    ),
     "Process frozen, but not past its heartbeats or its lease": Case(
-        ("frozen",), changes={"longest_freeze_s": 2.0}, claims_hold=True),
+        ("frozen",), changes={"longest_freeze_s": 2.0}, claims_hold=True
+    ),
     "Process frozen for longer": Case(("frozen",), 50, changes=_MANY_CALLS, slow_calls=True),
     "RabbitMQ restarted, connection lost, channel closed, consumer cancelled": Case(
         ("broker restarted", "connection lost", "channel closed", "consumer cancelled"),
-        changes=_SLOW_NETWORK),
+        changes=_SLOW_NETWORK,
+    ),
     "RabbitMQ reorders messages, or refuses one that is sent on": Case(
-        ("reordered", "publish refused")),
+        ("reordered", "publish refused")
+    ),
     "RabbitMQ confirms late, or has an alarm": Case(("confirm late", "alarm")),
     "etcd away or full, requests lost, late or refused, and the claim's lease outlasts it": Case(
-        ("etcd away", "etcd out of space", *PER_REQUEST), claims_hold=True),
+        ("etcd away", "etcd out of space", *PER_REQUEST), claims_hold=True
+    ),
     "etcd away for longer than the claim's lease": Case(
-        ("etcd away for longer than a lease",), slow_calls=True),
+        ("etcd away for longer than a lease",), slow_calls=True
+    ),
     "An operator revokes the claim's lease": Case(("lease revoked",), slow_calls=True),
     "etcd wiped, and the service restarted": Case(
-        ("etcd wiped",), 50, changes=_MUCH_IN_HAND, slow_calls=True),
+        ("etcd wiped",), 50, changes=_MUCH_IN_HAND, slow_calls=True
+    ),
     "etcd restored from a snapshot, and the service restarted": Case(
-        ("etcd restored",), 50, changes=_MUCH_IN_HAND, slow_calls=True),
+        ("etcd restored",), 50, changes=_MUCH_IN_HAND, slow_calls=True
+    ),
 }
 """By the first cell of their rows."""
 
@@ -118,8 +137,12 @@ def draw(case: Case, fault: str, rng: Random) -> Plan:
     timeout_s = 5.0 if case.slow_calls else rng.choice([1.0, 5.0])
     plan = Plan(
         replicas=rng.choice([2, 3]),
-        settings=Settings(enable_etcd=True, batch_size=rng.choice([1, 8, 128]),
-                          retry_delays=(("1s", 1), ("2s", 2)), dedup_window_s=case.window_s),
+        settings=Settings(
+            enable_etcd=True,
+            batch_size=rng.choice([1, 8, 128]),
+            retry_delays=(("1s", 1), ("2s", 2)),
+            dedup_window_s=case.window_s,
+        ),
         cache_entries=1000,
         threads=rng.choice([4, 16]),
         call_timeout_s=timeout_s,
@@ -162,8 +185,11 @@ def look(case: Case, wanted: Collection[str]) -> dict[str, Seen]:
 def _note(seen: Seen, case: Case, fault: str, seed: int, world: World) -> None:
     seen.runs += 1
     seen.fired += any(f"{kind} ".startswith(f"{fault} ") for kind in world.trace.fired)
-    seen.complaints += [f"seed {seed}: {violation}" for violation in world.trace.violations
-                        if not violation.startswith(case.excused)]
+    seen.complaints += [
+        f"seed {seed}: {violation}"
+        for violation in world.trace.violations
+        if not violation.startswith(case.excused)
+    ]
     for column, times in _counted(world, case.copies).items():
         seen.judged[column] += len(times)
         if any(times):
@@ -177,10 +203,16 @@ def _counted(world: World, copies: bool) -> dict[str, list[int]]:
         RUNS_AGAIN: [runs - 1 for runs in _pure_runs(world, copies).values()],
         RECORDED_TWICE: [len(times_s) - 1 for times_s in recorded_s(world).values()],
         CALLED_AGAIN: [len(of_one) - 1 for of_one in calls],
-        OVERLAP: [sum(second.start_s < first.end_s for first, second in pairwise(of_one))
-                  for of_one in calls],
-        PARKED_TWICE: [parked - 1 for parked in Counter(
-            message.body for message in world.broker.dead if message.body).values()],
+        OVERLAP: [
+            sum(second.start_s < first.end_s for first, second in pairwise(of_one))
+            for of_one in calls
+        ],
+        PARKED_TWICE: [
+            parked - 1
+            for parked in Counter(
+                message.body for message in world.broker.dead if message.body
+            ).values()
+        ],
         PUBLISHED_AGAIN: [len(times_s) - 1 for times_s in world.broker.published.values()],
     }
 
@@ -205,8 +237,11 @@ def recorded_s(world: World) -> dict[bytes, list[float]]:
     done: dict[bytes, dict[int, float]] = defaultdict(dict)
     for lineage in world.store.lineages:
         for at_s, change in lineage.steps:
-            if (change.key.startswith(RECORDS) and change.value is not None
-                    and json.loads(change.value)["state"] == "done"):
+            if (
+                change.key.startswith(RECORDS)
+                and change.value is not None
+                and json.loads(change.value)["state"] == "done"
+            ):
                 # A snapshot that is restored has the very same change once more.
                 done[change.key][id(change)] = at_s
     return {key: sorted(puts.values()) for key, puts in done.items()}

@@ -156,13 +156,19 @@ class Session:
         if not self.alive or number not in self._unconfirmed:
             return
         upto = [n for n in self._unconfirmed if n <= number]
-        multiple = (not self._silent and all(self._unconfirmed[n] for n in upto)
-                    and self._broker.rng.random() < 0.5)
+        multiple = (
+            not self._silent
+            and all(self._unconfirmed[n] for n in upto)
+            and self._broker.rng.random() < 0.5
+        )
         stored = self._unconfirmed[number]
         for each in upto if multiple else [number]:
             del self._unconfirmed[each]
-        method = (pika.spec.Basic.Ack(number, multiple) if stored
-                  else pika.spec.Basic.Nack(number, multiple))
+        method = (
+            pika.spec.Basic.Ack(number, multiple)
+            if stored
+            else pika.spec.Basic.Nack(number, multiple)
+        )
         self._client.to_client.send(lambda: self._client.on_confirm(SimpleNamespace(method=method)))
 
     def begin_to_publish(self) -> None:
@@ -207,6 +213,7 @@ class Session:
             if stored:
                 self._broker.trace.fault("confirm lost", self._client.life.name)
         messages, self.unacked = list(self.unacked.values()), {}
-        self._broker.trace.note("broker", f"ends a session of {self._client.life.name},",
-                                f"{len(messages)} not acked")
+        self._broker.trace.note(
+            "broker", f"ends a session of {self._client.life.name},", f"{len(messages)} not acked"
+        )
         self._broker.take_back(messages)

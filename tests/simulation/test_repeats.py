@@ -24,8 +24,9 @@ def read_table() -> dict[str, dict[str, bool]]:
             inside = False
         elif inside and not set(first) <= set("-"):
             assert set(cells) <= {"yes", "no"}, f"{first}: {cells}"
-            table[first] = {column: cell == "yes"
-                            for column, cell in zip(COLUMNS, cells, strict=True)}
+            table[first] = {
+                column: cell == "yes" for column, cell in zip(COLUMNS, cells, strict=True)
+            }
     return table
 
 
@@ -58,9 +59,13 @@ def test_the_page_says_what_the_runs_show(row: str) -> None:
 def test_a_record_is_kept_for_the_window_at_least() -> None:
     case = CASES["A duplicate comes after the window"]
     worlds = [run(case, "", seed) for seed in range(case.runs)]
-    apart_s = [later_s - earlier_s for world in worlds if world is not None
-               for times_s in recorded_s(world).values()
-               for earlier_s, later_s in pairwise(times_s)]
+    apart_s = [
+        later_s - earlier_s
+        for world in worlds
+        if world is not None
+        for times_s in recorded_s(world).values()
+        for earlier_s, later_s in pairwise(times_s)
+    ]
     assert len(apart_s) >= 10
     assert min(apart_s) >= WINDOW_S
 

@@ -14,12 +14,25 @@ CHUNK = 50
 CHUNKS = [range(first, first + CHUNK) for first in range(0, SEEDS, CHUNK)]
 
 EVERY_FAULT = {
-    *PER_REQUEST, *PER_MESSAGE, *TIMED, *OF_DATA, *OF_PROCESSES,
-    "redelivered", "confirm lost", "confirm never", "publish returned", "heartbeats missed",
-    "applied after a later request was answered", "claim ended by its lease",
-    "killed between two steps", "killed within a step", "calls repeated", "calls overlapped",
+    *PER_REQUEST,
+    *PER_MESSAGE,
+    *TIMED,
+    *OF_DATA,
+    *OF_PROCESSES,
+    "redelivered",
+    "confirm lost",
+    "confirm never",
+    "publish returned",
+    "heartbeats missed",
+    "applied after a later request was answered",
+    "claim ended by its lease",
+    "killed between two steps",
+    "killed within a step",
+    "calls repeated",
+    "calls overlapped",
     "published again",
-    "killed in a call that reached the outside", "killed in a call that did not reach the outside",
+    "killed in a call that reached the outside",
+    "killed in a call that did not reach the outside",
 } - {"killed"}
 
 
@@ -35,8 +48,10 @@ def test_nothing_is_lost_and_nothing_is_done_twice(seeds: range, fired: Counter[
     fired.update(summary.fired)
     fired["runs"] += summary.runs
     if summary.broken is not None:
-        pytest.fail(f"{simulate(summary.broken).report()}\n"
-                    f"replay: make simulation SEED={summary.broken}", pytrace=False)
+        pytest.fail(
+            f"{simulate(summary.broken).report()}\nreplay: make simulation SEED={summary.broken}",
+            pytrace=False,
+        )
     assert summary.confirmed > 15 * summary.runs
     assert summary.acks >= summary.confirmed
 
@@ -54,6 +69,7 @@ def test_one_seed_is_one_run() -> None:
 
 def test_a_run_reads_no_clock_but_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """A record holds the time of its writing, and whether two are equal can decide a run."""
+
     def read() -> float:
         raise AssertionError("the clock on the wall")
 

@@ -20,8 +20,22 @@ NEVER_SUCCEEDS = ("doomed", "greedy", "doomed_call")
 
 _LONG = "x" * 150
 _IDS = (
-    "a/b", "a/b/", "a", "A", "nul\0", "nul", "\u00e9", "e\u0301", "sha256:" + "0" * 64,
-    _LONG + "1", _LONG + "2", _LONG, "\U0001f600" * 40, " ", "x" * 128, "x" * 129,
+    "a/b",
+    "a/b/",
+    "a",
+    "A",
+    "nul\0",
+    "nul",
+    "\u00e9",
+    "e\u0301",
+    "sha256:" + "0" * 64,
+    _LONG + "1",
+    _LONG + "2",
+    _LONG,
+    "\U0001f600" * 40,
+    " ",
+    "x" * 128,
+    "x" * 129,
 )
 """Ids that a careless key would bring together, or could not write."""
 
@@ -50,10 +64,20 @@ class Workload:
         self._numbers = 0
         # Few types in most runs: claims need company of their own kind to be contested.
         pool = (*PURE, *CLAIMED)
-        self._types = types or rng.choice([
-            pool, PURE, CLAIMED, ("order", "flaky_call"), ("flaky_call",), ("call",),
-            ("order", "flaky"), ("shared", "parts", "order"), ("announce",),
-            ("order", "call_announce")])
+        self._types = types or rng.choice(
+            [
+                pool,
+                PURE,
+                CLAIMED,
+                ("order", "flaky_call"),
+                ("flaky_call",),
+                ("call",),
+                ("order", "flaky"),
+                ("shared", "parts", "order"),
+                ("announce",),
+                ("order", "call_announce"),
+            ]
+        )
 
     def draw(self, kind: str) -> Sent:
         """Return the next body of a kind: new, duplicate, conflict, stranger or invalid."""
@@ -83,19 +107,31 @@ class Workload:
 
     def _event(self, event_id: str, event_type: str, number: int) -> Sent:
         """Write an event; what is not in its digest differs each time."""
-        members = [("id", event_id), ("type", event_type), ("args", {"number": number, "b": [1]}),
-                   ("copy", self._numbers)]
+        members = [
+            ("id", event_id),
+            ("type", event_type),
+            ("args", {"number": number, "b": [1]}),
+            ("copy", self._numbers),
+        ]
         self._rng.shuffle(members)
         body = orjson.dumps(dict(members))
         return Sent(body, event_id, event_type, decode(body).digest)
 
     def _invalid(self) -> bytes:
         n = self._numbers
-        return self._rng.choice([
-            b"", b"no json %d" % n, b"[%d]" % n, b'{"id":%d,"type":"order"}' % n,
-            b'{"id":"","type":"order","n":%d}' % n, b'{"id":"i%d","type":null}' % n,
-            b'{"id":"i%d","type":"order","args":null}' % n, b'{"id":"i%d"}' % n,
-            b'{"id":"i%d","type":"order","args":{"a":NaN}}' % n, b"\xff\xfe%d" % n,
-            b'{"id":"\\ud800%d","type":"order"}' % n,
-            b'{"id":"i%d","type":"order","args":{"a":' % n + b"[" * 600 + b"]" * 600 + b"}}",
-        ])
+        return self._rng.choice(
+            [
+                b"",
+                b"no json %d" % n,
+                b"[%d]" % n,
+                b'{"id":%d,"type":"order"}' % n,
+                b'{"id":"","type":"order","n":%d}' % n,
+                b'{"id":"i%d","type":null}' % n,
+                b'{"id":"i%d","type":"order","args":null}' % n,
+                b'{"id":"i%d"}' % n,
+                b'{"id":"i%d","type":"order","args":{"a":NaN}}' % n,
+                b"\xff\xfe%d" % n,
+                b'{"id":"\\ud800%d","type":"order"}' % n,
+                b'{"id":"i%d","type":"order","args":{"a":' % n + b"[" * 600 + b"]" * 600 + b"}}",
+            ]
+        )

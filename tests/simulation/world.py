@@ -53,15 +53,24 @@ class Result:
 
     def report(self) -> str:
         """Write everything there is to know, for a reader."""
-        return (f"seed {self.seed}: {self.plan}\n{self.trace.text()}\n"
-                f"seed {self.seed}: {self.plan}\n" + "\n".join(self.violations))
+        return (
+            f"seed {self.seed}: {self.plan}\n{self.trace.text()}\n"
+            f"seed {self.seed}: {self.plan}\n" + "\n".join(self.violations)
+        )
 
 
 def simulate(seed: int) -> Result:
     """Do one run. Equal seeds are equal runs, step by step."""
     world = run_world(seed)
-    return Result(seed, world.plan.describe(), world.trace.violations, world.trace.fired,
-                  len(world.producer.confirmed), world.auditor.acks, world.trace)
+    return Result(
+        seed,
+        world.plan.describe(),
+        world.trace.violations,
+        world.trace.fired,
+        len(world.producer.confirmed),
+        world.auditor.acks,
+        world.trace,
+    )
 
 
 def run_world(seed: int, draw: Callable[[random.Random], Plan] = draw_plan) -> World:
@@ -131,8 +140,16 @@ class World:
         self.agenda.run(self.agenda.now_s + APPLIED_AT_THE_LATEST_S, self._broken)
         if self._broken():
             return
-        account = Account(self.auditor, self.producer, self.broker, self.store, self.outside,
-                          self.processes, self.trace, self.plan)
+        account = Account(
+            self.auditor,
+            self.producer,
+            self.broker,
+            self.store,
+            self.outside,
+            self.processes,
+            self.trace,
+            self.plan,
+        )
         judge(account)
 
     def _schedule(self) -> None:
@@ -160,8 +177,13 @@ class World:
             self.agenda.later(1.0, lambda: self._start(slot, number))
             return
         rng = self.rng
-        life = Life(f"p{slot}.{number}", f"{rng.getrandbits(128):032x}", self.agenda, self.trace,
-                    rng.uniform(0.0, 1e5))
+        life = Life(
+            f"p{slot}.{number}",
+            f"{rng.getrandbits(128):032x}",
+            self.agenda,
+            self.trace,
+            rng.uniform(0.0, 1e5),
+        )
         self._doom(life)
         process = Process(life, self.plan, rng, self.broker, self.server, self.outside)
         life.on_ended.append(lambda: self._ended(process, slot, number))
@@ -206,8 +228,9 @@ class World:
         return [process for process in self.processes if process.life.alive]
 
     def _connections(self) -> list[Connection]:
-        return [connection for process in self._living()
-                for connection in process.network.connections]
+        return [
+            connection for process in self._living() for connection in process.network.connections
+        ]
 
     # The end.
 
@@ -232,8 +255,10 @@ class World:
         known = self.snapshot[0].revision + on_their_way
         living = self._living()
         knowing = [
-            process.life for process in living
-            if process.life.frozen_until_s < now_s and process.client.answered
+            process.life
+            for process in living
+            if process.life.frozen_until_s < now_s
+            and process.client.answered
             and (kind == "etcd wiped" or process.client.highest_revision > known)
         ]
         self.trace.fault(kind, "etcd", f"{len(knowing)} processes know better")
@@ -265,7 +290,12 @@ class World:
         return self._broken() or (self.producer.unsent == 0 and self.broker.drained)
 
     def _say_stuck(self) -> None:
-        held = [message.body for session in self.broker.sessions
-                for message in session.unacked.values()]
-        self.trace.violation("stuck", f"{len(self.broker.ready)} ready, {len(held)} not acked,",
-                             f"{sum(self.broker.waiting.values())} waiting for a retry", held[:3])
+        held = [
+            message.body for session in self.broker.sessions for message in session.unacked.values()
+        ]
+        self.trace.violation(
+            "stuck",
+            f"{len(self.broker.ready)} ready, {len(held)} not acked,",
+            f"{sum(self.broker.waiting.values())} waiting for a retry",
+            held[:3],
+        )

@@ -42,14 +42,20 @@ class Broker:
         try:
             self._connection = pika.BlockingConnection(parameters)
         except (pika.exceptions.AMQPError, OSError) as error:
-            raise BrokerError(f"RabbitMQ at {where} cannot be used: {explain(error)} "
-                              "(RABBITMQ_URL says where it is)") from None
+            raise BrokerError(
+                f"RabbitMQ at {where} cannot be used: {explain(error)} "
+                "(RABBITMQ_URL says where it is)"
+            ) from None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, _type: type[BaseException] | None, _error: BaseException | None,
-                 _traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
         if self._connection.is_open:
             self._connection.close()
 
@@ -93,16 +99,20 @@ class Broker:
                 channel.close()
         except pika.exceptions.ChannelClosedByBroker as error:
             hint = " (a service makes its queues when it starts)"
-            raise _ChannelEnded(error.reply_code, f"RabbitMQ: {error.reply_text}"
-                                + hint * (error.reply_code == _NOT_FOUND)) from None
+            raise _ChannelEnded(
+                error.reply_code,
+                f"RabbitMQ: {error.reply_text}" + hint * (error.reply_code == _NOT_FOUND),
+            ) from None
         except pika.exceptions.UnroutableError:
-            raise BrokerError("no queue takes what is sent: start the service, which makes it"
-                              ) from None
+            raise BrokerError(
+                "no queue takes what is sent: start the service, which makes it"
+            ) from None
         except pika.exceptions.NackError:
             raise BrokerError("RabbitMQ did not take a message; try again") from None
         except pika.exceptions.ConnectionBlockedTimeout:
-            raise BrokerError("RabbitMQ has an alarm (memory or disk) and takes no messages"
-                              ) from None
+            raise BrokerError(
+                "RabbitMQ has an alarm (memory or disk) and takes no messages"
+            ) from None
         except pika.exceptions.AMQPError as error:
             raise BrokerError(f"the connection to RabbitMQ was lost: {explain(error)}") from None
 

@@ -88,9 +88,7 @@ class RabbitBus:
         urls, delays = settings.rabbitmq_urls, settings.retry_delays
         # Enough for the batches in flight, and as much again arriving behind them.
         prefetch = min(_MAX_PREFETCH, 2 * COMMITS_IN_FLIGHT * settings.batch_size)
-        self._intake = Intake(
-            service, urls, prefetch, delays, loop, health, log, take, returned
-        )
+        self._intake = Intake(service, urls, prefetch, delays, loop, health, log, take, returned)
         self._publisher = Publisher(
             urls, lambda channel: topology.declare(channel, service, delays), loop, health, log
         )
@@ -116,10 +114,17 @@ class RabbitBus:
         confirmed: Callable[[], None],
     ) -> None:
         """Send a delivery's message on to a queue, with more headers; then ``confirmed``."""
-        self._publisher.publish(Message(
-            names.DEFAULT_EXCHANGE, queue, delivery.body, forwarded(delivery.properties, headers),
-            bare(headers), lambda: delivery.alive, confirmed,
-        ))
+        self._publisher.publish(
+            Message(
+                names.DEFAULT_EXCHANGE,
+                queue,
+                delivery.body,
+                forwarded(delivery.properties, headers),
+                bare(headers),
+                lambda: delivery.alive,
+                confirmed,
+            )
+        )
 
     def publish(self, body: bytes, confirmed: Callable[[], None]) -> None:
         """Publish an event; then ``confirmed``."""

@@ -140,8 +140,12 @@ class Connection:
         self._ready_s = 0.0
         wait_s = self._backoff.next_s()
         self._health.lacks(self._name, why)
-        self._log.warning("no connection to RabbitMQ, trying again", error=why,
-                          node=_node(self._current), again_in_s=round(wait_s, 2))
+        self._log.warning(
+            "no connection to RabbitMQ, trying again",
+            error=why,
+            node=_node(self._current),
+            again_in_s=round(wait_s, 2),
+        )
         self._loop.call_later(wait_s, self.open)
 
     def _next(self) -> Any:
@@ -197,8 +201,10 @@ def explain(error: BaseException) -> str:
         if isinstance(cause, pika.exceptions.ChannelClosedByBroker) and (
             "inequivalent arg" in cause.reply_text
         ):
-            return (f"{cause.reply_text}. A queue's or exchange's arguments never change: delete "
-                    "it (rabbitmqctl delete_queue NAME) when it is empty, and it is made anew")
+            return (
+                f"{cause.reply_text}. A queue's or exchange's arguments never change: delete "
+                "it (rabbitmqctl delete_queue NAME) when it is empty, and it is made anew"
+            )
         if isinstance(cause, pika.exceptions.ProbableAuthenticationError) or (
             isinstance(cause, pika.exceptions.ConnectionClosedByBroker) and cause.reply_code == 403
         ):

@@ -8,14 +8,32 @@ import pika
 
 _MAX_HEADER_BYTES = 64 * 1024
 
-_KEPT = ("content_type", "content_encoding", "priority", "correlation_id", "reply_to",
-         "message_id", "timestamp", "type", "app_id")
+_KEPT = (
+    "content_type",
+    "content_encoding",
+    "priority",
+    "correlation_id",
+    "reply_to",
+    "message_id",
+    "timestamp",
+    "type",
+    "app_id",
+)
 """Not: expiration (it would end the wait, or the dead letter, early), user_id (the broker checks
 it against the sender, who is another now), delivery_mode (always persistent)."""
 
-_DROPPED_HEADERS = {"CC", "BCC", "x-death", "x-delivery-count", "x-acquired-count",
-                    *(f"x-{which}-death-{what}" for which in ("first", "last")
-                      for what in ("exchange", "queue", "reason"))}
+_DROPPED_HEADERS = {
+    "CC",
+    "BCC",
+    "x-death",
+    "x-delivery-count",
+    "x-acquired-count",
+    *(
+        f"x-{which}-death-{what}"
+        for which in ("first", "last")
+        for what in ("exchange", "queue", "reason")
+    ),
+}
 """CC and BCC are addresses: the message would go there as well. The others are the broker's."""
 
 

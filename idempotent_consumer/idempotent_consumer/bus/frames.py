@@ -61,8 +61,11 @@ class Reader:
                 or not data[header_at - 1] == data[body_at - 1] == data[end - 1] == _END
             ):
                 return at, False  # More than one frame, or none of AMQP's.
-            self._deliver(_TAG.unpack_from(data, at + tag_at)[0],
-                          data[header_at + 19 : body_at - 1], data[body_at + 7 : end - 1])
+            self._deliver(
+                _TAG.unpack_from(data, at + tag_at)[0],
+                data[header_at + 19 : body_at - 1],
+                data[body_at + 7 : end - 1],
+            )
             at = end
         return at, False
 

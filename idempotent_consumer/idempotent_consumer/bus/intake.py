@@ -42,9 +42,7 @@ class Intake:
         self._channel: Any = None
         self._consumer_tag: str | None = None
         self._stopping = False
-        self._connection = Connection(
-            "rabbitmq", urls, loop, health, log, self._opened, self._lost
-        )
+        self._connection = Connection("rabbitmq", urls, loop, health, log, self._opened, self._lost)
 
     def open(self) -> None:
         """Connect, and consume from then on."""

@@ -38,8 +38,11 @@ class Letter(NamedTuple):
     @property
     def fingerprint(self) -> bytes:
         """Return what tells it from others over two looks; a look changes its delivery count."""
-        headers = {name: value for name, value in (self.properties.headers or {}).items()
-                   if name not in ("x-delivery-count", "x-acquired-count")}
+        headers = {
+            name: value
+            for name, value in (self.properties.headers or {}).items()
+            if name not in ("x-delivery-count", "x-acquired-count")
+        }
         return sha256(self.body + repr(sorted(headers.items())).encode()).digest()
 
 
@@ -56,8 +59,16 @@ def read_letter(tag: int, properties: Any, body: bytes) -> Letter:
     since = _time(death.get("time") or headers.get(names.PARKED_AT_HEADER))
     attempts = headers.get(names.ATTEMPTS_HEADER)
     error = str(headers.get(names.ERROR_HEADER, ""))
-    return Letter(tag, body, properties, event, str(reason), error,
-                  attempts if type(attempts) is int else None, since)
+    return Letter(
+        tag,
+        body,
+        properties,
+        event,
+        str(reason),
+        error,
+        attempts if type(attempts) is int else None,
+        since,
+    )
 
 
 class Letters:
@@ -81,8 +92,10 @@ class Letters:
             self._queue, inactivity_timeout=_ARRIVE_WITHIN_S
         ):
             if method is None:
-                raise BrokerError(f"{self._queue}: {left} dead letters did not arrive in time; "
-                                  "somebody else may be looking at them")
+                raise BrokerError(
+                    f"{self._queue}: {left} dead letters did not arrive in time; "
+                    "somebody else may be looking at them"
+                )
             yield read_letter(method.delivery_tag, properties, body)
             left -= 1
             if not left:

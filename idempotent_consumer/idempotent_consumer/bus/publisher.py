@@ -83,7 +83,9 @@ class Publisher:
         self._sequence += 1
         self._unconfirmed[self._sequence] = message
         self._channel.basic_publish(
-            message.exchange, message.routing_key, message.body,
+            message.exchange,
+            message.routing_key,
+            message.body,
             message.bare if message.losses >= _BARE_AFTER_LOSSES else message.properties,
             mandatory=True,
         )
@@ -143,8 +145,11 @@ class Publisher:
                 message.confirmed()
         else:
             for message in answered:
-                self._log.warning("RabbitMQ did not take a message, sending it again",
-                                  exchange=message.exchange, routing_key=message.routing_key)
+                self._log.warning(
+                    "RabbitMQ did not take a message, sending it again",
+                    exchange=message.exchange,
+                    routing_key=message.routing_key,
+                )
                 self._again_later(message)
 
     def _answered(self, last: int, multiple: bool) -> list[Message]:

@@ -51,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print one JSON document")
     parser = argparse.ArgumentParser(
-        prog=NAME, description="Look after services built on idempotent_consumer.",
+        prog=NAME,
+        description="Look after services built on idempotent_consumer.",
         epilog="The services' environment variables say where RabbitMQ and etcd are.",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")

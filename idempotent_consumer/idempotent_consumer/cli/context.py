@@ -59,8 +59,12 @@ class DeadLetters(Protocol):
 class Publisher(Protocol):
     """The library's producer."""
 
-    def publish(self, bodies: Iterable[bytes], timeout_s: float = 30.0,
-                progress: Callable[[int], None] | None = None) -> int:
+    def publish(
+        self,
+        bodies: Iterable[bytes],
+        timeout_s: float = 30.0,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
         """Publish events, and return their number once each is confirmed."""
         ...
 
@@ -117,9 +121,16 @@ class Context:
 def real(environ: Mapping[str, str]) -> Context:
     """Return the context of this process. Raises SettingsError."""
     return Context(
-        environ, Settings.from_environ(environ), cast("Input", sys.stdin.buffer), sys.stderr,
-        lambda settings: Broker(settings.rabbitmq_urls), _letters,
-        lambda settings: closing(AskingEtcd(settings)), _producer, web.fetch, time.time,
+        environ,
+        Settings.from_environ(environ),
+        cast("Input", sys.stdin.buffer),
+        sys.stderr,
+        lambda settings: Broker(settings.rabbitmq_urls),
+        _letters,
+        lambda settings: closing(AskingEtcd(settings)),
+        _producer,
+        web.fetch,
+        time.time,
     )
 
 

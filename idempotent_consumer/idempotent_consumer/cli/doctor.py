@@ -21,38 +21,56 @@ from .web import WebError
 
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     """Add the verb."""
-    parser = verbs.add_parser("doctor", parents=[common],
-                              help="find what would break the guarantee; changes nothing")
-    parser.add_argument("service", nargs="*", type=service, metavar="SERVICE",
-                        help="a service; without any, all that have a dead-letter queue")
-    parser.add_argument("--longest-call", type=seconds, metavar="TIME",
-                        help="the longest time-out of a handler, to hold against the broker's")
+    parser = verbs.add_parser(
+        "doctor", parents=[common], help="find what would break the guarantee; changes nothing"
+    )
+    parser.add_argument(
+        "service",
+        nargs="*",
+        type=service,
+        metavar="SERVICE",
+        help="a service; without any, all that have a dead-letter queue",
+    )
+    parser.add_argument(
+        "--longest-call",
+        type=seconds,
+        metavar="TIME",
+        help="the longest time-out of a handler, to hold against the broker's",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace, context: Context) -> Report:
     """Look at everything, and say what was found. Not ok where there is a problem."""
     findings = list(_findings(arguments.service, arguments.longest_call, context))
-    counts = {level: sum(each.level == level for each in findings)
-              for level in (PROBLEM, WARNING, UNKNOWN)}
+    counts = {
+        level: sum(each.level == level for each in findings)
+        for level in (PROBLEM, WARNING, UNKNOWN)
+    }
     document: dict[str, object] = {
         "findings": [each._asdict() for each in findings],
         **{f"{level}s": number for level, number in counts.items() if level != UNKNOWN},
     }
     lines = [_line(each) for each in findings]
-    lines.append(f"{counted(counts[PROBLEM], PROBLEM)}, {counted(counts[WARNING], WARNING)}, "
-                 f"{counts[UNKNOWN]} not looked at")
+    lines.append(
+        f"{counted(counts[PROBLEM], PROBLEM)}, {counted(counts[WARNING], WARNING)}, "
+        f"{counts[UNKNOWN]} not looked at"
+    )
     return Report(document, "\n".join(lines), not counts[PROBLEM])
 
 
-def _findings(given: Sequence[str], longest_call_s: int | None, context: Context
-              ) -> Iterator[Finding]:
+def _findings(
+    given: Sequence[str], longest_call_s: int | None, context: Context
+) -> Iterator[Finding]:
     yield from configuration.check(context.settings)
     yield from broker.check(context)
     found = ask_queues(context)
     if found.why_not:
-        yield Finding(UNKNOWN, "rabbitmq", "queue arguments, policies, bindings and alarms were "
-                      f"not looked at: {found.why_not}")
+        yield Finding(
+            UNKNOWN,
+            "rabbitmq",
+            f"queue arguments, policies, bindings and alarms were not looked at: {found.why_not}",
+        )
     else:
         alarms, date = broker.check_alarms(context.management())
         yield from (alarms, clocks.check("rabbitmq", date, context.now_s()))
@@ -67,8 +85,9 @@ def _findings(given: Sequence[str], longest_call_s: int | None, context: Context
     yield from records.check_cluster(context, known)
 
 
-def _services(known: Sequence[str], found: Queues, longest_call_s: int | None, context: Context
-              ) -> Iterator[Finding]:
+def _services(
+    known: Sequence[str], found: Queues, longest_call_s: int | None, context: Context
+) -> Iterator[Finding]:
     if not found.why_not:
         yield from (queues.absent(name) for name in known if name not in found.facts)
         known = [name for name in known if name in found.facts]
@@ -103,10 +122,12 @@ def _counts(known: Sequence[str], context: Context) -> Iterator[Finding]:
     try:
         with context.rabbitmq() as rabbitmq:
             for name in known:
-                own, dead = (rabbitmq.depth(queue)
-                             for queue in (name, names.dead_letter_queue(name)))
-                yield from queues.check_counts(name, own.consumers if own else 0,
-                                               dead.ready if dead else 0)
+                own, dead = (
+                    rabbitmq.depth(queue) for queue in (name, names.dead_letter_queue(name))
+                )
+                yield from queues.check_counts(
+                    name, own.consumers if own else 0, dead.ready if dead else 0
+                )
     except BrokerError:
         return  # Its being unreachable has been found.
 

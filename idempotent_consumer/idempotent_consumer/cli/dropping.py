@@ -32,13 +32,16 @@ def run(arguments: argparse.Namespace, context: Context) -> Report:
         seen = Counter(letter.fingerprint for letter in chosen.of(letters))
     if not seen:
         raise CommandError(f"no such dead letter of {name}")
-    context.confirm(f"Remove {counted(seen.total(), 'dead letter')} of {name} for good?",
-                    arguments.yes)
+    context.confirm(
+        f"Remove {counted(seen.total(), 'dead letter')} of {name} for good?", arguments.yes
+    )
     with context.letters(name) as letters:
         for letter in letters:
             if seen[letter.fingerprint]:
                 seen[letter.fingerprint] -= 1
                 letters.remove(letter)
                 dropped += 1
-    return Report({"service": name, "dropped": dropped},
-                  f"{counted(dropped, 'dead letter')} of {name} removed")
+    return Report(
+        {"service": name, "dropped": dropped},
+        f"{counted(dropped, 'dead letter')} of {name} removed",
+    )

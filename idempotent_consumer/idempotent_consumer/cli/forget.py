@@ -21,8 +21,9 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("service", type=service, metavar="SERVICE")
     parser.add_argument("id", metavar="ID", help="the event's id")
     parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.add_argument("--force", action="store_true",
-                        help="also a record that a replica is at work on")
+    parser.add_argument(
+        "--force", action="store_true", help="also a record that a replica is at work on"
+    )
     parser.set_defaults(run=run)
 
 
@@ -36,11 +37,15 @@ def run(arguments: argparse.Namespace, context: Context) -> Report:
             raise CommandError(f"{name} has no record of '{event_id}': it is new to it already")
         if not arguments.force:
             _refuse_work_under_way(found, records.remaining_s(found.lease), name, event_id)
-        context.confirm(f"Delete the record of '{event_id}' ({found.record.state})? {name} will "
-                        "process the event anew when it comes again.", arguments.yes)
+        context.confirm(
+            f"Delete the record of '{event_id}' ({found.record.state})? {name} will "
+            "process the event anew when it comes again.",
+            arguments.yes,
+        )
         if not records.forget(arguments.id, found.record.mod_revision):
-            raise CommandError(f"the record of '{event_id}' has changed meanwhile and was not "
-                               "deleted: look again")
+            raise CommandError(
+                f"the record of '{event_id}' has changed meanwhile and was not deleted: look again"
+            )
     return Report(
         {"service": name, "id": arguments.id, "forgotten": True, "state": found.record.state},
         f"{name} has forgotten '{event_id}'. Running replicas learn it from their watch of etcd, "
@@ -48,9 +53,7 @@ def run(arguments: argparse.Namespace, context: Context) -> Report:
     )
 
 
-def _refuse_work_under_way(
-    found: Found, remaining_s: int | None, name: str, event_id: str
-) -> None:
+def _refuse_work_under_way(found: Found, remaining_s: int | None, name: str, event_id: str) -> None:
     """Raise CommandError for a record that its replica has not finished."""
     record = found.record
     if record.state == CLAIMED:

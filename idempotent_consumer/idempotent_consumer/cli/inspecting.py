@@ -25,8 +25,12 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     parser = verbs.add_parser("inspect", parents=[common], help="show an event's record")
     parser.add_argument("service", type=service, metavar="SERVICE")
     parser.add_argument("id", metavar="ID", help="the event's id")
-    parser.add_argument("--body", type=Path, metavar="FILE",
-                        help="say whether this body is the same event, or a conflict")
+    parser.add_argument(
+        "--body",
+        type=Path,
+        metavar="FILE",
+        help="say whether this body is the same event, or a conflict",
+    )
     parser.set_defaults(run=run)
 
 
@@ -38,8 +42,11 @@ def run(arguments: argparse.Namespace, context: Context) -> Report:
         found = records.get(arguments.id)
         remaining_s = records.remaining_s(found.lease) if found else None
     key = record_key(arguments.service, arguments.id)
-    document: dict[str, object] = {"service": arguments.service, "id": arguments.id,
-                                   "key": key.decode()}
+    document: dict[str, object] = {
+        "service": arguments.service,
+        "id": arguments.id,
+        "key": key.decode(),
+    }
     if found is None:
         raise CommandError(
             f"{arguments.service} has no record of '{plain(arguments.id)}': it has not been "
@@ -65,14 +72,18 @@ def replica(record: Record) -> str:
 
 
 def _facts(record: Record) -> dict[str, object]:
-    return {"state": record.state, "time": record.time, "replica": replica(record),
-            "token": record.token, "digest": record.digest, "mod_revision": record.mod_revision,
-            "events": [orjson.loads(body) for body in record.events]}
+    return {
+        "state": record.state,
+        "time": record.time,
+        "replica": replica(record),
+        "token": record.token,
+        "digest": record.digest,
+        "mod_revision": record.mod_revision,
+        "events": [orjson.loads(body) for body in record.events],
+    }
 
 
-def _texts(
-    record: Record, remaining_s: int | None, now_s: float
-) -> list[tuple[str, str]]:
+def _texts(record: Record, remaining_s: int | None, now_s: float) -> list[tuple[str, str]]:
     held = "claim" if record.state == CLAIMED else "kept"
     # Both are under the lease that a replica keeps alive for all its claims.
     renewed = record.state in (CLAIMED, RELEASED)
@@ -81,8 +92,13 @@ def _texts(
         ("time", _time(record.time, now_s)),
         ("replica", plain(replica(record)) or "none: it was not written by this library"),
         ("digest", plain(record.digest)),
-        (held, "for good" if remaining_s is None else f"for another {duration(remaining_s)}"
-               + (", unless its replica renews it" if renewed else "")),
+        (
+            held,
+            "for good"
+            if remaining_s is None
+            else f"for another {duration(remaining_s)}"
+            + (", unless its replica renews it" if renewed else ""),
+        ),
     ]
     if record.state == PUBLISHING:
         texts += [("publishes", plain(body.decode())) for body in record.events]

@@ -51,5 +51,8 @@ def chunks(source: Input) -> Iterator[list[Line]]:
 
 
 def _lines(bodies: list[bytes], before: int) -> list[Line]:
-    return [Line(f"line {number}", body)
-            for number, raw in enumerate(bodies, before + 1) if (body := raw.strip())]
+    return [
+        Line(f"line {number}", body)
+        for number, raw in enumerate(bodies, before + 1)
+        if (body := raw.strip())
+    ]

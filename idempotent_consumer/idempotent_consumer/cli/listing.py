@@ -37,8 +37,13 @@ def run(arguments: argparse.Namespace, context: Context) -> Report:
         # What is listed is kept, not the letters: each holds a body of up to a megabyte.
         facts = [facts_of(letter, context.now_s()) for letter in chosen.of(noted())]
     warning = look_costs(arguments.service, context)
-    document = {"service": arguments.service, "total": reasons.total(), "reasons": dict(reasons),
-                "letters": facts, "warning": warning}
+    document = {
+        "service": arguments.service,
+        "total": reasons.total(),
+        "reasons": dict(reasons),
+        "letters": facts,
+        "warning": warning,
+    }
     return Report(document, _text(arguments.service, facts, reasons, warning))
 
 
@@ -46,8 +51,11 @@ def facts_of(letter: Letter, now_s: float) -> dict[str, Any]:
     """Return what a letter is, without its body."""
     event, since = letter.event, letter.since
     return {
-        "id": event.id if event else None, "type": event.type if event else None,
-        "reason": letter.reason, "error": letter.error, "attempts": letter.attempts,
+        "id": event.id if event else None,
+        "type": event.type if event else None,
+        "reason": letter.reason,
+        "error": letter.error,
+        "attempts": letter.attempts,
         "since": since.isoformat() if since else None,
         "age_s": max(0, round(now_s - since.timestamp())) if since else None,
         "bytes": len(letter.body),
@@ -61,8 +69,10 @@ def look_costs(service: str, context: Context) -> str | None:
         arguments = queue_arguments(service, ())[queue]
         if rabbitmq.depth(queue) is None or not rabbitmq.differs(queue, arguments):
             return None
-    return (f"{queue} is of an older version: RabbitMQ drops a letter from it after some 20 looks, "
-            "of which this was one. idempotent-consumer doctor says what to do")
+    return (
+        f"{queue} is of an older version: RabbitMQ drops a letter from it after some 20 looks, "
+        "of which this was one. idempotent-consumer doctor says what to do"
+    )
 
 
 def _text(
@@ -82,7 +92,10 @@ def _text(
 def _row(facts: dict[str, Any]) -> list[str]:
     age_s, attempts = facts["age_s"], facts["attempts"]
     return [
-        plain(facts["id"] or "-", 40), plain(facts["type"] or "-", 24), plain(facts["reason"], 16),
-        "-" if attempts is None else str(attempts), "?" if age_s is None else duration(age_s),
+        plain(facts["id"] or "-", 40),
+        plain(facts["type"] or "-", 24),
+        plain(facts["reason"], 16),
+        "-" if attempts is None else str(attempts),
+        "?" if age_s is None else duration(age_s),
         plain(facts["error"], 80),
     ]

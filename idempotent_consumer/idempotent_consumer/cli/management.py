@@ -34,8 +34,11 @@ class Management:
                 return self._fetch(f"{url}/api{path}", self._tls)
             except WebError as error:
                 if error.status or not left:
-                    raise WebError(f"RabbitMQ's management API: {error} ({VARIABLE} says where it "
-                                   "is)", error.status, error.body) from None
+                    raise WebError(
+                        f"RabbitMQ's management API: {error} ({VARIABLE} says where it is)",
+                        error.status,
+                        error.body,
+                    ) from None
         raise AssertionError("there is an address at least")
 
     def queues(self) -> list[dict[str, Any]]:

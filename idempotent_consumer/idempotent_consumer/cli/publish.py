@@ -19,21 +19,32 @@ from .lines import Line, chunks
 from .output import counted
 from .report import Report
 
-SAFE = ("publishing all of them again is safe with ENABLE_ETCD=true: consumers skip the ids that "
-        "they have recorded")
+SAFE = (
+    "publishing all of them again is safe with ENABLE_ETCD=true: consumers skip the ids that "
+    "they have recorded"
+)
 
 
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     """Add the verb."""
     parser = verbs.add_parser("publish", parents=[common], help="publish events, confirmed")
-    parser.add_argument("event", nargs="*", metavar="EVENT",
-                        help="an event as JSON, or - for standard input with one a line")
+    parser.add_argument(
+        "event",
+        nargs="*",
+        metavar="EVENT",
+        help="an event as JSON, or - for standard input with one a line",
+    )
     parser.add_argument("--file", type=Path, metavar="PATH", help="a file with one event a line")
     parser.add_argument("--id", help="the event's id, with --type and perhaps --args, for JSON")
     parser.add_argument("--type", help="the event's type")
     parser.add_argument("--args", type=_object, metavar="JSON", help="the event's args, an object")
-    parser.add_argument("--timeout", type=seconds, default=30, metavar="TIME",
-                        help="give up when nothing is confirmed for so long (default 30s)")
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        default=30,
+        metavar="TIME",
+        help="give up when nothing is confirmed for so long (default 30s)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -103,8 +114,10 @@ def _source(arguments: argparse.Namespace, context: Context) -> Iterator[Iterato
     """Open the one place that the events come from. Raises UsageError and CommandError."""
     parts = arguments.id is not None or arguments.type is not None or arguments.args is not None
     if bool(arguments.event) + (arguments.file is not None) + parts != 1:
-        raise UsageError("write events as JSON, or --file, or --id and --type, or - for standard "
-                         "input: one of these")
+        raise UsageError(
+            "write events as JSON, or --file, or --id and --type, or - for standard "
+            "input: one of these"
+        )
     if arguments.file is not None:
         try:
             with arguments.file.open("rb") as file:

@@ -22,9 +22,12 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     parser = verbs.add_parser("replay", parents=[common], help="send them back to their service")
     add_selection(parser)
     add_all(parser)
-    parser.add_argument("--force", action="store_true",
-                        help="also what may have been processed before the window: it would be "
-                        "processed again; etcd is not asked")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="also what may have been processed before the window: it would be "
+        "processed again; etcd is not asked",
+    )
     parser.set_defaults(run=run)
 
 
@@ -42,8 +45,9 @@ def run(arguments: argparse.Namespace, context: Context) -> Report:
                 else:
                     held.append({"id": letter.event.id if letter.event else None, "why": why})
     except (BrokerError, EtcdError) as error:
-        raise CommandError(f"{error}; sent back before that: {replayed}, the others stay",
-                           {"replayed": replayed}) from None
+        raise CommandError(
+            f"{error}; sent back before that: {replayed}, the others stay", {"replayed": replayed}
+        ) from None
     if not replayed and not held:
         raise CommandError(f"no such dead letter of {arguments.service}")
     document: dict[str, object] = {"service": arguments.service, "replayed": replayed, "held": held}
@@ -68,8 +72,10 @@ def _risk(letter: Letter, service: str, context: Context, etcd: Asking) -> str |
         return "nothing says how long it has been here, so its record may be gone with the window"
     age_s = context.now_s() - letter.since.timestamp()
     if age_s >= window_s:
-        return (f"it has been here for {duration(age_s)}, and the window is "
-                f"{duration(window_s)}: a record of it would be gone")
+        return (
+            f"it has been here for {duration(age_s)}, and the window is "
+            f"{duration(window_s)}: a record of it would be gone"
+        )
     return None
 
 

@@ -49,8 +49,13 @@ def add_selection(parser: argparse.ArgumentParser, limit: int | None = None) -> 
     parser.add_argument("--reason", help="invalid, conflict, failed, or RabbitMQ's delivery_limit")
     parser.add_argument("--type", help="the event's type")
     parser.add_argument("--id", help="the event's id")
-    parser.add_argument("--limit", type=positive, default=limit, metavar="N",
-                        help="at most so many" + (f" (default {limit})" if limit else ""))
+    parser.add_argument(
+        "--limit",
+        type=positive,
+        default=limit,
+        metavar="N",
+        help="at most so many" + (f" (default {limit})" if limit else ""),
+    )
 
 
 def add_all(parser: argparse.ArgumentParser) -> None:

@@ -22,8 +22,9 @@ _SHOWN_CHARACTERS = 20_000
 
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     """Add the verb."""
-    parser = verbs.add_parser("show", parents=[common],
-                              help="show bodies and headers; none is removed")
+    parser = verbs.add_parser(
+        "show", parents=[common], help="show bodies and headers; none is removed"
+    )
     add_selection(parser, _LIMIT)
     parser.set_defaults(run=run)
 
@@ -67,10 +68,13 @@ def _header(value: object) -> object:
 
 def _text(shown: dict[str, Any]) -> str:
     age_s = shown["age_s"]
-    lines = [(name, "-" if shown[name] is None else plain(str(shown[name]), 1000))
-             for name in ("id", "type", "reason", "error", "attempts")]
+    lines = [
+        (name, "-" if shown[name] is None else plain(str(shown[name]), 1000))
+        for name in ("id", "type", "reason", "error", "attempts")
+    ]
     lines.append(("age", "unknown" if age_s is None else f"{duration(age_s)}, {shown['since']}"))
-    lines += [(plain(name, 40), plain(str(value), 1000))
-              for name, value in shown["headers"].items()]
+    lines += [
+        (plain(name, 40), plain(str(value), 1000)) for name, value in shown["headers"].items()
+    ]
     lines.append(("body", plain(shown["body"], _SHOWN_CHARACTERS)))
     return "\n".join(f"{name:<18}{text}" for name, text in lines)

@@ -31,24 +31,38 @@ _STATES = (DONE, CLAIMED, PUBLISHING, RELEASED)
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     """Add the verb."""
     parser = verbs.add_parser("status", parents=[common], help="show queues, records and versions")
-    parser.add_argument("service", nargs="*", type=service, metavar="SERVICE",
-                        help="a service; without any, all that have a dead-letter queue")
-    parser.add_argument("--ready", action="append", default=[], type=address, metavar="URL",
-                        help="ask the service at http://host:port for /readyz and /duplicates, too")
-    parser.add_argument("--states", action="store_true",
-                        help=f"count by state also where there are over {READ_AT_MOST:,} records: "
-                        "all of them are read, which takes seconds for a million")
+    parser.add_argument(
+        "service",
+        nargs="*",
+        type=service,
+        metavar="SERVICE",
+        help="a service; without any, all that have a dead-letter queue",
+    )
+    parser.add_argument(
+        "--ready",
+        action="append",
+        default=[],
+        type=address,
+        metavar="URL",
+        help="ask the service at http://host:port for /readyz and /duplicates, too",
+    )
+    parser.add_argument(
+        "--states",
+        action="store_true",
+        help=f"count by state also where there are over {READ_AT_MOST:,} records: "
+        "all of them are read, which takes seconds for a million",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace, context: Context) -> Report:
     """Show what can be seen. Not ok where RabbitMQ or etcd does not answer, or one is not ready."""
     found = queues(context)
-    rows: dict[str, dict[str, object]] = {
-        name: {} for name in services(arguments.service, found)
-    }
+    rows: dict[str, dict[str, object]] = {name: {} for name in services(arguments.service, found)}
     document: dict[str, Any] = {
-        "versions": {"idempotent-consumer": _library()}, "services": rows, "problems": [],
+        "versions": {"idempotent-consumer": _library()},
+        "services": rows,
+        "problems": [],
     }
     try:
         with context.rabbitmq() as rabbitmq:
@@ -64,10 +78,14 @@ def run(arguments: argparse.Namespace, context: Context) -> Report:
             document["versions"]["etcd"] = member(etcd).version
     except EtcdError as error:
         document["problems"].append(str(error))
-    document["ready"] = [{**_ready(url, context), "duplicates": _duplicates(url, context)}
-                         for url in arguments.ready]
-    document["problems"] += [f"{each['url']} is not ready: {_missing(each)}"
-                             for each in document["ready"] if not each["ready"]]
+    document["ready"] = [
+        {**_ready(url, context), "duplicates": _duplicates(url, context)} for url in arguments.ready
+    ]
+    document["problems"] += [
+        f"{each['url']} is not ready: {_missing(each)}"
+        for each in document["ready"]
+        if not each["ready"]
+    ]
     return Report(document, _text(document, found), not document["problems"])
 
 
@@ -75,8 +93,9 @@ def _queues(name: str, context: Context, rabbitmq: RabbitMQ, found: Queues) -> d
     """Return a service's queues: what is ready is exact, what is unacked is not."""
     own = rabbitmq.depth(name)
     dead = rabbitmq.depth(names.dead_letter_queue(name))
-    retries = {delay: rabbitmq.depth(queue)
-               for delay, queue in retry_queues(name, context, found).items()}
+    retries = {
+        delay: rabbitmq.depth(queue) for delay, queue in retry_queues(name, context, found).items()
+    }
     return {
         "ready": own and own.ready,
         "unacked": found.facts.get(name, {}).get("messages_unacknowledged"),
@@ -114,8 +133,15 @@ def _duplicates(url: str, context: Context) -> dict[str, Any] | None:
     try:
         asked = urlsplit(url)._replace(path="/duplicates", query="", fragment="")
         ages = context.fetch(urlunsplit(asked), Tls()).json()
-        return {"read": int(ages["read"]), "oldest_s": float(ages["oldest_s"]),
-                "within": dict(ages["within"])} if ages["read"] else None
+        return (
+            {
+                "read": int(ages["read"]),
+                "oldest_s": float(ages["oldest_s"]),
+                "within": dict(ages["within"]),
+            }
+            if ages["read"]
+            else None
+        )
     except (WebError, KeyError, TypeError, ValueError):
         return None
 
@@ -131,8 +157,18 @@ def _library() -> str:
         return "not installed"
 
 
-_HEADER = ("SERVICE", "READY", "UNACKED", "CONSUMERS", "RETRIES", "DEAD", "RECORDS", "CLAIMED",
-           "PUBLISHING", "INCARNATION")
+_HEADER = (
+    "SERVICE",
+    "READY",
+    "UNACKED",
+    "CONSUMERS",
+    "RETRIES",
+    "DEAD",
+    "RECORDS",
+    "CLAIMED",
+    "PUBLISHING",
+    "INCARNATION",
+)
 
 
 def _text(document: dict[str, Any], found: Queues) -> str:
@@ -142,33 +178,50 @@ def _text(document: dict[str, Any], found: Queues) -> str:
         parts.append(table(_HEADER, rows))
     else:
         parts.append("no service has declared its queues yet")
-    parts += [f"{name} has no queue: it has not run yet, or this is another name"
-              for name, row in document["services"].items() if row.get("ready", 0) is None]
+    parts += [
+        f"{name} has no queue: it has not run yet, or this is another name"
+        for name, row in document["services"].items()
+        if row.get("ready", 0) is None
+    ]
     if found.why_not:
         parts.append(f"what is unacked is not known. {found.why_not}")
     parts += [f"{each['url']} is ready" for each in document["ready"] if each["ready"]]
-    parts += [_ages(each["url"], each["duplicates"]) for each in document["ready"]
-              if each["duplicates"]]
+    parts += [
+        _ages(each["url"], each["duplicates"]) for each in document["ready"] if each["duplicates"]
+    ]
     parts += [plain(problem, 500) for problem in document["problems"]]
     return "\n".join(parts)
 
 
 def _ages(url: str, ages: dict[str, Any]) -> str:
-    within = [f"{number:,} within {bound}" for bound, number in ages["within"].items()
-              if 0 < number < ages["read"]]
+    within = [
+        f"{number:,} within {bound}"
+        for bound, number in ages["within"].items()
+        if 0 < number < ages["read"]
+    ]
     late = f"{counted(ages['read'], 'duplicate')} looked at: {duration(ages['oldest_s'])} at most"
     return plain(", ".join([f"{url}: {late} after the record", *within]), 500)
 
 
 def _row(name: str, row: dict[str, Any]) -> list[str]:
-    retries = " ".join(f"{delay}:{number}" for delay, number in row.get("retries", {}).items()
-                       if number)
+    retries = " ".join(
+        f"{delay}:{number}" for delay, number in row.get("retries", {}).items() if number
+    )
     states = row.get("states") or {}
     numbers = [row.get(what) for what in ("ready", "unacked", "consumers")]
-    counts = [row.get("dead_letters"), row.get("records"), states.get(CLAIMED),
-              states.get(PUBLISHING)]
-    return [name, *map(_cell, numbers), retries or "0", *map(_cell, counts),
-            (row.get("incarnation", "?") or "none")[:8]]
+    counts = [
+        row.get("dead_letters"),
+        row.get("records"),
+        states.get(CLAIMED),
+        states.get(PUBLISHING),
+    ]
+    return [
+        name,
+        *map(_cell, numbers),
+        retries or "0",
+        *map(_cell, counts),
+        (row.get("incarnation", "?") or "none")[:8],
+    ]
 
 
 def _cell(value: int | None) -> str:

@@ -63,8 +63,9 @@ def fetch(url: str, tls: Tls) -> Page:
             return Page(answer.read(), _date(answer.headers))
     except HTTPError as error:
         with error:
-            raise WebError(f"{where} answers {error.code} {error.reason}", error.code, error.read()
-                           ) from None
+            raise WebError(
+                f"{where} answers {error.code} {error.reason}", error.code, error.read()
+            ) from None
     except (OSError, HTTPException, ValueError) as error:
         why = getattr(error, "reason", None) or error
         raise WebError(f"{where} does not answer: {why}") from None

@@ -27,6 +27,9 @@ class AskingEtcd(Etcd):
     def _explain(self, at: int, error: EtcdError) -> str:
         host, port = self._addresses[at]
         refused = error.failure is Failure.AUTHENTICATION
-        look_at = "ETCD_USER and ETCD_PASSWORD say who asks" if refused else (
-            "ETCD_ENDPOINTS says where it is")
+        look_at = (
+            "ETCD_USER and ETCD_PASSWORD say who asks"
+            if refused
+            else ("ETCD_ENDPOINTS says where it is")
+        )
         return f"etcd at {host}:{port}: {error} ({look_at})"

@@ -73,8 +73,11 @@ class Calls:
         if not self._ended:
             self._ended = True
             self._health.lacks("etcd", why)
-            self._log.critical("etcd is not the one seen before: nothing is settled until this "
-                               "service is restarted, which accepts it as it is", reason=why)
+            self._log.critical(
+                "etcd is not the one seen before: nothing is settled until this "
+                "service is restarted, which accepts it as it is",
+                reason=why,
+            )
 
     @property
     def ended(self) -> bool:
@@ -86,28 +89,28 @@ class Calls:
         self._ended = True
         self._client.close()
 
-    def _failed(
-        self, what: str, error: EtcdError, failed: Callable[[EtcdError], None]
-    ) -> None:
+    def _failed(self, what: str, error: EtcdError, failed: Callable[[EtcdError], None]) -> None:
         if self._ended:
             return
         if error.failure is not Failure.LEASE_NOT_FOUND:
             self._health.lacks("etcd", str(error))
             if not self._failing:
-                self._log.warning("etcd does not answer: deliveries are held, and nothing is "
-                                  "settled until it does", error=str(error))
+                self._log.warning(
+                    "etcd does not answer: deliveries are held, and nothing is "
+                    "settled until it does",
+                    error=str(error),
+                )
             self._failing.add(what)
         failed(error)
 
-    def _answered(
-        self, what: str, reply: Any, known: Known, sent_s: float, floor: int
-    ) -> None:
+    def _answered(self, what: str, reply: Any, known: Known, sent_s: float, floor: int) -> None:
         if self._ended:
             return
         revision = reply.header.revision
         if revision < floor:
-            self.halt(f"wiped, or restored from an older state: revision {revision}, "
-                      f"{floor} seen before")
+            self.halt(
+                f"wiped, or restored from an older state: revision {revision}, {floor} seen before"
+            )
             return
         self._revision = max(self._revision, revision)
         # It is back when nothing fails that failed before.

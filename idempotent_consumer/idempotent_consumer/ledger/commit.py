@@ -98,9 +98,7 @@ class Commit:
         now = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds")
         for ask in self._asks:
             if ask.kind is not Kind.LOOK and not ask.value:
-                ask.value = records.encode(
-                    ask.kind, ask.digest, ask.token, now, ask.effects.events
-                )
+                ask.value = records.encode(ask.kind, ask.digest, ask.token, now, ask.effects.events)
 
     def _send(self) -> None:
         self._calls.once("Txn", self._request(), self._known, self._failed)

@@ -63,6 +63,7 @@ _METHODS: dict[str, tuple[str, Any]] = {
     "Alarm": ("Maintenance", m.AlarmResponse),
 }
 
+
 class Failure(enum.Enum):
     """How a call can fail. None of them says that the request did not, or will not, apply."""
 
@@ -165,8 +166,9 @@ class Etcd:
             )(requests(), metadata=self._metadata()):
                 if reply.canceled:
                     compacted = reply.compact_revision > 0
-                    raise EtcdError(*_classify("has been compacted" if compacted
-                                               else reply.cancel_reason))
+                    raise EtcdError(
+                        *_classify("has been compacted" if compacted else reply.cancel_reason)
+                    )
                 yield reply
             raise EtcdError(Failure.UNKNOWN, "the watch ended")
         except (grpc.RpcError, ValueError) as error:

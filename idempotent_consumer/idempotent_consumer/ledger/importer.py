@@ -43,8 +43,14 @@ class Importer:
     """
 
     def __init__(
-        self, prefix: str, etcd: Reader, cache: Cache, loop: Loop, log: FilteringBoundLogger,
-        revision: int = 0, begin_after_s: float = BEGIN_AFTER_S,
+        self,
+        prefix: str,
+        etcd: Reader,
+        cache: Cache,
+        loop: Loop,
+        log: FilteringBoundLogger,
+        revision: int = 0,
+        begin_after_s: float = BEGIN_AFTER_S,
     ) -> None:
         """Begin soon, with the records as of a revision, or 0 for the present one."""
         self._prefix = prefix.encode()
@@ -94,8 +100,12 @@ class Importer:
             if imported >= self._cache.max_entries:
                 break  # One more would push out another.
         self._next_revision = self._revision + 1
-        self._log.info("records imported: their duplicates are skipped at once", records=imported,
-                       of=of, seconds=round(self._loop.now_s() - started_s, 3))
+        self._log.info(
+            "records imported: their duplicates are skipped at once",
+            records=imported,
+            of=of,
+            seconds=round(self._loop.now_s() - started_s, 3),
+        )
 
     def _pages(self) -> Iterator[Any]:
         """Yield replies that together hold each record once, all of one revision.
@@ -116,8 +126,11 @@ class Importer:
 
     def _watch(self) -> None:
         create = m.WatchCreateRequest(
-            key=self._prefix, range_end=self._end, prev_kv=True,
-            start_revision=self._next_revision, filters=[m.WatchCreateRequest.NOPUT],
+            key=self._prefix,
+            range_end=self._end,
+            prev_kv=True,
+            start_revision=self._next_revision,
+            filters=[m.WatchCreateRequest.NOPUT],
             progress_notify=True,
         )
         for reply in self._etcd.watch(m.WatchRequest(create_request=create)):

@@ -31,7 +31,7 @@ class KeySpace:
 
     def learn(self, keys: Iterable[bytes]) -> None:
         """Take the bytes of these keys for digits too. All widths change by that."""
-        self._seen.update(*(key[len(self._prefix):] for key in keys))
+        self._seen.update(*(key[len(self._prefix) :] for key in keys))
         self._bytes = sorted(self._seen | {0})
 
     def width(self, first: bytes, last: bytes) -> int:
@@ -47,7 +47,7 @@ class KeySpace:
 
     def _number(self, key: bytes) -> int:
         number, base = 0, len(self._bytes)
-        for byte in key[len(self._prefix):][:_DIGITS].ljust(_DIGITS, b"\0"):
+        for byte in key[len(self._prefix) :][:_DIGITS].ljust(_DIGITS, b"\0"):
             number = number * base + min(bisect_left(self._bytes, byte), base - 1)
         return number
 

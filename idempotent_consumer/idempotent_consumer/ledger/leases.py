@@ -62,9 +62,7 @@ class WindowLease:
 
     def _grant(self) -> None:
         ttl_s = self._window_s + _bucket_s(self._window_s)
-        self._calls.until_known(
-            "LeaseGrant", lambda: m.LeaseGrantRequest(TTL=ttl_s), self._granted
-        )
+        self._calls.until_known("LeaseGrant", lambda: m.LeaseGrantRequest(TTL=ttl_s), self._granted)
 
     def _granted(self, reply: Any, sent_s: float) -> None:
         self._id = reply.ID

@@ -125,7 +125,8 @@ class EtcdLedger:
                 self._incarnation = reply.responses[0].response_range.kvs[0].value
             self._log.info(
                 "etcd reached: no history of this service, so it is new, or was wiped"
-                if reply.succeeded else "etcd reached: it holds this service's history",
+                if reply.succeeded
+                else "etcd reached: it holds this service's history",
                 incarnation=self._incarnation.decode(errors="replace"),
             )
             self._guard_later()

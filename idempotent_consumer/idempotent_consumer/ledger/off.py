@@ -24,8 +24,10 @@ class NoLedger:
 
     def open(self, opened: Callable[[], None]) -> None:
         """There is nothing to reach."""
-        self._log.warning("ENABLE_ETCD is false: every delivery is processed, duplicates too, "
-                          "and effects are dropped")
+        self._log.warning(
+            "ENABLE_ETCD is false: every delivery is processed, duplicates too, "
+            "and effects are dropped"
+        )
         opened()
 
     def key(self, event: Event, token: str) -> bytes:

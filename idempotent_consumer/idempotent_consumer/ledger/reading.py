@@ -65,9 +65,14 @@ class Records:
 
     def count(self) -> int:
         """Return how many there are: etcd counts keys in its index and reads none of them."""
-        return int(self._etcd.ask("Range", m.RangeRequest(
-            key=self._prefix, range_end=m.prefix_end(self._prefix), count_only=True
-        )).count)
+        return int(
+            self._etcd.ask(
+                "Range",
+                m.RangeRequest(
+                    key=self._prefix, range_end=m.prefix_end(self._prefix), count_only=True
+                ),
+            ).count
+        )
 
     def states(self) -> Counter[str]:
         """Return how many there are in each state. It reads them all, at one revision."""

@@ -31,9 +31,7 @@ class Record(NamedTuple):
     events: tuple[bytes, ...] = ()
 
 
-def encode(
-    state: str, digest: str, token: str, time: str, events: Sequence[bytes] = ()
-) -> bytes:
+def encode(state: str, digest: str, token: str, time: str, events: Sequence[bytes] = ()) -> bytes:
     """Write a record's value. None of its texts needs escaping: all are this library's own."""
     value = f'{{"state":"{state}","digest":"{digest}","token":"{token}","time":"{time}"}}'.encode()
     return value[:-1] + b',"events":[%s]}' % b",".join(events) if events else value

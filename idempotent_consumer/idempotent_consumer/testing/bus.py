@@ -131,8 +131,13 @@ class FakeBus:
         """Ack all that is settled."""
         self.epoch.flush_past_gap()
 
-    def forward(self, delivery: Delivery, queue: str, headers: dict[str, object],
-                confirmed: Callable[[], None]) -> None:
+    def forward(
+        self,
+        delivery: Delivery,
+        queue: str,
+        headers: dict[str, object],
+        confirmed: Callable[[], None],
+    ) -> None:
         """Send a message on, and confirm it soon or at the test's word."""
         if not delivery.alive:
             return

@@ -58,8 +58,9 @@ def check_crashes(make: Make, events: Events) -> None:
         _compare(undisturbed, seen, f"killed at step {number}, {step}")
 
 
-def _run(make: Make, batches: Sequence[Events], dies_at: int | None = None
-         ) -> tuple[Seen, list[str]]:
+def _run(
+    make: Make, batches: Sequence[Events], dies_at: int | None = None
+) -> tuple[Seen, list[str]]:
     service, outside = make()
     world = InMemory(service, dies_at=dies_at)
     for batch in batches:
@@ -88,5 +89,6 @@ def _in_batches(deliveries: Events, chance: random.Random) -> list[Events]:
 def _compare(undisturbed: Seen, seen: Seen, how: str) -> None:
     for what, expected, found in zip(Seen._fields, undisturbed, seen, strict=True):
         if found != expected:
-            raise AssertionError(f"{what} differs {how}:\n  {found!r}\nundisturbed it is\n"
-                                 f"  {expected!r}")
+            raise AssertionError(
+                f"{what} differs {how}:\n  {found!r}\nundisturbed it is\n  {expected!r}"
+            )

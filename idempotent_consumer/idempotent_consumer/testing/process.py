@@ -68,10 +68,20 @@ class Process:
     is not the loop of the servers too.
     """
 
-    def __init__(self, loop: ManualLoop, store: Store, handlers: Mapping[str, Handler],
-                 name: str = "a" * 32, settings: Settings = SETTINGS,
-                 cache: Cache | None = None, *, service: str = "order", noun: str = "orders",
-                 bus: FakeBus | None = None, own_loop: Loop | None = None) -> None:
+    def __init__(
+        self,
+        loop: ManualLoop,
+        store: Store,
+        handlers: Mapping[str, Handler],
+        name: str = "a" * 32,
+        settings: Settings = SETTINGS,
+        cache: Cache | None = None,
+        *,
+        service: str = "order",
+        noun: str = "orders",
+        bus: FakeBus | None = None,
+        own_loop: Loop | None = None,
+    ) -> None:
         self.loop, self.store, self.name = loop, store, name
         self._noun, its_loop = noun, own_loop or loop
         self.etcd, self.bus = FakeEtcd(loop, store), bus or FakeBus(loop)
@@ -85,11 +95,27 @@ class Process:
         self.ledger: Ledger = NoLedger(settings, its_loop, log)
         if settings.enable_etcd:
             self.ledger = EtcdLedger(
-                service, settings, self.etcd, its_loop, self.health, log,
-                Cache() if cache is None else cache, longest_call_s=max(timeouts_s, default=0.0),
+                service,
+                settings,
+                self.etcd,
+                its_loop,
+                self.health,
+                log,
+                Cache() if cache is None else cache,
+                longest_call_s=max(timeouts_s, default=0.0),
             )
-        self.consumer = Consumer(service, name, handlers, settings.retry_delays, self.ledger,
-                                 self.bus, its_loop, self.pool, self.tally, log)
+        self.consumer = Consumer(
+            service,
+            name,
+            handlers,
+            settings.retry_delays,
+            self.ledger,
+            self.bus,
+            its_loop,
+            self.pool,
+            self.tally,
+            log,
+        )
         self.bus.take, self.bus.returned = self.consumer.take, self.tally.returned
 
     def open(self) -> None:
@@ -113,8 +139,11 @@ class Process:
 
     def counts(self) -> dict[str, int]:
         """Return the counters that are not zero, without the noun."""
-        return {name.removeprefix(f"{self._noun}_"): number
-                for name, number in self.metrics.counts.items() if number}
+        return {
+            name.removeprefix(f"{self._noun}_"): number
+            for name, number in self.metrics.counts.items()
+            if number
+        }
 
     def assert_all_counted(self) -> None:
         """Hold the contract's sum: each delivery that is not in hand ended in one counter."""

@@ -124,8 +124,11 @@ class Store:
         """Do what a request says and return the reply, or raise EtcdError and change nothing."""
         self._expire()
         known: dict[str, Callable[[Any], Any]] = {
-            "Txn": self._txn, "Range": self._read_alone, "LeaseGrant": self._grant,
-            "LeaseKeepAlive": self._keep_alive, "Authenticate": self._authenticate,
+            "Txn": self._txn,
+            "Range": self._read_alone,
+            "LeaseGrant": self._grant,
+            "LeaseKeepAlive": self._keep_alive,
+            "Authenticate": self._authenticate,
         }
         reply = known[method](request)
         if not reply.header.revision:
@@ -184,12 +187,14 @@ class Store:
             pb.Compare.VERSION: (kv.version, compare.version),
             pb.Compare.VALUE: (kv.value, compare.value),
         }[compare.target]
-        return bool({
-            pb.Compare.EQUAL: found == wanted,
-            pb.Compare.NOT_EQUAL: found != wanted,
-            pb.Compare.GREATER: found > wanted,
-            pb.Compare.LESS: found < wanted,
-        }[compare.result])
+        return bool(
+            {
+                pb.Compare.EQUAL: found == wanted,
+                pb.Compare.NOT_EQUAL: found != wanted,
+                pb.Compare.GREATER: found > wanted,
+                pb.Compare.LESS: found < wanted,
+            }[compare.result]
+        )
 
     def _do(self, operation: Any, revision: int, changes: list[Change]) -> Any:
         kind = operation.WhichOneof("request")
@@ -207,14 +212,22 @@ class Store:
             return pb.ResponseOp(response_delete_range=pb.DeleteRangeResponse(deleted=len(gone)))
         raise NotImplementedError(kind)
 
-    def _write(self, key: bytes, value: bytes, lease: int, revision: int, changes: list[Change]
-               ) -> None:
+    def _write(
+        self, key: bytes, value: bytes, lease: int, revision: int, changes: list[Change]
+    ) -> None:
         old = self._at(key, revision)
-        self._append(key, revision, kv_pb2.KeyValue(
-            key=key, value=value, lease=lease, mod_revision=revision,
-            create_revision=old.create_revision if old else revision,
-            version=old.version + 1 if old else 1,
-        ))
+        self._append(
+            key,
+            revision,
+            kv_pb2.KeyValue(
+                key=key,
+                value=value,
+                lease=lease,
+                mod_revision=revision,
+                create_revision=old.create_revision if old else revision,
+                version=old.version + 1 if old else 1,
+            ),
+        )
         changes.append(Change(revision, key, value, lease))
 
     def _remove(self, keys: Iterable[bytes], revision: int, changes: list[Change]) -> None:
@@ -239,7 +252,7 @@ class Store:
         if request.sort_order or request.sort_target:
             raise NotImplementedError("orders other than by key")
         keys = self._within(request.key, request.range_end, revision)
-        shown = keys[:request.limit] if request.limit else keys
+        shown = keys[: request.limit] if request.limit else keys
         reply = pb.RangeResponse(count=len(keys))
         if not request.count_only:
             reply.more = len(shown) < len(keys)
@@ -300,8 +313,9 @@ class Store:
     def _expire(self) -> None:
         """End what has run out; nobody has looked since, so it may as well be now."""
         now_s = self._now_s()
-        ended = [(ends_s, lease) for lease, ends_s in self._data.lease_ends_s.items()
-                 if ends_s <= now_s]
+        ended = [
+            (ends_s, lease) for lease, ends_s in self._data.lease_ends_s.items() if ends_s <= now_s
+        ]
         for _, lease in sorted(ended):
             self._end_lease(lease)
 

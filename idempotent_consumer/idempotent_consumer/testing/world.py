@@ -61,8 +61,9 @@ class InMemory:
     place. Handlers run one after the other, on the caller's thread.
     """
 
-    def __init__(self, service: Service, settings: Settings | None = None, *,
-                 dies_at: int | None = None) -> None:
+    def __init__(
+        self, service: Service, settings: Settings | None = None, *, dies_at: int | None = None
+    ) -> None:
         self._service, self._settings = service, settings or Settings(enable_etcd=True)
         self._loop = ManualLoop()
         self._store = Store(self._loop.now_s, self._settings.etcd_max_txn_ops)
@@ -85,15 +86,20 @@ class InMemory:
     def effects(self) -> dict[str, bytes]:
         """What the handlers have written, by key."""
         keys = self._store.keys()
-        return {key: self._store.get(key).value for key in keys
-                if not key.startswith(names.RESERVED_PREFIXES)}
+        return {
+            key: self._store.get(key).value
+            for key in keys
+            if not key.startswith(names.RESERVED_PREFIXES)
+        }
 
     @property
     def records(self) -> dict[str, str]:
         """The state of each record, by the event's id (as it stands in the key)."""
         prefix = names.record_prefix(self._service.name)
-        return {key.removeprefix(prefix): decode(self._store.get(key).value, 0).state
-                for key in self._store.keys(prefix)}
+        return {
+            key.removeprefix(prefix): decode(self._store.get(key).value, 0).state
+            for key in self._store.keys(prefix)
+        }
 
     @property
     def published(self) -> list[dict[str, Any]]:
@@ -116,19 +122,33 @@ class InMemory:
 
     def _start(self, life: Life) -> None:
         name = f"{len(self._processes):032x}"
-        self._processes.append(_Process(life, self._loop, self._store, self._service, name,
-                                        self._settings, self._sent, self._published.append))
+        self._processes.append(
+            _Process(
+                life,
+                self._loop,
+                self._store,
+                self._service,
+                name,
+                self._settings,
+                self._sent,
+                self._published.append,
+            )
+        )
         self._process.open()
 
     def _sent(self, message: Forwarded) -> None:
         """Take what a process has sent on: a dead letter stays, a retry comes back in time."""
         if message.queue == names.dead_letter_queue(self._service.name):
-            reason, error = (str(message.headers.get(name, ""))
-                             for name in (names.REASON_HEADER, names.ERROR_HEADER))
+            reason, error = (
+                str(message.headers.get(name, ""))
+                for name in (names.REASON_HEADER, names.ERROR_HEADER)
+            )
             self.parked.append(Parked(message.body, reason, error))
             return
-        delays = {names.retry_queue(self._service.name, delay): seconds
-                  for delay, seconds in self._settings.retry_delays}
+        delays = {
+            names.retry_queue(self._service.name, delay): seconds
+            for delay, seconds in self._settings.retry_delays
+        }
         self._coming_back += 1
         self._loop.call_later(delays[message.queue], partial(self._come_back, message))
 
@@ -159,15 +179,33 @@ class InMemory:
 class _Process(Process):
     """A process that can die between any two of its steps."""
 
-    def __init__(self, life: Life, loop: ManualLoop, store: Store, service: Service, name: str,
-                 settings: Settings, sent: Callable[[Forwarded], None],
-                 published: Callable[[bytes], None]) -> None:
+    def __init__(
+        self,
+        life: Life,
+        loop: ManualLoop,
+        store: Store,
+        service: Service,
+        name: str,
+        settings: Settings,
+        sent: Callable[[Forwarded], None],
+        published: Callable[[bytes], None],
+    ) -> None:
         self.life = life
-        handlers = {kind: replace(handler, function=self._watched(handler))
-                    for kind, handler in service.handlers.items()}
-        super().__init__(loop, store, handlers, name, settings, service=service.name,
-                         noun=service.noun, bus=_Bus(loop, life, sent, published),
-                         own_loop=_Loop(loop, life))
+        handlers = {
+            kind: replace(handler, function=self._watched(handler))
+            for kind, handler in service.handlers.items()
+        }
+        super().__init__(
+            loop,
+            store,
+            handlers,
+            name,
+            settings,
+            service=service.name,
+            noun=service.noun,
+            bus=_Bus(loop, life, sent, published),
+            own_loop=_Loop(loop, life),
+        )
         self.etcd.fate = self._fate
 
     def _watched(self, handler: Handler) -> Callable[..., Any]:
@@ -184,8 +222,14 @@ class _Process(Process):
     def _fate(self, method: str, request: Any) -> Fate:
         if method != "Txn" or not request.success:
             return FINE
-        what = ", ".join(operation.request_put.key.decode() for operation in request.success
-                         if operation.request_put.key) or "a read"
+        what = (
+            ", ".join(
+                operation.request_put.key.decode()
+                for operation in request.success
+                if operation.request_put.key
+            )
+            or "a read"
+        )
         if not self.life.step(f"before etcd has {what}"):
             return REQUEST_LOST
         return FINE if self.life.step(f"etcd has {what}, its answer is unread") else ANSWER_LOST
@@ -194,8 +238,13 @@ class _Process(Process):
 class _Bus(FakeBus):
     """The broker's side of a process, which hears nothing of a dead one."""
 
-    def __init__(self, loop: ManualLoop, life: Life, sent: Callable[[Forwarded], None],
-                 published: Callable[[bytes], None]) -> None:
+    def __init__(
+        self,
+        loop: ManualLoop,
+        life: Life,
+        sent: Callable[[Forwarded], None],
+        published: Callable[[bytes], None],
+    ) -> None:
         super().__init__(loop)
         self._life, self._sent, self._published = life, sent, published
 
@@ -209,8 +258,13 @@ class _Bus(FakeBus):
         if not self._life.dead:
             super().flush_past_gap()
 
-    def forward(self, delivery: Delivery, queue: str, headers: dict[str, object],
-                confirmed: Callable[[], None]) -> None:
+    def forward(
+        self,
+        delivery: Delivery,
+        queue: str,
+        headers: dict[str, object],
+        confirmed: Callable[[], None],
+    ) -> None:
         """Send a message on: to a retry queue, or to the dead letters."""
         if delivery.alive and self._life.step(f"before {queue} has {delivery.body[:80]!r}"):
             self._sent(Forwarded(delivery, queue, headers, confirmed))

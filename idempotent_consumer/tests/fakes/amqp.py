@@ -56,14 +56,21 @@ class FakeChannel:
     def add_on_return_callback(self, callback: Callable[..., None]) -> None:
         """Return nothing."""
 
-    def confirm_delivery(self, on_confirm: Callable[[Any], None],
-                         callback: Callable[[Any], None]) -> None:
+    def confirm_delivery(
+        self, on_confirm: Callable[[Any], None], callback: Callable[[Any], None]
+    ) -> None:
         """Confirm from now on."""
         self._on_confirm = on_confirm
         callback(None)
 
-    def basic_publish(self, _exchange: str, _routing_key: str, _body: bytes, properties: object,
-                      mandatory: bool = False) -> None:
+    def basic_publish(
+        self,
+        _exchange: str,
+        _routing_key: str,
+        _body: bytes,
+        properties: object,
+        mandatory: bool = False,
+    ) -> None:
         """Take a message."""
         self.sent.append(properties)
 
@@ -71,8 +78,13 @@ class FakeChannel:
 class FakeConnection:
     """A connection that opens and ends at the test's word."""
 
-    def __init__(self, loop: ManualLoop, on_open: Callable[[Any], None],
-                 on_refused: Callable[..., None], on_close: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        loop: ManualLoop,
+        on_open: Callable[[Any], None],
+        on_refused: Callable[..., None],
+        on_close: Callable[..., None],
+    ) -> None:
         self._loop = loop
         self._on_open, self._on_refused, self._on_close = on_open, on_refused, on_close
         self.is_open = self.is_closed = False
@@ -141,12 +153,19 @@ class Broker:
         self._loop = loop
         self.connections: list[FakeConnection] = []
 
-    def connect(self, _parameters: Any, *, on_open_callback: Callable[[Any], None],
-                on_open_error_callback: Callable[..., None],
-                on_close_callback: Callable[..., None], custom_ioloop: Any) -> FakeConnection:
+    def connect(
+        self,
+        _parameters: Any,
+        *,
+        on_open_callback: Callable[[Any], None],
+        on_open_error_callback: Callable[..., None],
+        on_close_callback: Callable[..., None],
+        custom_ioloop: Any,
+    ) -> FakeConnection:
         """Take the place of pika's connection."""
-        self.connections.append(FakeConnection(
-            self._loop, on_open_callback, on_open_error_callback, on_close_callback))
+        self.connections.append(
+            FakeConnection(self._loop, on_open_callback, on_open_error_callback, on_close_callback)
+        )
         return self.connection
 
     @classmethod
@@ -169,5 +188,9 @@ class Broker:
     @property
     def sent(self) -> list[object]:
         """Return the properties of all that has been published, in order."""
-        return [properties for connection in self.connections
-                for channel in connection.channels for properties in channel.sent]
+        return [
+            properties
+            for connection in self.connections
+            for channel in connection.channels
+            for properties in channel.sent
+        ]

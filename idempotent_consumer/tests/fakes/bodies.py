@@ -15,20 +15,59 @@ from hypothesis import strategies as st
 Json = dict[str, Any]
 
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1)
-    | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
 ARGS = st.dictionaries(st.text(), JSON_VALUES, max_size=4)
 
 AWKWARD_IDS = (
-    "123", "a/b", "123/", "123//", "/", "//", "..", "../notify/123", "/service/order/123",
-    "123\0", "\0", " ", "123\n", "123 ", "ABC", "abc", "\u00e9", "e\u0301", "\u00df", "SS",
-    "\ufb01", "fi", "\u0130", "i\u0307", "\ufeff123", "\u200b123", "\U0010ffff", "%2F", "sha256:",
-    "sha256", "sha256:" + "0" * 64, "SHA256:" + "0" * 64, "x" * 127, "x" * 128, "x" * 129,
-    "\u00e9" * 64, "\u00e9" * 64 + "x", "\u00e9" * 63 + "x", "\U0001f600" * 32,
-    "\U0001f600" * 32 + "x", "x" * 10_000, "x" * 10_001,
+    "123",
+    "a/b",
+    "123/",
+    "123//",
+    "/",
+    "//",
+    "..",
+    "../notify/123",
+    "/service/order/123",
+    "123\0",
+    "\0",
+    " ",
+    "123\n",
+    "123 ",
+    "ABC",
+    "abc",
+    "\u00e9",
+    "e\u0301",
+    "\u00df",
+    "SS",
+    "\ufb01",
+    "fi",
+    "\u0130",
+    "i\u0307",
+    "\ufeff123",
+    "\u200b123",
+    "\U0010ffff",
+    "%2F",
+    "sha256:",
+    "sha256",
+    "sha256:" + "0" * 64,
+    "SHA256:" + "0" * 64,
+    "x" * 127,
+    "x" * 128,
+    "x" * 129,
+    "\u00e9" * 64,
+    "\u00e9" * 64 + "x",
+    "\u00e9" * 63 + "x",
+    "\U0001f600" * 32,
+    "\U0001f600" * 32 + "x",
+    "x" * 10_000,
+    "x" * 10_001,
 )
 """Ids that a careless key would bring together, or could not write."""
 
@@ -40,8 +79,9 @@ NO_OBJECTS = st.one_of(st.none(), st.booleans(), st.integers(), st.text(), st.li
 def events(event_ids: st.SearchStrategy[str] = IDS) -> st.SearchStrategy[Json]:
     """Draw events with a handler. Other members are allowed, whatever they hold."""
     others = st.dictionaries(st.sampled_from(["sent", "trace", "ID", "x" * 300]), JSON_VALUES)
-    known = st.fixed_dictionaries({"id": event_ids, "type": st.just("new_order")},
-                                  optional={"args": ARGS})
+    known = st.fixed_dictionaries(
+        {"id": event_ids, "type": st.just("new_order")}, optional={"args": ARGS}
+    )
     return st.tuples(others, known).map(lambda both: {**both[0], **both[1]})
 
 
@@ -63,10 +103,15 @@ def written(draw: st.DrawFn, event: Json) -> bytes:
     if draw(st.booleans()):
         return orjson.dumps(event)
     separators = draw(st.sampled_from([(",", ":"), (", ", ": "), ("\n,\t", " :\r\n")]))
-    text = json.dumps(event, ensure_ascii=draw(st.booleans()), separators=separators,
-                      indent=draw(st.sampled_from([None, 0, 3])))
-    return (draw(st.sampled_from(["", " ", "\r\n\t"])) + text + draw(st.sampled_from(["", "\n"]))
-            ).encode()
+    text = json.dumps(
+        event,
+        ensure_ascii=draw(st.booleans()),
+        separators=separators,
+        indent=draw(st.sampled_from([None, 0, 3])),
+    )
+    return (
+        draw(st.sampled_from(["", " ", "\r\n\t"])) + text + draw(st.sampled_from(["", "\n"]))
+    ).encode()
 
 
 @st.composite
@@ -91,10 +136,19 @@ def damaged(draw: st.DrawFn) -> bytes:
     body = orjson.dumps(draw(events()))
     at = draw(st.integers(0, len(body) - 1))
     byte = draw(st.sampled_from([b"\xff", b"\xc0", b"\x80", b"\xed\xa0\x80", b"\xf5", b"\0"]))
-    return draw(st.sampled_from([
-        body[:at], body + body, body + b",", body + b"\0", b"\xef\xbb\xbf" + body,
-        body[:at] + byte + body[at:], body.decode().encode("utf-16"),
-    ]))
+    return draw(
+        st.sampled_from(
+            [
+                body[:at],
+                body + body,
+                body + b",",
+                body + b"\0",
+                b"\xef\xbb\xbf" + body,
+                body[:at] + byte + body[at:],
+                body.decode().encode("utf-16"),
+            ]
+        )
+    )
 
 
 @st.composite
@@ -103,12 +157,34 @@ def unwritable(draw: st.DrawFn) -> bytes:
     event = draw(events())
     event["args"] = {**event.get("args", {}), "spoilt": "HERE"}
     depth = draw(st.integers(255, 2000))
-    value = draw(st.sampled_from([
-        "NaN", "Infinity", "-Infinity", "1e999", "01", "+1", ".5", "0x1", "'a'", "undefined",
-        '"\\ud800"', '"a\\udfffb"', '"\\udc00\\ud800"', '{"\\ud800":1}', '"\\x41"', '"\t"',
-        "[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth, "[" * depth, "[1,]",
-        "// so", "{1:2}",
-    ]))
+    value = draw(
+        st.sampled_from(
+            [
+                "NaN",
+                "Infinity",
+                "-Infinity",
+                "1e999",
+                "01",
+                "+1",
+                ".5",
+                "0x1",
+                "'a'",
+                "undefined",
+                '"\\ud800"',
+                '"a\\udfffb"',
+                '"\\udc00\\ud800"',
+                '{"\\ud800":1}',
+                '"\\x41"',
+                '"\t"',
+                "[" * depth + "]" * depth,
+                '{"a":' * depth + "1" + "}" * depth,
+                "[" * depth,
+                "[1,]",
+                "// so",
+                "{1:2}",
+            ]
+        )
+    )
     return orjson.dumps(event).replace(b'"HERE"', value.encode())
 
 
@@ -122,7 +198,9 @@ def is_event(body: bytes) -> bool:
 
 
 INVALID = st.one_of(
-    misshapen(), damaged(), unwritable(),
+    misshapen(),
+    damaged(),
+    unwritable(),
     st.binary(max_size=200).filter(lambda body: not is_event(body)),
     st.text(max_size=200).map(str.encode).filter(lambda body: not is_event(body)),
 )

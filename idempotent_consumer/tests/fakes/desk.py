@@ -31,9 +31,16 @@ def digest_of(event_id: str) -> str:
 class Desk:
     """One process's ledger of the service "order". Several may share a store."""
 
-    def __init__(self, loop: ManualLoop, store: Store, name: str = "a" * 32, *,
-                 settings: Settings | None = None, longest_call_s: float = 5.0,
-                 fill_cache: Callable[[int], CacheSource] | None = None) -> None:
+    def __init__(
+        self,
+        loop: ManualLoop,
+        store: Store,
+        name: str = "a" * 32,
+        *,
+        settings: Settings | None = None,
+        longest_call_s: float = 5.0,
+        fill_cache: Callable[[int], CacheSource] | None = None,
+    ) -> None:
         self.loop, self.store, self.name = loop, store, name
         self.etcd, self.health, self.cache = FakeEtcd(loop, store), Health(), Cache()
         self.lines = LogCapture()
@@ -41,8 +48,15 @@ class Desk:
             None, processors=[self.lines], wrapper_class=structlog.make_filtering_bound_logger(0)
         )
         self.ledger = EtcdLedger(
-            "order", settings or Settings(enable_etcd=True), self.etcd, loop, self.health,
-            log, self.cache, fill_cache, longest_call_s,
+            "order",
+            settings or Settings(enable_etcd=True),
+            self.etcd,
+            loop,
+            self.health,
+            log,
+            self.cache,
+            fill_cache,
+            longest_call_s,
         )
         self.answers: list[Answer] = []
         self.opened = 0
@@ -56,14 +70,22 @@ class Desk:
     def _opened(self) -> None:
         self.opened += 1
 
-    def ask(self, event_id: str, kind: Kind = Kind.RECORD, *, expect: int = 0,
-            digest: str = "", effects: Sequence[Put] = ()) -> Ask:
+    def ask(
+        self,
+        event_id: str,
+        kind: Kind = Kind.RECORD,
+        *,
+        expect: int = 0,
+        digest: str = "",
+        effects: Sequence[Put] = (),
+    ) -> Ask:
         """Return an ask with a token of its own."""
         self._asked += 1
         key = f"/service/order/{event_id}".encode()
         digest = digest or digest_of(event_id)
-        return Ask(kind, key, digest, f"{self.name}/1/{self._asked}", None, expect,
-                   Checked(effects))
+        return Ask(
+            kind, key, digest, f"{self.name}/1/{self._asked}", None, expect, Checked(effects)
+        )
 
     def submit(self, *asks: Ask) -> None:
         """Commit asks as one batch, and do all that can be done without time passing."""

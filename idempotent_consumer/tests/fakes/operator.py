@@ -129,8 +129,12 @@ class FakeProducer:
     published: list[bytes]
     error: Exception | None = None
 
-    def publish(self, bodies: Iterable[bytes], timeout_s: float = 30.0,
-                progress: Callable[[int], None] | None = None) -> int:
+    def publish(
+        self,
+        bodies: Iterable[bytes],
+        timeout_s: float = 30.0,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
         """Take all, and report one by one."""
         number = 0
         for body in bodies:
@@ -181,8 +185,15 @@ class Operator:
         """Sit at a terminal and type this."""
         self.stdin, self.err = Typed(text.encode()), Terminal()
 
-    def has_record(self, service: str, event_id: str, digest: str = "1:00", state: str = "done",
-                   lease_s: int = 3600, events: tuple[bytes, ...] = ()) -> None:
+    def has_record(
+        self,
+        service: str,
+        event_id: str,
+        digest: str = "1:00",
+        state: str = "done",
+        lease_s: int = 3600,
+        events: tuple[bytes, ...] = (),
+    ) -> None:
         """Let a replica have written a record."""
         lease = self.store.apply("LeaseGrant", pb.LeaseGrantRequest(TTL=lease_s)).ID
         value = records.encode(state, digest, TOKEN, "2027-01-15T07:58:20.000+00:00", events)
@@ -196,8 +207,14 @@ class Operator:
     def has_service(self, service: str, dead: int = 0, consumers: int = 1) -> None:
         """Let a service have declared its queues, by the settings' defaults."""
         for name, arguments in queue_arguments(service, Settings().retry_delays).items():
-            self.queues.append({"name": name, "type": "quorum", "arguments": arguments,
-                                "messages_unacknowledged": 0})
+            self.queues.append(
+                {
+                    "name": name,
+                    "type": "quorum",
+                    "arguments": arguments,
+                    "messages_unacknowledged": 0,
+                }
+            )
             self.depths[name] = Depth(0, 0)
         self.depths[service] = Depth(0, consumers)
         self.depths[f"{service}.dead-letter"] = Depth(dead, 0)
@@ -210,10 +227,16 @@ class Operator:
 
     def _context(self, environ: Any) -> Context:
         return Context(
-            environ, Settings.from_environ(environ), self.stdin, self.err,
-            lambda _: self._rabbitmq(), lambda _, __: self._letters(),
-            lambda _: closing(self.etcd), lambda _: nullcontext(self.producer),
-            self._fetch, lambda: self.now_s,
+            environ,
+            Settings.from_environ(environ),
+            self.stdin,
+            self.err,
+            lambda _: self._rabbitmq(),
+            lambda _, __: self._letters(),
+            lambda _: closing(self.etcd),
+            lambda _: nullcontext(self.producer),
+            self._fetch,
+            lambda: self.now_s,
         )
 
     @contextmanager
@@ -229,11 +252,18 @@ class Operator:
 
     def _fetch(self, url: str, _tls: Tls) -> Page:
         path = url.partition("://")[2].partition("/")[2].partition("?")[0]
-        known = {"api/queues/%2F": self.queues, "api/health/checks/alarms": {"status": "ok"},
-                 "api/policies/%2F": self.policies, "api/operator-policies/%2F": [],
-                 "api/exchanges/%2F/events/bindings/source": self.bindings}
-        page = self.pages.get(path) or orjson.dumps(known[path]) if (
-            path in known or path in self.pages) else WebError("no such page", 404)
+        known = {
+            "api/queues/%2F": self.queues,
+            "api/health/checks/alarms": {"status": "ok"},
+            "api/policies/%2F": self.policies,
+            "api/operator-policies/%2F": [],
+            "api/exchanges/%2F/events/bindings/source": self.bindings,
+        }
+        page = (
+            self.pages.get(path) or orjson.dumps(known[path])
+            if (path in known or path in self.pages)
+            else WebError("no such page", 404)
+        )
         if isinstance(page, WebError):
             raise page
         return Page(page)

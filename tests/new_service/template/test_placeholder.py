@@ -23,7 +23,9 @@ def test_each_event_is_handled_once_and_leaves_its_document() -> None:
     assert world.counts == {"received": 4, "processed": 3, "processed_skipped": 1}
     assert len(world.effects) == len(EVENTS)
     assert json.loads(world.effects["/documents/placeholder/order-1"]) == {
-        "id": "order-1", "args": {"n": 1}}
+        "id": "order-1",
+        "args": {"n": 1},
+    }
 
 
 def test_nobody_sees_a_duplicate() -> None:

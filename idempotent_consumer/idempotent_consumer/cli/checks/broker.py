@@ -34,9 +34,13 @@ def check_alarms(management: Management) -> tuple[Finding, datetime | None]:
         page = management.page("/health/checks/alarms")
     except WebError as error:
         if error.status == 503:
-            return Finding(PROBLEM, "rabbitmq", f"an alarm is on: {_reason(error.body)}; nothing "
-                           "can be published, nor retried or parked",
-                           "free memory or disk space"), None
+            return Finding(
+                PROBLEM,
+                "rabbitmq",
+                f"an alarm is on: {_reason(error.body)}; nothing "
+                "can be published, nor retried or parked",
+                "free memory or disk space",
+            ), None
         return Finding(UNKNOWN, "rabbitmq", f"alarms were not looked at: {error}"), None
     return ok("rabbitmq", "no alarm is on"), page.date
 

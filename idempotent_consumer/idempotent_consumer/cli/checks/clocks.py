@@ -17,6 +17,11 @@ def check(about: str, date: datetime | None, now_s: float) -> Finding:
     ahead_s = date.timestamp() - now_s
     if abs(ahead_s) <= _MUCH_S:
         return ok(about, "its clock agrees with this machine's")
-    return Finding(WARNING, about, f"its clock is {abs(ahead_s):.0f} s "
-                   f"{'ahead of' if ahead_s > 0 else 'behind'} this machine's: the times of "
-                   "records and the ages of dead letters mislead", "synchronise the clocks (NTP)")
+    return Finding(
+        WARNING,
+        about,
+        f"its clock is {abs(ahead_s):.0f} s "
+        f"{'ahead of' if ahead_s > 0 else 'behind'} this machine's: the times of "
+        "records and the ages of dead letters mislead",
+        "synchronise the clocks (NTP)",
+    )

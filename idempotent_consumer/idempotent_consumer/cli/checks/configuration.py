@@ -17,8 +17,12 @@ def check(settings: Settings) -> Iterator[Finding]:
     if settings.enable_etcd:
         yield ok("settings", "ENABLE_ETCD is true")
     else:
-        yield Finding(WARNING, "settings", "ENABLE_ETCD is false here: where the services have it "
-                      "so, each duplicate is processed", "set ENABLE_ETCD=true for the services")
+        yield Finding(
+            WARNING,
+            "settings",
+            "ENABLE_ETCD is false here: where the services have it so, each duplicate is processed",
+            "set ENABLE_ETCD=true for the services",
+        )
     yield _window(settings)
 
 
@@ -33,12 +37,20 @@ def _window(settings: Settings) -> Finding:
         return ok("settings", "records are kept for good (DEDUP_WINDOW=0)")
     window = f"DEDUP_WINDOW is {duration(window_s)}"
     if window_s <= retries_s:
-        return Finding(PROBLEM, "settings", f"{window}, and a retry can come {duration(retries_s)} "
-                       "later (RETRY_DELAYS): a duplicate would be taken for a new event",
-                       f"set DEDUP_WINDOW well above {duration(retries_s)}")
+        return Finding(
+            PROBLEM,
+            "settings",
+            f"{window}, and a retry can come {duration(retries_s)} "
+            "later (RETRY_DELAYS): a duplicate would be taken for a new event",
+            f"set DEDUP_WINDOW well above {duration(retries_s)}",
+        )
     longest_s = retries_s + BROKERS_CONSUMER_TIMEOUT_S
     if window_s <= longest_s:
-        return Finding(WARNING, "settings", f"{window}; a copy that a stuck consumer holds comes "
-                       f"again after up to {duration(longest_s)}",
-                       f"set DEDUP_WINDOW well above {duration(longest_s)}")
+        return Finding(
+            WARNING,
+            "settings",
+            f"{window}; a copy that a stuck consumer holds comes "
+            f"again after up to {duration(longest_s)}",
+            f"set DEDUP_WINDOW well above {duration(longest_s)}",
+        )
     return ok("settings", f"{window}, retries come within {duration(retries_s)}")

@@ -31,6 +31,10 @@ def version_number(version: str) -> tuple[int, ...]:
 def version_finding(about: str, version: str, first_good: str) -> Finding:
     """Return whether a server is older than the first version without known faults."""
     if version_number(version) < version_number(first_good):
-        return Finding(WARNING, about, f"version {version} has known faults, fixed in {first_good}",
-                       f"upgrade it to {first_good} or newer")
+        return Finding(
+            WARNING,
+            about,
+            f"version {version} has known faults, fixed in {first_good}",
+            f"upgrade it to {first_good} or newer",
+        )
     return ok(about, f"version {version}")

@@ -67,10 +67,14 @@ def check_cluster(context: Context, services: list[str]) -> Iterator[Finding]:
     unseen: dict[str, list[str]] = {}
     with context.etcd() as etcd:
         checks: list[tuple[str, Callable[[], Finding]]] = [("alarms", partial(_alarms, etcd))]
-        checks += [("limit of operations", partial(_operations, etcd, operations, service))
-                   for service in services[:1]]
-        checks += [(f"records of {service}", partial(_incarnation, service, Records(etcd, service)))
-                   for service in services]
+        checks += [
+            ("limit of operations", partial(_operations, etcd, operations, service))
+            for service in services[:1]
+        ]
+        checks += [
+            (f"records of {service}", partial(_incarnation, service, Records(etcd, service)))
+            for service in services
+        ]
         for what, check in checks:
             try:
                 yield check()
@@ -84,8 +88,12 @@ def _alarms(etcd: Asking) -> Finding:
     raised = members.alarms(etcd)
     if not raised:
         return ok("etcd", "no alarm is on")
-    return Finding(PROBLEM, "etcd", f"alarm {', '.join(raised)} is on: no record can be written",
-                   "make room: etcdctl compact, defrag, then alarm disarm")
+    return Finding(
+        PROBLEM,
+        "etcd",
+        f"alarm {', '.join(raised)} is on: no record can be written",
+        "make room: etcdctl compact, defrag, then alarm disarm",
+    )
 
 
 def pages_of(context: Context, address: tuple[str, int]) -> Pages:
@@ -99,8 +107,9 @@ def pages_of(context: Context, address: tuple[str, int]) -> Pages:
         variables = context.fetch(f"{url}/debug/vars", tls)
     except WebError:
         return Pages()
-    return Pages(metrics.body.decode(errors="replace"), variables.body.decode(errors="replace"),
-                 metrics.date)
+    return Pages(
+        metrics.body.decode(errors="replace"), variables.body.decode(errors="replace"), metrics.date
+    )
 
 
 def _room(about: str, size_bytes: int, pages: Pages) -> Finding:
@@ -111,8 +120,12 @@ def _room(about: str, size_bytes: int, pages: Pages) -> Finding:
     what = f"{size(size_bytes)} of its quota of {size(quota_bytes)} in use"
     if share < _MUCH:
         return ok(about, what)
-    return Finding(PROBLEM if share > _TOO_MUCH else WARNING, about, what + ": full, it takes no "
-                   "records", "defragment it, raise --quota-backend-bytes, or shorten DEDUP_WINDOW")
+    return Finding(
+        PROBLEM if share > _TOO_MUCH else WARNING,
+        about,
+        what + ": full, it takes no records",
+        "defragment it, raise --quota-backend-bytes, or shorten DEDUP_WINDOW",
+    )
 
 
 def _compaction(about: str, pages: Pages) -> Finding:
@@ -120,31 +133,50 @@ def _compaction(about: str, pages: Pages) -> Finding:
     retention = pages.flag("auto-compaction-retention")
     if retention and retention != "0":
         return ok(about, f"compacts by itself ({retention})")
-    now, compacted = (pages.metric(f"etcd_debugging_mvcc_{which}_revision")
-                      for which in ("current", "compact"))
+    now, compacted = (
+        pages.metric(f"etcd_debugging_mvcc_{which}_revision") for which in ("current", "compact")
+    )
     if now is None or compacted is None:
         return Finding(UNKNOWN, about, "whether it compacts by itself is not shown")
     revisions = int(now - max(0, compacted))
     do = "start it with --auto-compaction-mode=periodic --auto-compaction-retention=1h"
     if retention == "0" or revisions > _COMPACTED_LATE:
-        return Finding(WARNING, about, f"it keeps {counted(revisions, 'revision')} of history, and "
-                       "seems not to compact by itself", do)
-    return Finding(UNKNOWN, about, "whether it compacts by itself is not shown; it keeps "
-                   f"{counted(revisions, 'revision')} of history", do)
+        return Finding(
+            WARNING,
+            about,
+            f"it keeps {counted(revisions, 'revision')} of history, and "
+            "seems not to compact by itself",
+            do,
+        )
+    return Finding(
+        UNKNOWN,
+        about,
+        "whether it compacts by itself is not shown; it keeps "
+        f"{counted(revisions, 'revision')} of history",
+        do,
+    )
 
 
 def _operations(etcd: Asking, operations: int, service: str) -> Finding:
     key = incarnation_key(service).encode()
     if members.takes_operations(etcd, operations, key):
         return ok("etcd", f"takes ETCD_MAX_TXN_OPS ({operations}) operations in a transaction")
-    return Finding(PROBLEM, "etcd", f"refuses a transaction of ETCD_MAX_TXN_OPS ({operations}) "
-                   "operations: nothing is ever recorded under load",
-                   f"start it with --max-txn-ops={operations}, or lower ETCD_MAX_TXN_OPS")
+    return Finding(
+        PROBLEM,
+        "etcd",
+        f"refuses a transaction of ETCD_MAX_TXN_OPS ({operations}) "
+        "operations: nothing is ever recorded under load",
+        f"start it with --max-txn-ops={operations}, or lower ETCD_MAX_TXN_OPS",
+    )
 
 
 def _incarnation(service: str, records: Records) -> Finding:
     incarnation = records.incarnation()
     if incarnation is None:
-        return Finding(WARNING, service, "etcd does not know it: it has never run with "
-                       "ENABLE_ETCD=true, or this etcd was wiped", "start it, and see its log")
+        return Finding(
+            WARNING,
+            service,
+            "etcd does not know it: it has never run with ENABLE_ETCD=true, or this etcd was wiped",
+            "start it, and see its log",
+        )
     return Finding(OK, service, f"etcd has its history (incarnation {incarnation[:8]})")
