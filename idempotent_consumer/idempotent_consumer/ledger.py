@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from etcd3.etcdrpc import RangeRequest, TxnRequest
@@ -197,7 +198,7 @@ class EtcdLedger:
         self._write_values(asks)
         answers: list[Answer] = []
         while asks:
-            reply, leases = await self._until_known(lambda asks=asks: self._transact(asks))
+            reply, leases = await self._until_known(partial(self._transact, asks))
             if reply.succeeded:
                 answers += _all_landed(asks, reply, leases)
                 break

@@ -9,16 +9,12 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from random import SystemRandom
 
 from structlog.typing import FilteringBoundLogger
 
-from . import amqp, etcd
 from .bus import COMMITS_IN_FLIGHT, Intake, declare
 from .cache import MAX_ENTRIES, Cache
 from .calls import Calls, ClaimedHandler, Handler, PureHandler, Runner
@@ -31,7 +27,7 @@ from .names import check_noun, check_service_name
 from .publisher import Publisher
 from .settings import Settings, SettingsError
 from .settle import Settler
-from .system import System
+from .system import System, real_system
 
 FINISH_WITHIN_S = 7.0
 """What is in flight at SIGTERM is finished and settled within this, or goes back to the broker."""
@@ -308,10 +304,7 @@ class _Process:
         return code
 
     async def _run(self) -> None:
-        system = System(
-            amqp.Connection, etcd.open_channel, time.time, SystemRandom(), ThreadPoolExecutor
-        )
-        running = Running(self._service, self._settings, system, self._metrics, self._log)
+        running = Running(self._service, self._settings, real_system(), self._metrics, self._log)
         # By now everything has said what it lacks.
         if self._settings.health_port:
             HealthServer(

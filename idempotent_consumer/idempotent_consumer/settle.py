@@ -68,7 +68,12 @@ class Settler:
                 self._park(delivery, Outcome.FAILED, names.FAILED, error, event, headers)
                 continue
             delay, _ = self._retry_delays[attempt - 1]
-            about = {**event.about, "error": error, "attempt": attempt, "again_in": delay}
+            about: dict[str, object] = {
+                **event.about,
+                "error": error,
+                "attempt": attempt,
+                "again_in": delay,
+            }
             headers[names.ERROR_HEADER] = error
             queue = names.retry_queue(self._service, delay)
             self._forward(delivery, queue, headers, Outcome.RETRIED, about)
@@ -93,7 +98,11 @@ class Settler:
             names.PARKED_AT_HEADER: now,
             **(headers or {}),
         }
-        about = {**(event.about if event else {}), "reason": reason, "error": error}
+        about: dict[str, object] = {
+            **(event.about if event else {}),
+            "reason": reason,
+            "error": error,
+        }
         self._forward(delivery, names.dead_letter_queue(self._service), whole, outcome, about)
 
     def _forward(
@@ -102,7 +111,7 @@ class Settler:
         queue: str,
         headers: dict[str, object],
         outcome: Outcome,
-        about: Mapping[str, object],
+        about: dict[str, object],
     ) -> None:
         self.forwarding += 1
         self._tasks.create_task(self._see_forwarded(delivery, queue, headers, outcome, about))
@@ -113,7 +122,7 @@ class Settler:
         queue: str,
         headers: dict[str, object],
         outcome: Outcome,
-        about: Mapping[str, object],
+        about: dict[str, object],
     ) -> None:
         confirmed = await self._publisher.send(forwarded_message(delivery, queue, headers))
         self.forwarding -= 1

@@ -8,10 +8,10 @@ from typing import Any
 from .. import names
 from ..bus.blocking import BrokerError
 from ..bus.letters import Letter
-from ..ledger.etcd import EtcdError
-from ..ledger.reading import Asking, Records
+from ..etcd import EtcdError
 from .context import Context
 from .errors import CommandError
+from .etcd import Asking, Records
 from .output import counted, duration, plain
 from .report import Report
 from .selecting import add_all, add_selection, selection
