@@ -15,7 +15,7 @@ from functools import partial
 
 from structlog.typing import FilteringBoundLogger
 
-from .bus import COMMITS_IN_FLIGHT, Intake, declare
+from .bus import Intake, declare, prefetch
 from .cache import MAX_ENTRIES, Cache
 from .calls import Calls, ClaimedHandler, Handler, PureHandler, Runner
 from .flow import Consumer
@@ -36,7 +36,6 @@ LAG_WARNING_S = 1.0
 _CLOSE_WITHIN_S = 1.0
 _EXIT_WITHIN_S = 9.5
 _TICK_S = 0.02
-_MAX_PREFETCH = 32_767
 
 
 class Service:
@@ -150,7 +149,13 @@ class Running:
             )
         self.ledger = ledger
         self.intake = Intake(
-            service.name, settings, _prefetch(settings), system, health, log, tally.returned
+            service.name,
+            settings,
+            prefetch(settings.batch_size),
+            system,
+            health,
+            log,
+            tally.returned,
         )
         delays = settings.retry_delays
         self.publisher = Publisher(
@@ -268,11 +273,6 @@ class Running:
 
 class _Stopped(Exception):
     """Ends a run's task group, and nothing else."""
-
-
-def _prefetch(settings: Settings) -> int:
-    """Return how many deliveries may be unacked: the batches under way, and as many behind them."""
-    return min(_MAX_PREFETCH, 2 * COMMITS_IN_FLIGHT * settings.batch_size)
 
 
 class _Process:

@@ -65,9 +65,7 @@ def real_system() -> System:
     # Here and not above: both need this module.
     from . import amqp, etcd
 
-    return System(
-        amqp.Connection, etcd.open_channel, time.time, SystemRandom(), ThreadPoolExecutor
-    )
+    return System(amqp.Connection, etcd.open_channel, time.time, SystemRandom(), ThreadPoolExecutor)
 
 
 class Jitter(wait_base):

@@ -50,9 +50,7 @@ def record(state: str, token: str, digest: str = DIGEST) -> Record:
     return Record(state, digest, token, "2026-01-01T00:00:00+00:00", REVISION, events)
 
 
-def decided(
-    kind: Kind, found: Record | None, *, published: bool = False, waits: int = 0
-) -> Action:
+def decided(kind: Kind, found: Record | None, *, published: bool = False, waits: int = 0) -> Action:
     return decide(Answer(ask(kind), False, found=found), MINE, PROCESS, published, waits)
 
 
@@ -123,9 +121,7 @@ TABLE: list[tuple[Record | None, dict[Kind, Action]]] = [
     ("kind", "found", "action"),
     [(kind, found, action) for found, row in TABLE for kind, action in row.items()],
 )
-def test_what_stands_in_the_way_decides(
-    kind: Kind, found: Record | None, action: Action
-) -> None:
+def test_what_stands_in_the_way_decides(kind: Kind, found: Record | None, action: Action) -> None:
     assert decided(kind, found) == action
 
 
