@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from etcd3.etcdrpc import RangeRequest, TxnRequest
 from structlog.typing import FilteringBoundLogger
@@ -36,55 +36,6 @@ _UNDER_CLAIM_LEASE = (Kind.CLAIM, Kind.RELEASE)
 _UNDER_WINDOW_LEASE = (Kind.RECORD, Kind.PUBLISH)
 
 T = TypeVar("T")
-
-
-class Ledger(Protocol):
-    """What a consumer needs of a ledger, with etcd behind it or without."""
-
-    async def open(self) -> None:
-        """Reach the ledger. Nothing is consumed before."""
-        ...
-
-    async def watch(self) -> None:
-        """Keep the ledger true to what is behind it, until cancelled."""
-        ...
-
-    def key(self, event: Event, token: str) -> bytes:
-        """Return the key of an event's record; equal keys are one event."""
-        ...
-
-    def is_done(self, digest: str) -> bool:
-        """Return whether this very event is known to be recorded. False decides nothing."""
-        ...
-
-    @property
-    def halted(self) -> bool:
-        """Whether nothing may be settled any more, on whatever grounds."""
-        ...
-
-    def batch(self) -> Batch:
-        """Return an empty batch."""
-        ...
-
-    def why_never(self, effects: Checked) -> str | None:
-        """Return why these effects can never be committed, or None."""
-        ...
-
-    async def commit(self, asks: Sequence[Ask]) -> list[Answer]:
-        """Commit a batch, and return what became of each ask."""
-        ...
-
-    async def read(self, key: bytes) -> Record | None:
-        """Read a record once, for information. Raises EtcdError."""
-        ...
-
-    def claim_ends_s(self, lease: int) -> float:
-        """Return when claims under a lease end at the earliest, by the loop's clock. Any thread."""
-        ...
-
-    async def close(self) -> None:
-        """End what is under way."""
-        ...
 
 
 class EtcdLedger:
@@ -416,3 +367,7 @@ class NoLedger:
 
     async def close(self) -> None:
         """There is nothing to end."""
+
+
+Ledger = EtcdLedger | NoLedger
+"""What a service's consumer asks, with etcd behind it or without."""
