@@ -1,14 +1,27 @@
-"""Counters and timers, summed up on the loop and sent to statsd twice a second."""
+"""What is counted: outcomes of deliveries, timers, the ages of duplicates; sent to statsd."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import enum
 import queue
 import threading
 import time
+from bisect import bisect_left
 from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime
+from itertools import accumulate
+from types import MappingProxyType
+from typing import Any
 
 import statsd
+from structlog.typing import FilteringBoundLogger
+
+from .etcd import EtcdError
+from .event import Event
+from .records import DONE, Record
 
 SEND_EVERY_S = 0.5
 RESOLVE_EVERY_S = 30.0
@@ -94,3 +107,168 @@ def _send(
         for name, timings in timings_ms.items():
             for elapsed_ms in timings:
                 pipeline.timing(name, elapsed_ms)
+
+
+# Outcomes.
+
+_LINES_AT_ONCE = 10
+"""Up to so many deliveries settled together get a line each, more get one line for all."""
+
+
+class Outcome(enum.StrEnum):
+    """How a delivery ended. The value is the end of its counter's name."""
+
+    PROCESSED = "processed"
+    SKIPPED = "processed_skipped"
+    IGNORED = "ignored"
+    CONFLICTED = "conflicted"
+    INVALID = "invalid"
+    FAILED = "failed"
+    RETRIED = "retried"
+    RETURNED = "returned"
+
+
+_SAY = {
+    Outcome.PROCESSED: "processed",
+    Outcome.SKIPPED: "skipped: a duplicate",
+    Outcome.IGNORED: "ignored: no handler for its type",
+    Outcome.CONFLICTED: "parked: its id was used before with another body",
+    Outcome.INVALID: "parked: no valid event",
+    Outcome.FAILED: "parked: it failed once more than it is retried",
+    Outcome.RETRIED: "failed: it comes back later",
+}
+
+
+_TROUBLE = {Outcome.CONFLICTED, Outcome.INVALID, Outcome.FAILED, Outcome.RETRIED}
+"""Logged at WARNING: may need an operator."""
+
+
+class Tally:
+    """Counts outcomes and logs them, in small numbers singly and in large ones together."""
+
+    def __init__(self, noun: str, metrics: Metrics, log: FilteringBoundLogger) -> None:
+        self._noun, self._metrics, self._log = noun, metrics, log
+        self._lines: list[tuple[Outcome, Mapping[str, object]]] = []
+        self._settled: Counter[Outcome] = Counter()
+        for name in ("received", *(outcome.value for outcome in Outcome)):
+            self.count(name, 0)
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to one of the service's counters, which starts with its noun."""
+        self._metrics.count(f"{self._noun}_{name}", by)
+
+    def timing(self, name: str, elapsed_s: float) -> None:
+        """Note how long one step took."""
+        self._metrics.timing(f"{self._noun}_{name}", elapsed_s)
+
+    def settled(self, outcome: Outcome, about: Event | dict[str, object]) -> None:
+        """Count a delivery that has been settled; what it was about goes into its line."""
+        self._settled[outcome] += 1
+        if len(self._lines) <= _LINES_AT_ONCE:
+            line = about.about if isinstance(about, Event) else about
+            self._lines.append((outcome, line))
+
+    def returned(self, deliveries: int) -> None:
+        """Count deliveries that went back to the broker with their channel."""
+        self.count(Outcome.RETURNED.value, deliveries)
+        if deliveries:
+            self._log.warning(
+                "deliveries went back to the broker and will come again", deliveries=deliveries
+            )
+
+    def flush(self) -> None:
+        """Write what has been settled since the last call."""
+        if not self._settled:
+            return
+        for outcome, number in self._settled.items():
+            self.count(outcome.value, number)
+        if len(self._lines) <= _LINES_AT_ONCE:
+            for outcome, about in self._lines:
+                say = self._log.warning if outcome in _TROUBLE else self._log.info
+                say(_SAY[outcome], **about)
+        else:
+            numbers = {outcome.value: number for outcome, number in self._settled.items()}
+            if _TROUBLE.isdisjoint(self._settled):
+                self._log.info("settled a batch", **numbers)
+            else:
+                self._log.warning("settled a batch", **numbers)
+        self._settled.clear()
+        self._lines.clear()
+
+
+# Duplicates.
+
+READ_EVERY_S = 1.0
+BOUNDS_S = MappingProxyType(
+    {
+        "1s": 1,
+        "10s": 10,
+        "1m": 60,
+        "10m": 600,
+        "1h": 3600,
+        "6h": 21_600,
+        "1d": 86_400,
+        "7d": 604_800,
+    }
+)
+_BOUNDS = list(BOUNDS_S.values())
+
+
+class DuplicateAges:
+    """How long after its record a duplicate comes: what ``DEDUP_WINDOW`` has to outlast.
+
+    The ages are of this process's life, in seconds. A duplicate that etcd was asked about comes
+    with its record. One that the cache knows does not, and the record is read for it: for each
+    where there are few, for one a second where there are many. The ages compare the clock of this
+    process, ``now_s``, with that of the record's writer.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[bytes], Awaitable[Record | None]],
+        now_s: Callable[[], float],
+        timed: Callable[[float], None],
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        self._read, self._now_s, self._timed, self._tasks = read, now_s, timed, tasks
+        self._due_s = 0.0
+        self._oldest_s = 0.0
+        # By the first bound that they are within; the last is of those that are within none.
+        self._ages = [0] * (len(BOUNDS_S) + 1)
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """``read`` ages, how many of them were ``within`` each bound, and the ``oldest_s``.
+
+        Any thread may ask: it is made of one copy of the counts.
+        """
+        *within, read = accumulate(list(self._ages))
+        return {
+            "read": read,
+            "oldest_s": round(self._oldest_s, 3),
+            "within": dict(zip(BOUNDS_S, within, strict=True)),
+        }
+
+    def known(self, key: bytes) -> None:
+        """Note a duplicate that is skipped without asking etcd."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._due_s:
+            self._due_s = now_s + READ_EVERY_S
+            self._tasks.create_task(self._look(key))
+
+    async def _look(self, key: bytes) -> None:
+        with contextlib.suppress(EtcdError):
+            self.met(await self._read(key))
+
+    def met(self, record: Record | None) -> None:
+        """Note a duplicate whose record has been read; one that nobody here wrote has no time."""
+        if record is None or record.state != DONE:
+            return
+        try:
+            written_s = datetime.fromisoformat(record.time).timestamp()
+        except (ValueError, OverflowError):
+            return
+        age_s = max(0.0, self._now_s() - written_s)
+        self._timed(age_s)
+        self._oldest_s = max(self._oldest_s, age_s)
+        self._ages[bisect_left(_BOUNDS, age_s)] += 1

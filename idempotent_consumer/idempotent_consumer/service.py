@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
-import inspect
+import math
 import os
-import secrets
 import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 
-from .bus.bus import RabbitBus
-from .bus.delivery import Delivery
-from .bus.loop import PikaLoop
-from .consumer import Consumer
-from .handlers import ClaimedHandler, Handler, Pool, PureHandler
+from structlog.typing import FilteringBoundLogger
+
+from .bus import Intake, declare, prefetch
+from .cache import MAX_ENTRIES, Cache
+from .calls import Calls, ClaimedHandler, Handler, PureHandler, Runner
+from .flow import Consumer
 from .health import Health, HealthServer, PortTaken
-from .ledger.cache import Cache
-from .ledger.etcd import Etcd
-from .ledger.importer import Importer
-from .ledger.ledger import EtcdLedger, Ledger
-from .ledger.off import NoLedger
+from .ledger import EtcdLedger, Ledger, NoLedger
 from .log import Logs
-from .metrics import SEND_EVERY_S, Metrics
-from .names import check_noun, check_service_name, record_prefix
+from .metrics import SEND_EVERY_S, DuplicateAges, Metrics, Tally
+from .names import check_noun, check_service_name
+from .publisher import Publisher
 from .settings import Settings, SettingsError
-from .tally import Tally
+from .settle import Settler
+from .system import System, real_system
 
 FINISH_WITHIN_S = 7.0
-"""What is in hand at SIGTERM is finished and settled within this, or goes back to the broker."""
+"""What is in flight at SIGTERM is finished and settled within this, or goes back to the broker."""
 
+LAG_WARNING_S = 1.0
 _CLOSE_WITHIN_S = 1.0
 _EXIT_WITHIN_S = 9.5
-_CALL_THREADS = 16
 _TICK_S = 0.02
 
 
@@ -51,7 +51,7 @@ class Service:
     def handler(self, event_type: str) -> Callable[[PureHandler], PureHandler]:
         """Register a pure handler: it returns effects, which are recorded with the event.
 
-        It runs on the thread that keeps the heartbeats, so it computes and does not wait.
+        It runs on the event loop, which keeps the heartbeats, so it computes and does not wait.
         """
         if not isinstance(event_type, str):
             raise TypeError('the event type is missing: write @service.handler("...")')
@@ -65,12 +65,14 @@ class Service:
     def claimed_handler(
         self, event_type: str, timeout_s: float
     ) -> Callable[[ClaimedHandler], ClaimedHandler]:
-        """Register a handler with an effect outside: it runs under a claim, on a pool of threads.
+        """Register a handler with an effect outside: it runs under a claim.
 
-        It is given ``timeout_s`` and returns or raises within it. Its effect happens at least
-        once, so it hands the event's id on as an idempotency key.
+        A coroutine function runs on the event loop and is cancelled after ``timeout_s``; a plain
+        function runs on a thread, and returns or raises within it. At most CALLS_AT_ONCE run at a
+        time. The effect happens at least once, so the handler hands the event's id on as an
+        idempotency key.
         """
-        if timeout_s <= 0:
+        if not timeout_s > 0 or math.isinf(timeout_s):
             raise ValueError(f"timeout_s is {timeout_s}: write seconds, more than 0")
 
         def register(function: ClaimedHandler) -> ClaimedHandler:
@@ -93,11 +95,10 @@ class Service:
             )
             return 2
         try:
-            running = Running(self, Settings.from_environ(environ))
+            code = _Process(self, Settings.from_environ(environ)).run()
         except (SettingsError, PortTaken) as error:
             print(f"{self.name}: {error}", file=sys.stderr)
             return 2
-        code = running.until_stopped()
         # Not by Python's own exit, which waits for name look-ups under way and for a standard
         # output that nobody reads.
         os._exit(code)
@@ -105,140 +106,227 @@ class Service:
     def _register(self, event_type: str, handler: Handler) -> None:
         if event_type in self.handlers:
             raise ValueError(f"{event_type!r} has a handler already")
-        if inspect.iscoroutinefunction(handler.function):
-            raise TypeError("a handler is a plain function, not async def: a claimed one may wait")
+        if handler.is_coroutine and not handler.claimed:
+            raise TypeError(
+                "a pure handler is a plain function, not async def: it runs on the event loop and "
+                "does not wait. One that waits is a claimed handler"
+            )
         self.handlers[event_type] = handler
 
 
 class Running:
-    """One run of a service, from its settings to its exit code."""
+    """One run of a service, the same in a process, in a test and in a simulation.
+
+    It is made on a running event loop. ``cache_entries`` bounds the cache of what is done.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        settings: Settings,
+        system: System,
+        metrics: Metrics,
+        log: FilteringBoundLogger,
+        cache_entries: int = MAX_ENTRIES,
+    ) -> None:
+        self._metrics, self._log = metrics, log
+        self._loop = loop = asyncio.get_running_loop()
+        self._tasks = tasks = asyncio.TaskGroup()
+        self._stopping = asyncio.Event()
+        self.process = f"{system.random.getrandbits(128):032x}"
+        """What the tokens of its records begin with."""
+        self.health = health = Health()
+        timeouts_s = [h.timeout_s for h in service.handlers.values() if h.timeout_s is not None]
+        tally = Tally(service.noun, metrics, log)
+        if timeouts_s:
+            tally.count("sent", 0)
+        ledger: Ledger = NoLedger(settings, log)
+        if settings.enable_etcd:
+            longest_s = max(timeouts_s, default=0.0)
+            cache = Cache(cache_entries)
+            ledger = EtcdLedger(
+                service.name, settings, system, health, log, cache, longest_s, tasks
+            )
+        self.ledger = ledger
+        self.intake = Intake(
+            service.name,
+            settings,
+            prefetch(settings.batch_size),
+            system,
+            health,
+            log,
+            tally.returned,
+        )
+        delays = settings.retry_delays
+        self.publisher = Publisher(
+            settings.rabbitmq_urls,
+            lambda channel: declare(channel, service.name, delays),
+            system,
+            health,
+            log,
+        )
+        runner = Runner(service.name, ledger, loop.time, log)
+        # An executor starts its threads as they are needed.
+        threads = system.threads(settings.calls_at_once)
+        self._calls = Calls(runner, ledger, loop.time, settings.calls_at_once, threads)
+        settler = Settler(
+            service.name,
+            delays,
+            ledger,
+            self.intake,
+            self.publisher,
+            system,
+            tally,
+            tasks,
+        )
+        self.duplicates = DuplicateAges(
+            ledger.read, system.now_s, partial(tally.timing, "duplicate_age"), tasks
+        )
+        self.consumer = Consumer(
+            self.process,
+            service.handlers,
+            runner,
+            self._calls,
+            ledger,
+            self.intake,
+            self.publisher,
+            settler,
+            self.duplicates,
+            system,
+            tally,
+            log,
+            tasks,
+        )
+
+    async def run(self) -> None:
+        """Consume until ``stop``, and settle what is in flight.
+
+        Every task belongs to one group: a defect in any of them ends all of them, and is raised
+        as an exception group.
+        """
+        try:
+            async with self._tasks as tasks:
+                tasks.create_task(self._consume())
+                tasks.create_task(self._beat())
+                tasks.create_task(self._end())
+        except* _Stopped:
+            pass
+        await self.ledger.close()
+
+    def stop(self, why: str) -> None:
+        """Take no more, and have ``run`` return when what is in flight is settled, or after 7 s."""
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        self._log.info(
+            "stopping: taking no more, settling what is in hand",
+            signal=why,
+            in_hand=self.intake.in_hand,
+        )
+        self.health.lacks("running", "stopping")
+        self.intake.stop()
+        self._until_s = self._loop.time() + FINISH_WITHIN_S
+        self._calls.end_by(self._until_s)
+
+    async def _consume(self) -> None:
+        self._log.info("starting", process=self.process)
+        await self.ledger.open()
+        for forever in (
+            self.ledger.watch,
+            self.intake.run,
+            self.publisher.run,
+            self.consumer.consume,
+            self.consumer.commit_batches,
+            self.consumer.ack_past_gaps_now_and_then,
+        ):
+            self._tasks.create_task(forever())
+
+    async def _beat(self) -> None:
+        """Say that the loop turns, warn where it was blocked, and send what has been counted."""
+        while True:
+            self.health.beat()
+            overdue = self._calls.overdue()
+            if overdue and not self.health.hanging:
+                self._log.error("calls do not return; a restart frees their events", calls=overdue)
+            self.health.hanging = overdue > 0
+            self._metrics.send()
+            due_s = self._loop.time() + SEND_EVERY_S
+            await asyncio.sleep(SEND_EVERY_S)
+            lag_s = self._loop.time() - due_s
+            if lag_s > LAG_WARNING_S:
+                self._log.warning(
+                    "the event loop was blocked: heartbeats and all events waited",
+                    seconds=round(lag_s, 3),
+                )
+
+    async def _end(self) -> None:
+        """Once stopped, finish what is in flight and close; what is left then goes back."""
+        await self._stopping.wait()
+        while self.consumer.busy and self._loop.time() < self._until_s:
+            await asyncio.sleep(_TICK_S)
+        self.consumer.ack_past_gaps()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_WITHIN_S):
+                await asyncio.gather(self.intake.close(), self.publisher.close())
+        raise _Stopped
+
+
+class _Stopped(Exception):
+    """Ends a run's task group, and nothing else."""
+
+
+class _Process:
+    """A run of a service as a process of its own: signals, logs, health, and the exit code."""
 
     def __init__(self, service: Service, settings: Settings) -> None:
         # Blocked before any thread is made, they reach none but the one that waits for them.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-        self._health = Health()
+        self._service, self._settings = service, settings
         self._logs = Logs(service.name, settings.log_level, settings.log_format)
         self._log = self._logs.logger
         self._metrics = Metrics(settings.statsd_host, settings.statsd_port, settings.statsd_prefix)
-        self._loop = PikaLoop()
         self._ended = threading.Event()
-        self._process = process = secrets.token_hex(16)
-        timeouts_s = [h.timeout_s for h in service.handlers.values() if h.timeout_s is not None]
-        tally = Tally(service.noun, self._metrics, self._log)
-        if timeouts_s:
-            tally.count("sent", 0)
-        self._ledger = self._make_ledger(service, settings, max(timeouts_s, default=0.0))
-        self._bus = RabbitBus(
-            service.name, settings, self._loop, self._health, self._log, self._take, tally.returned
-        )
-        self._consumer = Consumer(
-            service.name,
-            process,
-            service.handlers,
-            settings.retry_delays,
-            self._ledger,
-            self._bus,
-            self._loop,
-            Pool(_CALL_THREADS if timeouts_s else 0),
-            tally,
-            self._log,
-        )
-        # Last: by now everything has said what it lacks.
-        if settings.health_port:
-            HealthServer(
-                self._health, settings.health_port, lambda: self._consumer.duplicates.document
-            )
 
-    def _take(self, deliveries: list[Delivery]) -> None:
-        self._consumer.take(deliveries)
-
-    def _make_ledger(self, service: Service, settings: Settings, longest_call_s: float) -> Ledger:
-        if not settings.enable_etcd:
-            return NoLedger(settings, self._loop, self._log)
-        etcd, cache = Etcd(settings), Cache()
-        fill_cache = partial(
-            Importer, record_prefix(service.name), etcd, cache, self._loop, self._log
-        )
-        return EtcdLedger(
-            service.name,
-            settings,
-            etcd,
-            self._loop,
-            self._health,
-            self._log,
-            cache,
-            fill_cache,
-            longest_call_s,
-        )
-
-    def until_stopped(self) -> int:
-        """Consume until a signal, settle what is in hand, and return the exit code."""
-        threading.Thread(target=self._await_signal, name="signals", daemon=True).start()
-        # What its records' tokens begin with.
-        self._log.info("starting", process=self._process)
-        self._ledger.open(self._bus.open)
-        self._beat()
-        # An event leaves no cycles behind: the collector looks for them rarely, and not in what
-        # is there from the start.
-        gc.freeze()
-        gc.set_threshold(50_000)
+    def run(self) -> int:
+        """Run until a signal, and return the exit code. Raises PortTaken and SettingsError."""
         code = 0
         try:
-            self._loop.run()
-        except Exception:  # noqa: BLE001 - a defect: said in the log, whatever it is
+            asyncio.run(self._run())
+        except (PortTaken, SettingsError):
+            raise
+        except BaseException:  # noqa: BLE001 - a defect: said in the log, whatever it is
             code = 1
             self._log.critical("ended by a defect; what is not settled goes back", exc_info=True)
-        self._ledger.close()
         self._metrics.close()
         self._log.info("stopped")
         self._logs.close()
         self._ended.set()
         return code
 
-    def _beat(self) -> None:
-        self._health.beat()
-        overdue = self._consumer.overdue_calls()
-        if overdue and not self._health.hanging:
-            self._log.error("calls do not return; a restart frees their events", calls=overdue)
-        self._health.hanging = overdue > 0
-        self._metrics.send()
-        self._loop.call_later(SEND_EVERY_S, self._beat)
+    async def _run(self) -> None:
+        running = Running(self._service, self._settings, real_system(), self._metrics, self._log)
+        # By now everything has said what it lacks.
+        if self._settings.health_port:
+            HealthServer(
+                running.health, self._settings.health_port, lambda: running.duplicates.document
+            )
+        loop = asyncio.get_running_loop()
+        threading.Thread(
+            target=self._await_signal, args=(loop, running), name="signals", daemon=True
+        ).start()
+        # An event leaves no cycles behind: the collector looks for them rarely, and not in what
+        # is there from the start.
+        gc.freeze()
+        gc.set_threshold(50_000)
+        await running.run()
 
-    # The stop.
-
-    def _await_signal(self) -> None:
+    def _await_signal(self, loop: asyncio.AbstractEventLoop, running: Running) -> None:
         received = signal.sigwait(_STOP_SIGNALS)
-        self._loop.call_soon(partial(self._stop, signal.Signals(received).name))
+        loop.call_soon_threadsafe(running.stop, signal.Signals(received).name)
         if not self._ended.wait(_EXIT_WITHIN_S):
             self._log.error("a handler does not return: what is not settled goes back")
             self._logs.close()
             os._exit(0)
-
-    def _stop(self, signal_name: str) -> None:
-        self._log.info(
-            "stopping: taking no more, settling what is in hand",
-            signal=signal_name,
-            in_hand=self._bus.in_hand,
-        )
-        self._health.lacks("running", "stopping")
-        self._bus.stop_intake()
-        until_s = self._loop.now_s() + FINISH_WITHIN_S
-        self._consumer.end_by(until_s)
-        self._finish(until_s)
-
-    def _finish(self, until_s: float) -> None:
-        if (self._bus.in_hand or self._consumer.busy) and self._loop.now_s() < until_s:
-            self._loop.call_later(_TICK_S, lambda: self._finish(until_s))
-            return
-        self._consumer.ack_all()
-        self._bus.close()
-        self._end(self._loop.now_s() + _CLOSE_WITHIN_S)
-
-    def _end(self, until_s: float) -> None:
-        if not self._bus.closed and self._loop.now_s() < until_s:
-            self._loop.call_later(_TICK_S, lambda: self._end(until_s))
-            return
-        self._loop.stop()
 
 
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}

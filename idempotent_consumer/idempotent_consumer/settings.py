@@ -48,6 +48,7 @@ class Settings:
     batch_size: int = 128
     etcd_max_txn_ops: int = 128
     retry_delays: tuple[tuple[str, int], ...] = (("1s", 1), ("10s", 10), ("60s", 60))
+    calls_at_once: int = 100
     health_port: int = 0
     log_level: str = "info"
     log_format: str | None = None
@@ -256,6 +257,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "BATCH_SIZE": ("batch_size", _whole_number(1, 4096)),
     "ETCD_MAX_TXN_OPS": ("etcd_max_txn_ops", _whole_number(4, 100_000)),
     "RETRY_DELAYS": ("retry_delays", _delays),
+    "CALLS_AT_ONCE": ("calls_at_once", _whole_number(1, 10_000)),
     "HEALTH_PORT": ("health_port", _whole_number(0, 65535)),
     "LOG_LEVEL": ("log_level", _choice("debug", "info", "warning", "error")),
     "LOG_FORMAT": ("log_format", _choice("console", "json")),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
-from concurrent.futures import Executor
+import time
+from collections.abc import AsyncIterable, Awaitable, Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from random import Random
+from random import Random, SystemRandom
 from typing import Any, Protocol
 
 from tenacity import RetryCallState, Retrying
@@ -40,9 +41,6 @@ class Channel(Protocol):
         ...
 
 
-Requests = AsyncIterator[Any]
-
-
 @dataclass(frozen=True)
 class System:
     """Everything outside of a process that its service reaches, apart from the running loop.
@@ -62,6 +60,14 @@ class System:
     threads: Callable[[int], Executor]
 
 
+def real_system() -> System:
+    """Return the system of this machine: real sockets, clock, randomness and threads."""
+    # Here and not above: both need this module.
+    from . import amqp, etcd
+
+    return System(amqp.Connection, etcd.open_channel, time.time, SystemRandom(), ThreadPoolExecutor)
+
+
 class Jitter(wait_base):
     """A tenacity wait: exponential backoff with full jitter, drawn from a given ``random``.
 
@@ -78,12 +84,12 @@ class Jitter(wait_base):
 
 
 def reconnect_wait(random: Random) -> Jitter:
-    """Return the waits between connections to RabbitMQ; jitter keeps a fleet from returning at once."""
+    """Return the waits between connections to RabbitMQ: a fleet does not return in one instant."""
     return Jitter(random, 0.25, 5.0)
 
 
 def commit_wait(random: Random) -> Jitter:
-    """Return the waits between requests to etcd: short at first, since all deliveries wait for it."""
+    """Return the waits between requests to etcd: short at first, all deliveries wait for it."""
     return Jitter(random, 0.05, 2.0)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import orjson
 
-from ..ledger.etcd import EtcdError
+from ..etcd import EtcdError
 from ..settings import SettingsError
 from . import dead_letters, doctor, forget, inspecting, publish, status
 from .broker import BrokerError

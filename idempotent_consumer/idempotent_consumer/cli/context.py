@@ -11,14 +11,13 @@ from typing import Protocol, TextIO, cast
 
 import structlog
 
-from ..ledger.asking import AskingEtcd
-from ..ledger.reading import Asking
 from ..producer import Producer
 from ..settings import Settings
 from . import web
 from .broker import Broker, Depth
 from .dead_letter_queue import Letter, open_dead_letter_queue
 from .errors import CommandError
+from .etcd import Asking, Etcd
 from .lines import Input
 from .management import Fetch, Management, management
 
@@ -127,7 +126,7 @@ def real(environ: Mapping[str, str]) -> Context:
         sys.stderr,
         lambda settings: Broker(settings.rabbitmq_urls),
         _letters,
-        lambda settings: closing(AskingEtcd(settings)),
+        lambda settings: closing(Etcd(settings)),
         _producer,
         web.fetch,
         time.time,

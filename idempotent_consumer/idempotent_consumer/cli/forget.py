@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..ledger.reading import Found, Records
-from ..ledger.records import CLAIMED, PUBLISHING
+from ..records import CLAIMED, PUBLISHING
 from .arguments import service
 from .context import Context
 from .errors import CommandError
+from .etcd import Found, Records
 from .inspecting import replica
 from .output import duration, plain
 from .report import Report

@@ -10,12 +10,12 @@ from typing import Any
 import orjson
 
 from ..event import Event, InvalidEvent, decode
-from ..ledger.reading import Records
-from ..ledger.records import CLAIMED, PUBLISHING, RELEASED, Record
 from ..names import record_key
+from ..records import CLAIMED, PUBLISHING, RELEASED, Record
 from .arguments import service
 from .context import Context
 from .errors import CommandError
+from .etcd import Records
 from .output import duration, plain
 from .report import Report
 

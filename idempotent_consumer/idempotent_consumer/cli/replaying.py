@@ -6,12 +6,12 @@ import argparse
 from typing import Any
 
 from .. import names
-from ..ledger.etcd import EtcdError
-from ..ledger.reading import Asking, Records
+from ..etcd import EtcdError
 from .broker import BrokerError
 from .context import Context
 from .dead_letter_queue import Letter
 from .errors import CommandError
+from .etcd import Asking, Records
 from .output import counted, duration, plain
 from .report import Report
 from .selecting import add_all, add_selection, selection

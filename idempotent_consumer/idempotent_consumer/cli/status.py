@@ -10,13 +10,12 @@ from urllib.parse import urlsplit, urlunsplit
 import orjson
 
 from .. import names
-from ..ledger.etcd import EtcdError
-from ..ledger.members import member
-from ..ledger.reading import Records
-from ..ledger.records import CLAIMED, DONE, PUBLISHING, RELEASED
+from ..etcd import EtcdError
+from ..records import CLAIMED, DONE, PUBLISHING, RELEASED
 from .arguments import address, service
 from .broker import BrokerError
 from .context import Context, RabbitMQ
+from .etcd import Records, member
 from .output import counted, duration, plain, table
 from .report import Report
 from .services import Queues, queues, retry_queues, services

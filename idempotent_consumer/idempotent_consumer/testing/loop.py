@@ -1,57 +1,430 @@
-"""A loop whose clock the test moves."""
+"""A simulated clock, and asyncio event loops that run on it: no time passes but in the model."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import heapq
+import math
+from asyncio import events
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Executor
+from contextvars import Context
+from functools import partial
 from itertools import count
+from typing import Any, NoReturn
+
+_AbstractLoop: Any = asyncio.AbstractEventLoop
+"""Any to type checkers, which would want every method for sockets of what is one."""
+
+_UNWOUND_AFTER = 100
+"""Whatever catches its process's end more often than this is left as it is."""
 
 
-class ManualLoop:
-    """The library's Loop: nothing runs, and no time passes, but at the test's word."""
+class Killed(BaseException):
+    """The process is gone in the middle of a step. Nothing may catch it but to clean up."""
 
-    def __init__(self, now_s: float = 1000.0) -> None:
-        self._now_s = now_s
-        self._ready: deque[Callable[[], None]] = deque()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+
+class Agenda:
+    """The clock, and all that is to happen: by its time and, within an instant, by its entry.
+
+    What happens is a step of the world (a server, the network) or of one process, whose loop it
+    is given with. ``now_s`` is the time in seconds, ``happened`` the number of steps so far.
+    """
+
+    def __init__(self, now_s: float = 0.0) -> None:
+        self.now_s = now_s
+        self.happened = 0
+        self.defects: list[BaseException] = []
+        self._entries: list[tuple[float, int, Loop | None, Any]] = []
         self._numbers = count()
 
-    def now_s(self) -> float:
+    def time(self) -> float:
         """Return the clock's time."""
-        return self._now_s
+        return self.now_s
 
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        """Call with the next ``run_until_idle``; from any thread."""
-        self._ready.append(callback)
+    def later(self, delay_s: float, callback: Callable[[], None], loop: Loop | None = None) -> None:
+        """Call back after a delay: in the world, or as a step of a process."""
+        step = callback if loop is None else asyncio.Handle(callback, (), loop)
+        self.add(self.now_s + delay_s, loop, step)
 
-    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
-        """Call once the clock has moved that far; timers of one instant run in their order."""
-        heapq.heappush(self._timers, (self._now_s + delay_s, next(self._numbers), callback))
+    def add(self, due_s: float, loop: Loop | None, step: Any) -> None:
+        """Enter a step of the world, or the handle of a process's step."""
+        heapq.heappush(self._entries, (due_s, next(self._numbers), loop, step))
 
-    @property
-    def next_timer_s(self) -> float | None:
-        """Return when the next timer is due, or None where there is none."""
-        return self._timers[0][0] if self._timers else None
+    def run(self, until_s: float = math.inf, enough: Callable[[], bool] = lambda: False) -> None:
+        """Let everything happen up to a time, or until it is enough, or nothing is left.
+
+        Raises the first defect: what a process's loop would have given its exception handler.
+        """
+        with _outer_loop_set_aside():
+            while self._entries and self._entries[0][0] <= until_s and not enough():
+                self._next()
+                if self.defects:
+                    raise self.defects.pop(0)
+        if until_s < math.inf and not enough():
+            self.now_s = max(self.now_s, until_s)
+
+    def _next(self) -> None:
+        due_s, _, loop, step = heapq.heappop(self._entries)
+        if loop is None:
+            self.now_s = max(self.now_s, due_s)
+            self.happened += 1
+            step()
+            return
+        if step.cancelled() or not loop.alive:
+            return
+        self.now_s = max(self.now_s, due_s)
+        if loop.frozen_until_s <= self.now_s:
+            loop.between_steps()
+        if loop.frozen_until_s > self.now_s:
+            # By numbers anew, what has to wait keeps the order in which it was due.
+            self.add(loop.frozen_until_s, loop, step)
+        elif loop.alive:
+            self.happened += 1
+            loop.step(step)
+
+
+@contextlib.contextmanager
+def _outer_loop_set_aside() -> Iterator[None]:
+    """Let loops run here although one may be running: a test can be a coroutine itself."""
+    outer = events._get_running_loop()  # noqa: SLF001 - asyncio's hook for event loops
+    task = asyncio.current_task(outer) if outer is not None else None
+    swap = getattr(asyncio.tasks, "_swap_current_task", None) if task is not None else None
+    if swap is not None:  # From Python 3.12 on.
+        swap(outer, None)
+    try:
+        yield
+    finally:
+        events._set_running_loop(outer)  # noqa: SLF001
+        if swap is not None:
+            swap(outer, task)
+
+
+class Loop(_AbstractLoop):  # type: ignore[misc]
+    """The event loop of one process. Each callback is one step, which the agenda begins.
+
+    A process that is killed runs no further step, and a frozen one runs them later. ``clock_s``
+    is what its own clock shows at the agenda's zero. A defect (an exception in a callback, or of
+    a task that nobody awaits) comes out of ``Agenda.run``.
+    """
+
+    def __init__(self, agenda: Agenda | None = None, clock_s: float = 0.0) -> None:
+        self.agenda = Agenda() if agenda is None else agenda
+        self.alive = True
+        self.frozen_until_s = -math.inf
+        self.in_step = False
+        self._clock_s = clock_s
+        self._spent_s = 0.0
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._tasks_unpruned = 100
+        self._threads = Threads(1)
+
+    # What tests do.
+
+    def run_until_complete(self, future: Any) -> Any:
+        """Run until a coroutine or future is done, and return its result.
+
+        Raises RuntimeError where nothing is left to happen before that.
+        """
+        done = future if asyncio.isfuture(future) else self.create_task(future)
+        self.agenda.run(enough=done.done)
+        if not done.done():
+            raise RuntimeError("nothing is left to happen, and this has not ended")
+        return done.result()
 
     def run_until_idle(self) -> None:
-        """Call what is ready and what is due, until nothing is."""
-        while self._ready or (self._timers and self._timers[0][0] <= self._now_s):
-            if self._ready:
-                self._ready.popleft()()
-            else:
-                heapq.heappop(self._timers)[2]()
+        """Let everything happen that needs no time to pass."""
+        self.agenda.run(self.agenda.now_s)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, and call each timer at its own instant."""
-        until_s = self._now_s + seconds
-        self.run_until_idle()
-        while self._timers and self._timers[0][0] <= until_s:
-            self._now_s = max(self._now_s, self._timers[0][0])
-            self.run_until_idle()
-        self._now_s = until_s
-        self.run_until_idle()
+        """Let time pass."""
+        self.agenda.run(self.agenda.now_s + seconds)
 
     def freeze(self, seconds: float) -> None:
-        """Let time pass while nothing runs, as SIGSTOP does; what has become due runs later."""
-        self._now_s += seconds
+        """Run no step for a time, as after SIGSTOP; what has become due runs later."""
+        self.frozen_until_s = self.agenda.now_s + seconds
+
+    def spend(self, seconds: float) -> None:
+        """Let the code that runs now take time: the loop's thread, or the one it runs on."""
+        self._spent_s += seconds
+
+    def kill(self) -> None:
+        """End the process at once, as SIGKILL does."""
+        self.alive = False
+        if not self.in_step:
+            self._unwind()
+
+    # Where a subclass kills or freezes it.
+
+    def between_steps(self) -> None:
+        """Stand between two steps."""
+
+    def act(self, when: str, what: Any) -> None:
+        """Stand "before" or "behind" something that reaches the outside: raises Killed if dead.
+
+        ``what`` is the request's method and message for etcd, and the name and the arguments of
+        what is sent to RabbitMQ.
+        """
+        if not self.alive:
+            raise Killed
+
+    # asyncio.
+
+    def time(self) -> float:
+        """Return the process's own monotonic clock."""
+        return self._clock_s + self.agenda.now_s + self._spent_s
+
+    def call_soon(
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        """Call back in this instant, after what is waiting already."""
+        handle = asyncio.Handle(callback, args, self, context)
+        if self.alive:
+            self.agenda.add(self.agenda.now_s, self, handle)
+        return handle
+
+    call_soon_threadsafe = call_soon
+
+    def call_later(
+        self,
+        delay: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Call back after a delay."""
+        return self.call_at(self.time() + delay, callback, *args, context=context)
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Call back at a time of the process's own clock."""
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        if self.alive:
+            due_s = when - self._clock_s
+            if due_s + self._clock_s < when:
+                # Rounded: who waits for the rest would wait in this same instant for ever.
+                due_s += math.ulp(when)
+            self.agenda.add(max(due_s, self.agenda.now_s), self, handle)
+        return handle
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """Return a future of this loop."""
+        return asyncio.Future(loop=self)
+
+    def create_task(self, coro: Any, **options: Any) -> Any:
+        """Run a coroutine as a task."""
+        if len(self._tasks) > self._tasks_unpruned:
+            self._tasks = [task for task in self._tasks if not task.done()]
+            self._tasks_unpruned = 2 * len(self._tasks) + 100
+        task = asyncio.Task(coro, loop=self, **options)
+        self._tasks.append(task)
+        return task
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
+        """Run a function on one of an executor's virtual threads."""
+        threads = executor if isinstance(executor, Threads) else self._threads
+        return threads.run(self, partial(func, *args))
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Take a defect: there is nobody else whom it would reach."""
+        if self.alive:
+            self.on_defect(context.get("exception") or RuntimeError(context["message"]))
+
+    def on_defect(self, error: BaseException) -> None:
+        """Let it come out of ``Agenda.run``."""
+        self.agenda.defects.append(error)
+
+    default_exception_handler = call_exception_handler
+
+    def get_debug(self) -> bool:
+        """Return False: asyncio's own checks cost more than the steps."""
+        return False
+
+    def is_running(self) -> bool:
+        """Whether it is this loop's step."""
+        return self.in_step
+
+    def is_closed(self) -> bool:
+        """Whether the process has ended."""
+        return not self.alive
+
+    close = kill
+
+    def get_task_factory(self) -> None:
+        """Return none."""
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """Leave it on the agenda, which passes it over."""
+
+    async def _no_sockets(self, *_args: Any, **_options: Any) -> NoReturn:
+        raise RuntimeError("there is no network in memory: give the code under test a fake of it")
+
+    create_connection = create_server = getaddrinfo = getnameinfo = _no_sockets
+    sock_connect = sock_recv = sock_sendall = sock_accept = _no_sockets
+
+    # The agenda's.
+
+    def step(self, handle: asyncio.Handle) -> None:
+        """Run one callback."""
+        self.in_step = True
+        events._set_running_loop(self)  # noqa: SLF001 - asyncio's hook for event loops
+        try:
+            handle._run()  # noqa: SLF001
+        finally:
+            self.in_step = False
+            if self._spent_s:
+                self.frozen_until_s = max(self.frozen_until_s, self.agenda.now_s + self._spent_s)
+                self._spent_s = 0.0
+            if not self.alive:
+                self._unwind()
+
+    def take_spent_s(self) -> float:
+        """Return what the code that ran just now has spent, which is not the loop's."""
+        spent_s, self._spent_s = self._spent_s, 0.0
+        return spent_s
+
+    def _unwind(self) -> None:
+        """End every coroutine now: the garbage collector would do so at a time of its own."""
+        tasks, self._tasks = self._tasks, []
+        with _outer_loop_set_aside():
+            events._set_running_loop(self)  # noqa: SLF001
+            for task in tasks:
+                if not task.done():
+                    _throw(task.get_coro())
+
+
+def _throw(coroutine: Any) -> None:
+    for _ in range(_UNWOUND_AFTER):
+        try:
+            coroutine.throw(Killed())
+        except BaseException:  # noqa: BLE001 - it has ended, whatever with
+            return
+
+
+class Threads(Executor):
+    """Virtual threads: a job runs in one step, and its result is there once its time is over.
+
+    The time is what the job spends by ``Loop.spend``: a job that spends none ends at once. It
+    begins when a thread is free, ``starts_after_s()`` later.
+    """
+
+    def __init__(self, threads: int, starts_after_s: Callable[[], float] = lambda: 0.0) -> None:
+        self._free, self._starts_after_s = threads, starts_after_s
+        self._waiting: deque[tuple[Loop, Callable[[], Any], asyncio.Future[Any]]] = deque()
+
+    def run(self, loop: Loop, job: Callable[[], Any]) -> asyncio.Future[Any]:
+        """Run a job as soon as a thread is free; its future can be cancelled until then."""
+        result = loop.create_future()
+        self._waiting.append((loop, job, result))
+        self._start_next()
+        return result
+
+    def submit(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse: what it runs has to come by ``run_in_executor`` of a loop."""
+        raise RuntimeError("virtual threads are reached by loop.run_in_executor")
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Cancel what has not begun, where that is wanted; what runs goes on."""
+        if cancel_futures:
+            for _, _, result in self._waiting:
+                result.cancel()
+
+    def _start_next(self) -> None:
+        if self._free and self._waiting:
+            self._free -= 1
+            loop, job, result = self._waiting.popleft()
+            start = partial(self._start, loop, job, result)
+            loop.agenda.later(self._starts_after_s(), start, loop)
+
+    def _start(self, loop: Loop, job: Callable[[], Any], result: asyncio.Future[Any]) -> None:
+        resolve: Callable[[Any], None] = result.set_result
+        outcome: Any = None
+        if not result.cancelled():
+            events._set_running_loop(None)  # noqa: SLF001 - another thread has no loop
+            try:
+                outcome = job()
+            except Killed:
+                raise
+            except BaseException as error:  # noqa: BLE001 - as an executor does
+                resolve, outcome = result.set_exception, error
+            finally:
+                events._set_running_loop(loop)  # noqa: SLF001
+
+        def end() -> None:
+            self._free += 1
+            if not result.cancelled():
+                resolve(outcome)
+            self._start_next()
+
+        spent_s = loop.take_spent_s()
+        if spent_s:
+            loop.agenda.later(spent_s, end, loop)
+        else:
+            end()
+
+
+class Wire:
+    """One direction of a connection: frames arrive in their order, each after a delay.
+
+    What arrives in one instant is one read of the socket, and so one step of the ``loop`` that
+    it goes to, or of the world.
+    """
+
+    def __init__(self, agenda: Agenda, loop: Loop | None, latency_s: Callable[[], float]) -> None:
+        self._agenda, self._loop, self._latency_s = agenda, loop, latency_s
+        self._frames: deque[tuple[float, Callable[[], None]]] = deque()
+        self._cut = False
+        self.idle_at_s = 0.0
+        """When the last frame under way arrives."""
+
+    def send(self, frame: Callable[[], None]) -> None:
+        """Let a frame arrive, unless the wire is cut."""
+        if self._cut:
+            return
+        now_s = self._agenda.now_s
+        # A burst is sent in one segment, unless one before it is still under way.
+        arrives_s = max(self.idle_at_s, now_s + self._latency_s())
+        if not (self._frames and self._frames[-1][0] == arrives_s):
+            self.idle_at_s = arrives_s
+            self._agenda.later(arrives_s - now_s, self._arrive, self._loop)
+        self._frames.append((arrives_s, frame))
+
+    def hold(self, until_s: float) -> None:
+        """Let nothing more arrive before a time."""
+        self.idle_at_s = max(self.idle_at_s, until_s)
+        if self._frames:
+            self._frames = deque((max(at_s, until_s), frame) for at_s, frame in self._frames)
+            self._agenda.later(max(0.0, until_s - self._agenda.now_s), self._arrive, self._loop)
+
+    def cut(self, keep: int) -> int:
+        """Lose what is under way but for the first ``keep`` frames; return how many were lost."""
+        self._cut = True
+        lost = max(0, len(self._frames) - keep)
+        for _ in range(lost):
+            self._frames.pop()
+        self.idle_at_s = self._frames[-1][0] if self._frames else 0.0
+        return lost
+
+    @property
+    def under_way(self) -> int:
+        """Return how many frames are under way."""
+        return len(self._frames)
+
+    def _arrive(self) -> None:
+        # Compared a little late: a delay added to the clock is not always the time it came from.
+        while self._frames and self._frames[0][0] <= self._agenda.now_s + 1e-9:
+            self._frames.popleft()[1]()
+
+
+def complete(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine to its end on a loop of its own, and return its result."""
+    return Loop().run_until_complete(work)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
-from ...ledger import members
-from ...ledger.etcd import EtcdError
-from ...ledger.reading import Asking, Records
+from ...etcd import EtcdError
 from ...names import incarnation_key
+from .. import etcd as members
 from ..context import Context
+from ..etcd import Asking, Records
 from ..output import counted, size
 from ..web import Tls, WebError
 from .finding import OK, PROBLEM, UNKNOWN, WARNING, Finding, ok, version_finding

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from ..effects import NO_EFFECTS, Checked
+from .effects import NO_EFFECTS, Checked
+from .etcd import MAX_REQUEST_BYTES
 
 CLAIMED, RELEASED, PUBLISHING, DONE = "claimed", "released", "publishing", "done"
 """A record is publishing while it holds events that may not have been published yet.
@@ -119,3 +120,70 @@ class Answer(NamedTuple):
     revision: int = 0
     lease: int = 0
     found: Record | None = None
+
+
+# A batch of asks, and the judgement of each.
+
+MAX_BATCH_BYTES = 1024 * 1024
+_OVERHEAD_BYTES = 4096
+
+
+class Batch:
+    """Asks that fit into one transaction: no key twice, and within etcd's limits."""
+
+    def __init__(self, max_asks: int, max_operations: int) -> None:
+        # One comparison of the transaction, and one read after a failure, are the incarnation's.
+        self._max_asks = min(max_asks, max_operations - 1)
+        self._max_operations = max_operations
+        self._operations = self._size_bytes = 0
+        self._effect_keys: set[str] = set()
+        self.asks: list[Ask] = []
+
+    def take(self, ask: Ask) -> bool:
+        """Add an ask, or return False where it belongs into the next batch."""
+        operations, size_bytes = ask.operations, ask.size_bytes
+        if self.asks and (
+            len(self.asks) >= self._max_asks
+            or self._operations + operations > self._max_operations
+            or self._size_bytes + size_bytes > MAX_BATCH_BYTES
+        ):
+            return False
+        if ask.effects.puts:
+            keys = [put.key for put in ask.effects.puts]
+            if not self._effect_keys.isdisjoint(keys):
+                return False
+            self._effect_keys.update(keys)
+        self._operations += operations
+        self._size_bytes += size_bytes
+        self.asks.append(ask)
+        return True
+
+
+def why_never(effects: Checked, max_operations: int) -> str | None:
+    """Return why these effects fit into no transaction, or None where they do."""
+    if 1 + len(effects.puts) > max_operations:
+        return f"{len(effects.puts)} effects, and ETCD_MAX_TXN_OPS is {max_operations}"
+    size_bytes = effects.size_bytes
+    if size_bytes > MAX_REQUEST_BYTES - _OVERHEAD_BYTES:
+        return f"effects of {size_bytes} bytes, and etcd takes {MAX_REQUEST_BYTES} in a request"
+    return None
+
+
+def judge(ask: Ask, kv: Any) -> Answer | None:
+    """Judge an ask by what was read of its record after its transaction did not apply.
+
+    ``kv`` is etcd's, or None where there is none. None is returned where the ask is to be sent
+    again: a value that is the ask's own, byte for byte, landed in an earlier attempt, and a
+    record still at the revision the ask expects stands in nobody's way.
+    """
+    if kv is not None and ask.value and kv.value == ask.value:
+        return Answer(ask, True, kv.mod_revision, kv.lease)
+    if ask.kind is not Kind.LOOK and (kv.mod_revision if kv is not None else 0) == ask.expect:
+        return None
+    return found(ask, kv)
+
+
+def found(ask: Ask, kv: Any) -> Answer:
+    """Return the answer that has what was read of an ask's record, be it nothing."""
+    record = decode(kv.value, kv.mod_revision) if kv is not None else None
+    return Answer(ask, False, found=record)

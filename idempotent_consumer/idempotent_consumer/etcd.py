@@ -1,0 +1,304 @@
+"""etcd's client: ``reply = await client.call("Txn", request)``, or EtcdError. gRPC ends here.
+
+The messages are those that etcd3 generates. It has no type information, so they are ``Any`` from
+here on; the functions below are short ways to write the ones used here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import AsyncIterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from etcd3.etcdrpc import (
+    AlarmResponse,
+    AuthenticateRequest,
+    AuthenticateResponse,
+    Compare,
+    LeaseGrantResponse,
+    LeaseKeepAliveResponse,
+    LeaseTimeToLiveResponse,
+    RangeResponse,
+    StatusResponse,
+    TxnResponse,
+    WatchRequest,
+    WatchResponse,
+)
+
+from .settings import Settings
+from .system import Channel, System
+
+CALL_TIMEOUT_S = 5.0
+"""The deadline of a call where there is one endpoint."""
+
+FAILOVER_TIMEOUT_S = 3.0
+"""The deadline where there are several. A leader that vanishes without a word can cost two calls:
+one by a member that waits for it, then one by itself."""
+
+MAX_REQUEST_BYTES = 1536 * 1024
+"""etcd's default --max-request-bytes."""
+
+_MAX_REPLY_BYTES = 64 * 1024 * 1024
+"""gRPC receives 4 MiB unless told otherwise; a page of records can be larger."""
+
+_CHANNEL_OPTIONS = {
+    "grpc.max_receive_message_length": _MAX_REPLY_BYTES,
+    "grpc.max_send_message_length": -1,
+    "grpc.enable_retries": 0,
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.min_reconnect_backoff_ms": 1000,
+    "grpc.max_reconnect_backoff_ms": 2000,
+    "grpc.dns_min_time_between_resolutions_ms": 1000,
+    # Finds a peer that vanished without closing; etcd allows a ping every 5 s at most.
+    "grpc.keepalive_time_ms": 10_000,
+    "grpc.keepalive_timeout_ms": 5_000,
+    # A watch may send nothing for hours, and has to be pinged all the same.
+    "grpc.http2.max_pings_without_data": 0,
+}
+
+_REQUIRE_LEADER = ("hasleader", "true")
+"""A member that is cut off from the others refuses at once what it would else let wait, and ends
+its watches (clientv3.WithRequireLeader in etcd's Go client)."""
+
+_METHODS: dict[str, tuple[str, Any]] = {
+    "Txn": ("KV", TxnResponse),
+    "Range": ("KV", RangeResponse),
+    "LeaseGrant": ("Lease", LeaseGrantResponse),
+    # A stream in etcd's interface; one request and one reply are a unary call on the wire.
+    "LeaseKeepAlive": ("Lease", LeaseKeepAliveResponse),
+    "LeaseTimeToLive": ("Lease", LeaseTimeToLiveResponse),
+    "Authenticate": ("Auth", AuthenticateResponse),
+    "Status": ("Maintenance", StatusResponse),
+    "Alarm": ("Maintenance", AlarmResponse),
+}
+
+
+class Failure(enum.Enum):
+    """How a call can fail. None of them says that the request did not, or will not, apply."""
+
+    LEASE_NOT_FOUND = enum.auto()
+    AUTHENTICATION = enum.auto()
+    COMPACTED = enum.auto()
+    UNKNOWN = enum.auto()
+
+
+_TEXTS = {
+    "lease not found": Failure.LEASE_NOT_FOUND,
+    "has been compacted": Failure.COMPACTED,
+    "invalid auth token": Failure.AUTHENTICATION,
+    "revision of auth store is old": Failure.AUTHENTICATION,
+    "user name is empty": Failure.AUTHENTICATION,
+    "user name not found": Failure.AUTHENTICATION,
+    "authentication failed": Failure.AUTHENTICATION,
+    "authentication is not enabled": Failure.AUTHENTICATION,
+    "permission denied": Failure.AUTHENTICATION,
+}
+"""From etcd's own list of errors (api/v3rpc/rpctypes)."""
+
+
+_HINTS = {
+    "certificate_verify_failed": "etcd's certificate is not from the authority in ETCD_CA_CERT",
+    "hostname verification": "etcd's certificate is for other names than ETCD_ENDPOINTS has",
+    "tsi_data_corrupted": "etcd has refused the certificate of ETCD_CERT, or wants one",
+    "too many operations": "ETCD_MAX_TXN_OPS is more than etcd's --max-txn-ops",
+    "socket closed": "etcd has closed the connection (one that wants TLS, and ETCD_CA_CERT, does)",
+}
+"""What to say ahead of etcd's or gRPC's own words, by a part of them."""
+
+
+class EtcdError(Exception):
+    """A call to etcd failed; the message is etcd's or gRPC's, in one line."""
+
+    def __init__(self, failure: Failure, why: str) -> None:
+        super().__init__(why)
+        self.failure = failure
+
+
+class Client:
+    """Calls to etcd's members, on one channel each: after a failure the next member is asked.
+
+    etcd3's own failover marks an endpoint as failed for minutes and raises meanwhile, so its
+    messages are used here and its client is not.
+    """
+
+    def __init__(self, settings: Settings, system: System) -> None:
+        self._settings, self._open = settings, system.open_channel
+        self._channels: list[Channel | None] = [None] * len(settings.etcd_endpoints)
+        # At random, so that the replicas of a service do not all ask one member.
+        self._current = system.random.randrange(len(self._channels))
+        self._timeout_s = FAILOVER_TIMEOUT_S if len(self._channels) > 1 else CALL_TIMEOUT_S
+        self._token: str | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint that is asked next, as ``host:port``."""
+        host, port = self._settings.etcd_endpoints[self._current]
+        return f"{host}:{port}"
+
+    async def call(self, method: str, request: Any) -> Any:
+        """Send a request, with a token where etcd wants one, and return the reply.
+
+        Raises EtcdError; the request may have applied all the same, or apply later.
+        """
+        user, password = self._settings.etcd_user, self._settings.etcd_password
+        if user is not None and self._token is None:
+            login = AuthenticateRequest(name=user, password=password)
+            self._token = (await self._send("Authenticate", login)).token
+        return await self._send(method, request)
+
+    async def watch(self, request: Any) -> AsyncIterator[Any]:
+        """Open a watch and iterate over its replies. Raises EtcdError when it ends."""
+        at = self._current
+        channel, ended = self._channel(at), asyncio.Event()
+
+        async def requests() -> AsyncIterator[Any]:
+            yield request
+            await ended.wait()  # etcd ends the watch when its requests end.
+
+        watch = channel.stream_stream(
+            "/etcdserverpb.Watch/Watch",
+            request_serializer=WatchRequest.SerializeToString,
+            response_deserializer=WatchResponse.FromString,
+        )
+        try:
+            async for reply in watch(requests(), metadata=self._metadata()):
+                if reply.canceled:
+                    compacted = reply.compact_revision > 0
+                    why = "has been compacted" if compacted else reply.cancel_reason
+                    raise EtcdError(*_classify(why))
+                yield reply
+            raise EtcdError(Failure.UNKNOWN, "the watch ended")
+        except (grpc.RpcError, grpc.aio.UsageError) as error:
+            raise self._failed(at, channel, error) from None
+        finally:
+            ended.set()
+
+    async def close(self) -> None:
+        """End every call and stream under way."""
+        for channel in self._channels:
+            if channel is not None:
+                await channel.close()
+
+    def _channel(self, at: int) -> Channel:
+        # Opened when it is first used: gRPC binds a channel to the loop that runs then.
+        channel = self._channels[at]
+        if channel is None:
+            host, port = self._settings.etcd_endpoints[at]
+            channel = self._channels[at] = self._open(self._settings, host, port)
+        return channel
+
+    async def _send(self, method: str, request: Any) -> Any:
+        at = self._current
+        channel = self._channel(at)
+        group, reply_type = _METHODS[method]
+        send = channel.unary_unary(
+            f"/etcdserverpb.{group}/{method}",
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=reply_type.FromString,
+        )
+        try:
+            return await send(request, timeout=self._timeout_s, metadata=self._metadata())
+        except (grpc.RpcError, grpc.aio.UsageError) as error:
+            raise self._failed(at, channel, error) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # gRPC cancels the calls of a channel that is closed: not this task, and its outcome
+            # is as unknown as any other.
+            raise EtcdError(Failure.UNKNOWN, "the channel was closed") from None
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return (_REQUIRE_LEADER, *((("token", self._token),) if self._token else ()))
+
+    def _failed(self, at: int, channel: Channel, error: Exception) -> EtcdError:
+        """Go to the next member, or log in again, and return what the failure means.
+
+        A name that does not resolve is looked up again by a new channel alone: an old one waits
+        for up to two minutes.
+        """
+        details = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+        explained = EtcdError(*_classify(details or str(error)))
+        if explained.failure is Failure.AUTHENTICATION:
+            self._token = None
+        elif at == self._current and channel is self._channels[at]:
+            if "resol" in str(details).lower():  # "DNS resolution failed", "errors resolving"
+                self._channels[at] = None
+            self._current = (at + 1) % len(self._channels)
+        return explained
+
+
+def open_channel(settings: Settings, host: str, port: int) -> Channel:
+    """Open a gRPC channel to one member of a real etcd, with TLS where ETCD_CA_CERT is set."""
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    options = list(_CHANNEL_OPTIONS.items())
+    channel: Channel
+    if settings.etcd_ca_cert is None:
+        channel = grpc.aio.insecure_channel(target, options)
+    else:
+        credentials = _credentials(settings.etcd_ca_cert, settings.etcd_key, settings.etcd_cert)
+        channel = grpc.aio.secure_channel(target, credentials, options)
+    return channel
+
+
+@lru_cache
+def _credentials(ca_cert: str, key: str | None, cert: str | None) -> Any:
+    contents = [Path(file).read_bytes() if file else None for file in (ca_cert, key, cert)]
+    return grpc.ssl_channel_credentials(*contents)
+
+
+def _classify(text: str) -> tuple[Failure, str]:
+    """Tell what a failure means by etcd's text, which says more than the status code."""
+    line = " ".join(text.split())
+    lowered = line.lower()
+    for part, failure in _TEXTS.items():
+        if part in lowered:
+            return failure, line
+    hints = [hint for part, hint in _HINTS.items() if part in lowered]
+    return Failure.UNKNOWN, ": ".join([*hints, line]) if line else "no reason given"
+
+
+# Messages.
+
+
+def put(operations: Any, key: bytes, value: bytes, lease: int = 0) -> None:
+    """Add the operation that writes a key.
+
+    These build a transaction in place: a message made apart would be copied into it, which
+    costs three times as much.
+    """
+    request = operations.add().request_put
+    request.key, request.value, request.lease = key, value, lease
+
+
+def get(operations: Any, key: bytes) -> None:
+    """Add the operation that reads a key."""
+    operations.add().request_range.key = key
+
+
+def writes(request: Any) -> bool:
+    """Return whether a transaction puts anything."""
+    return any(operation.HasField("request_put") for operation in request.success)
+
+
+def unchanged(compares: Any, key: bytes, mod_revision: int) -> None:
+    """Add the comparison that holds while the key is at this revision.
+
+    An absent key compares as revision 0, so 0 is: absent.
+    """
+    compares.add(key=key, mod_revision=mod_revision, result=Compare.EQUAL, target=Compare.MOD)
+
+
+def value_is(compares: Any, key: bytes, value: bytes) -> None:
+    """Add the comparison that holds while the key has this value."""
+    compares.add(key=key, value=value, result=Compare.EQUAL, target=Compare.VALUE)
+
+
+def prefix_end(prefix: bytes) -> bytes:
+    """Return the end of the range of all keys with a prefix (one that does not end in 0xff)."""
+    return prefix[:-1] + bytes([prefix[-1] + 1])

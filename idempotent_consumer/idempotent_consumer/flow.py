@@ -1,0 +1,487 @@
+"""The way of an event, from its arrival to its ack. Read it from top to bottom.
+
+A pure event has no coroutine of its own: it is handled as it arrives, recorded with its batch, and
+acked. A claimed event is one coroutine, ``_see_through``: claim, call, record, settle. So is any
+event that something stands in the way of. What happens to an event is told by ``decide``, which
+sees what etcd has answered and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from structlog.typing import FilteringBoundLogger
+
+from .bus import COMMITS_IN_FLIGHT, Delivery, Intake
+from .calls import Calls, Handler, Runner
+from .effects import NO_EFFECTS, Checked
+from .event import Event, InvalidEvent, decode
+from .ledger import Ledger
+from .metrics import DuplicateAges, Outcome, Tally
+from .publisher import Publisher, event_message
+from .records import CLAIMED, DONE, PUBLISHING, RELEASED, Answer, Ask, Kind, Record
+from .settle import Settler
+from .system import Backoff, System, claim_wait
+
+TURN_S = 0.05
+"""For so long pure handlers run in one turn of the loop. Then what is ready is committed and
+acked, and heartbeats, leases and replies have their turn."""
+
+ACK_ALL_EVERY_S = 0.25
+SLOW_HANDLER_S = 1.0
+WAITS_BEFORE_WARNING = 60
+WAITS_FOR_ITS_EVENTS = 10
+"""So often, over about 4 s, a record whose events another process publishes is left to that one:
+it hardly ever takes so long, and a duplicate that comes meanwhile would publish them again."""
+
+
+class InFlight:
+    """An event in flight, with every delivery of it: they share its fate.
+
+    ``others`` are deliveries with its id and another body; they are judged when it has ended.
+    ``called`` says that its call was made and is not recorded yet, ``published`` that a record
+    with events to publish has been seen.
+    """
+
+    __slots__ = (
+        "called",
+        "deliveries",
+        "error",
+        "event",
+        "handler",
+        "key",
+        "others",
+        "published",
+        "state",
+        "token",
+        "waits",
+    )
+
+    def __init__(
+        self, key: bytes, token: str, event: Event, handler: Handler, delivery: Delivery
+    ) -> None:
+        self.key, self.token, self.event, self.handler = key, token, event, handler
+        self.deliveries = [delivery]
+        self.others: list[Delivery] = []
+        self.called = self.published = False
+        self.error = self.state = ""
+        self.waits: Backoff | None = None
+
+    def join(self, delivery: Delivery, digest: str) -> None:
+        """Add a delivery of the same id; those that have gone back meanwhile are let go."""
+        mates = self.deliveries if digest == self.event.digest else self.others
+        if mates and not mates[0].alive:
+            mates[:] = [mate for mate in mates if mate.alive]
+        mates.append(delivery)
+
+    def waits_in(self, state: str) -> int:
+        """Return how often it has waited for another process to take its record out of a state."""
+        return self.waits.waits if self.waits is not None and state == self.state else 0
+
+    def ask(
+        self, kind: Kind, expect: int = 0, effects: Checked = NO_EFFECTS, token: str = ""
+    ) -> Ask:
+        """Return an ask for its record."""
+        return Ask(kind, self.key, self.event.digest, token or self.token, self, expect, effects)
+
+    def record(self, effects: Checked, expect: int = 0) -> Ask:
+        """Return the ask that records it with its effects."""
+        return self.ask(Kind.PUBLISH if effects.events else Kind.RECORD, expect, effects)
+
+
+class Consumer:
+    """Decodes, handles, has recorded and settles what arrives."""
+
+    def __init__(
+        self,
+        process: str,
+        handlers: Mapping[str, Handler],
+        runner: Runner,
+        calls: Calls,
+        ledger: Ledger,
+        intake: Intake,
+        publisher: Publisher,
+        settler: Settler,
+        duplicates: DuplicateAges,
+        system: System,
+        tally: Tally,
+        log: FilteringBoundLogger,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        self._own_tokens, self._handlers = f"{process}/", handlers
+        self._runner, self._calls, self._ledger = runner, calls, ledger
+        self._intake, self._publisher, self._settler = intake, publisher, settler
+        self._duplicates, self._system = duplicates, system
+        self._tally, self._log, self._tasks = tally, log, tasks
+        # By its record's key: an event is never in flight twice, whatever channel it comes by.
+        self._in_flight: dict[bytes, InFlight] = {}
+        self._waiting: deque[Ask] = deque()
+        self._commits = 0
+        self._more_waits = asyncio.Event()
+
+    @property
+    def busy(self) -> bool:
+        """Whether an event is in flight, be it that its deliveries have gone back meanwhile."""
+        return bool(self._in_flight) or self._settler.forwarding > 0
+
+    # 1. Deliveries arrive: whatever the socket has brought.
+
+    async def consume(self) -> None:
+        """Take what arrives, in turns that are bounded in time, until cancelled."""
+        now_s = asyncio.get_running_loop().time
+        while True:
+            deliveries = await self._intake.deliveries()
+            self._tally.count("received", len(deliveries))
+            turn_ends_s = now_s() + TURN_S
+            for delivery in deliveries:
+                if self._ledger.halted:
+                    break  # All of it stays unacked, and so the prefetch ends the intake.
+                if delivery.alive:
+                    self._receive(delivery)
+                if now_s() >= turn_ends_s:
+                    self.go_on()
+                    await asyncio.sleep(0)
+                    turn_ends_s = now_s() + TURN_S
+            self.go_on()
+
+    def _receive(self, delivery: Delivery) -> None:
+        try:
+            event = decode(delivery.body)
+        except InvalidEvent as error:
+            self._settler.invalid(delivery, str(error))
+            return
+        handler = self._handlers.get(event.type)
+        if handler is None:
+            self._settler.ack(delivery, Outcome.IGNORED, event)
+            return
+        token = f"{self._own_tokens}{delivery.epoch.number}/{delivery.tag}"
+        key = self._ledger.key(event, token)
+        running = self._in_flight.get(key)
+        if running is not None:
+            running.join(delivery, event.digest)
+        elif self._ledger.is_done(event.digest):
+            self._settler.ack(delivery, Outcome.SKIPPED, event)
+            self._duplicates.known(key)
+        else:
+            flight = self._in_flight[key] = InFlight(key, token, event, handler, delivery)
+            if handler.claimed:
+                self._tasks.create_task(self._see_through(flight, flight.ask(Kind.CLAIM)))
+            else:
+                self._waiting.append(self._handle(flight))
+
+    # 2. A pure handler runs here and now. What it returned is the event's ask.
+
+    def _handle(self, flight: InFlight) -> Ask:
+        returned = self._runner.run(flight.handler.function, flight.event)
+        self._tally.timing("handle", returned.elapsed_s)
+        flight.error = returned.error
+        if returned.elapsed_s > SLOW_HANDLER_S:
+            self._log.warning(
+                "a pure handler took long: heartbeats and all other events waited",
+                **flight.event.about,
+                seconds=returned.elapsed_s,
+            )
+        return flight.ask(Kind.LOOK) if returned.error else flight.record(returned.effects)
+
+    # 3. What waits is recorded in one transaction, several of which are under way at a time: while
+    #    these wait for etcd's disk the next deliveries arrive, and what gathers is the next batch.
+
+    def go_on(self) -> None:
+        """Commit what waits, ack what is settled. The end of everything that changes either.
+
+        A batch is sent at once where nothing is under way; else in the loop's next turn, which
+        may bring more for it.
+        """
+        if self._waiting:
+            if self._commits:
+                self._more_waits.set()
+            else:
+                self._send_batches()
+        self._intake.flush()
+        self._tally.flush()
+
+    async def commit_batches(self) -> None:
+        """Send what waits behind other batches, until cancelled."""
+        while True:
+            await self._more_waits.wait()
+            self._more_waits.clear()
+            self._send_batches()
+
+    def _send_batches(self) -> None:
+        while self._waiting and self._commits < COMMITS_IN_FLIGHT:
+            batch = self._ledger.batch()
+            while self._waiting and batch.take(self._waiting[0]):
+                self._waiting.popleft()
+            self._commits += 1
+            self._tasks.create_task(self._commit(batch.asks))
+
+    async def _commit(self, asks: Sequence[Ask]) -> None:
+        now_s = asyncio.get_running_loop().time
+        started_s = now_s()
+        answers = await self._ledger.commit(asks)
+        self._commits -= 1
+        self._tally.timing("commit", now_s() - started_s)
+        for answer in answers:
+            ask, owner = answer.ask, answer.ask.owner
+            if type(owner) is not InFlight:
+                if not owner.done():
+                    owner.set_result(answer)  # Its coroutine goes on.
+            elif answer.landed and ask.kind is Kind.RECORD:
+                self._end(owner, Done(ask.token))
+            else:
+                self._tasks.create_task(self._see_through(owner, ask, answer))
+        self.go_on()
+
+    async def _answer(self, ask: Ask) -> Answer:
+        """Have an ask committed, and return what became of it."""
+        ask.owner = answered = asyncio.get_running_loop().create_future()
+        self._waiting.append(ask)
+        self.go_on()
+        answer: Answer = await answered
+        return answer
+
+    # 4. An event that is claimed, or that something stands in the way of, is seen through here.
+
+    async def _see_through(
+        self, flight: InFlight, ask: Ask | None, answer: Answer | None = None
+    ) -> None:
+        """Go from what is asked to what is done about the answer, until the event has ended."""
+        while ask is not None:
+            if ask.kind is Kind.CLAIM:
+                # The slot is taken before the claim: no more is claimed than can be called.
+                async with self._calls.slot:
+                    if not self._calls.has_time(flight.handler):
+                        self._end(flight, GiveBack())
+                        return
+                    action = self._decide(flight, await self._answer(ask))
+                    if isinstance(action, Call):
+                        ask = await self._call(flight, action)
+                        continue
+            else:
+                action = self._decide(flight, answer or await self._answer(ask))
+                answer = None
+            ask = await self._act(flight, ask, action)
+
+    def _decide(self, flight: InFlight, answer: Answer) -> Action:
+        found = answer.found
+        if flight.called and not answer.landed and (found is None or found.token != flight.token):
+            flight.called = False
+            self._tally.count("claim_lost")
+            self._log.warning(
+                "the claim was lost during the call: the outside may see it twice",
+                **flight.event.about,
+            )
+        waits = flight.waits_in(found.state) if found is not None else 0
+        return decide(answer, flight.token, self._own_tokens, flight.published, waits)
+
+    async def _act(self, flight: InFlight, ask: Ask, action: Action) -> Ask | None:
+        """Do what has been decided, and return what is to be asked next, if anything is."""
+        match action:
+            case Again():
+                ask.expect = action.expect
+                return ask
+            case Wait():
+                await self._wait(flight, action.state)
+                return ask
+            case PublishEvents():
+                return await self._publish(flight, action)
+            case StartOver():
+                flight.published = False
+                return flight.ask(Kind.CLAIM) if flight.handler.claimed else self._handle(flight)
+            case Call():
+                raise AssertionError("a call is made under the slot that its claim was asked under")
+            case _:
+                self._end(flight, action)
+                self.go_on()
+                return None
+
+    async def _wait(self, flight: InFlight, state: str) -> None:
+        """Wait for another process to take the event's record out of a state."""
+        if flight.waits is None or state != flight.state:
+            flight.state, flight.waits = state, Backoff(claim_wait(self._system.random))
+        if flight.waits.waits == WAITS_BEFORE_WARNING:
+            self._log.warning(
+                "an event waits for another process that does not end it", **flight.event.about
+            )
+        await asyncio.sleep(flight.waits.next_s())
+
+    async def _call(self, flight: InFlight, claim: Call) -> Ask:
+        """Make the call that a claim has landed for, and return what is to be asked next."""
+        returned = await self._calls.call(flight.handler, flight.event, claim.lease)
+        if returned is None:
+            if not self._calls.has_time(flight.handler):
+                # At the end, let go: another replica would wait for the lease's end.
+                return flight.ask(Kind.RELEASE, claim.revision)
+            await self._wait(flight, CLAIMED)
+            return flight.ask(Kind.CLAIM, claim.revision)
+        self._tally.timing("handle", returned.elapsed_s)
+        flight.error = returned.error
+        if returned.error:
+            return flight.ask(Kind.RELEASE, claim.revision)
+        flight.called = True
+        self._tally.count("sent")
+        return flight.record(returned.effects, claim.revision)
+
+    async def _publish(self, flight: InFlight, held: PublishEvents) -> Ask:
+        """Publish the events that a record holds, and return the ask that says in it: done.
+
+        Until then the event's deliveries stay unacked. When this process dies they come again, and
+        whoever takes them finds the record and goes on here. The record keeps its token: its
+        writer may not have had the answer yet, and tells by it that the record is its own.
+        """
+        flight.called, flight.published = False, True
+        await asyncio.gather(*(self._publisher.send(event_message(body)) for body in held.events))
+        return flight.ask(Kind.RECORD, held.revision, token=held.token)
+
+    # 5. It ends: each of its deliveries is settled, and acked with those before it.
+
+    def _end(self, flight: InFlight, action: Action | GiveBack) -> None:
+        """Settle an event's deliveries, and judge those that had to wait for its end."""
+        del self._in_flight[flight.key]
+        deliveries, event = flight.deliveries, flight.event
+        match action:
+            case Done():
+                if action.record is not None:
+                    self._duplicates.met(action.record)
+                self._settler.recorded(deliveries, event, ours=action.token == flight.token)
+            case Conflict():
+                self._settler.conflicted(deliveries, event)
+            case Fail() if flight.error:
+                self._settler.retry_or_park(deliveries, event, flight.error)
+        for delivery in flight.others:
+            if delivery.alive:
+                self._receive(delivery)
+
+    def ack_past_gaps(self) -> None:
+        """Ack all that is settled, also behind a delivery that stays unacked."""
+        if not self._ledger.halted:
+            self._intake.flush_past_gap()
+
+    async def ack_past_gaps_now_and_then(self) -> None:
+        """Ack all that is settled, again and again, until cancelled.
+
+        Commits end out of order, so most gaps close within a moment, and one ack then covers all.
+        Past one that stays, such as a held claim, it is one for each delivery.
+        """
+        while True:
+            await asyncio.sleep(ACK_ALL_EVERY_S)
+            self.ack_past_gaps()
+
+
+# The decision.
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The event is recorded, by the delivery with this token; ``record`` is somebody else's."""
+
+    token: str
+    record: Record | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Its id is recorded with another body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Its handler has raised, and nothing is recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Its claim has landed, at a revision and under a lease."""
+
+    revision: int
+    lease: int
+
+
+@dataclass(frozen=True, slots=True)
+class PublishEvents:
+    """Its record holds events that may not all be published."""
+
+    revision: int
+    events: Sequence[bytes]
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Ask again: the record is at this revision now."""
+
+    expect: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Ask again later: another process has it in flight, in this state."""
+
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartOver:
+    """The record has gone before its last step: handle the event again, with its effects."""
+
+
+Action = Done | Conflict | Fail | Call | PublishEvents | Again | Wait | StartOver
+
+
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    """The process ends: the event's deliveries go back to the broker with their channel."""
+
+
+def decide(  # noqa: PLR0911 - one table, read from top to bottom
+    answer: Answer, token: str, own_tokens: str, published: bool, waits: int
+) -> Action:
+    """Decide what happens to an event by what etcd has answered.
+
+    ``token`` is the event's, ``own_tokens`` what this process's tokens begin with. ``published``:
+    its events have been sent already; ``waits``: how often its record was waited for in the state
+    that was found. Raises ValueError for what cannot be.
+
+    No other event in flight here has this record's key, so a claim of this process that did not
+    land just now is nobody's: it is taken over. A claim of another process is waited for, whatever
+    its digest: that process may die. Only what is recorded decides, since an attempt of ours that
+    is still on its way can land where a claim has ended.
+    """
+    ask, found = answer.ask, answer.found
+    if answer.landed:
+        return _landed(answer)
+    if ask.kind is not Kind.LOOK and ask.expect == (found.mod_revision if found else 0):
+        raise ValueError(f"{ask.kind.name} was refused although its record is as it expects it")
+    if published and (found is None or found.state in (CLAIMED, RELEASED)):
+        return StartOver()
+    if found is None or found.state == RELEASED:
+        nothing_to_do = ask.kind in (Kind.LOOK, Kind.RELEASE)
+        return Fail() if nothing_to_do else Again(found.mod_revision if found else 0)
+    if found.state in (DONE, PUBLISHING) and found.digest != ask.digest:
+        return Conflict()
+    if found.state == DONE:
+        return Done(found.token, found if found.token != token else None)
+    if found.state == PUBLISHING and waits >= WAITS_FOR_ITS_EVENTS:
+        return PublishEvents(found.mod_revision, found.events, found.token)
+    takes_over = found.state == CLAIMED and found.token.startswith(own_tokens)
+    if takes_over and ask.kind is not Kind.LOOK:
+        return Again(found.mod_revision)
+    return Wait(found.state)
+
+
+def _landed(answer: Answer) -> Action:
+    ask = answer.ask
+    match ask.kind:
+        case Kind.RECORD:
+            return Done(ask.token)
+        case Kind.PUBLISH:
+            return PublishEvents(answer.revision, ask.effects.events, ask.token)
+        case Kind.CLAIM:
+            return Call(answer.revision, answer.lease)
+        case Kind.RELEASE:
+            return Fail()
+        case Kind.LOOK:
+            raise ValueError("a look changes nothing, so it cannot land")

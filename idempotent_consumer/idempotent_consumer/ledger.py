@@ -1,0 +1,418 @@
+"""The ledger: ``answers = await ledger.commit(asks)``, whatever etcd does meanwhile.
+
+One transaction for a batch of asks, guarded by the key that tells a wiped etcd. After each sending
+the outcome is unknown until etcd has answered: nothing is concluded from an error, the same values
+are sent again, and their tokens tell an earlier attempt that landed from somebody else's write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Protocol, TypeVar
+
+from etcd3.etcdrpc import RangeRequest, TxnRequest
+from structlog.typing import FilteringBoundLogger
+from tenacity import AsyncRetrying, retry_if_exception_type
+
+from . import etcd, names, records
+from .cache import Cache
+from .effects import Checked
+from .etcd import Client, EtcdError, Failure
+from .event import Event
+from .health import Health
+from .leases import ClaimLease, WindowLease
+from .records import DONE, Answer, Ask, Batch, Kind, Record
+from .settings import Settings
+from .system import System, commit_wait
+
+GUARD_EVERY_S = 5.0
+
+_LINEARIZABLE = ("Txn", "Range")
+"""A lease's reply carries the revision of the member asked, which may lag behind another's."""
+
+_UNDER_CLAIM_LEASE = (Kind.CLAIM, Kind.RELEASE)
+_UNDER_WINDOW_LEASE = (Kind.RECORD, Kind.PUBLISH)
+
+T = TypeVar("T")
+
+
+class Ledger(Protocol):
+    """What a consumer needs of a ledger, with etcd behind it or without."""
+
+    async def open(self) -> None:
+        """Reach the ledger. Nothing is consumed before."""
+        ...
+
+    async def watch(self) -> None:
+        """Keep the ledger true to what is behind it, until cancelled."""
+        ...
+
+    def key(self, event: Event, token: str) -> bytes:
+        """Return the key of an event's record; equal keys are one event."""
+        ...
+
+    def is_done(self, digest: str) -> bool:
+        """Return whether this very event is known to be recorded. False decides nothing."""
+        ...
+
+    @property
+    def halted(self) -> bool:
+        """Whether nothing may be settled any more, on whatever grounds."""
+        ...
+
+    def batch(self) -> Batch:
+        """Return an empty batch."""
+        ...
+
+    def why_never(self, effects: Checked) -> str | None:
+        """Return why these effects can never be committed, or None."""
+        ...
+
+    async def commit(self, asks: Sequence[Ask]) -> list[Answer]:
+        """Commit a batch, and return what became of each ask."""
+        ...
+
+    async def read(self, key: bytes) -> Record | None:
+        """Read a record once, for information. Raises EtcdError."""
+        ...
+
+    def claim_ends_s(self, lease: int) -> float:
+        """Return when claims under a lease end at the earliest, by the loop's clock. Any thread."""
+        ...
+
+    async def close(self) -> None:
+        """End what is under way."""
+        ...
+
+
+class EtcdLedger:
+    """The ledger on etcd. ``longest_call_s`` is the longest time-out of a claimed handler."""
+
+    def __init__(
+        self,
+        service: str,
+        settings: Settings,
+        system: System,
+        health: Health,
+        log: FilteringBoundLogger,
+        cache: Cache,
+        longest_call_s: float,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        self._service, self._settings, self._system = service, settings, system
+        self._health, self._log, self._cache = health, log, cache
+        self._client = Client(settings, system)
+        self._window = WindowLease(self.ask, settings.dedup_window_s)
+        self._claims = ClaimLease(self.ask, longest_call_s, tasks)
+        self._guard = (names.incarnation_key(service).encode(), b"")
+        self._revision = 0
+        self._failing: set[str] = set()
+        self._halted = False
+        health.lacks("etcd", "not reached yet")
+
+    async def open(self) -> None:
+        """Learn which life of etcd's data this is: the one that is there, or a first one."""
+        key = self._guard[0]
+
+        def make() -> Any:
+            # Anew each time: an attempt that applied, unseen, must not be repeated after a wipe.
+            self._guard = (key, f"{self._system.random.getrandbits(128):032x}".encode())
+            request = TxnRequest()
+            etcd.unchanged(request.compare, key, 0)
+            etcd.put(request.success, *self._guard)
+            etcd.get(request.failure, key)
+            return request
+
+        reply = await self.ask("Txn", make)
+        if not reply.succeeded:
+            self._guard = (key, reply.responses[0].response_range.kvs[0].value)
+        self._log.info(
+            "etcd reached: no history of this service, so it is new, or was wiped"
+            if reply.succeeded
+            else "etcd reached: it holds this service's history",
+            incarnation=self._guard[1].decode(errors="replace"),
+        )
+
+    async def watch(self) -> None:
+        """Fill the cache and keep it true, and look now and then whether etcd is the same."""
+        async with asyncio.TaskGroup() as tasks:
+            prefix = names.record_prefix(self._service)
+            # As of now: what this process records from here on is in the cache anyway.
+            tasks.create_task(
+                self._cache.follow(prefix, self._client, self._system, self._log, self._revision)
+            )
+            tasks.create_task(self._watch_guard())
+
+    async def _watch_guard(self) -> None:
+        while True:
+            await asyncio.sleep(GUARD_EVERY_S)
+            reply = await self.ask("Range", lambda: RangeRequest(key=self._guard[0]))
+            await self._check_guard(reply.kvs)
+
+    def key(self, event: Event, token: str) -> bytes:
+        """Return the key of an event's record."""
+        return names.record_key(self._service, event.id)
+
+    def is_done(self, digest: str) -> bool:
+        """Return whether the cache knows this event as done."""
+        return self._cache.holds(digest) and not self._halted
+
+    @property
+    def halted(self) -> bool:
+        """Whether etcd has turned out to be another than at the start."""
+        return self._halted
+
+    def batch(self) -> Batch:
+        """Return an empty batch within the settings' limits."""
+        return Batch(self._settings.batch_size, self._settings.etcd_max_txn_ops)
+
+    def why_never(self, effects: Checked) -> str | None:
+        """Return why these effects fit into no transaction, or None."""
+        return records.why_never(effects, self._settings.etcd_max_txn_ops)
+
+    def claim_ends_s(self, lease: int) -> float:
+        """Return when claims under a lease end at the earliest, by the loop's clock. Any thread."""
+        return self._claims.ends_s(lease)
+
+    async def read(self, key: bytes) -> Record | None:
+        """Read a record once, for information. Raises EtcdError."""
+        reply = await self._call("Range", RangeRequest(key=key))
+        return records.decode(reply.kvs[0].value, reply.kvs[0].mod_revision) if reply.kvs else None
+
+    async def close(self) -> None:
+        """End what is under way. Claims are left to end with their lease."""
+        await self._client.close()
+
+    # The commit.
+
+    async def commit(self, asks: Sequence[Ask]) -> list[Answer]:
+        """Send a batch until etcd has said what became of each ask.
+
+        Where something stands in the way of one, the batch's records are read; what has its
+        answer drops out, and the others are sent again. A group of attempts ends in a reply, so
+        waits grow within one alone.
+        """
+        self._write_values(asks)
+        answers: list[Answer] = []
+        while asks:
+            reply, leases = await self._until_known(self._transact, asks)
+            if reply.succeeded:
+                answers += _all_landed(asks, reply, leases)
+                break
+            # Read apart and not in an ELSE branch, which etcd would have to log with each batch.
+            found = await self._read_all(asks)
+            judged = [records.judge(ask, kv) for ask, kv in zip(asks, found, strict=True)]
+            answers += [answer for answer in judged if answer is not None]
+            asks = [ask for ask, answer in zip(asks, judged, strict=True) if answer is None]
+        self._remember(answers)
+        return answers
+
+    def _write_values(self, asks: Sequence[Ask]) -> None:
+        now = datetime.fromtimestamp(self._system.now_s(), UTC).isoformat(timespec="milliseconds")
+        for ask in asks:
+            if ask.kind is not Kind.LOOK and not ask.value:
+                ask.value = records.encode(ask.kind, ask.digest, ask.token, now, ask.effects.events)
+
+    async def _transact(self, asks: Sequence[Ask]) -> tuple[Any, tuple[int, int]]:
+        """Send the transaction once, under leases that are good for it. Raises EtcdError.
+
+        An attempt to claim whose outcome is unknown may apply when its event is settled and its
+        record gone. Under a lease that is kept alive, such a claim would hold the next delivery
+        for ever, so the lease is given up.
+        """
+        recorded = sum(ask.kind in _UNDER_WINDOW_LEASE for ask in asks)
+        claiming = any(ask.kind in _UNDER_CLAIM_LEASE for ask in asks)
+        window = await self._window.take(recorded) if recorded else 0
+        claims = await self._claims.take() if claiming else 0
+        try:
+            reply = await self._call("Txn", _transaction(asks, self._guard, window, claims))
+        except EtcdError as error:
+            if error.failure is Failure.LEASE_NOT_FOUND:
+                self._window.lost()
+            if claiming:
+                self._claims.give_up()
+            raise
+        return reply, (window, claims)
+
+    async def _read_all(self, asks: Sequence[Ask]) -> list[Any]:
+        """Read the records of a batch that did not apply; None stands for an absent one."""
+        request = TxnRequest()
+        etcd.get(request.success, self._guard[0])
+        for ask in asks:
+            etcd.get(request.success, ask.key)
+        reply = await self.ask("Txn", lambda: request)
+        guard, *reads = (response.response_range.kvs for response in reply.responses)
+        await self._check_guard(guard)
+        return [kvs[0] if kvs else None for kvs in reads]
+
+    def _remember(self, answers: Sequence[Answer]) -> None:
+        for ask, landed, _, _, found in answers:
+            if landed:
+                if ask.kind is Kind.RECORD:
+                    self._cache.add(ask.digest)
+            elif found is not None and found.state == DONE:
+                self._cache.add(found.digest)
+
+    # Calls, and whether this is still the same etcd.
+
+    async def ask(self, method: str, make: Callable[[], Any]) -> Any:
+        """Make and send a request until etcd has answered it, and return the reply."""
+
+        async def send() -> Any:
+            return await self._call(method, make())
+
+        return await self._until_known(send)
+
+    async def _until_known(self, send: Callable[..., Awaitable[T]], *arguments: object) -> T:
+        """Send again after each failure, which leaves the outcome unknown, until there is one."""
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(EtcdError),
+            wait=commit_wait(self._system.random),
+            sleep=asyncio.sleep,
+        )
+        return await retrying(send, *arguments)
+
+    async def _call(self, method: str, request: Any) -> Any:
+        """Send a request once. Raises EtcdError; never returns once etcd is not the same any more.
+
+        The revision of each linearizable reply is held against the highest seen before its
+        request was sent: a lower one means that etcd was restored from an older snapshot.
+        """
+        floor = self._revision if method in _LINEARIZABLE else 0
+        # A full etcd still answers reads, in transactions too: they say nothing of its writes.
+        what = "Range" if method == "Txn" and not etcd.writes(request) else method
+        try:
+            reply = await self._client.call(method, request)
+        except EtcdError as error:
+            if error.failure is not Failure.LEASE_NOT_FOUND and not self._halted:
+                self._say_failing(what, str(error))
+            raise
+        revision = reply.header.revision
+        if revision < floor or self._halted:
+            await self._halt(
+                f"wiped, or restored from an older state: revision {revision}, {floor} seen before"
+            )
+        self._revision = max(self._revision, revision)
+        self._say_answering(what)
+        return reply
+
+    def _say_failing(self, what: str, why: str) -> None:
+        self._health.lacks("etcd", why)
+        if not self._failing:
+            self._log.warning(
+                "etcd does not answer: deliveries are held, and nothing is settled until it does",
+                error=why,
+            )
+        self._failing.add(what)
+
+    def _say_answering(self, what: str) -> None:
+        # It is back when nothing fails that failed before.
+        if what in self._failing:
+            self._failing.discard(what)
+            if not self._failing:
+                self._log.info("etcd answers again")
+        if not self._failing:
+            self._health.has("etcd")
+
+    async def _check_guard(self, kvs: Any) -> None:
+        if not kvs or kvs[0].value != self._guard[1]:
+            await self._halt("wiped: its incarnation key is not the one seen at the start")
+
+    async def _halt(self, why: str) -> None:
+        """Never return: whoever waits for this etcd waits for good, so nothing is settled by it."""
+        if not self._halted:
+            self._halted = True
+            self._cache.clear()
+            self._health.lacks("etcd", why)
+            self._log.critical(
+                "etcd is not the one seen before: nothing is settled until this "
+                "service is restarted, which accepts it as it is",
+                reason=why,
+            )
+        await asyncio.get_running_loop().create_future()
+
+
+def _transaction(asks: Sequence[Ask], guard: tuple[bytes, bytes], window: int, claims: int) -> Any:
+    """Build it: if all is as the asks expect it, put their records and their effects."""
+    request = TxnRequest()
+    compare, success = request.compare, request.success
+    etcd.value_is(compare, *guard)
+    for ask in asks:
+        if ask.kind is Kind.LOOK:
+            etcd.get(success, ask.key)
+            continue
+        etcd.unchanged(compare, ask.key, ask.expect)
+        lease = claims if ask.kind in _UNDER_CLAIM_LEASE else window
+        etcd.put(success, ask.key, ask.value, lease)
+        for put in ask.effects.puts:
+            etcd.put(success, put.key.encode(), put.value)
+    return request
+
+
+def _all_landed(asks: Sequence[Ask], reply: Any, leases: tuple[int, int]) -> list[Answer]:
+    """Read the reply to a transaction that applied."""
+    revision = reply.header.revision
+    answers, position = [], 0
+    for ask in asks:
+        if ask.kind is Kind.LOOK:
+            kvs = reply.responses[position].response_range.kvs
+            answers.append(records.found(ask, kvs[0] if kvs else None))
+        else:
+            answers.append(Answer(ask, True, revision, leases[ask.kind in _UNDER_CLAIM_LEASE]))
+        position += ask.operations
+    return answers
+
+
+class NoLedger:
+    """Stands in for the ledger where ``ENABLE_ETCD`` is false: whatever is asked is granted."""
+
+    halted = False
+
+    def __init__(self, settings: Settings, log: FilteringBoundLogger) -> None:
+        self._batch_size, self._log = settings.batch_size, log
+
+    async def open(self) -> None:
+        """There is nothing to reach."""
+        self._log.warning(
+            "ENABLE_ETCD is false: every delivery is processed, duplicates too, "
+            "and effects are dropped"
+        )
+
+    async def watch(self) -> None:
+        """There is nothing to watch."""
+
+    def key(self, event: Event, token: str) -> bytes:
+        """Return a key that no other delivery has."""
+        return token.encode()
+
+    def is_done(self, digest: str) -> bool:
+        """Nothing is known to be done."""
+        return False
+
+    def batch(self) -> Batch:
+        """Return an empty batch, bounded by BATCH_SIZE alone."""
+        return Batch(self._batch_size, 1_000_000)
+
+    def why_never(self, effects: Checked) -> str | None:
+        """Nothing is written, so everything fits."""
+        return None
+
+    async def commit(self, asks: Sequence[Ask]) -> list[Answer]:
+        """Grant every ask; a look finds nothing."""
+        for ask in asks:
+            for put in ask.effects.puts:
+                self._log.info("effect dropped", key=put.key, bytes=len(put.value))
+        return [Answer(ask, ask.kind is not Kind.LOOK) for ask in asks]
+
+    async def read(self, key: bytes) -> Record | None:
+        """There are no records."""
+        return None
+
+    def claim_ends_s(self, lease: int) -> float:
+        """Return that a claim which does not exist never ends."""
+        return float("inf")
+
+    async def close(self) -> None:
+        """There is nothing to end."""

@@ -1,0 +1,132 @@
+"""How an event ends: each delivery of it is acked, sent to a retry queue, or parked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from . import names
+from .bus import Delivery, Intake
+from .event import Event
+from .ledger import Ledger
+from .metrics import Outcome, Tally
+from .publisher import Publisher, forwarded_message
+from .system import System
+
+
+class Settler:
+    """Does to deliveries what has been decided, and counts them once it is done.
+
+    A delivery that is sent on is acked when the broker has confirmed it, and not at all once etcd
+    has turned out to be another.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        retry_delays: Sequence[tuple[str, int]],
+        ledger: Ledger,
+        intake: Intake,
+        publisher: Publisher,
+        system: System,
+        tally: Tally,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        self._service, self._retry_delays = service, retry_delays
+        self._ledger, self._intake, self._publisher = ledger, intake, publisher
+        self._system, self._tally, self._tasks = system, tally, tasks
+        self.forwarding = 0
+        """How many deliveries are being sent on."""
+
+    def ack(self, delivery: Delivery, outcome: Outcome, event: Event) -> bool:
+        """Have a delivery acked; False where it has gone back to the broker already."""
+        live = delivery.settle()
+        if live:
+            self._tally.settled(outcome, event)
+        return live
+
+    def recorded(self, deliveries: Sequence[Delivery], event: Event, ours: bool) -> None:
+        """Ack an event that is recorded: at most one delivery did it, the others repeat it."""
+        outcome = Outcome.PROCESSED if ours else Outcome.SKIPPED
+        for delivery in deliveries:
+            if self.ack(delivery, outcome, event):
+                outcome = Outcome.SKIPPED
+
+    def conflicted(self, deliveries: Sequence[Delivery], event: Event) -> None:
+        """Park an event whose id was recorded with another body."""
+        error = f"{event.id!r:.200} was used before with another body"
+        for delivery in deliveries:
+            self._park(delivery, Outcome.CONFLICTED, names.CONFLICT, error, event)
+
+    def retry_or_park(self, deliveries: Sequence[Delivery], event: Event, error: str) -> None:
+        """Publish a retry of each delivery, or park what has had its retries."""
+        for delivery in deliveries:
+            attempt = delivery.attempts + 1
+            headers: dict[str, object] = {names.ATTEMPTS_HEADER: attempt}
+            if attempt > len(self._retry_delays):
+                self._park(delivery, Outcome.FAILED, names.FAILED, error, event, headers)
+                continue
+            delay, _ = self._retry_delays[attempt - 1]
+            about: dict[str, object] = {
+                **event.about,
+                "error": error,
+                "attempt": attempt,
+                "again_in": delay,
+            }
+            headers[names.ERROR_HEADER] = error
+            queue = names.retry_queue(self._service, delay)
+            self._forward(delivery, queue, headers, Outcome.RETRIED, about)
+
+    def invalid(self, delivery: Delivery, error: str) -> None:
+        """Park what is no event."""
+        self._park(delivery, Outcome.INVALID, names.INVALID, error)
+
+    def _park(
+        self,
+        delivery: Delivery,
+        outcome: Outcome,
+        reason: str,
+        error: str,
+        event: Event | None = None,
+        headers: Mapping[str, object] | None = None,
+    ) -> None:
+        now = datetime.fromtimestamp(self._system.now_s(), UTC).isoformat(timespec="seconds")
+        whole: dict[str, object] = {
+            names.REASON_HEADER: reason,
+            names.ERROR_HEADER: error,
+            names.PARKED_AT_HEADER: now,
+            **(headers or {}),
+        }
+        about: dict[str, object] = {
+            **(event.about if event else {}),
+            "reason": reason,
+            "error": error,
+        }
+        self._forward(delivery, names.dead_letter_queue(self._service), whole, outcome, about)
+
+    def _forward(
+        self,
+        delivery: Delivery,
+        queue: str,
+        headers: dict[str, object],
+        outcome: Outcome,
+        about: dict[str, object],
+    ) -> None:
+        self.forwarding += 1
+        self._tasks.create_task(self._see_forwarded(delivery, queue, headers, outcome, about))
+
+    async def _see_forwarded(
+        self,
+        delivery: Delivery,
+        queue: str,
+        headers: dict[str, object],
+        outcome: Outcome,
+        about: dict[str, object],
+    ) -> None:
+        confirmed = await self._publisher.send(forwarded_message(delivery, queue, headers))
+        self.forwarding -= 1
+        if confirmed and not self._ledger.halted and delivery.settle():
+            self._tally.settled(outcome, about)
+            self._intake.flush()
+            self._tally.flush()

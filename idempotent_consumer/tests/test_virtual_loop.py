@@ -1,0 +1,355 @@
+"""The event loop on the simulated clock: asyncio's own parts run on it, and a process can end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import sys
+from collections.abc import Callable
+from contextvars import ContextVar
+from functools import partial
+
+import pytest
+
+from idempotent_consumer.testing.loop import Agenda, Killed, Loop, Threads, Wire
+
+
+def test_time_passes_only_where_something_waits_for_it() -> None:
+    loop, seen = Loop(), list[float]()
+
+    async def wait() -> str:
+        for seconds in (1.0, 3600.0, 0.0):
+            await asyncio.sleep(seconds)
+            seen.append(loop.time())
+        return "done"
+
+    assert loop.run_until_complete(wait()) == "done"
+    assert seen == [1.0, 3601.0, 3601.0]
+
+
+def test_a_time_out_cancels_at_its_time() -> None:
+    loop = Loop()
+
+    async def wait() -> float:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(5):
+                await asyncio.Event().wait()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.sleep(9), 2)
+        return loop.time()
+
+    assert loop.run_until_complete(wait()) == 7.0
+
+
+def test_asyncios_own_parts_work_together() -> None:
+    loop, order = Loop(), list[object]()
+
+    async def work() -> None:
+        queue, slots, lock = asyncio.Queue[int](), asyncio.Semaphore(2), asyncio.Lock()
+        event, condition = asyncio.Event(), asyncio.Condition()
+
+        async def produce() -> None:
+            for number in range(3):
+                await queue.put(number)
+                await asyncio.sleep(1)
+            event.set()
+            async with condition:
+                condition.notify_all()
+
+        async def take(number: int) -> None:
+            async with slots, lock:
+                order.append((number, await queue.get(), loop.time()))
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(produce())
+            for number in range(3):
+                group.create_task(take(number))
+            async with condition:
+                await condition.wait()
+        await event.wait()
+        order.extend(await asyncio.gather(asyncio.sleep(1, "a"), asyncio.to_thread(lambda: "b")))
+
+    loop.run_until_complete(work())
+    assert order == [(0, 0, 0.0), (1, 1, 1.0), (2, 2, 2.0), "a", "b"]
+
+
+def test_a_task_group_raises_what_a_task_raised_and_ends_the_others() -> None:
+    loop, ended = Loop(), list[str]()
+
+    async def fail() -> None:
+        await asyncio.sleep(1)
+        raise ValueError("wrong")
+
+    async def go_on() -> None:
+        try:
+            await asyncio.sleep(100)
+        finally:
+            ended.append("cancelled")
+
+    async def work() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+            group.create_task(go_on())
+
+    with pytest.raises(ExceptionGroup) as raised:
+        loop.run_until_complete(work())
+    assert raised.group_contains(ValueError, match="wrong")
+    assert (ended, loop.time()) == (["cancelled"], 1.0)
+
+
+def test_what_never_ends_is_said() -> None:
+    loop = Loop()
+    with pytest.raises(RuntimeError, match="nothing is left to happen"):
+        loop.run_until_complete(asyncio.Event().wait())
+    loop.kill()
+
+
+def test_a_defect_in_a_callback_comes_out_of_the_run() -> None:
+    loop = Loop()
+    loop.call_later(1, lambda: 1 / 0)
+    loop.run_until_idle()
+    with pytest.raises(ZeroDivisionError):
+        loop.advance(2)
+
+
+def test_a_task_whose_failure_nobody_awaits_is_a_defect() -> None:
+    loop = Loop()
+
+    async def fail() -> None:
+        raise ValueError("wrong")
+
+    loop.create_task(fail())
+    loop.run_until_idle()
+    loop._tasks.clear()  # They are kept until there are many.
+    loop.call_soon(gc.collect)
+    with pytest.raises(ValueError, match="wrong"):
+        loop.run_until_idle()
+
+
+def test_several_processes_share_a_clock_and_have_their_own_time() -> None:
+    agenda = Agenda()
+    loops = [Loop(agenda, clock_s) for clock_s in (0.0, 98_765.4321)]
+    seen: list[tuple[int, float, float]] = []
+
+    async def run(number: int) -> None:
+        loop = asyncio.get_running_loop()
+        assert loop is loops[number]
+        began_s = loop.time()
+        for _ in range(3):
+            await asyncio.sleep(0.1)
+            seen.append((number, round(loop.time() - began_s, 6), round(agenda.now_s, 6)))
+
+    for number, loop in enumerate(loops):
+        loop.create_task(run(number))
+    agenda.run()
+    assert seen == [(n, t, t) for t in (0.1, 0.2, 0.3) for n in (0, 1)]
+
+
+def test_a_timer_is_never_early_by_the_clock_of_its_process() -> None:
+    """Else what waits for the rest waits for no time at all, for ever."""
+    agenda = Agenda()
+    loop, early = Loop(agenda, 98_765.4321), list[float]()
+    for number in range(10_000):
+        when = loop.time() + number * 0.0137
+        loop.call_at(when, lambda when=when: early.append(when) if loop.time() < when else None)
+    agenda.run()
+    assert early == []
+
+
+def test_a_cancelled_timer_moves_no_clock() -> None:
+    loop = Loop()
+    loop.call_later(10, lambda: None).cancel()
+    loop.agenda.run()
+    assert loop.time() == 0.0
+
+
+def test_a_frozen_process_does_its_steps_late_and_in_their_order() -> None:
+    agenda = Agenda()
+    frozen, other = Loop(agenda), Loop(agenda)
+    seen: list[tuple[str, float]] = []
+
+    def note(what: str) -> Callable[[], None]:
+        return lambda: seen.append((what, agenda.now_s))
+
+    frozen.call_later(2, note("second"))
+    frozen.call_later(1, note("first"))
+    other.call_later(1, note("other"))
+    frozen.freeze(5)
+    agenda.run()
+    assert seen == [("other", 1.0), ("first", 5.0), ("second", 5.0)]
+
+
+class Mortal(Loop):
+    """A process that dies when it is told to."""
+
+    dies_at = ""
+
+    def act(self, when: str, what: object) -> None:
+        super().act(when, what)
+        if f"{when} {what}" == self.dies_at:
+            self.kill()
+            raise Killed
+
+
+def test_a_process_dies_within_a_step_and_does_nothing_more(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    loop, seen = Mortal(), list[str]()
+    loop.dies_at = "behind the second"
+
+    def do(what: str) -> None:
+        loop.act("before", what)
+        seen.append(what)
+        loop.act("behind", what)
+
+    async def helper() -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(asyncio.Event().wait())
+                await asyncio.sleep(3600)
+        finally:
+            do("what a dead process cleans up")
+
+    async def work() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(helper())
+            await asyncio.sleep(1)
+            for what in ("the first", "the second", "the third"):
+                do(what)
+
+    loop.create_task(work())
+    with caplog.at_level(logging.DEBUG):
+        loop.agenda.run()
+        gc.collect()
+    assert seen == ["the first", "the second"]
+    assert caplog.text == ""
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_process_can_be_killed_between_its_steps() -> None:
+    loop, seen = Loop(), list[str]()
+
+    async def work() -> None:
+        while True:
+            await asyncio.sleep(1)
+            seen.append("a step")
+
+    loop.create_task(work())
+    loop.advance(2.5)
+    loop.kill()
+    loop.advance(10)
+    assert seen == ["a step"] * 2
+
+
+def test_a_job_takes_the_time_that_it_spends_on_its_thread() -> None:
+    loop, threads, seen = Loop(), Threads(2), list[tuple[int, float]]()
+
+    def job() -> float:
+        with pytest.raises(RuntimeError):
+            asyncio.get_running_loop()
+        loop.spend(10)
+        return loop.time()
+
+    async def call(number: int) -> None:
+        assert await loop.run_in_executor(threads, job) == loop.time()
+        seen.append((number, loop.time()))
+
+    async def work() -> None:
+        async with asyncio.TaskGroup() as group:
+            for number in range(3):
+                group.create_task(call(number))
+            await asyncio.sleep(1)
+            seen.append((-1, loop.time()))
+
+    loop.run_until_complete(work())
+    assert seen == [(-1, 1.0), (0, 10.0), (1, 10.0), (2, 20.0)]
+
+
+def test_what_a_job_raises_is_raised_where_it_is_awaited() -> None:
+    loop = Loop()
+
+    def exit_() -> None:
+        sys.exit(3)
+
+    async def work() -> None:
+        with pytest.raises(SystemExit):
+            await loop.run_in_executor(Threads(1), exit_)
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.to_thread(lambda: 1 / 0)
+
+    loop.run_until_complete(work())
+
+
+def test_code_on_the_loop_that_takes_time_holds_up_its_process_and_no_other() -> None:
+    agenda = Agenda()
+    busy, other = Loop(agenda), Loop(agenda)
+    seen: list[tuple[str, float]] = []
+
+    def work() -> None:
+        busy.spend(3)
+        seen.append(("busy", busy.time()))
+
+    busy.call_later(1, work)
+    busy.call_later(2, lambda: seen.append(("late", busy.time())))
+    other.call_later(2, lambda: seen.append(("other", other.time())))
+    agenda.run()
+    assert seen == [("busy", 4.0), ("other", 2.0), ("late", 4.0)]
+
+
+def test_a_context_is_kept_as_asyncio_keeps_it() -> None:
+    loop, name = Loop(), ContextVar("name", default="")
+
+    async def work() -> str:
+        name.set("mine")
+        await asyncio.sleep(1)
+        return name.get()
+
+    async def both() -> tuple[str, str]:
+        return await asyncio.create_task(work()), name.get()
+
+    assert loop.run_until_complete(both()) == ("mine", "")
+
+
+def test_a_loop_runs_inside_of_a_coroutine_of_another() -> None:
+    async def outer() -> None:
+        before = asyncio.current_task(), asyncio.get_running_loop()
+        assert Loop().run_until_complete(asyncio.sleep(1, "done")) == "done"
+        assert (asyncio.current_task(), asyncio.get_running_loop()) == before
+
+    asyncio.run(outer())
+
+
+def test_a_wire_brings_frames_in_order_and_a_burst_in_one_step() -> None:
+    agenda, latencies = Agenda(), iter([2.0, 1.0, 0.5])
+    loop, seen = Loop(agenda), list[tuple[str, float, int]]()
+    wire = Wire(agenda, loop, lambda: next(latencies))
+
+    def send(what: str) -> None:
+        wire.send(lambda: seen.append((what, agenda.now_s, agenda.happened)))
+
+    send("a")
+    send("b")  # Faster, but behind the first: the same read of the socket.
+    agenda.run()
+    send("c")
+    agenda.run()
+    assert seen == [("a", 2.0, 1), ("b", 2.0, 1), ("c", 2.5, 2)]
+
+
+def test_a_wire_that_is_cut_loses_what_is_under_way_behind_the_kept() -> None:
+    agenda, seen = Agenda(), list[str]()
+    wire = Wire(agenda, None, lambda: 1.0)
+    for what in "abc":
+        wire.send(partial(seen.append, what))
+    assert wire.cut(1) == 2
+    wire.send(lambda: seen.append("behind the cut"))
+    agenda.run()
+    assert seen == ["a"]
+
+
+def test_sockets_are_refused_with_a_line_that_says_why() -> None:
+    async def reach() -> None:
+        await asyncio.open_connection("localhost", 1)
+
+    with pytest.raises(RuntimeError, match="no network in memory"):
+        Loop().run_until_complete(reach())
