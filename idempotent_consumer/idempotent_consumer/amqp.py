@@ -101,6 +101,9 @@ _DELIVER = b"\x00\x3c\x00\x3c"  # class 60, method 60
 LARGEST_READ_BYTES = 64 * 1024
 """A larger body comes in many pieces, and each would be joined with all before it anew."""
 
+_LARGEST_WRITE_BYTES = 64 * 1024
+"""pika copies what the system has not taken of a write."""
+
 # AMQP 0-9-1, 4.2.3: type, channel and length; and so begin a header frame and a body frame.
 _FRAME = struct.Struct(">BHI")
 _HEADER_FRAME = struct.Struct(">BHIHHQ")
@@ -154,10 +157,19 @@ class Reader:
 
 
 class Connection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped here
-    """pika's connection on the running loop, with a reader ahead of it while ``reader`` is set."""
+    """pika's connection on the running loop, with a reader ahead of it while ``reader`` is set.
+
+    What is sent within one turn of the loop is written together: pika by itself makes three system
+    calls for a message.
+    """
 
     reader: Reader | None = None
     _frame_buffer: bytes
+
+    def __init__(self, *arguments: Any, **callbacks: Any) -> None:
+        self._unwritten: list[bytes] = []
+        self._unwritten_bytes = 0
+        super().__init__(*arguments, **callbacks)
 
     def _on_data_available(self, data_in: bytes) -> None:
         if self.reader is not None:
@@ -170,6 +182,20 @@ class Connection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped he
                 self._frame_buffer = data_in
                 return
         super()._on_data_available(data_in)
+
+    def _adapter_emit_data(self, data: bytes) -> None:
+        if not self._unwritten:
+            self.ioloop.call_soon(self._write)
+        self._unwritten.append(data)
+        self._unwritten_bytes += len(data)
+        if self._unwritten_bytes >= _LARGEST_WRITE_BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        if self._unwritten and self._transport is not None:
+            super()._adapter_emit_data(b"".join(self._unwritten))
+        self._unwritten.clear()
+        self._unwritten_bytes = 0
 
 
 # Headers, which are anybody's: of any type and size.
@@ -228,17 +254,10 @@ _KEPT = (
 """Not: expiration (it would end the wait, or the dead letter, early), user_id (the broker checks
 it against the sender, who is another now), delivery_mode (always persistent)."""
 
-_DROPPED_HEADERS = {
-    "CC",
-    "BCC",
-    "x-death",
-    "x-delivery-count",
-    "x-acquired-count",
-    *(
-        f"x-{which}-death-{what}"
-        for which in ("first", "last")
-        for what in ("exchange", "queue", "reason")
-    ),
+_DROPPED_HEADERS = {"CC", "BCC", "x-death", "x-delivery-count", "x-acquired-count"} | {
+    f"x-{which}-death-{what}"
+    for which in ("first", "last")
+    for what in ("exchange", "queue", "reason")
 }
 """CC and BCC are addresses: the message would go there as well. The others are the broker's."""
 
@@ -246,12 +265,9 @@ _DROPPED_HEADERS = {
 def forwarded_properties(properties: Any, headers: dict[str, object]) -> Any:
     """Return a message's own properties, where they can be sent on, with more headers."""
     kept = {name: getattr(properties, name) for name in _KEPT}
-    theirs = {
-        name: value
-        for name, value in (properties.headers or {}).items()
-        if name not in _DROPPED_HEADERS
-    }
-    whole = pika.BasicProperties(**kept, delivery_mode=2, headers={**theirs, **headers})
+    theirs = (properties.headers or {}).items()
+    both = {name: value for name, value in theirs if name not in _DROPPED_HEADERS} | headers
+    whole = pika.BasicProperties(**kept, delivery_mode=2, headers=both)
     return whole if _fits(whole) else bare_properties(headers)
 
 

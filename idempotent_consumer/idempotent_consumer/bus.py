@@ -82,20 +82,15 @@ def queue_arguments(
     default exchange to one queue: through ``events`` every service would get it again.
     """
     dead_letters = names.dead_letter_queue(service)
-    found = {
-        dead_letters: _quorum({"x-delivery-limit": _UNLIMITED}),
-        service: _quorum({"x-delivery-limit": DELIVERY_LIMIT, **_dead_lettered_to(dead_letters)}),
+    found: dict[str, dict[str, object]] = {
+        dead_letters: {"x-delivery-limit": _UNLIMITED},
+        service: {"x-delivery-limit": DELIVERY_LIMIT, **_dead_lettered_to(dead_letters)},
     }
     for delay, seconds in retry_delays:
         # One queue a delay: in one queue a message would wait behind all that wait longer.
-        found[names.retry_queue(service, delay)] = _quorum(
-            {"x-message-ttl": seconds * 1000, **_dead_lettered_to(service)}
-        )
-    return found
-
-
-def _quorum(arguments: dict[str, object]) -> dict[str, object]:
-    return {"x-queue-type": "quorum", **arguments}
+        until_due = {"x-message-ttl": seconds * 1000, **_dead_lettered_to(service)}
+        found[names.retry_queue(service, delay)] = until_due
+    return {queue: {"x-queue-type": "quorum", **each} for queue, each in found.items()}
 
 
 def _dead_lettered_to(queue: str) -> dict[str, object]:
@@ -213,13 +208,15 @@ class Session:
     """One connection with one channel, from its opening to its end.
 
     What pika tells is put into a queue, in the order in which it happens, and ``reply`` takes it
-    out: the broker's answer to the request under way, or the loss.
+    out: the channel, then the broker's answer to each request with ``replied`` as its callback,
+    and at last the loss.
     """
 
     channel: Any = None
 
     def __init__(self, connect: Callable[..., Any], parameters: Any) -> None:
-        self._replies: asyncio.Queue[Any] = asyncio.Queue()
+        replies: asyncio.Queue[Any] = asyncio.Queue()
+        self.replied, self._next_reply = replies.put_nowait, replies.get
         self._closed = asyncio.get_running_loop().create_future()
         self._over = False
         self._defect: Exception | None = None
@@ -232,18 +229,14 @@ class Session:
 
     async def reply(self) -> Any:
         """Wait for the next reply. Raises ChannelLost, and what a callback has raised."""
-        reply = await self._replies.get()
+        reply = await self._next_reply()
         if isinstance(reply, Exception):
             raise reply
         return reply
 
-    def replied(self, reply: Any) -> None:
-        """Take a reply; the callback of requests that are answered."""
-        self._replies.put_nowait(reply)
-
     def lose(self, why: str) -> None:
         """Give the channel up; the first reason counts."""
-        self._replies.put_nowait(ChannelLost(why))
+        self.replied(ChannelLost(why))
 
     def callback(self, function: Callable[..., None]) -> Callable[..., None]:
         """Return a function for pika to call, which does nothing once the session is over.
@@ -259,7 +252,7 @@ class Session:
                 function(*arguments)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is raised elsewhere.
                 self._defect = error
-                self._replies.put_nowait(error)
+                self.replied(error)
 
         return call
 
@@ -277,14 +270,9 @@ class Session:
         connection.channel(on_open_callback=self.callback(self._on_channel))
 
     def _on_channel(self, channel: Any) -> None:
+        cancelled = "the broker cancelled the consumer: its queue was deleted or moved"
         channel.add_on_close_callback(self.callback(lambda _, error: self.lose(explain(error))))
-        channel.add_on_cancel_callback(
-            self.callback(
-                lambda _: self.lose(
-                    "the broker cancelled the consumer: its queue was deleted or moved"
-                )
-            )
-        )
+        channel.add_on_cancel_callback(self.callback(lambda _: self.lose(cancelled)))
         self.channel = channel
         self.replied(channel)
 
@@ -326,10 +314,17 @@ class RecoveringConnection:
 
         What else it raises, or one of its callbacks, ends this in an ExceptionGroup.
         """
+        recover = AsyncRetrying(
+            retry=retry_if_exception_type(ChannelLost),
+            after=self._begin_anew_if_held,
+            wait=reconnect_wait(self._system.random),
+            before_sleep=self._report_loss,
+            sleep=asyncio.sleep,
+        )
         self._ended.clear()
         try:
             async with asyncio.TaskGroup() as tasks:
-                recovering = tasks.create_task(self._recover(use))
+                recovering: asyncio.Task[None] = tasks.create_task(recover(self._connect, use))
                 await self._closing.wait()
                 recovering.cancel()
         finally:
@@ -339,21 +334,12 @@ class RecoveringConnection:
         """Say that the channel does its work."""
         self._ready_s = asyncio.get_running_loop().time()
         self._health.has(self._name)
-        self._log.info("connected to RabbitMQ", node=self._node)
+        self._log.info("connected to RabbitMQ", node=_node(self._current))
 
     async def close(self) -> None:
         """End ``run``, and the connection with it; returns when both have ended."""
         self._closing.set()
         await self._ended.wait()
-
-    async def _recover(self, use: Callable[[Session], Awaitable[None]]) -> None:
-        await AsyncRetrying(
-            retry=retry_if_exception_type(ChannelLost),
-            after=self._begin_anew_if_held,
-            wait=reconnect_wait(self._system.random),
-            before_sleep=self._report_loss,
-            sleep=asyncio.sleep,
-        )(self._connect, use)
 
     async def _connect(self, use: Callable[[Session], Awaitable[None]]) -> None:
         self._current, self._ready_s = self._next(), None
@@ -368,6 +354,13 @@ class RecoveringConnection:
         finally:
             await session.close()
 
+    def _next(self) -> Any:
+        if not self._untried:
+            self._untried = self._system.random.sample(self._parameters, len(self._parameters))
+            if self._untried[-1] is self._current:
+                self._untried.reverse()
+        return self._untried.pop()
+
     def _begin_anew_if_held(self, state: RetryCallState) -> None:
         now_s = asyncio.get_running_loop().time()
         if self._ready_s is not None and now_s - self._ready_s > HELD_S:
@@ -379,20 +372,13 @@ class RecoveringConnection:
         self._log.warning(
             "no connection to RabbitMQ, trying again",
             error=why,
-            node=self._node,
+            node=_node(self._current),
             again_in_s=round(state.upcoming_sleep, 2),
         )
 
-    @property
-    def _node(self) -> str:
-        return f"{self._current.host}:{self._current.port}"
 
-    def _next(self) -> Any:
-        if not self._untried:
-            self._untried = self._system.random.sample(self._parameters, len(self._parameters))
-            if self._untried[-1] is self._current:
-                self._untried.reverse()
-        return self._untried.pop()
+def _node(parameters: Any) -> str:
+    return f"{parameters.host}:{parameters.port}"
 
 
 class Intake:
@@ -482,17 +468,14 @@ class Intake:
             self._some_arrived.set()
 
         on_delivery = session.callback(arrive)
+
+        def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
+            on_delivery(method.delivery_tag, properties, body)
+
         try:
-            self._consumer_tag = channel.basic_consume(
-                self._service,
-                lambda _, method, properties, body: on_delivery(
-                    method.delivery_tag, properties, body
-                ),
-                callback=session.replied,
-            )
-            channel.connection.reader = Reader(
-                channel.channel_number, self._consumer_tag, on_delivery
-            )
+            tag = channel.basic_consume(self._service, on_message, callback=session.replied)
+            self._consumer_tag = tag
+            channel.connection.reader = Reader(channel.channel_number, tag, on_delivery)
             await session.reply()
             self._connection.ready()
             await session.reply()  # There is none to come but the loss.

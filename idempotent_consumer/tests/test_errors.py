@@ -5,7 +5,7 @@ from __future__ import annotations
 import pika.exceptions as amqp
 import pytest
 
-from idempotent_consumer.bus.connection import explain, parameters_of
+from idempotent_consumer.amqp import explain, parameters_of
 from idempotent_consumer.ledger.etcd import Failure, _classify
 from idempotent_consumer.settings import SettingsError
 

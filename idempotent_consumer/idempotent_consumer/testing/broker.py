@@ -1,0 +1,562 @@
+"""A RabbitMQ in memory, at the level of AMQP: exchanges, quorum queues, channels, confirms.
+
+``tests/integration/test_broker_contract.py`` holds it against a real RabbitMQ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
+
+import pika
+from pika import frame, spec
+from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByClient, StreamLostError
+
+from .amqp import Connection
+from .loop import Agenda, Loop
+
+DEFAULT_EXCHANGE = ""
+
+
+class Message:
+    """A message in a queue; ``number`` counts all that were stored, ``returns`` its returns.
+
+    ``encoded`` are its properties as they are on the wire.
+    """
+
+    def __init__(
+        self, number: int, body: bytes, encoded: bytes, exchange: str, routing_key: str
+    ) -> None:
+        self.number, self.body, self.encoded = number, body, encoded
+        self.exchange, self.routing_key, self.returns = exchange, routing_key, 0
+
+    @cached_property
+    def properties(self) -> Any:
+        """The properties as pika decodes them."""
+        return pika.BasicProperties().decode(self.encoded)
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """The headers, empty where there are none."""
+        return self.properties.headers or {}
+
+    def with_headers(self, **headers: Any) -> bytes:
+        """Return its properties with more headers, as they are on the wire."""
+        properties = pika.BasicProperties().decode(self.encoded)
+        properties.headers = {**self.headers, **headers}
+        return encode(properties)
+
+
+def encode(properties: Any) -> bytes:
+    """Return properties as they are on the wire; bytes are so already."""
+    return properties if isinstance(properties, bytes) else b"".join(properties.encode())
+
+
+class Queue:
+    """A quorum queue, with the arguments that it was declared with."""
+
+    def __init__(self, name: str, arguments: dict[str, Any]) -> None:
+        self.name, self.arguments = name, arguments
+        self.ready: list[Message] = []
+        self.consumers: list[Consumer] = []
+
+    @property
+    def bodies(self) -> list[bytes]:
+        """The bodies of the messages that are ready."""
+        return [message.body for message in self.ready]
+
+
+class Consumer:
+    """A consumer of a queue on a channel. ``cancelled`` says that its client has ended it."""
+
+    def __init__(self, channel: ServerChannel, queue: Queue, tag: str, prefetch: int) -> None:
+        self.channel, self.queue, self.tag = channel, queue, tag
+        self.prefetch, self.unacked, self.cancelled = prefetch, 0, False
+
+    @property
+    def room(self) -> bool:
+        """Whether it may be given another message."""
+        return not self.prefetch or self.unacked < self.prefetch
+
+
+class ChannelError(Exception):
+    """What the broker closes a channel for."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class FakeBroker:
+    """RabbitMQ as a process reaches it, and as a test does.
+
+    ``away`` refuses connections. ``confirms`` off holds confirms back, for the test to send them
+    by ``ServerChannel.confirm``. ``nacks`` says of a queue's name whether it takes no message.
+    A subclass can decide what else there is to decide, such as the order of deliveries.
+    """
+
+    def __init__(self, agenda: Agenda) -> None:
+        self.agenda = agenda
+        self.latency_s: Callable[[], float] = lambda: 0.0
+        self.away, self.alarm, self.confirms = False, False, True
+        self.nacks: Callable[[str], bool] = lambda _: False
+        self.exchanges: dict[str, tuple[str, list[tuple[str, str]]]] = {}
+        self.queues: dict[str, Queue] = {}
+        self.sessions: list[Session] = []
+        self.connections: list[Connection] = []
+        self.published: list[Message] = []
+        self.acked: list[Message] = []
+        self._stored = 0
+
+    # What a process reaches.
+
+    def connect(
+        self,
+        parameters: Any,
+        *,
+        on_open_callback: Callable[[Any], None],
+        on_open_error_callback: Callable[[Any, Exception], None],
+        on_close_callback: Callable[[Any, Exception], None],
+    ) -> Connection:
+        """Connect, for ``System.connect``."""
+        connection = Connection(
+            self, parameters, on_open_callback, on_open_error_callback, on_close_callback
+        )
+        self.connections.append(connection)
+        return connection
+
+    # What the test does.
+
+    def publish(
+        self, exchange: str, routing_key: str, body: bytes, properties: Any = None
+    ) -> list[Queue]:
+        """Publish as some other client would; return the queues that have it."""
+        queues = self.route(exchange, routing_key)
+        encoded = encode(properties or pika.BasicProperties())
+        for queue in queues:
+            self.put(queue, self.message(body, encoded, exchange, routing_key))
+        return queues
+
+    def delete_queue(self, name: str) -> None:
+        """Delete a queue with its messages; its consumers are told."""
+        queue = self.queues.pop(name)
+        for _, bindings in self.exchanges.values():
+            bindings[:] = [(key, bound) for key, bound in bindings if bound != name]
+        for consumer in list(queue.consumers):
+            consumer.channel.cancelled_by_broker(consumer)
+
+    def set_alarm(self, alarm: bool) -> None:
+        """Raise or end an alarm: in one, connections that publish are read no further."""
+        self.alarm = alarm
+        for session in list(self.sessions):
+            session.unblock()
+
+    def lose(self, connection: Connection) -> None:
+        """Reset a connection: both sides know at once, and what is under way is lost."""
+        connection.to_broker.cut(0)
+        connection.to_client.cut(0)
+        if connection.session is not None:
+            connection.session.end()
+        error = StreamLostError("Stream connection lost: ConnectionResetError(104, 'reset')")
+        self.agenda.later(0.0, partial(connection.lost, error), connection.loop)
+
+    def gone(self, loop: Loop) -> None:
+        """Learn that a process has died: what it has written arrives, and then its end."""
+        for connection in [one for one in self.connections if one.loop is loop]:
+            connection.to_broker.send(connection.end_session)
+
+    def accept(self, connection: Connection) -> Session:
+        """Take a connection."""
+        return Session(self, connection)
+
+    # What the broker decides.
+
+    def pick(self, queue: Queue) -> tuple[Message, Consumer] | None:
+        """Take out the next message for a consumer that may have one; they take turns."""
+        free = [consumer for consumer in queue.consumers if consumer.room]
+        if not queue.ready or not free:
+            return None
+        queue.consumers.remove(free[0])
+        queue.consumers.append(free[0])
+        return queue.ready.pop(0), free[0]
+
+    def confirm(self, channel: ServerChannel, number: int) -> None:
+        """Confirm a message that was published, now or at another time."""
+        if self.confirms:
+            channel.confirm(number)
+
+    def settled(self, consumer: Consumer, message: Message) -> None:
+        """Take the ack of a message."""
+        self.acked.append(message)
+
+    def rejected(self, consumer: Consumer, message: Message) -> None:
+        """Take a message back that a client rejects or nacks."""
+        self.take_back(consumer.queue, [message])
+
+    # The queues.
+
+    def route(self, exchange: str, routing_key: str) -> list[Queue]:
+        """Return the queues that a message goes to; raises ChannelError."""
+        if exchange == DEFAULT_EXCHANGE:
+            found = {routing_key}
+        elif exchange in self.exchanges:
+            kind, bindings = self.exchanges[exchange]
+            found = {queue for key, queue in bindings if _matches(kind, key, routing_key)}
+        else:
+            raise ChannelError(404, f"NOT_FOUND - no exchange '{exchange}' in vhost '/'")
+        return [queue for name, queue in self.queues.items() if name in found]
+
+    def message(self, body: bytes, encoded: bytes, exchange: str, routing_key: str) -> Message:
+        """Return a message with a number of its own."""
+        self._stored += 1
+        return Message(self._stored, body, encoded, exchange, routing_key)
+
+    def put(self, queue: Queue, message: Message) -> None:
+        """Store a message."""
+        queue.ready.append(message)
+        if "x-message-ttl" in queue.arguments:
+            ttl_s = queue.arguments["x-message-ttl"] / 1000
+            self.agenda.later(ttl_s, partial(self._expire, queue, message))
+        self.dispatch(queue)
+
+    def dispatch(self, queue: Queue) -> None:
+        """Give out what can be given out."""
+        while (picked := self.pick(queue)) is not None:
+            message, consumer = picked
+            consumer.channel.deliver(consumer, message)
+
+    def take_back(self, queue: Queue, messages: list[Message]) -> None:
+        """Make messages ready again, behind other returned ones and ahead of the rest."""
+        limit = queue.arguments.get("x-delivery-limit", 20)
+        for message in messages:
+            message.returns += 1
+        returned = next((n for n, m in enumerate(queue.ready) if not m.returns), len(queue.ready))
+        kept = [m for m in messages if limit < 0 or m.returns <= limit]
+        queue.ready[returned:returned] = kept
+        for message in messages:
+            if 0 <= limit < message.returns:
+                self.dead_letter(queue, message, "delivery_limit")
+        if self.queues.get(queue.name) is queue:
+            self.dispatch(queue)
+
+    def dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
+        """Move a message to where its queue's dead letters go, if anywhere."""
+        if "x-dead-letter-exchange" not in queue.arguments:
+            return
+        exchange = queue.arguments["x-dead-letter-exchange"]
+        routing_key = queue.arguments.get("x-dead-letter-routing-key", message.routing_key)
+        targets = self.route(exchange, routing_key)
+        if not targets:
+            # At least once: it stays, out of reach, until there is a queue for it.
+            self.agenda.later(1.0, partial(self.dead_letter, queue, message, reason))
+            return
+        death = {"queue": queue.name, "reason": reason, "count": 1, "exchange": message.exchange}
+        deaths = [death, *message.headers.get("x-death", ())]
+        encoded = message.with_headers(**{"x-death": deaths})
+        for target in targets:
+            self.put(target, self.message(message.body, encoded, exchange, routing_key))
+
+    def _expire(self, queue: Queue, message: Message) -> None:
+        if message in queue.ready:
+            queue.ready.remove(message)
+            self.dead_letter(queue, message, "expired")
+
+
+class Session:
+    """The broker's side of a connection."""
+
+    def __init__(self, broker: FakeBroker, connection: Connection) -> None:
+        self.broker, self.connection = broker, connection
+        self.alive, self.blocked = True, False
+        self.channels: dict[int, ServerChannel] = {}
+        self._unread: list[Callable[[], None]] = []
+        broker.sessions.append(self)
+
+    def receive(self, number: int, method: str, arguments: tuple[Any, ...]) -> None:
+        """Do what a frame says."""
+        if self.blocked:
+            self._unread.append(partial(self.receive, number, method, arguments))
+            return
+        if method == "channel_open":
+            self.channels[number] = ServerChannel(self, number)
+        channel = self.channels.get(number)
+        if channel is None or not self.alive:
+            return
+        if method == "basic_publish" and self.broker.alarm:
+            self.block()
+            self._unread.append(partial(self.receive, number, method, arguments))
+            return
+        try:
+            getattr(channel, method)(*arguments)
+        except ChannelError as error:
+            self.close_channel(channel, error)
+
+    def block(self) -> None:
+        """Read nothing more, and say so."""
+        if not self.blocked:
+            self.blocked = True
+            self.connection.to_client.send(partial(self.connection.on_blocked, True))
+
+    def unblock(self) -> None:
+        """Read on, if the alarm is over."""
+        if self.blocked and not self.broker.alarm:
+            self.blocked = False
+            self.connection.to_client.send(partial(self.connection.on_blocked, False))
+            unread, self._unread = self._unread, []
+            for read in unread:
+                read()
+
+    def close_channel(self, channel: ServerChannel, error: ChannelError) -> None:
+        """Close a channel for an error; the connection is still there."""
+        if self.channels.pop(channel.number, None) is not None:
+            channel.end()
+            reason = ChannelClosedByBroker(error.code, str(error))
+            self.connection.to_client.send(
+                partial(self.connection.on_channel_closed, channel.number, reason)
+            )
+
+    def end(self) -> None:
+        """Take back what is not acked; what is not confirmed never will be.
+
+        While nothing is read, the end is not either: what was written before counts.
+        """
+        if self.blocked:
+            self._unread.append(self.end)
+        elif self.alive:
+            self.alive = False
+            self.broker.sessions.remove(self)
+            channels, self.channels = list(self.channels.values()), {}
+            for channel in channels:
+                channel.end()
+
+    def close(self) -> None:
+        """End as the client wishes, and agree."""
+        self.end()
+        agreed = ConnectionClosedByClient(200, "Normal shutdown")
+        self.connection.to_client.send(partial(self.connection.lost, agreed))
+
+
+class ServerChannel:
+    """The broker's side of a channel: what it was given, what it publishes.
+
+    ``unacked`` has consumer and message by delivery tag; ``unconfirmed`` whether the message was
+    taken, by its number on this channel. The methods are AMQP's.
+    """
+
+    def __init__(self, session: Session, number: int) -> None:
+        self.session, self.number, self.broker = session, number, session.broker
+        self.unacked: dict[int, tuple[Consumer, Message]] = {}
+        self.unconfirmed: dict[int, bool] = {}
+        self.consumers: dict[str, Consumer] = {}
+        self.confirming = False
+        self._prefetch = self._tag = self._published = 0
+
+    # What the broker sends.
+
+    def deliver(self, consumer: Consumer, message: Message) -> None:
+        """Give out a message."""
+        self._tag += 1
+        self.unacked[self._tag] = (consumer, message)
+        consumer.unacked += 1
+        encoded = message.encoded
+        if message.returns:
+            encoded = message.with_headers(**{"x-delivery-count": message.returns})
+        method = spec.Basic.Deliver(
+            consumer.tag,
+            self._tag,
+            message.returns > 0,
+            message.exchange,
+            message.routing_key,
+        )
+        self._send("on_deliver", method, encoded, message.body)
+
+    def confirm(self, number: int, multiple: bool = False) -> None:
+        """Confirm a message that was published, or all up to it, as taken or not."""
+        taken = self.unconfirmed[number]
+        for each in [n for n in self.unconfirmed if n <= number] if multiple else [number]:
+            del self.unconfirmed[each]
+        method = (spec.Basic.Ack if taken else spec.Basic.Nack)(number, multiple)
+        self._send("on_confirm", frame.Method(self.number, method))
+
+    def cancelled_by_broker(self, consumer: Consumer) -> None:
+        """End a consumer, as when its queue is deleted or moves."""
+        self._end_consumer(consumer)
+        self._send("on_cancel", frame.Method(self.number, spec.Basic.Cancel(consumer.tag)))
+
+    def _send(self, method: str, *arguments: Any) -> None:
+        connection = self.session.connection
+        connection.to_client.send(
+            partial(connection.on_channel_frame, self.number, method, arguments)
+        )
+
+    def _answer(self, answered: Callable[[Any], None] | None, method: Any) -> None:
+        if answered is not None:
+            self._send("on_answer", answered, frame.Method(self.number, method))
+
+    # What the client sends.
+
+    def channel_open(self, answered: Callable[[Any], None]) -> None:
+        """Open it."""
+        self._answer(answered, spec.Channel.OpenOk())
+
+    def channel_close(self) -> None:
+        """Close it."""
+        self.session.channels.pop(self.number, None)
+        self.end()
+
+    def exchange_declare(self, exchange: str, kind: str, passive: bool, answered: Any) -> None:
+        """Declare an exchange."""
+        if passive:
+            self.broker.route(exchange, "")
+        found, _ = self.broker.exchanges.setdefault(exchange, (kind, []))
+        if found != kind and not passive:
+            raise _inequivalent("type", "exchange", exchange, kind, found)
+        self._answer(answered, spec.Exchange.DeclareOk())
+
+    def queue_declare(
+        self, name: str, arguments: dict[str, Any], passive: bool, answered: Any
+    ) -> None:
+        """Declare a queue; one that is there has to have the same arguments."""
+        queue = self._queue(name) if passive else self.broker.queues.get(name)
+        if queue is None:
+            queue = self.broker.queues[name] = Queue(name, arguments)
+        elif not passive and queue.arguments != arguments:
+            for key in {**queue.arguments, **arguments}:
+                received, current = arguments.get(key), queue.arguments.get(key)
+                if received != current:
+                    raise _inequivalent(key, "queue", name, received, current)
+        counts = {"message_count": len(queue.ready), "consumer_count": len(queue.consumers)}
+        self._answer(answered, spec.Queue.DeclareOk(name, **counts))
+
+    def queue_bind(self, queue: str, exchange: str, routing_key: str, answered: Any) -> None:
+        """Bind a queue to an exchange."""
+        self._queue(queue)
+        self.broker.route(exchange, "")
+        _, bindings = self.broker.exchanges[exchange]
+        if (routing_key, queue) not in bindings:
+            bindings.append((routing_key, queue))
+        self._answer(answered, spec.Queue.BindOk())
+
+    def basic_qos(self, prefetch_count: int, answered: Any) -> None:
+        """Bound what each consumer to come has unacked."""
+        self._prefetch = prefetch_count
+        self._answer(answered, spec.Basic.QosOk())
+
+    def basic_consume(self, queue: str, tag: str, answered: Any) -> None:
+        """Consume a queue."""
+        consumer = Consumer(self, self._queue(queue), tag, self._prefetch)
+        self.consumers[tag] = consumer
+        consumer.queue.consumers.append(consumer)
+        # The answer precedes the first delivery.
+        self._answer(answered, spec.Basic.ConsumeOk(tag))
+        self.broker.dispatch(consumer.queue)
+
+    def basic_cancel(self, tag: str, answered: Any) -> None:
+        """Consume no more; what was delivered stays unacked."""
+        if tag in self.consumers:
+            self.consumers[tag].cancelled = True
+            self._end_consumer(self.consumers[tag])
+        self._answer(answered, spec.Basic.CancelOk(tag))
+
+    def basic_ack(self, tag: int, multiple: bool) -> None:
+        """Ack a delivery, or all up to it."""
+        settled = self._take(tag, multiple)
+        for consumer, message in settled:
+            self.broker.settled(consumer, message)
+        self._dispatch([consumer for consumer, _ in settled])
+
+    def basic_reject(self, tag: int, multiple: bool, requeue: bool) -> None:
+        """Hand a delivery back, or have it dead-lettered."""
+        for consumer, message in self._take(tag, multiple):
+            if requeue:
+                self.broker.rejected(consumer, message)
+            else:
+                self.broker.dead_letter(consumer.queue, message, "rejected")
+
+    def confirm_select(self, answered: Any) -> None:
+        """Confirm what is published from now on."""
+        self.confirming = True
+        self._answer(answered, spec.Confirm.SelectOk())
+
+    def basic_publish(
+        self, exchange: str, routing_key: str, body: bytes, encoded: bytes, mandatory: bool
+    ) -> None:
+        """Route a message, and confirm it or send it back."""
+        broker = self.broker
+        queues, taken = broker.route(exchange, routing_key), True
+        self._published += 1
+        number = self._published
+        broker.published.append(Message(number, body, encoded, exchange, routing_key))
+        if mandatory and not queues:
+            method = spec.Basic.Return(312, "NO_ROUTE", exchange, routing_key)
+            self._send("on_return", method, encoded, body)
+        for queue in queues:
+            if broker.nacks(queue.name):
+                taken = False
+            else:
+                broker.put(queue, broker.message(body, encoded, exchange, routing_key))
+        if self.confirming:
+            self.unconfirmed[number] = taken
+            broker.confirm(self, number)
+
+    # The end.
+
+    def end(self) -> None:
+        """Take back what is not acked."""
+        for consumer in list(self.consumers.values()):
+            self._end_consumer(consumer)
+        unacked = self._take(max(self.unacked), multiple=True) if self.unacked else []
+        for queue in {consumer.queue: None for consumer, _ in unacked}:
+            messages = [message for consumer, message in unacked if consumer.queue is queue]
+            self.broker.take_back(queue, messages)
+
+    def _take(self, tag: int, multiple: bool) -> list[tuple[Consumer, Message]]:
+        if tag not in self.unacked:
+            raise ChannelError(406, f"PRECONDITION_FAILED - unknown delivery tag {tag}")
+        tags = [each for each in self.unacked if each <= tag] if multiple else [tag]
+        taken = [self.unacked.pop(each) for each in tags]
+        for consumer, _ in taken:
+            consumer.unacked -= 1
+        return taken
+
+    def _dispatch(self, consumers: list[Consumer]) -> None:
+        for queue in {consumer.queue: None for consumer in consumers}:
+            self.broker.dispatch(queue)
+
+    def _queue(self, name: str) -> Queue:
+        if name not in self.broker.queues:
+            raise ChannelError(404, f"NOT_FOUND - no queue '{name}' in vhost '/'")
+        return self.broker.queues[name]
+
+    def _end_consumer(self, consumer: Consumer) -> None:
+        self.consumers.pop(consumer.tag, None)
+        if consumer in consumer.queue.consumers:
+            consumer.queue.consumers.remove(consumer)
+
+
+def _inequivalent(
+    argument: str, kind: str, name: str, received: object, current: object
+) -> ChannelError:
+    shown = [f"'{value}'" if value is not None else "none" for value in (received, current)]
+    return ChannelError(
+        406,
+        f"PRECONDITION_FAILED - inequivalent arg '{argument}' for {kind} '{name}' in vhost '/': "
+        f"received {shown[0]} but current is {shown[1]}",
+    )
+
+
+def _matches(kind: str, binding_key: str, routing_key: str) -> bool:
+    if kind == "fanout":
+        return True
+    if kind == "direct":
+        return binding_key == routing_key
+    return _topic_matches(binding_key.split("."), routing_key.split("."))
+
+
+def _topic_matches(pattern: list[str], words: list[str]) -> bool:
+    if not pattern:
+        return not words
+    if pattern[0] == "#":
+        return any(_topic_matches(pattern[1:], words[at:]) for at in range(len(words) + 1))
+    return bool(words) and pattern[0] in ("*", words[0]) and _topic_matches(pattern[1:], words[1:])

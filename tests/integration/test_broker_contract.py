@@ -1,0 +1,414 @@
+"""The RabbitMQ in memory is held to what a real one does: each test runs against both.
+
+The unit tests and the simulation believe the one in memory; here is why they may.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import pika
+import pytest
+from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.exceptions import ChannelClosedByBroker, ChannelWrongStateError
+
+from harness.broker import Broker
+from harness.servers import Servers
+from idempotent_consumer.testing.broker import FakeBroker
+from idempotent_consumer.testing.loop import Loop
+
+DEADLINE_S = 20.0
+QUORUM = {"x-queue-type": "quorum"}
+_numbers = count(1)
+
+
+@dataclass
+class Client:
+    """A connection with a channel. ``seen`` has what the broker has told, in order."""
+
+    connection: Any
+    channel: Any
+    seen: list[tuple[Any, ...]] = field(default_factory=list)
+
+    async def ask(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """Call a method of the channel and return the broker's answer."""
+        answered = asyncio.get_running_loop().create_future()
+        getattr(self.channel, method)(*arguments, callback=answered.set_result, **options)
+        return (await asyncio.wait_for(answered, DEADLINE_S)).method
+
+    async def declare(self, queue: str, **arguments: Any) -> Any:
+        """Declare a quorum queue."""
+        named = {"x-" + name.replace("_", "-"): value for name, value in arguments.items()}
+        return await self.ask("queue_declare", queue, durable=True, arguments=QUORUM | named)
+
+    async def consume(self, queue: str, prefetch: int = 0) -> str:
+        """Consume a queue, and return the tag: a delivery is body, tag, redelivered, headers."""
+        await self.ask("basic_qos", prefetch_count=prefetch)
+
+        def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
+            headers = properties.headers or {}
+            self.seen.append((body, method.delivery_tag, method.redelivered, headers))
+
+        return str((await self.ask("basic_consume", queue, on_message)).consumer_tag)
+
+    async def confirm(self) -> None:
+        """Have confirms and returns told."""
+
+        def on_confirm(method: Any) -> None:
+            confirm = method.method
+            self.seen.append((confirm.NAME, confirm.delivery_tag))
+
+        def on_return(_channel: Any, method: Any, _properties: Any, body: bytes) -> None:
+            self.seen.append(("return", method.reply_code, method.routing_key, body))
+
+        self.channel.add_on_return_callback(on_return)
+        await self.ask("confirm_delivery", on_confirm)
+
+    def publish(self, queue: str, body: bytes, exchange: str = "", **headers: Any) -> None:
+        """Publish a message."""
+        properties = pika.BasicProperties(headers=headers, delivery_mode=2)
+        self.channel.basic_publish(exchange, queue, body, properties, mandatory=True)
+
+    async def sees(self, number: int) -> list[tuple[Any, ...]]:
+        """Wait for so many things to be told, and return all."""
+        await until(lambda: len(self.seen) >= number)
+        return self.seen
+
+    async def is_closed_for(self) -> str:
+        """Wait until the channel is closed, and return why."""
+        await until(lambda: any(one[0] == "closed" for one in self.seen))
+        error = self.seen[-1][1]
+        assert isinstance(error, ChannelClosedByBroker)
+        return f"{error.reply_code} {error.reply_text}"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until something holds."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@dataclass
+class Subject:
+    """A broker under test, and a prefix of the test's own for queues."""
+
+    connect: Callable[..., Any]
+    run_coroutine: Callable[[Coroutine[Any, Any, None]], None]
+    set_alarm: Callable[[bool], None]
+    delete_queue: Callable[[str], None]
+    prefix: str
+    connections: list[Any] = field(default_factory=list)
+
+    def run(self, scenario: Coroutine[Any, Any, None]) -> None:
+        """Run a test's scenario, and close what it has opened."""
+
+        async def run() -> None:
+            try:
+                await scenario
+            finally:
+                for connection in self.connections:
+                    if connection.is_open:
+                        connection.close()
+                await until(lambda: all(one.is_closed for one in self.connections))
+
+        self.run_coroutine(run())
+
+    async def client(self) -> Client:
+        """Return a client that is connected."""
+        loop = asyncio.get_running_loop()
+        opened = loop.create_future()
+        self.connect(
+            on_open_callback=opened.set_result,
+            on_open_error_callback=lambda _, error: opened.set_exception(error),
+            on_close_callback=lambda *_: None,
+        )
+        connection = await asyncio.wait_for(opened, DEADLINE_S)
+        self.connections.append(connection)
+        channel = loop.create_future()
+        connection.channel(on_open_callback=channel.set_result)
+        client = Client(connection, await asyncio.wait_for(channel, DEADLINE_S))
+        client.channel.add_on_close_callback(lambda _, why: client.seen.append(("closed", why)))
+        client.channel.add_on_cancel_callback(
+            lambda method: client.seen.append(("cancelled", method.method.consumer_tag))
+        )
+        return client
+
+
+@pytest.fixture(params=["in memory", "real"])
+def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    """Give each of the two."""
+    if request.param == "in memory":
+        loop = Loop()
+        broker = FakeBroker(loop.agenda)
+
+        def connect(**callbacks: Any) -> Any:
+            return broker.connect(None, **callbacks)
+
+        yield Subject(
+            connect, loop.run_until_complete, broker.set_alarm, broker.delete_queue, "contract.1"
+        )
+        loop.kill()
+        return
+    servers: Servers = request.getfixturevalue("servers")
+    servers.heal()
+    prefix = f"contract.{next(_numbers)}"
+    parameters = pika.URLParameters(servers.rabbitmq.url)
+
+    def set_alarm(alarm: bool) -> None:
+        servers.rabbitmq.ctl("set_vm_memory_high_watermark", "0" if alarm else "0.6")
+
+    def connect_to_real(**callbacks: Any) -> Any:
+        return AsyncioConnection(parameters, **callbacks)
+
+    yield Subject(
+        connect_to_real, asyncio.run, set_alarm, Broker(servers.rabbitmq).delete_queues, prefix
+    )
+
+
+def test_a_message_is_confirmed_and_one_for_no_queue_is_returned_first(subject: Subject) -> None:
+    async def scenario() -> None:
+        client, queue = await subject.client(), subject.prefix
+        assert (await client.declare(queue)).message_count == 0
+        await client.confirm()
+        client.publish(queue, b"a")
+        assert await client.sees(1) == [("Basic.Ack", 1)]
+        client.publish(queue + ".absent", b"b")
+        assert (await client.sees(3))[1:] == [
+            ("return", 312, queue + ".absent", b"b"),
+            ("Basic.Ack", 2),
+        ]
+        await until(lambda: True)
+        assert (await client.declare(queue)).message_count == 1
+
+    subject.run(scenario())
+
+
+def test_an_ack_of_several_leaves_those_behind_it(subject: Subject) -> None:
+    async def scenario() -> None:
+        client, other, queue = await subject.client(), await subject.client(), subject.prefix
+        await client.declare(queue)
+        for body in (b"a", b"b", b"c", b"d"):
+            client.publish(queue, body)
+        await client.consume(queue)
+        assert [one[:3] for one in await client.sees(4)] == [
+            (body, tag, False) for tag, body in enumerate((b"a", b"b", b"c", b"d"), start=1)
+        ]
+        client.channel.basic_ack(2, multiple=True)
+        client.channel.basic_ack(4)
+        await asyncio.sleep(0.5)  # RabbitMQ loses acks that it has not handed on yet.
+        client.connection.close()
+        await other.consume(queue)
+        (only,) = await other.sees(1)
+        assert only[:3] == (b"c", 1, True)
+        assert only[3]["x-delivery-count"] == 1
+
+    subject.run(scenario())
+
+
+@pytest.mark.parametrize("multiple", [False, True])
+def test_an_ack_of_an_unknown_tag_closes_the_channel(subject: Subject, multiple: bool) -> None:
+    async def scenario() -> None:
+        client, queue = await subject.client(), subject.prefix + str(multiple)
+        await client.declare(queue)
+        client.publish(queue, b"a")
+        await client.consume(queue)
+        await client.sees(1)
+        client.channel.basic_ack(7, multiple=multiple)
+        assert await client.is_closed_for() == "406 PRECONDITION_FAILED - unknown delivery tag 7"
+        with pytest.raises(ChannelWrongStateError):
+            client.channel.basic_ack(1)
+        assert client.connection.is_open
+
+    subject.run(scenario())
+
+
+def test_what_is_unacked_comes_back_before_what_was_never_delivered(subject: Subject) -> None:
+    async def scenario() -> None:
+        client, other, queue = await subject.client(), await subject.client(), subject.prefix
+        await client.declare(queue)
+        for body in (b"a", b"b", b"c"):
+            client.publish(queue, body)
+        await client.consume(queue, prefetch=2)
+        await client.sees(2)
+        await asyncio.sleep(0.2)
+        assert len(client.seen) == 2
+        client.connection.close()
+        await until(lambda: bool(client.connection.is_closed))
+        await other.consume(queue)
+        assert [one[:3] for one in await other.sees(3)] == [
+            (b"a", 1, True),
+            (b"b", 2, True),
+            (b"c", 3, False),
+        ]
+
+    subject.run(scenario())
+
+
+def test_a_queue_keeps_its_arguments(subject: Subject) -> None:
+    async def scenario() -> None:
+        client, queue = await subject.client(), subject.prefix
+        await client.declare(queue, message_ttl=1000)
+        await client.declare(queue, message_ttl=1000)
+        client.channel.queue_declare(
+            queue, durable=True, arguments={**QUORUM, "x-message-ttl": 2000}
+        )
+        assert await client.is_closed_for() == (
+            f"406 PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue '{queue}' "
+            "in vhost '/': received '2000' but current is '1000'"
+        )
+
+    subject.run(scenario())
+
+
+@pytest.mark.parametrize("method", ["queue_declare", "basic_consume", "basic_publish"])
+def test_what_is_not_there_closes_the_channel(subject: Subject, method: str) -> None:
+    async def scenario() -> None:
+        client, name = await subject.client(), subject.prefix + ".absent"
+        if method == "queue_declare":
+            client.channel.queue_declare(name, passive=True)
+        elif method == "basic_consume":
+            client.channel.basic_consume(name, lambda *_: None)
+        else:
+            client.publish("", b"a", exchange=name)
+        kind = "exchange" if method == "basic_publish" else "queue"
+        assert await client.is_closed_for() == f"404 NOT_FOUND - no {kind} '{name}' in vhost '/'"
+
+    subject.run(scenario())
+
+
+def test_a_message_that_waits_out_its_time_goes_where_its_queue_says(subject: Subject) -> None:
+    async def scenario() -> None:
+        client, queue = await subject.client(), subject.prefix
+        await client.declare(queue)
+        await client.declare(
+            queue + ".retry",
+            message_ttl=300,
+            dead_letter_exchange="",
+            dead_letter_routing_key=queue,
+            dead_letter_strategy="at-least-once",
+            overflow="reject-publish",
+        )
+        await client.consume(queue)
+        client.publish(queue + ".retry", b"a", mine=1)
+        await asyncio.sleep(0.1)
+        assert client.seen == []
+        ((body, _, redelivered, headers),) = await client.sees(1)
+        assert (body, redelivered, headers["mine"]) == (b"a", False, 1)
+        (death,) = headers["x-death"]
+        assert (death["queue"], death["reason"]) == (queue + ".retry", "expired")
+        assert death["count"] == 1
+
+    subject.run(scenario())
+
+
+def test_a_message_that_comes_back_too_often_is_dead_lettered(subject: Subject) -> None:
+    async def scenario() -> None:
+        client, queue = await subject.client(), subject.prefix
+        await client.declare(queue + ".dead")
+        await client.declare(
+            queue,
+            delivery_limit=1,
+            dead_letter_exchange="",
+            dead_letter_routing_key=queue + ".dead",
+        )
+        client.publish(queue, b"a")
+        await client.consume(queue)
+        for number in (1, 2):
+            await client.sees(number)
+            client.channel.basic_reject(number, requeue=True)
+        await client.consume(queue + ".dead")
+        assert [one[0] for one in await client.sees(3)] == [b"a"] * 3
+        assert client.seen[-1][3]["x-death"][0]["reason"] == "delivery_limit"
+
+    subject.run(scenario())
+
+
+def test_a_topic_exchange_routes_by_words(subject: Subject) -> None:
+    async def scenario() -> None:
+        client, exchange = await subject.client(), subject.prefix
+        await client.ask("exchange_declare", exchange, exchange_type="topic", durable=True)
+        keys = ["#", "a", "a.*", "a.#", "*.b", "#.c"]
+        for key in keys:
+            await client.declare(f"{exchange}.{key}")
+            await client.ask("queue_bind", f"{exchange}.{key}", exchange, key)
+        await client.confirm()
+        for number, routing_key in enumerate(["a", "a.b", "a.b.c", "c", ""], start=1):
+            client.publish(routing_key, routing_key.encode(), exchange=exchange)
+            await client.sees(number)
+        counts = [(await client.declare(f"{exchange}.{key}")).message_count for key in keys]
+        assert counts == [5, 1, 1, 3, 1, 2]
+
+    subject.run(scenario())
+
+
+def test_a_consumer_is_told_when_its_queue_is_deleted(subject: Subject) -> None:
+    async def scenario() -> None:
+        client, other, queue = await subject.client(), await subject.client(), subject.prefix
+        await client.declare(queue)
+        tag = await client.consume(queue)
+        await asyncio.to_thread(subject.delete_queue, queue)
+        assert await client.sees(1) == [("cancelled", tag)]
+        assert client.channel.is_open
+
+    subject.run(scenario())
+
+
+def test_a_consumer_that_is_cancelled_gets_nothing_more_and_can_still_ack(
+    subject: Subject,
+) -> None:
+    async def scenario() -> None:
+        client, queue = await subject.client(), subject.prefix
+        await client.declare(queue)
+        client.publish(queue, b"a")
+        tag = await client.consume(queue, prefetch=1)
+        await client.sees(1)
+        await client.ask("basic_cancel", tag)
+        client.channel.basic_ack(1)
+        client.publish(queue, b"b")
+        await asyncio.sleep(0.3)
+        assert len(client.seen) == 1
+        assert (await client.declare(queue)).message_count == 1
+
+    subject.run(scenario())
+
+
+def test_in_an_alarm_a_connection_that_publishes_is_read_no_further(subject: Subject) -> None:
+    async def scenario() -> None:
+        client, other, queue = await subject.client(), await subject.client(), subject.prefix
+        for each in (client, other):
+            each.connection.add_on_connection_blocked_callback(
+                lambda *_, each=each: each.seen.append(("blocked",))
+            )
+            each.connection.add_on_connection_unblocked_callback(
+                lambda *_, each=each: each.seen.append(("unblocked",))
+            )
+        await client.declare(queue)
+        await client.confirm()
+        client.publish(queue, b"a")
+        await client.sees(1)
+        await other.consume(queue)
+        await other.sees(1)
+        await asyncio.to_thread(subject.set_alarm, True)
+        try:
+            await asyncio.sleep(1)
+            assert len(client.seen) == 1
+            client.publish(queue, b"b")
+            assert (await client.sees(2))[1:] == [("blocked",)]
+            client.publish(queue, b"c")
+            await asyncio.sleep(1)
+            assert len(client.seen) == 2
+            other.channel.basic_ack(1)
+            assert len(other.seen) == 1
+        finally:
+            await asyncio.to_thread(subject.set_alarm, False)
+        await asyncio.sleep(5); print("SEEN", client.seen, other.seen)
+        await client.sees(5)
+        assert sorted(client.seen[2:]) == [("Basic.Ack", 2), ("Basic.Ack", 3), ("unblocked",)]
+        assert [one[0] for one in await other.sees(3)] == [b"a", b"b", b"c"]
+
+    subject.run(scenario())
