@@ -116,6 +116,7 @@ class Consumer:
         self._intake, self._publisher, self._settler = intake, publisher, settler
         self._duplicates, self._system = duplicates, system
         self._tally, self._log, self._tasks = tally, log, tasks
+        self._arrived: deque[Delivery] = deque()
         # By its record's key: an event is never in flight twice, whatever channel it comes by.
         self._in_flight: dict[bytes, InFlight] = {}
         self._waiting: deque[Ask] = deque()
@@ -125,21 +126,24 @@ class Consumer:
     @property
     def busy(self) -> bool:
         """Whether an event is in flight, be it that its deliveries have gone back meanwhile."""
-        return bool(self._in_flight) or self._settler.forwarding > 0
+        return bool(
+            self._intake.arrived or self._arrived or self._in_flight or self._settler.forwarding
+        )
 
     # 1. Deliveries arrive: whatever the socket has brought.
 
     async def consume(self) -> None:
-        """Take what arrives, in turns that are bounded in time, until cancelled."""
+        """Take what arrives, in turns of the loop that are bounded in time, until cancelled."""
         now_s = asyncio.get_running_loop().time
         while True:
-            deliveries = await self._intake.deliveries()
-            self._tally.count("received", len(deliveries))
+            self._arrived.extend(await self._intake.deliveries())
+            self._tally.count("received", len(self._arrived))
             turn_ends_s = now_s() + TURN_S
-            for delivery in deliveries:
-                if self._ledger.halted:
-                    break  # All of it stays unacked, and so the prefetch ends the intake.
-                if delivery.alive:
+            while self._arrived:
+                delivery = self._arrived.popleft()
+                # Where etcd is not the same any more it stays unacked, and the prefetch ends the
+                # intake.
+                if delivery.alive and not self._ledger.halted:
                     self._receive(delivery)
                 if now_s() >= turn_ends_s:
                     self.go_on()
@@ -200,7 +204,8 @@ class Consumer:
                 self._more_waits.set()
             else:
                 self._send_batches()
-        self._intake.flush()
+        if not self._ledger.halted:
+            self._intake.flush()
         self._tally.flush()
 
     async def commit_batches(self) -> None:
