@@ -427,6 +427,11 @@ class Intake:
         """How many deliveries have arrived and are not settled."""
         return self._epoch.in_hand if self._epoch is not None else 0
 
+    @property
+    def arrived(self) -> int:
+        """How many deliveries wait to be taken."""
+        return len(self._arrived)
+
     def flush(self) -> None:
         """Ack what is settled up to the first delivery in hand."""
         if self._epoch is not None:

@@ -8,9 +8,10 @@ are sent again, and their tokens tell an earlier attempt that landed from somebo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from etcd3.etcdrpc import RangeRequest, TxnRequest
 from structlog.typing import FilteringBoundLogger
@@ -32,59 +33,10 @@ GUARD_EVERY_S = 5.0
 _LINEARIZABLE = ("Txn", "Range")
 """A lease's reply carries the revision of the member asked, which may lag behind another's."""
 
-_UNDER_CLAIM_LEASE = (Kind.CLAIM, Kind.RELEASE)
-_UNDER_WINDOW_LEASE = (Kind.RECORD, Kind.PUBLISH)
+RELEASED_S = 600
+"""For so long a released record is kept: far longer than an attempt to claim can be late."""
 
 T = TypeVar("T")
-
-
-class Ledger(Protocol):
-    """What a consumer needs of a ledger, with etcd behind it or without."""
-
-    async def open(self) -> None:
-        """Reach the ledger. Nothing is consumed before."""
-        ...
-
-    async def watch(self) -> None:
-        """Keep the ledger true to what is behind it, until cancelled."""
-        ...
-
-    def key(self, event: Event, token: str) -> bytes:
-        """Return the key of an event's record; equal keys are one event."""
-        ...
-
-    def is_done(self, digest: str) -> bool:
-        """Return whether this very event is known to be recorded. False decides nothing."""
-        ...
-
-    @property
-    def halted(self) -> bool:
-        """Whether nothing may be settled any more, on whatever grounds."""
-        ...
-
-    def batch(self) -> Batch:
-        """Return an empty batch."""
-        ...
-
-    def why_never(self, effects: Checked) -> str | None:
-        """Return why these effects can never be committed, or None."""
-        ...
-
-    async def commit(self, asks: Sequence[Ask]) -> list[Answer]:
-        """Commit a batch, and return what became of each ask."""
-        ...
-
-    async def read(self, key: bytes) -> Record | None:
-        """Read a record once, for information. Raises EtcdError."""
-        ...
-
-    def claim_ends_s(self, lease: int) -> float:
-        """Return when claims under a lease end at the earliest, by the loop's clock. Any thread."""
-        ...
-
-    async def close(self) -> None:
-        """End what is under way."""
-        ...
 
 
 class EtcdLedger:
@@ -105,6 +57,7 @@ class EtcdLedger:
         self._health, self._log, self._cache = health, log, cache
         self._client = Client(settings, system)
         self._window = WindowLease(self.ask, settings.dedup_window_s)
+        self._released = WindowLease(self.ask, RELEASED_S)
         self._claims = ClaimLease(self.ask, longest_call_s, tasks)
         self._guard = (names.incarnation_key(service).encode(), b"")
         self._revision = 0
@@ -215,26 +168,35 @@ class EtcdLedger:
             if ask.kind is not Kind.LOOK and not ask.value:
                 ask.value = records.encode(ask.kind, ask.digest, ask.token, now, ask.effects.events)
 
-    async def _transact(self, asks: Sequence[Ask]) -> tuple[Any, tuple[int, int]]:
+    async def _transact(self, asks: Sequence[Ask]) -> tuple[Any, dict[Kind, int]]:
         """Send the transaction once, under leases that are good for it. Raises EtcdError.
 
         An attempt to claim whose outcome is unknown may apply when its event is settled and its
         record gone. Under a lease that is kept alive, such a claim would hold the next delivery
         for ever, so the lease is given up.
         """
-        recorded = sum(ask.kind in _UNDER_WINDOW_LEASE for ask in asks)
-        claiming = any(ask.kind in _UNDER_CLAIM_LEASE for ask in asks)
-        window = await self._window.take(recorded) if recorded else 0
-        claims = await self._claims.take() if claiming else 0
+        leases = await self._take_leases(Counter(ask.kind for ask in asks))
         try:
-            reply = await self._call("Txn", _transaction(asks, self._guard, window, claims))
+            reply = await self._call("Txn", _transaction(asks, self._guard, leases))
         except EtcdError as error:
             if error.failure is Failure.LEASE_NOT_FOUND:
                 self._window.lost()
-            if claiming:
+                self._released.lost()
+            if Kind.CLAIM in leases:
                 self._claims.give_up()
             raise
-        return reply, (window, claims)
+        return reply, leases
+
+    async def _take_leases(self, kinds: Counter[Kind]) -> dict[Kind, int]:
+        """Return the lease for each kind of record that is put."""
+        leases: dict[Kind, int] = {}
+        if recorded := kinds[Kind.RECORD] + kinds[Kind.PUBLISH]:
+            leases[Kind.RECORD] = leases[Kind.PUBLISH] = await self._window.take(recorded)
+        if released := kinds[Kind.RELEASE]:
+            leases[Kind.RELEASE] = await self._released.take(released)
+        if kinds[Kind.CLAIM]:
+            leases[Kind.CLAIM] = await self._claims.take()
+        return leases
 
     async def _read_all(self, asks: Sequence[Ask]) -> list[Any]:
         """Read the records of a batch that did not apply; None stands for an absent one."""
@@ -334,7 +296,9 @@ class EtcdLedger:
         await asyncio.get_running_loop().create_future()
 
 
-def _transaction(asks: Sequence[Ask], guard: tuple[bytes, bytes], window: int, claims: int) -> Any:
+def _transaction(
+    asks: Sequence[Ask], guard: tuple[bytes, bytes], leases: Mapping[Kind, int]
+) -> Any:
     """Build it: if all is as the asks expect it, put their records and their effects."""
     request = TxnRequest()
     compare, success = request.compare, request.success
@@ -344,14 +308,13 @@ def _transaction(asks: Sequence[Ask], guard: tuple[bytes, bytes], window: int, c
             etcd.get(success, ask.key)
             continue
         etcd.unchanged(compare, ask.key, ask.expect)
-        lease = claims if ask.kind in _UNDER_CLAIM_LEASE else window
-        etcd.put(success, ask.key, ask.value, lease)
+        etcd.put(success, ask.key, ask.value, leases[ask.kind])
         for put in ask.effects.puts:
             etcd.put(success, put.key.encode(), put.value)
     return request
 
 
-def _all_landed(asks: Sequence[Ask], reply: Any, leases: tuple[int, int]) -> list[Answer]:
+def _all_landed(asks: Sequence[Ask], reply: Any, leases: Mapping[Kind, int]) -> list[Answer]:
     """Read the reply to a transaction that applied."""
     revision = reply.header.revision
     answers, position = [], 0
@@ -360,7 +323,7 @@ def _all_landed(asks: Sequence[Ask], reply: Any, leases: tuple[int, int]) -> lis
             kvs = reply.responses[position].response_range.kvs
             answers.append(records.found(ask, kvs[0] if kvs else None))
         else:
-            answers.append(Answer(ask, True, revision, leases[ask.kind in _UNDER_CLAIM_LEASE]))
+            answers.append(Answer(ask, True, revision, leases[ask.kind]))
         position += ask.operations
     return answers
 
@@ -416,3 +379,7 @@ class NoLedger:
 
     async def close(self) -> None:
         """There is nothing to end."""
+
+
+Ledger = EtcdLedger | NoLedger
+"""What a service's consumer asks, with etcd behind it or without."""

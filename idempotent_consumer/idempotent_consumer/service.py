@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
@@ -286,17 +287,21 @@ class _Process:
         self._log = self._logs.logger
         self._metrics = Metrics(settings.statsd_host, settings.statsd_port, settings.statsd_prefix)
         self._ended = threading.Event()
+        self._defect: BaseException | None = None
 
     def run(self) -> int:
         """Run until a signal, and return the exit code. Raises PortTaken and SettingsError."""
         code = 0
         try:
-            asyncio.run(self._run())
+            # Never closed, as os._exit follows: that would wait for name look-ups under way.
+            asyncio.Runner().run(self._run())
         except (PortTaken, SettingsError):
             raise
-        except BaseException:  # noqa: BLE001 - a defect: said in the log, whatever it is
+        except BaseException as error:  # noqa: BLE001 - a defect: said in the log, whatever it is
             code = 1
-            self._log.critical("ended by a defect; what is not settled goes back", exc_info=True)
+            self._log.critical(
+                "ended by a defect; what is not settled goes back", exc_info=self._defect or error
+            )
         self._metrics.close()
         self._log.info("stopped")
         self._logs.close()
@@ -310,7 +315,17 @@ class _Process:
             HealthServer(
                 running.health, self._settings.health_port, lambda: running.duplicates.document
             )
-        loop = asyncio.get_running_loop()
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def on_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            error = context.get("exception")
+            if "handle" in context and task is not None:  # A callback has raised it: a defect.
+                self._defect = error
+                task.cancel()
+            else:
+                self._log.error(context["message"], exc_info=error)
+
+        loop.set_exception_handler(on_exception)
         threading.Thread(
             target=self._await_signal, args=(loop, running), name="signals", daemon=True
         ).start()
