@@ -18,7 +18,6 @@ from .health import Health
 from .system import Backoff, System, reconnect_wait
 
 CONFIRM_TIMEOUT_S = 10.0
-_CHECK_EVERY_S = 1.0
 _BARE_AFTER_LOSSES = 3
 _MAX_ROUTING_KEY_BYTES = 255
 
@@ -110,7 +109,7 @@ class Publisher:
     async def run(self) -> None:
         """Connect and send what waits, and again whenever the channel is lost, until closed."""
         async with asyncio.TaskGroup() as tasks:
-            checking = tasks.create_task(self._check())
+            checking = tasks.create_task(self._check_every_second())
             await self._connection.run(self._publish)
             checking.cancel()
 
@@ -231,25 +230,26 @@ class Publisher:
         )
         session.lose(self.trouble)
 
-    async def _check(self) -> None:
+    async def _check_every_second(self) -> None:
         while True:
-            await asyncio.sleep(_CHECK_EVERY_S)
-            now_s = asyncio.get_running_loop().time()
-            # Where no connection comes they would be kept for ever, with their bodies.
-            waiting, self._waiting = self._waiting, []
-            for message in waiting:
-                if message.wanted():
-                    self._waiting.append(message)
-                else:
-                    _resolve(message, confirmed=False)
-            if self._nacked and self._nacked_until_s <= now_s:
-                nacked, self._nacked = self._nacked, []
-                for message in nacked:
-                    self._send(message)
-            oldest = next(iter(self._unconfirmed.values()), None)
-            late = oldest is not None and oldest.deadline_s < now_s
-            if late and not self._blocked and self._session is not None:
-                self._session.lose(f"no confirm within {CONFIRM_TIMEOUT_S:.0f} s")
+            await asyncio.sleep(1)
+            self._check(asyncio.get_running_loop().time())
+
+    def _check(self, now_s: float) -> None:
+        # Where no connection comes they would be kept for ever, with their bodies.
+        waiting, self._waiting = self._waiting, []
+        for message in waiting:
+            if message.wanted():
+                self._waiting.append(message)
+            else:
+                _resolve(message, confirmed=False)
+        if self._nacked_until_s <= now_s:
+            nacked, self._nacked = self._nacked, []
+            for message in nacked:
+                self._send(message)
+        oldest = next(iter(self._unconfirmed.values()), None)
+        if oldest and oldest.deadline_s < now_s and self._session and not self._blocked:
+            self._session.lose(f"no confirm within {CONFIRM_TIMEOUT_S:.0f} s")
 
 
 def _resolve(message: Message, *, confirmed: bool) -> None:

@@ -1,13 +1,10 @@
-"""What etcd's and RabbitMQ's failures are taken for, and what people are told of them."""
+"""What etcd's failures are taken for, and what people are told of them."""
 
 from __future__ import annotations
 
-import pika.exceptions as amqp
 import pytest
 
-from idempotent_consumer.amqp import explain, parameters_of
-from idempotent_consumer.ledger.etcd import Failure, _classify
-from idempotent_consumer.settings import SettingsError
+from idempotent_consumer.etcd import Failure, _classify
 
 
 @pytest.mark.parametrize(
@@ -65,82 +62,3 @@ def test_what_etcd_or_grpc_says_comes_with_the_setting_to_look_at(text: str, par
     assert failure is Failure.UNKNOWN
     assert part in line.removesuffix(text)
     assert line.endswith(text)
-
-
-class Workflow(Exception):
-    """pika wraps the errors of its attempts in one of these."""
-
-    def __init__(self, *inner: Exception) -> None:
-        super().__init__("a workflow failed")
-        self.exceptions = inner
-
-
-@pytest.mark.parametrize(
-    ("error", "part"),
-    [
-        (
-            amqp.ChannelClosedByBroker(
-                406, "PRECONDITION_FAILED - inequivalent arg 'x-delivery-limit'"
-            ),
-            "delete",
-        ),
-        (amqp.ProbableAuthenticationError("closed"), "user or the password"),
-        (amqp.ConnectionClosedByBroker(403, "ACCESS_REFUSED"), "user or the password"),
-        (Workflow(Workflow(amqp.ProbableAuthenticationError("closed"))), "user or the password"),
-        (Workflow(OSError(111, "Connection refused")), "Connection refused"),
-        (
-            amqp.ConnectionClosedByBroker(320, "CONNECTION_FORCED - by an operator"),
-            "by an operator",
-        ),
-        (TimeoutError(), "TimeoutError"),
-    ],
-)
-def test_a_failure_of_rabbitmqs_is_told_in_one_line(error: Exception, part: str) -> None:
-    line = explain(error)
-    assert part in line
-    assert "\n" not in line
-    assert len(line) <= 700
-
-
-def test_a_url_gets_the_librarys_heartbeat_unless_it_names_one() -> None:
-    assert parameters_of("amqp://h/", "test").heartbeat == 10
-    assert parameters_of("amqp://h/?heartbeat=60", "test").heartbeat == 60
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        "heartbeat=soon",
-        "socket_timeout=-1",
-        "channel_max=x",
-        "ssl_options=[]",
-        "ssl_options={",
-        "tcp_options={'TCP_KEEPIDLE':'abc'}",
-    ],
-)
-def test_an_option_that_pika_does_not_take_is_a_wrong_setting(query: str) -> None:
-    """And the password does not stand in the message."""
-    with pytest.raises(SettingsError, match=r"^RABBITMQ_URL") as raised:
-        parameters_of(f"amqp://guest:hunter2@h/?{query}", "test")
-    assert "hunter2" not in str(raised.value)
-    assert "\n" not in str(raised.value)
-
-
-def test_a_virtual_host_that_no_frame_can_hold_is_a_wrong_setting() -> None:
-    assert parameters_of("amqp://h/" + "v" * 255, "test").virtual_host == "v" * 255
-    with pytest.raises(SettingsError, match=r"^RABBITMQ_URL: its virtual host"):
-        parameters_of("amqp://h/" + "v" * 256, "test")
-
-
-def test_the_advice_to_delete_a_queue_is_given_for_its_arguments_alone() -> None:
-    """A consumer's time-out has the same code, and the advice would cost its events."""
-    late = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out"
-    other = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'order'"
-    assert "delete" not in explain(amqp.ChannelClosedByBroker(406, late))
-    assert "delete" in explain(amqp.ChannelClosedByBroker(406, other))
-
-
-def test_a_url_without_heartbeats_is_a_wrong_setting() -> None:
-    """Nothing else tells that a broker is frozen."""
-    with pytest.raises(SettingsError, match="heartbeats"):
-        parameters_of("amqp://localhost/?heartbeat=0", "test")
