@@ -132,8 +132,10 @@ def _acked(call: Call) -> dict[str, object]:
 
 
 def _acked_and_sent(call: Call) -> dict[str, object]:
-    """Send the ack: pika writes it to its buffer, and to the socket in the loop's next turn."""
-    transport = call.arguments["self"].connection._transport  # noqa: SLF001
+    """Send the ack: it lies in buffers, and comes to the socket in one of the next turns."""
+    connection = call.arguments["self"].connection
+    getattr(connection, "_write", lambda: None)()  # What waits for the end of the turn.
+    transport = connection._transport  # noqa: SLF001
     while transport.get_write_buffer_size():
         with suppress(BlockingIOError):
             transport._produce()  # noqa: SLF001
