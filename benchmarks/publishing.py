@@ -6,7 +6,7 @@ from harness.broker import Broker
 from harness.servers import Servers
 from harness.wait import eventually
 from idempotent_consumer import Settings
-from idempotent_consumer.bus import topology
+from idempotent_consumer.bus import declare
 
 from .outcome import outcome
 from .preparing import channel
@@ -24,7 +24,7 @@ def publish_once(servers: Servers, name: str, events: int) -> Rates:
     """Let it publish to an empty quorum queue, and see that the broker has everything."""
     broker = Broker(servers.rabbitmq)
     with channel(servers) as declaring:
-        topology.declare(declaring, _QUEUE, Settings().retry_delays)
+        declare(declaring, _QUEUE, Settings().retry_delays)
     try:
         told = outcome(
             f"benchmarks.publishers.{PUBLISHERS[name]}",

@@ -12,8 +12,7 @@ from harness.process import Child
 from harness.servers import REPOSITORY, Servers
 from harness.services import environment
 from idempotent_consumer import Settings
-from idempotent_consumer.bus import topology
-from idempotent_consumer.bus.bus import COMMITS_IN_FLIGHT
+from idempotent_consumer.bus import COMMITS_IN_FLIGHT, declare
 
 from . import calling
 from .loading import Mix
@@ -67,7 +66,7 @@ class Subject:
     def declare(self, channel: Any) -> None:
         """Declare its queue, a service's exactly as the service does."""
         if self.is_service:
-            topology.declare(channel, self.queue, Settings().retry_delays)
+            declare(channel, self.queue, Settings().retry_delays)
         else:
             channel.queue_declare(self.queue, durable=True, arguments={"x-queue-type": "quorum"})
 

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from random import Random
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from .bus import topology
-from .bus.loop import PikaLoop
-from .bus.outgoing import event_message
-from .bus.publisher import Message, Publisher
+from .amqp import Connection
+from .bus import declare_exchange
 from .health import Health
+from .publisher import Publisher, event_message
 from .settings import Settings
+from .system import System
+
+T = TypeVar("T")
 
 WINDOW = 2_000
 """Most events sent and not yet confirmed. As many bodies are held."""
 
 _CHECK_EVERY_S = 0.1
-_CLOSE_WITHIN_S = 2.0
 
 
 class PublishError(Exception):
@@ -43,19 +49,20 @@ class Producer:
     It connects when it first publishes, and again whenever the connection is lost; between two
     calls nothing runs, so after a pause it may have to. What was sent and not confirmed is sent
     again, so an event may arrive twice, with one id.
+
+    Its methods block. In a coroutine write ``await asyncio.to_thread(producer.publish, bodies)``.
     """
 
     def __init__(self, settings: Settings, log: FilteringBoundLogger | None = None) -> None:
         """Of the settings, RABBITMQ_URL alone counts. Without ``log``, warnings go to stderr."""
-        self._loop, self._health = PikaLoop(), Health()
+        self._health = Health()
         self._publisher = Publisher(
-            settings.rabbitmq_urls,
-            topology.declare_exchange,
-            self._loop,
-            self._health,
-            log or _warnings(),
+            settings.rabbitmq_urls, declare_exchange, _system(), self._health, log or _warnings()
         )
-        self._opened = self._closed = False
+        # With a factory it leaves the thread's own event loop, where there is one, alone.
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._publishing: asyncio.Task[None] | None = None
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -81,42 +88,65 @@ class Producer:
         calls of their own. ``progress`` is called with the number confirmed so far, several times
         a second.
 
-        Raises ValueError once it is closed; PublishError when nothing was confirmed for
-        ``timeout_s``; and, after all before it is confirmed, InvalidEvent for a body that is no
-        event, or what the iterable raised.
+        Raises ValueError once it is closed; RuntimeError where this thread runs an event loop;
+        PublishError when nothing was confirmed for ``timeout_s``; and, after all before it is
+        confirmed, InvalidEvent for a body that is no event, or what the iterable raised.
         """
         if self._closed:
             raise ValueError("this producer is closed: make another")
-        if not self._opened:
-            self._publisher.open()
-            self._opened = True
-        batch = _Batch(bodies, self._publisher, self._loop, timeout_s, progress)
-        try:
-            batch.send()
-            self._loop.run()
-        finally:
-            batch.wanted = False
-        if batch.outstanding:
-            raise PublishError(self._why(timeout_s), batch.confirmed) from batch.error
-        if batch.error is not None:
-            raise batch.error
-        return batch.confirmed
+        return self._run(self._publish(iter(bodies), timeout_s, progress))
 
     def close(self) -> None:
         """Close the connection; nothing can be published afterwards."""
         if self._closed:
             return
+        if self._publishing is not None:
+            self._run(self._close(self._publishing))
         self._closed = True
-        self._publisher.close()
-        self._await_closed(self._loop.now_s() + _CLOSE_WITHIN_S)
-        self._loop.run()
-        self._loop.close()
+        self._runner.close()
 
-    def _await_closed(self, until_s: float) -> None:
-        if self._publisher.closed or self._loop.now_s() > until_s:
-            self._loop.call_soon(self._loop.stop)
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
         else:
-            self._loop.call_later(_CHECK_EVERY_S, lambda: self._await_closed(until_s))
+            work.close()
+            raise RuntimeError(
+                "a Producer blocks, and this thread runs an event loop: call it by "
+                "await asyncio.to_thread(producer.publish, bodies)"
+            )
+        # Not by Runner.run, which on Ctrl-C waits until the iterable returns.
+        loop = self._runner.get_loop()
+        task = loop.create_task(work)
+        try:
+            return loop.run_until_complete(task)
+        finally:
+            if not task.cancel():
+                task.exception()  # Raised already; asyncio would log it otherwise.
+
+    async def _publish(
+        self, bodies: Iterator[bytes], timeout_s: float, progress: Callable[[int], None] | None
+    ) -> int:
+        if self._publishing is None:
+            self._publishing = asyncio.get_running_loop().create_task(self._publisher.run())
+        batch = _Batch(bodies, self._publisher)
+        try:
+            while batch.send():
+                if await batch.confirms(self._publishing):
+                    if progress is not None:
+                        progress(batch.confirmed)
+                elif batch.idle_s > timeout_s:
+                    raise PublishError(self._why(timeout_s), batch.confirmed) from batch.error
+        finally:
+            batch.wanted = False
+        if batch.error is not None:
+            raise batch.error
+        return batch.confirmed
+
+    async def _close(self, publishing: asyncio.Task[None]) -> None:
+        await self._publisher.close()
+        await publishing
 
     def _why(self, timeout_s: float) -> str:
         reasons = (self._publisher.trouble, *self._health.missing.values())
@@ -127,81 +157,56 @@ class Producer:
 class _Batch:
     """The events of one call."""
 
-    def __init__(
-        self,
-        bodies: Iterable[bytes],
-        publisher: Publisher,
-        loop: PikaLoop,
-        timeout_s: float,
-        progress: Callable[[int], None] | None,
-    ) -> None:
-        self._messages = self._messages_of(bodies)
-        self._publisher, self._loop = publisher, loop
-        self._timeout_s, self._progress = timeout_s, progress
-        self._moved_s = loop.now_s()
-        self._reported = 0
-        self._scheduled = self._ended = self._stopped = False
-        self.wanted = True
-        self.outstanding = self.confirmed = 0
+    def __init__(self, bodies: Iterator[bytes], publisher: Publisher) -> None:
+        self._bodies, self._publisher = bodies, publisher
+        self._loop = asyncio.get_running_loop()
+        self._unconfirmed: list[asyncio.Future[bool]] = []
+        self._more = self.wanted = True
+        self.confirmed = 0
         self.error: Exception | None = None
-        loop.call_later(_CHECK_EVERY_S, self._check)
 
-    def send(self) -> None:
-        """Send as many as there is room for; stop the loop when there are no more."""
-        self._scheduled = False
-        try:
-            while self.outstanding < WINDOW and not self._ended:
-                message = next(self._messages, None)
-                self._ended = message is None
-                if message is not None:
-                    self.outstanding += 1
-                    self._publisher.publish(message)
-        except Exception as error:  # noqa: BLE001 - whatever the iterable raises is the caller's.
-            self.error, self._ended = error, True
-        self._moved_s = self._loop.now_s()  # The iterable may have taken its time.
-        if self._ended and not self.outstanding:
-            self._stop()
+    def send(self) -> bool:
+        """Send as many as there is room for; False when no more are to be confirmed."""
+        room = WINDOW - len(self._unconfirmed)
+        if self._more and room >= WINDOW // 2:
+            before = len(self._unconfirmed)
+            try:
+                for body in islice(self._bodies, room):
+                    message = event_message(body, lambda: self.wanted)
+                    self._unconfirmed.append(self._publisher.send(message))
+            except Exception as error:  # noqa: BLE001 - whatever the iterable raises
+                self.error = error
+            self._more = len(self._unconfirmed) == before + room
+            self._moved_s = self._loop.time()  # The iterable may have taken its time.
+        return bool(self._unconfirmed)
 
-    def _messages_of(self, bodies: Iterable[bytes]) -> Iterator[Message]:
-        is_wanted, confirmed = self._is_wanted, self._on_confirmed
-        for body in bodies:
-            yield event_message(body, is_wanted, confirmed)
+    async def confirms(self, publishing: asyncio.Task[None]) -> bool:
+        """Wait a moment for confirms; return whether there were any. Raises a defect."""
+        # Half a window is sent at a time, so that one confirm is waited for and not each.
+        last = self._unconfirmed[-1 - WINDOW // 2 if self._more else -1]
+        awaited: set[asyncio.Future[Any]] = {last, publishing}
+        await asyncio.wait(awaited, timeout=_CHECK_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+        if publishing.done():
+            publishing.result()
+        unconfirmed = [each for each in self._unconfirmed if not each.done()]
+        number = len(self._unconfirmed) - len(unconfirmed)
+        if number:
+            self._unconfirmed, self._moved_s = unconfirmed, self._loop.time()
+            self.confirmed += number
+        return number > 0
 
-    def _is_wanted(self) -> bool:
-        return self.wanted
+    @property
+    def idle_s(self) -> float:
+        """Since when nothing has been sent or confirmed."""
+        return self._loop.time() - self._moved_s
 
-    def _on_confirmed(self) -> None:
-        if not self.wanted:
-            return
-        self.outstanding -= 1
-        self.confirmed += 1
-        # Half a window is sent at a time, and from the loop: pika swallows what is raised here.
-        if not self._scheduled and self.outstanding <= (0 if self._ended else WINDOW // 2):
-            self._scheduled = True
-            self._loop.call_soon(self.send)
 
-    def _check(self) -> None:
-        if not self.wanted:
-            return
-        now_s = self._loop.now_s()
-        if self.confirmed != self._reported:
-            self._reported, self._moved_s = self.confirmed, now_s
-            self._report()
-        elif now_s - self._moved_s > self._timeout_s:
-            self._stop()
-            return
-        self._loop.call_later(_CHECK_EVERY_S, self._check)
+def _system() -> System:
+    return System(Connection, _no_etcd, time.time, Random(), ThreadPoolExecutor)
 
-    def _report(self) -> None:
-        if self._progress is not None:
-            self._progress(self.confirmed)
 
-    def _stop(self) -> None:
-        # Once: a second one would end the next call's run.
-        if not self._stopped:
-            self._stopped = True
-            self._report()
-            self._loop.call_soon(self._loop.stop)
+def _no_etcd(*_: object) -> Any:
+    raise NotImplementedError
 
 
 def _warnings() -> Any:

@@ -9,7 +9,7 @@ from pkgutil import resolve_name
 import pytest
 
 from fakes.operator import Operator
-from idempotent_consumer.bus.blocking import BrokerError
+from idempotent_consumer.cli.broker import BrokerError
 from idempotent_consumer.cli import command
 from idempotent_consumer.ledger.etcd import EtcdError, Failure
 

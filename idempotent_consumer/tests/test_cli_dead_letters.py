@@ -9,7 +9,7 @@ import pika
 import pytest
 
 from fakes.operator import NOW_S, Operator, Typed
-from idempotent_consumer.bus.letters import read_letter
+from idempotent_consumer.cli.dead_letter_queue import read_letter
 
 
 def body(event_id: str, event_type: str = "a") -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fakes.operator import Operator
-from idempotent_consumer.bus.blocking import BrokerError, Depth
+from idempotent_consumer.cli.broker import BrokerError, Depth
 from idempotent_consumer.cli.checks.finding import version_number
 from idempotent_consumer.cli.web import WebError
 from idempotent_consumer.ledger.etcd import EtcdError, Failure

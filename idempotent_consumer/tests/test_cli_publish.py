@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fakes.operator import Operator
-from idempotent_consumer.bus.blocking import BrokerError
+from idempotent_consumer.cli.broker import BrokerError
 from idempotent_consumer.cli.lines import chunks
 from idempotent_consumer.producer import PublishError
 

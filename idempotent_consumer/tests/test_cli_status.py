@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from fakes.operator import Operator
-from idempotent_consumer.bus.blocking import BrokerError, Depth
+from idempotent_consumer.cli.broker import BrokerError, Depth
 from idempotent_consumer.cli import status
 from idempotent_consumer.cli.web import WebError
 from idempotent_consumer.ledger.etcd import EtcdError, Failure

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idempotent_consumer.bus.delivery import Delivery, Epoch
+from idempotent_consumer.bus import Delivery, Epoch
 
 
 class Channel:

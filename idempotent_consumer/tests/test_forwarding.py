@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from idempotent_consumer.bus.delivery import Delivery, Epoch
+from idempotent_consumer.bus import Delivery, Epoch
 from idempotent_consumer.bus.forwarding import forwarded
 
 OURS: dict[str, object] = {"x-reason": "invalid", "x-error": "not JSON"}

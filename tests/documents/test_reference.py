@@ -12,7 +12,7 @@ import pytest
 import idempotent_consumer
 from documents.pages import DOCS, PAGES, REPOSITORY, first_cells, name, section
 from idempotent_consumer import Settings, names
-from idempotent_consumer.bus.topology import queue_arguments
+from idempotent_consumer.bus import queue_arguments
 from idempotent_consumer.settings import _VARIABLES
 from idempotent_consumer.tally import _SAY, Outcome
 

@@ -12,8 +12,9 @@ from harness.servers import Servers
 from harness.statsd import StatsdListener
 from harness.store import Store
 from harness.wait import eventually
-from idempotent_consumer.bus import letters, topology
-from idempotent_consumer.bus.blocking import Broker as Rabbit
+from idempotent_consumer import bus
+from idempotent_consumer.cli.broker import Broker as Rabbit
+from idempotent_consumer.cli.dead_letter_queue import open_dead_letter_queue
 from idempotent_consumer.ledger import records
 from integration.commanding import Command
 from integration.judging import StartService, becomes, says, wait_drained
@@ -32,7 +33,7 @@ def command(clean: Servers) -> Command:
 @pytest.fixture
 def queues(clean: Servers) -> str:
     """Make the queues that the order service would make."""
-    with_channel(clean, lambda channel: topology.declare(channel, "order", ()))
+    with_channel(clean, lambda channel: bus.declare(channel, "order", ()))
     return "order"
 
 
@@ -315,7 +316,7 @@ def test_looking_at_dead_letters_leaves_them_in_their_order_and_loses_none(
     """RabbitMQ's default limit drops what has gone back 20 times."""
     park(clean, *(json.dumps(event) for event in orders(3)), reason="failed")
     for _ in range(25):
-        with Rabbit([clean.rabbitmq.url]) as rabbit, letters.opened(rabbit, queues) as dead:
+        with Rabbit([clean.rabbitmq.url]) as rabbit, open_dead_letter_queue(rabbit, queues) as dead:
             assert len(list(dead)) == 3
     assert ids(command, "--limit", "1") == ["order-0"]
     assert ids(command) == ["order-0", "order-1", "order-2"]

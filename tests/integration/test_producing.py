@@ -13,8 +13,7 @@ from harness.ports import free_port
 from harness.server import RabbitMQ
 from harness.servers import Servers
 from harness.wait import eventually
-from idempotent_consumer import InvalidEvent, Producer, PublishError, Settings
-from idempotent_consumer.bus import topology
+from idempotent_consumer import InvalidEvent, Producer, PublishError, Settings, bus
 
 QUEUE = "order"
 
@@ -29,7 +28,7 @@ def bodies(number: int, prefix: str = "p") -> list[bytes]:
 def declare(rabbitmq: RabbitMQ) -> None:
     """Make the queues that the order service would make."""
     connection = pika.BlockingConnection(pika.URLParameters(rabbitmq.url))
-    topology.declare(connection.channel(), QUEUE, ())
+    bus.declare(connection.channel(), QUEUE, ())
     connection.close()
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import orjson
 
-from ..bus.blocking import BrokerError
 from ..etcd import EtcdError
 from ..settings import SettingsError
 from . import dead_letters, doctor, forget, inspecting, publish, status
+from .broker import BrokerError
 from .context import Context, real
 from .errors import CommandError
 from .report import Report

@@ -11,11 +11,11 @@ from typing import Protocol, TextIO, cast
 
 import structlog
 
-from ..bus.blocking import Broker, Depth
-from ..bus.letters import Letter, opened
 from ..producer import Producer
 from ..settings import Settings
 from . import web
+from .broker import Broker, Depth
+from .dead_letter_queue import Letter, open_dead_letter_queue
 from .errors import CommandError
 from .etcd import Asking, Etcd
 from .lines import Input
@@ -135,7 +135,10 @@ def real(environ: Mapping[str, str]) -> Context:
 
 @contextmanager
 def _letters(settings: Settings, service: str) -> Iterator[DeadLetters]:
-    with Broker(settings.rabbitmq_urls) as broker, opened(broker, service) as letters:
+    with (
+        Broker(settings.rabbitmq_urls) as broker,
+        open_dead_letter_queue(broker, service) as letters,
+    ):
         yield letters
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .. import names
-from ..bus.blocking import BrokerError
 from .arguments import seconds, service
+from .broker import BrokerError
 from .checks import broker, clocks, configuration, queues, records
 from .checks.finding import PROBLEM, UNKNOWN, WARNING, Finding
 from .context import Context

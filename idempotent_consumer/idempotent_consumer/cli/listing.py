@@ -7,9 +7,9 @@ from collections import Counter
 from typing import Any
 
 from .. import names
-from ..bus.letters import Letter
-from ..bus.topology import queue_arguments
+from ..bus import queue_arguments
 from .context import Context
+from .dead_letter_queue import Letter
 from .output import counted, duration, plain, table
 from .report import Report
 from .selecting import add_selection, selection

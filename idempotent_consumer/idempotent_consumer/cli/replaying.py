@@ -6,10 +6,10 @@ import argparse
 from typing import Any
 
 from .. import names
-from ..bus.blocking import BrokerError
-from ..bus.letters import Letter
 from ..etcd import EtcdError
+from .broker import BrokerError
 from .context import Context
+from .dead_letter_queue import Letter
 from .errors import CommandError
 from .etcd import Asking, Records
 from .output import counted, duration, plain

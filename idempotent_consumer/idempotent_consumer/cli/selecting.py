@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from ..bus.letters import Letter
 from .arguments import positive, service
+from .dead_letter_queue import Letter
 from .errors import UsageError
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import orjson
 
-from ..bus.letters import Letter
 from .context import Context
+from .dead_letter_queue import Letter
 from .errors import CommandError
 from .listing import facts_of, look_costs
 from .output import duration, plain

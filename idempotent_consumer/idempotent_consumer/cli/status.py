@@ -10,10 +10,10 @@ from urllib.parse import urlsplit, urlunsplit
 import orjson
 
 from .. import names
-from ..bus.blocking import BrokerError
 from ..etcd import EtcdError
 from ..records import CLAIMED, DONE, PUBLISHING, RELEASED
 from .arguments import address, service
+from .broker import BrokerError
 from .context import Context, RabbitMQ
 from .etcd import Records, member
 from .output import counted, duration, plain, table

@@ -12,9 +12,9 @@ import orjson
 import pika
 from etcd3 import etcdrpc as pb
 
-from idempotent_consumer.bus.blocking import BrokerError, Depth
-from idempotent_consumer.bus.letters import Letter, read_letter
-from idempotent_consumer.bus.topology import queue_arguments
+from idempotent_consumer.cli.broker import BrokerError, Depth
+from idempotent_consumer.cli.dead_letter_queue import Letter, read_letter
+from idempotent_consumer.bus import queue_arguments
 from idempotent_consumer.cli.command import main
 from idempotent_consumer.cli.context import Context
 from idempotent_consumer.cli.web import Page, Tls, WebError

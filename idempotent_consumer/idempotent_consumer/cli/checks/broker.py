@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from ...bus.blocking import BrokerError
+from ..broker import BrokerError
 from ..context import Context
 from ..management import Management
 from ..web import WebError

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ... import names
-from ...bus.topology import DELIVERY_LIMIT, queue_arguments
+from ...bus import DELIVERY_LIMIT, queue_arguments
 from ...settings import Settings
 from ..output import counted, duration
 from .configuration import BROKERS_CONSUMER_TIMEOUT_S

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple, Self
 import pika
 import pika.exceptions
 
-from .connection import explain, parameters_of
-from .headers import tolerate_bad_headers
+from ..amqp import explain, parameters_of, tolerate_bad_headers
 
 BLOCKED_TIMEOUT_S = 10.0
 """For so long a broker with an alarm is waited for, which takes no messages."""

@@ -9,10 +9,10 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from .. import names
+from ..amqp import forwarded_properties
+from ..bus import LAST_ACKS_S
 from ..event import Event, InvalidEvent, decode
-from .blocking import Broker, BrokerError
-from .connection import LAST_ACKS_S
-from .forwarding import forwarded
+from .broker import Broker, BrokerError
 
 _ARRIVE_WITHIN_S = 10.0
 
@@ -71,7 +71,7 @@ def read_letter(tag: int, properties: Any, body: bytes) -> Letter:
     )
 
 
-class Letters:
+class DeadLetterQueue:
     """The dead letters of a service, in hand: what is not resent or removed goes back in place."""
 
     def __init__(self, broker: Broker, channel: Any, service: str) -> None:
@@ -103,7 +103,7 @@ class Letters:
 
     def resend(self, letter: Letter) -> None:
         """Publish a letter to its service's own queue as it first was, and then remove it."""
-        properties = forwarded(letter.properties, {})
+        properties = forwarded_properties(letter.properties, {})
         for name in _OURS:
             properties.headers.pop(name, None)
         self._channel.basic_publish(
@@ -123,11 +123,11 @@ class Letters:
 
 
 @contextmanager
-def opened(broker: Broker, service: str) -> Iterator[Letters]:
+def open_dead_letter_queue(broker: Broker, service: str) -> Iterator[DeadLetterQueue]:
     """Take a service's dead letters in hand for the block. Raises BrokerError."""
     with broker.channel() as channel:
         channel.confirm_delivery()
-        letters = Letters(broker, channel, service)
+        letters = DeadLetterQueue(broker, channel, service)
         try:
             yield letters
         finally:

@@ -1,0 +1,501 @@
+"""RabbitMQ's consuming side: queues, a connection that recovers, deliveries and their acks.
+
+pika's callbacks end here and in ``publisher``: what they bring is awaited by all the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from pika.exceptions import AMQPError
+from structlog.typing import FilteringBoundLogger
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
+
+from . import names
+from .amqp import (
+    TCP_OPTIONS,
+    Reader,
+    decode_properties,
+    explain,
+    parameters_of,
+    tolerate_bad_headers,
+)
+from .health import Health
+from .settings import Settings
+from .system import System, reconnect_wait
+
+COMMITS_IN_FLIGHT = 4
+"""Most batches sent to etcd and not yet answered."""
+
+_MAX_PREFETCH = 32_767
+
+LAST_ACKS_S = 0.25
+"""RabbitMQ hands acks on to a quorum queue 32 at a time, and forgets those that still wait for
+their turn when their channel closes: so long is waited before that."""
+
+HELD_S = 10.0
+"""A connection that was ready for so long is followed by another at once. One that ends sooner
+counts as a failure: each turn costs every delivery in hand one of its returns."""
+
+CLOSE_TIMEOUT_S = 1.0
+"""So long the broker has to agree to the end of a connection; then it is left to itself."""
+
+
+def prefetch(batch_size: int) -> int:
+    """Return how many deliveries may be unacked: the batches in flight, and as many behind them."""
+    return min(_MAX_PREFETCH, 2 * COMMITS_IN_FLIGHT * batch_size)
+
+
+# The exchange and queues of a service, declared on each new channel.
+
+DELIVERY_LIMIT = 1000
+"""On RabbitMQ 4.0 each return counts: a crash, a lost connection. The limit is for events that
+kill the process again and again, so it is far above what outages cost the others."""
+
+_UNLIMITED = -1
+"""For dead letters: by default the 21st look at one, in RabbitMQ's UI for instance, drops it."""
+
+
+def declare(channel: Any, service: str, retry_delays: Iterable[tuple[str, int]]) -> None:
+    """Declare everything without waiting: the broker answers an error by closing the channel."""
+    declare_exchange(channel)
+    for queue, arguments in queue_arguments(service, retry_delays).items():
+        channel.queue_declare(queue, durable=True, arguments=arguments)
+    channel.queue_bind(service, names.EXCHANGE, names.BINDING_KEY)
+
+
+def declare_exchange(channel: Any) -> None:
+    """Declare where events are published, as `declare` does."""
+    channel.exchange_declare(names.EXCHANGE, "topic", durable=True)
+
+
+def queue_arguments(
+    service: str, retry_delays: Iterable[tuple[str, int]]
+) -> dict[str, dict[str, object]]:
+    """Return the arguments of each queue of a service, by its name. They never change once made.
+
+    Dead-lettering at least once needs quorum queues and ``reject-publish``; without both RabbitMQ
+    falls back to at-most-once (RabbitMQ's guide "Quorum Queues", Dead Lettering). It goes by the
+    default exchange to one queue: through ``events`` every service would get it again.
+    """
+    dead_letters = names.dead_letter_queue(service)
+    found = {
+        dead_letters: _quorum({"x-delivery-limit": _UNLIMITED}),
+        service: _quorum({"x-delivery-limit": DELIVERY_LIMIT, **_dead_lettered_to(dead_letters)}),
+    }
+    for delay, seconds in retry_delays:
+        # One queue a delay: in one queue a message would wait behind all that wait longer.
+        found[names.retry_queue(service, delay)] = _quorum(
+            {"x-message-ttl": seconds * 1000, **_dead_lettered_to(service)}
+        )
+    return found
+
+
+def _quorum(arguments: dict[str, object]) -> dict[str, object]:
+    return {"x-queue-type": "quorum", **arguments}
+
+
+def _dead_lettered_to(queue: str) -> dict[str, object]:
+    return {
+        "x-dead-letter-exchange": names.DEFAULT_EXCHANGE,
+        "x-dead-letter-routing-key": queue,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+
+
+# Deliveries.
+
+
+class Epoch:
+    """One life of a channel: which of its deliveries are in hand, and how they are acked.
+
+    A delivery tag means nothing on another channel, so deliveries are settled here or, once the
+    channel has gone, not at all: the broker redelivers them.
+    """
+
+    def __init__(self, number: int, channel: Any) -> None:
+        self.number = number
+        self.alive = True
+        self._channel = channel
+        self._in_hand: dict[int, None] = {}  # In the order of their tags.
+        self._settled: list[int] = []
+
+    def arrived(self, tag: int) -> None:
+        """Note a delivery."""
+        self._in_hand[tag] = None
+
+    def settle(self, tag: int) -> None:
+        """Note that a delivery is to be acked."""
+        del self._in_hand[tag]
+        self._settled.append(tag)
+
+    @property
+    def in_hand(self) -> int:
+        """How many deliveries are not settled."""
+        return len(self._in_hand)
+
+    def flush(self) -> None:
+        """Ack what is settled up to the first delivery in hand, with one ack."""
+        if not self._settled or not self._channel.is_open:
+            return
+        first_in_hand = next(iter(self._in_hand), None)
+        if first_in_hand is None:
+            prefix, self._settled = self._settled, []
+        else:
+            prefix = [tag for tag in self._settled if tag < first_in_hand]
+            self._settled = [tag for tag in self._settled if tag > first_in_hand]
+        if prefix:
+            self._channel.basic_ack(max(prefix), multiple=True)
+
+    def flush_past_gap(self) -> None:
+        """Ack all that is settled: one ack up to the first delivery in hand, past it one each."""
+        self.flush()
+        if self._channel.is_open:
+            for tag in self._settled:
+                self._channel.basic_ack(tag)
+            self._settled.clear()
+
+    def end(self) -> int:
+        """Settle nothing any more; return how many deliveries went back to the broker."""
+        self.alive = False
+        return len(self._in_hand)
+
+
+class Delivery:
+    """One arrival of a message: its body and properties, bound to its epoch.
+
+    Properties are pika's, or encoded as they came: few are ever read.
+    """
+
+    __slots__ = ("_properties", "body", "epoch", "tag")
+
+    def __init__(self, epoch: Epoch, tag: int, properties: Any, body: bytes) -> None:
+        self.epoch, self.tag, self._properties, self.body = epoch, tag, properties, body
+
+    @property
+    def properties(self) -> Any:
+        """Return the message's properties as pika's BasicProperties."""
+        if isinstance(self._properties, bytes):
+            self._properties = decode_properties(self._properties)
+        return self._properties
+
+    @property
+    def attempts(self) -> int:
+        """How often its event has failed: our own header, where it makes sense."""
+        value = (self.properties.headers or {}).get(names.ATTEMPTS_HEADER, 0)
+        return value if type(value) is int and 0 <= value <= 1000 else 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can still be settled."""
+        return self.epoch.alive
+
+    def settle(self) -> bool:
+        """Mark it for the next ack; False where it has gone back to the broker already."""
+        if not self.epoch.alive:
+            return False
+        self.epoch.settle(self.tag)
+        return True
+
+
+# Connections.
+
+
+class ChannelLost(Exception):
+    """The channel or its connection has gone; the message says why, in one line."""
+
+
+class Session:
+    """One connection with one channel, from its opening to its end.
+
+    What pika tells is put into a queue, in the order in which it happens, and ``reply`` takes it
+    out: the broker's answer to the request under way, or the loss.
+    """
+
+    channel: Any = None
+
+    def __init__(self, connect: Callable[..., Any], parameters: Any) -> None:
+        self._replies: asyncio.Queue[Any] = asyncio.Queue()
+        self._closed = asyncio.get_running_loop().create_future()
+        self._over = False
+        self._defect: Exception | None = None
+        self._connection = connect(
+            parameters,
+            on_open_callback=self.callback(self._on_open),
+            on_open_error_callback=self._on_closed,
+            on_close_callback=self._on_closed,
+        )
+
+    async def reply(self) -> Any:
+        """Wait for the next reply. Raises ChannelLost, and what a callback has raised."""
+        reply = await self._replies.get()
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def replied(self, reply: Any) -> None:
+        """Take a reply; the callback of requests that are answered."""
+        self._replies.put_nowait(reply)
+
+    def lose(self, why: str) -> None:
+        """Give the channel up; the first reason counts."""
+        self._replies.put_nowait(ChannelLost(why))
+
+    def callback(self, function: Callable[..., None]) -> Callable[..., None]:
+        """Return a function for pika to call, which does nothing once the session is over.
+
+        What the function raises is a defect: it comes out of ``reply``, while pika would take it
+        for a lost connection, or hand it to the loop.
+        """
+
+        def call(*arguments: Any) -> None:
+            if self._over:
+                return
+            try:
+                function(*arguments)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is raised elsewhere.
+                self._defect = error
+                self._replies.put_nowait(error)
+
+        return call
+
+    async def close(self) -> None:
+        """Close the connection: the broker requeues what is unacked. Raises a callback's defect."""
+        self._over = True
+        if not self._closed.done():
+            with suppress(AMQPError):
+                self._connection.close()
+            await asyncio.wait({self._closed}, timeout=CLOSE_TIMEOUT_S)
+        if self._defect is not None:
+            raise self._defect
+
+    def _on_open(self, connection: Any) -> None:
+        connection.channel(on_open_callback=self.callback(self._on_channel))
+
+    def _on_channel(self, channel: Any) -> None:
+        channel.add_on_close_callback(self.callback(lambda _, error: self.lose(explain(error))))
+        channel.add_on_cancel_callback(
+            self.callback(
+                lambda _: self.lose(
+                    "the broker cancelled the consumer: its queue was deleted or moved"
+                )
+            )
+        )
+        self.channel = channel
+        self.replied(channel)
+
+    def _on_closed(self, _connection: Any, error: BaseException) -> None:
+        if not self._closed.done():
+            self._closed.set_result(None)
+        self.callback(lambda: self.lose(explain(error)))()
+
+
+class RecoveringConnection:
+    """Keeps a channel open: connects again whenever it is lost, after ever longer waits.
+
+    The addresses are tried in random order, each once before any is tried again, so the node that
+    has failed is not the next. Raises SettingsError for an address that cannot be one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        urls: Sequence[str],
+        tcp_options: dict[str, int],
+        system: System,
+        health: Health,
+        log: FilteringBoundLogger,
+    ) -> None:
+        tolerate_bad_headers()
+        self._name, self._system, self._health = name, system, health
+        self._log = log.bind(connection=name)
+        self._parameters = [parameters_of(url, name, tcp_options) for url in urls]
+        self._untried: list[Any] = []
+        self._current: Any = None
+        self._ready_s: float | None = None
+        self._closing, self._ended = asyncio.Event(), asyncio.Event()
+        self._ended.set()
+        health.lacks(name, "not connected yet")
+
+    async def run(self, use: Callable[[Session], Awaitable[None]]) -> None:
+        """Await ``use`` with an open channel, again whenever it raises ChannelLost; until closed.
+
+        What else it raises, or one of its callbacks, ends this in an ExceptionGroup.
+        """
+        self._ended.clear()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                recovering = tasks.create_task(self._recover(use))
+                await self._closing.wait()
+                recovering.cancel()
+        finally:
+            self._ended.set()
+
+    def ready(self) -> None:
+        """Say that the channel does its work."""
+        self._ready_s = asyncio.get_running_loop().time()
+        self._health.has(self._name)
+        self._log.info("connected to RabbitMQ", node=self._node)
+
+    async def close(self) -> None:
+        """End ``run``, and the connection with it; returns when both have ended."""
+        self._closing.set()
+        await self._ended.wait()
+
+    async def _recover(self, use: Callable[[Session], Awaitable[None]]) -> None:
+        await AsyncRetrying(
+            retry=retry_if_exception_type(ChannelLost),
+            after=self._begin_anew_if_held,
+            wait=reconnect_wait(self._system.random),
+            before_sleep=self._report_loss,
+            sleep=asyncio.sleep,
+        )(self._connect, use)
+
+    async def _connect(self, use: Callable[[Session], Awaitable[None]]) -> None:
+        self._current, self._ready_s = self._next(), None
+        session = Session(self._system.connect, self._current)
+        try:
+            await session.reply()
+            await use(session)
+        except AMQPError as error:  # It has gone, and its loss is still to be read.
+            session.lose(explain(error))
+            while True:
+                await session.reply()
+        finally:
+            await session.close()
+
+    def _begin_anew_if_held(self, state: RetryCallState) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if self._ready_s is not None and now_s - self._ready_s > HELD_S:
+            state.attempt_number = 1
+
+    def _report_loss(self, state: RetryCallState) -> None:
+        why = str(state.outcome.exception()) if state.outcome else ""
+        self._health.lacks(self._name, why)
+        self._log.warning(
+            "no connection to RabbitMQ, trying again",
+            error=why,
+            node=self._node,
+            again_in_s=round(state.upcoming_sleep, 2),
+        )
+
+    @property
+    def _node(self) -> str:
+        return f"{self._current.host}:{self._current.port}"
+
+    def _next(self) -> Any:
+        if not self._untried:
+            self._untried = self._system.random.sample(self._parameters, len(self._parameters))
+            if self._untried[-1] is self._current:
+                self._untried.reverse()
+        return self._untried.pop()
+
+
+class Intake:
+    """Consumes a service's queue on a connection of its own, with at most ``prefetch`` unacked.
+
+    ``returned`` is told, once for each channel that is lost, how many deliveries went back to
+    the broker with it.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        settings: Settings,
+        prefetch: int,
+        system: System,
+        health: Health,
+        log: FilteringBoundLogger,
+        returned: Callable[[int], None],
+    ) -> None:
+        self._service, self._retry_delays = service, settings.retry_delays
+        self._prefetch, self._returned = prefetch, returned
+        self._arrived: list[Delivery] = []
+        self._some_arrived = asyncio.Event()
+        self._epochs = 0
+        self._epoch: Epoch | None = None
+        self._channel: Any = None
+        self._consumer_tag = ""
+        self._stopping = False
+        self._connection = RecoveringConnection(
+            "rabbitmq", settings.rabbitmq_urls, TCP_OPTIONS, system, health, log
+        )
+
+    async def run(self) -> None:
+        """Connect and consume, and again whenever the channel is lost, until closed."""
+        await self._connection.run(self._consume)
+
+    async def deliveries(self) -> list[Delivery]:
+        """Wait until some have arrived, and return all there are, in their order."""
+        await self._some_arrived.wait()
+        self._some_arrived.clear()
+        arrived, self._arrived = self._arrived, []
+        return arrived
+
+    @property
+    def in_hand(self) -> int:
+        """How many deliveries have arrived and are not settled."""
+        return self._epoch.in_hand if self._epoch is not None else 0
+
+    def flush(self) -> None:
+        """Ack what is settled up to the first delivery in hand."""
+        if self._epoch is not None:
+            self._epoch.flush()
+
+    def flush_past_gap(self) -> None:
+        """Ack all that is settled."""
+        if self._epoch is not None:
+            self._epoch.flush_past_gap()
+
+    def stop(self) -> None:
+        """Take no more; what is in hand can still be settled.
+
+        What arrives until the broker knows is handed back by pika itself.
+        """
+        self._stopping = True
+        if self._epoch is not None and self._channel.is_open:
+            self._channel.connection.reader = None
+            self._channel.basic_cancel(self._consumer_tag)
+
+    async def close(self) -> None:
+        """Close the connection once the last acks are safe: what is unacked is requeued."""
+        await asyncio.sleep(LAST_ACKS_S)
+        await self._connection.close()
+
+    async def _consume(self, session: Session) -> None:
+        channel = self._channel = session.channel
+        declare(channel, self._service, self._retry_delays)
+        channel.basic_qos(prefetch_count=self._prefetch, callback=session.replied)
+        await session.reply()
+        if self._stopping:
+            return
+        self._epochs += 1
+        epoch = self._epoch = Epoch(self._epochs, channel)
+
+        def arrive(tag: int, properties: Any, body: bytes) -> None:
+            epoch.arrived(tag)
+            self._arrived.append(Delivery(epoch, tag, properties, body))
+            self._some_arrived.set()
+
+        on_delivery = session.callback(arrive)
+        try:
+            self._consumer_tag = channel.basic_consume(
+                self._service,
+                lambda _, method, properties, body: on_delivery(
+                    method.delivery_tag, properties, body
+                ),
+                callback=session.replied,
+            )
+            channel.connection.reader = Reader(
+                channel.channel_number, self._consumer_tag, on_delivery
+            )
+            await session.reply()
+            self._connection.ready()
+            await session.reply()  # There is none to come but the loss.
+        finally:
+            self._epoch = None
+            self._returned(epoch.end())
