@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from etcd3.etcdrpc import RangeRequest, TxnRequest
@@ -198,7 +197,7 @@ class EtcdLedger:
         self._write_values(asks)
         answers: list[Answer] = []
         while asks:
-            reply, leases = await self._until_known(partial(self._transact, asks))
+            reply, leases = await self._until_known(self._transact, asks)
             if reply.succeeded:
                 answers += _all_landed(asks, reply, leases)
                 break
@@ -260,16 +259,20 @@ class EtcdLedger:
 
     async def ask(self, method: str, make: Callable[[], Any]) -> Any:
         """Make and send a request until etcd has answered it, and return the reply."""
-        return await self._until_known(lambda: self._call(method, make()))
 
-    async def _until_known(self, send: Callable[[], Awaitable[T]]) -> T:
+        async def send() -> Any:
+            return await self._call(method, make())
+
+        return await self._until_known(send)
+
+    async def _until_known(self, send: Callable[..., Awaitable[T]], *arguments: object) -> T:
         """Send again after each failure, which leaves the outcome unknown, until there is one."""
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(EtcdError),
             wait=commit_wait(self._system.random),
             sleep=asyncio.sleep,
         )
-        return await retrying(send)
+        return await retrying(send, *arguments)
 
     async def _call(self, method: str, request: Any) -> Any:
         """Send a request once. Raises EtcdError; never returns once etcd is not the same any more.

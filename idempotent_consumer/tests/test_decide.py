@@ -1,0 +1,167 @@
+"""What happens to an event, for each answer that etcd can give: the whole decision as a table."""
+
+from __future__ import annotations
+
+import pytest
+
+from idempotent_consumer.effects import Checked
+from idempotent_consumer.flow import (
+    WAITS_FOR_ITS_EVENTS,
+    Action,
+    Again,
+    Call,
+    Conflict,
+    Done,
+    Fail,
+    PublishEvents,
+    StartOver,
+    Wait,
+    decide,
+)
+from idempotent_consumer.records import (
+    CLAIMED,
+    DONE,
+    PUBLISHING,
+    RELEASED,
+    Answer,
+    Ask,
+    Kind,
+    Record,
+)
+
+PROCESS = "a" * 32 + "/"
+MINE = PROCESS + "1/1"
+"""The token of the event's own delivery."""
+OURS = PROCESS + "1/9"
+"""Another delivery's, of this process: nobody is at it any more."""
+THEIRS = "b" * 32 + "/1/1"
+DIGEST, OTHER_DIGEST = "1:" + "d" * 32, "1:" + "e" * 32
+EXPECTED, REVISION, LEASE = 5, 7, 77
+EVENTS = (b'{"id":"1/order/0","type":"placed"}',)
+
+
+def ask(kind: Kind, token: str = MINE) -> Ask:
+    effects = Checked((), EVENTS) if kind is Kind.PUBLISH else Checked()
+    return Ask(kind, b"/service/order/1", DIGEST, token, None, EXPECTED, effects)
+
+
+def record(state: str, token: str, digest: str = DIGEST) -> Record:
+    events = EVENTS if state == PUBLISHING else ()
+    return Record(state, digest, token, "2026-01-01T00:00:00+00:00", REVISION, events)
+
+
+def decided(
+    kind: Kind, found: Record | None, *, published: bool = False, waits: int = 0
+) -> Action:
+    return decide(Answer(ask(kind), False, found=found), MINE, PROCESS, published, waits)
+
+
+@pytest.mark.parametrize(
+    ("kind", "action"),
+    [
+        (Kind.RECORD, Done(MINE)),
+        (Kind.PUBLISH, PublishEvents(REVISION, EVENTS, MINE)),
+        (Kind.CLAIM, Call(REVISION, LEASE)),
+        (Kind.RELEASE, Fail()),
+    ],
+)
+def test_what_has_landed_goes_on_to_its_next_step(kind: Kind, action: Action) -> None:
+    assert decide(Answer(ask(kind), True, REVISION, LEASE), MINE, PROCESS, False, 0) == action
+
+
+def test_a_record_is_done_by_whoever_has_begun_it() -> None:
+    """Whoever ends a publishing record of another process leaves that one's token in it."""
+    answer = Answer(ask(Kind.RECORD, THEIRS), True, REVISION)
+    assert decide(answer, MINE, PROCESS, True, 0) == Done(THEIRS)
+
+
+ABSENT = None
+TABLE: list[tuple[Record | None, dict[Kind, Action]]] = [
+    (
+        ABSENT,
+        {
+            Kind.LOOK: Fail(),
+            Kind.RELEASE: Fail(),
+            Kind.CLAIM: Again(0),
+            Kind.RECORD: Again(0),
+            Kind.PUBLISH: Again(0),
+        },
+    ),
+    (
+        record(RELEASED, THEIRS),
+        {
+            Kind.LOOK: Fail(),
+            Kind.RELEASE: Fail(),
+            Kind.CLAIM: Again(REVISION),
+            Kind.RECORD: Again(REVISION),
+            Kind.PUBLISH: Again(REVISION),
+        },
+    ),
+    (
+        record(CLAIMED, OURS),
+        {
+            Kind.LOOK: Wait(CLAIMED),
+            Kind.RELEASE: Again(REVISION),
+            Kind.CLAIM: Again(REVISION),
+            Kind.RECORD: Again(REVISION),
+            Kind.PUBLISH: Again(REVISION),
+        },
+    ),
+    (record(CLAIMED, THEIRS), dict.fromkeys(Kind, Wait(CLAIMED))),
+    (record(CLAIMED, THEIRS, OTHER_DIGEST), dict.fromkeys(Kind, Wait(CLAIMED))),
+    (record(PUBLISHING, THEIRS), dict.fromkeys(Kind, Wait(PUBLISHING))),
+    (record(PUBLISHING, OURS), dict.fromkeys(Kind, Wait(PUBLISHING))),
+    (record(PUBLISHING, THEIRS, OTHER_DIGEST), dict.fromkeys(Kind, Conflict())),
+    (record(DONE, THEIRS), dict.fromkeys(Kind, Done(THEIRS, record(DONE, THEIRS)))),
+    (record(DONE, MINE), dict.fromkeys(Kind, Done(MINE))),
+    (record(DONE, THEIRS, OTHER_DIGEST), dict.fromkeys(Kind, Conflict())),
+    (record(DONE, MINE, OTHER_DIGEST), dict.fromkeys(Kind, Conflict())),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "found", "action"),
+    [(kind, found, action) for found, row in TABLE for kind, action in row.items()],
+)
+def test_what_stands_in_the_way_decides(
+    kind: Kind, found: Record | None, action: Action
+) -> None:
+    assert decided(kind, found) == action
+
+
+def test_the_table_has_every_kind_of_ask_in_every_row() -> None:
+    assert [set(row) for _, row in TABLE] == [set(Kind)] * len(TABLE)
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_events_that_nobody_publishes_are_published_after_enough_waits(kind: Kind) -> None:
+    found = record(PUBLISHING, THEIRS)
+    assert decided(kind, found, waits=WAITS_FOR_ITS_EVENTS - 1) == Wait(PUBLISHING)
+    assert decided(kind, found, waits=WAITS_FOR_ITS_EVENTS) == PublishEvents(
+        REVISION, EVENTS, THEIRS
+    )
+
+
+@pytest.mark.parametrize("waits", [0, WAITS_FOR_ITS_EVENTS, 1000])
+def test_a_claim_of_another_process_is_waited_for_however_long_it_takes(waits: int) -> None:
+    assert decided(Kind.CLAIM, record(CLAIMED, THEIRS), waits=waits) == Wait(CLAIMED)
+
+
+@pytest.mark.parametrize("found", [None, record(RELEASED, THEIRS), record(CLAIMED, OURS)])
+def test_an_event_whose_record_has_gone_before_its_last_step_starts_over(
+    found: Record | None,
+) -> None:
+    assert decided(Kind.RECORD, found, published=True) == StartOver()
+
+
+def test_a_look_that_lands_cannot_be() -> None:
+    with pytest.raises(ValueError, match="look"):
+        decide(Answer(ask(Kind.LOOK), True, REVISION), MINE, PROCESS, False, 0)
+
+
+@pytest.mark.parametrize("kind", sorted(set(Kind) - {Kind.LOOK}))
+def test_an_ask_refused_by_the_record_that_it_expects_cannot_be(kind: Kind) -> None:
+    """A record as expected stands in nobody's way: such an ask is sent again, not answered."""
+    found = record(CLAIMED, THEIRS)._replace(mod_revision=EXPECTED)
+    with pytest.raises(ValueError, match="refused"):
+        decided(kind, found)
