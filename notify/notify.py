@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from functools import cache
 from urllib.parse import quote
 
@@ -26,14 +27,12 @@ def notify_url() -> URL | None:
     text = os.environ.get("NOTIFY_URL", "").strip()
     if not text:
         return None
-    try:
+    with suppress(ValueError):
         url = URL(text)
         # with_host() refuses what no host has in it, the codec what no name server could look up.
         if url.scheme in ("http", "https") and url.host and url.with_host(url.host):
             url.host.encode("idna")
             return url
-    except ValueError:
-        pass
     raise ValueError("NOTIFY_URL is wrong: write http://host/path or https://host/path")
 
 
@@ -44,23 +43,15 @@ def idempotency_key(event_id: str) -> str:
 
 @cache
 def session() -> aiohttp.ClientSession:
-    """Return the session of this process, whose connections all calls share.
-
-    It is opened by the first call, since it belongs to the event loop that runs then.
-    """
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),  # CALLS_AT_ONCE bounds the connections.
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,  # Nobody reads the bodies.
-    )
+    """Return the session whose connections all calls share; the first call opens it on its loop."""
+    connector = aiohttp.TCPConnector(limit=0)  # CALLS_AT_ONCE bounds the connections.
+    cookies = aiohttp.DummyCookieJar()
+    return aiohttp.ClientSession(connector=connector, cookie_jar=cookies, auto_decompress=False)
 
 
 @service.claimed_handler("new_order", timeout_s=5.0)
 async def notify(event: Event, _timeout_s: float) -> None:
-    """Send one notification. A repeat carries the same key, so that the receiver can drop it.
-
-    The library cancels the call at its time-out, whatever it waits for; its connection is closed.
-    """
+    """Send one notification. A repeat carries the same key, so that the receiver can drop it."""
     url = notify_url()
     if url is None:
         log.info("notification", event_id=event.id, type=event.type)
@@ -72,7 +63,8 @@ async def notify(event: Event, _timeout_s: float) -> None:
             headers={"Idempotency-Key": idempotency_key(event.id)},
             allow_redirects=False,
         ) as response:
-            # Read to its end, so that the connection can be used again.
+            # Read to its end, so that the connection can be used again. The library cancels a call
+            # at its time-out, whatever it waits for.
             async for _ in response.content.iter_any():
                 pass
     except aiohttp.ClientResponseError as error:
