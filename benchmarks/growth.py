@@ -13,7 +13,7 @@ from harness.packages import ServersUnavailableError
 from harness.server import CommandFailedError
 from harness.servers import REPOSITORY, start_servers
 from harness.statsd import listen_statsd
-from idempotent_consumer.ledger.etcd import EtcdError
+from idempotent_consumer.etcd import EtcdError
 
 from .growing import Growth
 from .growth_report import report

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
@@ -39,6 +39,10 @@ _EXIT_WITHIN_S = 9.5
 _TICK_S = 0.02
 
 
+Pure = TypeVar("Pure", bound=PureHandler)
+Claimed = TypeVar("Claimed", bound=ClaimedHandler)
+
+
 class Service:
     """A name, and a handler for each event type it consumes.
 
@@ -49,7 +53,7 @@ class Service:
         self.name, self.noun = check_service_name(name), check_noun(noun)
         self.handlers: dict[str, Handler] = {}
 
-    def handler(self, event_type: str) -> Callable[[PureHandler], PureHandler]:
+    def handler(self, event_type: str) -> Callable[[Pure], Pure]:
         """Register a pure handler: it returns effects, which are recorded with the event.
 
         It runs on the event loop, which keeps the heartbeats, so it computes and does not wait.
@@ -57,15 +61,13 @@ class Service:
         if not isinstance(event_type, str):
             raise TypeError('the event type is missing: write @service.handler("...")')
 
-        def register(function: PureHandler) -> PureHandler:
+        def register(function: Pure) -> Pure:
             self._register(event_type, Handler(function))
             return function
 
         return register
 
-    def claimed_handler(
-        self, event_type: str, timeout_s: float
-    ) -> Callable[[ClaimedHandler], ClaimedHandler]:
+    def claimed_handler(self, event_type: str, timeout_s: float) -> Callable[[Claimed], Claimed]:
         """Register a handler with an effect outside: it runs under a claim.
 
         A coroutine function runs on the event loop and is cancelled after ``timeout_s``; a plain
@@ -76,7 +78,7 @@ class Service:
         if not timeout_s > 0 or math.isinf(timeout_s):
             raise ValueError(f"timeout_s is {timeout_s}: write seconds, more than 0")
 
-        def register(function: ClaimedHandler) -> ClaimedHandler:
+        def register(function: Claimed) -> Claimed:
             self._register(event_type, Handler(function, timeout_s))
             return function
 
