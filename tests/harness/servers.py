@@ -1,5 +1,6 @@
 """Start RabbitMQ and etcd: in containers where Docker answers, else as child processes."""
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -131,7 +132,12 @@ def _etcd_process(stack: ExitStack, flags: tuple[str, ...], max_txn_ops: int) ->
 
 
 def image(variable: str, env_file: Path = REPOSITORY / ".env") -> str:
-    """Return the image that `.env` names under `variable`; raises ServersUnavailableError."""
+    """Return the image that the shell or `.env` names, as Compose would read it.
+
+    Raises ServersUnavailableError.
+    """
+    if variable in os.environ:
+        return os.environ[variable]
     if env_file.exists():
         for line in env_file.read_text().splitlines():
             name, separator, value = line.partition("=")
