@@ -65,7 +65,7 @@ def test_what_is_held_counts_for_the_queue_that_it_came_from(
             broker.assert_drained(queue)
         consumer.cancel()
         assert broker.unacked(queue) == 3
-        with pytest.raises(AssertionError, match=r"3 unacked"):
+        with pytest.raises(AssertionError, match=r"unacked"):
             broker.assert_drained(queue)
     assert (broker.depth(queue), broker.depth("notify")) == ((3, 0), (5, 0))
 
