@@ -108,6 +108,10 @@ class Broker:
         """Return the number of ready messages: exact, and cheap. Raises QueueUnavailableError."""
         return self._declared(queue).ready
 
+    def consumers(self, queue: str) -> int:
+        """Return the number of consumers: exact, and cheap. Raises QueueUnavailableError."""
+        return self._declared(queue).consumers
+
     def unacked(self, queue: str) -> int:
         """Return how many messages of a queue are delivered and not acked.
 
