@@ -32,6 +32,7 @@ def main() -> int:
             machine = describe(servers)
             growth = Growth(servers, statsd, options.starts, options.events)
             grown = [growth.measure(size) for size in options.sizes]
+            deletion_bytes = growth.deletion_bytes()
             growth.close()
     except (
         ServersUnavailableError,
@@ -42,7 +43,7 @@ def main() -> int:
     ) as error:
         print(error, file=sys.stderr)
         return 1
-    text, met = report(machine, grown)
+    text, met = report(machine, grown, deletion_bytes)
     publish(text, options.results)
     return int(not met)
 
