@@ -20,6 +20,9 @@ from .loop import PikaLoop
 HEARTBEAT_S = 10
 """A frozen broker is noticed after two; a URL may set another with ``?heartbeat=``."""
 
+NOT_FOUND = 404
+"""AMQP's reply code for a queue or an exchange that is not there."""
+
 _MAX_SHORT_STRING_BYTES = 255
 """AMQP's, for what it calls a short string."""
 
@@ -121,9 +124,6 @@ class Connection:
     def _on_channel(self, channel: Any) -> None:
         self._channel = channel
         channel.add_on_close_callback(self._on_channel_closed)
-        channel.add_on_cancel_callback(
-            lambda _: self.drop("the broker cancelled the consumer: its queue was deleted or moved")
-        )
         self._opened(channel)
 
     def _on_channel_closed(self, _channel: Any, error: Exception) -> None:
@@ -205,6 +205,10 @@ def explain(error: BaseException) -> str:
                 f"{cause.reply_text}. A queue's or exchange's arguments never change: delete "
                 "it (rabbitmqctl delete_queue NAME) when it is empty, and it is made anew"
             )
+        if isinstance(cause, pika.exceptions.ChannelClosedByBroker) and (
+            cause.reply_code == NOT_FOUND and "no queue" in cause.reply_text
+        ):
+            return f"{cause.reply_text}: it was deleted, and is declared anew"
         if isinstance(cause, pika.exceptions.ProbableAuthenticationError) or (
             isinstance(cause, pika.exceptions.ConnectionClosedByBroker) and cause.reply_code == 403
         ):

@@ -19,12 +19,12 @@ class Epoch:
         self.number = number
         self.alive = True
         self._channel = channel
-        self._in_hand: dict[int, None] = {}  # In the order of their tags.
+        self._in_hand: dict[int, float] = {}  # When each arrived, in the order of their tags.
         self._settled: list[int] = []
 
-    def arrived(self, tag: int) -> None:
-        """Note a delivery."""
-        self._in_hand[tag] = None
+    def arrived(self, tag: int, at_s: float) -> None:
+        """Note a delivery, and when it arrived, by the loop's clock."""
+        self._in_hand[tag] = at_s
 
     def settle(self, tag: int) -> None:
         """Note that a delivery is to be acked."""
@@ -35,6 +35,11 @@ class Epoch:
     def in_hand(self) -> int:
         """How many deliveries are not settled."""
         return len(self._in_hand)
+
+    @property
+    def oldest_s(self) -> float | None:
+        """When the oldest of them arrived; None where none is in hand."""
+        return next(iter(self._in_hand.values()), None)
 
     def flush(self) -> None:
         """Ack what is settled up to the first delivery in hand, with one ack."""

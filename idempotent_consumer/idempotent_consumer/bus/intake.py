@@ -14,6 +14,10 @@ from .delivery import Delivery, Epoch
 from .frames import Reader
 from .loop import PikaLoop
 
+GONE_WITHIN_S = 0.25
+"""The broker cancels the consumers of a queue that is deleted some milliseconds before the queue is
+gone (2 to 6 ms on RabbitMQ 4.0.5 and 4.3.6, one node): it is looked for after that."""
+
 
 class Intake:
     """Consumes one queue on a connection of its own, with a bounded number of deliveries in hand.
@@ -37,6 +41,7 @@ class Intake:
         self._service, self._prefetch, self._retry_delays = service, prefetch, retry_delays
         self._loop, self._take, self._returned = loop, take, returned
         self._arrived: list[Delivery] = []
+        self._arrived_s = 0.0
         self._epochs = 0
         self._epoch: Epoch | None = None
         self._channel: Any = None
@@ -83,6 +88,7 @@ class Intake:
         return self._connection.closed
 
     def _opened(self, channel: Any) -> None:
+        channel.add_on_cancel_callback(lambda _: self._cancelled(channel))
         topology.declare(channel, self._service, self._retry_delays)
         channel.basic_qos(prefetch_count=self._prefetch, callback=lambda _: self._consume(channel))
 
@@ -94,9 +100,10 @@ class Intake:
         self._epoch = epoch
 
         def arrive(tag: int, properties: Any, body: bytes) -> None:
-            epoch.arrived(tag)
             if not self._arrived:
+                self._arrived_s = self._loop.now_s()
                 self._loop.call_soon(self._hand_over)
+            epoch.arrived(tag, self._arrived_s)
             self._arrived.append(Delivery(epoch, tag, properties, body))
 
         def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
@@ -111,7 +118,37 @@ class Intake:
         arrived, self._arrived = self._arrived, []
         self._take(arrived)
 
+    def _cancelled(self, channel: Any) -> None:
+        """Give a channel up whose consumer the broker has cancelled, and say why it has.
+
+        basic.cancel carries no reason. Where the queue is gone, it was deleted. Where it is still
+        there, RabbitMQ 4.3 cancels a consumer that has held a delivery for longer than the consumer
+        time-out, and requeues that delivery; 4.0 closes the channel instead. A cancelled consumer
+        gets nothing more, but keeps its other deliveries for as long as its channel is open.
+        """
+        oldest_s = self._epoch.oldest_s if self._epoch is not None else None
+        held_s = None if oldest_s is None else self._loop.now_s() - oldest_s
+
+        def look() -> None:
+            if channel.is_open:  # A queue that is gone closes it: the connection says why.
+                channel.queue_declare(
+                    self._service,
+                    passive=True,
+                    callback=lambda _: self._connection.drop(_why_cancelled(held_s)),
+                )
+
+        self._loop.call_later(GONE_WITHIN_S, look)
+
     def _lost(self) -> None:
         epoch, self._epoch, self._consumer_tag = self._epoch, None, None
         if epoch is not None:
             self._returned(epoch.end())
+
+
+def _why_cancelled(held_s: float | None) -> str:
+    """Explain a cancel whose queue is there, with how long the oldest delivery had been unacked."""
+    held = "none is unacked now" if held_s is None else f"the oldest for {held_s:.1f} s"
+    return (
+        "the broker cancelled the consumer, whose queue is still there: probably a delivery was "
+        f"unacked for longer than the broker's consumer_timeout ({held})"
+    )

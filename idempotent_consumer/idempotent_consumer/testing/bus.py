@@ -184,7 +184,7 @@ class FakeBus:
 
     def _arrive(self, body: bytes, properties: Any) -> Delivery:
         self._tag += 1
-        self.epoch.arrived(self._tag)
+        self.epoch.arrived(self._tag, 0.0)
         delivery = Delivery(self.epoch, self._tag, properties, body)
         self.channel.unacked[self._tag] = delivery
         return delivery

@@ -22,9 +22,16 @@ class Loop(ManualLoop):
 class FakeChannel:
     """A channel that keeps the properties of what is published on it."""
 
+    channel_number = 1
+
     def __init__(self, connection: FakeConnection) -> None:
         self.connection, self.is_open = connection, True
         self.sent: list[object] = []
+        self.asked: list[str] = []
+        self._answers: list[Callable[[Any], None]] = []
+        self._tag = 0
+        self._on_message: Callable[..., None] = lambda *_: None
+        self._on_cancel: Callable[[Any], None] = lambda _: None
         self._on_confirm: Callable[[Any], None] = lambda _: None
         self._on_close: list[Callable[..., None]] = []
 
@@ -38,8 +45,22 @@ class FakeChannel:
         """Do not take a message."""
         self._on_confirm(frame.Method(1, spec.Basic.Nack(number)))
 
+    def deliver(self) -> None:
+        """Deliver a message."""
+        self._tag += 1
+        method = spec.Basic.Deliver(delivery_tag=self._tag)
+        self._on_message(self, method, spec.BasicProperties(), b"{}")
+
+    def cancel(self) -> None:
+        """Cancel the consumer."""
+        self._on_cancel(frame.Method(1, spec.Basic.Cancel("consumer", True)))
+
+    def answer(self) -> None:
+        """Answer that the queue that was asked for is there."""
+        self._answers.pop()(None)
+
     def end(self, error: Exception) -> None:
-        """End with the connection."""
+        """End, with the connection or alone."""
         self.is_open = False
         for callback in self._on_close:
             callback(self, error)
@@ -51,7 +72,39 @@ class FakeChannel:
         self._on_close.append(callback)
 
     def add_on_cancel_callback(self, callback: Callable[..., None]) -> None:
-        """Cancel nothing."""
+        """Call when the broker cancels the consumer."""
+        self._on_cancel = callback
+
+    def exchange_declare(self, *_: object, **__: object) -> None:
+        """Declare nothing."""
+
+    def queue_bind(self, *_: object) -> None:
+        """Bind nothing."""
+
+    def queue_declare(
+        self,
+        queue: str,
+        passive: bool = False,
+        callback: Callable[[Any], None] | None = None,
+        **_: object,
+    ) -> None:
+        """Note which queues are asked for; the test answers."""
+        if passive:
+            self.asked.append(queue)
+        if callback is not None:
+            self._answers.append(callback)
+
+    def basic_qos(self, prefetch_count: int, callback: Callable[[Any], None]) -> None:
+        """Bound nothing."""
+        callback(None)
+
+    def basic_consume(
+        self, _queue: str, on_message: Callable[..., None], callback: Callable[[Any], None]
+    ) -> str:
+        """Hand what is delivered to a callback."""
+        self._on_message = on_message
+        callback(None)
+        return "consumer"
 
     def add_on_return_callback(self, callback: Callable[..., None]) -> None:
         """Return nothing."""
@@ -77,6 +130,8 @@ class FakeChannel:
 
 class FakeConnection:
     """A connection that opens and ends at the test's word."""
+
+    reader: object = None
 
     def __init__(
         self,
