@@ -221,9 +221,18 @@ class Channel:
     def queue_bind(self, *_: object) -> None:
         """Bind nothing, likewise."""
 
-    def queue_declare(self, queue: str, **_: object) -> None:
-        """Declare a queue: from then on it takes messages."""
-        self._send(lambda session: session.declare(queue))
+    def queue_declare(
+        self,
+        queue: str,
+        passive: bool = False,
+        callback: Callable[[Any], None] | None = None,
+        **_: object,
+    ) -> None:
+        """Declare a queue: from then on it takes messages. Or ask for one, which is there."""
+        if not passive:
+            self._send(lambda session: session.declare(queue))
+        if callback is not None:
+            self.connection.ask(lambda: callback(None))
 
     def basic_qos(self, prefetch_count: int, callback: Callable[[Any], None]) -> None:
         """Bound what is in hand."""

@@ -198,7 +198,7 @@ class Session:
             self._client.to_client.send(lambda: self._client.on_channel_closed(error))
 
     def cancel_consumer(self) -> None:
-        """End the consumer, as when its queue is deleted or moves."""
+        """End the consumer, as when a delivery outlasts the consumer time-out."""
         self.cancel()
         self._client.to_client.send(self._client.on_cancelled)
 
