@@ -171,24 +171,6 @@ def test_one_node_or_two_are_tried_in_turn(rabbit: Rabbit, nodes: list[str]) -> 
 # What ends it.
 
 
-def test_a_consumer_that_the_broker_cancels_is_followed_by_another(rabbit: Rabbit) -> None:
-    """Its queue was deleted, or a consumer's time-out has passed: the channel is still there."""
-    tags = []
-
-    async def consume(session: Session) -> None:
-        session.channel.queue_declare("order", durable=True, arguments={})
-        tags.append(session.channel.basic_consume("order", print))
-        await session.reply()
-
-    rabbit.start(connection_to(rabbit).run(consume))
-    rabbit.broker.delete_queue("order")
-    rabbit.loop.run_until_idle()
-    assert rabbit.health.missing["rabbitmq"].startswith("the broker cancelled the consumer")
-    rabbit.next_attempt_s()
-    assert len(tags) == 2
-    assert len(rabbit.broker.queues["order"].consumers) == 1
-
-
 def test_a_channel_that_the_broker_closes_is_followed_by_another_connection(
     rabbit: Rabbit,
 ) -> None:
