@@ -122,14 +122,18 @@ class Consumer:
         # By its record's key: an event is never in flight twice, whatever channel it comes by.
         self._in_flight: dict[bytes, InFlight] = {}
         self._waiting: deque[Ask] = deque()
-        self._commits = 0
+        self._commits = self._ignoring = 0
         self._more_waits = asyncio.Event()
 
     @property
     def busy(self) -> bool:
         """Whether an event is in flight, be it that its deliveries have gone back meanwhile."""
         return bool(
-            self._intake.arrived or self._arrived or self._in_flight or self._settler.forwarding
+            self._intake.arrived
+            or self._arrived
+            or self._ignoring
+            or self._in_flight
+            or self._settler.forwarding
         )
 
     # 1. Deliveries arrive: whatever the socket has brought.
@@ -159,12 +163,13 @@ class Consumer:
         except InvalidEvent as error:
             self._settler.invalid(delivery, str(error))
             return
-        handler = self._handlers.get(event.type)
-        if handler is None:
-            self._settler.ack(delivery, Outcome.IGNORED, event)
-            return
         token = f"{self._own_tokens}{delivery.epoch.number}/{delivery.tag}"
         key = self._ledger.key(event, token)
+        handler = self._handlers.get(event.type)
+        if handler is None:
+            self._ignoring += 1
+            self._tasks.create_task(self._ignore(delivery, event, key))
+            return
         running = self._in_flight.get(key)
         if running is None and self._ledger.is_done(event.digest):
             self._settler.ack(delivery, Outcome.SKIPPED, event)
@@ -182,6 +187,19 @@ class Consumer:
             self._tasks.create_task(self._see_through(flight, flight.ask(Kind.CLAIM)))
         else:
             self._waiting.append(self._handle(flight))
+
+    async def _ignore(self, delivery: Delivery, event: Event, key: bytes) -> None:
+        """Ack an event without a handler here, unless a replica that has one has begun it.
+
+        That one may have died, and its record may hold events that are not published yet.
+        """
+        found = (await self._answer(Ask(Kind.LOOK, key, event.digest, "", None))).found
+        self._ignoring -= 1
+        if found is None or found.state == DONE or found.digest != event.digest:
+            self._settler.ack(delivery, Outcome.IGNORED, event)
+        else:
+            self._settler.postpone(delivery, event)
+        self.go_on()
 
     # 2. A pure handler runs here and now. What it returned is the event's ask.
 
