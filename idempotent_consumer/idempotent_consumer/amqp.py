@@ -247,19 +247,9 @@ def decode_properties(encoded: bytes) -> Any:
 
 _MAX_HEADER_BYTES = 64 * 1024
 
-_KEPT = (
-    "content_type",
-    "content_encoding",
-    "priority",
-    "correlation_id",
-    "reply_to",
-    "message_id",
-    "timestamp",
-    "type",
-    "app_id",
-)
-"""Not: expiration (it would end the wait, or the dead letter, early), user_id (the broker checks
-it against the sender, who is another now), delivery_mode (always persistent)."""
+_DROPPED = {"expiration", "user_id", "cluster_id", "delivery_mode", "headers"}
+"""An expiration would end the wait, or the dead letter, early; the broker checks a user id against
+the sender, who is another now; what is sent on is always persistent."""
 
 _DROPPED_HEADERS = {"CC", "BCC", "x-death", "x-delivery-count", "x-acquired-count"} | {
     f"x-{which}-death-{what}"
@@ -271,7 +261,7 @@ _DROPPED_HEADERS = {"CC", "BCC", "x-death", "x-delivery-count", "x-acquired-coun
 
 def forwarded_properties(properties: Any, headers: dict[str, object]) -> Any:
     """Return a message's own properties, where they can be sent on, with more headers."""
-    kept = {name: getattr(properties, name) for name in _KEPT}
+    kept = {name: value for name, value in vars(properties).items() if name not in _DROPPED}
     theirs = (properties.headers or {}).items()
     both = {name: value for name, value in theirs if name not in _DROPPED_HEADERS} | headers
     whole = pika.BasicProperties(**kept, delivery_mode=2, headers=both)

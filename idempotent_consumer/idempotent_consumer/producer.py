@@ -7,7 +7,6 @@ import logging
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from itertools import islice
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import structlog
@@ -66,12 +65,7 @@ class Producer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def publish(

@@ -17,7 +17,7 @@ from idempotent_consumer.amqp import (
     explain,
     parameters_of,
 )
-from idempotent_consumer.bus import RecoveringConnection, Session
+from idempotent_consumer.bus import ClientChannel, RecoveringConnection
 from idempotent_consumer.health import Health
 from idempotent_consumer.settings import SettingsError
 from idempotent_consumer.system import real_system
@@ -200,5 +200,5 @@ def test_a_connection_that_is_being_opened_can_be_closed() -> None:
     assert [connection.is_closed for connection in connections] == [True]
 
 
-async def never(_: Session) -> None:
+async def never(_: ClientChannel) -> None:
     raise AssertionError("it was never open")
