@@ -31,7 +31,9 @@ TURN_S = 0.05
 acked, and heartbeats, leases and replies have their turn."""
 
 ACK_ALL_EVERY_S = 0.25
-SLOW_HANDLER_S = 1.0
+SLOW_HANDLER_S = 2 * TURN_S
+"""A pure handler that takes so long is warned about once, and again when it takes twice as long."""
+
 WAITS_BEFORE_WARNING = 60
 WAITS_FOR_ITS_EVENTS = 10
 """So often, over about 4 s, a record whose events another process publishes is left to that one:
@@ -121,6 +123,7 @@ class Consumer:
         self._arrived: deque[Delivery] = deque()
         # By its record's key: an event is never in flight twice, whatever channel it comes by.
         self._in_flight: dict[bytes, InFlight] = {}
+        self._slowest_s: dict[str, float] = {}
         self._waiting: deque[Ask] = deque()
         self._commits = self._ignoring = 0
         self._more_waits = asyncio.Event()
@@ -207,13 +210,21 @@ class Consumer:
         returned = self._runner.run(flight.handler.function, flight.event)
         self._tally.timing("handle", returned.elapsed_s)
         flight.error = returned.error
-        if returned.elapsed_s > SLOW_HANDLER_S:
-            self._log.warning(
-                "a pure handler took long: heartbeats and all other events waited",
-                **flight.event.about,
-                seconds=returned.elapsed_s,
-            )
+        if returned.elapsed_s >= SLOW_HANDLER_S:
+            self._warn_of_slowness(flight, returned.elapsed_s)
         return flight.ask(Kind.LOOK) if returned.error else flight.record(returned.effects)
+
+    def _warn_of_slowness(self, flight: InFlight, elapsed_s: float) -> None:
+        event_type, function = flight.event.type, flight.handler.function
+        if elapsed_s < 2 * self._slowest_s.get(event_type, 0.0):
+            return
+        self._slowest_s[event_type] = elapsed_s
+        self._log.warning(
+            "a pure handler took long: heartbeats and all other events waited",
+            **flight.event.about,
+            handler=getattr(function, "__name__", repr(function)),
+            seconds=round(elapsed_s, 3),
+        )
 
     # 3. What waits is recorded in one transaction, several of which are under way at a time: while
     #    these wait for etcd's disk the next deliveries arrive, and what gathers is the next batch.
