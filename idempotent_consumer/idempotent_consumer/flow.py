@@ -50,6 +50,7 @@ class InFlight:
 
     __slots__ = (
         "called",
+        "decided",
         "deliveries",
         "error",
         "event",
@@ -71,6 +72,7 @@ class InFlight:
         self.called = self.published = False
         self.error = self.state = ""
         self.waits: Backoff | None = None
+        self.decided: asyncio.Future[Action | None] | None = None
 
     def join(self, other: InFlight) -> None:
         """Add deliveries of the same id; those that have gone back meanwhile are let go."""
@@ -196,7 +198,10 @@ class Consumer:
 
         That one may have died, and its record may hold events that are not published yet.
         """
-        found = (await self._answer(Ask(Kind.LOOK, key, event.digest, "", None))).found
+        looked: asyncio.Future[Record | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(Ask(Kind.LOOK, key, event.digest, "", looked))
+        self.go_on()
+        found = await looked
         self._ignoring -= 1
         if found is None or found.state == DONE or found.digest != event.digest:
             self._settler.ack(delivery, Outcome.IGNORED, event)
@@ -262,51 +267,24 @@ class Consumer:
     async def _commit(self, asks: Sequence[Ask]) -> None:
         now_s = asyncio.get_running_loop().time
         started_s = now_s()
-        answers = await self._ledger.commit(asks)
+        answers, again = await self._ledger.commit(asks)
         self._commits -= 1
+        self._waiting.extendleft(reversed(again))
         self._tally.timing("commit", now_s() - started_s)
         for answer in answers:
-            ask, owner = answer.ask, answer.ask.owner
-            if type(owner) is not InFlight:
-                if not owner.done():
-                    owner.set_result(answer)  # Its coroutine goes on.
-            elif answer.landed and ask.kind is Kind.RECORD:
-                self._end(owner, Done(ask.token))
-            else:
-                self._tasks.create_task(self._see_through(owner, ask, answer))
+            owner = answer.ask.owner
+            if isinstance(owner, InFlight):
+                self._decide(owner, answer)
+            elif not owner.done():
+                owner.set_result(answer.found)
         self.go_on()
 
-    async def _answer(self, ask: Ask) -> Answer:
-        """Have an ask committed, and return what became of it."""
-        ask.owner = answered = asyncio.get_running_loop().create_future()
-        self._waiting.append(ask)
-        self.go_on()
-        answer: Answer = await answered
-        return answer
+    def _decide(self, flight: InFlight, answer: Answer) -> None:
+        """Decide what happens to an event in the step that has etcd's answer, and end it here.
 
-    # 4. An event that is claimed, or that something stands in the way of, is seen through here.
-
-    async def _see_through(
-        self, flight: InFlight, ask: Ask | None, answer: Answer | None = None
-    ) -> None:
-        """Go from what is asked to what is done about the answer, until the event has ended."""
-        while ask is not None:
-            if ask.kind is Kind.CLAIM:
-                # The slot is taken before the claim: no more is claimed than can be called.
-                async with self._calls.slot:
-                    if not self._calls.has_time(flight.handler):
-                        self._end(flight, GiveBack())
-                        return
-                    action = self._decide(flight, await self._answer(ask))
-                    if isinstance(action, Call):
-                        ask = await self._call(flight, action)
-                        continue
-            else:
-                action = self._decide(flight, answer or await self._answer(ask))
-                answer = None
-            ask = await self._act(flight, ask, action)
-
-    def _decide(self, flight: InFlight, answer: Answer) -> Action:
+        In a later step there may be a delivery of it that came after what the answer was read from.
+        What does not end it is for its coroutine.
+        """
         found = answer.found
         if flight.called and not answer.landed and (found is None or found.token != flight.token):
             flight.called = False
@@ -316,10 +294,53 @@ class Consumer:
                 **flight.event.about,
             )
         waits = flight.waits_in(found.state) if found is not None else 0
-        return decide(answer, flight.token, self._own_tokens, flight.published, waits)
+        action: Action | None = decide(
+            answer, flight.token, self._own_tokens, flight.published, waits
+        )
+        if isinstance(action, Done | Conflict | Fail):
+            self._end(flight, action)
+            action = None
+        if flight.decided is not None:
+            if not flight.decided.done():  # Cancelled, where the process ends.
+                flight.decided.set_result(action)
+        elif action is not None:
+            self._tasks.create_task(self._see_through(flight, answer.ask, action))
 
-    async def _act(self, flight: InFlight, ask: Ask, action: Action) -> Ask | None:
-        """Do what has been decided, and return what is to be asked next, if anything is."""
+    async def _decided(self, flight: InFlight, ask: Ask) -> Action | None:
+        """Have an ask committed; return what has been decided by its answer, None for an end."""
+        flight.decided = asyncio.get_running_loop().create_future()
+        self._waiting.append(ask)
+        self.go_on()
+        try:
+            action: Action | None = await flight.decided
+        finally:
+            flight.decided = None
+        return action
+
+    # 4. An event that is claimed, or that something stands in the way of, is seen through here.
+
+    async def _see_through(self, flight: InFlight, ask: Ask, action: Action | None = None) -> None:
+        """Do what has been decided and ask what is to be asked next, until the event has ended."""
+        while True:
+            if action is not None:
+                ask = await self._act(flight, ask, action)
+            if ask.kind is not Kind.CLAIM:
+                action = await self._decided(flight, ask)
+            else:
+                # The slot is taken before the claim: no more is claimed than can be called.
+                async with self._calls.slot:
+                    if not self._calls.has_time(flight.handler):
+                        self._end(flight, GiveBack())
+                        return
+                    action = await self._decided(flight, ask)
+                    if isinstance(action, Call):
+                        ask, action = await self._call(flight, action), None
+                        continue
+            if action is None:
+                return
+
+    async def _act(self, flight: InFlight, ask: Ask, action: Action) -> Ask:
+        """Do what has been decided, and return what is to be asked next."""
         match action:
             case Again():
                 ask.expect = action.expect
@@ -332,12 +353,8 @@ class Consumer:
             case StartOver():
                 flight.published = False
                 return flight.ask(Kind.CLAIM) if flight.handler.claimed else self._handle(flight)
-            case Call():
-                raise AssertionError("a call is made under the slot that its claim was asked under")
             case _:
-                self._end(flight, action)
-                self.go_on()
-                return None
+                raise AssertionError(f"{action}: it is done where the answer is")
 
     async def _wait(self, flight: InFlight, state: str) -> None:
         """Wait for another process to take the event's record out of a state."""
