@@ -319,14 +319,14 @@ class Consumer:
 
     # 4. An event that is claimed, or that something stands in the way of, is seen through here.
 
-    async def _see_through(self, flight: InFlight, ask: Ask, action: Action | None = None) -> None:
+    async def _see_through(
+        self, flight: InFlight, ask: Ask | None, action: Action | None = None
+    ) -> None:
         """Do what has been decided and ask what is to be asked next, until the event has ended."""
-        while True:
+        while ask is not None:
             if action is not None:
-                ask = await self._act(flight, ask, action)
-            if ask.kind is not Kind.CLAIM:
-                action = await self._decided(flight, ask)
-            else:
+                ask, action = await self._act(flight, ask, action), None
+            elif ask.kind is Kind.CLAIM:
                 # The slot is taken before the claim: no more is claimed than can be called.
                 async with self._calls.slot:
                     if not self._calls.has_time(flight.handler):
@@ -335,12 +335,15 @@ class Consumer:
                     action = await self._decided(flight, ask)
                     if isinstance(action, Call):
                         ask, action = await self._call(flight, action), None
-                        continue
-            if action is None:
-                return
+                    elif action is None:
+                        return
+            else:
+                action = await self._decided(flight, ask)
+                if action is None:
+                    return
 
-    async def _act(self, flight: InFlight, ask: Ask, action: Action) -> Ask:
-        """Do what has been decided, and return what is to be asked next."""
+    async def _act(self, flight: InFlight, ask: Ask, action: Action) -> Ask | None:
+        """Do what has been decided, and return what is to be asked next, if anything is."""
         match action:
             case Again():
                 ask.expect = action.expect
@@ -383,7 +386,7 @@ class Consumer:
         self._tally.count("sent")
         return flight.record(returned.effects, claim.revision)
 
-    async def _publish(self, flight: InFlight, held: PublishEvents) -> Ask:
+    async def _publish(self, flight: InFlight, held: PublishEvents) -> Ask | None:
         """Publish the events that a record holds, and return the ask that says in it: done.
 
         Until then the event's deliveries stay unacked. When this process dies they come again, and
@@ -391,7 +394,11 @@ class Consumer:
         writer may not have had the answer yet, and tells by it that the record is its own.
         """
         flight.called, flight.published = False, True
-        await asyncio.gather(*(self._publisher.send(event_message(body)) for body in held.events))
+        sent = [self._publisher.send(event_message(body)) for body in held.events]
+        if not all(await asyncio.gather(*sent)):
+            # This process ends: whoever takes the event next publishes them again.
+            self._end(flight, GiveBack())
+            return None
         return flight.ask(Kind.RECORD, held.revision, token=held.token)
 
     # 5. It ends: each of its deliveries is settled, and acked with those before it.
