@@ -1,4 +1,4 @@
-"""The ledger: ``answers = await ledger.commit(asks)``, whatever etcd does meanwhile.
+"""The ledger: ``answers, again = await ledger.commit(asks)``, whatever etcd does meanwhile.
 
 One transaction for a batch of asks, guarded by the key that tells a wiped etcd. After each sending
 the outcome is unknown until etcd has answered: nothing is concluded from an error, the same values
@@ -140,24 +140,21 @@ class EtcdLedger:
 
     # The commit.
 
-    async def commit(self, asks: Sequence[Ask]) -> list[Answer]:
-        """Send a batch until etcd has said what became of each ask.
+    async def commit(self, asks: Sequence[Ask]) -> tuple[list[Answer], list[Ask]]:
+        """Send a batch until its outcome is known, and return what became of its asks.
 
-        Where something stands in the way of one, the batch's records are read; what has its
-        answer drops out, and the others are sent again. A group of attempts ends in a reply, so
-        waits grow within one alone.
+        Where something stands in the way of one, none has applied, and the batch's records are
+        read. Those with an answer are returned first, and then those that are to be committed
+        again: their records are as they expect them.
         """
         self._write_values(asks)
-        answers: list[Answer] = []
-        while asks:
-            landed = await self._until_known(self._transact, asks)
-            if landed is not None:
-                return answers + landed
-            # Read apart and not in an ELSE branch, which etcd would have to log with each batch.
-            judged = await self._read_all(asks)
-            answers += [answer for answer in judged if answer is not None]
-            asks = [ask for ask, answer in zip(asks, judged, strict=True) if answer is None]
-        return answers
+        landed = await self._until_known(self._transact, asks)
+        if landed is not None:
+            return landed, []
+        # Read apart and not in an ELSE branch, which etcd would have to log with each batch.
+        judged = await self._read_all(asks)
+        again = [ask for ask, answer in zip(asks, judged, strict=True) if answer is None]
+        return [answer for answer in judged if answer is not None], again
 
     def _write_values(self, asks: Sequence[Ask]) -> None:
         now = datetime.fromtimestamp(self._system.now_s(), UTC).isoformat(timespec="milliseconds")
@@ -396,12 +393,12 @@ class NoLedger:
         """Nothing is written, so everything fits."""
         return None
 
-    async def commit(self, asks: Sequence[Ask]) -> list[Answer]:
+    async def commit(self, asks: Sequence[Ask]) -> tuple[list[Answer], list[Ask]]:
         """Grant every ask; a look finds nothing."""
         for ask in asks:
             for put in ask.effects.puts:
                 self._log.info("effect dropped", key=put.key, bytes=len(put.value))
-        return [Answer(ask, ask.kind is not Kind.LOOK) for ask in asks]
+        return [Answer(ask, ask.kind is not Kind.LOOK) for ask in asks], []
 
     async def read(self, key: bytes) -> Record | None:
         """There are no records."""
