@@ -11,7 +11,7 @@ from fakes.operator import Operator
 from idempotent_consumer.cli.broker import BrokerError, Depth
 from idempotent_consumer.cli.checks.finding import version_number
 from idempotent_consumer.cli.web import WebError
-from idempotent_consumer.ledger.etcd import EtcdError, Failure
+from idempotent_consumer.etcd import EtcdError, Failure
 
 METRICS = (
     b"etcd_server_quota_backend_bytes 8.589934592e+09\n"
