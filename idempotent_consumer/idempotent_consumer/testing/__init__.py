@@ -13,3 +13,8 @@ In a test of yours::
         check_duplicates(make, events)
         check_crashes(make, events)
 """
+
+from .checks import check_crashes, check_duplicates
+from .world import InMemory, Parked
+
+__all__ = ["InMemory", "Parked", "check_crashes", "check_duplicates"]

@@ -88,11 +88,11 @@ class Connection:
         self.is_open = False
         for channel in self._channels.values():
             channel.is_open = False
-        self.send(0, Sent("close", ()), lambda: self.session and self.session.close())
+        self.send(0, Sent("close", ()), self._close_session)
 
     # The network.
 
-    def send(self, number: int, sent: Sent, arrive: Callable[[], object] | None = None) -> None:
+    def send(self, number: int, sent: Sent, arrive: Callable[[], None] | None = None) -> None:
         """Send a frame; the process may die before it has been written, or behind it."""
 
         def received() -> None:
@@ -100,7 +100,7 @@ class Connection:
                 self.session.receive(number, sent.method, sent.arguments)
 
         self.loop.act("before", sent)
-        self.to_broker.send(received if arrive is None else lambda: arrive() and None)
+        self.to_broker.send(received if arrive is None else arrive)
         self.loop.act("behind", sent)
 
     def end_session(self) -> None:
@@ -128,6 +128,10 @@ class Connection:
             return
         self.session = self.broker.accept(self)
         self.to_client.send(self._opened)
+
+    def _close_session(self) -> None:
+        if self.session is not None:
+            self.session.close()
 
     def _opened(self) -> None:
         if not self.is_closed:
@@ -309,6 +313,7 @@ class Channel:
             if self.is_open:
                 self.basic_reject(method.delivery_tag)  # So does pika.
             return
+        self.connection.broker.arrived[self.connection.loop] += 1
         reader = self.connection.reader
         if reader is not None:
             data = _delivery(self.channel_number, method, encoded, body)

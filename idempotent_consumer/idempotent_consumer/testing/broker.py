@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
@@ -93,6 +94,7 @@ class FakeBroker:
 
     ``away`` refuses connections. ``confirms`` off holds confirms back, for the test to send them
     by ``ServerChannel.confirm``. ``nacks`` says of a queue's name whether it takes no message.
+    ``arrived`` is how many deliveries have come to each process.
     A subclass can decide what else there is to decide, such as the order of deliveries.
     """
 
@@ -107,6 +109,7 @@ class FakeBroker:
         self.connections: list[Connection] = []
         self.published: list[Message] = []
         self.acked: list[Message] = []
+        self.arrived: Counter[Loop] = Counter()
         self._stored = 0
 
     # What a process reaches.

@@ -156,6 +156,10 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
         if not self.in_step:
             self._unwind()
 
+    def __del__(self) -> None:
+        # Older than its coroutines, it is finalized before them: here they end in peace.
+        self.kill()
+
     # Where a subclass kills or freezes it.
 
     def between_steps(self) -> None:

@@ -1,0 +1,124 @@
+"""One process of a service in memory: the library's own run, on a simulated clock."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Executor
+from random import Random
+from typing import Any
+
+import structlog
+from structlog.testing import LogCapture
+
+from ..metrics import Metrics, Outcome
+from ..service import Running, Service
+from ..settings import Settings
+from ..system import System
+from .broker import FakeBroker
+from .etcd import FakeEtcd
+from .loop import Loop, Threads
+
+SETTINGS = Settings(enable_etcd=True)
+
+
+class Counts(Metrics):
+    """Metrics that stay where they are counted."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.timings: list[str] = []
+
+    def count(self, name: str, by: int = 1) -> None:
+        """Add to a counter."""
+        self.counts[name] += by
+
+    def timing(self, name: str, elapsed_s: float) -> None:
+        """Note that something was timed."""
+        self.timings.append(name)
+
+    def send(self) -> None:
+        """Send nothing."""
+
+
+class Process:
+    """A process that runs a service between an etcd and a RabbitMQ in memory.
+
+    It starts with the loop's next step. ``loop`` is its own where none is given, on the broker's
+    agenda; ``log`` is captured in ``lines`` where none is given. ``running`` is the service's run.
+    """
+
+    running: Running
+
+    def __init__(
+        self,
+        service: Service,
+        broker: FakeBroker,
+        etcd: FakeEtcd,
+        settings: Settings = SETTINGS,
+        *,
+        loop: Loop | None = None,
+        random: Random | None = None,
+        threads: Callable[[int], Executor] = Threads,
+        log: Any = None,
+        cache_entries: int = 1000,
+    ) -> None:
+        self.service, self.broker, self.etcd = service, broker, etcd
+        self.loop = Loop(broker.agenda) if loop is None else loop
+        self.metrics, self.lines = Counts(), LogCapture()
+        random = Random(0) if random is None else random
+        system = System(broker.connect, etcd.open_channel, broker.agenda.time, random, threads)
+        if log is None:
+            log = structlog.wrap_logger(
+                None,
+                processors=[self.lines],
+                wrapper_class=structlog.make_filtering_bound_logger(0),
+            )
+
+        async def run() -> None:
+            self.running = Running(service, settings, system, self.metrics, log, cache_entries)
+            await self.running.run()
+
+        self.task = self.loop.create_task(run())
+        self.task.add_done_callback(self._ended)
+
+    def deliver(self, *bodies: bytes, properties: Any = None) -> None:
+        """Let messages come to the service's queue, and all follow that needs no time."""
+        for body in bodies:
+            self.broker.publish("", self.service.name, body, properties)
+        self.loop.run_until_idle()
+
+    def stop(self) -> None:
+        """Stop it as SIGTERM does."""
+        self.loop.call_soon(lambda: self.running.stop("SIGTERM"))
+
+    def kill(self) -> None:
+        """End it as SIGKILL does; the broker learns of it."""
+        self.loop.kill()
+        self.broker.gone(self.loop)
+
+    def count(self, name: str) -> int:
+        """Return one of the service's counters."""
+        return self.metrics.counts[f"{self.service.noun}_{name}"]
+
+    def counts(self) -> dict[str, int]:
+        """Return the counters that are not zero, without the noun."""
+        prefix = f"{self.service.noun}_"
+        counted = self.metrics.counts.items()
+        return {name.removeprefix(prefix): number for name, number in counted if number}
+
+    def miscounted(self) -> str:
+        """Hold the contract's sum, between two steps: each delivery ends in one counter.
+
+        Returns what does not add up, empty where all does.
+        """
+        arrived, received = self.broker.arrived[self.loop], self.count("received")
+        ended = sum(self.count(outcome.value) for outcome in Outcome)
+        in_hand = self.running.intake.in_hand
+        if arrived == ended + in_hand and received <= arrived:
+            return ""
+        return f"arrived {arrived}, received {received}, ended {ended}, in hand {in_hand}"
+
+    def _ended(self, task: Any) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self.loop.on_defect(task.exception())
