@@ -39,7 +39,7 @@ class Claimed:
     def __init__(self, fails: int = 0) -> None:
         self.fails, self.calls = fails, list[str]()
 
-    def __call__(self, event: Event, timeout_s: float) -> None:
+    def __call__(self, event: Event, _timeout_s: float) -> None:
         """Make one call."""
         self.calls.append(event.id)
         if self.fails:
