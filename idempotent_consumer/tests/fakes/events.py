@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import orjson
 
+from idempotent_consumer.calls import Handler
 from idempotent_consumer.effects import Put
 from idempotent_consumer.event import Event
 
@@ -34,14 +36,31 @@ class Pure:
 
 
 class Claimed:
-    """A claimed handler: its effect outside is that it was called, with these ids."""
+    """A claimed handler: its effect outside is that it was called, with these ids.
 
-    def __init__(self, fails: int = 0) -> None:
-        self.fails, self.calls = fails, list[str]()
+    A call ends at once, or in mid-call it waits for ``end``.
+    """
 
-    def __call__(self, event: Event, _timeout_s: float) -> None:
+    def __init__(self, fails: int = 0, *, waits: bool = False, timeout_s: float = 5.0) -> None:
+        self.fails, self.waits, self.calls = fails, waits, list[str]()
+        self.handler = Handler(self.call, timeout_s)
+        self._under_way: list[tuple[str, asyncio.Future[None]]] = []
+
+    async def call(self, event: Event, _timeout_s: float) -> None:
         """Make one call."""
         self.calls.append(event.id)
+        if self.waits:
+            ended = asyncio.get_running_loop().create_future()
+            self._under_way.append((event.id, ended))
+            await ended
         if self.fails:
             self.fails -= 1
             raise ConnectionError("refused")
+
+    def end(self, *ids: str) -> None:
+        """Let calls under way end, all of them or those for these ids."""
+        for event_id, ended in self._under_way:
+            if not ids or event_id in ids:
+                ended.get_loop().call_soon(ended.set_result, None)
+                ended.get_loop().run_until_idle()
+        self._under_way = [call for call in self._under_way if not call[1].done()]
