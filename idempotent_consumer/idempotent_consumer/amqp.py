@@ -35,6 +35,9 @@ the connection is idle or not (Linux's page tcp(7)); heartbeats alone would take
 may set others with ``?tcp_options=``. A connection that publishes has ``KEEPALIVE`` alone:
 TCP_USER_TIMEOUT also ends one whose peer does not read, as a broker with an alarm does not."""
 
+NOT_FOUND = 404
+"""AMQP's reply code for a queue or an exchange that is not there."""
+
 _MAX_SHORT_STRING_BYTES = 255
 
 
@@ -76,6 +79,10 @@ def explain(error: BaseException) -> str:
                 f"{cause.reply_text}. A queue's or exchange's arguments never change: delete "
                 "it (rabbitmqctl delete_queue NAME) when it is empty, and it is made anew"
             )
+        if isinstance(cause, pika.exceptions.ChannelClosedByBroker) and (
+            cause.reply_code == NOT_FOUND and "no queue" in cause.reply_text
+        ):
+            return f"{cause.reply_text}: it was deleted, and is declared anew"
         if isinstance(cause, pika.exceptions.ProbableAuthenticationError) or (
             isinstance(cause, pika.exceptions.ConnectionClosedByBroker) and cause.reply_code == 403
         ):
@@ -100,6 +107,9 @@ _DELIVER = b"\x00\x3c\x00\x3c"  # class 60, method 60
 
 LARGEST_READ_BYTES = 64 * 1024
 """A larger body comes in many pieces, and each would be joined with all before it anew."""
+
+_LARGEST_WRITE_BYTES = 64 * 1024
+"""pika copies what the system has not taken of a write."""
 
 # AMQP 0-9-1, 4.2.3: type, channel and length; and so begin a header frame and a body frame.
 _FRAME = struct.Struct(">BHI")
@@ -154,10 +164,19 @@ class Reader:
 
 
 class Connection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped here
-    """pika's connection on the running loop, with a reader ahead of it while ``reader`` is set."""
+    """pika's connection on the running loop, with a reader ahead of it while ``reader`` is set.
+
+    What is sent within one turn of the loop is written together: pika by itself makes three system
+    calls for a message.
+    """
 
     reader: Reader | None = None
     _frame_buffer: bytes
+
+    def __init__(self, *arguments: Any, **callbacks: Any) -> None:
+        self._unwritten: list[bytes] = []
+        self._unwritten_bytes = 0
+        super().__init__(*arguments, **callbacks)
 
     def _on_data_available(self, data_in: bytes) -> None:
         if self.reader is not None:
@@ -170,6 +189,20 @@ class Connection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped he
                 self._frame_buffer = data_in
                 return
         super()._on_data_available(data_in)
+
+    def _adapter_emit_data(self, data: bytes) -> None:
+        if not self._unwritten:
+            self.ioloop.call_soon(self._write)
+        self._unwritten.append(data)
+        self._unwritten_bytes += len(data)
+        if self._unwritten_bytes >= _LARGEST_WRITE_BYTES:
+            self._write()
+
+    def _write(self) -> None:
+        if self._unwritten and self._transport is not None:
+            super()._adapter_emit_data(b"".join(self._unwritten))
+        self._unwritten.clear()
+        self._unwritten_bytes = 0
 
 
 # Headers, which are anybody's: of any type and size.
@@ -214,44 +247,24 @@ def decode_properties(encoded: bytes) -> Any:
 
 _MAX_HEADER_BYTES = 64 * 1024
 
-_KEPT = (
-    "content_type",
-    "content_encoding",
-    "priority",
-    "correlation_id",
-    "reply_to",
-    "message_id",
-    "timestamp",
-    "type",
-    "app_id",
-)
-"""Not: expiration (it would end the wait, or the dead letter, early), user_id (the broker checks
-it against the sender, who is another now), delivery_mode (always persistent)."""
+_DROPPED = {"expiration", "user_id", "cluster_id", "delivery_mode", "headers"}
+"""An expiration would end the wait, or the dead letter, early; the broker checks a user id against
+the sender, who is another now; what is sent on is always persistent."""
 
-_DROPPED_HEADERS = {
-    "CC",
-    "BCC",
-    "x-death",
-    "x-delivery-count",
-    "x-acquired-count",
-    *(
-        f"x-{which}-death-{what}"
-        for which in ("first", "last")
-        for what in ("exchange", "queue", "reason")
-    ),
+_DROPPED_HEADERS = {"CC", "BCC", "x-death", "x-delivery-count", "x-acquired-count"} | {
+    f"x-{which}-death-{what}"
+    for which in ("first", "last")
+    for what in ("exchange", "queue", "reason")
 }
 """CC and BCC are addresses: the message would go there as well. The others are the broker's."""
 
 
 def forwarded_properties(properties: Any, headers: dict[str, object]) -> Any:
     """Return a message's own properties, where they can be sent on, with more headers."""
-    kept = {name: getattr(properties, name) for name in _KEPT}
-    theirs = {
-        name: value
-        for name, value in (properties.headers or {}).items()
-        if name not in _DROPPED_HEADERS
-    }
-    whole = pika.BasicProperties(**kept, delivery_mode=2, headers={**theirs, **headers})
+    kept = {name: value for name, value in vars(properties).items() if name not in _DROPPED}
+    theirs = (properties.headers or {}).items()
+    both = {name: value for name, value in theirs if name not in _DROPPED_HEADERS} | headers
+    whole = pika.BasicProperties(**kept, delivery_mode=2, headers=both)
     return whole if _fits(whole) else bare_properties(headers)
 
 

@@ -41,9 +41,9 @@ it hardly ever takes so long, and a duplicate that comes meanwhile would publish
 class InFlight:
     """An event in flight, with every delivery of it: they share its fate.
 
-    ``others`` are deliveries with its id and another body; they are judged when it has ended.
-    ``called`` says that its call was made and is not recorded yet, ``published`` that a record
-    with events to publish has been seen.
+    ``others`` have its id and another body, by their digest: what is recorded in the end decides
+    about them too. ``called`` says that its call was made and is not recorded yet, ``published``
+    that a record with events to publish has been seen.
     """
 
     __slots__ = (
@@ -65,17 +65,19 @@ class InFlight:
     ) -> None:
         self.key, self.token, self.event, self.handler = key, token, event, handler
         self.deliveries = [delivery]
-        self.others: list[Delivery] = []
+        self.others: dict[str, InFlight] = {}
         self.called = self.published = False
         self.error = self.state = ""
         self.waits: Backoff | None = None
 
-    def join(self, delivery: Delivery, digest: str) -> None:
-        """Add a delivery of the same id; those that have gone back meanwhile are let go."""
-        mates = self.deliveries if digest == self.event.digest else self.others
-        if mates and not mates[0].alive:
-            mates[:] = [mate for mate in mates if mate.alive]
-        mates.append(delivery)
+    def join(self, other: InFlight) -> None:
+        """Add deliveries of the same id; those that have gone back meanwhile are let go."""
+        digest = other.event.digest
+        same = self if digest == self.event.digest else self.others.setdefault(digest, other)
+        if same is not other:
+            if not same.deliveries[0].alive:
+                same.deliveries = [delivery for delivery in same.deliveries if delivery.alive]
+            same.deliveries += other.deliveries
 
     def waits_in(self, state: str) -> int:
         """Return how often it has waited for another process to take its record out of a state."""
@@ -116,30 +118,38 @@ class Consumer:
         self._intake, self._publisher, self._settler = intake, publisher, settler
         self._duplicates, self._system = duplicates, system
         self._tally, self._log, self._tasks = tally, log, tasks
+        self._arrived: deque[Delivery] = deque()
         # By its record's key: an event is never in flight twice, whatever channel it comes by.
         self._in_flight: dict[bytes, InFlight] = {}
         self._waiting: deque[Ask] = deque()
-        self._commits = 0
+        self._commits = self._ignoring = 0
         self._more_waits = asyncio.Event()
 
     @property
     def busy(self) -> bool:
         """Whether an event is in flight, be it that its deliveries have gone back meanwhile."""
-        return bool(self._in_flight) or self._settler.forwarding > 0
+        return bool(
+            self._intake.arrived
+            or self._arrived
+            or self._ignoring
+            or self._in_flight
+            or self._settler.forwarding
+        )
 
     # 1. Deliveries arrive: whatever the socket has brought.
 
     async def consume(self) -> None:
-        """Take what arrives, in turns that are bounded in time, until cancelled."""
+        """Take what arrives, in turns of the loop that are bounded in time, until cancelled."""
         now_s = asyncio.get_running_loop().time
         while True:
-            deliveries = await self._intake.deliveries()
-            self._tally.count("received", len(deliveries))
+            self._arrived.extend(await self._intake.deliveries())
+            self._tally.count("received", len(self._arrived))
             turn_ends_s = now_s() + TURN_S
-            for delivery in deliveries:
-                if self._ledger.halted:
-                    break  # All of it stays unacked, and so the prefetch ends the intake.
-                if delivery.alive:
+            while self._arrived:
+                delivery = self._arrived.popleft()
+                # Where etcd is not the same any more it stays unacked, and the prefetch ends the
+                # intake.
+                if delivery.alive and not self._ledger.halted:
                     self._receive(delivery)
                 if now_s() >= turn_ends_s:
                     self.go_on()
@@ -153,24 +163,43 @@ class Consumer:
         except InvalidEvent as error:
             self._settler.invalid(delivery, str(error))
             return
-        handler = self._handlers.get(event.type)
-        if handler is None:
-            self._settler.ack(delivery, Outcome.IGNORED, event)
-            return
         token = f"{self._own_tokens}{delivery.epoch.number}/{delivery.tag}"
         key = self._ledger.key(event, token)
+        handler = self._handlers.get(event.type)
+        if handler is None:
+            self._ignoring += 1
+            self._tasks.create_task(self._ignore(delivery, event, key))
+            return
         running = self._in_flight.get(key)
-        if running is not None:
-            running.join(delivery, event.digest)
-        elif self._ledger.is_done(event.digest):
+        if running is None and self._ledger.is_done(event.digest):
             self._settler.ack(delivery, Outcome.SKIPPED, event)
             self._duplicates.known(key)
+            return
+        flight = InFlight(key, token, event, handler, delivery)
+        if running is not None:
+            running.join(flight)
         else:
-            flight = self._in_flight[key] = InFlight(key, token, event, handler, delivery)
-            if handler.claimed:
-                self._tasks.create_task(self._see_through(flight, flight.ask(Kind.CLAIM)))
-            else:
-                self._waiting.append(self._handle(flight))
+            self._begin(flight)
+
+    def _begin(self, flight: InFlight) -> None:
+        self._in_flight[flight.key] = flight
+        if flight.handler.claimed:
+            self._tasks.create_task(self._see_through(flight, flight.ask(Kind.CLAIM)))
+        else:
+            self._waiting.append(self._handle(flight))
+
+    async def _ignore(self, delivery: Delivery, event: Event, key: bytes) -> None:
+        """Ack an event without a handler here, unless a replica that has one has begun it.
+
+        That one may have died, and its record may hold events that are not published yet.
+        """
+        found = (await self._answer(Ask(Kind.LOOK, key, event.digest, "", None))).found
+        self._ignoring -= 1
+        if found is None or found.state == DONE or found.digest != event.digest:
+            self._settler.ack(delivery, Outcome.IGNORED, event)
+        else:
+            self._settler.postpone(delivery, event)
+        self.go_on()
 
     # 2. A pure handler runs here and now. What it returned is the event's ask.
 
@@ -200,7 +229,8 @@ class Consumer:
                 self._more_waits.set()
             else:
                 self._send_batches()
-        self._intake.flush()
+        if not self._ledger.halted:
+            self._intake.flush()
         self._tally.flush()
 
     async def commit_batches(self) -> None:
@@ -339,21 +369,35 @@ class Consumer:
     # 5. It ends: each of its deliveries is settled, and acked with those before it.
 
     def _end(self, flight: InFlight, action: Action | GiveBack) -> None:
-        """Settle an event's deliveries, and judge those that had to wait for its end."""
+        """Settle an event's deliveries, and those of its id that had to wait for its end."""
         del self._in_flight[flight.key]
         deliveries, event = flight.deliveries, flight.event
+        recorded = ""
         match action:
             case Done():
+                recorded = event.digest
                 if action.record is not None:
                     self._duplicates.met(action.record)
                 self._settler.recorded(deliveries, event, ours=action.token == flight.token)
             case Conflict():
+                recorded = action.recorded
                 self._settler.conflicted(deliveries, event)
             case Fail() if flight.error:
                 self._settler.retry_or_park(deliveries, event, flight.error)
-        for delivery in flight.others:
-            if delivery.alive:
-                self._receive(delivery)
+        self._go_on_with_others(flight.others, recorded)
+
+    def _go_on_with_others(self, others: dict[str, InFlight], recorded: str) -> None:
+        """Judge other bodies of an id by the digest that is recorded; without one, try the next."""
+        if recorded:
+            for digest in [digest for digest in others if digest != recorded]:
+                other = others.pop(digest)
+                self._settler.conflicted(other.deliveries, other.event)
+        while others:
+            other = others.pop(next(iter(others)))
+            if any(delivery.alive for delivery in other.deliveries):
+                other.others = others
+                self._begin(other)
+                return
 
     def ack_past_gaps(self) -> None:
         """Ack all that is settled, also behind a delivery that stays unacked."""
@@ -384,7 +428,9 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """Its id is recorded with another body."""
+    """Its id is recorded with another body, whose digest this is."""
+
+    recorded: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -461,7 +507,7 @@ def decide(  # noqa: PLR0911 - one table, read from top to bottom
         nothing_to_do = ask.kind in (Kind.LOOK, Kind.RELEASE)
         return Fail() if nothing_to_do else Again(found.mod_revision if found else 0)
     if found.state in (DONE, PUBLISHING) and found.digest != ask.digest:
-        return Conflict()
+        return Conflict(found.digest)
     if found.state == DONE:
         return Done(found.token, found if found.token != token else None)
     if found.state == PUBLISHING and waits >= WAITS_FOR_ITS_EVENTS:

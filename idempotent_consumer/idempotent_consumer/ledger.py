@@ -8,13 +8,14 @@ are sent again, and their tokens tell an earlier attempt that landed from somebo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from etcd3.etcdrpc import RangeRequest, TxnRequest
 from structlog.typing import FilteringBoundLogger
-from tenacity import AsyncRetrying, retry_if_exception_type
+from tenacity import AsyncRetrying, retry_if_exception
 
 from . import etcd, names, records
 from .cache import Cache
@@ -32,59 +33,10 @@ GUARD_EVERY_S = 5.0
 _LINEARIZABLE = ("Txn", "Range")
 """A lease's reply carries the revision of the member asked, which may lag behind another's."""
 
-_UNDER_CLAIM_LEASE = (Kind.CLAIM, Kind.RELEASE)
-_UNDER_WINDOW_LEASE = (Kind.RECORD, Kind.PUBLISH)
+RELEASED_S = 600
+"""For so long a released record is kept: far longer than an attempt to claim can be late."""
 
 T = TypeVar("T")
-
-
-class Ledger(Protocol):
-    """What a consumer needs of a ledger, with etcd behind it or without."""
-
-    async def open(self) -> None:
-        """Reach the ledger. Nothing is consumed before."""
-        ...
-
-    async def watch(self) -> None:
-        """Keep the ledger true to what is behind it, until cancelled."""
-        ...
-
-    def key(self, event: Event, token: str) -> bytes:
-        """Return the key of an event's record; equal keys are one event."""
-        ...
-
-    def is_done(self, digest: str) -> bool:
-        """Return whether this very event is known to be recorded. False decides nothing."""
-        ...
-
-    @property
-    def halted(self) -> bool:
-        """Whether nothing may be settled any more, on whatever grounds."""
-        ...
-
-    def batch(self) -> Batch:
-        """Return an empty batch."""
-        ...
-
-    def why_never(self, effects: Checked) -> str | None:
-        """Return why these effects can never be committed, or None."""
-        ...
-
-    async def commit(self, asks: Sequence[Ask]) -> list[Answer]:
-        """Commit a batch, and return what became of each ask."""
-        ...
-
-    async def read(self, key: bytes) -> Record | None:
-        """Read a record once, for information. Raises EtcdError."""
-        ...
-
-    def claim_ends_s(self, lease: int) -> float:
-        """Return when claims under a lease end at the earliest, by the loop's clock. Any thread."""
-        ...
-
-    async def close(self) -> None:
-        """End what is under way."""
-        ...
 
 
 class EtcdLedger:
@@ -105,6 +57,7 @@ class EtcdLedger:
         self._health, self._log, self._cache = health, log, cache
         self._client = Client(settings, system)
         self._window = WindowLease(self.ask, settings.dedup_window_s)
+        self._released = WindowLease(self.ask, RELEASED_S)
         self._claims = ClaimLease(self.ask, longest_call_s, tasks)
         self._guard = (names.incarnation_key(service).encode(), b"")
         self._revision = 0
@@ -197,16 +150,13 @@ class EtcdLedger:
         self._write_values(asks)
         answers: list[Answer] = []
         while asks:
-            reply, leases = await self._until_known(self._transact, asks)
-            if reply.succeeded:
-                answers += _all_landed(asks, reply, leases)
-                break
+            landed = await self._until_known(self._transact, asks)
+            if landed is not None:
+                return answers + landed
             # Read apart and not in an ELSE branch, which etcd would have to log with each batch.
-            found = await self._read_all(asks)
-            judged = [records.judge(ask, kv) for ask, kv in zip(asks, found, strict=True)]
+            judged = await self._read_all(asks)
             answers += [answer for answer in judged if answer is not None]
             asks = [ask for ask, answer in zip(asks, judged, strict=True) if answer is None]
-        self._remember(answers)
         return answers
 
     def _write_values(self, asks: Sequence[Ask]) -> None:
@@ -215,45 +165,79 @@ class EtcdLedger:
             if ask.kind is not Kind.LOOK and not ask.value:
                 ask.value = records.encode(ask.kind, ask.digest, ask.token, now, ask.effects.events)
 
-    async def _transact(self, asks: Sequence[Ask]) -> tuple[Any, tuple[int, int]]:
+    async def _transact(self, asks: Sequence[Ask]) -> list[Answer] | None:
         """Send the transaction once, under leases that are good for it. Raises EtcdError.
+
+        Returns None where something stands in its way, or it cannot be told what it has done.
 
         An attempt to claim whose outcome is unknown may apply when its event is settled and its
         record gone. Under a lease that is kept alive, such a claim would hold the next delivery
         for ever, so the lease is given up.
         """
-        recorded = sum(ask.kind in _UNDER_WINDOW_LEASE for ask in asks)
-        claiming = any(ask.kind in _UNDER_CLAIM_LEASE for ask in asks)
-        window = await self._window.take(recorded) if recorded else 0
-        claims = await self._claims.take() if claiming else 0
+        leases = await self._take_leases(Counter(ask.kind for ask in asks))
         try:
-            reply = await self._call("Txn", _transaction(asks, self._guard, window, claims))
+            reply = await self._call("Txn", _transaction(asks, self._guard, leases))
         except EtcdError as error:
+            if error.failure is Failure.TOO_LARGE:
+                return None
             if error.failure is Failure.LEASE_NOT_FOUND:
                 self._window.lost()
-            if claiming:
+                self._released.lost()
+            if Kind.CLAIM in leases:
                 self._claims.give_up()
             raise
-        return reply, (window, claims)
+        if not reply.succeeded:
+            return None
+        answers = _all_landed(asks, reply, leases)
+        self._remember(answers, reply.header.revision)
+        return answers
 
-    async def _read_all(self, asks: Sequence[Ask]) -> list[Any]:
-        """Read the records of a batch that did not apply; None stands for an absent one."""
+    async def _take_leases(self, kinds: Counter[Kind]) -> dict[Kind, int]:
+        """Return the lease for each kind of record that is put."""
+        leases: dict[Kind, int] = {}
+        if recorded := kinds[Kind.RECORD] + kinds[Kind.PUBLISH]:
+            leases[Kind.RECORD] = leases[Kind.PUBLISH] = await self._window.take(recorded)
+        if released := kinds[Kind.RELEASE]:
+            leases[Kind.RELEASE] = await self._released.take(released)
+        if kinds[Kind.CLAIM]:
+            leases[Kind.CLAIM] = await self._claims.take()
+        return leases
+
+    async def _read_all(self, asks: Sequence[Ask]) -> list[Answer | None]:
+        """Read the records of a batch that did not apply, and judge its asks by them.
+
+        A reply that is too large is asked for in two halves.
+        """
         request = TxnRequest()
         etcd.get(request.success, self._guard[0])
         for ask in asks:
             etcd.get(request.success, ask.key)
-        reply = await self.ask("Txn", lambda: request)
+        try:
+            reply = await self.ask("Txn", lambda: request)
+        except EtcdError:
+            if len(asks) == 1:
+                raise
+            half = len(asks) // 2
+            return await self._read_all(asks[:half]) + await self._read_all(asks[half:])
         guard, *reads = (response.response_range.kvs for response in reply.responses)
         await self._check_guard(guard)
-        return [kvs[0] if kvs else None for kvs in reads]
+        answers = [
+            records.judge(ask, kvs[0] if kvs else None)
+            for ask, kvs in zip(asks, reads, strict=True)
+        ]
+        self._remember(answers, reply.header.revision)
+        return answers
 
-    def _remember(self, answers: Sequence[Answer]) -> None:
-        for ask, landed, _, _, found in answers:
+    def _remember(self, answers: Sequence[Answer | None], revision: int) -> None:
+        for answer in answers:
+            if answer is None:
+                continue
+            ask, landed, _, _, found = answer
             if landed:
                 if ask.kind is Kind.RECORD:
-                    self._cache.add(ask.digest)
+                    self._cache.add(ask.digest, revision)
             elif found is not None and found.state == DONE:
-                self._cache.add(found.digest)
+                self._cache.add(found.digest, revision)
 
     # Calls, and whether this is still the same etcd.
 
@@ -266,9 +250,13 @@ class EtcdLedger:
         return await self._until_known(send)
 
     async def _until_known(self, send: Callable[..., Awaitable[T]], *arguments: object) -> T:
-        """Send again after each failure, which leaves the outcome unknown, until there is one."""
+        """Send again after each failure, which leaves the outcome unknown, until there is one.
+
+        Raises EtcdError where a reply is too large: asking again would not change that.
+        """
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(EtcdError),
+            retry=retry_if_exception(_is_unknown),
+            reraise=True,
             wait=commit_wait(self._system.random),
             sleep=asyncio.sleep,
         )
@@ -286,7 +274,7 @@ class EtcdLedger:
         try:
             reply = await self._client.call(method, request)
         except EtcdError as error:
-            if error.failure is not Failure.LEASE_NOT_FOUND and not self._halted:
+            if error.failure not in _ANSWERS and not self._halted:
                 self._say_failing(what, str(error))
             raise
         revision = reply.header.revision
@@ -334,7 +322,17 @@ class EtcdLedger:
         await asyncio.get_running_loop().create_future()
 
 
-def _transaction(asks: Sequence[Ask], guard: tuple[bytes, bytes], window: int, claims: int) -> Any:
+_ANSWERS = (Failure.LEASE_NOT_FOUND, Failure.TOO_LARGE)
+"""Failures by which etcd is there all the same."""
+
+
+def _is_unknown(error: BaseException) -> bool:
+    return isinstance(error, EtcdError) and error.failure is not Failure.TOO_LARGE
+
+
+def _transaction(
+    asks: Sequence[Ask], guard: tuple[bytes, bytes], leases: Mapping[Kind, int]
+) -> Any:
     """Build it: if all is as the asks expect it, put their records and their effects."""
     request = TxnRequest()
     compare, success = request.compare, request.success
@@ -344,14 +342,13 @@ def _transaction(asks: Sequence[Ask], guard: tuple[bytes, bytes], window: int, c
             etcd.get(success, ask.key)
             continue
         etcd.unchanged(compare, ask.key, ask.expect)
-        lease = claims if ask.kind in _UNDER_CLAIM_LEASE else window
-        etcd.put(success, ask.key, ask.value, lease)
+        etcd.put(success, ask.key, ask.value, leases[ask.kind])
         for put in ask.effects.puts:
             etcd.put(success, put.key.encode(), put.value)
     return request
 
 
-def _all_landed(asks: Sequence[Ask], reply: Any, leases: tuple[int, int]) -> list[Answer]:
+def _all_landed(asks: Sequence[Ask], reply: Any, leases: Mapping[Kind, int]) -> list[Answer]:
     """Read the reply to a transaction that applied."""
     revision = reply.header.revision
     answers, position = [], 0
@@ -360,7 +357,7 @@ def _all_landed(asks: Sequence[Ask], reply: Any, leases: tuple[int, int]) -> lis
             kvs = reply.responses[position].response_range.kvs
             answers.append(records.found(ask, kvs[0] if kvs else None))
         else:
-            answers.append(Answer(ask, True, revision, leases[ask.kind in _UNDER_CLAIM_LEASE]))
+            answers.append(Answer(ask, True, revision, leases[ask.kind]))
         position += ask.operations
     return answers
 
@@ -416,3 +413,7 @@ class NoLedger:
 
     async def close(self) -> None:
         """There is nothing to end."""
+
+
+Ledger = EtcdLedger | NoLedger
+"""What a service's consumer asks, with etcd behind it or without."""

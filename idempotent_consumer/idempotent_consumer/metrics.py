@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from itertools import accumulate
-from types import MappingProxyType
 from typing import Any
 
 import statsd
@@ -199,18 +198,8 @@ class Tally:
 # Duplicates.
 
 READ_EVERY_S = 1.0
-BOUNDS_S = MappingProxyType(
-    {
-        "1s": 1,
-        "10s": 10,
-        "1m": 60,
-        "10m": 600,
-        "1h": 3600,
-        "6h": 21_600,
-        "1d": 86_400,
-        "7d": 604_800,
-    }
-)
+_SECONDS = {"1s": 1, "10s": 10, "1m": 60, "10m": 600}
+BOUNDS_S = _SECONDS | {"1h": 3600, "6h": 21_600, "1d": 86_400, "7d": 604_800}
 _BOUNDS = list(BOUNDS_S.values())
 
 

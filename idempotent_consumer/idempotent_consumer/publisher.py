@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,13 +12,12 @@ from structlog.typing import FilteringBoundLogger
 
 from . import names
 from .amqp import KEEPALIVE, bare_properties, forwarded_properties
-from .bus import Delivery, RecoveringConnection, Session
+from .bus import ClientChannel, Delivery, RecoveringConnection
 from .event import decode
 from .health import Health
 from .system import Backoff, System, reconnect_wait
 
 CONFIRM_TIMEOUT_S = 10.0
-_CHECK_EVERY_S = 1.0
 _BARE_AFTER_LOSSES = 3
 _MAX_ROUTING_KEY_BYTES = 255
 
@@ -45,11 +44,7 @@ class Message:
 _EVENT_PROPERTIES = pika.BasicProperties(content_type="application/json", delivery_mode=2)
 
 
-def _always() -> bool:
-    return True
-
-
-def event_message(body: bytes, wanted: Callable[[], bool] = _always) -> Message:
+def event_message(body: bytes, wanted: Callable[[], bool] = lambda: True) -> Message:
     """Return the message that publishes an event to the exchange of every service's queue.
 
     Its routing key is the event's type, as far as AMQP's short strings can hold it. Raises
@@ -95,11 +90,10 @@ class Publisher:
         self._declare, self._log = declare, log
         self.trouble = ""
         """What keeps the broker from confirming, where it has said so; empty after a confirm."""
-        self._session: Session | None = None
+        self._client: ClientChannel | None = None
         self._sequence = 0
         self._unconfirmed: dict[int, Message] = {}  # In the order in which they were sent.
         self._waiting: list[Message] = []
-        self._nacked: list[Message] = []
         self._nacked_until_s = 0.0
         self._blocked = False
         self._backoff = Backoff(reconnect_wait(system.random))
@@ -110,7 +104,7 @@ class Publisher:
     async def run(self) -> None:
         """Connect and send what waits, and again whenever the channel is lost, until closed."""
         async with asyncio.TaskGroup() as tasks:
-            checking = tasks.create_task(self._check())
+            checking = tasks.create_task(self._check_every_second())
             await self._connection.run(self._publish)
             checking.cancel()
 
@@ -123,14 +117,14 @@ class Publisher:
     async def close(self) -> None:
         """Close the connection, and give up what is not confirmed."""
         await self._connection.close()
-        for message in (*self._waiting, *self._nacked):
+        for message in self._waiting:
             _resolve(message, confirmed=False)
 
     def _send(self, message: Message) -> None:
         if not message.wanted():
             _resolve(message, confirmed=False)
             return
-        channel = self._session.channel if self._session is not None else None
+        channel = self._client.channel if self._client is not None else None
         if channel is None or self._blocked or not channel.is_open:
             self._waiting.append(message)
             return
@@ -150,26 +144,26 @@ class Publisher:
         for message in waiting:
             self._send(message)
 
-    async def _publish(self, session: Session) -> None:
-        channel = session.channel
+    async def _publish(self, client: ClientChannel) -> None:
+        channel = client.channel
         self._sequence, self._blocked = 0, False
         self._declare(channel)
-        channel.add_on_return_callback(session.callback(self._on_return))
-        block, unblock = session.callback(self._on_blocked), session.callback(self._on_unblocked)
+        channel.add_on_return_callback(client.callback(self._on_return))
+        block, unblock = client.callback(self._on_blocked), client.callback(self._on_unblocked)
         channel.connection.add_on_connection_blocked_callback(block)
         channel.connection.add_on_connection_unblocked_callback(unblock)
-        channel.confirm_delivery(session.callback(self._on_confirm), callback=session.replied)
-        await session.reply()
-        self._session = session
+        channel.confirm_delivery(client.callback(self._on_confirm), callback=client.replied)
+        await client.reply()
+        self._client = client
         try:
             self._connection.ready()
             self._send_waiting()
-            await session.reply()  # There is none to come but the loss.
+            await client.reply()  # There is none to come but the loss.
         finally:
             self._lost()
 
     def _lost(self) -> None:
-        self._session = None
+        self._client = None
         for message in self._unconfirmed.values():
             message.losses += 1
         self._waiting = [*self._unconfirmed.values(), *self._waiting]
@@ -188,40 +182,36 @@ class Publisher:
         self._send_waiting()
 
     def _on_confirm(self, frame: Any) -> None:
-        if self._session is None:
+        if self._client is None:
             return
-        method = frame.method
-        confirmed = self._take(method.delivery_tag, method.multiple)
-        if isinstance(method, pika.spec.Basic.Ack):
-            self._backoff.reset()
+        is_ack, last = isinstance(frame.method, pika.spec.Basic.Ack), frame.method.delivery_tag
+        # Sent in this order, so the first is the lowest.
+        first = next(iter(self._unconfirmed), last) if frame.method.multiple else last
+        numbers = range(first, last + 1)
+        messages = [self._unconfirmed.pop(n) for n in numbers if n in self._unconfirmed]
+        if is_ack:
             self.trouble = ""
-            for message in confirmed:
+            self._backoff.reset()
+            for message in messages:
                 _resolve(message, confirmed=True)
         else:
-            self._on_nack(confirmed)
+            self._on_nack(messages, asyncio.get_running_loop().time())
 
-    def _take(self, last: int, multiple: bool) -> Iterable[Message]:
-        """Take out the message that a confirm is for, or all up to it."""
-        # Sent in this order, so the first is the lowest.
-        first = next(iter(self._unconfirmed), last) if multiple else last
-        numbers = range(first, last + 1)
-        return [self._unconfirmed.pop(n) for n in numbers if n in self._unconfirmed]
-
-    def _on_nack(self, messages: Iterable[Message]) -> None:
-        if not self._nacked:
-            self._nacked_until_s = asyncio.get_running_loop().time() + self._backoff.next_s()
+    def _on_nack(self, messages: list[Message], now_s: float) -> None:
         for message in messages:
             self._log.warning(
                 "RabbitMQ did not take a message, sending it again",
                 exchange=message.exchange,
                 routing_key=message.routing_key,
             )
-            self._nacked.append(message)
+        self._waiting += messages
+        if self._nacked_until_s <= now_s:
+            self._nacked_until_s = now_s + self._backoff.next_s()
 
     def _on_return(self, _channel: Any, method: Any, _properties: Any, _body: bytes) -> None:
         """Open a new channel: what is missing is declared anew, and the ack to come is void."""
-        session = self._session
-        if session is None:
+        client = self._client
+        if client is None:
             return
         self._lost()
         self.trouble = (
@@ -229,27 +219,20 @@ class Publisher:
             if method.exchange
             else f"queue {method.routing_key} is missing, it is declared anew"
         )
-        session.lose(self.trouble)
+        client.lose(self.trouble)
 
-    async def _check(self) -> None:
+    async def _check_every_second(self) -> None:
         while True:
-            await asyncio.sleep(_CHECK_EVERY_S)
-            now_s = asyncio.get_running_loop().time()
-            # Where no connection comes they would be kept for ever, with their bodies.
-            waiting, self._waiting = self._waiting, []
-            for message in waiting:
-                if message.wanted():
-                    self._waiting.append(message)
-                else:
-                    _resolve(message, confirmed=False)
-            if self._nacked and self._nacked_until_s <= now_s:
-                nacked, self._nacked = self._nacked, []
-                for message in nacked:
-                    self._send(message)
-            oldest = next(iter(self._unconfirmed.values()), None)
-            late = oldest is not None and oldest.deadline_s < now_s
-            if late and not self._blocked and self._session is not None:
-                self._session.lose(f"no confirm within {CONFIRM_TIMEOUT_S:.0f} s")
+            await asyncio.sleep(1)
+            self._check(asyncio.get_running_loop().time())
+
+    def _check(self, now_s: float) -> None:
+        """Send what was nacked, forget what is not wanted, and give up where a confirm is late."""
+        if self._nacked_until_s <= now_s:
+            self._send_waiting()
+        oldest = next(iter(self._unconfirmed.values()), None)
+        if oldest and oldest.deadline_s < now_s and self._client and not self._blocked:
+            self._client.lose(f"no confirm within {CONFIRM_TIMEOUT_S:.0f} s")
 
 
 def _resolve(message: Message, *, confirmed: bool) -> None:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from typing import Any, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
@@ -38,6 +39,10 @@ _EXIT_WITHIN_S = 9.5
 _TICK_S = 0.02
 
 
+Pure = TypeVar("Pure", bound=PureHandler)
+Claimed = TypeVar("Claimed", bound=ClaimedHandler)
+
+
 class Service:
     """A name, and a handler for each event type it consumes.
 
@@ -48,7 +53,7 @@ class Service:
         self.name, self.noun = check_service_name(name), check_noun(noun)
         self.handlers: dict[str, Handler] = {}
 
-    def handler(self, event_type: str) -> Callable[[PureHandler], PureHandler]:
+    def handler(self, event_type: str) -> Callable[[Pure], Pure]:
         """Register a pure handler: it returns effects, which are recorded with the event.
 
         It runs on the event loop, which keeps the heartbeats, so it computes and does not wait.
@@ -56,15 +61,13 @@ class Service:
         if not isinstance(event_type, str):
             raise TypeError('the event type is missing: write @service.handler("...")')
 
-        def register(function: PureHandler) -> PureHandler:
+        def register(function: Pure) -> Pure:
             self._register(event_type, Handler(function))
             return function
 
         return register
 
-    def claimed_handler(
-        self, event_type: str, timeout_s: float
-    ) -> Callable[[ClaimedHandler], ClaimedHandler]:
+    def claimed_handler(self, event_type: str, timeout_s: float) -> Callable[[Claimed], Claimed]:
         """Register a handler with an effect outside: it runs under a claim.
 
         A coroutine function runs on the event loop and is cancelled after ``timeout_s``; a plain
@@ -75,7 +78,7 @@ class Service:
         if not timeout_s > 0 or math.isinf(timeout_s):
             raise ValueError(f"timeout_s is {timeout_s}: write seconds, more than 0")
 
-        def register(function: ClaimedHandler) -> ClaimedHandler:
+        def register(function: Claimed) -> Claimed:
             self._register(event_type, Handler(function, timeout_s))
             return function
 
@@ -286,17 +289,21 @@ class _Process:
         self._log = self._logs.logger
         self._metrics = Metrics(settings.statsd_host, settings.statsd_port, settings.statsd_prefix)
         self._ended = threading.Event()
+        self._defect: BaseException | None = None
 
     def run(self) -> int:
         """Run until a signal, and return the exit code. Raises PortTaken and SettingsError."""
         code = 0
         try:
-            asyncio.run(self._run())
+            # Never closed, as os._exit follows: that would wait for name look-ups under way.
+            asyncio.Runner().run(self._run())
         except (PortTaken, SettingsError):
             raise
-        except BaseException:  # noqa: BLE001 - a defect: said in the log, whatever it is
+        except BaseException as error:  # noqa: BLE001 - a defect: said in the log, whatever it is
             code = 1
-            self._log.critical("ended by a defect; what is not settled goes back", exc_info=True)
+            self._log.critical(
+                "ended by a defect; what is not settled goes back", exc_info=self._defect or error
+            )
         self._metrics.close()
         self._log.info("stopped")
         self._logs.close()
@@ -310,7 +317,17 @@ class _Process:
             HealthServer(
                 running.health, self._settings.health_port, lambda: running.duplicates.document
             )
-        loop = asyncio.get_running_loop()
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def on_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            error = context.get("exception")
+            if "handle" in context and task is not None:  # A callback has raised it: a defect.
+                self._defect = error
+                task.cancel()
+            else:
+                self._log.error(context["message"], exc_info=error)
+
+        loop.set_exception_handler(on_exception)
         threading.Thread(
             target=self._await_signal, args=(loop, running), name="signals", daemon=True
         ).start()

@@ -148,16 +148,8 @@ def _choice(*choices: str) -> Callable[[str], str]:
 
 
 def _boolean(text: str) -> bool:
-    known = {
-        "true": True,
-        "1": True,
-        "yes": True,
-        "on": True,
-        "false": False,
-        "0": False,
-        "no": False,
-        "off": False,
-    }
+    known = dict.fromkeys(("true", "1", "yes", "on"), True)
+    known |= dict.fromkeys(("false", "0", "no", "off"), False)
     if text.lower() not in known:
         raise ValueError("write true or false")
     return known[text.lower()]

@@ -109,11 +109,11 @@ TABLE: list[tuple[Record | None, dict[Kind, Action]]] = [
     (record(CLAIMED, THEIRS, OTHER_DIGEST), dict.fromkeys(Kind, Wait(CLAIMED))),
     (record(PUBLISHING, THEIRS), dict.fromkeys(Kind, Wait(PUBLISHING))),
     (record(PUBLISHING, OURS), dict.fromkeys(Kind, Wait(PUBLISHING))),
-    (record(PUBLISHING, THEIRS, OTHER_DIGEST), dict.fromkeys(Kind, Conflict())),
+    (record(PUBLISHING, THEIRS, OTHER_DIGEST), dict.fromkeys(Kind, Conflict(OTHER_DIGEST))),
     (record(DONE, THEIRS), dict.fromkeys(Kind, Done(THEIRS, record(DONE, THEIRS)))),
     (record(DONE, MINE), dict.fromkeys(Kind, Done(MINE))),
-    (record(DONE, THEIRS, OTHER_DIGEST), dict.fromkeys(Kind, Conflict())),
-    (record(DONE, MINE, OTHER_DIGEST), dict.fromkeys(Kind, Conflict())),
+    (record(DONE, THEIRS, OTHER_DIGEST), dict.fromkeys(Kind, Conflict(OTHER_DIGEST))),
+    (record(DONE, MINE, OTHER_DIGEST), dict.fromkeys(Kind, Conflict(OTHER_DIGEST))),
 ]
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from idempotent_consumer.amqp import forwarded_properties
 from idempotent_consumer.bus import Delivery, Epoch
-from idempotent_consumer.bus.forwarding import forwarded
 
 OURS: dict[str, object] = {"x-reason": "invalid", "x-error": "not JSON"}
 
@@ -35,24 +35,26 @@ def test_what_describes_the_body_is_kept() -> None:
         "type": "t",
         "app_id": "a",
     }
-    sent = forwarded(pika.BasicProperties(**kept, headers={"trace": "abc"}), OURS)
+    sent = forwarded_properties(pika.BasicProperties(**kept, headers={"trace": "abc"}), OURS)
     assert {name: getattr(sent, name) for name in kept} == kept
     assert sent.headers == {"trace": "abc", **OURS}
 
 
 def test_it_is_always_persistent() -> None:
-    assert forwarded(pika.BasicProperties(delivery_mode=1), OURS).delivery_mode == 2
+    assert forwarded_properties(pika.BasicProperties(delivery_mode=1), OURS).delivery_mode == 2
 
 
 @pytest.mark.parametrize("name", ["expiration", "user_id", "cluster_id"])
 def test_what_would_end_or_refuse_it_is_dropped(name: str) -> None:
     """An expiration would end its wait, and the broker checks a user id against the sender."""
-    assert getattr(forwarded(pika.BasicProperties(**{name: "1000"}), OURS), name) is None
+    assert getattr(forwarded_properties(pika.BasicProperties(**{name: "1000"}), OURS), name) is None
 
 
 @pytest.mark.parametrize("name", ["CC", "BCC"])
 def test_it_goes_nowhere_else(name: str) -> None:
-    assert forwarded(pika.BasicProperties(headers={name: ["other"]}), OURS).headers == OURS
+    assert (
+        forwarded_properties(pika.BasicProperties(headers={name: ["other"]}), OURS).headers == OURS
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,22 +71,22 @@ def test_it_goes_nowhere_else(name: str) -> None:
 def test_the_brokers_own_headers_are_dropped(name: str) -> None:
     """RabbitMQ drops a message that its x-death shows to go round in a circle."""
     headers = {name: [{"queue": "order"}] if name == "x-death" else "1"}
-    assert forwarded(pika.BasicProperties(headers=headers), OURS).headers == OURS
+    assert forwarded_properties(pika.BasicProperties(headers=headers), OURS).headers == OURS
 
 
 @pytest.mark.parametrize("name", ["CCTV", "BCC-list", "CC-"])
 def test_a_producers_header_that_only_begins_like_one_of_those_is_kept(name: str) -> None:
-    sent = forwarded(pika.BasicProperties(headers={name: "kept"}), OURS)
+    sent = forwarded_properties(pika.BasicProperties(headers={name: "kept"}), OURS)
     assert sent.headers == {name: "kept", **OURS}
 
 
 def test_ours_win_over_theirs() -> None:
-    sent = forwarded(pika.BasicProperties(headers={"x-reason": "mine"}), OURS)
+    sent = forwarded_properties(pika.BasicProperties(headers={"x-reason": "mine"}), OURS)
     assert sent.headers["x-reason"] == "invalid"
 
 
 def test_a_message_without_headers_gets_ours() -> None:
-    assert forwarded(pika.BasicProperties(), OURS).headers == OURS
+    assert forwarded_properties(pika.BasicProperties(), OURS).headers == OURS
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_what_cannot_be_written_in_one_frame_gives_way_to_our_headers(
     properties: pika.BasicProperties,
 ) -> None:
     """The body and the reason arrive; a message that closes the connection each time does not."""
-    sent = forwarded(properties, OURS)
+    sent = forwarded_properties(properties, OURS)
     assert sent.headers == OURS
     assert encoded_size(sent) < 64 * 1024
 
@@ -124,7 +126,7 @@ HEADER_VALUES = st.recursive(
 
 @given(st.dictionaries(st.text(max_size=300), HEADER_VALUES, max_size=6))
 def test_whatever_headers_arrive_it_can_be_sent_on(headers: dict[str, Any]) -> None:
-    sent = forwarded(pika.BasicProperties(headers=headers), OURS)
+    sent = forwarded_properties(pika.BasicProperties(headers=headers), OURS)
     assert encoded_size(sent) <= 64 * 1024
     assert sent.headers is not None
     assert OURS.items() <= sent.headers.items()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pika import frame, spec
 from pika.channel import ContentFrameAssembler
 
-from idempotent_consumer.bus.frames import LARGEST_READ_BYTES, Connection, Reader, decode_properties
+from idempotent_consumer.amqp import LARGEST_READ_BYTES, Connection, Reader, decode_properties
 
 CHANNEL, CONSUMER = 1, "ctag1.1"
 FRAME_BYTES = 50

@@ -9,7 +9,7 @@ import pika
 import pytest
 from pika import data
 
-from idempotent_consumer.bus.headers import tolerate_bad_headers
+from idempotent_consumer.amqp import tolerate_bad_headers
 
 tolerate_bad_headers()
 

@@ -1,117 +1,276 @@
-"""What is sent again, and as what."""
+"""What is sent, what is sent again, and as what."""
 
 from __future__ import annotations
 
+import asyncio
 import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pika
 import pytest
-import structlog
-from structlog.testing import LogCapture
 
-from fakes.amqp import Broker, Loop
-from idempotent_consumer.bus.publisher import Message, Publisher
-from idempotent_consumer.health import Health
+from fakes.amqp import Rabbit
+from idempotent_consumer.amqp import KEEPALIVE
+from idempotent_consumer.bus import CLOSE_TIMEOUT_S, Delivery, Epoch
+from idempotent_consumer.event import InvalidEvent
+from idempotent_consumer.publisher import Message, Publisher, event_message, forwarded_message
 
-WHOLE, BARE = object(), object()
-
-
-@pytest.fixture
-def loop() -> Loop:
-    return Loop()
+WHOLE, BARE = pika.BasicProperties(message_id="whole"), pika.BasicProperties(message_id="bare")
+QUEUE = "order.retry.1s"
+ALARM = "RabbitMQ has an alarm and takes no messages"
 
 
-@pytest.fixture
-def broker(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> Broker:
-    return Broker.reached(loop, monkeypatch)
+class Defect(Exception):
+    """What no code of ours should raise."""
 
 
 @pytest.fixture
-def health() -> Health:
-    return Health()
+def rabbit() -> Iterator[Rabbit]:
+    rabbit = Rabbit()
+    yield rabbit
+    rabbit.loop.kill()
 
 
 @pytest.fixture
-def publisher(loop: Loop, broker: Broker, health: Health) -> Publisher:
-    """Give a publisher that is connected."""
-    log: Any = structlog.wrap_logger(None, processors=[LogCapture()])
-    publisher = Publisher(
+def publisher(rabbit: Rabbit) -> Publisher:
+    return Publisher(
         ("amqp://localhost/",),
-        lambda _: None,
-        loop,  # type: ignore[arg-type]
-        health,
-        log,
+        lambda channel: channel.queue_declare(QUEUE, durable=True, arguments={}),
+        rabbit.system,
+        rabbit.health,
+        rabbit.log,
     )
-    publisher.open()
-    broker.connection.accept()
-    return publisher
 
 
-def message() -> Message:
-    return Message("", "order.retry.1s", b"{}", WHOLE, BARE, lambda: True, lambda: None)
+@pytest.fixture
+def running(rabbit: Rabbit, publisher: Publisher) -> Any:
+    """Let it connect."""
+    return rabbit.start(publisher.run())
 
 
-def test_a_nacked_message_is_sent_again_with_all_its_properties(
-    loop: Loop, broker: Broker, publisher: Publisher
+pytestmark = pytest.mark.usefixtures("running")
+
+
+def message(wanted: Callable[[], bool] = lambda: True) -> Message:
+    return Message("", QUEUE, b"{}", WHOLE, BARE, wanted)
+
+
+@pytest.fixture
+def send(rabbit: Rabbit, publisher: Publisher) -> Callable[..., asyncio.Future[bool]]:
+    """Give a function that sends a message; what comes of it without time passing has come."""
+
+    def send(wanted: Callable[[], bool] = lambda: True) -> asyncio.Future[bool]:
+        sent: asyncio.Future[bool] = rabbit.do(lambda: publisher.send(message(wanted)))
+        return sent
+
+    return send
+
+
+Send = Callable[..., asyncio.Future[bool]]
+
+
+def sent(rabbit: Rabbit) -> list[str]:
+    """Return with which properties messages have reached the broker."""
+    return [each.properties.message_id for each in rabbit.broker.published]
+
+
+def outcomes(futures: list[asyncio.Future[bool]]) -> list[bool | None]:
+    return [future.result() if future.done() else None for future in futures]
+
+
+# Confirms.
+
+
+def test_a_confirmed_message_waits_for_nothing_more(rabbit: Rabbit, send: Send) -> None:
+    assert send().result() is True
+    rabbit.loop.advance(60)
+    assert sent(rabbit) == ["whole"]
+    assert len(rabbit.attempts) == 1
+
+
+@pytest.mark.parametrize(
+    ("multiple", "confirmed"),
+    [(True, [True, True, True, None]), (False, [None, None, True, None])],
+)
+def test_a_confirm_is_for_one_message_or_for_all_up_to_it(
+    rabbit: Rabbit, send: Send, multiple: bool, confirmed: list[bool | None]
 ) -> None:
+    rabbit.broker.confirms = False
+    futures = [send() for _ in range(4)]
+    rabbit.channel.confirm(3, multiple)
+    rabbit.loop.run_until_idle()
+    assert outcomes(futures) == confirmed
+
+
+def test_what_was_sent_before_there_is_a_connection_is_sent_then(
+    rabbit: Rabbit, send: Send
+) -> None:
+    rabbit.broker.away = True
+    rabbit.lose()
+    futures = [send() for _ in range(2)]
+    rabbit.broker.away = False
+    rabbit.loop.advance(10)
+    assert outcomes(futures) == [True, True]
+
+
+def test_whoever_waits_for_a_confirm_may_be_cancelled(rabbit: Rabbit, send: Send) -> None:
+    rabbit.broker.confirms = False
+    futures = [send(), send()]
+    futures[0].cancel()
+    rabbit.channel.confirm(2, multiple=True)
+    rabbit.loop.run_until_idle()
+    assert futures[1].result() is True
+
+
+# Nacks and losses.
+
+
+def test_a_nacked_message_is_sent_again_with_all_its_properties(rabbit: Rabbit, send: Send) -> None:
     """A queue without a leader nacks for a while; it says nothing of the message."""
-    publisher.publish(message())
-    for number in range(1, 6):
-        broker.channel.nack(number)
-        loop.advance(5)
-    assert broker.sent == [WHOLE] * 6
-    assert len(broker.connections) == 1
+    rabbit.broker.nacks = lambda _: True
+    future = send()
+    rabbit.loop.advance(60)
+    rabbit.broker.nacks = lambda _: False
+    rabbit.loop.advance(6)
+    assert future.result() is True
+    assert set(sent(rabbit)) == {"whole"}
+    assert 12 <= len(sent(rabbit)) <= 62, "at once at first, then every five seconds at the most"
+    assert len(rabbit.attempts) == 1
+    assert rabbit.said("RabbitMQ did not take a message, sending it again")[0] == {
+        "event": "RabbitMQ did not take a message, sending it again",
+        "log_level": "warning",
+        "exchange": "",
+        "routing_key": QUEUE,
+    }
 
 
-def test_a_message_that_channels_are_lost_with_is_sent_bare(
-    loop: Loop, broker: Broker, publisher: Publisher
-) -> None:
-    publisher.publish(message())
+def test_a_multiple_nack_is_for_all_up_to_it(rabbit: Rabbit, send: Send) -> None:
+    rabbit.broker.confirms, rabbit.broker.nacks = False, lambda _: True
+    futures = [send() for _ in range(3)]
+    rabbit.channel.confirm(2, multiple=True)
+    rabbit.broker.nacks = lambda _: False
+    rabbit.loop.advance(2)
+    assert len(sent(rabbit)) == 5
+    rabbit.channel.confirm(5)
+    rabbit.loop.run_until_idle()
+    assert outcomes(futures) == [None, True, None]
+
+
+def test_a_message_that_channels_are_lost_with_is_sent_bare(rabbit: Rabbit, send: Send) -> None:
+    rabbit.broker.confirms = False
+    send()
     for _ in range(3):
-        broker.connection.lose()
-        loop.advance(5)
-        broker.connection.accept()
-    assert broker.sent == [WHOLE, WHOLE, WHOLE, BARE]
+        rabbit.lose_and_wait_s()
+    assert sent(rabbit) == ["whole", "whole", "whole", "bare"]
+
+
+def test_messages_are_sent_again_in_their_order(rabbit: Rabbit, publisher: Publisher) -> None:
+    rabbit.broker.confirms = False
+    bodies = [b"1", b"2", b"3"]
+    for body in bodies:
+        rabbit.do(
+            lambda body=body: publisher.send(
+                Message("", QUEUE, body, WHOLE, BARE, lambda: True)  # type: ignore[misc]
+            )
+        )
+    rabbit.lose_and_wait_s()
+    assert [each.body for each in rabbit.broker.published] == bodies + bodies
 
 
 def test_a_message_without_a_confirm_is_sent_again_on_another_connection(
-    loop: Loop, broker: Broker, publisher: Publisher, health: Health
+    rabbit: Rabbit, send: Send
 ) -> None:
-    publisher.publish(message())
-    loop.advance(9)
-    assert broker.connection.is_open
-    loop.advance(3)
-    assert [connection.is_closed for connection in broker.connections] == [True, False]
-    assert health.missing == {"rabbitmq-publishing": "no confirm within 10 s"}
-    broker.connection.accept()
-    assert broker.sent == [WHOLE, WHOLE]
-    assert health.missing == {}
+    rabbit.broker.confirms = False
+    send()
+    rabbit.loop.advance(9)
+    assert rabbit.connection.is_open
+    rabbit.next_attempt_s()
+    assert rabbit.loop.time() <= 13
+    assert [connection.is_closed for connection in rabbit.connections] == [True, False]
+    (lost,) = rabbit.said("no connection to RabbitMQ, trying again")
+    assert lost["error"] == "no confirm within 10 s"
+    assert sent(rabbit) == ["whole", "whole"]
+    assert rabbit.health.missing == {}
 
 
-def test_a_confirmed_message_waits_for_nothing_more(
-    loop: Loop, broker: Broker, publisher: Publisher
+def test_a_confirm_on_a_connection_given_up_confirms_nothing_on_the_next(
+    rabbit: Rabbit, send: Send
 ) -> None:
-    publisher.publish(message())
-    broker.channel.ack(1)
-    loop.advance(60)
-    assert broker.connection.is_open
-    assert broker.sent == [WHOLE]
+    """A frozen broker goes on after its connection was left to itself; numbers begin anew."""
+    rabbit.broker.confirms = False
+    futures = [send()]
+    old = rabbit.channel
+    rabbit.fall_silent()
+    rabbit.next_attempt_s()
+    assert not rabbit.connections[0].is_closed
+    futures.append(send())
+    old.confirm(1)
+    rabbit.loop.run_until_idle()
+    assert outcomes(futures) == [None, None]
+
+
+def test_a_returned_message_is_sent_again_when_its_queue_was_declared_anew(
+    rabbit: Rabbit, publisher: Publisher, send: Send
+) -> None:
+    """The broker confirms what no queue takes: that ack is void."""
+    rabbit.broker.delete_queue(QUEUE)
+    future = send()
+    assert not future.done()
+    assert publisher.trouble == f"queue {QUEUE} is missing, it is declared anew"
+    assert rabbit.health.missing == {"rabbitmq-publishing": publisher.trouble}
+    rabbit.next_attempt_s()
+    assert future.result() is True
+    assert rabbit.broker.queues[QUEUE].bodies == [b"{}"]
+    assert publisher.trouble == ""
+
+
+def test_an_event_that_no_queue_takes_is_named(rabbit: Rabbit, publisher: Publisher) -> None:
+    rabbit.broker.exchanges["events"] = ("topic", [])
+    rabbit.do(lambda: publisher.send(event_message(b'{"id":"1","type":"new_order"}')))
+    assert publisher.trouble == "no queue takes what is sent to 'events' as 'new_order'"
+
+
+# Alarms.
 
 
 def test_during_an_alarm_no_confirm_is_late_and_after_it_each_has_its_whole_time(
-    loop: Loop, broker: Broker, publisher: Publisher
+    rabbit: Rabbit, send: Send
 ) -> None:
     """The broker has not read the message, and needs a moment when it reads on."""
-    publisher.publish(message())
-    loop.advance(5)
-    broker.connection.alarm()
-    loop.advance(60)
-    assert broker.connection.is_open
-    broker.connection.alarm_ends()
-    loop.advance(9)
-    assert broker.connection.is_open
-    loop.advance(3)
-    assert [connection.is_closed for connection in broker.connections] == [True, False]
+    rabbit.broker.confirms = False
+    rabbit.broker.set_alarm(True)
+    send()
+    rabbit.loop.advance(60)
+    assert rabbit.connection.is_open
+    rabbit.broker.set_alarm(False)
+    rabbit.loop.advance(9)
+    assert rabbit.connection.is_open
+    rabbit.next_attempt_s()
+    assert [connection.is_closed for connection in rabbit.connections] == [True, False]
+
+
+def test_what_is_sent_during_an_alarm_waits_for_its_end(
+    rabbit: Rabbit, publisher: Publisher, send: Send
+) -> None:
+    rabbit.broker.set_alarm(True)
+    futures = [send() for _ in range(3)]
+    assert publisher.trouble == ALARM
+    (line,) = rabbit.said(f"{ALARM}: retries and dead letters wait, consuming goes on")
+    assert line["log_level"] == "warning"
+    assert outcomes(futures) == [None] * 3
+    rabbit.broker.set_alarm(False)
+    rabbit.loop.run_until_idle()
+    assert outcomes(futures) == [True] * 3
+    assert publisher.trouble == ""
+
+
+def test_a_publisher_outlasts_an_alarm_in_which_the_broker_does_not_read(rabbit: Rabbit) -> None:
+    assert rabbit.connection.params.tcp_options == KEEPALIVE
+    assert "TCP_USER_TIMEOUT" not in KEEPALIVE
+
+
+# What is no longer wanted.
 
 
 class Wanted:
@@ -123,15 +282,105 @@ class Wanted:
         return self.yet
 
 
+def test_what_is_not_wanted_is_not_sent(rabbit: Rabbit, send: Send) -> None:
+    assert send(lambda: False).result() is False
+    assert sent(rabbit) == []
+
+
+def test_what_is_not_wanted_after_a_loss_or_a_nack_is_not_sent_again(
+    rabbit: Rabbit, send: Send
+) -> None:
+    rabbit.broker.nacks = lambda _: True
+    wanted = Wanted()
+    futures = [send(wanted)]
+    rabbit.broker.confirms = False
+    futures.append(send(wanted))
+    wanted.yet = False
+    rabbit.lose_and_wait_s()
+    rabbit.loop.advance(2)
+    assert outcomes(futures) == [False, False]
+    assert len(sent(rabbit)) == 2
+
+
 def test_what_nobody_wants_any_more_is_not_kept_until_a_broker_is_there(
-    loop: Loop, broker: Broker, publisher: Publisher
+    rabbit: Rabbit, send: Send
 ) -> None:
     """It would be for ever, with its body, where an application tries again and again."""
     wanted = Wanted()
-    broker.connection.lose()
-    publisher.publish(Message("", "order", b"{}", WHOLE, BARE, wanted, lambda: None))
+    rabbit.broker.away = True
+    rabbit.lose()
+    future = send(wanted)
     wanted.yet, kept = False, weakref.ref(wanted)
     del wanted
     assert kept() is not None
-    loop.advance(2)
+    rabbit.loop.advance(2)
     assert kept() is None
+    assert future.result() is False
+
+
+# The end.
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_what_is_not_confirmed_when_it_closes_is_given_up(
+    rabbit: Rabbit, publisher: Publisher, running: Any, send: Send, answers: bool
+) -> None:
+    rabbit.broker.nacks = lambda _: True
+    futures = [send()]
+    rabbit.broker.confirms = False
+    futures.append(send())
+    if not answers:
+        rabbit.fall_silent()
+    began_s = rabbit.loop.time()
+    rabbit.loop.run_until_complete(publisher.close())
+    assert rabbit.loop.time() - began_s <= CLOSE_TIMEOUT_S
+    rabbit.loop.run_until_idle()
+    assert outcomes(futures) == [False, False]
+    assert running.result() is None
+
+
+def test_a_defect_in_what_the_broker_sets_off_ends_it(
+    rabbit: Rabbit, running: Any, send: Send
+) -> None:
+    """Not the connection, by pika, nor nothing at all, by the loop."""
+
+    def wanted() -> bool:
+        if rabbit.broker.alarm:
+            return True
+        raise Defect
+
+    rabbit.broker.set_alarm(True)
+    send()
+    send(wanted)
+    rabbit.broker.set_alarm(False)
+    rabbit.loop.run_until_idle()
+    assert running.done()
+    with pytest.raises(ExceptionGroup) as raised:
+        running.result()
+    assert raised.group_contains(Defect)
+    assert len(rabbit.attempts) == 1
+
+
+# Messages.
+
+
+def test_an_event_is_published_by_its_type_as_far_as_amqp_takes_it() -> None:
+    short = event_message(b'{"id":"1","type":"new_order"}')
+    assert (short.exchange, short.routing_key) == ("events", "new_order")
+    assert short.properties.delivery_mode == 2
+    assert event_message(('{"id":"1","type":"%s"}' % ("ä" * 200)).encode()).routing_key == "ä" * 127
+    with pytest.raises(InvalidEvent):
+        event_message(b"{}")
+
+
+def test_a_forwarded_message_is_wanted_while_its_delivery_can_be_settled() -> None:
+    epoch = Epoch(1, None)
+    delivery = Delivery(epoch, 1, pika.BasicProperties(headers={"trace": "1"}), b"{}")
+    epoch.arrived(1)
+    forwarded = forwarded_message(delivery, QUEUE, {"x-attempts": 1})
+    assert (forwarded.exchange, forwarded.routing_key, forwarded.body) == ("", QUEUE, b"{}")
+    assert forwarded.properties.headers == {"trace": "1", "x-attempts": 1}
+    assert forwarded.bare.headers == {"x-attempts": 1}
+    assert forwarded.wanted()
+    epoch.end()
+    assert not forwarded.wanted()

@@ -65,7 +65,7 @@ def test_a_duplicate_in_another_replica_waits_for_the_call_and_is_skipped(
     # The broker deals out in turn, so the second replica gets at least one of these.
     broker.publish([event] * 4)
     passes(lambda: statsd.count("second.notifications_received"), 0)
-    assert broker.depth("notify").unacked == 5
+    assert broker.unacked("notify") == 5
     sink.release()
     becomes(lambda: statsd.count("first.notifications_processed"), 1)
     wait_drained(broker, "notify")

@@ -402,13 +402,6 @@ class Wire:
             self._agenda.later(arrives_s - now_s, self._arrive, self._loop)
         self._frames.append((arrives_s, frame))
 
-    def hold(self, until_s: float) -> None:
-        """Let nothing more arrive before a time."""
-        self.idle_at_s = max(self.idle_at_s, until_s)
-        if self._frames:
-            self._frames = deque((max(at_s, until_s), frame) for at_s, frame in self._frames)
-            self._agenda.later(max(0.0, until_s - self._agenda.now_s), self._arrive, self._loop)
-
     def cut(self, keep: int) -> int:
         """Lose what is under way but for the first ``keep`` frames; return how many were lost."""
         self._cut = True

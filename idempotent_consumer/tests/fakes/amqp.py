@@ -1,196 +1,94 @@
-"""RabbitMQ below the library's connections: it takes the place of pika's connection."""
+"""A process and its RabbitMQ in memory, as tests of the bus need them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from random import Random
 from typing import Any
 
-import pika.exceptions
-import pytest
-from pika import frame, spec
+import structlog
+from structlog.testing import LogCapture
 
-from idempotent_consumer.bus import frames
-from idempotent_consumer.testing.loop import ManualLoop
-
-
-class Loop(ManualLoop):
-    """A manual loop that has what pika's connections are given, which nothing here uses."""
-
-    ioloop = None
+from idempotent_consumer.health import Health
+from idempotent_consumer.system import System
+from idempotent_consumer.testing.amqp import Connection
+from idempotent_consumer.testing.broker import FakeBroker, ServerChannel
+from idempotent_consumer.testing.loop import Loop, Threads
 
 
-class FakeChannel:
-    """A channel that keeps the properties of what is published on it."""
+class Rabbit:
+    """RabbitMQ and what a process needs to connect to it.
 
-    def __init__(self, connection: FakeConnection) -> None:
-        self.connection, self.is_open = connection, True
-        self.sent: list[object] = []
-        self._on_confirm: Callable[[Any], None] = lambda _: None
-        self._on_close: list[Callable[..., None]] = []
+    ``attempts`` has when each connection was opened, and to which node.
+    """
 
-    # What the test does.
-
-    def ack(self, number: int) -> None:
-        """Confirm a message by its number, from 1."""
-        self._on_confirm(frame.Method(1, spec.Basic.Ack(number)))
-
-    def nack(self, number: int) -> None:
-        """Do not take a message."""
-        self._on_confirm(frame.Method(1, spec.Basic.Nack(number)))
-
-    def end(self, error: Exception) -> None:
-        """End with the connection."""
-        self.is_open = False
-        for callback in self._on_close:
-            callback(self, error)
-
-    # What the library calls.
-
-    def add_on_close_callback(self, callback: Callable[..., None]) -> None:
-        """Call at the end."""
-        self._on_close.append(callback)
-
-    def add_on_cancel_callback(self, callback: Callable[..., None]) -> None:
-        """Cancel nothing."""
-
-    def add_on_return_callback(self, callback: Callable[..., None]) -> None:
-        """Return nothing."""
-
-    def confirm_delivery(
-        self, on_confirm: Callable[[Any], None], callback: Callable[[Any], None]
-    ) -> None:
-        """Confirm from now on."""
-        self._on_confirm = on_confirm
-        callback(None)
-
-    def basic_publish(
-        self,
-        _exchange: str,
-        _routing_key: str,
-        _body: bytes,
-        properties: object,
-        mandatory: bool = False,
-    ) -> None:
-        """Take a message."""
-        self.sent.append(properties)
-
-
-class FakeConnection:
-    """A connection that opens and ends at the test's word."""
-
-    def __init__(
-        self,
-        loop: ManualLoop,
-        on_open: Callable[[Any], None],
-        on_refused: Callable[..., None],
-        on_close: Callable[..., None],
-    ) -> None:
-        self._loop = loop
-        self._on_open, self._on_refused, self._on_close = on_open, on_refused, on_close
-        self.is_open = self.is_closed = False
-        self.channels: list[FakeChannel] = []
-        self._on_blocked: list[Callable[..., None]] = []
-        self._on_unblocked: list[Callable[..., None]] = []
-
-    # What the test does.
-
-    def accept(self) -> None:
-        """Let it open."""
-        self.is_open = True
-        self._on_open(self)
-
-    def refuse(self) -> None:
-        """Do not let it open."""
-        self.is_closed = True
-        self._on_refused(self, ConnectionRefusedError("refused"))
-
-    def lose(self) -> None:
-        """End it, as when the broker goes."""
-        self._end(pika.exceptions.StreamLostError("lost"))
-
-    def alarm(self) -> None:
-        """Tell of an alarm: nothing is read from here on."""
-        for callback in self._on_blocked:
-            callback(self, None)
-
-    def alarm_ends(self) -> None:
-        """Tell that everything is read again."""
-        for callback in self._on_unblocked:
-            callback(self, None)
-
-    # What the library calls.
-
-    def channel(self, on_open_callback: Callable[[Any], None]) -> None:
-        """Open a channel."""
-        self.channels.append(FakeChannel(self))
-        on_open_callback(self.channels[-1])
-
-    def add_on_connection_blocked_callback(self, callback: Callable[..., None]) -> None:
-        """Call when there is an alarm."""
-        self._on_blocked.append(callback)
-
-    def add_on_connection_unblocked_callback(self, callback: Callable[..., None]) -> None:
-        """Call when it ends."""
-        self._on_unblocked.append(callback)
-
-    def close(self) -> None:
-        """Close: it has ended once the broker has agreed."""
-        self.is_open = False
-        error = pika.exceptions.ConnectionClosedByClient(200, "")
-        self._loop.call_soon(lambda: self._end(error))
-
-    def _end(self, error: Exception) -> None:
-        self.is_open, self.is_closed = False, True
-        for channel in self.channels:
-            channel.end(error)
-        self._on_close(self, error)
-
-
-class Broker:
-    """A broker with the connections that were opened to it, the last one at hand."""
-
-    def __init__(self, loop: ManualLoop) -> None:
-        self._loop = loop
-        self.connections: list[FakeConnection] = []
-
-    def connect(
-        self,
-        _parameters: Any,
-        *,
-        on_open_callback: Callable[[Any], None],
-        on_open_error_callback: Callable[..., None],
-        on_close_callback: Callable[..., None],
-        custom_ioloop: Any,
-    ) -> FakeConnection:
-        """Take the place of pika's connection."""
-        self.connections.append(
-            FakeConnection(self._loop, on_open_callback, on_open_error_callback, on_close_callback)
+    def __init__(self) -> None:
+        self.loop, self.health, self.lines = Loop(), Health(), LogCapture()
+        self.broker = FakeBroker(self.loop.agenda)
+        self.attempts: list[tuple[float, str]] = []
+        self.connections: list[Connection] = []
+        self.system = System(self._connect, self._no_etcd, lambda: 0.0, Random(1), Threads)
+        self.log: Any = structlog.wrap_logger(
+            None, processors=[self.lines], wrapper_class=structlog.make_filtering_bound_logger(0)
         )
-        return self.connection
-
-    @classmethod
-    def reached(cls, loop: ManualLoop, monkeypatch: pytest.MonkeyPatch) -> Broker:
-        """Return one to which the library's connections go from now on."""
-        broker = cls(loop)
-        monkeypatch.setattr(frames, "Connection", broker.connect)
-        return broker
 
     @property
-    def connection(self) -> FakeConnection:
-        """Return the last connection."""
+    def connection(self) -> Connection:
+        """The connection that was opened last."""
         return self.connections[-1]
 
     @property
-    def channel(self) -> FakeChannel:
-        """Return the last connection's channel."""
-        return self.connection.channels[-1]
+    def channel(self) -> ServerChannel:
+        """The broker's side of that connection's channel."""
+        (channel,) = self.broker.sessions[-1].channels.values()
+        return channel
 
-    @property
-    def sent(self) -> list[object]:
-        """Return the properties of all that has been published, in order."""
-        return [
-            properties
-            for connection in self.connections
-            for channel in connection.channels
-            for properties in channel.sent
-        ]
+    def do(self, what: Callable[[], Any]) -> Any:
+        """Do something in a step of the process, with all that follows without time passing."""
+
+        async def step() -> Any:
+            return what()
+
+        result = self.loop.run_until_complete(step())
+        self.loop.run_until_idle()
+        return result
+
+    def start(self, work: Awaitable[object]) -> Any:
+        """Run it as a task, as far as it goes without time passing."""
+        task = self.loop.create_task(work)
+        self.loop.run_until_idle()
+        return task
+
+    def lose(self) -> None:
+        """Reset the last connection."""
+        self.broker.lose(self.connection)
+        self.loop.run_until_idle()
+
+    def lose_and_wait_s(self) -> float:
+        """Reset the last connection; return how long it took until the next was opened."""
+        lost_s = self.loop.time()
+        self.lose()
+        return self.next_attempt_s() - lost_s
+
+    def next_attempt_s(self) -> float:
+        """Let time pass until a connection is opened; return when that was."""
+        before = len(self.attempts)
+        self.loop.agenda.run(enough=lambda: len(self.attempts) > before)
+        self.loop.run_until_idle()
+        return self.attempts[before][0]
+
+    def fall_silent(self) -> None:
+        """Answer nothing on the last connection any more, as a frozen broker does."""
+        self.connection.to_broker.hold(1e9)
+
+    def said(self, event: str) -> list[Any]:
+        """Return the log lines with this text."""
+        return [line for line in self.lines.entries if line["event"] == event]
+
+    def _connect(self, parameters: Any, **callbacks: Any) -> Connection:
+        self.attempts.append((self.loop.time(), parameters.host))
+        self.connections.append(self.broker.connect(parameters, **callbacks))
+        return self.connection
+
+    def _no_etcd(self, *_: object) -> Any:
+        raise NotImplementedError

@@ -170,7 +170,7 @@ class Operator:
         self.producer = FakeProducer([])
         self.etcd_error: EtcdError | None = None
         self.rabbitmq_error: BrokerError | None = None
-        self.etcd_version, self.rabbitmq_version = "3.5.28", "4.0.8"
+        self.etcd_version, self.rabbitmq_version = "3.5.30", "4.3.6"
         self.meanwhile: Callable[[], None] = lambda: None
         """What happens after each request to etcd."""
         self.etcd = FakeEtcd(self)
