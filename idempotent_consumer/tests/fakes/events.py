@@ -59,8 +59,11 @@ class Claimed:
 
     def end(self, *ids: str) -> None:
         """Let calls under way end, all of them or those for these ids."""
-        for event_id, ended in self._under_way:
-            if not ids or event_id in ids:
-                ended.get_loop().call_soon(ended.set_result, None)
-                ended.get_loop().run_until_idle()
-        self._under_way = [call for call in self._under_way if not call[1].done()]
+        under_way, self._under_way = self._under_way, []
+        for event_id, ended in under_way:
+            if ids and event_id not in ids:
+                self._under_way.append((event_id, ended))
+            elif not ended.done():
+                loop: Any = ended.get_loop()
+                loop.call_soon(ended.set_result, None)
+                loop.run_until_idle()

@@ -17,7 +17,7 @@ from idempotent_consumer.records import decode as decode_record
 from idempotent_consumer.testing.amqp import Sent
 from idempotent_consumer.testing.broker import Consumer, FakeBroker, Message, ServerChannel, Session
 from idempotent_consumer.testing.etcd import FakeEtcd
-from idempotent_consumer.testing.loop import Agenda, Loop, Threads
+from idempotent_consumer.testing.loop import Agenda, Loop
 from idempotent_consumer.testing.process import SETTINGS, Process
 from idempotent_consumer.testing.store import Store
 
@@ -80,13 +80,6 @@ class OrderProcess(Process):
         """Lose the channel, and let it be redelivered what is requeued."""
         self.lose_channel()
         self.loop.advance(RECONNECTED_S)
-
-    def fate_of_commits(self, fate: Any) -> None:
-        """Give all transactions this fate from now on; None for none."""
-        fine = type(fate)() if fate is not None else None
-        self.etcd.fate = FakeEtcd(self.broker.agenda).fate
-        if fate is not None:
-            self.etcd.fate = lambda call: fate if call.method == "Txn" else fine
 
     # What it shows.
 
