@@ -138,4 +138,7 @@ class Replica:
             tasks.create_task(self.ledger.watch())
 
     async def _commit(self, asks: Sequence[Ask]) -> None:
-        self.answers += await self.ledger.commit(asks)
+        """Commit until each ask has its answer, as a consumer does."""
+        while asks:
+            answers, asks = await self.ledger.commit(asks)
+            self.answers += answers
