@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 
 from idempotent_consumer.calls import Handler
-from idempotent_consumer.effects import Put
+from idempotent_consumer.effects import Effects, Put
 from idempotent_consumer.event import Event
 
 
@@ -38,15 +39,24 @@ class Pure:
 class Claimed:
     """A claimed handler: its effect outside is that it was called, with these ids.
 
-    A call ends at once, or in mid-call it waits for ``end``.
+    A call ends at once, or where it ``waits`` when the test says so. It returns what ``returns``
+    does, or raises as often as ``fails`` says.
     """
 
-    def __init__(self, fails: int = 0, *, waits: bool = False, timeout_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        fails: int = 0,
+        *,
+        waits: bool = False,
+        timeout_s: float = 5.0,
+        returns: Callable[[Event], Effects] = lambda _: None,
+    ) -> None:
         self.fails, self.waits, self.calls = fails, waits, list[str]()
+        self._returns = returns
         self.handler = Handler(self.call, timeout_s)
         self._under_way: list[tuple[str, asyncio.Future[None]]] = []
 
-    async def call(self, event: Event, _timeout_s: float) -> None:
+    async def call(self, event: Event, _timeout_s: float) -> Effects:
         """Make one call."""
         self.calls.append(event.id)
         if self.waits:
@@ -56,6 +66,7 @@ class Claimed:
         if self.fails:
             self.fails -= 1
             raise ConnectionError("refused")
+        return self._returns(event)
 
     def end(self, *ids: str) -> None:
         """Let calls under way end, all of them or those for these ids."""

@@ -7,7 +7,7 @@ from functools import partial
 from random import Random
 from typing import Any, NamedTuple
 
-from idempotent_consumer import Service, Settings
+from idempotent_consumer import Service, Settings, names
 from idempotent_consumer.calls import Handler
 from idempotent_consumer.event import InvalidEvent, decode
 from idempotent_consumer.health import Health
@@ -15,7 +15,14 @@ from idempotent_consumer.ledger import Ledger
 from idempotent_consumer.records import CLAIMED, DONE, Record
 from idempotent_consumer.records import decode as decode_record
 from idempotent_consumer.testing.amqp import Sent
-from idempotent_consumer.testing.broker import Consumer, FakeBroker, Message, ServerChannel, Session
+from idempotent_consumer.testing.broker import (
+    Consumer,
+    FakeBroker,
+    Message,
+    Queue,
+    ServerChannel,
+    Session,
+)
 from idempotent_consumer.testing.etcd import FakeEtcd
 from idempotent_consumer.testing.loop import Agenda, Loop
 from idempotent_consumer.testing.process import SETTINGS, Process
@@ -49,10 +56,9 @@ class OrderProcess(Process):
         self._epoch, self._tags_acked = 0, set[int]()
         service = Service("order", noun="orders")
         service.handlers = dict(handlers)
-        audited = settings.enable_etcd
         super().__init__(
             service,
-            _AuditedBroker(world) if audited else FakeBroker(world.agenda),
+            _Broker(world, audited=settings.enable_etcd),
             FakeEtcd(world.agenda, world.store),
             settings,
             loop=_ActsNoted(world.agenda, self._note),
@@ -64,11 +70,15 @@ class OrderProcess(Process):
 
     # What the test does.
 
-    def confirm(self) -> None:
-        """Confirm what the broker has not confirmed yet, and let all follow that needs no time."""
+    def confirm(self, number: int | None = None, *, multiple: bool = False) -> None:
+        """Confirm what the broker has not confirmed yet, and let all follow that needs no time.
+
+        It is all there is, one by one, or the message with this number on its channel.
+        """
         for channel in self._channels():
-            for number in list(channel.unconfirmed):
-                channel.confirm(number)
+            for each in [number] if number else list(channel.unconfirmed):
+                if each in channel.unconfirmed:
+                    channel.confirm(each, multiple)
         self.loop.run_until_idle()
 
     def lose_channel(self) -> None:
@@ -205,18 +215,29 @@ class _ActsNoted(Loop):
             self._note(what)
 
 
-class _AuditedBroker(FakeBroker):
-    """A broker that holds, at each ack, that the event is recorded, or sent on and confirmed."""
+class _Broker(FakeBroker):
+    """A broker that hands the service none of its own events, and looks at its acks.
 
-    def __init__(self, world: World) -> None:
+    With etcd an event has to be recorded when it is acked, or sent on and confirmed.
+    """
+
+    def __init__(self, world: World, *, audited: bool) -> None:
         super().__init__(world.agenda)
-        self._world = world
+        self._world, self._audited = world, audited
+        self._events = Queue(names.EXCHANGE, {})
+
+    def route(self, exchange: str, routing_key: str) -> list[Queue]:
+        """Return the queues that a message goes to."""
+        if exchange == names.EXCHANGE:
+            return [self._events]
+        return super().route(exchange, routing_key)
 
     def settled(self, consumer: Consumer, message: Message) -> None:
         """Take the ack of a message. Raises AssertionError for one that came too early."""
         super().settled(consumer, message)
-        if not (self._sent_on(message.body) or self._is_recorded(message.body)):
-            raise AssertionError(f"acked before it was recorded: {message.body[:80]!r}")
+        body = message.body
+        if self._audited and not (self._sent_on(body) or self._is_recorded(body)):
+            raise AssertionError(f"acked before it was recorded: {body[:80]!r}")
 
     def _sent_on(self, body: bytes) -> bool:
         return any(sent.body == body and not sent.exchange for sent in self.published)
