@@ -102,6 +102,7 @@ def test_whoever_waits_for_deliveries_gets_what_comes(rabbit: Rabbit, intake: In
     assert not waiting.done()
     publish(rabbit, b"1")
     assert [delivery.body for delivery in waiting.result()] == [b"1"]
+    assert not rabbit.start(intake.deliveries()).done()
 
 
 @pytest.mark.usefixtures("running")
@@ -181,7 +182,9 @@ def test_after_the_stop_nothing_more_is_taken_and_what_is_in_hand_can_be_settled
 ) -> None:
     publish(rabbit, b"1")
     (delivery,) = arrived(rabbit, intake)
+    assert rabbit.connection.reader is not None
     rabbit.do(intake.stop)
+    assert rabbit.connection.reader is None, "it would go on past pika, which hands deliveries back"
     publish(rabbit, b"2")
     assert arrived(rabbit, intake) == []
     assert ready(rabbit) == [b"2"]
