@@ -32,6 +32,10 @@ COMMITS_IN_FLIGHT = 4
 
 _MAX_PREFETCH = 32_767
 
+GONE_WITHIN_S = 0.25
+"""The broker cancels the consumers of a queue that is deleted some milliseconds before the queue is
+gone (2 to 6 ms on RabbitMQ 4.0.5 and 4.3.6, one node): it is looked for after that."""
+
 LAST_ACKS_S = 0.25
 """RabbitMQ hands acks on to a quorum queue 32 at a time, and forgets those that still wait for
 their turn when their channel closes: so long is waited before that."""
@@ -116,12 +120,12 @@ class Epoch:
         self.number = number
         self.alive = True
         self._channel = channel
-        self._in_hand: dict[int, None] = {}  # In the order of their tags.
+        self._in_hand: dict[int, float] = {}  # When each arrived, in the order of their tags.
         self._settled: list[int] = []
 
-    def arrived(self, tag: int) -> None:
-        """Note a delivery."""
-        self._in_hand[tag] = None
+    def arrived(self, tag: int, at_s: float = 0.0) -> None:
+        """Note a delivery, and when it arrived, by the loop's clock."""
+        self._in_hand[tag] = at_s
 
     def settle(self, tag: int) -> None:
         """Note that a delivery is to be acked."""
@@ -132,6 +136,11 @@ class Epoch:
     def in_hand(self) -> int:
         """How many deliveries are not settled."""
         return len(self._in_hand)
+
+    @property
+    def oldest_s(self) -> float | None:
+        """When the oldest of them arrived; None where all are settled."""
+        return next(iter(self._in_hand.values()), None)
 
     def flush(self) -> None:
         """Ack what is settled up to the first delivery in hand, with one ack."""
@@ -269,9 +278,7 @@ class ClientChannel:
             raise self._defect
 
     def _on_channel(self, channel: Any) -> None:
-        cancelled = "the broker cancelled the consumer: its queue was deleted or moved"
         channel.add_on_close_callback(self.callback(lambda _, error: self.lose(explain(error))))
-        channel.add_on_cancel_callback(self.callback(lambda _: self.lose(cancelled)))
         self.channel = channel
         self.replied(channel)
 
@@ -465,12 +472,15 @@ class Intake:
             return
         self._epochs += 1
         epoch = self._epoch = Epoch(self._epochs, channel)
+        now_s = asyncio.get_running_loop().time
 
         def arrive(tag: int, properties: Any, body: bytes) -> None:
-            epoch.arrived(tag)
+            epoch.arrived(tag, now_s())
             self._arrived.append(Delivery(epoch, tag, properties, body))
             self._some_arrived.set()
 
+        # Before consuming: a cancel can follow the broker's answer in one read of the socket.
+        channel.add_on_cancel_callback(client.callback(client.replied))
         on_delivery = client.callback(arrive)
 
         def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
@@ -482,7 +492,27 @@ class Intake:
             channel.connection.reader = Reader(channel.channel_number, tag, on_delivery)
             await client.reply()
             self._connection.ready()
-            await client.reply()  # There is none to come but the loss.
+            await client.reply()  # There is none to come but a cancel, or the loss.
+            held_s = now_s() - epoch.oldest_s if epoch.oldest_s is not None else None
+            raise ChannelLost(await self._why_cancelled(client, held_s))
         finally:
             self._epoch = None
             self._returned(epoch.end())
+
+    async def _why_cancelled(self, client: ClientChannel, held_s: float | None) -> str:
+        """Return why the broker has cancelled the consumer, which basic.cancel does not say.
+
+        ``held_s`` is for how long the oldest delivery had been unacked. Where the queue is still
+        there, RabbitMQ 4.3 cancels a consumer that has held a delivery for longer than the
+        consumer time-out, and requeues that delivery; 4.0 closes the channel instead. A cancelled
+        consumer gets nothing more, but keeps its other deliveries for as long as its channel is
+        open. A queue that is gone closes it: ChannelLost says so.
+        """
+        await asyncio.sleep(GONE_WITHIN_S)
+        client.channel.queue_declare(self._service, passive=True, callback=client.replied)
+        await client.reply()
+        held = "none is unacked now" if held_s is None else f"the oldest for {held_s:.1f} s"
+        return (
+            "the broker cancelled the consumer, whose queue is still there: probably a delivery "
+            f"was unacked for longer than the broker's consumer_timeout ({held})"
+        )

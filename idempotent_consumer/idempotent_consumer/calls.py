@@ -97,10 +97,7 @@ class Runner:
                 effects, error = self._check(await function(event, timeout_s), event)
         except GeneratorExit:
             raise  # The loop itself has gone.
-        except BaseException as raised:
-            task = asyncio.current_task()
-            if isinstance(raised, asyncio.CancelledError) and task and task.cancelling():
-                raise  # This process ends. A handler that raises it by itself has failed.
+        except BaseException as raised:  # noqa: BLE001 - whatever a handler raises is its failure
             error = one_line(raised)
         else:
             if time_out.expired():
@@ -110,6 +107,10 @@ class Runner:
                     **event.about,
                     seconds=round(self._clock() - started_s, 3),
                 )
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # This process ends, whatever the handler made of it: nothing more can be asked.
+            raise asyncio.CancelledError
         if time_out.expired():
             # Whatever it returned or raised instead says nothing of the call that was cut off.
             effects, error = NO_EFFECTS, f"TimeoutError: it took longer than {timeout_s:g} s"

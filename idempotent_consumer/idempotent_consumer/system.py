@@ -75,12 +75,12 @@ class Jitter(wait_base):
     """
 
     def __init__(self, random: Random, first_s: float, longest_s: float) -> None:
-        self._random, self._first_s, self._longest_s = random, first_s, longest_s
+        self._random, self._first_s, self.longest_s = random, first_s, longest_s
 
     def __call__(self, retry_state: RetryCallState) -> float:
         """Return the seconds to wait after this attempt."""
         doublings = min(retry_state.attempt_number - 1, 30)
-        return self._random.uniform(0.0, min(self._longest_s, self._first_s * 2.0**doublings))
+        return self._random.uniform(0.0, min(self.longest_s, self._first_s * 2.0**doublings))
 
 
 def reconnect_wait(random: Random) -> Jitter:

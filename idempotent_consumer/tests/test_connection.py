@@ -94,7 +94,7 @@ def test_connections_that_do_not_hold_follow_each_other_ever_more_slowly(rabbit:
 @pytest.mark.usefixtures("running")
 def test_a_broker_that_refuses_is_asked_ever_more_slowly(rabbit: Rabbit) -> None:
     """Also when the connection before had held."""
-    rabbit.broker.away = True
+    rabbit.refuse()
     assert hold(rabbit, 11) <= AT_ONCE_S
     times_s = [rabbit.next_attempt_s() for _ in range(TIMES)]
     assert max(later - sooner for sooner, later in pairwise(times_s)) > 4 * AT_ONCE_S
@@ -135,7 +135,7 @@ def test_before_the_first_connection_health_says_so(rabbit: Rabbit) -> None:
 
 
 def nodes_tried(rabbit: Rabbit, nodes: list[str], times: int) -> list[str]:
-    rabbit.broker.away = True
+    rabbit.refuse()
     connection = connection_to(rabbit, nodes)
     rabbit.start(connection.run(ready_until_lost(connection)))
     while len(rabbit.attempts) < times:
@@ -169,24 +169,6 @@ def test_one_node_or_two_are_tried_in_turn(rabbit: Rabbit, nodes: list[str]) -> 
 
 
 # What ends it.
-
-
-def test_a_consumer_that_the_broker_cancels_is_followed_by_another(rabbit: Rabbit) -> None:
-    """Its queue was deleted, or a consumer's time-out has passed: the channel is still there."""
-    tags = []
-
-    async def consume(client: ClientChannel) -> None:
-        client.channel.queue_declare("order", durable=True, arguments={})
-        tags.append(client.channel.basic_consume("order", print))
-        await client.reply()
-
-    rabbit.start(connection_to(rabbit).run(consume))
-    rabbit.broker.delete_queue("order")
-    rabbit.loop.run_until_idle()
-    assert rabbit.health.missing["rabbitmq"].startswith("the broker cancelled the consumer")
-    rabbit.next_attempt_s()
-    assert len(tags) == 2
-    assert len(rabbit.broker.queues["order"].consumers) == 1
 
 
 def test_a_channel_that_the_broker_closes_is_followed_by_another_connection(
