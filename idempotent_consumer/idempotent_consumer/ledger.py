@@ -1,4 +1,4 @@
-"""The ledger: ``answers = await ledger.commit(asks)``, whatever etcd does meanwhile.
+"""The ledger: ``answers, again = await ledger.commit(asks)``, whatever etcd does meanwhile.
 
 One transaction for a batch of asks, guarded by the key that tells a wiped etcd. After each sending
 the outcome is unknown until etcd has answered: nothing is concluded from an error, the same values
@@ -40,7 +40,10 @@ T = TypeVar("T")
 
 
 class EtcdLedger:
-    """The ledger on etcd. ``longest_call_s`` is the longest time-out of a claimed handler."""
+    """The ledger on etcd. ``longest_call_s`` is the longest time-out of a claimed handler.
+
+    ``clock`` returns seconds, on any thread, by which leases are counted.
+    """
 
     def __init__(
         self,
@@ -52,13 +55,14 @@ class EtcdLedger:
         cache: Cache,
         longest_call_s: float,
         tasks: asyncio.TaskGroup,
+        clock: Callable[[], float],
     ) -> None:
         self._service, self._settings, self._system = service, settings, system
         self._health, self._log, self._cache = health, log, cache
         self._client = Client(settings, system)
-        self._window = WindowLease(self.ask, settings.dedup_window_s)
-        self._released = WindowLease(self.ask, RELEASED_S)
-        self._claims = ClaimLease(self.ask, longest_call_s, tasks)
+        self._window = WindowLease(self.ask, clock, settings.dedup_window_s)
+        self._released = WindowLease(self.ask, clock, RELEASED_S)
+        self._claims = ClaimLease(self.ask, clock, longest_call_s, tasks)
         self._guard = (names.incarnation_key(service).encode(), b"")
         self._revision = 0
         self._failing: set[str] = set()
@@ -125,9 +129,9 @@ class EtcdLedger:
         """Return why these effects fit into no transaction, or None."""
         return records.why_never(effects, self._settings.etcd_max_txn_ops)
 
-    def claim_ends_s(self, lease: int) -> float:
-        """Return when claims under a lease end at the earliest, by the loop's clock. Any thread."""
-        return self._claims.ends_s(lease)
+    def claim_remaining_s(self, lease: int) -> float:
+        """Return for how long a claim under this lease holds at the least. Any thread."""
+        return self._claims.remaining_s(lease)
 
     async def read(self, key: bytes) -> Record | None:
         """Read a record once, for information. Raises EtcdError."""
@@ -140,24 +144,21 @@ class EtcdLedger:
 
     # The commit.
 
-    async def commit(self, asks: Sequence[Ask]) -> list[Answer]:
-        """Send a batch until etcd has said what became of each ask.
+    async def commit(self, asks: Sequence[Ask]) -> tuple[list[Answer], list[Ask]]:
+        """Send a batch until its outcome is known, and return what became of its asks.
 
-        Where something stands in the way of one, the batch's records are read; what has its
-        answer drops out, and the others are sent again. A group of attempts ends in a reply, so
-        waits grow within one alone.
+        Where something stands in the way of one, none has applied, and the batch's records are
+        read. Those with an answer are returned first, and then those that are to be committed
+        again: their records are as they expect them.
         """
         self._write_values(asks)
-        answers: list[Answer] = []
-        while asks:
-            landed = await self._until_known(self._transact, asks)
-            if landed is not None:
-                return answers + landed
-            # Read apart and not in an ELSE branch, which etcd would have to log with each batch.
-            judged = await self._read_all(asks)
-            answers += [answer for answer in judged if answer is not None]
-            asks = [ask for ask, answer in zip(asks, judged, strict=True) if answer is None]
-        return answers
+        landed = await self._until_known(self._transact, asks)
+        if landed is not None:
+            return landed, []
+        # Read apart and not in an ELSE branch, which etcd would have to log with each batch.
+        judged = await self._read_all(asks)
+        again = [ask for ask, answer in zip(asks, judged, strict=True) if answer is None]
+        return [answer for answer in judged if answer is not None], again
 
     def _write_values(self, asks: Sequence[Ask]) -> None:
         now = datetime.fromtimestamp(self._system.now_s(), UTC).isoformat(timespec="milliseconds")
@@ -396,18 +397,18 @@ class NoLedger:
         """Nothing is written, so everything fits."""
         return None
 
-    async def commit(self, asks: Sequence[Ask]) -> list[Answer]:
+    async def commit(self, asks: Sequence[Ask]) -> tuple[list[Answer], list[Ask]]:
         """Grant every ask; a look finds nothing."""
         for ask in asks:
             for put in ask.effects.puts:
                 self._log.info("effect dropped", key=put.key, bytes=len(put.value))
-        return [Answer(ask, ask.kind is not Kind.LOOK) for ask in asks]
+        return [Answer(ask, ask.kind is not Kind.LOOK) for ask in asks], []
 
     async def read(self, key: bytes) -> Record | None:
         """There are no records."""
         return None
 
-    def claim_ends_s(self, lease: int) -> float:
+    def claim_remaining_s(self, lease: int) -> float:
         """Return that a claim which does not exist never ends."""
         return float("inf")
 

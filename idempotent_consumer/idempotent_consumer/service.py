@@ -34,6 +34,8 @@ FINISH_WITHIN_S = 7.0
 """What is in flight at SIGTERM is finished and settled within this, or goes back to the broker."""
 
 LAG_WARNING_S = 1.0
+"""A loop that was blocked for so long is warned about: once, and again when it is twice as long."""
+
 _CLOSE_WITHIN_S = 1.0
 _EXIT_WITHIN_S = 9.5
 _TICK_S = 0.02
@@ -147,8 +149,9 @@ class Running:
         if settings.enable_etcd:
             longest_s = max(timeouts_s, default=0.0)
             cache = Cache(cache_entries)
+            clock = system.elapsed_s or loop.time
             ledger = EtcdLedger(
-                service.name, settings, system, health, log, cache, longest_s, tasks
+                service.name, settings, system, health, log, cache, longest_s, tasks, clock
             )
         self.ledger = ledger
         self.intake = Intake(
@@ -246,6 +249,7 @@ class Running:
 
     async def _beat(self) -> None:
         """Say that the loop turns, warn where it was blocked, and send what has been counted."""
+        warned_of_s = LAG_WARNING_S / 2
         while True:
             self.health.beat()
             overdue = self._calls.overdue()
@@ -256,7 +260,8 @@ class Running:
             due_s = self._loop.time() + SEND_EVERY_S
             await asyncio.sleep(SEND_EVERY_S)
             lag_s = self._loop.time() - due_s
-            if lag_s > LAG_WARNING_S:
+            if lag_s >= 2 * warned_of_s:
+                warned_of_s = lag_s
                 self._log.warning(
                     "the event loop was blocked: heartbeats and all events waited",
                     seconds=round(lag_s, 3),

@@ -216,7 +216,7 @@ def test_a_call_is_made_where_it_can_last_as_long_as_it_may(
 @pytest.mark.parametrize("function", [_succeed, _return])
 def test_a_call_is_not_made_under_a_claim_that_ends_too_soon(function: Any) -> None:
     class EndingLedger(NoLedger):
-        def claim_ends_s(self, lease: int) -> float:
+        def claim_remaining_s(self, lease: int) -> float:
             return TIMEOUT_S + lease
 
     bench = Bench()

@@ -18,8 +18,8 @@ from simulation.plan import Plan
 from simulation.process import Life
 from simulation.trace import Trace
 
-APPLIED_AT_THE_LATEST_S = 40.0
-"""No request applies later than this after it was sent."""
+_READ_AFTER_S = 10.0
+"""So long a request can wait in the socket of an etcd that does not read."""
 
 
 class Lineage:
@@ -115,7 +115,7 @@ class SimulatedEtcd(FakeEtcd):
     ) -> None:
         super().__init__(agenda, store)
         self.rng, self.plan, self.trace = rng, plan, trace
-        self.away_until_s = 0.0
+        self.away_until_s = self.applies_until_s = 0.0
         self.faulty = True
         self.fate = self._fate
         self.latency_s = lambda: rng.expovariate(1 / plan.latency_s)
@@ -160,7 +160,7 @@ class SimulatedEtcd(FakeEtcd):
             if self.rng.random() < 0.5:
                 wait_s = self.away_until_s - self.agenda.now_s
                 again = partial(self._apply_after, call)
-                self.agenda.later(min(wait_s, APPLIED_AT_THE_LATEST_S / 4), again)
+                self.agenda.later(min(wait_s, _READ_AFTER_S), again)
             return
         if number < life.last_answered:
             self.trace.fault("applied after a later request was answered", life.name)
@@ -200,6 +200,8 @@ class SimulatedEtcd(FakeEtcd):
         if self.happens("applied late"):
             self.trace.fault("applied late", name, call.method)
             late_s = rng.uniform(0.0, rng.choice([3.0, 30.0]))
+            applies_s = self.agenda.now_s + fails_s + late_s
+            self.applies_until_s = max(self.applies_until_s, applies_s)
             return Fate(fails_s + late_s, fails_s, TIMED_OUT)
         if self.happens("answered late"):
             self.trace.fault("answered late", name, call.method)

@@ -15,7 +15,7 @@ from idempotent_consumer.testing.loop import Agenda
 from simulation.auditor import Auditor
 from simulation.broker import SimulatedBroker
 from simulation.checker import Account, judge
-from simulation.etcd import APPLIED_AT_THE_LATEST_S, HistoricStore, SimulatedEtcd
+from simulation.etcd import HistoricStore, SimulatedEtcd
 from simulation.faults import Faults
 from simulation.handlers import Outside, register_handlers
 from simulation.keys import SERVICE
@@ -27,6 +27,9 @@ from simulation.workload import Producer
 DRAINED_WITHIN_S = 400.0
 """Far more than the retries, the longest lease and the calls on few threads add up to, and less
 than the ten minutes after which a process takes a new lease for its records by itself."""
+
+_HEARD_WITHIN_S = 2.0
+"""So long after the last request has applied, whatever follows from it has."""
 
 _MOST_STEPS = 400_000
 _NOTICED_WITHIN_S = 15.0
@@ -109,7 +112,7 @@ class World:
         if not self._broken() and not self._drained():
             self._say_stuck()
         # What is still under way may apply now, when everything seems settled.
-        self.agenda.run(self.agenda.now_s + APPLIED_AT_THE_LATEST_S, self._broken)
+        self.agenda.run(self.etcd.applies_until_s + _HEARD_WITHIN_S, self._broken)
         if self._broken():
             return
         account = Account(
