@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from .health import Health
 from .system import Backoff, System, reconnect_wait
 
 CONFIRM_TIMEOUT_S = 10.0
-_BARE_AFTER_LOSSES = 3
+_SUSPECT_AFTER_LOSSES = 3
 _MAX_ROUTING_KEY_BYTES = 255
 
 
@@ -26,8 +27,9 @@ _MAX_ROUTING_KEY_BYTES = 255
 class Message:
     """What is sent to an exchange, as long as it is ``wanted``.
 
-    After a few channels lost with it unconfirmed the ``bare`` properties are tried: a header that
-    made the broker close the connection would do so each time. A nack is no such sign.
+    A header that makes the broker close the connection does so each time. So after a few channels
+    lost with it unconfirmed a message is sent alone, and after a few lost with it alone with its
+    ``bare`` properties. A nack is no such sign, nor is a channel that is given up on this side.
     """
 
     exchange: str
@@ -37,8 +39,14 @@ class Message:
     bare: Any
     wanted: Callable[[], bool]
     losses: int = 0
+    losses_alone: int = 0
     deadline_s: float = 0.0
     confirmed: asyncio.Future[bool] = field(init=False)
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it has to be alone in flight, to tell whether channels are lost for it."""
+        return self.losses >= _SUSPECT_AFTER_LOSSES and self.bare is not self.properties
 
 
 _EVENT_PROPERTIES = pika.BasicProperties(content_type="application/json", delivery_mode=2)
@@ -97,7 +105,7 @@ class Publisher:
         self._session: Session | None = None
         self._sequence = 0
         self._unconfirmed: dict[int, Message] = {}  # In the order in which they were sent.
-        self._waiting: list[Message] = []
+        self._waiting: deque[Message] = deque()
         self._nacked: list[Message] = []
         self._nacked_until_s = 0.0
         self._blocked = False
@@ -116,7 +124,8 @@ class Publisher:
     def send(self, message: Message) -> asyncio.Future[bool]:
         """Send a message until it is confirmed: True; or is no longer wanted: False."""
         message.confirmed = asyncio.get_running_loop().create_future()
-        self._send(message)
+        self._waiting.append(message)
+        self._send_waiting()
         return message.confirmed
 
     async def close(self) -> None:
@@ -125,14 +134,25 @@ class Publisher:
         for message in (*self._waiting, *self._nacked):
             _resolve(message, confirmed=False)
 
-    def _send(self, message: Message) -> None:
-        if not message.wanted():
-            _resolve(message, confirmed=False)
-            return
+    def _send_waiting(self) -> None:
+        """Send what waits, in its order, as far as it can be sent now."""
+        while self._waiting:
+            message = self._waiting[0]
+            if not message.wanted():
+                _resolve(self._waiting.popleft(), confirmed=False)
+            elif (channel := self._channel_for(message)) is not None:
+                self._send(channel, self._waiting.popleft())
+            else:
+                break
+
+    def _channel_for(self, message: Message) -> Any:
         channel = self._session.channel if self._session is not None else None
         if channel is None or self._blocked or not channel.is_open:
-            self._waiting.append(message)
-            return
+            return None
+        in_flight = next(iter(self._unconfirmed.values()), None)
+        return channel if in_flight is None or not (in_flight.suspect or message.suspect) else None
+
+    def _send(self, channel: Any, message: Message) -> None:
         message.deadline_s = asyncio.get_running_loop().time() + CONFIRM_TIMEOUT_S
         self._sequence += 1
         self._unconfirmed[self._sequence] = message
@@ -140,14 +160,9 @@ class Publisher:
             message.exchange,
             message.routing_key,
             message.body,
-            message.bare if message.losses >= _BARE_AFTER_LOSSES else message.properties,
+            message.bare if message.losses_alone >= _SUSPECT_AFTER_LOSSES else message.properties,
             mandatory=True,
         )
-
-    def _send_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for message in waiting:
-            self._send(message)
 
     async def _publish(self, session: Session) -> None:
         channel = session.channel
@@ -165,14 +180,21 @@ class Publisher:
             self._send_waiting()
             await session.reply()  # There is none to come but the loss.
         finally:
-            self._lost()
+            alone = len(self._unconfirmed) == 1
+            for message in self._unconfirmed.values():
+                message.losses += 1
+                message.losses_alone += alone
+            self._take_back()
 
-    def _lost(self) -> None:
+    def _take_back(self) -> None:
+        """Send on the next channel what is not confirmed on this one, in its order."""
         self._session = None
-        for message in self._unconfirmed.values():
-            message.losses += 1
-        self._waiting = [*self._unconfirmed.values(), *self._waiting]
+        self._waiting.extendleft(reversed(self._unconfirmed.values()))
         self._unconfirmed = {}
+
+    def _give_up(self, session: Session, why: str) -> None:
+        self._take_back()
+        session.lose(why)
 
     def _on_blocked(self, *_: Any) -> None:
         self._blocked = True
@@ -198,6 +220,7 @@ class Publisher:
                 _resolve(message, confirmed=True)
         else:
             self._on_nack(confirmed)
+        self._send_waiting()
 
     def _take(self, last: int, multiple: bool) -> Iterable[Message]:
         """Take out the message that a confirm is for, or all up to it."""
@@ -222,13 +245,12 @@ class Publisher:
         session = self._session
         if session is None:
             return
-        self._lost()
         self.trouble = (
             f"no queue takes what is sent to {method.exchange!r} as {method.routing_key!r}"
             if method.exchange
             else f"queue {method.routing_key} is missing, it is declared anew"
         )
-        session.lose(self.trouble)
+        self._give_up(session, self.trouble)
 
     async def _check_every_second(self) -> None:
         while True:
@@ -237,7 +259,7 @@ class Publisher:
 
     def _check(self, now_s: float) -> None:
         # Where no connection comes they would be kept for ever, with their bodies.
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, deque()
         for message in waiting:
             if message.wanted():
                 self._waiting.append(message)
@@ -245,11 +267,11 @@ class Publisher:
                 _resolve(message, confirmed=False)
         if self._nacked_until_s <= now_s:
             nacked, self._nacked = self._nacked, []
-            for message in nacked:
-                self._send(message)
+            self._waiting.extend(nacked)
+            self._send_waiting()
         oldest = next(iter(self._unconfirmed.values()), None)
         if oldest and oldest.deadline_s < now_s and self._session and not self._blocked:
-            self._session.lose(f"no confirm within {CONFIRM_TIMEOUT_S:.0f} s")
+            self._give_up(self._session, f"no confirm within {CONFIRM_TIMEOUT_S:.0f} s")
 
 
 def _resolve(message: Message, *, confirmed: bool) -> None:
