@@ -11,10 +11,11 @@ COMPOSE  := docker compose -f docker-compose.yaml -f docker-compose.services.yam
 CLUSTER  := $(COMPOSE) -f docker-compose.cluster.yaml
 READY    := $(VENV)/ready
 SEEDS    ?= 100000
+SHORT    := duplicates downtime kills parking broker_faults
 
 .DEFAULT_GOAL := help
-.PHONY: help setup new-service demo test lint typecheck unit-test simulation integration-test chaos mutants bench bench-check docs \
-        bench-growth bench-steady \
+.PHONY: help setup new-service demo test lint typecheck unit-test simulation integration-test integration-short \
+        chaos mutants bench bench-check docs bench-growth bench-steady \
         docker up up-cluster browser-test chromium cluster-test cluster-scaling down lock
 
 help: ## Print this list
@@ -47,6 +48,9 @@ unit-test: $(READY) ## Run the tests that need no server, with 1,000 simulated r
 integration-test: $(READY) ## Run the tests with real RabbitMQ and etcd
 	$(BIN)/pytest tests/harness_tests tests/integration
 	$(BIN)/pytest tests/chaos/test_crash_points.py tests/chaos/test_crash_outbox.py -k "middle and one_replica"
+
+integration-short: $(READY) ## Run those that other servers need most: IMAGE_RABBITMQ=rabbitmq:4.0-management
+	$(BIN)/pytest tests/harness_tests $(SHORT:%=tests/integration/test_%.py)
 
 simulation: $(READY) ## Run the service against simulated faults: SEEDS=100000 runs, or the one run SEED=n
 	PYTHONPATH=tests:idempotent_consumer/tests $(BIN)/python -m simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from harness.process import Child
 from harness.servers import Servers
 from harness.statsd import StatsdListener
-from harness.wait import eventually
+from harness.wait import eventually, stands_still
 
 from .gauges import Gauges, read_gauges
 from .history import History
@@ -66,6 +66,18 @@ class Growth:
             repeats = self._repeat()
             measured = self._rate(child)
         return Grown(size, etcd, starts, repeats, measured)
+
+    def deletion_bytes(self) -> float:
+        """Delete all records, and return what each deletion adds to etcd's file, in bytes."""
+        etcd = self._servers.etcd
+
+        def used_now() -> int:
+            # What is in use changes once etcd has written to its file, every 0.1 s.
+            return stands_still(lambda: read_gauges(etcd).used)
+
+        before = used_now()
+        deleted, _ = Records(etcd).delete(self._subject.records[0])
+        return (used_now() - before) / deleted
 
     def close(self) -> None:
         """Close the connection to etcd."""

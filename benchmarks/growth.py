@@ -13,7 +13,7 @@ from harness.packages import ServersUnavailableError
 from harness.server import CommandFailedError
 from harness.servers import REPOSITORY, start_servers
 from harness.statsd import listen_statsd
-from idempotent_consumer.ledger.etcd import EtcdError
+from idempotent_consumer.etcd import EtcdError
 
 from .growing import Growth
 from .growth_report import report
@@ -32,6 +32,7 @@ def main() -> int:
             machine = describe(servers)
             growth = Growth(servers, statsd, options.starts, options.events)
             grown = [growth.measure(size) for size in options.sizes]
+            deletion_bytes = growth.deletion_bytes()
             growth.close()
     except (
         ServersUnavailableError,
@@ -42,7 +43,7 @@ def main() -> int:
     ) as error:
         print(error, file=sys.stderr)
         return 1
-    text, met = report(machine, grown)
+    text, met = report(machine, grown, deletion_bytes)
     publish(text, options.results)
     return int(not met)
 

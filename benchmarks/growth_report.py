@@ -13,7 +13,7 @@ from .marks import Mark
 _MB = 1_000_000
 
 
-def report(machine: str, grown: Sequence[Grown]) -> tuple[str, bool]:
+def report(machine: str, grown: Sequence[Grown], deletion_bytes: float) -> tuple[str, bool]:
     """Return the report in Markdown, and whether each mark is met. The first size is empty."""
     empty, longest = grown[0], grown[-1]
     marks = _judge(empty, longest)
@@ -34,6 +34,8 @@ def report(machine: str, grown: Sequence[Grown]) -> tuple[str, bool]:
                     *_rows(empty, grown),
                 ]
             ),
+            "",
+            f"Deleted, a record took {deletion_bytes:,.0f} bytes more, until etcd compacts.",
             "",
             *(f"- {mark}" for mark in marks),
         )

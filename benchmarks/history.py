@@ -9,13 +9,15 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from etcd3.etcdrpc import LeaseGrantRequest, TxnRequest
+
 from harness.servers import Servers
 from idempotent_consumer import Settings, encode_id
+from idempotent_consumer.cli.etcd import Etcd
+from idempotent_consumer.etcd import put
 from idempotent_consumer.event import decode
-from idempotent_consumer.ledger import messages as m
-from idempotent_consumer.ledger.etcd import Etcd
-from idempotent_consumer.ledger.records import DONE, encode
 from idempotent_consumer.names import record_prefix
+from idempotent_consumer.records import DONE, encode
 
 from .loading import body
 
@@ -38,7 +40,7 @@ class History:
     def grow(self, size: int) -> None:
         """Write the records that are missing to that size; raises EtcdError."""
         for first in range(self.size, size, _RECORDS_A_LEASE):
-            lease = self._etcd.call_and_wait("LeaseGrant", m.LeaseGrantRequest(TTL=self._lease_s))
+            lease = self._etcd.ask("LeaseGrant", LeaseGrantRequest(TTL=self._lease_s))
             numbers = range(first, min(first + _RECORDS_A_LEASE, size))
             for start in range(0, len(numbers), _PUTS):
                 self._put(numbers[start : start + _PUTS], lease.ID)
@@ -55,16 +57,16 @@ class History:
     def _put(self, numbers: Sequence[int], lease: int) -> None:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         value = partial(encode, DONE, time=now)
-        request: Any = m.TxnRequest()
+        request: Any = TxnRequest()
         for number in numbers:
             event = decode(_body(number))
-            m.put(
+            put(
                 request.success,
                 (self._prefix + encode_id(event.id)).encode(),
                 value(digest=event.digest, token=f"{self._process}/1/{number + 1}"),
                 lease,
             )
-        self._etcd.call_and_wait("Txn", request)
+        self._etcd.ask("Txn", request)
 
 
 def _body(number: int) -> bytes:

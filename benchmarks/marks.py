@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from .calls import CALLS, Calls
 from .figures import Spread
-from .ratios import IDLE
+from .ratios import IDLE, of_client, of_slots
 
 _AT_LEAST = {
     "durable, no effect / ceiling": 0.50,
@@ -14,7 +15,10 @@ _AT_LEAST = {
     "all duplicates, cache warm / ceiling": 0.70,
     "durable, no effect / naive": 25.0,
     "confirmed publishing / pika without confirms": 0.60,
+    **{of_client(calls): 0.40 for calls in CALLS if calls.answer_ms == 0},
 }
+_SLOTS, _CLIENT = 0.9, 0.6
+"""Of what the slots allow, or of the client alone, to a receiver that takes 100 ms: the less."""
 _IDLE_AT_MOST = 2.0
 
 
@@ -46,6 +50,7 @@ def judge(found: Mapping[str, Spread]) -> list[Mark]:
             Mark(name, found[name].median, f"at least {least:g}", found[name].median >= least)
             for name, least in _AT_LEAST.items()
         ),
+        *(_slow(found, calls) for calls in CALLS if calls.answer_ms == 100),
         Mark(
             "publish to recorded, idle / bare steps, medians",
             over_bare,
@@ -53,3 +58,15 @@ def judge(found: Mapping[str, Spread]) -> list[Mark]:
             over_bare <= _IDLE_AT_MOST,
         ),
     ]
+
+
+def _slow(found: Mapping[str, Spread], calls: Calls) -> Mark:
+    """Judge calls to a slow receiver: the value is what they reach of the lesser bound."""
+    slots, client = found[of_slots(calls)].median, found[of_client(calls)].median
+    reached = max(slots / _SLOTS, client / _CLIENT)
+    return Mark(
+        f"calls / ({_SLOTS:g} of the slots or {_CLIENT:g} of the client alone): {calls.name}",
+        reached,
+        "at least 1",
+        reached >= 1,
+    )

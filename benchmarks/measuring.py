@@ -10,14 +10,15 @@ from functools import partial
 from harness.servers import Servers, start_servers
 from harness.statsd import listen_statsd
 
-from . import calling, latency
+from . import latency
+from .calls import CALLS, call_alone
 from .loads import SECONDS, Load, run_load
 from .machine import describe
 from .progress import Rates
 from .publishing import PUBLISHERS, publish_once
 from .results import Results
 from .sink import run_sink
-from .subjects import BATCH_SIZES, LARGE, Subject, bare, compared, prefetch, sweep
+from .subjects import BATCH_SIZES, LARGE, Subject, bare, caller, compared, prefetch, sweep
 from .throughput import run_once
 
 LEAST_EVENTS = 4 * prefetch({"BATCH_SIZE": str(max(BATCH_SIZES))})
@@ -41,15 +42,15 @@ class Measuring:
 
     def ratios_only(self) -> Results:
         """Measure what the ratios are made of."""
-        consumers = self._consumers(compared(self._servers, self._statsd, self._sink_url))
-        calls = partial(calling.call_once, self._sink_url, self._events // calling.ONE_IN)
+        consumers = self._consumers(compared(self._servers, self._statsd))
         publishers = [
             partial(publish_once, self._servers, name, self._events) for name in PUBLISHERS
         ]
         return Results(
             machine=self._machine,
             events=self._events,
-            consuming=_run_rounds("consuming", [*consumers, calls], self._rounds),
+            consuming=_run_rounds("consuming", consumers, self._rounds),
+            calls=_run_rounds("calls", self._calls(), self._rounds),
             publishing=_run_rounds("publishing", publishers, self._rounds),
             idle=latency.measure(self._servers, self._bare),
         )
@@ -68,6 +69,19 @@ class Measuring:
 
     def _consumers(self, subjects: Sequence[Subject]) -> list[Run]:
         return [partial(run_once, self._servers, subject, self._events) for subject in subjects]
+
+    def _calls(self) -> list[Run]:
+        """Return each service that makes calls, and behind it its client alone."""
+        runs: list[Run] = []
+        for calls in CALLS:
+            subject = caller(self._servers, self._statsd, self._sink_url, calls)
+            # Calls are slow. What leaves the queue before the first ack does not count.
+            events = subject.prefetch + self._events // 4
+            runs += [
+                partial(run_once, self._servers, subject, events),
+                partial(call_alone, self._sink_url, calls),
+            ]
+        return runs
 
     def _loads(self) -> list[Load]:
         loads = []

@@ -5,11 +5,12 @@ the latency's is of the bare steps to the service's time.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .calling import CALLS
-from .figures import Spread, ratio
+from .calls import CALLS, Calls
+from .figures import Spread, per_s, ratio
+from .progress import Rates
 from .publishing import CONFIRMED, UNCONFIRMED
 from .results import Results
 from .subjects import (
@@ -19,7 +20,6 @@ from .subjects import (
     DUPLICATES,
     HALF,
     NAIVE,
-    NOTIFY,
     ORDER,
     ORDER_SMALL,
 )
@@ -35,7 +35,6 @@ _CONSUMING = {
     "half duplicates / ceiling": (HALF, CEILING),
     "all duplicates, cache warm / ceiling": (DUPLICATES, CEILING),
     "durable, no effect / naive": (BARE, NAIVE),
-    "notify / its calls alone": (NOTIFY, CALLS),
 }
 _PUBLISHING = {"confirmed publishing / pika without confirms": (CONFIRMED, UNCONFIRMED)}
 IDLE = "bare steps / publish to recorded, idle, medians"
@@ -46,9 +45,29 @@ def ratios(results: Results) -> dict[str, Spread]:
     bare_over_recorded = 1 / results.idle.over_bare
     return {
         **{name: ratio(results.consuming, *pair) for name, pair in _CONSUMING.items()},
+        **{of_client(calls): ratio(results.calls, calls.name, calls.alone) for calls in CALLS},
+        **{
+            of_slots(calls): _share_of_slots(results.calls, calls, most_per_s)
+            for calls in CALLS
+            if (most_per_s := calls.most_per_s)
+        },
         **{name: ratio(results.publishing, *pair) for name, pair in _PUBLISHING.items()},
         IDLE: Spread(bare_over_recorded, bare_over_recorded, bare_over_recorded),
     }
+
+
+def of_client(calls: Calls) -> str:
+    """Return the name of the ratio of calls for events to the same calls by the client alone."""
+    return f"calls / client alone: {calls.name}"
+
+
+def of_slots(calls: Calls) -> str:
+    """Return the name of the ratio of calls for events to those that their slots allow."""
+    return f"calls / what the slots allow: {calls.name}"
+
+
+def _share_of_slots(rounds: Sequence[Rates], calls: Calls, most_per_s: float) -> Spread:
+    return Spread(*(rate / most_per_s for rate in per_s(rounds, calls.name)))
 
 
 def medians(found: Mapping[str, Spread]) -> dict[str, float]:

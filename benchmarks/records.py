@@ -19,15 +19,20 @@ class Records:
         if (count := int(answer.get("count", 0))) != events:
             raise AssertionError(f"{prefix}: {count} keys for {events} events")
 
+    def delete(self, prefix: str = "") -> tuple[int, int]:
+        """Delete everything below a prefix, not its history; return how many, and the revision."""
+        deleted = self._call("deleterange", **_below(prefix))
+        return int(deleted.get("deleted", 0)), int(deleted["header"]["revision"])
+
     def clear(self, prefix: str = "") -> None:
         """Delete everything below a prefix, and the history of all.
 
         `physical` waits until the space is given back, which would else happen during the next
         run and slow that down.
         """
-        deleted = self._call("deleterange", **_below(prefix))
-        if "deleted" in deleted:  # Else nothing is new, and etcd refuses to compact twice.
-            self._call("compaction", revision=deleted["header"]["revision"], physical=True)
+        deleted, revision = self.delete(prefix)
+        if deleted:  # Else nothing is new, and etcd refuses to compact twice.
+            self._call("compaction", revision=revision, physical=True)
 
     def _call(self, method: str, **request: object) -> Any:
         return fetch_json("POST", f"{self._url}/{method}", request, timeout_s=60)

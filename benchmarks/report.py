@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from .calling import CALLS
+from .calls import CALLS
 from .figures import Spread, cpu_us, per_s, percentile, ratio, show
 from .markdown import table
 from .marks import Mark
 from .percentiles import PER_MILLE, Percentiles, by_rate
 from .publishing import PUBLISHERS, UNCONFIRMED
-from .ratios import ratios
+from .ratios import of_client, of_slots, ratios
 from .results import Results
 from .subjects import (
     BARE,
@@ -19,7 +19,6 @@ from .subjects import (
     DUPLICATES,
     HALF,
     NAIVE,
-    NOTIFY,
     ORDER,
     ORDER_SMALL,
     bare_name,
@@ -27,7 +26,7 @@ from .subjects import (
     sized,
 )
 
-_CONSUMING = (CEILING, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, HALF, DUPLICATES, CALLS, NOTIFY)
+_CONSUMING = (CEILING, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, HALF, DUPLICATES)
 _NONE = "-"
 
 
@@ -36,6 +35,7 @@ def render(results: Results, marks: Sequence[Mark]) -> str:
     sections = {
         "Marks": _marks(marks),
         "Consuming": _consuming(results),
+        "Calls": _calls(results),
         "Ratios": _ratios(results),
         "Batch size": _sweep(results),
         "Publishing": _publishing(results),
@@ -84,6 +84,34 @@ def _consuming(results: Results) -> str:
     return table([("", "events/s", "CPU µs an event", "of the ceiling"), *rows]) + (
         "\n\nCPU time is of the consumer's process alone. The two numbers of a service are "
         "`ETCD_MAX_TXN_OPS` and `BATCH_SIZE`. Of duplicates, deliveries count."
+    )
+
+
+def _calls(results: Results) -> str:
+    rounds, found = results.calls, ratios(results)
+    head = (
+        "handler, receiver, `CALLS_AT_ONCE`",
+        "calls/s",
+        "CPU µs a call",
+        "client alone, calls/s",
+        "of the client alone",
+        "of what the slots allow",
+    )
+    rows = [
+        (
+            calls.name,
+            _whole(per_s(rounds, calls.name)),
+            _one(cpu_us(rounds, calls.name)),
+            _whole(per_s(rounds, calls.alone)),
+            _three(found[of_client(calls)]),
+            _three(found[of_slots(calls)]) if calls.most_per_s else _NONE,
+        )
+        for calls in CALLS
+    ]
+    return table([head, *rows]) + (
+        "\n\nA call for each event, under its claim, to a receiver that answers after so long. "
+        "`notify` is the coroutine, on aiohttp; the plain handler runs on threads, on urllib3. "
+        "The client alone makes the same calls without a broker and etcd, as many at once."
     )
 
 

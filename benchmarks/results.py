@@ -15,6 +15,7 @@ class Results:
     machine: str
     events: int
     consuming: Sequence[Rates]
+    calls: Sequence[Rates]
     publishing: Sequence[Rates]
     idle: Latencies
     sweep: Sequence[Rates] = field(default_factory=list)

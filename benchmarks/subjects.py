@@ -14,7 +14,7 @@ from harness.services import environment
 from idempotent_consumer import Settings
 from idempotent_consumer.bus import COMMITS_IN_FLIGHT, declare
 
-from . import calling
+from .calls import Calls, Kind
 from .loading import Mix
 
 LARGE = {"ETCD_MAX_TXN_OPS": "1024", "BATCH_SIZE": "512"}
@@ -35,10 +35,15 @@ CEILING, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, HALF, DUPLICATES = (
     "half duplicates",
     "duplicates, cache warm",
 )
-NOTIFY = "notify, 128/128"
 
 BATCH_SIZES = (16, 32, 64, 128, 256, 512)
 """Of the sweep. With one effect, 512 events fill etcd's 1,024 operations."""
+
+_CALLERS = {
+    Kind.COROUTINE: ("notify", ("notify",), REPOSITORY / "notify"),
+    Kind.PLAIN: ("plain", ("benchmarks.consumers.plain",), REPOSITORY),
+}
+"""A handler's queue, process and directory."""
 
 _STOP_WITHIN_S = 15.0
 
@@ -117,17 +122,23 @@ def order(servers: Servers, settings: Mapping[str, str]) -> Subject:
     )
 
 
-def notify(servers: Servers, settings: Mapping[str, str], sink_url: str) -> Subject:
-    """Return the notify service: an HTTP call for each event, under a claim."""
+def caller(servers: Servers, statsd: Mapping[str, str], sink_url: str, calls: Calls) -> Subject:
+    """Return a service that makes an HTTP call for each event, under a claim."""
+    queue, arguments, directory = _CALLERS[calls.kind]
+    settings = {
+        **LARGE,
+        **statsd,
+        "CALLS_AT_ONCE": str(calls.at_once),
+        "NOTIFY_URL": calls.url(sink_url),
+    }
     return Subject(
-        name=NOTIFY,
-        queue="notify",
-        arguments=("notify",),
-        directory=REPOSITORY / "notify",
-        settings=_service_settings(servers, {**settings, "NOTIFY_URL": sink_url}),
+        name=calls.name,
+        queue=queue,
+        arguments=arguments,
+        directory=directory,
+        settings=_service_settings(servers, settings),
         prefetch=prefetch(settings),
-        records=("/service/notify/",),
-        one_in=calling.ONE_IN,
+        records=(f"/service/{queue}/",),
     )
 
 
@@ -139,7 +150,7 @@ def ceiling(servers: Servers) -> Subject:
     )
 
 
-def compared(servers: Servers, statsd: Mapping[str, str], sink_url: str) -> list[Subject]:
+def compared(servers: Servers, statsd: Mapping[str, str]) -> list[Subject]:
     """Return the library in its services, which count to `statsd`, and the ways without it."""
     large, small = {**LARGE, **statsd}, {**SMALL, **statsd}
     url, etcd = servers.rabbitmq.url, servers.etcd.endpoint
@@ -161,7 +172,6 @@ def compared(servers: Servers, statsd: Mapping[str, str], sink_url: str) -> list
         order(servers, large),
         order(servers, small),
         bare(servers, large, mix=Mix.SHUFFLED),
-        notify(servers, small, sink_url),
     ]
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-import time
+from contextlib import suppress
+from functools import cache
 from urllib.parse import quote
 
+import aiohttp
 import structlog
-import urllib3
+from yarl import URL
 
 from idempotent_consumer import Event, Service, encode_id
 
-TIMEOUT_S = 5.0
-
 service = Service("notify", noun="notifications")
-http = urllib3.PoolManager(maxsize=16, retries=False)
 log = structlog.get_logger(service="notify")
 
 
@@ -23,19 +22,18 @@ class NotSentError(Exception):
     """The receiver did not accept the notification; the event is retried."""
 
 
-def notify_url() -> str | None:
-    """Return where notifications go, or None for the log. Raises ValueError."""
-    url = os.environ.get("NOTIFY_URL", "").strip()
-    if not url:
+def notify_url() -> URL | None:
+    """Return where notifications go, or None for the log. Raises ValueError, without the URL."""
+    text = os.environ.get("NOTIFY_URL", "").strip()
+    if not text:
         return None
-    try:
-        parts = urllib3.util.parse_url(url)
-        valid = parts.scheme in ("http", "https") and parts.host and parts.host.encode("idna")
-    except (urllib3.exceptions.LocationParseError, UnicodeError):
-        valid = None
-    if not valid:
-        raise ValueError(f"NOTIFY_URL is {url!r}: write http://host/path or https://host/path")
-    return url
+    with suppress(ValueError):
+        url = URL(text)
+        # with_host() refuses what no host has in it, the codec what no name server could look up.
+        if url.scheme in ("http", "https") and url.host and url.with_host(url.host):
+            url.host.encode("idna")
+            return url
+    raise ValueError("NOTIFY_URL is wrong: write http://host/path or https://host/path")
 
 
 def idempotency_key(event_id: str) -> str:
@@ -43,31 +41,37 @@ def idempotency_key(event_id: str) -> str:
     return quote(encode_id(event_id), safe="!#$&'()*+,/:;=?@[]<>\\^`{|}\"")
 
 
-@service.claimed_handler("new_order", timeout_s=TIMEOUT_S)
-def notify(event: Event, timeout_s: float) -> None:
+@cache
+def session() -> aiohttp.ClientSession:
+    """Return the session whose connections all calls share; the first call opens it on its loop."""
+    connector = aiohttp.TCPConnector(limit=0)  # CALLS_AT_ONCE bounds the connections.
+    cookies = aiohttp.DummyCookieJar()
+    return aiohttp.ClientSession(connector=connector, cookie_jar=cookies, auto_decompress=False)
+
+
+@service.claimed_handler("new_order", timeout_s=5.0)
+async def notify(event: Event, _timeout_s: float) -> None:
     """Send one notification. A repeat carries the same key, so that the receiver can drop it."""
     url = notify_url()
     if url is None:
         log.info("notification", event_id=event.id, type=event.type)
         return
-    deadline_s = time.monotonic() + timeout_s
-    response = http.request(
-        "POST",
-        url,
-        json={"id": event.id, "type": event.type, "args": event.args},
-        headers={"Idempotency-Key": idempotency_key(event.id)},
-        timeout=urllib3.Timeout(total=timeout_s),
-        redirect=False,
-        preload_content=False,
-    )
-    # Read to its end, so that the connection can be used again, but not for ever.
-    while response.read1(4096) and time.monotonic() < deadline_s:
-        pass
+    try:
+        async with session().post(
+            url,
+            json={"id": event.id, "type": event.type, "args": event.args},
+            headers={"Idempotency-Key": idempotency_key(event.id)},
+            allow_redirects=False,
+        ) as response:
+            # Read to its end, so that the connection can be used again. The library cancels a call
+            # at its time-out, whatever it waits for.
+            async for _ in response.content.iter_any():
+                pass
+    except aiohttp.ClientResponseError as error:
+        # Its own text has the URL in it, which may be a secret.
+        raise NotSentError(f"the receiver's answer is not HTTP: {error.message}") from None
     if not 200 <= response.status < 300:
         raise NotSentError(f"the receiver answered {response.status}")
-    if time.monotonic() >= deadline_s:
-        response.close()
-        raise NotSentError(f"the receiver took longer than {timeout_s:g} s")
 
 
 def main() -> int:

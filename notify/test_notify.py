@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import aiohttp
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -16,40 +18,67 @@ import notify
 from idempotent_consumer import Event, encode_id
 
 EVENT = Event("12/ä", "new_order", {"item": "bicycle"})
+CALLS_AT_ONCE = 200
+"""More than aiohttp's own limit, which is 100 connections."""
+
+Call = Callable[..., None]
 
 
 class Receiver(ThreadingHTTPServer):
-    """A local HTTP server that keeps what it is sent, and answers as it is told."""
+    """A local HTTP server that keeps what it is sent, and answers as it is told.
+
+    ``head`` are bytes that it answers with, instead of a status and headers. ``drips`` is how many
+    bytes follow, each after a tenth of a second. ``meeting``: no call is answered before all that
+    it waits for are there.
+    """
+
+    request_queue_size = CALLS_AT_ONCE
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
-        self.status, self.drips = 204, 0
+        self.status, self.head, self.drips = 204, b"", 0
+        self.connections: set[object] = set()
+        self.meeting: threading.Barrier | None = None
+        self.hung_up, self.closing = threading.Event(), threading.Event()
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 receiver.requests.append((self.path, dict(self.headers), body))
+                receiver.connections.add(self.client_address)
+                if receiver.meeting:
+                    receiver.meeting.wait(30)
+                if receiver.head:
+                    self.wfile.write(receiver.head)
+                else:
+                    self._send_head()
+                for _ in range(receiver.drips):
+                    try:
+                        self.wfile.write(b".")
+                    except OSError:
+                        receiver.hung_up.set()
+                        return
+                    if receiver.closing.wait(0.1):
+                        return
+
+            def _send_head(self) -> None:
                 self.send_response(receiver.status)
                 if receiver.status == 302:
                     self.send_header("Location", "/elsewhere")
                 self.send_header("Content-Length", str(receiver.drips))
                 self.end_headers()
-                for _ in range(receiver.drips):
-                    self.wfile.write(b".")
-                    if receiver.gone.wait(0.1):
-                        return
 
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.gone = threading.Event()
+        self.handler = Handler
         super().__init__(("127.0.0.1", 0), Handler)
 
     @property
-    def url(self) -> str:
-        """Return its address."""
-        return f"http://127.0.0.1:{self.server_address[1]}/hook"
+    def address(self) -> str:
+        """Return its host and port."""
+        return f"127.0.0.1:{self.server_port}"
 
 
 @pytest.fixture
@@ -60,13 +89,32 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
         target=receiver.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
     )
     thread.start()
-    monkeypatch.setenv("NOTIFY_URL", receiver.url)
+    monkeypatch.setenv("NOTIFY_URL", f"http://{receiver.address}/hook")
     yield receiver
-    receiver.gone.set()
+    receiver.closing.set()
     receiver.shutdown()
     receiver.server_close()
     thread.join(10)
-    notify.http.clear()
+
+
+@pytest.fixture
+def call() -> Iterator[Call]:
+    """Call the handler as the library does: on one event loop, cancelled at its time-out."""
+
+    async def one(timeout_s: float) -> None:
+        async with asyncio.timeout(timeout_s):
+            await notify.notify(EVENT, timeout_s)
+
+    async def several(timeout_s: float, at_once: int) -> None:
+        await asyncio.gather(*(one(timeout_s) for _ in range(at_once)))
+
+    async def close() -> None:
+        await notify.session().close()
+
+    with asyncio.Runner() as loop:
+        yield lambda timeout_s=5.0, at_once=1: loop.run(several(timeout_s, at_once))
+        loop.run(close())
+        notify.session.cache_clear()
 
 
 def test_it_handles_exactly_new_order_under_a_claim() -> None:
@@ -76,9 +124,11 @@ def test_it_handles_exactly_new_order_under_a_claim() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
-def test_an_event_is_posted_once_as_json_with_its_key(receiver: Receiver, status: int) -> None:
+def test_an_event_is_posted_once_as_json_with_its_key(
+    receiver: Receiver, call: Call, status: int
+) -> None:
     receiver.status = status
-    notify.notify(EVENT, 5.0)
+    call()
     ((path, headers, body),) = receiver.requests
     assert path == "/hook"
     assert json.loads(body) == {"id": "12/ä", "type": "new_order", "args": {"item": "bicycle"}}
@@ -88,42 +138,112 @@ def test_an_event_is_posted_once_as_json_with_its_key(receiver: Receiver, status
 
 @pytest.mark.parametrize("status", [302, 304, 400, 404, 409, 429, 500, 503])
 def test_what_is_not_2xx_raises_and_is_not_sent_again_by_itself(
-    receiver: Receiver, status: int
+    receiver: Receiver, call: Call, status: int
 ) -> None:
     """The event is retried on the broker; a repeat inside the call would not be counted."""
     receiver.status = status
     with pytest.raises(notify.NotSentError, match=str(status)):
-        notify.notify(EVENT, 5.0)
+        call()
     assert len(receiver.requests) == 1
 
 
-def test_a_receiver_that_is_not_there_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_receiver_that_is_not_there_raises(monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
     monkeypatch.setenv("NOTIFY_URL", "http://127.0.0.1:1/hook")
-    with pytest.raises(Exception, match="refused"):
-        notify.notify(EVENT, 5.0)
+    with pytest.raises(aiohttp.ClientConnectorError, match=r"127\.0\.0\.1:1 ") as raised:
+        call()
+    assert isinstance(raised.value.os_error, ConnectionRefusedError)
 
 
-def test_a_receiver_that_drips_its_answer_does_not_hold_the_call(receiver: Receiver) -> None:
+def test_an_answer_that_is_not_http_raises_without_telling_the_address(
+    receiver: Receiver, call: Call
+) -> None:
+    """The address of a hook is a secret, and what a handler raises stands in logs and headers."""
+    receiver.head = b"220 mail.example ESMTP\r\n"
+    with pytest.raises(notify.NotSentError, match="not HTTP") as raised:
+        call()
+    assert "hook" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"", b"HTTP/1.1 204 No Content\r\nX-Drops: "],
+    ids=["body", "header"],
+)
+def test_a_receiver_that_drips_its_answer_does_not_hold_the_call(
+    receiver: Receiver, call: Call, head: bytes
+) -> None:
     """The claim covers the call for so long and no longer; each drip is within the time-out."""
-    receiver.status, receiver.drips = 200, 40
-    started_s = time.monotonic()
-    with pytest.raises(Exception, match=r"."):
-        notify.notify(EVENT, 0.5)
-    assert time.monotonic() - started_s < 2.0
+    receiver.status, receiver.head, receiver.drips = 200, head, 5_000
+    with pytest.raises(TimeoutError):
+        call(timeout_s=0.5)
+    assert receiver.hung_up.wait(10), "the connection is still open"
 
 
-def test_every_event_of_one_type_uses_the_same_connection_pool(receiver: Receiver) -> None:
+def test_every_event_of_one_type_uses_the_same_connection_pool(
+    receiver: Receiver, call: Call
+) -> None:
     """A connection that the receiver has closed is not taken for a failure."""
     for _ in range(5):
-        notify.notify(EVENT, 5.0)
+        call()
     assert len(receiver.requests) == 5
 
 
+@pytest.mark.parametrize("status", [204, 503])
+def test_a_connection_is_used_again(receiver: Receiver, call: Call, status: int) -> None:
+    receiver.handler.protocol_version = "HTTP/1.1"
+    receiver.status, receiver.drips = status, 0 if status == 204 else 2
+    for _ in range(3):
+        with contextlib.suppress(notify.NotSentError):
+            call()
+    assert len(receiver.requests) == 3
+    assert len(receiver.connections) == 1
+
+
+def test_cookies_and_bodies_of_answers_are_ignored(
+    receiver: Receiver, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # By its name: from an address no cookies would be taken.
+    monkeypatch.setenv("NOTIFY_URL", f"http://localhost:{receiver.server_port}/hook")
+    receiver.head = (
+        b"HTTP/1.0 200 OK\r\nSet-Cookie: a=b\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n"
+    )
+    receiver.drips = 2
+    for _ in range(2):
+        call()
+    assert all("Cookie" not in headers for _, headers, _ in receiver.requests)
+
+
+def test_as_many_calls_are_made_at_once_as_the_library_makes(
+    receiver: Receiver, call: Call
+) -> None:
+    receiver.meeting = threading.Barrier(CALLS_AT_ONCE)
+    call(timeout_s=60, at_once=CALLS_AT_ONCE)
+    assert len(receiver.connections) == CALLS_AT_ONCE
+
+
+def test_a_proxy_of_the_environment_is_not_used(
+    receiver: Receiver, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:1/")
+    call()
+    assert len(receiver.requests) == 1
+
+
+def test_a_user_and_password_in_the_address_are_its_login(
+    receiver: Receiver, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_URL", f"http://user:secret@{receiver.address}/hook")
+    call()
+    ((_, headers, _),) = receiver.requests
+    assert headers["Authorization"] == "Basic dXNlcjpzZWNyZXQ="
+
+
 def test_without_an_address_it_is_logged(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], call: Call
 ) -> None:
     monkeypatch.delenv("NOTIFY_URL", raising=False)
-    notify.notify(EVENT, 5.0)
+    call()
     out = capsys.readouterr().out
     assert "notification" in out
     assert "12/" in out
@@ -148,6 +268,8 @@ def test_a_blank_address_is_none(monkeypatch: pytest.MonkeyPatch, blank: str) ->
         "http://a b/",
         "http:/h",
         "http://a..b/",
+        "http://user:secret@h:99999/",
+        "http://user:secret@a b/?key=secret",
         f"http://{'a' * 70}.b/",
     ],
 )
@@ -161,6 +283,7 @@ def test_a_wrong_address_ends_the_service_with_one_line_and_code_2(
     out, err = capsys.readouterr()
     assert err.startswith("notify: NOTIFY_URL")
     assert err.count("\n") == 1
+    assert "secret" not in err
     assert out == ""
 
 

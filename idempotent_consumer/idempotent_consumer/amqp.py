@@ -37,6 +37,9 @@ the connection is idle or not (Linux's page tcp(7)); heartbeats alone would take
 may set others with ``?tcp_options=``. A connection that publishes has ``KEEPALIVE`` alone:
 TCP_USER_TIMEOUT also ends one whose peer does not read, as a broker with an alarm does not."""
 
+NOT_FOUND = 404
+"""AMQP's reply code for a queue or an exchange that is not there."""
+
 _MAX_SHORT_STRING_BYTES = 255
 
 
@@ -78,6 +81,10 @@ def explain(error: BaseException) -> str:
                 f"{cause.reply_text}. A queue's or exchange's arguments never change: delete "
                 "it (rabbitmqctl delete_queue NAME) when it is empty, and it is made anew"
             )
+        if isinstance(cause, pika.exceptions.ChannelClosedByBroker) and (
+            cause.reply_code == NOT_FOUND and "no queue" in cause.reply_text
+        ):
+            return f"{cause.reply_text}: it was deleted, and is declared anew"
         if isinstance(cause, pika.exceptions.ProbableAuthenticationError) or (
             isinstance(cause, pika.exceptions.ConnectionClosedByBroker) and cause.reply_code == 403
         ):

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from pika.exceptions import AMQPError
+from pika.exceptions import ChannelWrongStateError, ConnectionWrongStateError
 from structlog.typing import FilteringBoundLogger
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
@@ -31,6 +31,10 @@ COMMITS_IN_FLIGHT = 4
 """Most batches sent to etcd and not yet answered."""
 
 _MAX_PREFETCH = 32_767
+
+GONE_WITHIN_S = 0.25
+"""The broker cancels the consumers of a queue that is deleted some milliseconds before the queue is
+gone (2 to 6 ms on RabbitMQ 4.0.5 and 4.3.6, one node): it is looked for after that."""
 
 LAST_ACKS_S = 0.25
 """RabbitMQ hands acks on to a quorum queue 32 at a time, and forgets those that still wait for
@@ -116,12 +120,12 @@ class Epoch:
         self.number = number
         self.alive = True
         self._channel = channel
-        self._in_hand: dict[int, None] = {}  # In the order of their tags.
+        self._in_hand: dict[int, float] = {}  # When each arrived, in the order of their tags.
         self._settled: list[int] = []
 
-    def arrived(self, tag: int) -> None:
-        """Note a delivery."""
-        self._in_hand[tag] = None
+    def arrived(self, tag: int, at_s: float = 0.0) -> None:
+        """Note a delivery, and when it arrived, by the loop's clock."""
+        self._in_hand[tag] = at_s
 
     def settle(self, tag: int) -> None:
         """Note that a delivery is to be acked."""
@@ -132,6 +136,11 @@ class Epoch:
     def in_hand(self) -> int:
         """How many deliveries are not settled."""
         return len(self._in_hand)
+
+    @property
+    def oldest_s(self) -> float | None:
+        """When the oldest of them arrived; None where all are settled."""
+        return next(iter(self._in_hand.values()), None)
 
     def flush(self) -> None:
         """Ack what is settled up to the first delivery in hand, with one ack."""
@@ -204,7 +213,7 @@ class ChannelLost(Exception):
     """The channel or its connection has gone; the message says why, in one line."""
 
 
-class Session:
+class ClientChannel:
     """One connection with one channel, from its opening to its end.
 
     What pika tells is put into a queue, in the order in which it happens, and ``reply`` takes it
@@ -215,21 +224,23 @@ class Session:
     channel: Any = None
 
     def __init__(self, connect: Callable[..., Any], parameters: Any) -> None:
-        replies: asyncio.Queue[Any] = asyncio.Queue()
-        self.replied, self._next_reply = replies.put_nowait, replies.get
+        self._replies: asyncio.Queue[Any] = asyncio.Queue()
+        self.replied = self._replies.put_nowait
         self._closed = asyncio.get_running_loop().create_future()
         self._over = False
         self._defect: Exception | None = None
+        on_channel = self.callback(self._on_channel)
+        on_open = self.callback(lambda opened: opened.channel(on_open_callback=on_channel))
         self._connection = connect(
             parameters,
-            on_open_callback=self.callback(self._on_open),
+            on_open_callback=on_open,
             on_open_error_callback=self._on_closed,
             on_close_callback=self._on_closed,
         )
 
     async def reply(self) -> Any:
         """Wait for the next reply. Raises ChannelLost, and what a callback has raised."""
-        reply = await self._next_reply()
+        reply = await self._replies.get()
         if isinstance(reply, Exception):
             raise reply
         return reply
@@ -239,7 +250,7 @@ class Session:
         self.replied(ChannelLost(why))
 
     def callback(self, function: Callable[..., None]) -> Callable[..., None]:
-        """Return a function for pika to call, which does nothing once the session is over.
+        """Return a function for pika to call, which does nothing once this is closed.
 
         What the function raises is a defect: it comes out of ``reply``, while pika would take it
         for a lost connection, or hand it to the loop.
@@ -260,25 +271,19 @@ class Session:
         """Close the connection: the broker requeues what is unacked. Raises a callback's defect."""
         self._over = True
         if not self._closed.done():
-            with suppress(AMQPError):
+            with suppress(ConnectionWrongStateError):
                 self._connection.close()
             await asyncio.wait({self._closed}, timeout=CLOSE_TIMEOUT_S)
         if self._defect is not None:
             raise self._defect
 
-    def _on_open(self, connection: Any) -> None:
-        connection.channel(on_open_callback=self.callback(self._on_channel))
-
     def _on_channel(self, channel: Any) -> None:
-        cancelled = "the broker cancelled the consumer: its queue was deleted or moved"
         channel.add_on_close_callback(self.callback(lambda _, error: self.lose(explain(error))))
-        channel.add_on_cancel_callback(self.callback(lambda _: self.lose(cancelled)))
         self.channel = channel
         self.replied(channel)
 
     def _on_closed(self, _connection: Any, error: BaseException) -> None:
-        if not self._closed.done():
-            self._closed.set_result(None)
+        self._closed.set_result(None)
         self.callback(lambda: self.lose(explain(error)))()
 
 
@@ -309,7 +314,7 @@ class RecoveringConnection:
         self._ended.set()
         health.lacks(name, "not connected yet")
 
-    async def run(self, use: Callable[[Session], Awaitable[None]]) -> None:
+    async def run(self, use: Callable[[ClientChannel], Awaitable[None]]) -> None:
         """Await ``use`` with an open channel, again whenever it raises ChannelLost; until closed.
 
         What else it raises, or one of its callbacks, ends this in an ExceptionGroup.
@@ -341,18 +346,19 @@ class RecoveringConnection:
         self._closing.set()
         await self._ended.wait()
 
-    async def _connect(self, use: Callable[[Session], Awaitable[None]]) -> None:
+    async def _connect(self, use: Callable[[ClientChannel], Awaitable[None]]) -> None:
         self._current, self._ready_s = self._next(), None
-        session = Session(self._system.connect, self._current)
+        client = ClientChannel(self._system.connect, self._current)
         try:
-            await session.reply()
-            await use(session)
-        except AMQPError as error:  # It has gone, and its loss is still to be read.
-            session.lose(explain(error))
+            await client.reply()
+            await use(client)
+        except (ChannelWrongStateError, ConnectionWrongStateError) as error:
+            # It has gone, and its loss is still to be read.
+            client.lose(explain(error))
             while True:
-                await session.reply()
+                await client.reply()
         finally:
-            await session.close()
+            await client.close()
 
     def _next(self) -> Any:
         if not self._untried:
@@ -457,33 +463,55 @@ class Intake:
         await asyncio.sleep(LAST_ACKS_S)
         await self._connection.close()
 
-    async def _consume(self, session: Session) -> None:
-        channel = self._channel = session.channel
+    async def _consume(self, client: ClientChannel) -> None:
+        channel = self._channel = client.channel
         declare(channel, self._service, self._retry_delays)
-        channel.basic_qos(prefetch_count=self._prefetch, callback=session.replied)
-        await session.reply()
+        channel.basic_qos(prefetch_count=self._prefetch, callback=client.replied)
+        await client.reply()
         if self._stopping:
             return
         self._epochs += 1
         epoch = self._epoch = Epoch(self._epochs, channel)
+        now_s = asyncio.get_running_loop().time
 
         def arrive(tag: int, properties: Any, body: bytes) -> None:
-            epoch.arrived(tag)
+            epoch.arrived(tag, now_s())
             self._arrived.append(Delivery(epoch, tag, properties, body))
             self._some_arrived.set()
 
-        on_delivery = session.callback(arrive)
+        on_delivery = client.callback(arrive)
 
         def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
             on_delivery(method.delivery_tag, properties, body)
 
         try:
-            tag = channel.basic_consume(self._service, on_message, callback=session.replied)
+            tag = channel.basic_consume(self._service, on_message, callback=client.replied)
             self._consumer_tag = tag
             channel.connection.reader = Reader(channel.channel_number, tag, on_delivery)
-            await session.reply()
+            await client.reply()
+            channel.add_on_cancel_callback(client.callback(client.replied))
             self._connection.ready()
-            await session.reply()  # There is none to come but the loss.
+            await client.reply()  # There is none to come but a cancel, or the loss.
+            held_s = now_s() - epoch.oldest_s if epoch.oldest_s is not None else None
+            raise ChannelLost(await self._why_cancelled(client, held_s))
         finally:
             self._epoch = None
             self._returned(epoch.end())
+
+    async def _why_cancelled(self, client: ClientChannel, held_s: float | None) -> str:
+        """Return why the broker has cancelled the consumer, which basic.cancel does not say.
+
+        ``held_s`` is for how long the oldest delivery had been unacked. Where the queue is still
+        there, RabbitMQ 4.3 cancels a consumer that has held a delivery for longer than the
+        consumer time-out, and requeues that delivery; 4.0 closes the channel instead. A cancelled
+        consumer gets nothing more, but keeps its other deliveries for as long as its channel is
+        open. A queue that is gone closes it: ChannelLost says so.
+        """
+        await asyncio.sleep(GONE_WITHIN_S)
+        client.channel.queue_declare(self._service, passive=True, callback=client.replied)
+        await client.reply()
+        held = "none is unacked now" if held_s is None else f"the oldest for {held_s:.1f} s"
+        return (
+            "the broker cancelled the consumer, whose queue is still there: probably a delivery "
+            f"was unacked for longer than the broker's consumer_timeout ({held})"
+        )

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from etcd3.etcdrpc import RangeRequest, WatchCreateRequest, WatchRequest
+from google.protobuf.unknown_fields import UnknownFieldSet
 from structlog.typing import FilteringBoundLogger
 
 from .etcd import Client, EtcdError, Failure, prefix_end
@@ -20,6 +21,9 @@ from .system import Backoff, System, reconnect_wait
 IMPORT_AFTER_S = 0.5
 """What waits in the queue at the start is recorded first: etcd's first page walks all the keys,
 under a lock that writes wait for, and the rest takes CPU."""
+
+_STUCK_AFTER = 5
+"""So often a watch may be opened without getting any further."""
 
 MAX_ENTRIES = 1 << 21
 
@@ -57,6 +61,7 @@ class Cache:
         blocks = 1 << max(0, (max_entries // _ENTRIES_A_BLOCK).bit_length() - 1)
         self._mask = min(blocks, _MOST_BLOCKS) - 1
         self._block_bytes = _ENTRY_BYTES * max(1, max_entries // (self._mask + 1))
+        self._deleted_revision = 0
         self.clear()
 
     def __len__(self) -> int:
@@ -69,9 +74,13 @@ class Cache:
         # Most are new: this stands in the way of each event.
         return block.find(entry) >= 0 and _position(block, entry) >= 0
 
-    def add(self, digest: str) -> None:
-        """Remember a record that is done."""
-        self._add(fingerprint(digest))
+    def add(self, digest: str, revision: int = 0) -> None:
+        """Remember a record that was done at a revision of etcd, 0 for the present one.
+
+        One that may have been deleted since is not remembered: the watch has been further.
+        """
+        if not revision or revision >= self._deleted_revision:
+            self._add(fingerprint(digest))
 
     def add_all(self, fingerprints: Iterable[bytes]) -> None:
         """Remember many."""
@@ -87,8 +96,9 @@ class Cache:
             block = block[_ENTRY_BYTES:]
         self._blocks[number] = block + entry
 
-    def discard_all(self, fingerprints: Iterable[bytes]) -> None:
-        """Forget records that etcd has deleted."""
+    def discard_all(self, fingerprints: Iterable[bytes], revision: int = 0) -> None:
+        """Forget records that etcd has deleted, the last of them at this revision."""
+        self._deleted_revision = max(self._deleted_revision, revision)
         for entry in fingerprints:
             number = (entry[0] | entry[1] << 8) & self._mask
             block = self._blocks[number]
@@ -134,6 +144,7 @@ class _Follower:
     ) -> None:
         self._prefix, self._client, self._cache, self._log = prefix, client, cache, log
         self._revision, self._next_revision = revision, 0
+        self._stuck = 0
 
     async def import_and_watch(self) -> None:
         """Import unless that has been done, and watch. Raises EtcdError."""
@@ -142,9 +153,18 @@ class _Follower:
         await self._watch()
 
     def failed(self, error: EtcdError) -> None:
-        """Go on from where the watch was, or import what is there then."""
-        if error.failure is Failure.COMPACTED:
-            self._next_revision = 0
+        """Go on from where the watch was, or import what is there then.
+
+        A watch that etcd opens and that fails again and again at one revision gets no further.
+        """
+        if self._stuck >= _STUCK_AFTER:
+            self._log.warning(
+                "the watch on deleted records makes no progress: all records are imported again",
+                error=str(error),
+                revision=self._next_revision,
+            )
+        if self._stuck >= _STUCK_AFTER or error.failure is Failure.COMPACTED:
+            self._next_revision = self._stuck = 0
         if not self._next_revision:
             self._revision = 0
             # What has been imported may have been deleted since, unwatched.
@@ -174,7 +194,12 @@ class _Follower:
         """Yield replies that together hold each record once, all of one revision."""
         pages = Pages(self._prefix, self._revision)
         while pages.request is not None:
-            reply = await self._client.call("Range", pages.request)
+            try:
+                reply = await self._client.call("Range", pages.request)
+            except EtcdError as error:
+                if error.failure is not Failure.TOO_LARGE or not pages.shrink():
+                    raise
+                continue
             pages.took(reply)
             self._revision = pages.revision
             yield reply
@@ -188,12 +213,21 @@ class _Follower:
             filters=[WatchCreateRequest.NOPUT],
             progress_notify=True,
         )
+        create.MergeFromString(_IN_FRAGMENTS)
         async for reply in self._client.watch(WatchRequest(create_request=create)):
-            if reply.events:
+            if reply.created:
+                self._stuck += 1
+            elif reply.events:
                 self._forget(reply.events)
-                self._next_revision = reply.events[-1].kv.mod_revision + 1
-            elif not reply.created:  # Progress: nothing is outstanding up to this revision.
-                self._next_revision = reply.header.revision + 1
+                # The rest of a revision may come in another fragment.
+                last = reply.events[-1].kv.mod_revision
+                self._progressed(last + (not _is_fragment(reply)))
+            else:  # Progress: nothing is outstanding up to this revision.
+                self._progressed(reply.header.revision + 1)
+
+    def _progressed(self, next_revision: int) -> None:
+        if next_revision > self._next_revision:
+            self._next_revision, self._stuck = next_revision, 0
 
     def _forget(self, events: Any) -> None:
         values = [event.prev_kv.value for event in events]
@@ -202,8 +236,22 @@ class _Follower:
             self._cache.clear()
             return
         self._cache.discard_all(
-            fingerprint(digest) for value in values if (digest := digest_if_done(value))
+            (fingerprint(digest) for value in values if (digest := digest_if_done(value))),
+            events[-1].kv.mod_revision,
         )
+
+
+_IN_FRAGMENTS = b"\x40\x01"
+"""``WatchCreateRequest.fragment`` (field 8), which the messages of etcd3 lack: without it etcd
+sends all deletions of one revision in one reply, which may be larger than gRPC receives."""
+
+_FRAGMENT = 7
+"""The field of ``WatchResponse`` that says that more of it follows, likewise."""
+
+
+def _is_fragment(reply: Any) -> bool:
+    unknown: Any = UnknownFieldSet(reply)
+    return any(field.field_number == _FRAGMENT and field.data for field in unknown)
 
 
 def _position(block: bytes, entry: bytes) -> int:
@@ -281,6 +329,7 @@ class Pages:
     def __init__(self, prefix: bytes, revision: int = 0) -> None:
         self._space, self._end = KeySpace(prefix), prefix_end(prefix)
         self._start, self._width, self.revision = prefix, 0, revision
+        self._limit = PAGE_RECORDS
         self.request: Any = self._range(self._end)
 
     def took(self, reply: Any) -> None:
@@ -291,12 +340,18 @@ class Pages:
             self._width = self._space.width(reply.kvs[0].key, reply.kvs[-1].key)
             self._start = reply.kvs[-1].key + b"\0"
         else:
-            self._width *= 1 if len(reply.kvs) > PAGE_RECORDS // 2 else 2
+            self._width *= 1 if len(reply.kvs) > self._limit // 2 else 2
             self._start = self.request.range_end
         more = self._start < self._end
         self.request = self._range(self._space.cut(self._start, self._width)) if more else None
 
+    def shrink(self) -> bool:
+        """Ask for less at a time, as a reply was too large; False where that cannot be."""
+        self._limit //= 8
+        self.request.limit = self._limit
+        return self._limit > 0
+
     def _range(self, stop: bytes) -> Any:
         return RangeRequest(
-            key=self._start, range_end=stop, limit=PAGE_RECORDS, revision=self.revision
+            key=self._start, range_end=stop, limit=self._limit, revision=self.revision
         )

@@ -84,12 +84,14 @@ class Failure(enum.Enum):
     LEASE_NOT_FOUND = enum.auto()
     AUTHENTICATION = enum.auto()
     COMPACTED = enum.auto()
+    TOO_LARGE = enum.auto()
     UNKNOWN = enum.auto()
 
 
 _TEXTS = {
     "lease not found": Failure.LEASE_NOT_FOUND,
     "has been compacted": Failure.COMPACTED,
+    "received message larger than max": Failure.TOO_LARGE,
     "invalid auth token": Failure.AUTHENTICATION,
     "revision of auth store is old": Failure.AUTHENTICATION,
     "user name is empty": Failure.AUTHENTICATION,
@@ -98,7 +100,7 @@ _TEXTS = {
     "authentication is not enabled": Failure.AUTHENTICATION,
     "permission denied": Failure.AUTHENTICATION,
 }
-"""From etcd's own list of errors (api/v3rpc/rpctypes)."""
+"""From etcd's own list of errors (api/v3rpc/rpctypes), and gRPC's word for too large a reply."""
 
 
 _HINTS = {

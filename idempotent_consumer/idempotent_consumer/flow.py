@@ -31,7 +31,9 @@ TURN_S = 0.05
 acked, and heartbeats, leases and replies have their turn."""
 
 ACK_ALL_EVERY_S = 0.25
-SLOW_HANDLER_S = 1.0
+SLOW_HANDLER_S = 2 * TURN_S
+"""A pure handler that takes so long is warned about once, and again when it takes twice as long."""
+
 WAITS_BEFORE_WARNING = 60
 WAITS_FOR_ITS_EVENTS = 10
 """So often, over about 4 s, a record whose events another process publishes is left to that one:
@@ -48,6 +50,7 @@ class InFlight:
 
     __slots__ = (
         "called",
+        "decided",
         "deliveries",
         "error",
         "event",
@@ -69,6 +72,7 @@ class InFlight:
         self.called = self.published = False
         self.error = self.state = ""
         self.waits: Backoff | None = None
+        self.decided: asyncio.Future[Action | None] | None = None
 
     def join(self, other: InFlight) -> None:
         """Add deliveries of the same id; those that have gone back meanwhile are let go."""
@@ -121,15 +125,20 @@ class Consumer:
         self._arrived: deque[Delivery] = deque()
         # By its record's key: an event is never in flight twice, whatever channel it comes by.
         self._in_flight: dict[bytes, InFlight] = {}
+        self._slowest_s: dict[str, float] = {}
         self._waiting: deque[Ask] = deque()
-        self._commits = 0
+        self._commits = self._ignoring = 0
         self._more_waits = asyncio.Event()
 
     @property
     def busy(self) -> bool:
         """Whether an event is in flight, be it that its deliveries have gone back meanwhile."""
         return bool(
-            self._intake.arrived or self._arrived or self._in_flight or self._settler.forwarding
+            self._intake.arrived
+            or self._arrived
+            or self._ignoring
+            or self._in_flight
+            or self._settler.forwarding
         )
 
     # 1. Deliveries arrive: whatever the socket has brought.
@@ -159,12 +168,13 @@ class Consumer:
         except InvalidEvent as error:
             self._settler.invalid(delivery, str(error))
             return
-        handler = self._handlers.get(event.type)
-        if handler is None:
-            self._settler.ack(delivery, Outcome.IGNORED, event)
-            return
         token = f"{self._own_tokens}{delivery.epoch.number}/{delivery.tag}"
         key = self._ledger.key(event, token)
+        handler = self._handlers.get(event.type)
+        if handler is None:
+            self._ignoring += 1
+            self._tasks.create_task(self._ignore(delivery, event, key))
+            return
         running = self._in_flight.get(key)
         if running is None and self._ledger.is_done(event.digest):
             self._settler.ack(delivery, Outcome.SKIPPED, event)
@@ -183,19 +193,43 @@ class Consumer:
         else:
             self._waiting.append(self._handle(flight))
 
+    async def _ignore(self, delivery: Delivery, event: Event, key: bytes) -> None:
+        """Ack an event without a handler here, unless a replica that has one has begun it.
+
+        That one may have died, and its record may hold events that are not published yet.
+        """
+        looked: asyncio.Future[Record | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(Ask(Kind.LOOK, key, event.digest, "", looked))
+        self.go_on()
+        found = await looked
+        self._ignoring -= 1
+        if found is None or found.state == DONE or found.digest != event.digest:
+            self._settler.ack(delivery, Outcome.IGNORED, event)
+        else:
+            self._settler.postpone(delivery, event)
+        self.go_on()
+
     # 2. A pure handler runs here and now. What it returned is the event's ask.
 
     def _handle(self, flight: InFlight) -> Ask:
         returned = self._runner.run(flight.handler.function, flight.event)
         self._tally.timing("handle", returned.elapsed_s)
         flight.error = returned.error
-        if returned.elapsed_s > SLOW_HANDLER_S:
-            self._log.warning(
-                "a pure handler took long: heartbeats and all other events waited",
-                **flight.event.about,
-                seconds=returned.elapsed_s,
-            )
+        if returned.elapsed_s >= SLOW_HANDLER_S:
+            self._warn_of_slowness(flight, returned.elapsed_s)
         return flight.ask(Kind.LOOK) if returned.error else flight.record(returned.effects)
+
+    def _warn_of_slowness(self, flight: InFlight, elapsed_s: float) -> None:
+        event_type, function = flight.event.type, flight.handler.function
+        if elapsed_s < 2 * self._slowest_s.get(event_type, 0.0):
+            return
+        self._slowest_s[event_type] = elapsed_s
+        self._log.warning(
+            "a pure handler took long: heartbeats and all other events waited",
+            **flight.event.about,
+            handler=getattr(function, "__name__", repr(function)),
+            seconds=round(elapsed_s, 3),
+        )
 
     # 3. What waits is recorded in one transaction, several of which are under way at a time: while
     #    these wait for etcd's disk the next deliveries arrive, and what gathers is the next batch.
@@ -233,51 +267,24 @@ class Consumer:
     async def _commit(self, asks: Sequence[Ask]) -> None:
         now_s = asyncio.get_running_loop().time
         started_s = now_s()
-        answers = await self._ledger.commit(asks)
+        answers, again = await self._ledger.commit(asks)
         self._commits -= 1
+        self._waiting.extendleft(reversed(again))
         self._tally.timing("commit", now_s() - started_s)
         for answer in answers:
-            ask, owner = answer.ask, answer.ask.owner
-            if type(owner) is not InFlight:
-                if not owner.done():
-                    owner.set_result(answer)  # Its coroutine goes on.
-            elif answer.landed and ask.kind is Kind.RECORD:
-                self._end(owner, Done(ask.token))
-            else:
-                self._tasks.create_task(self._see_through(owner, ask, answer))
+            owner = answer.ask.owner
+            if isinstance(owner, InFlight):
+                self._decide(owner, answer)
+            elif not owner.done():
+                owner.set_result(answer.found)
         self.go_on()
 
-    async def _answer(self, ask: Ask) -> Answer:
-        """Have an ask committed, and return what became of it."""
-        ask.owner = answered = asyncio.get_running_loop().create_future()
-        self._waiting.append(ask)
-        self.go_on()
-        answer: Answer = await answered
-        return answer
+    def _decide(self, flight: InFlight, answer: Answer) -> None:
+        """Decide what happens to an event in the step that has etcd's answer, and end it here.
 
-    # 4. An event that is claimed, or that something stands in the way of, is seen through here.
-
-    async def _see_through(
-        self, flight: InFlight, ask: Ask | None, answer: Answer | None = None
-    ) -> None:
-        """Go from what is asked to what is done about the answer, until the event has ended."""
-        while ask is not None:
-            if ask.kind is Kind.CLAIM:
-                # The slot is taken before the claim: no more is claimed than can be called.
-                async with self._calls.slot:
-                    if not self._calls.has_time(flight.handler):
-                        self._end(flight, GiveBack())
-                        return
-                    action = self._decide(flight, await self._answer(ask))
-                    if isinstance(action, Call):
-                        ask = await self._call(flight, action)
-                        continue
-            else:
-                action = self._decide(flight, answer or await self._answer(ask))
-                answer = None
-            ask = await self._act(flight, ask, action)
-
-    def _decide(self, flight: InFlight, answer: Answer) -> Action:
+        In a later step there may be a delivery of it that came after what the answer was read from.
+        What does not end it is for its coroutine.
+        """
         found = answer.found
         if flight.called and not answer.landed and (found is None or found.token != flight.token):
             flight.called = False
@@ -287,7 +294,53 @@ class Consumer:
                 **flight.event.about,
             )
         waits = flight.waits_in(found.state) if found is not None else 0
-        return decide(answer, flight.token, self._own_tokens, flight.published, waits)
+        action: Action | None = decide(
+            answer, flight.token, self._own_tokens, flight.published, waits
+        )
+        if isinstance(action, Done | Conflict | Fail):
+            self._end(flight, action)
+            action = None
+        if flight.decided is not None:
+            if not flight.decided.done():  # Cancelled, where the process ends.
+                flight.decided.set_result(action)
+        elif action is not None:
+            self._tasks.create_task(self._see_through(flight, answer.ask, action))
+
+    async def _decided(self, flight: InFlight, ask: Ask) -> Action | None:
+        """Have an ask committed; return what has been decided by its answer, None for an end."""
+        flight.decided = asyncio.get_running_loop().create_future()
+        self._waiting.append(ask)
+        self.go_on()
+        try:
+            action: Action | None = await flight.decided
+        finally:
+            flight.decided = None
+        return action
+
+    # 4. An event that is claimed, or that something stands in the way of, is seen through here.
+
+    async def _see_through(
+        self, flight: InFlight, ask: Ask | None, action: Action | None = None
+    ) -> None:
+        """Do what has been decided and ask what is to be asked next, until the event has ended."""
+        while ask is not None:
+            if action is not None:
+                ask, action = await self._act(flight, ask, action), None
+            elif ask.kind is Kind.CLAIM:
+                # The slot is taken before the claim: no more is claimed than can be called.
+                async with self._calls.slot:
+                    if not self._calls.has_time(flight.handler):
+                        self._end(flight, GiveBack())
+                        return
+                    action = await self._decided(flight, ask)
+                    if isinstance(action, Call):
+                        ask, action = await self._call(flight, action), None
+                    elif action is None:
+                        return
+            else:
+                action = await self._decided(flight, ask)
+                if action is None:
+                    return
 
     async def _act(self, flight: InFlight, ask: Ask, action: Action) -> Ask | None:
         """Do what has been decided, and return what is to be asked next, if anything is."""
@@ -303,12 +356,8 @@ class Consumer:
             case StartOver():
                 flight.published = False
                 return flight.ask(Kind.CLAIM) if flight.handler.claimed else self._handle(flight)
-            case Call():
-                raise AssertionError("a call is made under the slot that its claim was asked under")
             case _:
-                self._end(flight, action)
-                self.go_on()
-                return None
+                raise AssertionError(f"{action}: it is done where the answer is")
 
     async def _wait(self, flight: InFlight, state: str) -> None:
         """Wait for another process to take the event's record out of a state."""
@@ -337,7 +386,7 @@ class Consumer:
         self._tally.count("sent")
         return flight.record(returned.effects, claim.revision)
 
-    async def _publish(self, flight: InFlight, held: PublishEvents) -> Ask:
+    async def _publish(self, flight: InFlight, held: PublishEvents) -> Ask | None:
         """Publish the events that a record holds, and return the ask that says in it: done.
 
         Until then the event's deliveries stay unacked. When this process dies they come again, and
@@ -345,7 +394,11 @@ class Consumer:
         writer may not have had the answer yet, and tells by it that the record is its own.
         """
         flight.called, flight.published = False, True
-        await asyncio.gather(*(self._publisher.send(event_message(body)) for body in held.events))
+        sent = [self._publisher.send(event_message(body)) for body in held.events]
+        if not all(await asyncio.gather(*sent)):
+            # This process ends: whoever takes the event next publishes them again.
+            self._end(flight, GiveBack())
+            return None
         return flight.ask(Kind.RECORD, held.revision, token=held.token)
 
     # 5. It ends: each of its deliveries is settled, and acked with those before it.

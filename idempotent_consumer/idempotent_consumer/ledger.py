@@ -1,4 +1,4 @@
-"""The ledger: ``answers = await ledger.commit(asks)``, whatever etcd does meanwhile.
+"""The ledger: ``answers, again = await ledger.commit(asks)``, whatever etcd does meanwhile.
 
 One transaction for a batch of asks, guarded by the key that tells a wiped etcd. After each sending
 the outcome is unknown until etcd has answered: nothing is concluded from an error, the same values
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from etcd3.etcdrpc import RangeRequest, TxnRequest
 from structlog.typing import FilteringBoundLogger
-from tenacity import AsyncRetrying, retry_if_exception_type
+from tenacity import AsyncRetrying, retry_if_exception
 
 from . import etcd, names, records
 from .cache import Cache
@@ -56,9 +56,9 @@ class EtcdLedger:
         self._service, self._settings, self._system = service, settings, system
         self._health, self._log, self._cache = health, log, cache
         self._client = Client(settings, system)
-        self._window = WindowLease(self.ask, settings.dedup_window_s)
-        self._released = WindowLease(self.ask, RELEASED_S)
-        self._claims = ClaimLease(self.ask, longest_call_s, tasks)
+        self._window = WindowLease(self.ask, system.elapsed_s, settings.dedup_window_s)
+        self._released = WindowLease(self.ask, system.elapsed_s, RELEASED_S)
+        self._claims = ClaimLease(self.ask, system.elapsed_s, longest_call_s, tasks)
         self._guard = (names.incarnation_key(service).encode(), b"")
         self._revision = 0
         self._failing: set[str] = set()
@@ -125,9 +125,9 @@ class EtcdLedger:
         """Return why these effects fit into no transaction, or None."""
         return records.why_never(effects, self._settings.etcd_max_txn_ops)
 
-    def claim_ends_s(self, lease: int) -> float:
-        """Return when claims under a lease end at the earliest, by the loop's clock. Any thread."""
-        return self._claims.ends_s(lease)
+    def claim_remaining_s(self, lease: int) -> float:
+        """Return for how long a claim under this lease holds at the least. Any thread."""
+        return self._claims.remaining_s(lease)
 
     async def read(self, key: bytes) -> Record | None:
         """Read a record once, for information. Raises EtcdError."""
@@ -140,27 +140,21 @@ class EtcdLedger:
 
     # The commit.
 
-    async def commit(self, asks: Sequence[Ask]) -> list[Answer]:
-        """Send a batch until etcd has said what became of each ask.
+    async def commit(self, asks: Sequence[Ask]) -> tuple[list[Answer], list[Ask]]:
+        """Send a batch until its outcome is known, and return what became of its asks.
 
-        Where something stands in the way of one, the batch's records are read; what has its
-        answer drops out, and the others are sent again. A group of attempts ends in a reply, so
-        waits grow within one alone.
+        Where something stands in the way of one, none has applied, and the batch's records are
+        read. Those with an answer are returned first, and then those that are to be committed
+        again: their records are as they expect them.
         """
         self._write_values(asks)
-        answers: list[Answer] = []
-        while asks:
-            reply, leases = await self._until_known(self._transact, asks)
-            if reply.succeeded:
-                answers += _all_landed(asks, reply, leases)
-                break
-            # Read apart and not in an ELSE branch, which etcd would have to log with each batch.
-            found = await self._read_all(asks)
-            judged = [records.judge(ask, kv) for ask, kv in zip(asks, found, strict=True)]
-            answers += [answer for answer in judged if answer is not None]
-            asks = [ask for ask, answer in zip(asks, judged, strict=True) if answer is None]
-        self._remember(answers)
-        return answers
+        landed = await self._until_known(self._transact, asks)
+        if landed is not None:
+            return landed, []
+        # Read apart and not in an ELSE branch, which etcd would have to log with each batch.
+        judged = await self._read_all(asks)
+        again = [ask for ask, answer in zip(asks, judged, strict=True) if answer is None]
+        return [answer for answer in judged if answer is not None], again
 
     def _write_values(self, asks: Sequence[Ask]) -> None:
         now = datetime.fromtimestamp(self._system.now_s(), UTC).isoformat(timespec="milliseconds")
@@ -168,8 +162,10 @@ class EtcdLedger:
             if ask.kind is not Kind.LOOK and not ask.value:
                 ask.value = records.encode(ask.kind, ask.digest, ask.token, now, ask.effects.events)
 
-    async def _transact(self, asks: Sequence[Ask]) -> tuple[Any, dict[Kind, int]]:
+    async def _transact(self, asks: Sequence[Ask]) -> list[Answer] | None:
         """Send the transaction once, under leases that are good for it. Raises EtcdError.
+
+        Returns None where something stands in its way, or it cannot be told what it has done.
 
         An attempt to claim whose outcome is unknown may apply when its event is settled and its
         record gone. Under a lease that is kept alive, such a claim would hold the next delivery
@@ -179,13 +175,19 @@ class EtcdLedger:
         try:
             reply = await self._call("Txn", _transaction(asks, self._guard, leases))
         except EtcdError as error:
+            if error.failure is Failure.TOO_LARGE:
+                return None
             if error.failure is Failure.LEASE_NOT_FOUND:
                 self._window.lost()
                 self._released.lost()
             if Kind.CLAIM in leases:
                 self._claims.give_up()
             raise
-        return reply, leases
+        if not reply.succeeded:
+            return None
+        answers = _all_landed(asks, reply, leases)
+        self._remember(answers, reply.header.revision)
+        return answers
 
     async def _take_leases(self, kinds: Counter[Kind]) -> dict[Kind, int]:
         """Return the lease for each kind of record that is put."""
@@ -198,24 +200,41 @@ class EtcdLedger:
             leases[Kind.CLAIM] = await self._claims.take()
         return leases
 
-    async def _read_all(self, asks: Sequence[Ask]) -> list[Any]:
-        """Read the records of a batch that did not apply; None stands for an absent one."""
+    async def _read_all(self, asks: Sequence[Ask]) -> list[Answer | None]:
+        """Read the records of a batch that did not apply, and judge its asks by them.
+
+        A reply that is too large is asked for in two halves.
+        """
         request = TxnRequest()
         etcd.get(request.success, self._guard[0])
         for ask in asks:
             etcd.get(request.success, ask.key)
-        reply = await self.ask("Txn", lambda: request)
+        try:
+            reply = await self.ask("Txn", lambda: request)
+        except EtcdError:
+            if len(asks) == 1:
+                raise
+            half = len(asks) // 2
+            return await self._read_all(asks[:half]) + await self._read_all(asks[half:])
         guard, *reads = (response.response_range.kvs for response in reply.responses)
         await self._check_guard(guard)
-        return [kvs[0] if kvs else None for kvs in reads]
+        answers = [
+            records.judge(ask, kvs[0] if kvs else None)
+            for ask, kvs in zip(asks, reads, strict=True)
+        ]
+        self._remember(answers, reply.header.revision)
+        return answers
 
-    def _remember(self, answers: Sequence[Answer]) -> None:
-        for ask, landed, _, _, found in answers:
+    def _remember(self, answers: Sequence[Answer | None], revision: int) -> None:
+        for answer in answers:
+            if answer is None:
+                continue
+            ask, landed, _, _, found = answer
             if landed:
                 if ask.kind is Kind.RECORD:
-                    self._cache.add(ask.digest)
+                    self._cache.add(ask.digest, revision)
             elif found is not None and found.state == DONE:
-                self._cache.add(found.digest)
+                self._cache.add(found.digest, revision)
 
     # Calls, and whether this is still the same etcd.
 
@@ -228,9 +247,13 @@ class EtcdLedger:
         return await self._until_known(send)
 
     async def _until_known(self, send: Callable[..., Awaitable[T]], *arguments: object) -> T:
-        """Send again after each failure, which leaves the outcome unknown, until there is one."""
+        """Send again after each failure, which leaves the outcome unknown, until there is one.
+
+        Raises EtcdError where a reply is too large: asking again would not change that.
+        """
         retrying = AsyncRetrying(
-            retry=retry_if_exception_type(EtcdError),
+            retry=retry_if_exception(_is_unknown),
+            reraise=True,
             wait=commit_wait(self._system.random),
             sleep=asyncio.sleep,
         )
@@ -248,7 +271,7 @@ class EtcdLedger:
         try:
             reply = await self._client.call(method, request)
         except EtcdError as error:
-            if error.failure is not Failure.LEASE_NOT_FOUND and not self._halted:
+            if error.failure not in _ANSWERS and not self._halted:
                 self._say_failing(what, str(error))
             raise
         revision = reply.header.revision
@@ -294,6 +317,14 @@ class EtcdLedger:
                 reason=why,
             )
         await asyncio.get_running_loop().create_future()
+
+
+_ANSWERS = (Failure.LEASE_NOT_FOUND, Failure.TOO_LARGE)
+"""Failures by which etcd is there all the same."""
+
+
+def _is_unknown(error: BaseException) -> bool:
+    return isinstance(error, EtcdError) and error.failure is not Failure.TOO_LARGE
 
 
 def _transaction(
@@ -362,18 +393,18 @@ class NoLedger:
         """Nothing is written, so everything fits."""
         return None
 
-    async def commit(self, asks: Sequence[Ask]) -> list[Answer]:
+    async def commit(self, asks: Sequence[Ask]) -> tuple[list[Answer], list[Ask]]:
         """Grant every ask; a look finds nothing."""
         for ask in asks:
             for put in ask.effects.puts:
                 self._log.info("effect dropped", key=put.key, bytes=len(put.value))
-        return [Answer(ask, ask.kind is not Kind.LOOK) for ask in asks]
+        return [Answer(ask, ask.kind is not Kind.LOOK) for ask in asks], []
 
     async def read(self, key: bytes) -> Record | None:
         """There are no records."""
         return None
 
-    def claim_ends_s(self, lease: int) -> float:
+    def claim_remaining_s(self, lease: int) -> float:
         """Return that a claim which does not exist never ends."""
         return float("inf")
 

@@ -5,23 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from random import Random
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from .amqp import Connection
 from .bus import declare_exchange
 from .health import Health
 from .publisher import Publisher, event_message
 from .settings import Settings
-from .system import System
+from .system import real_system
 
 T = TypeVar("T")
 
@@ -57,22 +52,20 @@ class Producer:
         """Of the settings, RABBITMQ_URL alone counts. Without ``log``, warnings go to stderr."""
         self._health = Health()
         self._publisher = Publisher(
-            settings.rabbitmq_urls, declare_exchange, _system(), self._health, log or _warnings()
+            settings.rabbitmq_urls,
+            declare_exchange,
+            real_system(),
+            self._health,
+            log or _warnings(),
         )
-        # With a factory it leaves the thread's own event loop, where there is one, alone.
-        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = asyncio.new_event_loop()
         self._publishing: asyncio.Task[None] | None = None
         self._closed = False
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def publish(
@@ -97,13 +90,16 @@ class Producer:
         return self._run(self._publish(iter(bodies), timeout_s, progress))
 
     def close(self) -> None:
-        """Close the connection; nothing can be published afterwards."""
+        """Close the connection; nothing can be published afterwards.
+
+        Returns after a second where the broker does not answer.
+        """
         if self._closed:
             return
         if self._publishing is not None:
             self._run(self._close(self._publishing))
+        self._loop.close()
         self._closed = True
-        self._runner.close()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         try:
@@ -116,11 +112,11 @@ class Producer:
                 "a Producer blocks, and this thread runs an event loop: call it by "
                 "await asyncio.to_thread(producer.publish, bodies)"
             )
-        # Not by Runner.run, which on Ctrl-C waits until the iterable returns.
-        loop = self._runner.get_loop()
-        task = loop.create_task(work)
+        # Not by asyncio.Runner: on Ctrl-C that waits until the iterable returns, and at its end
+        # for name look-ups under way.
+        task = self._loop.create_task(work)
         try:
-            return loop.run_until_complete(task)
+            return self._loop.run_until_complete(task)
         finally:
             if not task.cancel():
                 task.exception()  # Raised already; asyncio would log it otherwise.
@@ -199,14 +195,6 @@ class _Batch:
     def idle_s(self) -> float:
         """Since when nothing has been sent or confirmed."""
         return self._loop.time() - self._moved_s
-
-
-def _system() -> System:
-    return System(Connection, _no_etcd, time.time, Random(), ThreadPoolExecutor)
-
-
-def _no_etcd(*_: object) -> Any:
-    raise NotImplementedError
 
 
 def _warnings() -> Any:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,7 @@ from structlog.typing import FilteringBoundLogger
 
 from . import names
 from .amqp import KEEPALIVE, bare_properties, forwarded_properties
-from .bus import Delivery, RecoveringConnection, Session
+from .bus import ClientChannel, Delivery, RecoveringConnection
 from .event import decode
 from .health import Health
 from .system import Backoff, System, reconnect_wait
@@ -52,11 +51,7 @@ class Message:
 _EVENT_PROPERTIES = pika.BasicProperties(content_type="application/json", delivery_mode=2)
 
 
-def _always() -> bool:
-    return True
-
-
-def event_message(body: bytes, wanted: Callable[[], bool] = _always) -> Message:
+def event_message(body: bytes, wanted: Callable[[], bool] = lambda: True) -> Message:
     """Return the message that publishes an event to the exchange of every service's queue.
 
     Its routing key is the event's type, as far as AMQP's short strings can hold it. Raises
@@ -102,13 +97,12 @@ class Publisher:
         self._declare, self._log = declare, log
         self.trouble = ""
         """What keeps the broker from confirming, where it has said so; empty after a confirm."""
-        self._session: Session | None = None
+        self._client: ClientChannel | None = None
         self._sequence = 0
         self._unconfirmed: dict[int, Message] = {}  # In the order in which they were sent.
-        self._waiting: deque[Message] = deque()
-        self._nacked: list[Message] = []
+        self._waiting: list[Message] = []
         self._nacked_until_s = 0.0
-        self._blocked = False
+        self._blocked = self._alone = False
         self._backoff = Backoff(reconnect_wait(system.random))
         self._connection = RecoveringConnection(
             "rabbitmq-publishing", urls, KEEPALIVE, system, health, log
@@ -124,35 +118,26 @@ class Publisher:
     def send(self, message: Message) -> asyncio.Future[bool]:
         """Send a message until it is confirmed: True; or is no longer wanted: False."""
         message.confirmed = asyncio.get_running_loop().create_future()
-        self._waiting.append(message)
-        self._send_waiting()
+        self._send(message)
         return message.confirmed
 
     async def close(self) -> None:
         """Close the connection, and give up what is not confirmed."""
         await self._connection.close()
-        for message in (*self._waiting, *self._nacked):
+        for message in self._waiting:
             _resolve(message, confirmed=False)
 
-    def _send_waiting(self) -> None:
-        """Send what waits, in its order, as far as it can be sent now."""
-        while self._waiting:
-            message = self._waiting[0]
-            if not message.wanted():
-                _resolve(self._waiting.popleft(), confirmed=False)
-            elif (channel := self._channel_for(message)) is not None:
-                self._send(channel, self._waiting.popleft())
-            else:
-                break
+    def _send(self, message: Message) -> None:
+        if not message.wanted():
+            _resolve(message, confirmed=False)
+            return
+        channel = self._client.channel if self._client is not None else None
+        if channel is None or self._blocked or self._alone or not channel.is_open:
+            self._waiting.append(message)
+        else:
+            self._send_on(channel, message)
 
-    def _channel_for(self, message: Message) -> Any:
-        channel = self._session.channel if self._session is not None else None
-        if channel is None or self._blocked or not channel.is_open:
-            return None
-        in_flight = next(iter(self._unconfirmed.values()), None)
-        return channel if in_flight is None or not (in_flight.suspect or message.suspect) else None
-
-    def _send(self, channel: Any, message: Message) -> None:
+    def _send_on(self, channel: Any, message: Message) -> None:
         message.deadline_s = asyncio.get_running_loop().time() + CONFIRM_TIMEOUT_S
         self._sequence += 1
         self._unconfirmed[self._sequence] = message
@@ -164,21 +149,27 @@ class Publisher:
             mandatory=True,
         )
 
-    async def _publish(self, session: Session) -> None:
-        channel = session.channel
+    def _send_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for message in waiting:
+            self._send(message)
+
+    async def _publish(self, client: ClientChannel) -> None:
+        channel = client.channel
         self._sequence, self._blocked = 0, False
         self._declare(channel)
-        channel.add_on_return_callback(session.callback(self._on_return))
-        block, unblock = session.callback(self._on_blocked), session.callback(self._on_unblocked)
+        channel.add_on_return_callback(client.callback(self._on_return))
+        block, unblock = client.callback(self._on_blocked), client.callback(self._on_unblocked)
         channel.connection.add_on_connection_blocked_callback(block)
         channel.connection.add_on_connection_unblocked_callback(unblock)
-        channel.confirm_delivery(session.callback(self._on_confirm), callback=session.replied)
-        await session.reply()
-        self._session = session
+        channel.confirm_delivery(client.callback(self._on_confirm), callback=client.replied)
+        await client.reply()
+        self._client = client
         try:
             self._connection.ready()
+            await self._send_suspects(client)
             self._send_waiting()
-            await session.reply()  # There is none to come but the loss.
+            await client.reply()  # There is none to come but the loss.
         finally:
             alone = len(self._unconfirmed) == 1
             for message in self._unconfirmed.values():
@@ -186,15 +177,29 @@ class Publisher:
                 message.losses_alone += alone
             self._take_back()
 
+    async def _send_suspects(self, client: ClientChannel) -> None:
+        """Send one after the other what channels were lost with, while everything else waits."""
+        self._alone = True
+        try:
+            while message := next((each for each in self._waiting if each.suspect), None):
+                self._waiting.remove(message)
+                if message.wanted():
+                    self._send_on(client.channel, message)
+                    await client.reply()
+                else:
+                    _resolve(message, confirmed=False)
+        finally:
+            self._alone = False
+
     def _take_back(self) -> None:
-        """Send on the next channel what is not confirmed on this one, in its order."""
-        self._session = None
-        self._waiting.extendleft(reversed(self._unconfirmed.values()))
+        """Keep what is not confirmed on this channel for the next, in its order."""
+        self._client = None
+        self._waiting = [*self._unconfirmed.values(), *self._waiting]
         self._unconfirmed = {}
 
-    def _give_up(self, session: Session, why: str) -> None:
+    def _give_up(self, client: ClientChannel, why: str) -> None:
         self._take_back()
-        session.lose(why)
+        client.lose(why)
 
     def _on_blocked(self, *_: Any) -> None:
         self._blocked = True
@@ -209,48 +214,46 @@ class Publisher:
         self._send_waiting()
 
     def _on_confirm(self, frame: Any) -> None:
-        if self._session is None:
+        if self._client is None:
             return
-        method = frame.method
-        confirmed = self._take(method.delivery_tag, method.multiple)
-        if isinstance(method, pika.spec.Basic.Ack):
-            self._backoff.reset()
+        is_ack, last = isinstance(frame.method, pika.spec.Basic.Ack), frame.method.delivery_tag
+        # Sent in this order, so the first is the lowest.
+        first = next(iter(self._unconfirmed), last) if frame.method.multiple else last
+        numbers = range(first, last + 1)
+        messages = [self._unconfirmed.pop(n) for n in numbers if n in self._unconfirmed]
+        if is_ack:
             self.trouble = ""
-            for message in confirmed:
+            self._backoff.reset()
+            for message in messages:
                 _resolve(message, confirmed=True)
         else:
-            self._on_nack(confirmed)
-        self._send_waiting()
+            self._on_nack(messages, asyncio.get_running_loop().time())
+        if self._alone:
+            self._client.replied(frame)
 
-    def _take(self, last: int, multiple: bool) -> Iterable[Message]:
-        """Take out the message that a confirm is for, or all up to it."""
-        # Sent in this order, so the first is the lowest.
-        first = next(iter(self._unconfirmed), last) if multiple else last
-        numbers = range(first, last + 1)
-        return [self._unconfirmed.pop(n) for n in numbers if n in self._unconfirmed]
-
-    def _on_nack(self, messages: Iterable[Message]) -> None:
-        if not self._nacked:
-            self._nacked_until_s = asyncio.get_running_loop().time() + self._backoff.next_s()
+    def _on_nack(self, messages: list[Message], now_s: float) -> None:
         for message in messages:
+            message.losses = message.losses_alone = 0
             self._log.warning(
                 "RabbitMQ did not take a message, sending it again",
                 exchange=message.exchange,
                 routing_key=message.routing_key,
             )
-            self._nacked.append(message)
+        self._waiting += messages
+        if self._nacked_until_s <= now_s:
+            self._nacked_until_s = now_s + self._backoff.next_s()
 
     def _on_return(self, _channel: Any, method: Any, _properties: Any, _body: bytes) -> None:
         """Open a new channel: what is missing is declared anew, and the ack to come is void."""
-        session = self._session
-        if session is None:
+        client = self._client
+        if client is None:
             return
         self.trouble = (
             f"no queue takes what is sent to {method.exchange!r} as {method.routing_key!r}"
             if method.exchange
             else f"queue {method.routing_key} is missing, it is declared anew"
         )
-        self._give_up(session, self.trouble)
+        self._give_up(client, self.trouble)
 
     async def _check_every_second(self) -> None:
         while True:
@@ -258,20 +261,12 @@ class Publisher:
             self._check(asyncio.get_running_loop().time())
 
     def _check(self, now_s: float) -> None:
-        # Where no connection comes they would be kept for ever, with their bodies.
-        waiting, self._waiting = self._waiting, deque()
-        for message in waiting:
-            if message.wanted():
-                self._waiting.append(message)
-            else:
-                _resolve(message, confirmed=False)
+        """Send what was nacked, forget what is not wanted, and give up where a confirm is late."""
         if self._nacked_until_s <= now_s:
-            nacked, self._nacked = self._nacked, []
-            self._waiting.extend(nacked)
             self._send_waiting()
         oldest = next(iter(self._unconfirmed.values()), None)
-        if oldest and oldest.deadline_s < now_s and self._session and not self._blocked:
-            self._give_up(self._session, f"no confirm within {CONFIRM_TIMEOUT_S:.0f} s")
+        if oldest and oldest.deadline_s < now_s and self._client and not self._blocked:
+            self._give_up(self._client, f"no confirm within {CONFIRM_TIMEOUT_S:.0f} s")
 
 
 def _resolve(message: Message, *, confirmed: bool) -> None:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
@@ -34,9 +34,15 @@ FINISH_WITHIN_S = 7.0
 """What is in flight at SIGTERM is finished and settled within this, or goes back to the broker."""
 
 LAG_WARNING_S = 1.0
+"""A loop that was blocked for so long is warned about: once, and again when it is twice as long."""
+
 _CLOSE_WITHIN_S = 1.0
 _EXIT_WITHIN_S = 9.5
 _TICK_S = 0.02
+
+
+Pure = TypeVar("Pure", bound=PureHandler)
+Claimed = TypeVar("Claimed", bound=ClaimedHandler)
 
 
 class Service:
@@ -49,7 +55,7 @@ class Service:
         self.name, self.noun = check_service_name(name), check_noun(noun)
         self.handlers: dict[str, Handler] = {}
 
-    def handler(self, event_type: str) -> Callable[[PureHandler], PureHandler]:
+    def handler(self, event_type: str) -> Callable[[Pure], Pure]:
         """Register a pure handler: it returns effects, which are recorded with the event.
 
         It runs on the event loop, which keeps the heartbeats, so it computes and does not wait.
@@ -57,15 +63,13 @@ class Service:
         if not isinstance(event_type, str):
             raise TypeError('the event type is missing: write @service.handler("...")')
 
-        def register(function: PureHandler) -> PureHandler:
+        def register(function: Pure) -> Pure:
             self._register(event_type, Handler(function))
             return function
 
         return register
 
-    def claimed_handler(
-        self, event_type: str, timeout_s: float
-    ) -> Callable[[ClaimedHandler], ClaimedHandler]:
+    def claimed_handler(self, event_type: str, timeout_s: float) -> Callable[[Claimed], Claimed]:
         """Register a handler with an effect outside: it runs under a claim.
 
         A coroutine function runs on the event loop and is cancelled after ``timeout_s``; a plain
@@ -76,7 +80,7 @@ class Service:
         if not timeout_s > 0 or math.isinf(timeout_s):
             raise ValueError(f"timeout_s is {timeout_s}: write seconds, more than 0")
 
-        def register(function: ClaimedHandler) -> ClaimedHandler:
+        def register(function: Claimed) -> Claimed:
             self._register(event_type, Handler(function, timeout_s))
             return function
 
@@ -244,6 +248,7 @@ class Running:
 
     async def _beat(self) -> None:
         """Say that the loop turns, warn where it was blocked, and send what has been counted."""
+        warned_of_s = LAG_WARNING_S / 2
         while True:
             self.health.beat()
             overdue = self._calls.overdue()
@@ -254,7 +259,8 @@ class Running:
             due_s = self._loop.time() + SEND_EVERY_S
             await asyncio.sleep(SEND_EVERY_S)
             lag_s = self._loop.time() - due_s
-            if lag_s > LAG_WARNING_S:
+            if lag_s >= 2 * warned_of_s:
+                warned_of_s = lag_s
                 self._log.warning(
                     "the event loop was blocked: heartbeats and all events waited",
                     seconds=round(lag_s, 3),

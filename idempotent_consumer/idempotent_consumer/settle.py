@@ -78,6 +78,15 @@ class Settler:
             queue = names.retry_queue(self._service, delay)
             self._forward(delivery, queue, headers, Outcome.RETRIED, about)
 
+    def postpone(self, delivery: Delivery, event: Event) -> None:
+        """Publish a retry that counts as no attempt, for a replica that has a handler."""
+        delay, _ = self._retry_delays[-1]
+        error = "another replica has begun it, and this one has no handler for its type"
+        about: dict[str, object] = {**event.about, "error": error, "again_in": delay}
+        headers: dict[str, object] = {names.ATTEMPTS_HEADER: delivery.attempts}
+        queue = names.retry_queue(self._service, delay)
+        self._forward(delivery, queue, headers, Outcome.RETRIED, about)
+
     def invalid(self, delivery: Delivery, error: str) -> None:
         """Park what is no event."""
         self._park(delivery, Outcome.INVALID, names.INVALID, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterable, Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -41,6 +42,15 @@ class Channel(Protocol):
         ...
 
 
+def _loop_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _boot_s() -> float:
+    """Return seconds since the machine was started, those in which it was suspended included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 @dataclass(frozen=True)
 class System:
     """Everything outside of a process that its service reaches, apart from the running loop.
@@ -50,7 +60,8 @@ class System:
     an object with that interface. ``open_channel`` opens a gRPC channel to an etcd member, by the
     settings and the member's host and port. ``now_s`` returns seconds since the epoch; the
     monotonic clock is the running loop's. ``random`` draws tokens and jitter. ``threads`` makes
-    an executor with so many threads, for ``run_in_executor``.
+    an executor with so many threads, for ``run_in_executor``. ``elapsed_s`` returns seconds on a
+    clock by which leases are counted, on any thread: it goes on while the machine is suspended.
     """
 
     connect: Callable[..., Any]
@@ -58,6 +69,7 @@ class System:
     now_s: Callable[[], float]
     random: Random
     threads: Callable[[int], Executor]
+    elapsed_s: Callable[[], float] = _loop_s
 
 
 def real_system() -> System:
@@ -65,7 +77,15 @@ def real_system() -> System:
     # Here and not above: both need this module.
     from . import amqp, etcd
 
-    return System(amqp.Connection, etcd.open_channel, time.time, SystemRandom(), ThreadPoolExecutor)
+    return System(
+        amqp.Connection,
+        etcd.open_channel,
+        time.time,
+        SystemRandom(),
+        ThreadPoolExecutor,
+        # Linux alone has it.
+        _boot_s if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic,
+    )
 
 
 class Jitter(wait_base):
@@ -75,12 +95,12 @@ class Jitter(wait_base):
     """
 
     def __init__(self, random: Random, first_s: float, longest_s: float) -> None:
-        self._random, self._first_s, self._longest_s = random, first_s, longest_s
+        self._random, self._first_s, self.longest_s = random, first_s, longest_s
 
     def __call__(self, retry_state: RetryCallState) -> float:
         """Return the seconds to wait after this attempt."""
         doublings = min(retry_state.attempt_number - 1, 30)
-        return self._random.uniform(0.0, min(self._longest_s, self._first_s * 2.0**doublings))
+        return self._random.uniform(0.0, min(self.longest_s, self._first_s * 2.0**doublings))
 
 
 def reconnect_wait(random: Random) -> Jitter:

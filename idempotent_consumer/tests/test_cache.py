@@ -1,13 +1,23 @@
-"""The bounded memory of what is done."""
+"""The bounded cache of what is done: its entries, its import, and the watch on deletions."""
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from hashlib import sha256
+from typing import Any
 
 import pytest
+from structlog.testing import LogCapture
 
-from idempotent_consumer.ledger.cache import Cache, fingerprint
+from fakes.ledger import captured, digest_of, system_of
+from idempotent_consumer.cache import IMPORT_AFTER_S, PAGE_RECORDS, Cache, fingerprint
+from idempotent_consumer.etcd import Client
+from idempotent_consumer.records import encode
+from idempotent_consumer.settings import Settings
+from idempotent_consumer.testing.etcd import FINE, REQUEST_LOST, Call, FakeEtcd, Fate
+from idempotent_consumer.testing.loop import Loop
+from idempotent_consumer.testing.store import Store
 
 
 def digest(number: int) -> str:
@@ -121,3 +131,271 @@ def test_a_cleared_cache_holds_nothing() -> None:
     cache.clear()
     assert not any(cache.holds(digest(n)) for n in range(3))
     assert len(cache) == 0
+
+
+# The import: every record once, at one revision; then the deletions.
+
+PREFIX = "/service/order/"
+LONGER_THAN_ANY_BACKOFF_S = 10.0
+
+
+class Following:
+    """A cache that follows an etcd in memory."""
+
+    def __init__(self) -> None:
+        self.loop = Loop()
+        self.store = Store(self.loop.time)
+        self.etcd = FakeEtcd(self.loop.agenda, self.store)
+        self.cache, self.lines = Cache(), LogCapture()
+        self.task: Any = None
+
+    def record(self, *ids: str, state: str = "done") -> None:
+        for each in ids:
+            self.store.put(PREFIX + each, encode(state, digest_of(each), "t", "now"))
+
+    def begin(self, revision: int = 0) -> None:
+        system = system_of(self.etcd)
+        client = Client(Settings(enable_etcd=True), system)
+        follow = self.cache.follow(PREFIX, client, system, captured(self.lines), revision)
+        self.task = self.loop.create_task(follow)
+        self.loop.run_until_idle()
+
+    def start(self, revision: int = 0) -> Any:
+        """Import, and return the watch that follows."""
+        self.begin(revision)
+        self.loop.advance(IMPORT_AFTER_S + LONGER_THAN_ANY_BACKOFF_S)
+        return self.watch
+
+    def reconnect(self) -> Any:
+        """End the watch, and return the next one."""
+        self.etcd.end_watches()
+        self.loop.advance(LONGER_THAN_ANY_BACKOFF_S)
+        return self.watch
+
+    @property
+    def pages(self) -> list[Call]:
+        return [call for call in self.etcd.calls if call.method == "Range"]
+
+    @property
+    def watch(self) -> Any:
+        return self.etcd.sent("Watch")[-1].create_request
+
+    def holds(self, event_id: str) -> bool:
+        return self.cache.holds(digest_of(event_id))
+
+
+@pytest.fixture
+def following() -> Following:
+    return Following()
+
+
+def random_ids(chance: random.Random, number: int) -> set[str]:
+    """Ids of every make: sequential, random, with common beginnings, short and long."""
+    kinds = [
+        lambda: str(chance.randrange(20_000)),
+        lambda: f"{chance.randrange(10**9):010}",
+        lambda: f"{chance.getrandbits(128):032x}",
+        lambda: "sha256:" + f"{chance.getrandbits(256):064x}",
+        lambda: "a" * chance.randrange(1, 128) + str(chance.randrange(100)),
+        lambda: "".join(chance.choice("\0\1/~\x7f") for _ in range(chance.randrange(1, 12))),
+        lambda: "x" * 127 + chance.choice("abc\0\x7f"),
+    ]
+    chosen = chance.sample(kinds, chance.randrange(1, len(kinds)))
+    return {chance.choice(chosen)() for _ in range(number)}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_the_ids_each_record_is_imported_exactly_once(
+    following: Following, seed: int
+) -> None:
+    chance = random.Random(seed)
+    ids = random_ids(chance, chance.choice([100, 7_000, 13_000]))
+    following.record(*ids)
+    following.store.put("/service/orders/1", b"")
+    following.store.put("/service/orde", b"")
+    following.start()
+    seen = Counter(kv.key for page in following.pages for kv in page.outcome.kvs)
+    assert set(seen) == {(PREFIX + each).encode() for each in ids}
+    assert set(seen.values()) == {1}
+    assert all(following.holds(each) for each in ids)
+    assert len(following.pages) < 2_000
+
+
+def test_sequential_ids_take_about_as_many_pages_as_they_fill(following: Following) -> None:
+    """Not one range that etcd walks to its end for each page."""
+    following.record(*(f"{number:08}" for number in range(3 * PAGE_RECORDS)))
+    following.start()
+    assert 3 <= len(following.pages) < 60
+    walked = sum(page.outcome.count for page in following.pages)
+    assert walked < 4 * 3 * PAGE_RECORDS
+
+
+def test_a_cache_that_is_full_ends_the_import(following: Following) -> None:
+    """What is left out is not read; the deletions of all are watched from the same revision."""
+    following.cache = Cache(PAGE_RECORDS)
+    following.record(*(f"{number:08}" for number in range(4 * PAGE_RECORDS)))
+    watch = following.start()
+    assert len(following.pages) <= 4
+    assert len(following.cache) <= PAGE_RECORDS
+    assert watch.start_revision == following.store.revision + 1
+    (line,) = (line for line in following.lines.entries if "records" in line)
+    assert line["records"] < line["of"] == 4 * PAGE_RECORDS
+
+
+def test_all_pages_are_of_one_revision_and_the_watch_begins_after_it(following: Following) -> None:
+    """What is written meanwhile is in none of them."""
+    following.record(*map(str, range(PAGE_RECORDS + 100)))
+    revision = following.store.revision
+
+    def write_before_each_but_the_first(_: Call) -> Fate:
+        if len(following.pages) > 1:
+            following.record(f"0-late-{len(following.pages)}")
+        return FINE
+
+    following.etcd.fate = write_before_each_but_the_first
+    watch = following.start()
+    assert len(following.pages) > 1
+    assert {page.request.revision for page in following.pages[1:]} == {revision}
+    assert not any(b"late" in kv.key for page in following.pages for kv in page.outcome.kvs)
+    assert watch.start_revision == revision + 1
+
+
+def test_only_what_is_done_is_held(following: Following) -> None:
+    following.record("1")
+    following.record("2", state="claimed")
+    following.record("3", state="released")
+    following.store.put(PREFIX + "4", b"an operator's")
+    following.start()
+    assert [following.holds(each) for each in "1234"] == [True, False, False, False]
+
+
+def test_an_empty_etcd_is_imported_too(following: Following) -> None:
+    watch = following.start()
+    assert len(following.cache) == 0
+    assert watch.start_revision == following.store.revision + 1
+    assert any(line.get("records") == 0 for line in following.lines.entries)
+
+
+def test_what_is_deleted_is_new_again(following: Following) -> None:
+    following.record("1", "2")
+    following.start()
+    following.store.delete(PREFIX + "1")
+    revision = following.store.revision
+    following.loop.run_until_idle()
+    assert [following.holds("1"), following.holds("2")] == [False, True]
+    following.store.put("/elsewhere", b"")
+    assert following.reconnect().start_revision == revision + 1
+
+
+def test_what_is_deleted_while_there_is_no_watch_is_new_again(following: Following) -> None:
+    following.record("1", "2")
+    following.start()
+    following.etcd.end_watches()
+    following.store.delete(PREFIX + "1")
+    following.loop.advance(LONGER_THAN_ANY_BACKOFF_S)
+    assert [following.holds("1"), following.holds("2")] == [False, True]
+
+
+def test_a_deletion_that_does_not_tell_what_it_deleted_clears_everything(
+    following: Following,
+) -> None:
+    """Its old value has been compacted; without it the entry cannot be found."""
+    following.record("1", "2")
+    following.start()
+    following.etcd.end_watches()
+    following.store.delete(PREFIX + "1")
+    following.store.compact()
+    pages = len(following.pages)
+    following.loop.advance(LONGER_THAN_ANY_BACKOFF_S)
+    assert len(following.cache) == 0
+    assert len(following.pages) == pages
+
+
+def test_progress_moves_the_watchs_beginning(following: Following) -> None:
+    following.start()
+    for _ in range(100):
+        following.store.put("/elsewhere", b"")
+    following.store.progress()
+    following.loop.run_until_idle()
+    assert following.reconnect().start_revision == following.store.revision + 1
+
+
+def test_the_reply_that_says_created_is_no_progress(following: Following) -> None:
+    first = following.start()
+    for _ in range(100):
+        following.store.put("/elsewhere", b"")
+    following.reconnect()
+    assert following.reconnect().start_revision == first.start_revision
+
+
+def test_after_a_compaction_everything_is_imported_again(following: Following) -> None:
+    """Deletions have been missed, so nothing held may be trusted."""
+    following.record("1", "2")
+    following.start()
+    following.etcd.end_watches()
+    following.store.delete(PREFIX + "1")
+    following.record("3")
+    following.store.compact()
+    following.loop.advance(LONGER_THAN_ANY_BACKOFF_S)
+    assert [following.holds(each) for each in "123"] == [False, True, True]
+    assert following.watch.start_revision == following.store.revision + 1
+
+
+def test_a_watch_that_ends_is_opened_again_without_another_import(following: Following) -> None:
+    following.record("1")
+    following.start()
+    pages, watches = len(following.pages), len(following.etcd.sent("Watch"))
+    following.reconnect()
+    assert len(following.etcd.sent("Watch")) == watches + 1
+    assert len(following.pages) == pages
+    assert following.holds("1")
+
+
+def test_an_import_that_fails_in_the_middle_begins_again(following: Following) -> None:
+    """Of what its first attempt saw, nothing is held that was deleted before the second."""
+    ids = [f"{number:08}" for number in range(PAGE_RECORDS + 10)]
+    following.record(*ids)
+
+    def fail_the_second_page(_: Call) -> Fate:
+        if len(following.pages) != 2:
+            return FINE
+        following.store.delete(PREFIX + ids[0])
+        return REQUEST_LOST
+
+    following.etcd.fate = fail_the_second_page
+    following.start()
+    assert len(following.pages) > 3
+    assert [each for each in ids if not following.holds(each)] == ids[:1]
+
+
+def test_records_from_after_its_revision_are_left_out_and_their_deletions_are_not(
+    following: Following,
+) -> None:
+    """The process that starts it has put those in the cache by itself."""
+    following.record("before")
+    revision = following.store.revision
+    following.record("later")
+    following.cache.add(digest_of("its own"))
+    watch = following.start(revision)
+    assert following.holds("before")
+    assert not following.holds("later")
+    assert following.holds("its own")
+    assert watch.start_revision == revision + 1
+
+
+def test_cancelled_before_it_begins_it_reads_nothing(following: Following) -> None:
+    following.begin()
+    following.loop.advance(IMPORT_AFTER_S / 2)
+    following.task.cancel()
+    following.loop.advance(LONGER_THAN_ANY_BACKOFF_S)
+    assert following.task.cancelled()
+    assert not following.etcd.calls
+
+
+def test_cancelled_it_ends_its_watch(following: Following) -> None:
+    following.start()
+    assert following.store.watched
+    following.task.cancel()
+    following.loop.run_until_idle()
+    assert following.task.cancelled()
+    assert not following.store.watched

@@ -9,9 +9,9 @@ import pytest
 
 from fakes.operator import Operator
 from idempotent_consumer.cli.broker import BrokerError, Depth
-from idempotent_consumer.cli.checks.finding import version_number
+from idempotent_consumer.cli.checks import versions
 from idempotent_consumer.cli.web import WebError
-from idempotent_consumer.ledger.etcd import EtcdError, Failure
+from idempotent_consumer.etcd import EtcdError, Failure
 
 METRICS = (
     b"etcd_server_quota_backend_bytes 8.589934592e+09\n"
@@ -148,8 +148,18 @@ def test_a_fault_that_breaks_the_guarantee_is_a_problem(
     )
 
 
-def old_servers(operator: Operator) -> None:
-    operator.etcd_version, operator.rabbitmq_version = "3.5.16", "4.0.5"
+def rabbitmq(version: str) -> Callable[[Operator], None]:
+    def change(operator: Operator) -> None:
+        operator.rabbitmq_version = version
+
+    return change
+
+
+def etcd(version: str) -> Callable[[Operator], None]:
+    def change(operator: Operator) -> None:
+        operator.etcd_version = version
+
+    return change
 
 
 def not_compacting(operator: Operator) -> None:
@@ -180,8 +190,17 @@ def no_history(operator: Operator) -> None:
 @pytest.mark.parametrize(
     ("fault", "about", "says"),
     [
-        (old_servers, "rabbitmq localhost:5672", "version 4.0.5 has known faults, fixed in 4.0.8"),
-        (old_servers, "etcd localhost:2379", "version 3.5.16 has known faults, fixed in 3.5.28"),
+        (
+            rabbitmq("4.0.5"),
+            "rabbitmq localhost:5672",
+            "version 4.0.5 is out of support, and has known faults, fixed in 4.0.8: ",
+        ),
+        (rabbitmq("4.1.8"), "rabbitmq localhost:5672", "version 4.1.8 is out of support"),
+        (rabbitmq("3.13.7"), "rabbitmq localhost:5672", "version 3.13.7 is out of support"),
+        (rabbitmq("4.3.4"), "rabbitmq localhost:5672", "4.3.4 has known faults, fixed in 4.3.5: "),
+        (etcd("3.4.42"), "etcd localhost:2379", "version 3.4.42 is out of support"),
+        (etcd("3.5.16"), "etcd localhost:2379", "3.5.16 has known faults, fixed in 3.5.28: "),
+        (etcd("3.6.8"), "etcd localhost:2379", "3.6.8 has known faults, fixed in 3.6.9: "),
         (not_compacting, "etcd localhost:2379", "seems not to compact by itself"),
         (much_history, "etcd localhost:2379", "5,000,000 revisions of history"),
         (filling, "etcd localhost:2379", "of its quota"),
@@ -298,7 +317,32 @@ def test_an_etcd_that_shows_no_pages_is_not_judged_by_them(operator: Operator) -
     ],
 )
 def test_versions_are_compared_as_numbers(older: str, newer: str) -> None:
-    assert version_number(older) < version_number(newer)
+    assert versions.number(older) < versions.number(newer)
+
+
+@pytest.mark.parametrize(
+    ("change", "about"),
+    [
+        *((rabbitmq(each), "rabbitmq localhost:5672") for each in ("4.2.0", "4.3.5", "4.10.0")),
+        *((etcd(each), "etcd localhost:2379") for each in ("3.5.28", "3.6.9", "3.7.0-rc.1")),
+    ],
+)
+def test_a_version_that_gets_fixes_and_has_no_known_faults_is_fine(
+    operator: Operator, change: Callable[[Operator], None], about: str
+) -> None:
+    change(operator)
+    findings = operator.run("doctor", "--json").json["findings"]
+    (level,) = {e["level"] for e in findings if e["about"] == about and "version" in e["what"]}
+    assert level == "ok"
+
+
+def test_out_of_support_and_faulty_is_one_finding_that_names_a_series_with_support(
+    operator: Operator,
+) -> None:
+    """Not the release that mends the faults: that one is out of support as well."""
+    rabbitmq("4.0.5")(operator)
+    (line,) = (each for each in operator.run("doctor").out.splitlines() if "4.0.5" in each)
+    assert line.endswith("  -> upgrade it to 4.2 or newer")
 
 
 def test_bindings_that_cannot_be_seen_are_no_problem(operator: Operator) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from fakes.amqp import Rabbit
 from idempotent_consumer.amqp import TCP_OPTIONS
-from idempotent_consumer.bus import CLOSE_TIMEOUT_S, RecoveringConnection, Session
+from idempotent_consumer.bus import CLOSE_TIMEOUT_S, ClientChannel, RecoveringConnection
 from idempotent_consumer.testing.broker import Queue
 
 AT_ONCE_S = 0.25
@@ -55,10 +55,10 @@ def running(rabbit: Rabbit, connection: RecoveringConnection) -> Any:
     return rabbit.start(connection.run(ready_until_lost(connection)))
 
 
-def ready_until_lost(connection: RecoveringConnection) -> Callable[[Session], Any]:
-    async def use(session: Session) -> None:
+def ready_until_lost(connection: RecoveringConnection) -> Callable[[ClientChannel], Any]:
+    async def use(client: ClientChannel) -> None:
         connection.ready()
-        await session.reply()
+        await client.reply()
 
     return use
 
@@ -171,30 +171,12 @@ def test_one_node_or_two_are_tried_in_turn(rabbit: Rabbit, nodes: list[str]) -> 
 # What ends it.
 
 
-def test_a_consumer_that_the_broker_cancels_is_followed_by_another(rabbit: Rabbit) -> None:
-    """Its queue was deleted, or a consumer's time-out has passed: the channel is still there."""
-    tags = []
-
-    async def consume(session: Session) -> None:
-        session.channel.queue_declare("order", durable=True, arguments={})
-        tags.append(session.channel.basic_consume("order", print))
-        await session.reply()
-
-    rabbit.start(connection_to(rabbit).run(consume))
-    rabbit.broker.delete_queue("order")
-    rabbit.loop.run_until_idle()
-    assert rabbit.health.missing["rabbitmq"].startswith("the broker cancelled the consumer")
-    rabbit.next_attempt_s()
-    assert len(tags) == 2
-    assert len(rabbit.broker.queues["order"].consumers) == 1
-
-
 def test_a_channel_that_the_broker_closes_is_followed_by_another_connection(
     rabbit: Rabbit,
 ) -> None:
-    async def declare_wrongly(session: Session) -> None:
-        session.channel.queue_declare("order", durable=True, arguments={"x-max-length": 1})
-        await session.reply()
+    async def declare_wrongly(client: ClientChannel) -> None:
+        client.channel.queue_declare("order", durable=True, arguments={"x-max-length": 1})
+        await client.reply()
 
     rabbit.broker.queues["order"] = Queue("order", {"x-max-length": 2})
     rabbit.start(connection_to(rabbit).run(declare_wrongly))
@@ -209,39 +191,39 @@ def test_what_was_asked_of_a_channel_that_had_gone_is_a_loss_with_its_own_reason
 ) -> None:
     """pika refuses to send: no defect, as nobody could have known."""
 
-    async def declare(session: Session) -> None:
-        session.channel.is_open = False
-        session.lose("the first reason")
-        session.channel.queue_declare("order")
+    async def declare(client: ClientChannel) -> None:
+        client.channel.is_open = False
+        client.lose("the first reason")
+        client.channel.queue_declare("order")
 
     rabbit.start(connection.run(declare))
     assert rabbit.health.missing == {"rabbitmq": "the first reason"}
 
 
-async def fail(_: Session) -> None:
+async def fail(_: ClientChannel) -> None:
     raise Defect
 
 
-async def fail_in_a_callback(session: Session) -> None:
+async def fail_in_a_callback(client: ClientChannel) -> None:
     def callback(*_: object) -> None:
         raise Defect
 
-    session.channel.basic_qos(prefetch_count=1, callback=session.callback(callback))
-    await session.reply()
+    client.channel.basic_qos(prefetch_count=1, callback=client.callback(callback))
+    await client.reply()
 
 
-async def fail_in_a_callback_behind_the_loss(session: Session) -> None:
+async def fail_in_a_callback_behind_the_loss(client: ClientChannel) -> None:
     def callback(*_: object) -> None:
-        session.lose("a loss")
+        client.lose("a loss")
         raise Defect
 
-    session.channel.basic_qos(prefetch_count=1, callback=session.callback(callback))
-    await session.reply()
+    client.channel.basic_qos(prefetch_count=1, callback=client.callback(callback))
+    await client.reply()
 
 
 @pytest.mark.parametrize("use", [fail, fail_in_a_callback, fail_in_a_callback_behind_the_loss])
 def test_a_defect_ends_it_and_is_no_lost_connection(
-    rabbit: Rabbit, connection: RecoveringConnection, use: Callable[[Session], Any]
+    rabbit: Rabbit, connection: RecoveringConnection, use: Callable[[ClientChannel], Any]
 ) -> None:
     running = rabbit.start(connection.run(use))
     assert [type(error) for error in defects(running.exception())] == [Defect]
@@ -302,20 +284,20 @@ def test_a_broker_that_does_not_answer_is_left_to_itself(
 def test_a_broker_that_does_not_answer_the_end_of_a_connection_does_not_hold_up_the_next(
     rabbit: Rabbit, connection: RecoveringConnection
 ) -> None:
-    sessions: list[Session] = []
+    clients: list[ClientChannel] = []
 
-    async def use(session: Session) -> None:
-        sessions.append(session)
-        await session.reply()
+    async def use(client: ClientChannel) -> None:
+        clients.append(client)
+        await client.reply()
 
     rabbit.start(connection.run(use))
     rabbit.fall_silent()
-    sessions[0].lose("it is of no use")
+    clients[0].lose("it is of no use")
     lost_s = rabbit.loop.time()
     assert rabbit.next_attempt_s() - lost_s <= CLOSE_TIMEOUT_S + AT_ONCE_S
     called: list[object] = []
-    sessions[0].callback(called.append)("what the broker sends when it goes on")
-    sessions[1].callback(called.append)("what it sends on the connection that is used")
+    clients[0].callback(called.append)("what the broker sends when it goes on")
+    clients[1].callback(called.append)("what it sends on the connection that is used")
     assert called == ["what it sends on the connection that is used"]
 
 

@@ -25,7 +25,7 @@ def epoch_with(deliveries: int) -> tuple[Epoch, Channel, list[Delivery]]:
     channel = Channel()
     epoch = Epoch(1, channel)
     for tag in range(1, deliveries + 1):
-        epoch.arrived(tag)
+        epoch.arrived(tag, 10.0 * tag)
     return epoch, channel, [Delivery(epoch, t, None, b"") for t in range(1, deliveries + 1)]
 
 

@@ -10,7 +10,14 @@ import pytest
 
 from fakes.amqp import Rabbit
 from idempotent_consumer.amqp import TCP_OPTIONS
-from idempotent_consumer.bus import LAST_ACKS_S, Delivery, Intake, prefetch, queue_arguments
+from idempotent_consumer.bus import (
+    GONE_WITHIN_S,
+    LAST_ACKS_S,
+    Delivery,
+    Intake,
+    prefetch,
+    queue_arguments,
+)
 from idempotent_consumer.settings import Settings
 
 SETTINGS = Settings(rabbitmq_urls=("amqp://h/",))
@@ -163,13 +170,94 @@ def test_each_channel_is_told_once_as_returned(
 ) -> None:
     publish(rabbit, b"1")
     rabbit.broker.delete_queue("order")
-    rabbit.loop.run_until_idle()
+    rabbit.loop.advance(GONE_WITHIN_S)
     assert returned == [1]
     rabbit.next_attempt_s()
     rabbit.lose_and_wait_s()
     assert returned == [1, 0]
     publish(rabbit, b"2")
     assert [delivery.body for delivery in arrived(rabbit, intake)] == [b"1", b"2"]
+
+
+# A consumer that the broker cancels.
+
+
+def cancel(rabbit: Rabbit) -> None:
+    """Cancel the consumer of a queue that stays, as after its consumer time-out."""
+    (consumer,) = rabbit.broker.queues["order"].consumers
+    consumer.channel.cancelled_by_broker(consumer)
+    rabbit.loop.run_until_idle()
+
+
+def why(rabbit: Rabbit) -> list[str]:
+    """Return why connections have been lost."""
+    return [line["error"] for line in rabbit.lines.entries if "error" in line]
+
+
+@pytest.mark.usefixtures("running")
+def test_a_queue_that_is_gone_was_deleted(rabbit: Rabbit) -> None:
+    rabbit.broker.delete_queue("order")
+    rabbit.loop.advance(GONE_WITHIN_S)
+    (deleted,) = why(rabbit)
+    assert "no queue 'order' in vhost '/'" in deleted
+    assert deleted.endswith(": it was deleted, and is declared anew")
+    rabbit.next_attempt_s()
+    assert len(rabbit.broker.queues["order"].consumers) == 1
+
+
+@pytest.mark.usefixtures("running")
+def test_a_queue_that_is_there_means_that_a_delivery_was_unacked_for_too_long(
+    rabbit: Rabbit,
+) -> None:
+    """The oldest one in hand tells for how long: until the cancel, not until the queue was seen."""
+    publish(rabbit, b"1")
+    rabbit.loop.advance(7)
+    publish(rabbit, b"2")
+    rabbit.loop.advance(1)
+    cancel(rabbit)
+    rabbit.loop.advance(GONE_WITHIN_S)
+    (cancelled,) = why(rabbit)
+    assert "longer than the broker's consumer_timeout (the oldest for 8.0 s)" in cancelled
+    assert "deleted" not in cancelled
+
+
+@pytest.mark.usefixtures("running")
+def test_a_delivery_that_was_acked_meanwhile_is_not_said_to_be_held(rabbit: Rabbit) -> None:
+    cancel(rabbit)
+    rabbit.loop.advance(GONE_WITHIN_S)
+    assert "consumer_timeout (none is unacked now)" in why(rabbit)[0]
+
+
+@pytest.mark.usefixtures("running")
+def test_a_deleted_queue_is_looked_for_only_once_it_can_be_gone(rabbit: Rabbit) -> None:
+    """The broker cancels consumers first: asked at once, it says that the queue is there."""
+    cancel(rabbit)
+    del rabbit.broker.queues["order"]
+    rabbit.loop.advance(GONE_WITHIN_S)
+    assert "it was deleted" in why(rabbit)[0]
+
+
+@pytest.mark.usefixtures("running")
+def test_what_a_cancelled_consumer_holds_goes_back_and_another_consumes(
+    rabbit: Rabbit, returned: list[int]
+) -> None:
+    """Its channel would keep the deliveries that are not overdue, and get no others."""
+    publish(rabbit, b"1", b"2", b"3")
+    cancel(rabbit)
+    rabbit.loop.advance(GONE_WITHIN_S)
+    assert returned == [3]
+    rabbit.next_attempt_s()
+    (consumer,) = rabbit.broker.queues["order"].consumers
+    assert len(consumer.channel.unacked) == 3
+
+
+@pytest.mark.usefixtures("running")
+def test_a_connection_that_is_lost_meanwhile_is_lost_for_its_own_reason(rabbit: Rabbit) -> None:
+    cancel(rabbit)
+    rabbit.lose()
+    rabbit.loop.advance(GONE_WITHIN_S)
+    (lost,) = why(rabbit)
+    assert "cancelled" not in lost
 
 
 # The stop.

@@ -8,6 +8,7 @@ is wrapped from outside, before the service starts, so where the variable is uns
 wrapped, and the image of a service does not even hold this file.
 """
 
+import asyncio
 import functools
 import importlib
 import inspect
@@ -18,7 +19,6 @@ import re
 import runpy
 import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,10 +34,10 @@ _LIBRARY = "idempotent_consumer"
 
 @dataclass(frozen=True)
 class Call:
-    """A call of the wrapped function: its arguments by name, and what its callback was given."""
+    """A call of the wrapped function: its arguments by name, and its answer, where there is one."""
 
     arguments: Mapping[str, Any]
-    answer: tuple[Any, ...] = ()
+    answer: Any = None
 
 
 def _true(_: Call) -> bool:
@@ -50,7 +50,11 @@ def _nothing(_: Call) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Point:
-    """Where a step is: before or after a function's run, or before the run of its ``callback``.
+    """Where a step is, by a function and the time ``when`` a call of it passes the step.
+
+    It is about to run: "before". It has returned: "after"; of a coroutine function that is what
+    its body returns. It waits, so what it has asked for is on its way: "waiting". The future that
+    it has returned has its result: "resolved".
 
     ``counts`` says which calls pass the step. ``reaches`` tells the passage that a call comes to,
     where one call is several; else each is one more. ``last_act`` is done at the passage that
@@ -60,7 +64,6 @@ class Point:
 
     where: str
     when: str
-    callback: str = ""
     counts: Callable[[Call], bool] = _true
     reaches: Callable[[Call], int] | None = None
     last_act: Callable[[Call], dict[str, object]] = _nothing
@@ -76,9 +79,14 @@ def after(where: str, **more: Any) -> Point:
     return Point(where, "after", **more)
 
 
-def answered(where: str, callback: str, **more: Any) -> Point:
-    """Return the point at which a function's callback, a parameter of it, is about to run."""
-    return Point(where, "answered", callback, **more)
+def waiting(where: str, **more: Any) -> Point:
+    """Return the point at which a coroutine function waits for what it has asked for."""
+    return Point(where, "waiting", **more)
+
+
+def resolved(where: str, **more: Any) -> Point:
+    """Return the point at which the future that a function has returned has its result."""
+    return Point(where, "resolved", **more)
 
 
 # What the proof of some points holds, and what some have to wait for.
@@ -88,16 +96,29 @@ def _event(call: Call) -> dict[str, object]:
     return {"id": call.arguments["event"].id}
 
 
-def _task(call: Call) -> dict[str, object]:
-    return {"id": call.arguments["task"].event.id}
+def _flight(call: Call) -> dict[str, object]:
+    return {"id": call.arguments["flight"].event.id}
 
 
 def _ours(call: Call) -> bool:
     return bool(call.arguments["ours"])
 
 
+def _made(call: Call) -> bool:
+    """Tell whether a call was made: there may have been no time left for it."""
+    return call.answer is not None
+
+
+def _confirmed(call: Call) -> bool:
+    return call.answer is True
+
+
 def _body(call: Call) -> dict[str, object]:
     return {"body": call.arguments["delivery"].body.decode()}
+
+
+def _message(call: Call) -> dict[str, object]:
+    return {"body": call.arguments["message"].body.decode()}
 
 
 def _tag(call: Call) -> int:
@@ -111,22 +132,23 @@ def _acked(call: Call) -> dict[str, object]:
 
 
 def _acked_and_sent(call: Call) -> dict[str, object]:
-    """Send the ack: pika writes it to its buffer, and to the socket in the loop's next turn."""
-    transport = call.arguments["self"].connection._transport  # noqa: SLF001
+    """Send the ack: it lies in buffers, and comes to the socket in one of the next turns."""
+    connection = call.arguments["self"].connection
+    getattr(connection, "_write", lambda: None)()  # What waits for the end of the turn.
+    transport = connection._transport  # noqa: SLF001
     while transport.get_write_buffer_size():
         with suppress(BlockingIOError):
             transport._produce()  # noqa: SLF001
     return _acked(call)
 
 
+def _puts_records(call: Call) -> bool:
+    return call.arguments["method"] == "Txn" and bool(_records(call.arguments["request"]))
+
+
 def _applied(call: Call) -> bool:
     """Tell whether this is the reply to a transaction that has put a record."""
-    reply, _error = call.answer
-    return (
-        call.arguments["method"] == "Txn"
-        and reply is not None
-        and bool(reply.succeeded and _records(call.arguments["request"]))
-    )
+    return _puts_records(call) and bool(call.answer.succeeded)
 
 
 def _records(request: Any) -> list[str]:
@@ -143,46 +165,48 @@ def _seen_in_etcd(call: Call) -> dict[str, object]:
 
 POINTS: dict[str, Point] = {
     # pika has handed a delivery over.
-    "received": after(f"{_LIBRARY}.bus.delivery:Epoch.arrived"),
-    "decoded": after(f"{_LIBRARY}.consumer:decode"),
+    "received": after(f"{_LIBRARY}.bus:Epoch.arrived"),
+    "decoded": after(f"{_LIBRARY}.flow:decode"),
     # A pure handler, on the loop's thread; its effects exist nowhere else when it is left.
-    "handler entered": before(f"{_LIBRARY}.consumer:run_handler", last_act=_event),
-    "handler left": after(f"{_LIBRARY}.consumer:run_handler", last_act=_event),
+    "handler entered": before(f"{_LIBRARY}.calls:Runner.run", last_act=_event),
+    "handler left": after(f"{_LIBRARY}.calls:Runner.run", last_act=_event),
     # The batch takes no more; nothing has been sent.
-    "batch sealed": before(f"{_LIBRARY}.ledger.ledger:EtcdLedger.submit"),
+    "batch sealed": before(f"{_LIBRARY}.ledger:EtcdLedger.commit"),
     # gRPC has the transaction: it may apply or not.
-    "txn sent": after(f"{_LIBRARY}.ledger.commit:Commit._send"),
-    # On gRPC's thread, before the loop and so the library hears of the reply.
-    "applied but reply unread": answered(
-        f"{_LIBRARY}.ledger.etcd:Etcd.call", "answered", counts=_applied, last_act=_seen_in_etcd
+    "txn sent": waiting(f"{_LIBRARY}.etcd:Client.call", counts=_puts_records),
+    # gRPC has the reply, before the ledger hears of it.
+    "applied but reply unread": after(
+        f"{_LIBRARY}.etcd:Client.call", counts=_applied, last_act=_seen_in_etcd
     ),
     # The reply is judged, and nothing has been done about it.
-    "reply read": before(f"{_LIBRARY}.consumer:Consumer._answered"),
+    "reply read": after(f"{_LIBRARY}.ledger:EtcdLedger.commit"),
     # One ack covers what has been settled meanwhile: how many that are is the commits' luck.
     "before ack": before("pika.channel:Channel.basic_ack", reaches=_tag, last_act=_acked),
     "after ack": after("pika.channel:Channel.basic_ack", reaches=_tag, last_act=_acked_and_sent),
-    "before park": before(f"{_LIBRARY}.bus.bus:RabbitBus.forward", last_act=_body),
+    "before park": before(f"{_LIBRARY}.settle:forwarded_message", last_act=_body),
     # The broker has confirmed the dead letter; its delivery is not acked.
-    "after park": answered(f"{_LIBRARY}.bus.bus:RabbitBus.forward", "confirmed", last_act=_body),
+    "after park": resolved(
+        f"{_LIBRARY}.publisher:Publisher.send", counts=_confirmed, last_act=_message
+    ),
     # The record is there with its events; none of them has been sent.
-    "events recorded": before(f"{_LIBRARY}.consumer:Consumer._publish", last_act=_task),
+    "events recorded": before(f"{_LIBRARY}.flow:Consumer._publish", last_act=_flight),
     # pika has an event: it may arrive at the broker or not.
-    "event sent": after(f"{_LIBRARY}.bus.bus:RabbitBus.publish"),
+    "event sent": after(f"{_LIBRARY}.publisher:Publisher.send"),
     # The broker has it, and the record still says publishing.
-    "event confirmed": answered(f"{_LIBRARY}.bus.bus:RabbitBus.publish", "confirmed"),
-    # The claim has landed; its call has not been handed to the pool.
-    "claim taken": before(f"{_LIBRARY}.caller:Caller.call", last_act=_event),
-    # A claimed handler has returned, on a thread of the pool.
-    "call made": after(f"{_LIBRARY}.caller:run_handler", last_act=_event),
+    "event confirmed": resolved(f"{_LIBRARY}.publisher:Publisher.send", counts=_confirmed),
+    # The claim has landed; its call has not begun.
+    "claim taken": before(f"{_LIBRARY}.calls:Calls.call", last_act=_event),
+    # A claimed handler has returned, and nothing has been done about it.
+    "call made": after(f"{_LIBRARY}.calls:Calls.call", counts=_made, last_act=_event),
     # The record is done in place of the claim; nothing has been acked.
-    "claim completed": before(f"{_LIBRARY}.settler:Settler.recorded", counts=_ours, last_act=_task),
+    "claim completed": before(f"{_LIBRARY}.settle:Settler.recorded", counts=_ours, last_act=_event),
 }
 
 
 def find(point: Point) -> tuple[Any, str, Callable[..., Any]]:
     """Return the point's function, what holds it, and its name there.
 
-    Raises LookupError where the library has no such function, or no such parameter of it.
+    Raises LookupError where the library has no such function, or it does not wait any more.
     """
     module, _, path = point.where.partition(":")
     *owners, name = path.split(".")
@@ -191,8 +215,8 @@ def find(point: Point) -> tuple[Any, str, Callable[..., Any]]:
         function = getattr(owner, name)
     except (ImportError, AttributeError) as error:
         raise LookupError(f"{point.where} is no longer there: {error}") from error
-    if point.callback and point.callback not in inspect.signature(function).parameters:
-        raise LookupError(f"{point.where} no longer has a parameter {point.callback}")
+    if point.when == "waiting" and not inspect.iscoroutinefunction(function):
+        raise LookupError(f"{point.where} is no longer a coroutine function")
     return owner, name, function
 
 
@@ -201,31 +225,42 @@ def plant(point: Point, reached: Callable[[Call], None]) -> None:
     owner, name, function = find(point)
     signature = inspect.signature(function)
 
-    def passed(call: Call) -> None:
-        if point.counts(call):
-            reached(call)
-
-    @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+    def begins(*args: Any, **kwargs: Any) -> Call:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         call = Call(dict(bound.arguments))
-        if point.callback:
-            callback = bound.arguments[point.callback]
+        passes("before", call)
+        if point.when == "waiting":
+            # Its body runs at once, until it waits; gRPC takes a request over in the turn after
+            # that, in a task of its own, which is in the line ahead of the second of these.
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, passes, "waiting", call)
+        return call
 
-            def observed(*answer: Any) -> Any:
-                passed(Call(call.arguments, answer))
-                return callback(*answer)
+    def passes(when: str, call: Call) -> None:
+        if point.when == when and point.counts(call):
+            reached(call)
 
-            bound.arguments[point.callback] = observed
-        elif point.when == "before":
-            passed(call)
-        result = function(*bound.args, **bound.kwargs)
-        if point.when == "after":
-            passed(call)
-        return result
+    @functools.wraps(function)
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        call = begins(*args, **kwargs)
+        answer = function(*args, **kwargs)
+        passes("after", Call(call.arguments, answer))
+        if point.when == "resolved":
+            # The first of its callbacks: whoever waits for it adds another, which comes later.
+            answer.add_done_callback(
+                lambda future: passes("resolved", Call(call.arguments, future.result()))
+            )
+        return answer
 
-    setattr(owner, name, wrapper)
+    @functools.wraps(function)
+    async def coroutine(*args: Any, **kwargs: Any) -> Any:
+        call = begins(*args, **kwargs)
+        answer = await function(*args, **kwargs)
+        passes("after", Call(call.arguments, answer))
+        return answer
+
+    setattr(owner, name, coroutine if inspect.iscoroutinefunction(function) else plain)
 
 
 def kill_at(setting: str) -> None:
@@ -237,17 +272,14 @@ def kill_at(setting: str) -> None:
     if found is None or found[1] not in POINTS:
         raise LookupError(f"{setting!r} is not one of these with a number: {', '.join(POINTS)}")
     name, number = found[1], int(found[2])
-    point, passages = POINTS[name], itertools.count(1)  # Threads get a number each.
-    dying = threading.Lock()
+    point, passages = POINTS[name], itertools.count(1)
 
     def reached(call: Call) -> None:
         passage = point.reaches(call) if point.reaches else next(passages)
-        if passage >= number and dying.acquire(blocking=False):
+        if passage >= number:
             proof = {"point": name, "passage": number, **point.last_act(call)}
             os.write(2, f"\n{PROOF}{json.dumps(proof)}\n".encode())
             os.kill(os.getpid(), signal.SIGKILL)
-        elif passage >= number:
-            threading.Event().wait()  # Another thread is dying at it: nobody gets past.
 
     plant(point, reached)
 

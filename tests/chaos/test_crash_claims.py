@@ -4,7 +4,7 @@ A claim ends with its lease, 15 s after its process. So that the cells share one
 test kills three processes one after the other, each at another step and with a backlog of its own.
 The positions are the first, the eighth and the last event of a batch: when the first claim has been
 taken, no call has begun, later those before it may have; when the first call returns, none is
-recorded and the other threads are at theirs; when the first claim is completed, nothing is acked.
+recorded and the other slots are at theirs; when the first claim is completed, nothing is acked.
 """
 
 from collections import Counter, defaultdict
@@ -35,7 +35,7 @@ from integration.load import ids
 from integration.sink import Sink
 
 STEPS = ("claim taken", "call made", "claim completed")
-THREADS = 16
+AT_ONCE = 16
 LEASE_S = 15.0
 PASSAGES = dict(zip(POSITIONS, (1, BATCH // 2, BATCH), strict=True))
 
@@ -69,7 +69,7 @@ def test_killed_with_claims(
     attempt = trial(f"killed: {', '.join(STEPS)}", service="notify")
 
     def settings(caller: str) -> dict[str, str]:
-        return {**SETTINGS, "NOTIFY_URL": f"{sink.url}/{caller}"}
+        return {**SETTINGS, "CALLS_AT_ONCE": str(AT_ONCE), "NOTIFY_URL": f"{sink.url}/{caller}"}
 
     others = [start_audited("notify", **settings("survivor")) for _ in range(replicas - 1)]
     killed_with: dict[str, str] = {}
@@ -102,8 +102,8 @@ def assert_called(sink: Sink, store: Store, killed_with: dict[str, str], passage
         assert len(set(by)) == len(by) <= 1 + lost[event_id], f"{event_id} was called by {by}"
     begun = Counter(chain.from_iterable(callers.values()))
     assert begun["claim-taken"] < passage
-    # Those that had returned, and one on each of the other threads.
-    assert begun["call-made"] < passage + THREADS
+    # Those that had returned, and one in each of the other slots.
+    assert begun["call-made"] < passage + AT_ONCE
     assert "claim-taken" not in callers[killed_with["claim-taken"]]
     assert "call-made" in callers[killed_with["call-made"]][:-1], "it was not made again"
     assert callers[killed_with["claim-completed"]][-1] == "claim-completed", "it was made again"

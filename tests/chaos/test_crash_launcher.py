@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from chaos import test_crash_claims, test_crash_outbox, test_crash_points
-from chaos.crash_points import POINTS, VARIABLE, Point, answered, before, find
+from chaos.crash_points import POINTS, VARIABLE, Point, before, find, waiting
 from harness.servers import REPOSITORY
 
 
@@ -20,9 +20,9 @@ def test_a_point_is_there_and_has_its_cells(name: str) -> None:
 @pytest.mark.parametrize(
     "point",
     [
-        before("idempotent_consumer.consumer:Consumer.no_such_step"),
+        before("idempotent_consumer.flow:Consumer.no_such_step"),
         before("idempotent_consumer.no_such_module:run"),
-        answered("idempotent_consumer.ledger.etcd:Etcd.call", "no_such_callback"),
+        waiting("idempotent_consumer.flow:decode"),
     ],
 )
 def test_a_point_that_the_library_no_longer_has_is_an_error(point: Point) -> None:

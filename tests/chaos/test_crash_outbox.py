@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from itertools import chain, product
+from random import Random
 
 import pika
 import pytest
@@ -36,13 +37,13 @@ from harness.servers import Servers
 from harness.services import Service
 from harness.store import Store
 from harness.wait import eventually
-from idempotent_consumer.consumer import WAITS_FOR_ITS_EVENTS
-from idempotent_consumer.policies import HELD_CLAIM
+from idempotent_consumer.flow import WAITS_FOR_ITS_EVENTS
+from idempotent_consumer.system import claim_wait
 from integration.load import ids
 
 SHIPPED = "order_shipped"
 OBSERVED = "shipping.observed"
-LEFT_ALONE_S = WAITS_FOR_ITS_EVENTS * HELD_CLAIM.max
+LEFT_ALONE_S = WAITS_FOR_ITS_EVENTS * claim_wait(Random()).longest_s
 """For so long at the most a record is left to the process that was killed: it may yet publish."""
 
 BATCHES = 8

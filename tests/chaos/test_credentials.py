@@ -16,7 +16,7 @@ from harness.services import Service
 from harness.statsd import StatsdListener
 from harness.store import Store
 from harness.wait import eventually
-from integration.judging import lines, queue_facts, says, throughout
+from integration.judging import lines, says, throughout
 from integration.load import orders
 
 StartAudited = Callable[..., Service]
@@ -70,7 +70,7 @@ def test_the_password_is_wrong_at_the_start(
     def nothing_is_taken() -> None:
         holds(service, "authentication failed")
         assert broker.depth("order") == (50, 0)
-        assert queue_facts(clean.rabbitmq, "order").get("consumers", 0) == 0
+        assert broker.consumers("order") == 0
 
     throughout(3, nothing_is_taken)
     attempt.fired()

@@ -47,12 +47,12 @@ def test_etcd_is_away_for_a_while(
     service = start_audited("order", BATCH_SIZE=str(BATCH))
 
     def bounded() -> None:
-        assert broker.depth("order").unacked <= IN_HAND_AT_MOST
+        assert broker.unacked("order") <= IN_HAND_AT_MOST
 
     with attempt.load(rate(seconds + 10)):
         attempt.works()
         with down(clean.etcd):
-            passes(lambda: broker.depth("order").unacked, BATCH)
+            passes(lambda: broker.unacked("order"), BATCH)
             throughout(seconds, bounded)
             if seconds > 5:  # A call is given 5 s before it has failed.
                 not_ready(service, "etcd")

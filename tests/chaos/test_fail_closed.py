@@ -17,7 +17,7 @@ from harness.services import Service
 from harness.statsd import StatsdListener
 from harness.store import Store
 from harness.wait import eventually
-from integration.judging import becomes, passes, queue_facts, says, throughout, times_returned
+from integration.judging import becomes, passes, says, throughout, times_returned
 from integration.load import ids, orders
 from integration.sink import Sink
 
@@ -49,10 +49,10 @@ def test_etcd_is_down_for_long(
         with killed(clean.etcd):
             attempt.publish(orders(2 * IN_HAND, "burst"))
             eventually(partial(holds, service))
-            passes(lambda: broker.depth("order").unacked, IN_HAND - 1)
+            passes(lambda: broker.unacked("order"), IN_HAND - 1)
             with settling_nothing(acks):
-                throughout(seconds, lambda: _bounded(clean, service))
-            assert broker.depth("order").unacked == IN_HAND
+                throughout(seconds, lambda: _bounded(broker, service))
+            assert broker.unacked("order") == IN_HAND
             attempt.fired()
         assert load.running
         attempt.recovers()
@@ -81,7 +81,7 @@ def test_etcd_is_frozen_for_long_and_a_replica_is_stopped_meanwhile(
     becomes(lambda: acks.checked, 50)
     with frozen(clean.etcd), attempt.load(min(100, MOST_EVENTS / seconds)) as load:
         attempt.publish(orders(3 * IN_HAND, "burst"))
-        becomes(lambda: broker.depth("order").unacked, 2 * IN_HAND)
+        becomes(lambda: broker.unacked("order"), 2 * IN_HAND)
         for service in running:
             eventually(partial(holds, service))
         with settling_nothing(acks):
@@ -89,7 +89,7 @@ def test_etcd_is_frozen_for_long_and_a_replica_is_stopped_meanwhile(
                 throughout(seconds / 2, partial(holds, service))
             assert running[0].terminate(10) == 0
             holds(running[1])
-        assert broker.depth("order").unacked == IN_HAND
+        assert broker.unacked("order") == IN_HAND
         assert times_returned(clean.rabbitmq, "order") == [1] * IN_HAND
         attempt.fired()
         assert load.running
@@ -114,13 +114,13 @@ def test_etcd_is_wiped(
     becomes(lambda: store.done("order"), ids(known))
     clean.etcd.kill()
     attempt.publish(orders(30, "held"))
-    becomes(lambda: broker.depth("order").unacked, 30)
+    becomes(lambda: broker.unacked("order"), 30)
     clean.etcd.wipe()
     eventually(partial(holds, service, ANOTHER))
     attempt.fired()
     with settling_nothing(acks):
         attempt.publish([*known, *orders(30, "new")])
-        becomes(lambda: broker.depth("order").unacked, 80)
+        becomes(lambda: broker.unacked("order"), 80)
         throughout(5, partial(holds, service, ANOTHER))
     assert says(service, "not the one seen before")
     assert store.client.get() == []
@@ -189,7 +189,7 @@ def test_etcd_is_restored_from_an_older_snapshot(
     attempt.fired()
     with settling_nothing(acks):
         attempt.publish([*saved, *orders(30, "new")])
-        becomes(lambda: broker.depth("order").unacked, 50)
+        becomes(lambda: broker.unacked("order"), 50)
         throughout(5, partial(holds, service, "restored from an older state"))
     assert says(service, "not the one seen before")
     assert store.done("order") == ids(saved)
@@ -199,7 +199,6 @@ def test_etcd_is_restored_from_an_older_snapshot(
     attempt.judge(at_least=50)
 
 
-def _bounded(servers: Servers, service: Service) -> None:
+def _bounded(broker: Broker, service: Service) -> None:
     holds(service)
-    # Of the queue's last tick, but cheap enough to be asked all the while.
-    assert queue_facts(servers.rabbitmq, "order").get("messages_unacknowledged", 0) <= IN_HAND
+    assert broker.unacked("order") <= IN_HAND

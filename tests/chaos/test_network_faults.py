@@ -165,13 +165,13 @@ def test_the_broker_learns_late_that_a_process_has_died(
             attempt.works()
             proxy.close_slowly(CLOSE_S)
             service.pause()
-            passes(lambda: broker.depth("order").unacked, 50)
+            passes(lambda: broker.unacked("order"), 50)
             service.kill()
             start_audited("order")
             attempt.works(100)
             assert proxy.closed_late > 0
             # Those of the dead process are still out, besides those of its successor.
-            assert broker.depth("order").unacked >= 50
+            assert broker.unacked("order") >= 50
             attempt.fired()
             attempt.recovers()
         attempt.judge(at_least=100)

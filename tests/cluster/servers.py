@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import NamedTuple
 
 from cluster.node import Node
 from harness.server import CommandFailedError, Etcd, RabbitMQ
 from harness.web import fetch_json
-
-# The queue's metadata names its leader; asking that one for the members shows that it leads.
-_LEADER_QUERY = (
-    'case rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"%s">>)) of '
-    "{ok, Queue} -> "
-    "case ra:members(amqqueue:get_pid(Queue), 2000) of "
-    "{ok, Members, {_, Leader}} -> {Leader, length(Members)}; Other -> Other end; "
-    "NotFound -> NotFound end."
-)
 
 
 class BrokerNode(RabbitMQ):
@@ -41,13 +31,16 @@ class BrokerNode(RabbitMQ):
     def leader(self, queue: str) -> tuple[str, int]:
         """Return which node leads a queue, and how many members it has; raises AssertionError."""
         try:
-            answer = self.ctl("eval", _LEADER_QUERY % queue).strip()
+            answer = self._runner.run(
+                ["rabbitmq-queues", "--quiet", "quorum_status", queue, "--formatter=json"]
+            )
         except CommandFailedError as error:
             raise AssertionError(f"queue {queue}: {error}") from error
-        found = re.fullmatch(r"\{'?rabbit@([a-z0-9]+)'?,(\d+)\}", answer)
-        if found is None:
+        members = json.loads(answer)
+        leaders = [each["Node Name"] for each in members if each["Raft State"] == "leader"]
+        if len(leaders) != 1:
             raise AssertionError(f"queue {queue}: {answer}")
-        return found[1], int(found[2])
+        return leaders[0].removeprefix("rabbit@"), len(members)
 
 
 class Status(NamedTuple):

@@ -25,12 +25,14 @@ def read(*files: str) -> Any:
 
 
 def test_each_etcd_member_has_the_single_nodes_flags() -> None:
-    """But for those that name the node, which are in its environment."""
+    """But for those that name the node, which are in its environment, and what followers need."""
     single, cluster = read(FILES[0])["services"], read(*FILES)["services"]
-    named = ("--name=", "--advertise-client-urls=")
-    shared = [flag for flag in single["etcd"]["command"] if not flag.startswith(named)]
+    own = ("--name=", "--advertise-client-urls=", "--experimental-snapshot-catchup-entries=")
+    shared = [flag for flag in single["etcd"]["command"] if not flag.startswith(own)]
     for name in ("etcd", "etcd2", "etcd3"):
-        assert cluster[name]["command"] == shared
+        flags = [flag for flag in cluster[name]["command"] if not flag.startswith(own)]
+        assert flags == shared
+        assert len(cluster[name]["command"]) == len(shared) + 1
         assert cluster[name]["healthcheck"] == single["etcd"]["healthcheck"]
         assert cluster[name]["environment"]["ETCD_NAME"] == name
 

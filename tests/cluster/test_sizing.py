@@ -65,7 +65,7 @@ def test_deliveries_in_hand_while_etcd_is_away(
         member.stop()
     broker.publish(orders(in_hand + 1000))
     becomes(lambda: broker.depth("order"), (1000, in_hand))
-    measured = broker.depth("order").unacked
+    measured = broker.unacked("order")
     sizes += [Size("deliveries in hand", f"{number} x {BATCH_SIZE}", in_hand, measured)]
     for member in cluster.members:
         member.launch()

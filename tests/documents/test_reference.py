@@ -13,8 +13,8 @@ import idempotent_consumer
 from documents.pages import DOCS, PAGES, REPOSITORY, first_cells, name, section
 from idempotent_consumer import Settings, names
 from idempotent_consumer.bus import queue_arguments
+from idempotent_consumer.metrics import _SAY, Outcome
 from idempotent_consumer.settings import _VARIABLES
-from idempotent_consumer.tally import _SAY, Outcome
 
 LIBRARY = Path(idempotent_consumer.__file__).parent
 SIGNALS = DOCS / "signals.md"

@@ -1,5 +1,6 @@
 """Start RabbitMQ and etcd: in containers where Docker answers, else as child processes."""
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -44,7 +45,6 @@ def start_servers(
     kind: Kind | None = None,
     max_txn_ops: int = 1024,
     quota_bytes: int = 8 << 30,
-    snapshot_count: int = 10_000,
     etcd_flags: Sequence[str] = (),
 ) -> Iterator[Servers]:
     """Start both servers, yield them when both answer, and leave nothing behind.
@@ -54,7 +54,7 @@ def start_servers(
     Raises ServersUnavailableError, whose message is one line, if there are no servers to be had.
     """
     chosen = kind or ("docker" if docker_available() else "local")
-    flags = (*_etcd_flags(max_txn_ops, quota_bytes, snapshot_count), *etcd_flags)
+    flags = (*_etcd_flags(max_txn_ops, quota_bytes), *etcd_flags)
     with ExitStack() as stack:
         if chosen == "docker":
             servers = _containers(stack, flags, max_txn_ops)
@@ -80,14 +80,16 @@ def start_etcd(
         yield etcd
 
 
-def _etcd_flags(
-    max_txn_ops: int, quota_bytes: int, snapshot_count: int = 10_000
-) -> tuple[str, ...]:
-    """Return etcd's flags. It never compacts by itself: tests read its history from the first."""
+def _etcd_flags(max_txn_ops: int, quota_bytes: int) -> tuple[str, ...]:
+    """Return etcd's flags, those of the compose files but for one.
+
+    It never compacts by itself: tests read its history from the first revision.
+    """
     return (
         f"--max-txn-ops={max_txn_ops}",
         f"--quota-backend-bytes={quota_bytes}",
-        f"--snapshot-count={snapshot_count}",
+        "--snapshot-count=1000",
+        "--experimental-snapshot-catchup-entries=500",
         "--auto-compaction-retention=0",
         "--log-level=warn",
     )
@@ -131,7 +133,12 @@ def _etcd_process(stack: ExitStack, flags: tuple[str, ...], max_txn_ops: int) ->
 
 
 def image(variable: str, env_file: Path = REPOSITORY / ".env") -> str:
-    """Return the image that `.env` names under `variable`; raises ServersUnavailableError."""
+    """Return the image that the shell or `.env` names, as Compose would read it.
+
+    Raises ServersUnavailableError.
+    """
+    if variable in os.environ:
+        return os.environ[variable]
     if env_file.exists():
         for line in env_file.read_text().splitlines():
             name, separator, value = line.partition("=")

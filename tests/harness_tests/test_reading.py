@@ -1,6 +1,12 @@
 """What tests read: events published through a restart, exact depths, whole histories, counters."""
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pika
+import pytest
 
 from harness.broker import Broker
 from harness.publisher import encode
@@ -8,6 +14,7 @@ from harness.servers import Servers
 from harness.statsd import StatsdListener
 from harness.store import Store
 from harness.wait import eventually
+from harness_tests.conftest import declare
 
 
 def test_publishing_goes_on_through_a_broker_kill(
@@ -40,6 +47,40 @@ def test_depth_is_of_now(broker: Broker, queue: str) -> None:
         broker.publish_raw(b"not json \xff")
         assert broker.depth(queue) == (expected, 0)
     assert [message.body for message in broker.drain(queue)] == [b"not json \xff"] * 3
+
+
+def test_what_is_held_counts_for_the_queue_that_it_came_from(
+    clean: Servers, broker: Broker, queue: str
+) -> None:
+    """At once, a cancelled consumer's too; it is ready again once the channel is gone."""
+    declare(clean.rabbitmq, "notify")
+    broker.publish([{"id": str(number), "type": "new_order"} for number in range(5)])
+    with held(clean.rabbitmq.url, "notify", 2), held(clean.rabbitmq.url, queue, 3) as consumer:
+        assert (broker.unacked(queue), broker.unacked("notify")) == (3, 2)
+        assert (broker.depth(queue), broker.depth("notify")) == ((2, 3), (3, 2))
+        with pytest.raises(AssertionError, match=r"order: 2 ready"):
+            broker.assert_drained(queue)
+        assert len(broker.drain(queue)) == 2
+        with pytest.raises(AssertionError, match=r"unacked=3"):
+            broker.assert_drained(queue)
+        consumer.cancel()
+        assert broker.unacked(queue) == 3
+        with pytest.raises(AssertionError, match=r"unacked"):
+            broker.assert_drained(queue)
+    assert (broker.depth(queue), broker.depth("notify")) == ((3, 0), (5, 0))
+
+
+@contextmanager
+def held(url: str, queue: str, count: int) -> Iterator[Any]:
+    """Consume so many messages and ack none of them, while the block runs; yields the channel."""
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    with connection:
+        channel = connection.channel()
+        channel.basic_qos(prefetch_count=count)
+        messages = channel.consume(queue)
+        for _ in range(count):
+            next(messages)
+        yield channel
 
 
 def test_history_holds_every_put_and_delete(store: Store) -> None:

@@ -188,5 +188,5 @@ def times_returned(rabbitmq: RabbitMQ, queue: str) -> list[int]:
 
 
 def queue_facts(rabbitmq: RabbitMQ, queue: str) -> Any:
-    """Return what the management API shows of a queue; its message counts are seconds old."""
-    return rabbitmq.management("GET", f"/api/queues/%2f/{queue}")
+    """Return how a queue was declared."""
+    return rabbitmq.management("GET", f"/api/queues/%2f/{queue}?disable_stats=true")

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 _HOLD_AT_MOST_S = 60.0
+_DROP_EVERY_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Sink:
         self._calls: list[Call] = []
         self._failures: dict[str, int | None] = {}
         self._held_key: str | None = None
+        self._dripped_key: str | None = None
         self._open = threading.Event()
         self._open.set()
         self._server = _Server(("127.0.0.1", 0), _handler(self))
@@ -67,8 +69,14 @@ class Sink:
         self._held_key = key
         self._open.clear()
 
+    def drip_only(self, key: str) -> None:
+        """Answer the calls with this key drop by drop until `release`: their headers do not end."""
+        self._dripped_key = key
+        self.hold_only(key)
+
     def release(self) -> None:
         """Answer those held, and the following ones at once."""
+        self._dripped_key = None
         self._open.set()
 
     def close(self) -> None:
@@ -81,9 +89,20 @@ class Sink:
     def serve(self, call: Call, caller: socket.socket, answer: Callable[[int], None]) -> None:
         """Take a call from the caller's connection, hold it if so told, and answer it."""
         status = self.note(call)
-        if self._held_key in (None, call.key):
+        if self._dripped_key == call.key:
+            self._drip(caller)
+        elif self._held_key in (None, call.key):
             self._open.wait(_HOLD_AT_MOST_S)
-        answer(status)
+            answer(status)
+        else:
+            answer(status)
+
+    def _drip(self, caller: socket.socket) -> None:
+        """Send a header that does not end, until the release or until the caller hangs up."""
+        with contextlib.suppress(OSError):
+            caller.sendall(b"HTTP/1.1 204 No Content\r\nX-Drops: ")
+            while not self._open.wait(_DROP_EVERY_S):
+                caller.sendall(b".")
 
     def note(self, call: Call) -> int:
         """Note a call, and return the status to answer it with."""

@@ -74,7 +74,7 @@ def test_connections_closed_by_an_operator_are_opened_again(
             handled = statsd.count("orders_processed")
             passes(lambda: statsd.count("orders_processed"), handled + 50)
             service.pause()
-            passes(lambda: broker.depth("order").unacked, 0)
+            passes(lambda: broker.unacked("order"), 0)
             clean.rabbitmq.ctl("close_all_connections", "closed by the test")
             service.resume()
             eventually(partial(says, service, "deliveries went back", closed))

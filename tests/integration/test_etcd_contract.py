@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 import pytest
 from etcd3 import etcdrpc as pb
+from idempotent_consumer.ledger.etcd import Etcd, EtcdError, Failure
 
 from harness.servers import Servers
 from harness.wait import eventually
 from harness.web import fetch_json
-from idempotent_consumer.ledger.etcd import Etcd, EtcdError, Failure
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.etcd import FakeEtcd
 from idempotent_consumer.testing.loop import ManualLoop

@@ -40,7 +40,7 @@ def test_etcd_restarted_under_load(
         passes(lambda: statsd.count("orders_processed"), 200)
         clean.etcd.stop()
         eventually(lambda: not_ready(service, "etcd"))
-        passes(lambda: broker.depth("order").unacked, 0)
+        passes(lambda: broker.unacked("order"), 0)
         assert load.running
         clean.etcd.start()
         service.wait_ready(10)
@@ -65,12 +65,12 @@ def test_etcd_frozen_for_ten_seconds_under_load(
         passes(lambda: statsd.count("orders_processed"), 200)
         clean.etcd.pause()
         until_s = time.monotonic() + 10
-        becomes(lambda: broker.depth("order").unacked, IN_HAND_AT_MOST)
+        becomes(lambda: broker.unacked("order"), IN_HAND_AT_MOST)
         eventually(lambda: not_ready(service, "etcd"))
 
         def held() -> None:
             not_ready(service, "etcd")
-            assert broker.depth("order").unacked == IN_HAND_AT_MOST
+            assert broker.unacked("order") == IN_HAND_AT_MOST
 
         throughout(until_s - time.monotonic(), held)
         assert load.running
@@ -101,7 +101,7 @@ def test_a_wiped_etcd_stops_a_service_until_it_is_restarted(
     eventually(lambda: says(first, "not the one seen before"))
     assert re.search("wiped|older state", not_ready(first, "etcd")["etcd"])
     assert len(broker.publish(known + new)) == 40
-    becomes(lambda: broker.depth("order").unacked, 40)
+    becomes(lambda: broker.unacked("order"), 40)
     assert store.client.get("/service/order/") == []
     assert first.terminate(10) == 0
     assert broker.depth("order") == (40, 0)
@@ -126,4 +126,4 @@ def test_an_etcd_wiped_under_load_is_noticed_by_the_next_commit(
     store = Store(clean.etcd)
     assert store.client.get("/service/order/") == []
     assert store.client.get("/orders/") == []
-    assert broker.depth("order").unacked > 0
+    assert broker.unacked("order") > 0

@@ -34,7 +34,7 @@ def test_killed_again_and_again_under_load_with_duplicates(
         service = start_service("order", wait=False, **SLOW)
         passes(store.client.revision, before + 5 + 3 * kill)
         service.kill()
-        assert broker.depth("order").ready > 0, "the backlog was gone before the kill"
+        assert broker.ready("order") > 0, "the backlog was gone before the kill"
     start_service("order")
     wait_drained(broker, "order")
     assert_handled_once("order", store, sent=sent, confirmed=confirmed, at_least=6000)
@@ -51,7 +51,7 @@ def test_killed_with_deliveries_in_hand_while_events_keep_coming(
             handled = statsd.count("orders_processed")
             passes(lambda: statsd.count("orders_processed"), handled + 100)
             service.pause()
-            passes(lambda: broker.depth("order").unacked, 0)
+            passes(lambda: broker.unacked("order"), 0)
             service.kill()
             assert load.running
             service = start_service("order")
@@ -91,7 +91,7 @@ def test_a_replica_takes_over_what_a_frozen_one_holds(
     events = orders(50)
     frozen.pause()
     broker.publish(events)
-    becomes(lambda: broker.depth("order").unacked, 50)
+    becomes(lambda: broker.unacked("order"), 50)
     clean.rabbitmq.ctl("close_all_connections", "closed by the test")
     start_service("order", STATSD_PREFIX="awake")
     becomes(lambda: statsd.count("awake.orders_processed"), 50)

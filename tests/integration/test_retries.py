@@ -145,5 +145,28 @@ def test_a_receiver_that_does_not_answer_is_a_failure_after_five_seconds(
     assert lines(service, "no connection to RabbitMQ") == []
 
 
+def test_a_receiver_that_sends_its_header_drop_by_drop_is_a_failure_after_five_seconds(
+    start_service: StartService,
+    broker: Broker,
+    store: Store,
+    statsd: StatsdListener,
+    sink: Sink,
+) -> None:
+    """Each drop is a sign of life, and no answer: the call ends at its time-out all the same."""
+    service = start_service("notify", NOTIFY_URL=sink.url, RETRY_DELAYS="1s")
+    sink.drip_only("drips")
+    events = [order("drips"), order("fast")]
+    broker.publish(events)
+    becomes(lambda: _states(store), {"drips": "claimed", "fast": "done"})
+    becomes(lambda: statsd.count("notifications_retried"), 1)
+    (failed,) = lines(service, "failed: it comes back later")
+    assert failed["error"] == "TimeoutError: it took longer than 5 s"
+    sink.release()
+    becomes(lambda: store.done("notify"), {"drips", "fast"})
+    assert sink.per_key() == {"drips": 2, "fast": 1}
+    wait_drained(broker, *QUEUES[:2])
+    assert_handled_once("notify", store, sent=events, confirmed=events, at_least=2)
+
+
 def _states(store: Store) -> dict[str, str]:
     return {id_: record.state for id_, record in store.records("notify").items()}

@@ -1,7 +1,9 @@
 """SIGTERM and SIGINT: take no more, settle what is in hand, exit 0 within 10 s."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -19,6 +21,7 @@ from integration.judging import (
     assert_handled_once,
     becomes,
     counters,
+    lines,
     not_ready,
     passes,
     times_returned,
@@ -29,6 +32,38 @@ from integration.sink import Sink
 
 WITHIN_S = 10
 SLOW = {"BATCH_SIZE": "16", "ETCD_MAX_TXN_OPS": "32"}
+
+CALLS_AT_ONCE = 100
+CALL_S = 5
+
+_CALLS = """
+import asyncio
+import sys
+import time
+
+import structlog
+
+from idempotent_consumer import Service
+
+service = Service("notify", noun="notifications")
+log = structlog.get_logger()
+
+
+def plain(event, timeout_s):
+    log.info("call begins", event_id=event.id)
+    time.sleep({call_s})
+    log.info("call ends", event_id=event.id)
+
+
+async def coroutine(event, timeout_s):
+    log.info("call begins", event_id=event.id)
+    await asyncio.sleep({call_s})
+    log.info("call ends", event_id=event.id)
+
+
+service.claimed_handler("new_order", timeout_s={call_s} + 1)({handler})
+sys.exit(service.run())
+"""
 
 
 def terminate(service: Service) -> int:
@@ -89,6 +124,45 @@ def test_a_call_under_way_is_finished_before_the_exit(
     assert len(sink.calls) == 3
     assert broker.depth("notify") == (0, 0)
     assert counters(statsd, "notifications") == {"received": 3, "processed": 3}
+
+
+@pytest.mark.parametrize("handler", ["plain", "coroutine"])
+def test_as_many_calls_as_there_can_be_are_finished_before_the_exit(
+    start_service: StartService,
+    broker: Broker,
+    store: Store,
+    statsd: StatsdListener,
+    tmp_path: Path,
+    handler: str,
+) -> None:
+    """Each is recorded by the process that made it; what waited for a slot is left to the next."""
+    script = tmp_path / "service.py"
+    script.write_text(_CALLS.format(call_s=CALL_S, handler=handler))
+    command = [sys.executable, str(script)]
+    service = start_service("notify", command=command, CALLS_AT_ONCE=str(CALLS_AT_ONCE))
+    events = orders(2 * CALLS_AT_ONCE)
+    broker.publish(events)
+    becomes(lambda: len(lines(service, "call begins")), CALLS_AT_ONCE)
+    assert lines(service, "call ends") == []
+    assert terminate(service) == 0
+    made = sorted(line["event_id"] for line in lines(service, "call begins"))
+    assert len(made) == CALLS_AT_ONCE
+    assert sorted(line["event_id"] for line in lines(service, "call ends")) == made
+    assert sorted(store.done("notify")) == made
+    assert store.records("notify").keys() == set(made)
+    becomes(lambda: broker.depth("notify"), Depth(CALLS_AT_ONCE, 0))
+    becomes(
+        lambda: counters(statsd, "notifications"),
+        {
+            "received": 2 * CALLS_AT_ONCE,
+            "processed": CALLS_AT_ONCE,
+            "returned": CALLS_AT_ONCE,
+        },
+    )
+    service = start_service("notify", command=command, CALLS_AT_ONCE=str(CALLS_AT_ONCE))
+    wait_drained(broker, "notify")
+    assert not {line["event_id"] for line in lines(service, "call begins")} & set(made)
+    assert_handled_once("notify", store, sent=events, confirmed=events, at_least=2 * CALLS_AT_ONCE)
 
 
 @pytest.mark.parametrize(("server", "stop"), [("rabbitmq", terminate), ("etcd", interrupt)])

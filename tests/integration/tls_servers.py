@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from secrets import token_hex
 
-from cluster.node import Node
-from harness.local import run_tool
 from harness.ports import free_port
 from harness.server import Etcd, RabbitMQ
 from harness.servers import Servers, image
 from integration.certificates import Authority
+from integration.containers import container
 
 _RABBITMQ_CONF = """
 listeners.ssl.1 = 5671
@@ -72,30 +70,13 @@ def start_tls_servers(directory: Path) -> Iterator[TlsServers]:
     mounts = (f"{directory}:/tls:ro", f"{conf}:/etc/rabbitmq/conf.d/30-tls.conf:ro")
     with ExitStack() as stack:
         broker = stack.enter_context(
-            _container(
-                image("IMAGE_RABBITMQ"), {5672: amqp, 15672: management, 5671: amqps}, mounts
-            )
+            container(image("IMAGE_RABBITMQ"), {5672: amqp, 15672: management, 5671: amqps}, mounts)
         )
         store = stack.enter_context(
-            _container(image("IMAGE_ETCD"), {2379: http, 2381: https}, mounts[:1], _ETCD)
+            container(image("IMAGE_ETCD"), {2379: http, 2381: https}, mounts[:1], _ETCD)
         )
         rabbitmq, etcd = RabbitMQ(broker, amqp, management), Etcd(store, http, 1024)
         rabbitmq.launch()
         etcd.start()
         rabbitmq.wait_ready()
         yield TlsServers("docker", rabbitmq, etcd, authority, amqps, https)
-
-
-@contextmanager
-def _container(
-    image_name: str, ports: dict[int, int], mounts: tuple[str, ...], command: tuple[str, ...] = ()
-) -> Iterator[Node]:
-    node = Node(f"tls-{token_hex(4)}", "server", "127.0.0.1")
-    published = [f"--publish=127.0.0.1:{outside}:{inside}" for inside, outside in ports.items()]
-    volumes = [f"--volume={mount}" for mount in mounts]
-    named = f"--name={node.container}"
-    run_tool(["docker", "create", named, *published, *volumes, image_name, *command])
-    try:
-        yield node
-    finally:
-        run_tool(["docker", "rm", "--force", "--volumes", node.container])

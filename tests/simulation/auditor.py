@@ -8,7 +8,7 @@ from idempotent_consumer.event import decode
 from idempotent_consumer.names import CONFLICT, FAILED, REASON_HEADER
 from simulation.etcd import HistoricStore
 from simulation.keys import record_key
-from simulation.life import Life
+from simulation.process import Life
 from simulation.trace import Trace
 from simulation.workload import Sent
 
@@ -21,13 +21,8 @@ class Auditor:
         self.sent: dict[bytes, Sent] = {}
         self._sent_on: Counter[bytes] = Counter()
         self._rested_on_copies: Counter[bytes] = Counter()
-        self._first_lineage: dict[Life, int] = {}
         self.must_not_ack: set[Life] = set()
         self.acks = 0
-
-    def process_opened(self, life: Life) -> None:
-        """Remember which etcd a process has reached first."""
-        self._first_lineage[life] = len(self._store.lineages) - 1
 
     def sent_on(self, body: bytes) -> None:
         """Note that the broker has a copy in a retry or the dead-letter queue."""
@@ -82,9 +77,9 @@ class Auditor:
 
     def _is_done(self, life: Life, sent: Sent) -> bool:
         key = record_key(sent.event_id)
-        if life not in self._first_lineage:
+        if life.lineage is None:
             return False
-        for lineage in self._store.lineages[self._first_lineage[life] :]:
+        for lineage in self._store.lineages[life.lineage :]:
             if lineage.done.get(key) == sent.digest:
                 return True
             if lineage.wiped:

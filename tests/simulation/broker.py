@@ -1,154 +1,199 @@
-"""RabbitMQ in memory: a service's queue, its retry queues and its dead-letter queue."""
+"""RabbitMQ on a bad day, each of whose acks is judged as it comes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import copy
-from dataclasses import dataclass, field
+from functools import partial
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
-from simulation.agenda import Agenda
+import pika
+
+from idempotent_consumer.bus import queue_arguments
+from idempotent_consumer.testing.broker import (
+    ChannelError,
+    Consumer,
+    FakeBroker,
+    Message,
+    Queue,
+    ServerChannel,
+    encode,
+)
+from idempotent_consumer.testing.loop import Agenda
 from simulation.auditor import Auditor
-from simulation.keys import SERVICE
-from simulation.life import Life
+from simulation.keys import EXCHANGE, SERVICE
 from simulation.plan import Plan
+from simulation.process import Life
 from simulation.trace import Trace
 
 DEAD_LETTERS = "order.dead-letter"
+_NEVER_S = 15.0
+"""A confirm that is later than this does not come at all, as of a queue that has no leader."""
 
 
-@dataclass(eq=False)
-class Message:
-    """A message in a queue. ``deliveries`` is how often it has been given out.
+class SimulatedBroker(FakeBroker):
+    """The queues, and what the seed decides of them.
 
-    ``given_s`` is when it was first given to each process.
+    ``published`` has the times at which each event of the service's own was published,
+    ``given_out_s`` when a message with a body was last given out.
     """
-
-    number: int
-    body: bytes
-    properties: Any
-    deliveries: int = 0
-    given_s: dict[Life, float] = field(default_factory=dict)
-
-
-class Consumer(Protocol):
-    """A session that takes messages of the service's queue."""
-
-    unacked: dict[int, Message]
-
-    @property
-    def room(self) -> int:
-        """How many more it may be given."""
-        ...
-
-    def deliver(self, message: Message) -> None:
-        """Give it one."""
-        ...
-
-
-class Broker:
-    """The queues. Sessions, one for each connection, take from them and put into them."""
 
     def __init__(
         self, agenda: Agenda, rng: Random, plan: Plan, trace: Trace, auditor: Auditor
     ) -> None:
-        self.agenda, self.rng, self.plan = agenda, rng, plan
-        self.trace, self.auditor = trace, auditor
-        self.retry_s = {
-            f"{SERVICE}.retry.{delay}": seconds for delay, seconds in plan.settings.retry_delays
-        }
-        self.declared: set[str] = set()
-        self.ready: list[Message] = []
-        self.waiting: dict[str, int] = dict.fromkeys(self.retry_s, 0)
-        self.dead: list[Message] = []
-        self.published: dict[bytes, list[float]] = {}
-        self.given_out_s: dict[bytes, float] = {}
-        self.consumers: list[Consumer] = []
-        self.sessions: list[Consumer] = []
-        self.away_until_s = self.alarm_until_s = 0.0
+        super().__init__(agenda)
+        self.rng, self.plan, self.trace, self.auditor = rng, plan, trace, auditor
+        self.latency_s = lambda: rng.expovariate(1 / plan.latency_s)
+        self.nacks = self._refuses
+        self.alarm_until_s = 0.0
         self.faulty = True
+        self.published_s: dict[bytes, list[float]] = {}
+        self.given_out_s: dict[bytes, float] = {}
+        self._given_s: dict[tuple[int, Life], float] = {}
         self._messages: dict[int, Message] = {}
+        self._silent: dict[ServerChannel, list[bool]] = {}
+        arguments = queue_arguments(SERVICE, plan.settings.retry_delays)
+        self.queues[SERVICE] = Queue(SERVICE, arguments[SERVICE])
+        self.retry_queues = sorted(set(arguments) - {SERVICE, DEAD_LETTERS})
 
     @property
-    def away(self) -> bool:
-        """Whether it takes no connections."""
-        return self.agenda.now_s < self.away_until_s
+    def dead(self) -> list[Message]:
+        """The dead letters."""
+        return self.queues[DEAD_LETTERS].ready if DEAD_LETTERS in self.queues else []
+
+    @property
+    def unacked(self) -> list[Message]:
+        """What has been given out and is not acked."""
+        return [
+            message
+            for session in self.sessions
+            for channel in session.channels.values()
+            for _, message in channel.unacked.values()
+        ]
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait for a retry."""
+        return sum(len(self.queues[n].ready) for n in self.retry_queues if n in self.queues)
 
     @property
     def drained(self) -> bool:
         """Whether every message has been settled for good."""
-        return (
-            not self.ready
-            and not any(self.waiting.values())
-            and not any(session.unacked for session in self.sessions)
-        )
+        return not (self.queues[SERVICE].ready or self.waiting or self.unacked)
 
     def happens(self, fault: str) -> bool:
         """Return whether a fault hits one message."""
         rate = self.plan.rate(fault)
         return self.faulty and rate > 0 and self.rng.random() < rate
 
-    def put(self, queue: str, body: bytes, properties: Any) -> None:
+    # What is published.
+
+    def publishing(self, channel: ServerChannel, message: Message) -> None:
+        """Judge a copy that a process sends on."""
+        life: Any = channel.session.connection.loop
+        if not message.exchange and (number := message.properties.message_id):
+            given_s = self._given_s.get((int(number), life))
+            self.auditor.copied(life, message.body, message.headers, given_s)
+
+    def put(self, queue: Queue, message: Message) -> None:
         """Store a message."""
-        message = Message(len(self._messages) + 1, body, properties)
         self._messages[message.number] = message
-        self.trace.note("broker", f"has {queue} #{message.number}", body)
-        if queue == SERVICE:
+        self.trace.note("broker", f"has {queue.name} #{message.number}", message.body)
+        if message.exchange == EXCHANGE:
+            self.published_s.setdefault(message.body, []).append(self.agenda.now_s)
+            self.auditor.published(message.body)
+        if queue.name == SERVICE:
             # A property that is kept where a message is sent on: its copy tells whose copy it is.
-            message.properties = copy(properties)
-            message.properties.message_id = str(message.number)
-            self.ready.append(message)
-            self.dispatch()
-            return
-        self.auditor.sent_on(body)
-        if queue == DEAD_LETTERS:
-            self.dead.append(message)
-            return
-        self.waiting[queue] += 1
-        self.agenda.later(self.retry_s[queue], self._ends_waiting(queue, message))
+            properties = pika.BasicProperties().decode(message.encoded)
+            properties.message_id = str(message.number)
+            message.encoded = encode(properties)
+        else:
+            self.auditor.sent_on(message.body)
+        super().put(queue, message)
 
-    def put_event(self, body: bytes, properties: Any) -> None:
-        """Store an event that a service publishes; its own queue takes all events."""
-        self.published.setdefault(body, []).append(self.agenda.now_s)
-        self.auditor.published(body)
-        self.put(SERVICE, body, properties)
-
-    def origin(self, properties: Any) -> Message | None:
-        """Return the message that a copy was made of, where the copy still tells."""
-        return self._messages[int(properties.message_id)] if properties.message_id else None
-
-    def take_back(self, messages: list[Message]) -> None:
-        """Make what a lost session had ready again, before what has never been given out."""
-        self.ready[:0] = messages
-        if len(self.ready) > 1 and self.happens("reordered"):
-            self.trace.fault("reordered", "broker")
-            self.rng.shuffle(self.ready)
-        self.dispatch()
-
-    def dispatch(self) -> None:
-        """Give out what can be given out."""
-        while self.ready:
-            free = [consumer for consumer in self.consumers if consumer.room > 0]
-            if not free:
+    def confirm(self, channel: ServerChannel, number: int) -> None:
+        """Confirm a message, or all up to it; soon, late or never."""
+        name, wait_s = channel.session.connection.loop.name, 0.0
+        if self.happens("confirm late"):
+            wait_s = self.rng.uniform(0.1, 20.0)
+            self.trace.fault("confirm late", name, round(wait_s, 1))
+            if wait_s > _NEVER_S:
+                self.trace.fault("confirm never", name)
+                self._silent.setdefault(channel, []).append(channel.unconfirmed.pop(number))
                 return
-            at = 0
-            if len(self.ready) > 1 and self.happens("reordered"):
-                self.trace.fault("reordered", "broker")
-                at = self.rng.randrange(len(self.ready))
-            message = self.ready.pop(at)
-            if message.deliveries:
-                self.trace.fault("redelivered", "broker", f"#{message.number}")
-            message.deliveries += 1
-            self.given_out_s[message.body] = self.agenda.now_s
-            self.rng.choice(free).deliver(message)
+        self.agenda.later(wait_s, partial(self._confirm, channel, number))
 
-    def _ends_waiting(self, queue: str, message: Message) -> Callable[[], None]:
-        def back() -> None:
-            self.waiting[queue] -= 1
-            self.put(SERVICE, message.body, message.properties)
-            if self.happens("dead-lettered twice"):
-                self.trace.fault("dead-lettered twice", "broker", f"#{message.number}")
-                self.put(SERVICE, message.body, message.properties)
+    def ended(self, channel: ServerChannel) -> None:
+        """Learn that a channel has ended: what is not confirmed never will be."""
+        name, silent = channel.session.connection.loop.name, self._silent.pop(channel, [])
+        for stored in (*channel.unconfirmed.values(), *silent):
+            if stored:
+                self.trace.fault("confirm lost", name)
 
-        return back
+    def _confirm(self, channel: ServerChannel, number: int) -> None:
+        if not channel.alive or number not in channel.unconfirmed:
+            return
+        multiple = (
+            channel not in self._silent
+            and all(taken for n, taken in channel.unconfirmed.items() if n <= number)
+            and self.rng.random() < 0.5
+        )
+        channel.confirm(number, multiple)
+
+    def _refuses(self, queue: str) -> bool:
+        refuses = self.happens("publish refused")
+        if refuses:
+            self.trace.fault("publish refused", "broker", queue)
+        return refuses
+
+    # What is consumed.
+
+    def pick(self, queue: Queue) -> tuple[Message, Consumer] | None:
+        """Take out the next message, or any other one, for any consumer that has room."""
+        free = [consumer for consumer in queue.consumers if consumer.room]
+        if not queue.ready or not free:
+            return None
+        at = 0
+        if len(queue.ready) > 1 and self.happens("reordered"):
+            self.trace.fault("reordered", "broker")
+            at = self.rng.randrange(len(queue.ready))
+        message, consumer = queue.ready.pop(at), self.rng.choice(free)
+        if message.returns:
+            self.trace.fault("redelivered", "broker", f"#{message.number}")
+        life: Any = consumer.channel.session.connection.loop
+        self.given_out_s[message.body] = self.agenda.now_s
+        self._given_s.setdefault((message.number, life), self.agenda.now_s)
+        return message, consumer
+
+    def take_back(self, queue: Queue, messages: list[Message]) -> None:
+        """Make messages ready again, in any order at times."""
+        if len(messages) > 1 and self.happens("reordered"):
+            self.trace.fault("reordered", "broker")
+            self.rng.shuffle(messages)
+        super().take_back(queue, messages)
+
+    def settled(self, consumer: Consumer, message: Message) -> None:
+        """Judge an ack."""
+        life: Any = consumer.channel.session.connection.loop
+        self.trace.note("broker", f"gets an ack of #{message.number} from {life.name}")
+        self.auditor.acked(life, message.body)
+
+    def rejected(self, consumer: Consumer, message: Message) -> None:
+        """Judge a message that is handed back: each costs one of the returns that it has.
+
+        pika itself does so with what arrives after the process has cancelled its consumer.
+        """
+        name = consumer.channel.session.connection.loop.name
+        if not consumer.cancelled:
+            self.trace.violation("a delivery was handed back", name, message.number)
+        super().rejected(consumer, message)
+
+    def refused(self, channel: ServerChannel, error: ChannelError) -> None:
+        """Judge what the broker closes a channel for: the library never asks for it."""
+        self.trace.violation(str(error), channel.session.connection.loop.name)
+
+    def dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
+        """Move a message at the end of its wait, or twice."""
+        super().dead_letter(queue, message, reason)
+        if self.happens("dead-lettered twice"):
+            self.trace.fault("dead-lettered twice", "broker", f"#{message.number}")
+            super().dead_letter(queue, message, reason)

@@ -12,16 +12,14 @@ from itertools import pairwise
 from idempotent_consumer.names import ATTEMPTS_HEADER, REASON_HEADER
 from idempotent_consumer.testing.store import Change
 from simulation.auditor import Auditor
-from simulation.broker import Broker
-from simulation.calls import Call, Outside
+from simulation.broker import SimulatedBroker
 from simulation.etcd import HistoricStore, Lineage
-from simulation.handlers import SHARED_KEY, announcements, effect_keys
+from simulation.handlers import SHARED_KEY, Call, Outside, announcements, effect_keys
 from simulation.keys import INCARNATION, RECORDS, record_key
 from simulation.plan import OF_DATA, Plan
-from simulation.process import Process
-from simulation.producer import Producer
+from simulation.process import SimulatedProcess
 from simulation.trace import Trace
-from simulation.workload import CAN_FAIL, CLAIMED, NEVER_SUCCEEDS, Sent
+from simulation.workload import CAN_FAIL, CLAIMED, NEVER_SUCCEEDS, Producer, Sent
 
 _MAY_PARK_TWICE = (
     "killed between two steps",
@@ -53,10 +51,10 @@ class Account:
 
     auditor: Auditor
     producer: Producer
-    broker: Broker
+    broker: SimulatedBroker
     store: HistoricStore
     outside: Outside
-    processes: list[Process]
+    processes: list[SimulatedProcess]
     trace: Trace
     plan: Plan
 
@@ -97,7 +95,7 @@ def _judge_parked(account: Account) -> None:
     lineages = account.store.lineages
     retries = len(account.plan.settings.retry_delays)
     for message in account.broker.dead:
-        one, headers = account.auditor.sent[message.body], message.properties.headers or {}
+        one, headers = account.auditor.sent[message.body], message.headers
         reason = headers.get(REASON_HEADER)
         right = {
             "invalid": not one.digest,
@@ -202,7 +200,7 @@ def _was_claimed(
 
 def _judge_claims(account: Account) -> None:
     """Hold that no claim is left in the end: it would be kept alive, and nobody be at it."""
-    living = {process.life.token for process in account.processes if process.life.alive}
+    living = {process.token for process in account.processes if process.life.alive}
     for key in account.store.keys(RECORDS.decode()):
         value = json.loads(account.store.get(key).value)
         if value["state"] == "claimed" and value["token"].partition("/")[0] in living:
@@ -215,9 +213,9 @@ def _judge_published(account: Account) -> None:
     for at_s, state, body in _announced(account):
         if state == "publishing":
             due_s[body] = min(at_s, due_s.get(body, math.inf))
-        elif state == "done" and account.broker.published.get(body, [math.inf])[0] > at_s:
+        elif state == "done" and account.broker.published_s.get(body, [math.inf])[0] > at_s:
             account.trace.violation("done before its event was published", body)
-    for body, times_s in account.broker.published.items():
+    for body, times_s in account.broker.published_s.items():
         if times_s[0] < due_s.get(body, math.inf):
             account.trace.violation("published without a record of it", body)
         if len(times_s) > 1:
@@ -288,6 +286,10 @@ def _judge_pair(account: Account, first: Call, second: Call, deleted_s: list[flo
         account.trace.fired["calls overlapped"] += 1
         if not account.fired(*_MAY_OVERLAP):
             account.trace.violation("calls overlap", *who)
+    if first.cut_s is not None:
+        if first.cut_s < first.decided_s + account.plan.call_timeout_s:
+            account.trace.violation("a call was cancelled before its time-out", *who)
+        return
     if first.raised:
         return
     account.trace.fired["calls repeated"] += 1
@@ -316,7 +318,7 @@ def _judge_counts(account: Account) -> None:
             continue
         if process.count("claim_lost") and not account.fired("claim ended by its lease"):
             account.trace.violation("a claim was counted as lost, and none was", name)
-        recorded = done[process.life.token]
+        recorded = done[process.token]
         exact = process.life.alive and process.count("returned") == 0
         if processed > recorded or (exact and processed != recorded):
             account.trace.violation(

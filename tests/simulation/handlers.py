@@ -1,24 +1,82 @@
-"""The service's handlers: every kind that a user can write."""
+"""The service's handlers, every kind that a user can write, and the outside that they call."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import orjson
 
-from idempotent_consumer.effects import Effect, Effects, Publish, Put
+from idempotent_consumer import Service
+from idempotent_consumer.effects import Effect, Publish, Put
 from idempotent_consumer.event import Event
-from idempotent_consumer.handlers import Handler, PureHandler
-from simulation.calls import Outside, SimulatedPool
 from simulation.keys import SERVICE
-from simulation.life import Life
 from simulation.plan import Plan
+from simulation.process import Life
+from simulation.trace import Trace
 from simulation.workload import ANNOUNCED, Sent
 
 SHARED_KEY = "/latest"
 PARTS = 3
+
+
+@dataclass
+class Call:
+    """One call as the outside sees it, from its start to its end on the world's clock.
+
+    ``reached`` is false where the process died before the request had left it. ``cut_s`` is when
+    the process gave it up before its end. ``decided_s`` is when it looked at its claim: long
+    before the start, where it froze in between.
+    """
+
+    event: Event
+    life: Life
+    decided_s: float
+    start_s: float
+    end_s: float
+    raised: bool
+    reached: bool = True
+    cut_s: float | None = None
+
+    @property
+    def returned(self) -> bool:
+        """Whether the process has had the answer."""
+        ended_s = self.life.ended_s
+        return self.cut_s is None and (ended_s is None or ended_s >= self.end_s)
+
+
+class Outside:
+    """Takes the calls and keeps them. ``runs`` has the event of each run of a pure handler."""
+
+    def __init__(self, rng: Random, plan: Plan, trace: Trace) -> None:
+        self._rng, self._plan, self._trace = rng, plan, trace
+        self.calls: list[Call] = []
+        self.runs: list[Event] = []
+
+    def call(self, event: Event, life: Life, raises: bool) -> Call:
+        """Make a call, which ends within the handler's time-out."""
+        decided_s = life.agenda.now_s
+        if self._plan.rate("frozen") and self._rng.random() < 0.03:
+            # The narrow place that no lease can guard: frozen just before it sends.
+            life.freeze(min(self._rng.uniform(1.0, 40.0), self._plan.longest_freeze_s))
+        start_s = max(decided_s, life.frozen_until_s)
+        took_s = self._rng.uniform(0.0, self._plan.call_s)
+        call = Call(event, life, decided_s, start_s, start_s + took_s, raises)
+        self.calls.append(call)
+        self._trace.note(life.name, "calls", event.id, f"until {call.end_s:.3f}")
+        return call
+
+    def process_ended(self, life: Life) -> None:
+        """Decide what the outside has seen of the calls that were under way."""
+        now_s = life.agenda.now_s
+        for call in self.calls:
+            if call.life is life and call.cut_s is None and now_s < call.end_s:
+                call.reached = self._rng.random() < 0.5 and call.start_s <= now_s
+                which = "reached" if call.reached else "did not reach"
+                self._trace.fault(f"killed in a call that {which} the outside", life.name)
 
 
 def effect_keys(event_type: str, event_id: str) -> list[str]:
@@ -53,10 +111,10 @@ def announce(event: Event) -> list[Effect]:
     return [number, *effects(event), Publish(ANNOUNCED)]
 
 
-def make_handlers(
-    life: Life, outside: Outside, pool: SimulatedPool, rng: Random, plan: Plan
-) -> dict[str, Handler]:
-    """Return the handlers of one process."""
+def register_handlers(
+    service: Service, life: Life, outside: Outside, rng: Random, plan: Plan
+) -> None:
+    """Give a service the handlers of one process."""
 
     def sometimes(event: Event) -> list[Put]:
         if rng.random() < 0.4:
@@ -72,40 +130,51 @@ def make_handlers(
     def greedy(event: Event) -> list[Put]:
         return [Put(f"/greedy/{event.id}/{n}", b"") for n in range(plan.settings.etcd_max_txn_ops)]
 
-    def calling(
-        fails: float, wanted: Callable[[Event], Sequence[Effect]] = effects
-    ) -> Callable[[Event, float], Sequence[Effect]]:
-        def call(event: Event, _timeout_s: float) -> Sequence[Effect]:
-            raises = rng.random() < fails
-            pool.current = outside.call(event, life, raises)
-            if raises:
+    def pure(event_type: str, function: Callable[[Event], Any]) -> None:
+        @service.handler(event_type)
+        def run(event: Event) -> Any:
+            outside.runs.append(event)
+            return function(event)
+
+    def claimed(
+        event_type: str,
+        fails: float,
+        wanted: Callable[[Event], Sequence[Effect]] = effects,
+    ) -> None:
+        def begin(event: Event) -> Call:
+            return outside.call(event, life, rng.random() < fails)
+
+        def end(call: Call) -> Sequence[Effect]:
+            if call.raised:
                 raise ConnectionError("refused")
-            return wanted(event)
+            return wanted(call.event)
 
-        return call
+        def on_thread(event: Event, _timeout_s: float) -> Sequence[Effect]:
+            call = begin(event)
+            life.spend(call.end_s - life.agenda.now_s)
+            return end(call)
 
-    pure, timeout_s = partial(_pure, outside), plan.call_timeout_s
-    return {
-        "order": pure(effects),
-        "parts": pure(effects),
-        "nothing": pure(lambda _: None),
-        "shared": pure(shared),
-        "flaky": pure(sometimes),
-        "doomed": pure(always),
-        "greedy": pure(greedy),
-        "announce": pure(announce),
-        "call": Handler(calling(0.0), timeout_s),
-        "call_announce": Handler(calling(0.0, announce), timeout_s),
-        "flaky_call": Handler(calling(0.4), timeout_s),
-        "doomed_call": Handler(calling(1.0), timeout_s),
-    }
+        async def on_loop(event: Event, _timeout_s: float) -> Sequence[Effect]:
+            call = begin(event)
+            try:
+                await asyncio.sleep(call.end_s - life.agenda.now_s)
+            except asyncio.CancelledError:
+                call.cut_s = life.agenda.now_s
+                raise
+            return end(call)
 
+        function: Any = on_loop if rng.random() < 0.5 else on_thread
+        service.claimed_handler(event_type, timeout_s=plan.call_timeout_s)(function)
 
-def _pure(outside: Outside, function: PureHandler) -> Handler:
-    """Return a pure handler whose runs are kept."""
-
-    def run(event: Event) -> Effects:
-        outside.runs.append(event)
-        return function(event)
-
-    return Handler(run)
+    pure("order", effects)
+    pure("parts", effects)
+    pure("nothing", lambda _: None)
+    pure("shared", shared)
+    pure("flaky", sometimes)
+    pure("doomed", always)
+    pure("greedy", greedy)
+    pure("announce", announce)
+    claimed("call", 0.0)
+    claimed("call_announce", 0.0, announce)
+    claimed("flaky_call", 0.4)
+    claimed("doomed_call", 1.0)

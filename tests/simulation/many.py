@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from multiprocessing import get_context
 from simulation.world import simulate
 
 _CHUNK = 50
+_RUNS_BETWEEN_COLLECTIONS = 10
 
 
 @dataclass
@@ -34,6 +36,8 @@ class Summary:
 def run_seeds(seeds: range) -> Summary:
     """Run some seeds, up to the first violation."""
     summary = Summary()
+    gc.freeze()
+    gc.disable()  # In the middle of a run it looks at all the code there is, again and again.
     for seed in seeds:
         result = simulate(seed)
         summary.add(
@@ -41,8 +45,11 @@ def run_seeds(seeds: range) -> Summary:
                 result.fired, 1, result.confirmed, result.acks, seed if result.violations else None
             )
         )
+        if summary.runs % _RUNS_BETWEEN_COLLECTIONS == 0:
+            gc.collect()
         if summary.broken is not None:
             break
+    gc.enable()
     return summary
 
 

@@ -68,7 +68,6 @@ class Plan:
     replicas: int
     settings: Settings
     cache_entries: int
-    threads: int
     call_timeout_s: float
     call_s: float
     events: int
@@ -92,7 +91,7 @@ class Plan:
             f"{self.replicas} replicas, {self.events} events, batches of {s.batch_size}, "
             f"{s.etcd_max_txn_ops} operations, retries {[d for d, _ in s.retry_delays]}, "
             f"window {s.dedup_window_s} s, calls {self.call_s:.2g} of {self.call_timeout_s} s "
-            f"on {self.threads} threads, cache {self.cache_entries}, "
+            f"{s.calls_at_once} at once, cache {self.cache_entries}, "
             f"faults for {self.faulty_s:.0f} s: {rates or 'none'}"
         )
 
@@ -108,9 +107,9 @@ def draw_plan(rng: Random) -> Plan:
             etcd_max_txn_ops=rng.choice([4, 5, 16, 128]),
             retry_delays=rng.choice(_DELAYS),
             dedup_window_s=rng.choice([86400, 86400, 0]),
+            calls_at_once=rng.choice([1, 4, 16]),
         ),
         cache_entries=rng.choice([4, 1000]),
-        threads=rng.choice([1, 4, 16]),
         call_timeout_s=timeout_s,
         call_s=timeout_s * rng.choice([0.05, 0.4, 1.0]),
         events=rng.randint(15, 40),

@@ -1,135 +1,144 @@
-"""One process of the service: the library's own parts, wired as it wires them itself."""
+"""One process of the service: its life on the simulated clock, where it freezes and dies."""
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import Any
 
-from idempotent_consumer.bus.bus import RabbitBus
-from idempotent_consumer.bus.delivery import Delivery
-from idempotent_consumer.consumer import Consumer
-from idempotent_consumer.health import Health
-from idempotent_consumer.ledger.cache import Cache
-from idempotent_consumer.ledger.ledger import EtcdLedger
-from idempotent_consumer.tally import Outcome, Tally
-from idempotent_consumer.testing.process import Counts
-from simulation.amqp import Network
-from simulation.broker import Broker
-from simulation.calls import Outside, SimulatedPool
-from simulation.etcd import Client, Server
-from simulation.handlers import make_handlers
+from idempotent_consumer import Service
+from idempotent_consumer.testing.amqp import Sent
+from idempotent_consumer.testing.broker import FakeBroker
+from idempotent_consumer.testing.etcd import FakeEtcd
+from idempotent_consumer.testing.loop import Agenda, Killed, Loop, Threads
+from idempotent_consumer.testing.process import Process
 from simulation.keys import SERVICE
-from simulation.life import Life
 from simulation.plan import Plan
-from simulation.trace import TraceLog
-
-FINISH_WITHIN_S = 7.0
-_TICK_S = 0.1
+from simulation.trace import Trace, TraceLog
 
 
-class Process:
-    """The real consumer, ledger and bus in one life."""
+class Life(Loop):
+    """A process from its start to its end, and the event loop in it.
+
+    Steps are counted: each callback, and within it each action that the outside sees. It dies
+    at the step that ``dies_at`` says and freezes, between two callbacks, at those in
+    ``freezes_at``, which has the seconds. What etcd has told it: ``answered`` requests, the last
+    of them number ``last_answered``, up to the ``highest_revision``; ``told_s`` is when it was
+    last told of each record, ``lineage`` the life of etcd's data that it has reached first.
+    """
+
+    def __init__(self, name: str, agenda: Agenda, trace: Trace, clock_s: float) -> None:
+        super().__init__(agenda, clock_s)
+        self.name, self.trace = name, trace
+        self.ended_s: float | None = None
+        self.steps = 0
+        self.dies_at: int | None = None
+        self.freezes_at: dict[int, float] = {}
+        self.sent = self.answered = self.last_answered = self.highest_revision = 0
+        self.told_s: dict[bytes, float] = {}
+        self.lineage: int | None = None
+        self.on_frozen: list[Callable[[float], None]] = []
+        self.on_ended: list[Callable[[], None]] = []
+        self.may_ack: Callable[[], bool] = lambda: False
+
+    def between_steps(self) -> None:
+        """Count a step, and die or freeze if it is the one."""
+        self.steps += 1
+        if self.steps == self.dies_at:
+            self.trace.fault("killed between two steps", self.name)
+            self.end()
+        elif self.steps in self.freezes_at:
+            self.freeze(self.freezes_at[self.steps])
+
+    def act(self, when: str, what: Any) -> None:
+        """Stand before or behind an action that the outside sees."""
+        super().act(when, what)
+        if when == "before" and isinstance(what, Sent):
+            if what.method == "basic_consume" and not self.answered:
+                self.trace.violation("consuming before etcd is ready", self.name)
+            if what.method == "basic_ack" and not self.may_ack():
+                self.trace.violation(
+                    "an ack by a process that knows that etcd is another", self.name, what
+                )
+        self.steps += 1
+        if self.steps == self.dies_at and self.in_step:
+            self.trace.fault("killed within a step", self.name)
+            self.end()
+            raise Killed
+
+    def freeze(self, seconds: float) -> None:
+        """Do nothing for a time, as after SIGSTOP."""
+        self.trace.fault("frozen", self.name, round(seconds, 2))
+        super().freeze(seconds)
+        for callback in self.on_frozen:
+            callback(seconds)
+
+    def end(self) -> None:
+        """Be gone."""
+        if self.ended_s is None:
+            self.ended_s = self.agenda.now_s
+            self.trace.note(self.name, "is gone")
+            for callback in self.on_ended:
+                callback()
+            self.kill()
+
+    def on_defect(self, error: BaseException) -> None:
+        """Judge what would end a real service, and never should."""
+        lines = traceback.format_exception(error)
+        self.trace.violation("an exception ended the process", repr(error), *lines[-5:])
+
+
+class SimulatedProcess(Process):
+    """The service's own run in one life."""
 
     def __init__(
-        self, life: Life, plan: Plan, rng: Random, broker: Broker, server: Server, outside: Outside
+        self,
+        life: Life,
+        service: Service,
+        plan: Plan,
+        rng: Random,
+        broker: FakeBroker,
+        etcd: FakeEtcd,
     ) -> None:
-        self.life, self._auditor = life, broker.auditor
-        self.client = Client(server, life)
-        self.network = Network(
-            life, broker, lambda: self.client.answered > 0, lambda: not self.ledger.halted
-        )
-        self.taken = 0
-        self._counts, health = Counts(), Health()
-        log: Any = TraceLog(life.trace, life.name)
-        loop: Any = _Loop(life, self.network)
-        self._tally = Tally("orders", self._counts, log)
-        pool = SimulatedPool(life, rng, plan.threads)
-        handlers = make_handlers(life, outside, pool, rng, plan)
-        self.ledger = EtcdLedger(
-            SERVICE,
+        self.life = life
+        life.may_ack = lambda: not self.running.ledger.halted
+        super().__init__(
+            service,
+            broker,
+            etcd,
             plan.settings,
-            self.client,
-            loop,
-            health,
-            log,
-            Cache(plan.cache_entries),
-            longest_call_s=plan.call_timeout_s,
-        )
-        self.bus = RabbitBus(
-            SERVICE, plan.settings, loop, health, log, self._take, self._tally.returned
-        )
-        self._stopping = False
-        self._consumer = Consumer(
-            SERVICE,
-            life.token,
-            handlers,
-            plan.settings.retry_delays,
-            self.ledger,
-            self.bus,
-            loop,
-            pool,
-            self._tally,
-            log,
+            loop=life,
+            random=Random(rng.getrandbits(64)),
+            threads=partial(Threads, starts_after_s=lambda: rng.expovariate(1000)),
+            log=TraceLog(life.trace, life.name, lambda: life.alive),
+            cache_entries=plan.cache_entries,
         )
 
-    def open(self) -> None:
-        """Reach etcd, then consume."""
-        self.ledger.open(self._opened)
-
-    def _opened(self) -> None:
-        self._auditor.process_opened(self.life)
-        self.bus.open()
-
-    def _take(self, deliveries: list[Delivery]) -> None:
-        self.taken += len(deliveries)
-        self._consumer.take(deliveries)
-
-    def count(self, name: str) -> int:
-        """Return one of the service's counters."""
-        return self._counts.counts[f"orders_{name}"]
+    @property
+    def token(self) -> str:
+        """What the tokens of its records begin with; empty where it has not come so far."""
+        return self.running.process if hasattr(self, "running") else ""
 
     def judge_counts(self) -> None:
-        """Hold the contract's sum; between two steps it holds at any time."""
-        received, in_hand = self.count("received"), self.bus.in_hand
-        ended = sum(self.count(outcome.value) for outcome in Outcome)
-        on_the_way = self.network.arrived - self.taken
-        if received != self.taken or received + on_the_way != ended + in_hand:
-            self.life.trace.violation(
-                "the counters do not add up",
-                self.life.name,
-                f"received {received}, ended {ended}, in hand {in_hand}, on the way {on_the_way}",
-            )
-
-    # The stop, as service.py has it.
+        """Hold the contract's sum."""
+        if miscounted := hasattr(self, "running") and self.miscounted():
+            self.life.trace.violation("the counters do not add up", self.life.name, miscounted)
 
     def stop(self) -> None:
-        """Take no more, settle what is in hand, and end; a second signal changes nothing."""
-        if self._stopping:
-            return
-        self._stopping = True
-        self.life.trace.fault("stopped", self.life.name, f"{self.bus.in_hand} in hand")
-        self.bus.stop_intake()
-        until_s = self.life.now_s() + FINISH_WITHIN_S
-        self._consumer.end_by(until_s)
-        self._finish(until_s)
+        """Stop it; a second signal changes nothing."""
+        if hasattr(self, "running"):
+            in_hand = self.running.intake.in_hand
+            self.life.trace.fault("stopped", self.life.name, f"{in_hand} in hand")
+            super().stop()
 
-    def _finish(self, until_s: float) -> None:
-        if (self.bus.in_hand or self._consumer.busy) and self.life.now_s() < until_s:
-            self.life.call_later(_TICK_S, lambda: self._finish(until_s))
-            return
-        self._consumer.ack_all()
-        self.bus.close()
-        self.life.call_later(1.0, self._end)
-
-    def _end(self) -> None:
-        self.ledger.close()
+    def _ended(self, task: Any) -> None:
+        super()._ended(task)
         self.judge_counts()
         self.life.end()
 
 
-class _Loop:
-    """The process's loop; ``ioloop`` is what pika's connections are made on."""
-
-    def __init__(self, life: Life, network: Network) -> None:
-        self.now_s, self.call_later, self.call_soon = life.now_s, life.call_later, life.call_soon
-        self.ioloop = network
+def new_service() -> Service:
+    """Return the service without its handlers."""
+    return Service(SERVICE, noun="orders")

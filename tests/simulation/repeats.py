@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from idempotent_consumer.settings import Settings
-from simulation.calls import Call
+from simulation.handlers import Call
 from simulation.keys import RECORDS
 from simulation.plan import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, TIMED, Plan
 from simulation.world import World, run_world
@@ -71,6 +71,7 @@ class Case:
     changes: Mapping[str, Any] = field(default_factory=dict)
     window_s: int = 86400
     slow_calls: bool = False
+    calls_at_once: int = 0
     copies: bool = False
     claims_hold: bool = False
     excused: tuple[str, ...] = ()
@@ -90,7 +91,7 @@ CASES = {
     ),
     "Process killed": Case(("killed",), changes=_SLOW_NETWORK),
     "SIGTERM, and no call takes longer than 7 s": Case(
-        ("stopped",), 100, changes={**_STOPPED, "threads": 1}, slow_calls=True
+        ("stopped",), 100, changes=_STOPPED, slow_calls=True, calls_at_once=1
     ),
     "Process frozen, but not past its heartbeats or its lease": Case(
         ("frozen",), changes={"longest_freeze_s": 2.0}, claims_hold=True
@@ -142,9 +143,9 @@ def draw(case: Case, fault: str, rng: Random) -> Plan:
             batch_size=rng.choice([1, 8, 128]),
             retry_delays=(("1s", 1), ("2s", 2)),
             dedup_window_s=case.window_s,
+            calls_at_once=case.calls_at_once or rng.choice([4, 16]),
         ),
         cache_entries=1000,
-        threads=rng.choice([4, 16]),
         call_timeout_s=timeout_s,
         call_s=timeout_s if case.slow_calls else min(2.0, timeout_s),
         events=30,
@@ -213,7 +214,7 @@ def _counted(world: World, copies: bool) -> dict[str, list[int]]:
                 message.body for message in world.broker.dead if message.body
             ).values()
         ],
-        PUBLISHED_AGAIN: [len(times_s) - 1 for times_s in world.broker.published.values()],
+        PUBLISHED_AGAIN: [len(times_s) - 1 for times_s in world.broker.published_s.values()],
     }
 
 

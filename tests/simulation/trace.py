@@ -44,10 +44,10 @@ def _short(about: object) -> str:
 
 
 class TraceLog:
-    """The library's log, into the trace. Only what one seed always gives again is kept."""
+    """The library's log, into the trace, as long as its process lives."""
 
-    def __init__(self, trace: Trace, who: str) -> None:
-        self._trace, self._who = trace, who
+    def __init__(self, trace: Trace, who: str, lives: Callable[[], bool]) -> None:
+        self._trace, self._who, self._lives = trace, who, lives
 
     def bind(self, **_: object) -> TraceLog:
         """Return a log of the same process."""
@@ -55,7 +55,7 @@ class TraceLog:
 
     def info(self, line: str, **about: object) -> None:
         """Keep a line."""
-        about.pop("incarnation", None)
-        self._trace.note(self._who, line, *(f"{k}={v!r:.60}" for k, v in about.items()))
+        if self._lives():
+            self._trace.note(self._who, line, *(f"{k}={v!r:.60}" for k, v in about.items()))
 
     warning = error = critical = debug = info

@@ -5,34 +5,31 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from types import SimpleNamespace
-from unittest.mock import patch
 
-from idempotent_consumer import duplicates, settler
-from idempotent_consumer.bus import frames
-from idempotent_consumer.bus.bus import COMMITS_IN_FLIGHT
-from idempotent_consumer.ledger import commit
-from simulation.agenda import Agenda
-from simulation.amqp import Connection, select_connection
+from idempotent_consumer.bus import COMMITS_IN_FLIGHT
+from idempotent_consumer.testing.amqp import Connection
+from idempotent_consumer.testing.loop import Agenda
 from simulation.auditor import Auditor
-from simulation.broker import Broker
-from simulation.calls import Outside
+from simulation.broker import SimulatedBroker
 from simulation.checker import Account, judge
-from simulation.etcd import APPLIED_AT_THE_LATEST_S, HistoricStore, Server
+from simulation.etcd import HistoricStore, SimulatedEtcd
 from simulation.faults import Faults
-from simulation.life import Life
+from simulation.handlers import Outside, register_handlers
+from simulation.keys import SERVICE
 from simulation.plan import OF_DATA, TIMED, Plan, draw_plan
-from simulation.process import Process
-from simulation.producer import Producer
+from simulation.process import Life, SimulatedProcess, new_service
 from simulation.trace import Trace
+from simulation.workload import Producer
 
 DRAINED_WITHIN_S = 400.0
 """Far more than the retries, the longest lease and the calls on few threads add up to, and less
 than the ten minutes after which a process takes a new lease for its records by itself."""
+
+_HEARD_WITHIN_S = 2.0
+"""So long after the last request has applied, whatever follows from it has."""
 
 _MOST_STEPS = 400_000
 _NOTICED_WITHIN_S = 15.0
@@ -75,32 +72,10 @@ def simulate(seed: int) -> Result:
 
 def run_world(seed: int, draw: Callable[[random.Random], Plan] = draw_plan) -> World:
     """Do one run of a plan that is drawn, and return everything that it leaves behind."""
-    with _seeded(seed):
-        world = World(seed, draw)
-        # A record holds the time of its writing, and records are compared byte by byte; a dead
-        # letter holds the time of its parking; a duplicate is so much older than its record.
-        clock = SimpleNamespace(time=world.agenda.time_s)
-        with ExitStack() as patched:
-            for module in (commit, settler, duplicates):
-                patched.enter_context(patch.object(module, "time", clock))
-            world.run()
+    world = World(seed, draw)
+    world.run()
+    world.end()
     return world
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Let the library's jitter come from the seed, and its connections be simulated ones.
-
-    Both are reached by their modules alone: the policies draw from ``random`` itself, and pika's
-    connection is used in one place, by this one class.
-    """
-    state = random.getstate()
-    random.seed(seed)
-    try:
-        with patch.object(frames, "Connection", select_connection):
-            yield
-    finally:
-        random.setstate(state)
 
 
 class World:
@@ -109,16 +84,16 @@ class World:
     def __init__(self, seed: int, draw: Callable[[random.Random], Plan]) -> None:
         self.rng = rng = random.Random(seed)
         self.agenda = agenda = Agenda()
-        self.trace = trace = Trace(agenda.time_s)
+        self.trace = trace = Trace(agenda.time)
         self.plan = plan = draw(rng)
         self.store = HistoricStore(agenda, plan.settings.etcd_max_txn_ops, trace)
-        self.server = Server(agenda, self.store, rng, plan, trace)
+        self.etcd = SimulatedEtcd(agenda, self.store, rng, plan, trace)
         self.auditor = Auditor(self.store, trace)
-        self.broker = Broker(agenda, rng, plan, trace, self.auditor)
+        self.broker = SimulatedBroker(agenda, rng, plan, trace, self.auditor)
         self.outside = Outside(rng, plan, trace)
-        self.faults = Faults(rng, self.broker, self.server, trace, self._connections)
+        self.faults = Faults(rng, self.broker, self.etcd, trace)
         self.producer = Producer(rng, plan, self.broker)
-        self.processes: list[Process] = []
+        self.processes: list[SimulatedProcess] = []
         self.kills_left = int(plan.rate("killed"))
         self.freezes_left = int(plan.rate("frozen"))
         self.faulty = True
@@ -137,7 +112,7 @@ class World:
         if not self._broken() and not self._drained():
             self._say_stuck()
         # What is still under way may apply now, when everything seems settled.
-        self.agenda.run(self.agenda.now_s + APPLIED_AT_THE_LATEST_S, self._broken)
+        self.agenda.run(self.etcd.applies_until_s + _HEARD_WITHIN_S, self._broken)
         if self._broken():
             return
         account = Account(
@@ -151,6 +126,11 @@ class World:
             self.plan,
         )
         judge(account)
+
+    def end(self) -> None:
+        """End what still runs; nothing of it is judged."""
+        for process in self.processes:
+            process.life.kill()
 
     def _schedule(self) -> None:
         plan, rng = self.plan, self.rng
@@ -177,20 +157,15 @@ class World:
             self.agenda.later(1.0, lambda: self._start(slot, number))
             return
         rng = self.rng
-        life = Life(
-            f"p{slot}.{number}",
-            f"{rng.getrandbits(128):032x}",
-            self.agenda,
-            self.trace,
-            rng.uniform(0.0, 1e5),
-        )
+        life = Life(f"p{slot}.{number}", self.agenda, self.trace, rng.uniform(0.0, 1e5))
         self._doom(life)
-        process = Process(life, self.plan, rng, self.broker, self.server, self.outside)
+        service = new_service()
+        register_handlers(service, life, self.outside, rng, self.plan)
+        process = SimulatedProcess(life, service, self.plan, rng, self.broker, self.etcd)
         life.on_ended.append(lambda: self._ended(process, slot, number))
         life.on_frozen.append(lambda seconds: self._frozen(process, seconds))
         self.processes.append(process)
-        self.trace.note(life.name, "starts", f"as {life.token[:4]}")
-        life.run(process.open)
+        self.trace.note(life.name, "starts")
 
     def _doom(self, life: Life) -> None:
         """Decide at which steps a process dies and freezes; early ones are as likely as late."""
@@ -204,33 +179,30 @@ class World:
             seconds = rng.choice([rng.uniform(0.5, 5.0), rng.uniform(5.0, 40.0)])
             life.freezes_at[step] = min(seconds, self.plan.longest_freeze_s)
 
-    def _ended(self, process: Process, slot: int, number: int) -> None:
+    def _ended(self, process: SimulatedProcess, slot: int, number: int) -> None:
         life = process.life
         if not life.in_step:
             process.judge_counts()
         self.outside.process_ended(life)
-        for connection in process.network.connections:
+        for connection in self._connections(life):
             self.faults.leave(connection)
         again_s = self.rng.choice([self.rng.uniform(0.05, 2.0), self.rng.uniform(2.0, 30.0)])
         self.agenda.later(again_s, lambda: self._start(slot, number + 1))
 
-    def _frozen(self, process: Process, seconds: float) -> None:
-        for connection in process.network.connections:
+    def _frozen(self, process: SimulatedProcess, seconds: float) -> None:
+        for connection in self._connections(process.life):
             self.faults.go_silent(connection, seconds)
 
     def _stop_one(self) -> None:
         living = self._living()
         if living:
-            process = self.rng.choice(living)
-            self.agenda.later(0.0, process.stop, process.life)
+            self.rng.choice(living).stop()
 
-    def _living(self) -> list[Process]:
+    def _living(self) -> list[SimulatedProcess]:
         return [process for process in self.processes if process.life.alive]
 
-    def _connections(self) -> list[Connection]:
-        return [
-            connection for process in self._living() for connection in process.network.connections
-        ]
+    def _connections(self, life: Life) -> list[Connection]:
+        return [one for one in self.broker.connections if one.loop is life]
 
     # The end.
 
@@ -258,16 +230,17 @@ class World:
             process.life
             for process in living
             if process.life.frozen_until_s < now_s
-            and process.client.answered
-            and (kind == "etcd wiped" or process.client.highest_revision > known)
+            and process.life.answered
+            and (kind == "etcd wiped" or process.life.highest_revision > known)
         ]
         self.trace.fault(kind, "etcd", f"{len(knowing)} processes know better")
         self.may_start = False
         if kind == "etcd wiped":
             # Others have data in it, too: its revision may be any.
-            self.store.wipe(rng.choice([1, self.store.revision, 2 * self.store.revision]))
+            self.store.start_anew(rng.choice([1, self.store.revision, 2 * self.store.revision]))
         else:
             self.store.go_back(self.snapshot)
+        self.etcd.end_watches()
         if not self.plan.restarted_at_once:
             self.agenda.run(now_s + _NOTICED_WITHIN_S, self._broken)
             if kind == "etcd restored" and len(knowing) < len(living):
@@ -290,12 +263,10 @@ class World:
         return self._broken() or (self.producer.unsent == 0 and self.broker.drained)
 
     def _say_stuck(self) -> None:
-        held = [
-            message.body for session in self.broker.sessions for message in session.unacked.values()
-        ]
+        held = [message.body for message in self.broker.unacked]
         self.trace.violation(
             "stuck",
-            f"{len(self.broker.ready)} ready, {len(held)} not acked,",
-            f"{sum(self.broker.waiting.values())} waiting for a retry",
+            f"{len(self.broker.queues[SERVICE].ready)} ready, {len(held)} not acked,",
+            f"{self.broker.waiting} waiting for a retry",
             held[:3],
         )

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, Self
 import pika
 import pika.exceptions
 
-from ..amqp import explain, keep_header_bytes, parameters_of
+from ..amqp import NOT_FOUND, explain, keep_header_bytes, parameters_of
 
 BLOCKED_TIMEOUT_S = 10.0
 """For so long a broker with an alarm is waited for, which takes no messages."""
 
-_NOT_FOUND, _PRECONDITION_FAILED = 404, 406
+_PRECONDITION_FAILED = 406
 
 
 class BrokerError(Exception):
@@ -72,7 +72,7 @@ class Broker:
             with self.channel() as channel:
                 found = channel.queue_declare(queue, passive=True).method
         except _ChannelEnded as error:
-            if error.code == _NOT_FOUND:
+            if error.code == NOT_FOUND:
                 return None
             raise
         return Depth(found.message_count, found.consumer_count)
@@ -100,7 +100,7 @@ class Broker:
             hint = " (a service makes its queues when it starts)"
             raise _ChannelEnded(
                 error.reply_code,
-                f"RabbitMQ: {error.reply_text}" + hint * (error.reply_code == _NOT_FOUND),
+                f"RabbitMQ: {error.reply_text}" + hint * (error.reply_code == NOT_FOUND),
             ) from None
         except pika.exceptions.UnroutableError:
             raise BrokerError(

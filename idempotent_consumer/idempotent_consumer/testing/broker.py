@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -91,16 +92,16 @@ class ChannelError(Exception):
 class FakeBroker:
     """RabbitMQ as a process reaches it, and as a test does.
 
-    ``away`` refuses connections. ``confirms`` off holds confirms back, for the test to send them
-    by ``ServerChannel.confirm``. ``nacks`` says of a queue's name whether it takes no message.
-    ``arrived`` is how many deliveries have come to each process.
+    It refuses connections until ``away_until_s``. ``confirms`` off holds confirms back, for the
+    test to send them by ``ServerChannel.confirm``. ``nacks`` says of a queue's name whether it
+    takes no message. ``arrived`` is how many deliveries have come to each process.
     A subclass can decide what else there is to decide, such as the order of deliveries.
     """
 
     def __init__(self, agenda: Agenda) -> None:
         self.agenda = agenda
         self.latency_s: Callable[[], float] = lambda: 0.0
-        self.away, self.alarm, self.confirms = False, False, True
+        self.away_until_s, self.alarm, self.confirms = -math.inf, False, True
         self.nacks: Callable[[str], bool] = lambda _: False
         self.exchanges: dict[str, tuple[str, list[tuple[str, str]]]] = {}
         self.queues: dict[str, Queue] = {}
@@ -168,6 +169,11 @@ class FakeBroker:
         for connection in [one for one in self.connections if one.loop is loop]:
             connection.to_broker.send(connection.end_session)
 
+    @property
+    def away(self) -> bool:
+        """Whether it refuses connections."""
+        return self.agenda.now_s < self.away_until_s
+
     def accept(self, connection: Connection) -> Session:
         """Take a connection."""
         return Session(self, connection)
@@ -182,6 +188,16 @@ class FakeBroker:
         queue.consumers.remove(free[0])
         queue.consumers.append(free[0])
         return queue.ready.pop(0), free[0]
+
+    def publishing(self, channel: ServerChannel, message: Message) -> None:
+        """Take note of a message before it is routed; its number counts its channel's."""
+        self.published.append(message)
+
+    def refused(self, channel: ServerChannel, error: ChannelError) -> None:
+        """Take note of an error of the client's for which its channel is closed."""
+
+    def ended(self, channel: ServerChannel) -> None:
+        """Take note of the end of a channel, with what is unconfirmed on it."""
 
     def confirm(self, channel: ServerChannel, number: int) -> None:
         """Confirm a message that was published, now or at another time."""
@@ -292,6 +308,7 @@ class Session:
         try:
             getattr(channel, method)(*arguments)
         except ChannelError as error:
+            self.broker.refused(channel, error)
             self.close_channel(channel, error)
 
     def block(self) -> None:
@@ -351,7 +368,7 @@ class ServerChannel:
         self.unacked: dict[int, tuple[Consumer, Message]] = {}
         self.unconfirmed: dict[int, bool] = {}
         self.consumers: dict[str, Consumer] = {}
-        self.confirming = False
+        self.alive, self.confirming = True, False
         self._prefetch = self._tag = self._published = 0
 
     # What the broker sends.
@@ -489,7 +506,7 @@ class ServerChannel:
         queues, taken = broker.route(exchange, routing_key), True
         self._published += 1
         number = self._published
-        broker.published.append(Message(number, body, encoded, exchange, routing_key))
+        broker.publishing(self, Message(number, body, encoded, exchange, routing_key))
         if mandatory and not queues:
             method = spec.Basic.Return(312, "NO_ROUTE", exchange, routing_key)
             self._send("on_return", method, encoded, body)
@@ -506,6 +523,8 @@ class ServerChannel:
 
     def end(self) -> None:
         """Take back what is not acked."""
+        self.alive = False
+        self.broker.ended(self)
         for consumer in list(self.consumers.values()):
             self._end_consumer(consumer)
         unacked = self._take(max(self.unacked), multiple=True) if self.unacked else []

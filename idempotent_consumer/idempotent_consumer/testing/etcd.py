@@ -67,6 +67,8 @@ class Call:
     metadata: tuple[tuple[str, str], ...] = ()
     outcome: Any = field(default=None, repr=False)
     """The reply or the error, once it has applied."""
+    context: Any = field(default=None, repr=False)
+    """What a subclass of FakeEtcd keeps with it."""
 
 
 class FakeEtcd:

@@ -10,7 +10,7 @@ from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor
-from contextvars import Context
+from contextvars import Context, copy_context
 from functools import partial
 from itertools import count
 from typing import Any, NoReturn
@@ -37,6 +37,7 @@ class Agenda:
         self.now_s = now_s
         self.happened = 0
         self.defects: list[BaseException] = []
+        self.stepping: Loop | None = None
         self._entries: list[tuple[float, int, Loop | None, Any]] = []
         self._numbers = count()
 
@@ -46,11 +47,11 @@ class Agenda:
 
     def later(self, delay_s: float, callback: Callable[[], None], loop: Loop | None = None) -> None:
         """Call back after a delay: in the world, or as a step of a process."""
-        step = callback if loop is None else asyncio.Handle(callback, (), loop)
+        step = callback if loop is None else Step(callback, (), None, 0.0)
         self.add(self.now_s + delay_s, loop, step)
 
     def add(self, due_s: float, loop: Loop | None, step: Any) -> None:
-        """Enter a step of the world, or the handle of a process's step."""
+        """Enter a step of the world, or a process's Step."""
         heapq.heappush(self._entries, (due_s, next(self._numbers), loop, step))
 
     def run(self, until_s: float = math.inf, enough: Callable[[], bool] = lambda: False) -> None:
@@ -58,8 +59,9 @@ class Agenda:
 
         Raises the first defect: what a process's loop would have given its exception handler.
         """
+        entries, self.stepping = self._entries, None
         with _outer_loop_set_aside():
-            while self._entries and self._entries[0][0] <= until_s and not enough():
+            while entries and entries[0][0] <= until_s and not enough():
                 self._next()
                 if self.defects:
                     raise self.defects.pop(0)
@@ -73,7 +75,7 @@ class Agenda:
             self.happened += 1
             step()
             return
-        if step.cancelled() or not loop.alive:
+        if step.callback is None or not loop.alive:
             return
         self.now_s = max(self.now_s, due_s)
         if loop.frozen_until_s <= self.now_s:
@@ -100,6 +102,35 @@ def _outer_loop_set_aside() -> Iterator[None]:
         events._set_running_loop(outer)  # noqa: SLF001
         if swap is not None:
             swap(outer, task)
+
+
+class Step:
+    """A callback that is to be one step: what asyncio calls a handle, and cancels."""
+
+    __slots__ = ("_when", "arguments", "callback", "context")
+
+    def __init__(
+        self,
+        callback: Callable[..., object],
+        arguments: tuple[Any, ...],
+        context: Context | None,
+        when: float,
+    ) -> None:
+        self.callback: Callable[..., object] | None = callback
+        self.arguments, self._when = arguments, when
+        self.context = copy_context() if context is None else context
+
+    def cancel(self) -> None:
+        """Let it not happen."""
+        self.callback, self.arguments = None, ()
+
+    def cancelled(self) -> bool:
+        """Whether it is not to happen."""
+        return self.callback is None
+
+    def when(self) -> float:
+        """Return when it is due, by its loop's clock."""
+        return self._when
 
 
 class Loop(_AbstractLoop):  # type: ignore[misc]
@@ -182,12 +213,12 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
 
     def call_soon(
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.Handle:
+    ) -> Step:
         """Call back in this instant, after what is waiting already."""
-        handle = asyncio.Handle(callback, args, self, context)
+        step = Step(callback, args, context, 0.0)
         if self.alive:
-            self.agenda.add(self.agenda.now_s, self, handle)
-        return handle
+            self.agenda.add(self.agenda.now_s, self, step)
+        return step
 
     call_soon_threadsafe = call_soon
 
@@ -197,7 +228,7 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
         callback: Callable[..., object],
         *args: Any,
         context: Context | None = None,
-    ) -> asyncio.TimerHandle:
+    ) -> Step:
         """Call back after a delay."""
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
@@ -207,16 +238,16 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
         callback: Callable[..., object],
         *args: Any,
         context: Context | None = None,
-    ) -> asyncio.TimerHandle:
+    ) -> Step:
         """Call back at a time of the process's own clock."""
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        step = Step(callback, args, context, when)
         if self.alive:
             due_s = when - self._clock_s
             if due_s + self._clock_s < when:
                 # Rounded: who waits for the rest would wait in this same instant for ever.
                 due_s += math.ulp(when)
-            self.agenda.add(max(due_s, self.agenda.now_s), self, handle)
-        return handle
+            self.agenda.add(due_s, self, step)
+        return step
 
     def create_future(self) -> asyncio.Future[Any]:
         """Return a future of this loop."""
@@ -266,9 +297,6 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
     def get_task_factory(self) -> None:
         """Return none."""
 
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Leave it on the agenda, which passes it over."""
-
     async def _no_sockets(self, *_args: Any, **_options: Any) -> NoReturn:
         raise RuntimeError("there is no network in memory: give the code under test a fake of it")
 
@@ -277,19 +305,26 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
 
     # The agenda's.
 
-    def step(self, handle: asyncio.Handle) -> None:
+    def step(self, step: Step) -> None:
         """Run one callback."""
         self.in_step = True
-        events._set_running_loop(self)  # noqa: SLF001 - asyncio's hook for event loops
+        if self.agenda.stepping is not self:
+            self.agenda.stepping = self
+            events._set_running_loop(self)  # noqa: SLF001 - asyncio's hook for event loops
         try:
-            handle._run()  # noqa: SLF001
+            step.context.run(step.callback, *step.arguments)  # type: ignore[arg-type]
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001 - a defect, whatever it is
+            if self.alive:
+                self.on_defect(error)
         finally:
             self.in_step = False
-            if self._spent_s:
-                self.frozen_until_s = max(self.frozen_until_s, self.agenda.now_s + self._spent_s)
-                self._spent_s = 0.0
-            if not self.alive:
-                self._unwind()
+        if self._spent_s:
+            self.frozen_until_s = max(self.frozen_until_s, self.agenda.now_s + self._spent_s)
+            self._spent_s = 0.0
+        if not self.alive:
+            self._unwind()
 
     def take_spent_s(self) -> float:
         """Return what the code that ran just now has spent, which is not the loop's."""
@@ -401,13 +436,6 @@ class Wire:
             self.idle_at_s = arrives_s
             self._agenda.later(arrives_s - now_s, self._arrive, self._loop)
         self._frames.append((arrives_s, frame))
-
-    def hold(self, until_s: float) -> None:
-        """Let nothing more arrive before a time."""
-        self.idle_at_s = max(self.idle_at_s, until_s)
-        if self._frames:
-            self._frames = deque((max(at_s, until_s), frame) for at_s, frame in self._frames)
-            self._agenda.later(max(0.0, until_s - self._agenda.now_s), self._arrive, self._loop)
 
     def cut(self, keep: int) -> int:
         """Lose what is under way but for the first ``keep`` frames; return how many were lost."""

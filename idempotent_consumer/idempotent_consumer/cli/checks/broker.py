@@ -12,9 +12,8 @@ from ..broker import BrokerError
 from ..context import Context
 from ..management import Management
 from ..web import WebError
-from .finding import PROBLEM, UNKNOWN, Finding, ok, version_finding
-
-FIRST_GOOD = "4.0.8"
+from . import versions
+from .finding import PROBLEM, UNKNOWN, Finding, ok
 
 
 def check(context: Context) -> Iterator[Finding]:
@@ -23,7 +22,7 @@ def check(context: Context) -> Iterator[Finding]:
         about = f"rabbitmq {urlsplit(url).netloc.rpartition('@')[2]}"
         try:
             with context.rabbitmq(url) as rabbitmq:
-                yield version_finding(about, rabbitmq.version, FIRST_GOOD)
+                yield versions.check(about, rabbitmq.version, versions.RABBITMQ)
         except BrokerError as error:
             yield Finding(PROBLEM, about, str(error), "start it, or correct RABBITMQ_URL")
 

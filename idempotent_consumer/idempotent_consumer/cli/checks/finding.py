@@ -20,21 +20,3 @@ class Finding(NamedTuple):
 def ok(about: str, what: str) -> Finding:
     """Return that something is as it should be."""
     return Finding(OK, about, what)
-
-
-def version_number(version: str) -> tuple[int, ...]:
-    """Read a version as numbers, as far as it has them: ``4.0.8`` or ``3.6.0-rc.1``."""
-    parts = version.partition("-")[0].split(".")
-    return tuple(int(part) for part in parts if part.isdecimal())
-
-
-def version_finding(about: str, version: str, first_good: str) -> Finding:
-    """Return whether a server is older than the first version without known faults."""
-    if version_number(version) < version_number(first_good):
-        return Finding(
-            WARNING,
-            about,
-            f"version {version} has known faults, fixed in {first_good}",
-            f"upgrade it to {first_good} or newer",
-        )
-    return ok(about, f"version {version}")

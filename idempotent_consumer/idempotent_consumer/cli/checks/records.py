@@ -15,9 +15,8 @@ from ..context import Context
 from ..etcd import Asking, Records
 from ..output import counted, size
 from ..web import Tls, WebError
-from .finding import OK, PROBLEM, UNKNOWN, WARNING, Finding, ok, version_finding
-
-FIRST_GOOD = "3.5.28"
+from . import versions
+from .finding import OK, PROBLEM, UNKNOWN, WARNING, Finding, ok
 
 _MUCH, _TOO_MUCH = 0.7, 0.9
 """Shares of the quota. At all of it etcd takes no writes until somebody has made room."""
@@ -54,7 +53,7 @@ def check(context: Context, pages: Pages, address: tuple[str, int]) -> Iterator[
     except EtcdError as error:
         yield Finding(PROBLEM, about, str(error), "start it, or correct ETCD_ENDPOINTS")
         return
-    yield version_finding(about, found.version, FIRST_GOOD)
+    yield versions.check(about, found.version, versions.ETCD)
     if not found.has_leader:
         yield Finding(PROBLEM, about, "it has no leader", "start the other members")
     yield _room(about, found.size_bytes, pages)

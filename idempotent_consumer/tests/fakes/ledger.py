@@ -1,0 +1,144 @@
+"""A replica's ledger alone, on the etcd in memory: asks go in, answers come out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from hashlib import sha256
+from random import Random
+from typing import Any
+
+import structlog
+from structlog.testing import LogCapture
+
+from idempotent_consumer.cache import Cache
+from idempotent_consumer.effects import Checked, Put
+from idempotent_consumer.health import Health
+from idempotent_consumer.ledger import EtcdLedger
+from idempotent_consumer.records import Answer, Ask, Kind
+from idempotent_consumer.settings import Settings
+from idempotent_consumer.system import System
+from idempotent_consumer.testing.etcd import FakeEtcd
+from idempotent_consumer.testing.loop import Loop, Threads
+from idempotent_consumer.testing.store import Store
+
+OTHER_DIGEST = "1:" + "e" * 32
+LONGER_THAN_ANY_BACKOFF_S = 30.0
+NOW_S = 1_800_000_000.0
+
+
+def digest_of(event_id: str) -> str:
+    """Return a digest that covers an id, as each does."""
+    return "1:" + sha256(event_id.encode()).hexdigest()[:32]
+
+
+def captured(lines: LogCapture) -> Any:
+    """Return a logger whose lines of every level are captured."""
+    return structlog.wrap_logger(
+        None, processors=[lines], wrapper_class=structlog.make_filtering_bound_logger(0)
+    )
+
+
+def system_of(etcd: FakeEtcd, seed: str = "") -> System:
+    """Return the system of a process that reaches this etcd, and no broker."""
+
+    def no_broker(*_: object, **__: object) -> None:
+        raise ConnectionError("there is no broker here")
+
+    return System(
+        no_broker, etcd.open_channel, lambda: NOW_S + etcd.agenda.now_s, Random(seed), Threads
+    )
+
+
+class Replica:
+    """One process's ledger of the service "order". Several may share a store."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        store: Store,
+        process: str = "a" * 32,
+        *,
+        settings: Settings | None = None,
+        longest_call_s: float = 5.0,
+    ) -> None:
+        self.loop, self.store, self.process = loop, store, process
+        self.etcd, self.health, self.cache = FakeEtcd(loop.agenda, store), Health(), Cache()
+        self.lines = LogCapture()
+        self.answers: list[Answer] = []
+        self.opened = False
+        self._asked = 0
+        self._tasks = asyncio.TaskGroup()
+        self.ledger = EtcdLedger(
+            "order",
+            settings or Settings(enable_etcd=True),
+            system_of(self.etcd, process),
+            self.health,
+            captured(self.lines),
+            self.cache,
+            longest_call_s,
+            self._tasks,
+        )
+        self._running: Any = None
+
+    def open(self) -> None:
+        """Reach etcd, where it can be reached without time passing."""
+        self._running = self.loop.create_task(self._run())
+        self._running.add_done_callback(lambda run: run.cancelled() or run.result())
+        self.loop.run_until_idle()
+
+    def end(self) -> None:
+        """End the process: nothing is answered or kept alive any more."""
+        self._running.cancel()
+        self.loop.run_until_idle()
+
+    def ask(
+        self,
+        event_id: str,
+        kind: Kind = Kind.RECORD,
+        *,
+        expect: int = 0,
+        digest: str = "",
+        effects: Sequence[Put] = (),
+    ) -> Ask:
+        """Return an ask with a token of its own."""
+        self._asked += 1
+        key = f"/service/order/{event_id}".encode()
+        digest = digest or digest_of(event_id)
+        token = f"{self.process}/1/{self._asked}"
+        return Ask(kind, key, digest, token, None, expect, Checked(effects))
+
+    def commit(self, *asks: Ask) -> None:
+        """Commit asks as one batch, and do all that can be done without time passing."""
+        batch = self.ledger.batch()
+        for ask in asks:
+            if not batch.take(ask):
+                raise AssertionError(f"{ask.key!r} does not fit into the batch")
+        self._tasks.create_task(self._commit(batch.asks))
+        self.loop.run_until_idle()
+
+    def wait(self) -> None:
+        """Let every backoff pass."""
+        self.loop.advance(LONGER_THAN_ANY_BACKOFF_S)
+
+    @property
+    def answer(self) -> Answer:
+        """Return the one answer there is."""
+        (answer,) = self.answers
+        return answer
+
+    def has_logged(self, level: str, part: str) -> bool:
+        """Return whether a line of this level contains this."""
+        return any(line["log_level"] == level and part in str(line) for line in self.lines.entries)
+
+    async def _run(self) -> None:
+        async with self._tasks as tasks:
+            await self.ledger.open()
+            self.opened = True
+            tasks.create_task(self.ledger.watch())
+
+    async def _commit(self, asks: Sequence[Ask]) -> None:
+        """Commit until each ask has its answer, as a consumer does."""
+        while asks:
+            answers, asks = await self.ledger.commit(asks)
+            self.answers += answers

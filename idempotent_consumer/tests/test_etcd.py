@@ -1,0 +1,366 @@
+"""etcd's client: what a failure is taken for, and which member is asked after it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from random import Random
+from typing import Any
+
+import grpc
+import pytest
+from etcd3.etcdrpc import (
+    AuthenticateResponse,
+    RangeRequest,
+    RangeResponse,
+    WatchCreateRequest,
+    WatchRequest,
+)
+from grpc import StatusCode
+
+from idempotent_consumer.etcd import (
+    CALL_TIMEOUT_S,
+    FAILOVER_TIMEOUT_S,
+    Client,
+    EtcdError,
+    Failure,
+    _classify,
+    open_channel,
+)
+from idempotent_consumer.settings import Settings
+from idempotent_consumer.system import Channel, System
+from idempotent_consumer.testing.etcd import CLOSED, FINE, Call, FakeEtcd, Fate, refused
+from idempotent_consumer.testing.loop import Agenda, Loop, Threads
+from idempotent_consumer.testing.store import Store, refusal
+
+NO_LEADER = refusal(StatusCode.UNAVAILABLE, "no leader")
+SILENCE = Fate(None)
+RANGE = RangeRequest(key=b"key")
+WATCH = WatchRequest(create_request=WatchCreateRequest(key=b"key"))
+
+
+class AuthenticatingStore(Store):
+    """An etcd's data with users; ``token`` is the one that is valid."""
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        super().__init__(now_s)
+        self.token = ""
+        self.logins: list[tuple[str, str]] = []
+
+    def expire_token(self) -> None:
+        """Know the token no more."""
+        self.token = f"token {len(self.logins) + 1}"
+
+    def _authenticate(self, request: Any) -> Any:
+        self.logins.append((request.name, request.password))
+        self.token = f"token {len(self.logins)}"
+        return AuthenticateResponse(token=self.token)
+
+
+class Member(FakeEtcd):
+    """A member of a cluster that answers as it is told to. Its revision is its port."""
+
+    def __init__(self, agenda: Agenda, port: int) -> None:
+        self.users = AuthenticatingStore(agenda.time)
+        super().__init__(agenda, self.users)
+        while self.store.revision < port:
+            self.store.put("/elsewhere", b"")
+        self.leaderless = False
+        self.fate = self._fate
+
+    def lose_leader(self) -> None:
+        """Refuse whoever wants a leader, and end the watches."""
+        self.leaderless = True
+        self.end_watches(NO_LEADER)
+
+    def _fate(self, call: Call) -> Fate:
+        if self.leaderless and ("hasleader", "true") in call.metadata:
+            return Fate(None, error=NO_LEADER)
+        token = self.users.token
+        if token and call.method != "Authenticate" and ("token", token) not in call.metadata:
+            return refused("invalid auth token", StatusCode.UNAUTHENTICATED)
+        return FINE
+
+
+class Cluster:
+    """Members at the ports from 2 on, and a client that asks the first one first."""
+
+    def __init__(self, members: int = 3) -> None:
+        self.loop = Loop()
+        self.members = [Member(self.loop.agenda, port) for port in range(2, 2 + members)]
+        self.client = self.client_of(FirstOf())
+
+    def client_of(self, random: Random, **login: str) -> Client:
+        endpoints = tuple(("etcd", 2 + number) for number in range(len(self.members)))
+        settings = Settings(etcd_endpoints=endpoints, **login)  # type: ignore[arg-type]
+        return Client(settings, System(None, self._open, self.loop.time, random, Threads))  # type: ignore[arg-type]
+
+    def ask(self, client: Client | None = None) -> int:
+        """Return the port of the member that answers. Raises EtcdError."""
+        return self.run(revision(client or self.client))
+
+    def run(self, work: Coroutine[Any, Any, int]) -> int:
+        answer: int = self.loop.run_until_complete(work)
+        return answer
+
+    def _open(self, settings: Settings, host: str, port: int) -> Channel:
+        return self.members[port - 2].open_channel(settings, host, port)
+
+
+class FirstOf(Random):
+    """Draws the first of all there are."""
+
+    def randrange(self, *_: Any) -> int:
+        return 0
+
+
+async def revision(client: Client) -> int:
+    reply = await client.call("Range", RANGE)
+    found: int = reply.header.revision
+    return found
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster()
+
+
+# What a failure means.
+
+
+@pytest.mark.parametrize(
+    ("text", "failure"),
+    [
+        ("etcdserver: requested lease not found", Failure.LEASE_NOT_FOUND),
+        ("etcdserver: mvcc: required revision has been compacted", Failure.COMPACTED),
+        ("etcdserver: invalid auth token", Failure.AUTHENTICATION),
+        ("etcdserver: user name is empty", Failure.AUTHENTICATION),
+        ("etcdserver: permission denied", Failure.AUTHENTICATION),
+        ("etcdserver: authentication failed, invalid user ID or password", Failure.AUTHENTICATION),
+        ("etcdserver: authentication is not enabled", Failure.AUTHENTICATION),
+        ("etcdserver: mvcc: database space exceeded", Failure.UNKNOWN),
+        ("etcdserver: request timed out, possibly due to previous leader failure", Failure.UNKNOWN),
+        (
+            "etcdserver: request timed out, waiting for the applied index took too long",
+            Failure.UNKNOWN,
+        ),
+        ("etcdserver: leader changed", Failure.UNKNOWN),
+        ("etcdserver: too many requests", Failure.UNKNOWN),
+        ("etcdserver: duplicate key given in txn request", Failure.UNKNOWN),
+        ("etcdserver: too many operations in txn request", Failure.UNKNOWN),
+        ("etcdserver: request is too large", Failure.UNKNOWN),
+        ("Deadline Exceeded", Failure.UNKNOWN),
+        ("failed to connect to all addresses; last error:\n connection refused", Failure.UNKNOWN),
+        ("", Failure.UNKNOWN),
+    ],
+)
+def test_an_error_of_etcds_is_known_by_its_text_and_every_other_is_unknown(
+    text: str, failure: Failure
+) -> None:
+    """None of them says that the request did not apply."""
+    found, line = _classify(text)
+    assert found is failure
+    assert line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (
+            "Tls handshake failed: OPENSSL_internal:CERTIFICATE_VERIFY_FAILED: unable",
+            "ETCD_CA_CERT",
+        ),
+        ("UNAUTHENTICATED: Hostname Verification Check failed.", "ETCD_ENDPOINTS"),
+        ("ipv4:127.0.0.1:2379: Unwrap failed (TSI_DATA_CORRUPTED)", "ETCD_CERT"),
+        ("ipv4:127.0.0.1:2379: Socket closed", "ETCD_CA_CERT"),
+        ("etcdserver: too many operations in txn request", "ETCD_MAX_TXN_OPS"),
+    ],
+)
+def test_what_etcd_or_grpc_says_comes_with_the_setting_to_look_at(text: str, part: str) -> None:
+    """The texts are those of real servers, in the integration tests."""
+    failure, line = _classify(text)
+    assert failure is Failure.UNKNOWN
+    assert part in line.removesuffix(text)
+    assert line.endswith(text)
+
+
+# Which member is asked.
+
+
+def test_a_member_without_a_leader_is_left_at_once(cluster: Cluster) -> None:
+    cluster.members[0].leaderless = True
+    with pytest.raises(EtcdError, match="no leader") as raised:
+        cluster.ask()
+    assert cluster.loop.time() == 0
+    assert raised.value.failure is Failure.UNKNOWN
+    assert [cluster.ask(), cluster.ask()] == [3, 3]
+
+
+def test_a_silent_member_is_left_after_the_deadline(cluster: Cluster) -> None:
+    cluster.members[0].fate = lambda _: SILENCE
+    with pytest.raises(EtcdError, match="Deadline Exceeded"):
+        cluster.ask()
+    assert cluster.loop.time() == FAILOVER_TIMEOUT_S
+    assert cluster.ask() == 3
+
+
+def test_a_member_that_is_gone_is_left_at_once(cluster: Cluster) -> None:
+    cluster.members[0].fate = lambda _: Fate(None, error=CLOSED)
+    with pytest.raises(EtcdError, match="Socket closed"):
+        cluster.ask()
+    assert cluster.loop.time() == 0
+    assert cluster.ask() == 3
+
+
+def test_calls_that_fail_together_go_one_member_on_and_not_several(cluster: Cluster) -> None:
+    """Four batches are under way at once, and all of them miss their deadline."""
+    cluster.members[0].fate = lambda _: SILENCE
+
+    async def fail_together() -> int:
+        calls = [cluster.client.call("Range", RANGE) for _ in range(4)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        return sum(isinstance(outcome, EtcdError) for outcome in outcomes)
+
+    assert cluster.run(fail_together()) == 4
+    assert cluster.ask() == 3
+    assert cluster.members[2].calls == []
+
+
+def test_all_members_are_tried_in_turn_and_the_first_one_again(cluster: Cluster) -> None:
+    for member in cluster.members:
+        member.leaderless = True
+    for _ in range(3):
+        with pytest.raises(EtcdError, match="no leader"):
+            cluster.ask()
+    assert [len(member.calls) for member in cluster.members] == [1, 1, 1]
+    cluster.members[0].leaderless = False
+    assert cluster.ask() == 2
+
+
+def test_a_watch_ends_with_its_members_leader_and_the_next_is_elsewhere(cluster: Cluster) -> None:
+    async def watch() -> int:
+        replies = cluster.client.watch(WATCH)
+        assert (await anext(replies)).header.revision == 2
+        cluster.members[0].lose_leader()
+        with pytest.raises(EtcdError, match="no leader"):
+            await anext(replies)
+        found: int = (await anext(cluster.client.watch(WATCH))).header.revision
+        return found
+
+    assert cluster.run(watch()) == 3
+
+
+def test_one_endpoint_has_the_longer_deadline() -> None:
+    """There is nobody else to ask, so haste gains nothing."""
+    cluster = Cluster(members=1)
+    cluster.members[0].fate = lambda _: SILENCE
+    with pytest.raises(EtcdError, match="Deadline Exceeded"):
+        cluster.ask()
+    assert cluster.loop.time() == CALL_TIMEOUT_S > FAILOVER_TIMEOUT_S
+
+
+def test_the_first_member_asked_is_a_random_one(cluster: Cluster) -> None:
+    random = Random(1)
+    assert {cluster.ask(cluster.client_of(random)) for _ in range(40)} == {2, 3, 4}
+
+
+def test_a_token_that_has_expired_is_dropped_and_the_next_call_logs_in_again(
+    cluster: Cluster,
+) -> None:
+    """Every other member would refuse it as well."""
+    login = ("order", "hunter2")
+    client = cluster.client_of(FirstOf(), etcd_user=login[0], etcd_password=login[1])
+    users = cluster.members[0].users
+    assert [cluster.ask(client), cluster.ask(client)] == [2, 2]
+    assert users.logins == [login]
+    users.expire_token()
+    with pytest.raises(EtcdError, match="invalid auth token") as raised:
+        cluster.ask(client)
+    assert raised.value.failure is Failure.AUTHENTICATION
+    assert [cluster.ask(client), cluster.ask(client)] == [2, 2]
+    assert users.logins == [login, login]
+
+
+# What gRPC itself does.
+
+
+@asynccontextmanager
+async def real_server(reply: Callable[[], Coroutine[Any, Any, Any]]) -> AsyncIterator[int]:
+    """Give the port of a gRPC server that answers every Range with this."""
+
+    async def answer(_request: Any, _context: Any) -> Any:
+        return await reply()
+
+    server = grpc.aio.server()
+    handler = grpc.unary_unary_rpc_method_handler(
+        answer, RangeRequest.FromString, RangeResponse.SerializeToString
+    )
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("etcdserverpb.KV", {"Range": handler}),)
+    )
+    port: int = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield port
+    await server.stop(None)
+
+
+def test_a_name_that_did_not_resolve_is_looked_up_by_a_new_channel() -> None:
+    """The channel that has not found it would not look again for up to two minutes."""
+    known, opened = dict[str, str](), list[Channel]()
+
+    def open_known(settings: Settings, host: str, port: int) -> Channel:
+        opened.append(open_channel(settings, known.get(host, host), port))
+        return opened[-1]
+
+    async def reply() -> Any:
+        return RangeResponse()
+
+    async def main() -> None:
+        async with real_server(reply) as port:
+            system = System(None, open_known, lambda: 0.0, Random(1), Threads)  # type: ignore[arg-type]
+            client = Client(Settings(etcd_endpoints=(("etcd..example", port),)), system)
+            with pytest.raises(EtcdError, match=r"etcd\.\.example"):
+                await client.call("Range", RANGE)
+            known["etcd..example"] = "127.0.0.1"
+            await client.call("Range", RANGE)
+            await client.close()
+
+    asyncio.run(main())
+    assert len(opened) == 2
+
+
+def test_a_call_whose_channel_is_closed_has_an_unknown_outcome_and_its_task_goes_on() -> None:
+    """gRPC cancels such a call, which looks as if its task were cancelled."""
+
+    async def main() -> tuple[EtcdError, EtcdError]:
+        arrived = asyncio.Event()
+
+        async def never() -> Any:
+            arrived.set()
+            await asyncio.get_running_loop().create_future()
+
+        async with real_server(never) as port:
+            system = System(None, open_channel, lambda: 0.0, Random(1), Threads)  # type: ignore[arg-type]
+            client = Client(Settings(etcd_endpoints=(("127.0.0.1", port),)), system)
+            call = asyncio.create_task(client.call("Range", RANGE))
+            await arrived.wait()
+            await client.close()
+            with pytest.raises(EtcdError, match="closed") as under_way:
+                await call
+            with pytest.raises(EtcdError, match="closed") as after:
+                await client.call("Range", RANGE)
+            return under_way.value, after.value
+
+    assert {error.failure for error in asyncio.run(main())} == {Failure.UNKNOWN}
+
+
+def test_a_task_that_is_cancelled_during_a_call_ends() -> None:
+    cluster = Cluster()
+    cluster.members[0].fate = lambda _: SILENCE
+    call = cluster.loop.create_task(cluster.client.call("Range", RANGE))
+    cluster.loop.run_until_idle()
+    call.cancel()
+    cluster.loop.run_until_idle()
+    assert call.cancelled()

@@ -1,0 +1,73 @@
+"""The private names of pika that the library reads or replaces: a new release may drop them."""
+
+import inspect
+from typing import Any
+
+import pika
+import pytest
+from pika import data
+from pika.connection import Connection
+
+
+def _parameters(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def _attributes_set_by(initializer: Any) -> tuple[str, ...]:
+    names: tuple[str, ...] = initializer.__code__.co_names
+    return names
+
+
+@pytest.mark.parametrize(
+    ("name", "used_in", "read", "expected"),
+    [
+        (
+            "Connection._on_data_available",
+            "bus/frames.py",
+            lambda: _parameters(Connection._on_data_available),
+            ["self", "data_in"],
+        ),
+        (
+            "Connection._frame_buffer",
+            "bus/frames.py",
+            lambda: "_frame_buffer" in _attributes_set_by(Connection.__init__),
+            True,
+        ),
+        (
+            "BlockingConnection._impl",
+            "bus/blocking.py",
+            lambda: "_impl" in _attributes_set_by(pika.BlockingConnection.__init__),
+            True,
+        ),
+        (
+            "data.decode_table",
+            "bus/headers.py",
+            # A wrapper of ours, where another test has put it, has the parameters too.
+            lambda: _parameters(data.decode_table),
+            ["encoded", "offset"],
+        ),
+    ],
+)
+def test_pika_still_has_the_private_name(name: str, used_in: str, read: Any, expected: Any) -> None:
+    sentence = (
+        f"pika {pika.__version__} has no {name} as {used_in} uses it: keep pika's upper bound in "
+        f"pyproject.toml below this version, or change {used_in}"
+    )
+    try:
+        found = read()
+    except AttributeError:
+        pytest.fail(sentence)
+    assert found == expected, sentence
+
+
+def test_pika_keeps_the_beginning_of_a_frame_in_its_buffer() -> None:
+    """What the reader leaves there is taken for the start of what comes next."""
+    connection = pika.SelectConnection(
+        pika.ConnectionParameters(), internal_connection_workflow=False
+    )
+    try:
+        connection._on_data_available(b"\x01\x00")
+        connection._on_data_available(b"\x01")
+        assert connection._frame_buffer == b"\x01\x00\x01"
+    finally:
+        connection.ioloop.close()

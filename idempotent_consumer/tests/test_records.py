@@ -1,0 +1,191 @@
+"""A record's value, and the batches that asks are sent in."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+
+from fakes.ledger import Replica
+from idempotent_consumer.effects import Publish, Put, check_effects
+from idempotent_consumer.records import (
+    CLAIMED,
+    DONE,
+    PUBLISHING,
+    RELEASED,
+    Ask,
+    Batch,
+    Kind,
+    Record,
+    decode,
+    digest_if_done,
+    encode,
+    why_never,
+)
+from idempotent_consumer.settings import Settings
+from idempotent_consumer.testing.loop import Loop
+from idempotent_consumer.testing.store import Store
+
+DIGEST = "1:" + "0" * 32
+EVENTS = (
+    b'{"id":"1/order/0","type":"shipped","args":{"n":1}}',
+    b'{"id":"1/order/1","type":"billed","args":{}}',
+)
+
+
+@pytest.fixture
+def replica() -> Replica:
+    loop = Loop()
+    replica = Replica(loop, Store(loop.time))
+    replica.open()
+    return replica
+
+
+@pytest.mark.parametrize("state", [CLAIMED, RELEASED, DONE])
+def test_a_record_is_read_as_it_was_written(state: str) -> None:
+    written = encode(state, DIGEST, "t", "now")
+    assert decode(written, 7) == Record(state, DIGEST, "t", "now", 7)
+    assert digest_if_done(written) == (DIGEST if state == DONE else "")
+
+
+def test_a_record_with_events_is_read_as_it_was_written() -> None:
+    written = encode(PUBLISHING, DIGEST, "t", "now", EVENTS)
+    assert decode(written, 7) == Record(PUBLISHING, DIGEST, "t", "now", 7, EVENTS)
+    assert orjson.loads(written)["events"][0]["type"] == "shipped"
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"x", b"[]", b'{"state":"done"}', b'{"state":"publishing"}']
+)
+def test_a_value_that_nobody_here_wrote_is_done_with_a_digest_that_no_event_has(
+    value: bytes,
+) -> None:
+    record = decode(value, 7)
+    assert (record.state, record.digest) == (DONE, "unreadable")
+    assert digest_if_done(value) == "unreadable"
+
+
+def test_events_that_fit_into_no_transaction_are_refused_with_the_reason() -> None:
+    events = check_effects([Publish("t", {"a": "x" * 900_000})] * 2, "order", "1")
+    assert "bytes" in (why_never(events, 128) or "")
+
+
+# Batches.
+
+
+def taken(batch_size: int, max_operations: int, asks: list[Ask]) -> int:
+    batch = Batch(batch_size, max_operations)
+    return next((n for n, ask in enumerate(asks) if not batch.take(ask)), len(asks))
+
+
+def asks_with(replica: Replica, number: int, effects: int, bytes_each: int = 1) -> list[Ask]:
+    return [
+        replica.ask(
+            f"{n}",
+            effects=tuple(Put(f"/orders/{n}/{e}", b"x" * bytes_each) for e in range(effects)),
+        )
+        for n in range(number)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "max_operations", "effects", "expected"),
+    [
+        (128, 128, 0, 127),  # One comparison is the incarnation's.
+        (128, 1024, 0, 128),
+        (16, 128, 0, 16),
+        (128, 128, 1, 64),
+        (128, 129, 1, 64),
+        (128, 128, 3, 32),
+        (128, 1024, 7, 128),
+        (1, 4, 0, 1),
+        (128, 4, 0, 3),
+    ],
+)
+def test_a_batch_keeps_to_etcds_operations(
+    replica: Replica, batch_size: int, max_operations: int, effects: int, expected: int
+) -> None:
+    """Comparisons, THEN and ELSE are counted separately, as etcd counts them."""
+    assert taken(batch_size, max_operations, asks_with(replica, 200, effects)) == expected
+
+
+@pytest.mark.parametrize("kind", [Kind.RECORD, Kind.CLAIM, Kind.LOOK, Kind.RELEASE])
+@pytest.mark.parametrize(("operations", "effects"), [(4, 0), (16, 0), (16, 1), (16, 14), (17, 2)])
+def test_etcd_takes_the_fullest_batch(kind: Kind, operations: int, effects: int) -> None:
+    loop = Loop()
+    replica = Replica(
+        loop,
+        Store(loop.time, max_txn_ops=operations),
+        settings=Settings(enable_etcd=True, etcd_max_txn_ops=operations),
+    )
+    replica.open()
+    effects = effects if kind is Kind.RECORD else 0
+    asks = [
+        replica.ask(ask.key.decode(), kind, effects=ask.effects.puts)
+        for ask in asks_with(replica, 20, effects)
+    ]
+    batch = replica.ledger.batch()
+    for ask in asks:
+        if not batch.take(ask):
+            break
+    replica.commit(*batch.asks)
+    assert len(replica.answers) == len(batch.asks) >= 1
+
+
+def test_a_batch_keeps_to_a_mebibyte(replica: Replica) -> None:
+    asks = asks_with(replica, 20, 1, bytes_each=100_000)
+    number = taken(128, 1024, asks)
+    assert number == 10
+    replica.commit(*asks[:number])
+    assert len(replica.answers) == number
+    assert replica.etcd.sent("Txn")[-1].ByteSize() <= 1024 * 1024
+
+
+def test_an_effect_key_twice_goes_into_the_next_batch(replica: Replica) -> None:
+    """etcd refuses a transaction that writes one key twice."""
+    asks = [replica.ask(str(n), effects=(Put("/stock/7", b"%d" % n),)) for n in range(3)]
+    assert taken(128, 128, asks) == 1
+    for ask in asks:
+        replica.commit(ask)
+    assert all(answer.landed for answer in replica.answers)
+    assert replica.store.get("/stock/7").version == 3
+
+
+@pytest.mark.parametrize(("effects", "bytes_each"), [(126, 10), (1, 1_400_000)])
+def test_an_event_alone_is_always_taken(replica: Replica, effects: int, bytes_each: int) -> None:
+    """What fits into no batch with others goes alone; what never fits is refused before."""
+    (ask,) = asks_with(replica, 1, effects, bytes_each)
+    assert replica.ledger.why_never(ask.effects) is None
+    replica.commit(ask)
+    assert replica.answer.landed
+    assert replica.etcd.sent("Txn")[-1].ByteSize() < 1536 * 1024
+
+
+@pytest.mark.parametrize(
+    ("effects", "bytes_each", "part"),
+    [
+        (128, 1, "ETCD_MAX_TXN_OPS is 128"),
+        (1, 1_600_000, "etcd takes 1572864"),
+        (2, 800_000, "bytes"),
+    ],
+)
+def test_effects_that_fit_into_no_transaction_are_refused_with_the_reason(
+    replica: Replica, effects: int, bytes_each: int, part: str
+) -> None:
+    (ask,) = asks_with(replica, 1, effects, bytes_each)
+    why = replica.ledger.why_never(ask.effects)
+    assert why is not None
+    assert part in why
+
+
+@pytest.mark.parametrize("effects", [0, 1, 5, 126])
+@pytest.mark.parametrize("id_bytes", [1, 128])
+def test_the_size_of_an_ask_is_never_underestimated(
+    replica: Replica, effects: int, id_bytes: int
+) -> None:
+    ask = replica.ask(
+        "i" * id_bytes, effects=tuple(Put(f"/ä€/{n}", b"x" * 1000) for n in range(effects))
+    )
+    replica.commit(replica.ask("1"))
+    alone = replica.etcd.sent("Txn")[-1].ByteSize()
+    replica.commit(replica.ask("2"), ask)
+    assert replica.etcd.sent("Txn")[-1].ByteSize() - alone <= ask.size_bytes
