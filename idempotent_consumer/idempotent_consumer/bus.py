@@ -17,11 +17,11 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from . import names
 from .amqp import (
     TCP_OPTIONS,
+    Properties,
     Reader,
-    decode_properties,
     explain,
+    keep_header_bytes,
     parameters_of,
-    tolerate_bad_headers,
 )
 from .health import Health
 from .settings import Settings
@@ -184,7 +184,7 @@ class Delivery:
     def properties(self) -> Any:
         """Return the message's properties as pika's BasicProperties."""
         if isinstance(self._properties, bytes):
-            self._properties = decode_properties(self._properties)
+            self._properties = Properties().decode(self._properties)
         return self._properties
 
     @property
@@ -303,7 +303,7 @@ class RecoveringConnection:
         health: Health,
         log: FilteringBoundLogger,
     ) -> None:
-        tolerate_bad_headers()
+        keep_header_bytes()
         self._name, self._system, self._health = name, system, health
         self._log = log.bind(connection=name)
         self._parameters = [parameters_of(url, name, tcp_options) for url in urls]

@@ -293,7 +293,7 @@ class Channel:
             data = _delivery(self.channel_number, method, encoded, body)
             if reader.read(data) == (len(data), False):
                 return
-        properties = pika.BasicProperties().decode(encoded)
+        properties = spec.props[spec.Basic.INDEX]().decode(encoded)
         self._consumers[method.consumer_tag](self, method, properties, body)
 
     def on_confirm(self, method: Any) -> None:

@@ -14,6 +14,7 @@ import pika
 from pika import frame, spec
 from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByClient, StreamLostError
 
+from ..amqp import Properties, with_headers
 from .amqp import Callback, Connection, Sent
 from .loop import Agenda, Loop
 
@@ -34,8 +35,8 @@ class Message:
 
     @cached_property
     def properties(self) -> Any:
-        """The properties as pika decodes them."""
-        return pika.BasicProperties().decode(self.encoded)
+        """The properties as the library decodes them."""
+        return Properties().decode(self.encoded)
 
     @property
     def headers(self) -> dict[str, Any]:
@@ -44,9 +45,7 @@ class Message:
 
     def with_headers(self, **headers: Any) -> bytes:
         """Return its properties with more headers, as they are on the wire."""
-        properties = pika.BasicProperties().decode(self.encoded)
-        properties.headers = {**self.headers, **headers}
-        return encode(properties)
+        return with_headers(self.encoded, headers)
 
 
 def encode(properties: Any) -> bytes:
