@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+import pika
 import pytest
 
 from chaos.outages import killed
@@ -14,7 +15,11 @@ from cluster.conftest import StartTrial
 from cluster.replicas import Replica, StartReplicas
 from cluster.servers import BrokerNode
 from cluster.trial import RECOVERS_WITHIN_S, STALL_AT_MOST_S
+from harness.broker import Broker
+from harness.store import Store
 from harness.wait import eventually, lasts
+from integration.judging import becomes, wait_drained
+from integration.load import ids, orders
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -105,6 +110,26 @@ def test_etcds_leader_is_cut_off_from_the_other_nodes(trial: StartTrial, cluster
 
     cut_off = victim.node.cut_off(other.node for other in cluster.members if other is not victim)
     attempt.survives(cut_off, is_missed, lasts_s=CUT_FOR_S)
+
+
+def test_what_clients_of_the_queues_leader_held_when_it_was_killed_comes_again(
+    cluster: Cluster, start_replicas: StartReplicas, broker: Broker, store: Store
+) -> None:
+    """Within seconds, though the node stays away."""
+    for replica in start_replicas():
+        assert replica.service.terminate(10) == 0
+    events = orders(10)
+    assert len(broker.publish(events)) == 10
+    victim = cluster.queue_leader("order")
+    holder = pika.BlockingConnection(pika.URLParameters(victim.url))
+    messages = holder.channel().consume("order")
+    for _ in events:
+        next(messages)
+    assert broker.unacked("order") == 10
+    with killed(victim):
+        start_replicas()
+        becomes(lambda: store.done("order"), ids(events), RECOVERS_WITHIN_S)
+    wait_drained(broker, "order")
 
 
 @contextmanager
