@@ -15,7 +15,6 @@ from .publisher import Publisher, forwarded_message
 from .records import UNREADABLE
 from .system import System
 
-
 _USED_BEFORE = "was used before with another body"
 
 
