@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -620,13 +619,14 @@ def test_what_waits_for_a_claim_whose_delivery_went_back_settles_nothing(
     theirs = Claimed(waits=True)
     world.start(theirs.handler).deliver(body("1"))
     process.deliver(body("1"))
-    process.broker.away_until_s = world.agenda.now_s + OTHERS_TURN_S
+    process.broker.away = True
     process.lose_channel()
     theirs.end()
     world.advance(OTHERS_TURN_S)
     assert process.acks == []
     assert process.counts() == {"received": 1, "returned": 1}
-    world.advance(5)
+    process.broker.away = False
+    world.advance(6)
     assert process.counts() == {"received": 2, "returned": 1, "processed_skipped": 1}
 
 
@@ -681,7 +681,7 @@ def test_the_stop_waits_for_a_call_whose_delivery_has_gone_back(
 ) -> None:
     """Its record is not there yet: who takes the delivery next would call again."""
     process.deliver(body("1"))
-    process.broker.away_until_s = math.inf
+    process.broker.away = True
     process.lose_channel()
     assert process.in_hand == 0
     process.stop()
