@@ -479,6 +479,8 @@ class Intake:
             self._arrived.append(Delivery(epoch, tag, properties, body))
             self._some_arrived.set()
 
+        # Before consuming: a cancel can follow the broker's answer in one read of the socket.
+        channel.add_on_cancel_callback(client.callback(client.replied))
         on_delivery = client.callback(arrive)
 
         def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
@@ -489,7 +491,6 @@ class Intake:
             self._consumer_tag = tag
             channel.connection.reader = Reader(channel.channel_number, tag, on_delivery)
             await client.reply()
-            channel.add_on_cancel_callback(client.callback(client.replied))
             self._connection.ready()
             await client.reply()  # There is none to come but a cancel, or the loss.
             held_s = now_s() - epoch.oldest_s if epoch.oldest_s is not None else None

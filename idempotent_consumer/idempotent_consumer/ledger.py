@@ -40,7 +40,10 @@ T = TypeVar("T")
 
 
 class EtcdLedger:
-    """The ledger on etcd. ``longest_call_s`` is the longest time-out of a claimed handler."""
+    """The ledger on etcd. ``longest_call_s`` is the longest time-out of a claimed handler.
+
+    ``clock`` returns seconds, on any thread, by which leases are counted.
+    """
 
     def __init__(
         self,
@@ -52,13 +55,14 @@ class EtcdLedger:
         cache: Cache,
         longest_call_s: float,
         tasks: asyncio.TaskGroup,
+        clock: Callable[[], float],
     ) -> None:
         self._service, self._settings, self._system = service, settings, system
         self._health, self._log, self._cache = health, log, cache
         self._client = Client(settings, system)
-        self._window = WindowLease(self.ask, system.elapsed_s, settings.dedup_window_s)
-        self._released = WindowLease(self.ask, system.elapsed_s, RELEASED_S)
-        self._claims = ClaimLease(self.ask, system.elapsed_s, longest_call_s, tasks)
+        self._window = WindowLease(self.ask, clock, settings.dedup_window_s)
+        self._released = WindowLease(self.ask, clock, RELEASED_S)
+        self._claims = ClaimLease(self.ask, clock, longest_call_s, tasks)
         self._guard = (names.incarnation_key(service).encode(), b"")
         self._revision = 0
         self._failing: set[str] = set()

@@ -149,8 +149,9 @@ class Running:
         if settings.enable_etcd:
             longest_s = max(timeouts_s, default=0.0)
             cache = Cache(cache_entries)
+            clock = system.elapsed_s or loop.time
             ledger = EtcdLedger(
-                service.name, settings, system, health, log, cache, longest_s, tasks
+                service.name, settings, system, health, log, cache, longest_s, tasks, clock
             )
         self.ledger = ledger
         self.intake = Intake(

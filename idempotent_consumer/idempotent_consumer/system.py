@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterable, Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -42,10 +41,6 @@ class Channel(Protocol):
         ...
 
 
-def _loop_s() -> float:
-    return asyncio.get_running_loop().time()
-
-
 def _boot_s() -> float:
     """Return seconds since the machine was started, those in which it was suspended included."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -62,6 +57,7 @@ class System:
     monotonic clock is the running loop's. ``random`` draws tokens and jitter. ``threads`` makes
     an executor with so many threads, for ``run_in_executor``. ``elapsed_s`` returns seconds on a
     clock by which leases are counted, on any thread: it goes on while the machine is suspended.
+    Without one it is the running loop's.
     """
 
     connect: Callable[..., Any]
@@ -69,7 +65,7 @@ class System:
     now_s: Callable[[], float]
     random: Random
     threads: Callable[[int], Executor]
-    elapsed_s: Callable[[], float] = _loop_s
+    elapsed_s: Callable[[], float] | None = None
 
 
 def real_system() -> System:

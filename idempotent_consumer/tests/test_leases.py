@@ -138,12 +138,7 @@ def claim(replica: Replica, event_id: str = "1") -> int:
 
 def left_s(replica: Replica, lease: int) -> float:
     """Return how long claims under a lease last at least."""
-
-    async def ask() -> float:
-        return replica.ledger.claim_remaining_s(lease)
-
-    remaining_s: float = replica.loop.run_until_complete(ask())
-    return remaining_s
+    return replica.ledger.claim_remaining_s(lease)
 
 
 @pytest.mark.parametrize(("call_s", "ttl_s"), [(0.5, 15), (5, 15), (6, 18), (60, 180)])

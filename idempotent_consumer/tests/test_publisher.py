@@ -108,10 +108,12 @@ def test_a_confirm_is_for_one_message_or_for_all_up_to_it(
 def test_what_was_sent_before_there_is_a_connection_is_sent_then(
     rabbit: Rabbit, send: Send
 ) -> None:
-    rabbit.broker.away = True
+    """Messages are numbered anew on it."""
+    assert send().result() is True
+    rabbit.refuse()
     rabbit.lose()
     futures = [send() for _ in range(2)]
-    rabbit.broker.away = False
+    rabbit.accept()
     rabbit.loop.advance(10)
     assert outcomes(futures) == [True, True]
 
@@ -137,7 +139,7 @@ def test_a_nacked_message_is_sent_again_with_all_its_properties(rabbit: Rabbit, 
     rabbit.loop.advance(6)
     assert future.result() is True
     assert set(sent(rabbit)) == {"whole"}
-    assert 12 <= len(sent(rabbit)) <= 62, "at once at first, then every five seconds at the most"
+    assert 12 <= len(sent(rabbit)) <= 40, "ever more slowly, and every five seconds at the least"
     assert len(rabbit.attempts) == 1
     assert rabbit.said("RabbitMQ did not take a message, sending it again")[0] == {
         "event": "RabbitMQ did not take a message, sending it again",
@@ -145,6 +147,20 @@ def test_a_nacked_message_is_sent_again_with_all_its_properties(rabbit: Rabbit, 
         "exchange": "",
         "routing_key": QUEUE,
     }
+
+
+def test_after_a_confirm_a_nacked_message_is_sent_again_soon(rabbit: Rabbit, send: Send) -> None:
+    for _ in range(20):
+        rabbit.broker.nacks = lambda _: True
+        send()
+        rabbit.loop.advance(20)
+        rabbit.broker.nacks = lambda _: False
+        rabbit.loop.advance(6)
+        rabbit.broker.nacks = lambda _: True
+        future = send()
+        rabbit.broker.nacks = lambda _: False
+        rabbit.loop.advance(1.25)
+        assert future.result() is True
 
 
 def test_a_multiple_nack_is_for_all_up_to_it(rabbit: Rabbit, send: Send) -> None:
@@ -330,6 +346,17 @@ def test_what_is_sent_during_an_alarm_waits_for_its_end(
     assert publisher.trouble == ""
 
 
+def test_an_alarm_is_over_for_the_connection_that_is_opened_after_it(
+    rabbit: Rabbit, send: Send
+) -> None:
+    rabbit.broker.set_alarm(True)
+    future = send()
+    rabbit.lose()
+    rabbit.broker.set_alarm(False)
+    rabbit.next_attempt_s()
+    assert future.result() is True
+
+
 def test_a_publisher_outlasts_an_alarm_in_which_the_broker_does_not_read(rabbit: Rabbit) -> None:
     assert rabbit.connection.params.tcp_options == KEEPALIVE
     assert "TCP_USER_TIMEOUT" not in KEEPALIVE
@@ -372,7 +399,7 @@ def test_what_nobody_wants_any_more_is_not_kept_until_a_broker_is_there(
 ) -> None:
     """It would be for ever, with its body, where an application tries again and again."""
     wanted = Wanted()
-    rabbit.broker.away = True
+    rabbit.refuse()
     rabbit.lose()
     future = send(wanted)
     wanted.yet, kept = False, weakref.ref(wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any
@@ -79,7 +80,15 @@ class Rabbit:
 
     def fall_silent(self) -> None:
         """Answer nothing on the last connection any more, as a frozen broker does."""
-        self.connection.to_broker.hold(1e9)
+        self.connection.to_broker.cut(0)
+
+    def refuse(self) -> None:
+        """Refuse connections from now on."""
+        self.broker.away_until_s = math.inf
+
+    def accept(self) -> None:
+        """Accept connections again."""
+        self.broker.away_until_s = self.loop.time()
 
     def said(self, event: str) -> list[Any]:
         """Return the log lines with this text."""

@@ -78,6 +78,7 @@ class Replica:
             self.cache,
             longest_call_s,
             self._tasks,
+            self.loop.time,
         )
         self._running: Any = None
 

@@ -249,6 +249,6 @@ class _Broker(FakeBroker):
             return False
         if event.type not in self._world.processes[0].service.handlers:
             return True
-        puts = self._world.store.puts(f"/service/order/{event.id}")
+        puts = self._world.store.puts(names.record_key("order", event.id).decode())
         records = map(partial(decode_record, mod_revision=0), (put.value or b"" for put in puts))
         return any((one.state, one.digest) == (DONE, event.digest) for one in records)
