@@ -6,8 +6,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
-import pika
-
+from idempotent_consumer.amqp import with_headers
 from idempotent_consumer.bus import queue_arguments
 from idempotent_consumer.testing.broker import (
     ChannelError,
@@ -16,7 +15,6 @@ from idempotent_consumer.testing.broker import (
     Message,
     Queue,
     ServerChannel,
-    encode,
 )
 from idempotent_consumer.testing.loop import Agenda
 from simulation.auditor import Auditor
@@ -26,6 +24,7 @@ from simulation.process import Life
 from simulation.trace import Trace
 
 DEAD_LETTERS = "order.dead-letter"
+_COPY_OF = "copy-of"
 _NEVER_S = 15.0
 """A confirm that is later than this does not come at all, as of a queue that has no leader."""
 
@@ -94,8 +93,8 @@ class SimulatedBroker(FakeBroker):
             return
         if message.routing_key not in self.queues:
             self.trace.fault("publish returned", life.name, message.routing_key)
-        if number := message.properties.message_id:
-            given_s = self._given_s.get((int(number), life))
+        if number := message.headers.get(_COPY_OF):
+            given_s = self._given_s.get((number, life))
             self.auditor.copied(life, message.body, message.headers, given_s)
 
     def put(self, queue: Queue, message: Message) -> None:
@@ -106,10 +105,8 @@ class SimulatedBroker(FakeBroker):
             self.published_s.setdefault(message.body, []).append(self.agenda.now_s)
             self.auditor.published(message.body)
         if queue.name == SERVICE:
-            # A property that is kept where a message is sent on: its copy tells whose copy it is.
-            properties = pika.BasicProperties().decode(message.encoded)
-            properties.message_id = str(message.number)
-            message.encoded = encode(properties)
+            # A header that is kept where a message is sent on: its copy tells whose copy it is.
+            message.encoded = with_headers(message.encoded, {_COPY_OF: message.number})
         else:
             self.auditor.sent_on(message.body)
         super().put(queue, message)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import orjson
 import pika
 
+from fakes.headers import encoded, entry, nested, table
 from idempotent_consumer.event import decode
 from simulation.keys import SERVICE
 from simulation.plan import OF_DATA, Plan
@@ -24,6 +25,15 @@ ANNOUNCED = "announced"
 
 CAN_FAIL = ("flaky", "doomed", "greedy", "flaky_call", "doomed_call")
 NEVER_SUCCEEDS = ("doomed", "greedy", "doomed_call")
+
+_PROPERTIES = (
+    pika.BasicProperties(type="event"),
+    pika.BasicProperties(headers={}, type="event"),
+    pika.BasicProperties(headers={"trace": "1", "x-attempts": "many"}, type="event"),
+    encoded(table(entry(b"nan", b"f", b"\x7f\xc0\0\0"), entry(b"x-attempts", b"V", b""))),
+    encoded(table(entry(b"year", b"T", b"\x40" + b"\0" * 7), entry(b"deep", b"F", nested(300)))),
+)
+"""Some of them have headers that pika cannot read."""
 
 _LONG = "x" * 150
 _IDS = (
@@ -175,9 +185,7 @@ class Producer:
         broker.auditor.sent[sent.body] = sent
         confirmed = not broker.happens("publish not confirmed")
         if confirmed or rng.random() < 0.5:
-            headers = rng.choice([None, {}, {"trace": "1", "x-attempts": "many"}])
-            properties = pika.BasicProperties(headers=headers, type="event")
-            broker.publish("", SERVICE, sent.body, properties)
+            broker.publish("", SERVICE, sent.body, rng.choice(_PROPERTIES))
         if confirmed:
             self.confirmed.add(sent.body)
             return

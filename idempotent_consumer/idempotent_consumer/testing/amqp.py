@@ -302,7 +302,7 @@ class Channel:
 
     def on_return(self, method: Any, encoded: bytes, body: bytes) -> None:
         """Hand on a message that came back."""
-        properties = pika.BasicProperties().decode(encoded)
+        properties = spec.props[spec.Basic.INDEX]().decode(encoded)
         for callback in self._on_return:
             callback(self, method, properties, body)
 
