@@ -263,6 +263,16 @@ def test_it_is_served_over_ipv6_too(port: int) -> None:
     assert get(port, "/livez")[0] == 200
 
 
+def test_a_machine_without_ipv6_serves_it_over_ipv4(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    port = serve()
+    assert get(port, "/livez")[0] == 200
+    with pytest.raises(OSError, match="refused|address|family"):
+        socket.create_connection(("::1", port), PATIENCE_S)
+
+
 FEW_FILES = """
 import resource, sys
 from idempotent_consumer.health import Health, HealthServer

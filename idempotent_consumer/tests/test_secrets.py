@@ -149,7 +149,8 @@ def test_the_command_ends_with_one_line_and_without_the_secret(environ: dict[str
         ("dead-letters", "list", "order"),
         ("dead-letters", "replay", "order", "--all"),
         ("publish", '{"id":"1","type":"t"}'),
-        ("status", "--ready", f"http://guest:s3cret@{CLOSED}:no"),
+        ("status", "order", "--ready", f"http://guest:s3cret@{CLOSED}:no"),
+        ("status", "order", "--ready", "http://guest:1/s3cret@h"),
     ],
     ids=" ".join,
 )
@@ -192,6 +193,16 @@ def test_a_service_logs_no_secret_where_a_server_is_away(server: str, enable_etc
     said = [line["error"] for line in lines.entries if "error" in line]
     assert missing[server] in said
     assert SECRET not in repr((lines.entries, missing))
+
+
+@pytest.mark.parametrize(
+    "url", ["amqp://u:s3cret@h", "http://u:s3cret@h:no", "http://u:1/s3cret@h"]
+)
+def test_a_wrong_url_of_the_management_api_is_not_shown(url: str) -> None:
+    code, said = run({**RIGHT, "RABBITMQ_MANAGEMENT_URL": url}, "status", "order")
+    assert code == 2
+    assert said.startswith("idempotent-consumer: RABBITMQ_MANAGEMENT_URL: write ")
+    assert SECRET not in said
 
 
 def test_a_secret_does_not_stand_in_the_settings_own_text() -> None:

@@ -81,9 +81,11 @@ def is_address(url: str) -> bool:
     """Return whether this is the URL of a server that speaks HTTP."""
     try:
         parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        complete = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         return False
+    # An "@" behind the host is a password's, with a "/", "?" or "#" in it.
+    return bool(complete) and "@" not in parts.path + parts.query + parts.fragment
 
 
 def _request(url: str) -> Request:
