@@ -185,13 +185,12 @@ def _delay(text: str) -> tuple[str, int]:
 def _amqp_url(text: str) -> str:
     try:
         parts = urlsplit(text)
-        complete = parts.scheme in ("amqp", "amqps") and parts.hostname
         _ = parts.port
-        # As of a password that has one of these in it: the host would be taken for the user.
-        complete = complete and "@" not in parts.path + parts.query + parts.fragment
+        complete = parts.scheme in ("amqp", "amqps") and bool(parts.hostname)
     except ValueError:
-        complete = None
-    if not complete:
+        complete = False
+    # An "@" behind the host is a password's, with a "/", "?" or "#" in it.
+    if not complete or "@" in parts.path + parts.query + parts.fragment:
         raise ValueError(
             "write amqp://user:password@host:port/ (or amqps://), or several with ','; within a "
             "part write '/' as %2F, '?' as %3F, '#' as %23, ',' as %2C and '@' as %40"

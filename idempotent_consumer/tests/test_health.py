@@ -269,7 +269,7 @@ def test_a_machine_without_ipv6_serves_it_over_ipv4(
     monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
     port = serve()
     assert get(port, "/livez")[0] == 200
-    with pytest.raises(OSError, match="refused|address|family"):
+    with pytest.raises(OSError, match=r"refused|address|family"):
         socket.create_connection(("::1", port), PATIENCE_S)
 
 
