@@ -8,8 +8,10 @@ from typing import Any
 import pika
 import pytest
 
+from fakes.headers import HOSTILE, encoded, entry, header_entries, table
 from fakes.operator import NOW_S, Operator, Typed
-from idempotent_consumer.cli.dead_letter_queue import read_letter
+from idempotent_consumer.amqp import Properties
+from idempotent_consumer.cli.dead_letter_queue import DeadLetterQueue, read_letter
 
 
 def body(event_id: str, event_type: str = "a") -> bytes:
@@ -148,6 +150,44 @@ def test_a_header_of_a_type_that_json_lacks_is_shown_as_text(operator: Operator)
 
 
 # replay
+
+
+@pytest.mark.parametrize("theirs", HOSTILE.values(), ids=HOSTILE)
+def test_a_letter_is_shown_whatever_its_headers_are(operator: Operator, theirs: bytes) -> None:
+    headers = table(theirs, entry(b"x-reason", b"S", b"\0\0\0\x07invalid"))
+    operator.dead = [(Properties().decode(encoded(headers)), b"no event")]
+    assert "invalid" in operator.run("dead-letters", "show", "order").out
+    (letter,) = operator.run("dead-letters", "show", "order", "--json").json["letters"]
+    assert letter["reason"] == "invalid"
+    assert len(letter["headers"]) >= 2
+
+
+class Channel:
+    """A channel that keeps what is published and acked on it."""
+
+    def __init__(self) -> None:
+        self.published: list[tuple[Any, ...]] = []
+        self.acked: list[int] = []
+
+    def basic_publish(self, *message: Any, mandatory: bool) -> None:
+        assert mandatory
+        self.published.append(message)
+
+    def basic_ack(self, tag: int) -> None:
+        self.acked.append(tag)
+
+
+@pytest.mark.parametrize("theirs", HOSTILE.values(), ids=HOSTILE)
+def test_what_is_sent_back_has_the_bytes_of_its_own_headers_and_none_of_ours(theirs: bytes) -> None:
+    ours = (b"x-reason", b"x-error", b"x-attempts", b"x-parked-at")
+    headers = table(theirs, *(entry(name, b"V", b"") for name in ours))
+    channel: Any = Channel()
+    no_broker: Any = None
+    letters = DeadLetterQueue(no_broker, channel, "order")
+    letters.resend(read_letter(7, Properties().decode(encoded(headers)), b"body"))
+    ((exchange, queue, body, properties),) = channel.published
+    assert (exchange, queue, body, channel.acked) == ("", "order", b"body", [7])
+    assert header_entries(properties) == theirs
 
 
 def test_failed_ones_are_sent_back(operator: Operator) -> None:
