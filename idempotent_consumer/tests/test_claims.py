@@ -626,7 +626,7 @@ def test_what_waits_for_a_claim_whose_delivery_went_back_settles_nothing(
     assert process.acks == []
     assert process.counts() == {"received": 1, "returned": 1}
     process.broker.away = False
-    world.advance(5)
+    world.advance(6)
     assert process.counts() == {"received": 2, "returned": 1, "processed_skipped": 1}
 
 

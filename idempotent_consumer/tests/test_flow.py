@@ -53,11 +53,11 @@ class Slow:
     """A pure handler that computes for so long, in the first process."""
 
     def __init__(self, world: World, takes_s: float) -> None:
-        self._world, self._takes_s, self.seen = world, takes_s, list[str]()
+        self._world, self.takes_s, self.seen = world, takes_s, list[str]()
 
     def __call__(self, event: Event) -> None:
         self.seen.append(event.id)
-        self._world.processes[0].loop.spend(self._takes_s)
+        self._world.processes[0].loop.spend(self.takes_s)
 
 
 def slow_commits(call: Call) -> Fate:
@@ -464,17 +464,35 @@ def test_effects_may_be_none_one_or_many(world: World) -> None:
     ]
 
 
-@pytest.mark.parametrize(("takes_s", "slow"), [(0.9, []), (1.5, [("1", 1.5)])])
-def test_a_handler_that_took_long_is_named(
-    world: World, takes_s: float, slow: list[tuple[str, float]]
+def test_a_handler_that_took_long_is_named_and_again_when_it_takes_twice_as_long(
+    world: World,
 ) -> None:
     """Heartbeats have waited for it, and so have all other events."""
-    process = world.start(Handler(Slow(world, takes_s)))
-    process.deliver(body("1"))
-    world.advance(takes_s)
-    lines = process.logged("a pure handler took long")
-    assert [(line["event_id"], line["seconds"]) for line in lines] == slow
-    assert process.count("processed") == 1
+    slow = Slow(world, 0.0)
+    process = world.start(Handler(slow))
+    for number, takes_s in enumerate([0.09, 0.1, 0.19, 0.2, 0.3, 3.0]):
+        slow.takes_s = takes_s
+        process.deliver(body(str(number)))
+        world.advance(takes_s)
+    named = [
+        (line["event_id"], line["seconds"]) for line in process.logged("a pure handler took long")
+    ]
+    assert named == [("1", 0.1), ("3", 0.2), ("5", 3.0)]
+    assert process.count("processed") == 6
+
+
+def test_a_loop_that_was_blocked_is_reported_and_again_when_it_is_twice_as_long(
+    world: World,
+) -> None:
+    slow = Slow(world, 0.0)
+    process = world.start(Handler(slow))
+    reported = list[int]()
+    for number, takes_s in enumerate([0.9, 2.0, 2.0, 5.0]):
+        slow.takes_s = takes_s
+        process.deliver(body(str(number)))
+        world.advance(takes_s + 1)
+        reported.append(len(process.logged("the event loop was blocked")))
+    assert reported == [0, 1, 1, 2]
 
 
 # The channel goes.
