@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pika
 import pika.exceptions
@@ -60,8 +61,8 @@ def parameters_of(
         if "tcp_options=" not in url:
             parameters.tcp_options = tcp_options
         parameters.client_properties = {"connection_name": name}
-    except (AttributeError, TypeError, ValueError, SyntaxError, OSError) as error:
-        raise SettingsError(f"RABBITMQ_URL: {error}") from None
+    except _WRONG_URL:
+        raise SettingsError(f"RABBITMQ_URL: {_fault_of(url)}") from None
     if not all(type(value) is int for value in (parameters.tcp_options or {}).values()):
         raise SettingsError("RABBITMQ_URL: tcp_options takes whole numbers")
     if len(parameters.virtual_host.encode()) > _MAX_SHORT_STRING_BYTES:
@@ -69,6 +70,24 @@ def parameters_of(
     if not parameters.heartbeat:
         raise SettingsError("RABBITMQ_URL: without heartbeats a frozen broker is never noticed")
     return parameters
+
+
+_WRONG_URL = (AttributeError, TypeError, ValueError, SyntaxError, OSError)
+"""What pika raises for a URL."""
+
+
+def _fault_of(url: str) -> str:
+    """Say what pika does not take of a URL. Its own words hold the value, which may be a secret."""
+    parts = urlsplit(url)
+    for option, values in parse_qs(parts.query).items():
+        if len(values) > 1:
+            return f"its query has {option} more than once"
+        try:
+            pika.URLParameters(f"{parts.scheme}://h/?{urlencode({option: values[0]})}")
+        except _WRONG_URL as error:
+            why = f": {error.strerror}" if isinstance(error, OSError) else ""
+            return f"pika does not take what its query has for {option}{why}"
+    return "pika does not take it"
 
 
 def explain(error: BaseException) -> str:

@@ -43,7 +43,7 @@ def test_a_decorator_without_a_type(service: Service) -> None:
 def test_a_coroutine_is_no_pure_handler(service: Service) -> None:
     with pytest.raises(TypeError, match="async def"):
 
-        @service.handler("new_order")  # type: ignore[arg-type]
+        @service.handler("new_order")  # type: ignore[type-var]
         async def place(event: Event) -> None: ...
 
 
