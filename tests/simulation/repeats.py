@@ -52,8 +52,6 @@ _WITH_OTHER_BODIES = {"shares": (40, 25, 25, 0, 10)}
 _SLOW_NETWORK = {"latency_s": 0.2}
 _STOPPED = {"latency_s": 0.02}
 _IN_TIME = {"call_timeout_s": 5.0, "call_s": 2.0}
-_FORGETFUL = {"cache_entries": 2}
-"""A cache of any size forgets with the window, told by a watch; here there is none."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ CASES = {
     "The producer gets no confirm and sends again": Case(("publish not confirmed",), copies=True),
     "Another body comes under the same id": Case(changes=_WITH_OTHER_BODIES, copies=True),
     "A duplicate comes after the window": Case(
-        changes=_FORGETFUL, window_s=WINDOW_S, copies=True, excused=("double", "unexpected key")
+        window_s=WINDOW_S, copies=True, excused=("double", "unexpected key")
     ),
     "The handler raises": Case(changes=_FAILING),
     "The handler raises, and its retry comes back twice or finds no queue": Case(
