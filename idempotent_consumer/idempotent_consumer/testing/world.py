@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import wraps
 from random import Random
 from typing import Any, NamedTuple
+from weakref import finalize
 
 import orjson
 
@@ -53,6 +54,8 @@ class InMemory:
         for name, arguments in queue_arguments(service.name, self._settings.retry_delays).items():
             self._broker.queues[name] = Queue(name, arguments)
         self._processes: list[Process] = []
+        # By the garbage collector its coroutines would end outside of a loop, which they say aloud.
+        finalize(self, _end, self._processes)
         self._life = self._start(dies_at)
         self._first = self._life
         self._agenda.run(self._agenda.now_s)
@@ -155,6 +158,11 @@ class InMemory:
             for session in self._broker.sessions
             for channel in session.channels.values()
         )
+
+
+def _end(processes: list[Process]) -> None:
+    for process in processes:
+        process.loop.kill()
 
 
 class _Broker(FakeBroker):
