@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from idempotent_consumer import Service
 from idempotent_consumer.bus import COMMITS_IN_FLIGHT
 from idempotent_consumer.testing.amqp import Connection
 from idempotent_consumer.testing.loop import Agenda
@@ -17,10 +18,10 @@ from simulation.broker import SimulatedBroker
 from simulation.checker import Account, judge
 from simulation.etcd import HistoricStore, SimulatedEtcd
 from simulation.faults import Faults
-from simulation.handlers import Outside, register_handlers
+from simulation.handlers import Handlers, Outside
 from simulation.keys import SERVICE
 from simulation.plan import OF_DATA, TIMED, Plan, draw_plan
-from simulation.process import Life, SimulatedProcess, new_service
+from simulation.process import Life, SimulatedProcess
 from simulation.trace import Trace
 from simulation.workload import Producer
 
@@ -166,8 +167,8 @@ class World:
         rng = self.rng
         life = Life(f"p{slot}.{number}", self.agenda, self.trace, rng.uniform(0.0, 1e5))
         self._doom(life)
-        service = new_service()
-        register_handlers(service, life, self.outside, rng, self.plan)
+        service = Service(SERVICE, noun="orders")
+        Handlers(life, self.outside, rng, self.plan).register(service)
         process = SimulatedProcess(life, service, self.plan, rng, self.broker, self.etcd)
         life.on_ended.append(lambda: self._ended(process, slot, number))
         life.on_frozen.append(lambda seconds: self._frozen(process, seconds))
