@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pika
 import pika.exceptions
@@ -58,8 +61,8 @@ def parameters_of(
         if "tcp_options=" not in url:
             parameters.tcp_options = tcp_options
         parameters.client_properties = {"connection_name": name}
-    except (AttributeError, TypeError, ValueError, SyntaxError, OSError) as error:
-        raise SettingsError(f"RABBITMQ_URL: {error}") from None
+    except _WRONG_URL:
+        raise SettingsError(f"RABBITMQ_URL: {_fault_of(url)}") from None
     if not all(type(value) is int for value in (parameters.tcp_options or {}).values()):
         raise SettingsError("RABBITMQ_URL: tcp_options takes whole numbers")
     if len(parameters.virtual_host.encode()) > _MAX_SHORT_STRING_BYTES:
@@ -67,6 +70,24 @@ def parameters_of(
     if not parameters.heartbeat:
         raise SettingsError("RABBITMQ_URL: without heartbeats a frozen broker is never noticed")
     return parameters
+
+
+_WRONG_URL = (AttributeError, TypeError, ValueError, SyntaxError, OSError)
+"""What pika raises for a URL."""
+
+
+def _fault_of(url: str) -> str:
+    """Say what pika does not take of a URL. Its own words hold the value, which may be a secret."""
+    parts = urlsplit(url)
+    for option, values in parse_qs(parts.query).items():
+        if len(values) > 1:
+            return f"its query has {option} more than once"
+        try:
+            pika.URLParameters(f"{parts.scheme}://h/?{urlencode({option: values[0]})}")
+        except _WRONG_URL as error:
+            why = f": {error.strerror}" if isinstance(error, OSError) else ""
+            return f"pika does not take what its query has for {option}{why}"
+    return "pika does not take it"
 
 
 def explain(error: BaseException) -> str:
@@ -205,51 +226,194 @@ class Connection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped he
         self._unwritten_bytes = 0
 
 
-# Headers, which are anybody's: of any type and size.
+# Properties. Their headers are anybody's, of any type and size, and pika changes them: it truncates
+# floats, and raises on NaN, on a timestamp past the year 9999 and on tables nested some hundred
+# levels deep. So they are read here, and sent on as the bytes that they came in.
 
-_Decode = Callable[[bytes, int], tuple[dict[str, Any], int]]
+_FIELDS = {
+    "content_type": "s",
+    "content_encoding": "s",
+    "headers": "F",
+    "delivery_mode": "B",
+    "priority": "B",
+    "correlation_id": "s",
+    "reply_to": "s",
+    "expiration": "s",
+    "message_id": "s",
+    "timestamp": "Q",
+    "type": "s",
+    "user_id": "s",
+    "app_id": "s",
+    "cluster_id": "s",
+}
+"""In AMQP's order, from the highest bit of the flags on. Kinds: a short string, a table, or a
+number as struct has it."""
+
+_NUMBERS = {
+    kind: struct.Struct(">" + layout)
+    for kind, layout in zip(b"tbBsUuIilLfdTDV", (*"?bBhhHiIqqfdQ", "Bi", ""), strict=True)
+}
+"""Header values of a fixed size, by their kind, as RabbitMQ and pika write them."""
+
+_DEEPEST = 100
+"""A table or an array below so many others is read as the bytes it is written in."""
 
 
-def tolerate_bad_headers() -> None:
-    """Make pika, in this process, read a header table that it cannot decode as an empty one.
+class Properties(pika.BasicProperties):  # type: ignore[misc]  # pika is untyped here
+    """A message's properties, which are written as the bytes that they were read from.
 
-    pika decodes headers while it reads frames. A table nested some hundred levels deep, or a
-    timestamp past the year 9999, raises there, and pika gives up the connection: every delivery
-    is requeued and the same message comes first again, until the broker's delivery limit has
-    taken all of them.
+    Whatever these are, they are read: a header that Python has no value for is its bytes, or its
+    seconds. A table that makes no sense is read as an empty one, properties that make none as none.
     """
-    if pika_data.decode_table.__module__ != __name__:
-        pika_data.decode_table = _tolerant(pika_data.decode_table)
 
+    __slots__ = ("_encoded",)
 
-def _tolerant(decode: _Decode) -> _Decode:
-    def decode_table(encoded: bytes, offset: int) -> tuple[dict[str, Any], int]:
+    def decode(self, encoded: bytes, offset: int = 0) -> Properties:
+        """Read them, as pika does with those that arrive."""
+        self._encoded = encoded[offset:]
         try:
-            return decode(encoded, offset)
-        except Exception:  # noqa: BLE001 - whatever the conversion of a hostile value raises
-            (length,) = struct.unpack_from(">I", encoded, offset)
-            return {}, offset + 4 + int(length)
+            parts = _split(self._encoded)
+            found = {name: _decode_field(_FIELDS[name], part) for name, part in parts.items()}
+        except (ValueError, IndexError, struct.error):
+            self._encoded, found = _join({}), {}
+        for name, value in found.items():
+            setattr(self, name, value)
+        return self
 
-    return decode_table
+    def encode(self) -> list[bytes]:
+        """Return the bytes, in as many pieces as pika likes."""
+        return [self._encoded]
 
 
-def decode_properties(encoded: bytes) -> Any:
-    """Decode a message's properties; those that pika cannot decode are read as none."""
-    properties = pika.BasicProperties()
+def keep_header_bytes() -> None:
+    """Make pika, in this process, read the properties of messages as `Properties`.
+
+    It decodes them while it reads frames. Where that raises, pika gives up the connection: every
+    delivery is requeued and the same message comes first again, until the broker's delivery limit
+    has taken all of them.
+    """
+    pika.spec.props[pika.spec.Basic.INDEX] = Properties
+
+
+def _split(encoded: bytes) -> dict[str, bytes]:
+    """Return the properties that are there, each as it is written. Raises ValueError."""
+    (flags,) = struct.unpack_from(">H", encoded)
+    at, found = 2, {}
+    for bit, (name, kind) in enumerate(_FIELDS.items()):
+        if flags & 0x8000 >> bit:
+            if kind == "s":
+                end = at + 1 + encoded[at]
+            elif kind == "F":
+                end = at + 4 + int.from_bytes(encoded[at : at + 4])
+            else:
+                end = at + struct.calcsize(">" + kind)
+            found[name], at = encoded[at:end], end
+    if at != len(encoded):
+        raise ValueError("properties of another length than they say")
+    return found
+
+
+def _join(parts: dict[str, bytes]) -> bytes:
+    flags = sum(0x8000 >> bit for bit, name in enumerate(_FIELDS) if name in parts)
+    return flags.to_bytes(2) + b"".join(parts[name] for name in _FIELDS if name in parts)
+
+
+def _decode_field(kind: str, part: bytes) -> Any:
+    if kind == "s":
+        return part[1:].decode(errors="replace")
+    if kind == "F":
+        table = _decode_value(b"F" + part, 0)
+        return table if isinstance(table, dict) else {}
+    return struct.unpack(">" + kind, part)[0]
+
+
+def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield a table's names and values, these as they are written. Raises what bad bytes raise."""
+    at = 0
+    while at < len(table):
+        value_at = at + 1 + table[at]
+        end = _end_of_value(table, value_at)
+        yield table[at + 1 : value_at], table[value_at:end]
+        at = end
+
+
+def _end_of_value(encoded: bytes, at: int) -> int:
+    if (kind := encoded[at]) in _NUMBERS:
+        end = at + 1 + _NUMBERS[kind].size
+    elif kind in b"SxAF":
+        end = at + 5 + int.from_bytes(encoded[at + 1 : at + 5])
+    else:
+        raise ValueError("a value of an unknown kind")
+    if end > len(encoded):
+        raise ValueError("a value past the end of its table")
+    return end
+
+
+def _decode_value(value: bytes, depth: int) -> Any:
+    kind, content = value[:1], value[5:]
+    if number := _NUMBERS.get(value[0]):
+        return _decode_number(kind, number.unpack(value[1:]))
     try:
-        properties.decode(encoded)
-    except Exception:  # noqa: BLE001 - whatever the conversion of a hostile value raises
-        return pika.BasicProperties()
-    return properties
+        if kind == b"S":
+            return content.decode()
+        if kind == b"F" and depth < _DEEPEST:
+            return {
+                name.decode(errors="replace"): _decode_value(each, depth + 1)
+                for name, each in _entries(content)
+            }
+        if kind == b"A" and depth < _DEEPEST:
+            at, found = 0, []
+            while at < len(content):
+                end = _end_of_value(content, at)
+                found.append(_decode_value(content[at:end], depth + 1))
+                at = end
+            return found
+    except (ValueError, IndexError):
+        pass
+    return content
+
+
+def _decode_number(kind: bytes, found: tuple[Any, ...]) -> Any:
+    if kind == b"V":
+        return None
+    if kind == b"D":
+        places, digits = found
+        return Decimal(digits).scaleb(-places)
+    if kind == b"T":
+        try:
+            return datetime.fromtimestamp(found[0], UTC)
+        except (ValueError, OverflowError, OSError):
+            pass
+    return found[0]
+
+
+def with_headers(
+    encoded: bytes, headers: dict[str, object], without: Collection[str] = ()
+) -> bytes:
+    """Return properties as they are written, with these headers in place of any of their names.
+
+    The headers in ``without`` are left out, and all others stay as they are, byte for byte. Raises
+    what bad bytes, or headers that pika cannot write, raise.
+    """
+    pieces: list[bytes] = []
+    pika_data.encode_table(pieces, headers)
+    parts, gone = _split(encoded), {name.encode() for name in (*headers, *without)}
+    kept = b"".join(
+        bytes([len(name)]) + name + value
+        for name, value in _entries(parts.get("headers", b"")[4:])
+        if name not in gone
+    )
+    table = kept + b"".join(pieces[1:])
+    return _join({**parts, "headers": len(table).to_bytes(4) + table})
 
 
 # Forwarding: what a message carries when it is sent on to another queue.
 
 _MAX_HEADER_BYTES = 64 * 1024
 
-_DROPPED = {"expiration", "user_id", "cluster_id", "delivery_mode", "headers"}
-"""An expiration would end the wait, or the dead letter, early; the broker checks a user id against
-the sender, who is another now; what is sent on is always persistent."""
+_DROPPED = ("expiration", "user_id", "cluster_id")
+"""An expiration would end the wait, or the dead letter, early; the broker checks a user_id against
+the sender, who is another now; AMQP reserves cluster_id."""
 
 _DROPPED_HEADERS = {"CC", "BCC", "x-death", "x-delivery-count", "x-acquired-count"} | {
     f"x-{which}-death-{what}"
@@ -259,23 +423,24 @@ _DROPPED_HEADERS = {"CC", "BCC", "x-death", "x-delivery-count", "x-acquired-coun
 """CC and BCC are addresses: the message would go there as well. The others are the broker's."""
 
 
-def forwarded_properties(properties: Any, headers: dict[str, object]) -> Any:
-    """Return a message's own properties, where they can be sent on, with more headers."""
-    kept = {name: value for name, value in vars(properties).items() if name not in _DROPPED}
-    theirs = (properties.headers or {}).items()
-    both = {name: value for name, value in theirs if name not in _DROPPED_HEADERS} | headers
-    whole = pika.BasicProperties(**kept, delivery_mode=2, headers=both)
-    return whole if _fits(whole) else bare_properties(headers)
+def forwarded_properties(
+    properties: Any, headers: dict[str, object], without: Iterable[str] = ()
+) -> Any:
+    """Return a message's own properties, where they can be sent on, with more headers.
+
+    They are persistent, and without the headers in ``without``.
+    """
+    try:
+        encoded = b"".join(properties.encode())
+        encoded = with_headers(encoded, headers, {*_DROPPED_HEADERS, *without})
+        parts = {name: part for name, part in _split(encoded).items() if name not in _DROPPED}
+        encoded = _join({**parts, "delivery_mode": b"\2"})
+    except Exception:  # noqa: BLE001 - pika raises what the failing conversion happens to raise.
+        return bare_properties(headers)
+    fits = len(encoded) <= _MAX_HEADER_BYTES
+    return Properties().decode(encoded) if fits else bare_properties(headers)
 
 
 def bare_properties(headers: dict[str, object]) -> Any:
     """Return properties with these headers alone."""
     return pika.BasicProperties(delivery_mode=2, headers=headers)
-
-
-def _fits(properties: Any) -> bool:
-    """Return whether pika can write them into one frame."""
-    try:
-        return sum(map(len, properties.encode())) <= _MAX_HEADER_BYTES
-    except Exception:  # noqa: BLE001 - pika raises what the failing conversion happens to raise.
-        return False

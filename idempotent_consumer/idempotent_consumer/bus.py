@@ -17,11 +17,11 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from . import names
 from .amqp import (
     TCP_OPTIONS,
+    Properties,
     Reader,
-    decode_properties,
     explain,
+    keep_header_bytes,
     parameters_of,
-    tolerate_bad_headers,
 )
 from .health import Health
 from .settings import Settings
@@ -184,7 +184,7 @@ class Delivery:
     def properties(self) -> Any:
         """Return the message's properties as pika's BasicProperties."""
         if isinstance(self._properties, bytes):
-            self._properties = decode_properties(self._properties)
+            self._properties = Properties().decode(self._properties)
         return self._properties
 
     @property
@@ -303,7 +303,7 @@ class RecoveringConnection:
         health: Health,
         log: FilteringBoundLogger,
     ) -> None:
-        tolerate_bad_headers()
+        keep_header_bytes()
         self._name, self._system, self._health = name, system, health
         self._log = log.bind(connection=name)
         self._parameters = [parameters_of(url, name, tcp_options) for url in urls]
@@ -479,6 +479,8 @@ class Intake:
             self._arrived.append(Delivery(epoch, tag, properties, body))
             self._some_arrived.set()
 
+        # Before consuming: a cancel can follow the broker's answer in one read of the socket.
+        channel.add_on_cancel_callback(client.callback(client.replied))
         on_delivery = client.callback(arrive)
 
         def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
@@ -489,7 +491,6 @@ class Intake:
             self._consumer_tag = tag
             channel.connection.reader = Reader(channel.channel_number, tag, on_delivery)
             await client.reply()
-            channel.add_on_cancel_callback(client.callback(client.replied))
             self._connection.ready()
             await client.reply()  # There is none to come but a cancel, or the loss.
             held_s = now_s() - epoch.oldest_s if epoch.oldest_s is not None else None

@@ -97,10 +97,7 @@ class Runner:
                 effects, error = self._check(await function(event, timeout_s), event)
         except GeneratorExit:
             raise  # The loop itself has gone.
-        except BaseException as raised:
-            task = asyncio.current_task()
-            if isinstance(raised, asyncio.CancelledError) and task and task.cancelling():
-                raise  # This process ends. A handler that raises it by itself has failed.
+        except BaseException as raised:  # noqa: BLE001 - whatever a handler raises is its failure
             error = one_line(raised)
         else:
             if time_out.expired():
@@ -110,6 +107,10 @@ class Runner:
                     **event.about,
                     seconds=round(self._clock() - started_s, 3),
                 )
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # This process ends, whatever the handler made of it: nothing more can be asked.
+            raise asyncio.CancelledError
         if time_out.expired():
             # Whatever it returned or raised instead says nothing of the call that was cut off.
             effects, error = NO_EFFECTS, f"TimeoutError: it took longer than {timeout_s:g} s"
@@ -146,12 +147,12 @@ class Calls:
         """Start no call any more that might not have ended by then, by the loop's clock."""
         self._end_by_s = now_s
 
-    def has_time(self, handler: Handler, claim_ends_s: float = math.inf) -> bool:
+    def has_time(self, handler: Handler, claim_remaining_s: float = math.inf) -> bool:
         """Return whether a call can last as long as it may before its claim or this process ends.
 
         Any thread may ask: a plain function may have waited for one.
         """
-        left_s = min(claim_ends_s, self._end_by_s) - self._clock()
+        left_s = min(claim_remaining_s, self._end_by_s - self._clock())
         return left_s > (handler.timeout_s or 0.0)
 
     async def call(self, handler: Handler, event: Event, lease: int) -> Returned | None:
@@ -160,7 +161,7 @@ class Calls:
 
         def starts() -> bool:
             # Asked as late as can be.
-            if not self.has_time(handler, self._ledger.claim_ends_s(lease)):
+            if not self.has_time(handler, self._ledger.claim_remaining_s(lease)):
                 return False
             self._overdue_s[call] = self._clock() + OVERDUE_AFTER * timeout_s
             return True

@@ -416,7 +416,7 @@ class Consumer:
                 self._settler.recorded(deliveries, event, ours=action.token == flight.token)
             case Conflict():
                 recorded = action.recorded
-                self._settler.conflicted(deliveries, event)
+                self._settler.conflicted(deliveries, event, recorded)
             case Fail() if flight.error:
                 self._settler.retry_or_park(deliveries, event, flight.error)
         self._go_on_with_others(flight.others, recorded)
@@ -426,7 +426,7 @@ class Consumer:
         if recorded:
             for digest in [digest for digest in others if digest != recorded]:
                 other = others.pop(digest)
-                self._settler.conflicted(other.deliveries, other.event)
+                self._settler.conflicted(other.deliveries, other.event, recorded)
         while others:
             other = others.pop(next(iter(others)))
             if any(delivery.alive for delivery in other.deliveries):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import asyncio
+import errno
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http import HTTPStatus
 from typing import Any
 
 import orjson
@@ -14,16 +17,7 @@ import orjson
 STALLED_AFTER_S = 60.0
 """A loop that has not come round for so long hangs in a handler, and its heartbeats with it."""
 
-_POLL_S = 0.1
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, *address: Any) -> None:
-        """Say nothing of a client that has gone: it is its own affair."""
-        if not isinstance(sys.exception(), OSError):
-            super().handle_error(*address)
+_MAX_REQUEST_BYTES = 8192
 
 
 class PortTaken(OSError):
@@ -33,7 +27,7 @@ class PortTaken(OSError):
 class Health:
     """Why the service is not ready, by the name of what is missing.
 
-    Written by the loop's thread alone. The HTTP threads read ``missing``, which is replaced and
+    Written by the loop's thread alone. The HTTP thread reads ``missing``, which is replaced and
     never changed in place.
     """
 
@@ -66,56 +60,110 @@ class Health:
 
 
 class HealthServer:
-    """Serves ``GET /livez``, ``/readyz`` and ``/duplicates`` from a thread of its own.
+    """Serves ``GET /livez``, ``/readyz`` and ``/duplicates`` over IPv4 and IPv6.
 
-    ``duplicates`` returns the last one's document, on any thread.
+    It does so on a thread with an event loop of its own: ``/livez`` is answered while the service's
+    is blocked. A connection ends after ``deadline_s``, whatever its client does; where ``most`` are
+    open, the oldest gives way to the next. ``duplicates`` returns the last one's document, on any
+    thread.
     """
 
     def __init__(
-        self, health: Health, port: int, duplicates: Callable[[], dict[str, object]]
+        self,
+        health: Health,
+        port: int,
+        duplicates: Callable[[], dict[str, object]],
+        deadline_s: float = 5.0,
+        most: int = 32,
     ) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            timeout = 5.0
-
-            def do_GET(self) -> None:
-                self._answer(*_report(health, duplicates, self.path))
-
-            def _answer(self, status: int, document: dict[str, object]) -> None:
-                body = orjson.dumps(document) + b"\n"
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
+        self._health, self._duplicates = health, duplicates
+        self._deadline_s, self._most = deadline_s, most
+        self._clients: dict[asyncio.StreamWriter, None] = {}  # In the order in which they came.
         try:
-            self._server = _Server(("", port), Handler)
+            listener = _listen(port)
         except OSError as error:
+            why = os.strerror(error.errno or 0)
             raise PortTaken(
-                f"HEALTH_PORT {port} cannot be used ({error.strerror}): set another, or 0 for none"
+                f"HEALTH_PORT {port} cannot be used ({why}): set another, or 0 for none"
             ) from None
-        threading.Thread(
-            target=self._server.serve_forever, args=(_POLL_S,), name="health", daemon=True
-        ).start()
+        self._loop, self._closing = asyncio.new_event_loop(), asyncio.Event()
+        self._loop.set_exception_handler(_on_exception)
+        self._thread = threading.Thread(
+            target=self._run, args=(listener,), name="health", daemon=True
+        )
+        self._thread.start()
 
     def close(self) -> None:
         """Stop answering."""
-        self._server.shutdown()
-        self._server.server_close()
+        self._loop.call_soon_threadsafe(self._closing.set)
+        self._thread.join()
+
+    def _run(self, listener: socket.socket) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve(listener))
+
+    async def _serve(self, listener: socket.socket) -> None:
+        # Where there are no more files, asyncio waits for a second before it accepts again.
+        server = await asyncio.start_server(self._answer, sock=listener, limit=_MAX_REQUEST_BYTES)
+        await self._closing.wait()
+        server.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while len(self._clients) >= self._most:
+            oldest = next(iter(self._clients))
+            del self._clients[oldest]
+            oldest.transport.abort()
+        self._clients[writer] = None
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                request = await reader.readuntil(b"\r\n\r\n")
+                writer.write(_reply(*_report(self._health, self._duplicates, request)))
+                writer.close()
+                await writer.wait_closed()
+        except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # It was late, has gone or sends no HTTP: its own affair.
+        finally:
+            self._clients.pop(writer, None)
+            writer.transport.abort()
+
+
+def _listen(port: int) -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        try:
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        except OSError as error:  # Of a machine that knows IPv6, and has no address of it.
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise
+    return socket.create_server(("", port))
+
+
+def _on_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    if not isinstance(context.get("exception"), OSError):
+        loop.default_exception_handler(context)
+
+
+def _reply(status: int, document: dict[str, object]) -> bytes:
+    body = orjson.dumps(document) + b"\n"
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+    )
+    return "\r\n".join((*head, "", "")).encode() + body
 
 
 def _report(
-    health: Health, duplicates: Callable[[], dict[str, object]], path: str
+    health: Health, duplicates: Callable[[], dict[str, object]], request: bytes
 ) -> tuple[int, dict[str, object]]:
-    if path == "/livez":
-        alive = not health.stuck
-        return (200 if alive else 503), {"alive": alive}
-    if path == "/readyz":
-        missing = {**health.missing, **health.stuck}
-        return (503 if missing else 200), {"ready": not missing, "missing": missing}
-    if path == "/duplicates":
-        return 200, duplicates()
-    return 404, {"error": "ask for /livez, /readyz or /duplicates"}
+    match request.split():
+        case [b"GET", b"/livez", *_]:
+            alive = not health.stuck
+            return (200 if alive else 503), {"alive": alive}
+        case [b"GET", b"/readyz", *_]:
+            missing = {**health.missing, **health.stuck}
+            return (503 if missing else 200), {"ready": not missing, "missing": missing}
+        case [b"GET", b"/duplicates", *_]:
+            return 200, duplicates()
+    known = request.startswith(b"GET /")
+    return (404 if known else 400), {"error": "ask for GET /livez, /readyz or /duplicates"}

@@ -30,8 +30,8 @@ class WindowLease:
     One lease serves many records, bounded in time and in records.
     """
 
-    def __init__(self, ask: AskUntilKnown, window_s: int) -> None:
-        self._ask, self._window_s = ask, window_s
+    def __init__(self, ask: AskUntilKnown, clock: Callable[[], float], window_s: int) -> None:
+        self._ask, self._clock, self._window_s = ask, clock, window_s
         self._granting = asyncio.Lock()
         self._id = 0
         self._usable_until_s = 0.0
@@ -46,8 +46,8 @@ class WindowLease:
         if self._window_s == 0:
             return 0
         async with self._granting:
-            now_s = asyncio.get_running_loop().time()
-            if self._records_left < records or now_s >= self._usable_until_s:
+            # One that was granted late may have less than the window left already.
+            while self._records_left < records or self._clock() >= self._usable_until_s:
                 await self._grant()
             self._records_left -= records
             return self._id
@@ -59,7 +59,7 @@ class WindowLease:
     async def _grant(self) -> None:
         ttl_s = self._window_s + _bucket_s(self._window_s)
         reply, sent_s = await _answered(
-            self._ask, "LeaseGrant", lambda: LeaseGrantRequest(TTL=ttl_s)
+            self._ask, self._clock, "LeaseGrant", lambda: LeaseGrantRequest(TTL=ttl_s)
         )
         self._id = reply.ID
         self._usable_until_s = sent_s + reply.TTL - self._window_s
@@ -74,24 +74,30 @@ class ClaimLease:
     is left, so the id and the end of the lease are one value.
     """
 
-    def __init__(self, ask: AskUntilKnown, longest_call_s: float, tasks: asyncio.TaskGroup) -> None:
-        self._ask, self._tasks = ask, tasks
+    def __init__(
+        self,
+        ask: AskUntilKnown,
+        clock: Callable[[], float],
+        longest_call_s: float,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        self._ask, self._clock, self._tasks = ask, clock, tasks
         self._ttl_s = max(MIN_CLAIM_TTL_S, math.ceil(3 * longest_call_s))
         self._granting = asyncio.Lock()
         self._lease = (0, 0.0)
 
-    def ends_s(self, lease: int) -> float:
-        """Return when a claim under this lease ends at the earliest, by the loop's clock.
+    def remaining_s(self, lease: int) -> float:
+        """Return for how long a claim under this lease holds at the least. Any thread.
 
-        For a lease that has been given up that is long ago: nobody keeps it alive. Any thread.
+        That is no time for a lease that has been given up: nobody keeps it alive.
         """
         current, ends_s = self._lease
-        return ends_s if lease == current else 0.0
+        return ends_s - self._clock() if lease == current else 0.0
 
     async def take(self) -> int:
         """Return a lease for a new claim."""
         async with self._granting:
-            if self._lease[1] <= asyncio.get_running_loop().time():
+            if self._lease[1] <= self._clock():
                 await self._grant()
             return self._lease[0]
 
@@ -104,7 +110,7 @@ class ClaimLease:
 
     async def _grant(self) -> None:
         reply, sent_s = await _answered(
-            self._ask, "LeaseGrant", lambda: LeaseGrantRequest(TTL=self._ttl_s)
+            self._ask, self._clock, "LeaseGrant", lambda: LeaseGrantRequest(TTL=self._ttl_s)
         )
         self._lease = (reply.ID, sent_s + reply.TTL)
         self._tasks.create_task(self._keep_alive(reply.ID))
@@ -119,7 +125,7 @@ class ClaimLease:
             if not self._keeps(lease):
                 return
             reply, sent_s = await _answered(
-                self._ask, "LeaseKeepAlive", lambda: LeaseKeepAliveRequest(ID=lease)
+                self._ask, self._clock, "LeaseKeepAlive", lambda: LeaseKeepAliveRequest(ID=lease)
             )
             if not self._keeps(lease):
                 return
@@ -129,13 +135,15 @@ class ClaimLease:
             self._lease = (lease, sent_s + reply.TTL)
 
 
-async def _answered(ask: AskUntilKnown, method: str, make: Callable[[], Any]) -> tuple[Any, float]:
+async def _answered(
+    ask: AskUntilKnown, clock: Callable[[], float], method: str, make: Callable[[], Any]
+) -> tuple[Any, float]:
     """Return a reply, and when the request that it answers was sent: a lease begins after that."""
     sent_s = 0.0
 
     def made() -> Any:
         nonlocal sent_s
-        sent_s = asyncio.get_running_loop().time()
+        sent_s = clock()
         return make()
 
     return await ask(method, made), sent_s

@@ -40,7 +40,10 @@ T = TypeVar("T")
 
 
 class EtcdLedger:
-    """The ledger on etcd. ``longest_call_s`` is the longest time-out of a claimed handler."""
+    """The ledger on etcd. ``longest_call_s`` is the longest time-out of a claimed handler.
+
+    ``clock`` returns seconds, on any thread, by which leases are counted.
+    """
 
     def __init__(
         self,
@@ -52,13 +55,14 @@ class EtcdLedger:
         cache: Cache,
         longest_call_s: float,
         tasks: asyncio.TaskGroup,
+        clock: Callable[[], float],
     ) -> None:
         self._service, self._settings, self._system = service, settings, system
         self._health, self._log, self._cache = health, log, cache
         self._client = Client(settings, system)
-        self._window = WindowLease(self.ask, settings.dedup_window_s)
-        self._released = WindowLease(self.ask, RELEASED_S)
-        self._claims = ClaimLease(self.ask, longest_call_s, tasks)
+        self._window = WindowLease(self.ask, clock, settings.dedup_window_s)
+        self._released = WindowLease(self.ask, clock, RELEASED_S)
+        self._claims = ClaimLease(self.ask, clock, longest_call_s, tasks)
         self._guard = (names.incarnation_key(service).encode(), b"")
         self._revision = 0
         self._failing: set[str] = set()
@@ -125,9 +129,9 @@ class EtcdLedger:
         """Return why these effects fit into no transaction, or None."""
         return records.why_never(effects, self._settings.etcd_max_txn_ops)
 
-    def claim_ends_s(self, lease: int) -> float:
-        """Return when claims under a lease end at the earliest, by the loop's clock. Any thread."""
-        return self._claims.ends_s(lease)
+    def claim_remaining_s(self, lease: int) -> float:
+        """Return for how long a claim under this lease holds at the least. Any thread."""
+        return self._claims.remaining_s(lease)
 
     async def read(self, key: bytes) -> Record | None:
         """Read a record once, for information. Raises EtcdError."""
@@ -404,7 +408,7 @@ class NoLedger:
         """There are no records."""
         return None
 
-    def claim_ends_s(self, lease: int) -> float:
+    def claim_remaining_s(self, lease: int) -> float:
         """Return that a claim which does not exist never ends."""
         return float("inf")
 

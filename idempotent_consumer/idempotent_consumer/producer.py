@@ -118,8 +118,7 @@ class Producer:
         try:
             return self._loop.run_until_complete(task)
         finally:
-            if not task.cancel():
-                task.exception()  # Raised already; asyncio would log it otherwise.
+            task.cancel()  # Ctrl-C can end the loop's run and not the task.
 
     async def _publish(
         self, bodies: Iterator[bytes], timeout_s: float, progress: Callable[[int], None] | None

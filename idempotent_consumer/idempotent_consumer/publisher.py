@@ -18,7 +18,7 @@ from .health import Health
 from .system import Backoff, System, reconnect_wait
 
 CONFIRM_TIMEOUT_S = 10.0
-_BARE_AFTER_LOSSES = 3
+_SUSPECT_AFTER_LOSSES = 3
 _MAX_ROUTING_KEY_BYTES = 255
 
 
@@ -26,8 +26,9 @@ _MAX_ROUTING_KEY_BYTES = 255
 class Message:
     """What is sent to an exchange, as long as it is ``wanted``.
 
-    After a few channels lost with it unconfirmed the ``bare`` properties are tried: a header that
-    made the broker close the connection would do so each time. A nack is no such sign.
+    A header that makes the broker close the connection does so each time. So after a few channels
+    lost with it unconfirmed a message is sent alone, and after a few lost with it alone with its
+    ``bare`` properties. A nack is no such sign, nor is a channel that is given up on this side.
     """
 
     exchange: str
@@ -37,8 +38,14 @@ class Message:
     bare: Any
     wanted: Callable[[], bool]
     losses: int = 0
+    losses_alone: int = 0
     deadline_s: float = 0.0
     confirmed: asyncio.Future[bool] = field(init=False)
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it has to be alone in flight, to tell whether channels are lost for it."""
+        return self.losses >= _SUSPECT_AFTER_LOSSES and self.bare is not self.properties
 
 
 _EVENT_PROPERTIES = pika.BasicProperties(content_type="application/json", delivery_mode=2)
@@ -95,7 +102,7 @@ class Publisher:
         self._unconfirmed: dict[int, Message] = {}  # In the order in which they were sent.
         self._waiting: list[Message] = []
         self._nacked_until_s = 0.0
-        self._blocked = False
+        self._blocked = self._alone = False
         self._backoff = Backoff(reconnect_wait(system.random))
         self._connection = RecoveringConnection(
             "rabbitmq-publishing", urls, KEEPALIVE, system, health, log
@@ -125,9 +132,12 @@ class Publisher:
             _resolve(message, confirmed=False)
             return
         channel = self._client.channel if self._client is not None else None
-        if channel is None or self._blocked or not channel.is_open:
+        if channel is None or self._blocked or self._alone or not channel.is_open:
             self._waiting.append(message)
-            return
+        else:
+            self._send_on(channel, message)
+
+    def _send_on(self, channel: Any, message: Message) -> None:
         message.deadline_s = asyncio.get_running_loop().time() + CONFIRM_TIMEOUT_S
         self._sequence += 1
         self._unconfirmed[self._sequence] = message
@@ -135,7 +145,7 @@ class Publisher:
             message.exchange,
             message.routing_key,
             message.body,
-            message.bare if message.losses >= _BARE_AFTER_LOSSES else message.properties,
+            message.bare if message.losses_alone >= _SUSPECT_AFTER_LOSSES else message.properties,
             mandatory=True,
         )
 
@@ -157,17 +167,39 @@ class Publisher:
         self._client = client
         try:
             self._connection.ready()
+            await self._send_suspects(client)
             self._send_waiting()
             await client.reply()  # There is none to come but the loss.
         finally:
-            self._lost()
+            alone = len(self._unconfirmed) == 1
+            for message in self._unconfirmed.values():
+                message.losses += 1
+                message.losses_alone += alone
+            self._take_back()
 
-    def _lost(self) -> None:
+    async def _send_suspects(self, client: ClientChannel) -> None:
+        """Send one after the other what channels were lost with, while everything else waits."""
+        self._alone = True
+        try:
+            while message := next((each for each in self._waiting if each.suspect), None):
+                self._waiting.remove(message)
+                if message.wanted():
+                    self._send_on(client.channel, message)
+                    await client.reply()
+                else:
+                    _resolve(message, confirmed=False)
+        finally:
+            self._alone = False
+
+    def _take_back(self) -> None:
+        """Keep what is not confirmed on this channel for the next, in its order."""
         self._client = None
-        for message in self._unconfirmed.values():
-            message.losses += 1
         self._waiting = [*self._unconfirmed.values(), *self._waiting]
         self._unconfirmed = {}
+
+    def _give_up(self, client: ClientChannel, why: str) -> None:
+        self._take_back()
+        client.lose(why)
 
     def _on_blocked(self, *_: Any) -> None:
         self._blocked = True
@@ -196,9 +228,12 @@ class Publisher:
                 _resolve(message, confirmed=True)
         else:
             self._on_nack(messages, asyncio.get_running_loop().time())
+        if self._alone:
+            self._client.replied(frame)
 
     def _on_nack(self, messages: list[Message], now_s: float) -> None:
         for message in messages:
+            message.losses = message.losses_alone = 0
             self._log.warning(
                 "RabbitMQ did not take a message, sending it again",
                 exchange=message.exchange,
@@ -213,13 +248,12 @@ class Publisher:
         client = self._client
         if client is None:
             return
-        self._lost()
         self.trouble = (
             f"no queue takes what is sent to {method.exchange!r} as {method.routing_key!r}"
             if method.exchange
             else f"queue {method.routing_key} is missing, it is declared anew"
         )
-        client.lose(self.trouble)
+        self._give_up(client, self.trouble)
 
     async def _check_every_second(self) -> None:
         while True:
@@ -232,7 +266,7 @@ class Publisher:
             self._send_waiting()
         oldest = next(iter(self._unconfirmed.values()), None)
         if oldest and oldest.deadline_s < now_s and self._client and not self._blocked:
-            self._client.lose(f"no confirm within {CONFIRM_TIMEOUT_S:.0f} s")
+            self._give_up(self._client, f"no confirm within {CONFIRM_TIMEOUT_S:.0f} s")
 
 
 def _resolve(message: Message, *, confirmed: bool) -> None:

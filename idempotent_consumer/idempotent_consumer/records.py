@@ -11,6 +11,7 @@ import orjson
 
 from .effects import NO_EFFECTS, Checked
 from .etcd import MAX_REQUEST_BYTES
+from .event import decode as decode_event
 
 CLAIMED, RELEASED, PUBLISHING, DONE = "claimed", "released", "publishing", "done"
 """A record is publishing while it holds events that may not have been published yet.
@@ -18,7 +19,8 @@ CLAIMED, RELEASED, PUBLISHING, DONE = "claimed", "released", "publishing", "done
 A claim whose handler raised is put as released, not deleted: an attempt to claim that etcd applies
 late compares with "absent", and would otherwise bring the claim back with nobody at it."""
 
-_UNREADABLE = "unreadable"
+UNREADABLE = "unreadable"
+"""The digest of a record that this library has not written: no event has it."""
 
 
 class Record(NamedTuple):
@@ -42,13 +44,20 @@ def decode(value: bytes, mod_revision: int) -> Record:
     """Read a record's value. One that nobody here wrote is done, with a digest that none has."""
     try:
         members = orjson.loads(value)
-        state, digest = str(members["state"]), str(members["digest"])
-        events = tuple(map(orjson.dumps, members["events"])) if state == PUBLISHING else ()
-        return Record(
-            state, digest, str(members["token"]), str(members["time"]), mod_revision, events
+        state, digest, token, time = (
+            members[name] for name in ("state", "digest", "token", "time")
         )
+        readable = state in (CLAIMED, RELEASED, PUBLISHING, DONE) and all(
+            isinstance(text, str) for text in (digest, token, time)
+        )
+        events = tuple(map(orjson.dumps, members["events"])) if state == PUBLISHING else ()
+        for body in events:
+            decode_event(body)
     except (ValueError, TypeError, KeyError):
-        return Record(DONE, _UNREADABLE, "", "", mod_revision)
+        readable = False
+    if not readable:
+        return Record(DONE, UNREADABLE, "", "", mod_revision)
+    return Record(state, digest, token, time, mod_revision, events)
 
 
 def digest_if_done(value: bytes) -> str:
@@ -58,7 +67,7 @@ def digest_if_done(value: bytes) -> str:
         state, digest, _ = members["state"], str(members["digest"]), members["token"]
         return digest if state == DONE else ""
     except (ValueError, TypeError, KeyError):
-        return _UNREADABLE
+        return UNREADABLE
 
 
 class Kind(enum.StrEnum):

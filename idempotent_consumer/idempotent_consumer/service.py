@@ -100,7 +100,7 @@ class Service:
             )
             return 2
         try:
-            code = _Process(self, Settings.from_environ(environ)).run()
+            code = _Process(self, Settings.from_environ(environ), real_system()).run()
         except (SettingsError, PortTaken) as error:
             print(f"{self.name}: {error}", file=sys.stderr)
             return 2
@@ -149,8 +149,9 @@ class Running:
         if settings.enable_etcd:
             longest_s = max(timeouts_s, default=0.0)
             cache = Cache(cache_entries)
+            clock = system.elapsed_s or loop.time
             ledger = EtcdLedger(
-                service.name, settings, system, health, log, cache, longest_s, tasks
+                service.name, settings, system, health, log, cache, longest_s, tasks, clock
             )
         self.ledger = ledger
         self.intake = Intake(
@@ -285,10 +286,10 @@ class _Stopped(Exception):
 class _Process:
     """A run of a service as a process of its own: signals, logs, health, and the exit code."""
 
-    def __init__(self, service: Service, settings: Settings) -> None:
+    def __init__(self, service: Service, settings: Settings, system: System) -> None:
         # Blocked before any thread is made, they reach none but the one that waits for them.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-        self._service, self._settings = service, settings
+        self._service, self._settings, self._system = service, settings, system
         self._logs = Logs(service.name, settings.log_level, settings.log_format)
         self._log = self._logs.logger
         self._metrics = Metrics(settings.statsd_host, settings.statsd_port, settings.statsd_prefix)
@@ -315,7 +316,7 @@ class _Process:
         return code
 
     async def _run(self) -> None:
-        running = Running(self._service, self._settings, real_system(), self._metrics, self._log)
+        running = Running(self._service, self._settings, self._system, self._metrics, self._log)
         # By now everything has said what it lacks.
         if self._settings.health_port:
             HealthServer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlencode, urlsplit
@@ -31,13 +31,15 @@ class Settings:
     """
 
     enable_etcd: bool = False
-    rabbitmq_urls: tuple[str, ...] = ("amqp://guest:guest@localhost:5672/",)
+    rabbitmq_urls: tuple[str, ...] = field(
+        default=("amqp://guest:guest@localhost:5672/",), repr=False
+    )
     rabbitmq_ca_cert: str | None = None
     rabbitmq_cert: str | None = None
     rabbitmq_key: str | None = None
     etcd_endpoints: tuple[tuple[str, int], ...] = (("localhost", 2379),)
     etcd_user: str | None = None
-    etcd_password: str | None = None
+    etcd_password: str | None = field(default=None, repr=False)
     etcd_ca_cert: str | None = None
     etcd_cert: str | None = None
     etcd_key: str | None = None
@@ -60,13 +62,14 @@ class Settings:
         Raises SettingsError with one line for the first that is wrong.
         """
         given = {}
-        for variable, (field, parse) in _VARIABLES.items():
+        for variable, (name, parse) in _VARIABLES.items():
             text = environ.get(variable, "").strip()
             if text:
                 try:
-                    given[field] = parse(_unicode(text))
+                    given[name] = parse(_unicode(text))
                 except ValueError as error:
-                    shown = " is wrong:" if field in _SECRET else f" is {text!r}:"
+                    hidden = name in _SECRET or "@" in text or "-----BEGIN" in text
+                    shown = " is wrong:" if hidden else f" is {text!r}:"
                     raise SettingsError(f"{variable}{shown} {error}") from None
         settings = cls(**given)  # type: ignore[arg-type]
         settings._check_together()
@@ -184,10 +187,15 @@ def _amqp_url(text: str) -> str:
         parts = urlsplit(text)
         complete = parts.scheme in ("amqp", "amqps") and parts.hostname
         _ = parts.port
+        # As of a password that has one of these in it: the host would be taken for the user.
+        complete = complete and "@" not in parts.path + parts.query + parts.fragment
     except ValueError:
         complete = None
     if not complete:
-        raise ValueError("write amqp://user:password@host:port/ (or amqps://), or several with ','")
+        raise ValueError(
+            "write amqp://user:password@host:port/ (or amqps://), or several with ','; within a "
+            "part write '/' as %2F, '?' as %3F, '#' as %23, ',' as %2C and '@' as %40"
+        )
     return text
 
 
@@ -195,11 +203,13 @@ def _endpoint(text: str) -> tuple[str, int]:
     try:
         parts = urlsplit(text if "://" in text else f"//{text}")
         host, port = parts.hostname, 2379 if parts.port is None else parts.port
-        more = parts.username or parts.query or parts.fragment or parts.path.strip("/")
+        more = "@" in parts.netloc or parts.query or parts.fragment or parts.path.strip("/")
     except ValueError:
         host = None
     if not host or not port or more or parts.scheme not in ("", "http", "https"):
-        raise ValueError("write host:port, commas between several")
+        raise ValueError(
+            "write host:port, commas between several; a login is in ETCD_USER and ETCD_PASSWORD"
+        )
     return host, port
 
 
@@ -228,7 +238,8 @@ def _statsd_prefix(text: str) -> str:
 
 _CERTIFICATES = ("ca_cert", "cert", "key")
 
-_SECRET = {"rabbitmq_urls", "etcd_password"}
+_SECRET = {"rabbitmq_urls", "etcd_endpoints", "etcd_password"}
+"""What may hold a password, in the right place or in a wrong one."""
 
 _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "ENABLE_ETCD": ("enable_etcd", _boolean),

@@ -12,7 +12,10 @@ from .event import Event
 from .ledger import Ledger
 from .metrics import Outcome, Tally
 from .publisher import Publisher, forwarded_message
+from .records import UNREADABLE
 from .system import System
+
+_USED_BEFORE = "was used before with another body"
 
 
 class Settler:
@@ -53,9 +56,10 @@ class Settler:
             if self.ack(delivery, outcome, event):
                 outcome = Outcome.SKIPPED
 
-    def conflicted(self, deliveries: Sequence[Delivery], event: Event) -> None:
-        """Park an event whose id was recorded with another body."""
-        error = f"{event.id!r:.200} was used before with another body"
+    def conflicted(self, deliveries: Sequence[Delivery], event: Event, recorded: str) -> None:
+        """Park an event whose id was recorded with another body, which has this digest."""
+        why = "has a record that cannot be read" if recorded == UNREADABLE else _USED_BEFORE
+        error = f"{event.id!r:.200} {why}"
         for delivery in deliveries:
             self._park(delivery, Outcome.CONFLICTED, names.CONFLICT, error, event)
 

@@ -41,6 +41,11 @@ class Channel(Protocol):
         ...
 
 
+def _boot_s() -> float:
+    """Return seconds since the machine was started, those in which it was suspended included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 @dataclass(frozen=True)
 class System:
     """Everything outside of a process that its service reaches, apart from the running loop.
@@ -50,7 +55,9 @@ class System:
     an object with that interface. ``open_channel`` opens a gRPC channel to an etcd member, by the
     settings and the member's host and port. ``now_s`` returns seconds since the epoch; the
     monotonic clock is the running loop's. ``random`` draws tokens and jitter. ``threads`` makes
-    an executor with so many threads, for ``run_in_executor``.
+    an executor with so many threads, for ``run_in_executor``. ``elapsed_s`` returns seconds on a
+    clock by which leases are counted, on any thread: it goes on while the machine is suspended.
+    Without one it is the running loop's.
     """
 
     connect: Callable[..., Any]
@@ -58,6 +65,7 @@ class System:
     now_s: Callable[[], float]
     random: Random
     threads: Callable[[int], Executor]
+    elapsed_s: Callable[[], float] | None = None
 
 
 def real_system() -> System:
@@ -65,7 +73,15 @@ def real_system() -> System:
     # Here and not above: both need this module.
     from . import amqp, etcd
 
-    return System(amqp.Connection, etcd.open_channel, time.time, SystemRandom(), ThreadPoolExecutor)
+    return System(
+        amqp.Connection,
+        etcd.open_channel,
+        time.time,
+        SystemRandom(),
+        ThreadPoolExecutor,
+        # Linux alone has it.
+        _boot_s if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic,
+    )
 
 
 class Jitter(wait_base):

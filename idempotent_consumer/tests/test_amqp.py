@@ -163,10 +163,12 @@ def test_large_data_is_written_at_once_and_in_its_place() -> None:
 
 def test_what_is_sent_behind_the_end_is_dropped() -> None:
     async def send() -> list[bytes]:
-        wire = Wire()
+        wire, defects = Wire(), list[Any]()
+        asyncio.get_running_loop().set_exception_handler(lambda _, error: defects.append(error))
         wire.emit(b"1")
         wire.end()
         await asyncio.sleep(0)
+        assert defects == []
         return wire.writes
 
     assert asyncio.run(send()) == []

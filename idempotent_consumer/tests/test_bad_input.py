@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -11,28 +13,24 @@ from hypothesis import strategies as st
 
 from fakes.bodies import ARGS, AWKWARD_IDS, IDS, INVALID, Json, events, written
 from fakes.events import Claimed, Pure, body
+from fakes.world import DEAD_LETTERS, OrderProcess, World
+from idempotent_consumer.calls import Handler
 from idempotent_consumer.event import MAX_BODY_BYTES
-from idempotent_consumer.handlers import Handler
-from idempotent_consumer.ledger.records import DONE, decode
 from idempotent_consumer.names import encode_id
-from idempotent_consumer.testing.loop import ManualLoop
-from idempotent_consumer.testing.process import Process
-from idempotent_consumer.testing.store import Store
+from idempotent_consumer.records import DONE, decode
 
-DEAD = "order.dead-letter"
 PURE, CLAIMED = "pure", "claimed"
 
 
-def start(kind: str = PURE) -> Process:
-    """Start a process whose handler is of a kind."""
-    handler = Handler(Pure()) if kind == PURE else Handler(Claimed(), timeout_s=5.0)
-    loop = ManualLoop()
-    process = Process(loop, Store(loop.now_s), {"new_order": handler})
-    process.open()
-    return process
+@contextmanager
+def running(kind: str = PURE) -> Iterator[OrderProcess]:
+    """Give a process whose handler is of a kind; each delivery is counted once in the end."""
+    world = World()
+    yield world.start(Handler(Pure()) if kind == PURE else Claimed().handler)
+    world.close()
 
 
-def record_keys(process: Process) -> list[str]:
+def record_keys(process: OrderProcess) -> list[str]:
     """Return the keys of the records that are done; there are no others."""
     keys = process.store.keys("/service/")
     assert {decode(process.store.get(key).value, 0).state for key in keys} <= {DONE}
@@ -56,10 +54,15 @@ def test_in_one_batch_every_event_is_recorded_and_all_else_is_parked(
 ) -> None:
     """Untouched, with a reason for people, and acked; what comes after it is handled."""
     valid, invalid, bodies = batch
-    process = start(kind)
+    with running(kind) as process:
+        check(process, valid, invalid, bodies)
+
+
+def check(
+    process: OrderProcess, valid: list[Json], invalid: list[bytes], bodies: list[bytes]
+) -> None:
     process.deliver(*bodies)
-    process.work()
-    parked = process.bus.sent_to(DEAD)
+    parked = process.sent_to(DEAD_LETTERS)
     assert Counter(message.body for message in parked) == Counter(invalid)
     for message in parked:
         assert message.headers["x-reason"] == "invalid"
@@ -71,11 +74,10 @@ def test_in_one_batch_every_event_is_recorded_and_all_else_is_parked(
         ("/service/order/" + encode_id(event["id"]) for event in valid), key=str.encode
     )
     assert process.count("processed") == len(valid)
-    assert process.count("invalid") == len(invalid) == len(process.bus.forwarded)
-    assert len(process.bus.acked) == len(bodies)
-    process.assert_all_counted()
+    assert process.count("invalid") == len(invalid) == len(process.forwarded)
+    assert len(process.acked) == len(bodies)
+    assert process.miscounted() == ""
     process.deliver(body("the next", after="all this"))
-    process.work()
     assert process.count("processed") + process.count("conflicted") == len(valid) + 1
 
 
@@ -86,18 +88,18 @@ def test_an_event_written_in_any_way_is_the_same_event(
 ) -> None:
     """A producer that serialises its retry differently is skipped, not parked as a conflict."""
     event = {"id": event_id, "type": "new_order", "args": args}
-    process = start()
-    process.deliver(*[data.draw(written({**event, "sent": number})) for number in range(3)])
-    process.deliver(data.draw(written(event)))
-    assert process.counts() == {"received": 4, "processed": 1, "processed_skipped": 3}
-    assert record_keys(process) == ["/service/order/" + encode_id(event_id)]
+    with running() as process:
+        process.deliver(*[data.draw(written({**event, "sent": number})) for number in range(3)])
+        process.deliver(data.draw(written(event)))
+        assert process.counts() == {"received": 4, "processed": 1, "processed_skipped": 3}
+        assert record_keys(process) == ["/service/order/" + encode_id(event_id)]
 
 
 def test_no_two_awkward_ids_share_a_record() -> None:
-    process = start()
-    process.deliver(*[body(event_id) for event_id in AWKWARD_IDS])
-    assert process.counts() == {"received": len(AWKWARD_IDS), "processed": len(AWKWARD_IDS)}
-    assert len(record_keys(process)) == len(AWKWARD_IDS)
+    with running() as process:
+        process.deliver(*[body(event_id) for event_id in AWKWARD_IDS])
+        assert process.counts() == {"received": len(AWKWARD_IDS), "processed": len(AWKWARD_IDS)}
+        assert len(record_keys(process)) == len(AWKWARD_IDS)
 
 
 LARGE: dict[str, bytes] = {
@@ -113,11 +115,11 @@ LARGE: dict[str, bytes] = {
 
 @pytest.mark.parametrize("bad", LARGE.values(), ids=LARGE.keys())
 def test_what_is_large_is_parked_and_its_batch_mates_go_on(bad: bytes) -> None:
-    process = start()
-    process.deliver(body("1"), bad, body("2"))
-    assert process.counts() == {"received": 3, "processed": 2, "invalid": 1}
-    (parked,) = process.bus.sent_to(DEAD)
-    assert parked.body is bad
+    with running() as process:
+        process.deliver(body("1"), bad, body("2"))
+        assert process.counts() == {"received": 3, "processed": 2, "invalid": 1}
+        (parked,) = process.sent_to(DEAD_LETTERS)
+        assert parked.body == bad
 
 
 SAME_BODY: dict[str, Any] = {
@@ -130,8 +132,8 @@ SAME_BODY: dict[str, Any] = {
 @pytest.mark.parametrize("bad", SAME_BODY.values(), ids=SAME_BODY.keys())
 def test_equal_bodies_that_are_no_event_are_parked_one_by_one(bad: bytes) -> None:
     """Without an id nothing says that they are one: each is kept for a person to look at."""
-    process = start()
-    process.deliver(bad, body("1"), bad)
-    process.deliver(bad)
-    assert [message.body for message in process.bus.sent_to(DEAD)] == [bad] * 3
-    assert process.counts() == {"received": 4, "processed": 1, "invalid": 3}
+    with running() as process:
+        process.deliver(bad, body("1"), bad)
+        process.deliver(bad)
+        assert [message.body for message in process.sent_to(DEAD_LETTERS)] == [bad] * 3
+        assert process.counts() == {"received": 4, "processed": 1, "invalid": 3}

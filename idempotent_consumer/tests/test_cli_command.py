@@ -9,9 +9,9 @@ from pkgutil import resolve_name
 import pytest
 
 from fakes.operator import Operator
-from idempotent_consumer.cli.broker import BrokerError
 from idempotent_consumer.cli import command
-from idempotent_consumer.ledger.etcd import EtcdError, Failure
+from idempotent_consumer.cli.broker import BrokerError
+from idempotent_consumer.etcd import EtcdError, Failure
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 

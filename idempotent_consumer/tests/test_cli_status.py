@@ -6,10 +6,10 @@ import orjson
 import pytest
 
 from fakes.operator import Operator
-from idempotent_consumer.cli.broker import BrokerError, Depth
 from idempotent_consumer.cli import status
+from idempotent_consumer.cli.broker import BrokerError, Depth
 from idempotent_consumer.cli.web import WebError
-from idempotent_consumer.ledger.etcd import EtcdError, Failure
+from idempotent_consumer.etcd import EtcdError, Failure
 
 AWAY = WebError("127.0.0.1 does not answer")
 

@@ -19,11 +19,16 @@ from idempotent_consumer.settings import Settings, SettingsError
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """Give a server that answers with the login it was sent, or with 503 on /alarm."""
+    """Give a server that answers with the login it was sent, or with 503 on /alarm.
+
+    What is asked for at /moved is at another host.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(503 if self.path == "/alarm" else 200)
+            self.send_response({"/alarm": 503, "/moved": 302}.get(self.path, 200))
+            if self.path == "/moved":
+                self.send_header("Location", f"http://localhost:{running.server_port}/")
             self.end_headers()
             self.wfile.write((self.headers["Authorization"] or "none").encode())
 
@@ -49,6 +54,10 @@ def test_an_error_keeps_its_body_and_hides_the_password(server: str) -> None:
         fetch(f"http://u:secret@{server}/alarm", Tls())
     assert (caught.value.status, caught.value.body[:5]) == (503, b"Basic")
     assert "secret" not in str(caught.value)
+
+
+def test_a_login_does_not_follow_a_redirect(server: str) -> None:
+    assert fetch(f"http://u:secret@{server}/moved", Tls()).body == b"none"
 
 
 def test_no_proxy_is_asked(server: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,6 @@ from etcd3.etcdrpc import (
 )
 from grpc import StatusCode
 
-from fakes.ledger import system_of
 from idempotent_consumer.etcd import (
     CALL_TIMEOUT_S,
     FAILOVER_TIMEOUT_S,
@@ -48,6 +47,10 @@ class AuthenticatingStore(Store):
         super().__init__(now_s)
         self.token = ""
         self.logins: list[tuple[str, str]] = []
+
+    def expire_token(self) -> None:
+        """Know the token no more."""
+        self.token = f"token {len(self.logins) + 1}"
 
     def _authenticate(self, request: Any) -> Any:
         self.logins.append((request.name, request.password))
@@ -81,7 +84,7 @@ class Member(FakeEtcd):
 
 
 class Cluster:
-    """Members at the ports from 2 on, and clients that begin with the first unless told otherwise."""
+    """Members at the ports from 2 on, and a client that asks the first one first."""
 
     def __init__(self, members: int = 3) -> None:
         self.loop = Loop()
@@ -272,7 +275,7 @@ def test_a_token_that_has_expired_is_dropped_and_the_next_call_logs_in_again(
     users = cluster.members[0].users
     assert [cluster.ask(client), cluster.ask(client)] == [2, 2]
     assert users.logins == [login]
-    users.token = "another"
+    users.expire_token()
     with pytest.raises(EtcdError, match="invalid auth token") as raised:
         cluster.ask(client)
     assert raised.value.failure is Failure.AUTHENTICATION

@@ -5,7 +5,6 @@ What AMQP has is held to a real RabbitMQ in ``tests/integration/test_broker_cont
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -82,7 +81,7 @@ def client(broker: FakeBroker) -> Client:
 
 
 def test_a_broker_that_is_away_refuses_connections(broker: FakeBroker) -> None:
-    broker.away_until_s = math.inf
+    broker.away = True
     client = Client(broker)
     assert client.seen == [("not opened", AMQPConnectionError)]
     assert (client.connection.is_closed, client.channel) == (True, None)

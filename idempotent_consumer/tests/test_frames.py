@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pika import frame, spec
 from pika.channel import ContentFrameAssembler
 
-from idempotent_consumer.amqp import LARGEST_READ_BYTES, Connection, Reader, decode_properties
+from idempotent_consumer.amqp import LARGEST_READ_BYTES, Connection, Properties, Reader
 
 CHANNEL, CONSUMER = 1, "ctag1.1"
 FRAME_BYTES = 50
@@ -36,7 +36,7 @@ class Wire(Connection):
             self._on_data_available(data[start:end])
 
     def _deliver(self, tag: int, properties: bytes, body: bytes) -> None:
-        self.seen.append((CHANNEL, CONSUMER, tag, str(decode_properties(properties)), body))
+        self.seen.append((CHANNEL, CONSUMER, tag, str(Properties().decode(properties)), body))
 
     def _process_frame(self, frame_value: Any) -> None:
         """Put together what pika has decoded, as its channel does."""
@@ -153,5 +153,5 @@ def test_without_a_consumer_everything_is_pikas() -> None:
 
 
 def test_properties_that_cannot_be_decoded_are_read_as_none() -> None:
-    assert decode_properties(b"\xff") == pika.BasicProperties()
-    assert decode_properties(b"\x80\x00\x04text") == pika.BasicProperties(content_type="text")
+    assert Properties().decode(b"\xff") == pika.BasicProperties()
+    assert Properties().decode(b"\x80\x00\x04text") == pika.BasicProperties(content_type="text")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import struct
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -93,11 +96,8 @@ def test_a_client_that_resets_its_connection_is_not_worth_a_line(
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             client.sendall(asked)
-    # Whoever came before it has been accepted, each by a thread of its own.
+    # Whoever came before it has been accepted.
     assert get(port, "/livez")[0] == 200
-    for thread in threading.enumerate():
-        if "process_request_thread" in thread.name:
-            thread.join(10)
     assert capfd.readouterr().err == ""
 
 
@@ -108,7 +108,7 @@ def test_another_address_says_what_to_ask_for(port: int, path: str) -> None:
     assert "/readyz" in str(document["error"])
 
 
-def test_what_an_http_thread_reads_is_never_changed_in_place(health: Health) -> None:
+def test_what_the_http_thread_reads_is_never_changed_in_place(health: Health) -> None:
     health.lacks("etcd", "away")
     read = health.missing
     health.has("etcd")
@@ -117,6 +117,184 @@ def test_what_an_http_thread_reads_is_never_changed_in_place(health: Health) -> 
 
 def test_duplicates_are_told_as_they_are(port: int) -> None:
     assert get(port, "/duplicates") == (200, {"read": 0})
+
+
+# Clients of any kind.
+
+PATIENCE_S = 20.0
+
+
+@pytest.fixture
+def serve(health: Health) -> Iterator[Callable[..., int]]:
+    """Give a function that serves health by these arguments, and returns the port."""
+    with ExitStack() as stack:
+
+        def serve(duplicates: Callable[[], dict[str, object]] = dict, **arguments: Any) -> int:
+            port = free_port()
+            stack.callback(HealthServer(health, port, duplicates, **arguments).close)
+            return port
+
+        yield serve
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[[int], socket.socket]]:
+    """Give a function that connects to a port."""
+    with ExitStack() as stack:
+        yield lambda port: stack.enter_context(
+            socket.create_connection(("127.0.0.1", port), PATIENCE_S)
+        )
+
+
+Serve = Callable[..., int]
+Connect = Callable[[int], socket.socket]
+CUT_OFF = (ConnectionResetError, BrokenPipeError)
+
+
+def read_all(client: socket.socket) -> bytes:
+    """Read until the server has closed the connection."""
+    found = b""
+    try:
+        while data := client.recv(2**20):
+            found += data
+    except ConnectionResetError:
+        pass
+    return found
+
+
+def send(client: socket.socket, data: bytes, times: int) -> None:
+    """Send it so many times; raises one of CUT_OFF, or TimeoutError where nobody reads."""
+    for _ in range(times):
+        client.sendall(data)
+
+
+def test_livez_is_answered_while_the_event_loop_is_blocked(serve: Serve) -> None:
+    async def block() -> tuple[int, object]:
+        return get(serve(), "/livez")  # Until it has its answer, nothing else runs on this loop.
+
+    assert asyncio.run(block()) == (200, {"alive": True})
+
+
+def test_a_client_that_goes_on_sending_a_byte_is_cut_off_at_the_deadline(
+    serve: Serve, connect: Connect
+) -> None:
+    """300 of them, who send each time they can: a deadline for each read would never pass."""
+    port = serve(deadline_s=1.0, most=400)
+    left = {connect(port) for _ in range(300)}
+    until_s = time.monotonic() + PATIENCE_S
+    while left and time.monotonic() < until_s:
+        for client in list(left):
+            try:
+                client.send(b"x")
+            except CUT_OFF:
+                left.remove(client)
+        assert get(port, "/livez")[0] == 200
+    assert not left
+
+
+def test_above_the_cap_the_oldest_connection_gives_way(serve: Serve, connect: Connect) -> None:
+    """A probe is answered at once, however many connections are held open."""
+    port = serve(deadline_s=3600.0, most=4)
+    clients = [connect(port) for _ in range(6)]
+    assert [read_all(client) for client in clients[:2]] == [b"", b""]
+    assert get(port, "/livez")[0] == 200
+    assert read_all(clients[2]) == b""
+    for client in clients[3:]:
+        client.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+        assert read_all(client).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_a_slow_reader_is_cut_off_at_the_deadline_and_hinders_nobody(
+    serve: Serve, connect: Connect
+) -> None:
+    answer = {"read": "a" * 50_000_000}
+    port = serve(lambda: answer, deadline_s=1.0)
+    client = connect(port)
+    client.sendall(b"GET /duplicates HTTP/1.1\r\n\r\n")
+    assert client.recv(15) == b"HTTP/1.1 200 OK"
+    assert get(port, "/livez")[0] == 200
+    with pytest.raises(CUT_OFF):
+        send(client, b"x", times=10**9)
+    assert len(read_all(client)) < 50_000_000
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + b"\0" * 100 + b"\r\n\r\n",
+        b"\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"POST /livez HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
+        b"\xff\xfe /livez HTTP/1.1\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ],
+)
+def test_what_is_no_question_gets_an_answer_that_says_what_to_ask(
+    port: int, connect: Connect, capfd: pytest.CaptureFixture[str], garbage: bytes
+) -> None:
+    client = connect(port)
+    client.sendall(garbage)
+    status, _, body = read_all(client).partition(b"\r\n")
+    assert status == b"HTTP/1.1 400 Bad Request"
+    assert b"/readyz" in body
+    assert get(port, "/livez")[0] == 200
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"G" * 10**6, b"GET /livez HTTP/1.1\r\n" + b"A: b\r\n" * 10**5]
+)
+def test_a_request_without_an_end_is_not_read_to_its_end(
+    serve: Serve, connect: Connect, capfd: pytest.CaptureFixture[str], garbage: bytes
+) -> None:
+    port = serve(deadline_s=3600.0)
+    client = connect(port)
+    with pytest.raises(CUT_OFF):
+        send(client, garbage, times=100)
+    assert get(port, "/livez")[0] == 200
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_it_is_served_over_ipv6_too(port: int) -> None:
+    with socket.create_connection(("::1", port), PATIENCE_S) as client:
+        client.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
+        assert read_all(client).endswith(b'{"alive":true}\n')
+    assert get(port, "/livez")[0] == 200
+
+
+FEW_FILES = """
+import resource, sys
+from idempotent_consumer.health import Health, HealthServer
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+server = HealthServer(Health(), int(sys.argv[1]), dict, deadline_s=3600.0)
+print("serving", flush=True)
+sys.stdin.readline()
+files = [open("/dev/null") for _ in range(40)]
+print("opened", flush=True)
+"""
+
+
+def test_its_clients_leave_a_process_files_for_its_servers(connect: Connect) -> None:
+    port = free_port()
+    with subprocess.Popen(  # noqa: S603 - this interpreter, and the program above.
+        [sys.executable, "-c", FEW_FILES, str(port)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        try:
+            assert process.stdout.readline() == "serving\n"
+            for _ in range(300):
+                connect(port).sendall(b"G")
+            assert get(port, "/livez")[0] == 200
+            process.stdin.write("\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "opened\n"
+        finally:
+            process.kill()
 
 
 def test_a_taken_port_gives_one_line(health: Health, port: int) -> None:

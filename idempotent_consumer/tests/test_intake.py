@@ -109,6 +109,7 @@ def test_whoever_waits_for_deliveries_gets_what_comes(rabbit: Rabbit, intake: In
     assert not waiting.done()
     publish(rabbit, b"1")
     assert [delivery.body for delivery in waiting.result()] == [b"1"]
+    assert not rabbit.start(intake.deliveries()).done()
 
 
 @pytest.mark.usefixtures("running")
@@ -237,6 +238,19 @@ def test_a_deleted_queue_is_looked_for_only_once_it_can_be_gone(rabbit: Rabbit) 
     assert "it was deleted" in why(rabbit)[0]
 
 
+def test_a_cancel_that_comes_with_the_answer_to_consuming_is_not_missed(
+    rabbit: Rabbit, intake: Intake
+) -> None:
+    """In one read of the socket, as when the queue is deleted in that moment."""
+    rabbit.broker.latency_s = lambda: 0.1
+    rabbit.start(intake.run())
+    queues = rabbit.broker.queues
+    rabbit.loop.agenda.run(enough=lambda: "order" in queues and bool(queues["order"].consumers))
+    rabbit.broker.delete_queue("order")
+    rabbit.loop.advance(10)
+    assert len(queues["order"].consumers) == 1
+
+
 @pytest.mark.usefixtures("running")
 def test_what_a_cancelled_consumer_holds_goes_back_and_another_consumes(
     rabbit: Rabbit, returned: list[int]
@@ -269,7 +283,9 @@ def test_after_the_stop_nothing_more_is_taken_and_what_is_in_hand_can_be_settled
 ) -> None:
     publish(rabbit, b"1")
     (delivery,) = arrived(rabbit, intake)
+    assert rabbit.connection.reader is not None
     rabbit.do(intake.stop)
+    assert rabbit.connection.reader is None, "it would go on past pika, which hands deliveries back"
     publish(rabbit, b"2")
     assert arrived(rabbit, intake) == []
     assert ready(rabbit) == [b"2"]

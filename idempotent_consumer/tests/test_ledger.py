@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from grpc import StatusCode
 
 from fakes.ledger import OTHER_DIGEST, Replica, digest_of
 from idempotent_consumer.effects import Put

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 from collections.abc import Iterator
 
@@ -45,7 +46,9 @@ def test_nothing_is_published_once_it_is_closed(producer: Producer) -> None:
         producer.publish([EVENT])
 
 
-def test_an_interrupted_call_is_over_when_the_next_one_is_made(producer: Producer) -> None:
+def test_an_interrupted_call_is_over_when_the_next_one_is_made(
+    producer: Producer, caplog: pytest.LogCaptureFixture
+) -> None:
     """Ctrl-C reaches whatever runs, which can be the iterable."""
     taken = []
 
@@ -62,6 +65,8 @@ def test_an_interrupted_call_is_over_when_the_next_one_is_made(producer: Produce
     with pytest.raises(PublishError, match="refused") as raised:
         producer.publish(others(), timeout_s=0.2)
     assert (taken, raised.value.confirmed) == ([1], 0)
+    gc.collect()
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_a_wrong_address_is_a_wrong_setting() -> None:

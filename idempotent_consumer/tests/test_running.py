@@ -18,26 +18,73 @@ from fakes.deadline import DEADLINE_S
 from fakes.probe import free_port, get
 
 PROGRAM = """
-import sys, threading
-from idempotent_consumer import Service, service as module
-from idempotent_consumer.testing.bus import FakeBus
+import asyncio, os, sys, threading
+from dataclasses import replace
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
-class Bus(FakeBus):
-    def __init__(self, _service, _settings, loop, _health, _log, take, returned):
-        super().__init__(loop)
-        self.take, self.returned = take, returned
+from pika import BasicProperties, spec
+from pika.exceptions import ConnectionClosedByClient
 
-    def open(self):
-        self._loop.call_soon(lambda: self.deliver(b'{"id": "1", "type": "new_order"}'))
+from idempotent_consumer import Service, Settings, service as module
+from idempotent_consumer.system import real_system
 
-module.RabbitBus = Bus
+def fail():
+    raise RuntimeError("as no broker does")
+
+def connect(_parameters, on_open_callback, on_open_error_callback, on_close_callback):
+    \"\"\"Open a connection: a consumer is given one event, and one message is confirmed.\"\"\"
+    soon = asyncio.get_running_loop().call_soon
+
+    def consume(_queue, on_message, callback):
+        soon(callback, None)
+        event = b'{"id": "1", "type": "new_order"}'
+        soon(on_message, channel, SimpleNamespace(delivery_tag=1), BasicProperties(), event)
+        return "tag"
+
+    connection = MagicMock()
+    connection.channel = lambda on_open_callback: soon(on_open_callback, channel)
+    closed = ConnectionClosedByClient(200, "")
+    connection.close = lambda: soon(on_close_callback, connection, closed)
+    channel = MagicMock(connection=connection, channel_number=1, basic_consume=consume)
+    channel.basic_qos = lambda prefetch_count, callback: soon(callback, None)
+
+    def confirm(on_confirm, callback):
+        soon(callback, None)
+        confirmed = SimpleNamespace(method=spec.Basic.Ack(1))
+        channel.basic_publish = lambda *_, **__: soon(on_confirm, confirmed)
+
+    channel.confirm_delivery = confirm
+    if "ack fails" in sys.argv:
+        channel.basic_ack = lambda *_, **__: fail()
+    if "callback fails" in sys.argv:
+        soon(fail)
+    soon(on_open_callback, connection)
+    return connection
+
 service = Service("order", "orders")
 """
 
-CALL_HANGS = """
+RUN = """
+system = replace(real_system(), connect=connect)
+os._exit(module._Process(service, Settings.from_environ(os.environ), system).run())
+"""
+
+PLAIN_CALL_HANGS = """
 @service.claimed_handler("new_order", timeout_s=0.01)
 def call(event, timeout_s):
     sys.stdin.readline()
+"""
+
+COROUTINE_HANGS = """
+@service.claimed_handler("new_order", timeout_s=0.01)
+async def call(event, timeout_s):
+    reading = asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+    while not reading.done():
+        try:
+            await asyncio.wait({reading})
+        except asyncio.CancelledError:
+            pass
 """
 
 LOOP_HANGS = """
@@ -49,11 +96,7 @@ def handle(event):
     threading.Event().wait()
 """
 
-DEFECT = """
-def flush(bus):
-    raise RuntimeError("as no fake and no broker does")
-
-Bus.flush = flush
+HANDLED = """
 service.handler("new_order")(lambda event: None)
 """
 
@@ -65,10 +108,10 @@ def start() -> Iterator[Start]:
     """Give the function that starts such a process. What still runs at the end is killed."""
     with ExitStack() as stack:
 
-        def started(handlers: str, **environ: str) -> subprocess.Popen[str]:
+        def started(handlers: str, *arguments: str, **environ: str) -> subprocess.Popen[str]:
             process = stack.enter_context(
                 subprocess.Popen(  # noqa: S603 - the program above
-                    [sys.executable, "-c", f"{PROGRAM}{handlers}\nservice.run()"],
+                    [sys.executable, "-c", f"{PROGRAM}{handlers}{RUN}", *arguments],
                     env={**os.environ, "ENABLE_ETCD": "false", **environ},
                     text=True,
                     stdin=subprocess.PIPE,
@@ -82,9 +125,12 @@ def start() -> Iterator[Start]:
         yield started
 
 
-def test_a_call_that_does_not_return_is_told_once_and_not_alive_until_it_does(start: Start) -> None:
+@pytest.mark.parametrize("handler", [PLAIN_CALL_HANGS, COROUTINE_HANGS])
+def test_a_call_that_does_not_return_is_told_once_and_not_alive_until_it_does(
+    start: Start, handler: str
+) -> None:
     port = free_port()
-    process = start(CALL_HANGS, HEALTH_PORT=str(port))
+    process = start(handler, HEALTH_PORT=str(port))
     wait_for_livez(port, 503)
     assert "a restart frees their events" in str(get(port, "/readyz"))
     assert process.stdin
@@ -123,9 +169,22 @@ def test_a_handler_that_holds_the_loop_does_not_keep_the_process_from_ending(sta
     assert process.returncode == 0
 
 
-def test_a_defect_ends_the_process_with_code_1_and_its_traceback(start: Start) -> None:
-    process = start(DEFECT)
+def test_a_signal_ends_the_process_with_code_0(start: Start) -> None:
+    process = start(HANDLED)
+    assert process.stdout
+    while "connected to RabbitMQ" not in process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=DEADLINE_S)
+    assert out.splitlines()[-1].count("stopped")
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("fault", ["ack fails", "callback fails"])
+def test_a_defect_ends_the_process_with_code_1_and_its_traceback(start: Start, fault: str) -> None:
+    """In a task, and in a callback of the event loop."""
+    process = start(HANDLED, fault)
     out, _ = process.communicate(timeout=DEADLINE_S)
     assert "ended by a defect" in out
-    assert "RuntimeError: as no fake and no broker does" in out
+    assert "RuntimeError: as no broker does" in out
     assert process.returncode == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from idempotent_consumer import Event, Service
@@ -38,14 +40,28 @@ def test_a_decorator_without_a_type(service: Service) -> None:
         def place(event: Event) -> None: ...
 
 
-def test_a_coroutine_is_no_handler(service: Service) -> None:
+def test_a_coroutine_is_no_pure_handler(service: Service) -> None:
     with pytest.raises(TypeError, match="async def"):
 
-        @service.handler("new_order")  # type: ignore[arg-type]
+        @service.handler("new_order")  # type: ignore[type-var]
         async def place(event: Event) -> None: ...
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1.0])
+@pytest.mark.parametrize("is_coroutine", [False, True])
+def test_a_claimed_handler_is_a_plain_function_or_a_coroutine(
+    service: Service, is_coroutine: bool
+) -> None:
+    def call(event: Event, timeout_s: float) -> None: ...
+
+    async def wait(event: Event, timeout_s: float) -> None: ...
+
+    function = wait if is_coroutine else call
+    assert service.claimed_handler("new_order", timeout_s=5.0)(function) is function
+    handler = service.handlers["new_order"]
+    assert (handler.claimed, handler.is_coroutine) == (True, is_coroutine)
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1.0, math.inf, math.nan])
 def test_a_call_has_time(service: Service, timeout_s: float) -> None:
     with pytest.raises(ValueError, match="timeout_s"):
         service.claimed_handler("new_order", timeout_s)

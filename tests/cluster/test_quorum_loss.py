@@ -12,7 +12,7 @@ from cluster.cluster import Cluster
 from cluster.conftest import StartTrial
 from harness.broker import Broker
 from harness.wait import eventually, stands_still
-from integration.judging import not_ready, throughout
+from integration.judging import throughout
 from integration.load import orders
 
 
@@ -53,15 +53,14 @@ def test_two_of_three_members_are_stopped(
 
 @pytest.mark.timeout(300)
 def test_two_of_three_brokers_are_stopped(trial: StartTrial, cluster: Cluster) -> None:
-    """The third pauses, being in the minority; what was confirmed is there when they are back."""
+    """The third can do nothing alone; what was confirmed is there when they are back."""
     attempt = trial("two of three brokers stopped")
     with attempt.load():
         attempt.works()
         for broker in cluster.brokers[:2]:
             broker.stop()
-        for replica in attempt.replicas:
-            eventually(partial(not_ready, replica.service, "rabbitmq"), 60)
-        recorded = stands_still(attempt.progress.count)  # once what was under way has ended
+        # Once what was under way has ended. A replica on the third keeps its connection.
+        recorded = stands_still(attempt.progress.count, for_s=5)
 
         def nothing_is_recorded() -> None:
             assert attempt.progress.count() == recorded

@@ -44,7 +44,7 @@ class SimulatedBroker(FakeBroker):
         self.rng, self.plan, self.trace, self.auditor = rng, plan, trace, auditor
         self.latency_s = lambda: rng.expovariate(1 / plan.latency_s)
         self.nacks = self._refuses
-        self.alarm_until_s = 0.0
+        self.away_until_s = self.alarm_until_s = 0.0
         self.faulty = True
         self.published_s: dict[bytes, list[float]] = {}
         self.given_out_s: dict[bytes, float] = {}
@@ -90,7 +90,11 @@ class SimulatedBroker(FakeBroker):
     def publishing(self, channel: ServerChannel, message: Message) -> None:
         """Judge a copy that a process sends on."""
         life: Any = channel.session.connection.loop
-        if not message.exchange and (number := message.properties.message_id):
+        if message.exchange:
+            return
+        if message.routing_key not in self.queues:
+            self.trace.fault("publish returned", life.name, message.routing_key)
+        if number := message.properties.message_id:
             given_s = self._given_s.get((int(number), life))
             self.auditor.copied(life, message.body, message.headers, given_s)
 

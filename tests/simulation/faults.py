@@ -42,7 +42,7 @@ class Faults:
     def stop_all(self) -> None:
         """Let nothing fail any more."""
         self._etcd.faulty = self._broker.faulty = False
-        self._etcd.away_until_s = self._broker.away_until_s = 0.0
+        self._etcd.away_until_s, self._broker.away = 0.0, False
         self._etcd.store.out_of_space = False
 
     def cut(self, connection: Connection) -> None:
@@ -130,11 +130,17 @@ class Faults:
             channel.cancelled_by_broker(next(iter(channel.consumers.values())))
 
     def _restart_broker(self) -> None:
-        seconds = self._rng.uniform(0.5, 10.0)
+        broker, seconds = self._broker, self._rng.uniform(0.5, 10.0)
         self._trace.fault("broker restarted", "broker", round(seconds, 1))
-        self._broker.away_until_s = self._broker.agenda.now_s + seconds
-        for connection in list(self._broker.connections):
+        broker.away, broker.away_until_s = True, broker.agenda.now_s + seconds
+        for connection in list(broker.connections):
             self.cut(connection)
+
+        def back() -> None:
+            if broker.agenda.now_s >= broker.away_until_s:
+                broker.away = False
+
+        broker.agenda.later(seconds, back)
 
     def alarm(self, least_s: float, most_s: float) -> None:
         """Let the broker run out of memory, or of disk: it reads nothing more of what is sent."""

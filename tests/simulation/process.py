@@ -121,6 +121,12 @@ class SimulatedProcess(Process):
         """What the tokens of its records begin with; empty where it has not come so far."""
         return self.running.process if hasattr(self, "running") else ""
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is not frozen, and has no event in flight."""
+        thawed = self.life.frozen_until_s <= self.life.agenda.now_s
+        return thawed and not (hasattr(self, "running") and self.running.consumer.busy)
+
     def judge_counts(self) -> None:
         """Hold the contract's sum."""
         if miscounted := hasattr(self, "running") and self.miscounted():

@@ -28,8 +28,14 @@ DRAINED_WITHIN_S = 400.0
 """Far more than the retries, the longest lease and the calls on few threads add up to, and less
 than the ten minutes after which a process takes a new lease for its records by itself."""
 
+_OVER_WITHIN_S = 60.0
+"""Requests apply late, processes are frozen, and calls go on whose events others have ended."""
+
 _HEARD_WITHIN_S = 2.0
-"""So long after the last request has applied, whatever follows from it has."""
+"""So long after the last of that, whatever follows from it has."""
+
+_LOOKED_AT_EVERY = 8
+"""So many steps apart it is looked at whether a run is over."""
 
 _MOST_STEPS = 400_000
 _NOTICED_WITHIN_S = 15.0
@@ -109,10 +115,11 @@ class World:
             if self.plan.rate(kind) and not self._broken():
                 self._lose_data(kind)
         self.agenda.run(self.agenda.now_s + DRAINED_WITHIN_S, self._drained)
-        if not self._broken() and not self._drained():
+        if not self._broken() and not (self.producer.unsent == 0 and self.broker.drained):
             self._say_stuck()
         # What is still under way may apply now, when everything seems settled.
-        self.agenda.run(self.etcd.applies_until_s + _HEARD_WITHIN_S, self._broken)
+        self.agenda.run(self.agenda.now_s + _OVER_WITHIN_S, self._is_over)
+        self.agenda.run(self.agenda.now_s + _HEARD_WITHIN_S, self._broken)
         if self._broken():
             return
         account = Account(
@@ -260,7 +267,19 @@ class World:
         return bool(self.trace.violations)
 
     def _drained(self) -> bool:
-        return self._broken() or (self.producer.unsent == 0 and self.broker.drained)
+        return self._broken() or (
+            self.agenda.happened % _LOOKED_AT_EVERY == 0
+            and self.producer.unsent == 0
+            and self.broker.drained
+        )
+
+    def _is_over(self) -> bool:
+        now_s = self.agenda.now_s
+        return self._broken() or (
+            self.agenda.happened % _LOOKED_AT_EVERY == 0
+            and now_s >= self.etcd.applies_until_s
+            and all(process.is_idle for process in self._living())
+        )
 
     def _say_stuck(self) -> None:
         held = [message.body for message in self.broker.unacked]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import pika
 import pika.exceptions
 
-from ..amqp import NOT_FOUND, explain, parameters_of, tolerate_bad_headers
+from ..amqp import NOT_FOUND, explain, keep_header_bytes, parameters_of
 
 BLOCKED_TIMEOUT_S = 10.0
 """For so long a broker with an alarm is waited for, which takes no messages."""
@@ -33,7 +33,7 @@ class Broker:
     """One connection, to the first of the addresses that answers. Raises BrokerError throughout."""
 
     def __init__(self, urls: Sequence[str]) -> None:
-        tolerate_bad_headers()
+        keep_header_bytes()
         parameters = [parameters_of(url, "idempotent-consumer") for url in urls]
         for each in parameters:
             each.blocked_connection_timeout = BLOCKED_TIMEOUT_S

@@ -103,9 +103,7 @@ class DeadLetterQueue:
 
     def resend(self, letter: Letter) -> None:
         """Publish a letter to its service's own queue as it first was, and then remove it."""
-        properties = forwarded_properties(letter.properties, {})
-        for name in _OURS:
-            properties.headers.pop(name, None)
+        properties = forwarded_properties(letter.properties, {}, without=_OURS)
         self._channel.basic_publish(
             names.DEFAULT_EXCHANGE, self._service, letter.body, properties, mandatory=True
         )

@@ -19,7 +19,7 @@ from .etcd import Records, member
 from .output import counted, duration, plain, table
 from .report import Report
 from .services import Queues, queues, retry_queues, services
-from .web import Tls, WebError
+from .web import Tls, WebError, without_login
 
 READ_AT_MOST = 20_000
 """So many records are read for their states; of more only the number is told, unless asked for."""
@@ -118,13 +118,14 @@ def _ready(url: str, context: Context) -> dict[str, Any]:
     """Ask a service whether it is ready."""
     asked = url if urlsplit(url).path.strip("/") else f"{url.rstrip('/')}/readyz"
     try:
-        return {"url": url, "ready": True, "missing": context.fetch(asked, Tls()).json()["missing"]}
+        missing = context.fetch(asked, Tls()).json()["missing"]
+        return {"url": without_login(url), "ready": True, "missing": missing}
     except (WebError, KeyError, TypeError) as error:
         try:
             missing = orjson.loads(getattr(error, "body", b""))["missing"]
         except (orjson.JSONDecodeError, KeyError, TypeError):
             missing = {"answer": str(error)}
-        return {"url": url, "ready": False, "missing": missing}
+        return {"url": without_login(url), "ready": False, "missing": missing}
 
 
 def _duplicates(url: str, context: Context) -> dict[str, Any] | None:

@@ -91,7 +91,9 @@ def _request(url: str) -> Request:
     request = Request(without_login(url))  # noqa: S310 - it is HTTP wherever a URL is read.
     if parts.username is not None:
         login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
+        # Not for where a redirect leads.
+        basic = base64.b64encode(login.encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {basic}")
     return request
 
 

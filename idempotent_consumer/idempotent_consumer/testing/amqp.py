@@ -18,17 +18,19 @@ from pika.exceptions import (
     ConnectionWrongStateError,
 )
 
-from .loop import Wire
+from .loop import Loop, Wire
 
 if TYPE_CHECKING:
     from .broker import FakeBroker, Session
+
+Callback = Callable[..., object]
 
 
 class Sent(NamedTuple):
     """A frame as a process sends it: AMQP's method with its arguments."""
 
     method: str
-    arguments: tuple[Any, ...]
+    arguments: tuple[Any, ...] = ()
 
 
 class Connection:
@@ -41,38 +43,43 @@ class Connection:
         self,
         broker: FakeBroker,
         parameters: Any,
-        on_open: Callable[[Any], None],
-        on_open_error: Callable[[Any, Exception], None],
-        on_close: Callable[[Any, Exception], None],
+        on_open: Callback,
+        on_open_error: Callback,
+        on_close: Callback,
     ) -> None:
         self.broker, self.params = broker, parameters
         loop: Any = asyncio.get_running_loop()
-        self.loop = loop
+        self.loop: Loop = loop
         self._on_open, self._on_open_error, self._on_close = on_open, on_open_error, on_close
         self.is_open = self.is_closed = self._was_open = False
         self.reader: Any = None
         self.session: Session | None = None
         self._channels: dict[int, Channel] = {}
-        self._on_blocked: list[Callable[..., None]] = []
-        self._on_unblocked: list[Callable[..., None]] = []
+        self._on_blocked: list[Callback] = []
+        self._on_unblocked: list[Callback] = []
         self.to_broker = Wire(broker.agenda, None, broker.latency_s)
-        self.to_client = Wire(broker.agenda, loop, broker.latency_s)
-        self.send(0, Sent("connect", ()), self._accept)
+        self.to_client = Wire(broker.agenda, self.loop, broker.latency_s)
+        self.send(0, Sent("connect"), self._accept)
 
     # What the library calls.
 
-    def channel(self, on_open_callback: Callable[[Any], None]) -> Channel:
+    def channel(self, on_open_callback: Callback) -> Channel:
         """Open a channel."""
         number = max(self._channels, default=0) + 1
         channel = self._channels[number] = Channel(self, number)
-        channel.open(on_open_callback)
+
+        def opened(_: Any) -> None:
+            channel.is_open = True
+            on_open_callback(channel)
+
+        self.send(number, Sent("channel_open", (opened,)))
         return channel
 
-    def add_on_connection_blocked_callback(self, callback: Callable[..., None]) -> None:
+    def add_on_connection_blocked_callback(self, callback: Callback) -> None:
         """Call back when the broker reads no further."""
         self._on_blocked.append(callback)
 
-    def add_on_connection_unblocked_callback(self, callback: Callable[..., None]) -> None:
+    def add_on_connection_unblocked_callback(self, callback: Callback) -> None:
         """Call back when it reads on."""
         self._on_unblocked.append(callback)
 
@@ -88,16 +95,16 @@ class Connection:
         self.is_open = False
         for channel in self._channels.values():
             channel.is_open = False
-        self.send(0, Sent("close", ()), self._close_session)
+        self.send(0, Sent("close"), self._close_session)
 
     # The network.
 
-    def send(self, number: int, sent: Sent, arrive: Callable[[], None] | None = None) -> None:
+    def send(self, number: int, sent: Sent, arrive: Callback | None = None) -> None:
         """Send a frame; the process may die before it has been written, or behind it."""
 
         def received() -> None:
             if self.session is not None:
-                self.session.receive(number, sent.method, sent.arguments)
+                self.session.receive(number, sent)
 
         self.loop.act("before", sent)
         self.to_broker.send(received if arrive is None else arrive)
@@ -116,15 +123,11 @@ class Connection:
         self.broker.connections.remove(self)
         for number in list(self._channels):
             self.on_channel_closed(number, error)
-        if self._was_open:
-            self._on_close(self, error)
-        else:
-            self._on_open_error(self, error)
+        (self._on_close if self._was_open else self._on_open_error)(self, error)
 
     def _accept(self) -> None:
         if self.broker.away:
-            refused = AMQPConnectionError("Connection refused")
-            self.to_client.send(partial(self.lost, refused))
+            self.to_client.send(partial(self.lost, AMQPConnectionError("Connection refused")))
             return
         self.session = self.broker.accept(self)
         self.to_client.send(self._opened)
@@ -140,7 +143,7 @@ class Connection:
 
     # What arrives.
 
-    def on_channel_frame(self, number: int, method: str, arguments: tuple[Any, ...]) -> None:
+    def on_frame(self, number: int, method: str, *arguments: Any) -> None:
         """Hand a frame to its channel, where that is still there."""
         if number in self._channels:
             getattr(self._channels[number], method)(*arguments)
@@ -165,23 +168,14 @@ class Channel:
     def __init__(self, connection: Connection, number: int) -> None:
         self.connection, self.channel_number = connection, number
         self.is_open = self.is_closed = False
-        self._consumers: dict[str, Callable[..., None]] = {}
+        self._consumers: dict[str, Callback] = {}
         self._cancelled: set[str] = set()
-        self._on_confirm: Callable[[Any], None] = lambda _: None
-        self._on_return: list[Callable[..., None]] = []
-        self._on_cancel: list[Callable[[Any], None]] = []
-        self.on_close: list[Callable[[Any, Exception], None]] = []
+        self._on_confirm: Callback = lambda _: None
+        self._on_return: list[Callback] = []
+        self._on_cancel: list[Callback] = []
+        self.on_close: list[Callback] = []
 
-    # What the library calls.
-
-    def open(self, on_open: Callable[[Any], None]) -> None:
-        """Open it."""
-
-        def opened(_: Any) -> None:
-            self.is_open = True
-            on_open(self)
-
-        self.connection.send(self.channel_number, Sent("channel_open", (opened,)))
+    # What the library calls, with pika's arguments as far as they are used.
 
     def close(self) -> None:
         """Close it."""
@@ -191,15 +185,15 @@ class Channel:
         closed = partial(self.connection.on_channel_closed, self.channel_number, error)
         self.connection.broker.agenda.later(0.0, closed, self.connection.loop)
 
-    def add_on_close_callback(self, callback: Callable[[Any, Exception], None]) -> None:
+    def add_on_close_callback(self, callback: Callback) -> None:
         """Call back when the channel is closed."""
         self.on_close.append(callback)
 
-    def add_on_cancel_callback(self, callback: Callable[[Any], None]) -> None:
+    def add_on_cancel_callback(self, callback: Callback) -> None:
         """Call back when the broker ends a consumer."""
         self._on_cancel.append(callback)
 
-    def add_on_return_callback(self, callback: Callable[..., None]) -> None:
+    def add_on_return_callback(self, callback: Callback) -> None:
         """Call back with a message that no queue was there for."""
         self._on_return.append(callback)
 
@@ -209,7 +203,7 @@ class Channel:
         exchange_type: str = "direct",
         passive: bool = False,
         durable: bool = False,
-        callback: Callable[[Any], None] | None = None,
+        callback: Callback | None = None,
     ) -> None:
         """Declare an exchange."""
         self._send("exchange_declare", exchange, exchange_type, passive, callback)
@@ -220,43 +214,31 @@ class Channel:
         passive: bool = False,
         durable: bool = False,
         arguments: dict[str, Any] | None = None,
-        callback: Callable[[Any], None] | None = None,
+        callback: Callback | None = None,
     ) -> None:
         """Declare a queue."""
         self._send("queue_declare", queue, arguments or {}, passive, callback)
 
     def queue_bind(
-        self,
-        queue: str,
-        exchange: str,
-        routing_key: str = "",
-        callback: Callable[[Any], None] | None = None,
+        self, queue: str, exchange: str, routing_key: str = "", callback: Callback | None = None
     ) -> None:
         """Bind a queue to an exchange."""
         self._send("queue_bind", queue, exchange, routing_key, callback)
 
-    def basic_qos(
-        self, prefetch_count: int = 0, callback: Callable[[Any], None] | None = None
-    ) -> None:
+    def basic_qos(self, prefetch_count: int = 0, callback: Callback | None = None) -> None:
         """Bound what is unacked."""
         self._send("basic_qos", prefetch_count, callback)
 
     def basic_consume(
-        self,
-        queue: str,
-        on_message_callback: Callable[..., None],
-        consumer_tag: str | None = None,
-        callback: Callable[[Any], None] | None = None,
+        self, queue: str, on_message_callback: Callback, callback: Callback | None = None
     ) -> str:
         """Consume a queue; return the consumer's tag."""
-        tag = consumer_tag or f"ctag{self.channel_number}.{len(self._consumers) + 1}"
+        tag = f"ctag{self.channel_number}.{len(self._consumers) + 1}"
         self._consumers[tag] = on_message_callback
         self._send("basic_consume", queue, tag, callback)
         return tag
 
-    def basic_cancel(
-        self, consumer_tag: str, callback: Callable[[Any], None] | None = None
-    ) -> None:
+    def basic_cancel(self, consumer_tag: str, callback: Callback | None = None) -> None:
         """Consume no more."""
         self._cancelled.add(consumer_tag)
         self._send("basic_cancel", consumer_tag, callback)
@@ -265,20 +247,12 @@ class Channel:
         """Ack one delivery, or all up to it."""
         self._send("basic_ack", delivery_tag, multiple)
 
-    def basic_nack(
-        self, delivery_tag: int = 0, multiple: bool = False, requeue: bool = True
-    ) -> None:
-        """Hand a delivery back, or all up to it."""
-        self._send("basic_reject", delivery_tag, multiple, requeue)
-
     def basic_reject(self, delivery_tag: int = 0, requeue: bool = True) -> None:
         """Hand a delivery back."""
-        self._send("basic_reject", delivery_tag, False, requeue)
+        self._send("basic_reject", delivery_tag, requeue)
 
     def confirm_delivery(
-        self,
-        ack_nack_callback: Callable[[Any], None],
-        callback: Callable[[Any], None] | None = None,
+        self, ack_nack_callback: Callback, callback: Callback | None = None
     ) -> None:
         """Have the broker confirm what is published from now on."""
         self._on_confirm = ack_nack_callback
@@ -303,7 +277,7 @@ class Channel:
 
     # What arrives.
 
-    def on_answer(self, answered: Callable[[Any], None], method: Any) -> None:
+    def on_answer(self, answered: Callback, method: Any) -> None:
         """Hand on the answer to what was asked."""
         answered(method)
 
@@ -319,7 +293,7 @@ class Channel:
             data = _delivery(self.channel_number, method, encoded, body)
             if reader.read(data) == (len(data), False):
                 return
-        properties = pika.BasicProperties().decode(encoded)
+        properties = spec.props[spec.Basic.INDEX]().decode(encoded)
         self._consumers[method.consumer_tag](self, method, properties, body)
 
     def on_confirm(self, method: Any) -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -15,7 +14,8 @@ import pika
 from pika import frame, spec
 from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByClient, StreamLostError
 
-from .amqp import Connection
+from ..amqp import Properties, with_headers
+from .amqp import Callback, Connection, Sent
 from .loop import Agenda, Loop
 
 DEFAULT_EXCHANGE = ""
@@ -35,8 +35,8 @@ class Message:
 
     @cached_property
     def properties(self) -> Any:
-        """The properties as pika decodes them."""
-        return pika.BasicProperties().decode(self.encoded)
+        """The properties as the library decodes them."""
+        return Properties().decode(self.encoded)
 
     @property
     def headers(self) -> dict[str, Any]:
@@ -45,9 +45,7 @@ class Message:
 
     def with_headers(self, **headers: Any) -> bytes:
         """Return its properties with more headers, as they are on the wire."""
-        properties = pika.BasicProperties().decode(self.encoded)
-        properties.headers = {**self.headers, **headers}
-        return encode(properties)
+        return with_headers(self.encoded, headers)
 
 
 def encode(properties: Any) -> bytes:
@@ -93,7 +91,7 @@ class ChannelError(Exception):
 class FakeBroker:
     """RabbitMQ as a process reaches it, and as a test does.
 
-    It refuses connections until ``away_until_s``. ``confirms`` off holds confirms back, for the
+    ``away`` refuses connections. ``confirms`` off holds confirms back, for the
     test to send them by ``ServerChannel.confirm``. ``nacks`` says of a queue's name whether it
     takes no message. ``arrived`` is how many deliveries have come to each process.
     A subclass can decide what else there is to decide, such as the order of deliveries.
@@ -102,7 +100,7 @@ class FakeBroker:
     def __init__(self, agenda: Agenda) -> None:
         self.agenda = agenda
         self.latency_s: Callable[[], float] = lambda: 0.0
-        self.away_until_s, self.alarm, self.confirms = -math.inf, False, True
+        self.away, self.alarm, self.confirms = False, False, True
         self.nacks: Callable[[str], bool] = lambda _: False
         self.exchanges: dict[str, tuple[str, list[tuple[str, str]]]] = {}
         self.queues: dict[str, Queue] = {}
@@ -119,9 +117,9 @@ class FakeBroker:
         self,
         parameters: Any,
         *,
-        on_open_callback: Callable[[Any], None],
-        on_open_error_callback: Callable[[Any, Exception], None],
-        on_close_callback: Callable[[Any, Exception], None],
+        on_open_callback: Callback,
+        on_open_error_callback: Callback,
+        on_close_callback: Callback,
     ) -> Connection:
         """Connect, for ``System.connect``."""
         connection = Connection(
@@ -169,11 +167,6 @@ class FakeBroker:
         """Learn that a process has died: what it has written arrives, and then its end."""
         for connection in [one for one in self.connections if one.loop is loop]:
             connection.to_broker.send(connection.end_session)
-
-    @property
-    def away(self) -> bool:
-        """Whether it refuses connections."""
-        return self.agenda.now_s < self.away_until_s
 
     def accept(self, connection: Connection) -> Session:
         """Take a connection."""
@@ -292,31 +285,24 @@ class Session:
         self._unread: list[Callable[[], None]] = []
         broker.sessions.append(self)
 
-    def receive(self, number: int, method: str, arguments: tuple[Any, ...]) -> None:
+    def receive(self, number: int, sent: Sent) -> None:
         """Do what a frame says."""
+        if sent.method == "basic_publish" and self.broker.alarm and not self.blocked:
+            self.blocked = True
+            self.connection.to_client.send(partial(self.connection.on_blocked, True))
         if self.blocked:
-            self._unread.append(partial(self.receive, number, method, arguments))
+            self._unread.append(partial(self.receive, number, sent))
             return
-        if method == "channel_open":
+        if sent.method == "channel_open":
             self.channels[number] = ServerChannel(self, number)
         channel = self.channels.get(number)
         if channel is None or not self.alive:
             return
-        if method == "basic_publish" and self.broker.alarm:
-            self.block()
-            self._unread.append(partial(self.receive, number, method, arguments))
-            return
         try:
-            getattr(channel, method)(*arguments)
+            getattr(channel, sent.method)(*sent.arguments)
         except ChannelError as error:
             self.broker.refused(channel, error)
             self.close_channel(channel, error)
-
-    def block(self) -> None:
-        """Read nothing more, and say so."""
-        if not self.blocked:
-            self.blocked = True
-            self.connection.to_client.send(partial(self.connection.on_blocked, True))
 
     def unblock(self) -> None:
         """Read on, if the alarm is over."""
@@ -406,9 +392,7 @@ class ServerChannel:
 
     def _send(self, method: str, *arguments: Any) -> None:
         connection = self.session.connection
-        connection.to_client.send(
-            partial(connection.on_channel_frame, self.number, method, arguments)
-        )
+        connection.to_client.send(partial(connection.on_frame, self.number, method, *arguments))
 
     def _answer(self, answered: Callable[[Any], None] | None, method: Any) -> None:
         if answered is not None:
@@ -486,9 +470,9 @@ class ServerChannel:
             self.broker.settled(consumer, message)
         self._dispatch([consumer for consumer, _ in settled])
 
-    def basic_reject(self, tag: int, multiple: bool, requeue: bool) -> None:
+    def basic_reject(self, tag: int, requeue: bool) -> None:
         """Hand a delivery back, or have it dead-lettered."""
-        for consumer, message in self._take(tag, multiple):
+        for consumer, message in self._take(tag, multiple=False):
             if requeue:
                 self.broker.rejected(consumer, message)
             else:

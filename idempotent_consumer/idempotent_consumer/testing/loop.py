@@ -420,12 +420,12 @@ class Wire:
 
     def __init__(self, agenda: Agenda, loop: Loop | None, latency_s: Callable[[], float]) -> None:
         self._agenda, self._loop, self._latency_s = agenda, loop, latency_s
-        self._frames: deque[tuple[float, Callable[[], None]]] = deque()
+        self._frames: deque[tuple[float, Callable[[], object]]] = deque()
         self._cut = False
         self.idle_at_s = 0.0
         """When the last frame under way arrives."""
 
-    def send(self, frame: Callable[[], None]) -> None:
+    def send(self, frame: Callable[[], object]) -> None:
         """Let a frame arrive, unless the wire is cut."""
         if self._cut:
             return
@@ -436,6 +436,13 @@ class Wire:
             self.idle_at_s = arrives_s
             self._agenda.later(arrives_s - now_s, self._arrive, self._loop)
         self._frames.append((arrives_s, frame))
+
+    def hold(self, until_s: float) -> None:
+        """Let nothing more arrive before a time."""
+        self.idle_at_s = max(self.idle_at_s, until_s)
+        if self._frames:
+            self._frames = deque((max(at_s, until_s), frame) for at_s, frame in self._frames)
+            self._agenda.later(max(0.0, until_s - self._agenda.now_s), self._arrive, self._loop)
 
     def cut(self, keep: int) -> int:
         """Lose what is under way but for the first ``keep`` frames; return how many were lost."""

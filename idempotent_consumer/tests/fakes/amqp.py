@@ -79,7 +79,15 @@ class Rabbit:
 
     def fall_silent(self) -> None:
         """Answer nothing on the last connection any more, as a frozen broker does."""
-        self.connection.to_broker.hold(1e9)
+        self.connection.to_broker.cut(0)
+
+    def refuse(self) -> None:
+        """Refuse connections from now on."""
+        self.broker.away = True
+
+    def accept(self) -> None:
+        """Accept connections again."""
+        self.broker.away = False
 
     def said(self, event: str) -> list[Any]:
         """Return the log lines with this text."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 
-from idempotent_consumer.effects import Put
+from idempotent_consumer.calls import Handler
+from idempotent_consumer.effects import Effects, Put
 from idempotent_consumer.event import Event
 
 
@@ -34,14 +37,44 @@ class Pure:
 
 
 class Claimed:
-    """A claimed handler: its effect outside is that it was called, with these ids."""
+    """A claimed handler: its effect outside is that it was called, with these ids.
 
-    def __init__(self, fails: int = 0) -> None:
-        self.fails, self.calls = fails, list[str]()
+    A call ends at once, or where it ``waits`` when the test says so. It returns what ``returns``
+    does, or raises as often as ``fails`` says.
+    """
 
-    def __call__(self, event: Event, timeout_s: float) -> None:
+    def __init__(
+        self,
+        fails: int = 0,
+        *,
+        waits: bool = False,
+        timeout_s: float = 5.0,
+        returns: Callable[[Event], Effects] = lambda _: None,
+    ) -> None:
+        self.fails, self.waits, self.calls = fails, waits, list[str]()
+        self._returns = returns
+        self.handler = Handler(self.call, timeout_s)
+        self._under_way: list[tuple[str, asyncio.Future[None]]] = []
+
+    async def call(self, event: Event, _timeout_s: float) -> Effects:
         """Make one call."""
         self.calls.append(event.id)
+        if self.waits:
+            ended = asyncio.get_running_loop().create_future()
+            self._under_way.append((event.id, ended))
+            await ended
         if self.fails:
             self.fails -= 1
             raise ConnectionError("refused")
+        return self._returns(event)
+
+    def end(self, *ids: str) -> None:
+        """Let calls under way end, all of them or those for these ids."""
+        under_way, self._under_way = self._under_way, []
+        for event_id, ended in under_way:
+            if ids and event_id not in ids:
+                self._under_way.append((event_id, ended))
+            elif not ended.done():
+                loop: Any = ended.get_loop()
+                loop.call_soon(ended.set_result, None)
+                loop.run_until_idle()

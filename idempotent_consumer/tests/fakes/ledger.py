@@ -78,6 +78,7 @@ class Replica:
             self.cache,
             longest_call_s,
             self._tasks,
+            self.loop.time,
         )
         self._running: Any = None
 
@@ -138,4 +139,7 @@ class Replica:
             tasks.create_task(self.ledger.watch())
 
     async def _commit(self, asks: Sequence[Ask]) -> None:
-        self.answers += await self.ledger.commit(asks)
+        """Commit until each ask has its answer, as a consumer does."""
+        while asks:
+            answers, asks = await self.ledger.commit(asks)
+            self.answers += answers

@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 import orjson
 import pika
 from etcd3 import etcdrpc as pb
+from grpc.aio import AioRpcError
 
-from idempotent_consumer.cli.broker import BrokerError, Depth
-from idempotent_consumer.cli.dead_letter_queue import Letter, read_letter
+from idempotent_consumer import records
 from idempotent_consumer.bus import queue_arguments
+from idempotent_consumer.cli.broker import BrokerError, Depth
 from idempotent_consumer.cli.command import main
 from idempotent_consumer.cli.context import Context
+from idempotent_consumer.cli.dead_letter_queue import Letter, read_letter
 from idempotent_consumer.cli.web import Page, Tls, WebError
-from idempotent_consumer.ledger import records
-from idempotent_consumer.ledger.etcd import EtcdError
+from idempotent_consumer.etcd import EtcdError, Failure
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.store import Store
 
@@ -75,7 +76,10 @@ class FakeEtcd:
         if method == "Alarm":
             alarm = pb.AlarmMember(alarm=pb.AlarmType.Value("NOSPACE"))
             return pb.AlarmResponse(alarms=[alarm] if operator.store.out_of_space else [])
-        reply = operator.store.apply(method, request)
+        try:
+            reply = operator.store.apply(method, request)
+        except AioRpcError as error:
+            raise EtcdError(Failure.UNKNOWN, str(error.details())) from None
         operator.meanwhile()
         return reply
 

@@ -8,14 +8,14 @@ from collections import Counter
 import pytest
 
 from fakes.operator import Operator
-from idempotent_consumer.ledger import keyspace
-from idempotent_consumer.ledger.reading import Records
+from idempotent_consumer import cache
+from idempotent_consumer.cli.etcd import Records
 
 
 @pytest.mark.parametrize("number", [0, 1, 7, 8, 100])
 def test_all_states_are_counted_page_by_page(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each record once, whatever its id, and nothing of another service."""
-    monkeypatch.setattr(keyspace, "PAGE_RECORDS", 4)
+    monkeypatch.setattr(cache, "PAGE_RECORDS", 4)
     rng, operator = random.Random(number), Operator()
     expected = Counter[str]()
     for index in range(number):
@@ -33,7 +33,7 @@ def test_all_states_are_counted_page_by_page(number: int, monkeypatch: pytest.Mo
 def test_a_page_does_not_see_what_is_written_after_the_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(keyspace, "PAGE_RECORDS", 4)
+    monkeypatch.setattr(cache, "PAGE_RECORDS", 4)
     operator = Operator()
     for index in range(20):
         operator.has_record("order", f"{index:02}")

@@ -1,0 +1,254 @@
+"""Processes of the service "order" in memory, each with a broker of its own, on one etcd's data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from random import Random
+from typing import Any, NamedTuple
+
+from idempotent_consumer import Service, Settings, names
+from idempotent_consumer.calls import Handler
+from idempotent_consumer.event import InvalidEvent, decode
+from idempotent_consumer.health import Health
+from idempotent_consumer.ledger import Ledger
+from idempotent_consumer.records import CLAIMED, DONE, Record
+from idempotent_consumer.records import decode as decode_record
+from idempotent_consumer.testing.amqp import Sent
+from idempotent_consumer.testing.broker import (
+    Consumer,
+    FakeBroker,
+    Message,
+    Queue,
+    ServerChannel,
+    Session,
+)
+from idempotent_consumer.testing.etcd import FakeEtcd
+from idempotent_consumer.testing.loop import Agenda, Loop
+from idempotent_consumer.testing.process import SETTINGS, Process
+from idempotent_consumer.testing.store import Store
+
+DEAD_LETTERS, FIRST_RETRY = "order.dead-letter", "order.retry.1s"
+RECONNECTED_S = 1.0
+"""Longer than a process waits before it connects again."""
+
+
+class Ack(NamedTuple):
+    """An ack as it is sent: on which of its process's channels, and the tags that it settles."""
+
+    epoch: int
+    tags: tuple[int, ...]
+    multiple: bool
+
+
+class OrderProcess(Process):
+    """A process of the service "order". Handlers are given by their event type."""
+
+    def __init__(
+        self,
+        world: World,
+        handlers: Mapping[str, Handler],
+        settings: Settings = SETTINGS,
+        **options: Any,
+    ) -> None:
+        self.world, self.store = world, world.store
+        self.acks: list[Ack] = []
+        self._epoch, self._tags_acked = 0, set[int]()
+        service = Service("order", noun="orders")
+        service.handlers = dict(handlers)
+        super().__init__(
+            service,
+            _Broker(world, audited=settings.enable_etcd),
+            FakeEtcd(world.agenda, world.store),
+            settings,
+            loop=_ActsNoted(world.agenda, self._note),
+            random=Random(len(world.processes)),
+            **options,
+        )
+        world.processes.append(self)
+        self.loop.run_until_idle()
+
+    # What the test does.
+
+    def confirm(self, number: int | None = None, *, multiple: bool = False) -> None:
+        """Confirm what the broker has not confirmed yet, and let all follow that needs no time.
+
+        It is all there is, one by one, or the message with this number on its channel.
+        """
+        for channel in self._channels():
+            for each in [number] if number else list(channel.unconfirmed):
+                if each in channel.unconfirmed:
+                    channel.confirm(each, multiple)
+        self.loop.run_until_idle()
+
+    def lose_channel(self) -> None:
+        """Reset the connection that consumes: what is unacked is requeued."""
+        self.broker.lose(self._consuming.connection)
+        self.loop.run_until_idle()
+
+    def reconnect(self) -> None:
+        """Lose the channel, and let it be redelivered what is requeued."""
+        self.lose_channel()
+        self.loop.advance(RECONNECTED_S)
+
+    # What it shows.
+
+    @property
+    def acked(self) -> list[bytes]:
+        """The bodies of the messages that the broker has had acked."""
+        return [message.body for message in self.broker.acked]
+
+    @property
+    def in_hand(self) -> int:
+        """How many deliveries are unacked, as the process sees it."""
+        return self.running.intake.in_hand
+
+    @property
+    def forwarded(self) -> list[Message]:
+        """What it has sent on to queues, in order."""
+        return [message for message in self.broker.published if not message.exchange]
+
+    @property
+    def published(self) -> list[bytes]:
+        """The events it has published, in order."""
+        return [message.body for message in self.broker.published if message.exchange]
+
+    def sent_to(self, queue: str) -> list[Message]:
+        """Return what it has sent on to a queue."""
+        return [message for message in self.forwarded if message.routing_key == queue]
+
+    @property
+    def health(self) -> Health:
+        """What it lacks."""
+        return self.running.health
+
+    @property
+    def ledger(self) -> Ledger:
+        """Its ledger."""
+        return self.running.ledger
+
+    def logged(self, part: str) -> list[Mapping[str, Any]]:
+        """Return the log lines whose event contains this."""
+        return [line for line in self.lines.entries if part in line["event"]]
+
+    @property
+    def _consuming(self) -> Session:
+        return next(channel.session for channel in self._channels() if channel.consumers)
+
+    def _channels(self) -> list[ServerChannel]:
+        return [one for session in self.broker.sessions for one in session.channels.values()]
+
+    def _note(self, sent: Sent) -> None:
+        if sent.method == "basic_consume":
+            self._epoch, self._tags_acked = self._epoch + 1, set()
+        elif sent.method == "basic_ack":
+            last, multiple = sent.arguments
+            unacked = next((one.unacked for one in self._channels() if one.consumers), {})
+            tags = [tag for tag in unacked if tag <= last] if multiple else [last]
+            new = tuple(tag for tag in tags if tag not in self._tags_acked)
+            self._tags_acked.update(new)
+            self.acks.append(Ack(self._epoch, new, multiple))
+
+
+class World:
+    """An etcd's data, a clock, and processes. Time passes for all of them."""
+
+    def __init__(self, now_s: float = 0.0) -> None:
+        self.agenda = Agenda(now_s)
+        self.store = Store(self.agenda.time)
+        self.processes: list[OrderProcess] = []
+
+    def start(self, handlers: Mapping[str, Handler] | Handler, **options: Any) -> OrderProcess:
+        """Start a process, and let it connect; one handler is for ``new_order``."""
+        if isinstance(handlers, Handler):
+            handlers = {"new_order": handlers}
+        return OrderProcess(self, handlers, **options)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.agenda.run(self.agenda.now_s + seconds)
+
+    def skip(self, seconds: float) -> None:
+        """Let time pass in which no process runs; then what was due meanwhile happens."""
+        for process in self.processes:
+            process.loop.freeze(seconds)
+        self.advance(seconds)
+
+    def record(self, event_id: str = "1") -> Record:
+        """Return an event's record."""
+        kv = self.store.get(f"/service/order/{event_id}")
+        return decode_record(kv.value, kv.mod_revision)
+
+    def states(self) -> list[str]:
+        """Return each state that records have been put in, in order."""
+        return [
+            decode_record(change.value or b"", 0).state
+            for change in self.store.puts("/service/order/")
+        ]
+
+    def claims(self) -> int:
+        """Return how many records are claimed now."""
+        keys = self.store.keys("/service/order/")
+        return sum(decode_record(self.store.get(key).value, 0).state == CLAIMED for key in keys)
+
+    def close(self) -> None:
+        """Hold that each delivery has been counted once, and end all processes."""
+        alive = [process for process in self.processes if process.loop.alive]
+        miscounted = [process.miscounted() for process in alive if hasattr(process, "running")]
+        for process in alive:
+            process.loop.kill()
+        if any(miscounted):
+            raise AssertionError(f"deliveries are not counted once each: {miscounted}")
+
+
+class _ActsNoted(Loop):
+    """A process's loop that tells what the process sends to RabbitMQ."""
+
+    def __init__(self, agenda: Agenda, note: Callable[[Sent], None]) -> None:
+        super().__init__(agenda)
+        self._note = note
+
+    def act(self, when: str, what: Any) -> None:
+        """Stand before or behind what reaches a server."""
+        super().act(when, what)
+        if when == "before" and isinstance(what, Sent):
+            self._note(what)
+
+
+class _Broker(FakeBroker):
+    """A broker that hands the service none of its own events, and looks at its acks.
+
+    With etcd an event has to be recorded when it is acked, or sent on and confirmed.
+    """
+
+    def __init__(self, world: World, *, audited: bool) -> None:
+        super().__init__(world.agenda)
+        self._world, self._audited = world, audited
+        self._events = Queue(names.EXCHANGE, {})
+
+    def route(self, exchange: str, routing_key: str) -> list[Queue]:
+        """Return the queues that a message goes to."""
+        if exchange == names.EXCHANGE:
+            return [self._events]
+        return super().route(exchange, routing_key)
+
+    def settled(self, consumer: Consumer, message: Message) -> None:
+        """Take the ack of a message. Raises AssertionError for one that came too early."""
+        super().settled(consumer, message)
+        body = message.body
+        if self._audited and not (self._sent_on(body) or self._is_recorded(body)):
+            raise AssertionError(f"acked before it was recorded: {body[:80]!r}")
+
+    def _sent_on(self, body: bytes) -> bool:
+        return any(sent.body == body and not sent.exchange for sent in self.published)
+
+    def _is_recorded(self, body: bytes) -> bool:
+        try:
+            event = decode(body)
+        except InvalidEvent:
+            return False
+        if event.type not in self._world.processes[0].service.handlers:
+            return True
+        puts = self._world.store.puts(names.record_key("order", event.id).decode())
+        records = map(partial(decode_record, mod_revision=0), (put.value or b"" for put in puts))
+        return any((one.state, one.digest) == (DONE, event.digest) for one in records)

@@ -1,0 +1,208 @@
+"""No secret of a setting stands in what a service or the command says."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
+
+import pytest
+import structlog
+from structlog.testing import LogCapture
+
+from idempotent_consumer import Service
+from idempotent_consumer.cli.command import main
+from idempotent_consumer.metrics import Metrics
+from idempotent_consumer.service import Running
+from idempotent_consumer.settings import Settings
+from idempotent_consumer.system import real_system
+
+SECRET = "s3cret"  # noqa: S105 - one of this test alone.
+CLOSED = "127.0.0.1:1"
+KEY = f"-----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END PRIVATE KEY-----"
+PATIENCE_S = 30.0
+
+AMQP = [
+    "http://guest:s3cret@h",
+    "amqp://guest:s3cret@",
+    "amqp://guest:s3cret@h:port/",
+    "amqp://guest:12/s3cret@h",
+    "amqp://guest:12?heartbeat=s3cret@h",
+    "amqp://guest:12#s3cret@h",
+    "amqp://guest:12,s3cret@h",
+    "amqp://h,amqp://guest:s3cret@[",
+    "amqp://guest:s3cret@h/?heartbeat=soon",
+    "amqp://guest:s3cret@h/?heartbeat=0",
+    "amqp://guest:s3cret@h/?socket_timeout=-1",
+    "amqp://guest:s3cret@h/?unknown=1",
+    "amqp://h/?heartbeat=s3cret",
+    "amqp://h/?ssl_options={",
+    "amqp://h/?ssl_options='s3cret'",
+    "amqp://h/?ssl_options={'certfile':'/no/such','password':'s3cret'}",
+    "amqps://h/?ssl_options={'password':'s3cret'}&ssl_options={'password':'s3cret'}",
+    "amqp://h/?client_properties='s3cret'",
+    "amqp://h/?tcp_options=['s3cret']",
+    "amqp://h/?tcp_options={'TCP_KEEPIDLE':'s3cret'}",
+    f"amqp://guest:s3cret@h/{'v' * 256}",
+]
+ETCD = [
+    "http://root:s3cret@host",
+    "root:s3cret@host:2379",
+    "http://:s3cret@host",
+    "http://root:12/s3cret@host",
+    "http://root:12#s3cret@host",
+    "http://root:12?s3cret@host",
+    "http://root:12,s3cret@host",
+    "host:2379,http://root:s3cret@[",
+    "s3cret:word",
+]
+WRONG = {
+    **{f"RABBITMQ_URL={url}"[:80]: {"RABBITMQ_URL": url} for url in AMQP},
+    **{f"ETCD_ENDPOINTS={endpoint}": {"ETCD_ENDPOINTS": endpoint} for endpoint in ETCD},
+    "ETCD_PASSWORD alone": {"ETCD_PASSWORD": SECRET},
+    "ETCD_PASSWORD and no UTF-8": {"ETCD_USER": "root", "ETCD_PASSWORD": f"{SECRET}\udcff"},
+    "ETCD_KEY, the key itself": {"ETCD_KEY": KEY},
+    "RABBITMQ_KEY, the key itself": {"RABBITMQ_KEY": KEY},
+    "all right but one": {
+        "RABBITMQ_URL": "amqp://guest:s3cret@h",
+        "ETCD_USER": "root",
+        "ETCD_PASSWORD": SECRET,
+        "BATCH_SIZE": "0",
+    },
+}
+"""Wrong settings with a secret in them, at the right place or at a wrong one."""
+
+RIGHT = {
+    "ENABLE_ETCD": "true",
+    "RABBITMQ_URL": f"amqp://guest:s3cret@{CLOSED}/,amqps://guest:s3cret@{CLOSED}/?heartbeat=5",
+    "RABBITMQ_MANAGEMENT_URL": f"http://guest:s3cret@{CLOSED}",
+    "ETCD_ENDPOINTS": CLOSED,
+    "ETCD_USER": "root",
+    "ETCD_PASSWORD": SECRET,
+}
+"""Right settings, of servers that are away."""
+
+PROGRAM = """
+import contextlib, io, json, sys
+from idempotent_consumer import Service
+service = Service("order", "orders")
+service.handler("new_order")(print)
+ended = {}
+for name, environ in json.load(sys.stdin).items():
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(said):
+        code = service.run(environ)
+    ended[name] = (code, said.getvalue())
+json.dump(ended, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, tuple[int, str]]:
+    """Give the exit code of a service with each of the wrong settings, and all that it has said.
+
+    In a process of its own: a run blocks the signals of the thread it is on.
+    """
+    ended = subprocess.run(  # noqa: S603 - this interpreter, and the program above.
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps(WRONG),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=True,
+    )
+    assert SECRET not in ended.stderr
+    found: dict[str, tuple[int, str]] = json.loads(ended.stdout)
+    return found
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_service_ends_with_one_line_and_without_the_secret(
+    services: dict[str, tuple[int, str]], name: str
+) -> None:
+    code, said = services[name]
+    assert code == 2
+    assert said.startswith(("order: RABBITMQ_", "order: ETCD_", "order: BATCH_SIZE"))
+    assert said.count("\n") == 1
+    assert SECRET not in said
+
+
+@pytest.mark.parametrize("environ", WRONG.values(), ids=WRONG)
+def test_the_command_ends_with_one_line_and_without_the_secret(environ: dict[str, str]) -> None:
+    code, said = run(environ, "dead-letters", "list", "order")
+    assert code == 2
+    assert said.startswith("idempotent-consumer: ")
+    assert said.count("\n") == 1
+    assert SECRET not in said
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("status", "order", "--ready", f"http://guest:s3cret@{CLOSED}"),
+        ("doctor", "order"),
+        ("inspect", "order", "1"),
+        ("dead-letters", "list", "order"),
+        ("dead-letters", "replay", "order", "--all"),
+        ("publish", '{"id":"1","type":"t"}'),
+        ("status", "--ready", f"http://guest:s3cret@{CLOSED}:no"),
+    ],
+    ids=" ".join,
+)
+def test_the_command_names_no_secret_where_a_server_is_away(
+    verb: tuple[str, ...], more: tuple[str, ...]
+) -> None:
+    code, said = run(RIGHT, *verb, *more)
+    assert code in (1, 2)
+    assert said
+    assert SECRET not in said
+
+
+@pytest.mark.parametrize(
+    ("server", "enable_etcd"),
+    [("rabbitmq", "false"), ("rabbitmq-publishing", "false"), ("etcd", "true")],
+)
+def test_a_service_logs_no_secret_where_a_server_is_away(server: str, enable_etcd: str) -> None:
+    lines = LogCapture()
+    log: Any = structlog.wrap_logger(
+        None, processors=[lines], wrapper_class=structlog.make_filtering_bound_logger(0)
+    )
+
+    async def try_in_vain() -> dict[str, str]:
+        service = Service("order", "orders")
+        service.handler("new_order")(lambda _: None)
+        settings = Settings.from_environ({**RIGHT, "ENABLE_ETCD": enable_etcd})
+        metrics = Metrics("127.0.0.1", 1, "")
+        running = Running(service, settings, real_system(), metrics, log)
+        at_first = running.health.missing[server]
+        task = asyncio.create_task(running.run())
+        async with asyncio.timeout(PATIENCE_S):
+            while running.health.missing[server] == at_first:
+                await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait({task})
+        metrics.close()
+        return running.health.missing
+
+    missing = asyncio.run(try_in_vain())
+    said = [line["error"] for line in lines.entries if "error" in line]
+    assert missing[server] in said
+    assert SECRET not in repr((lines.entries, missing))
+
+
+def test_a_secret_does_not_stand_in_the_settings_own_text() -> None:
+    assert SECRET not in repr(Settings.from_environ(RIGHT))
+
+
+def run(environ: dict[str, str], *arguments: str) -> tuple[int, str]:
+    """Run the command, on real sockets, and return its exit code and all that it has said."""
+    with redirect_stdout(io.StringIO()) as said, redirect_stderr(said):
+        try:
+            code = main(arguments, environ)
+        except SystemExit as ended:  # argparse's own way out.
+            code = int(str(ended.code))
+    return code, said.getvalue()
