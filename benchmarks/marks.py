@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from .calls import CALLS, Calls
+from .calls import SCENARIOS, Scenario
 from .figures import Spread
 from .ratios import IDLE, of_client, of_slots
 
@@ -15,7 +15,7 @@ _AT_LEAST = {
     "all duplicates, cache warm / ceiling": 0.70,
     "durable, no effect / naive": 25.0,
     "confirmed publishing / pika without confirms": 0.60,
-    **{of_client(calls): 0.40 for calls in CALLS if calls.answer_ms == 0},
+    **{of_client(scenario): 0.40 for scenario in SCENARIOS if scenario.answer_ms == 0},
 }
 _SLOTS, _CLIENT = 0.9, 0.6
 """Of what the slots allow, or of the client alone, to a receiver that takes 100 ms: the less."""
@@ -50,7 +50,7 @@ def judge(found: Mapping[str, Spread]) -> list[Mark]:
             Mark(name, found[name].median, f"at least {least:g}", found[name].median >= least)
             for name, least in _AT_LEAST.items()
         ),
-        *(_slow(found, calls) for calls in CALLS if calls.answer_ms == 100),
+        *(_slow(found, scenario) for scenario in SCENARIOS if scenario.answer_ms == 100),
         Mark(
             "publish to recorded, idle / bare steps, medians",
             over_bare,
@@ -60,12 +60,12 @@ def judge(found: Mapping[str, Spread]) -> list[Mark]:
     ]
 
 
-def _slow(found: Mapping[str, Spread], calls: Calls) -> Mark:
+def _slow(found: Mapping[str, Spread], scenario: Scenario) -> Mark:
     """Judge calls to a slow receiver: the value is what they reach of the lesser bound."""
-    slots, client = found[of_slots(calls)].median, found[of_client(calls)].median
+    slots, client = found[of_slots(scenario)].median, found[of_client(scenario)].median
     reached = max(slots / _SLOTS, client / _CLIENT)
     return Mark(
-        f"calls / ({_SLOTS:g} of the slots or {_CLIENT:g} of the client alone): {calls.name}",
+        f"calls / ({_SLOTS:g} of the slots or {_CLIENT:g} of the client alone): {scenario.name}",
         reached,
         "at least 1",
         reached >= 1,

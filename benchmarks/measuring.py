@@ -11,14 +11,14 @@ from harness.servers import Servers, start_servers
 from harness.statsd import listen_statsd
 
 from . import latency
-from .calls import CALLS, call_alone
+from .calls import SCENARIOS, call_alone
 from .loads import SECONDS, Load, run_load
 from .machine import describe
 from .progress import Rates
 from .publishing import PUBLISHERS, publish_once
 from .results import Results
 from .sink import run_sink
-from .subjects import BATCH_SIZES, LARGE, Subject, bare, caller, compared, prefetch, sweep
+from .subjects import BATCH_SIZES, LARGE, Subject, bare, claimed, compared, prefetch, sweep
 from .throughput import run_once
 
 LEAST_EVENTS = 4 * prefetch({"BATCH_SIZE": str(max(BATCH_SIZES))})
@@ -73,13 +73,13 @@ class Measuring:
     def _calls(self) -> list[Run]:
         """Return each service that makes calls, and behind it its client alone."""
         runs: list[Run] = []
-        for calls in CALLS:
-            subject = caller(self._servers, self._statsd, self._sink_url, calls)
+        for scenario in SCENARIOS:
+            subject = claimed(self._servers, self._statsd, self._sink_url, scenario)
             # Calls are slow. What leaves the queue before the first ack does not count.
             events = subject.prefetch + self._events // 4
             runs += [
                 partial(run_once, self._servers, subject, events),
-                partial(call_alone, self._sink_url, calls),
+                partial(call_alone, self._sink_url, scenario),
             ]
         return runs
 

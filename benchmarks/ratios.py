@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .calls import CALLS, Calls
+from .calls import SCENARIOS, Scenario
 from .figures import Spread, per_s, ratio
 from .progress import Rates
 from .publishing import CONFIRMED, UNCONFIRMED
@@ -45,29 +45,32 @@ def ratios(results: Results) -> dict[str, Spread]:
     bare_over_recorded = 1 / results.idle.over_bare
     return {
         **{name: ratio(results.consuming, *pair) for name, pair in _CONSUMING.items()},
-        **{of_client(calls): ratio(results.calls, calls.name, calls.alone) for calls in CALLS},
         **{
-            of_slots(calls): _share_of_slots(results.calls, calls, most_per_s)
-            for calls in CALLS
-            if (most_per_s := calls.most_per_s)
+            of_client(scenario): ratio(results.calls, scenario.name, scenario.alone)
+            for scenario in SCENARIOS
+        },
+        **{
+            of_slots(scenario): _share_of_slots(results.calls, scenario, most_per_s)
+            for scenario in SCENARIOS
+            if (most_per_s := scenario.most_per_s)
         },
         **{name: ratio(results.publishing, *pair) for name, pair in _PUBLISHING.items()},
         IDLE: Spread(bare_over_recorded, bare_over_recorded, bare_over_recorded),
     }
 
 
-def of_client(calls: Calls) -> str:
+def of_client(scenario: Scenario) -> str:
     """Return the name of the ratio of calls for events to the same calls by the client alone."""
-    return f"calls / client alone: {calls.name}"
+    return f"calls / client alone: {scenario.name}"
 
 
-def of_slots(calls: Calls) -> str:
+def of_slots(scenario: Scenario) -> str:
     """Return the name of the ratio of calls for events to those that their slots allow."""
-    return f"calls / what the slots allow: {calls.name}"
+    return f"calls / what the slots allow: {scenario.name}"
 
 
-def _share_of_slots(rounds: Sequence[Rates], calls: Calls, most_per_s: float) -> Spread:
-    return Spread(*(rate / most_per_s for rate in per_s(rounds, calls.name)))
+def _share_of_slots(rounds: Sequence[Rates], scenario: Scenario, most_per_s: float) -> Spread:
+    return Spread(*(rate / most_per_s for rate in per_s(rounds, scenario.name)))
 
 
 def medians(found: Mapping[str, Spread]) -> dict[str, float]:

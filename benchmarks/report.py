@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from .calls import CALLS
+from .calls import SCENARIOS
 from .figures import Spread, cpu_us, per_s, percentile, ratio, show
 from .markdown import table
 from .marks import Mark
@@ -99,14 +99,14 @@ def _calls(results: Results) -> str:
     )
     rows = [
         (
-            calls.name,
-            _whole(per_s(rounds, calls.name)),
-            _one(cpu_us(rounds, calls.name)),
-            _whole(per_s(rounds, calls.alone)),
-            _three(found[of_client(calls)]),
-            _three(found[of_slots(calls)]) if calls.most_per_s else _NONE,
+            scenario.name,
+            _whole(per_s(rounds, scenario.name)),
+            _one(cpu_us(rounds, scenario.name)),
+            _whole(per_s(rounds, scenario.alone)),
+            _three(found[of_client(scenario)]),
+            _three(found[of_slots(scenario)]) if scenario.most_per_s else _NONE,
         )
-        for calls in CALLS
+        for scenario in SCENARIOS
     ]
     return table([head, *rows]) + (
         "\n\nA call for each event, under its claim, to a receiver that answers after so long. "

@@ -14,7 +14,7 @@ from harness.services import environment
 from idempotent_consumer import Settings
 from idempotent_consumer.bus import COMMITS_IN_FLIGHT, declare
 
-from .calls import Calls, Kind
+from .calls import HandlerKind, Scenario
 from .loading import Mix
 
 LARGE = {"ETCD_MAX_TXN_OPS": "1024", "BATCH_SIZE": "512"}
@@ -39,9 +39,9 @@ CEILING, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, HALF, DUPLICATES = (
 BATCH_SIZES = (16, 32, 64, 128, 256, 512)
 """Of the sweep. With one effect, 512 events fill etcd's 1,024 operations."""
 
-_CALLERS = {
-    Kind.COROUTINE: ("notify", ("notify",), REPOSITORY / "notify"),
-    Kind.PLAIN: ("plain", ("benchmarks.consumers.plain",), REPOSITORY),
+_CLAIMED = {
+    HandlerKind.COROUTINE: ("notify", ("notify",), REPOSITORY / "notify"),
+    HandlerKind.PLAIN: ("plain", ("benchmarks.consumers.plain",), REPOSITORY),
 }
 """A handler's queue, process and directory."""
 
@@ -122,17 +122,19 @@ def order(servers: Servers, settings: Mapping[str, str]) -> Subject:
     )
 
 
-def caller(servers: Servers, statsd: Mapping[str, str], sink_url: str, calls: Calls) -> Subject:
+def claimed(
+    servers: Servers, statsd: Mapping[str, str], sink_url: str, scenario: Scenario
+) -> Subject:
     """Return a service that makes an HTTP call for each event, under a claim."""
-    queue, arguments, directory = _CALLERS[calls.kind]
+    queue, arguments, directory = _CLAIMED[scenario.kind]
     settings = {
         **LARGE,
         **statsd,
-        "CALLS_AT_ONCE": str(calls.at_once),
-        "NOTIFY_URL": calls.url(sink_url),
+        "CALLS_AT_ONCE": str(scenario.at_once),
+        "NOTIFY_URL": scenario.url(sink_url),
     }
     return Subject(
-        name=calls.name,
+        name=scenario.name,
         queue=queue,
         arguments=arguments,
         directory=directory,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from .calls import CALLS
+from .calls import SCENARIOS
 from .latency import Latencies
 from .marks import Mark, judge, verdict
 from .progress import Rate, Rates
@@ -38,7 +38,7 @@ OF_SLOTS, OF_CLIENT = 0.95, 0.5
 def calls(of_slots: float = OF_SLOTS, of_client: float = OF_CLIENT) -> Rates:
     """Return a round in which all calls reach such a part of their slots and of their client."""
     rates: Rates = {}
-    for each in CALLS:
+    for each in SCENARIOS:
         per_s = of_slots * (each.most_per_s or 1000)
         rates |= {each.name: Rate(per_s, 1.0), each.alone: Rate(per_s / of_client, 1.0)}
     return rates
