@@ -23,25 +23,25 @@ def _attributes_set_by(initializer: Any) -> tuple[str, ...]:
     [
         (
             "Connection._on_data_available",
-            "bus/frames.py",
+            "amqp.py",
             lambda: _parameters(Connection._on_data_available),
             ["self", "data_in"],
         ),
         (
             "Connection._frame_buffer",
-            "bus/frames.py",
+            "amqp.py",
             lambda: "_frame_buffer" in _attributes_set_by(Connection.__init__),
             True,
         ),
         (
             "BlockingConnection._impl",
-            "bus/blocking.py",
+            "cli/broker.py",
             lambda: "_impl" in _attributes_set_by(pika.BlockingConnection.__init__),
             True,
         ),
         (
             "data.decode_table",
-            "bus/headers.py",
+            "amqp.py",
             # A wrapper of ours, where another test has put it, has the parameters too.
             lambda: _parameters(data.decode_table),
             ["encoded", "offset"],
