@@ -348,7 +348,7 @@ def test_a_call_whose_channel_is_closed_has_an_unknown_outcome_and_its_task_goes
             await arrived.wait()
             await client.close()
             after = client.call("Range", RANGE)
-            return await asyncio.gather(under_way, after, return_exceptions=True)
+            return list(await asyncio.gather(under_way, after, return_exceptions=True))
 
     for outcome in asyncio.run(main()):
         assert isinstance(outcome, EtcdError)
