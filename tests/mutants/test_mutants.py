@@ -73,10 +73,11 @@ def test_an_outcome_is_read_as_it_was_written(sign: Sign | None) -> None:
     assert Outcome.from_json(outcome.to_json()) == outcome
 
 
-CODE = "idempotent_consumer/idempotent_consumer/pipeline.py"
-COMMITS = "        self._ledger.submit(batch, answered)\n"
-FAULT, BOTCHED = "        assert batch\n", "        self._ledger.sumbit(batch, answered)\n"
-UNIT_TESTS = "idempotent_consumer/tests/test_consumer.py"
+CODE = "idempotent_consumer/idempotent_consumer/flow.py"
+COMMITS = "        answers, again = await self._ledger.commit(asks)\n"
+FAULT = "        answers, again = [], []\n"
+BOTCHED = "        answers, again = await self._ledger.comit(asks)\n"
+UNIT_TESTS = "idempotent_consumer/tests/test_flow.py"
 
 
 @pytest.mark.parametrize(
@@ -100,5 +101,5 @@ def test_a_suite_judges_the_mutated_copy(suite: str, new: str, judged: bool | No
 def test_a_module_that_is_not_of_the_copy_is_noticed() -> None:
     """What is installed for the work on this repository must not be what is judged."""
     mutant = Mutant("commits", "", SIMULATION, (Edit(CODE, COMMITS, "        pass\n"),))
-    with pytest.raises(RuntimeError, match=r"pipeline was imported from .*, without 'commits'"):
+    with pytest.raises(RuntimeError, match=r"flow was imported from .*, without 'commits'"):
         check_imported(mutant)
