@@ -473,11 +473,15 @@ class Intake:
         self._epochs += 1
         epoch = self._epoch = Epoch(self._epochs, channel)
         now_s = asyncio.get_running_loop().time
+        read_s = 0.0
 
         def arrive(tag: int, properties: Any, body: bytes) -> None:
-            epoch.arrived(tag, now_s())
+            nonlocal read_s
+            if not self._arrived:
+                read_s = now_s()
+                self._some_arrived.set()
+            epoch.arrived(tag, read_s)
             self._arrived.append(Delivery(epoch, tag, properties, body))
-            self._some_arrived.set()
 
         # Before consuming: a cancel can follow the broker's answer in one read of the socket.
         channel.add_on_cancel_callback(client.callback(client.replied))

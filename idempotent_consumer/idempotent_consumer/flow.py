@@ -30,6 +30,10 @@ TURN_S = 0.05
 """For so long pure handlers run in one turn of the loop. Then what is ready is committed and
 acked, and heartbeats, leases and replies have their turn."""
 
+PAUSE_S = 0.01
+"""At most so long they have it to themselves. A commit takes several turns of the loop, and behind
+a handler of 1 s each of them would last a second."""
+
 ACK_ALL_EVERY_S = 0.25
 SLOW_HANDLER_S = 2 * TURN_S
 """A pure handler that takes so long is warned about once, and again when it takes twice as long."""
@@ -156,9 +160,9 @@ class Consumer:
                 # intake.
                 if delivery.alive and not self._ledger.halted:
                     self._receive(delivery)
-                if now_s() >= turn_ends_s:
+                if (overrun_s := now_s() - turn_ends_s) >= 0:
                     self.go_on()
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(min(overrun_s, PAUSE_S))
                     turn_ends_s = now_s() + TURN_S
             self.go_on()
 

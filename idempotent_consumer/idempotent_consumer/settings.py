@@ -187,8 +187,8 @@ def _amqp_url(text: str) -> str:
         parts = urlsplit(text)
         complete = parts.scheme in ("amqp", "amqps") and parts.hostname
         _ = parts.port
-        # As of a password that has one of these in it: the host would be taken for the user.
-        complete = complete and "@" not in parts.path + parts.query + parts.fragment
+        if "@" in parts.path + parts.query + parts.fragment:
+            complete = None  # Of a password with '/', '?' or '#' in it, the user is taken for host.
     except ValueError:
         complete = None
     if not complete:

@@ -478,6 +478,7 @@ def test_a_handler_that_took_long_is_named_and_again_when_it_takes_twice_as_long
         (line["event_id"], line["seconds"]) for line in process.logged("a pure handler took long")
     ]
     assert named == [("1", 0.1), ("3", 0.2), ("5", 3.0)]
+    world.advance(1)
     assert process.count("processed") == 6
 
 

@@ -21,7 +21,7 @@ from integration.judging import StartService, becomes, not_ready, passes, says, 
 from integration.load import ids, orders
 
 RATE_PER_S = 100
-CALLS_AT_ONCE = 16
+CALLS_AT_ONCE = 100
 LEASE_S = 15
 TAKEN_OVER = ["claimed", "gone", "claimed", "done"]
 StartNamed = Callable[..., Service]
@@ -159,9 +159,9 @@ def test_etcd_frozen_for_longer_than_the_claims_leases(
     with attempt.load(RATE_PER_S) as load:
         attempt.works()
         sink.hold()
-        # Enough that calls are due for as long as etcd is frozen, 5 s each.
-        attempt.publish(orders(12 * CALLS_AT_ONCE, "burst"))
-        passes(partial(claims, store), 11 * CALLS_AT_ONCE)
+        # Enough that each slot of both has a call in it, and more wait for one.
+        attempt.publish(orders(3 * CALLS_AT_ONCE, "burst"))
+        becomes(partial(claims, store), 2 * CALLS_AT_ONCE)
         clean.etcd.pause()
         frozen_s = time.monotonic()
         sink.let_through("first")

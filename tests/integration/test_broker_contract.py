@@ -348,7 +348,7 @@ def test_a_topic_exchange_routes_by_words(subject: Subject) -> None:
 
 def test_a_consumer_is_told_when_its_queue_is_deleted(subject: Subject) -> None:
     async def scenario() -> None:
-        client, other, queue = await subject.client(), await subject.client(), subject.prefix
+        client, queue = await subject.client(), subject.prefix
         await client.declare(queue)
         tag = await client.consume(queue)
         await asyncio.to_thread(subject.delete_queue, queue)

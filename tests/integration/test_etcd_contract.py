@@ -5,22 +5,28 @@ The unit tests and the simulation believe the one in memory; here is why they ma
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 from etcd3 import etcdrpc as pb
-from idempotent_consumer.ledger.etcd import Etcd, EtcdError, Failure
+from grpc import StatusCode
+from grpc.aio import AioRpcError
 
 from harness.servers import Servers
 from harness.wait import eventually
 from harness.web import fetch_json
+from idempotent_consumer.etcd import Client, EtcdError, Failure
 from idempotent_consumer.settings import Settings
+from idempotent_consumer.system import System, real_system
 from idempotent_consumer.testing.etcd import FakeEtcd
-from idempotent_consumer.testing.loop import ManualLoop
+from idempotent_consumer.testing.loop import Loop
 from idempotent_consumer.testing.store import MAX_LEASE_TTL_S, Store
 
 MAX_TXN_OPS = 1024
@@ -44,24 +50,24 @@ def unchanged(key: bytes, mod_revision: int) -> Any:
     )
 
 
-class Client(Protocol):
-    """A client that waits for its replies."""
-
-    def call_and_wait(self, method: str, request: Any) -> Any:
-        """Return the reply, or raise EtcdError."""
-        ...
-
-
 @dataclass
 class Subject:
     """An etcd under test, and a prefix of the test's own in it."""
 
+    settings: Settings
+    system: System
     client: Client
+    run: Callable[[Coroutine[Any, Any, Any]], Any]
     prefix: str
     eventually: Callable[[Callable[[], None]], None]
     revoke: Callable[[int], None]
     raise_alarm: Callable[[], None]
     end_alarm: Callable[[], None]
+    compact: Callable[[], None]
+
+    def call(self, method: str, request: Any) -> Any:
+        """Return the reply to a request, or raise EtcdError."""
+        return self.run(self.client.call(method, request))
 
     def key(self, name: str) -> bytes:
         """Return a key of the test's own."""
@@ -70,7 +76,7 @@ class Subject:
     def txn(self, compare: Any = (), then: Any = (), otherwise: Any = ()) -> Any:
         """Do a transaction."""
         request = pb.TxnRequest(compare=compare, success=then, failure=otherwise)
-        return self.client.call_and_wait("Txn", request)
+        return self.call("Txn", request)
 
     def put(self, name: str, value: bytes = b"v", lease: int = 0) -> int:
         """Write a key, and return its revision."""
@@ -90,9 +96,7 @@ class Subject:
     def range(self, name: str = "", *, end: bytes | None = None, **options: Any) -> Any:
         """Read the keys from a name to the end of the prefix."""
         stop = self.prefix[:-1].encode() + b"0" if end is None else end
-        return self.client.call_and_wait(
-            "Range", pb.RangeRequest(key=self.key(name), range_end=stop, **options)
-        )
+        return self.call("Range", pb.RangeRequest(key=self.key(name), range_end=stop, **options))
 
     def get(self, name: str) -> Any:
         """Return what a key holds, or None."""
@@ -101,19 +105,22 @@ class Subject:
 
     def grant(self, ttl_s: int = 60) -> Any:
         """Grant a lease."""
-        return self.client.call_and_wait("LeaseGrant", pb.LeaseGrantRequest(TTL=ttl_s))
+        return self.call("LeaseGrant", pb.LeaseGrantRequest(TTL=ttl_s))
 
     def refuses(self, method: str, request: Any) -> EtcdError:
         """Return the error with which a request is refused."""
         with pytest.raises(EtcdError) as raised:
-            self.client.call_and_wait(method, request)
+            self.call(method, request)
         return raised.value
 
 
-def in_memory() -> Subject:
-    """Return the etcd in memory."""
-    loop = ManualLoop()
-    store = Store(loop.now_s, MAX_TXN_OPS)
+@contextmanager
+def in_memory() -> Iterator[Subject]:
+    """Give the etcd in memory."""
+    loop = Loop()
+    store = Store(loop.time, MAX_TXN_OPS)
+    settings = Settings()
+    system = replace(real_system(), open_channel=FakeEtcd(loop.agenda, store).open_channel)
 
     def wait(assertion: Callable[[], None]) -> None:
         for _ in range(100):
@@ -129,53 +136,65 @@ def in_memory() -> Subject:
 
         return switch
 
-    return Subject(
-        FakeEtcd(loop, store), "/contract/1/", wait, store.revoke, alarm(True), alarm(False)
+    yield Subject(
+        settings,
+        system,
+        Client(settings, system),
+        loop.run_until_complete,
+        "/contract/1/",
+        wait,
+        store.revoke,
+        alarm(True),
+        alarm(False),
+        store.compact,
     )
+    loop.kill()
 
 
-def real(servers: Servers, client: Etcd) -> Subject:
-    """Return the real one."""
+@contextmanager
+def real(servers: Servers) -> Iterator[Subject]:
+    """Give the real one."""
+    settings = Settings.from_environ({"ETCD_ENDPOINTS": servers.etcd.endpoint})
+    system = real_system()
 
-    def post(path: str, **body: str) -> None:
-        fetch_json("POST", f"http://{servers.etcd.endpoint}/v3/{path}", body, timeout_s=10)
+    def post(path: str, **body: str) -> Any:
+        return fetch_json("POST", f"http://{servers.etcd.endpoint}/v3/{path}", body, timeout_s=10)
 
     def alarm(action: str) -> None:
         post("maintenance/alarm", action=action, memberID="1", alarm="NOSPACE")
 
-    return Subject(
-        client,
-        f"/contract/{next(_numbers)}/",
-        eventually,
-        lambda lease: post("lease/revoke", ID=str(lease)),
-        lambda: alarm("ACTIVATE"),
-        lambda: alarm("DEACTIVATE"),
-    )
+    def compact() -> None:
+        revision = post("kv/range", key="AA==")["header"]["revision"]
+        post("kv/compaction", revision=revision, physical="true")
+
+    with asyncio.Runner() as runner:
+        client = Client(settings, system)
+        yield Subject(
+            settings,
+            system,
+            client,
+            runner.run,
+            f"/contract/{next(_numbers)}/",
+            eventually,
+            lambda lease: post("lease/revoke", ID=str(lease)),
+            lambda: alarm("ACTIVATE"),
+            lambda: alarm("DEACTIVATE"),
+            compact,
+        )
+        runner.run(client.close())
 
 
 @pytest.fixture(params=["in memory", "real"])
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     """Give each of the two."""
     if request.param == "in memory":
-        yield in_memory()
+        with in_memory() as found:
+            yield found
         return
     servers: Servers = request.getfixturevalue("servers")
     servers.heal()
-    with real_client(servers) as client:
-        yield real(servers, client)
-
-
-class real_client:  # noqa: N801 - read as a function.
-    """A client of the real etcd, closed in the end."""
-
-    def __init__(self, servers: Servers) -> None:
-        self._client = Etcd(Settings.from_environ({"ETCD_ENDPOINTS": servers.etcd.endpoint}))
-
-    def __enter__(self) -> Etcd:
-        return self._client
-
-    def __exit__(self, *_: object) -> None:
-        self._client.close()
+    with real(servers) as found:
+        yield found
 
 
 # Revisions and versions.
@@ -294,7 +313,7 @@ def test_each_part_of_a_transaction_has_the_bound_of_its_own(subject: Subject, p
 
     full = request(MAX_TXN_OPS)
     full.failure.extend(get(subject.key("x")) for _ in range(MAX_TXN_OPS - len(full.failure)))
-    subject.client.call_and_wait("Txn", full)
+    subject.call("Txn", full)
     error = subject.refuses("Txn", request(MAX_TXN_OPS + 1))
     assert "too many operations" in str(error)
 
@@ -429,10 +448,10 @@ def test_an_unknown_lease_in_the_branch_not_taken_does_not_matter(subject: Subje
 def test_keeping_a_lease_alive_renews_it_and_an_unknown_one_has_no_time(subject: Subject) -> None:
     """That is a reply, and no error."""
     lease = subject.grant(30).ID
-    kept = subject.client.call_and_wait("LeaseKeepAlive", pb.LeaseKeepAliveRequest(ID=lease))
+    kept = subject.call("LeaseKeepAlive", pb.LeaseKeepAliveRequest(ID=lease))
     assert lease == kept.ID
     assert kept.TTL == 30
-    unknown = subject.client.call_and_wait("LeaseKeepAlive", pb.LeaseKeepAliveRequest(ID=12345))
+    unknown = subject.call("LeaseKeepAlive", pb.LeaseKeepAliveRequest(ID=12345))
     assert (unknown.ID, unknown.TTL) == (12345, 0)
 
 
@@ -456,7 +475,7 @@ def test_an_etcd_without_space_writes_nothing_and_reads_everything(subject: Subj
         assert {error.failure for error in errors} == {Failure.UNKNOWN}
         assert subject.get("a").value == b"v"
         assert subject.txn(then=[get(key)]).succeeded
-        alive = subject.client.call_and_wait("LeaseKeepAlive", pb.LeaseKeepAliveRequest(ID=lease))
+        alive = subject.call("LeaseKeepAlive", pb.LeaseKeepAliveRequest(ID=lease))
         assert alive.TTL == 60
     finally:
         subject.end_alarm()
@@ -477,6 +496,140 @@ def test_a_login_where_none_is_wanted_is_an_authentication_error(subject: Subjec
 )
 def test_an_empty_key_is_refused(subject: Subject, method: str, request_: Any) -> None:
     assert "key is not provided" in str(subject.refuses(method, request_))
+
+
+REFUSED = [
+    ("KV", "Range", pb.RangeRequest(), StatusCode.INVALID_ARGUMENT, "key is not provided"),
+    (
+        "KV",
+        "Range",
+        pb.RangeRequest(key=b"a", revision=1 << 40),
+        StatusCode.OUT_OF_RANGE,
+        "mvcc: required revision is a future revision",
+    ),
+    (
+        "KV",
+        "Txn",
+        pb.TxnRequest(success=[put(b"/a", b"1"), put(b"/a", b"2")]),
+        StatusCode.INVALID_ARGUMENT,
+        "duplicate key given in txn request",
+    ),
+    (
+        "KV",
+        "Txn",
+        pb.TxnRequest(success=[get(b"a")] * (MAX_TXN_OPS + 1)),
+        StatusCode.INVALID_ARGUMENT,
+        "too many operations in txn request",
+    ),
+    (
+        "KV",
+        "Txn",
+        pb.TxnRequest(success=[put(b"/a", b"1", 12345)]),
+        StatusCode.NOT_FOUND,
+        "requested lease not found",
+    ),
+    (
+        "Lease",
+        "LeaseGrant",
+        pb.LeaseGrantRequest(TTL=MAX_LEASE_TTL_S + 1),
+        StatusCode.OUT_OF_RANGE,
+        "too large lease TTL",
+    ),
+    (
+        "Auth",
+        "Authenticate",
+        pb.AuthenticateRequest(name="root", password="x"),
+        StatusCode.FAILED_PRECONDITION,
+        "authentication is not enabled",
+    ),
+]
+
+
+@pytest.mark.parametrize(("group", "method", "request_", "code", "text"), REFUSED)
+def test_a_refusal_has_its_code_and_its_text(
+    subject: Subject, group: str, method: str, request_: Any, code: StatusCode, text: str
+) -> None:
+    async def refuse() -> AioRpcError:
+        channel = subject.system.open_channel(subject.settings, *subject.settings.etcd_endpoints[0])
+        send = channel.unary_unary(
+            f"/etcdserverpb.{group}/{method}",
+            request_serializer=type(request_).SerializeToString,
+            response_deserializer=bytes,
+        )
+        with pytest.raises(AioRpcError) as raised:
+            await send(request_, timeout=5.0, metadata=())
+        await channel.close()
+        return raised.value
+
+    error = subject.run(refuse())
+    assert (error.code(), error.details()) == (code, f"etcdserver: {text}")
+
+
+# Watches.
+
+
+def watched(subject: Subject, number: int, during: Callable[[], None], **options: Any) -> list[Any]:
+    """Watch the test's keys, do something, and return what so many replies have told.
+
+    Of each event: its kind, key, value and revision, and the value before.
+    """
+
+    async def watch() -> list[Any]:
+        stop = subject.prefix[:-1].encode() + b"0"
+        create = pb.WatchCreateRequest(key=subject.key(""), range_end=stop, **options)
+        replies = subject.client.watch(pb.WatchRequest(create_request=create))
+        created = await anext(replies)
+        assert (created.created, list(created.events)) == (True, [])
+        await asyncio.to_thread(during)
+        return [event async for reply in aiter_of(replies, number) for event in reply.events]
+
+    async def aiter_of(replies: Any, number: int) -> Any:
+        for _ in range(number):
+            yield await asyncio.wait_for(anext(replies), 10)
+
+    return [
+        (
+            event.type,
+            event.kv.key[len(subject.prefix) :],
+            event.kv.value,
+            event.kv.mod_revision,
+            event.prev_kv.value,
+        )
+        for event in subject.run(watch())
+    ]
+
+
+def test_a_watch_from_a_revision_tells_everything_since(subject: Subject) -> None:
+    subject.put("a", b"1")
+    second = subject.put("a", b"2")
+    subject.delete("a")
+    told = watched(subject, 1, lambda: None, start_revision=second, prev_kv=True)
+    assert told == [(0, b"a", b"2", second, b"1"), (1, b"a", b"", second + 1, b"2")]
+
+
+def test_a_watch_of_deletions_tells_what_a_lease_takes_with_it(subject: Subject) -> None:
+    lease = subject.grant().ID
+    for name in "ab":
+        last = subject.put(name, name.encode(), lease)
+    revoke = partial(subject.revoke, lease)
+    told = watched(
+        subject, 1, revoke, prev_kv=True, filters=[pb.WatchCreateRequest.NOPUT], start_revision=last
+    )
+    assert sorted(told) == [(1, b"a", b"", last + 1, b"a"), (1, b"b", b"", last + 1, b"b")]
+
+
+def test_what_is_compacted_can_be_neither_read_nor_watched(subject: Subject) -> None:
+    first = subject.put("a", b"1")
+    for value in (b"2", b"3"):
+        last = subject.put("a", value)
+    subject.compact()
+    assert subject.refuses("Range", pb.RangeRequest(key=b"a", revision=first)).failure is (
+        Failure.COMPACTED
+    )
+    with pytest.raises(EtcdError) as raised:
+        watched(subject, 1, lambda: None, start_revision=first)
+    assert raised.value.failure is Failure.COMPACTED
+    assert subject.range(revision=last).count == 1
 
 
 # Whatever is asked.
@@ -533,8 +686,8 @@ def told(subject: Subject, reply: Any, base: int, leases: list[int]) -> Any:
 def test_a_random_history_reads_the_same(seed: int, servers: Servers) -> None:
     """The same requests to both, and the same replies from both, to the last revision."""
     servers.heal()
-    with real_client(servers) as client:
-        histories = [history(subject, seed) for subject in (in_memory(), real(servers, client))]
+    with in_memory() as fake, real(servers) as other:
+        histories = [history(subject, seed) for subject in (fake, other)]
     assert histories[0] == histories[1]
     assert any(step[1] for step in histories[0])
     assert not all(step[1] for step in histories[0])
@@ -550,7 +703,7 @@ def history(subject: Subject, seed: int) -> list[Any]:
         if len(alive) > 1 and chance.random() < 0.05:
             subject.revoke(alive.pop(chance.randrange(len(alive))))
         request = random_txn(chance, subject, seen, alive)
-        reply = subject.client.call_and_wait("Txn", request)
+        reply = subject.call("Txn", request)
         seen.append(reply.header.revision)
         steps.append(told(subject, reply, base, leases))
     return steps

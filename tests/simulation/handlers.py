@@ -111,7 +111,7 @@ def announce(event: Event) -> list[Effect]:
     return [number, *effects(event), Publish(ANNOUNCED)]
 
 
-def register_handlers(
+def register_handlers(  # noqa: C901 - a dozen handlers, one below the other
     service: Service, life: Life, outside: Outside, rng: Random, plan: Plan
 ) -> None:
     """Give a service the handlers of one process."""

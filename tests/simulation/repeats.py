@@ -51,8 +51,7 @@ _WITHOUT_DUPLICATES = {"shares": (90, 0, 0, 0, 10)}
 _WITH_OTHER_BODIES = {"shares": (40, 25, 25, 0, 10)}
 _SLOW_NETWORK = {"latency_s": 0.2}
 _STOPPED = {"latency_s": 0.02}
-_FORGETFUL = {"cache_entries": 2}
-"""A cache of any size forgets with the window, told by a watch; here there is none."""
+_IN_TIME = {"call_timeout_s": 5.0, "call_s": 2.0}
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ CASES = {
     "The producer gets no confirm and sends again": Case(("publish not confirmed",), copies=True),
     "Another body comes under the same id": Case(changes=_WITH_OTHER_BODIES, copies=True),
     "A duplicate comes after the window": Case(
-        changes=_FORGETFUL, window_s=WINDOW_S, copies=True, excused=("double", "unexpected key")
+        window_s=WINDOW_S, copies=True, excused=("double", "unexpected key")
     ),
     "The handler raises": Case(changes=_FAILING),
     "The handler raises, and its retry comes back twice or finds no queue": Case(
@@ -93,8 +92,8 @@ CASES = {
     "SIGTERM, and no call takes longer than 7 s": Case(
         ("stopped",), 100, changes=_STOPPED, slow_calls=True, calls_at_once=1
     ),
-    "Process frozen, but not past its heartbeats or its lease": Case(
-        ("frozen",), changes={"longest_freeze_s": 2.0}, claims_hold=True
+    "Process frozen, but not past its heartbeats, its lease or a call's time-out": Case(
+        ("frozen",), changes={**_IN_TIME, "longest_freeze_s": 2.0}, claims_hold=True
     ),
     "Process frozen for longer": Case(("frozen",), 50, changes=_MANY_CALLS, slow_calls=True),
     "RabbitMQ restarted, connection lost, channel closed, consumer cancelled": Case(
