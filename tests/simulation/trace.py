@@ -39,6 +39,8 @@ class Trace:
 
 
 def _short(about: object) -> str:
+    if isinstance(about, dict):
+        return " ".join(f"{key}={value!r:.60}" for key, value in about.items())
     text = about if isinstance(about, str) else repr(about)
     return text if len(text) <= 160 else f"{text[:150]}...({len(text)})"
 
@@ -56,6 +58,6 @@ class TraceLog:
     def info(self, line: str, **about: object) -> None:
         """Keep a line."""
         if self._lives():
-            self._trace.note(self._who, line, *(f"{k}={v!r:.60}" for k, v in about.items()))
+            self._trace.note(self._who, line, about)
 
     warning = error = critical = debug = info
