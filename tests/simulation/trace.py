@@ -24,6 +24,10 @@ class Trace:
         self.fired[kind] += 1
         self._lines.append((self._now_s(), who, f"FAULT {kind}", about))
 
+    def has_fired(self, *kinds: str) -> bool:
+        """Return whether one of these faults has happened."""
+        return any(self.fired[kind] for kind in kinds)
+
     def violation(self, kind: str, *about: object) -> None:
         """Add something that must never happen."""
         text = " ".join([f"{kind}:", *map(_short, about)])
