@@ -22,6 +22,8 @@ from simulation.workload import ANNOUNCED, Sent
 SHARED_KEY = "/latest"
 PARTS = 3
 
+Wanted = Callable[[Event], Sequence[Effect]]
+
 
 @dataclass
 class Call:
@@ -46,6 +48,12 @@ class Call:
         """Whether the process has had the answer."""
         ended_s = self.life.ended_s
         return self.cut_s is None and (ended_s is None or ended_s >= self.end_s)
+
+    def result(self, wanted: Wanted) -> Sequence[Effect]:
+        """Return what the handler returns, or raise."""
+        if self.raised:
+            raise ConnectionError("refused")
+        return wanted(self.event)
 
 
 class Outside:
@@ -111,70 +119,73 @@ def announce(event: Event) -> list[Effect]:
     return [number, *effects(event), Publish(ANNOUNCED)]
 
 
-def register_handlers(  # noqa: C901 - a dozen handlers, one below the other
-    service: Service, life: Life, outside: Outside, rng: Random, plan: Plan
-) -> None:
-    """Give a service the handlers of one process."""
+class Handlers:
+    """The handlers of one process."""
 
-    def sometimes(event: Event) -> list[Put]:
-        if rng.random() < 0.4:
+    def __init__(self, life: Life, outside: Outside, rng: Random, plan: Plan) -> None:
+        self._life, self._outside, self._rng, self._plan = life, outside, rng, plan
+
+    def register(self, service: Service) -> None:
+        """Give them to a service; a claimed one is a coroutine function or a plain one."""
+        for event_type, function in {
+            "order": effects,
+            "parts": effects,
+            "nothing": lambda _: None,
+            "shared": lambda event: Put(SHARED_KEY, event.digest.encode()),
+            "flaky": self._sometimes,
+            "doomed": self._never,
+            "greedy": self._greedy,
+            "announce": announce,
+        }.items():
+            service.handler(event_type)(self._pure(function))
+        for event_type, fails, wanted in (
+            ("call", 0.0, effects),
+            ("call_announce", 0.0, announce),
+            ("flaky_call", 0.4, effects),
+            ("doomed_call", 1.0, effects),
+        ):
+            claimed = self._coroutine if self._rng.random() < 0.5 else self._on_thread
+            register = service.claimed_handler(event_type, timeout_s=self._plan.call_timeout_s)
+            register(claimed(fails, wanted))
+
+    def _sometimes(self, event: Event) -> list[Put]:
+        if self._rng.random() < 0.4:
             raise RuntimeError("out of stock")
         return effects(event)
 
-    def always(_: Event) -> list[Put]:
+    def _never(self, _: Event) -> list[Put]:
         raise RuntimeError("never in stock")
 
-    def shared(event: Event) -> Put:
-        return Put(SHARED_KEY, event.digest.encode())
+    def _greedy(self, event: Event) -> list[Put]:
+        operations = self._plan.settings.etcd_max_txn_ops
+        return [Put(f"/greedy/{event.id}/{n}", b"") for n in range(operations)]
 
-    def greedy(event: Event) -> list[Put]:
-        return [Put(f"/greedy/{event.id}/{n}", b"") for n in range(plan.settings.etcd_max_txn_ops)]
-
-    def pure(event_type: str, function: Callable[[Event], Any]) -> None:
-        @service.handler(event_type)
+    def _pure(self, function: Callable[[Event], Any]) -> Callable[[Event], Any]:
         def run(event: Event) -> Any:
-            outside.runs.append(event)
+            self._outside.runs.append(event)
             return function(event)
 
-    def claimed(
-        event_type: str,
-        fails: float,
-        wanted: Callable[[Event], Sequence[Effect]] = effects,
-    ) -> None:
-        def begin(event: Event) -> Call:
-            return outside.call(event, life, rng.random() < fails)
+        return run
 
-        def end(call: Call) -> Sequence[Effect]:
-            if call.raised:
-                raise ConnectionError("refused")
-            return wanted(call.event)
+    def _call(self, event: Event, fails: float) -> Call:
+        return self._outside.call(event, self._life, self._rng.random() < fails)
 
-        def on_thread(event: Event, _timeout_s: float) -> Sequence[Effect]:
-            call = begin(event)
-            life.spend(call.end_s - life.agenda.now_s)
-            return end(call)
+    def _on_thread(self, fails: float, wanted: Wanted) -> Callable[..., Any]:
+        def run(event: Event, _timeout_s: float) -> Sequence[Effect]:
+            call = self._call(event, fails)
+            self._life.spend(call.end_s - self._life.agenda.now_s)
+            return call.result(wanted)
 
-        async def on_loop(event: Event, _timeout_s: float) -> Sequence[Effect]:
-            call = begin(event)
+        return run
+
+    def _coroutine(self, fails: float, wanted: Wanted) -> Callable[..., Any]:
+        async def run(event: Event, _timeout_s: float) -> Sequence[Effect]:
+            call = self._call(event, fails)
             try:
-                await asyncio.sleep(call.end_s - life.agenda.now_s)
+                await asyncio.sleep(call.end_s - self._life.agenda.now_s)
             except asyncio.CancelledError:
-                call.cut_s = life.agenda.now_s
+                call.cut_s = self._life.agenda.now_s
                 raise
-            return end(call)
+            return call.result(wanted)
 
-        function: Any = on_loop if rng.random() < 0.5 else on_thread
-        service.claimed_handler(event_type, timeout_s=plan.call_timeout_s)(function)
-
-    pure("order", effects)
-    pure("parts", effects)
-    pure("nothing", lambda _: None)
-    pure("shared", shared)
-    pure("flaky", sometimes)
-    pure("doomed", always)
-    pure("greedy", greedy)
-    pure("announce", announce)
-    claimed("call", 0.0)
-    claimed("call_announce", 0.0, announce)
-    claimed("flaky_call", 0.4)
-    claimed("doomed_call", 1.0)
+        return run

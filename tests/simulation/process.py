@@ -14,7 +14,6 @@ from idempotent_consumer.testing.broker import FakeBroker
 from idempotent_consumer.testing.etcd import FakeEtcd
 from idempotent_consumer.testing.loop import Agenda, Killed, Loop, Threads
 from idempotent_consumer.testing.process import Process
-from simulation.keys import SERVICE
 from simulation.plan import Plan
 from simulation.trace import Trace, TraceLog
 
@@ -143,8 +142,3 @@ class SimulatedProcess(Process):
         super()._ended(task)
         self.judge_counts()
         self.life.end()
-
-
-def new_service() -> Service:
-    """Return the service without its handlers."""
-    return Service(SERVICE, noun="orders")

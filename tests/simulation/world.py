@@ -9,18 +9,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from idempotent_consumer import Service
 from idempotent_consumer.bus import COMMITS_IN_FLIGHT
 from idempotent_consumer.testing.amqp import Connection
 from idempotent_consumer.testing.loop import Agenda
 from simulation.auditor import Auditor
 from simulation.broker import SimulatedBroker
-from simulation.checker import Account, judge
+from simulation.checker import judge
 from simulation.etcd import HistoricStore, SimulatedEtcd
 from simulation.faults import Faults
-from simulation.handlers import Outside, register_handlers
+from simulation.handlers import Handlers, Outside
 from simulation.keys import SERVICE
 from simulation.plan import OF_DATA, TIMED, Plan, draw_plan
-from simulation.process import Life, SimulatedProcess, new_service
+from simulation.process import Life, SimulatedProcess
 from simulation.trace import Trace
 from simulation.workload import Producer
 
@@ -120,19 +121,8 @@ class World:
         # What is still under way may apply now, when everything seems settled.
         self.agenda.run(self.agenda.now_s + _OVER_WITHIN_S, self._is_over)
         self.agenda.run(self.agenda.now_s + _HEARD_WITHIN_S, self._broken)
-        if self._broken():
-            return
-        account = Account(
-            self.auditor,
-            self.producer,
-            self.broker,
-            self.store,
-            self.outside,
-            self.processes,
-            self.trace,
-            self.plan,
-        )
-        judge(account)
+        if not self._broken():
+            judge(self)
 
     def end(self) -> None:
         """End what still runs; nothing of it is judged."""
@@ -166,8 +156,8 @@ class World:
         rng = self.rng
         life = Life(f"p{slot}.{number}", self.agenda, self.trace, rng.uniform(0.0, 1e5))
         self._doom(life)
-        service = new_service()
-        register_handlers(service, life, self.outside, rng, self.plan)
+        service = Service(SERVICE, noun="orders")
+        Handlers(life, self.outside, rng, self.plan).register(service)
         process = SimulatedProcess(life, service, self.plan, rng, self.broker, self.etcd)
         life.on_ended.append(lambda: self._ended(process, slot, number))
         life.on_frozen.append(lambda seconds: self._frozen(process, seconds))

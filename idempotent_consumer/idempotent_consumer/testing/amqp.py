@@ -6,6 +6,7 @@ import asyncio
 import struct
 from collections.abc import Callable
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pika
@@ -162,6 +163,18 @@ class Connection:
             callback(self, None)
 
 
+def _sends(method: str, *names: str, **defaults: Any) -> Callable[..., None]:
+    """Return one of pika's methods: it sends the frame of that name, its arguments in order."""
+    order = (*names, *defaults)
+
+    def send(channel: Channel, *given: Any, callback: Callback | None = None, **named: Any) -> None:
+        arguments = {**defaults, **dict(zip(order, given, strict=False)), **named}
+        answered = (callback,) if callback is not None else ()
+        channel.send(method, *(arguments[name] for name in order), *answered)
+
+    return send
+
+
 class Channel:
     """A channel, with the callbacks that the library has given it."""
 
@@ -179,7 +192,7 @@ class Channel:
 
     def close(self) -> None:
         """Close it."""
-        self._send("channel_close")
+        self.send("channel_close")
         self.is_open = False
         error = ChannelClosedByClient(0, "Normal shutdown")
         closed = partial(self.connection.on_channel_closed, self.channel_number, error)
@@ -197,37 +210,16 @@ class Channel:
         """Call back with a message that no queue was there for."""
         self._on_return.append(callback)
 
-    def exchange_declare(
-        self,
-        exchange: str,
-        exchange_type: str = "direct",
-        passive: bool = False,
-        durable: bool = False,
-        callback: Callback | None = None,
-    ) -> None:
-        """Declare an exchange."""
-        self._send("exchange_declare", exchange, exchange_type, passive, callback)
-
-    def queue_declare(
-        self,
-        queue: str,
-        passive: bool = False,
-        durable: bool = False,
-        arguments: dict[str, Any] | None = None,
-        callback: Callback | None = None,
-    ) -> None:
-        """Declare a queue."""
-        self._send("queue_declare", queue, arguments or {}, passive, callback)
-
-    def queue_bind(
-        self, queue: str, exchange: str, routing_key: str = "", callback: Callback | None = None
-    ) -> None:
-        """Bind a queue to an exchange."""
-        self._send("queue_bind", queue, exchange, routing_key, callback)
-
-    def basic_qos(self, prefetch_count: int = 0, callback: Callback | None = None) -> None:
-        """Bound what is unacked."""
-        self._send("basic_qos", prefetch_count, callback)
+    exchange_declare = _sends(
+        "exchange_declare", "exchange", exchange_type="direct", passive=False, durable=False
+    )
+    queue_declare = _sends(
+        "queue_declare", "queue", passive=False, durable=False, arguments=MappingProxyType({})
+    )
+    queue_bind = _sends("queue_bind", "queue", "exchange", routing_key="")
+    basic_qos = _sends("basic_qos", prefetch_count=0)
+    basic_ack = _sends("basic_ack", delivery_tag=0, multiple=False)
+    basic_reject = _sends("basic_reject", delivery_tag=0, requeue=True)
 
     def basic_consume(
         self, queue: str, on_message_callback: Callback, callback: Callback | None = None
@@ -235,28 +227,20 @@ class Channel:
         """Consume a queue; return the consumer's tag."""
         tag = f"ctag{self.channel_number}.{len(self._consumers) + 1}"
         self._consumers[tag] = on_message_callback
-        self._send("basic_consume", queue, tag, callback)
+        self.send("basic_consume", queue, tag, callback)
         return tag
 
     def basic_cancel(self, consumer_tag: str, callback: Callback | None = None) -> None:
         """Consume no more."""
         self._cancelled.add(consumer_tag)
-        self._send("basic_cancel", consumer_tag, callback)
-
-    def basic_ack(self, delivery_tag: int = 0, multiple: bool = False) -> None:
-        """Ack one delivery, or all up to it."""
-        self._send("basic_ack", delivery_tag, multiple)
-
-    def basic_reject(self, delivery_tag: int = 0, requeue: bool = True) -> None:
-        """Hand a delivery back."""
-        self._send("basic_reject", delivery_tag, requeue)
+        self.send("basic_cancel", consumer_tag, callback)
 
     def confirm_delivery(
         self, ack_nack_callback: Callback, callback: Callback | None = None
     ) -> None:
         """Have the broker confirm what is published from now on."""
         self._on_confirm = ack_nack_callback
-        self._send("confirm_select", callback)
+        self.send("confirm_select", callback)
 
     def basic_publish(
         self,
@@ -268,9 +252,10 @@ class Channel:
     ) -> None:
         """Publish a message."""
         encoded = b"".join((properties or pika.BasicProperties()).encode())
-        self._send("basic_publish", exchange, routing_key, body, encoded, mandatory)
+        self.send("basic_publish", exchange, routing_key, body, encoded, mandatory)
 
-    def _send(self, method: str, *arguments: Any) -> None:
+    def send(self, method: str, *arguments: Any) -> None:
+        """Send a frame. Raises what pika raises on a channel that is not open."""
         if not self.is_open:
             raise ChannelWrongStateError("Channel is closed.")
         self.connection.send(self.channel_number, Sent(method, arguments))

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any
 
@@ -19,6 +19,8 @@ from .amqp import Callback, Connection, Sent
 from .loop import Agenda, Loop
 
 DEFAULT_EXCHANGE = ""
+
+Answered = Callback | None
 
 
 class Message:
@@ -56,8 +58,8 @@ def encode(properties: Any) -> bytes:
 class Queue:
     """A quorum queue, with the arguments that it was declared with."""
 
-    def __init__(self, name: str, arguments: dict[str, Any]) -> None:
-        self.name, self.arguments = name, arguments
+    def __init__(self, name: str, arguments: Mapping[str, Any]) -> None:
+        self.name, self.arguments = name, dict(arguments)
         self.ready: list[Message] = []
         self.consumers: list[Consumer] = []
 
@@ -368,12 +370,9 @@ class ServerChannel:
         encoded = message.encoded
         if message.returns:
             encoded = message.with_headers(**{"x-delivery-count": message.returns})
+        redelivered = message.returns > 0
         method = spec.Basic.Deliver(
-            consumer.tag,
-            self._tag,
-            message.returns > 0,
-            message.exchange,
-            message.routing_key,
+            consumer.tag, self._tag, redelivered, message.exchange, message.routing_key
         )
         self._send("on_deliver", method, encoded, message.body)
 
@@ -394,13 +393,13 @@ class ServerChannel:
         connection = self.session.connection
         connection.to_client.send(partial(connection.on_frame, self.number, method, *arguments))
 
-    def _answer(self, answered: Callable[[Any], None] | None, method: Any) -> None:
+    def _answer(self, answered: Answered, method: Any) -> None:
         if answered is not None:
             self._send("on_answer", answered, frame.Method(self.number, method))
 
     # What the client sends.
 
-    def channel_open(self, answered: Callable[[Any], None]) -> None:
+    def channel_open(self, answered: Answered) -> None:
         """Open it."""
         self._answer(answered, spec.Channel.OpenOk())
 
@@ -409,7 +408,9 @@ class ServerChannel:
         self.session.channels.pop(self.number, None)
         self.end()
 
-    def exchange_declare(self, exchange: str, kind: str, passive: bool, answered: Any) -> None:
+    def exchange_declare(
+        self, exchange: str, kind: str, passive: bool, durable: bool, answered: Answered = None
+    ) -> None:
         """Declare an exchange."""
         if passive:
             self.broker.route(exchange, "")
@@ -419,7 +420,12 @@ class ServerChannel:
         self._answer(answered, spec.Exchange.DeclareOk())
 
     def queue_declare(
-        self, name: str, arguments: dict[str, Any], passive: bool, answered: Any
+        self,
+        name: str,
+        passive: bool,
+        durable: bool,
+        arguments: Mapping[str, Any],
+        answered: Answered = None,
     ) -> None:
         """Declare a queue; one that is there has to have the same arguments."""
         queue = self._queue(name) if passive else self.broker.queues.get(name)
@@ -433,7 +439,9 @@ class ServerChannel:
         counts = {"message_count": len(queue.ready), "consumer_count": len(queue.consumers)}
         self._answer(answered, spec.Queue.DeclareOk(name, **counts))
 
-    def queue_bind(self, queue: str, exchange: str, routing_key: str, answered: Any) -> None:
+    def queue_bind(
+        self, queue: str, exchange: str, routing_key: str, answered: Answered = None
+    ) -> None:
         """Bind a queue to an exchange."""
         self._queue(queue)
         self.broker.route(exchange, "")
@@ -442,12 +450,12 @@ class ServerChannel:
             bindings.append((routing_key, queue))
         self._answer(answered, spec.Queue.BindOk())
 
-    def basic_qos(self, prefetch_count: int, answered: Any) -> None:
+    def basic_qos(self, prefetch_count: int, answered: Answered = None) -> None:
         """Bound what each consumer to come has unacked."""
         self._prefetch = prefetch_count
         self._answer(answered, spec.Basic.QosOk())
 
-    def basic_consume(self, queue: str, tag: str, answered: Any) -> None:
+    def basic_consume(self, queue: str, tag: str, answered: Answered = None) -> None:
         """Consume a queue."""
         consumer = Consumer(self, self._queue(queue), tag, self._prefetch)
         self.consumers[tag] = consumer
@@ -456,7 +464,7 @@ class ServerChannel:
         self._answer(answered, spec.Basic.ConsumeOk(tag))
         self.broker.dispatch(consumer.queue)
 
-    def basic_cancel(self, tag: str, answered: Any) -> None:
+    def basic_cancel(self, tag: str, answered: Answered = None) -> None:
         """Consume no more; what was delivered stays unacked."""
         if tag in self.consumers:
             self.consumers[tag].cancelled = True
@@ -478,7 +486,7 @@ class ServerChannel:
             else:
                 self.broker.dead_letter(consumer.queue, message, "rejected")
 
-    def confirm_select(self, answered: Any) -> None:
+    def confirm_select(self, answered: Answered = None) -> None:
         """Confirm what is published from now on."""
         self.confirming = True
         self._answer(answered, spec.Confirm.SelectOk())
