@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any
@@ -84,11 +83,11 @@ class Rabbit:
 
     def refuse(self) -> None:
         """Refuse connections from now on."""
-        self.broker.away_until_s = math.inf
+        self.broker.away = True
 
     def accept(self) -> None:
         """Accept connections again."""
-        self.broker.away_until_s = self.loop.time()
+        self.broker.away = False
 
     def said(self, event: str) -> list[Any]:
         """Return the log lines with this text."""
