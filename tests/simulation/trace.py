@@ -24,6 +24,10 @@ class Trace:
         self.fired[kind] += 1
         self._lines.append((self._now_s(), who, f"FAULT {kind}", about))
 
+    def has_fired(self, *kinds: str) -> bool:
+        """Return whether one of these faults has happened."""
+        return any(self.fired[kind] for kind in kinds)
+
     def violation(self, kind: str, *about: object) -> None:
         """Add something that must never happen."""
         text = " ".join([f"{kind}:", *map(_short, about)])
@@ -39,6 +43,8 @@ class Trace:
 
 
 def _short(about: object) -> str:
+    if isinstance(about, dict):
+        return " ".join(f"{key}={value!r:.60}" for key, value in about.items())
     text = about if isinstance(about, str) else repr(about)
     return text if len(text) <= 160 else f"{text[:150]}...({len(text)})"
 
@@ -56,6 +62,6 @@ class TraceLog:
     def info(self, line: str, **about: object) -> None:
         """Keep a line."""
         if self._lives():
-            self._trace.note(self._who, line, *(f"{k}={v!r:.60}" for k, v in about.items()))
+            self._trace.note(self._who, line, about)
 
     warning = error = critical = debug = info

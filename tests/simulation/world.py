@@ -15,7 +15,7 @@ from idempotent_consumer.testing.amqp import Connection
 from idempotent_consumer.testing.loop import Agenda
 from simulation.auditor import Auditor
 from simulation.broker import SimulatedBroker
-from simulation.checker import Account, judge
+from simulation.checker import judge
 from simulation.etcd import HistoricStore, SimulatedEtcd
 from simulation.faults import Faults
 from simulation.handlers import Handlers, Outside
@@ -121,19 +121,8 @@ class World:
         # What is still under way may apply now, when everything seems settled.
         self.agenda.run(self.agenda.now_s + _OVER_WITHIN_S, self._is_over)
         self.agenda.run(self.agenda.now_s + _HEARD_WITHIN_S, self._broken)
-        if self._broken():
-            return
-        account = Account(
-            self.auditor,
-            self.producer,
-            self.broker,
-            self.store,
-            self.outside,
-            self.processes,
-            self.trace,
-            self.plan,
-        )
-        judge(account)
+        if not self._broken():
+            judge(self)
 
     def end(self) -> None:
         """End what still runs; nothing of it is judged."""
