@@ -77,7 +77,7 @@ def test_deliveries_in_hand_while_etcd_is_away(
 def test_calls_at_once(
     start_replicas: StartReplicas, broker: Broker, store: Store, sizes: list[Size], number: int
 ) -> None:
-    """The receiver meets so many of each replica; the others wait, under claims."""
+    """The receiver meets so many of each replica, and no more are claimed; the others wait."""
     at_once, in_hand = number * CALLS_OF_A_REPLICA, number * 8 * SMALL_BATCH
 
     def claims() -> int:
@@ -85,15 +85,19 @@ def test_calls_at_once(
 
     with listen_timed() as sink:
         start_replicas(
-            "notify", number, NOTIFY_URL=sink.url_for("all"), BATCH_SIZE=str(SMALL_BATCH)
+            "notify",
+            number,
+            NOTIFY_URL=sink.url_for("all"),
+            BATCH_SIZE=str(SMALL_BATCH),
+            CALLS_AT_ONCE=str(CALLS_OF_A_REPLICA),
         )
         sink.hold()
         broker.publish(orders(in_hand + 100))
-        becomes(claims, in_hand)
+        becomes(claims, at_once)
         becomes(lambda: sink.number_under_way("all"), at_once)
         at = f"{number} x {SMALL_BATCH}"
         sizes += [
-            Size("claims", at, in_hand, claims()),
+            Size("claims", at, at_once, claims()),
             Size("calls at once", at, at_once, sink.number_under_way("all")),
         ]
         sink.release()

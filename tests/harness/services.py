@@ -21,6 +21,7 @@ from harness.web import fetch_json
 CONTRACT_VARIABLES = frozenset(
     {
         "BATCH_SIZE",
+        "CALLS_AT_ONCE",
         "DEDUP_WINDOW",
         "ENABLE_ETCD",
         "ETCD_CA_CERT",

@@ -118,7 +118,7 @@ class Sink:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     # The default of 5 refuses some of a service's calls when they come all at once.
-    request_queue_size = 128
+    request_queue_size = 512
 
 
 def _handler(sink: Sink) -> type[BaseHTTPRequestHandler]:
