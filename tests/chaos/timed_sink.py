@@ -101,7 +101,9 @@ class TimedSink(Sink):
 
 
 def _hangs_up(caller: socket.socket, within_s: float) -> bool:
-    readable, _, _ = select.select([caller], [], [], within_s)
+    poll = select.poll()
+    poll.register(caller, select.POLLIN)
+    readable = poll.poll(within_s * 1000)
     try:
         # A caller that has sent its request sends nothing more, so there is an end to be read.
         return bool(readable) and not caller.recv(1, socket.MSG_PEEK)
