@@ -143,6 +143,7 @@ def test_as_many_calls_as_there_can_be_are_finished_before_the_exit(
     events = orders(2 * CALLS_AT_ONCE)
     broker.publish(events)
     becomes(lambda: len(lines(service, "call begins")), CALLS_AT_ONCE)
+    becomes(lambda: statsd.count("notifications_received"), 2 * CALLS_AT_ONCE)
     assert lines(service, "call ends") == []
     assert terminate(service) == 0
     made = sorted(line["event_id"] for line in lines(service, "call begins"))
