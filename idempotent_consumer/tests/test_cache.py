@@ -311,6 +311,37 @@ def test_a_deletion_that_does_not_tell_what_it_deleted_clears_everything(
     assert len(following.pages) == pages
 
 
+@pytest.mark.parametrize("how", ["deleted", "deleted and compacted", "deleted before an import"])
+def test_an_answer_that_a_deletion_has_overtaken_is_not_remembered(
+    following: Following, how: str
+) -> None:
+    """The event is new again, and would be acked as a duplicate of what is not there."""
+    following.record("1")
+    revision = following.store.revision
+    following.start()
+    following.etcd.end_watches()
+    following.store.delete(PREFIX + "1")
+    if how == "deleted before an import":
+        following.record("2")
+    if how != "deleted":
+        following.store.compact()
+    pages = len(following.pages)
+    following.loop.advance(LONGER_THAN_ANY_BACKOFF_S)
+    assert (len(following.pages) > pages) == (how == "deleted before an import")
+    following.cache.add(digest_of("1"), revision)
+    assert not following.holds("1")
+    following.cache.add(digest_of("1"), following.store.revision)
+    assert following.holds("1")
+
+
+def test_an_answer_that_no_deletion_has_overtaken_is_remembered(following: Following) -> None:
+    following.record("1")
+    revision = following.store.revision
+    following.start()
+    following.cache.add(digest_of("2"), revision)
+    assert following.holds("2")
+
+
 def test_progress_moves_the_watchs_beginning(following: Following) -> None:
     following.start()
     for _ in range(100):
