@@ -224,7 +224,8 @@ class _Follower:
                 # The rest of a revision may come in another fragment.
                 last = reply.events[-1].kv.mod_revision
                 self._progressed(last + (not _is_fragment(reply)))
-            else:  # Progress: nothing is outstanding up to this revision.
+            else:  # Progress: nothing is outstanding up to this revision, be it the one before.
+                self._stuck = 0
                 self._progressed(reply.header.revision + 1)
 
     def _progressed(self, next_revision: int) -> None:
