@@ -175,6 +175,8 @@ class _Follower:
         started_s = asyncio.get_running_loop().time()
         async for reply in self._pages():
             of = of or reply.count  # The first page's range, and so its count, is all there is.
+            # Whatever was deleted before was not watched.
+            self._cache.discard_all((), self._revision)
             found = [
                 fingerprint(digest) for kv in reply.kvs if (digest := digest_if_done(kv.value))
             ]
@@ -222,7 +224,8 @@ class _Follower:
                 # The rest of a revision may come in another fragment.
                 last = reply.events[-1].kv.mod_revision
                 self._progressed(last + (not _is_fragment(reply)))
-            else:  # Progress: nothing is outstanding up to this revision.
+            else:  # Progress: nothing is outstanding up to this revision, be it the one before.
+                self._stuck = 0
                 self._progressed(reply.header.revision + 1)
 
     def _progressed(self, next_revision: int) -> None:
@@ -234,7 +237,6 @@ class _Follower:
         if not all(values):
             # The deleted value was compacted away, so which fingerprint it had is not known.
             self._cache.clear()
-            return
         self._cache.discard_all(
             (fingerprint(digest) for value in values if (digest := digest_if_done(value))),
             events[-1].kv.mod_revision,

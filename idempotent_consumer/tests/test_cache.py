@@ -8,6 +8,9 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
+from etcd3.etcdrpc import WatchResponse, kv_pb2
+from grpc import StatusCode
+from grpc.aio import AioRpcError
 from structlog.testing import LogCapture
 
 from fakes.ledger import captured, digest_of, system_of
@@ -137,6 +140,15 @@ def test_a_cleared_cache_holds_nothing() -> None:
 
 PREFIX = "/service/order/"
 LONGER_THAN_ANY_BACKOFF_S = 10.0
+TOO_LARGE = Fate(
+    None,
+    error=AioRpcError(
+        StatusCode.RESOURCE_EXHAUSTED,
+        (),
+        (),
+        details="CLIENT: Received message larger than max (70000000 vs. 67108864)",
+    ),
+)
 
 
 class Following:
@@ -311,6 +323,37 @@ def test_a_deletion_that_does_not_tell_what_it_deleted_clears_everything(
     assert len(following.pages) == pages
 
 
+@pytest.mark.parametrize("how", ["deleted", "deleted and compacted", "deleted before an import"])
+def test_an_answer_that_a_deletion_has_overtaken_is_not_remembered(
+    following: Following, how: str
+) -> None:
+    """The event is new again, and would be acked as a duplicate of what is not there."""
+    following.record("1")
+    revision = following.store.revision
+    following.start()
+    following.etcd.end_watches()
+    following.store.delete(PREFIX + "1")
+    if how == "deleted before an import":
+        following.record("2")
+    if how != "deleted":
+        following.store.compact()
+    pages = len(following.pages)
+    following.loop.advance(LONGER_THAN_ANY_BACKOFF_S)
+    assert (len(following.pages) > pages) == (how == "deleted before an import")
+    following.cache.add(digest_of("1"), revision)
+    assert not following.holds("1")
+    following.cache.add(digest_of("1"), following.store.revision)
+    assert following.holds("1")
+
+
+def test_an_answer_that_no_deletion_has_overtaken_is_remembered(following: Following) -> None:
+    following.record("1")
+    revision = following.store.revision
+    following.start()
+    following.cache.add(digest_of("2"), revision)
+    assert following.holds("2")
+
+
 def test_progress_moves_the_watchs_beginning(following: Following) -> None:
     following.start()
     for _ in range(100):
@@ -366,6 +409,61 @@ def test_an_import_that_fails_in_the_middle_begins_again(following: Following) -
     following.start()
     assert len(following.pages) > 3
     assert [each for each in ids if not following.holds(each)] == ids[:1]
+
+
+def test_a_page_that_is_too_large_for_a_reply_is_asked_for_in_smaller_ones(
+    following: Following,
+) -> None:
+    ids = [f"{number:08}" for number in range(3000)]
+    following.record(*ids)
+    following.etcd.fate = lambda call: (
+        TOO_LARGE if call.method == "Range" and call.request.limit > 1000 else FINE
+    )
+    following.start()
+    seen = Counter(kv.key for page in following.pages if page.outcome for kv in page.outcome.kvs)
+    assert set(seen.values()) == {1}
+    assert all(following.holds(each) for each in ids)
+
+
+def test_deletions_may_come_in_fragments_of_a_revision(following: Following) -> None:
+    """What is lost behind the first comes again: the next watch begins at the same revision."""
+    following.record("1", "2")
+    assert b"\x40\x01" in following.start().SerializeToString()
+    following.store.delete(PREFIX + "1")
+    reply = WatchResponse(events=[deletion("2", revision=9)]).SerializeToString()
+    following.etcd._watches[0].deliver(WatchResponse.FromString(reply + b"\x38\x01"))
+    following.loop.run_until_idle()
+    assert not following.holds("2")
+    assert following.reconnect().start_revision == 9
+
+
+def deletion(event_id: str, revision: int) -> Any:
+    key = (PREFIX + event_id).encode()
+    before = kv_pb2.KeyValue(key=key, value=encode("done", digest_of(event_id), "t", "now"))
+    gone = kv_pb2.KeyValue(key=key, mod_revision=revision)
+    return kv_pb2.Event(type=kv_pb2.Event.DELETE, kv=gone, prev_kv=before)
+
+
+def test_a_watch_that_gets_no_further_is_given_up_for_a_new_import(following: Following) -> None:
+    """As where a reply is larger than gRPC takes, each time it comes."""
+    following.record("1")
+    following.start()
+    following.store.put("/elsewhere", b"")
+    for _ in range(10):
+        following.reconnect()
+    warned = [line for line in following.lines.entries if "makes no progress" in line["event"]]
+    assert warned
+    assert len(following.pages) == 1 + len(warned)
+    assert following.holds("1")
+
+
+def test_a_watch_in_which_nothing_happens_is_not_given_up(following: Following) -> None:
+    following.record("1")
+    following.start()
+    for _ in range(10):
+        following.store.progress()
+        following.reconnect()
+    assert len(following.pages) == 1
 
 
 def test_records_from_after_its_revision_are_left_out_and_their_deletions_are_not(
