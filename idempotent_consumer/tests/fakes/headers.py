@@ -78,4 +78,4 @@ HOSTILE = {
         )
     ),
 }
-"""What a producer can write, but for NaN, which RabbitMQ does not take: other brokers do."""
+"""What can stand in a table. RabbitMQ itself closes the connection of whoever publishes NaN."""
