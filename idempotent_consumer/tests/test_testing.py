@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
@@ -39,6 +40,17 @@ def calling(receiver: Receiver) -> Service:
 
     @service.claimed_handler("new_order", timeout_s=5)
     def call(event: Event, _timeout_s: float) -> None:
+        receiver(event.id)
+
+    return service
+
+
+def awaiting(receiver: Receiver) -> Service:
+    service = Service("notify", noun="notifications")
+
+    @service.claimed_handler("new_order", timeout_s=5)
+    async def call(event: Event, _timeout_s: float) -> None:
+        await asyncio.sleep(1)
         receiver(event.id)
 
     return service
@@ -99,15 +111,37 @@ def test_what_is_recorded_once_passes_both_checks() -> None:
     check_crashes(lambda: (shipping(), lambda: None), EVENTS)
 
 
-def test_a_receiver_that_knows_repeats_passes_both_checks() -> None:
-    check_duplicates(made(calling, knows_repeats=True), EVENTS)
-    check_crashes(made(calling, knows_repeats=True), EVENTS)
+@pytest.mark.parametrize("make", [calling, awaiting])
+def test_a_receiver_that_knows_repeats_passes_both_checks(
+    make: Callable[[Receiver], Service],
+) -> None:
+    check_duplicates(made(make, knows_repeats=True), EVENTS)
+    check_crashes(made(make, knows_repeats=True), EVENTS)
 
 
-def test_a_receiver_that_does_not_is_found_where_a_process_dies_behind_its_call() -> None:
-    check_duplicates(made(calling, knows_repeats=False), EVENTS)
+@pytest.mark.parametrize("make", [calling, awaiting])
+def test_a_receiver_that_does_not_is_found_where_a_process_dies_behind_its_call(
+    make: Callable[[Receiver], Service],
+) -> None:
+    check_duplicates(made(make, knows_repeats=False), EVENTS)
     with pytest.raises(AssertionError, match=r"outside differs killed at .* behind its handler"):
-        check_crashes(made(calling, knows_repeats=False), EVENTS)
+        check_crashes(made(make, knows_repeats=False), EVENTS)
+
+
+def test_a_coroutine_that_hangs_is_cancelled_and_no_time_is_lost() -> None:
+    service, calls = Service("notify", noun="notifications"), list[str]()
+
+    @service.claimed_handler("new_order", timeout_s=5)
+    async def hang(event: Event, _timeout_s: float) -> None:
+        calls.append(event.id)
+        await asyncio.Event().wait()
+
+    world = InMemory(service)
+    world.publish(EVENTS[0])
+    assert [(letter.reason, letter.error) for letter in world.parked] == [
+        ("failed", "TimeoutError: it took longer than 5 s")
+    ]
+    assert calls == ["0"] * (1 + len(Settings().retry_delays))
 
 
 def test_a_pure_handler_that_touches_the_outside_is_found_by_a_crash() -> None:

@@ -194,8 +194,7 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
     def act(self, when: str, what: Any) -> None:
         """Stand "before" or "behind" something that reaches the outside: raises Killed if dead.
 
-        ``what`` is the request's method and message for etcd, and the name and the arguments of
-        what is sent to RabbitMQ.
+        ``what`` is the ``etcd.Call``, or the frame ``amqp.Sent``.
         """
         if not self.alive:
             raise Killed
