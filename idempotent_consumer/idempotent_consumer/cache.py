@@ -23,7 +23,10 @@ IMPORT_AFTER_S = 0.5
 under a lock that writes wait for, and the rest takes CPU."""
 
 _STUCK_AFTER = 5
-"""So often a watch may be opened without getting any further."""
+"""So often in a row a watch may be opened, and fail soon, without getting any further."""
+
+_SOON_S = 10.0
+"""etcd tells what a new watch has missed at once. One that was open for longer has had that."""
 
 MAX_ENTRIES = 1 << 21
 
@@ -106,8 +109,9 @@ class Cache:
             if position >= 0:
                 self._blocks[number] = block[:position] + block[position + _ENTRY_BYTES :]
 
-    def clear(self) -> None:
-        """Forget everything."""
+    def clear(self, revision: int = 0) -> None:
+        """Forget everything, and what was there before this revision of etcd for good."""
+        self._deleted_revision = max(self._deleted_revision, revision)
         self._blocks = [b""] * (self._mask + 1)
 
     async def follow(
@@ -144,7 +148,7 @@ class _Follower:
     ) -> None:
         self._prefix, self._client, self._cache, self._log = prefix, client, cache, log
         self._revision, self._next_revision = revision, 0
-        self._stuck = 0
+        self._stuck, self._opened_s = 0, 0.0
 
     async def import_and_watch(self) -> None:
         """Import unless that has been done, and watch. Raises EtcdError."""
@@ -155,8 +159,11 @@ class _Follower:
     def failed(self, error: EtcdError) -> None:
         """Go on from where the watch was, or import what is there then.
 
-        A watch that etcd opens and that fails again and again at one revision gets no further.
+        A watch that etcd opens and that soon fails, again and again at one revision, gets no
+        further.
         """
+        if asyncio.get_running_loop().time() - self._opened_s > _SOON_S:
+            self._stuck = 0
         if self._stuck >= _STUCK_AFTER:
             self._log.warning(
                 "the watch on deleted records makes no progress: all records are imported again",
@@ -171,12 +178,14 @@ class _Follower:
             self._cache.clear()
 
     async def _import(self) -> None:
-        imported = of = 0
+        imported, of, again = 0, 0, not self._revision
         started_s = asyncio.get_running_loop().time()
         async for reply in self._pages():
+            if again:
+                # What was added since the last watch may have been deleted since.
+                self._cache.clear(self._revision)
+                again = False
             of = of or reply.count  # The first page's range, and so its count, is all there is.
-            # Whatever was deleted before was not watched.
-            self._cache.discard_all((), self._revision)
             found = [
                 fingerprint(digest) for kv in reply.kvs if (digest := digest_if_done(kv.value))
             ]
@@ -219,6 +228,7 @@ class _Follower:
         async for reply in self._client.watch(WatchRequest(create_request=create)):
             if reply.created:
                 self._stuck += 1
+                self._opened_s = asyncio.get_running_loop().time()
             elif reply.events:
                 self._forget(reply.events)
                 # The rest of a revision may come in another fragment.
@@ -236,7 +246,8 @@ class _Follower:
         values = [event.prev_kv.value for event in events]
         if not all(values):
             # The deleted value was compacted away, so which fingerprint it had is not known.
-            self._cache.clear()
+            self._cache.clear(events[-1].kv.mod_revision)
+            return
         self._cache.discard_all(
             (fingerprint(digest) for value in values if (digest := digest_if_done(value))),
             events[-1].kv.mod_revision,

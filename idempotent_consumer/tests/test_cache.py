@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
-from etcd3.etcdrpc import WatchResponse, kv_pb2
+from etcd3.etcdrpc import LeaseGrantRequest, WatchResponse, kv_pb2
 from grpc import StatusCode
 from grpc.aio import AioRpcError
 from structlog.testing import LogCapture
@@ -18,9 +18,9 @@ from idempotent_consumer.cache import IMPORT_AFTER_S, PAGE_RECORDS, Cache, finge
 from idempotent_consumer.etcd import Client
 from idempotent_consumer.records import encode
 from idempotent_consumer.settings import Settings
-from idempotent_consumer.testing.etcd import FINE, REQUEST_LOST, Call, FakeEtcd, Fate
+from idempotent_consumer.testing.etcd import CLOSED, FINE, REQUEST_LOST, Call, FakeEtcd, Fate
 from idempotent_consumer.testing.loop import Loop
-from idempotent_consumer.testing.store import Store
+from idempotent_consumer.testing.store import TOO_LARGE, Store
 
 
 def digest(number: int) -> str:
@@ -151,19 +151,58 @@ TOO_LARGE = Fate(
 )
 
 
+class Breaking(FakeEtcd):
+    """An etcd whose next ``breaks`` watches break after so many replies."""
+
+    breaks = replies = 0
+
+    def watch(self, watch: Any, request: Any) -> Any:
+        """Open a watch, one that breaks where that is due."""
+        if not self.breaks:
+            return super().watch(watch, request)
+        self.breaks -= 1
+        broken: Any = _Broken(watch, self.replies)
+        return super().watch(broken, request)
+
+
+class _Broken:
+    def __init__(self, watch: Any, replies: int) -> None:
+        self._watch, self._replies = watch, replies
+
+    def deliver(self, reply: Any) -> None:
+        if self._replies == 0:
+            self._watch.deliver(CLOSED)
+        elif self._replies > 0:
+            self._watch.deliver(reply)
+        self._replies -= 1
+
+    def end(self, error: Any) -> None:
+        self._watch.end(error)
+
+
 class Following:
     """A cache that follows an etcd in memory."""
 
     def __init__(self) -> None:
         self.loop = Loop()
         self.store = Store(self.loop.time)
-        self.etcd = FakeEtcd(self.loop.agenda, self.store)
+        self.etcd = Breaking(self.loop.agenda, self.store)
         self.cache, self.lines = Cache(), LogCapture()
         self.task: Any = None
 
-    def record(self, *ids: str, state: str = "done") -> None:
+    def record(self, *ids: str, state: str = "done", lease: int = 0) -> None:
         for each in ids:
-            self.store.put(PREFIX + each, encode(state, digest_of(each), "t", "now"))
+            self.store.put(PREFIX + each, encode(state, digest_of(each), "t", "now"), lease)
+
+    def under_one_lease(self, *ids: str) -> int:
+        """Record under a lease of their own, and return it: its end is one revision."""
+        lease = self.store.apply("LeaseGrant", LeaseGrantRequest(TTL=1_000_000)).ID
+        self.record(*ids, lease=lease)
+        return int(lease)
+
+    def stuck(self) -> list[Any]:
+        """Return the warnings of a watch that makes no progress."""
+        return [line for line in self.lines.entries if "no progress" in line["event"]]
 
     def begin(self, revision: int = 0) -> None:
         system = system_of(self.etcd)
@@ -183,6 +222,14 @@ class Following:
         self.etcd.end_watches()
         self.loop.advance(LONGER_THAN_ANY_BACKOFF_S)
         return self.watch
+
+    def until_watched(self) -> None:
+        """Let pass what it takes until there is a watch that does not break."""
+        for _ in range(1000):
+            if not self.etcd.breaks and self.store.watched:
+                return
+            self.loop.advance(0.1)
+        raise AssertionError("there is none")
 
     @property
     def pages(self) -> list[Call]:
@@ -497,3 +544,165 @@ def test_cancelled_it_ends_its_watch(following: Following) -> None:
     following.loop.run_until_idle()
     assert following.task.cancelled()
     assert not following.store.watched
+
+
+# A revision with more deletions than one reply has room for.
+
+MANY = [f"{number:02}" for number in range(10)]
+
+
+def test_a_revision_of_many_deletions_comes_in_fragments(following: Following) -> None:
+    """One reply with all of them may be larger than gRPC receives, at each attempt again."""
+    lease = following.under_one_lease(*MANY)
+    following.record("kept")
+    following.start()
+    following.store.events_a_reply = 3
+    following.store.revoke(lease)
+    following.loop.run_until_idle()
+    assert not any(following.holds(each) for each in MANY)
+    assert following.holds("kept")
+    assert len(following.etcd.sent("Watch")) == 1
+
+
+def test_a_gap_of_many_deletions_comes_in_fragments(following: Following) -> None:
+    leases = [following.under_one_lease(*(f"{n}-{each}" for each in MANY)) for n in range(3)]
+    following.start()
+    following.store.events_a_reply = 4
+    following.etcd.end_watches()
+    for lease in leases:
+        following.store.revoke(lease)
+    following.loop.advance(LONGER_THAN_ANY_BACKOFF_S)
+    assert len(following.cache) == 0
+    assert len(following.etcd.sent("Watch")) == 2
+    assert following.reconnect().start_revision == following.store.revision + 1
+
+
+def test_a_watch_that_breaks_between_two_fragments_resumes_at_their_revision(
+    following: Following,
+) -> None:
+    """The rest of that revision has not come yet: past it, it never would."""
+    lease = following.under_one_lease(*MANY)
+    following.record("before")
+    following.start()
+    following.store.events_a_reply = 3
+    following.etcd.breaks, following.etcd.replies = 1, 3
+    following.etcd.end_watches()
+    following.store.delete(PREFIX + "before")
+    following.store.revoke(lease)
+    revision = following.store.revision
+    following.loop.advance(LONGER_THAN_ANY_BACKOFF_S)
+    assert following.watch.start_revision == revision
+    assert len(following.cache) == 0
+    assert following.reconnect().start_revision == revision + 1
+
+
+def test_a_watch_that_fails_again_and_again_at_one_revision_is_given_up(
+    following: Following,
+) -> None:
+    """What it cannot tell has been deleted would be acked from the cache without a record."""
+    following.record("1", "2")
+    following.start()
+    following.etcd.breaks, following.etcd.replies = 5, 1
+    following.etcd.end_watches()
+    following.store.delete(PREFIX + "1")
+    following.record("3")
+    following.loop.advance(5 * LONGER_THAN_ANY_BACKOFF_S)
+    assert [following.holds(each) for each in "123"] == [False, True, True]
+    assert following.watch.start_revision == following.store.revision + 1
+    (line,) = following.stuck()
+    assert line["log_level"] == "warning"
+
+
+def test_a_watch_that_fails_now_and_then_is_not_given_up(following: Following) -> None:
+    """It has told of what was deleted in between, or would have had the time to."""
+    following.record(*MANY)
+    following.start()
+    pages = len(following.pages)
+    for each in MANY[:8]:
+        following.etcd.breaks, following.etcd.replies = 3, 1
+        following.etcd.end_watches()
+        following.store.delete(PREFIX + each)
+        following.until_watched()
+    for _ in range(8):
+        following.loop.advance(60)
+        following.reconnect()
+    assert following.stuck() == []
+    assert len(following.pages) == pages
+
+
+def test_an_etcd_that_is_away_for_long_is_not_stuck(following: Following) -> None:
+    following.record("1")
+    following.start()
+    pages = len(following.pages)
+    following.etcd.breaks, following.etcd.replies = 100, 0
+    following.etcd.end_watches()
+    following.loop.advance(100 * LONGER_THAN_ANY_BACKOFF_S)
+    assert following.etcd.breaks == 0
+    assert following.stuck() == []
+    assert len(following.pages) == pages
+    assert following.holds("1")
+
+
+# What is added while the watch is further, or there is none.
+
+
+def test_what_was_read_before_a_deletion_that_the_watch_has_seen_is_not_held(
+    following: Following,
+) -> None:
+    """The answer was under way when the record went: nobody would tell of it again."""
+    following.record("1", "2")
+    following.start()
+    read_at = following.store.revision
+    following.store.delete(PREFIX + "1")
+    following.loop.run_until_idle()
+    following.cache.add(digest_of("1"), read_at)
+    assert not following.holds("1")
+    following.cache.add(digest_of("3"), following.store.revision)
+    assert following.holds("3")
+
+
+def test_what_was_done_before_a_second_import_and_is_not_in_it_is_not_held(
+    following: Following,
+) -> None:
+    """Its deletion was between the two, when nothing was watched."""
+    following.record("1", "2")
+    following.start()
+    following.etcd.breaks, following.etcd.replies = 100, 0
+    following.etcd.end_watches()
+    following.store.delete(PREFIX + "2")
+    following.record("3")
+    following.store.compact()
+    following.etcd.breaks = 0
+    read_at = following.store.revision
+
+    def delete_what_is_held(call: Call) -> Fate:
+        if call.method == "Range":
+            following.cache.add(digest_of("1"), read_at)
+            following.store.delete(PREFIX + "1")
+        return FINE
+
+    following.etcd.fate = delete_what_is_held
+    following.loop.advance(LONGER_THAN_ANY_BACKOFF_S)
+    assert len(following.pages) > 1
+    assert not following.holds("1")
+    following.cache.add(digest_of("1"), read_at)
+    assert not following.holds("1")
+
+
+# A page that is larger than gRPC receives.
+
+
+def test_pages_that_are_too_large_are_asked_for_in_smaller_ones(following: Following) -> None:
+    ids = [f"{number:04}" for number in range(1000)]
+    following.record(*ids)
+    following.etcd.fate = lambda call: FINE if fits(call) else Fate(error=TOO_LARGE)
+
+    def fits(call: Call) -> bool:
+        return call.method != "Range" or len(following.store.apply("Range", call.request).kvs) <= 99
+
+    following.start()
+    assert all(following.holds(each) for each in ids)
+    seen = Counter(kv.key for page in following.pages if fits(page) for kv in page.outcome.kvs)
+    assert len(seen) == 1000
+    assert set(seen.values()) == {1}
+    assert sum(not fits(page) for page in following.pages) == 2

@@ -168,6 +168,8 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     yield Subject(
         connect_to_real, asyncio.run, set_alarm, Broker(servers.rabbitmq).delete_queues, prefix
     )
+    # Other tests look at all the queues there are.
+    Broker(servers.rabbitmq).delete_queues("contract.")
 
 
 def test_a_message_is_confirmed_and_one_for_no_queue_is_returned_first(subject: Subject) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from etcd3 import etcdrpc as pb
 from etcd3.etcdrpc import kv_pb2
+from google.protobuf.unknown_fields import UnknownFieldSet
 from grpc import StatusCode
 from grpc.aio import AioRpcError
 
@@ -19,6 +20,9 @@ MIN_LEASE_TTL_S = 2
 FIRST_LEASE = 1000
 
 COMPACTED = "mvcc: required revision has been compacted"
+TOO_LARGE = AioRpcError(
+    StatusCode.RESOURCE_EXHAUSTED, (), (), details="Received message larger than max (2 vs. 1)"
+)
 
 
 class Change(NamedTuple):
@@ -62,7 +66,9 @@ class Store:
     """An etcd of one member. ``apply`` is one request; the rest is the test's own hand on it.
 
     ``now_s`` is its clock. ``history`` is every change since the start, over wipes and restores
-    too. ``out_of_space`` is the NOSPACE alarm.
+    too. ``out_of_space`` is the NOSPACE alarm. ``events_a_reply``, where it is not 0, is how many
+    events a watch's reply has room for: the others come in more fragments, where the watch asked
+    for fragments, and else it ends.
     """
 
     def __init__(self, now_s: Callable[[], float], max_txn_ops: int = 128) -> None:
@@ -72,6 +78,7 @@ class Store:
         self._watches: list[_Watch] = []
         self.history: list[Change] = []
         self.out_of_space = False
+        self.events_a_reply = 0
 
     # What the test does.
 
@@ -208,8 +215,16 @@ class Store:
         events = [
             self._event(change, watch.request.prev_kv) for change in changes if watch.wants(change)
         ]
-        if events:
-            watch.deliver(pb.WatchResponse(header=self._header(), events=events))
+        room = self.events_a_reply or len(events)
+        while events:
+            reply = pb.WatchResponse(header=self._header(), events=events[:room])
+            events = events[room:]
+            if events and not watch.takes_fragments:
+                watch.deliver(TOO_LARGE)
+                return
+            if events:
+                reply.MergeFromString(_MORE_FOLLOWS)
+            watch.deliver(reply)
 
     def _event(self, change: Change, prev_kv: bool) -> Any:
         kv, before = kv_pb2.KeyValue(key=change.key, mod_revision=change.revision), None
@@ -404,6 +419,10 @@ class Store:
         self._committed(changes)
 
 
+_MORE_FOLLOWS = b"\x38\x01"
+"""``WatchResponse.fragment``, field 7."""
+
+
 class _Watch:
     """A watch on a range of keys."""
 
@@ -411,6 +430,9 @@ class _Watch:
         self.request, self.deliver = request, deliver
         self._keys = range_of(request.key, request.range_end)
         self._filters = set(request.filters)
+        # The messages of etcd3 lack this field, and the one that says that more follows.
+        unknown: Any = UnknownFieldSet(request)
+        self.takes_fragments = any((field.field_number, field.data) == (8, 1) for field in unknown)
 
     def wants(self, change: Change) -> bool:
         """Return whether it is told of a change."""
