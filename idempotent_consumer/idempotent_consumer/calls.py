@@ -42,7 +42,9 @@ class Handler:
     is_coroutine: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "is_coroutine", inspect.iscoroutinefunction(self.function))
+        # An object is called by its class's method.
+        called = (self.function, type(self.function).__call__)
+        object.__setattr__(self, "is_coroutine", any(map(inspect.iscoroutinefunction, called)))
 
     @property
     def claimed(self) -> bool:
