@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
@@ -44,6 +45,21 @@ def calling(receiver: Receiver) -> Service:
     return service
 
 
+def waiting(receiver: Receiver) -> Service:
+    service = Service("notify", noun="notifications")
+
+    @service.claimed_handler("new_order", timeout_s=5)
+    async def call(event: Event, timeout_s: float) -> None:
+        await asyncio.sleep(timeout_s / 2)
+        receiver(event.id)
+        await asyncio.sleep(timeout_s / 4)
+
+    return service
+
+
+CALLING = pytest.mark.parametrize("make", [calling, waiting])
+
+
 def touching(receiver: Receiver) -> Service:
     """Return a service that does what a pure handler must not do."""
     service = Service("order", noun="orders")
@@ -55,9 +71,10 @@ def touching(receiver: Receiver) -> Service:
     return service
 
 
-def made(
-    make: Callable[[Receiver], Service], *, knows_repeats: bool
-) -> Callable[[], tuple[Service, Callable[[], object]]]:
+Make = Callable[[Receiver], Service]
+
+
+def made(make: Make, *, knows_repeats: bool) -> Callable[[], tuple[Service, Callable[[], object]]]:
     def fresh() -> tuple[Service, Callable[[], object]]:
         receiver = Receiver(knows_repeats=knows_repeats)
         return make(receiver), lambda: sorted(receiver.calls)
@@ -99,15 +116,30 @@ def test_what_is_recorded_once_passes_both_checks() -> None:
     check_crashes(lambda: (shipping(), lambda: None), EVENTS)
 
 
-def test_a_receiver_that_knows_repeats_passes_both_checks() -> None:
-    check_duplicates(made(calling, knows_repeats=True), EVENTS)
-    check_crashes(made(calling, knows_repeats=True), EVENTS)
+@CALLING
+def test_a_receiver_that_knows_repeats_passes_both_checks(make: Make) -> None:
+    check_duplicates(made(make, knows_repeats=True), EVENTS)
+    check_crashes(made(make, knows_repeats=True), EVENTS)
 
 
-def test_a_receiver_that_does_not_is_found_where_a_process_dies_behind_its_call() -> None:
-    check_duplicates(made(calling, knows_repeats=False), EVENTS)
+@CALLING
+def test_a_receiver_that_does_not_is_found_where_a_process_dies_behind_its_call(
+    make: Make,
+) -> None:
+    check_duplicates(made(make, knows_repeats=False), EVENTS)
     with pytest.raises(AssertionError, match=r"outside differs killed at .* behind its handler"):
-        check_crashes(made(calling, knows_repeats=False), EVENTS)
+        check_crashes(made(make, knows_repeats=False), EVENTS)
+
+
+def test_what_is_never_settled_is_said() -> None:
+    service = Service("notify", noun="notifications")
+
+    @service.claimed_handler("new_order", timeout_s=10_000)
+    async def hang(_event: Event, timeout_s: float) -> None:
+        await asyncio.sleep(timeout_s)
+
+    with pytest.raises(AssertionError, match=r"not settled after 3600 s: \{'0': 'claimed'\}"):
+        InMemory(service).publish(EVENTS[0])
 
 
 def test_a_pure_handler_that_touches_the_outside_is_found_by_a_crash() -> None:
