@@ -221,6 +221,9 @@ def _announced(world: World) -> Iterator[tuple[float, str, bytes]]:
 
 
 def _judge_calls(world: World) -> None:
+    for call in world.outside.calls:
+        if call.life.alive and math.isinf(call.end_s):
+            world.trace.violation("a call was not cancelled at its time-out", call.event.id)
     by_id: dict[str, list[Call]] = defaultdict(list)
     for call in world.outside.calls:
         by_id[call.event.id].append(call)
@@ -268,7 +271,7 @@ def _judge_pair(world: World, first: Call, second: Call, deleted_s: list[float])
         if not world.trace.has_fired(*_MAY_OVERLAP):
             world.trace.violation("calls overlap", *who)
     if first.cut_s is not None:
-        if first.cut_s < first.decided_s + world.plan.call_timeout_s:
+        if first.cut_s < first.decided_s + world.plan.call_timeout_s - 1e-6:
             world.trace.violation("a call was cancelled before its time-out", *who)
         return
     if first.raised:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -60,7 +61,7 @@ class Outside:
     """Takes the calls and keeps them. ``runs`` has the event of each run of a pure handler."""
 
     def __init__(self, rng: Random, plan: Plan, trace: Trace) -> None:
-        self._rng, self._plan, self._trace = rng, plan, trace
+        self._rng, self._plan, self.trace = rng, plan, trace
         self.calls: list[Call] = []
         self.runs: list[Event] = []
 
@@ -74,7 +75,7 @@ class Outside:
         took_s = self._rng.uniform(0.0, self._plan.call_s)
         call = Call(event, life, decided_s, start_s, start_s + took_s, raises)
         self.calls.append(call)
-        self._trace.note(life.name, "calls", event.id, f"until {call.end_s:.3f}")
+        self.trace.note(life.name, "calls", event.id, f"until {call.end_s:.3f}")
         return call
 
     def process_ended(self, life: Life) -> None:
@@ -83,8 +84,9 @@ class Outside:
         for call in self.calls:
             if call.life is life and call.cut_s is None and now_s < call.end_s:
                 call.reached = self._rng.random() < 0.5 and call.start_s <= now_s
+                call.end_s = now_s if math.isinf(call.end_s) else call.end_s
                 which = "reached" if call.reached else "did not reach"
-                self._trace.fault(f"killed in a call that {which} the outside", life.name)
+                self.trace.fault(f"killed in a call that {which} the outside", life.name)
 
 
 def effect_keys(event_type: str, event_id: str) -> list[str]:
@@ -181,10 +183,14 @@ class Handlers:
     def _coroutine(self, fails: float, wanted: Wanted) -> Callable[..., Any]:
         async def run(event: Event, _timeout_s: float) -> Sequence[Effect]:
             call = self._call(event, fails)
+            if call.raised and self._rng.random() < 0.3:
+                call.end_s = math.inf  # It fails by its time-out.
             try:
                 await asyncio.sleep(call.end_s - self._life.agenda.now_s)
             except asyncio.CancelledError:
                 call.cut_s = self._life.agenda.now_s
+                call.end_s = min(call.end_s, call.cut_s)
+                self._outside.trace.fault("call cut off", self._life.name)
                 raise
             return call.result(wanted)
 

@@ -33,6 +33,7 @@ EVERY_FAULT = {
     "published again",
     "killed in a call that reached the outside",
     "killed in a call that did not reach the outside",
+    "call cut off",
 } - {"killed"}
 
 
