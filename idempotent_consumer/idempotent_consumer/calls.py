@@ -127,8 +127,8 @@ class Runner:
 class Calls:
     """Calls of claimed handlers, ``at_once`` at the most, each under its claim.
 
-    A ``slot`` is taken before the claim and kept until its call has ended, so that a process that
-    dies leaves no more claims behind than it has slots.
+    A ``slot`` is taken before the claim and kept until the record has taken the claim's place, so
+    that a process that dies leaves no more claims behind than it has slots.
     """
 
     def __init__(
