@@ -42,7 +42,9 @@ class Handler:
     is_coroutine: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "is_coroutine", inspect.iscoroutinefunction(self.function))
+        # An object is called by its class's method.
+        called = (self.function, type(self.function).__call__)
+        object.__setattr__(self, "is_coroutine", any(map(inspect.iscoroutinefunction, called)))
 
     @property
     def claimed(self) -> bool:
@@ -125,8 +127,8 @@ class Runner:
 class Calls:
     """Calls of claimed handlers, ``at_once`` at the most, each under its claim.
 
-    A ``slot`` is taken before the claim and kept until its call has ended, so that a process that
-    dies leaves no more claims behind than it has slots.
+    A ``slot`` is taken before the claim and kept until the record has taken the claim's place, so
+    that a process that dies leaves no more claims behind than it has slots.
     """
 
     def __init__(

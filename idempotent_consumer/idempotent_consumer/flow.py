@@ -330,21 +330,29 @@ class Consumer:
         while ask is not None:
             if action is not None:
                 ask, action = await self._act(flight, ask, action), None
-            elif ask.kind is Kind.CLAIM:
-                # The slot is taken before the claim: no more is claimed than can be called.
-                async with self._calls.slot:
-                    if not self._calls.has_time(flight.handler):
-                        self._end(flight, GiveBack())
-                        return
-                    action = await self._decided(flight, ask)
-                    if isinstance(action, Call):
-                        ask, action = await self._call(flight, action), None
-                    elif action is None:
-                        return
             else:
-                action = await self._decided(flight, ask)
+                if ask.kind is Kind.CLAIM:
+                    ask, action = await self._claim_and_call(flight, ask)
+                else:
+                    action = await self._decided(flight, ask)
                 if action is None:
                     return
+
+    async def _claim_and_call(self, flight: InFlight, ask: Ask) -> tuple[Ask, Action | None]:
+        """Claim an event, make its call, and record or release it, all under one slot.
+
+        Return what was asked last, and what has been decided by its answer, None for an end.
+        """
+        async with self._calls.slot:
+            while self._calls.has_time(flight.handler):
+                action = await self._decided(flight, ask)
+                if not isinstance(action, Call):
+                    return ask, action
+                ask = await self._call(flight, action)
+                if ask.kind is not Kind.CLAIM:
+                    return ask, await self._decided(flight, ask)
+        self._end(flight, GiveBack())
+        return ask, None
 
     async def _act(self, flight: InFlight, ask: Ask, action: Action) -> Ask | None:
         """Do what has been decided, and return what is to be asked next, if anything is."""

@@ -695,7 +695,7 @@ def test_what_was_done_before_a_second_import_and_is_not_in_it_is_not_held(
 def test_pages_that_are_too_large_are_asked_for_in_smaller_ones(following: Following) -> None:
     ids = [f"{number:04}" for number in range(1000)]
     following.record(*ids)
-    following.etcd.fate = lambda call: FINE if fits(call) else Fate(error=TOO_LARGE)
+    following.etcd.fate = lambda call: FINE if fits(call) else TOO_LARGE
 
     def fits(call: Call) -> bool:
         return call.method != "Range" or len(following.store.apply("Range", call.request).kvs) <= 99

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from random import Random
 
 import pytest
 
@@ -22,6 +23,7 @@ from idempotent_consumer.testing.etcd import (
     FINE,
     REQUEST_LOST,
     TIMED_OUT,
+    Call,
     Fate,
     answered_late,
     applied_late,
@@ -263,6 +265,25 @@ def test_no_more_is_claimed_than_can_be_called(world: World, is_coroutine: bool)
         most = max(most, world.claims())
     assert most == 2
     assert len(calls) == 50
+
+
+def test_no_more_is_claimed_while_records_of_finished_calls_are_not_there(world: World) -> None:
+    """etcd loses requests: each such claim would stay behind for a lease if the process died."""
+    claimed, chance, most = Claimed(), Random(1), 0
+
+    def fate(call: Call) -> Fate:
+        if call.method != "Txn":
+            return FINE
+        late_s = chance.random()
+        return REQUEST_LOST if chance.random() < 0.3 else Fate(late_s, late_s)
+
+    process = world.start(claimed.handler, settings=Settings(enable_etcd=True, calls_at_once=2))
+    process.etcd.fate = fate
+    process.deliver(*(body(str(n)) for n in range(50)))
+    while process.count("processed") < 50:
+        world.advance(0.05)
+        most = max(most, world.claims())
+    assert most == 2
 
 
 def test_a_slot_is_free_again_after_each_end_of_a_call(world: World) -> None:

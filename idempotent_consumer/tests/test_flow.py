@@ -17,6 +17,7 @@ from idempotent_consumer.calls import Handler
 from idempotent_consumer.effects import Publish, Put
 from idempotent_consumer.event import Event
 from idempotent_consumer.flow import ACK_ALL_EVERY_S
+from idempotent_consumer.service import FINISH_WITHIN_S
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.etcd import (
     ANSWER_LOST,
@@ -686,6 +687,45 @@ def test_a_commit_that_is_sent_again_still_counts_as_one_in_flight(
     assert len(batch_sizes(process)) - before == COMMITS_IN_FLIGHT - 1
     world.advance(10)
     assert process.counts() == {"received": 23, "processed": 22, "processed_skipped": 1}
+
+
+# The stop.
+
+
+def test_the_stop_settles_what_has_arrived_and_takes_no_more(world: World) -> None:
+    process = world.start(Handler(Slow(world, 0.1)))
+    process.deliver(*(body(str(n)) for n in range(20)))
+    process.stop()
+    world.advance(1.0)
+    process.deliver(body("later"))
+    assert not process.task.done()
+    world.advance(5.0)
+    assert process.task.done()
+    assert process.counts() == {"received": 20, "processed": 20}
+    assert process.broker.queues["order"].bodies == [body("later")]
+    assert process.broker.connections == []
+
+
+def test_the_stop_waits_no_longer_than_its_time_and_hands_back_what_is_left(
+    world: World, process: OrderProcess
+) -> None:
+    process.etcd.fate = lambda _: REQUEST_LOST
+    process.deliver(body("1"))
+    process.stop()
+    world.advance(FINISH_WITHIN_S - 0.1)
+    assert not process.task.done()
+    world.advance(1.5)
+    assert process.task.done()
+    assert process.counts() == {"received": 1, "returned": 1}
+    assert process.broker.queues["order"].bodies == [body("1")]
+
+
+def test_a_process_that_has_not_reached_etcd_can_be_stopped(world: World) -> None:
+    process = world.start(Handler(Pure()), reaches_etcd=False)
+    world.advance(60)
+    process.stop()
+    world.advance(2)
+    assert process.task.done()
 
 
 # An etcd that is not the one seen before.

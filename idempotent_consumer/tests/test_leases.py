@@ -205,6 +205,20 @@ def test_a_claim_under_a_lease_that_etcd_does_not_know_gets_a_new_one(
     assert store.get("/service/order/2").lease != first
 
 
+def test_a_lease_goes_on_while_the_machine_is_suspended(loop: Loop, store: Store) -> None:
+    """The loop's clock stands still meanwhile, and etcd's does not."""
+    suspended_s = 0.0
+    replica = Replica(loop, store, clock=lambda: loop.time() + suspended_s)
+    replica.open()
+    lease = claim(replica)
+    suspended_s = 14.0
+    assert left_s(replica, lease) == 1.0
+    suspended_s = 15.0
+    assert left_s(replica, lease) == 0.0
+    store.revoke(lease)
+    assert claim(replica, "2") != lease
+
+
 def test_an_outage_longer_than_the_lease_leaves_no_time_for_a_call(
     loop: Loop, store: Store
 ) -> None:

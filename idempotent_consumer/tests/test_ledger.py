@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError
 
 from fakes.ledger import OTHER_DIGEST, Replica, digest_of
 from idempotent_consumer.effects import Put
-from idempotent_consumer.ledger import GUARD_EVERY_S
+from idempotent_consumer.ledger import GUARD_EVERY_S, RELEASED_S
 from idempotent_consumer.records import CLAIMED, DONE, RELEASED, Kind, decode
 from idempotent_consumer.testing.etcd import (
     ANSWER_LOST,
     FINE,
     REQUEST_LOST,
+    Call,
     Fate,
     answered_late,
     applied_late,
@@ -21,6 +24,11 @@ from idempotent_consumer.testing.loop import Loop
 from idempotent_consumer.testing.store import Store
 
 OTHER_PROCESS = "b" * 32
+TOO_LARGE = Fate(
+    error=AioRpcError(
+        StatusCode.RESOURCE_EXHAUSTED, (), (), details="CLIENT: Received message larger than max"
+    )
+)
 EFFECT = Put("/orders/1", b"placed")
 KEY = b"/service/order/1"
 
@@ -243,6 +251,25 @@ def test_a_look_beside_a_failing_transaction_is_answered_too(
     }
 
 
+@pytest.mark.parametrize("kind", [Kind.RECORD, Kind.LOOK])
+def test_records_that_are_too_large_for_one_reply_are_read_in_several(
+    replica: Replica, other: Replica, kind: Kind
+) -> None:
+    """Asking again for all of them would never end."""
+    other.commit(*(other.ask(str(n)) for n in range(8)))
+    replica.etcd.fate = lambda call: TOO_LARGE if reads(call) > 3 else FINE
+    replica.commit(*(replica.ask(str(n), kind) for n in range(10)))
+    found = {answer.ask.key[15:]: answer.found is not None for answer in replica.answers}
+    assert found == {str(n).encode(): n < 8 for n in range(10)}
+    assert replica.health.missing == {}
+
+
+def reads(call: Call) -> int:
+    """Return how many keys a transaction reads."""
+    success = call.request.success if call.method == "Txn" else ()
+    return sum(operation.HasField("request_range") for operation in success)
+
+
 # Claims.
 
 
@@ -290,6 +317,29 @@ def test_a_released_claim_is_put_as_released_and_can_be_claimed(
     assert found.state == RELEASED
     other.commit(other.ask("1", Kind.CLAIM, expect=found.mod_revision))
     assert other.answers[1].landed
+
+
+def test_a_released_record_ends_by_itself_though_its_process_goes_on(
+    replica: Replica, store: Store
+) -> None:
+    """Under the claims' lease, which is kept alive, each failure would stay for good."""
+    replica.commit(replica.ask("1", Kind.CLAIM))
+    replica.commit(replica.ask("1", Kind.RELEASE, expect=replica.answer.revision))
+    replica.loop.advance(RELEASED_S)
+    assert record_of(store, "1")[0] == RELEASED
+    replica.loop.advance(RELEASED_S / 5)
+    assert store.get("/service/order/1") is None
+
+
+def test_a_lost_lease_of_released_records_is_replaced(replica: Replica, store: Store) -> None:
+    for event_id in "12":
+        replica.commit(replica.ask(event_id, Kind.CLAIM))
+    for answer in list(replica.answers):
+        event_id = answer.ask.key[-1:].decode()
+        replica.commit(replica.ask(event_id, Kind.RELEASE, expect=answer.revision))
+        replica.wait()
+        assert record_of(store, event_id)[0] == RELEASED
+        store.revoke(store.get(f"/service/order/{event_id}").lease)
 
 
 def test_a_claim_that_applies_late_does_not_come_back_after_its_release(

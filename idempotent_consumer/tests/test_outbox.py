@@ -224,6 +224,24 @@ def test_a_record_that_has_gone_before_its_last_step_is_made_anew_with_its_effec
     assert process.count("processed") == 1
 
 
+def test_what_is_not_confirmed_when_the_process_ends_goes_back_and_is_not_done(
+    world: World, process: OrderProcess
+) -> None:
+    """Whoever takes it next publishes its events again."""
+    process.broker.confirms = False
+    process.deliver(body("1", n=1))
+    process.stop()
+    world.advance(10)
+    assert process.task.done()
+    assert world.record().state == PUBLISHING
+    assert process.broker.queues["order"].bodies == [body("1", n=1)]
+    other = start(world)
+    other.deliver(body("1", n=1))
+    world.advance(PATIENCE_S)
+    assert other.published == [SHIPPED, BILLED]
+    assert world.record().state == DONE
+
+
 def test_without_etcd_events_are_published_for_each_delivery(world: World) -> None:
     process = start(world, settings=Settings())
     process.deliver(body("1", n=1), body("1", n=1))

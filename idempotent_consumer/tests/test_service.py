@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -47,15 +49,38 @@ def test_a_coroutine_is_no_pure_handler(service: Service) -> None:
         async def place(event: Event) -> None: ...
 
 
-@pytest.mark.parametrize("is_coroutine", [False, True])
+def call(event: Event, timeout_s: float) -> None: ...
+
+
+async def wait(event: Event, timeout_s: float) -> None: ...
+
+
+class Plain:
+    def __call__(self, event: Event, timeout_s: float) -> None: ...
+
+
+class Waiting:
+    async def __call__(self, event: Event, timeout_s: float) -> None: ...
+
+    async def wait(self, event: Event, timeout_s: float) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "is_coroutine"),
+    [
+        (call, False),
+        (wait, True),
+        (partial(call), False),
+        (partial(wait), True),
+        (Plain(), False),
+        (Waiting(), True),
+        (Waiting().wait, True),
+    ],
+)
 def test_a_claimed_handler_is_a_plain_function_or_a_coroutine(
-    service: Service, is_coroutine: bool
+    service: Service, function: Any, is_coroutine: bool
 ) -> None:
-    def call(event: Event, timeout_s: float) -> None: ...
-
-    async def wait(event: Event, timeout_s: float) -> None: ...
-
-    function = wait if is_coroutine else call
+    """Or an object that can be called as one: else its coroutine would never be awaited."""
     assert service.claimed_handler("new_order", timeout_s=5.0)(function) is function
     handler = service.handlers["new_order"]
     assert (handler.claimed, handler.is_coroutine) == (True, is_coroutine)

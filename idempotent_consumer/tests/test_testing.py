@@ -67,9 +67,10 @@ def touching(receiver: Receiver) -> Service:
     return service
 
 
-def made(
-    make: Callable[[Receiver], Service], *, knows_repeats: bool
-) -> Callable[[], tuple[Service, Callable[[], object]]]:
+Make = Callable[[Receiver], Service]
+
+
+def made(make: Make, *, knows_repeats: bool) -> Callable[[], tuple[Service, Callable[[], object]]]:
     def fresh() -> tuple[Service, Callable[[], object]]:
         receiver = Receiver(knows_repeats=knows_repeats)
         return make(receiver), lambda: sorted(receiver.calls)
@@ -142,6 +143,17 @@ def test_a_coroutine_that_hangs_is_cancelled_and_no_time_is_lost() -> None:
         ("failed", "TimeoutError: it took longer than 5 s")
     ]
     assert calls == ["0"] * (1 + len(Settings().retry_delays))
+
+
+def test_what_is_never_settled_is_said() -> None:
+    service = Service("notify", noun="notifications")
+
+    @service.claimed_handler("new_order", timeout_s=10_000)
+    async def hang(_event: Event, timeout_s: float) -> None:
+        await asyncio.sleep(timeout_s)
+
+    with pytest.raises(AssertionError, match=r"not settled after 3600 s: \{'0': 'claimed'\}"):
+        InMemory(service).publish(EVENTS[0])
 
 
 def test_a_pure_handler_that_touches_the_outside_is_found_by_a_crash() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from random import Random
 from typing import Any
@@ -61,6 +61,7 @@ class Replica:
         *,
         settings: Settings | None = None,
         longest_call_s: float = 5.0,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.loop, self.store, self.process = loop, store, process
         self.etcd, self.health, self.cache = FakeEtcd(loop.agenda, store), Health(), Cache()
@@ -78,7 +79,7 @@ class Replica:
             self.cache,
             longest_call_s,
             self._tasks,
-            self.loop.time,
+            clock or self.loop.time,
         )
         self._running: Any = None
 

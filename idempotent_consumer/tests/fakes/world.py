@@ -23,7 +23,7 @@ from idempotent_consumer.testing.broker import (
     ServerChannel,
     Session,
 )
-from idempotent_consumer.testing.etcd import FakeEtcd
+from idempotent_consumer.testing.etcd import REQUEST_LOST, FakeEtcd
 from idempotent_consumer.testing.loop import Agenda, Loop
 from idempotent_consumer.testing.process import SETTINGS, Process
 from idempotent_consumer.testing.store import Store
@@ -49,6 +49,8 @@ class OrderProcess(Process):
         world: World,
         handlers: Mapping[str, Handler],
         settings: Settings = SETTINGS,
+        *,
+        reaches_etcd: bool = True,
         **options: Any,
     ) -> None:
         self.world, self.store = world, world.store
@@ -56,10 +58,13 @@ class OrderProcess(Process):
         self._epoch, self._tags_acked = 0, set[int]()
         service = Service("order", noun="orders")
         service.handlers = dict(handlers)
+        etcd = FakeEtcd(world.agenda, world.store)
+        if not reaches_etcd:
+            etcd.fate = lambda _: REQUEST_LOST
         super().__init__(
             service,
             _Broker(world, audited=settings.enable_etcd),
-            FakeEtcd(world.agenda, world.store),
+            etcd,
             settings,
             loop=_ActsNoted(world.agenda, self._note),
             random=Random(len(world.processes)),
