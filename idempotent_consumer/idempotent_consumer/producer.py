@@ -15,8 +15,8 @@ from structlog.typing import FilteringBoundLogger
 from .bus import declare_exchange
 from .health import Health
 from .publisher import Publisher, event_message
+from .service import real_system
 from .settings import Settings
-from .system import real_system
 
 T = TypeVar("T")
 

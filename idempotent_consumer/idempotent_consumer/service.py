@@ -9,13 +9,17 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from random import SystemRandom
 from typing import Any, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
+from . import amqp, etcd
 from .bus import Intake, declare, prefetch
 from .cache import MAX_ENTRIES, Cache
 from .calls import Calls, ClaimedHandler, Handler, PureHandler, Runner
@@ -28,7 +32,7 @@ from .names import check_noun, check_service_name
 from .publisher import Publisher
 from .settings import Settings, SettingsError
 from .settle import Settler
-from .system import System, real_system
+from .system import System
 
 FINISH_WITHIN_S = 7.0
 """What is in flight at SIGTERM is finished and settled within this, or goes back to the broker."""
@@ -277,6 +281,20 @@ class Running:
             async with asyncio.timeout(_CLOSE_WITHIN_S):
                 await asyncio.gather(self.intake.close(), self.publisher.close())
         raise _Stopped
+
+
+def real_system() -> System:
+    """Return the system of this machine: real sockets, clocks, randomness and threads."""
+    # Linux alone has a clock that goes on while the machine is suspended.
+    boot = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    return System(
+        amqp.Connection,
+        etcd.open_channel,
+        time.time,
+        SystemRandom(),
+        ThreadPoolExecutor,
+        lambda: time.clock_gettime(boot),
+    )
 
 
 class _Stopped(Exception):

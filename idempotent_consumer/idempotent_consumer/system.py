@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterable, Awaitable, Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
-from random import Random, SystemRandom
+from random import Random
 from typing import Any, Protocol
 
 from tenacity import RetryCallState, Retrying
@@ -41,11 +40,6 @@ class Channel(Protocol):
         ...
 
 
-def _boot_s() -> float:
-    """Return seconds since the machine was started, those in which it was suspended included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 @dataclass(frozen=True)
 class System:
     """Everything outside of a process that its service reaches, apart from the running loop.
@@ -66,22 +60,6 @@ class System:
     random: Random
     threads: Callable[[int], Executor]
     elapsed_s: Callable[[], float] | None = None
-
-
-def real_system() -> System:
-    """Return the system of this machine: real sockets, clock, randomness and threads."""
-    # Here and not above: both need this module.
-    from . import amqp, etcd
-
-    return System(
-        amqp.Connection,
-        etcd.open_channel,
-        time.time,
-        SystemRandom(),
-        ThreadPoolExecutor,
-        # Linux alone has it.
-        _boot_s if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic,
-    )
 
 
 class Jitter(wait_base):

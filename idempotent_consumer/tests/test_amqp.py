@@ -19,8 +19,8 @@ from idempotent_consumer.amqp import (
 )
 from idempotent_consumer.bus import ClientChannel, RecoveringConnection
 from idempotent_consumer.health import Health
+from idempotent_consumer.service import real_system
 from idempotent_consumer.settings import SettingsError
-from idempotent_consumer.system import real_system
 
 
 class Workflow(Exception):

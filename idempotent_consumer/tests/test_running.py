@@ -27,7 +27,7 @@ from pika import BasicProperties, spec
 from pika.exceptions import ConnectionClosedByClient
 
 from idempotent_consumer import Service, Settings, service as module
-from idempotent_consumer.system import real_system
+from idempotent_consumer.service import real_system
 
 def fail():
     raise RuntimeError("as no broker does")

@@ -17,9 +17,8 @@ from structlog.testing import LogCapture
 from idempotent_consumer import Service
 from idempotent_consumer.cli.command import main
 from idempotent_consumer.metrics import Metrics
-from idempotent_consumer.service import Running
+from idempotent_consumer.service import Running, real_system
 from idempotent_consumer.settings import Settings
-from idempotent_consumer.system import real_system
 
 SECRET = "s3cret"  # noqa: S105 - one of this test alone.
 CLOSED = "127.0.0.1:1"

@@ -23,8 +23,9 @@ from harness.servers import Servers
 from harness.wait import eventually
 from harness.web import fetch_json
 from idempotent_consumer.etcd import Client, EtcdError, Failure
+from idempotent_consumer.service import real_system
 from idempotent_consumer.settings import Settings
-from idempotent_consumer.system import System, real_system
+from idempotent_consumer.system import System
 from idempotent_consumer.testing.etcd import FakeEtcd
 from idempotent_consumer.testing.loop import Loop
 from idempotent_consumer.testing.store import MAX_LEASE_TTL_S, Store

@@ -20,8 +20,8 @@ from .. import names
 from ..cache import Pages
 from ..etcd import Client, EtcdError, Failure, get, prefix_end, unchanged
 from ..records import Record, decode
+from ..service import real_system
 from ..settings import Settings
-from ..system import real_system
 
 
 class Asking(Protocol):
