@@ -156,7 +156,7 @@ class FakeChannel:
     def __init__(self, etcd: FakeEtcd, endpoint: str) -> None:
         self._etcd, self._endpoint = etcd, endpoint
         self._closed = False
-        self._pending: set[asyncio.Future[Any]] = set()
+        self._pending: dict[asyncio.Future[Any], None] = {}
         self._watches: list[_Watch] = []
 
     def unary_unary(
@@ -184,11 +184,11 @@ class FakeChannel:
             self._etcd.send(made, answered)
             loop.act("behind", made)
             timer = loop.call_later(timeout, answered, TIMED_OUT) if timeout is not None else None
-            self._pending.add(answer)
+            self._pending[answer] = None
             try:
                 outcome = await answer
             finally:
-                self._pending.discard(answer)
+                del self._pending[answer]
                 if timer is not None:
                     timer.cancel()
             if isinstance(outcome, AioRpcError):
@@ -245,6 +245,7 @@ class _Watch:
     def __init__(self, etcd: FakeEtcd, call: Callable[[Any], Call]) -> None:
         self._etcd, self._call = etcd, call
         self._ends: list[Callable[[], None]] = []
+        self._ended = False
         loop: Any = asyncio.get_running_loop()
         self._replies = asyncio.Queue[Any]()
         self._wire = Wire(etcd.agenda, loop, etcd.latency_s)
@@ -263,8 +264,10 @@ class _Watch:
 
     def end(self, error: AioRpcError) -> None:
         """End it for the process too, when it hears of it."""
-        while self._ends:
-            self._ends.pop()()
+        if not self._ended:
+            self._ended = True
+            for end in self._ends:
+                end()
             self.deliver(error)
 
     async def __aiter__(self) -> AsyncIterator[Any]:
