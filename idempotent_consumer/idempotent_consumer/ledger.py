@@ -196,12 +196,13 @@ class EtcdLedger:
     async def _take_leases(self, kinds: Counter[Kind]) -> dict[Kind, int]:
         """Return the lease for each kind of record that is put."""
         leases: dict[Kind, int] = {}
-        if recorded := kinds[Kind.RECORD] + kinds[Kind.PUBLISH]:
-            leases[Kind.RECORD] = leases[Kind.PUBLISH] = await self._window.take(recorded)
         if released := kinds[Kind.RELEASE]:
             leases[Kind.RELEASE] = await self._released.take(released)
         if kinds[Kind.CLAIM]:
             leases[Kind.CLAIM] = await self._claims.take()
+        # The last: it is to have its whole window left, however late the others were granted.
+        if recorded := kinds[Kind.RECORD] + kinds[Kind.PUBLISH]:
+            leases[Kind.RECORD] = leases[Kind.PUBLISH] = await self._window.take(recorded)
         return leases
 
     async def _read_all(self, asks: Sequence[Ask]) -> list[Answer | None]:

@@ -47,10 +47,12 @@ def decode(value: bytes, mod_revision: int) -> Record:
         state, digest, token, time = (
             members[name] for name in ("state", "digest", "token", "time")
         )
-        readable = state in (CLAIMED, RELEASED, PUBLISHING, DONE) and all(
-            isinstance(text, str) for text in (digest, token, time)
-        )
         events = tuple(map(orjson.dumps, members["events"])) if state == PUBLISHING else ()
+        readable = (
+            state in (CLAIMED, RELEASED, PUBLISHING, DONE)
+            and all(isinstance(text, str) for text in (digest, token, time))
+            and bool(events) == (state == PUBLISHING)
+        )
         for body in events:
             decode_event(body)
     except (ValueError, TypeError, KeyError):

@@ -13,6 +13,7 @@ from fakes.world import DEAD_LETTERS, FIRST_RETRY, Ack, OrderProcess, World
 from idempotent_consumer.calls import Handler
 from idempotent_consumer.event import Event, decode
 from idempotent_consumer.flow import ACK_ALL_EVERY_S
+from idempotent_consumer.ledger import RELEASED_S
 from idempotent_consumer.records import CLAIMED, DONE, RELEASED
 from idempotent_consumer.records import decode as decode_record
 from idempotent_consumer.records import encode as encode_record
@@ -504,6 +505,27 @@ def test_an_attempt_to_claim_that_applies_when_its_event_is_settled_ends_by_itse
     assert world.store.keys("/service/") == []
 
 
+def test_what_is_parked_leaves_records_that_end_soon_though_the_process_goes_on(
+    world: World,
+) -> None:
+    """Under the process's own lease they would stay for as long as it runs, without a bound."""
+    process = world.start(
+        Claimed(fails=200).handler,
+        settings=Settings(enable_etcd=True, retry_delays=(("1s", 1),)),
+    )
+    process.deliver(*(body(str(n)) for n in range(100)))
+    world.advance(2)
+    assert process.count("failed") == 100
+    records = [world.store.get(key) for key in world.store.keys("/service/order/")]
+    assert {decode_record(kv.value, 0).state for kv in records} == {RELEASED}
+    ends_s = {world.store.leases[kv.lease] for kv in records}
+    assert len(records) == 100
+    assert world.agenda.now_s + RELEASED_S <= min(ends_s)
+    assert max(ends_s) <= world.agenda.now_s + RELEASED_S + 60
+    world.advance(RELEASED_S + 61)
+    assert world.store.keys("/service/") == []
+
+
 # The lease and the call.
 
 
@@ -551,6 +573,19 @@ def test_a_frozen_process_does_not_call_under_a_lease_that_has_ended(world: Worl
     process.deliver(body("1"))
     world.skip(60)
     world.advance(OTHERS_TURN_S)
+    assert plain.states == [CLAIMED]
+    assert process.counts() == {"received": 1, "processed": 1, "sent": 1}
+
+
+def test_a_machine_that_was_suspended_does_not_call_under_a_lease_that_has_ended(
+    world: World,
+) -> None:
+    """The loop's clock has stood still meanwhile, etcd's has not."""
+    plain = Plain(world)
+    process = world.start(plain.handler, threads=threads_that_start_after(1.0))
+    process.deliver(body("1"))
+    world.suspend(3600)
+    world.advance(1 + OTHERS_TURN_S)
     assert plain.states == [CLAIMED]
     assert process.counts() == {"received": 1, "processed": 1, "sent": 1}
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from types import FrameType
 
 import pika
 import pytest
 
 from fakes.events import Claimed, Pure, body
+from fakes.ledger import OTHER_DIGEST
 from fakes.world import DEAD_LETTERS, FIRST_RETRY, Ack, OrderProcess, World
 from idempotent_consumer.bus import COMMITS_IN_FLIGHT
 from idempotent_consumer.calls import Handler
 from idempotent_consumer.effects import Publish, Put
-from idempotent_consumer.event import Event
-from idempotent_consumer.flow import ACK_ALL_EVERY_S
+from idempotent_consumer.event import Event, decode
+from idempotent_consumer.flow import ACK_ALL_EVERY_S, Consumer
+from idempotent_consumer.records import CLAIMED, DONE, PUBLISHING, RELEASED, encode
 from idempotent_consumer.service import FINISH_WITHIN_S
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.etcd import (
@@ -28,6 +32,7 @@ from idempotent_consumer.testing.etcd import (
     answered_late,
 )
 
+BODIES = 800
 RETRIED_S = 72.0
 """The retry delays together, and a second."""
 
@@ -186,6 +191,46 @@ def test_a_type_without_a_handler_is_ignored_where_a_replica_with_one_has_done_i
     assert process.counts() == {"received": 1, "ignored": 1}
 
 
+@pytest.mark.parametrize("state", [CLAIMED, RELEASED, PUBLISHING, DONE])
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_type_without_a_handler_is_held_while_its_record_is_short_of_done(
+    world: World, process: OrderProcess, state: str, ours: bool
+) -> None:
+    """It counts as no attempt; a record of another body says nothing of this one."""
+    event = decode(body("1", "refund"))
+    held = ours and state != DONE
+    digest = event.digest if ours else OTHER_DIGEST
+    events = [body("1/order/0", "refunded")] if state == PUBLISHING else []
+    world.store.put("/service/order/1", encode(state, digest, "b/1/1", "now", events))
+    process.deliver(body("1", "refund"))
+    assert process.counts() == {"received": 1, "retried" if held else "ignored": 1}
+    sent = [(message.routing_key, message.headers) for message in process.forwarded]
+    assert sent == ([("order.retry.60s", {"x-attempts": 0})] if held else [])
+    said = [line for line in process.lines.entries if "has begun it" in str(line)]
+    assert len(said) == held
+
+
+def test_what_a_process_with_a_handler_has_recorded_is_published_though_it_died(
+    world: World, process: OrderProcess
+) -> None:
+    """The broker gives its delivery to the one without; that hands it on until another has one."""
+    handlers = {"refund": Handler(lambda _: Publish("refunded"))}
+    died = world.start(handlers)
+    died.broker.confirms = False
+    died.deliver(body("1", "refund"))
+    died.kill()
+    process.deliver(body("1", "refund"))
+    world.advance(3 * 61)
+    assert process.counts() == {"received": 4, "retried": 4}
+    newer = world.start(handlers)
+    newer.deliver(process.forwarded[-1].body)
+    world.advance(15)
+    assert len(newer.published) == 1
+    assert newer.counts() == {"received": 1, "processed_skipped": 1}
+    world.advance(61)
+    assert process.counts() == {"received": 5, "retried": 4, "ignored": 1}
+
+
 def test_an_event_that_a_replica_with_a_handler_has_begun_comes_back_where_there_is_none(
     world: World, process: OrderProcess
 ) -> None:
@@ -307,6 +352,59 @@ def test_each_other_body_gets_its_turn_until_one_is_recorded(
         "conflicted": 1,
     }
     assert world.store.get("/orders/1").value == b'{"n":3}'
+
+
+def decodings(work: Callable[[], object]) -> int:
+    """Return how many bodies are decoded by the way of an event while some work is done."""
+    calls = 0
+
+    def look(frame: FrameType, event: str, _: object) -> None:
+        nonlocal calls
+        if event == "call" and frame.f_code is decode.__code__ and frame.f_back:
+            calls += frame.f_back.f_globals["__name__"] == Consumer.__module__
+
+    sys.setprofile(look)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+def test_many_bodies_of_one_id_are_each_decoded_and_judged_once(
+    world: World, claimed: bool
+) -> None:
+    """What is recorded decides about all that wait: going over them after each is quadratic."""
+    process = world.start(Claimed().handler if claimed else Handler(Pure()))
+    bodies = [body("1", n=n) for n in range(BODIES)]
+    for n in range(BODIES // 8):
+        bodies.insert(n * 9, body(f"good {n}"))
+    assert decodings(lambda: process.deliver(*bodies)) == len(bodies)
+    assert process.count("processed") == 1 + BODIES // 8
+    assert process.count("conflicted") == BODIES - 1
+    # Those that waited are judged without another question, those that came later in batches.
+    assert len(process.etcd.sent("Txn")) < BODIES / 8
+
+
+def test_bodies_of_one_id_that_wait_are_judged_by_what_another_replica_has_recorded(
+    world: World, process: OrderProcess
+) -> None:
+    """One that is the recorded one is its duplicate, whatever it waited for."""
+    world.start(Handler(Pure())).deliver(body("1", n=3))
+    process.deliver(*(body("1", n=n) for n in (1, 2, 3, 4, 3, 2)))
+    assert process.counts() == {"received": 6, "processed_skipped": 2, "conflicted": 4}
+    parked = sorted(message.body for message in process.sent_to(DEAD_LETTERS))
+    assert parked == [body("1", n=n) for n in (1, 2, 2, 4)]
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+def test_bodies_of_one_id_that_all_fail_are_each_tried(world: World, claimed: bool) -> None:
+    pure, call = Pure(fails=200), Claimed(fails=200)
+    process = world.start(call.handler if claimed else Handler(pure))
+    assert decodings(lambda: process.deliver(*(body("1", n=n) for n in range(200)))) == 200
+    assert len(pure.seen) + len(call.calls) == 200
+    assert process.counts() == {"received": 200, "retried": 200}
 
 
 # A handler that raises.

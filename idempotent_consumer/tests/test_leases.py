@@ -10,11 +10,21 @@ from typing import Any
 import pytest
 from etcd3.etcdrpc import LeaseGrantResponse
 
+from fakes.events import Pure, body
 from fakes.ledger import Replica
+from fakes.world import World
+from idempotent_consumer.calls import Handler
 from idempotent_consumer.leases import ClaimLease
 from idempotent_consumer.records import Kind
 from idempotent_consumer.settings import Settings
-from idempotent_consumer.testing.etcd import REQUEST_LOST, Fate, answered_late, refused
+from idempotent_consumer.testing.etcd import (
+    FINE,
+    REQUEST_LOST,
+    Call,
+    Fate,
+    answered_late,
+    refused,
+)
 from idempotent_consumer.testing.loop import Loop, complete
 from idempotent_consumer.testing.store import Store
 
@@ -122,6 +132,41 @@ def test_a_lease_whose_grant_was_slow_counts_from_its_sending(loop: Loop, store:
     loop.advance(3.0)
     replica.commit(replica.ask("2"))
     assert len(replica.etcd.sent("LeaseGrant")) == 2
+
+
+def test_a_lease_that_was_granted_too_late_is_not_used(loop: Loop, store: Store) -> None:
+    """It has less than the window left when it comes."""
+    replica = open_replica(loop, store, window_s=10)
+    replica.etcd.script("LeaseGrant", answered_late(3.0))
+    replica.commit(replica.ask("1"))
+    loop.advance(3.0)
+    assert store.leases[store.get("/service/order/1").lease] >= loop.time() + 10
+
+
+def test_a_lease_is_still_good_when_the_others_of_its_batch_are_there(
+    loop: Loop, store: Store
+) -> None:
+    replica = open_replica(loop, store, window_s=10)
+    claims_late = answered_late(3.0)
+    replica.etcd.fate = lambda call: claims_late if ttl_of(call) == 15 else FINE
+    replica.commit(replica.ask("1"), replica.ask("2", Kind.CLAIM))
+    loop.advance(3.0)
+    assert store.leases[store.get("/service/order/1").lease] >= loop.time() + 10
+
+
+def ttl_of(call: Call) -> int:
+    return call.request.TTL if call.method == "LeaseGrant" else 0
+
+
+def test_a_lease_from_before_the_machine_was_suspended_is_not_used() -> None:
+    world = World()
+    process = world.start(Handler(Pure()))
+    process.deliver(body("1"))
+    world.suspend(3600)
+    process.deliver(body("2"))
+    ends_s = world.store.leases[world.store.get("/service/order/2").lease]
+    assert ends_s >= world.elapsed_s() + Settings().dedup_window_s
+    world.close()
 
 
 # The claims.

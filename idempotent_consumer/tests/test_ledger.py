@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
-from grpc import StatusCode
-from grpc.aio import AioRpcError
 
 from fakes.ledger import OTHER_DIGEST, Replica, digest_of
-from idempotent_consumer.effects import Put
+from idempotent_consumer.effects import Publish, Put, check_effects
 from idempotent_consumer.ledger import GUARD_EVERY_S, RELEASED_S
-from idempotent_consumer.records import CLAIMED, DONE, RELEASED, Kind, decode
+from idempotent_consumer.records import CLAIMED, DONE, PUBLISHING, RELEASED, Kind, decode
 from idempotent_consumer.testing.etcd import (
     ANSWER_LOST,
     FINE,
@@ -21,14 +21,9 @@ from idempotent_consumer.testing.etcd import (
     refused,
 )
 from idempotent_consumer.testing.loop import Loop
-from idempotent_consumer.testing.store import Store
+from idempotent_consumer.testing.store import TOO_LARGE, Store
 
 OTHER_PROCESS = "b" * 32
-TOO_LARGE = Fate(
-    error=AioRpcError(
-        StatusCode.RESOURCE_EXHAUSTED, (), (), details="CLIENT: Received message larger than max"
-    )
-)
 EFFECT = Put("/orders/1", b"placed")
 KEY = b"/service/order/1"
 
@@ -251,23 +246,47 @@ def test_a_look_beside_a_failing_transaction_is_answered_too(
     }
 
 
-@pytest.mark.parametrize("kind", [Kind.RECORD, Kind.LOOK])
+# Replies that are larger than gRPC receives.
+
+
+def room_for_reads(number: int) -> Callable[[Call], Fate]:
+    """Let a transaction's reply have room for so many reads; a larger one has applied as well."""
+
+    def fate(call: Call) -> Fate:
+        reads = call.method == "Txn" and sum(
+            operation.HasField("request_range") for operation in call.request.success
+        )
+        return FINE if reads <= number else Fate(error=TOO_LARGE)
+
+    return fate
+
+
+@pytest.mark.parametrize("kind", [Kind.RECORD, Kind.LOOK, Kind.CLAIM])
 def test_records_that_are_too_large_for_one_reply_are_read_in_several(
     replica: Replica, other: Replica, kind: Kind
 ) -> None:
-    """Asking again for all of them would never end."""
-    other.commit(*(other.ask(str(n)) for n in range(8)))
-    replica.etcd.fate = lambda call: TOO_LARGE if reads(call) > 3 else FINE
-    replica.commit(*(replica.ask(str(n), kind) for n in range(10)))
-    found = {answer.ask.key[15:]: answer.found is not None for answer in replica.answers}
-    assert found == {str(n).encode(): n < 8 for n in range(10)}
+    """Asking for all of them again would fail again, for ever."""
+    events = [Publish("t", {"a": "x" * 100})]
+    asks = [other.ask(str(n), Kind.PUBLISH, digest=OTHER_DIGEST) for n in range(20)]
+    for ask in asks:
+        ask.effects = check_effects(events, "order", "1")
+    other.commit(*asks)
+    replica.etcd.fate = room_for_reads(3)
+    replica.commit(*(replica.ask(str(n), kind) for n in range(25)))
+    found = {answer.ask.key: answer.found for answer in replica.answers}
+    assert len(found) == 25
+    assert sum(record is not None and record.state == PUBLISHING for record in found.values()) == 20
+    assert not replica.has_logged("warning", "")
     assert replica.health.missing == {}
 
 
-def reads(call: Call) -> int:
-    """Return how many keys a transaction reads."""
-    success = call.request.success if call.method == "Txn" else ()
-    return sum(operation.HasField("request_range") for operation in success)
+def test_a_transaction_whose_reply_is_too_large_has_landed_all_the_same(
+    replica: Replica, store: Store
+) -> None:
+    replica.etcd.fate = room_for_reads(3)
+    replica.commit(replica.ask("1"), *(replica.ask(f"x{n}", Kind.LOOK) for n in range(10)))
+    assert [answer.landed for answer in replica.answers] == [True, *[False] * 10]
+    assert len(store.puts("/service/order/")) == 1
 
 
 # Claims.
@@ -373,6 +392,15 @@ def test_a_lost_window_lease_is_replaced_and_the_same_values_are_put(
     attempts = [r for r in replica.etcd.sent("Txn") if r.success[0].request_put.key == ask.key]
     assert len({r.success[0].request_put.value for r in attempts}) == 1
     assert [r.success[0].request_put.lease for r in attempts] == [first, kv.lease]
+
+
+def test_a_lost_lease_of_released_records_is_replaced_too(replica: Replica, store: Store) -> None:
+    for event_id in "12":
+        replica.commit(replica.ask(event_id, Kind.CLAIM))
+        replica.commit(replica.ask(event_id, Kind.RELEASE, expect=replica.answers[-1].revision))
+        replica.wait()
+        assert record_of(store, event_id)[0] == RELEASED
+        store.revoke(store.get(f"/service/order/{event_id}").lease)
 
 
 def test_a_lost_lease_does_not_make_the_service_unready(replica: Replica, store: Store) -> None:

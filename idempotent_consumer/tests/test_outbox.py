@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from fakes.events import Claimed, body
-from fakes.world import Ack, OrderProcess, World
+from fakes.world import DEAD_LETTERS, Ack, OrderProcess, World
 from idempotent_consumer.calls import Handler
 from idempotent_consumer.effects import Publish, Put
-from idempotent_consumer.event import Event
-from idempotent_consumer.records import CLAIMED, DONE, PUBLISHING
+from idempotent_consumer.event import Event, decode
+from idempotent_consumer.records import CLAIMED, DONE, PUBLISHING, encode
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.etcd import ANSWER_LOST, FINE
 
@@ -247,6 +248,39 @@ def test_without_etcd_events_are_published_for_each_delivery(world: World) -> No
     process.deliver(body("1", n=1), body("1", n=1))
     assert process.published == [SHIPPED, BILLED] * 2
     assert process.counts() == {"received": 2, "processed": 2}
+
+
+HOSTILE: dict[str, dict[str, object]] = {
+    "no events": {"events": []},
+    "events that are none": {"events": [1]},
+    "an event of no type": {"events": [{"id": "1"}]},
+    "no list of events": {"events": None},
+    "an unknown state": {"state": "finished"},
+    "a state that is no text": {"state": ["publishing"]},
+    "a digest that is no text": {"digest": 1},
+    "a token that is no text": {"token": None},
+    "a time that is not a number": {"time": float("nan")},
+    "an event that is not a number": {"events": [float("nan")]},
+}
+
+
+@pytest.mark.parametrize("members", HOSTILE.values(), ids=HOSTILE.keys())
+@pytest.mark.parametrize("event_type", ["new_order", "call"])
+def test_the_event_of_a_record_that_cannot_be_read_is_parked(
+    world: World, process: OrderProcess, members: dict[str, object], event_type: str
+) -> None:
+    """It would come again and again, and the record with it."""
+    event = decode(body("1", event_type))
+    value = encode(PUBLISHING, event.digest, "b/1/1", "now", [SHIPPED])
+    world.store.put("/service/order/1", json.dumps({**json.loads(value), **members}).encode())
+    process.deliver(body("1", event_type), body("2", event_type))
+    world.advance(PATIENCE_S)
+    (parked,) = process.sent_to(DEAD_LETTERS)
+    assert parked.headers["x-reason"] == "conflict"
+    assert "record that cannot be read" in str(parked.headers["x-error"])
+    assert process.count("conflicted") == process.count("processed") == 1
+    assert process.in_hand == 0
+    assert len(process.published) == 2, "the other event's"
 
 
 @pytest.mark.parametrize(

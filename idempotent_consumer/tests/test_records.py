@@ -54,7 +54,16 @@ def test_a_record_with_events_is_read_as_it_was_written() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [b"", b"x", b"[]", b'{"state":"done"}', b'{"state":"publishing"}']
+    "value",
+    [
+        b"",
+        b"x",
+        b"[]",
+        b'{"state":"done"}',
+        b'{"state":"publishing"}',
+        encode(DONE, DIGEST, "t", "now").replace(b'"now"', b"NaN"),
+        encode(DONE, DIGEST, "t", "now").replace(b'"now"', b"1e999"),
+    ],
 )
 def test_a_value_that_nobody_here_wrote_is_done_with_a_digest_that_no_event_has(
     value: bytes,
@@ -62,6 +71,36 @@ def test_a_value_that_nobody_here_wrote_is_done_with_a_digest_that_no_event_has(
     record = decode(value, 7)
     assert (record.state, record.digest) == (DONE, "unreadable")
     assert digest_if_done(value) == "unreadable"
+
+
+@pytest.mark.parametrize("member", ["state", "digest", "token", "time"])
+@pytest.mark.parametrize("value", [None, 7, ["done"], {"done": "done"}])
+def test_a_record_whose_members_are_no_texts_is_unreadable(member: str, value: object) -> None:
+    members = orjson.loads(encode(DONE, DIGEST, "t", "now"))
+    assert decode(orjson.dumps({**members, member: value}), 7).digest == "unreadable"
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        "[]",
+        "[1]",
+        "[null]",
+        "[{}]",
+        '[{"id":"1"}]',
+        '[{"id":"1","type":"t","args":{}},1]',
+        "{}",
+        '{"a":1}',
+        "null",
+        '"x"',
+        "[NaN]",
+        "[" * 2000 + "]" * 2000,
+    ],
+)
+def test_a_record_whose_events_are_none_is_unreadable(events: str) -> None:
+    """What can be published never ends it, and so it would never be done."""
+    value = encode(PUBLISHING, DIGEST, "t", "now", [b"1"]).replace(b"[1]", events.encode())
+    assert decode(value, 7) == Record(DONE, "unreadable", "", "", 7)
 
 
 def test_events_that_fit_into_no_transaction_are_refused_with_the_reason() -> None:

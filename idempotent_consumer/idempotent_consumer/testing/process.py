@@ -62,12 +62,15 @@ class Process:
         threads: Callable[[int], Executor] = Threads,
         log: Any = None,
         cache_entries: int = 1000,
+        elapsed_s: Callable[[], float] | None = None,
     ) -> None:
         self.service, self.broker, self.etcd = service, broker, etcd
         self.loop = Loop(broker.agenda) if loop is None else loop
         self.metrics, self.lines = Counts(), LogCapture()
         random = Random(0) if random is None else random
-        system = System(broker.connect, etcd.open_channel, broker.agenda.time, random, threads)
+        system = System(
+            broker.connect, etcd.open_channel, broker.agenda.time, random, threads, elapsed_s
+        )
         if log is None:
             log = structlog.wrap_logger(
                 None,

@@ -68,6 +68,7 @@ class OrderProcess(Process):
             settings,
             loop=_ActsNoted(world.agenda, self._note),
             random=Random(len(world.processes)),
+            elapsed_s=world.elapsed_s,
             **options,
         )
         world.processes.append(self)
@@ -159,8 +160,8 @@ class World:
     """An etcd's data, a clock, and processes. Time passes for all of them."""
 
     def __init__(self, now_s: float = 0.0) -> None:
-        self.agenda = Agenda(now_s)
-        self.store = Store(self.agenda.time)
+        self.agenda, self._suspended_s = Agenda(now_s), 0.0
+        self.store = Store(self.elapsed_s)
         self.processes: list[OrderProcess] = []
 
     def start(self, handlers: Mapping[str, Handler] | Handler, **options: Any) -> OrderProcess:
@@ -178,6 +179,14 @@ class World:
         for process in self.processes:
             process.loop.freeze(seconds)
         self.advance(seconds)
+
+    def suspend(self, seconds: float) -> None:
+        """Let time pass for etcd alone: the machine is suspended, and its loops' clock stands."""
+        self._suspended_s += seconds
+
+    def elapsed_s(self) -> float:
+        """Return seconds on a clock that goes on while the machine is suspended."""
+        return self.agenda.time() + self._suspended_s
 
     def record(self, event_id: str = "1") -> Record:
         """Return an event's record."""
