@@ -166,7 +166,7 @@ def real(servers: Servers) -> Iterator[Subject]:
 
     def compact() -> None:
         revision = post("kv/range", key="AA==")["header"]["revision"]
-        post("kv/compaction", revision=revision, physical="true")
+        post("kv/compaction", revision=revision)
 
     with asyncio.Runner() as runner:
         client = Client(settings, system)
