@@ -6,6 +6,7 @@ import logging
 import queue
 import sys
 import threading
+from contextlib import suppress
 from typing import Any, TextIO
 
 import structlog
@@ -43,6 +44,9 @@ class _Writer:
                     self._stream.flush()
             except (OSError, ValueError):
                 self._dropped += 1
+        # `close` can come before the last look at the queue, and os._exit flushes nothing.
+        with suppress(OSError, ValueError):
+            self._stream.flush()
 
     def close(self, timeout_s: float = 0.5) -> None:
         try:

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from fakes.deadline import CALLS, ends_in_time
-from idempotent_consumer.log import Logs
+from fakes.deadline import CALLS, DEADLINE_S, ends_in_time
+from idempotent_consumer.log import Logs, _Writer
 
 
 @pytest.fixture(autouse=True)
@@ -129,3 +129,26 @@ def test_an_exception_is_written_with_its_traceback(capsys: pytest.CaptureFixtur
     logs.logger.error("failed", exc_info=ValueError("why"))
     logs.close()
     assert "ValueError: why" in json.loads(capsys.readouterr().out)["exception"]
+
+
+class Closing(io.StringIO):
+    """A stream that meets the writer's end with each line: nothing more is looked for after it."""
+
+    writer: _Writer
+    flushed = ""
+
+    def write(self, text: str) -> int:
+        self.writer._lines.put_nowait(None)
+        return super().write(text)
+
+    def flush(self) -> None:
+        self.flushed = self.getvalue()
+
+
+def test_the_last_line_is_flushed_though_the_end_comes_right_behind_it() -> None:
+    """A process that ends by os._exit loses what is not."""
+    stream = Closing()
+    stream.writer = _Writer(stream)
+    stream.writer.msg("last")
+    stream.writer._thread.join(DEADLINE_S)
+    assert stream.flushed == "last\n"
