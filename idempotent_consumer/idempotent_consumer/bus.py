@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from pika import spec
 from pika.exceptions import ChannelWrongStateError, ConnectionWrongStateError
 from structlog.typing import FilteringBoundLogger
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
@@ -35,6 +36,10 @@ _MAX_PREFETCH = 32_767
 GONE_WITHIN_S = 0.25
 """The broker cancels the consumers of a queue that is deleted some milliseconds before the queue is
 gone (2 to 6 ms on RabbitMQ 4.0.5 and 4.3.6, one node): it is looked for after that."""
+
+ASKED_EVERY_S, ANSWERS_WITHIN_S = 2.0, 5.0
+"""How often one broker of several is asked whether it has a majority, and for how long its answer
+is waited for: longer than the others need to elect a leader when one of them is lost."""
 
 LAST_ACKS_S = 0.25
 """RabbitMQ hands acks on to a quorum queue 32 at a time, and forgets those that still wait for
@@ -406,6 +411,7 @@ class Intake:
     ) -> None:
         self._service, self._retry_delays = service, settings.retry_delays
         self._prefetch, self._returned = prefetch, returned
+        self._is_one_of_several = len(settings.rabbitmq_urls) > 1
         self._arrived: list[Delivery] = []
         self._some_arrived = asyncio.Event()
         self._epochs = 0
@@ -496,12 +502,40 @@ class Intake:
             channel.connection.reader = Reader(channel.channel_number, tag, on_delivery)
             await client.reply()
             self._connection.ready()
-            await client.reply()  # There is none to come but a cancel, or the loss.
+            await self._cancelled(client)
             held_s = now_s() - epoch.oldest_s if epoch.oldest_s is not None else None
             raise ChannelLost(await self._why_cancelled(client, held_s))
         finally:
             self._epoch = None
             self._returned(epoch.end())
+
+    async def _cancelled(self, client: ClientChannel) -> None:
+        """Wait until the broker cancels the consumer. Raises ChannelLost.
+
+        A broker of several is asked now and then for what only a majority of them can answer.
+        RabbitMQ 4.3 leaves a node that is cut off from the others to its clients: a consumer there
+        gets nothing more, and is told nothing. To bind a queue that is bound changes nothing, and
+        takes a majority.
+        """
+        while self._is_one_of_several and not self._stopping:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ASKED_EVERY_S):
+                    await client.reply()
+                return
+            client.channel.queue_bind(
+                self._service, names.EXCHANGE, names.BINDING_KEY, callback=client.replied
+            )
+            try:
+                async with asyncio.timeout(ANSWERS_WITHIN_S):
+                    answer = await client.reply()
+            except TimeoutError:
+                raise ChannelLost(
+                    f"no answer within {ANSWERS_WITHIN_S:.0f} s: this broker may be cut off from "
+                    "the others"
+                ) from None
+            if not isinstance(answer.method, spec.Queue.BindOk):
+                return
+        await client.reply()
 
     async def _why_cancelled(self, client: ClientChannel, held_s: float | None) -> str:
         """Return why the broker has cancelled the consumer, which basic.cancel does not say.

@@ -126,20 +126,16 @@ class Settler:
         outcome: Outcome,
         about: dict[str, object],
     ) -> None:
-        self.forwarding += 1
-        self._tasks.create_task(self._see_forwarded(delivery, queue, headers, outcome, about))
+        """Send a delivery's message on to a queue, and have it acked once that is confirmed."""
+        sent = self._publisher.send(forwarded_message(delivery, queue, headers))
 
-    async def _see_forwarded(
-        self,
-        delivery: Delivery,
-        queue: str,
-        headers: dict[str, object],
-        outcome: Outcome,
-        about: dict[str, object],
-    ) -> None:
-        confirmed = await self._publisher.send(forwarded_message(delivery, queue, headers))
-        self.forwarding -= 1
-        if confirmed and not self._ledger.halted and delivery.settle():
-            self._tally.settled(outcome, about)
-            self._intake.flush()
-            self._tally.flush()
+        async def ack_when_confirmed() -> None:
+            confirmed = await sent
+            self.forwarding -= 1
+            if confirmed and not self._ledger.halted and delivery.settle():
+                self._tally.settled(outcome, about)
+                self._intake.flush()
+                self._tally.flush()
+
+        self.forwarding += 1
+        self._tasks.create_task(ack_when_confirmed())

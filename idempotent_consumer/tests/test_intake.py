@@ -11,6 +11,8 @@ import pytest
 from fakes.amqp import Rabbit
 from idempotent_consumer.amqp import TCP_OPTIONS
 from idempotent_consumer.bus import (
+    ANSWERS_WITHIN_S,
+    ASKED_EVERY_S,
     GONE_WITHIN_S,
     LAST_ACKS_S,
     Delivery,
@@ -272,6 +274,57 @@ def test_a_connection_that_is_lost_meanwhile_is_lost_for_its_own_reason(rabbit: 
     rabbit.loop.advance(GONE_WITHIN_S)
     (lost,) = why(rabbit)
     assert "cancelled" not in lost
+
+
+# A broker that is cut off from the others.
+
+
+CLUSTER = Settings(rabbitmq_urls=("amqp://a/", "amqp://b/"))
+
+
+def intake_of(rabbit: Rabbit, settings: Settings) -> Intake:
+    """Return an intake that consumes."""
+    system, health, log = rabbit.system, rabbit.health, rabbit.log
+    intake = Intake("order", settings, PREFETCH, system, health, log, lambda _: None)
+    rabbit.start(intake.run())
+    return intake
+
+
+def test_a_broker_of_several_that_has_a_majority_is_kept(rabbit: Rabbit) -> None:
+    intake = intake_of(rabbit, CLUSTER)
+    rabbit.loop.advance(20 * (ASKED_EVERY_S + ANSWERS_WITHIN_S))
+    assert len(rabbit.attempts) == 1
+    publish(rabbit, b"1")
+    assert [delivery.body for delivery in arrived(rabbit, intake)] == [b"1"]
+
+
+def test_a_broker_that_answers_nothing_that_takes_a_majority_is_left_for_another(
+    rabbit: Rabbit,
+) -> None:
+    """It still answers heartbeats, so nothing else would tell."""
+    intake_of(rabbit, CLUSTER)
+    rabbit.fall_silent()
+    rabbit.loop.advance(ASKED_EVERY_S + ANSWERS_WITHIN_S + 1)
+    assert why(rabbit) == ["no answer within 5 s: this broker may be cut off from the others"]
+    rabbit.next_attempt_s()
+    assert {host for _, host in rabbit.attempts} == {"a", "b"}
+
+
+def test_a_single_broker_is_not_asked(rabbit: Rabbit) -> None:
+    """There is no other to go to."""
+    intake_of(rabbit, SETTINGS)
+    rabbit.fall_silent()
+    rabbit.loop.advance(20 * (ASKED_EVERY_S + ANSWERS_WITHIN_S))
+    assert why(rabbit) == []
+
+
+@pytest.mark.parametrize("after_s", [ASKED_EVERY_S / 2, ASKED_EVERY_S])
+def test_a_cancel_by_a_broker_of_several_is_a_cancel(rabbit: Rabbit, after_s: float) -> None:
+    intake_of(rabbit, CLUSTER)
+    rabbit.loop.advance(after_s)
+    cancel(rabbit)
+    rabbit.loop.advance(ASKED_EVERY_S + GONE_WITHIN_S)
+    assert "the broker cancelled the consumer" in why(rabbit)[0]
 
 
 # The stop.
