@@ -15,7 +15,7 @@ from cluster.cluster import Cluster
 from cluster.conftest import StartTrial
 from cluster.replicas import Replica, StartReplicas
 from cluster.servers import BrokerNode
-from cluster.trial import RECOVERS_WITHIN_S, STALL_AT_MOST_S
+from cluster.trial import RECOVERS_WITHIN_S
 from harness.broker import Broker
 from harness.store import Store
 from harness.wait import eventually, lasts
@@ -68,16 +68,14 @@ def test_etcds_leader_is_cut_off_from_everybody(trial: StartTrial, cluster: Clus
 def test_the_queues_leader_is_cut_off_from_the_other_nodes(
     trial: StartTrial, cluster: Cluster, start_replicas: StartReplicas
 ) -> None:
-    """Every replica is on it and still reaches it: they wait until it is whole again."""
+    """Every replica is on it and still reaches it, until it answers nothing that takes all."""
     replicas, victim = _start_all_on_the_leader(cluster, start_replicas)
     attempt = trial("queue's leader, with all replicas, cut off from the other brokers", replicas)
     with attempt.under_load(), _cut_off_from_the_others(cluster, victim):
         lasts(CUT_FOR_S)
         attempt.fired()
-    result = attempt.judge(stall_at_most_s=CUT_FOR_S + RECOVERS_WITHIN_S)
-    assert result.stall_s is not None
-    if result.stall_s > STALL_AT_MOST_S:
-        pytest.xfail(f"RabbitMQ 4.3 closes no client of a minority: {result.stall_s:.1f} s")
+        attempt.works()
+    attempt.judge()
 
 
 def test_the_queues_leader_is_cut_off_with_some_of_the_replicas(

@@ -12,7 +12,7 @@ from cluster.cluster import Cluster
 from cluster.conftest import StartTrial
 from harness.broker import Broker
 from harness.wait import eventually, stands_still
-from integration.judging import throughout
+from integration.judging import not_ready, throughout
 from integration.load import orders
 
 
@@ -59,8 +59,9 @@ def test_two_of_three_brokers_are_stopped(trial: StartTrial, cluster: Cluster) -
         attempt.works()
         for broker in cluster.brokers[:2]:
             broker.stop()
-        # Once what was under way has ended. A replica on the third keeps its connection.
-        recorded = stands_still(attempt.progress.count, for_s=5)
+        for replica in attempt.replicas:
+            eventually(partial(not_ready, replica.service, "rabbitmq"), 60)
+        recorded = stands_still(attempt.progress.count)  # once what was under way has ended
 
         def nothing_is_recorded() -> None:
             assert attempt.progress.count() == recorded

@@ -160,7 +160,7 @@ class Trial:
 
         eventually(recorded, until_s - time.monotonic())
 
-    def judge(self, *, stall_at_most_s: float = STALL_AT_MOST_S) -> Result:
+    def judge(self) -> Result:
         """Drain, judge, and keep the result; raises AssertionError on any fault of the service."""
         broker = Broker(self.cluster.rabbitmq)
         wait_drained(broker, self.service)
@@ -182,5 +182,5 @@ class Trial:
         self._results.append(result)
         assert self._injected, f"{self.fault}: the fault never happened"
         verdict.require(confirmed_at_least=ENOUGH)
-        assert stall_s is None or stall_s <= stall_at_most_s, f"no record for {stall_s:.1f} s"
+        assert stall_s is None or stall_s <= STALL_AT_MOST_S, f"no record for {stall_s:.1f} s"
         return result
