@@ -102,12 +102,13 @@ def test_a_batch_of_more_records_than_grpc_receives_is_settled(
     """Each of them holds an event to publish, whose process has died."""
     events = orders(200)
     for event in events:
-        held = {"id": f"{event['id']}/order/0", "type": "shipped", "args": {"a": "x" * 540_000}}
+        held = {"id": f"{event['id']}/order/0", "type": "shipped", "args": {"a": "x" * 900_000}}
         value = encode(PUBLISHING, digest_of(event), "t", "now", [encode_event(held)])
         gateway.record(event, value)
+    assert start_service("order").terminate() == 0
+    broker.publish(events)  # So that they come all at once.
     service = start_service("order")
-    broker.publish(events)
-    becomes(lambda: statsd.count("orders_processed_skipped"), len(events), 120)
+    becomes(lambda: statsd.count("orders_processed_skipped"), len(events), 60)
     wait_drained(broker, "order")
     assert store.done("order") == ids(events)
     assert statsd.count("orders_ignored") == len(events), "what was published came back"
