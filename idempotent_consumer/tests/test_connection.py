@@ -226,6 +226,7 @@ def test_a_defect_ends_it_and_is_no_lost_connection(
     rabbit: Rabbit, connection: RecoveringConnection, use: Callable[[ClientChannel], Any]
 ) -> None:
     running = rabbit.start(connection.run(use))
+    assert running.done()
     assert [type(error) for error in defects(running.exception())] == [Defect]
     assert rabbit.connection.is_closed
     assert rabbit.said("no connection to RabbitMQ, trying again") == []
