@@ -138,7 +138,7 @@ def _compaction(about: str, pages: Pages) -> Finding:
     if now is None or compacted is None:
         return Finding(UNKNOWN, about, "whether it compacts by itself is not shown")
     revisions = int(now - max(0, compacted))
-    do = "start it with --auto-compaction-mode=periodic --auto-compaction-retention=1h"
+    do = "start it with --auto-compaction-mode=periodic --auto-compaction-retention=10m"
     if retention == "0" or revisions > _COMPACTED_LATE:
         return Finding(
             WARNING,
