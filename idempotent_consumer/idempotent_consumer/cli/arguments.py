@@ -32,6 +32,17 @@ def service(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def add_services(parser: argparse.ArgumentParser) -> None:
+    """Add the names of services, any number of them."""
+    parser.add_argument(
+        "service",
+        nargs="*",
+        type=service,
+        metavar="SERVICE",
+        help="a service; without any, all that have a dead-letter queue",
+    )
+
+
 def address(text: str) -> str:
     """Read the URL of a server."""
     if not is_address(text):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .. import names
-from .arguments import seconds, service
+from .arguments import add_services, seconds
 from .broker import BrokerError
 from .checks import broker, clocks, configuration, queues, records
 from .checks.finding import PROBLEM, UNKNOWN, WARNING, Finding
@@ -24,13 +24,7 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     parser = verbs.add_parser(
         "doctor", parents=[common], help="find what would break the guarantee; changes nothing"
     )
-    parser.add_argument(
-        "service",
-        nargs="*",
-        type=service,
-        metavar="SERVICE",
-        help="a service; without any, all that have a dead-letter queue",
-    )
+    add_services(parser)
     parser.add_argument(
         "--longest-call",
         type=seconds,

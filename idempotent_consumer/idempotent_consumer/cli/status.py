@@ -12,7 +12,7 @@ import orjson
 from .. import names
 from ..etcd import EtcdError
 from ..records import CLAIMED, DONE, PUBLISHING, RELEASED
-from .arguments import address, service
+from .arguments import add_services, address
 from .broker import BrokerError
 from .context import Context, RabbitMQ
 from .etcd import Records, member
@@ -30,13 +30,7 @@ _STATES = (DONE, CLAIMED, PUBLISHING, RELEASED)
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     """Add the verb."""
     parser = verbs.add_parser("status", parents=[common], help="show queues, records and versions")
-    parser.add_argument(
-        "service",
-        nargs="*",
-        type=service,
-        metavar="SERVICE",
-        help="a service; without any, all that have a dead-letter queue",
-    )
+    add_services(parser)
     parser.add_argument(
         "--ready",
         action="append",
