@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import queue
-import re
 import time
 import uuid
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from harness.process import Child
+from harness.process import Child, resident_bytes
 from harness.servers import Servers
 from harness.wait import eventually
 
@@ -86,12 +84,3 @@ def _import_of(log: str) -> Import:
         if line["event"].startswith("records imported"):
             return Import(line["records"], line["seconds"])
     raise AssertionError(f"no import has ended:\n{log[-2000:]}")
-
-
-def resident_bytes(pid: int) -> int:
-    """Return a process's resident size (proc(5), VmRSS)."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
-    if found is None:
-        raise ProcessLookupError(f"process {pid} has no resident size: it has ended")
-    return 1024 * int(found[1])

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from harness.broker import Broker
-from harness.process import Child
+from harness.process import Child, resident_bytes
 from harness.servers import Servers
 from harness.wait import eventually
 
 from .gauges import Gauges, read_gauges
 from .outcome import run_module
 from .progress import NotMeasuredError
-from .startup import resident_bytes, wait_imported
+from .startup import wait_imported
 from .subjects import Subject
 
 SAMPLE_EVERY_S = 5.0

@@ -5,6 +5,7 @@ Everything that relies on pika's insides stands here.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -132,6 +133,9 @@ LARGEST_READ_BYTES = 64 * 1024
 _LARGEST_WRITE_BYTES = 64 * 1024
 """pika copies what the system has not taken of a write."""
 
+_ALIVE_EVERY_S = 1.0
+"""More often than pika looks at what was received: 5 s after each heartbeat interval."""
+
 # AMQP 0-9-1, 4.2.3: type, channel and length; and so begin a header frame and a body frame.
 _FRAME = struct.Struct(">BHI")
 _HEADER_FRAME = struct.Struct(">BHIHHQ")
@@ -141,11 +145,15 @@ _TAG = struct.Struct(">Q")
 class Reader:
     """Reads whole deliveries to one consumer.
 
-    ``deliver`` is called with a delivery's tag, its properties as they came, and its body.
+    ``deliver`` is called with all that one read has brought: of each delivery its tag, its
+    properties as they came, and its body.
     """
 
     def __init__(
-        self, channel_number: int, consumer_tag: str, deliver: Callable[[int, bytes, bytes], None]
+        self,
+        channel_number: int,
+        consumer_tag: str,
+        deliver: Callable[[list[tuple[int, bytes, bytes]]], None],
     ) -> None:
         tag = consumer_tag.encode()
         self._channel_number, self._deliver = channel_number, deliver
@@ -157,6 +165,13 @@ class Reader:
 
         Returns how many bytes they were, and whether what follows is the beginning of another.
         """
+        found: list[tuple[int, bytes, bytes]] = []
+        used, more = self._find(data, found)
+        if found:
+            self._deliver(found)
+        return used, more
+
+    def _find(self, data: bytes, found: list[tuple[int, bytes, bytes]]) -> tuple[int, bool]:
         at, size, channel = 0, len(data), self._channel_number
         tag_at = 7 + len(self._method)
         while data.startswith(self._start, at) and data.startswith(self._method, at + 7):
@@ -175,11 +190,9 @@ class Reader:
                 or not data[header_at - 1] == data[body_at - 1] == data[end - 1] == _END
             ):
                 return at, False  # More than one frame, or none of AMQP's.
-            self._deliver(
-                _TAG.unpack_from(data, at + tag_at)[0],
-                data[header_at + 19 : body_at - 1],
-                data[body_at + 7 : end - 1],
-            )
+            tag = _TAG.unpack_from(data, at + tag_at)[0]
+            properties = data[header_at + 19 : body_at - 1]
+            found.append((tag, properties, data[body_at + 7 : end - 1]))
             at = end
         return at, False
 
@@ -197,7 +210,38 @@ class Connection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped he
     def __init__(self, *arguments: Any, **callbacks: Any) -> None:
         self._unwritten: list[bytes] = []
         self._unwritten_bytes = 0
+        self._alive: asyncio.TimerHandle | None = None
         super().__init__(*arguments, **callbacks)
+
+    def pause_reading(self) -> None:
+        """Leave what arrives in the socket, until ``resume_reading``: TCP then stops the broker.
+
+        A read that is under way is finished: pika takes up to 100 KiB at a time.
+        """
+        transport = self._transport
+        transport._nbio.remove_reader(transport._sock.fileno())
+        # With TLS pika also calls it by itself, as long as there is more.
+        transport._on_socket_readable = lambda: None
+        self._count_as_alive()
+
+    def resume_reading(self) -> None:
+        """Read on, where the connection is still there."""
+        if self._alive is not None:
+            self._alive.cancel()
+        transport = self._transport
+        if transport is not None and transport._sock is not None:
+            del transport._on_socket_readable
+            transport._nbio.set_reader(transport._sock.fileno(), transport._on_socket_readable)
+            # With TLS there may be something that the socket does not tell of any more.
+            self.ioloop.call_soon(transport._on_socket_readable)
+
+    def _count_as_alive(self) -> None:
+        """Keep pika's heartbeats from ending a connection on which nothing is read.
+
+        One whose broker has vanished ends all the same, when a heartbeat of ours cannot be sent.
+        """
+        self.bytes_received += 1
+        self._alive = self.ioloop.call_later(_ALIVE_EVERY_S, self._count_as_alive)
 
     def _on_data_available(self, data_in: bytes) -> None:
         if self.reader is not None:
@@ -283,6 +327,10 @@ class Properties(pika.BasicProperties):  # type: ignore[misc]  # pika is untyped
     def encode(self) -> list[bytes]:
         """Return the bytes, in as many pieces as pika likes."""
         return [self._encoded]
+
+    def __len__(self) -> int:
+        """Return how many bytes they are."""
+        return len(self._encoded)
 
 
 def keep_header_bytes() -> None:

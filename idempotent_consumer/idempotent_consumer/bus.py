@@ -33,6 +33,10 @@ COMMITS_IN_FLIGHT = 4
 
 _MAX_PREFETCH = 32_767
 
+MAX_BYTES_IN_FLIGHT = 32 * 1024 * 1024
+"""With more than this unacked, bodies and properties, a service reads no more deliveries until
+half of it is settled. The prefetch alone would allow gigabytes."""
+
 GONE_WITHIN_S = 0.25
 """The broker cancels the consumers of a queue that is deleted some milliseconds before the queue is
 gone (2 to 6 ms on RabbitMQ 4.0.5 and 4.3.6, one node): it is looked for after that."""
@@ -118,24 +122,46 @@ class Epoch:
     """One life of a channel: which of its deliveries are in hand, and how they are acked.
 
     A delivery tag means nothing on another channel, so deliveries are settled here or, once the
-    channel has gone, not at all: the broker redelivers them.
+    channel has gone, not at all: the broker redelivers them. ``pauses`` counts how often more than
+    ``max_bytes`` were in hand: so long nothing more is read.
     """
 
-    def __init__(self, number: int, channel: Any) -> None:
+    def __init__(self, number: int, channel: Any, max_bytes: int = MAX_BYTES_IN_FLIGHT) -> None:
         self.number = number
         self.alive = True
-        self._channel = channel
-        self._in_hand: dict[int, float] = {}  # When each arrived, in the order of their tags.
+        self.paused, self.pauses = False, 0
+        self._channel, self._max_bytes = channel, max_bytes
+        # When each arrived and its size, in the order of their tags.
+        self._in_hand: dict[int, tuple[float, int]] = {}
+        self._bytes = 0
         self._settled: list[int] = []
 
-    def arrived(self, tag: int, at_s: float = 0.0) -> None:
-        """Note a delivery, and when it arrived, by the loop's clock."""
-        self._in_hand[tag] = at_s
+    def arrived(self, tag: int, at_s: float = 0.0, size_bytes: int = 0) -> bool:
+        """Note a delivery, and when it arrived, by the loop's clock; return whether it is too much.
+
+        If so, nothing more is read from now on.
+        """
+        self._in_hand[tag] = (at_s, size_bytes)
+        self._bytes += size_bytes
+        if self._bytes <= self._max_bytes or self.paused:
+            return False
+        self.paused, self.pauses = True, self.pauses + 1
+        self._channel.connection.pause_reading()
+        return True
 
     def settle(self, tag: int) -> None:
         """Note that a delivery is to be acked."""
-        del self._in_hand[tag]
+        _, size_bytes = self._in_hand.pop(tag)
+        self._bytes -= size_bytes
         self._settled.append(tag)
+        if self.paused and self._bytes <= self._max_bytes // 2:
+            self.resume()
+
+    def resume(self) -> None:
+        """Read on, where that was paused."""
+        if self.paused:
+            self.paused = False
+            self._channel.connection.resume_reading()
 
     @property
     def in_hand(self) -> int:
@@ -145,7 +171,7 @@ class Epoch:
     @property
     def oldest_s(self) -> float | None:
         """When the oldest of them arrived; None where all are settled."""
-        return next(iter(self._in_hand.values()), None)
+        return next((at_s for at_s, _ in self._in_hand.values()), None)
 
     def flush(self) -> None:
         """Ack what is settled up to the first delivery in hand, with one ack."""
@@ -171,6 +197,7 @@ class Epoch:
     def end(self) -> int:
         """Settle nothing any more; return how many deliveries went back to the broker."""
         self.alive = False
+        self.resume()
         return len(self._in_hand)
 
 
@@ -393,10 +420,11 @@ def _node(parameters: Any) -> str:
 
 
 class Intake:
-    """Consumes a service's queue on a connection of its own, with at most ``prefetch`` unacked.
+    """Consumes a service's queue on a connection of its own.
 
-    ``returned`` is told, once for each channel that is lost, how many deliveries went back to
-    the broker with it.
+    At most ``prefetch`` deliveries are unacked, and no more is read while these have more than
+    ``max_bytes``. ``returned`` is told, once for each channel that is lost, how many deliveries
+    went back to the broker with it.
     """
 
     def __init__(
@@ -408,9 +436,11 @@ class Intake:
         health: Health,
         log: FilteringBoundLogger,
         returned: Callable[[int], None],
+        max_bytes: int = MAX_BYTES_IN_FLIGHT,
     ) -> None:
         self._service, self._retry_delays = service, settings.retry_delays
-        self._prefetch, self._returned = prefetch, returned
+        self._prefetch, self._max_bytes, self._returned = prefetch, max_bytes, returned
+        self._log = log
         self._is_one_of_several = len(settings.rabbitmq_urls) > 1
         self._arrived: list[Delivery] = []
         self._some_arrived = asyncio.Event()
@@ -463,6 +493,7 @@ class Intake:
         if self._epoch is not None and self._channel.is_open:
             self._channel.connection.reader = None
             self._channel.basic_cancel(self._consumer_tag)
+            self._epoch.resume()
 
     async def close(self) -> None:
         """Close the connection once the last acks are safe: what is unacked is requeued."""
@@ -477,39 +508,46 @@ class Intake:
         if self._stopping:
             return
         self._epochs += 1
-        epoch = self._epoch = Epoch(self._epochs, channel)
+        epoch = self._epoch = Epoch(self._epochs, channel, self._max_bytes)
         now_s = asyncio.get_running_loop().time
         read_s = 0.0
 
-        def arrive(tag: int, properties: Any, body: bytes) -> None:
+        def arrive(deliveries: list[tuple[int, Any, bytes]]) -> None:
             nonlocal read_s
             if not self._arrived:
                 read_s = now_s()
                 self._some_arrived.set()
-            epoch.arrived(tag, read_s)
-            self._arrived.append(Delivery(epoch, tag, properties, body))
+            for tag, properties, body in deliveries:
+                self._arrived.append(Delivery(epoch, tag, properties, body))
+                too_much = epoch.arrived(tag, read_s, len(properties) + len(body))
+                if too_much and epoch.pauses == 1:
+                    self._log.warning(
+                        "what is in flight is large: no more is read until half of it is settled",
+                        deliveries=epoch.in_hand,
+                        bytes=self._max_bytes,
+                    )
 
         # Before consuming: a cancel can follow the broker's answer in one read of the socket.
         channel.add_on_cancel_callback(client.callback(client.replied))
-        on_delivery = client.callback(arrive)
+        on_deliveries = client.callback(arrive)
 
         def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
-            on_delivery(method.delivery_tag, properties, body)
+            on_deliveries([(method.delivery_tag, properties, body)])
 
         try:
             tag = channel.basic_consume(self._service, on_message, callback=client.replied)
             self._consumer_tag = tag
-            channel.connection.reader = Reader(channel.channel_number, tag, on_delivery)
+            channel.connection.reader = Reader(channel.channel_number, tag, on_deliveries)
             await client.reply()
             self._connection.ready()
-            await self._cancelled(client)
+            await self._cancelled(client, epoch)
             held_s = now_s() - epoch.oldest_s if epoch.oldest_s is not None else None
             raise ChannelLost(await self._why_cancelled(client, held_s))
         finally:
             self._epoch = None
             self._returned(epoch.end())
 
-    async def _cancelled(self, client: ClientChannel) -> None:
+    async def _cancelled(self, client: ClientChannel, epoch: Epoch) -> None:
         """Wait until the broker cancels the consumer. Raises ChannelLost.
 
         A broker of several is asked now and then for what only a majority of them can answer.
@@ -517,24 +555,26 @@ class Intake:
         gets nothing more, and is told nothing. To bind a queue that is bound changes nothing, and
         takes a majority.
         """
+        asked, pauses = False, epoch.pauses
         while self._is_one_of_several and not self._stopping:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(ASKED_EVERY_S):
-                    await client.reply()
-                return
-            client.channel.queue_bind(
-                self._service, names.EXCHANGE, names.BINDING_KEY, callback=client.replied
-            )
             try:
-                async with asyncio.timeout(ANSWERS_WITHIN_S):
-                    answer = await client.reply()
+                async with asyncio.timeout(ANSWERS_WITHIN_S if asked else ASKED_EVERY_S):
+                    reply = await client.reply()
+                if not (asked and isinstance(reply.method, spec.Queue.BindOk)):
+                    return
+                asked = False
             except TimeoutError:
-                raise ChannelLost(
-                    f"no answer within {ANSWERS_WITHIN_S:.0f} s: this broker may be cut off from "
-                    "the others"
-                ) from None
-            if not isinstance(answer.method, spec.Queue.BindOk):
-                return
+                # Where nothing was read meanwhile, the answer may be there already.
+                if asked and not epoch.paused and epoch.pauses == pauses:
+                    raise ChannelLost(
+                        f"no answer within {ANSWERS_WITHIN_S:.0f} s: this broker may be cut off "
+                        "from the others"
+                    ) from None
+                if not asked:
+                    client.channel.queue_bind(
+                        self._service, names.EXCHANGE, names.BINDING_KEY, callback=client.replied
+                    )
+                asked, pauses = True, epoch.pauses
         await client.reply()
 
     async def _why_cancelled(self, client: ClientChannel, held_s: float | None) -> str:

@@ -22,6 +22,10 @@ IMPORT_AFTER_S = 0.5
 """What waits in the queue at the start is recorded first: etcd's first page walks all the keys,
 under a lock that writes wait for, and the rest takes CPU."""
 
+PAGE_TIMEOUT_S = 60.0
+"""etcd walks all the keys for the first page: with tens of millions that takes longer than the
+failover allows a call. A member that has vanished is noticed by gRPC's pings."""
+
 _STUCK_AFTER = 5
 """So often in a row a watch may be opened, and fail soon, without getting any further."""
 
@@ -206,7 +210,7 @@ class _Follower:
         pages = Pages(self._prefix, self._revision)
         while pages.request is not None:
             try:
-                reply = await self._client.call("Range", pages.request)
+                reply = await self._client.call("Range", pages.request, PAGE_TIMEOUT_S)
             except EtcdError as error:
                 if error.failure is not Failure.TOO_LARGE or not pages.shrink():
                     raise

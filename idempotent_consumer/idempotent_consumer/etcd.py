@@ -142,16 +142,17 @@ class Client:
         host, port = self._settings.etcd_endpoints[self._current]
         return f"{host}:{port}"
 
-    async def call(self, method: str, request: Any) -> Any:
+    async def call(self, method: str, request: Any, timeout_s: float | None = None) -> Any:
         """Send a request, with a token where etcd wants one, and return the reply.
 
-        Raises EtcdError; the request may have applied all the same, or apply later.
+        ``timeout_s`` is for a request that takes long. Raises EtcdError; the request may have
+        applied all the same, or apply later.
         """
         user, password = self._settings.etcd_user, self._settings.etcd_password
         if user is not None and self._token is None:
             login = AuthenticateRequest(name=user, password=password)
-            self._token = (await self._send("Authenticate", login)).token
-        return await self._send(method, request)
+            self._token = (await self._send("Authenticate", login, self._timeout_s)).token
+        return await self._send(method, request, timeout_s or self._timeout_s)
 
     async def watch(self, request: Any) -> AsyncIterator[Any]:
         """Open a watch and iterate over its replies. Raises EtcdError when it ends."""
@@ -194,7 +195,7 @@ class Client:
             channel = self._channels[at] = self._open(self._settings, host, port)
         return channel
 
-    async def _send(self, method: str, request: Any) -> Any:
+    async def _send(self, method: str, request: Any, timeout_s: float) -> Any:
         at = self._current
         channel = self._channel(at)
         group, reply_type = _METHODS[method]
@@ -204,7 +205,7 @@ class Client:
             response_deserializer=reply_type.FromString,
         )
         try:
-            return await send(request, timeout=self._timeout_s, metadata=self._metadata())
+            return await send(request, timeout=timeout_s, metadata=self._metadata())
         except (grpc.RpcError, grpc.aio.UsageError) as error:
             raise self._failed(at, channel, error) from None
         except asyncio.CancelledError:

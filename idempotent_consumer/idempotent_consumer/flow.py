@@ -301,7 +301,7 @@ class Consumer:
         action: Action | None = decide(
             answer, flight.token, self._own_tokens, flight.published, waits
         )
-        if isinstance(action, Done | Conflict | Fail):
+        if isinstance(action, _ENDS):
             self._end(flight, action)
             action = None
         if flight.decided is not None:
@@ -522,6 +522,7 @@ class StartOver:
 
 
 Action = Done | Conflict | Fail | Call | PublishEvents | Again | Wait | StartOver
+_ENDS = (Done, Conflict, Fail)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from structlog.typing import FilteringBoundLogger
 
 from . import amqp, etcd
-from .bus import Intake, declare, prefetch
+from .bus import MAX_BYTES_IN_FLIGHT, Intake, declare, prefetch
 from .cache import MAX_ENTRIES, Cache
 from .calls import Calls, ClaimedHandler, Handler, PureHandler, Runner
 from .flow import Consumer
@@ -126,7 +126,8 @@ class Service:
 class Running:
     """One run of a service, the same in a process, in a test and in a simulation.
 
-    It is made on a running event loop. ``cache_entries`` bounds the cache of what is done.
+    It is made on a running event loop. ``cache_entries`` bounds the cache of what is done,
+    ``max_bytes`` what is unacked.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class Running:
         metrics: Metrics,
         log: FilteringBoundLogger,
         cache_entries: int = MAX_ENTRIES,
+        max_bytes: int = MAX_BYTES_IN_FLIGHT,
     ) -> None:
         self._metrics, self._log = metrics, log
         self._loop = loop = asyncio.get_running_loop()
@@ -166,6 +168,7 @@ class Running:
             health,
             log,
             tally.returned,
+            max_bytes,
         )
         delays = settings.retry_delays
         self.publisher = Publisher(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -138,6 +139,7 @@ def test_a_cleared_cache_holds_nothing() -> None:
 
 PREFIX = "/service/order/"
 LONGER_THAN_ANY_BACKOFF_S = 10.0
+SETTINGS = Settings(enable_etcd=True)
 REPLY_TOO_LARGE = Fate(None, error=TOO_LARGE)
 
 
@@ -194,9 +196,9 @@ class Following:
         """Return the warnings of a watch that makes no progress."""
         return [line for line in self.lines.entries if "no progress" in line["event"]]
 
-    def begin(self, revision: int = 0) -> None:
+    def begin(self, revision: int = 0, settings: Settings = SETTINGS) -> None:
         system = system_of(self.etcd)
-        client = Client(Settings(enable_etcd=True), system)
+        client = Client(settings, system)
         follow = self.cache.follow(PREFIX, client, system, captured(self.lines), revision)
         self.task = self.loop.create_task(follow)
         self.loop.run_until_idle()
@@ -460,6 +462,16 @@ def test_a_page_that_is_too_large_for_a_reply_is_asked_for_in_smaller_ones(
     seen = Counter(kv.key for page in following.pages if page.outcome for kv in page.outcome.kvs)
     assert set(seen.values()) == {1}
     assert all(following.holds(each) for each in ids)
+
+
+def test_an_import_whose_first_page_takes_long_is_not_begun_again(following: Following) -> None:
+    """Tens of millions of keys have to be walked; with two members a call has less time."""
+    following.record("a")
+    following.etcd.fate = lambda call: Fate(0.0, 30.0) if call.method == "Range" else FINE
+    following.begin(settings=replace(SETTINGS, etcd_endpoints=(("a", 2379), ("b", 2379))))
+    following.loop.advance(IMPORT_AFTER_S + 31.0)
+    assert following.holds("a")
+    assert len(following.pages) == 1
 
 
 def test_deletions_may_come_in_fragments_of_a_revision(following: Following) -> None:

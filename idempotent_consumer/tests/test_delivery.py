@@ -11,11 +11,23 @@ from idempotent_consumer.bus import Delivery, Epoch
 
 
 class Channel:
-    """Keeps the acks."""
+    """Keeps the acks; it is its own connection too."""
 
     def __init__(self) -> None:
-        self.is_open = True
+        self.is_open = self.is_read = True
         self.acks: list[tuple[int, bool]] = []
+
+    @property
+    def connection(self) -> Channel:
+        return self
+
+    def pause_reading(self) -> None:
+        assert self.is_read
+        self.is_read = False
+
+    def resume_reading(self) -> None:
+        assert not self.is_read
+        self.is_read = True
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
         self.acks.append((delivery_tag, multiple))
@@ -118,3 +130,25 @@ def test_in_any_order_exactly_the_settled_are_acked(number: int, data: Any) -> N
                 unacked -= {t for t in unacked if t <= tag} if multiple else {tag}
             channel.acks.clear()
             assert unacked == set(range(1, number + 1)) - settled
+
+
+def test_with_too_many_bytes_in_hand_nothing_is_read_until_half_of_them_are_settled() -> None:
+    channel = Channel()
+    epoch = Epoch(1, channel, max_bytes=100)
+    assert [epoch.arrived(tag, size_bytes=40) for tag in (1, 2)] == [False, False]
+    assert channel.is_read
+    assert [epoch.arrived(tag, size_bytes=40) for tag in (3, 4)] == [True, False]
+    for tag, is_read in ((3, False), (1, False), (2, True), (4, True)):
+        epoch.settle(tag)
+        assert channel.is_read == is_read
+    epoch.arrived(5, size_bytes=101)
+    assert (channel.is_read, epoch.pauses) == (False, 2)
+
+
+def test_a_channel_that_ends_is_read_on() -> None:
+    """Its connection is closed, and the broker's agreement has to be read."""
+    channel = Channel()
+    epoch = Epoch(1, channel, max_bytes=100)
+    epoch.arrived(1, size_bytes=101)
+    epoch.end()
+    assert channel.is_read

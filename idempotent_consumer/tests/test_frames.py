@@ -35,8 +35,9 @@ class Wire(Connection):
         for start, end in pairwise(places):
             self._on_data_available(data[start:end])
 
-    def _deliver(self, tag: int, properties: bytes, body: bytes) -> None:
-        self.seen.append((CHANNEL, CONSUMER, tag, str(Properties().decode(properties)), body))
+    def _deliver(self, deliveries: list[tuple[int, bytes, bytes]]) -> None:
+        for tag, properties, body in deliveries:
+            self.seen.append((CHANNEL, CONSUMER, tag, str(Properties().decode(properties)), body))
 
     def _process_frame(self, frame_value: Any) -> None:
         """Put together what pika has decoded, as its channel does."""

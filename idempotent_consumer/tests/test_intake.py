@@ -15,6 +15,7 @@ from idempotent_consumer.bus import (
     ASKED_EVERY_S,
     GONE_WITHIN_S,
     LAST_ACKS_S,
+    MAX_BYTES_IN_FLIGHT,
     Delivery,
     Intake,
     prefetch,
@@ -282,10 +283,10 @@ def test_a_connection_that_is_lost_meanwhile_is_lost_for_its_own_reason(rabbit: 
 CLUSTER = Settings(rabbitmq_urls=("amqp://a/", "amqp://b/"))
 
 
-def intake_of(rabbit: Rabbit, settings: Settings) -> Intake:
+def intake_of(rabbit: Rabbit, settings: Settings, max_bytes: int = MAX_BYTES_IN_FLIGHT) -> Intake:
     """Return an intake that consumes."""
     system, health, log = rabbit.system, rabbit.health, rabbit.log
-    intake = Intake("order", settings, PREFETCH, system, health, log, lambda _: None)
+    intake = Intake("order", settings, PREFETCH, system, health, log, lambda _: None, max_bytes)
     rabbit.start(intake.run())
     return intake
 
@@ -325,6 +326,65 @@ def test_a_cancel_by_a_broker_of_several_is_a_cancel(rabbit: Rabbit, after_s: fl
     cancel(rabbit)
     rabbit.loop.advance(ASKED_EVERY_S + GONE_WITHIN_S)
     assert "the broker cancelled the consumer" in why(rabbit)[0]
+
+
+def test_a_broker_of_several_is_not_left_while_nothing_is_read(rabbit: Rabbit) -> None:
+    """Its answer may have come: it stands behind deliveries that wait."""
+    intake = intake_of(rabbit, CLUSTER, max_bytes=0)
+    publish(rabbit, b"1")
+    rabbit.loop.advance(20 * (ASKED_EVERY_S + ANSWERS_WITHIN_S))
+    assert why(rabbit) == []
+    (delivery,) = arrived(rabbit, intake)
+    delivery.settle()
+    rabbit.fall_silent()
+    rabbit.loop.advance(ASKED_EVERY_S + 2 * ANSWERS_WITHIN_S + 1)
+    assert len(why(rabbit)) == 1
+
+
+# Large deliveries.
+
+
+def test_what_is_in_hand_is_bounded_in_bytes(rabbit: Rabbit) -> None:
+    """The bodies and what stands in the properties, which is two bytes at the least."""
+    intake = intake_of(rabbit, SETTINGS, max_bytes=100)
+    publish(rabbit, *(b"%d" % number * 48 for number in range(1, 6)))
+    first = arrived(rabbit, intake)
+    assert [delivery.body[:1] for delivery in first] == [b"1", b"2", b"3"]
+    assert arrived(rabbit, intake) == []
+    for delivery in first[:2]:
+        delivery.settle()
+    assert [delivery.body[:1] for delivery in arrived(rabbit, intake)] == [b"4", b"5"]
+    (warning,) = rabbit.said(
+        "what is in flight is large: no more is read until half of it is settled"
+    )
+    assert (warning["deliveries"], warning["bytes"]) == (3, 100)
+
+
+def test_one_delivery_that_is_larger_than_the_bound_is_taken_alone(rabbit: Rabbit) -> None:
+    intake = intake_of(rabbit, SETTINGS, max_bytes=100)
+    publish(rabbit, b"1" * 1000, b"2")
+    (large,) = arrived(rabbit, intake)
+    large.settle()
+    assert [delivery.body for delivery in arrived(rabbit, intake)] == [b"2"]
+
+
+def test_a_channel_lost_while_nothing_is_read_is_followed_by_another(rabbit: Rabbit) -> None:
+    intake = intake_of(rabbit, SETTINGS, max_bytes=0)
+    publish(rabbit, b"1", b"2")
+    rabbit.lose_and_wait_s()
+    rabbit.loop.run_until_idle()
+    assert [(d.body, d.alive) for d in arrived(rabbit, intake)] == [(b"1", False), (b"1", True)]
+
+
+def test_at_the_stop_what_was_not_read_goes_back_and_the_close_is_agreed(rabbit: Rabbit) -> None:
+    intake = intake_of(rabbit, SETTINGS, max_bytes=0)
+    publish(rabbit, b"1", b"2")
+    rabbit.do(intake.stop)
+    assert [delivery.body for delivery in arrived(rabbit, intake)] == [b"1"]
+    began_s = rabbit.loop.time()
+    rabbit.loop.run_until_complete(intake.close())
+    assert rabbit.loop.time() - began_s == LAST_ACKS_S
+    assert sorted(ready(rabbit)) == [b"1", b"2"]
 
 
 # The stop.

@@ -5,7 +5,12 @@ from typing import Any
 
 import pika
 import pytest
-from pika import data
+from pika import spec
+from pika.adapters.utils.io_services_utils import (
+    _AsyncPlaintextTransport as PlaintextTransport,
+)
+from pika.adapters.utils.io_services_utils import _AsyncSSLTransport as TlsTransport
+from pika.adapters.utils.io_services_utils import _AsyncTransportBase as Transport
 from pika.connection import Connection
 
 
@@ -40,11 +45,28 @@ def _attributes_set_by(initializer: Any) -> tuple[str, ...]:
             True,
         ),
         (
-            "data.decode_table",
+            "spec.props",
             "amqp.py",
-            # A wrapper of ours, where another test has put it, has the parameters too.
-            lambda: _parameters(data.decode_table),
-            ["encoded", "offset"],
+            lambda: spec.Basic.INDEX in spec.props,
+            True,
+        ),
+        (
+            "_AsyncTransportBase._nbio and _sock",
+            "amqp.py",
+            lambda: {"_nbio", "_sock"} <= {*_attributes_set_by(Transport.__init__)},
+            True,
+        ),
+        (
+            "_AsyncPlaintextTransport._on_socket_readable",
+            "amqp.py",
+            lambda: _parameters(PlaintextTransport._on_socket_readable),
+            ["self"],
+        ),
+        (
+            "_AsyncSSLTransport._on_socket_readable",
+            "amqp.py",
+            lambda: _parameters(TlsTransport._on_socket_readable),
+            ["self"],
         ),
     ],
 )

@@ -23,10 +23,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
-from pika import BasicProperties, spec
+from pika import spec
 from pika.exceptions import ConnectionClosedByClient
 
 from idempotent_consumer import Service, Settings, service as module
+from idempotent_consumer.amqp import Properties
 from idempotent_consumer.service import real_system
 
 def fail():
@@ -39,7 +40,7 @@ def connect(_parameters, on_open_callback, on_open_error_callback, on_close_call
     def consume(_queue, on_message, callback):
         soon(callback, None)
         event = b'{"id": "1", "type": "new_order"}'
-        soon(on_message, channel, SimpleNamespace(delivery_tag=1), BasicProperties(), event)
+        soon(on_message, channel, SimpleNamespace(delivery_tag=1), Properties().decode(bytes(2)), event)
         return "tag"
 
     connection = MagicMock()

@@ -1,6 +1,7 @@
 """One child process: its log, its signals, its end."""
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -97,3 +98,12 @@ class Child:
         if self._process is None:
             raise RuntimeError(f"{self.command[0]} has not been started")
         return self._process
+
+
+def resident_bytes(pid: int) -> int:
+    """Return a process's resident size (proc(5), VmRSS)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
+    if found is None:
+        raise ProcessLookupError(f"process {pid} has no resident size: it has ended")
+    return 1024 * int(found[1])

@@ -13,11 +13,11 @@ from typing import Any
 
 import pika
 import pytest
-from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import ChannelClosedByBroker, ChannelWrongStateError
 
 from harness.broker import Broker
 from harness.servers import Servers
+from idempotent_consumer.amqp import Connection
 from idempotent_consumer.testing.broker import FakeBroker
 from idempotent_consumer.testing.loop import Loop
 
@@ -163,7 +163,7 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
         servers.rabbitmq.ctl("set_vm_memory_high_watermark", "0" if alarm else "0.6")
 
     def connect_to_real(**callbacks: Any) -> Any:
-        return AsyncioConnection(parameters, **callbacks)
+        return Connection(parameters, **callbacks)
 
     yield Subject(
         connect_to_real, asyncio.run, set_alarm, Broker(servers.rabbitmq).delete_queues, prefix
@@ -247,6 +247,27 @@ def test_what_is_unacked_comes_back_before_what_was_never_delivered(subject: Sub
             (b"b", 2, True),
             (b"c", 3, False),
         ]
+
+    subject.run(scenario())
+
+
+def test_what_comes_while_nothing_is_read_is_told_afterwards(subject: Subject) -> None:
+    async def scenario() -> None:
+        client, other, queue = await subject.client(), await subject.client(), subject.prefix
+        await client.declare(queue)
+        await client.consume(queue)
+        await other.confirm()
+        for number, body in enumerate((b"a", b"b"), start=1):
+            client.connection.pause_reading()
+            other.publish(queue, body)
+            await other.sees(number)
+            await asyncio.sleep(0.5)
+            assert len(client.seen) == number - 1
+            client.connection.resume_reading()
+            assert (await client.sees(number))[-1][0] == body
+        client.connection.pause_reading()
+        client.connection.resume_reading()
+        assert (await client.declare(queue)).message_count == 0
 
     subject.run(scenario())
 

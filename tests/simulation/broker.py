@@ -184,7 +184,7 @@ class SimulatedBroker(FakeBroker):
         pika itself does so with what arrives after the process has cancelled its consumer.
         """
         name = consumer.channel.session.connection.loop.name
-        if not consumer.cancelled:
+        if consumer.tag not in consumer.channel.cancelled:
             self.trace.violation("a delivery was handed back", name, message.number)
         super().rejected(consumer, message)
 

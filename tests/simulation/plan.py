@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from random import Random
 
+from idempotent_consumer.bus import MAX_BYTES_IN_FLIGHT
 from idempotent_consumer.settings import Settings
 
 PER_REQUEST = (
@@ -73,6 +74,7 @@ class Plan:
     events: int
     faulty_s: float
     latency_s: float
+    max_bytes: int = MAX_BYTES_IN_FLIGHT
     types: tuple[str, ...] = ()
     shares: tuple[int, ...] = (50, 34, 6, 3, 7)
     longest_freeze_s: float = math.inf
@@ -92,6 +94,7 @@ class Plan:
             f"{s.etcd_max_txn_ops} operations, retries {[d for d, _ in s.retry_delays]}, "
             f"window {s.dedup_window_s} s, calls {self.call_s:.2g} of {self.call_timeout_s} s "
             f"{s.calls_at_once} at once, cache {self.cache_entries}, "
+            f"{self.max_bytes} bytes in flight, "
             f"faults for {self.faulty_s:.0f} s: {rates or 'none'}"
         )
 
@@ -117,6 +120,7 @@ def draw_plan(rng: Random) -> Plan:
         latency_s=rng.choice([0.001, 0.02, 0.2]),
     )
     _draw_faults(rng, plan)
+    plan.max_bytes = rng.choice([200, 1000, MAX_BYTES_IN_FLIGHT])
     return plan
 
 

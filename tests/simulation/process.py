@@ -113,6 +113,7 @@ class SimulatedProcess(Process):
             threads=partial(Threads, starts_after_s=lambda: rng.expovariate(1000)),
             log=TraceLog(life.trace, life.name, lambda: life.alive),
             cache_entries=plan.cache_entries,
+            max_bytes=plan.max_bytes,
         )
 
     @property

@@ -84,6 +84,14 @@ class Connection:
         """Call back when it reads on."""
         self._on_unblocked.append(callback)
 
+    def pause_reading(self) -> None:
+        """Leave in the socket what arrives."""
+        self.to_client.pause(True)
+
+    def resume_reading(self) -> None:
+        """Read what is there, and go on."""
+        self.to_client.pause(False)
+
     def close(self) -> None:
         """Close: answers still arrive until the broker has agreed."""
         if self.is_closed or (self._was_open and not self.is_open):

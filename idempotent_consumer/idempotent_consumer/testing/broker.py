@@ -70,11 +70,11 @@ class Queue:
 
 
 class Consumer:
-    """A consumer of a queue on a channel. ``cancelled`` says that its client has ended it."""
+    """A consumer of a queue on a channel."""
 
     def __init__(self, channel: ServerChannel, queue: Queue, tag: str, prefetch: int) -> None:
         self.channel, self.queue, self.tag = channel, queue, tag
-        self.prefetch, self.unacked, self.cancelled = prefetch, 0, False
+        self.prefetch, self.unacked = prefetch, 0
 
     @property
     def room(self) -> bool:
@@ -349,7 +349,8 @@ class ServerChannel:
     """The broker's side of a channel: what it was given, what it publishes.
 
     ``unacked`` has consumer and message by delivery tag; ``unconfirmed`` whether the message was
-    taken, by its number on this channel. The methods are AMQP's.
+    taken, by its number on this channel; ``cancelled`` the tags of the consumers that the client
+    has ended. The methods are AMQP's.
     """
 
     def __init__(self, session: Session, number: int) -> None:
@@ -357,6 +358,7 @@ class ServerChannel:
         self.unacked: dict[int, tuple[Consumer, Message]] = {}
         self.unconfirmed: dict[int, bool] = {}
         self.consumers: dict[str, Consumer] = {}
+        self.cancelled: set[str] = set()
         self.alive, self.confirming = True, False
         self._prefetch = self._tag = self._published = 0
 
@@ -466,8 +468,8 @@ class ServerChannel:
 
     def basic_cancel(self, tag: str, answered: Answered = None) -> None:
         """Consume no more; what was delivered stays unacked."""
+        self.cancelled.add(tag)
         if tag in self.consumers:
-            self.consumers[tag].cancelled = True
             self._end_consumer(self.consumers[tag])
         self._answer(answered, spec.Basic.CancelOk(tag))
 

@@ -394,7 +394,7 @@ class Wire:
     def __init__(self, agenda: Agenda, loop: Loop | None, latency_s: Callable[[], float]) -> None:
         self._agenda, self._loop, self._latency_s = agenda, loop, latency_s
         self._frames: deque[tuple[float, Callable[[], object]]] = deque()
-        self._cut = False
+        self._cut = self._paused = False
         self.idle_at_s = 0.0
         """When the last frame under way arrives."""
 
@@ -417,6 +417,13 @@ class Wire:
             self._frames = deque((max(at_s, until_s), frame) for at_s, frame in self._frames)
             self._agenda.later(max(0.0, until_s - self._agenda.now_s), self._arrive, self._loop)
 
+    def pause(self, paused: bool) -> None:
+        """Leave what arrives where it is, or take it from there."""
+        self._paused = paused
+        if not paused and self._frames:
+            delay_s = max(0.0, self._frames[0][0] - self._agenda.now_s)
+            self._agenda.later(delay_s, self._arrive, self._loop)
+
     def cut(self, keep: int) -> int:
         """Lose what is under way but for the first ``keep`` frames; return how many were lost."""
         self._cut = True
@@ -433,7 +440,8 @@ class Wire:
 
     def _arrive(self) -> None:
         # Compared a little late: a delay added to the clock is not always the time it came from.
-        while self._frames and self._frames[0][0] <= self._agenda.now_s + 1e-9:
+        now_s = self._agenda.now_s + 1e-9
+        while self._frames and self._frames[0][0] <= now_s and not self._paused:
             self._frames.popleft()[1]()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 from structlog.testing import LogCapture
 
+from ..bus import MAX_BYTES_IN_FLIGHT
 from ..metrics import Metrics, Outcome
 from ..service import Running, Service
 from ..settings import Settings
@@ -62,6 +63,7 @@ class Process:
         threads: Callable[[int], Executor] = Threads,
         log: Any = None,
         cache_entries: int = 1000,
+        max_bytes: int = MAX_BYTES_IN_FLIGHT,
         elapsed_s: Callable[[], float] | None = None,
     ) -> None:
         self.service, self.broker, self.etcd = service, broker, etcd
@@ -79,7 +81,9 @@ class Process:
             )
 
         async def run() -> None:
-            self.running = Running(service, settings, system, self.metrics, log, cache_entries)
+            self.running = Running(
+                service, settings, system, self.metrics, log, cache_entries, max_bytes
+            )
             await self.running.run()
 
         self.task = self.loop.create_task(run())
