@@ -229,7 +229,7 @@ class Connection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped he
         if self._alive is not None:
             self._alive.cancel()
         transport = self._transport
-        if transport is not None and transport._sock is not None:
+        if transport is not None and transport._state == transport._STATE_ACTIVE:
             del transport._on_socket_readable
             transport._nbio.set_reader(transport._sock.fileno(), transport._on_socket_readable)
             # With TLS there may be something that the socket does not tell of any more.

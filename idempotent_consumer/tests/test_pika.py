@@ -51,9 +51,12 @@ def _attributes_set_by(initializer: Any) -> tuple[str, ...]:
             True,
         ),
         (
-            "_AsyncTransportBase._nbio and _sock",
+            "_AsyncTransportBase's _nbio, _sock, _state and _STATE_ACTIVE",
             "amqp.py",
-            lambda: {"_nbio", "_sock"} <= {*_attributes_set_by(Transport.__init__)},
+            lambda: (
+                {"_nbio", "_sock", "_state", "_STATE_ACTIVE"}
+                <= {*_attributes_set_by(Transport.__init__)}
+            ),
             True,
         ),
         (

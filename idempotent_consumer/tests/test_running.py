@@ -40,7 +40,8 @@ def connect(_parameters, on_open_callback, on_open_error_callback, on_close_call
     def consume(_queue, on_message, callback):
         soon(callback, None)
         event = b'{"id": "1", "type": "new_order"}'
-        soon(on_message, channel, SimpleNamespace(delivery_tag=1), Properties().decode(bytes(2)), event)
+        properties = Properties().decode(bytes(2))
+        soon(on_message, channel, SimpleNamespace(delivery_tag=1), properties, event)
         return "tag"
 
     connection = MagicMock()
