@@ -34,7 +34,9 @@ def test_each_etcd_member_has_the_single_nodes_flags() -> None:
         assert flags == shared
         assert len(cluster[name]["command"]) == len(shared) + 1
         assert cluster[name]["healthcheck"] == single["etcd"]["healthcheck"]
-        assert cluster[name]["environment"]["ETCD_NAME"] == name
+        environment = cluster[name]["environment"]
+        assert single["etcd"]["environment"].items() <= environment.items()
+        assert environment["ETCD_NAME"] == name
 
 
 def test_each_broker_is_as_the_single_one() -> None:

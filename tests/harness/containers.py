@@ -5,6 +5,7 @@ import io
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
+from types import MappingProxyType
 
 from docker.errors import DockerException, NotFound
 from docker.models.containers import Container
@@ -12,7 +13,7 @@ from testcontainers.core.container import DockerContainer, ExecConfig
 
 from harness.packages import ServersUnavailableError
 from harness.ports import free_port
-from harness.server import CommandFailedError, Etcd, RabbitMQ
+from harness.server import ETCD_ENVIRONMENT, CommandFailedError, Etcd, RabbitMQ
 
 _STOP_TIMEOUT_S = 30
 
@@ -21,7 +22,12 @@ class ContainerRunner:
     """Runs a server in one container, which keeps its data and its ports over a stop."""
 
     def __init__(
-        self, image: str, ports: Mapping[int, int], command: Sequence[str] = (), data: str = ""
+        self,
+        image: str,
+        ports: Mapping[int, int],
+        command: Sequence[str] = (),
+        data: str = "",
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Take `ports` as {port in the container: port on this machine}.
 
@@ -32,6 +38,7 @@ class ContainerRunner:
         self._ports = dict(ports)
         self._command = list(command)
         self._data = data
+        self._environment = dict(environment)
         self._box: DockerContainer | None = None
 
     def start(self) -> None:
@@ -46,6 +53,7 @@ class ContainerRunner:
             box = DockerContainer(self._image)
             for inside, outside in self._ports.items():
                 box.with_bind_ports(inside, outside)
+            box.with_envs(**self._environment)
             if self._command:
                 box.with_command(self._command)
             self._box = box
@@ -151,4 +159,5 @@ def container_etcd(image: str, flags: Sequence[str], max_txn_ops: int) -> Etcd:
         f"--advertise-client-urls=http://127.0.0.1:{port}",
         *flags,
     ]
-    return Etcd(ContainerRunner(image, {2379: port}, command, data), port, max_txn_ops)
+    runner = ContainerRunner(image, {2379: port}, command, data, ETCD_ENVIRONMENT)
+    return Etcd(runner, port, max_txn_ops)

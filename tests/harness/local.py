@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from harness.packages import RABBITMQ_BIN
 from harness.ports import free_port
 from harness.process import Child
-from harness.server import CommandFailedError, Etcd, RabbitMQ
+from harness.server import ETCD_ENVIRONMENT, CommandFailedError, Etcd, RabbitMQ
 from harness.wait import eventually
 
 _STOP_TIMEOUT_S = 30.0
@@ -199,7 +199,11 @@ def local_etcd(directory: Path, flags: Sequence[str], max_txn_ops: int) -> Etcd:
             f"--initial-cluster=harness={peer}",
             *flags,
         ],
-        env={"PATH": os.environ.get("PATH", os.defpath), "ETCDCTL_ENDPOINTS": client},
+        env={
+            "PATH": os.environ.get("PATH", os.defpath),
+            "ETCDCTL_ENDPOINTS": client,
+            **ETCD_ENVIRONMENT,
+        },
         cwd=home,
         log=home / "etcd.log",
     )

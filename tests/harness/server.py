@@ -180,6 +180,10 @@ class RabbitMQ(Server):
         return self._runner.run(["rabbitmqctl", "--quiet", *arguments])
 
 
+ETCD_ENVIRONMENT = {"GOGC": "50"}
+"""As in the compose files."""
+
+
 class Etcd(Server):
     """One etcd node. `login` is root's while it asks for one, and None while it does not."""
 
