@@ -11,7 +11,7 @@ import pytest
 from fakes.headers import HOSTILE, encoded, entry, header_entries, table
 from fakes.operator import NOW_S, Operator, Typed
 from idempotent_consumer.amqp import Properties
-from idempotent_consumer.cli.dead_letter_queue import DeadLetterQueue, read_letter
+from idempotent_consumer.cli.dead_letters import DeadLetterQueue, Letter
 
 
 def body(event_id: str, event_type: str = "a") -> bytes:
@@ -182,9 +182,8 @@ def test_what_is_sent_back_has_the_bytes_of_its_own_headers_and_none_of_ours(the
     ours = (b"x-reason", b"x-error", b"x-attempts", b"x-parked-at")
     headers = table(theirs, *(entry(name, b"V", b"") for name in ours))
     channel: Any = Channel()
-    no_broker: Any = None
-    letters = DeadLetterQueue(no_broker, channel, "order")
-    letters.resend(read_letter(7, Properties().decode(encoded(headers)), b"body"))
+    letters = DeadLetterQueue(channel, "order")
+    letters.resend(Letter(7, Properties().decode(encoded(headers)), b"body"))
     ((exchange, queue, body, properties),) = channel.published
     assert (exchange, queue, body, channel.acked) == ("", "order", b"body", [7])
     assert header_entries(properties) == theirs
@@ -316,7 +315,7 @@ def test_what_the_broker_dead_lettered_has_its_reason_and_time() -> None:
     when = datetime(2027, 1, 1)  # noqa: DTZ001 - pika's are naive, and in UTC
     forged = {"x-reason": "failed", "x-parked-at": ago(0)}
     properties = pika.BasicProperties(headers={**death("delivery_limit", when), **forged})
-    letter = read_letter(1, properties, body("1"))
+    letter = Letter(1, properties, body("1"))
     assert (letter.reason, letter.since) == ("delivery_limit", when.replace(tzinfo=UTC))
 
 
@@ -333,7 +332,7 @@ def test_what_the_broker_dead_lettered_has_its_reason_and_time() -> None:
     ],
 )
 def test_headers_without_sense_say_nothing(headers: Any) -> None:
-    letter = read_letter(1, pika.BasicProperties(headers=headers), body("1"))
+    letter = Letter(1, pika.BasicProperties(headers=headers), body("1"))
     assert (letter.reason, letter.attempts, letter.since) == ("unknown", None, None)
 
 
@@ -341,7 +340,7 @@ def test_a_look_does_not_change_what_a_letter_is_known_by() -> None:
     first, again = ({"x-reason": "failed"}, {"x-reason": "failed", "x-delivery-count": 3})
     other = {"x-reason": "failed", "x-parked-at": ago(timedelta(hours=1).total_seconds())}
     known = [
-        read_letter(1, pika.BasicProperties(headers=headers), body("1")).fingerprint
+        Letter(1, pika.BasicProperties(headers=headers), body("1")).fingerprint
         for headers in (first, again, other)
     ]
     assert known[0] == known[1] != known[2]

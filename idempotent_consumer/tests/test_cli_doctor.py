@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from fakes.operator import Operator
+from fakes.operator import NOW_S, Operator
 from idempotent_consumer.cli.broker import BrokerError, Depth
-from idempotent_consumer.cli.checks import versions
+from idempotent_consumer.cli.doctor import clock, numbers
 from idempotent_consumer.cli.web import WebError
 from idempotent_consumer.etcd import EtcdError, Failure
 
@@ -317,7 +318,7 @@ def test_an_etcd_that_shows_no_pages_is_not_judged_by_them(operator: Operator) -
     ],
 )
 def test_versions_are_compared_as_numbers(older: str, newer: str) -> None:
-    assert versions.number(older) < versions.number(newer)
+    assert numbers(older) < numbers(newer)
 
 
 @pytest.mark.parametrize(
@@ -350,3 +351,23 @@ def test_bindings_that_cannot_be_seen_are_no_problem(operator: Operator) -> None
     ((level, _),) = found(operator)
     assert level == "unknown"
     assert operator.run("doctor").code == 0
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "level", "says"),
+    [
+        (0, "ok", "agrees"),
+        (4, "ok", "agrees"),
+        (-4, "ok", "agrees"),
+        (60, "warning", "60 s ahead of"),
+        (-60, "warning", "60 s behind"),
+    ],
+)
+def test_a_clock_that_is_off_is_a_warning(ahead_s: int, level: str, says: str) -> None:
+    finding = clock("etcd", datetime.fromtimestamp(NOW_S + ahead_s, UTC), NOW_S)
+    assert finding.level == level
+    assert says in finding.what
+
+
+def test_a_clock_that_was_not_seen_is_unknown() -> None:
+    assert clock("etcd", None, NOW_S).level == "unknown"

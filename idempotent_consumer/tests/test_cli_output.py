@@ -59,4 +59,4 @@ def test_a_strangers_text_does_nothing_to_a_terminal(text: str, shown: str) -> N
 
 
 def test_a_table() -> None:
-    assert table(("A", "LONG"), [("bb", 1), ("c", "")]) == "A   LONG\nbb  1\nc"
+    assert table([{"A": "bb", "LONG": "1"}, {"A": "c", "LONG": ""}]) == "A   LONG\nbb  1\nc"

@@ -9,7 +9,7 @@ import pytest
 
 from fakes.operator import Operator
 from idempotent_consumer.cli.broker import BrokerError
-from idempotent_consumer.cli.lines import chunks
+from idempotent_consumer.cli.publish import chunks
 from idempotent_consumer.producer import PublishError
 
 ONE, TWO = b'{"id":"1","type":"a"}', b'{"id":"2","type":"a"}'
@@ -129,33 +129,24 @@ def test_progress_is_shown_on_a_terminal_alone() -> None:
     )
 
 
-class Trickle:
+class Trickle(io.BufferedIOBase):
     """An input that brings these bytes, one read after the other."""
 
     def __init__(self, *reads: bytes) -> None:
         self._reads = list(reads)
 
-    def read1(self, _size: int, /) -> bytes:
+    def read1(self, _size: int = -1, /) -> bytes:
         return self._reads.pop(0) if self._reads else b""
-
-    def readline(self) -> bytes:
-        raise NotImplementedError
-
-    def isatty(self) -> bool:
-        return False
 
 
 def test_lines_are_handed_on_as_they_arrive() -> None:
     """Whoever types events has the first published before the second is typed."""
-    found = [
-        [(line.place, line.body) for line in lines]
-        for lines in chunks(Trickle(b"a\nb\nc", b"d", b"\n\n", b"e"))
-    ]
+    found = list(chunks(Trickle(b"a\nb\nc", b"d", b"\n\n", b"e")))
     assert found == [[("line 1", b"a"), ("line 2", b"b")], [("line 3", b"cd")], [("line 5", b"e")]]
 
 
 def test_a_line_without_an_end_is_given_up_while_memory_lasts() -> None:
     endless = Trickle(*[b"x" * 700_000] * 5)
-    sizes = [len(line.body) for lines in chunks(endless) for line in lines]
+    sizes = [len(body) for lines in chunks(endless) for _, body in lines]
     assert max(sizes) < 2_000_000
     assert sum(sizes) == 3_500_000

@@ -1,4 +1,4 @@
-"""Where the servers' pages are looked for, and what is made of their clocks."""
+"""Where the servers' pages are looked for, and how they are got."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from fakes.operator import NOW_S
-from idempotent_consumer.cli.checks import clocks
-from idempotent_consumer.cli.management import management
+from idempotent_consumer.cli.broker import Management
 from idempotent_consumer.cli.web import Page, Tls, WebError, fetch
 from idempotent_consumer.settings import Settings, SettingsError
 
@@ -108,7 +106,7 @@ def test_the_management_api_is_beside_the_broker_or_where_it_is_said_to_be(
         raise WebError("away")
 
     with pytest.raises(WebError, match="RABBITMQ_MANAGEMENT_URL says where"):
-        management(environ, Settings.from_environ(environ), away).get("/queues/{vhost}")
+        Management(environ, Settings.from_environ(environ), away).get("/queues/{vhost}")
     assert urls == asked
 
 
@@ -122,31 +120,11 @@ def test_a_node_that_refuses_is_asked_once() -> None:
 
     settings = Settings(rabbitmq_urls=("amqp://a", "amqp://b"))
     with pytest.raises(WebError, match="401"):
-        management({}, settings, refuse).get("/overview")
+        Management({}, settings, refuse).get("/overview")
     assert len(urls) == 1
 
 
 @pytest.mark.parametrize("url", ["localhost:15672", "amqp://localhost", "http://", "http://a:x"])
 def test_a_wrong_address_is_a_wrong_setting(url: str) -> None:
     with pytest.raises(SettingsError, match="RABBITMQ_MANAGEMENT_URL"):
-        management({"RABBITMQ_MANAGEMENT_URL": url}, Settings(), fetch)
-
-
-@pytest.mark.parametrize(
-    ("ahead_s", "level", "says"),
-    [
-        (0, "ok", "agrees"),
-        (4, "ok", "agrees"),
-        (-4, "ok", "agrees"),
-        (60, "warning", "60 s ahead of"),
-        (-60, "warning", "60 s behind"),
-    ],
-)
-def test_a_clock_that_is_off_is_a_warning(ahead_s: int, level: str, says: str) -> None:
-    finding = clocks.check("etcd", datetime.fromtimestamp(NOW_S + ahead_s, UTC), NOW_S)
-    assert finding.level == level
-    assert says in finding.what
-
-
-def test_a_clock_that_was_not_seen_is_unknown() -> None:
-    assert clocks.check("etcd", None, NOW_S).level == "unknown"
+        Management({"RABBITMQ_MANAGEMENT_URL": url}, Settings(), fetch)

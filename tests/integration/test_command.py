@@ -14,7 +14,7 @@ from harness.store import Store
 from harness.wait import eventually
 from idempotent_consumer import bus, records
 from idempotent_consumer.cli.broker import Broker as Rabbit
-from idempotent_consumer.cli.dead_letter_queue import open_dead_letter_queue
+from idempotent_consumer.cli.dead_letters import open_dead_letter_queue
 from integration.commanding import Command
 from integration.judging import StartService, becomes, says, wait_drained
 from integration.load import order, orders

@@ -1,1 +1,1 @@
-"""The operator's command, ``idempotent-consumer``: one file for each of its verbs."""
+"""The operator's command, ``idempotent-consumer``: a file for each kind of verb."""

@@ -1,25 +1,41 @@
-"""RabbitMQ for an operator's command: calls that wait for their answers."""
+"""RabbitMQ as an operator sees it: by AMQP, and by its management API, which tells more."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, NamedTuple, Self
+from urllib.parse import quote, unquote, urlsplit
 
 import pika
 import pika.exceptions
 
+from .. import names
 from ..amqp import NOT_FOUND, explain, keep_header_bytes, parameters_of
+from ..settings import Settings, SettingsError
+from .output import CommandError
+from .web import Page, Tls, WebError, is_address
 
-BLOCKED_TIMEOUT_S = 10.0
+_BLOCKED_TIMEOUT_S = 10.0
 """For so long a broker with an alarm is waited for, which takes no messages."""
 
 _PRECONDITION_FAILED = 406
 
+_REFUSALS = {
+    pika.exceptions.UnroutableError: "no queue takes what is sent: start the service, "
+    "which makes it",
+    pika.exceptions.NackError: "RabbitMQ did not take a message; try again",
+    pika.exceptions.ConnectionBlockedTimeout: "RabbitMQ has an alarm (memory or disk) and takes "
+    "no messages",
+}
 
-class BrokerError(Exception):
-    """RabbitMQ did not do what it was asked; the message says why, in one line."""
+
+class BrokerError(CommandError):
+    """RabbitMQ did not do what it was asked. ``code`` is AMQP's where it closed the channel."""
+
+    def __init__(self, why: str, code: int = 0) -> None:
+        super().__init__(why)
+        self.code = code
 
 
 class Depth(NamedTuple):
@@ -36,7 +52,7 @@ class Broker:
         keep_header_bytes()
         parameters = [parameters_of(url, "idempotent-consumer") for url in urls]
         for each in parameters:
-            each.blocked_connection_timeout = BLOCKED_TIMEOUT_S
+            each.blocked_connection_timeout = _BLOCKED_TIMEOUT_S
         where = ", ".join(f"{each.host}:{each.port}" for each in parameters)
         try:
             self._connection = pika.BlockingConnection(parameters)
@@ -45,48 +61,36 @@ class Broker:
                 f"RabbitMQ at {where} cannot be used: {explain(error)} "
                 "(RABBITMQ_URL says where it is)"
             ) from None
+        # A BlockingConnection shows no other way to what the broker said of itself.
+        properties: dict[str, Any] = self._connection._impl.server_properties  # noqa: SLF001
+        version = properties.get("version", b"?")
+        self.version = version.decode() if isinstance(version, bytes) else str(version)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._connection.is_open:
             self._connection.close()
 
-    @property
-    def version(self) -> str:
-        """Return the broker's version, as it greets with it."""
-        # A BlockingConnection shows no other way to what the broker said of itself.
-        properties: dict[str, Any] = self._connection._impl.server_properties  # noqa: SLF001
-        version = properties.get("version", b"?")
-        return version.decode() if isinstance(version, bytes) else str(version)
-
     def depth(self, queue: str) -> Depth | None:
         """Return what a queue holds at this instant, or None where there is no such queue."""
-        try:
-            with self.channel() as channel:
-                found = channel.queue_declare(queue, passive=True).method
-        except _ChannelEnded as error:
-            if error.code == NOT_FOUND:
-                return None
-            raise
-        return Depth(found.message_count, found.consumer_count)
+        found = self._declare(queue, NOT_FOUND, passive=True)
+        return found and Depth(found.message_count, found.consumer_count)
 
     def differs(self, queue: str, arguments: dict[str, object]) -> bool:
         """Return whether a queue that is there has other arguments than these."""
+        return not self._declare(queue, _PRECONDITION_FAILED, durable=True, arguments=arguments)
+
+    def _declare(self, queue: str, refusal: int, **options: Any) -> Any:
+        """Return the broker's answer, or None for a refusal with this code."""
         try:
             with self.channel() as channel:
-                channel.queue_declare(queue, durable=True, arguments=arguments)
-        except _ChannelEnded as error:
-            if error.code == _PRECONDITION_FAILED:
-                return True
-            raise
-        return False
+                return channel.queue_declare(queue, **options).method
+        except BrokerError as error:
+            if error.code != refusal:
+                raise
+            return None
 
     @contextmanager
     def channel(self) -> Iterator[Any]:
@@ -98,31 +102,84 @@ class Broker:
                 channel.close()
         except pika.exceptions.ChannelClosedByBroker as error:
             hint = " (a service makes its queues when it starts)"
-            raise _ChannelEnded(
-                error.reply_code,
-                f"RabbitMQ: {error.reply_text}" + hint * (error.reply_code == NOT_FOUND),
-            ) from None
-        except pika.exceptions.UnroutableError:
-            raise BrokerError(
-                "no queue takes what is sent: start the service, which makes it"
-            ) from None
-        except pika.exceptions.NackError:
-            raise BrokerError("RabbitMQ did not take a message; try again") from None
-        except pika.exceptions.ConnectionBlockedTimeout:
-            raise BrokerError(
-                "RabbitMQ has an alarm (memory or disk) and takes no messages"
-            ) from None
+            why = f"RabbitMQ: {error.reply_text}" + hint * (error.reply_code == NOT_FOUND)
+            raise BrokerError(why, error.reply_code) from None
         except pika.exceptions.AMQPError as error:
-            raise BrokerError(f"the connection to RabbitMQ was lost: {explain(error)}") from None
+            lost = f"the connection to RabbitMQ was lost: {explain(error)}"
+            raise BrokerError(_REFUSALS.get(type(error), lost)) from None
 
     def wait(self, seconds: float) -> None:
         """Let what has been sent be read."""
         self._connection.sleep(seconds)
 
 
-class _ChannelEnded(BrokerError):
-    """The broker ended a channel; ``code`` is AMQP's."""
+_VARIABLE = "RABBITMQ_MANAGEMENT_URL"
 
-    def __init__(self, code: int, why: str) -> None:
-        super().__init__(why)
-        self.code = code
+
+class Queues(NamedTuple):
+    """All queues that there are now, by name, with counts that are some seconds old.
+
+    ``why_not`` says why the management API could not be asked; there are none then.
+    """
+
+    facts: Mapping[str, Mapping[str, Any]]
+    why_not: str = ""
+
+    def services(self, given: Sequence[str]) -> list[str]:
+        """Return the services given, or all that have a dead-letter queue. Raises CommandError."""
+        if given:
+            return list(given)
+        if self.why_not:
+            raise CommandError(f"{self.why_not}; or name the services")
+        return sorted(name for name in self.facts if names.dead_letter_queue(name) in self.facts)
+
+
+class Management:
+    """The API at RABBITMQ_MANAGEMENT_URL, else where RABBITMQ_URL says, by its login.
+
+    With ``amqps://`` that is https on port 15671, else http on 15672; the first that answers is
+    asked. Raises SettingsError when it is made, and WebError.
+    """
+
+    def __init__(
+        self, environ: Mapping[str, str], settings: Settings, fetch: Callable[[str, Tls], Page]
+    ) -> None:
+        given = environ.get(_VARIABLE, "").strip().rstrip("/")
+        if given and not is_address(given):
+            raise SettingsError(f"{_VARIABLE}: write http://user:password@host:port (or https://)")
+        self._urls = [given] if given else [_beside(url) for url in settings.rabbitmq_urls]
+        self._vhost = quote(unquote(urlsplit(settings.rabbitmq_urls[0]).path[1:]) or "/", safe="")
+        self._tls = Tls(settings.rabbitmq_ca_cert, settings.rabbitmq_cert, settings.rabbitmq_key)
+        self._fetch = fetch
+
+    def get(self, path: str) -> Any:
+        """Return what is at a path below ``/api``; ``{vhost}`` in it stands for the one in use."""
+        return self.page(path).json()
+
+    def page(self, path: str) -> Page:
+        """Return the same, unread."""
+        path = path.replace("{vhost}", self._vhost)
+        for left, url in zip(reversed(range(len(self._urls))), self._urls, strict=True):
+            try:
+                return self._fetch(f"{url}/api{path}", self._tls)
+            except WebError as error:
+                if error.status or not left:
+                    why = f"RabbitMQ's management API: {error} ({_VARIABLE} says where it is)"
+                    raise WebError(why, error.status, error.body) from None
+        raise AssertionError("there is an address at least")
+
+    def queues(self) -> Queues:
+        """Return all queues, or why they cannot be had."""
+        try:
+            found = self.get("/queues/{vhost}?disable_stats=true&enable_queue_totals=true")
+        except WebError as error:
+            return Queues({}, str(error))
+        return Queues({queue["name"]: queue for queue in found})
+
+
+def _beside(amqp_url: str) -> str:
+    parts = urlsplit(amqp_url)
+    scheme, port = ("https", 15671) if parts.scheme == "amqps" else ("http", 15672)
+    login, at, _ = parts.netloc.rpartition("@")
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{scheme}://{login if at else 'guest:guest'}@{host}:{port}"

@@ -11,24 +11,17 @@ import orjson
 
 from ..etcd import EtcdError
 from ..settings import SettingsError
-from . import dead_letters, doctor, forget, inspecting, publish, status
-from .broker import BrokerError
-from .context import Context, real
-from .errors import CommandError
-from .report import Report
-from .web import WebError
+from . import dead_letters, doctor, publish, records, status
+from .context import Context
+from .output import CommandError, Report, UsageError
 
 NAME = "idempotent-consumer"
-
-_VERBS = (publish, status, inspecting, dead_letters, forget, doctor)
-_FORESEEN = (CommandError, SettingsError, BrokerError, EtcdError, WebError)
-_INTERRUPTED = 130
 
 
 def main(
     arguments: Sequence[str] | None = None,
     environ: Mapping[str, str] = os.environ,
-    context: Callable[[Mapping[str, str]], Context] = real,
+    context: Callable[[Mapping[str, str]], Context] = Context,
 ) -> int:
     """Run one verb, print what it has to say, and return the exit code.
 
@@ -38,12 +31,15 @@ def main(
     given = _parser().parse_args(arguments)
     try:
         report: Report = given.run(given, context(environ))
-    except _FORESEEN as error:
-        return _failed(error, given.json)
+    except (UsageError, SettingsError) as error:
+        return _failed(error, 2)
+    except (CommandError, EtcdError) as error:
+        if given.json:
+            _say({"error": str(error), **getattr(error, "document", {})})
+        return _failed(error, 1)
     except KeyboardInterrupt:
-        print(f"{NAME}: interrupted", file=sys.stderr)
-        return _INTERRUPTED
-    _say(_json(report.document) if given.json else report.text)
+        return _failed("interrupted", 130)
+    _say(report.document if given.json else report.text)
     return 0 if report.ok else 1
 
 
@@ -56,26 +52,24 @@ def _parser() -> argparse.ArgumentParser:
         epilog="The services' environment variables say where RabbitMQ and etcd are.",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for verb in _VERBS:
-        verb.add(verbs, common)
+    publish.add(verbs, common)
+    status.add(verbs, common)
+    records.add_inspect(verbs, common)
+    dead_letters.add(verbs, common)
+    records.add_forget(verbs, common)
+    doctor.add(verbs, common)
     return parser
 
 
-def _failed(error: Exception, as_json: bool) -> int:
-    code: int = 2 if isinstance(error, SettingsError) else getattr(error, "exit_code", 1)
-    document: dict[str, object] = getattr(error, "document", {})
-    if as_json and code == 1:
-        _say(_json({"error": str(error), **document}))
-    print(f"{NAME}: {error}", file=sys.stderr)
+def _failed(why: object, code: int) -> int:
+    print(f"{NAME}: {why}", file=sys.stderr)
     return code
 
 
-def _json(document: Mapping[str, object]) -> str:
-    return orjson.dumps(document, option=orjson.OPT_INDENT_2).decode()
-
-
-def _say(text: str) -> None:
+def _say(what: str | Mapping[str, object]) -> None:
+    if not isinstance(what, str):
+        what = orjson.dumps(what, option=orjson.OPT_INDENT_2).decode()
     try:
-        print(text, flush=True)
+        print(what, flush=True)
     except BrokenPipeError:  # Whoever reads it has seen enough; nor is Python to say so at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,16 +1,391 @@
-"""``dead-letters``: what could not be processed, and what becomes of it."""
+"""``dead-letters``: what could not be processed is listed, shown, sent back or removed."""
 
 from __future__ import annotations
 
 import argparse
+import base64
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Any
 
-from . import dropping, listing, replaying, showing
+import orjson
+
+from .. import names
+from ..amqp import forwarded_properties
+from ..bus import LAST_ACKS_S, queue_arguments
+from ..etcd import EtcdError
+from ..event import InvalidEvent, decode
+from .broker import Broker, BrokerError
+from .context import Context, service
+from .etcd import Etcd, Records
+from .output import CommandError, Report, UsageError, counted, duration, plain, table
+
+_ARRIVE_WITHIN_S = 10.0
+_SHOWN_CHARACTERS = 20_000
+_OURS = (names.REASON_HEADER, names.ERROR_HEADER, names.ATTEMPTS_HEADER, names.PARKED_AT_HEADER)
 
 
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     """Add the verb, with verbs of its own."""
     parser = verbs.add_parser("dead-letters", help="list, show, replay or drop dead letters")
     own = parser.add_subparsers(required=True, metavar="VERB")
-    for verb in (listing, showing, replaying, dropping):
-        verb.add(own, common)
+    for name, run, limit, summary in (
+        ("list", _list, 100, "list them; none is removed"),
+        ("show", _show, 1, "show bodies and headers; none is removed"),
+        ("replay", _replay, None, "send them back to their service"),
+        ("drop", _drop, None, "remove them for good; asks first"),
+    ):
+        verb = own.add_parser(name, parents=[common], help=summary)
+        verb.set_defaults(run=run)
+        verb.add_argument("service", type=service, metavar="SERVICE")
+        verb.add_argument(
+            "--reason", help="invalid, conflict, failed, or RabbitMQ's delivery_limit"
+        )
+        verb.add_argument("--type", help="the event's type")
+        verb.add_argument("--id", help="the event's id")
+        verb.add_argument(
+            "--limit",
+            type=_positive,
+            default=limit,
+            metavar="N",
+            help="at most so many" + (f" (default {limit})" if limit else ""),
+        )
+        if not limit:
+            verb.add_argument("--all", action="store_true", help="all that there are")
+    own.choices["replay"].add_argument(
+        "--force",
+        action="store_true",
+        help="also what may have been processed before the window: it would be "
+        "processed again; etcd is not asked",
+    )
+    own.choices["drop"].add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError("write a whole number from 1")
+    return int(text)
+
+
+class Letter:
+    """A dead letter. Its headers are anybody's, and can be of any type.
+
+    ``id`` and ``type`` are None where its body is no event. ``reason`` is the one it was parked
+    for, or RabbitMQ's own word where the broker put it here. ``since`` is when that was, by the
+    clock of the machine that did it; None where nobody said.
+    """
+
+    def __init__(self, tag: int, properties: Any, body: bytes) -> None:
+        self.tag, self.properties, self.body = tag, properties, body
+        self.headers: dict[str, Any] = properties.headers or {}
+        self.id = self.type = None
+        try:
+            event = decode(body)
+            self.id, self.type = event.id, event.type
+        except InvalidEvent:
+            pass
+        # What is parked has no deaths any more, so those that are there are the broker's own.
+        deaths = self.headers.get("x-death")
+        latest = deaths[0] if isinstance(deaths, list) and deaths else None
+        death = latest if isinstance(latest, dict) else {}
+        self.reason = str(death.get("reason") or self.headers.get(names.REASON_HEADER, "unknown"))
+        self.since = _time(death.get("time") or self.headers.get(names.PARKED_AT_HEADER))
+        self.error = str(self.headers.get(names.ERROR_HEADER, ""))
+        attempts = self.headers.get(names.ATTEMPTS_HEADER)
+        self.attempts = attempts if type(attempts) is int else None
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Return what tells it from others over two looks; a look changes its delivery count."""
+        counts = ("x-delivery-count", "x-acquired-count")
+        headers = [each for each in self.headers.items() if each[0] not in counts]
+        return sha256(self.body + repr(sorted(headers)).encode()).digest()
+
+    def facts(self, now_s: float) -> dict[str, Any]:
+        """Return what it is, without its body."""
+        since = self.since
+        return {
+            "id": self.id,
+            "type": self.type,
+            "reason": self.reason,
+            "error": self.error,
+            "attempts": self.attempts,
+            "since": since.isoformat() if since else None,
+            "age_s": max(0, round(now_s - since.timestamp())) if since else None,
+            "bytes": len(self.body),
+        }
+
+    def whole(self, now_s: float) -> dict[str, Any]:
+        """Return all of it."""
+        headers = {name: _header(value) for name, value in self.headers.items()}
+        try:
+            body, encoding = self.body.decode(), "text"
+        except UnicodeDecodeError:
+            body, encoding = base64.b64encode(self.body).decode(), "base64"
+        return {**self.facts(now_s), "headers": headers, "body": body, "body_encoding": encoding}
+
+
+def _time(value: object) -> datetime | None:
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            return None
+    if not isinstance(value, datetime):
+        return None
+    return value if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+def _header(value: object) -> object:
+    """Return a header as JSON can have it: AMQP has times, decimals and bytes too."""
+    try:
+        orjson.dumps(value)
+        return value
+    except TypeError:
+        return str(value)
+
+
+class DeadLetterQueue:
+    """The dead letters of a service, in hand: what is not resent or removed goes back in place."""
+
+    def __init__(self, channel: Any, service: str) -> None:
+        self._channel, self._service = channel, service
+        self._queue = names.dead_letter_queue(service)
+        self.removed = 0
+
+    def __iter__(self) -> Iterator[Letter]:
+        """Yield all that are ready at this instant, in their order; none that comes later.
+
+        All of them, whoever looks for one: what goes back goes to the end, so a look at a part
+        would leave them in another order.
+        """
+        left = self._channel.queue_declare(self._queue, passive=True).method.message_count
+        if not left:
+            return
+        for method, properties, body in self._channel.consume(
+            self._queue, inactivity_timeout=_ARRIVE_WITHIN_S
+        ):
+            if method is None:
+                raise BrokerError(
+                    f"{self._queue}: {left} dead letters did not arrive in time; "
+                    "somebody else may be looking at them"
+                )
+            yield Letter(method.delivery_tag, properties, body)
+            left -= 1
+            if not left:
+                return
+
+    def resend(self, letter: Letter) -> None:
+        """Publish a letter to its service's own queue as it first was, and then remove it."""
+        properties = forwarded_properties(letter.properties, {}, without=_OURS)
+        self._channel.basic_publish(
+            names.DEFAULT_EXCHANGE, self._service, letter.body, properties, mandatory=True
+        )
+        self.remove(letter)
+
+    def remove(self, letter: Letter) -> None:
+        """Remove a letter for good."""
+        self._channel.basic_ack(letter.tag)
+        self.removed += 1
+
+
+@contextmanager
+def open_dead_letter_queue(broker: Broker, service: str) -> Iterator[DeadLetterQueue]:
+    """Take a service's dead letters in hand for the block. Raises BrokerError."""
+    with broker.channel() as channel:
+        channel.confirm_delivery()
+        letters = DeadLetterQueue(channel, service)
+        try:
+            yield letters
+        finally:
+            if letters.removed:
+                broker.wait(LAST_ACKS_S)
+
+
+class _Selection:
+    """The letters that have this reason, type and id, each where given; at most so many.
+
+    ``reasons`` counts all letters that were looked at, ``matching`` those that are meant, however
+    many. Raises UsageError where nothing narrows it and it was not said that all are meant.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        given = {name: getattr(arguments, name) for name in ("reason", "type", "id")}
+        self._wanted = {name: value for name, value in given.items() if value is not None}
+        self._limit = arguments.limit
+        if not self._wanted and self._limit is None and not arguments.all:
+            raise UsageError("say which: --id, --type, --reason, --limit, or --all")
+        self.reasons, self.matching = Counter[str](), 0
+
+    def of(self, letters: Iterable[Letter]) -> Iterator[Letter]:
+        """Yield those, and read on to the last letter, so that all go back in their order."""
+        for letter in letters:
+            self.reasons[letter.reason] += 1
+            if all(getattr(letter, name) == value for name, value in self._wanted.items()):
+                self.matching += 1
+                if self._limit is None or self.matching <= self._limit:
+                    yield letter
+
+
+def _look(
+    chosen: _Selection,
+    arguments: argparse.Namespace,
+    context: Context,
+    facts: Callable[[Letter, float], dict[str, Any]],
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Return the facts of the letters chosen, and a warning where a look costs something.
+
+    The facts are kept, not the letters: each holds a body of up to a megabyte.
+    """
+    name, queue = arguments.service, names.dead_letter_queue(arguments.service)
+    with context.rabbitmq() as broker:
+        with open_dead_letter_queue(broker, name) as letters:
+            found = [facts(letter, context.now_s()) for letter in chosen.of(letters)]
+        expected = queue_arguments(name, ())[queue]
+        if broker.depth(queue) is None or not broker.differs(queue, expected):
+            return found, None
+    return found, (
+        f"{queue} is of an older version: RabbitMQ drops a letter from it after some 20 looks, "
+        "of which this was one. idempotent-consumer doctor says what to do"
+    )
+
+
+def _list(arguments: argparse.Namespace, context: Context) -> Report:
+    chosen, name = _Selection(arguments), arguments.service
+    facts, warning = _look(chosen, arguments, context, Letter.facts)
+    reasons, parts = chosen.reasons, []
+    if facts:
+        parts.append(table([_row(each) for each in facts]))
+    by_reason = ", ".join(f"{number} {plain(reason, 40)}" for reason, number in reasons.items())
+    total = f"{counted(reasons.total(), 'dead letter')} of {name}"
+    parts.append(f"{total}: {by_reason}; {len(facts)} listed" if reasons else f"no {total[2:]}")
+    if warning:
+        parts.append(f"warning: {warning}")
+    document = {
+        "service": name,
+        "total": reasons.total(),
+        "reasons": dict(reasons),
+        "letters": facts,
+        "warning": warning,
+    }
+    return Report(document, "\n".join(parts))
+
+
+def _row(facts: dict[str, Any]) -> dict[str, str]:
+    age_s, attempts = facts["age_s"], facts["attempts"]
+    return {
+        "ID": plain(facts["id"] or "-", 40),
+        "TYPE": plain(facts["type"] or "-", 24),
+        "REASON": plain(facts["reason"], 16),
+        "ATTEMPTS": "-" if attempts is None else str(attempts),
+        "AGE": "?" if age_s is None else duration(age_s),
+        "ERROR": plain(facts["error"], 80),
+    }
+
+
+def _show(arguments: argparse.Namespace, context: Context) -> Report:
+    chosen, name = _Selection(arguments), arguments.service
+    shown, warning = _look(chosen, arguments, context, Letter.whole)
+    if not shown:
+        raise CommandError(f"no such dead letter of {name}")
+    parts = ["\n\n".join(map(_text, shown))]
+    if chosen.matching > len(shown):
+        parts.append(f"\n{len(shown)} of {chosen.matching:,} shown; --limit says how many")
+    if warning:
+        parts.append(f"warning: {warning}")
+    document = {"service": name, "total": chosen.matching, "letters": shown, "warning": warning}
+    return Report(document, "\n".join(parts))
+
+
+def _text(shown: dict[str, Any]) -> str:
+    age_s = shown["age_s"]
+    lines = [
+        (name, "-" if shown[name] is None else plain(str(shown[name]), 1000))
+        for name in ("id", "type", "reason", "error", "attempts")
+    ]
+    lines.append(("age", "unknown" if age_s is None else f"{duration(age_s)}, {shown['since']}"))
+    lines += [
+        (plain(name, 40), plain(str(value), 1000)) for name, value in shown["headers"].items()
+    ]
+    lines.append(("body", plain(shown["body"], _SHOWN_CHARACTERS)))
+    return "\n".join(f"{name:<18}{text}" for name, text in lines)
+
+
+def _replay(arguments: argparse.Namespace, context: Context) -> Report:
+    """Send letters back, and say what was held back. Not ok where something was."""
+    chosen, name, replayed = _Selection(arguments), arguments.service, 0
+    held: list[dict[str, object]] = []
+    try:
+        with (
+            context.etcd() as etcd,
+            context.rabbitmq() as broker,
+            open_dead_letter_queue(broker, name) as letters,
+        ):
+            for letter in chosen.of(letters):
+                why = None if arguments.force else _risk(letter, name, context, etcd)
+                if why is None:
+                    letters.resend(letter)
+                    replayed += 1
+                else:
+                    held.append({"id": letter.id, "why": why})
+    except (BrokerError, EtcdError) as error:
+        raise CommandError(
+            f"{error}; sent back before that: {replayed}, the others stay", {"replayed": replayed}
+        ) from None
+    if not replayed and not held:
+        raise CommandError(f"no such dead letter of {name}")
+    lines = [f"{counted(replayed, 'dead letter')} sent back to {name}"]
+    lines += [f"held back: {plain(str(each['id']))}: {each['why']}" for each in held]
+    if held:
+        lines.append("--force replays these too: whatever was done for them once is done again")
+    document = {"service": name, "replayed": replayed, "held": held}
+    return Report(document, "\n".join(lines), not held)
+
+
+def _risk(letter: Letter, service: str, context: Context, etcd: Etcd) -> str | None:
+    """Return why a replay could process an event a second time, or None where it cannot.
+
+    A record that is there decides by itself when the letter comes. One that is not may have been
+    there and have ended with its window, unless that would be too long for the letter's age: what
+    failed had no record when it was parked. A conflict had one, by another body.
+    """
+    if letter.id is None or Records(etcd, service).get(letter.id) is not None:
+        return None
+    if letter.reason == names.CONFLICT:
+        return "the record that it was in conflict with is gone: it would be processed as new"
+    window_s = context.settings.dedup_window_s
+    if not window_s:
+        return None
+    if letter.since is None:
+        return "nothing says how long it has been here, so its record may be gone with the window"
+    age_s = context.now_s() - letter.since.timestamp()
+    if age_s >= window_s:
+        return (
+            f"it has been here for {duration(age_s)}, and the window is "
+            f"{duration(window_s)}: a record of it would be gone"
+        )
+    return None
+
+
+def _drop(arguments: argparse.Namespace, context: Context) -> Report:
+    """Remove what was there when it was asked about, and nothing that came while it was.
+
+    Nothing is in hand meanwhile: nobody answers RabbitMQ's heartbeats while a person thinks.
+    """
+    chosen, name = _Selection(arguments), arguments.service
+    with context.rabbitmq() as broker, open_dead_letter_queue(broker, name) as letters:
+        seen = Counter(letter.fingerprint for letter in chosen.of(letters))
+    if not seen:
+        raise CommandError(f"no such dead letter of {name}")
+    number = counted(seen.total(), "dead letter")
+    context.confirm(f"Remove {number} of {name} for good?", arguments.yes)
+    with context.rabbitmq() as broker, open_dead_letter_queue(broker, name) as letters:
+        for letter in letters:
+            if seen[letter.fingerprint]:
+                seen[letter.fingerprint] -= 1
+                letters.remove(letter)
+    text = f"{counted(letters.removed, 'dead letter')} of {name} removed"
+    return Report({"service": name, "dropped": letters.removed}, text)

@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import orjson
+from etcd3.etcdrpc import AlarmRequest, AlarmType, TxnRequest
 
 from .. import names
-from .arguments import add_services, seconds
-from .broker import BrokerError
-from .checks import broker, clocks, configuration, queues, records
-from .checks.finding import PROBLEM, UNKNOWN, WARNING, Finding
-from .context import Context
-from .output import counted, plain
-from .report import Report
-from .services import Queues, services
-from .services import queues as ask_queues
-from .web import WebError
+from ..bus import DELIVERY_LIMIT, queue_arguments
+from ..etcd import EtcdError, get
+from ..settings import Settings
+from .broker import BrokerError, Management, Queues
+from .context import Context, add_services, seconds
+from .etcd import Etcd, Records
+from .output import Report, counted, duration, plain, size
+from .web import Tls, WebError
+
+OK, UNKNOWN, WARNING, PROBLEM = "ok", "unknown", "warning", "problem"
+"""From fine to what breaks the guarantee; unknown is what could not be looked at."""
+
+
+class Finding(NamedTuple):
+    """One line: how bad, of what, what it is, and what to do about it."""
+
+    level: str
+    about: str
+    what: str
+    do: str = ""
+
+
+Findings = Iterator[Finding]
+Facts = Mapping[str, Any]
+Policies = list[tuple[str, str, Facts]]
+"""Of each: the member of a queue's facts that names it, its name, and its definition."""
 
 
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -31,101 +54,478 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="the longest time-out of a handler, to hold against the broker's",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=_doctor)
 
 
-def run(arguments: argparse.Namespace, context: Context) -> Report:
+def _doctor(arguments: argparse.Namespace, context: Context) -> Report:
     """Look at everything, and say what was found. Not ok where there is a problem."""
     findings = list(_findings(arguments.service, arguments.longest_call, context))
-    counts = {
-        level: sum(each.level == level for each in findings)
-        for level in (PROBLEM, WARNING, UNKNOWN)
-    }
-    document: dict[str, object] = {
+    levels = [each.level for each in findings]
+    problems, warnings = levels.count(PROBLEM), levels.count(WARNING)
+    document = {
         "findings": [each._asdict() for each in findings],
-        **{f"{level}s": number for level, number in counts.items() if level != UNKNOWN},
+        "problems": problems,
+        "warnings": warnings,
     }
-    lines = [_line(each) for each in findings]
+    lines = [
+        f"{level:<8} {about}: {plain(what, 1000)}" + (f"  -> {do}" if do else "")
+        for level, about, what, do in findings
+    ]
     lines.append(
-        f"{counted(counts[PROBLEM], PROBLEM)}, {counted(counts[WARNING], WARNING)}, "
-        f"{counts[UNKNOWN]} not looked at"
+        f"{counted(problems, PROBLEM)}, {counted(warnings, WARNING)}, "
+        f"{levels.count(UNKNOWN)} not looked at"
     )
-    return Report(document, "\n".join(lines), not counts[PROBLEM])
+    return Report(document, "\n".join(lines), not problems)
 
 
-def _findings(
-    given: Sequence[str], longest_call_s: int | None, context: Context
-) -> Iterator[Finding]:
-    yield from configuration.check(context.settings)
-    yield from broker.check(context)
-    found = ask_queues(context)
+def _findings(given: Sequence[str], longest_call_s: int | None, context: Context) -> Findings:
+    settings, management = context.settings, context.management()
+    yield from _settings(settings)
+    yield from _nodes(context)
+    found = management.queues()
     if found.why_not:
-        yield Finding(
-            UNKNOWN,
-            "rabbitmq",
-            f"queue arguments, policies, bindings and alarms were not looked at: {found.why_not}",
-        )
+        what = "queue arguments, policies, bindings and alarms were not looked at"
+        yield Finding(UNKNOWN, "rabbitmq", f"{what}: {found.why_not}")
+        known = list(given)
     else:
-        alarms, date = broker.check_alarms(context.management())
-        yield from (alarms, clocks.check("rabbitmq", date, context.now_s()))
-    known = services(given, found) if given or not found.why_not else []
+        yield from _alarms(management, context.now_s())
+        known = found.services(given)
     if not known:
         yield Finding(UNKNOWN, "services", "there is none, or none was found: name them")
-    yield from _services(known, found, longest_call_s, context)
-    for address in context.settings.etcd_endpoints:
-        pages = records.pages_of(context, address)
-        yield from records.check(context, pages, address)
-        yield clocks.check(f"etcd {address[0]}:{address[1]}", pages.date, context.now_s())
-    yield from records.check_cluster(context, known)
-
-
-def _services(
-    known: Sequence[str], found: Queues, longest_call_s: int | None, context: Context
-) -> Iterator[Finding]:
     if not found.why_not:
-        yield from (queues.absent(name) for name in known if name not in found.facts)
-        known = [name for name in known if name in found.facts]
-        try:
-            policies = context.management().policies()
-        except WebError as error:
-            policies = {}
-            yield Finding(UNKNOWN, "rabbitmq", f"policies were not looked at: {error}")
-        try:
-            bindings = _bindings(context)
-        except WebError as error:
-            bindings = None
-            yield Finding(UNKNOWN, "rabbitmq", f"bindings were not looked at: {error}")
-        for name in known:
-            yield from queues.check(name, found.facts, policies, context.settings)
-            if bindings is not None:
-                yield queues.check_binding(name, bindings)
-            yield queues.check_consumer_timeout(name, found.facts[name], policies, longest_call_s)
-    yield from _counts(known, context)
+        yield from _queues(known, found, management, settings, longest_call_s)
+    yield from _counts([name for name in known if found.why_not or name in found.facts], context)
+    for host, port in settings.etcd_endpoints:
+        yield from _member(context, host, port)
+    yield from _cluster(context, known)
 
 
-def _bindings(context: Context) -> Any:
+# The settings, held against each other.
+
+CONSUMER_TIMEOUT_S = 1800
+"""RabbitMQ's default: a delivery that is in hand for so long is given out again."""
+
+
+def _settings(settings: Settings) -> Findings:
+    """Check what the services share with this command, if their environment is the same.
+
+    A copy of an event may not come back later than its record is kept: an event that is there
+    twice can fail once and succeed once, and the one that failed comes again after all its delays,
+    when the record of the other has to be there.
+    """
+    about = "settings"
+    if settings.enable_etcd:
+        yield Finding(OK, about, "ENABLE_ETCD is true")
+    else:
+        what = "where the services have it so, each duplicate is processed"
+        do = "set ENABLE_ETCD=true for the services"
+        yield Finding(WARNING, about, f"ENABLE_ETCD is false here: {what}", do)
+    window_s, retries_s = settings.dedup_window_s, sum(s for _, s in settings.retry_delays)
+    window, longest_s = f"DEDUP_WINDOW is {duration(window_s)}", retries_s + CONSUMER_TIMEOUT_S
+    if not window_s:
+        yield Finding(OK, about, "records are kept for good (DEDUP_WINDOW=0)")
+    elif window_s <= retries_s:
+        what = (
+            f"{window}, and a retry can come {duration(retries_s)} later (RETRY_DELAYS): "
+            "a duplicate would be taken for a new event"
+        )
+        do = f"set DEDUP_WINDOW well above {duration(retries_s)}"
+        yield Finding(PROBLEM, about, what, do)
+    elif window_s <= longest_s:
+        longest = duration(longest_s)
+        what = f"{window}; a copy that a stuck consumer holds comes again after up to {longest}"
+        yield Finding(WARNING, about, what, f"set DEDUP_WINDOW well above {longest}")
+    else:
+        yield Finding(OK, about, f"{window}, retries come within {duration(retries_s)}")
+
+
+# What both servers have: a version and a clock.
+
+
+Releases = tuple[str, Mapping[str, tuple[str, str]]]
+"""The oldest series that gets fixes, or may; and, by series, the first release without its known
+faults, and what those are."""
+
+RABBITMQ: Releases = (
+    "4.2",
+    {
+        "4.0": ("4.0.8", "rare ones in the replication of quorum queues"),
+        "4.3": ("4.3.5", "Raft leaders could commit too early, and queues be recovered in part"),
+    },
+)
+"""Community support ended in April 2025 for 4.0 and in January 2026 for 4.1 (endoflife.date). The
+faults are in the release notes of 4.0.8, 4.3.3 (rabbitmq/ra#637) and 4.3.5 (#17012)."""
+
+_STALE = "reads after a pause can be stale"
+
+ETCD: Releases = (
+    "3.5",
+    {
+        "3.5": ("3.5.28", f"{_STALE}, and before 3.5.17 a transaction be applied in part"),
+        "3.6": ("3.6.9", _STALE),
+    },
+)
+"""etcd supports the current series and the one before (its page "Versioning"): with 3.6, 3.5. The
+faults are in the changelogs of 3.5.17, 3.5.28 and 3.6.9 (etcd-io/etcd#20418)."""
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """Read a version as numbers, as far as it has them: ``4.0.8`` or ``3.6.0-rc.1``."""
+    parts = version.partition("-")[0].split(".")
+    return tuple(int(part) for part in parts if part.isdecimal())
+
+
+def _version(about: str, version: str, releases: Releases) -> Finding:
+    """Return whether a server's version is out of support, or has known faults, or neither."""
+    oldest, faults = releases
+    series, amiss, upgrade_to = numbers(version)[:2], [], ""
+    for faulty, (fixed_in, what) in faults.items():
+        if numbers(faulty) == series and numbers(version) < numbers(fixed_in):
+            amiss.append(f"has known faults, fixed in {fixed_in}: {what}")
+            upgrade_to = fixed_in
+    if series < numbers(oldest):
+        amiss.insert(0, "is out of support")
+        upgrade_to = oldest
+    if not amiss:
+        return Finding(OK, about, f"version {version}")
+    what = f"version {version} {', and '.join(amiss)}"
+    return Finding(WARNING, about, what, f"upgrade it to {upgrade_to} or newer")
+
+
+_MUCH_S = 5.0
+"""The servers tell their time to the second, and take a while to do so."""
+
+
+def clock(about: str, date: datetime | None, now_s: float) -> Finding:
+    """Compare a server's clock with this machine's.
+
+    No decision goes by the time of day, but people and replays read it.
+    """
+    if date is None:
+        return Finding(UNKNOWN, about, "its clock was not seen")
+    ahead_s = date.timestamp() - now_s
+    if abs(ahead_s) <= _MUCH_S:
+        return Finding(OK, about, "its clock agrees with this machine's")
+    what = (
+        f"its clock is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} this "
+        "machine's: the times of records and the ages of dead letters mislead"
+    )
+    return Finding(WARNING, about, what, "synchronise the clocks (NTP)")
+
+
+# RabbitMQ.
+
+
+def _nodes(context: Context) -> Findings:
+    """Check that each node of RABBITMQ_URL answers, and its version."""
+    for url in context.settings.rabbitmq_urls:
+        about = f"rabbitmq {urlsplit(url).netloc.rpartition('@')[2]}"
+        try:
+            with context.rabbitmq(url) as broker:
+                yield _version(about, broker.version, RABBITMQ)
+        except BrokerError as error:
+            yield Finding(PROBLEM, about, str(error), "start it, or correct RABBITMQ_URL")
+
+
+def _alarms(management: Management, now_s: float) -> Findings:
+    """Check that no node has an alarm; and the broker's clock, where it told it."""
+    date = None
     try:
-        return context.management().get(f"/exchanges/{{vhost}}/{names.EXCHANGE}/bindings/source")
+        date = management.page("/health/checks/alarms").date
+        yield Finding(OK, "rabbitmq", "no alarm is on")
     except WebError as error:
-        if error.status != 404:
-            raise
-        return []  # There is no such exchange, so nothing is bound to it.
+        if error.status == 503:
+            try:
+                reason = orjson.loads(error.body)["reason"]
+            except (orjson.JSONDecodeError, KeyError, TypeError):
+                reason = "it does not say which"
+            what = f"an alarm is on: {reason}; nothing can be published, nor retried or parked"
+            yield Finding(PROBLEM, "rabbitmq", what, "free memory or disk space")
+        else:
+            yield Finding(UNKNOWN, "rabbitmq", f"alarms were not looked at: {error}")
+    yield clock("rabbitmq", date, now_s)
 
 
-def _counts(known: Sequence[str], context: Context) -> Iterator[Finding]:
+def _queues(
+    services: Sequence[str],
+    found: Queues,
+    management: Management,
+    settings: Settings,
+    longest_call_s: int | None,
+) -> Findings:
+    """Check each service's queues, and what else of RabbitMQ the guarantee rests on."""
+    running = [name for name in services if name in found.facts]
+    for name in services:
+        if name not in running:
+            what = "there is no such queue: it has not run yet, or this is another name"
+            yield Finding(PROBLEM, name, what, "start it: it makes its queues")
+    policies: Policies = []
+    bindings: list[Facts] | None = None
     try:
-        with context.rabbitmq() as rabbitmq:
-            for name in known:
-                own, dead = (
-                    rabbitmq.depth(queue) for queue in (name, names.dead_letter_queue(name))
-                )
-                yield from queues.check_counts(
-                    name, own.consumers if own else 0, dead.ready if dead else 0
-                )
+        # A queue shows its policies' names at once, what they amount to only seconds later.
+        for kind, path in (("policy", "policies"), ("operator_policy", "operator-policies")):
+            found_here = management.get(f"/{path}/{{vhost}}")
+            policies += [(kind, each["name"], each["definition"]) for each in found_here]
+    except WebError as error:
+        policies = []
+        yield Finding(UNKNOWN, "rabbitmq", f"policies were not looked at: {error}")
+    try:
+        bindings = management.get(f"/exchanges/{{vhost}}/{names.EXCHANGE}/bindings/source")
+    except WebError as error:
+        if error.status == 404:
+            bindings = []  # There is no such exchange, so nothing is bound to it.
+        else:
+            yield Finding(UNKNOWN, "rabbitmq", f"bindings were not looked at: {error}")
+    for name in running:
+        expected = queue_arguments(name, settings.retry_delays)
+        faults = [
+            fault
+            for queue, arguments in expected.items()
+            for fault in _faults(queue, arguments, found.facts.get(queue), policies)
+        ]
+        fine = f"its {len(expected)} queues are as they should be"
+        yield from faults or [Finding(OK, name, fine)]
+        if bindings is not None:
+            yield _binding(name, bindings)
+        yield _consumer_timeout(name, found.facts[name], policies, longest_call_s)
+
+
+_WITHOUT = {
+    "x-queue-type": "only a quorum queue keeps messages over the loss of a node, and dead-letters "
+    "at least once",
+    "x-delivery-limit": "messages are dropped, or dead-lettered, after other numbers of returns",
+    "x-dead-letter-exchange": "what reaches its delivery limit, or has waited, is lost",
+    "x-dead-letter-routing-key": "what reaches its delivery limit, or has waited, goes astray",
+    "x-dead-letter-strategy": "dead letters can be lost on their way",
+    "x-overflow": "dead letters can be lost on their way",
+    "x-message-ttl": "retries wait for another time",
+}
+
+_DROPS = ("message-ttl", "max-length", "max-length-bytes", "expires")
+"""What makes RabbitMQ throw messages or queues away, as an argument (with x-) or by a policy."""
+
+
+def _faults(
+    queue: str, expected: Mapping[str, object], facts: Facts | None, policies: Policies
+) -> Findings:
+    """Find what is wrong with a queue: with its arguments, and with its policies."""
+    if facts is None:
+        do = "start the service: it makes it"
+        yield Finding(PROBLEM, queue, "there is no such queue", do)
+        return
+    found = {**facts["arguments"], "x-queue-type": facts["type"]}
+    wrong = [
+        f"{name} is {repr(found[name]) if found.get(name) is not None else 'missing'}, "
+        f"not {value!r}: {_WITHOUT[name]}"
+        for name, value in expected.items()
+        if found.get(name) != value
+    ]
+    drops = [f"x-{name}" for name in _DROPS]
+    wrong += [
+        f"{name} throws messages away" for name in drops if name in found and name not in expected
+    ]
+    if wrong:
+        do = (
+            "a queue's arguments never change: empty it, delete it (rabbitmqctl delete_queue "
+            f"{queue}) and restart the service, which makes it"
+        )
+        yield Finding(PROBLEM, queue, "; ".join(wrong), do)  # However much: one thing to do.
+    do = "take the queue out of that policy"
+    for policy, definition in _policies_of(facts, policies):
+        for name in _DROPS:
+            if name in definition:
+                what = f"policy {policy} has {name}, which throws messages away"
+                yield Finding(PROBLEM, queue, what, do)
+        limit = definition.get("delivery-limit", -1)
+        if 0 <= limit < DELIVERY_LIMIT:
+            what = "messages are dropped, or dead-lettered, after so many returns"
+            yield Finding(PROBLEM, queue, f"policy {policy} has delivery-limit {limit}: {what}", do)
+
+
+def _policies_of(facts: Facts, policies: Policies) -> list[tuple[str, Facts]]:
+    """Return the queue's policy and the operator's, where it has them."""
+    return [(name, definition) for kind, name, definition in policies if facts.get(kind) == name]
+
+
+def _binding(service: str, bindings: list[Facts]) -> Finding:
+    """Check that the service gets all events."""
+    bound = (service, names.BINDING_KEY)
+    if any((each["destination"], each["routing_key"]) == bound for each in bindings):
+        return Finding(OK, service, f"bound to exchange {names.EXCHANGE}")
+    what = (
+        f"its queue is not bound to exchange {names.EXCHANGE} by {names.BINDING_KEY}: "
+        "it gets no events"
+    )
+    return Finding(PROBLEM, service, what, "restart it: it binds its queue")
+
+
+def _consumer_timeout(
+    service: str, facts: Facts, policies: Policies, longest_call_s: int | None
+) -> Finding:
+    """Compare a handler's longest call with how long RabbitMQ lets a delivery be in hand."""
+    set_ms = facts["arguments"].get("x-consumer-timeout")
+    for _, definition in _policies_of(facts, policies):
+        set_ms = set_ms or definition.get("consumer-timeout")
+    timeout_s = set_ms / 1000 if set_ms else CONSUMER_TIMEOUT_S
+    what = f"a delivery can be in hand for {duration(timeout_s)}"
+    if not set_ms:
+        what += ", if the broker's consumer_timeout is the default: it does not tell"
+    if longest_call_s is None:
+        what += "; --longest-call holds a handler's time-out against that"
+        return Finding(OK, service, what)
+    what += f"; the longest call takes {duration(longest_call_s)}"
+    if longest_call_s <= timeout_s / 2:
+        return Finding(OK, service, what)
+    level = PROBLEM if longest_call_s >= timeout_s else WARNING
+    do = "raise consumer_timeout in rabbitmq.conf, or shorten the call"
+    return Finding(level, service, what, do)
+
+
+def _counts(services: Sequence[str], context: Context) -> Findings:
+    """Check that somebody consumes, and that nothing waits for an operator."""
+    try:
+        with context.rabbitmq() as broker:
+            for name in services:
+                own, dead = broker.depth(name), broker.depth(names.dead_letter_queue(name))
+                if not own or not own.consumers:
+                    do = (
+                        "start it, or see its log; where it is gone for good, delete its queues: "
+                        "they keep all events"
+                    )
+                    yield Finding(WARNING, name, "nobody consumes its queue", do)
+                if dead and dead.ready:
+                    what = f"{counted(dead.ready, 'dead letter')} waiting"
+                    do = f"idempotent-consumer dead-letters list {name}"
+                    yield Finding(WARNING, name, what, do)
     except BrokerError:
         return  # Its being unreachable has been found.
 
 
-def _line(finding: Finding) -> str:
-    do = f"  -> {finding.do}" if finding.do else ""
-    return f"{finding.level:<8} {finding.about}: {plain(finding.what, 1000)}{do}"
+# etcd's members: reachable, with room, and with limits that the services' settings keep to.
+
+_MUCH, _TOO_MUCH = 0.7, 0.9
+"""Shares of the quota. At all of it etcd takes no writes until somebody has made room."""
+
+_COMPACTED_LATE = 1_000_000
+"""Revisions. An etcd that compacts by itself has rarely more history than that."""
+
+
+def _member(context: Context, host: str, port: int) -> Findings:
+    """Check one member: by its protocol, and by the pages that it shows over HTTP, if any."""
+    about, settings = f"etcd {host}:{port}", context.settings
+    tls = Tls(settings.etcd_ca_cert, settings.etcd_cert, settings.etcd_key)
+    url = f"{'https' if tls.ca_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+    metrics, variables, date = "", "", None
+    try:
+        page = context.fetch(f"{url}/metrics", tls)
+        variables = context.fetch(f"{url}/debug/vars", tls).body.decode(errors="replace")
+        metrics, date = page.body.decode(errors="replace"), page.date
+    except WebError:
+        pass
+    try:
+        with context.etcd((host, port)) as etcd:
+            status = etcd.status()
+    except EtcdError as error:
+        yield Finding(PROBLEM, about, str(error), "start it, or correct ETCD_ENDPOINTS")
+    else:
+        yield _version(about, status.version, ETCD)
+        if not status.leader:
+            yield Finding(PROBLEM, about, "it has no leader", "start the other members")
+        yield _room(about, status.dbSize, _metric(metrics, "server_quota_backend_bytes"))
+        yield _compaction(about, metrics, variables)
+    yield clock(about, date, context.now_s())
+
+
+def _metric(metrics: str, name: str) -> float | None:
+    """Return a metric without labels."""
+    found = re.search(rf"^etcd_{name} (\S+)$", metrics, re.MULTILINE)
+    return float(found[1]) if found else None
+
+
+def _room(about: str, size_bytes: int, quota_bytes: float | None) -> Finding:
+    if not quota_bytes:
+        return Finding(UNKNOWN, about, f"{size(size_bytes)} in use; its quota is not shown")
+    share = size_bytes / quota_bytes
+    what = f"{size(size_bytes)} of its quota of {size(quota_bytes)} in use"
+    if share < _MUCH:
+        return Finding(OK, about, what)
+    level = PROBLEM if share > _TOO_MUCH else WARNING
+    do = "defragment it, raise --quota-backend-bytes, or shorten DEDUP_WINDOW"
+    return Finding(level, about, what + ": full, it takes no records", do)
+
+
+def _compaction(about: str, metrics: str, variables: str) -> Finding:
+    """Check that its history does not grow for ever."""
+    # A flag of its command line; what it has from its environment is not shown.
+    flag = re.search(r'"--auto-compaction-retention=([^"]*)"', variables)
+    retention = flag[1] if flag else ""
+    if retention not in ("", "0"):
+        return Finding(OK, about, f"compacts by itself ({retention})")
+    now = _metric(metrics, "debugging_mvcc_current_revision")
+    compacted = _metric(metrics, "debugging_mvcc_compact_revision")
+    not_shown = "whether it compacts by itself is not shown"
+    if now is None or compacted is None:
+        return Finding(UNKNOWN, about, not_shown)
+    revisions = int(now - max(0, compacted))
+    keeps = f"it keeps {counted(revisions, 'revision')} of history"
+    do = "start it with --auto-compaction-mode=periodic --auto-compaction-retention=10m"
+    if retention == "0" or revisions > _COMPACTED_LATE:
+        return Finding(WARNING, about, f"{keeps}, and seems not to compact by itself", do)
+    return Finding(UNKNOWN, about, f"{not_shown}; {keeps}", do)
+
+
+def _cluster(context: Context, services: Sequence[str]) -> Findings:
+    """Check what all members share. A user may be allowed to see some of it and not the rest."""
+    unseen: dict[str, list[str]] = {}
+
+    @contextmanager
+    def part(name: str) -> Iterator[None]:
+        try:
+            yield
+        except EtcdError as error:
+            unseen.setdefault(str(error), []).append(name)
+
+    with context.etcd() as etcd:
+        with part("alarms"):
+            yield _raised(etcd)
+        if services:
+            with part("limit of operations"):
+                yield _operations(etcd, context.settings.etcd_max_txn_ops, services[0])
+        for name in services:
+            with part(f"records of {name}"):
+                yield _incarnation(etcd, name)
+    for why, parts in unseen.items():
+        yield Finding(UNKNOWN, "etcd", f"its {', '.join(parts)} could not be looked at: {why}")
+
+
+def _raised(etcd: Etcd) -> Finding:
+    alarms = etcd.ask("Alarm", AlarmRequest(action=AlarmRequest.GET)).alarms
+    if not alarms:
+        return Finding(OK, "etcd", "no alarm is on")
+    raised = ", ".join(sorted({AlarmType.Name(each.alarm) for each in alarms}))
+    do = "make room: etcdctl compact, defrag, then alarm disarm"
+    return Finding(PROBLEM, "etcd", f"alarm {raised} is on: no record can be written", do)
+
+
+def _operations(etcd: Etcd, operations: int, service: str) -> Finding:
+    """Check that etcd takes so many operations in a transaction: here each reads one key."""
+    request, limit = TxnRequest(), f"ETCD_MAX_TXN_OPS ({operations}) operations"
+    for _ in range(operations):
+        get(request.success, names.incarnation_key(service).encode())
+    try:
+        etcd.ask("Txn", request)
+    except EtcdError as error:
+        if "too many operations" not in str(error):
+            raise
+        what = f"refuses a transaction of {limit}: nothing is ever recorded under load"
+        do = f"start it with --max-txn-ops={operations}, or lower ETCD_MAX_TXN_OPS"
+        return Finding(PROBLEM, "etcd", what, do)
+    return Finding(OK, "etcd", f"takes {limit} in a transaction")
+
+
+def _incarnation(etcd: Etcd, service: str) -> Finding:
+    incarnation = Records(etcd, service).incarnation()
+    if incarnation is not None:
+        return Finding(OK, service, f"etcd has its history (incarnation {incarnation[:8]})")
+    what = "etcd does not know it: it has never run with ENABLE_ETCD=true, or this etcd was wiped"
+    return Finding(WARNING, service, what, "start it, and see its log")

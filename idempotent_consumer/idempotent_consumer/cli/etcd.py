@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from etcd3.etcdrpc import (
-    AlarmRequest,
-    AlarmType,
-    LeaseTimeToLiveRequest,
-    RangeRequest,
-    StatusRequest,
-    TxnRequest,
-)
+from etcd3.etcdrpc import LeaseTimeToLiveRequest, RangeRequest, StatusRequest, TxnRequest
 
 from .. import names
 from ..cache import Pages
@@ -22,14 +14,6 @@ from ..etcd import Client, EtcdError, Failure, get, prefix_end, unchanged
 from ..records import Record, decode
 from ..service import real_system
 from ..settings import Settings
-
-
-class Asking(Protocol):
-    """The part of etcd's client that this needs. Raises EtcdError."""
-
-    def ask(self, method: str, request: Any) -> Any:
-        """Send a request and return its reply."""
-        ...
 
 
 class Etcd:
@@ -45,30 +29,26 @@ class Etcd:
 
         A request that failed may have applied, so it has to be one that can be sent twice.
         """
-        return self._runner.run(self._ask(method, request))
-
-    async def _ask(self, method: str, request: Any) -> Any:
         for left in reversed(range(self._members)):
             at = self._client.endpoint
             try:
-                return await self._client.call(method, request)
+                return self._runner.run(self._client.call(method, request))
             except EtcdError as error:
                 if not left or error.failure is not Failure.UNKNOWN:
-                    raise EtcdError(error.failure, _explain(at, error)) from None
+                    hint = "ETCD_ENDPOINTS says where it is"
+                    if error.failure is Failure.AUTHENTICATION:
+                        hint = "ETCD_USER and ETCD_PASSWORD say who asks"
+                    raise EtcdError(error.failure, f"etcd at {at}: {error} ({hint})") from None
         raise AssertionError("there is a member at least")
+
+    def status(self) -> Any:
+        """Ask the member that answers for its version, its size and whether it has a leader."""
+        return self.ask("Status", StatusRequest())
 
     def close(self) -> None:
         """Close the connections."""
         self._runner.run(self._client.close())
         self._runner.close()
-
-
-def _explain(at: str, error: EtcdError) -> str:
-    refused = error.failure is Failure.AUTHENTICATION
-    look_at = (
-        "ETCD_USER and ETCD_PASSWORD say who asks" if refused else "ETCD_ENDPOINTS says where it is"
-    )
-    return f"etcd at {at}: {error} ({look_at})"
 
 
 class Found(NamedTuple):
@@ -81,15 +61,14 @@ class Found(NamedTuple):
 class Records:
     """The records of one service. Raises EtcdError throughout."""
 
-    def __init__(self, etcd: Asking, service: str) -> None:
+    def __init__(self, etcd: Etcd, service: str) -> None:
         self._etcd, self._service = etcd, service
         self._prefix = names.record_prefix(service).encode()
 
     def get(self, event_id: str) -> Found | None:
         """Return an event's record, or None."""
-        key = names.record_key(self._service, event_id)
-        kvs = self._etcd.ask("Range", RangeRequest(key=key)).kvs
-        return Found(decode(kvs[0].value, kvs[0].mod_revision), kvs[0].lease) if kvs else None
+        kv = self._read(names.record_key(self._service, event_id))
+        return Found(decode(kv.value, kv.mod_revision), kv.lease) if kv is not None else None
 
     def remaining_s(self, lease: int) -> int | None:
         """Return the seconds a lease has left, or None for what is kept for good."""
@@ -110,62 +89,24 @@ class Records:
 
     def incarnation(self) -> str | None:
         """Return which life of etcd's data the service knows, or None where it knows none."""
-        key = names.incarnation_key(self._service).encode()
-        kvs = self._etcd.ask("Range", RangeRequest(key=key)).kvs
-        return kvs[0].value.decode(errors="replace") if kvs else None
+        kv = self._read(names.incarnation_key(self._service).encode())
+        return kv.value.decode(errors="replace") if kv is not None else None
 
     def count(self) -> int:
         """Return how many there are: etcd counts keys in its index and reads none of them."""
-        return int(
-            self._etcd.ask(
-                "Range",
-                RangeRequest(key=self._prefix, range_end=prefix_end(self._prefix), count_only=True),
-            ).count
-        )
+        end = prefix_end(self._prefix)
+        request = RangeRequest(key=self._prefix, range_end=end, count_only=True)
+        return int(self._etcd.ask("Range", request).count)
 
     def states(self) -> Counter[str]:
         """Return how many there are in each state. It reads them all, at one revision."""
-        return Counter(
-            decode(kv.value, kv.mod_revision).state for page in self._pages() for kv in page
-        )
-
-    def _pages(self) -> Iterator[Any]:
-        pages = Pages(self._prefix)
+        found, pages = Counter[str](), Pages(self._prefix)
         while pages.request is not None:
             reply = self._etcd.ask("Range", pages.request)
             pages.took(reply)
-            yield reply.kvs
+            found.update(decode(kv.value, kv.mod_revision).state for kv in reply.kvs)
+        return found
 
-
-class Member(NamedTuple):
-    """What the member that answers says of itself."""
-
-    version: str
-    size_bytes: int
-    has_leader: bool
-
-
-def member(etcd: Asking) -> Member:
-    """Ask one member for its status. Raises EtcdError."""
-    status = etcd.ask("Status", StatusRequest())
-    return Member(status.version, int(status.dbSize), bool(status.leader))
-
-
-def alarms(etcd: Asking) -> list[str]:
-    """Return the names of the alarms that are on: NOSPACE, CORRUPT. Raises EtcdError."""
-    raised = etcd.ask("Alarm", AlarmRequest(action=AlarmRequest.GET)).alarms
-    return sorted({AlarmType.Name(each.alarm) for each in raised})
-
-
-def takes_operations(etcd: Asking, operations: int, key: bytes) -> bool:
-    """Return whether etcd takes so many operations in a transaction: each reads this key."""
-    request = TxnRequest()
-    for _ in range(operations):
-        get(request.success, key)
-    try:
-        etcd.ask("Txn", request)
-    except EtcdError as error:
-        if "too many operations" in str(error):
-            return False
-        raise
-    return True
+    def _read(self, key: bytes) -> Any:
+        """Return a key with its value, or None."""
+        return next(iter(self._etcd.ask("Range", RangeRequest(key=key)).kvs), None)

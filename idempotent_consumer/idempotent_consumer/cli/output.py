@@ -1,16 +1,38 @@
-"""How things are written for people: numbers, times, tables, and texts from strangers."""
+"""What a verb has to say, and how numbers, times, tables and texts from strangers are written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-_UNITS_S = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+
+class Report(NamedTuple):
+    """A verb's result, as JSON and for people. ``ok`` False makes the exit code 1."""
+
+    document: dict[str, object]
+    text: str
+    ok: bool = True
+
+
+class CommandError(Exception):
+    """A foreseeable thing went wrong; the message says in one line what, and what to do.
+
+    ``document`` is what there is to tell of it as JSON, beside the message.
+    """
+
+    def __init__(self, message: str, document: Mapping[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.document = dict(document or {})
+
+
+class UsageError(Exception):
+    """The command was called in a way that makes no sense."""
 
 
 def duration(seconds: float) -> str:
     """Write seconds in their two largest units, as ``2h 5m``."""
     left, parts = int(seconds), []
-    for unit, unit_s in _UNITS_S:
+    for unit, unit_s in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         number, left = divmod(left, unit_s)
         if number:
             parts.append(f"{number}{unit}")
@@ -39,9 +61,9 @@ def plain(text: str, width: int = 200) -> str:
     return shown if len(shown) <= width else shown[: width - 1] + "…"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Write rows under a header, each column as wide as its widest cell."""
-    lines = [list(header), *([str(cell) for cell in row] for row in rows)]
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Write rows of cells by their headers, each column as wide as its widest cell."""
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from ..event import InvalidEvent, decode
+from ..event import MAX_BODY_BYTES, InvalidEvent, decode
 from ..producer import PublishError
-from .arguments import seconds
-from .context import Context, Publisher
-from .errors import CommandError, UsageError
-from .lines import Line, chunks
-from .output import counted
-from .report import Report
+from .context import Context, seconds
+from .output import CommandError, Report, UsageError, counted
 
-SAFE = (
+_SAFE = (
     "publishing all of them again is safe with ENABLE_ETCD=true: consumers skip the ids that "
     "they have recorded"
 )
+
+_READ_BYTES = 1024 * 1024
+
+Lines = list[tuple[str, bytes]]
+"""Bodies, each with its place, for the person who has to find it."""
 
 
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -45,75 +47,66 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="give up when nothing is confirmed for so long (default 30s)",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=_publish)
 
 
-def run(arguments: argparse.Namespace, context: Context) -> Report:
+def _object(text: str) -> dict[str, Any]:
+    try:
+        members = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+    if not isinstance(members, dict):
+        raise argparse.ArgumentTypeError("write an object, as in '{\"amount\": 1}'")
+    return members
+
+
+def _publish(arguments: argparse.Namespace, context: Context) -> Report:
     """Publish, and say how many events are confirmed. What is no event ends it."""
+    terminal = context.err if context.err.isatty() else None
+    before = confirmed = 0
+
+    def progress(number: int) -> None:
+        nonlocal confirmed
+        confirmed = before + number
+        if terminal is not None:
+            terminal.write(f"\r{confirmed:,} confirmed")
+            terminal.flush()
+
     with _source(arguments, context) as source:
         # A broker that cannot be used is told at once; one that goes down later is waited for.
         with context.rabbitmq():
             pass
         with context.producer() as producer:
-            sending = _Sending(producer, arguments.timeout, context)
             try:
                 for lines in source:
-                    sending.send(lines)
+                    before = confirmed
+                    producer.publish(_bodies(lines), arguments.timeout, progress)
+            except (PublishError, InvalidEvent) as error:
+                raise CommandError(
+                    f"{error}; confirmed before: {counted(confirmed, 'event')}, and {_SAFE}",
+                    {"confirmed": confirmed},
+                ) from None
             finally:
-                sending.end()
-    number = sending.confirmed
-    return Report({"confirmed": number}, f"{counted(number, 'event')} confirmed; {SAFE}.")
+                if terminal is not None and confirmed:
+                    terminal.write("\n")
+    return Report({"confirmed": confirmed}, f"{counted(confirmed, 'event')} confirmed; {_SAFE}.")
 
 
-class _NoEvent(Exception):
-    """A line is no event; the message says which, and why."""
-
-
-class _Sending:
-    """What is confirmed so far, over several calls of the producer."""
-
-    def __init__(self, producer: Publisher, timeout_s: int, context: Context) -> None:
-        self._producer, self._timeout_s = producer, timeout_s
-        self._terminal = context.err if context.err.isatty() else None
-        self._before = self.confirmed = 0
-
-    def send(self, lines: list[Line]) -> None:
-        """Publish lines, and wait until each is confirmed. Raises CommandError."""
-        self._before = self.confirmed
+def _bodies(lines: Lines) -> Iterator[bytes]:
+    for place, body in lines:
         try:
-            self._producer.publish(_bodies(lines), self._timeout_s, self._progress)
-        except (PublishError, _NoEvent) as error:
-            raise CommandError(
-                f"{error}; confirmed before: {counted(self.confirmed, 'event')}, and {SAFE}",
-                {"confirmed": self.confirmed},
-            ) from None
-
-    def end(self) -> None:
-        """Leave the line on which the progress stands."""
-        if self._terminal is not None and self.confirmed:
-            self._terminal.write("\n")
-
-    def _progress(self, confirmed: int) -> None:
-        self.confirmed = self._before + confirmed
-        if self._terminal is not None:
-            self._terminal.write(f"\r{self.confirmed:,} confirmed")
-            self._terminal.flush()
-
-
-def _bodies(lines: list[Line]) -> Iterator[bytes]:
-    for line in lines:
-        try:
-            decode(line.body)
+            decode(body)
         except InvalidEvent as error:
-            raise _NoEvent(f"{line.place} is no event: {error}") from None
-        yield line.body
+            raise InvalidEvent(f"{place} is no event: {error}") from None
+        yield body
 
 
 @contextmanager
-def _source(arguments: argparse.Namespace, context: Context) -> Iterator[Iterator[list[Line]]]:
+def _source(arguments: argparse.Namespace, context: Context) -> Iterator[Iterable[Lines]]:
     """Open the one place that the events come from. Raises UsageError and CommandError."""
-    parts = arguments.id is not None or arguments.type is not None or arguments.args is not None
-    if bool(arguments.event) + (arguments.file is not None) + parts != 1:
+    members = {name: getattr(arguments, name) for name in ("id", "type", "args")}
+    given = {name: value for name, value in members.items() if value is not None}
+    if bool(arguments.event) + (arguments.file is not None) + bool(given) != 1:
         raise UsageError(
             "write events as JSON, or --file, or --id and --type, or - for standard "
             "input: one of these"
@@ -126,23 +119,28 @@ def _source(arguments: argparse.Namespace, context: Context) -> Iterator[Iterato
             raise CommandError(f"{arguments.file} cannot be read: {error.strerror}") from None
     elif arguments.event == ["-"]:
         yield chunks(context.stdin)
+    elif not given:
+        yield [[(f"event {n}", text.encode()) for n, text in enumerate(arguments.event, 1)]]
+    elif "id" in given and "type" in given:
+        yield [[("event 1", orjson.dumps(given))]]
     else:
-        bodies = [_event(arguments)] if parts else [text.encode() for text in arguments.event]
-        yield iter([[Line(f"event {n}", body) for n, body in enumerate(bodies, 1)]])
-
-
-def _event(arguments: argparse.Namespace) -> bytes:
-    if arguments.id is None or arguments.type is None:
         raise UsageError("give both --id and --type")
-    members = {"id": arguments.id, "type": arguments.type}
-    return orjson.dumps(members if arguments.args is None else {**members, "args": arguments.args})
 
 
-def _object(text: str) -> dict[str, Any]:
-    try:
-        members = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
-    if not isinstance(members, dict):
-        raise argparse.ArgumentTypeError("write an object, as in '{\"amount\": 1}'")
-    return members
+def chunks(source: BufferedIOBase) -> Iterator[Lines]:
+    """Yield the lines that each read brings, without blank ones: one at a time from a terminal.
+
+    A line that nothing takes for its length is handed on unfinished, so memory stays bounded.
+    """
+    number, rest = 0, b""
+    while True:
+        data = source.read1(_READ_BYTES)
+        *whole, rest = (rest + data).split(b"\n")
+        if len(rest) > MAX_BODY_BYTES or not data:
+            whole, rest = [*whole, rest], b""
+        bodies = enumerate(map(bytes.strip, whole), number + 1)
+        if lines := [(f"line {place}", body) for place, body in bodies if body]:
+            yield lines
+        if not data:
+            return
+        number += len(whole)

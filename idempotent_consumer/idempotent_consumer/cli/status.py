@@ -12,19 +12,14 @@ import orjson
 from .. import names
 from ..etcd import EtcdError
 from ..records import CLAIMED, DONE, PUBLISHING, RELEASED
-from .arguments import add_services, address
-from .broker import BrokerError
-from .context import Context, RabbitMQ
-from .etcd import Records, member
-from .output import counted, duration, plain, table
-from .report import Report
-from .services import Queues, queues, retry_queues, services
-from .web import Tls, WebError, without_login
+from .broker import Broker, BrokerError, Queues
+from .context import Context, add_services
+from .etcd import Records
+from .output import Report, counted, duration, plain, table
+from .web import Tls, WebError, is_address, without_login
 
 READ_AT_MOST = 20_000
 """So many records are read for their states; of more only the number is told, unless asked for."""
-
-_STATES = (DONE, CLAIMED, PUBLISHING, RELEASED)
 
 
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:
@@ -35,7 +30,7 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
         "--ready",
         action="append",
         default=[],
-        type=address,
+        type=_address,
         metavar="URL",
         help="ask the service at http://host:port for /readyz and /duplicates, too",
     )
@@ -45,50 +40,59 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
         help=f"count by state also where there are over {READ_AT_MOST:,} records: "
         "all of them are read, which takes seconds for a million",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=_status)
 
 
-def run(arguments: argparse.Namespace, context: Context) -> Report:
+def _address(text: str) -> str:
+    if not is_address(text):
+        raise argparse.ArgumentTypeError("write http://host:port")
+    return text
+
+
+def _status(arguments: argparse.Namespace, context: Context) -> Report:
     """Show what can be seen. Not ok where RabbitMQ or etcd does not answer, or one is not ready."""
-    found = queues(context)
-    rows: dict[str, dict[str, object]] = {name: {} for name in services(arguments.service, found)}
-    document: dict[str, Any] = {
-        "versions": {"idempotent-consumer": _library()},
-        "services": rows,
-        "problems": [],
-    }
+    found = context.management().queues()
+    rows: dict[str, dict[str, Any]] = {name: {} for name in found.services(arguments.service)}
+    versions = {"idempotent-consumer": _library()}
+    problems = []
     try:
-        with context.rabbitmq() as rabbitmq:
-            document["versions"]["rabbitmq"] = rabbitmq.version
+        with context.rabbitmq() as broker:
+            versions["rabbitmq"] = broker.version
             for name, row in rows.items():
-                row.update(_queues(name, context, rabbitmq, found))
+                row.update(_queues(name, context, broker, found))
     except BrokerError as error:
-        document["problems"].append(str(error))
+        problems.append(str(error))
     try:
         with context.etcd() as etcd:
             for name, row in rows.items():
                 row.update(_records(Records(etcd, name), arguments.states))
-            document["versions"]["etcd"] = member(etcd).version
+            versions["etcd"] = etcd.status().version
     except EtcdError as error:
-        document["problems"].append(str(error))
-    document["ready"] = [
+        problems.append(str(error))
+    ready = [
         {**_ready(url, context), "duplicates": _duplicates(url, context)} for url in arguments.ready
     ]
-    document["problems"] += [
-        f"{each['url']} is not ready: {_missing(each)}"
-        for each in document["ready"]
-        if not each["ready"]
+    problems += [
+        f"{each['url']} is not ready: {_missing(each)}" for each in ready if not each["ready"]
     ]
-    return Report(document, _text(document, found), not document["problems"])
+    document = {"versions": versions, "services": rows, "problems": problems, "ready": ready}
+    return Report(document, _text(document, found.why_not), not problems)
 
 
-def _queues(name: str, context: Context, rabbitmq: RabbitMQ, found: Queues) -> dict[str, object]:
+def _library() -> str:
+    try:
+        return version("idempotent-consumer")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _queues(name: str, context: Context, broker: Broker, found: Queues) -> dict[str, object]:
     """Return a service's queues: what is ready is exact, what is unacked is not."""
-    own = rabbitmq.depth(name)
-    dead = rabbitmq.depth(names.dead_letter_queue(name))
-    retries = {
-        delay: rabbitmq.depth(queue) for delay, queue in retry_queues(name, context, found).items()
-    }
+    own, dead = broker.depth(name), broker.depth(names.dead_letter_queue(name))
+    prefix = names.retry_queue(name, "")
+    others = [each.removeprefix(prefix) for each in found.facts if each.startswith(prefix)]
+    delays = dict.fromkeys([*dict(context.settings.retry_delays), *others])
+    retries = {delay: broker.depth(prefix + delay) for delay in delays}
     return {
         "ready": own and own.ready,
         "unacked": found.facts.get(name, {}).get("messages_unacknowledged"),
@@ -101,9 +105,10 @@ def _queues(name: str, context: Context, rabbitmq: RabbitMQ, found: Queues) -> d
 def _records(records: Records, all_states: bool) -> dict[str, object]:
     total = records.count()
     states = records.states() if all_states or total <= READ_AT_MOST else None
+    kinds = (DONE, CLAIMED, PUBLISHING, RELEASED)
     return {
         "records": total,
-        "states": {state: states[state] for state in _STATES} if states is not None else None,
+        "states": {state: states[state] for state in kinds} if states is not None else None,
         "incarnation": records.incarnation(),
     }
 
@@ -124,18 +129,16 @@ def _ready(url: str, context: Context) -> dict[str, Any]:
 
 def _duplicates(url: str, context: Context) -> dict[str, Any] | None:
     """Ask a service for the ages of its duplicates; None where there are none, or no answer."""
+    asked = urlunsplit(urlsplit(url)._replace(path="/duplicates", query="", fragment=""))
     try:
-        asked = urlsplit(url)._replace(path="/duplicates", query="", fragment="")
-        ages = context.fetch(urlunsplit(asked), Tls()).json()
-        return (
-            {
-                "read": int(ages["read"]),
-                "oldest_s": float(ages["oldest_s"]),
-                "within": dict(ages["within"]),
-            }
-            if ages["read"]
-            else None
-        )
+        ages = context.fetch(asked, Tls()).json()
+        if not ages["read"]:
+            return None
+        return {
+            "read": int(ages["read"]),
+            "oldest_s": float(ages["oldest_s"]),
+            "within": dict(ages["within"]),
+        }
     except (WebError, KeyError, TypeError, ValueError):
         return None
 
@@ -144,41 +147,17 @@ def _missing(ready: dict[str, Any]) -> str:
     return ", ".join(f"{what}: {why}" for what, why in ready["missing"].items()) or "it says no why"
 
 
-def _library() -> str:
-    try:
-        return version("idempotent-consumer")
-    except PackageNotFoundError:
-        return "not installed"
-
-
-_HEADER = (
-    "SERVICE",
-    "READY",
-    "UNACKED",
-    "CONSUMERS",
-    "RETRIES",
-    "DEAD",
-    "RECORDS",
-    "CLAIMED",
-    "PUBLISHING",
-    "INCARNATION",
-)
-
-
-def _text(document: dict[str, Any], found: Queues) -> str:
+def _text(document: dict[str, Any], why_not: str) -> str:
     parts = [", ".join(f"{name} {number}" for name, number in document["versions"].items())]
-    if document["services"]:
-        rows = (_row(name, row) for name, row in document["services"].items())
-        parts.append(table(_HEADER, rows))
-    else:
-        parts.append("no service has declared its queues yet")
+    rows = [_row(name, row) for name, row in document["services"].items()]
+    parts.append(table(rows) if rows else "no service has declared its queues yet")
     parts += [
         f"{name} has no queue: it has not run yet, or this is another name"
         for name, row in document["services"].items()
         if row.get("ready", 0) is None
     ]
-    if found.why_not:
-        parts.append(f"what is unacked is not known. {found.why_not}")
+    if why_not:
+        parts.append(f"what is unacked is not known. {why_not}")
     parts += [f"{each['url']} is ready" for each in document["ready"] if each["ready"]]
     parts += [
         _ages(each["url"], each["duplicates"]) for each in document["ready"] if each["duplicates"]
@@ -197,25 +176,21 @@ def _ages(url: str, ages: dict[str, Any]) -> str:
     return plain(", ".join([f"{url}: {late} after the record", *within]), 500)
 
 
-def _row(name: str, row: dict[str, Any]) -> list[str]:
-    retries = " ".join(
-        f"{delay}:{number}" for delay, number in row.get("retries", {}).items() if number
-    )
-    states = row.get("states") or {}
-    numbers = [row.get(what) for what in ("ready", "unacked", "consumers")]
-    counts = [
-        row.get("dead_letters"),
-        row.get("records"),
-        states.get(CLAIMED),
-        states.get(PUBLISHING),
-    ]
-    return [
-        name,
-        *map(_cell, numbers),
-        retries or "0",
-        *map(_cell, counts),
-        (row.get("incarnation", "?") or "none")[:8],
-    ]
+def _row(name: str, row: dict[str, Any]) -> dict[str, str]:
+    """Return a service's line, by the columns' headers."""
+    states, retries = row.get("states") or {}, row.get("retries", {})
+    return {
+        "SERVICE": name,
+        "READY": _cell(row.get("ready")),
+        "UNACKED": _cell(row.get("unacked")),
+        "CONSUMERS": _cell(row.get("consumers")),
+        "RETRIES": " ".join(f"{delay}:{n}" for delay, n in retries.items() if n) or "0",
+        "DEAD": _cell(row.get("dead_letters")),
+        "RECORDS": _cell(row.get("records")),
+        "CLAIMED": _cell(states.get(CLAIMED)),
+        "PUBLISHING": _cell(states.get(PUBLISHING)),
+        "INCARNATION": (row.get("incarnation", "?") or "none")[:8],
+    }
 
 
 def _cell(value: int | None) -> str:

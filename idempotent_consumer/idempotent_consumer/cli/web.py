@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import base64
 import ssl
-from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
 
 import orjson
 
-TIMEOUT_S = 5.0
+from .output import CommandError
+
+_TIMEOUT_S = 5.0
 
 
-class WebError(Exception):
-    """A page was not to be had; the message says why, in one line. ``status`` is HTTP's, or 0."""
+class WebError(CommandError):
+    """A page was not to be had. ``status`` is HTTP's, or 0."""
 
     def __init__(self, why: str, status: int = 0, body: bytes = b"") -> None:
         super().__init__(why)
         self.status, self.body = status, body
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
     """What came back, and the server's clock, to a second, where it told it."""
 
     body: bytes
@@ -41,8 +41,7 @@ class Page:
             raise WebError("the answer is not JSON") from None
 
 
-@dataclass(frozen=True)
-class Tls:
+class Tls(NamedTuple):
     """The files that TLS needs; none of them where the system's own authorities will do."""
 
     ca_cert: str | None = None
@@ -55,20 +54,35 @@ def fetch(url: str, tls: Tls) -> Page:
 
     No proxy is asked, whatever the environment says: none is for AMQP either.
     """
-    parts = urlsplit(without_login(url))
-    where = f"{parts.scheme}://{parts.netloc}"
+    parts, shown = urlsplit(url), urlsplit(without_login(url))
+    where = f"{shown.scheme}://{shown.netloc}"
     try:
-        opener = build_opener(ProxyHandler({}), HTTPSHandler(context=_context(tls)))
-        with opener.open(_request(url), timeout=TIMEOUT_S) as answer:
+        request = Request(without_login(url))  # noqa: S310 - it is HTTP wherever a URL is read.
+        if parts.username is not None:
+            login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            # Not for where a redirect leads.
+            basic = base64.b64encode(login.encode()).decode()
+            request.add_unredirected_header("Authorization", f"Basic {basic}")
+        context = ssl.create_default_context(cafile=tls.ca_cert)
+        if tls.cert:
+            context.load_cert_chain(tls.cert, tls.key)
+        opener = build_opener(ProxyHandler({}), HTTPSHandler(context=context))
+        with opener.open(request, timeout=_TIMEOUT_S) as answer:
             return Page(answer.read(), _date(answer.headers))
     except HTTPError as error:
         with error:
-            raise WebError(
-                f"{where} answers {error.code} {error.reason}", error.code, error.read()
-            ) from None
+            answers = f"{where} answers {error.code} {error.reason}"
+            raise WebError(answers, error.code, error.read()) from None
     except (OSError, HTTPException, ValueError) as error:
-        why = getattr(error, "reason", None) or error
-        raise WebError(f"{where} does not answer: {why}") from None
+        reason = getattr(error, "reason", None) or error
+        raise WebError(f"{where} does not answer: {reason}") from None
+
+
+def _date(headers: Any) -> datetime | None:
+    try:
+        return parsedate_to_datetime(headers["Date"])
+    except (TypeError, ValueError):
+        return None
 
 
 def without_login(url: str) -> str:
@@ -86,28 +100,3 @@ def is_address(url: str) -> bool:
         return False
     # An "@" behind the host is a password's, with a "/", "?" or "#" in it.
     return bool(complete) and "@" not in parts.path + parts.query + parts.fragment
-
-
-def _request(url: str) -> Request:
-    parts = urlsplit(url)
-    request = Request(without_login(url))  # noqa: S310 - it is HTTP wherever a URL is read.
-    if parts.username is not None:
-        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        # Not for where a redirect leads.
-        basic = base64.b64encode(login.encode()).decode()
-        request.add_unredirected_header("Authorization", f"Basic {basic}")
-    return request
-
-
-def _context(tls: Tls) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=tls.ca_cert)
-    if tls.cert:
-        context.load_cert_chain(tls.cert, tls.key)
-    return context
-
-
-def _date(headers: Any) -> datetime | None:
-    try:
-        return parsedate_to_datetime(headers["Date"])
-    except (TypeError, ValueError):
-        return None

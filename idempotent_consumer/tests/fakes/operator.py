@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import (
+    AbstractContextManager,
+    closing,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    redirect_stdout,
+)
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import orjson
@@ -15,12 +24,13 @@ from grpc.aio import AioRpcError
 
 from idempotent_consumer import records
 from idempotent_consumer.bus import queue_arguments
-from idempotent_consumer.cli.broker import BrokerError, Depth
+from idempotent_consumer.cli.broker import Broker, BrokerError, Depth
 from idempotent_consumer.cli.command import main
 from idempotent_consumer.cli.context import Context
-from idempotent_consumer.cli.dead_letter_queue import Letter, read_letter
+from idempotent_consumer.cli.etcd import Etcd
 from idempotent_consumer.cli.web import Page, Tls, WebError
 from idempotent_consumer.etcd import EtcdError, Failure
+from idempotent_consumer.producer import Producer
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.store import Store
 
@@ -57,7 +67,7 @@ class Typed(io.BytesIO):
         return True
 
 
-class FakeEtcd:
+class FakeEtcd(Etcd):
     """etcd for questions, one member."""
 
     def __init__(self, operator: Operator) -> None:
@@ -87,12 +97,15 @@ class FakeEtcd:
         """Close nothing."""
 
 
-class FakeRabbit:
+class FakeRabbit(Broker):
     """RabbitMQ with the operator's queues."""
 
     def __init__(self, operator: Operator) -> None:
         self._operator = operator
         self.version = operator.rabbitmq_version
+
+    def __exit__(self, *_: object) -> None:
+        """Close nothing."""
 
     def depth(self, queue: str) -> Depth | None:
         """Return what is in a queue."""
@@ -102,32 +115,52 @@ class FakeRabbit:
         """Return whether the management API would show other arguments."""
         return bool(self._operator.queue(queue)["arguments"] != arguments)
 
+    @contextmanager
+    def channel(self) -> Iterator[Any]:
+        """Open a channel to the operator's dead letters."""
+        yield FakeChannel(self._operator)
 
-class FakeLetters:
-    """The operator's dead letters."""
+    def wait(self, seconds: float) -> None:
+        """Wait for nothing: what is sent has arrived."""
+
+
+class FakeChannel:
+    """A channel on which the operator's dead letters are consumed."""
 
     def __init__(self, operator: Operator) -> None:
         self._operator = operator
+        self._unacked: list[tuple[Any, bytes]] = []
 
-    def __iter__(self) -> Iterator[Letter]:
-        """Yield those there are."""
+    def confirm_delivery(self) -> None:
+        """Confirm all that is published, as it does anyway."""
+
+    def queue_declare(self, _queue: str, *, passive: bool) -> Any:
+        """Tell how many there are."""
+        return SimpleNamespace(method=SimpleNamespace(message_count=len(self._operator.dead)))
+
+    def consume(self, _queue: str, *, inactivity_timeout: float) -> Iterator[Any]:
+        """Deliver those there are, and then none in time."""
         for tag, (properties, body) in enumerate(list(self._operator.dead)):
             self._operator.looked_at += 1
-            yield read_letter(tag, properties, body)
+            self._unacked.append((properties, body))
+            yield SimpleNamespace(delivery_tag=tag), properties, body
+        while inactivity_timeout:
+            yield None, None, None
 
-    def resend(self, letter: Letter) -> None:
+    def basic_publish(
+        self, exchange: str, _queue: str, body: bytes, *_: Any, mandatory: bool
+    ) -> None:
         """Send one back."""
-        self._operator.resent.append(letter.body)
-        self.remove(letter)
+        self._operator.resent.append(body)
 
-    def remove(self, letter: Letter) -> None:
+    def basic_ack(self, tag: int) -> None:
         """Remove one."""
-        self._operator.removed.append(letter.body)
-        self._operator.dead.remove((letter.properties, letter.body))
+        self._operator.removed.append(self._unacked[tag][1])
+        self._operator.dead.remove(self._unacked[tag])
 
 
 @dataclass
-class FakeProducer:
+class FakeProducer(Producer):
     """A producer whose broker confirms so many, and then ends as it is told."""
 
     published: list[bytes]
@@ -180,7 +213,7 @@ class Operator:
         given = {"ENABLE_ETCD": "true", **environ}
         with redirect_stdout(io.StringIO()) as out, redirect_stderr(self.err):
             try:
-                code = main(arguments, given, self._context)
+                code = main(arguments, given, partial(FakeContext, self))
             except SystemExit as ended:  # argparse's own way out.
                 code = int(str(ended.code))
         return Ran(code, out.getvalue(), self.err.getvalue())
@@ -229,43 +262,47 @@ class Operator:
         """Return what the management API shows of a queue."""
         return next(queue for queue in self.queues if queue["name"] == name)
 
-    def _context(self, environ: Any) -> Context:
-        return Context(
-            environ,
-            Settings.from_environ(environ),
-            self.stdin,
-            self.err,
-            lambda _: self._rabbitmq(),
-            lambda _, __: self._letters(),
-            lambda _: closing(self.etcd),
-            lambda _: nullcontext(self.producer),
-            self._fetch,
-            lambda: self.now_s,
-        )
 
-    @contextmanager
-    def _rabbitmq(self) -> Iterator[FakeRabbit]:
-        if self.rabbitmq_error is not None:
-            raise self.rabbitmq_error
-        yield FakeRabbit(self)
+class FakeContext(Context):
+    """What the command has around it: the operator's servers, terminal and clock."""
 
-    @contextmanager
-    def _letters(self) -> Iterator[FakeLetters]:
-        with self._rabbitmq():
-            yield FakeLetters(self)
+    def __init__(self, operator: Operator, environ: Mapping[str, str]) -> None:
+        self.environ, self.settings = environ, Settings.from_environ(environ)
+        self.stdin, self.err = operator.stdin, operator.err
+        self._operator = operator
 
-    def _fetch(self, url: str, _tls: Tls) -> Page:
+    def rabbitmq(self, url: str = "") -> AbstractContextManager[Broker]:
+        """Connect, unless RabbitMQ is away."""
+        if self._operator.rabbitmq_error is not None:
+            raise self._operator.rabbitmq_error
+        return FakeRabbit(self._operator)
+
+    def etcd(self, address: tuple[str, int] | None = None) -> AbstractContextManager[Etcd]:
+        """Open a client, whose questions fail where etcd is away."""
+        return closing(self._operator.etcd)
+
+    def producer(self) -> AbstractContextManager[Producer]:
+        """Open the operator's producer."""
+        return nullcontext(self._operator.producer)
+
+    def now_s(self) -> float:
+        """Return the time by the operator's clock."""
+        return self._operator.now_s
+
+    def fetch(self, url: str, tls: Tls) -> Page:
+        """Get one of the operator's pages."""
         path = url.partition("://")[2].partition("/")[2].partition("?")[0]
         known = {
-            "api/queues/%2F": self.queues,
+            "api/queues/%2F": self._operator.queues,
             "api/health/checks/alarms": {"status": "ok"},
-            "api/policies/%2F": self.policies,
+            "api/policies/%2F": self._operator.policies,
             "api/operator-policies/%2F": [],
-            "api/exchanges/%2F/events/bindings/source": self.bindings,
+            "api/exchanges/%2F/events/bindings/source": self._operator.bindings,
         }
+        pages = self._operator.pages
         page = (
-            self.pages.get(path) or orjson.dumps(known[path])
-            if (path in known or path in self.pages)
+            pages.get(path) or orjson.dumps(known[path])
+            if (path in known or path in pages)
             else WebError("no such page", 404)
         )
         if isinstance(page, WebError):
