@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import idempotent_consumer
-from documents.pages import DOCS, PAGES, REPOSITORY, commands, first_cells, name, section
+from documents.pages import DOCS, PAGES, REPOSITORY, blocks, commands, first_cells, name, section
 from idempotent_consumer import Settings, names, testing
 from idempotent_consumer.bus import queue_arguments
 from idempotent_consumer.cli.command import main
@@ -73,6 +74,14 @@ def test_each_log_line_that_the_library_writes_is_explained() -> None:
     assert len(lines) > 20
     assert {line for line in lines if not any(re.fullmatch(line, cell) for cell in cells)} == set()
     assert [cell for cell in cells if not any(re.fullmatch(line, cell) for line in lines)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_each_quoted_log_line_is_written(page: Path) -> None:
+    lines = [line for block in blocks(page, "json") for line in block.splitlines()]
+    quoted = {text for line in lines if (text := json.loads(line).get("event"))}
+    patterns = [*said(), "notification"]  # The last one is notify's own.
+    assert {text for text in quoted if not any(re.fullmatch(p, text) for p in patterns)} == set()
 
 
 def said() -> Iterator[str]:
