@@ -23,8 +23,8 @@ class Publish(NamedTuple):
     """An effect: an event to be published once this one is recorded.
 
     Its id is derived from the id of the event it comes from, the service, and its place among
-    the events returned: ``<id>/<service>/<n>``. It is published at least once, and whoever
-    consumes it by this library skips a repeat.
+    the events returned: ``<id>/<service>/<n>``. It is published at least once, and consumers that
+    use this library skip a repeat.
     """
 
     type: str

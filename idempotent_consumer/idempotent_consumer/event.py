@@ -14,14 +14,14 @@ MAX_BODY_BYTES = 1024 * 1024
 
 
 class InvalidEvent(ValueError):
-    """The body is no event; the message says what is wrong with it, for the person who sent it."""
+    """The body is not a valid event; the message tells its sender what is wrong with it."""
 
 
 class Event(NamedTuple):
     """One event as its producer sent it.
 
-    ``id`` and ``type`` are non-empty strings, ``args`` an object (empty where it was left out);
-    ``members`` holds the whole JSON object, with what this library does not know of.
+    ``id`` and ``type`` are non-empty strings, ``args`` is an object (empty if it was left out).
+    ``members`` is the whole JSON object, including members that this library does not use.
     ``digest`` is equal for two bodies with equal id, type and args, however they were serialised.
     """
 

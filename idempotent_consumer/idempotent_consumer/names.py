@@ -41,10 +41,10 @@ def check_noun(noun: str) -> str:
 
 
 def encode_id(event_id: str) -> str:
-    """Write an id as the last part of a key: itself where it is short, else its SHA-256.
+    """Return an id as the last part of a key: the id itself if it is short, else its SHA-256.
 
-    Injective: an id that could be taken for a hashed one is hashed too. What is left needs no
-    escaping, since etcd's keys are bytes and the id stands last.
+    Injective: an id that could be taken for a hashed one is hashed too. No other id needs
+    escaping, because etcd's keys are bytes and the id is the last part.
     """
     # At most four bytes a character: most ids are seen to be short without being encoded.
     if not event_id.startswith(_HASHED) and (

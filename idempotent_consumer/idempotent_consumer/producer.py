@@ -29,8 +29,8 @@ _CHECK_EVERY_S = 0.1
 class PublishError(Exception):
     """Not everything is confirmed; the message says why.
 
-    ``confirmed`` is how many events are. The others may have arrived or not: publish all of them
-    again, for consumers skip those that they have.
+    ``confirmed`` is the number of confirmed events. The others may have arrived or not: publish
+    all events again, and consumers skip those that they have recorded.
     """
 
     def __init__(self, why: str, confirmed: int) -> None:
@@ -41,15 +41,15 @@ class PublishError(Exception):
 class Producer:
     """Publishes to the exchange ``events``, from one thread at a time.
 
-    It connects when it first publishes, and again whenever the connection is lost; between two
-    calls nothing runs, so after a pause it may have to. What was sent and not confirmed is sent
+    It connects when it first publishes, and again whenever the connection is lost. Nothing runs
+    between two calls, so after a pause it may have to connect again. It sends unconfirmed events
     again, so an event may arrive twice, with one id.
 
     Its methods block. In a coroutine write ``await asyncio.to_thread(producer.publish, bodies)``.
     """
 
     def __init__(self, settings: Settings, log: FilteringBoundLogger | None = None) -> None:
-        """Of the settings, RABBITMQ_URL alone counts. Without ``log``, warnings go to stderr."""
+        """Use RABBITMQ_URL of the settings, and nothing else. Without ``log``, warn on stderr."""
         self._health = Health()
         self._publisher = Publisher(
             settings.rabbitmq_urls,
@@ -76,14 +76,15 @@ class Producer:
     ) -> int:
         """Publish events, and return their number once each is confirmed.
 
-        The bodies are taken from the iterable as there is room for them, so it can be longer than
-        memory. While it blocks nothing is sent: give one that waits (a pipe) what there is by
-        calls of their own. ``progress`` is called with the number confirmed so far, several times
-        a second.
+        The bodies are taken from the iterable as there is room for them, so all of them need not
+        fit in memory. Nothing is sent while the iterable blocks: if it waits for its input (a
+        pipe), publish what there is by a call of its own. ``progress`` is called with the number
+        of events confirmed so far, several times a second.
 
-        Raises ValueError once it is closed; RuntimeError where this thread runs an event loop;
-        PublishError when nothing was confirmed for ``timeout_s``; and, after all before it is
-        confirmed, InvalidEvent for a body that is no event, or what the iterable raised.
+        Raises ValueError after ``close``; RuntimeError if this thread runs an event loop;
+        PublishError if nothing was confirmed for ``timeout_s``. For an invalid event it raises
+        InvalidEvent, and it passes on what the iterable raises: both once all events before it
+        are confirmed.
         """
         if self._closed:
             raise ValueError("this producer is closed: make another")

@@ -62,7 +62,7 @@ class Service:
     def handler(self, event_type: str) -> Callable[[Pure], Pure]:
         """Register a pure handler: it returns effects, which are recorded with the event.
 
-        It runs on the event loop, which keeps the heartbeats, so it computes and does not wait.
+        It runs on the event loop, which also sends the heartbeats, so it must compute and not wait.
         """
         if not isinstance(event_type, str):
             raise TypeError('the event type is missing: write @service.handler("...")')
@@ -78,7 +78,7 @@ class Service:
 
         A coroutine function runs on the event loop and is cancelled after ``timeout_s``; a plain
         function runs on a thread, and returns or raises within it. At most CALLS_AT_ONCE run at a
-        time. The effect happens at least once, so the handler hands the event's id on as an
+        time. The effect happens at least once, so pass the event's id on to the receiver as an
         idempotency key.
         """
         if not timeout_s > 0 or math.isinf(timeout_s):
@@ -93,8 +93,8 @@ class Service:
     def run(self, environ: Mapping[str, str] = os.environ) -> int:
         """Run until SIGTERM or SIGINT, on the main thread, and end the process with code 0.
 
-        Returns 2 for a wrong setting, or without a handler, after one line on standard error. An
-        absent RabbitMQ or etcd is waited for.
+        Returns 2 for a wrong setting, or without a handler, after one line on standard error. If
+        RabbitMQ or etcd is absent, it waits for them.
         """
         if not self.handlers:
             print(

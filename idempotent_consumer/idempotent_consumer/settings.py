@@ -57,9 +57,9 @@ class Settings:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
-        """Read the contract's variables; one that is unset or blank keeps its default.
+        """Read each setting's variable; one that is unset or blank keeps its default.
 
-        Raises SettingsError with one line for the first that is wrong.
+        Raises SettingsError, with one line, for the first variable that is wrong.
         """
         given = {}
         for variable, (name, parse) in _VARIABLES.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
@@ -26,10 +27,14 @@ def blocks(page: Path, language: str) -> list[str]:
     return [block for _, kind, block in _FENCED.findall(page.read_text()) if kind == language]
 
 
+def prose(page: Path) -> str:
+    """Return a page's text without its code, which quotes others."""
+    return re.sub(r"`[^`\n]*`", "code", _FENCED.sub("", page.read_text()))
+
+
 def links(page: Path) -> list[str]:
     """Return where a page's links and pictures lead, without those to other sites."""
-    text = re.sub(r"`[^`\n]*`", "code", _FENCED.sub("", page.read_text()))
-    return [link for link in _LINK.findall(text) if "://" not in link]
+    return [link for link in _LINK.findall(prose(page)) if "://" not in link]
 
 
 def anchors(page: Path) -> set[str]:
@@ -47,6 +52,25 @@ def anchors(page: Path) -> set[str]:
 def first_cells(text: str) -> list[str]:
     """Return the code in the first cell of each row of the tables in a text."""
     return re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)
+
+
+def tables(page: Path) -> list[list[str]]:
+    """Return the first cells of each table's rows, without the head."""
+    found = re.findall(r"^\|.*\n\|[-:| ]+\n((?:\|.*\n)+)", page.read_text(), re.MULTILINE)
+    return [[row.split("|")[1].strip() for row in rows.splitlines()] for rows in found]
+
+
+def commands(page: Path, name: str) -> list[list[str]]:
+    """Return the arguments of each call of a command, in blocks and (from its verb on) in text.
+
+    What a shell reads of such a line, as a redirection, is left out.
+    """
+    code = [line.strip() for block in blocks(page, "bash") for line in block.splitlines()]
+    for block in blocks(page, "console"):
+        code += re.findall(r"^\$ (.+)", block, re.MULTILINE)
+    code += re.findall(r"`([^`\n]+)`", _FENCED.sub("", page.read_text()))
+    called = re.compile(rf"(?:\.?[\w/]*/)?{name} ([^<>|;&]+)")
+    return [shlex.split(match[1], comments=True) for each in code if (match := called.match(each))]
 
 
 def section(page: Path, heading: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,12 @@ from pathlib import Path
 import pytest
 
 import idempotent_consumer
-from documents.pages import DOCS, PAGES, REPOSITORY, first_cells, name, section
-from idempotent_consumer import Settings, names
+from documents.pages import DOCS, PAGES, REPOSITORY, blocks, commands, first_cells, name, section
+from idempotent_consumer import Settings, names, testing
 from idempotent_consumer.bus import queue_arguments
+from idempotent_consumer.cli.command import main
+from idempotent_consumer.cli.context import Context
+from idempotent_consumer.cli.errors import CommandError
 from idempotent_consumer.metrics import _SAY, Outcome
 from idempotent_consumer.settings import _VARIABLES
 
@@ -39,32 +43,29 @@ def test_the_page_of_settings_has_each_variable_with_its_default() -> None:
             assert parse(documented[variable].strip("`")) == default, variable
 
 
-def test_the_readme_names_no_other_settings() -> None:
-    """It has the ones that matter most, several in a row here and there."""
-    rows = section(REPOSITORY / "README.md", "Settings").splitlines()
-    named = {
-        variable
-        for row in rows
-        if row.startswith("| `")
-        for variable in re.findall(r"`([A-Z_]+)`", row.split("|")[1])
-    }
-    assert named - {"NOTIFY_URL"} <= set(_VARIABLES)
-    for variable, default in variables(REPOSITORY / "README.md").items():
-        field, parse = _VARIABLES.get(variable, ("", str))
-        if match := re.match(r"`([^`]+)`", default):
-            assert parse(match[1]) == getattr(Settings(), field), variable
-
-
 def test_the_page_of_the_api_has_each_public_name() -> None:
     cells = first_cells((DOCS / "api.md").read_text())
-    assert sorted(cells) == sorted(idempotent_consumer.__all__)
+    assert sorted(cells) == sorted([*idempotent_consumer.__all__, *testing.__all__])
 
 
-def test_each_counter_is_explained() -> None:
-    cells = first_cells(section(SIGNALS, "Counters"))
-    assert {f"orders_{outcome.value}" for outcome in Outcome} | {"orders_received"} == {
-        cell for cell in cells if cell.startswith("orders_")
-    }
+def test_each_metric_that_the_library_sends_is_explained() -> None:
+    """And none is explained that it does not send."""
+    sent = {"count": {outcome.value for outcome in Outcome}, "timing": set[str]()}
+    for file in LIBRARY.rglob("*.py"):
+        for kind, metric in re.findall(r'tally\.(count|timing)[(,]\s*"(\w+)"', file.read_text()):
+            sent[kind].add(metric)
+    for heading, kind in (("Counters", "count"), ("Timers", "timing")):
+        cells = first_cells(section(SIGNALS, heading))
+        assert {cell.partition("_")[2] for cell in cells} == sent[kind], heading
+
+
+def test_each_name_of_what_is_missing_is_explained() -> None:
+    code = "".join(file.read_text() for file in LIBRARY.glob("*.py"))
+    lacking = set(re.findall(r'lacks\(\s*"([\w-]+)"|stuck\["(\w+)"\]', code))
+    rows = re.findall(r"^\| ((?:`[\w-]+` )+)\|", section(SIGNALS, "Health"), re.MULTILINE)
+    explained = set(re.findall(r"`([\w-]+)`", " ".join(rows)))
+    # A connection is called what it is made with.
+    assert explained - {"rabbitmq", "rabbitmq-publishing"} == {one or two for one, two in lacking}
 
 
 def test_each_log_line_that_the_library_writes_is_explained() -> None:
@@ -73,6 +74,14 @@ def test_each_log_line_that_the_library_writes_is_explained() -> None:
     assert len(lines) > 20
     assert {line for line in lines if not any(re.fullmatch(line, cell) for cell in cells)} == set()
     assert [cell for cell in cells if not any(re.fullmatch(line, cell) for line in lines)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_each_quoted_log_line_is_written(page: Path) -> None:
+    lines = [line for block in blocks(page, "json") for line in block.splitlines()]
+    quoted = {text for line in lines if (text := json.loads(line).get("event"))}
+    patterns = [*said(), "notification"]  # The last one is notify's own.
+    assert {text for text in quoted if not any(re.fullmatch(p, text) for p in patterns)} == set()
 
 
 def said() -> Iterator[str]:
@@ -108,6 +117,35 @@ def test_each_header_and_queue_is_named() -> None:
     assert headers <= set(first_cells(section(page, "Message headers")))
     queues = queue_arguments("order", [("1s", 1)])
     assert set(first_cells(section(page, "Exchange and queues"))) == {names.EXCHANGE, *queues}
+
+
+def test_each_reason_to_park_is_explained() -> None:
+    reasons = {names.INVALID, names.CONFLICT, names.FAILED}
+    assert reasons == set(first_cells((DOCS / "dead-letters.md").read_text()))
+    inputs = section(REPOSITORY / "README.md", "What each input gets")
+    assert set(re.findall(r"`x-reason: (\w+)`", inputs)) == reasons
+
+
+def test_the_design_names_each_file_of_the_library() -> None:
+    """And its picture no other."""
+    rows = section(DOCS / "design.md", "The path of one event").splitlines()
+    table = " ".join(row.split("|")[1] for row in rows if row.startswith("| `"))
+    files = {path.name for path in LIBRARY.glob("*.py")} - {"__init__.py", "__main__.py"}
+    folders = {path.name + "/" for path in LIBRARY.iterdir() if (path / "__init__.py").exists()}
+    assert set(re.findall(r"`([\w/.]+)`", table)) == files | folders
+    assert set(re.findall(r"\w+\.py", (DOCS / "event-way.svg").read_text())) <= files
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_each_command_is_one(page: Path) -> None:
+    """Its verb and options, that is; no server is asked."""
+
+    def refuse(_: object) -> Context:
+        raise CommandError("its arguments are right")
+
+    for arguments in commands(page, "idempotent-consumer"):
+        if len(arguments) > 1:
+            assert main(arguments, {}, refuse) == 1, arguments
 
 
 @pytest.mark.parametrize("page", [*PAGES, *WORKFLOWS], ids=name)

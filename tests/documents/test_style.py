@@ -1,0 +1,53 @@
+"""The pages are short, say each thing once, and use the field's words."""
+
+from __future__ import annotations
+
+import re
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from documents.pages import PAGES, REPOSITORY, links, name, prose, tables
+
+WORDS = {
+    "mend": "fix",
+    "mends": "fixes",
+    "mended": "fixed",
+    "anew": "again",
+    "in hand": "in flight",
+    "is no event": "is not a valid event",
+    "a letter": "a dead letter",
+    "the letter": "the dead letter",
+    "such letters": "such dead letters",
+}
+"""What a reader of RabbitMQ's or etcd's documentation does not meet, and the word for it."""
+
+
+def test_the_readme_is_short() -> None:
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_librarys_readme_stands_alone() -> None:
+    """A package index shows it without the repository's other files."""
+    page = REPOSITORY / "idempotent_consumer" / "README.md"
+    assert [link for link in links(page) if not link.startswith("#")] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_the_words_are_the_fields(page: Path) -> None:
+    text = " ".join(prose(page).split())
+    found = re.findall(rf"\b(?:{'|'.join(WORDS)})\b", text, re.IGNORECASE)
+    assert {word: WORDS[word.lower()] for word in found} == {}
+
+
+def test_no_table_stands_twice() -> None:
+    """Nor most of its rows; what a table says is said in one place."""
+    pages = [page for page in PAGES if page.parent.name != "results"]
+    all_tables = [(name(page), cells) for page in pages for cells in tables(page)]
+    twice = [
+        (one, other, shared)
+        for (one, cells), (other, others) in combinations(all_tables, 2)
+        if len(shared := set(cells) & set(others) - {""}) > min(len(cells), len(others)) / 2
+    ]
+    assert twice == []
