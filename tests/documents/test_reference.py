@@ -16,7 +16,7 @@ from idempotent_consumer import Settings, names, testing
 from idempotent_consumer.bus import queue_arguments
 from idempotent_consumer.cli.command import main
 from idempotent_consumer.cli.context import Context
-from idempotent_consumer.cli.errors import CommandError
+from idempotent_consumer.cli.output import CommandError
 from idempotent_consumer.metrics import _SAY, Outcome
 from idempotent_consumer.settings import _VARIABLES
 

@@ -11,6 +11,7 @@ from chaos.hosts import Hosts
 from harness.broker import Broker
 from harness.engine import docker_available
 from harness.services import Service
+from harness.statsd import StatsdListener
 from harness.store import Store
 from harness.wait import eventually
 from integration.certificates import Authority
@@ -19,6 +20,8 @@ from integration.judging import (
     becomes,
     lines,
     not_ready,
+    parked,
+    says,
     throughout,
     wait_drained,
 )
@@ -129,3 +132,28 @@ def _processor_s(service: Service) -> float:
     """Return how long a process has run on any processor (proc_pid_stat(5), utime and stime)."""
     fields = Path(f"/proc/{service.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_no_more_is_read_over_tls_while_too_much_is_in_flight(
+    start_service: StartService, clean: TlsServers, broker: Broker, statsd: StatsdListener
+) -> None:
+    """pika reads on by itself as long as TLS has decrypted something. The alarm keeps it."""
+    assert start_service("order").terminate() == 0
+    bodies = [bytes([number]) * 15 * 1024 * 1024 for number in range(5)]
+    for body in bodies:
+        broker.publish_raw(body)
+    received = statsd.count("orders_received")
+    clean.rabbitmq.ctl("set_vm_memory_high_watermark", "0")
+    try:
+        service = start_service("order")
+        eventually(lambda: says(service, "what is in flight is large"))
+        becomes(lambda: statsd.count("orders_received"), received + 3)
+        throughout(_WATCHED_S, lambda: _still(statsd.count("orders_received"), received + 3))
+    finally:
+        clean.rabbitmq.ctl("set_vm_memory_high_watermark", "0.6")
+    assert sorted(message.body for message in parked(broker, "order", len(bodies))) == bodies
+    assert lines(service, "no connection to RabbitMQ") == []
+
+
+def _still(found: int, expected: int) -> None:
+    assert found == expected
