@@ -83,24 +83,19 @@ chromium:
 mutants: $(READY) ## Break the code on purpose, and see that the tests notice
 	PYTHONPATH=tests $(BIN)/python -m mutants
 
-bench: $(READY) $(VENV)/drawing ## Measure beside the references, into benchmarks/results: ROUNDS=5 EVENTS=40000
-	PYTHONPATH=tests $(BIN)/python -m benchmarks $(ROUNDED)
+bench: $(READY) ## Measure beside the references, into benchmarks/results: ROUNDS=5 EVENTS=40000
+	PYTHONPATH=tests $(BIN)/python -m benchmarks bench $(ROUNDED)
 
 bench-check: $(READY) ## Measure anew, and say which ratios have fallen by over 20 %: ROUNDS=3 EVENTS=40000
-	PYTHONPATH=tests $(BIN)/python -m benchmarks.check $(ROUNDED)
+	PYTHONPATH=tests $(BIN)/python -m benchmarks check $(ROUNDED)
 
 bench-growth: $(READY) ## Measure start-up, memory and etcd with up to a million records, into benchmarks/results
-	PYTHONPATH=tests $(BIN)/python -m benchmarks.growth
+	PYTHONPATH=tests $(BIN)/python -m benchmarks growth
 
 bench-steady: $(READY) ## Measure whether anything grows at full rate, into benchmarks/results: MINUTES=30
-	PYTHONPATH=tests $(BIN)/python -m benchmarks.steady --minutes $(or $(MINUTES),30)
+	PYTHONPATH=tests $(BIN)/python -m benchmarks steady --minutes $(or $(MINUTES),30)
 
 ROUNDED = $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(EVENTS),--events $(EVENTS))
-
-# Drawing needs more packages than all the rest: only make bench installs them.
-$(VENV)/drawing: $(READY) benchmarks/requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/requirements.lock
-	@touch $@
 
 docs: $(VENV)/docs ## Build docs/build/html, with each link checked
 	$(BIN)/sphinx-build -q -W --keep-going -E -c docs . docs/build/html
@@ -129,7 +124,6 @@ lock: $(READY) ## Resolve the dependencies anew and pin them with hashes
 	$(LOCK) $(PROJECTS:%=%/pyproject.toml) --group pyproject.toml:dev -o requirements.lock
 	$(foreach project,$(IMAGES),$(LOCK) $(project)/pyproject.toml \
 	  -c requirements.lock -o $(project)/requirements.lock &&) true
-	$(LOCK) --group pyproject.toml:bench -c requirements.lock -o benchmarks/requirements.lock
 	$(LOCK) --group pyproject.toml:docs -c requirements.lock -o docs/requirements.lock
 	$(LOCK) --group pyproject.toml:browser -c requirements.lock -o tests/browser/requirements.lock
 	echo hatchling | $(LOCK) - -c requirements.lock -o build-requirements.lock

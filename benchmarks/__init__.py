@@ -1,6 +1,6 @@
 """What the library costs and what it gives, measured against its references in the same run.
 
-From the repository's root with `tests` on the path: `python -m benchmarks` measures everything and
-keeps it in `results/`, `python -m benchmarks.check` measures the ratios alone and holds them
-against those.
+`python -m benchmarks`, from the repository's root with `tests` on the path, runs one of the
+commands bench, check, growth and steady. All but check keep their figures as JSON in `results/`,
+which `tables` and `pictures` render.
 """

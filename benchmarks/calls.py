@@ -1,88 +1,78 @@
-"""Calls of claimed handlers, and beside each kind of handler the HTTP client that it calls with.
+"""HTTP calls: the receiver that they go to, and the clients of each kind of handler alone.
 
+    python -m benchmarks.calls receiver
     python -m benchmarks.calls coroutine|plain URL AT_ONCE CALLS
 
-makes so many calls by the client alone: no broker, no etcd, one process, the same request.
+The second makes so many calls by the client alone: no broker, no etcd, the same request.
 """
 
 import asyncio
+import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from enum import StrEnum
-from itertools import product
-from typing import NamedTuple
+from typing import cast
 
 import aiohttp
 import orjson
 import urllib3
 
-from .loading import new_events
-from .outcome import outcome, timed
-from .progress import Rate, Rates
+from .processes import timed
+from .publishers import new_events
 
-_ENDS_WITHIN_S = 60.0
-
-
-class HandlerKind(StrEnum):
-    """Of a handler: `notify` is a coroutine, with aiohttp; the plain one has urllib3."""
-
-    COROUTINE = "coroutine"
-    PLAIN = "plain"
+_OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+_PATH = re.compile(rb"\w+ /(\d+) ")
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
-class Scenario(NamedTuple):
-    """What is called, and how: a receiver that answers after `answer_ms`, so many at once."""
+class Receiver(asyncio.Protocol):
+    """Answers every request on one connection with 200, one after the other.
 
-    kind: HandlerKind
-    answer_ms: int
-    at_once: int
+    The path is how many milliseconds later the answer comes: `POST /100` takes a tenth of a second.
+    It knows no more of HTTP than what its callers send: requests with a Content-Length, on
+    connections that stay open. So it spends little on a request, and its callers set the pace.
+    """
 
-    @property
-    def name(self) -> str:
-        """The subject that makes these calls for events."""
-        return f"{self.kind}, {self.answer_ms} ms, {self.at_once:,} at once"
+    def __init__(self) -> None:
+        self._received = b""
 
-    @property
-    def alone(self) -> str:
-        """The client that makes them for nobody."""
-        return f"{self.name}, client alone"
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep what the answers go to."""
+        self._transport = cast("asyncio.Transport", transport)
 
-    @property
-    def most_per_s(self) -> float | None:
-        """What the slots allow; None where the receiver answers at once."""
-        return 1000 * self.at_once / self.answer_ms if self.answer_ms else None
-
-    def url(self, sink_url: str) -> str:
-        """Return where the sink answers after this time."""
-        return f"{sink_url}/{self.answer_ms}"
-
-
-SCENARIOS = [
-    Scenario(kind, answer_ms, at_once)
-    for answer_ms, kind, at_once in product((0, 10, 100), HandlerKind, (100, 1000))
-]
+    def data_received(self, data: bytes) -> None:
+        """Answer each request that is complete."""
+        self._received += data
+        while (rest := after_request(self._received)) is not None:
+            answer_ms = asked_ms(self._received)
+            self._received = rest
+            if answer_ms:
+                loop = asyncio.get_running_loop()
+                loop.call_later(answer_ms / 1000, self._transport.write, _OK)
+            else:
+                self._transport.write(_OK)
 
 
-def call_alone(sink_url: str, scenario: Scenario) -> Rates:
-    """Let a process make these calls by the client alone; raises NotMeasuredError."""
-    calls = max(10_000, 20 * scenario.at_once)  # To connect is a small part of so many.
-    told = outcome(
-        "benchmarks.calls",
-        scenario.kind,
-        scenario.url(sink_url),
-        str(scenario.at_once),
-        str(calls),
-        within_s=_ENDS_WITHIN_S,
-    )
-    return {scenario.alone: Rate(**told)}
+def after_request(received: bytes) -> bytes | None:
+    """Return what follows the first request, or None while that is not complete."""
+    head, end, rest = received.partition(b"\r\n\r\n")
+    length = _LENGTH.search(head)
+    expected = int(length[1]) if length else 0
+    return rest[expected:] if end and len(rest) >= expected else None
 
 
-def post_plainly(http: urllib3.PoolManager, url: str, event_id: str, event: object) -> None:
-    """Make one call on this thread, with notify's request."""
-    key = {"Idempotency-Key": event_id}
-    response = http.request("POST", url, json=event, headers=key, redirect=False)
-    _require_200(response.status)
+def asked_ms(request: bytes) -> int:
+    """Return when the answer is due, by the request's path."""
+    path = _PATH.match(request)
+    return int(path[1]) if path else 0
+
+
+async def receive() -> None:
+    """Listen on a free port, print its URL, and answer until a signal ends the process."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Receiver, "127.0.0.1", 0, backlog=2048)
+    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+    await server.serve_forever()
 
 
 def pool(at_once: int) -> urllib3.PoolManager:
@@ -90,53 +80,56 @@ def pool(at_once: int) -> urllib3.PoolManager:
     return urllib3.PoolManager(maxsize=at_once, retries=False)
 
 
-def _on_threads(url: str, at_once: int, bodies: Iterable[bytes]) -> None:
+def post(http: urllib3.PoolManager, url: str, event_id: str, event: object) -> None:
+    """Make one call on this thread, with notify's request."""
+    key = {"Idempotency-Key": event_id}
+    response = http.request("POST", url, json=event, headers=key, redirect=False)
+    _require_200(response.status)
+
+
+def _on_threads(url: str, at_once: int, bodies: Iterator[bytes]) -> None:
     http = pool(at_once)
 
-    def post(body: bytes) -> None:
+    def make(body: bytes) -> None:
         event = orjson.loads(body)
-        post_plainly(http, url, event["id"], event)
+        post(http, url, event["id"], event)
 
     with ThreadPoolExecutor(at_once) as threads:
-        for _ in threads.map(post, bodies):
+        for _ in threads.map(make, bodies):
             pass
 
 
-def _by_coroutines(url: str, at_once: int, bodies: Iterable[bytes]) -> None:
-    left = iter(bodies)
-
-    async def post_all(session: aiohttp.ClientSession) -> None:
-        for body in left:
+async def _by_coroutines(url: str, at_once: int, bodies: Iterator[bytes]) -> None:
+    async def make_all(session: aiohttp.ClientSession) -> None:
+        for body in bodies:
             event = orjson.loads(body)
             key = {"Idempotency-Key": event["id"]}
             async with session.post(url, json=event, headers=key) as response:
                 await response.read()
                 _require_200(response.status)
 
-    async def run() -> None:
-        connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(connector=connector) as session:
-            await asyncio.gather(*(post_all(session) for _ in range(at_once)))
-
-    asyncio.run(run())
-
-
-_MAKE: dict[HandlerKind, Callable[[str, int, Iterable[bytes]], None]] = {
-    HandlerKind.COROUTINE: _by_coroutines,
-    HandlerKind.PLAIN: _on_threads,
-}
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        await asyncio.gather(*(make_all(session) for _ in range(at_once)))
 
 
 def _require_200(status: int) -> None:
     if status != 200:
-        raise RuntimeError(f"the sink answered {status}")
+        raise RuntimeError(f"the receiver answered {status}")
 
 
-def main(kind: str, url: str, at_once: str, calls: str) -> None:
-    """Make so many calls, and tell what that took."""
-    bodies = new_events(int(calls))
-    with timed(len(bodies)):
-        _MAKE[HandlerKind(kind)](url, int(at_once), bodies)
+def main(kind: str, *arguments: str) -> None:
+    """Receive calls, or make so many and tell what that took."""
+    if kind == "receiver":
+        asyncio.run(receive())
+        return
+    url, at_once, calls = arguments[0], int(arguments[1]), int(arguments[2])
+    bodies = iter(new_events(calls))
+    with timed(calls):
+        if kind == "plain":
+            _on_threads(url, at_once, bodies)
+        else:
+            asyncio.run(_by_coroutines(url, at_once, bodies))
 
 
 if __name__ == "__main__":

@@ -1,116 +1,141 @@
-"""The pictures: throughput by batch size, and latency by load."""
+"""The pictures of a run, in SVG: throughput by batch size, and latency by load."""
 
-from collections.abc import Sequence
-from math import floor, log10
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from itertools import count, takewhile
+from math import ceil, floor, log10
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from .results import PER_MILLE, Bench, Spread, per_s
+from .subjects import CEILING, SWEEP
 
-from .figures import Spread, per_s
-from .percentiles import PER_MILLE, Percentiles, by_rate
-from .results import Results
-from .subjects import BATCH_SIZES, CEILING, bare_name, order_name, sized
-
-_BLUE, _ORANGE, _RED, _GREY = "#0b62a4", "#d9730d", "#b3261e", "#555555"
-_STYLE = {
-    "font.size": 15,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "lines.linewidth": 2.5,
-    "lines.markersize": 8,
-    "svg.hashsalt": "benchmarks",  # Else each picture has other ids inside, and differs.
-}
+_WIDTH, _HEIGHT = 720, 460
+_LEFT, _RIGHT, _TOP, _BOTTOM = 80, 700, 80, 390
+_BLUE, _ORANGE, _RED, _GREY = "#0b62a4", "#d9730d", "#b3261e", "#555"
+_STYLE = (
+    "text{font:15px sans-serif;fill:#222}path{fill:none;stroke-width:2.5}"
+    ".grid{stroke:#ddd;stroke-width:1}.whisker{stroke-width:1.5}"
+)
 
 
-def draw(directory: Path, results: Results) -> None:
-    """Write `throughput.svg` and `latency.svg` into a directory."""
-    with mpl.rc_context(_STYLE):
-        _throughput(results, directory / "throughput.svg")
-        _latency(results, directory / "latency.svg")
+class Chart:
+    """Lines over a logarithmic x axis, at whose values they have their points."""
+
+    def __init__(
+        self, title: str, x_label: str, xs: Mapping[int, str], ys: Sequence[float], *, log: bool
+    ) -> None:
+        """Take the labels of the x axis by its values, and the ticks of the y axis, from below."""
+        self._xs, self._ys, self._log = list(xs), ys, log
+        self._parts = [f'<text x="16" y="30" style="font-size:19px">{escape(title)}</text>']
+        self._legend_x = float(_LEFT)
+        for y in ys:
+            at = self._y(y)
+            self._path(f"M{_LEFT} {at}H{_RIGHT}", 'class="grid"')
+            self._text(_LEFT - 8, at + 5, f"{y:,g}", "end")
+        for x, label in xs.items():
+            for number, line in enumerate(label.splitlines()):
+                self._text(self._x(x), _BOTTOM + 22 + 18 * number, line)
+        self._text((_LEFT + _RIGHT) / 2, _HEIGHT - 12, x_label)
+
+    def band(self, spread: Spread, label: str) -> None:
+        """Draw a figure that holds for all x."""
+        top, bottom = self._y(spread.greatest), self._y(spread.least)
+        self._parts.append(
+            f'<rect x="{_LEFT}" y="{top}" width="{_RIGHT - _LEFT}" height="{bottom - top:.1f}" '
+            f'fill="{_GREY}" opacity=".12"/>'
+        )
+        style = f'stroke="{_GREY}" stroke-dasharray="8 5"'
+        self._path(f"M{_LEFT} {self._y(spread.median)}H{_RIGHT}", style)
+        self._text(_LEFT + 10, top - 7, label, "start")
+
+    def line(self, label: str, color: str, points: Mapping[int, Spread]) -> None:
+        """Draw the medians as a line, and from the least to the greatest a whisker."""
+        places = [(self._x(x), *map(self._y, spread)) for x, spread in points.items()]
+        stroke = f'stroke="{color}"'
+        whiskers = (f"M{x} {a}V{b}m-4 0h8M{x} {a}m-4 0h8" for x, _, a, b in places)
+        self._path("M" + "L".join(f"{x} {y}" for x, y, _, _ in places), stroke)
+        self._path("".join(whiskers), f'class="whisker" {stroke}')
+        for x, y, _, _ in places:
+            self._circle(x, y, color)
+        self._circle(self._legend_x + 8, _TOP - 25, color)
+        self._text(self._legend_x + 20, _TOP - 20, label, "start")
+        self._legend_x += 50 + 8 * len(label)
+
+    def svg(self) -> str:
+        """Return the picture."""
+        body = "\n".join(self._parts)
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+            f'width="{_WIDTH}" height="{_HEIGHT}">\n<style>{_STYLE}</style>\n'
+            f'<rect width="100%" height="100%" fill="#fff"/>\n{body}\n</svg>\n'
+        )
+
+    def _x(self, x: float) -> float:
+        share = log10(x / self._xs[0]) / log10(self._xs[-1] / self._xs[0])
+        return round(_LEFT + 30 + share * (_RIGHT - _LEFT - 60), 1)
+
+    def _y(self, y: float) -> float:
+        lowest, highest = self._ys[0], self._ys[-1]
+        if self._log:
+            share = log10(y / lowest) / log10(highest / lowest)
+        else:
+            share = (y - lowest) / (highest - lowest)
+        return round(_BOTTOM - share * (_BOTTOM - _TOP), 1)
+
+    def _path(self, d: str, attributes: str) -> None:
+        self._parts.append(f'<path d="{d}" {attributes}/>')
+
+    def _circle(self, x: float, y: float, color: str) -> None:
+        self._parts.append(f'<circle cx="{x}" cy="{y}" r="5" fill="{color}"/>')
+
+    def _text(self, x: float, y: float, text: str, anchor: str = "middle") -> None:
+        place = f'x="{x:g}" y="{y:g}" text-anchor="{anchor}"'
+        self._parts.append(f"<text {place}>{escape(text)}</text>")
 
 
-def _throughput(results: Results, path: Path) -> None:
-    rounds = results.sweep
-    figure, axes = _empty("Events recorded per second, by batch size")
-    ceiling = per_s(rounds, CEILING)
-    axes.axhline(ceiling.median, color=_GREY, linestyle="--")
-    axes.axhspan(ceiling.least, ceiling.greatest, color=_GREY, alpha=0.12, linewidth=0)
-    axes.annotate(
-        "RabbitMQ and pika alone (the ceiling)",
-        (BATCH_SIZES[0], ceiling.greatest),
-        xytext=(0, 6),
-        textcoords="offset points",
-        color=_GREY,
+def throughput(found: Bench) -> str:
+    """Draw the events recorded per second, by batch size, below the ceiling."""
+    ceiling = per_s(found.sweep, CEILING.name)
+    highest = 1.1 * ceiling.greatest
+    step = next(tick for tick in _round_numbers(1) if highest / tick <= 8)
+    chart = Chart(
+        "Events recorded per second, by batch size",
+        "most events in one transaction (BATCH_SIZE)",
+        {size: str(size) for size in SWEEP},
+        [step * number for number in range(ceil(highest / step) + 1)],
+        log=False,
     )
-    lines = (("no effect", bare_name, _BLUE), ("one effect", order_name, _ORANGE))
-    for label, name, color in lines:
-        spreads = [per_s(rounds, name(sized(size))) for size in BATCH_SIZES]
-        _line(axes, BATCH_SIZES, spreads, label, color)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(BATCH_SIZES, [str(size) for size in BATCH_SIZES])
-    axes.set_xlabel("most events in one transaction (BATCH_SIZE)")
-    axes.set_ylim(0, 1.15 * ceiling.greatest)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    _finish(figure, axes, path)
+    chart.band(ceiling, "RabbitMQ and pika alone (the ceiling)")
+    for number, (label, color) in enumerate((("no effect", _BLUE), ("one effect", _ORANGE))):
+        names = {size: subjects[number].name for size, subjects in SWEEP.items()}
+        points = {size: per_s(found.sweep, name) for size, name in names.items()}
+        chart.line(label, color, points)
+    return chart.svg()
 
 
-def _latency(results: Results, path: Path) -> None:
-    found = by_rate(results.loads)
-    figure, axes = _empty("Milliseconds from due to recorded in etcd, by load")
+def latency(found: Bench) -> str:
+    """Draw the milliseconds from due to recorded, by load."""
+    shown = [ms for load in found.loads for ms in load.ms.values() if ms] or [Spread(1, 1, 9)]
+    lowest = 10.0 ** floor(log10(min(ms.least for ms in shown)))
+    highest = max(ms.greatest for ms in shown)
+    numbers = list(takewhile(lambda number: number <= highest, _round_numbers(lowest)))
+    chart = Chart(
+        "Milliseconds from due to recorded in etcd, by load",
+        "events per second, at a steady rate",
+        {
+            load.per_s: f"{load.per_s:,}" + ("" if load.kept else "\n(not reached)")
+            for load in found.loads
+        },
+        [*numbers, next(number for number in _round_numbers(lowest) if number > highest)],
+        log=True,
+    )
     for name, color in zip(PER_MILLE, (_BLUE, _ORANGE, _RED), strict=True):
-        points = [(load.per_s, ms) for load in found if (ms := load.ms[name]) is not None]
+        points = {load.per_s: ms for load in found.loads if (ms := load.ms[name])}
         if points:
-            _line(axes, [per_s for per_s, _ in points], [ms for _, ms in points], name, color)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xticks([load.per_s for load in found], [_rate(load) for load in found])
-    axes.set_xlabel("events per second, at a steady rate")
-    lowest, _ = axes.get_ylim()
-    axes.set_ylim(bottom=10 ** floor(log10(lowest)))
-    axes.grid(which="minor", axis="y", color="#eeeeee")
-    for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        formatter(FuncFormatter(_milliseconds))
-    axes.xaxis.set_minor_locator(NullLocator())
-    _finish(figure, axes, path)
+            chart.line(name, color, points)
+    return chart.svg()
 
 
-def _rate(load: Percentiles) -> str:
-    return f"{load.per_s:,}" if load.kept else f"{load.per_s:,}\n(not reached)"
-
-
-def _milliseconds(value: float, _position: int | None) -> str:
-    """Label 1, 2, 5, 10 and so on, and leave the other lines of a logarithmic scale bare."""
-    return f"{value:g}" if f"{value:e}"[0] in "125" else ""
-
-
-def _empty(title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(8, 5.2), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=17, pad=14)
-    return figure, axes
-
-
-def _line(axes: Axes, xs: Sequence[int], spreads: Sequence[Spread], label: str, color: str) -> None:
-    medians = [spread.median for spread in spreads]
-    below = [max(0.0, spread.median - spread.least) for spread in spreads]
-    above = [max(0.0, spread.greatest - spread.median) for spread in spreads]
-    axes.errorbar(
-        xs,
-        medians,
-        yerr=(below, above),
-        label=label,
-        color=color,
-        marker="o",
-        capsize=4,
-        elinewidth=1.5,
-    )
-
-
-def _finish(figure: Figure, axes: Axes, path: Path) -> None:
-    axes.legend(frameon=False)
-    figure.savefig(path, facecolor="white", metadata={"Date": None})
+def _round_numbers(first: float) -> Iterator[float]:
+    """Yield 1, 2, 5, 10 and so on, times the first."""
+    for decade in count():
+        yield from (first * digit * 10**decade for digit in (1, 2, 5))

@@ -1,234 +1,135 @@
-"""What is measured: each subject is a queue, the process that consumes it, and what it records."""
+"""What is measured: the consumers, the calls and the publishers, with their names in tables."""
 
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Literal, NamedTuple
 
-from harness.process import Child
-from harness.servers import REPOSITORY, Servers
-from harness.services import environment
-from idempotent_consumer import Settings
-from idempotent_consumer.bus import COMMITS_IN_FLIGHT, declare
-
-from .calls import HandlerKind, Scenario
-from .loading import Mix
+from harness.servers import REPOSITORY
+from idempotent_consumer.bus import prefetch
 
 LARGE = {"ETCD_MAX_TXN_OPS": "1024", "BATCH_SIZE": "512"}
 """What the compose files set."""
 SMALL = {"ETCD_MAX_TXN_OPS": "128", "BATCH_SIZE": "128"}
 """What etcd allows unless told otherwise, and the services' own defaults."""
 
-NAIVE_PREFETCH = 100
-"""One event is in hand at a time: more would only fill the outer tenths, which do not count."""
+_OF_REPOSITORY = ("order", "notify")
 
-CEILING, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, HALF, DUPLICATES = (
-    "ceiling: pika alone",
-    "naive: one txn, one ack each",
-    "library, no effect, 1024/512",
-    "library, no effect, 128/128",
-    "order, one effect, 1024/512",
-    "order, one effect, 128/128",
-    "half duplicates",
-    "duplicates, cache warm",
-)
 
-BATCH_SIZES = (16, 32, 64, 128, 256, 512)
-"""Of the sweep. With one effect, 512 events fill etcd's 1,024 operations."""
+class Mix(Enum):
+    """How a series is made of events.
 
-_CLAIMED = {
-    HandlerKind.COROUTINE: ("notify", ("notify",), REPOSITORY / "notify"),
-    HandlerKind.PLAIN: ("plain", ("benchmarks.consumers.plain",), REPOSITORY),
-}
-"""A handler's queue, process and directory."""
+    A repeated series comes a second time behind itself: the second consists of duplicates of
+    what the same process has just recorded, so the cache is as warm as can be, with no restart
+    and no import in between. In a shuffled one each event comes twice, in an order that is the
+    same in each run.
+    """
 
-_STOP_WITHIN_S = 15.0
+    FRESH = "each once"
+    REPEATED = "the whole series twice"
+    SHUFFLED = "each twice, shuffled"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One consumer.
-
-    It gets one of `one_in` of the events that a run has, in series that are made as `mix` says.
-    `records` are the key prefixes below which each event leaves one key. `prefetch` is how many
-    deliveries it has in hand.
-    """
+    """One consumer, a service where it has settings. It gets one of `one_in` of a run's events."""
 
     name: str
     queue: str
-    arguments: tuple[str, ...]
-    directory: Path
-    settings: Mapping[str, str]
     prefetch: int
-    records: tuple[str, ...] = ()
-    is_service: bool = True
+    settings: Mapping[str, str] = field(default_factory=dict)
     one_in: int = 1
     mix: Mix = Mix.FRESH
 
-    def declare(self, channel: Any) -> None:
-        """Declare its queue, a service's exactly as the service does."""
-        if self.is_service:
-            declare(channel, self.queue, Settings().retry_delays)
-        else:
-            channel.queue_declare(self.queue, durable=True, arguments={"x-queue-type": "quorum"})
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Its module and arguments."""
+        if self.queue in _OF_REPOSITORY:
+            return (self.queue,)
+        arguments = () if self.settings else (str(self.prefetch),)
+        return ("benchmarks.consumers", self.queue, *arguments)
 
-    @contextmanager
-    def process(self) -> Iterator[Child]:
-        """Give its process, not started; it is ended afterwards.
+    @property
+    def directory(self) -> Path:
+        """Where it is run."""
+        return REPOSITORY / self.queue if self.queue in _OF_REPOSITORY else REPOSITORY
 
-        No setting of the calling shell reaches it.
-        """
-        with tempfile.TemporaryDirectory(prefix="benchmark-") as logs:
-            child = Child(
-                [sys.executable, "-m", *self.arguments],
-                env={**environment(), **self.settings},
-                cwd=self.directory,
-                log=Path(logs) / f"{self.queue}.log",
-            )
-            try:
-                yield child
-            finally:
-                if child.running:
-                    child.terminate(_STOP_WITHIN_S)
+    @property
+    def records(self) -> tuple[str, ...]:
+        """The key prefixes below which each event leaves one key."""
+        effects = ("/orders/",) if self.queue == "order" else ()
+        return () if self.queue == "ceiling" else (f"/service/{self.queue}/", *effects)
 
 
-def bare(servers: Servers, settings: Mapping[str, str], *, mix: Mix = Mix.FRESH) -> Subject:
-    """Return the library with a handler that has no effect."""
-    return Subject(
-        name=HALF if mix is Mix.SHUFFLED else bare_name(settings),
-        queue="bare",
-        arguments=("benchmarks.consumers.bare",),
-        directory=REPOSITORY,
-        settings=_service_settings(servers, settings),
-        prefetch=prefetch(settings),
-        records=("/service/bare/",),
-        mix=mix,
-    )
-
-
-def order(servers: Servers, settings: Mapping[str, str]) -> Subject:
-    """Return the order service as it is deployed: one effect for each event."""
-    return Subject(
-        name=order_name(settings),
-        queue="order",
-        arguments=("order",),
-        directory=REPOSITORY / "order",
-        settings=_service_settings(servers, settings),
-        prefetch=prefetch(settings),
-        records=("/service/order/", "/orders/"),
-    )
-
-
-def claimed(
-    servers: Servers, statsd: Mapping[str, str], sink_url: str, scenario: Scenario
+def service(
+    queue: str, settings: Mapping[str, str], mix: Mix = Mix.FRESH, name: str = ""
 ) -> Subject:
-    """Return a service that makes an HTTP call for each event, under a claim."""
-    queue, arguments, directory = _CLAIMED[scenario.kind]
-    settings = {
-        **LARGE,
-        **statsd,
-        "CALLS_AT_ONCE": str(scenario.at_once),
-        "NOTIFY_URL": scenario.url(sink_url),
-    }
-    return Subject(
-        name=scenario.name,
-        queue=queue,
-        arguments=arguments,
-        directory=directory,
-        settings=_service_settings(servers, settings),
-        prefetch=prefetch(settings),
-        records=(f"/service/{queue}/",),
-    )
+    """Return a service with these settings: `bare` has no effect, `order` one for each event."""
+    what = {"bare": "library, no effect", "order": "order, one effect"}.get(queue)
+    name = name or f"{what}, {settings['ETCD_MAX_TXN_OPS']}/{settings['BATCH_SIZE']}"
+    return Subject(name, queue, prefetch(int(settings["BATCH_SIZE"])), settings, mix=mix)
 
 
-def ceiling(servers: Servers) -> Subject:
-    """Return pika alone, with the library's prefetch."""
-    deliveries = prefetch(LARGE)
-    return _reference(
-        CEILING, "ceiling", deliveries, servers.rabbitmq.url, "ceiling", str(deliveries)
-    )
+CEILING = Subject("ceiling: pika alone", "ceiling", prefetch(512))
+# One event is in hand at a time: a larger prefetch would only fill the outer tenths.
+NAIVE = Subject("naive: one txn, one ack each", "naive", 100, one_in=20)
+BARE, BARE_SMALL = service("bare", LARGE, Mix.REPEATED), service("bare", SMALL)
+ORDER, ORDER_SMALL = service("order", LARGE), service("order", SMALL)
+HALF = service("bare", LARGE, Mix.SHUFFLED, "half duplicates")
+CONSUMERS = (CEILING, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, HALF)
+DUPLICATES = "duplicates, cache warm"
+"""The second series of those that are repeated."""
+
+SWEEP = {
+    size: [service(queue, {**LARGE, "BATCH_SIZE": str(size)}) for queue in ("bare", "order")]
+    for size in (16, 32, 64, 128, 256, 512)
+}
+"""By batch size, without and with an effect: with one, 512 events fill etcd's 1,024 operations."""
+
+LEAST_EVENTS = 4 * prefetch(max(SWEEP))
+"""The first prefetch window does not count, nor do the outer tenths: half of it has to be left."""
+
+UNCONFIRMED, CONFIRMED = "pika without confirms", "library, all confirmed"
+PUBLISHERS = {UNCONFIRMED: "unconfirmed", CONFIRMED: "library"}
+"""Their commands in `publishers`."""
 
 
-def compared(servers: Servers, statsd: Mapping[str, str]) -> list[Subject]:
-    """Return the library in its services, which count to `statsd`, and the ways without it."""
-    large, small = {**LARGE, **statsd}, {**SMALL, **statsd}
-    url, etcd = servers.rabbitmq.url, servers.etcd.endpoint
-    return [
-        ceiling(servers),
-        _reference(
-            NAIVE,
-            "naive",
-            NAIVE_PREFETCH,
-            url,
-            "naive",
-            str(NAIVE_PREFETCH),
-            etcd,
-            records=("/service/naive/",),
-            one_in=20,
-        ),
-        bare(servers, large, mix=Mix.REPEATED),
-        bare(servers, small),
-        order(servers, large),
-        order(servers, small),
-        bare(servers, large, mix=Mix.SHUFFLED),
-    ]
+class Calls(NamedTuple):
+    """Calls to a receiver that answers after `answer_ms`, so many at once.
+
+    The handler is `notify`, a coroutine that has aiohttp, or a plain one that has urllib3.
+    """
+
+    kind: Literal["coroutine", "plain"]
+    answer_ms: int
+    at_once: int
+
+    @property
+    def name(self) -> str:
+        """The subject that makes these calls for events."""
+        return f"{self.kind}, {self.answer_ms} ms, {self.at_once:,} at once"
+
+    @property
+    def alone(self) -> str:
+        """The client that makes them for nobody."""
+        return f"{self.name}, client alone"
+
+    @property
+    def most_per_s(self) -> float | None:
+        """What the slots allow; None where the receiver answers at once."""
+        return 1000 * self.at_once / self.answer_ms if self.answer_ms else None
+
+    def subject(self, receiver_url: str) -> Subject:
+        """Return the service that makes them, under a claim."""
+        url = f"{receiver_url}/{self.answer_ms}"
+        settings = {**LARGE, "CALLS_AT_ONCE": str(self.at_once), "NOTIFY_URL": url}
+        queue = "notify" if self.kind == "coroutine" else "plain"
+        return service(queue, settings, name=self.name)
 
 
-def sweep(servers: Servers, statsd: Mapping[str, str]) -> list[Subject]:
-    """Return the library at each batch size without and with an effect, and the ceiling."""
-    return [
-        ceiling(servers),
-        *(
-            make(servers, {**sized(size), **statsd})
-            for size in BATCH_SIZES
-            for make in (bare, order)
-        ),
-    ]
-
-
-def sized(batch_size: int) -> dict[str, str]:
-    """Return the settings of one point of the sweep."""
-    return {**LARGE, "BATCH_SIZE": str(batch_size)}
-
-
-def bare_name(settings: Mapping[str, str]) -> str:
-    """Return the name that the library without an effect has with these settings."""
-    return "library, no effect, {ETCD_MAX_TXN_OPS}/{BATCH_SIZE}".format_map(settings)
-
-
-def order_name(settings: Mapping[str, str]) -> str:
-    """Return the name that order has with these settings."""
-    return "order, one effect, {ETCD_MAX_TXN_OPS}/{BATCH_SIZE}".format_map(settings)
-
-
-def _reference(
-    name: str,
-    module: str,
-    prefetch: int,
-    *arguments: str,
-    records: tuple[str, ...] = (),
-    one_in: int = 1,
-) -> Subject:
-    return Subject(
-        name=name,
-        queue=arguments[1],
-        arguments=(f"benchmarks.consumers.{module}", *arguments),
-        directory=REPOSITORY,
-        settings={},
-        prefetch=prefetch,
-        records=records,
-        is_service=False,
-        one_in=one_in,
-    )
-
-
-def prefetch(settings: Mapping[str, str]) -> int:
-    """Return how many deliveries a service with these settings has in hand."""
-    return 2 * COMMITS_IN_FLIGHT * int(settings["BATCH_SIZE"])
-
-
-def _service_settings(servers: Servers, settings: Mapping[str, str]) -> dict[str, str]:
-    return {**servers.settings(), "ENABLE_ETCD": "true", "LOG_FORMAT": "json", **settings}
+_KINDS: tuple[Literal["coroutine", "plain"], ...] = ("coroutine", "plain")
+CALLS = [
+    Calls(kind, ms, at_once) for ms, kind, at_once in product((0, 10, 100), _KINDS, (100, 1000))
+]
