@@ -17,9 +17,17 @@ from idempotent_consumer.cache import IMPORT_AFTER_S, PAGE_RECORDS, Cache, finge
 from idempotent_consumer.etcd import Client
 from idempotent_consumer.records import encode
 from idempotent_consumer.settings import Settings
-from idempotent_consumer.testing.etcd import CLOSED, FINE, REQUEST_LOST, Call, FakeEtcd, Fate
+from idempotent_consumer.testing.etcd import (
+    CLOSED,
+    FINE,
+    REQUEST_LOST,
+    TOO_LARGE,
+    Call,
+    FakeEtcd,
+    Fate,
+    Store,
+)
 from idempotent_consumer.testing.loop import Loop
-from idempotent_consumer.testing.store import TOO_LARGE, Store
 
 
 def digest(number: int) -> str:

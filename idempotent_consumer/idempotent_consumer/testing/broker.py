@@ -1,25 +1,36 @@
-"""A RabbitMQ in memory, at the level of AMQP: exchanges, quorum queues, channels, confirms.
+"""A RabbitMQ in memory, at the level of AMQP, and pika's connection and channel to it.
 
-``tests/integration/test_broker_contract.py`` holds it against a real RabbitMQ.
+``tests/integration/test_broker_contract.py`` holds it against a real RabbitMQ. Methods that are
+pika's or AMQP's do what its documentation says, as far as the library uses them.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import asyncio
+import struct
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import pika
 from pika import frame, spec
-from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByClient, StreamLostError
+from pika.exceptions import (
+    AMQPConnectionError,
+    ChannelClosedByBroker,
+    ChannelClosedByClient,
+    ChannelWrongStateError,
+    ConnectionClosedByClient,
+    ConnectionOpenAborted,
+    ConnectionWrongStateError,
+    StreamLostError,
+)
 
 from ..amqp import Properties, with_headers
-from .amqp import Callback, Connection, Sent
-from .loop import Agenda, Loop
+from .loop import Agenda, Loop, Wire
 
-DEFAULT_EXCHANGE = ""
-
+Callback = Callable[..., object]
 Answered = Callback | None
 
 
@@ -37,22 +48,11 @@ class Message:
 
     @cached_property
     def properties(self) -> Any:
-        """The properties as the library decodes them."""
         return Properties().decode(self.encoded)
 
     @property
     def headers(self) -> dict[str, Any]:
-        """The headers, empty where there are none."""
         return self.properties.headers or {}
-
-    def with_headers(self, **headers: Any) -> bytes:
-        """Return its properties with more headers, as they are on the wire."""
-        return with_headers(self.encoded, headers)
-
-
-def encode(properties: Any) -> bytes:
-    """Return properties as they are on the wire; bytes are so already."""
-    return properties if isinstance(properties, bytes) else b"".join(properties.encode())
 
 
 class Queue:
@@ -65,7 +65,6 @@ class Queue:
 
     @property
     def bodies(self) -> list[bytes]:
-        """The bodies of the messages that are ready."""
         return [message.body for message in self.ready]
 
 
@@ -78,7 +77,6 @@ class Consumer:
 
     @property
     def room(self) -> bool:
-        """Whether it may be given another message."""
         return not self.prefetch or self.unacked < self.prefetch
 
 
@@ -137,7 +135,7 @@ class FakeBroker:
     ) -> list[Queue]:
         """Publish as some other client would; return the queues that have it."""
         queues = self.route(exchange, routing_key)
-        encoded = encode(properties or pika.BasicProperties())
+        encoded = _encoded(properties)
         for queue in queues:
             self.put(queue, self.message(body, encoded, exchange, routing_key))
         return queues
@@ -160,19 +158,14 @@ class FakeBroker:
         """Reset a connection: both sides know at once, and what is under way is lost."""
         connection.to_broker.cut(0)
         connection.to_client.cut(0)
-        if connection.session is not None:
-            connection.session.end()
+        connection.session.end()
         error = StreamLostError("Stream connection lost: ConnectionResetError(104, 'reset')")
         self.agenda.later(0.0, partial(connection.lost, error), connection.loop)
 
     def gone(self, loop: Loop) -> None:
         """Learn that a process has died: what it has written arrives, and then its end."""
         for connection in [one for one in self.connections if one.loop is loop]:
-            connection.to_broker.send(connection.end_session)
-
-    def accept(self, connection: Connection) -> Session:
-        """Take a connection."""
-        return Session(self, connection)
+            connection.to_broker.send(connection.session.end)
 
     # What the broker decides.
 
@@ -212,7 +205,7 @@ class FakeBroker:
 
     def route(self, exchange: str, routing_key: str) -> list[Queue]:
         """Return the queues that a message goes to; raises ChannelError."""
-        if exchange == DEFAULT_EXCHANGE:
+        if exchange == "":
             found = {routing_key}
         elif exchange in self.exchanges:
             kind, bindings = self.exchanges[exchange]
@@ -227,7 +220,6 @@ class FakeBroker:
         return Message(self._stored, body, encoded, exchange, routing_key)
 
     def put(self, queue: Queue, message: Message) -> None:
-        """Store a message."""
         queue.ready.append(message)
         if "x-message-ttl" in queue.arguments:
             ttl_s = queue.arguments["x-message-ttl"] / 1000
@@ -267,7 +259,7 @@ class FakeBroker:
             return
         death = {"queue": queue.name, "reason": reason, "count": 1, "exchange": message.exchange}
         deaths = [death, *message.headers.get("x-death", ())]
-        encoded = message.with_headers(**{"x-death": deaths})
+        encoded = with_headers(message.encoded, {"x-death": deaths})
         for target in targets:
             self.put(target, self.message(message.body, encoded, exchange, routing_key))
 
@@ -278,14 +270,24 @@ class FakeBroker:
 
 
 class Session:
-    """The broker's side of a connection."""
+    """The broker's side of a connection, ``alive`` from when it is accepted to its end."""
 
     def __init__(self, broker: FakeBroker, connection: Connection) -> None:
         self.broker, self.connection = broker, connection
-        self.alive, self.blocked = True, False
+        self.alive, self.blocked = False, False
         self.channels: dict[int, ServerChannel] = {}
         self._unread: list[Callable[[], None]] = []
-        broker.sessions.append(self)
+
+    def accept(self) -> None:
+        """Take the connection, or refuse it."""
+        connection = self.connection
+        if self.broker.away:
+            refused = AMQPConnectionError("Connection refused")
+            connection.to_client.send(partial(connection.lost, refused))
+            return
+        self.alive = True
+        self.broker.sessions.append(self)
+        connection.to_client.send(connection.opened)
 
     def receive(self, number: int, sent: Sent) -> None:
         """Do what a frame says."""
@@ -365,13 +367,12 @@ class ServerChannel:
     # What the broker sends.
 
     def deliver(self, consumer: Consumer, message: Message) -> None:
-        """Give out a message."""
         self._tag += 1
         self.unacked[self._tag] = (consumer, message)
         consumer.unacked += 1
         encoded = message.encoded
         if message.returns:
-            encoded = message.with_headers(**{"x-delivery-count": message.returns})
+            encoded = with_headers(encoded, {"x-delivery-count": message.returns})
         redelivered = message.returns > 0
         method = spec.Basic.Deliver(
             consumer.tag, self._tag, redelivered, message.exchange, message.routing_key
@@ -402,18 +403,15 @@ class ServerChannel:
     # What the client sends.
 
     def channel_open(self, answered: Answered) -> None:
-        """Open it."""
         self._answer(answered, spec.Channel.OpenOk())
 
     def channel_close(self) -> None:
-        """Close it."""
         self.session.channels.pop(self.number, None)
         self.end()
 
     def exchange_declare(
         self, exchange: str, kind: str, passive: bool, durable: bool, answered: Answered = None
     ) -> None:
-        """Declare an exchange."""
         if passive:
             self.broker.route(exchange, "")
         found, _ = self.broker.exchanges.setdefault(exchange, (kind, []))
@@ -444,7 +442,6 @@ class ServerChannel:
     def queue_bind(
         self, queue: str, exchange: str, routing_key: str, answered: Answered = None
     ) -> None:
-        """Bind a queue to an exchange."""
         self._queue(queue)
         self.broker.route(exchange, "")
         _, bindings = self.broker.exchanges[exchange]
@@ -458,7 +455,6 @@ class ServerChannel:
         self._answer(answered, spec.Basic.QosOk())
 
     def basic_consume(self, queue: str, tag: str, answered: Answered = None) -> None:
-        """Consume a queue."""
         consumer = Consumer(self, self._queue(queue), tag, self._prefetch)
         self.consumers[tag] = consumer
         consumer.queue.consumers.append(consumer)
@@ -489,7 +485,6 @@ class ServerChannel:
                 self.broker.dead_letter(consumer.queue, message, "rejected")
 
     def confirm_select(self, answered: Answered = None) -> None:
-        """Confirm what is published from now on."""
         self.confirming = True
         self._answer(answered, spec.Confirm.SelectOk())
 
@@ -551,6 +546,13 @@ class ServerChannel:
             consumer.queue.consumers.remove(consumer)
 
 
+def _encoded(properties: Any) -> bytes:
+    """Return properties as they are on the wire; bytes are so already."""
+    if isinstance(properties, bytes):
+        return properties
+    return b"".join((properties or pika.BasicProperties()).encode())
+
+
 def _inequivalent(
     argument: str, kind: str, name: str, received: object, current: object
 ) -> ChannelError:
@@ -576,3 +578,251 @@ def _topic_matches(pattern: list[str], words: list[str]) -> bool:
     if pattern[0] == "#":
         return any(_topic_matches(pattern[1:], words[at:]) for at in range(len(words) + 1))
     return bool(words) and pattern[0] in ("*", words[0]) and _topic_matches(pattern[1:], words[1:])
+
+
+# The client's side.
+
+
+class Sent(NamedTuple):
+    """A frame as a process sends it: AMQP's method with its arguments."""
+
+    method: str
+    arguments: tuple[Any, ...] = ()
+
+
+def _adds(event: str) -> Callable[[Any, Callback], None]:
+    """Return one of pika's methods: it adds a callback for an event."""
+
+    def add(to: Any, callback: Callback) -> None:
+        to.callbacks[event].append(callback)
+
+    return add
+
+
+def _sends(method: str, *names: str, **defaults: Any) -> Callable[..., None]:
+    """Return one of pika's methods: it sends the frame of that name, its arguments in order."""
+    order = (*names, *defaults)
+
+    def send(channel: Channel, *given: Any, callback: Callback | None = None, **named: Any) -> None:
+        arguments = {**defaults, **dict(zip(order, given, strict=False)), **named}
+        answered = (callback,) if callback is not None else ()
+        channel.send(method, *(arguments[name] for name in order), *answered)
+
+    return send
+
+
+class Connection:
+    """A connection: what ``pika``'s asyncio connection is to the library.
+
+    ``session`` is the broker's side. Frames in each direction are on a wire.
+    """
+
+    def __init__(
+        self,
+        broker: FakeBroker,
+        parameters: Any,
+        on_open: Callback,
+        on_open_error: Callback,
+        on_close: Callback,
+    ) -> None:
+        self.broker, self.params = broker, parameters
+        loop: Any = asyncio.get_running_loop()
+        self.loop: Loop = loop
+        self._on_open, self._on_open_error, self._on_close = on_open, on_open_error, on_close
+        self.is_open = self.is_closed = self._was_open = False
+        self.reader: Any = None
+        self.session = Session(broker, self)
+        self._channels: dict[int, Channel] = {}
+        self.callbacks: dict[str, list[Callback]] = defaultdict(list)
+        self.to_broker = Wire(broker.agenda, None, broker.latency_s)
+        self.to_client = Wire(broker.agenda, self.loop, broker.latency_s)
+        self.send(0, Sent("connect"), self.session.accept)
+
+    # What the library calls.
+
+    def channel(self, on_open_callback: Callback) -> Channel:
+        number = max(self._channels, default=0) + 1
+        channel = self._channels[number] = Channel(self, number)
+
+        def opened(_: Any) -> None:
+            channel.is_open = True
+            on_open_callback(channel)
+
+        self.send(number, Sent("channel_open", (opened,)))
+        return channel
+
+    add_on_connection_blocked_callback = _adds("blocked")
+    add_on_connection_unblocked_callback = _adds("unblocked")
+
+    def pause_reading(self) -> None:
+        self.to_client.pause(True)
+
+    def resume_reading(self) -> None:
+        self.to_client.pause(False)
+
+    def close(self) -> None:
+        """Close: answers still arrive until the broker has agreed."""
+        if self.is_closed or (self._was_open and not self.is_open):
+            raise ConnectionWrongStateError("close of a connection that is closing or closed")
+        if not self._was_open:
+            error = ConnectionOpenAborted("close of a connection that was not open yet")
+            self.to_broker.send(self.session.end)
+            self.broker.agenda.later(0.0, partial(self.lost, error), self.loop)
+            return
+        self.is_open = False
+        for channel in self._channels.values():
+            channel.is_open = False
+        self.send(0, Sent("close"), self.session.close)
+
+    # The network.
+
+    def send(self, number: int, sent: Sent, arrive: Callback | None = None) -> None:
+        """Send a frame; the process may die before it has been written, or behind it."""
+        self.loop.act("before", sent)
+        self.to_broker.send(arrive or partial(self.session.receive, number, sent))
+        self.loop.act("behind", sent)
+
+    def lost(self, error: Exception) -> None:
+        """Learn that there is no connection any more."""
+        if self.is_closed:
+            return
+        self.is_open, self.is_closed = False, True
+        self.broker.connections.remove(self)
+        for number in list(self._channels):
+            self.on_channel_closed(number, error)
+        (self._on_close if self._was_open else self._on_open_error)(self, error)
+
+    def opened(self) -> None:
+        """Learn that the connection is open."""
+        if not self.is_closed:
+            self.is_open = self._was_open = True
+            self._on_open(self)
+
+    # What arrives.
+
+    def on_frame(self, number: int, method: str, *arguments: Any) -> None:
+        """Hand a frame to its channel, where that is still there."""
+        if number in self._channels:
+            getattr(self._channels[number], method)(*arguments)
+
+    def on_channel_closed(self, number: int, error: Exception) -> None:
+        """Learn that a channel has been closed."""
+        channel = self._channels.pop(number, None)
+        if channel is not None:
+            channel.is_open, channel.is_closed = False, True
+            for callback in channel.callbacks["close"]:
+                callback(channel, error)
+
+    def on_blocked(self, blocked: bool) -> None:
+        """Learn of an alarm, or of its end."""
+        for callback in self.callbacks["blocked" if blocked else "unblocked"]:
+            callback(self, None)
+
+
+class Channel:
+    """A channel, with the callbacks that the library has given it."""
+
+    def __init__(self, connection: Connection, number: int) -> None:
+        self.connection, self.channel_number = connection, number
+        self.is_open = self.is_closed = False
+        self._consumers: dict[str, Callback] = {}
+        self._cancelled: set[str] = set()
+        self.callbacks: dict[str, list[Callback]] = defaultdict(list)
+
+    # What the library calls, with pika's arguments as far as they are used.
+
+    def close(self) -> None:
+        self.send("channel_close")
+        self.is_open = False
+        error = ChannelClosedByClient(0, "Normal shutdown")
+        closed = partial(self.connection.on_channel_closed, self.channel_number, error)
+        self.connection.broker.agenda.later(0.0, closed, self.connection.loop)
+
+    add_on_close_callback = _adds("close")
+    add_on_cancel_callback = _adds("cancel")
+    add_on_return_callback = _adds("return")
+    exchange_declare = _sends(
+        "exchange_declare", "exchange", exchange_type="direct", passive=False, durable=False
+    )
+    queue_declare = _sends(
+        "queue_declare", "queue", passive=False, durable=False, arguments=MappingProxyType({})
+    )
+    queue_bind = _sends("queue_bind", "queue", "exchange", routing_key="")
+    basic_qos = _sends("basic_qos", prefetch_count=0)
+    basic_ack = _sends("basic_ack", delivery_tag=0, multiple=False)
+    basic_reject = _sends("basic_reject", delivery_tag=0, requeue=True)
+
+    def basic_consume(
+        self, queue: str, on_message_callback: Callback, callback: Callback | None = None
+    ) -> str:
+        tag = f"ctag{self.channel_number}.{len(self._consumers) + 1}"
+        self._consumers[tag] = on_message_callback
+        self.send("basic_consume", queue, tag, callback)
+        return tag
+
+    def basic_cancel(self, consumer_tag: str, callback: Callback | None = None) -> None:
+        self._cancelled.add(consumer_tag)
+        self.send("basic_cancel", consumer_tag, callback)
+
+    def confirm_delivery(
+        self, ack_nack_callback: Callback, callback: Callback | None = None
+    ) -> None:
+        self.callbacks["confirm"] = [ack_nack_callback]
+        self.send("confirm_select", callback)
+
+    def basic_publish(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        properties: Any = None,
+        mandatory: bool = False,
+    ) -> None:
+        self.send("basic_publish", exchange, routing_key, body, _encoded(properties), mandatory)
+
+    def send(self, method: str, *arguments: Any) -> None:
+        """Send a frame. Raises what pika raises on a channel that is not open."""
+        if not self.is_open:
+            raise ChannelWrongStateError("Channel is closed.")
+        self.connection.send(self.channel_number, Sent(method, arguments))
+
+    # What arrives.
+
+    def on_answer(self, answered: Callback, method: Any) -> None:
+        answered(method)
+
+    def on_deliver(self, method: Any, encoded: bytes, body: bytes) -> None:
+        """Hand a delivery to the connection's reader, or to the consumer's callback."""
+        if method.consumer_tag in self._cancelled:
+            if self.is_open:
+                self.basic_reject(method.delivery_tag)  # So does pika.
+            return
+        self.connection.broker.arrived[self.connection.loop] += 1
+        reader = self.connection.reader
+        if reader is not None:
+            data = _delivery(self.channel_number, method, encoded, body)
+            if reader.read(data) == (len(data), False):
+                return
+        properties = spec.props[spec.Basic.INDEX]().decode(encoded)
+        self._consumers[method.consumer_tag](self, method, properties, body)
+
+    def on_confirm(self, method: Any) -> None:
+        for callback in self.callbacks["confirm"]:
+            callback(method)
+
+    def on_return(self, method: Any, encoded: bytes, body: bytes) -> None:
+        properties = spec.props[spec.Basic.INDEX]().decode(encoded)
+        for callback in self.callbacks["return"]:
+            callback(self, method, properties, body)
+
+    def on_cancel(self, method: Any) -> None:
+        for callback in self.callbacks["cancel"]:
+            callback(method)
+
+
+def _delivery(number: int, method: Any, encoded: bytes, body: bytes) -> bytes:
+    """Return the three frames of a delivery, as one read from the socket may bring them."""
+    header = struct.pack(">HxxQ", spec.Basic.INDEX, len(body)) + encoded
+    start = struct.pack(">BHI", spec.FRAME_HEADER, number, len(header))
+    first, last = frame.Method(number, method).marshal(), frame.Body(number, body).marshal()
+    return b"".join((first, start, header, bytes([spec.FRAME_END]), last))

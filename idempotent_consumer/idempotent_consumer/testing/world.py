@@ -18,12 +18,10 @@ from ..calls import Handler
 from ..records import decode
 from ..service import Service
 from ..settings import Settings
-from .amqp import Sent
-from .broker import FakeBroker, Queue
-from .etcd import Call, FakeEtcd
+from .broker import FakeBroker, Queue, Sent
+from .etcd import Call, FakeEtcd, Store
 from .loop import Agenda, Killed, Loop
 from .process import Process
-from .store import Store
 
 _SETTLED_WITHIN_S = 3600.0
 

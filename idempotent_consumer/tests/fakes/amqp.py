@@ -11,8 +11,7 @@ from structlog.testing import LogCapture
 
 from idempotent_consumer.health import Health
 from idempotent_consumer.system import System
-from idempotent_consumer.testing.amqp import Connection
-from idempotent_consumer.testing.broker import FakeBroker, ServerChannel
+from idempotent_consumer.testing.broker import Connection, FakeBroker, ServerChannel
 from idempotent_consumer.testing.loop import Loop, Threads
 
 

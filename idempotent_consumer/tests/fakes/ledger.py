@@ -18,9 +18,8 @@ from idempotent_consumer.ledger import EtcdLedger
 from idempotent_consumer.records import Answer, Ask, Kind
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.system import System
-from idempotent_consumer.testing.etcd import FakeEtcd
+from idempotent_consumer.testing.etcd import FakeEtcd, Store
 from idempotent_consumer.testing.loop import Loop, Threads
-from idempotent_consumer.testing.store import Store
 
 OTHER_DIGEST = "1:" + "e" * 32
 LONGER_THAN_ANY_BACKOFF_S = 30.0

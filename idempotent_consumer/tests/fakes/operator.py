@@ -32,7 +32,7 @@ from idempotent_consumer.cli.web import Page, Tls, WebError
 from idempotent_consumer.etcd import EtcdError, Failure
 from idempotent_consumer.producer import Producer
 from idempotent_consumer.settings import Settings
-from idempotent_consumer.testing.store import Store
+from idempotent_consumer.testing.etcd import Store
 
 NOW_S = 1_800_000_000.0
 TOKEN = "a" * 32 + "/1/7"

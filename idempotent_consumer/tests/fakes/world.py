@@ -14,19 +14,18 @@ from idempotent_consumer.health import Health
 from idempotent_consumer.ledger import Ledger
 from idempotent_consumer.records import CLAIMED, DONE, Record
 from idempotent_consumer.records import decode as decode_record
-from idempotent_consumer.testing.amqp import Sent
 from idempotent_consumer.testing.broker import (
     Consumer,
     FakeBroker,
     Message,
     Queue,
+    Sent,
     ServerChannel,
     Session,
 )
-from idempotent_consumer.testing.etcd import REQUEST_LOST, FakeEtcd
+from idempotent_consumer.testing.etcd import REQUEST_LOST, FakeEtcd, Store
 from idempotent_consumer.testing.loop import Agenda, Loop
 from idempotent_consumer.testing.process import SETTINGS, Process
-from idempotent_consumer.testing.store import Store
 
 DEAD_LETTERS, FIRST_RETRY = "order.dead-letter", "order.retry.1s"
 RECONNECTED_S = 1.0
