@@ -39,9 +39,9 @@ _NEVER_S = 15.0
 class SimulatedBroker(FakeBroker):
     """The queues, and what the seed decides of them.
 
-    ``sent`` has every body that was sent, ``acks`` counts, and ``must_not_ack`` are processes
-    that know better. ``published_s`` has the times at which each event of the service's own was
-    published, ``given_out_s`` when a message with a body was last given out.
+    ``sent`` has every body that was sent, and ``must_not_ack`` the processes that know better.
+    ``published_s`` has the times at which each event of the service's own was published,
+    ``given_out_s`` when a message with a body was last given out.
     """
 
     def __init__(self, run: Run, store: HistoricStore) -> None:
@@ -51,7 +51,6 @@ class SimulatedBroker(FakeBroker):
         self.away_until_s = self._alarm_until_s = 0.0
         self.sent: dict[bytes, Sent] = {}
         self.must_not_ack: set[Life] = set()
-        self.acks = 0
         self.published_s: dict[bytes, list[float]] = {}
         self.given_out_s: dict[bytes, float] = {}
         self._sent_on: Counter[bytes] = Counter()
@@ -72,7 +71,6 @@ class SimulatedBroker(FakeBroker):
 
     @property
     def dead(self) -> list[Message]:
-        """The dead letters."""
         return self.queues[DEAD_LETTERS].ready if DEAD_LETTERS in self.queues else []
 
     @property
@@ -108,7 +106,6 @@ class SimulatedBroker(FakeBroker):
             self._judge_copy(life, message, self._given_s.get((number, life)))
 
     def put(self, queue: Queue, message: Message) -> None:
-        """Store a message."""
         self.run.note("broker", f"has {queue.name} #{message.number}", message.body)
         if message.exchange == EXCHANGE:
             # An event of the service's own, for which it has no handler itself.
@@ -207,7 +204,7 @@ class SimulatedBroker(FakeBroker):
         """Judge an ack: the record is there and done, or a copy of the message is safe."""
         life, sent = _life(consumer.channel), self.sent[message.body]
         self.run.note("broker", f"gets an ack of #{message.number} from {life.name}")
-        self.acks += 1
+        super().settled(consumer, message)
         if life in self.must_not_ack:
             self.run.violation(
                 "an ack although etcd is not the one seen before", life.name, sent.body
@@ -281,7 +278,6 @@ class SimulatedBroker(FakeBroker):
     # Faults at a time.
 
     def heal(self) -> None:
-        """Be there again."""
         self.away = False
 
     def sound_alarm(self, least_s: float, most_s: float) -> None:

@@ -52,7 +52,6 @@ class HistoricStore(Store):
 
     @property
     def lineage(self) -> Lineage:
-        """Return the present life."""
         return self.lineages[-1]
 
     def start_anew(self, revision: int) -> None:
@@ -67,7 +66,6 @@ class HistoricStore(Store):
         return self.snapshot(), Lineage(self.lineage)
 
     def go_back(self, snapshot: tuple[Data, Lineage]) -> None:
-        """Restore a snapshot."""
         self.restore(snapshot[0])
         self.lineages.append(Lineage(snapshot[1]))
 
@@ -128,7 +126,6 @@ class SimulatedEtcd(FakeEtcd):
         return self.agenda.now_s < self.away_until_s
 
     def heal(self) -> None:
-        """Be there again."""
         self.away_until_s, self.store.out_of_space = 0.0, False
 
     # A request.

@@ -33,7 +33,7 @@ def run_seeds(seeds: range) -> Summary:
         summary.fired.update(world.run.fired)
         summary.runs += 1
         summary.confirmed += len(world.producer.confirmed)
-        summary.acks += world.broker.acks
+        summary.acks += len(world.broker.acked)
         if world.run.violations:
             summary.broken = seed
             break

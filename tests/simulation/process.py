@@ -72,7 +72,6 @@ class Life(Loop):
         self.on_frozen(seconds)
 
     def end(self) -> None:
-        """Be gone."""
         if self.ended_s is None:
             self.ended_s = self.agenda.now_s
             self.run.note(self.name, "is gone")

@@ -50,7 +50,6 @@ class Run:
         return self.rng.expovariate(1 / self.plan.latency_s)
 
     def note(self, who: str, what: str, *about: object) -> None:
-        """Add a line to the account."""
         self._lines.append((self.agenda.now_s, who, what, about))
 
     def fault(self, kind: str, who: str, *about: object) -> None:

@@ -31,9 +31,15 @@ _PROPERTIES = (
     pika.BasicProperties(headers={}, type="event"),
     pika.BasicProperties(headers={"trace": "1", "x-attempts": "many"}, type="event"),
     encoded(table(entry(b"nan", b"f", b"\x7f\xc0\0\0"), entry(b"x-attempts", b"V", b""))),
-    encoded(table(entry(b"year", b"T", b"\x40" + b"\0" * 7), entry(b"deep", b"F", nested(300)))),
+    encoded(
+        table(
+            entry(b"year", b"T", b"\x40" + b"\0" * 7),
+            entry(b"deep", b"F", nested(3)),
+            entry(b"long", b"S", table(b"x" * 2069)),
+        )
+    ),
 )
-"""Some of them have headers that pika cannot read."""
+"""Some of them have headers that pika cannot read, or more bytes than may be in flight."""
 
 _LONG = "x" * 150
 _IDS = (

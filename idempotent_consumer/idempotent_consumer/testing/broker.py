@@ -80,6 +80,14 @@ class Consumer:
         return not self.prefetch or self.unacked < self.prefetch
 
 
+class Ack(NamedTuple):
+    """An ack: on which of the channels that have consumed, from 1, and the tags it settles."""
+
+    epoch: int
+    tags: tuple[int, ...]
+    multiple: bool
+
+
 class ChannelError(Exception):
     """What the broker closes a channel for."""
 
@@ -93,7 +101,8 @@ class FakeBroker:
 
     ``away`` refuses connections. ``confirms`` off holds confirms back, for the
     test to send them by ``ServerChannel.confirm``. ``nacks`` says of a queue's name whether it
-    takes no message. ``arrived`` is how many deliveries have come to each process.
+    takes no message. ``arrived`` is how many deliveries have come to each process. ``sinks`` has
+    exchanges whose messages all go to one queue, ``consuming`` counts the channels that have.
     A subclass can decide what else there is to decide, such as the order of deliveries.
     """
 
@@ -106,8 +115,11 @@ class FakeBroker:
         self.queues: dict[str, Queue] = {}
         self.sessions: list[Session] = []
         self.connections: list[Connection] = []
+        self.sinks: dict[str, Queue] = {}
         self.published: list[Message] = []
         self.acked: list[Message] = []
+        self.acks: list[Ack] = []
+        self.consuming = 0
         self.arrived: Counter[Loop] = Counter()
         self._stored = 0
 
@@ -121,7 +133,6 @@ class FakeBroker:
         on_open_error_callback: Callback,
         on_close_callback: Callback,
     ) -> Connection:
-        """Connect, for ``System.connect``."""
         connection = Connection(
             self, parameters, on_open_callback, on_open_error_callback, on_close_callback
         )
@@ -189,23 +200,22 @@ class FakeBroker:
         """Take note of the end of a channel, with what is unconfirmed on it."""
 
     def confirm(self, channel: ServerChannel, number: int) -> None:
-        """Confirm a message that was published, now or at another time."""
         if self.confirms:
             channel.confirm(number)
 
     def settled(self, consumer: Consumer, message: Message) -> None:
-        """Take the ack of a message."""
         self.acked.append(message)
 
     def rejected(self, consumer: Consumer, message: Message) -> None:
-        """Take a message back that a client rejects or nacks."""
         self.take_back(consumer.queue, [message])
 
     # The queues.
 
     def route(self, exchange: str, routing_key: str) -> list[Queue]:
         """Return the queues that a message goes to; raises ChannelError."""
-        if exchange == "":
+        if exchange in self.sinks:
+            return [self.sinks[exchange]]
+        if not exchange:
             found = {routing_key}
         elif exchange in self.exchanges:
             kind, bindings = self.exchanges[exchange]
@@ -215,7 +225,6 @@ class FakeBroker:
         return [queue for name, queue in self.queues.items() if name in found]
 
     def message(self, body: bytes, encoded: bytes, exchange: str, routing_key: str) -> Message:
-        """Return a message with a number of its own."""
         self._stored += 1
         return Message(self._stored, body, encoded, exchange, routing_key)
 
@@ -227,7 +236,6 @@ class FakeBroker:
         self.dispatch(queue)
 
     def dispatch(self, queue: Queue) -> None:
-        """Give out what can be given out."""
         while (picked := self.pick(queue)) is not None:
             message, consumer = picked
             consumer.channel.deliver(consumer, message)
@@ -279,7 +287,6 @@ class Session:
         self._unread: list[Callable[[], None]] = []
 
     def accept(self) -> None:
-        """Take the connection, or refuse it."""
         connection = self.connection
         if self.broker.away:
             refused = AMQPConnectionError("Connection refused")
@@ -290,7 +297,6 @@ class Session:
         connection.to_client.send(connection.opened)
 
     def receive(self, number: int, sent: Sent) -> None:
-        """Do what a frame says."""
         if sent.method == "basic_publish" and self.broker.alarm and not self.blocked:
             self.blocked = True
             self.connection.to_client.send(partial(self.connection.on_blocked, True))
@@ -362,7 +368,7 @@ class ServerChannel:
         self.consumers: dict[str, Consumer] = {}
         self.cancelled: set[str] = set()
         self.alive, self.confirming = True, False
-        self._prefetch = self._tag = self._published = 0
+        self._prefetch = self._tag = self._published = self._epoch = 0
 
     # What the broker sends.
 
@@ -427,7 +433,6 @@ class ServerChannel:
         arguments: Mapping[str, Any],
         answered: Answered = None,
     ) -> None:
-        """Declare a queue; one that is there has to have the same arguments."""
         queue = self._queue(name) if passive else self.broker.queues.get(name)
         if queue is None:
             queue = self.broker.queues[name] = Queue(name, arguments)
@@ -450,13 +455,14 @@ class ServerChannel:
         self._answer(answered, spec.Queue.BindOk())
 
     def basic_qos(self, prefetch_count: int, answered: Answered = None) -> None:
-        """Bound what each consumer to come has unacked."""
         self._prefetch = prefetch_count
         self._answer(answered, spec.Basic.QosOk())
 
     def basic_consume(self, queue: str, tag: str, answered: Answered = None) -> None:
         consumer = Consumer(self, self._queue(queue), tag, self._prefetch)
         self.consumers[tag] = consumer
+        self.broker.consuming += 1
+        self._epoch = self.broker.consuming
         consumer.queue.consumers.append(consumer)
         # The answer precedes the first delivery.
         self._answer(answered, spec.Basic.ConsumeOk(tag))
@@ -470,15 +476,15 @@ class ServerChannel:
         self._answer(answered, spec.Basic.CancelOk(tag))
 
     def basic_ack(self, tag: int, multiple: bool) -> None:
-        """Ack a delivery, or all up to it."""
-        settled = self._take(tag, multiple)
+        tags = self._tags(tag, multiple)
+        self.broker.acks.append(Ack(self._epoch, tuple(tags), multiple))
+        settled = self._take(tags)
         for consumer, message in settled:
             self.broker.settled(consumer, message)
         self._dispatch([consumer for consumer, _ in settled])
 
     def basic_reject(self, tag: int, requeue: bool) -> None:
-        """Hand a delivery back, or have it dead-lettered."""
-        for consumer, message in self._take(tag, multiple=False):
+        for consumer, message in self._take(self._tags(tag, multiple=False)):
             if requeue:
                 self.broker.rejected(consumer, message)
             else:
@@ -491,7 +497,6 @@ class ServerChannel:
     def basic_publish(
         self, exchange: str, routing_key: str, body: bytes, encoded: bytes, mandatory: bool
     ) -> None:
-        """Route a message, and confirm it or send it back."""
         broker = self.broker
         queues, taken = broker.route(exchange, routing_key), True
         self._published += 1
@@ -512,20 +517,21 @@ class ServerChannel:
     # The end.
 
     def end(self) -> None:
-        """Take back what is not acked."""
         self.alive = False
         self.broker.ended(self)
         for consumer in list(self.consumers.values()):
             self._end_consumer(consumer)
-        unacked = self._take(max(self.unacked), multiple=True) if self.unacked else []
+        unacked = self._take(list(self.unacked))
         for queue in {consumer.queue: None for consumer, _ in unacked}:
             messages = [message for consumer, message in unacked if consumer.queue is queue]
             self.broker.take_back(queue, messages)
 
-    def _take(self, tag: int, multiple: bool) -> list[tuple[Consumer, Message]]:
+    def _tags(self, tag: int, multiple: bool) -> list[int]:
         if tag not in self.unacked:
             raise ChannelError(406, f"PRECONDITION_FAILED - unknown delivery tag {tag}")
-        tags = [each for each in self.unacked if each <= tag] if multiple else [tag]
+        return [each for each in self.unacked if each <= tag] if multiple else [tag]
+
+    def _take(self, tags: list[int]) -> list[tuple[Consumer, Message]]:
         taken = [self.unacked.pop(each) for each in tags]
         for consumer, _ in taken:
             consumer.unacked -= 1
@@ -683,7 +689,6 @@ class Connection:
         self.loop.act("behind", sent)
 
     def lost(self, error: Exception) -> None:
-        """Learn that there is no connection any more."""
         if self.is_closed:
             return
         self.is_open, self.is_closed = False, True
@@ -693,7 +698,6 @@ class Connection:
         (self._on_close if self._was_open else self._on_open_error)(self, error)
 
     def opened(self) -> None:
-        """Learn that the connection is open."""
         if not self.is_closed:
             self.is_open = self._was_open = True
             self._on_open(self)
@@ -706,7 +710,6 @@ class Connection:
             getattr(self._channels[number], method)(*arguments)
 
     def on_channel_closed(self, number: int, error: Exception) -> None:
-        """Learn that a channel has been closed."""
         channel = self._channels.pop(number, None)
         if channel is not None:
             channel.is_open, channel.is_closed = False, True
@@ -714,7 +717,6 @@ class Connection:
                 callback(channel, error)
 
     def on_blocked(self, blocked: bool) -> None:
-        """Learn of an alarm, or of its end."""
         for callback in self.callbacks["blocked" if blocked else "unblocked"]:
             callback(self, None)
 

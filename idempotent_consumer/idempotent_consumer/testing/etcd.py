@@ -130,12 +130,10 @@ class Store:
         self._data.compacted_revision = self.revision
 
     def get(self, key: str) -> Any:
-        """Return what a key holds, or None."""
         self.expire()
         return self._at(key.encode(), self._data.revision)
 
     def keys(self, prefix: str = "") -> list[str]:
-        """Return the keys there are."""
         self.expire()
         start = prefix.encode()
         live = self._within(b"\0", b"\0", self._data.revision)
@@ -154,7 +152,6 @@ class Store:
 
     @property
     def revision(self) -> int:
-        """Return the revision of the last change."""
         self.expire()
         return self._data.revision
 
@@ -443,7 +440,6 @@ class _StoreWatch:
         self.takes_fragments = any((field.field_number, field.data) == (8, 1) for field in unknown)
 
     def wants(self, change: Change) -> bool:
-        """Return whether it is told of a change."""
         first, end = self.request.key, self.request.range_end
         ignored = pb.WatchCreateRequest.NOPUT
         if change.value is None:
@@ -535,7 +531,6 @@ class FakeEtcd:
         self._scripts[method].extend(fates)
 
     def sent(self, method: str) -> list[Any]:
-        """Return the requests sent with a method."""
         return [call.request for call in self.calls if call.method == method]
 
     def end_watches(self, error: AioRpcError = CLOSED) -> None:
@@ -564,7 +559,6 @@ class FakeEtcd:
             later(after_s, lambda: answered(call.outcome), call.loop)
 
     def apply(self, call: Call) -> None:
-        """Do what a request says."""
         try:
             call.outcome = self.store.apply(call.method, call.request)
         except AioRpcError as error:

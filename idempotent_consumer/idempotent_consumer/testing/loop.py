@@ -44,7 +44,6 @@ class Agenda:
         self._numbers = count()
 
     def time(self) -> float:
-        """Return ``now_s``."""
         return self.now_s
 
     def later(self, delay_s: float, callback: Callback, loop: Loop | None = None) -> None:
@@ -167,7 +166,6 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
         self.agenda.run(self.agenda.now_s)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
         self.agenda.run(self.agenda.now_s + seconds)
 
     def freeze(self, seconds: float) -> None:
@@ -275,7 +273,6 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
     # The agenda's.
 
     def step(self, step: Step) -> None:
-        """Run one callback."""
         self.in_step = True
         if self.agenda.stepping is not self:
             self.agenda.stepping = self
