@@ -81,7 +81,7 @@ class Consumer:
 
 
 class Ack(NamedTuple):
-    """An ack: on which of the channels that have consumed, from 1, and the tags it settles."""
+    """An ack: on the channel of which consumer, counted from 1, and the tags that it settles."""
 
     epoch: int
     tags: tuple[int, ...]
@@ -99,10 +99,10 @@ class ChannelError(Exception):
 class FakeBroker:
     """RabbitMQ as a process reaches it, and as a test does.
 
-    ``away`` refuses connections. ``confirms`` off holds confirms back, for the
-    test to send them by ``ServerChannel.confirm``. ``nacks`` says of a queue's name whether it
-    takes no message. ``arrived`` is how many deliveries have come to each process. ``sinks`` has
-    exchanges whose messages all go to one queue, ``consuming`` counts the channels that have.
+    ``away`` refuses connections. ``confirms`` off holds confirms back, for the test to send them
+    by ``ServerChannel.confirm``. ``nacks`` says of a queue's name whether it takes no message.
+    ``sinks`` has exchanges whose messages all go to one queue. ``arrived`` is how many deliveries
+    have come to each process, and ``consumed`` how many consumers there have been.
     A subclass can decide what else there is to decide, such as the order of deliveries.
     """
 
@@ -119,23 +119,14 @@ class FakeBroker:
         self.published: list[Message] = []
         self.acked: list[Message] = []
         self.acks: list[Ack] = []
-        self.consuming = 0
+        self.consumed = 0
         self.arrived: Counter[Loop] = Counter()
         self._stored = 0
 
     # What a process reaches.
 
-    def connect(
-        self,
-        parameters: Any,
-        *,
-        on_open_callback: Callback,
-        on_open_error_callback: Callback,
-        on_close_callback: Callback,
-    ) -> Connection:
-        connection = Connection(
-            self, parameters, on_open_callback, on_open_error_callback, on_close_callback
-        )
+    def connect(self, parameters: Any, **callbacks: Callback) -> Connection:
+        connection = Connection(self, parameters, **callbacks)
         self.connections.append(connection)
         return connection
 
@@ -461,8 +452,8 @@ class ServerChannel:
     def basic_consume(self, queue: str, tag: str, answered: Answered = None) -> None:
         consumer = Consumer(self, self._queue(queue), tag, self._prefetch)
         self.consumers[tag] = consumer
-        self.broker.consuming += 1
-        self._epoch = self.broker.consuming
+        self.broker.consumed += 1
+        self._epoch = self.broker.consumed
         consumer.queue.consumers.append(consumer)
         # The answer precedes the first delivery.
         self._answer(answered, spec.Basic.ConsumeOk(tag))
@@ -627,14 +618,16 @@ class Connection:
         self,
         broker: FakeBroker,
         parameters: Any,
-        on_open: Callback,
-        on_open_error: Callback,
-        on_close: Callback,
+        *,
+        on_open_callback: Callback,
+        on_open_error_callback: Callback,
+        on_close_callback: Callback,
     ) -> None:
         self.broker, self.params = broker, parameters
         loop: Any = asyncio.get_running_loop()
         self.loop: Loop = loop
-        self._on_open, self._on_open_error, self._on_close = on_open, on_open_error, on_close
+        self._on_open, self._on_open_error = on_open_callback, on_open_error_callback
+        self._on_close = on_close_callback
         self.is_open = self.is_closed = self._was_open = False
         self.reader: Any = None
         self.session = Session(broker, self)

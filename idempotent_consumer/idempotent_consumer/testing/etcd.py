@@ -535,7 +535,8 @@ class FakeEtcd:
 
     def end_watches(self, error: AioRpcError = CLOSED) -> None:
         """End all watches, as where connections are lost."""
-        for watch in list(self._watches):
+        watches, self._watches = self._watches, []
+        for watch in watches:
             watch.end(error)
 
     # What a process reaches.
@@ -571,13 +572,7 @@ class FakeEtcd:
         self._watches.append(watch)
         end = self.store.watch(request, watch.deliver)
         self._tell_of_ends()
-
-        def ended() -> None:
-            end()
-            if watch in self._watches:
-                self._watches.remove(watch)
-
-        return ended
+        return end
 
     def _tell_of_ends(self) -> None:
         """Have a watch told of the end of a lease when it comes, and not at the next request."""
@@ -651,7 +646,6 @@ class FakeChannel:
                 async for reply in watch:
                     yield response_deserializer(reply.SerializeToString())
             finally:
-                self._watches.remove(watch)
                 watch.end(CLOSED)
                 reading.cancel()
 
@@ -662,7 +656,7 @@ class FakeChannel:
         self._closed = True
         for pending in list(self._pending):
             pending.cancel()
-        for watch in list(self._watches):
+        for watch in self._watches:
             watch.end(CLOSED)
 
     def _check_open(self) -> None:
