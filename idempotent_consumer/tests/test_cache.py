@@ -12,14 +12,23 @@ import pytest
 from etcd3.etcdrpc import LeaseGrantRequest, WatchResponse, kv_pb2
 from structlog.testing import LogCapture
 
-from fakes.ledger import captured, digest_of, system_of
+from fakes.ledger import digest_of, system_of
 from idempotent_consumer.cache import IMPORT_AFTER_S, PAGE_RECORDS, Cache, fingerprint
 from idempotent_consumer.etcd import Client
 from idempotent_consumer.records import encode
 from idempotent_consumer.settings import Settings
-from idempotent_consumer.testing.etcd import CLOSED, FINE, REQUEST_LOST, Call, FakeEtcd, Fate
+from idempotent_consumer.testing.etcd import (
+    CLOSED,
+    FINE,
+    REQUEST_LOST,
+    TOO_LARGE,
+    Call,
+    FakeEtcd,
+    Fate,
+    Store,
+)
 from idempotent_consumer.testing.loop import Loop
-from idempotent_consumer.testing.store import TOO_LARGE, Store
+from idempotent_consumer.testing.process import captured
 
 
 def digest(number: int) -> str:

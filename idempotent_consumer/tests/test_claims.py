@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from fakes.events import Claimed, body
-from fakes.world import DEAD_LETTERS, FIRST_RETRY, Ack, OrderProcess, World
+from fakes.world import DEAD_LETTERS, FIRST_RETRY, OrderProcess, World
 from idempotent_consumer.calls import Handler
 from idempotent_consumer.event import Event, decode
 from idempotent_consumer.flow import ACK_ALL_EVERY_S
@@ -19,6 +19,7 @@ from idempotent_consumer.records import decode as decode_record
 from idempotent_consumer.records import encode as encode_record
 from idempotent_consumer.service import FINISH_WITHIN_S
 from idempotent_consumer.settings import Settings
+from idempotent_consumer.testing.broker import Ack
 from idempotent_consumer.testing.etcd import (
     ANSWER_LOST,
     FINE,

@@ -158,7 +158,7 @@ def rabbitmq(version: str) -> Callable[[Operator], None]:
 
 def etcd(version: str) -> Callable[[Operator], None]:
     def change(operator: Operator) -> None:
-        operator.etcd_version = version
+        operator.store.version = version
 
     return change
 

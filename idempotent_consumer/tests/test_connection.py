@@ -94,7 +94,7 @@ def test_connections_that_do_not_hold_follow_each_other_ever_more_slowly(rabbit:
 @pytest.mark.usefixtures("running")
 def test_a_broker_that_refuses_is_asked_ever_more_slowly(rabbit: Rabbit) -> None:
     """Also when the connection before had held."""
-    rabbit.refuse()
+    rabbit.broker.away = True
     assert hold(rabbit, 11) <= AT_ONCE_S
     times_s = [rabbit.next_attempt_s() for _ in range(TIMES)]
     assert max(later - sooner for sooner, later in pairwise(times_s)) > 4 * AT_ONCE_S
@@ -135,7 +135,7 @@ def test_before_the_first_connection_health_says_so(rabbit: Rabbit) -> None:
 
 
 def nodes_tried(rabbit: Rabbit, nodes: list[str], times: int) -> list[str]:
-    rabbit.refuse()
+    rabbit.broker.away = True
     connection = connection_to(rabbit, nodes)
     rabbit.start(connection.run(ready_until_lost(connection)))
     while len(rabbit.attempts) < times:

@@ -30,9 +30,17 @@ from idempotent_consumer.etcd import (
 )
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.system import Channel, System
-from idempotent_consumer.testing.etcd import CLOSED, FINE, Call, FakeEtcd, Fate, refused
+from idempotent_consumer.testing.etcd import (
+    CLOSED,
+    FINE,
+    Call,
+    FakeEtcd,
+    Fate,
+    Store,
+    refusal,
+    refused,
+)
 from idempotent_consumer.testing.loop import Agenda, Loop, Threads
-from idempotent_consumer.testing.store import Store, refusal
 
 NO_LEADER = refusal(StatusCode.UNAVAILABLE, "no leader")
 SILENCE = Fate(None)

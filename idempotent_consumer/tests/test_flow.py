@@ -14,7 +14,7 @@ import pytest
 
 from fakes.events import Claimed, Pure, body
 from fakes.ledger import OTHER_DIGEST
-from fakes.world import DEAD_LETTERS, FIRST_RETRY, Ack, OrderProcess, World
+from fakes.world import DEAD_LETTERS, FIRST_RETRY, OrderProcess, World
 from idempotent_consumer.bus import COMMITS_IN_FLIGHT
 from idempotent_consumer.calls import Handler
 from idempotent_consumer.effects import Publish, Put
@@ -23,6 +23,7 @@ from idempotent_consumer.flow import ACK_ALL_EVERY_S, Consumer
 from idempotent_consumer.records import CLAIMED, DONE, PUBLISHING, RELEASED, encode
 from idempotent_consumer.service import FINISH_WITHIN_S
 from idempotent_consumer.settings import Settings
+from idempotent_consumer.testing.broker import Ack
 from idempotent_consumer.testing.etcd import (
     ANSWER_LOST,
     FINE,

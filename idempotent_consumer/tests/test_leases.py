@@ -22,11 +22,11 @@ from idempotent_consumer.testing.etcd import (
     REQUEST_LOST,
     Call,
     Fate,
+    Store,
     answered_late,
     refused,
 )
 from idempotent_consumer.testing.loop import Loop, complete
-from idempotent_consumer.testing.store import Store
 
 
 @pytest.fixture

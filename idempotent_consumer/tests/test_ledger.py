@@ -14,14 +14,15 @@ from idempotent_consumer.testing.etcd import (
     ANSWER_LOST,
     FINE,
     REQUEST_LOST,
+    TOO_LARGE,
     Call,
     Fate,
+    Store,
     answered_late,
     applied_late,
     refused,
 )
 from idempotent_consumer.testing.loop import Loop
-from idempotent_consumer.testing.store import TOO_LARGE, Store
 
 OTHER_PROCESS = "b" * 32
 EFFECT = Put("/orders/1", b"placed")

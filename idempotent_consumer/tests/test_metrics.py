@@ -11,9 +11,8 @@ import pytest
 from structlog.testing import LogCapture
 
 from fakes.deadline import CALLS, ends_in_time
-from fakes.ledger import captured
 from idempotent_consumer.metrics import Metrics, Outcome, Tally
-from idempotent_consumer.testing.process import Counts
+from idempotent_consumer.testing.process import Counts, captured
 
 DEADLINE_S = 10.0
 

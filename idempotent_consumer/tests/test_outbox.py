@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from fakes.events import Claimed, body
-from fakes.world import DEAD_LETTERS, Ack, OrderProcess, World
+from fakes.world import DEAD_LETTERS, OrderProcess, World
 from idempotent_consumer.calls import Handler
 from idempotent_consumer.effects import Publish, Put
 from idempotent_consumer.event import Event, decode
 from idempotent_consumer.records import CLAIMED, DONE, PUBLISHING, encode
 from idempotent_consumer.settings import Settings
+from idempotent_consumer.testing.broker import Ack
 from idempotent_consumer.testing.etcd import ANSWER_LOST, FINE
 
 PATIENCE_S = 10.0

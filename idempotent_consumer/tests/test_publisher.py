@@ -110,10 +110,10 @@ def test_what_was_sent_before_there_is_a_connection_is_sent_then(
 ) -> None:
     """Messages are numbered anew on it."""
     assert send().result() is True
-    rabbit.refuse()
+    rabbit.broker.away = True
     rabbit.lose()
     futures = [send() for _ in range(2)]
-    rabbit.accept()
+    rabbit.broker.away = False
     rabbit.loop.advance(10)
     assert outcomes(futures) == [True, True]
 
@@ -399,7 +399,7 @@ def test_what_nobody_wants_any_more_is_not_kept_until_a_broker_is_there(
 ) -> None:
     """It would be for ever, with its body, where an application tries again and again."""
     wanted = Wanted()
-    rabbit.refuse()
+    rabbit.broker.away = True
     rabbit.lose()
     future = send(wanted)
     wanted.yet, kept = False, weakref.ref(wanted)

@@ -22,8 +22,8 @@ from idempotent_consumer.records import (
     why_never,
 )
 from idempotent_consumer.settings import Settings
+from idempotent_consumer.testing.etcd import Store
 from idempotent_consumer.testing.loop import Loop
-from idempotent_consumer.testing.store import Store
 
 DIGEST = "1:" + "0" * 32
 EVENTS = (

@@ -26,9 +26,8 @@ from idempotent_consumer.etcd import Client, EtcdError, Failure
 from idempotent_consumer.service import real_system
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.system import System
-from idempotent_consumer.testing.etcd import FakeEtcd
+from idempotent_consumer.testing.etcd import MAX_LEASE_TTL_S, FakeEtcd, Store
 from idempotent_consumer.testing.loop import Loop
-from idempotent_consumer.testing.store import MAX_LEASE_TTL_S, Store
 
 MAX_TXN_OPS = 1024
 _numbers = count(1)

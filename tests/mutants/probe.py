@@ -71,7 +71,7 @@ def run_simulation(seeds: int, all_seeds: bool) -> Outcome:
     first: Sign | None = None
     runs = broken = 0
     for seed in range(seeds):
-        violations = simulate(seed).violations
+        violations = simulate(seed).run.violations
         runs += 1
         if violations:
             broken += 1

@@ -6,8 +6,9 @@ import argparse
 import os
 import sys
 import time
+from collections import Counter
 
-from simulation.many import Summary, run_on_cores
+from simulation.many import run_on_cores
 from simulation.world import simulate
 
 _SAY_EVERY_S = 10.0
@@ -27,11 +28,11 @@ def main() -> int:
 
 
 def _show(seed: int) -> int:
-    result = simulate(seed)
-    print(result.report())
-    if result.violations:
+    run = simulate(seed).run
+    print(run.report())
+    if run.violations:
         print(
-            f"{len(result.violations)} violations. Replay: make simulation SEED={seed}, or "
+            f"{len(run.violations)} violations. Replay: make simulation SEED={seed}, or "
             f"python -m simulation --seed {seed}",
             flush=True,
         )
@@ -41,23 +42,23 @@ def _show(seed: int) -> int:
 
 
 def _run_many(first: int, seeds: int, jobs: int) -> int:
-    total = Summary()
+    fired, runs, confirmed, acks = Counter[str](), 0, 0, 0
     started_s = said_s = time.monotonic()
     for summary in run_on_cores(first, seeds, jobs):
-        total.add(summary)
-        if total.broken is not None:
-            return _show(total.broken)
+        if summary.broken is not None:
+            return _show(summary.broken)
+        fired.update(summary.fired)
+        runs += summary.runs
+        confirmed += summary.confirmed
+        acks += summary.acks
         if time.monotonic() - said_s > _SAY_EVERY_S:
             said_s = time.monotonic()
-            print(
-                f"{total.runs} of {seeds} runs, no violation, "
-                f"{total.runs / (said_s - started_s):.0f} a second",
-                flush=True,
-            )
-    for kind, times in sorted(total.fired.items(), key=lambda item: (-item[1], item[0])):
+            rate = runs / (said_s - started_s)
+            print(f"{runs} of {seeds} runs, no violation, {rate:.0f} a second", flush=True)
+    for kind, times in sorted(fired.items(), key=lambda item: (-item[1], item[0])):
         print(f"{times:10} {kind}")
     print(
-        f"{total.runs} runs from seed {first}, {total.confirmed} confirmed, {total.acks} acked, "
+        f"{runs} runs from seed {first}, {confirmed} confirmed, {acks} acked, "
         f"no violation, {time.monotonic() - started_s:.0f} s"
     )
     return 0

@@ -6,7 +6,6 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from random import Random
 from typing import Any
 
 import orjson
@@ -14,10 +13,8 @@ import orjson
 from idempotent_consumer import Service
 from idempotent_consumer.effects import Effect, Publish, Put
 from idempotent_consumer.event import Event
-from simulation.keys import SERVICE
-from simulation.plan import Plan
 from simulation.process import Life
-from simulation.trace import Trace
+from simulation.run import SERVICE, Run
 from simulation.workload import ANNOUNCED, Sent
 
 SHARED_KEY = "/latest"
@@ -60,22 +57,22 @@ class Call:
 class Outside:
     """Takes the calls and keeps them. ``runs`` has the event of each run of a pure handler."""
 
-    def __init__(self, rng: Random, plan: Plan, trace: Trace) -> None:
-        self._rng, self._plan, self.trace = rng, plan, trace
+    def __init__(self, run: Run) -> None:
+        self._rng, self._plan, self._run = run.rng, run.plan, run
         self.calls: list[Call] = []
         self.runs: list[Event] = []
 
     def call(self, event: Event, life: Life, raises: bool) -> Call:
         """Make a call, which ends within the handler's time-out."""
         decided_s = life.agenda.now_s
-        if self._plan.rate("frozen") and self._rng.random() < 0.03:
+        if "frozen" in self._plan.rates and self._rng.random() < 0.03:
             # The narrow place that no lease can guard: frozen just before it sends.
             life.freeze(min(self._rng.uniform(1.0, 40.0), self._plan.longest_freeze_s))
         start_s = max(decided_s, life.frozen_until_s)
         took_s = self._rng.uniform(0.0, self._plan.call_s)
         call = Call(event, life, decided_s, start_s, start_s + took_s, raises)
         self.calls.append(call)
-        self.trace.note(life.name, "calls", event.id, f"until {call.end_s:.3f}")
+        self._run.note(life.name, "calls", event.id, f"until {call.end_s:.3f}")
         return call
 
     def process_ended(self, life: Life) -> None:
@@ -86,7 +83,7 @@ class Outside:
                 call.reached = self._rng.random() < 0.5 and call.start_s <= now_s
                 call.end_s = now_s if math.isinf(call.end_s) else call.end_s
                 which = "reached" if call.reached else "did not reach"
-                self.trace.fault(f"killed in a call that {which} the outside", life.name)
+                self._run.fault(f"killed in a call that {which} the outside", life.name)
 
 
 def effect_keys(event_type: str, event_id: str) -> list[str]:
@@ -124,8 +121,9 @@ def announce(event: Event) -> list[Effect]:
 class Handlers:
     """The handlers of one process."""
 
-    def __init__(self, life: Life, outside: Outside, rng: Random, plan: Plan) -> None:
-        self._life, self._outside, self._rng, self._plan = life, outside, rng, plan
+    def __init__(self, life: Life, outside: Outside) -> None:
+        self._life, self._outside = life, outside
+        self._rng, self._plan = life.run.rng, life.run.plan
 
     def register(self, service: Service) -> None:
         """Give them to a service; a claimed one is a coroutine function or a plain one."""
@@ -134,8 +132,8 @@ class Handlers:
             "parts": effects,
             "nothing": lambda _: None,
             "shared": lambda event: Put(SHARED_KEY, event.digest.encode()),
-            "flaky": self._sometimes,
-            "doomed": self._never,
+            "flaky": self._flaky,
+            "doomed": self._doomed,
             "greedy": self._greedy,
             "announce": announce,
         }.items():
@@ -150,12 +148,12 @@ class Handlers:
             register = service.claimed_handler(event_type, timeout_s=self._plan.call_timeout_s)
             register(claimed(fails, wanted))
 
-    def _sometimes(self, event: Event) -> list[Put]:
+    def _flaky(self, event: Event) -> list[Put]:
         if self._rng.random() < 0.4:
             raise RuntimeError("out of stock")
         return effects(event)
 
-    def _never(self, _: Event) -> list[Put]:
+    def _doomed(self, _: Event) -> list[Put]:
         raise RuntimeError("never in stock")
 
     def _greedy(self, event: Event) -> list[Put]:
@@ -190,7 +188,7 @@ class Handlers:
             except asyncio.CancelledError:
                 call.cut_s = self._life.agenda.now_s
                 call.end_s = min(call.end_s, call.cut_s)
-                self._outside.trace.fault("call cut off", self._life.name)
+                self._life.run.fault("call cut off", self._life.name)
                 raise
             return call.result(wanted)
 

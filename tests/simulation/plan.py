@@ -81,10 +81,6 @@ class Plan:
     restarted_at_once: bool = False
     rates: dict[str, float] = field(default_factory=dict)
 
-    def rate(self, fault: str) -> float:
-        """Return a fault's rate, 0 where it does not happen in this run."""
-        return self.rates.get(fault, 0.0)
-
     def describe(self) -> str:
         """Write the plan for a reader."""
         s = self.settings

@@ -9,13 +9,11 @@ from random import Random
 from typing import Any
 
 from idempotent_consumer import Service
-from idempotent_consumer.testing.amqp import Sent
-from idempotent_consumer.testing.broker import FakeBroker
+from idempotent_consumer.testing.broker import FakeBroker, Sent
 from idempotent_consumer.testing.etcd import FakeEtcd
-from idempotent_consumer.testing.loop import Agenda, Killed, Loop, Threads
+from idempotent_consumer.testing.loop import Killed, Loop, Threads
 from idempotent_consumer.testing.process import Process
-from simulation.plan import Plan
-from simulation.trace import Trace, TraceLog
+from simulation.run import Run
 
 
 class Life(Loop):
@@ -28,9 +26,9 @@ class Life(Loop):
     last told of each record, ``lineage`` the life of etcd's data that it has reached first.
     """
 
-    def __init__(self, name: str, agenda: Agenda, trace: Trace, clock_s: float) -> None:
-        super().__init__(agenda, clock_s)
-        self.name, self.trace = name, trace
+    def __init__(self, name: str, run: Run) -> None:
+        super().__init__(run.agenda, clock_s=run.rng.uniform(0.0, 1e5))
+        self.name, self.run = name, run
         self.ended_s: float | None = None
         self.steps = 0
         self.dies_at: int | None = None
@@ -38,15 +36,15 @@ class Life(Loop):
         self.sent = self.answered = self.last_answered = self.highest_revision = 0
         self.told_s: dict[bytes, float] = {}
         self.lineage: int | None = None
-        self.on_frozen: list[Callable[[float], None]] = []
-        self.on_ended: list[Callable[[], None]] = []
+        self.on_frozen: Callable[[float], None] = lambda _: None
+        self.on_ended: Callable[[], None] = lambda: None
         self.may_ack: Callable[[], bool] = lambda: False
 
     def between_steps(self) -> None:
         """Count a step, and die or freeze if it is the one."""
         self.steps += 1
         if self.steps == self.dies_at:
-            self.trace.fault("killed between two steps", self.name)
+            self.run.fault("killed between two steps", self.name)
             self.end()
         elif self.steps in self.freezes_at:
             self.freeze(self.freezes_at[self.steps])
@@ -56,53 +54,59 @@ class Life(Loop):
         super().act(when, what)
         if when == "before" and isinstance(what, Sent):
             if what.method == "basic_consume" and not self.answered:
-                self.trace.violation("consuming before etcd is ready", self.name)
+                self.run.violation("consuming before etcd is ready", self.name)
             if what.method == "basic_ack" and not self.may_ack():
-                self.trace.violation(
+                self.run.violation(
                     "an ack by a process that knows that etcd is another", self.name, what
                 )
         self.steps += 1
         if self.steps == self.dies_at and self.in_step:
-            self.trace.fault("killed within a step", self.name)
+            self.run.fault("killed within a step", self.name)
             self.end()
             raise Killed
 
     def freeze(self, seconds: float) -> None:
         """Do nothing for a time, as after SIGSTOP."""
-        self.trace.fault("frozen", self.name, round(seconds, 2))
+        self.run.fault("frozen", self.name, round(seconds, 2))
         super().freeze(seconds)
-        for callback in self.on_frozen:
-            callback(seconds)
+        self.on_frozen(seconds)
 
     def end(self) -> None:
-        """Be gone."""
         if self.ended_s is None:
             self.ended_s = self.agenda.now_s
-            self.trace.note(self.name, "is gone")
-            for callback in self.on_ended:
-                callback()
+            self.run.note(self.name, "is gone")
+            self.on_ended()
             self.kill()
 
     def on_defect(self, error: BaseException) -> None:
         """Judge what would end a real service, and never should."""
         lines = traceback.format_exception(error)
-        self.trace.violation("an exception ended the process", repr(error), *lines[-5:])
+        self.run.violation("an exception ended the process", repr(error), *lines[-5:])
+
+
+class Log:
+    """The library's log, into the account of the run, as long as its process lives."""
+
+    def __init__(self, life: Life) -> None:
+        self._life = life
+
+    def bind(self, **_: object) -> Log:
+        return self
+
+    def info(self, line: str, **about: object) -> None:
+        if self._life.alive:
+            self._life.run.note(self._life.name, line, about)
+
+    warning = error = critical = debug = info
 
 
 class SimulatedProcess(Process):
     """The service's own run in one life."""
 
-    def __init__(
-        self,
-        life: Life,
-        service: Service,
-        plan: Plan,
-        rng: Random,
-        broker: FakeBroker,
-        etcd: FakeEtcd,
-    ) -> None:
+    def __init__(self, life: Life, service: Service, broker: FakeBroker, etcd: FakeEtcd) -> None:
         self.life = life
         life.may_ack = lambda: not self.running.ledger.halted
+        rng, plan = life.run.rng, life.run.plan
         super().__init__(
             service,
             broker,
@@ -111,7 +115,7 @@ class SimulatedProcess(Process):
             loop=life,
             random=Random(rng.getrandbits(64)),
             threads=partial(Threads, starts_after_s=lambda: rng.expovariate(1000)),
-            log=TraceLog(life.trace, life.name, lambda: life.alive),
+            log=Log(life),
             cache_entries=plan.cache_entries,
             max_bytes=plan.max_bytes,
         )
@@ -130,13 +134,13 @@ class SimulatedProcess(Process):
     def judge_counts(self) -> None:
         """Hold the contract's sum."""
         if miscounted := hasattr(self, "running") and self.miscounted():
-            self.life.trace.violation("the counters do not add up", self.life.name, miscounted)
+            self.life.run.violation("the counters do not add up", self.life.name, miscounted)
 
     def stop(self) -> None:
         """Stop it; a second signal changes nothing."""
         if hasattr(self, "running"):
             in_hand = self.running.intake.in_hand
-            self.life.trace.fault("stopped", self.life.name, f"{in_hand} in hand")
+            self.life.run.fault("stopped", self.life.name, f"{in_hand} in hand")
             super().stop()
 
     def _ended(self, task: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,10 +11,10 @@ from random import Random
 from typing import Any
 
 from idempotent_consumer.settings import Settings
+from simulation.checker import records_put
 from simulation.handlers import Call
-from simulation.keys import RECORDS
 from simulation.plan import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, TIMED, Plan
-from simulation.world import World, run_world
+from simulation.world import World, simulate
 
 RUNS_AGAIN = "Pure handler runs again"
 RECORDED_TWICE = "Recorded twice"
@@ -160,8 +159,8 @@ def draw(case: Case, fault: str, rng: Random) -> Plan:
 
 def run(case: Case, fault: str, seed: int) -> World | None:
     """Do one run, and return it if it is one of the case."""
-    world = run_world(seed, partial(draw, case, fault))
-    return None if case.claims_hold and world.trace.fired["claim ended by its lease"] else world
+    world = simulate(seed, partial(draw, case, fault))
+    return None if case.claims_hold and world.run.fired["claim ended by its lease"] else world
 
 
 def look(case: Case, wanted: Collection[str]) -> dict[str, Seen]:
@@ -184,10 +183,10 @@ def look(case: Case, wanted: Collection[str]) -> dict[str, Seen]:
 
 def _note(seen: Seen, case: Case, fault: str, seed: int, world: World) -> None:
     seen.runs += 1
-    seen.fired += any(f"{kind} ".startswith(f"{fault} ") for kind in world.trace.fired)
+    seen.fired += any(f"{kind} ".startswith(f"{fault} ") for kind in world.run.fired)
     seen.complaints += [
         f"seed {seed}: {violation}"
-        for violation in world.trace.violations
+        for violation in world.run.violations
         if not violation.startswith(case.excused)
     ]
     for column, times in _counted(world, case.copies).items():
@@ -219,7 +218,7 @@ def _counted(world: World, copies: bool) -> dict[str, list[int]]:
 
 def _pure_runs(world: World, copies: bool) -> Counter[str]:
     """Return how often pure handlers ran for each id: for all ids, or for those sent once."""
-    sent = Counter(one.event_id for one in world.auditor.sent.values())
+    sent = Counter(one.event_id for one in world.broker.sent.values())
     return Counter(event.id for event in world.outside.runs if copies or sent[event.id] == 1)
 
 
@@ -236,12 +235,8 @@ def recorded_s(world: World) -> dict[bytes, list[float]]:
     """Return when each record was put as done, over all lives of etcd's data."""
     done: dict[bytes, dict[int, float]] = defaultdict(dict)
     for lineage in world.store.lineages:
-        for at_s, change in lineage.steps:
-            if (
-                change.key.startswith(RECORDS)
-                and change.value is not None
-                and json.loads(change.value)["state"] == "done"
-            ):
+        for at_s, change, value in records_put(lineage):
+            if value["state"] == "done":
                 # A snapshot that is restored has the very same change once more.
                 done[change.key][id(change)] = at_s
     return {key: sorted(puts.values()) for key, puts in done.items()}

@@ -49,10 +49,8 @@ def test_nothing_is_lost_and_nothing_is_done_twice(seeds: range, fired: Counter[
     fired.update(summary.fired)
     fired["runs"] += summary.runs
     if summary.broken is not None:
-        pytest.fail(
-            f"{simulate(summary.broken).report()}\nreplay: make simulation SEED={summary.broken}",
-            pytrace=False,
-        )
+        report = simulate(summary.broken).run.report()
+        pytest.fail(f"{report}\nreplay: make simulation SEED={summary.broken}", pytrace=False)
     assert summary.confirmed > 15 * summary.runs
     assert summary.acks >= summary.confirmed
 
@@ -65,7 +63,7 @@ def test_every_fault_has_fired(fired: Counter[str]) -> None:
 
 def test_one_seed_is_one_run() -> None:
     for seed in range(10):
-        assert simulate(seed).report() == simulate(seed).report()
+        assert simulate(seed).run.report() == simulate(seed).run.report()
 
 
 def test_a_run_reads_no_clock_but_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,4 +74,4 @@ def test_a_run_reads_no_clock_but_its_own(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(time, "time", read)
     for seed in range(10):
-        assert simulate(seed).violations == []
+        assert simulate(seed).run.violations == []

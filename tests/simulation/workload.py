@@ -11,8 +11,8 @@ import pika
 
 from fakes.headers import encoded, entry, nested, table
 from idempotent_consumer.event import decode
-from simulation.keys import SERVICE
-from simulation.plan import OF_DATA, Plan
+from simulation.plan import OF_DATA
+from simulation.run import SERVICE, Run
 
 if TYPE_CHECKING:
     from simulation.broker import SimulatedBroker
@@ -31,9 +31,15 @@ _PROPERTIES = (
     pika.BasicProperties(headers={}, type="event"),
     pika.BasicProperties(headers={"trace": "1", "x-attempts": "many"}, type="event"),
     encoded(table(entry(b"nan", b"f", b"\x7f\xc0\0\0"), entry(b"x-attempts", b"V", b""))),
-    encoded(table(entry(b"year", b"T", b"\x40" + b"\0" * 7), entry(b"deep", b"F", nested(300)))),
+    encoded(
+        table(
+            entry(b"year", b"T", b"\x40" + b"\0" * 7),
+            entry(b"deep", b"F", nested(3)),
+            entry(b"long", b"S", table(b"x" * 2069)),
+        )
+    ),
 )
-"""Some of them have headers that pika cannot read."""
+"""Some of them have headers that pika cannot read, or more bytes than may be in flight."""
 
 _LONG = "x" * 150
 _IDS = (
@@ -160,13 +166,14 @@ _KINDS = ("new", "duplicate", "conflict", "stranger", "invalid")
 class Producer:
     """Publishes a run's bodies at random times, in bursts, and again where no confirm came."""
 
-    def __init__(self, rng: Random, plan: Plan, broker: SimulatedBroker) -> None:
-        self._rng, self._broker = rng, broker
+    def __init__(self, run: Run, broker: SimulatedBroker) -> None:
+        rng, plan = run.rng, run.plan
+        self._run, self._broker = run, broker
         self.confirmed: set[bytes] = set()
         self.unsent = plan.events
         workload = Workload(rng, plan.types)
         ends_s, at_s = plan.faulty_s * rng.choice([0.2, 0.8]), 0.0
-        if any(plan.rate(kind) for kind in OF_DATA):
+        if any(kind in plan.rates for kind in OF_DATA):
             ends_s = plan.faulty_s + 30.0  # Something must come to those that must not settle.
         for kind in rng.choices(_KINDS, plan.shares, k=plan.events):
             if rng.random() < 0.3:
@@ -174,22 +181,22 @@ class Producer:
             self._later(at_s, workload.draw(kind))
 
     def _later(self, delay_s: float, sent: Sent) -> None:
-        self._broker.agenda.later(delay_s, lambda: self._publish(sent))
+        self._run.agenda.later(delay_s, lambda: self._publish(sent))
 
     def _publish(self, sent: Sent) -> None:
-        broker, rng = self._broker, self._rng
+        broker, rng = self._broker, self._run.rng
         if broker.away:
             self._later(broker.away_until_s - broker.agenda.now_s + 0.1, sent)
             return
         self.unsent -= 1
-        broker.auditor.sent[sent.body] = sent
-        confirmed = not broker.happens("publish not confirmed")
+        broker.sent[sent.body] = sent
+        confirmed = not self._run.happens("publish not confirmed")
         if confirmed or rng.random() < 0.5:
             broker.publish("", SERVICE, sent.body, rng.choice(_PROPERTIES))
         if confirmed:
             self.confirmed.add(sent.body)
             return
-        broker.trace.fault("publish not confirmed", "producer")
+        self._run.fault("publish not confirmed", "producer")
         if rng.random() < 0.7:
             self.unsent += 1
             self._later(rng.uniform(0.05, 5.0), sent)

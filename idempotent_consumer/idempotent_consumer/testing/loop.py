@@ -18,6 +18,8 @@ from typing import Any, NoReturn
 _AbstractLoop: Any = asyncio.AbstractEventLoop
 """Any to type checkers, which would want every method for sockets of what is one."""
 
+Callback = Callable[[], object]
+
 _UNWOUND_AFTER = 100
 """Whatever catches its process's end more often than this is left as it is."""
 
@@ -42,12 +44,11 @@ class Agenda:
         self._numbers = count()
 
     def time(self) -> float:
-        """Return the clock's time."""
         return self.now_s
 
-    def later(self, delay_s: float, callback: Callable[[], None], loop: Loop | None = None) -> None:
+    def later(self, delay_s: float, callback: Callback, loop: Loop | None = None) -> None:
         """Call back after a delay: in the world, or as a step of a process."""
-        step = callback if loop is None else Step(callback, (), None, 0.0)
+        step = callback if loop is None else Step(callback)
         self.add(self.now_s + delay_s, loop, step)
 
     def add(self, due_s: float, loop: Loop | None, step: Any) -> None:
@@ -62,22 +63,21 @@ class Agenda:
         entries, self.stepping = self._entries, None
         with _outer_loop_set_aside():
             while entries and entries[0][0] <= until_s and not enough():
-                self._next()
+                due_s, _, loop, step = heapq.heappop(entries)
+                if loop is not None and (step.callback is None or not loop.alive):
+                    continue
+                self.now_s = max(self.now_s, due_s)
+                if loop is None:
+                    self.happened += 1
+                    step()
+                else:
+                    self._step(loop, step)
                 if self.defects:
                     raise self.defects.pop(0)
         if until_s < math.inf and not enough():
             self.now_s = max(self.now_s, until_s)
 
-    def _next(self) -> None:
-        due_s, _, loop, step = heapq.heappop(self._entries)
-        if loop is None:
-            self.now_s = max(self.now_s, due_s)
-            self.happened += 1
-            step()
-            return
-        if step.callback is None or not loop.alive:
-            return
-        self.now_s = max(self.now_s, due_s)
+    def _step(self, loop: Loop, step: Step) -> None:
         if loop.frozen_until_s <= self.now_s:
             loop.between_steps()
         if loop.frozen_until_s > self.now_s:
@@ -110,21 +110,22 @@ class Step:
     __slots__ = ("_when", "arguments", "callback", "context")
 
     def __init__(
-        self, callback: Any, arguments: tuple[Any, ...], context: Context | None, when: float
+        self,
+        callback: Any,
+        arguments: tuple[Any, ...] = (),
+        context: Context | None = None,
+        when: float = 0.0,
     ) -> None:
         self.callback, self.arguments, self._when = callback, arguments, when
         self.context = copy_context() if context is None else context
 
     def cancel(self) -> None:
-        """Let it not happen."""
         self.callback, self.arguments = None, ()
 
     def cancelled(self) -> bool:
-        """Whether it is not to happen."""
         return self.callback is None
 
     def when(self) -> float:
-        """Return when it is due, by its loop's clock."""
         return self._when
 
 
@@ -165,7 +166,6 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
         self.agenda.run(self.agenda.now_s)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
         self.agenda.run(self.agenda.now_s + seconds)
 
     def freeze(self, seconds: float) -> None:
@@ -194,7 +194,7 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
     def act(self, when: str, what: Any) -> None:
         """Stand "before" or "behind" something that reaches the outside: raises Killed if dead.
 
-        ``what`` is the ``etcd.Call``, or the frame ``amqp.Sent``.
+        ``what`` is the ``etcd.Call``, or the frame ``broker.Sent``.
         """
         if not self.alive:
             raise Killed
@@ -206,8 +206,7 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
         return self._clock_s + self.agenda.now_s + self._spent_s
 
     def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> Step:
-        """Call back in this instant, after what is waiting already."""
-        step = Step(callback, args, context, 0.0)
+        step = Step(callback, args, context)
         if self.alive:
             self.agenda.add(self.agenda.now_s, self, step)
         return step
@@ -215,13 +214,11 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
     call_soon_threadsafe = call_soon
 
     def call_later(self, delay: float, callback: Any, *args: Any, **context: Any) -> Step:
-        """Call back after a delay."""
         return self.call_at(self.time() + delay, callback, *args, **context)
 
     def call_at(
         self, when: float, callback: Any, *args: Any, context: Context | None = None
     ) -> Step:
-        """Call back at a time of the process's own clock."""
         step = Step(callback, args, context, when)
         if self.alive:
             due_s = when - self._clock_s
@@ -232,11 +229,9 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
         return step
 
     def create_future(self) -> asyncio.Future[Any]:
-        """Return a future of this loop."""
         return asyncio.Future(loop=self)
 
     def create_task(self, coro: Any, **options: Any) -> Any:
-        """Run a coroutine as a task."""
         if len(self._tasks) > self._tasks_unpruned:
             self._tasks = [task for task in self._tasks if not task.done()]
             self._tasks_unpruned = 2 * len(self._tasks) + 100
@@ -264,12 +259,7 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
 
     get_debug = staticmethod(bool)  # False, as fast as can be: each future asks.
 
-    def is_running(self) -> bool:
-        """Whether it is this loop's step."""
-        return self.in_step
-
     def is_closed(self) -> bool:
-        """Whether the process has ended."""
         return not self.alive
 
     close = kill
@@ -283,7 +273,6 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
     # The agenda's.
 
     def step(self, step: Step) -> None:
-        """Run one callback."""
         self.in_step = True
         if self.agenda.stepping is not self:
             self.agenda.stepping = self
@@ -393,12 +382,12 @@ class Wire:
 
     def __init__(self, agenda: Agenda, loop: Loop | None, latency_s: Callable[[], float]) -> None:
         self._agenda, self._loop, self._latency_s = agenda, loop, latency_s
-        self._frames: deque[tuple[float, Callable[[], object]]] = deque()
+        self._frames: deque[tuple[float, Callback]] = deque()
         self._cut = self._paused = False
         self.idle_at_s = 0.0
         """When the last frame under way arrives."""
 
-    def send(self, frame: Callable[[], object]) -> None:
+    def send(self, frame: Callback) -> None:
         """Let a frame arrive, unless the wire is cut."""
         if self._cut:
             return
@@ -409,13 +398,6 @@ class Wire:
             self.idle_at_s = arrives_s
             self._agenda.later(arrives_s - now_s, self._arrive, self._loop)
         self._frames.append((arrives_s, frame))
-
-    def hold(self, until_s: float) -> None:
-        """Let nothing more arrive before a time."""
-        self.idle_at_s = max(self.idle_at_s, until_s)
-        if self._frames:
-            self._frames = deque((max(at_s, until_s), frame) for at_s, frame in self._frames)
-            self._agenda.later(max(0.0, until_s - self._agenda.now_s), self._arrive, self._loop)
 
     def pause(self, paused: bool) -> None:
         """Leave what arrives where it is, or take it from there."""
@@ -435,7 +417,6 @@ class Wire:
 
     @property
     def under_way(self) -> int:
-        """Return how many frames are under way."""
         return len(self._frames)
 
     def _arrive(self) -> None:

@@ -23,6 +23,13 @@ from .loop import Loop, Threads
 SETTINGS = Settings(enable_etcd=True)
 
 
+def captured(lines: LogCapture) -> Any:
+    """Return a logger whose lines of every level are captured."""
+    return structlog.wrap_logger(
+        None, processors=[lines], wrapper_class=structlog.make_filtering_bound_logger(0)
+    )
+
+
 class Counts(Metrics):
     """Metrics that stay where they are counted."""
 
@@ -31,11 +38,9 @@ class Counts(Metrics):
         self.timings: list[str] = []
 
     def count(self, name: str, by: int = 1) -> None:
-        """Add to a counter."""
         self.counts[name] += by
 
     def timing(self, name: str, elapsed_s: float) -> None:
-        """Note that something was timed."""
         self.timings.append(name)
 
     def send(self) -> None:
@@ -73,12 +78,7 @@ class Process:
         system = System(
             broker.connect, etcd.open_channel, broker.agenda.time, random, threads, elapsed_s
         )
-        if log is None:
-            log = structlog.wrap_logger(
-                None,
-                processors=[self.lines],
-                wrapper_class=structlog.make_filtering_bound_logger(0),
-            )
+        log = captured(self.lines) if log is None else log
 
         async def run() -> None:
             self.running = Running(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
 from random import Random
@@ -18,12 +19,10 @@ from ..calls import Handler
 from ..records import decode
 from ..service import Service
 from ..settings import Settings
-from .amqp import Sent
-from .broker import FakeBroker, Queue
-from .etcd import Call, FakeEtcd
+from .broker import FakeBroker, Queue, Sent
+from .etcd import Call, FakeEtcd, Store
 from .loop import Agenda, Killed, Loop
 from .process import Process
-from .store import Store
 
 _SETTLED_WITHIN_S = 3600.0
 
@@ -50,7 +49,9 @@ class InMemory:
         self._service, self._settings = service, settings or Settings(enable_etcd=True)
         self._agenda, self._random = Agenda(), Random(0)
         store = Store(self._agenda.time, self._settings.etcd_max_txn_ops)
-        self._etcd, self._broker = FakeEtcd(self._agenda, store), _Broker(self._agenda)
+        self._etcd, self._broker = FakeEtcd(self._agenda, store), FakeBroker(self._agenda)
+        # What the service publishes is kept; it gets none of its own events.
+        self._events = self._broker.sinks[names.EXCHANGE] = Queue(names.EXCHANGE, {})
         for name, arguments in queue_arguments(service.name, self._settings.retry_delays).items():
             self._broker.queues[name] = Queue(name, arguments)
         self._processes: list[Process] = []
@@ -92,7 +93,7 @@ class InMemory:
     @property
     def published(self) -> list[dict[str, Any]]:
         """The events that the service has published, in order, with those published again."""
-        return [orjson.loads(body) for body in self._broker.events.bodies]
+        return [orjson.loads(body) for body in self._events.bodies]
 
     @property
     def parked(self) -> list[Parked]:
@@ -126,12 +127,7 @@ class InMemory:
         }
         self._processes.append(
             Process(
-                service,
-                self._broker,
-                self._etcd,
-                self._settings,
-                loop=life,
-                random=self._random,
+                service, self._broker, self._etcd, self._settings, loop=life, random=self._random
             )
         )
         return life
@@ -165,18 +161,6 @@ def _end(processes: list[Process]) -> None:
         process.loop.kill()
 
 
-class _Broker(FakeBroker):
-    """A broker that keeps what the service publishes as events."""
-
-    def __init__(self, agenda: Agenda) -> None:
-        super().__init__(agenda)
-        self.events = Queue(names.EXCHANGE, {})
-
-    def route(self, exchange: str, routing_key: str) -> list[Queue]:
-        """Return the queues that a message goes to; the service's own gets no events of its own."""
-        return [self.events] if exchange == names.EXCHANGE else super().route(exchange, routing_key)
-
-
 class _Life(Loop):
     """One process's life, as a count of the steps that the outside could notice.
 
@@ -189,7 +173,6 @@ class _Life(Loop):
         self.steps: list[str] = []
 
     def act(self, when: str, what: Any) -> None:
-        """Stand before or behind what reaches a server."""
         super().act(when, what)
         if described := _described(what):
             done, unread = described
@@ -219,30 +202,26 @@ def _watched(handler: Handler, life: _Life) -> Callable[..., Any]:
     """Return a handler's function with a step before and behind it."""
     function = handler.function
 
-    def before(event: Any) -> None:
+    @contextmanager
+    def steps(event: Any) -> Iterator[None]:
         if not life.alive:
             raise Killed
         life.note(f"{event.type} {event.id}: before its handler")
-
-    def behind(event: Any) -> None:
+        yield
         life.note(f"{event.type} {event.id}: behind its handler, before its record")
 
     if handler.is_coroutine:
 
         @wraps(function)
         async def wait(event: Any, *arguments: Any) -> Any:
-            before(event)
-            result = await function(event, *arguments)
-            behind(event)
-            return result
+            with steps(event):
+                return await function(event, *arguments)
 
         return wait
 
     @wraps(function)
     def run(event: Any, *arguments: Any) -> Any:
-        before(event)
-        result = function(event, *arguments)
-        behind(event)
-        return result
+        with steps(event):
+            return function(event, *arguments)
 
     return run

@@ -6,14 +6,13 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any
 
-import structlog
 from structlog.testing import LogCapture
 
 from idempotent_consumer.health import Health
 from idempotent_consumer.system import System
-from idempotent_consumer.testing.amqp import Connection
-from idempotent_consumer.testing.broker import FakeBroker, ServerChannel
+from idempotent_consumer.testing.broker import Connection, FakeBroker, ServerChannel
 from idempotent_consumer.testing.loop import Loop, Threads
+from idempotent_consumer.testing.process import captured
 
 
 class Rabbit:
@@ -28,9 +27,7 @@ class Rabbit:
         self.attempts: list[tuple[float, str]] = []
         self.connections: list[Connection] = []
         self.system = System(self._connect, self._no_etcd, lambda: 0.0, Random(1), Threads)
-        self.log: Any = structlog.wrap_logger(
-            None, processors=[self.lines], wrapper_class=structlog.make_filtering_bound_logger(0)
-        )
+        self.log = captured(self.lines)
 
     @property
     def connection(self) -> Connection:
@@ -80,14 +77,6 @@ class Rabbit:
     def fall_silent(self) -> None:
         """Answer nothing on the last connection any more, as a frozen broker does."""
         self.connection.to_broker.cut(0)
-
-    def refuse(self) -> None:
-        """Refuse connections from now on."""
-        self.broker.away = True
-
-    def accept(self) -> None:
-        """Accept connections again."""
-        self.broker.away = False
 
     def said(self, event: str) -> list[Any]:
         """Return the log lines with this text."""

@@ -28,7 +28,6 @@ class Pure:
         self.fails, self.seen = fails, list[str]()
 
     def __call__(self, event: Event) -> Put:
-        """Handle one event."""
         self.seen.append(event.id)
         if self.fails:
             self.fails -= 1
@@ -57,7 +56,6 @@ class Claimed:
         self._under_way: list[tuple[str, asyncio.Future[None]]] = []
 
     async def call(self, event: Event, _timeout_s: float) -> Effects:
-        """Make one call."""
         self.calls.append(event.id)
         if self.waits:
             ended = asyncio.get_running_loop().create_future()

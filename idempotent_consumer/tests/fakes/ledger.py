@@ -8,7 +8,6 @@ from hashlib import sha256
 from random import Random
 from typing import Any
 
-import structlog
 from structlog.testing import LogCapture
 
 from idempotent_consumer.cache import Cache
@@ -18,9 +17,9 @@ from idempotent_consumer.ledger import EtcdLedger
 from idempotent_consumer.records import Answer, Ask, Kind
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.system import System
-from idempotent_consumer.testing.etcd import FakeEtcd
+from idempotent_consumer.testing.etcd import FakeEtcd, Store
 from idempotent_consumer.testing.loop import Loop, Threads
-from idempotent_consumer.testing.store import Store
+from idempotent_consumer.testing.process import captured
 
 OTHER_DIGEST = "1:" + "e" * 32
 LONGER_THAN_ANY_BACKOFF_S = 30.0
@@ -30,13 +29,6 @@ NOW_S = 1_800_000_000.0
 def digest_of(event_id: str) -> str:
     """Return a digest that covers an id, as each does."""
     return "1:" + sha256(event_id.encode()).hexdigest()[:32]
-
-
-def captured(lines: LogCapture) -> Any:
-    """Return a logger whose lines of every level are captured."""
-    return structlog.wrap_logger(
-        None, processors=[lines], wrapper_class=structlog.make_filtering_bound_logger(0)
-    )
 
 
 def system_of(etcd: FakeEtcd, seed: str = "") -> System:
@@ -120,12 +112,10 @@ class Replica:
         self.loop.run_until_idle()
 
     def wait(self) -> None:
-        """Let every backoff pass."""
         self.loop.advance(LONGER_THAN_ANY_BACKOFF_S)
 
     @property
     def answer(self) -> Answer:
-        """Return the one answer there is."""
         (answer,) = self.answers
         return answer
 

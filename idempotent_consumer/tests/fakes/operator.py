@@ -32,7 +32,7 @@ from idempotent_consumer.cli.web import Page, Tls, WebError
 from idempotent_consumer.etcd import EtcdError, Failure
 from idempotent_consumer.producer import Producer
 from idempotent_consumer.settings import Settings
-from idempotent_consumer.testing.store import Store
+from idempotent_consumer.testing.etcd import Store
 
 NOW_S = 1_800_000_000.0
 TOKEN = "a" * 32 + "/1/7"
@@ -47,7 +47,6 @@ class Ran(NamedTuple):
 
     @property
     def json(self) -> Any:
-        """Its document."""
         return orjson.loads(self.out)
 
 
@@ -55,7 +54,6 @@ class Terminal(io.StringIO):
     """Standard error on a terminal."""
 
     def isatty(self) -> bool:
-        """Return that it is one."""
         return True
 
 
@@ -63,7 +61,6 @@ class Typed(io.BytesIO):
     """Standard input on a terminal, with what is typed."""
 
     def isatty(self) -> bool:
-        """Return that it is one."""
         return True
 
 
@@ -74,23 +71,15 @@ class FakeEtcd(Etcd):
         self._operator = operator
 
     def ask(self, method: str, request: Any) -> Any:
-        """Answer from the store."""
         operator = self._operator
         if operator.etcd_error is not None:
             raise operator.etcd_error
-        if method == "LeaseTimeToLive":
-            left_s = operator.store.leases.get(request.ID, operator.now_s - 1) - operator.now_s
-            return pb.LeaseTimeToLiveResponse(TTL=int(left_s))
-        if method == "Status":
-            return pb.StatusResponse(version=operator.etcd_version, dbSize=2048, leader=1)
-        if method == "Alarm":
-            alarm = pb.AlarmMember(alarm=pb.AlarmType.Value("NOSPACE"))
-            return pb.AlarmResponse(alarms=[alarm] if operator.store.out_of_space else [])
         try:
             reply = operator.store.apply(method, request)
         except AioRpcError as error:
             raise EtcdError(Failure.UNKNOWN, str(error.details())) from None
-        operator.meanwhile()
+        if method in ("Range", "Txn"):
+            operator.meanwhile()
         return reply
 
     def close(self) -> None:
@@ -108,11 +97,9 @@ class FakeRabbit(Broker):
         """Close nothing."""
 
     def depth(self, queue: str) -> Depth | None:
-        """Return what is in a queue."""
         return self._operator.depths.get(queue)
 
     def differs(self, queue: str, arguments: dict[str, object]) -> bool:
-        """Return whether the management API would show other arguments."""
         return bool(self._operator.queue(queue)["arguments"] != arguments)
 
     @contextmanager
@@ -172,7 +159,6 @@ class FakeProducer(Producer):
         timeout_s: float = 30.0,
         progress: Callable[[int], None] | None = None,
     ) -> int:
-        """Take all, and report one by one."""
         number = 0
         for body in bodies:
             self.published.append(body)
@@ -203,9 +189,9 @@ class Operator:
         self.producer = FakeProducer([])
         self.etcd_error: EtcdError | None = None
         self.rabbitmq_error: BrokerError | None = None
-        self.etcd_version, self.rabbitmq_version = "3.5.30", "4.3.6"
+        self.rabbitmq_version = "4.3.6"
         self.meanwhile: Callable[[], None] = lambda: None
-        """What happens after each request to etcd."""
+        """What happens after each request for data in etcd."""
         self.etcd = FakeEtcd(self)
 
     def run(self, *arguments: str, **environ: str) -> Ran:

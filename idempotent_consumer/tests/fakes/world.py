@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 from idempotent_consumer import Service, Settings, names
 from idempotent_consumer.calls import Handler
@@ -14,8 +14,8 @@ from idempotent_consumer.health import Health
 from idempotent_consumer.ledger import Ledger
 from idempotent_consumer.records import CLAIMED, DONE, Record
 from idempotent_consumer.records import decode as decode_record
-from idempotent_consumer.testing.amqp import Sent
 from idempotent_consumer.testing.broker import (
+    Ack,
     Consumer,
     FakeBroker,
     Message,
@@ -23,22 +23,13 @@ from idempotent_consumer.testing.broker import (
     ServerChannel,
     Session,
 )
-from idempotent_consumer.testing.etcd import REQUEST_LOST, FakeEtcd
-from idempotent_consumer.testing.loop import Agenda, Loop
+from idempotent_consumer.testing.etcd import REQUEST_LOST, FakeEtcd, Store
+from idempotent_consumer.testing.loop import Agenda
 from idempotent_consumer.testing.process import SETTINGS, Process
-from idempotent_consumer.testing.store import Store
 
 DEAD_LETTERS, FIRST_RETRY = "order.dead-letter", "order.retry.1s"
 RECONNECTED_S = 1.0
 """Longer than a process waits before it connects again."""
-
-
-class Ack(NamedTuple):
-    """An ack as it is sent: on which of its process's channels, and the tags that it settles."""
-
-    epoch: int
-    tags: tuple[int, ...]
-    multiple: bool
 
 
 class OrderProcess(Process):
@@ -54,8 +45,6 @@ class OrderProcess(Process):
         **options: Any,
     ) -> None:
         self.world, self.store = world, world.store
-        self.acks: list[Ack] = []
-        self._epoch, self._tags_acked = 0, set[int]()
         service = Service("order", noun="orders")
         service.handlers = dict(handlers)
         etcd = FakeEtcd(world.agenda, world.store)
@@ -66,7 +55,6 @@ class OrderProcess(Process):
             _Broker(world, audited=settings.enable_etcd),
             etcd,
             settings,
-            loop=_ActsNoted(world.agenda, self._note),
             random=Random(len(world.processes)),
             elapsed_s=world.elapsed_s,
             **options,
@@ -100,8 +88,11 @@ class OrderProcess(Process):
     # What it shows.
 
     @property
+    def acks(self) -> list[Ack]:
+        return self.broker.acks
+
+    @property
     def acked(self) -> list[bytes]:
-        """The bodies of the messages that the broker has had acked."""
         return [message.body for message in self.broker.acked]
 
     @property
@@ -116,21 +107,17 @@ class OrderProcess(Process):
 
     @property
     def published(self) -> list[bytes]:
-        """The events it has published, in order."""
         return [message.body for message in self.broker.published if message.exchange]
 
     def sent_to(self, queue: str) -> list[Message]:
-        """Return what it has sent on to a queue."""
         return [message for message in self.forwarded if message.routing_key == queue]
 
     @property
     def health(self) -> Health:
-        """What it lacks."""
         return self.running.health
 
     @property
     def ledger(self) -> Ledger:
-        """Its ledger."""
         return self.running.ledger
 
     def logged(self, part: str) -> list[Mapping[str, Any]]:
@@ -143,17 +130,6 @@ class OrderProcess(Process):
 
     def _channels(self) -> list[ServerChannel]:
         return [one for session in self.broker.sessions for one in session.channels.values()]
-
-    def _note(self, sent: Sent) -> None:
-        if sent.method == "basic_consume":
-            self._epoch, self._tags_acked = self._epoch + 1, set()
-        elif sent.method == "basic_ack":
-            last, multiple = sent.arguments
-            unacked = next((one.unacked for one in self._channels() if one.consumers), {})
-            tags = [tag for tag in unacked if tag <= last] if multiple else [last]
-            new = tuple(tag for tag in tags if tag not in self._tags_acked)
-            self._tags_acked.update(new)
-            self.acks.append(Ack(self._epoch, new, multiple))
 
 
 class World:
@@ -171,7 +147,6 @@ class World:
         return OrderProcess(self, handlers, **options)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass."""
         self.agenda.run(self.agenda.now_s + seconds)
 
     def skip(self, seconds: float) -> None:
@@ -189,7 +164,6 @@ class World:
         return self.agenda.time() + self._suspended_s
 
     def record(self, event_id: str = "1") -> Record:
-        """Return an event's record."""
         kv = self.store.get(f"/service/order/{event_id}")
         return decode_record(kv.value, kv.mod_revision)
 
@@ -215,20 +189,6 @@ class World:
             raise AssertionError(f"deliveries are not counted once each: {miscounted}")
 
 
-class _ActsNoted(Loop):
-    """A process's loop that tells what the process sends to RabbitMQ."""
-
-    def __init__(self, agenda: Agenda, note: Callable[[Sent], None]) -> None:
-        super().__init__(agenda)
-        self._note = note
-
-    def act(self, when: str, what: Any) -> None:
-        """Stand before or behind what reaches a server."""
-        super().act(when, what)
-        if when == "before" and isinstance(what, Sent):
-            self._note(what)
-
-
 class _Broker(FakeBroker):
     """A broker that hands the service none of its own events, and looks at its acks.
 
@@ -238,13 +198,7 @@ class _Broker(FakeBroker):
     def __init__(self, world: World, *, audited: bool) -> None:
         super().__init__(world.agenda)
         self._world, self._audited = world, audited
-        self._events = Queue(names.EXCHANGE, {})
-
-    def route(self, exchange: str, routing_key: str) -> list[Queue]:
-        """Return the queues that a message goes to."""
-        if exchange == names.EXCHANGE:
-            return [self._events]
-        return super().route(exchange, routing_key)
+        self.sinks[names.EXCHANGE] = Queue(names.EXCHANGE, {})
 
     def settled(self, consumer: Consumer, message: Message) -> None:
         """Take the ack of a message. Raises AssertionError for one that came too early."""
