@@ -13,8 +13,7 @@ A whole service::
     raise SystemExit(service.run())
 """
 
-from .effects import Effects, Publish, Put
-from .event import Event, InvalidEvent
+from .event import Effects, Event, InvalidEvent, Publish, Put
 from .names import encode_id
 from .producer import Producer, PublishError
 from .service import Service

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 from structlog.typing import FilteringBoundLogger
 
-from .effects import NO_EFFECTS, Checked, Effects, check_effects
-from .event import Event
+from .event import NO_EFFECTS, Checked, Effects, Event, check_effects
 from .ledger import Ledger
 
 PureHandler = Callable[[Event], Effects]

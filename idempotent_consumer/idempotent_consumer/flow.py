@@ -17,8 +17,7 @@ from structlog.typing import FilteringBoundLogger
 
 from .bus import COMMITS_IN_FLIGHT, Delivery, Intake
 from .calls import Calls, Handler, Runner
-from .effects import NO_EFFECTS, Checked
-from .event import Event, InvalidEvent, decode
+from .event import NO_EFFECTS, Checked, Event, InvalidEvent, decode
 from .ledger import Ledger
 from .metrics import DuplicateAges, Outcome, Tally
 from .publisher import Publisher, event_message

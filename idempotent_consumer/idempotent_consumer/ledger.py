@@ -19,9 +19,8 @@ from tenacity import AsyncRetrying, retry_if_exception
 
 from . import etcd, names, records
 from .cache import Cache
-from .effects import Checked
 from .etcd import Client, EtcdError, Failure
-from .event import Event
+from .event import Checked, Event
 from .health import Health
 from .leases import ClaimLease, WindowLease
 from .records import DONE, Answer, Ask, Batch, Kind, Record

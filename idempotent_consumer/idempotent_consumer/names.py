@@ -54,11 +54,6 @@ def encode_id(event_id: str) -> str:
     return _HASHED + sha256(event_id.encode()).hexdigest()
 
 
-def derived_id(parent_id: str, service: str, number: int) -> str:
-    """Return the id of an event that a service publishes because of another one."""
-    return f"{parent_id}/{service}/{number}"
-
-
 def record_prefix(service: str) -> str:
     """Return the key prefix under which a service's records lie, and nothing else."""
     return f"/service/{service}/"

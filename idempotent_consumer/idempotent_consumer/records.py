@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from .effects import NO_EFFECTS, Checked
 from .etcd import MAX_REQUEST_BYTES
+from .event import NO_EFFECTS, Checked
 from .event import decode as decode_event
 
 CLAIMED, RELEASED, PUBLISHING, DONE = "claimed", "released", "publishing", "done"

@@ -13,8 +13,7 @@ from structlog.testing import LogCapture
 
 from fakes.events import body
 from idempotent_consumer.calls import Calls, Handler, Returned, Runner, one_line
-from idempotent_consumer.effects import NO_EFFECTS, Effects, Put
-from idempotent_consumer.event import Event, decode
+from idempotent_consumer.event import NO_EFFECTS, Effects, Event, Put, decode
 from idempotent_consumer.ledger import NoLedger
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.loop import Loop, Threads, complete

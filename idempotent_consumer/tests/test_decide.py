@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from idempotent_consumer.effects import Checked
+from idempotent_consumer.event import Checked
 from idempotent_consumer.flow import (
     WAITS_FOR_ITS_EVENTS,
     Action,

@@ -17,8 +17,7 @@ from fakes.ledger import OTHER_DIGEST
 from fakes.world import DEAD_LETTERS, FIRST_RETRY, OrderProcess, World
 from idempotent_consumer.bus import COMMITS_IN_FLIGHT
 from idempotent_consumer.calls import Handler
-from idempotent_consumer.effects import Publish, Put
-from idempotent_consumer.event import Event, decode
+from idempotent_consumer.event import Event, Publish, Put, decode
 from idempotent_consumer.flow import ACK_ALL_EVERY_S, Consumer
 from idempotent_consumer.records import CLAIMED, DONE, PUBLISHING, RELEASED, encode
 from idempotent_consumer.service import FINISH_WITHIN_S

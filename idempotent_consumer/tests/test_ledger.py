@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from fakes.ledger import OTHER_DIGEST, Replica, digest_of
-from idempotent_consumer.effects import Publish, Put, check_effects
+from idempotent_consumer.event import Publish, Put, check_effects
 from idempotent_consumer.ledger import GUARD_EVERY_S, RELEASED_S
 from idempotent_consumer.records import CLAIMED, DONE, PUBLISHING, RELEASED, Kind, decode
 from idempotent_consumer.testing.etcd import (

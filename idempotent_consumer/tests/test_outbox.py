@@ -11,8 +11,7 @@ import pytest
 from fakes.events import Claimed, body
 from fakes.world import DEAD_LETTERS, OrderProcess, World
 from idempotent_consumer.calls import Handler
-from idempotent_consumer.effects import Publish, Put
-from idempotent_consumer.event import Event, decode
+from idempotent_consumer.event import Event, Publish, Put, decode
 from idempotent_consumer.records import CLAIMED, DONE, PUBLISHING, encode
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.broker import Ack

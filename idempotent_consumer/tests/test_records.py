@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from fakes.ledger import Replica
-from idempotent_consumer.effects import Publish, Put, check_effects
+from idempotent_consumer.event import Publish, Put, check_effects
 from idempotent_consumer.records import (
     CLAIMED,
     DONE,

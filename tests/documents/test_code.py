@@ -13,7 +13,7 @@ import pytest
 import idempotent_consumer
 from documents.pages import DOCS, PAGES, REPOSITORY, blocks, name
 from idempotent_consumer import Event, Service
-from idempotent_consumer.effects import check_effects
+from idempotent_consumer.event import check_effects
 
 BLOCKS = [(page, block) for page in PAGES for block in blocks(page, "python")]
 TUTORIAL = DOCS / "tutorial.md"

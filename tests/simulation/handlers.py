@@ -11,8 +11,7 @@ from typing import Any
 import orjson
 
 from idempotent_consumer import Service
-from idempotent_consumer.effects import Effect, Publish, Put
-from idempotent_consumer.event import Event
+from idempotent_consumer.event import Effect, Event, Publish, Put
 from simulation.process import Life
 from simulation.run import SERVICE, Run
 from simulation.workload import ANNOUNCED, Sent

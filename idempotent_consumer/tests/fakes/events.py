@@ -9,8 +9,7 @@ from typing import Any
 import orjson
 
 from idempotent_consumer.calls import Handler
-from idempotent_consumer.effects import Effects, Put
-from idempotent_consumer.event import Event
+from idempotent_consumer.event import Effects, Event, Put
 
 
 def body(event_id: str, event_type: str = "new_order", **args: Any) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 from structlog.testing import LogCapture
 
 from idempotent_consumer.cache import Cache
-from idempotent_consumer.effects import Checked, Put
+from idempotent_consumer.event import Checked, Put
 from idempotent_consumer.health import Health
 from idempotent_consumer.ledger import EtcdLedger
 from idempotent_consumer.records import Answer, Ask, Kind
