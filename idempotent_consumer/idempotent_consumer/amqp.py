@@ -8,16 +8,18 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Callable, Collection, Iterable, Iterator
-from datetime import UTC, datetime
-from decimal import Decimal
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pika
-import pika.exceptions
 from pika import data as pika_data
 from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.exceptions import (
+    ChannelClosedByBroker,
+    ConnectionClosedByBroker,
+    ProbableAuthenticationError,
+)
 
 from .settings import SettingsError
 
@@ -94,21 +96,16 @@ def _fault_of(url: str) -> str:
 def explain(error: BaseException) -> str:
     """Describe a failure in one line that says what to do where that is known."""
     for cause in _causes(error):
-        if isinstance(cause, pika.exceptions.ChannelClosedByBroker) and (
-            "inequivalent arg" in cause.reply_text
-        ):
-            return (
-                f"{cause.reply_text}. A queue's or exchange's arguments never change: delete "
-                "it (rabbitmqctl delete_queue NAME) when it is empty, and it is made anew"
-            )
-        if isinstance(cause, pika.exceptions.ChannelClosedByBroker) and (
-            cause.reply_code == NOT_FOUND and "no queue" in cause.reply_text
-        ):
-            return f"{cause.reply_text}: it was deleted, and is declared anew"
-        if isinstance(cause, pika.exceptions.ProbableAuthenticationError) or (
-            isinstance(cause, pika.exceptions.ConnectionClosedByBroker) and cause.reply_code == 403
-        ):
-            return "RabbitMQ refuses the user or the password of RABBITMQ_URL"
+        match cause:
+            case ChannelClosedByBroker() if "inequivalent arg" in cause.reply_text:
+                return (
+                    f"{cause.reply_text}. A queue's or exchange's arguments never change: delete "
+                    "it (rabbitmqctl delete_queue NAME) when it is empty, and it is made anew"
+                )
+            case ChannelClosedByBroker(reply_code=404) if "no queue" in cause.reply_text:
+                return f"{cause.reply_text}: it was deleted, and is declared anew"
+            case ProbableAuthenticationError() | ConnectionClosedByBroker(reply_code=403):
+                return "RabbitMQ refuses the user or the password of RABBITMQ_URL"
     return " ".join(str(cause) or type(cause).__name__ for cause in _causes(error))[:500]
 
 
@@ -166,35 +163,31 @@ class Reader:
         Returns how many bytes they were, and whether what follows is the beginning of another.
         """
         found: list[tuple[int, bytes, bytes]] = []
-        used, more = self._find(data, found)
-        if found:
-            self._deliver(found)
-        return used, more
-
-    def _find(self, data: bytes, found: list[tuple[int, bytes, bytes]]) -> tuple[int, bool]:
-        at, size, channel = 0, len(data), self._channel_number
+        at, size, more, channel = 0, len(data), False, self._channel_number
         tag_at = 7 + len(self._method)
         while data.startswith(self._start, at) and data.startswith(self._method, at + 7):
             header_at = at + 8 + _FRAME.unpack_from(data, at)[2]
-            if size < header_at + 19:
-                return at, True
+            if more := size < header_at + 19:
+                break
             header, on, length, _, _, body_bytes = _HEADER_FRAME.unpack_from(data, header_at)
             body_at = header_at + 8 + length
             end = body_at + 8 + body_bytes
             if (header, on) != (_HEADER, channel) or not 0 < body_bytes <= LARGEST_READ_BYTES:
-                return at, False
-            if size < end:
-                return at, True
+                break
+            if more := size < end:
+                break
             if (
                 _FRAME.unpack_from(data, body_at) != (_BODY, channel, body_bytes)
                 or not data[header_at - 1] == data[body_at - 1] == data[end - 1] == _END
             ):
-                return at, False  # More than one frame, or none of AMQP's.
+                break  # More than one frame, or none of AMQP's.
             tag = _TAG.unpack_from(data, at + tag_at)[0]
             properties = data[header_at + 19 : body_at - 1]
             found.append((tag, properties, data[body_at + 7 : end - 1]))
             at = end
-        return at, False
+        if found:
+            self._deliver(found)
+        return at, more
 
 
 class Connection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped here
@@ -272,35 +265,7 @@ class Connection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped he
 
 # Properties. Their headers are anybody's, of any type and size, and pika changes them: it truncates
 # floats, and raises on NaN, on a timestamp past the year 9999 and on tables nested some hundred
-# levels deep. So they are read here, and sent on as the bytes that they came in.
-
-_FIELDS = {
-    "content_type": "s",
-    "content_encoding": "s",
-    "headers": "F",
-    "delivery_mode": "B",
-    "priority": "B",
-    "correlation_id": "s",
-    "reply_to": "s",
-    "expiration": "s",
-    "message_id": "s",
-    "timestamp": "Q",
-    "type": "s",
-    "user_id": "s",
-    "app_id": "s",
-    "cluster_id": "s",
-}
-"""In AMQP's order, from the highest bit of the flags on. Kinds: a short string, a table, or a
-number as struct has it."""
-
-_NUMBERS = {
-    kind: struct.Struct(">" + layout)
-    for kind, layout in zip(b"tbBsUuIilLfdTDV", (*"?bBhhHiIqqfdQ", "Bi", ""), strict=True)
-}
-"""Header values of a fixed size, by their kind, as RabbitMQ and pika write them."""
-
-_DEEPEST = 100
-"""A table or an array below so many others is read as the bytes it is written in."""
+# levels deep. So headers are read here, and sent on as the bytes that they came in.
 
 
 class Properties(pika.BasicProperties):  # type: ignore[misc]  # pika is untyped here
@@ -316,12 +281,13 @@ class Properties(pika.BasicProperties):  # type: ignore[misc]  # pika is untyped
         """Read them, as pika does with those that arrive."""
         self._encoded = encoded[offset:]
         try:
-            parts = _split(self._encoded)
-            found = {name: _decode_field(_FIELDS[name], part) for name, part in parts.items()}
+            others, table = _split(self._encoded)
         except (ValueError, IndexError, struct.error):
-            self._encoded, found = _join({}), {}
-        for name, value in found.items():
-            setattr(self, name, value)
+            self._encoded, others, table = b"\0\0", pika.BasicProperties(), b""
+        self.__dict__.update(vars(others))
+        if table:
+            headers = _decode_value(b"F" + table)
+            self.__dict__["headers"] = headers if isinstance(headers, dict) else {}
         return self
 
     def encode(self) -> list[bytes]:
@@ -343,96 +309,81 @@ def keep_header_bytes() -> None:
     pika.spec.props[pika.spec.Basic.INDEX] = Properties
 
 
-def _split(encoded: bytes) -> dict[str, bytes]:
-    """Return the properties that are there, each as it is written. Raises ValueError."""
+def _split(encoded: bytes) -> tuple[Any, bytes]:
+    """Return properties without their headers, and the table of these as it is written, if any.
+
+    Raises ValueError, IndexError or struct.error for bytes that make no sense.
+    """
     (flags,) = struct.unpack_from(">H", encoded)
-    at, found = 2, {}
-    for bit, (name, kind) in enumerate(_FIELDS.items()):
-        if flags & 0x8000 >> bit:
-            if kind == "s":
-                end = at + 1 + encoded[at]
-            elif kind == "F":
-                end = at + 4 + int.from_bytes(encoded[at : at + 4])
-            else:
-                end = at + struct.calcsize(">" + kind)
-            found[name], at = encoded[at:end], end
-    if at != len(encoded):
+    start = 2
+    for flag in (Properties.FLAG_CONTENT_TYPE, Properties.FLAG_CONTENT_ENCODING):
+        if flags & flag:
+            start += 1 + encoded[start]
+    headers = flags & Properties.FLAG_HEADERS
+    end = start + 4 + int.from_bytes(encoded[start : start + 4]) if headers else start
+    rest = (flags - headers).to_bytes(2) + encoded[2:start] + encoded[end:]
+    others = pika.BasicProperties().decode(rest)
+    if end > len(encoded) or b"".join(others.encode()) != rest:
         raise ValueError("properties of another length than they say")
-    return found
+    return others, encoded[start:end]
 
 
-def _join(parts: dict[str, bytes]) -> bytes:
-    flags = sum(0x8000 >> bit for bit, name in enumerate(_FIELDS) if name in parts)
-    return flags.to_bytes(2) + b"".join(parts[name] for name in _FIELDS if name in parts)
+def _join(others: Any, table: bytes) -> bytes:
+    """Write properties with this table of headers."""
+    ahead = pika.BasicProperties(others.content_type, others.content_encoding).encode()
+    encoded, start = b"".join(others.encode()), len(b"".join(ahead))
+    flags = int.from_bytes(encoded[:2]) | int(Properties.FLAG_HEADERS)
+    return flags.to_bytes(2) + encoded[2:start] + table + encoded[start:]
 
 
-def _decode_field(kind: str, part: bytes) -> Any:
-    if kind == "s":
-        return part[1:].decode(errors="replace")
-    if kind == "F":
-        table = _decode_value(b"F" + part, 0)
-        return table if isinstance(table, dict) else {}
-    return struct.unpack(">" + kind, part)[0]
+_SIZES = dict(zip(b"VtbBsUuIifDlLdT", (0, 1, 1, 1, 2, 2, 2, 4, 4, 4, 5, 8, 8, 8, 8), strict=True))
+"""How many bytes a header's value of each kind has, as RabbitMQ and pika write them; the others
+begin with their length."""
+
+_EXACT = {b"f": ">f", b"d": ">d", b"l": ">q", b"L": ">q"}
+"""pika truncates floats, and makes long integers its own, which are no ``int``."""
+
+_DEEPEST = 100
+"""A table or an array below so many others is read as the bytes it is written in."""
 
 
-def _entries(table: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield a table's names and values, these as they are written. Raises what bad bytes raise."""
+def _entries(content: bytes, *, named: bool = True) -> Iterator[tuple[bytes, bytes]]:
+    """Yield a table's names and values, or an array's values, as they are written.
+
+    Raises ValueError or IndexError for bytes that make no sense.
+    """
     at = 0
-    while at < len(table):
-        value_at = at + 1 + table[at]
-        end = _end_of_value(table, value_at)
-        yield table[at + 1 : value_at], table[value_at:end]
+    while at < len(content):
+        value_at = at + 1 + content[at] if named else at
+        kind = content[value_at]
+        if kind in _SIZES:
+            end = value_at + 1 + _SIZES[kind]
+        elif kind in b"SxAF":
+            end = value_at + 5 + int.from_bytes(content[value_at + 1 : value_at + 5])
+        else:
+            raise ValueError("a value of an unknown kind")
+        if end > len(content):
+            raise ValueError("a value past the end of its table")
+        yield content[at + 1 : value_at], content[value_at:end]
         at = end
 
 
-def _end_of_value(encoded: bytes, at: int) -> int:
-    if (kind := encoded[at]) in _NUMBERS:
-        end = at + 1 + _NUMBERS[kind].size
-    elif kind in b"SxAF":
-        end = at + 5 + int.from_bytes(encoded[at + 1 : at + 5])
-    else:
-        raise ValueError("a value of an unknown kind")
-    if end > len(encoded):
-        raise ValueError("a value past the end of its table")
-    return end
-
-
-def _decode_value(value: bytes, depth: int) -> Any:
+def _decode_value(value: bytes, depth: int = 0) -> Any:
     kind, content = value[:1], value[5:]
-    if number := _NUMBERS.get(value[0]):
-        return _decode_number(kind, number.unpack(value[1:]))
     try:
-        if kind == b"S":
-            return content.decode()
-        if kind == b"F" and depth < _DEEPEST:
-            return {
-                name.decode(errors="replace"): _decode_value(each, depth + 1)
-                for name, each in _entries(content)
-            }
-        if kind == b"A" and depth < _DEEPEST:
-            at, found = 0, []
-            while at < len(content):
-                end = _end_of_value(content, at)
-                found.append(_decode_value(content[at:end], depth + 1))
-                at = end
-            return found
-    except (ValueError, IndexError):
-        pass
-    return content
-
-
-def _decode_number(kind: bytes, found: tuple[Any, ...]) -> Any:
-    if kind == b"V":
-        return None
-    if kind == b"D":
-        places, digits = found
-        return Decimal(digits).scaleb(-places)
-    if kind == b"T":
-        try:
-            return datetime.fromtimestamp(found[0], UTC)
-        except (ValueError, OverflowError, OSError):
-            pass
-    return found[0]
+        if kind in b"AF":
+            if depth == _DEEPEST:
+                return content
+            inner = [
+                (name.decode(errors="replace"), _decode_value(each, depth + 1))
+                for name, each in _entries(content, named=kind == b"F")
+            ]
+            return dict(inner) if kind == b"F" else [each for _, each in inner]
+        if kind in _EXACT:
+            return struct.unpack(_EXACT[kind], value[1:])[0]
+        return pika_data.decode_value(value, 0)[0]
+    except (ValueError, IndexError, OverflowError, OSError):
+        return int.from_bytes(value[1:]) if kind == b"T" else content
 
 
 def with_headers(
@@ -445,23 +396,18 @@ def with_headers(
     """
     pieces: list[bytes] = []
     pika_data.encode_table(pieces, headers)
-    parts, gone = _split(encoded), {name.encode() for name in (*headers, *without)}
+    others, table = _split(encoded)
+    gone = {name.encode() for name in (*headers, *without)}
     kept = b"".join(
-        bytes([len(name)]) + name + value
-        for name, value in _entries(parts.get("headers", b"")[4:])
-        if name not in gone
+        bytes([len(name)]) + name + value for name, value in _entries(table[4:]) if name not in gone
     )
-    table = kept + b"".join(pieces[1:])
-    return _join({**parts, "headers": len(table).to_bytes(4) + table})
+    content = kept + b"".join(pieces[1:])
+    return _join(others, len(content).to_bytes(4) + content)
 
 
 # Forwarding: what a message carries when it is sent on to another queue.
 
 _MAX_HEADER_BYTES = 64 * 1024
-
-_DROPPED = ("expiration", "user_id", "cluster_id")
-"""An expiration would end the wait, or the dead letter, early; the broker checks a user_id against
-the sender, who is another now; AMQP reserves cluster_id."""
 
 _DROPPED_HEADERS = {"CC", "BCC", "x-death", "x-delivery-count", "x-acquired-count"} | {
     f"x-{which}-death-{what}"
@@ -472,17 +418,21 @@ _DROPPED_HEADERS = {"CC", "BCC", "x-death", "x-delivery-count", "x-acquired-coun
 
 
 def forwarded_properties(
-    properties: Any, headers: dict[str, object], without: Iterable[str] = ()
+    properties: Any, headers: dict[str, object], without: Collection[str] = ()
 ) -> Any:
     """Return a message's own properties, where they can be sent on, with more headers.
 
-    They are persistent, and without the headers in ``without``.
+    They are persistent, and without the headers in ``without``. An expiration is dropped, as it
+    would end the wait, or the dead letter, early; a user_id, which the broker checks against the
+    sender, who is another now; and cluster_id, which AMQP reserves.
     """
     try:
         encoded = b"".join(properties.encode())
         encoded = with_headers(encoded, headers, {*_DROPPED_HEADERS, *without})
-        parts = {name: part for name, part in _split(encoded).items() if name not in _DROPPED}
-        encoded = _join({**parts, "delivery_mode": b"\2"})
+        others, table = _split(encoded)
+        others.delivery_mode = 2
+        others.expiration = others.user_id = others.cluster_id = None
+        encoded = _join(others, table)
     except Exception:  # noqa: BLE001 - pika raises what the failing conversion happens to raise.
         return bare_properties(headers)
     fits = len(encoded) <= _MAX_HEADER_BYTES
