@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from etcd3.etcdrpc import RangeRequest, WatchCreateRequest, WatchRequest
@@ -79,7 +79,7 @@ class Cache:
         entry = fingerprint(digest)
         block = self._blocks[(entry[0] | entry[1] << 8) & self._mask]
         # Most are new: this stands in the way of each event.
-        return block.find(entry) >= 0 and _position(block, entry) >= 0
+        return entry in block and _position(block, entry) >= 0
 
     def add(self, digest: str, revision: int = 0) -> None:
         """Remember a record that was done at a revision of etcd, 0 for the present one.
@@ -87,21 +87,17 @@ class Cache:
         One that may have been deleted since is not remembered: the watch has been further.
         """
         if not revision or revision >= self._deleted_revision:
-            self._add(fingerprint(digest))
+            self.add_all((fingerprint(digest),))
 
     def add_all(self, fingerprints: Iterable[bytes]) -> None:
         """Remember many."""
         for entry in fingerprints:
-            self._add(entry)
-
-    def _add(self, entry: bytes) -> None:
-        number = (entry[0] | entry[1] << 8) & self._mask
-        block = self._blocks[number]
-        if block.find(entry) >= 0 and _position(block, entry) >= 0:
-            return
-        if len(block) == self._block_bytes:
-            block = block[_ENTRY_BYTES:]
-        self._blocks[number] = block + entry
+            number = (entry[0] | entry[1] << 8) & self._mask
+            block = self._blocks[number]
+            if entry not in block or _position(block, entry) < 0:
+                if len(block) == self._block_bytes:
+                    block = block[_ENTRY_BYTES:]
+                self._blocks[number] = block + entry
 
     def discard_all(self, fingerprints: Iterable[bytes], revision: int = 0) -> None:
         """Forget records that etcd has deleted, the last of them at this revision."""
@@ -144,6 +140,17 @@ class Cache:
                 wait_s = backoff.next_s()
 
 
+def _position(block: bytes, entry: bytes) -> int:
+    """Return where in a block an entry stands, or a negative number.
+
+    The end of one and the beginning of the next can look like it too.
+    """
+    position = block.find(entry)
+    while position > 0 and position % _ENTRY_BYTES:
+        position = block.find(entry, position + 1)
+    return position
+
+
 class _Follower:
     """An import and a watch that may fail at any time, and where to go on after that."""
 
@@ -182,33 +189,10 @@ class _Follower:
             self._cache.clear()
 
     async def _import(self) -> None:
-        imported, of, again = 0, 0, not self._revision
+        imported, of, pages = 0, 0, Pages(self._prefix, self._revision)
         started_s = asyncio.get_running_loop().time()
-        async for reply in self._pages():
-            if again:
-                # What was added since the last watch may have been deleted since.
-                self._cache.clear(self._revision)
-                again = False
-            of = of or reply.count  # The first page's range, and so its count, is all there is.
-            found = [
-                fingerprint(digest) for kv in reply.kvs if (digest := digest_if_done(kv.value))
-            ]
-            imported += len(found)
-            self._cache.add_all(found)
-            if imported >= self._cache.max_entries:
-                break  # One more would push out another.
-        self._next_revision = self._revision + 1
-        self._log.info(
-            "records imported: their duplicates are skipped at once",
-            records=imported,
-            of=of,
-            seconds=round(asyncio.get_running_loop().time() - started_s, 3),
-        )
-
-    async def _pages(self) -> AsyncIterator[Any]:
-        """Yield replies that together hold each record once, all of one revision."""
-        pages = Pages(self._prefix, self._revision)
-        while pages.request is not None:
+        # Past the bound, one more would push out another.
+        while pages.request is not None and imported < self._cache.max_entries:
             try:
                 reply = await self._client.call("Range", pages.request, PAGE_TIMEOUT_S)
             except EtcdError as error:
@@ -216,8 +200,21 @@ class _Follower:
                     raise
                 continue
             pages.took(reply)
-            self._revision = pages.revision
-            yield reply
+            if not self._revision:
+                self._revision = pages.revision
+                # What was added since the last watch may have been deleted since.
+                self._cache.clear(self._revision)
+            of = of or reply.count  # The first page's range, and so its count, is all there is.
+            found = _done(kv.value for kv in reply.kvs)
+            imported += len(found)
+            self._cache.add_all(found)
+        self._next_revision = self._revision + 1
+        self._log.info(
+            "records imported: their duplicates are skipped at once",
+            records=imported,
+            of=of,
+            seconds=round(asyncio.get_running_loop().time() - started_s, 3),
+        )
 
     async def _watch(self) -> None:
         create = WatchCreateRequest(
@@ -247,15 +244,17 @@ class _Follower:
             self._next_revision, self._stuck = next_revision, 0
 
     def _forget(self, events: Any) -> None:
-        values = [event.prev_kv.value for event in events]
-        if not all(values):
-            # The deleted value was compacted away, so which fingerprint it had is not known.
-            self._cache.clear(events[-1].kv.mod_revision)
-            return
-        self._cache.discard_all(
-            (fingerprint(digest) for value in values if (digest := digest_if_done(value))),
-            events[-1].kv.mod_revision,
-        )
+        values, revision = [event.prev_kv.value for event in events], events[-1].kv.mod_revision
+        if all(values):
+            self._cache.discard_all(_done(values), revision)
+        else:
+            # A deleted value was compacted away, so which fingerprint it had is not known.
+            self._cache.clear(revision)
+
+
+def _done(values: Iterable[bytes]) -> list[bytes]:
+    """Return the fingerprints of those records that are done."""
+    return [fingerprint(digest) for value in values if (digest := digest_if_done(value))]
 
 
 _IN_FRAGMENTS = b"\x40\x01"
@@ -271,18 +270,7 @@ def _is_fragment(reply: Any) -> bool:
     return any(field.field_number == _FRAGMENT and field.data for field in unknown)
 
 
-def _position(block: bytes, entry: bytes) -> int:
-    """Return where in a block an entry stands, or a negative number.
-
-    The end of one and the beginning of the next can look like it too.
-    """
-    position = block.find(entry)
-    while position > 0 and position % _ENTRY_BYTES:
-        position = block.find(entry, position + 1)
-    return position
-
-
-# Where to cut a range of keys.
+# The pages of an import.
 
 PAGE_RECORDS = 5_000
 _SAMPLED = 100
@@ -292,34 +280,52 @@ _DIGITS = 136
 """No record's id is longer: at most 128 bytes in its key, and the NUL after a page."""
 
 
-class KeySpace:
-    """The keys with a prefix, measured as numbers whose digits are the bytes seen in keys.
+class Pages:
+    """Requests that together bring each key with a prefix once, all as of one revision.
 
-    Read in base 256 they would lie in clusters, with wide gaps that no key is in: ids are made of
-    digits and letters, mostly. A byte not seen counts as the next one that was, so the measure
-    can be wrong; every cut is a valid one all the same.
+    etcd walks and counts a whole range for every page of it, so the pages are sub-ranges: each is
+    as wide as the last full page was, doubled where one came back with room to spare. ``request``
+    is the next, None behind the last; ``revision`` is 0 until the first reply, where none is given.
+
+    Widths are differences of keys read as numbers, whose digits are the bytes seen in keys. Read in
+    base 256 they would lie in clusters, with wide gaps that no key is in: ids are made of digits
+    and letters, mostly. A byte not seen counts as the next one that was, so a width can be wrong;
+    every cut is a valid one all the same.
     """
 
-    def __init__(self, prefix: bytes) -> None:
-        self._prefix, self._end = prefix, prefix_end(prefix)
-        self._bytes = list(range(256))
-        self._seen: set[int] = set()
+    def __init__(self, prefix: bytes, revision: int = 0) -> None:
+        self._prefix, self._start, self._end = prefix, prefix, prefix_end(prefix)
+        self._limit, self.revision = PAGE_RECORDS, revision
+        self._width, self._bytes = 0, [0]
+        self.request: Any = self._range(self._end)
 
-    def learn(self, keys: Iterable[bytes]) -> None:
-        """Take the bytes of these keys for digits too. All widths change by that."""
-        self._seen.update(*(key[len(self._prefix) :] for key in keys))
-        self._bytes = sorted(self._seen | {0})
-
-    def width(self, first: bytes, last: bytes) -> int:
-        """Return how far two keys lie apart, at least 1."""
-        return max(1, self._number(last) - self._number(first))
-
-    def cut(self, start: bytes, width: int) -> bytes:
-        """Return a key behind ``start`` by about this width, or the end of all."""
-        number = self._number(start)
-        while (stop := self._key(number + width)) <= start:
+    def took(self, reply: Any) -> None:
+        """Go on to the next request, by the reply to this one."""
+        self.revision = self.revision or reply.header.revision
+        if reply.more:
+            sample = (kv.key[len(self._prefix) :] for kv in reply.kvs[::_SAMPLED])
+            self._bytes = sorted({*self._bytes}.union(*sample))
+            first, last = reply.kvs[0].key, reply.kvs[-1].key
+            self._width = max(1, self._number(last) - self._number(first))
+            self._start = last + b"\0"
+        else:
+            self._width *= 1 if len(reply.kvs) > self._limit // 2 else 2
+            self._start = self.request.range_end
+        number, width = self._number(self._start), self._width
+        while (stop := self._key(number + width)) <= self._start < self._end:
             width *= 2
-        return stop
+        self.request = self._range(stop) if self._start < self._end else None
+
+    def shrink(self) -> bool:
+        """Ask for less at a time, as a reply was too large; False where that cannot be."""
+        self._limit //= 8
+        self.request.limit = self._limit
+        return self._limit > 0
+
+    def _range(self, stop: bytes) -> Any:
+        return RangeRequest(
+            key=self._start, range_end=stop, limit=self._limit, revision=self.revision
+        )
 
     def _number(self, key: bytes) -> int:
         number, base = 0, len(self._bytes)
@@ -333,42 +339,3 @@ class KeySpace:
             number, digit = divmod(number, base)
             digits[position] = self._bytes[digit]
         return self._end if number else self._prefix + bytes(digits)
-
-
-class Pages:
-    """Requests that together bring each key with a prefix once, all as of one revision.
-
-    etcd walks and counts a whole range for every page of it, so the pages are sub-ranges: each is
-    as wide as the last full page was, doubled where one came back with room to spare. ``request``
-    is the next, None behind the last; ``revision`` is 0 until the first reply, where none is given.
-    """
-
-    def __init__(self, prefix: bytes, revision: int = 0) -> None:
-        self._space, self._end = KeySpace(prefix), prefix_end(prefix)
-        self._start, self._width, self.revision = prefix, 0, revision
-        self._limit = PAGE_RECORDS
-        self.request: Any = self._range(self._end)
-
-    def took(self, reply: Any) -> None:
-        """Go on to the next request, by the reply to this one."""
-        self.revision = self.revision or reply.header.revision
-        if reply.more:
-            self._space.learn(kv.key for kv in reply.kvs[::_SAMPLED])
-            self._width = self._space.width(reply.kvs[0].key, reply.kvs[-1].key)
-            self._start = reply.kvs[-1].key + b"\0"
-        else:
-            self._width *= 1 if len(reply.kvs) > self._limit // 2 else 2
-            self._start = self.request.range_end
-        more = self._start < self._end
-        self.request = self._range(self._space.cut(self._start, self._width)) if more else None
-
-    def shrink(self) -> bool:
-        """Ask for less at a time, as a reply was too large; False where that cannot be."""
-        self._limit //= 8
-        self.request.limit = self._limit
-        return self._limit > 0
-
-    def _range(self, stop: bytes) -> Any:
-        return RangeRequest(
-            key=self._start, range_end=stop, limit=self._limit, revision=self.revision
-        )
