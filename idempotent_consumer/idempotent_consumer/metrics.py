@@ -9,7 +9,7 @@ import queue
 import threading
 import time
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from itertools import accumulate
@@ -23,7 +23,8 @@ from .event import Event
 from .records import DONE, Record
 
 SEND_EVERY_S = 0.5
-RESOLVE_EVERY_S = 30.0
+
+_RESOLVE_EVERY_S = 30.0
 """statsd's client looks its server's name up once; a moved server is found again this soon."""
 
 _MAX_SENDINGS = 20
@@ -31,6 +32,8 @@ _MAX_SENDINGS = 20
 
 _MAX_TIMINGS = 20
 """Timings sent for one name at a time: more say nothing new, and cost a datagram each few."""
+
+_Sending = tuple[Counter[str], dict[str, list[float]]]
 
 
 class Metrics:
@@ -43,10 +46,8 @@ class Metrics:
     def __init__(self, host: str, port: int, prefix: str) -> None:
         self._address = (host, port, prefix or None)
         self._counts: Counter[str] = Counter()
-        self._timings_ms: dict[str, list[float]] = {}
-        self._sendings: queue.SimpleQueue[tuple[Counter[str], dict[str, list[float]]] | None] = (
-            queue.SimpleQueue()
-        )
+        self._timings_ms: dict[str, list[float]] = defaultdict(list)
+        self._sendings: queue.SimpleQueue[_Sending | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._send_all, name="statsd", daemon=True)
         self._thread.start()
 
@@ -56,7 +57,7 @@ class Metrics:
 
     def timing(self, name: str, elapsed_s: float) -> None:
         """Note how long something took."""
-        timings = self._timings_ms.setdefault(name, [])
+        timings = self._timings_ms[name]
         if len(timings) < _MAX_TIMINGS:
             timings.append(elapsed_s * 1000)
 
@@ -64,7 +65,7 @@ class Metrics:
         """Hand what has been counted since the last call to the sending thread."""
         if (self._counts or self._timings_ms) and self._sendings.qsize() < _MAX_SENDINGS:
             self._sendings.put((self._counts, self._timings_ms))
-            self._counts, self._timings_ms = Counter(), {}
+            self._counts, self._timings_ms = Counter(), defaultdict(list)
 
     def close(self) -> None:
         """Send what is left, for half a second at most."""
@@ -79,11 +80,16 @@ class Metrics:
         while (sending := self._sendings.get()) is not None:
             counts, timings_ms = sending
             unsent.update(counts)
-            if client is None or time.monotonic() - resolved_s > RESOLVE_EVERY_S:
+            if client is None or time.monotonic() - resolved_s > _RESOLVE_EVERY_S:
                 client, resolved_s = self._resolve(client), time.monotonic()
             if client is not None:
-                _send(client, unsent, timings_ms)
-                unsent = Counter()
+                with client.pipeline() as pipeline:
+                    for name, by in unsent.items():
+                        pipeline.incr(name, by)
+                    for name, timings in timings_ms.items():
+                        for elapsed_ms in timings:
+                            pipeline.timing(name, elapsed_ms)
+                unsent.clear()
         if client is not None:
             client.close()
 
@@ -95,17 +101,6 @@ class Metrics:
                 client.close()
             return found
         return client
-
-
-def _send(
-    client: statsd.StatsClient, counts: Counter[str], timings_ms: dict[str, list[float]]
-) -> None:
-    with client.pipeline() as pipeline:
-        for name, by in counts.items():
-            pipeline.incr(name, by)
-        for name, timings in timings_ms.items():
-            for elapsed_ms in timings:
-                pipeline.timing(name, elapsed_ms)
 
 
 # Outcomes.
@@ -148,8 +143,8 @@ class Tally:
     def __init__(self, noun: str, metrics: Metrics, log: FilteringBoundLogger) -> None:
         self._noun, self._metrics, self._log = noun, metrics, log
         self._lines: list[tuple[Outcome, Mapping[str, object]]] = []
-        self._settled: Counter[Outcome] = Counter()
-        for name in ("received", *(outcome.value for outcome in Outcome)):
+        self._settled: Counter[str] = Counter()
+        for name in ("received", *Outcome):
             self.count(name, 0)
 
     def count(self, name: str, by: int = 1) -> None:
@@ -164,12 +159,11 @@ class Tally:
         """Count a delivery that has been settled; what it was about goes into its line."""
         self._settled[outcome] += 1
         if len(self._lines) <= _LINES_AT_ONCE:
-            line = about.about if isinstance(about, Event) else about
-            self._lines.append((outcome, line))
+            self._lines.append((outcome, about.about if isinstance(about, Event) else about))
 
     def returned(self, deliveries: int) -> None:
         """Count deliveries that went back to the broker with their channel."""
-        self.count(Outcome.RETURNED.value, deliveries)
+        self.count(Outcome.RETURNED, deliveries)
         if deliveries:
             self._log.warning(
                 "deliveries went back to the broker and will come again", deliveries=deliveries
@@ -180,17 +174,15 @@ class Tally:
         if not self._settled:
             return
         for outcome, number in self._settled.items():
-            self.count(outcome.value, number)
+            self.count(outcome, number)
         if len(self._lines) <= _LINES_AT_ONCE:
             for outcome, about in self._lines:
                 say = self._log.warning if outcome in _TROUBLE else self._log.info
                 say(_SAY[outcome], **about)
+        elif _TROUBLE.isdisjoint(self._settled):
+            self._log.info("settled a batch", **self._settled)
         else:
-            numbers = {outcome.value: number for outcome, number in self._settled.items()}
-            if _TROUBLE.isdisjoint(self._settled):
-                self._log.info("settled a batch", **numbers)
-            else:
-                self._log.warning("settled a batch", **numbers)
+            self._log.warning("settled a batch", **self._settled)
         self._settled.clear()
         self._lines.clear()
 
@@ -198,9 +190,8 @@ class Tally:
 # Duplicates.
 
 READ_EVERY_S = 1.0
-_SECONDS = {"1s": 1, "10s": 10, "1m": 60, "10m": 600}
-BOUNDS_S = _SECONDS | {"1h": 3600, "6h": 21_600, "1d": 86_400, "7d": 604_800}
-_BOUNDS = list(BOUNDS_S.values())
+_SHORT = {"1s": 1, "10s": 10, "1m": 60, "10m": 600}
+BOUNDS_S = _SHORT | {"1h": 3600, "6h": 21_600, "1d": 86_400, "7d": 604_800}
 
 
 class DuplicateAges:
@@ -260,4 +251,4 @@ class DuplicateAges:
         age_s = max(0.0, self._now_s() - written_s)
         self._timed(age_s)
         self._oldest_s = max(self._oldest_s, age_s)
-        self._ages[bisect_left(_BOUNDS, age_s)] += 1
+        self._ages[bisect_left([*BOUNDS_S.values()], age_s)] += 1
