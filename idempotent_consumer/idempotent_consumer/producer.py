@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from itertools import islice
+from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
 import structlog
@@ -14,7 +14,7 @@ from structlog.typing import FilteringBoundLogger
 
 from .bus import declare_exchange
 from .health import Health
-from .publisher import Publisher, event_message
+from .publisher import Message, Publisher, event_message
 from .service import real_system
 from .settings import Settings
 
@@ -88,7 +88,7 @@ class Producer:
         """
         if self._closed:
             raise ValueError("this producer is closed: make another")
-        return self._run(self._publish(iter(bodies), timeout_s, progress))
+        return self._run(self._publish(bodies, timeout_s, progress))
 
     def close(self) -> None:
         """Close the connection; nothing can be published afterwards.
@@ -122,23 +122,41 @@ class Producer:
             task.cancel()  # Ctrl-C can end the loop's run and not the task.
 
     async def _publish(
-        self, bodies: Iterator[bytes], timeout_s: float, progress: Callable[[int], None] | None
+        self, bodies: Iterable[bytes], timeout_s: float, progress: Callable[[int], None] | None
     ) -> int:
         if self._publishing is None:
             self._publishing = asyncio.get_running_loop().create_task(self._publisher.run())
-        batch = _Batch(bodies, self._publisher)
+        batch = _Batch(self._publishing, timeout_s, progress or (lambda _: None))
         try:
-            while batch.send():
-                if await batch.confirms(self._publishing):
-                    if progress is not None:
-                        progress(batch.confirmed)
-                elif batch.idle_s > timeout_s:
-                    raise PublishError(self._why(timeout_s), batch.confirmed) from batch.error
+            for message in batch.messages(bodies):
+                batch.unconfirmed.append(self._publisher.send(message))
+                if len(batch.unconfirmed) == WINDOW:
+                    # Half a window is sent at a time: one confirm is waited for and not each.
+                    await self._confirm(batch, WINDOW // 2)
+            await self._confirm(batch, 0)
         finally:
             batch.wanted = False
         if batch.error is not None:
             raise batch.error
         return batch.confirmed
+
+    async def _confirm(self, batch: _Batch, left: int) -> None:
+        """Wait until no more than so many are unconfirmed. Raises PublishError, and a defect."""
+        now_s = asyncio.get_running_loop().time
+        moved_s = now_s()
+        while len(batch.unconfirmed) > left:
+            awaited: set[asyncio.Future[Any]] = {batch.unconfirmed[-1 - left], batch.publishing}
+            await asyncio.wait(awaited, timeout=_CHECK_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
+            if batch.publishing.done():
+                batch.publishing.result()
+            unconfirmed = [each for each in batch.unconfirmed if not each.done()]
+            number = len(batch.unconfirmed) - len(unconfirmed)
+            if number:
+                batch.unconfirmed, moved_s = unconfirmed, now_s()
+                batch.confirmed += number
+                batch.progress(batch.confirmed)
+            elif now_s() - moved_s > batch.timeout_s:
+                raise PublishError(self._why(batch.timeout_s), batch.confirmed) from batch.error
 
     async def _close(self, publishing: asyncio.Task[None]) -> None:
         await self._publisher.close()
@@ -150,51 +168,25 @@ class Producer:
         return f"nothing was confirmed for {timeout_s:g} s: {why}"
 
 
+@dataclass(eq=False)
 class _Batch:
-    """The events of one call."""
+    """The events of one call. ``error`` is what a body, or the iterable, ended them with."""
 
-    def __init__(self, bodies: Iterator[bytes], publisher: Publisher) -> None:
-        self._bodies, self._publisher = bodies, publisher
-        self._loop = asyncio.get_running_loop()
-        self._unconfirmed: list[asyncio.Future[bool]] = []
-        self._more = self.wanted = True
-        self.confirmed = 0
-        self.error: Exception | None = None
+    publishing: asyncio.Task[None]
+    timeout_s: float
+    progress: Callable[[int], None]
+    unconfirmed: list[asyncio.Future[bool]] = field(default_factory=list)
+    confirmed: int = 0
+    wanted: bool = True
+    error: Exception | None = None
 
-    def send(self) -> bool:
-        """Send as many as there is room for; False when no more are to be confirmed."""
-        room = WINDOW - len(self._unconfirmed)
-        if self._more and room >= WINDOW // 2:
-            before = len(self._unconfirmed)
-            try:
-                for body in islice(self._bodies, room):
-                    message = event_message(body, lambda: self.wanted)
-                    self._unconfirmed.append(self._publisher.send(message))
-            except Exception as error:  # noqa: BLE001 - whatever the iterable raises
-                self.error = error
-            self._more = len(self._unconfirmed) == before + room
-            self._moved_s = self._loop.time()  # The iterable may have taken its time.
-        return bool(self._unconfirmed)
-
-    async def confirms(self, publishing: asyncio.Task[None]) -> bool:
-        """Wait a moment for confirms; return whether there were any. Raises a defect."""
-        # Half a window is sent at a time, so that one confirm is waited for and not each.
-        last = self._unconfirmed[-1 - WINDOW // 2 if self._more else -1]
-        awaited: set[asyncio.Future[Any]] = {last, publishing}
-        await asyncio.wait(awaited, timeout=_CHECK_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
-        if publishing.done():
-            publishing.result()
-        unconfirmed = [each for each in self._unconfirmed if not each.done()]
-        number = len(self._unconfirmed) - len(unconfirmed)
-        if number:
-            self._unconfirmed, self._moved_s = unconfirmed, self._loop.time()
-            self.confirmed += number
-        return number > 0
-
-    @property
-    def idle_s(self) -> float:
-        """Since when nothing has been sent or confirmed."""
-        return self._loop.time() - self._moved_s
+    def messages(self, bodies: Iterable[bytes]) -> Iterator[Message]:
+        """Yield what is to be sent, up to the error."""
+        try:
+            for body in bodies:
+                yield event_message(body, lambda: self.wanted)
+        except Exception as error:  # noqa: BLE001 - whatever the iterable raises
+            self.error = error
 
 
 def _warnings() -> Any:
