@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import math
 import queue
 import threading
 import time
-from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
-from itertools import accumulate
 from typing import Any
 
 import statsd
@@ -213,21 +212,17 @@ class DuplicateAges:
         self._read, self._now_s, self._timed, self._tasks = read, now_s, timed, tasks
         self._due_s = 0.0
         self._oldest_s = 0.0
-        # By the first bound that they are within; the last is of those that are within none.
-        self._ages = [0] * (len(BOUNDS_S) + 1)
+        self._within = dict.fromkeys(("read", *BOUNDS_S), 0)
 
     @property
     def document(self) -> dict[str, Any]:
         """``read`` ages, how many of them were ``within`` each bound, and the ``oldest_s``.
 
-        Any thread may ask: it is made of one copy of the counts.
+        Any thread may ask: the counts are replaced, and never changed in place.
         """
-        *within, read = accumulate(list(self._ages))
-        return {
-            "read": read,
-            "oldest_s": round(self._oldest_s, 3),
-            "within": dict(zip(BOUNDS_S, within, strict=True)),
-        }
+        within = dict(self._within)
+        read = within.pop("read")
+        return {"read": read, "oldest_s": round(self._oldest_s, 3), "within": within}
 
     def known(self, key: bytes) -> None:
         """Note a duplicate that is skipped without asking etcd."""
@@ -251,4 +246,7 @@ class DuplicateAges:
         age_s = max(0.0, self._now_s() - written_s)
         self._timed(age_s)
         self._oldest_s = max(self._oldest_s, age_s)
-        self._ages[bisect_left([*BOUNDS_S.values()], age_s)] += 1
+        self._within = {
+            name: number + (age_s <= BOUNDS_S.get(name, math.inf))
+            for name, number in self._within.items()
+        }
