@@ -14,12 +14,8 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pika
 from pika import data as pika_data
+from pika import exceptions
 from pika.adapters.asyncio_connection import AsyncioConnection
-from pika.exceptions import (
-    ChannelClosedByBroker,
-    ConnectionClosedByBroker,
-    ProbableAuthenticationError,
-)
 
 from .settings import SettingsError
 
@@ -44,8 +40,6 @@ TCP_USER_TIMEOUT also ends one whose peer does not read, as a broker with an ala
 NOT_FOUND = 404
 """AMQP's reply code for a queue or an exchange that is not there."""
 
-_MAX_SHORT_STRING_BYTES = 255
-
 
 def parameters_of(
     url: str, name: str, tcp_options: dict[str, int] = TCP_OPTIONS
@@ -68,7 +62,7 @@ def parameters_of(
         raise SettingsError(f"RABBITMQ_URL: {_fault_of(url)}") from None
     if not all(type(value) is int for value in (parameters.tcp_options or {}).values()):
         raise SettingsError("RABBITMQ_URL: tcp_options takes whole numbers")
-    if len(parameters.virtual_host.encode()) > _MAX_SHORT_STRING_BYTES:
+    if len(parameters.virtual_host.encode()) > 255:
         raise SettingsError("RABBITMQ_URL: its virtual host is longer than AMQP allows, 255 bytes")
     if not parameters.heartbeat:
         raise SettingsError("RABBITMQ_URL: without heartbeats a frozen broker is never noticed")
@@ -97,14 +91,17 @@ def explain(error: BaseException) -> str:
     """Describe a failure in one line that says what to do where that is known."""
     for cause in _causes(error):
         match cause:
-            case ChannelClosedByBroker() if "inequivalent arg" in cause.reply_text:
+            case exceptions.ChannelClosedByBroker() if "inequivalent arg" in cause.reply_text:
                 return (
                     f"{cause.reply_text}. A queue's or exchange's arguments never change: delete "
                     "it (rabbitmqctl delete_queue NAME) when it is empty, and it is made anew"
                 )
-            case ChannelClosedByBroker(reply_code=404) if "no queue" in cause.reply_text:
+            case exceptions.ChannelClosedByBroker(reply_code=404) if "no queue" in cause.reply_text:
                 return f"{cause.reply_text}: it was deleted, and is declared anew"
-            case ProbableAuthenticationError() | ConnectionClosedByBroker(reply_code=403):
+            case (
+                exceptions.ProbableAuthenticationError()
+                | exceptions.ConnectionClosedByBroker(reply_code=403)
+            ):
                 return "RabbitMQ refuses the user or the password of RABBITMQ_URL"
     return " ".join(str(cause) or type(cause).__name__ for cause in _causes(error))[:500]
 

@@ -59,8 +59,8 @@ class Cache:
 
     They stand side by side in blocks of bytes, the oldest first: each in the block that its first
     two bytes name, which are as good as random. A block that is full forgets its oldest, so a
-    few are forgotten before all blocks are full. A million take 26 bytes each (measured), where
-    they took 114 as the objects of a set.
+    few are forgotten before all blocks are full. A million take 26 bytes each (measured); as
+    the objects of a set they would take 114.
     """
 
     def __init__(self, max_entries: int = MAX_ENTRIES) -> None:

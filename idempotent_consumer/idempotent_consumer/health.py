@@ -117,7 +117,7 @@ class HealthServer:
         try:
             async with asyncio.timeout(self._deadline_s):
                 request = await reader.readuntil(b"\r\n\r\n")
-                writer.write(_reply(*_report(self._health, self._duplicates, request)))
+                writer.write(_reply(*self._report(request)))
                 writer.close()
                 await writer.wait_closed()
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
@@ -125,6 +125,19 @@ class HealthServer:
         finally:
             self._clients.pop(writer, None)
             writer.transport.abort()
+
+    def _report(self, request: bytes) -> tuple[int, dict[str, object]]:
+        match request.split():
+            case [b"GET", b"/livez", *_]:
+                alive = not self._health.stuck
+                return (200 if alive else 503), {"alive": alive}
+            case [b"GET", b"/readyz", *_]:
+                missing = {**self._health.missing, **self._health.stuck}
+                return (503 if missing else 200), {"ready": not missing, "missing": missing}
+            case [b"GET", b"/duplicates", *_]:
+                return 200, self._duplicates()
+        known = request.startswith(b"GET /")
+        return (404 if known else 400), {"error": "ask for GET /livez, /readyz or /duplicates"}
 
 
 def _listen(port: int) -> socket.socket:
@@ -151,19 +164,3 @@ def _reply(status: int, document: dict[str, object]) -> bytes:
         "Connection: close",
     )
     return "\r\n".join((*head, "", "")).encode() + body
-
-
-def _report(
-    health: Health, duplicates: Callable[[], dict[str, object]], request: bytes
-) -> tuple[int, dict[str, object]]:
-    match request.split():
-        case [b"GET", b"/livez", *_]:
-            alive = not health.stuck
-            return (200 if alive else 503), {"alive": alive}
-        case [b"GET", b"/readyz", *_]:
-            missing = {**health.missing, **health.stuck}
-            return (503 if missing else 200), {"ready": not missing, "missing": missing}
-        case [b"GET", b"/duplicates", *_]:
-            return 200, duplicates()
-    known = request.startswith(b"GET /")
-    return (404 if known else 400), {"error": "ask for GET /livez, /readyz or /duplicates"}

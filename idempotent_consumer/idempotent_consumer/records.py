@@ -48,18 +48,17 @@ def decode(value: bytes, mod_revision: int) -> Record:
             members[name] for name in ("state", "digest", "token", "time")
         )
         events = tuple(map(orjson.dumps, members["events"])) if state == PUBLISHING else ()
-        readable = (
+        for body in events:
+            decode_event(body)
+        if (
             state in (CLAIMED, RELEASED, PUBLISHING, DONE)
             and all(isinstance(text, str) for text in (digest, token, time))
             and bool(events) == (state == PUBLISHING)
-        )
-        for body in events:
-            decode_event(body)
+        ):
+            return Record(state, digest, token, time, mod_revision, events)
     except (ValueError, TypeError, KeyError):
-        readable = False
-    if not readable:
-        return Record(DONE, UNREADABLE, "", "", mod_revision)
-    return Record(state, digest, token, time, mod_revision, events)
+        pass
+    return Record(DONE, UNREADABLE, "", "", mod_revision)
 
 
 def digest_if_done(value: bytes) -> str:

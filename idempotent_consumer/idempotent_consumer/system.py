@@ -18,24 +18,18 @@ class Channel(Protocol):
     """The part of ``grpc.aio.Channel`` that etcd's client uses."""
 
     def unary_unary(
-        self,
-        method: str,
-        request_serializer: Callable[[Any], bytes],
-        response_deserializer: Callable[[bytes], Any],
+        self, method: str, request_serializer: Any, response_deserializer: Any
     ) -> Callable[..., Awaitable[Any]]:
         """Return a function of ``request, timeout=, metadata=``; it raises ``grpc.RpcError``."""
         ...
 
     def stream_stream(
-        self,
-        method: str,
-        request_serializer: Callable[[Any], bytes],
-        response_deserializer: Callable[[bytes], Any],
+        self, method: str, request_serializer: Any, response_deserializer: Any
     ) -> Callable[..., AsyncIterable[Any]]:
         """Return a function of ``requests, metadata=``; iterating raises ``grpc.RpcError``."""
         ...
 
-    async def close(self, grace: float | None = None) -> None:
+    async def close(self) -> None:
         """End every call under way."""
         ...
 
