@@ -133,7 +133,6 @@ _ALIVE_EVERY_S = 1.0
 # AMQP 0-9-1, 4.2.3: type, channel and length; and so begin a header frame and a body frame.
 _FRAME = struct.Struct(">BHI")
 _HEADER_FRAME = struct.Struct(">BHIHHQ")
-_TAG = struct.Struct(">Q")
 
 
 class Reader:
@@ -153,6 +152,8 @@ class Reader:
         self._channel_number, self._deliver = channel_number, deliver
         self._start = bytes([_METHOD]) + channel_number.to_bytes(2, "big")
         self._method = _DELIVER + bytes([len(tag)]) + tag
+        # Of the first frame its length and, behind the method, the delivery tag.
+        self._frame = struct.Struct(f">3xI{len(self._method)}xQ")
 
     def read(self, data: bytes) -> tuple[int, bool]:
         """Hand over the deliveries at the start of the data.
@@ -160,10 +161,15 @@ class Reader:
         Returns how many bytes they were, and whether what follows is the beginning of another.
         """
         found: list[tuple[int, bytes, bytes]] = []
-        at, size, more, channel = 0, len(data), False, self._channel_number
-        tag_at = 7 + len(self._method)
-        while data.startswith(self._start, at) and data.startswith(self._method, at + 7):
-            header_at = at + 8 + _FRAME.unpack_from(data, at)[2]
+        at, more, channel = 0, False, self._channel_number
+        size, last = len(data), len(data) - self._frame.size
+        while (
+            at <= last
+            and data.startswith(self._start, at)
+            and data.startswith(self._method, at + 7)
+        ):
+            length, tag = self._frame.unpack_from(data, at)
+            header_at = at + 8 + length
             if more := size < header_at + 19:
                 break
             header, on, length, _, _, body_bytes = _HEADER_FRAME.unpack_from(data, header_at)
@@ -178,7 +184,6 @@ class Reader:
                 or not data[header_at - 1] == data[body_at - 1] == data[end - 1] == _END
             ):
                 break  # More than one frame, or none of AMQP's.
-            tag = _TAG.unpack_from(data, at + tag_at)[0]
             properties = data[header_at + 19 : body_at - 1]
             found.append((tag, properties, data[body_at + 7 : end - 1]))
             at = end

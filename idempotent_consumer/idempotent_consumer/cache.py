@@ -79,7 +79,7 @@ class Cache:
         entry = fingerprint(digest)
         block = self._blocks[(entry[0] | entry[1] << 8) & self._mask]
         # Most are new: this stands in the way of each event.
-        return entry in block and _position(block, entry) >= 0
+        return block.find(entry) >= 0 and _position(block, entry) >= 0
 
     def add(self, digest: str, revision: int = 0) -> None:
         """Remember a record that was done at a revision of etcd, 0 for the present one.
@@ -87,17 +87,20 @@ class Cache:
         One that may have been deleted since is not remembered: the watch has been further.
         """
         if not revision or revision >= self._deleted_revision:
-            self.add_all((fingerprint(digest),))
+            self._add(fingerprint(digest))
 
     def add_all(self, fingerprints: Iterable[bytes]) -> None:
         """Remember many."""
         for entry in fingerprints:
-            number = (entry[0] | entry[1] << 8) & self._mask
-            block = self._blocks[number]
-            if entry not in block or _position(block, entry) < 0:
-                if len(block) == self._block_bytes:
-                    block = block[_ENTRY_BYTES:]
-                self._blocks[number] = block + entry
+            self._add(entry)
+
+    def _add(self, entry: bytes) -> None:
+        number = (entry[0] | entry[1] << 8) & self._mask
+        block = self._blocks[number]
+        if block.find(entry) < 0 or _position(block, entry) < 0:
+            if len(block) == self._block_bytes:
+                block = block[_ENTRY_BYTES:]
+            self._blocks[number] = block + entry
 
     def discard_all(self, fingerprints: Iterable[bytes], revision: int = 0) -> None:
         """Forget records that etcd has deleted, the last of them at this revision."""
