@@ -373,6 +373,8 @@ def _entries(content: bytes, *, named: bool = True) -> Iterator[tuple[bytes, byt
 def _decode_value(value: bytes, depth: int = 0) -> Any:
     kind, content = value[:1], value[5:]
     try:
+        if kind == b"S":
+            return content.decode()
         if kind in b"AF":
             if depth == _DEEPEST:
                 return content
@@ -388,23 +390,26 @@ def _decode_value(value: bytes, depth: int = 0) -> Any:
         return int.from_bytes(value[1:]) if kind == b"T" else content
 
 
-def with_headers(
-    encoded: bytes, headers: dict[str, object], without: Collection[str] = ()
-) -> bytes:
-    """Return properties as they are written, with these headers in place of any of their names.
-
-    The headers in ``without`` are left out, and all others stay as they are, byte for byte. Raises
-    what bad bytes, or headers that pika cannot write, raise.
-    """
+def _change(table: bytes, headers: dict[str, object], without: Collection[str] = ()) -> bytes:
+    """Return a table of headers with these in place of any of their names, and without some."""
     pieces: list[bytes] = []
     pika_data.encode_table(pieces, headers)
-    others, table = _split(encoded)
     gone = {name.encode() for name in (*headers, *without)}
-    kept = b"".join(
+    kept = [
         bytes([len(name)]) + name + value for name, value in _entries(table[4:]) if name not in gone
-    )
-    content = kept + b"".join(pieces[1:])
-    return _join(others, len(content).to_bytes(4) + content)
+    ]
+    content = b"".join((*kept, *pieces[1:]))
+    return len(content).to_bytes(4) + content
+
+
+def with_headers(encoded: bytes, headers: dict[str, object]) -> bytes:
+    """Return properties as they are written, with these headers in place of any of their names.
+
+    All others stay as they are, byte for byte. Raises what bad bytes, or headers that pika cannot
+    write, raise.
+    """
+    others, table = _split(encoded)
+    return _join(others, _change(table, headers))
 
 
 # Forwarding: what a message carries when it is sent on to another queue.
@@ -429,12 +434,10 @@ def forwarded_properties(
     sender, who is another now; and cluster_id, which AMQP reserves.
     """
     try:
-        encoded = b"".join(properties.encode())
-        encoded = with_headers(encoded, headers, {*_DROPPED_HEADERS, *without})
-        others, table = _split(encoded)
+        others, table = _split(b"".join(properties.encode()))
         others.delivery_mode = 2
         others.expiration = others.user_id = others.cluster_id = None
-        encoded = _join(others, table)
+        encoded = _join(others, _change(table, headers, {*_DROPPED_HEADERS, *without}))
     except Exception:  # noqa: BLE001 - pika raises what the failing conversion happens to raise.
         return bare_properties(headers)
     fits = len(encoded) <= _MAX_HEADER_BYTES

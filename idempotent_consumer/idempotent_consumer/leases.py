@@ -21,6 +21,8 @@ AskUntilKnown = Callable[[str, Callable[[], Any]], Awaitable[Any]]
 
 
 class _Lease:
+    """A lease that is asked for and counted by a clock."""
+
     def __init__(self, ask: AskUntilKnown, clock: Callable[[], float]) -> None:
         self._ask, self._clock = ask, clock
         self._granting = asyncio.Lock()

@@ -128,6 +128,7 @@ def _statsd_prefix(text: str) -> str:
 def _setting(
     default: object, parse: Callable[..., object], *limits: object, shown: bool = True
 ) -> Any:
+    """Return a field: its value where its variable is unset, and what reads the variable's text."""
     metadata = {"parse": lambda text: parse(text, *limits)}
     return field(default=default, repr=shown, metadata=metadata)
 
