@@ -137,7 +137,9 @@ class Cache:
         while True:
             await asyncio.sleep(wait_s)
             try:
-                await follower.import_and_watch()
+                if not follower.next_revision:
+                    await follower.fill()
+                await follower.watch()
             except EtcdError as error:
                 follower.failed(error)
                 wait_s = backoff.next_s()
@@ -155,20 +157,17 @@ def _position(block: bytes, entry: bytes) -> int:
 
 
 class _Follower:
-    """An import and a watch that may fail at any time, and where to go on after that."""
+    """An import and a watch that may fail at any time, and where to go on after that.
+
+    ``next_revision`` is the first that has not been watched, 0 before an import.
+    """
 
     def __init__(
         self, prefix: bytes, client: Client, cache: Cache, log: FilteringBoundLogger, revision: int
     ) -> None:
         self._prefix, self._client, self._cache, self._log = prefix, client, cache, log
-        self._revision, self._next_revision = revision, 0
+        self._revision, self.next_revision = revision, 0
         self._stuck, self._opened_s = 0, 0.0
-
-    async def import_and_watch(self) -> None:
-        """Import unless that has been done, and watch. Raises EtcdError."""
-        if not self._next_revision:
-            await self._import()
-        await self._watch()
 
     def failed(self, error: EtcdError) -> None:
         """Go on from where the watch was, or import what is there then.
@@ -182,16 +181,17 @@ class _Follower:
             self._log.warning(
                 "the watch on deleted records makes no progress: all records are imported again",
                 error=str(error),
-                revision=self._next_revision,
+                revision=self.next_revision,
             )
         if self._stuck >= _STUCK_AFTER or error.failure is Failure.COMPACTED:
-            self._next_revision = self._stuck = 0
-        if not self._next_revision:
+            self.next_revision = self._stuck = 0
+        if not self.next_revision:
             self._revision = 0
             # What has been imported may have been deleted since, unwatched.
             self._cache.clear()
 
-    async def _import(self) -> None:
+    async def fill(self) -> None:
+        """Import what is there. Raises EtcdError."""
         imported, of, pages = 0, 0, Pages(self._prefix, self._revision)
         started_s = asyncio.get_running_loop().time()
         # Past the bound, one more would push out another.
@@ -211,7 +211,7 @@ class _Follower:
             found = _done(kv.value for kv in reply.kvs)
             imported += len(found)
             self._cache.add_all(found)
-        self._next_revision = self._revision + 1
+        self.next_revision = self._revision + 1
         self._log.info(
             "records imported: their duplicates are skipped at once",
             records=imported,
@@ -219,12 +219,13 @@ class _Follower:
             seconds=round(asyncio.get_running_loop().time() - started_s, 3),
         )
 
-    async def _watch(self) -> None:
+    async def watch(self) -> None:
+        """Forget what is deleted from then on. Raises EtcdError, as it ends by nothing else."""
         create = WatchCreateRequest(
             key=self._prefix,
             range_end=prefix_end(self._prefix),
             prev_kv=True,
-            start_revision=self._next_revision,
+            start_revision=self.next_revision,
             filters=[WatchCreateRequest.NOPUT],
             progress_notify=True,
         )
@@ -233,18 +234,15 @@ class _Follower:
             if reply.created:
                 self._stuck += 1
                 self._opened_s = asyncio.get_running_loop().time()
-            elif reply.events:
+                continue
+            if reply.events:
                 self._forget(reply.events)
                 # The rest of a revision may come in another fragment.
-                last = reply.events[-1].kv.mod_revision
-                self._progressed(last + (not _is_fragment(reply)))
+                next_revision = reply.events[-1].kv.mod_revision + (not _is_fragment(reply))
             else:  # Progress: nothing is outstanding up to this revision, be it the one before.
-                self._stuck = 0
-                self._progressed(reply.header.revision + 1)
-
-    def _progressed(self, next_revision: int) -> None:
-        if next_revision > self._next_revision:
-            self._next_revision, self._stuck = next_revision, 0
+                self._stuck, next_revision = 0, reply.header.revision + 1
+            if next_revision > self.next_revision:
+                self.next_revision, self._stuck = next_revision, 0
 
     def _forget(self, events: Any) -> None:
         values, revision = [event.prev_kv.value for event in events], events[-1].kv.mod_revision

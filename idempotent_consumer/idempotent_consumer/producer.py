@@ -156,16 +156,14 @@ class Producer:
                 batch.confirmed += number
                 batch.progress(batch.confirmed)
             elif now_s() - moved_s > batch.timeout_s:
-                raise PublishError(self._why(batch.timeout_s), batch.confirmed) from batch.error
+                reasons = (self._publisher.trouble, *self._health.missing.values())
+                why = next(filter(None, reasons), "RabbitMQ does not answer")
+                why = f"nothing was confirmed for {batch.timeout_s:g} s: {why}"
+                raise PublishError(why, batch.confirmed) from batch.error
 
     async def _close(self, publishing: asyncio.Task[None]) -> None:
         await self._publisher.close()
         await publishing
-
-    def _why(self, timeout_s: float) -> str:
-        reasons = (self._publisher.trouble, *self._health.missing.values())
-        why = next(filter(None, reasons), "RabbitMQ does not answer")
-        return f"nothing was confirmed for {timeout_s:g} s: {why}"
 
 
 @dataclass(eq=False)
