@@ -16,7 +16,7 @@ SHORT    := duplicates downtime kills parking broker_faults
 .DEFAULT_GOAL := help
 .PHONY: help setup new-service demo test lint typecheck unit-test simulation integration-test integration-short \
         chaos mutants bench bench-check docs bench-growth bench-steady \
-        docker up up-cluster browser-test chromium cluster-test cluster-scaling down lock
+        docker up up-cluster browser-test chromium cluster-test cluster-scaling down lock dist
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -100,7 +100,12 @@ ROUNDED = $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(EVENTS),--events $(EVENTS))
 docs: $(VENV)/docs ## Build docs/build/html, with each link checked
 	$(BIN)/sphinx-build -q -W --keep-going -E -c docs . docs/build/html
 
-# Only make docs needs what turns the pages into a site.
+dist: $(VENV)/docs ## Build the library's wheel and sdist into dist, check them, and run the README's test on them
+	rm -rf dist
+	DIST=dist $(BIN)/pytest tests/distribution
+	$(BIN)/twine check --strict dist/*
+
+# Only make docs and make dist need what turns pages into a site, and what checks a package.
 $(VENV)/docs: $(READY) docs/requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r docs/requirements.lock
 	@touch $@

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,6 +125,19 @@ def test_each_reason_to_park_is_explained() -> None:
     assert reasons == set(first_cells((DOCS / "dead-letters.md").read_text()))
     inputs = section(REPOSITORY / "README.md", "What each input gets")
     assert set(re.findall(r"`x-reason: (\w+)`", inputs)) == reasons
+
+
+def test_the_changelog_and_every_project_have_the_librarys_version() -> None:
+    projects = REPOSITORY.glob("*/pyproject.toml")
+    versions = {
+        name(project): tomllib.loads(project.read_text())["project"]["version"]
+        for project in projects
+    }
+    heading = re.search(r"^## (.+?),", (REPOSITORY / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert heading
+    versions["CHANGELOG.md"] = heading[1]
+    library = versions["idempotent_consumer/pyproject.toml"]
+    assert versions == dict.fromkeys(versions, library)
 
 
 def test_the_design_names_each_file_of_the_library() -> None:

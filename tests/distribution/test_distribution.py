@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from email import message_from_bytes
+from pathlib import Path
+
+import pytest
+
+from documents.pages import REPOSITORY, blocks
+
+LIBRARY = REPOSITORY / "idempotent_consumer"
+PROJECT = tomllib.loads((LIBRARY / "pyproject.toml").read_text())["project"]
+BIN = Path(sys.executable).parent
+
+pytestmark = pytest.mark.timeout(600)
+"""What the library depends on is downloaded."""
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the sdist, and the wheel from it: into the directory DIST, or a temporary one."""
+    source = tmp_path_factory.mktemp("source") / "library"
+    shutil.copytree(LIBRARY, source, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("LICENSE", "CHANGELOG.md"):
+        shutil.copy(REPOSITORY / file, source)
+    into = Path(os.environ.get("DIST") or tmp_path_factory.mktemp("dist")).absolute()
+    build(source, into)
+    return into
+
+
+@pytest.fixture(scope="session")
+def wheel(built: Path) -> dict[str, bytes]:
+    """Give what the wheel holds, by path."""
+    (file,) = built.glob("*.whl")
+    with zipfile.ZipFile(file) as archive:
+        return {each: archive.read(each) for each in archive.namelist()}
+
+
+@pytest.fixture(scope="session")
+def sdist(built: Path) -> dict[str, bytes]:
+    """Give what the sdist holds, by path below its one directory."""
+    (file,) = built.glob("*.tar.gz")
+    contents = {}
+    with tarfile.open(file) as archive:
+        for member in archive:
+            opened = archive.extractfile(member)
+            assert opened, f"{member.name} is no file"
+            contents[member.name.removeprefix(named() + "/")] = opened.read()
+    return contents
+
+
+@pytest.fixture(scope="session")
+def environment(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the wheel in an environment that has nothing else but what it depends on."""
+    directory = tmp_path_factory.mktemp("environment")
+    run(sys.executable, "-m", "venv", "--without-pip", directory)
+    pip = (BIN / "pip", "--disable-pip-version-check", "--python", directory / "bin" / "python")
+    # order depends on the library and on nothing that the library does not depend on.
+    lock = REPOSITORY / "order" / "requirements.lock"
+    run(*pip, "install", "--require-hashes", "--only-binary", ":all:", "-r", lock)
+    run(*pip, "install", "--no-deps", "--no-index", *built.glob("*.whl"))
+    run(*pip, "check")
+    return directory
+
+
+def build(source: Path, into: Path, *options: str) -> None:
+    backend = ("--no-build-isolation", "--python", sys.executable, "--offline")
+    run(BIN / "uv", "build", "--no-create-gitignore", *backend, *options, "-o", into, source)
+
+
+def run(*command: str | Path, directory: Path | None = None) -> str:
+    """Run a program to its good end, without the paths of this checkout; return its output."""
+    environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    ended = subprocess.run(
+        command, cwd=directory, env=environ, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+def named() -> str:
+    return f"idempotent_consumer-{PROJECT['version']}"
+
+
+def files(*directories: str) -> dict[str, bytes]:
+    """Return the library's files below some of its directories."""
+    return {
+        str(path.relative_to(LIBRARY)): path.read_bytes()
+        for directory in directories
+        for path in (LIBRARY / directory).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def test_the_wheel_holds_the_package_its_licence_and_its_changelog(wheel: dict[str, bytes]) -> None:
+    package, about = files("idempotent_consumer"), f"{named()}.dist-info"
+    for part in ("py.typed", "testing/__init__.py"):
+        assert f"idempotent_consumer/{part}" in package
+    assert {path: each for path, each in wheel.items() if not path.startswith(about)} == package
+    assert {path for path in wheel if path.startswith(about)} == {
+        f"{about}/{path}"
+        for path in (
+            *("METADATA", "WHEEL", "RECORD", "entry_points.txt"),
+            *("licenses/LICENSE", "extra_metadata/CHANGELOG.md"),
+        )
+    }
+    assert wheel[f"{about}/licenses/LICENSE"] == (REPOSITORY / "LICENSE").read_bytes()
+    changelog = wheel[f"{about}/extra_metadata/CHANGELOG.md"]
+    assert changelog == (REPOSITORY / "CHANGELOG.md").read_bytes()
+
+
+def test_the_sdist_holds_what_the_wheel_is_built_from_and_the_examples(
+    sdist: dict[str, bytes], wheel: dict[str, bytes]
+) -> None:
+    repositorys = {file: (REPOSITORY / file).read_bytes() for file in ("LICENSE", "CHANGELOG.md")}
+    projects = {file: (LIBRARY / file).read_bytes() for file in ("README.md", "pyproject.toml")}
+    metadata = {"PKG-INFO": wheel[f"{named()}.dist-info/METADATA"]}
+    assert sdist == files("idempotent_consumer", "examples") | repositorys | projects | metadata
+
+
+def test_the_sdist_builds_the_same_wheel(built: Path, tmp_path: Path) -> None:
+    """Byte for byte: a build depends on its source alone."""
+    (source,) = built.glob("*.tar.gz")
+    build(source, tmp_path, "--wheel")
+    (again,), (first,) = tmp_path.glob("*.whl"), built.glob("*.whl")
+    assert again.name == first.name
+    assert again.read_bytes() == first.read_bytes()
+
+
+def test_the_metadata_is_the_projects(wheel: dict[str, bytes]) -> None:
+    metadata = message_from_bytes(wheel[f"{named()}.dist-info/METADATA"])
+    assert metadata["Version"] == PROJECT["version"]
+    assert metadata["Author"] == "The idempotent-consumer authors"
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata.get_all("License-File") == ["LICENSE"]
+    assert metadata.get_payload() == (LIBRARY / "README.md").read_text()
+
+
+def test_the_readmes_test_passes_on_the_readmes_service(environment: Path, tmp_path: Path) -> None:
+    """Both come from the README, the library from the wheel, and there is no pytest."""
+    written = {"order.py": 'Service("order"', "test_order.py": "import order"}
+    for file, contains in written.items():
+        (block,) = (each for each in blocks(LIBRARY / "README.md", "python") if contains in each)
+        (tmp_path / file).write_text(block)
+    (tmp_path / "run.py").write_text(
+        "import idempotent_consumer, test_order\n"
+        "print(idempotent_consumer.__file__)\n"
+        "tests = [each for name, each in vars(test_order).items() if name.startswith('test_')]\n"
+        "for test in tests: test()\n"
+        "print(len(tests), 'passed')\n"
+    )
+    out = run(environment / "bin" / "python", "run.py", directory=tmp_path)
+    imported, passed = out.splitlines()
+    assert Path(imported).is_relative_to(environment)
+    assert passed == "2 passed"
+
+
+def test_the_command_is_installed(environment: Path, tmp_path: Path) -> None:
+    out = run(environment / "bin" / "idempotent-consumer", "--help", directory=tmp_path)
+    assert "dead-letters" in out
