@@ -7,11 +7,7 @@ BIN      := $(VENV)/bin
 # Each directory with a pyproject.toml is one; all but the library become images.
 PROJECTS := $(patsubst %/pyproject.toml,%,$(wildcard */pyproject.toml))
 IMAGES   := $(filter-out idempotent_consumer,$(PROJECTS))
-COMPOSE  := docker compose -f docker-compose.yaml -f docker-compose.services.yaml
-CLUSTER  := $(COMPOSE) -f docker-compose.cluster.yaml
 READY    := $(VENV)/ready
-SEEDS    ?= 100000
-SHORT    := duplicates downtime kills parking broker_faults
 
 .DEFAULT_GOAL := help
 .PHONY: help setup new-service demo test lint typecheck unit-test simulation integration-test integration-short \
@@ -23,11 +19,29 @@ help: ## Print this list
 
 setup: $(READY) ## Make .venv with every project of this repository in it
 
+# Python finds the packages in these by a .pth file: `.venv/bin/python -m simulation` runs anywhere.
+PATHS := . tests idempotent_consumer/tests
+
+# --no-deps: pip refuses local projects under --require-hashes, so all they need is in the lock.
+$(READY): requirements.lock $(PROJECTS:%=%/pyproject.toml)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "setup: $(PYTHON) is too old: Python 3.11 or newer is needed (PYTHON=... names another)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { [ $$(id -u) = 0 ] && \
+	    echo "setup: installing python3-venv with apt-get ($(PYTHON) needs it to make $(VENV))" >&2 && \
+	    apt-get install -qq -y python3-venv; } || \
+	  { echo "setup: install python3-venv, then try again" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(PROJECTS:%=-e ./%)
+	cd $(VENV)/lib/python*/site-packages && printf '../../../../%s\n' $(PATHS) >repository.pth
+	@touch $@
+
 new-service: $(READY) ## Write a service of your own, with an image and a test: NAME=billing
-	@PYTHONPATH=tests $(BIN)/python -m new_service "$$NAME"
+	@$(BIN)/python tools/new_service.py "$$NAME"
 
 demo: $(READY) ## Play the three acts on real servers, check each, write demo-report.html: ACT=2 for one
-	PYTHONPATH=tests $(BIN)/python -m demo$(if $(ACT), --act "$$ACT")
+	$(BIN)/python -m demo$(if $(ACT), --act "$$ACT")
 
 test: lint typecheck unit-test integration-test ## Run lint, typecheck, unit-test and integration-test
 
@@ -35,25 +49,32 @@ lint: $(READY) ## Check the code's style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet . || { echo "format: run $(BIN)/ruff format ." >&2; exit 1; }
 
-typecheck: $(READY) ## Check the code's types, strictly
-	MYPYPATH=$(subst $(space),:,$(IMAGES)) $(BIN)/mypy
-
 # mypy has no wildcard for where modules are; pyproject.toml lists those that are always there.
 space := $(subst ,, )
 
+typecheck: $(READY) ## Check the code's types, strictly
+	MYPYPATH=$(subst $(space),:,$(IMAGES)) $(BIN)/mypy
+
 unit-test: $(READY) ## Run the tests that need no server, with 1,000 simulated runs
-	$(BIN)/pytest $(PROJECTS) benchmarks tests/demo tests/documents tests/new_service tests/simulation \
+	$(BIN)/pytest $(PROJECTS) benchmarks demo tools tests/documents tests/simulation \
 	  tests/mutants tests/chaos/test_crash_launcher.py tests/chaos/test_proxy.py tests/chaos/test_accounts.py
 
 integration-test: $(READY) ## Run the tests with real RabbitMQ and etcd
 	$(BIN)/pytest tests/harness_tests tests/integration
 	$(BIN)/pytest tests/chaos/test_crash_points.py tests/chaos/test_crash_outbox.py -k "middle and one_replica"
 
+SHORT := duplicates downtime kills parking broker_faults
+
 integration-short: $(READY) ## Run those that other servers need most: IMAGE_RABBITMQ=rabbitmq:4.0-management
 	$(BIN)/pytest tests/harness_tests $(SHORT:%=tests/integration/test_%.py)
 
+SEEDS ?= 100000
+
 simulation: $(READY) ## Run the service against simulated faults: SEEDS=100000 runs, or the one run SEED=n
-	PYTHONPATH=tests:idempotent_consumer/tests $(BIN)/python -m simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+	$(BIN)/python -m simulation $(if $(SEED),--seed $(SEED),--seeds $(SEEDS))
+
+mutants: $(READY) ## Break the code on purpose, and see that the tests notice
+	$(BIN)/python -m mutants
 
 chaos: $(READY) ## Break real servers and services: all faults once, FULL=1 for long, or MINUTES=n at random
 	CHAOS_FULL=$(FULL) CHAOS_MINUTES=$(MINUTES) CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos$(if $(MINUTES),/test_soak.py)
@@ -62,7 +83,7 @@ cluster-test: docker $(READY) ## Lose nodes of a RabbitMQ and an etcd cluster un
 	$(BIN)/pytest tests/cluster
 
 cluster-scaling: docker $(READY) ## Measure how throughput grows with replicas on the cluster
-	PYTHONPATH=tests $(BIN)/python -m cluster.scaling
+	$(BIN)/python -m cluster.scaling
 
 browser-test: docker chromium $(VENV)/browser demo-report.html ## See the dashboard and the last demo's report in Chromium: PICTURES=1 keeps them
 	BROWSER_PICTURES=$(PICTURES) $(BIN)/pytest tests/browser
@@ -77,25 +98,24 @@ $(VENV)/browser: $(READY) tests/browser/requirements.lock
 
 chromium:
 	@command -v chromedriver >/dev/null || \
-	  { [ $$(id -u) = 0 ] && apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium chromium-driver; } || \
+	  { [ $$(id -u) = 0 ] && \
+	    echo "browser-test: installing chromium and chromium-driver with apt-get (the tests drive them)" >&2 && \
+	    apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium chromium-driver; } || \
 	  { echo "browser-test: install chromium and chromium-driver, then try again" >&2; exit 1; }
 
-mutants: $(READY) ## Break the code on purpose, and see that the tests notice
-	PYTHONPATH=tests $(BIN)/python -m mutants
+ROUNDED = $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(EVENTS),--events $(EVENTS))
 
 bench: $(READY) ## Measure beside the references, into benchmarks/results: ROUNDS=5 EVENTS=40000
-	PYTHONPATH=tests $(BIN)/python -m benchmarks bench $(ROUNDED)
+	$(BIN)/python -m benchmarks bench $(ROUNDED)
 
 bench-check: $(READY) ## Measure anew, and say which ratios have fallen by over 20 %: ROUNDS=3 EVENTS=40000
-	PYTHONPATH=tests $(BIN)/python -m benchmarks check $(ROUNDED)
+	$(BIN)/python -m benchmarks check $(ROUNDED)
 
 bench-growth: $(READY) ## Measure start-up, memory and etcd with up to a million records, into benchmarks/results
-	PYTHONPATH=tests $(BIN)/python -m benchmarks growth
+	$(BIN)/python -m benchmarks growth
 
 bench-steady: $(READY) ## Measure whether anything grows at full rate, into benchmarks/results: MINUTES=30
-	PYTHONPATH=tests $(BIN)/python -m benchmarks steady --minutes $(or $(MINUTES),30)
-
-ROUNDED = $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(EVENTS),--events $(EVENTS))
+	$(BIN)/python -m benchmarks steady --minutes $(or $(MINUTES),30)
 
 docs: $(VENV)/docs ## Build docs/build/html, with each link checked
 	$(BIN)/sphinx-build -q -W --keep-going -E -c docs . docs/build/html
@@ -109,6 +129,9 @@ dist: $(VENV)/docs ## Build the library's wheel and sdist into dist, check them,
 $(VENV)/docs: $(READY) docs/requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r docs/requirements.lock
 	@touch $@
+
+COMPOSE := docker compose -f docker-compose.yaml -f docker-compose.services.yaml
+CLUSTER := $(COMPOSE) -f docker-compose.cluster.yaml
 
 docker:
 	@docker info >/dev/null 2>&1 || { echo "no Docker engine answers: start one, or try make demo, which needs none" >&2; exit 1; }
@@ -132,14 +155,3 @@ lock: $(READY) ## Resolve the dependencies anew and pin them with hashes
 	$(LOCK) --group pyproject.toml:docs -c requirements.lock -o docs/requirements.lock
 	$(LOCK) --group pyproject.toml:browser -c requirements.lock -o tests/browser/requirements.lock
 	echo hatchling | $(LOCK) - -c requirements.lock -o build-requirements.lock
-
-# --no-deps: pip refuses local projects under --require-hashes, so all they need is in the lock.
-$(READY): requirements.lock $(PROJECTS:%=%/pyproject.toml)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "setup: $(PYTHON) is too old: Python 3.11 or newer is needed (PYTHON=... names another)" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ $$(id -u) = 0 ] && apt-get install -qq -y python3-venv; } || \
-	  { echo "setup: install python3-venv, then try again" >&2; exit 1; }
-	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(PROJECTS:%=-e ./%)
-	@touch $@

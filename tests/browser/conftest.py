@@ -43,7 +43,7 @@ def dashboard(chromium: Chromium, stack: Stack) -> Dashboard:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the directory for pictures: the README's own with PICTURES=1, else one to forget."""
+    """Give the directory for pictures: the pages' own with PICTURES=1, else one to forget."""
     if os.environ.get("BROWSER_PICTURES"):
-        return REPOSITORY / "assets"
+        return REPOSITORY / "docs"
     return tmp_path_factory.mktemp("pictures")

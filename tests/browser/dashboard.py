@@ -11,7 +11,9 @@ from harness.servers import REPOSITORY
 from harness.wait import eventually
 from harness.web import fetch_json
 
-DEFINITION: dict[str, Any] = json.loads((REPOSITORY / "assets/graphite-dashboard.json").read_text())
+DEFINITION: dict[str, Any] = json.loads(
+    (REPOSITORY / "server-config/graphite-dashboard.json").read_text()
+)
 NAME = DEFINITION["name"]
 
 Series = dict[str, list[float]]

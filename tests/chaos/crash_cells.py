@@ -1,14 +1,12 @@
 """What a cell of the crash points is made of: the process that kills itself, and its backlog."""
 
 import json
-import os
 import random
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from chaos.crash_points import PROOF, VARIABLE
@@ -27,8 +25,6 @@ REDELIVERY_TIMEOUT_S = 5.0
 REPLICAS = {1: "one_replica", 2: "two_replicas"}
 POSITIONS = ("first", "middle", "last")
 
-_TESTS = Path(__file__).resolve().parents[1]
-
 
 @dataclass(frozen=True)
 class Where:
@@ -45,12 +41,10 @@ def start_crashing(
 
     Where events wait for it already, it may have come to that point before anybody saw it ready.
     """
-    path = [str(_TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
     crashing = start(
         service,
         wait=False,
         command=[sys.executable, "-m", "chaos.crash_points", service],
-        PYTHONPATH=os.pathsep.join(path),
         **{**SETTINGS, **settings, VARIABLE: f"{at.point}:{at.passage}"},
     )
     try:

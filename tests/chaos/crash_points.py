@@ -1,6 +1,6 @@
 """Crash points: a service that kills itself at a named step.
 
-    cd order && CRASH_POINT="txn sent:2" PYTHONPATH=../tests python -m chaos.crash_points order
+    cd order && CRASH_POINT="txn sent:2" ../.venv/bin/python -m chaos.crash_points order
 
 runs the service as `python -m order` does, and ends it with SIGKILL where it passes that step for
 the second time. Nothing in the library knows of this: the one function at which the step happens

@@ -1,6 +1,6 @@
 """How throughput grows with replicas: a backlog worked off by 1, 2 and 3 of them, on the cluster.
 
-    PYTHONPATH=tests python -m cluster.scaling --rounds 3
+    .venv/bin/python -m cluster.scaling --rounds 3
 
 Run it by `make cluster-scaling`. Everything shares this machine, so what it shows for handlers that
 take no time is the machine's own limit; where handlers wait, replicas add up.
@@ -117,7 +117,6 @@ def _replicas(cluster: Cluster, number: int, cost_ms: int) -> Iterator[list[Serv
             "ENABLE_ETCD": "true",
             "BATCH_SIZE": "512",
             "HANDLER_MS": str(cost_ms),
-            "PYTHONPATH": str(Path(__file__).parents[1]),
         }
         running = [
             stack.enter_context(run_service("order", settings, command=command))

@@ -33,7 +33,7 @@ class Shell:
         self.directory = directory
         for name in (*FILES, _ADDRESSES, ".env"):
             shutil.copy(REPOSITORY / name, directory)
-        shutil.copytree(REPOSITORY / "assets", directory / "assets")
+        shutil.copytree(REPOSITORY / "server-config", directory / "server-config")
         self._environment = {
             **environment(),
             **Ports.read(REPOSITORY / ".env").elsewhere().settings(),

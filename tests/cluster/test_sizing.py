@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import uuid
-from pathlib import Path
 
 import pytest
 
@@ -19,7 +18,6 @@ from integration.load import order, orders
 
 pytestmark = pytest.mark.timeout(300)
 
-TESTS = str(Path(__file__).parents[1])
 BATCH_SIZE = 512
 SMALL_BATCH = 8
 CALLS_OF_A_REPLICA = 16
@@ -37,7 +35,6 @@ def test_etcds_data(
         BATCH_SIZE=str(BATCH_SIZE),
         HANDLER_MS="0",
         command=[sys.executable, "-m", "cluster.slow_order"],
-        PYTHONPATH=TESTS,
     )
     recorded = 0
     for more in (20_000, 40_000):

@@ -12,7 +12,7 @@ class GraphiteCounters:
     """Reads counters as `harness.statsd.Counters` does, from `stats_counts.<name>`.
 
     A count is the sum of all flushes since `since` (Unix time in seconds, default now). It is
-    exact while Graphite still keeps one point per flush, here for as long as assets/ says.
+    exact while Graphite still keeps one point per flush, here for as long as server-config/ says.
     """
 
     def __init__(self, url: str, since: float | None = None) -> None:

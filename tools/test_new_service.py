@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 from docker.utils.build import exclude_paths
 
-from new_service.files import files_of
-from new_service.naming import objection_to
+from new_service import files_of, objection_to
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 LIBRARY = "idempotent_consumer"
 NEEDED = (
     "Makefile",
@@ -24,7 +23,7 @@ NEEDED = (
     ".env",
     ".dockerignore",
     "order",
-    "tests/new_service",
+    "tools",
     f"{LIBRARY}/pyproject.toml",
     f"{LIBRARY}/{LIBRARY}",
     *(path.name for path in REPOSITORY.glob("docker-compose*.yaml")),
@@ -194,7 +193,7 @@ WRONG = {
     "order": "order is there",
     "tests": "tests is there",
     "docs": "docs is there",
-    "placeholder": "tests/new_service/template/placeholder.py is there",
+    "placeholder": "tools/service_template/placeholder.py is there",
     "simulation": "tests/simulation is there",
     "fakes": "idempotent_consumer/tests/fakes is there",
     "etcd": "docker-compose.cluster.yaml has it",

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -11,8 +10,7 @@ from demo.fake_stage import FakeStage
 from demo.play import CheckFailedError, Play
 from demo.screen import Screen
 from demo.stage import CannotPlayError
-
-TESTS = Path(__file__).parents[1]
+from harness.servers import REPOSITORY
 
 
 @pytest.mark.parametrize(("number", "checks"), [("1", 3), ("2", 5), ("3", 13)])
@@ -67,7 +65,7 @@ def test_another_number_is_refused_in_one_line(number: str) -> None:
 def test_a_wrong_act_ends_the_demo_with_one_line_and_code_2() -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "demo", "--act", "7"],
-        cwd=TESTS,
+        cwd=REPOSITORY,
         capture_output=True,
         text=True,
         check=False,
