@@ -56,8 +56,7 @@ typecheck: $(READY) ## Check the code's types, strictly
 	MYPYPATH=$(subst $(space),:,$(IMAGES)) $(BIN)/mypy
 
 unit-test: $(READY) ## Run the tests that need no server, with 1,000 simulated runs
-	$(BIN)/pytest $(PROJECTS) benchmarks demo tools tests/documents tests/simulation \
-	  tests/mutants tests/chaos/test_crash_launcher.py tests/chaos/test_proxy.py tests/chaos/test_accounts.py
+	$(BIN)/pytest
 
 integration-test: $(READY) ## Run the tests with real RabbitMQ and etcd
 	$(BIN)/pytest tests/harness_tests tests/integration
