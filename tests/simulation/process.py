@@ -127,9 +127,15 @@ class SimulatedProcess(Process):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it is not frozen, and has no event in flight."""
+        """Whether it is not frozen, has no event in flight, and has read what was sent to it."""
         thawed = self.life.frozen_until_s <= self.life.agenda.now_s
-        return thawed and not (hasattr(self, "running") and self.running.consumer.busy)
+        unread = any(
+            connection.to_client.under_way
+            for connection in self.broker.connections
+            if connection.loop is self.life
+        )
+        busy = hasattr(self, "running") and self.running.consumer.busy
+        return thawed and not unread and not busy
 
     def judge_counts(self) -> None:
         """Hold the contract's sum."""
