@@ -116,7 +116,7 @@ def draw_plan(rng: Random) -> Plan:
         latency_s=rng.choice([0.001, 0.02, 0.2]),
     )
     _draw_faults(rng, plan)
-    plan.max_bytes = rng.choice([200, 1000, MAX_BYTES_IN_FLIGHT])
+    plan.max_bytes = rng.choice([1_000, 4_000, MAX_BYTES_IN_FLIGHT])
     return plan
 
 
