@@ -189,6 +189,8 @@ class Handlers:
                 call.end_s = min(call.end_s, call.cut_s)
                 self._life.run.fault("call cut off", self._life.name)
                 raise
+            # It has ended, though the clock may be a rounding error before its end.
+            call.end_s = min(call.end_s, self._life.agenda.now_s)
             return call.result(wanted)
 
         return run
