@@ -94,6 +94,9 @@ class _Checker:
 
     def _judge_parked(self) -> None:
         retries = len(self._world.plan.settings.retry_delays)
+        calls = self._world.outside.calls
+        # Any call fails by its time-out where the process is frozen meanwhile.
+        cut_off = Counter(call.event.digest for call in calls if call.cut_s is not None)
         for message in self._broker.dead:
             one, headers = self._broker.sent[message.body], message.headers
             attempts = headers.get(ATTEMPTS_HEADER)
@@ -101,7 +104,8 @@ class _Checker:
                 "invalid": not one.digest,
                 # A claim is no verdict: its holder may die or fail. It must be recorded.
                 "conflict": one.handled and self._broker.is_conflict(one),
-                "failed": one.event_type in CAN_FAIL and attempts == retries + 1,
+                "failed": attempts == retries + 1
+                and (one.event_type in CAN_FAIL or cut_off[one.digest] > retries),
             }
             if not right.get(str(headers.get(REASON_HEADER))):
                 self._run.violation("parked without cause", one.body, headers)
