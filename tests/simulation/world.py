@@ -22,8 +22,9 @@ DRAINED_WITHIN_S = 400.0
 """Far more than the retries, the longest lease and the calls on few threads add up to, and less
 than the ten minutes after which a process takes a new lease for its records by itself."""
 
-_OVER_WITHIN_S = 60.0
-"""Requests apply late, processes are frozen, and calls go on whose events others have ended."""
+_OVER_WITHIN_S = 120.0
+"""Requests apply late, processes are frozen, and calls go on whose events others have ended. What a
+process had not read when its session ended, it handles once more, and sends on what fails."""
 
 _HEARD_WITHIN_S = 2.0
 """So long after the last of that, whatever follows from it has."""
@@ -214,6 +215,7 @@ class World:
         return self._broken() or (
             self.agenda.happened % _LOOKED_AT_EVERY == 0
             and self.agenda.now_s >= self.etcd.applies_until_s
+            and self.broker.drained
             and all(process.is_idle for process in self._living())
         )
 
