@@ -267,8 +267,11 @@ class EtcdLedger:
         """Send a request once. Raises EtcdError; never returns once etcd is not the same any more.
 
         The revision of each linearizable reply is held against the highest seen before its
-        request was sent: a lower one means that etcd was restored from an older snapshot.
+        request was sent: a lower one means that etcd was restored from an older snapshot. From
+        then on nothing is sent: a record that is expected at a revision may be another there.
         """
+        if self._halted:
+            await self._halt("known already")
         floor = self._revision if method in _LINEARIZABLE else 0
         # A full etcd still answers reads, in transactions too: they say nothing of its writes.
         what = "Range" if method == "Txn" and not etcd.writes(request) else method
