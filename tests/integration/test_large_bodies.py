@@ -1,5 +1,6 @@
 """Bodies far too large for events, which an alarm of the broker keeps from being parked."""
 
+from chaos.outages import alarm
 from harness.broker import Broker
 from harness.process import resident_bytes
 from harness.servers import Servers
@@ -21,13 +22,10 @@ def test_under_an_alarm_memory_is_bounded_and_the_connection_stays(
     assert start_service("order").terminate() == 0
     for body in _BODIES:
         broker.publish_raw(body)
-    clean.rabbitmq.ctl("set_vm_memory_high_watermark", "0")
-    try:
+    with alarm(clean.rabbitmq, "memory"):
         service = start_service("order", RABBITMQ_URL=f"{clean.rabbitmq.url}?heartbeat=1")
         eventually(lambda: says(service, "what is in flight is large"))
         throughout(_PAUSED_S, lambda: _bounded(service))
-    finally:
-        clean.rabbitmq.ctl("set_vm_memory_high_watermark", "0.6")
     becomes(lambda: broker.ready("order.dead-letter"), len(_BODIES), 60)
     assert lines(service, "no connection to RabbitMQ") == []
     assert sorted(message.body for message in parked(broker, "order", len(_BODIES))) == _BODIES

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from chaos.hosts import Hosts
+from chaos.outages import alarm
+from chaos.signs import true
 from harness.broker import Broker
 from harness.engine import docker_available
 from harness.services import Service
@@ -143,17 +145,10 @@ def test_no_more_is_read_over_tls_while_too_much_is_in_flight(
     for body in bodies:
         broker.publish_raw(body)
     received = statsd.count("orders_received")
-    clean.rabbitmq.ctl("set_vm_memory_high_watermark", "0")
-    try:
+    with alarm(clean.rabbitmq, "memory"):
         service = start_service("order")
         eventually(lambda: says(service, "what is in flight is large"))
         becomes(lambda: statsd.count("orders_received"), received + 3)
-        throughout(_WATCHED_S, lambda: _still(statsd.count("orders_received"), received + 3))
-    finally:
-        clean.rabbitmq.ctl("set_vm_memory_high_watermark", "0.6")
+        throughout(_WATCHED_S, lambda: true(statsd.count("orders_received") == received + 3))
     assert sorted(message.body for message in parked(broker, "order", len(bodies))) == bodies
     assert lines(service, "no connection to RabbitMQ") == []
-
-
-def _still(found: int, expected: int) -> None:
-    assert found == expected
