@@ -289,17 +289,12 @@ def writes(request: Any) -> bool:
     return any(operation.HasField("request_put") for operation in request.success)
 
 
-def unchanged(compares: Any, key: bytes, mod_revision: int) -> None:
-    """Add the comparison that holds while the key is at this revision.
-
-    An absent key compares as revision 0, so 0 is: absent.
-    """
-    compares.add(key=key, mod_revision=mod_revision, result=Compare.EQUAL, target=Compare.MOD)
-
-
-def value_is(compares: Any, key: bytes, value: bytes) -> None:
-    """Add the comparison that holds while the key has this value."""
-    compares.add(key=key, value=value, result=Compare.EQUAL, target=Compare.VALUE)
+def value_is(compares: Any, key: bytes, value: bytes | None) -> None:
+    """Add the comparison that holds while the key has this value, or None: while it is absent."""
+    if value is None:  # etcd compares an absent key as revision 0, and with no value at all.
+        compares.add(key=key, mod_revision=0, result=Compare.EQUAL, target=Compare.MOD)
+    else:
+        compares.add(key=key, value=value, result=Compare.EQUAL, target=Compare.VALUE)
 
 
 def prefix_end(prefix: bytes) -> bytes:

@@ -91,12 +91,16 @@ class InFlight:
         return self.waits.waits if self.waits is not None and state == self.state else 0
 
     def ask(
-        self, kind: Kind, expect: int = 0, effects: Checked = NO_EFFECTS, token: str = ""
+        self,
+        kind: Kind,
+        expect: bytes | None = None,
+        effects: Checked = NO_EFFECTS,
+        token: str = "",
     ) -> Ask:
         """Return an ask for its record."""
         return Ask(kind, self.key, self.event.digest, token or self.token, self, expect, effects)
 
-    def record(self, effects: Checked, expect: int = 0) -> Ask:
+    def record(self, effects: Checked, expect: bytes | None = None) -> Ask:
         """Return the ask that records it with its effects."""
         return self.ask(Kind.PUBLISH if effects.events else Kind.RECORD, expect, effects)
 
@@ -386,16 +390,16 @@ class Consumer:
         if returned is None:
             if not self._calls.has_time(flight.handler):
                 # At the end, let go: another replica would wait for the lease's end.
-                return flight.ask(Kind.RELEASE, claim.revision)
+                return flight.ask(Kind.RELEASE, claim.value)
             await self._wait(flight, CLAIMED)
-            return flight.ask(Kind.CLAIM, claim.revision)
+            return flight.ask(Kind.CLAIM, claim.value)
         self._tally.timing("handle", returned.elapsed_s)
         flight.error = returned.error
         if returned.error:
-            return flight.ask(Kind.RELEASE, claim.revision)
+            return flight.ask(Kind.RELEASE, claim.value)
         flight.called = True
         self._tally.count("sent")
-        return flight.record(returned.effects, claim.revision)
+        return flight.record(returned.effects, claim.value)
 
     async def _publish(self, flight: InFlight, held: PublishEvents) -> Ask | None:
         """Publish the events that a record holds, and return the ask that says in it: done.
@@ -410,7 +414,7 @@ class Consumer:
             # This process ends: whoever takes the event next publishes them again.
             self._end(flight, GiveBack())
             return None
-        return flight.ask(Kind.RECORD, held.revision, token=held.token)
+        return flight.ask(Kind.RECORD, held.value, token=held.token)
 
     # 5. It ends: each of its deliveries is settled, and acked with those before it.
 
@@ -486,9 +490,9 @@ class Fail:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Its claim has landed, at a revision and under a lease."""
+    """Its claim has landed, with a value and under a lease."""
 
-    revision: int
+    value: bytes
     lease: int
 
 
@@ -496,16 +500,16 @@ class Call:
 class PublishEvents:
     """Its record holds events that may not all be published."""
 
-    revision: int
+    value: bytes
     events: Sequence[bytes]
     token: str
 
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """Ask again: the record is at this revision now."""
+    """Ask again: the record has this value now, or is absent."""
 
-    expect: int
+    expect: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -546,22 +550,22 @@ def decide(  # noqa: PLR0911 - one table, read from top to bottom
     ask, found = answer.ask, answer.found
     if answer.landed:
         return _landed(answer)
-    if ask.kind is not Kind.LOOK and ask.expect == (found.mod_revision if found else 0):
+    if ask.kind is not Kind.LOOK and ask.expect == (found.value if found else None):
         raise ValueError(f"{ask.kind.name} was refused although its record is as it expects it")
     if published and (found is None or found.state in (CLAIMED, RELEASED)):
         return StartOver()
     if found is None or found.state == RELEASED:
         nothing_to_do = ask.kind in (Kind.LOOK, Kind.RELEASE)
-        return Fail() if nothing_to_do else Again(found.mod_revision if found else 0)
+        return Fail() if nothing_to_do else Again(found.value if found else None)
     if found.state in (DONE, PUBLISHING) and found.digest != ask.digest:
         return Conflict(found.digest)
     if found.state == DONE:
         return Done(found.token, found if found.token != token else None)
     if found.state == PUBLISHING and waits >= WAITS_FOR_ITS_EVENTS:
-        return PublishEvents(found.mod_revision, found.events, found.token)
+        return PublishEvents(found.value, found.events, found.token)
     takes_over = found.state == CLAIMED and found.token.startswith(own_tokens)
     if takes_over and ask.kind is not Kind.LOOK:
-        return Again(found.mod_revision)
+        return Again(found.value)
     return Wait(found.state)
 
 
@@ -571,9 +575,9 @@ def _landed(answer: Answer) -> Action:
         case Kind.RECORD:
             return Done(ask.token)
         case Kind.PUBLISH:
-            return PublishEvents(answer.revision, ask.effects.events, ask.token)
+            return PublishEvents(ask.value, ask.effects.events, ask.token)
         case Kind.CLAIM:
-            return Call(answer.revision, answer.lease)
+            return Call(ask.value, answer.lease)
         case Kind.RELEASE:
             return Fail()
         case Kind.LOOK:

@@ -76,7 +76,7 @@ class EtcdLedger:
             # Anew each time: an attempt that applied, unseen, must not be repeated after a wipe.
             self._guard = (key, f"{self._system.random.getrandbits(128):032x}".encode())
             request = TxnRequest()
-            etcd.unchanged(request.compare, key, 0)
+            etcd.value_is(request.compare, key, None)
             etcd.put(request.success, *self._guard)
             etcd.get(request.failure, key)
             return request
@@ -135,7 +135,7 @@ class EtcdLedger:
     async def read(self, key: bytes) -> Record | None:
         """Read a record once, for information. Raises EtcdError."""
         reply = await self._call("Range", RangeRequest(key=key))
-        return records.decode(reply.kvs[0].value, reply.kvs[0].mod_revision) if reply.kvs else None
+        return records.decode(reply.kvs[0].value) if reply.kvs else None
 
     async def close(self) -> None:
         """End what is under way. Claims are left to end with their lease."""
@@ -233,7 +233,7 @@ class EtcdLedger:
         for answer in answers:
             if answer is None:
                 continue
-            ask, landed, _, _, found = answer
+            ask, landed, _, found = answer
             if landed:
                 if ask.kind is Kind.RECORD:
                     self._cache.add(ask.digest, revision)
@@ -268,7 +268,7 @@ class EtcdLedger:
 
         The revision of each linearizable reply is held against the highest seen before its
         request was sent: a lower one means that etcd was restored from an older snapshot. From
-        then on nothing is sent: a record that is expected at a revision may be another there.
+        then on nothing is sent: what this process knows of etcd's data holds no more.
         """
         if self._halted:
             await self._halt("known already")
@@ -345,7 +345,7 @@ def _transaction(
         if ask.kind is Kind.LOOK:
             etcd.get(success, ask.key)
             continue
-        etcd.unchanged(compare, ask.key, ask.expect)
+        etcd.value_is(compare, ask.key, ask.expect)
         etcd.put(success, ask.key, ask.value, leases[ask.kind])
         for put in ask.effects.puts:
             etcd.put(success, put.key.encode(), put.value)
@@ -354,14 +354,13 @@ def _transaction(
 
 def _all_landed(asks: Sequence[Ask], reply: Any, leases: Mapping[Kind, int]) -> list[Answer]:
     """Read the reply to a transaction that applied."""
-    revision = reply.header.revision
     answers, position = [], 0
     for ask in asks:
         if ask.kind is Kind.LOOK:
             kvs = reply.responses[position].response_range.kvs
             answers.append(records.found(ask, kvs[0] if kvs else None))
         else:
-            answers.append(Answer(ask, True, revision, leases[ask.kind]))
+            answers.append(Answer(ask, True, leases[ask.kind]))
         position += ask.operations
     return answers
 

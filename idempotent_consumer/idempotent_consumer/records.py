@@ -30,7 +30,7 @@ class Record(NamedTuple):
     digest: str
     token: str
     time: str
-    mod_revision: int
+    value: bytes
     events: tuple[bytes, ...] = ()
 
 
@@ -40,7 +40,7 @@ def encode(state: str, digest: str, token: str, time: str, events: Sequence[byte
     return value[:-1] + b',"events":[%s]}' % b",".join(events) if events else value
 
 
-def decode(value: bytes, mod_revision: int) -> Record:
+def decode(value: bytes) -> Record:
     """Read a record's value. One that nobody here wrote is done, with a digest that none has."""
     try:
         members = orjson.loads(value)
@@ -55,10 +55,10 @@ def decode(value: bytes, mod_revision: int) -> Record:
             and all(isinstance(text, str) for text in (digest, token, time))
             and bool(events) == (state == PUBLISHING)
         ):
-            return Record(state, digest, token, time, mod_revision, events)
+            return Record(state, digest, token, time, value, events)
     except (ValueError, TypeError, KeyError):
         pass
-    return Record(DONE, UNREADABLE, "", "", mod_revision)
+    return Record(DONE, UNREADABLE, "", "", value)
 
 
 def digest_if_done(value: bytes) -> str:
@@ -72,7 +72,7 @@ def digest_if_done(value: bytes) -> str:
 
 
 class Kind(enum.StrEnum):
-    """What an ask does where its record is still at the revision it expects.
+    """What an ask does where its record is still the one it expects.
 
     The value is the state in which that leaves the record, empty where it changes nothing.
     """
@@ -93,9 +93,10 @@ class Kind(enum.StrEnum):
 class Ask:
     """One compare-and-set on one record, sent in a transaction with others.
 
-    ``expect`` is the record's mod_revision for the ask to apply, 0 for absent. ``value`` is
-    written once, at the first sending, and with its ``token`` tells this ask's own write from
-    everybody else's, however often it is sent. ``owner`` is the asker's own.
+    ``expect`` is the value that the record must have for the ask to apply, None for absent. Its
+    revision would not do: in an etcd restored from a snapshot another record may have it.
+    ``value`` is written once, at the first sending, and with its ``token`` tells this ask's own
+    write from everybody else's, however often it is sent. ``owner`` is the asker's own.
     """
 
     kind: Kind
@@ -103,7 +104,7 @@ class Ask:
     digest: str
     token: str
     owner: Any
-    expect: int = 0
+    expect: bytes | None = None
     effects: Checked = NO_EFFECTS
     value: bytes = b""
 
@@ -115,19 +116,18 @@ class Ask:
     @property
     def size_bytes(self) -> int:
         """About how large this makes the request, from above."""
-        return 3 * len(self.key) + 320 + self.effects.size_bytes
+        return 3 * len(self.key) + 320 + len(self.expect or b"") + self.effects.size_bytes
 
 
 class Answer(NamedTuple):
     """What became of an ask.
 
-    ``landed``: it applied, at ``revision`` and under ``lease``. Otherwise ``found`` is the record
+    ``landed``: it applied, under ``lease``. Otherwise ``found`` is the record
     that stands in its way, or None where there is none and the ask expected one (or only looked).
     """
 
     ask: Ask
     landed: bool
-    revision: int = 0
     lease: int = 0
     found: Record | None = None
 
@@ -184,16 +184,16 @@ def judge(ask: Ask, kv: Any) -> Answer | None:
 
     ``kv`` is etcd's, or None where there is none. None is returned where the ask is to be sent
     again: a value that is the ask's own, byte for byte, landed in an earlier attempt, and a
-    record still at the revision the ask expects stands in nobody's way.
+    record that is as the ask expects it stands in nobody's way.
     """
     if kv is not None and ask.value and kv.value == ask.value:
-        return Answer(ask, True, kv.mod_revision, kv.lease)
-    if ask.kind is not Kind.LOOK and (kv.mod_revision if kv is not None else 0) == ask.expect:
+        return Answer(ask, True, kv.lease)
+    if ask.kind is not Kind.LOOK and (kv.value if kv is not None else None) == ask.expect:
         return None
     return found(ask, kv)
 
 
 def found(ask: Ask, kv: Any) -> Answer:
     """Return the answer that has what was read of an ask's record, be it nothing."""
-    record = decode(kv.value, kv.mod_revision) if kv is not None else None
+    record = decode(kv.value) if kv is not None else None
     return Answer(ask, False, found=record)

@@ -33,7 +33,7 @@ def running(kind: str = PURE) -> Iterator[OrderProcess]:
 def record_keys(process: OrderProcess) -> list[str]:
     """Return the keys of the records that are done; there are no others."""
     keys = process.store.keys("/service/")
-    assert {decode(process.store.get(key).value, 0).state for key in keys} <= {DONE}
+    assert {decode(process.store.get(key).value).state for key in keys} <= {DONE}
     return keys
 
 

@@ -518,7 +518,7 @@ def test_what_is_parked_leaves_records_that_end_soon_though_the_process_goes_on(
     world.advance(2)
     assert process.count("failed") == 100
     records = [world.store.get(key) for key in world.store.keys("/service/order/")]
-    assert {decode_record(kv.value, 0).state for kv in records} == {RELEASED}
+    assert {decode_record(kv.value).state for kv in records} == {RELEASED}
     ends_s = {world.store.leases[kv.lease] for kv in records}
     assert len(records) == 100
     assert world.agenda.now_s + RELEASED_S <= min(ends_s)
@@ -800,7 +800,7 @@ def test_no_claim_is_ever_put_without_a_lease(world: World) -> None:
     claims = [
         change
         for change in world.store.puts("/service/order/")
-        if decode_record(change.value or b"", 0).state == CLAIMED
+        if decode_record(change.value or b"").state == CLAIMED
     ]
     assert {change.key for change in claims} == {b"/service/order/1", b"/service/order/2"}
     assert all(change.lease for change in claims)

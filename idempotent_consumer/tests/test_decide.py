@@ -36,18 +36,18 @@ OURS = PROCESS + "1/9"
 """Another delivery's, of this process: nobody is at it any more."""
 THEIRS = "b" * 32 + "/1/1"
 DIGEST, OTHER_DIGEST = "1:" + "d" * 32, "1:" + "e" * 32
-EXPECTED, REVISION, LEASE = 5, 7, 77
+EXPECTED, PUT, FOUND, LEASE = b"expected", b"put", b"found", 77
 EVENTS = (b'{"id":"1/order/0","type":"placed"}',)
 
 
 def ask(kind: Kind, token: str = MINE) -> Ask:
     effects = Checked((), EVENTS) if kind is Kind.PUBLISH else Checked()
-    return Ask(kind, b"/service/order/1", DIGEST, token, None, EXPECTED, effects)
+    return Ask(kind, b"/service/order/1", DIGEST, token, None, EXPECTED, effects, PUT)
 
 
 def record(state: str, token: str, digest: str = DIGEST) -> Record:
     events = EVENTS if state == PUBLISHING else ()
-    return Record(state, digest, token, "2026-01-01T00:00:00+00:00", REVISION, events)
+    return Record(state, digest, token, "2026-01-01T00:00:00+00:00", FOUND, events)
 
 
 def decided(kind: Kind, found: Record | None, *, published: bool = False, waits: int = 0) -> Action:
@@ -58,18 +58,18 @@ def decided(kind: Kind, found: Record | None, *, published: bool = False, waits:
     ("kind", "action"),
     [
         (Kind.RECORD, Done(MINE)),
-        (Kind.PUBLISH, PublishEvents(REVISION, EVENTS, MINE)),
-        (Kind.CLAIM, Call(REVISION, LEASE)),
+        (Kind.PUBLISH, PublishEvents(PUT, EVENTS, MINE)),
+        (Kind.CLAIM, Call(PUT, LEASE)),
         (Kind.RELEASE, Fail()),
     ],
 )
 def test_what_has_landed_goes_on_to_its_next_step(kind: Kind, action: Action) -> None:
-    assert decide(Answer(ask(kind), True, REVISION, LEASE), MINE, PROCESS, False, 0) == action
+    assert decide(Answer(ask(kind), True, LEASE), MINE, PROCESS, False, 0) == action
 
 
 def test_a_record_is_done_by_whoever_has_begun_it() -> None:
     """Whoever ends a publishing record of another process leaves that one's token in it."""
-    answer = Answer(ask(Kind.RECORD, THEIRS), True, REVISION)
+    answer = Answer(ask(Kind.RECORD, THEIRS), True)
     assert decide(answer, MINE, PROCESS, True, 0) == Done(THEIRS)
 
 
@@ -80,9 +80,9 @@ TABLE: list[tuple[Record | None, dict[Kind, Action]]] = [
         {
             Kind.LOOK: Fail(),
             Kind.RELEASE: Fail(),
-            Kind.CLAIM: Again(0),
-            Kind.RECORD: Again(0),
-            Kind.PUBLISH: Again(0),
+            Kind.CLAIM: Again(None),
+            Kind.RECORD: Again(None),
+            Kind.PUBLISH: Again(None),
         },
     ),
     (
@@ -90,19 +90,19 @@ TABLE: list[tuple[Record | None, dict[Kind, Action]]] = [
         {
             Kind.LOOK: Fail(),
             Kind.RELEASE: Fail(),
-            Kind.CLAIM: Again(REVISION),
-            Kind.RECORD: Again(REVISION),
-            Kind.PUBLISH: Again(REVISION),
+            Kind.CLAIM: Again(FOUND),
+            Kind.RECORD: Again(FOUND),
+            Kind.PUBLISH: Again(FOUND),
         },
     ),
     (
         record(CLAIMED, OURS),
         {
             Kind.LOOK: Wait(CLAIMED),
-            Kind.RELEASE: Again(REVISION),
-            Kind.CLAIM: Again(REVISION),
-            Kind.RECORD: Again(REVISION),
-            Kind.PUBLISH: Again(REVISION),
+            Kind.RELEASE: Again(FOUND),
+            Kind.CLAIM: Again(FOUND),
+            Kind.RECORD: Again(FOUND),
+            Kind.PUBLISH: Again(FOUND),
         },
     ),
     (record(CLAIMED, THEIRS), dict.fromkeys(Kind, Wait(CLAIMED))),
@@ -133,9 +133,7 @@ def test_the_table_has_every_kind_of_ask_in_every_row() -> None:
 def test_events_that_nobody_publishes_are_published_after_enough_waits(kind: Kind) -> None:
     found = record(PUBLISHING, THEIRS)
     assert decided(kind, found, waits=WAITS_FOR_ITS_EVENTS - 1) == Wait(PUBLISHING)
-    assert decided(kind, found, waits=WAITS_FOR_ITS_EVENTS) == PublishEvents(
-        REVISION, EVENTS, THEIRS
-    )
+    assert decided(kind, found, waits=WAITS_FOR_ITS_EVENTS) == PublishEvents(FOUND, EVENTS, THEIRS)
 
 
 @pytest.mark.parametrize("waits", [0, WAITS_FOR_ITS_EVENTS, 1000])
@@ -152,12 +150,12 @@ def test_an_event_whose_record_has_gone_before_its_last_step_starts_over(
 
 def test_a_look_that_lands_cannot_be() -> None:
     with pytest.raises(ValueError, match="look"):
-        decide(Answer(ask(Kind.LOOK), True, REVISION), MINE, PROCESS, False, 0)
+        decide(Answer(ask(Kind.LOOK), True), MINE, PROCESS, False, 0)
 
 
 @pytest.mark.parametrize("kind", sorted(set(Kind) - {Kind.LOOK}))
 def test_an_ask_refused_by_the_record_that_it_expects_cannot_be(kind: Kind) -> None:
     """A record as expected stands in nobody's way: such an ask is sent again, not answered."""
-    found = record(CLAIMED, THEIRS)._replace(mod_revision=EXPECTED)
+    found = record(CLAIMED, THEIRS)._replace(value=EXPECTED)
     with pytest.raises(ValueError, match="refused"):
         decided(kind, found)

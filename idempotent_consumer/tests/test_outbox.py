@@ -53,7 +53,8 @@ def test_events_are_recorded_then_published_then_done_then_acked(
     process.deliver(body("1", n=1))
     assert world.record().state == PUBLISHING
     assert world.record().events == (SHIPPED, BILLED)
-    assert world.store.get("/parcels/1").mod_revision == world.record().mod_revision
+    parcel, record = (world.store.get(key) for key in ("/parcels/1", "/service/order/1"))
+    assert parcel.mod_revision == record.mod_revision
     assert process.published == [SHIPPED, BILLED]
     assert process.acks == []
     process.confirm()

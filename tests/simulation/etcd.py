@@ -74,7 +74,7 @@ class HistoricStore(Store):
         kept = {
             kv.lease
             for kv in map(self.get, self.keys("/service/"))
-            if decode(kv.value, 0).state in (DONE, PUBLISHING)
+            if decode(kv.value).state in (DONE, PUBLISHING)
         }
         leases = sorted(set(self.leases) - kept)
         return self._run.rng.choice(leases) if leases else None
@@ -90,7 +90,7 @@ class HistoricStore(Store):
         for change in changes:
             self.lineage.steps.append((self._run.agenda.now_s, change))
             if change.key.startswith(RECORDS) and change.value is not None:
-                self._note(change, decode(change.value, 0))
+                self._note(change, decode(change.value))
 
     def _note(self, change: Change, record: Any) -> None:
         # Of the process, four of its digits: enough to tell who, beside its "starts" line.

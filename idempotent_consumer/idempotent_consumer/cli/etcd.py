@@ -10,7 +10,7 @@ from etcd3.etcdrpc import LeaseTimeToLiveRequest, RangeRequest, StatusRequest, T
 
 from .. import names
 from ..cache import Pages
-from ..etcd import Client, EtcdError, Failure, get, prefix_end, unchanged
+from ..etcd import Client, EtcdError, Failure, get, prefix_end, value_is
 from ..records import Record, decode
 from ..service import real_system
 from ..settings import Settings
@@ -52,9 +52,10 @@ class Etcd:
 
 
 class Found(NamedTuple):
-    """A record with the lease that it is kept under, 0 where it is kept for good."""
+    """A record with its mod_revision and its lease, 0 where it is kept for good."""
 
     record: Record
+    mod_revision: int
     lease: int
 
 
@@ -68,7 +69,7 @@ class Records:
     def get(self, event_id: str) -> Found | None:
         """Return an event's record, or None."""
         kv = self._read(names.record_key(self._service, event_id))
-        return Found(decode(kv.value, kv.mod_revision), kv.lease) if kv is not None else None
+        return Found(decode(kv.value), kv.mod_revision, kv.lease) if kv is not None else None
 
     def remaining_s(self, lease: int) -> int | None:
         """Return the seconds a lease has left, or None for what is kept for good."""
@@ -77,10 +78,10 @@ class Records:
         reply = self._etcd.ask("LeaseTimeToLive", LeaseTimeToLiveRequest(ID=lease))
         return max(0, int(reply.TTL))
 
-    def forget(self, event_id: str, mod_revision: int) -> bool:
-        """Delete a record if it is still at this revision; return whether it is gone."""
+    def forget(self, event_id: str, record: Record) -> bool:
+        """Delete a record if it is still this one; return whether it is gone."""
         key, request = names.record_key(self._service, event_id), TxnRequest()
-        unchanged(request.compare, key, mod_revision)
+        value_is(request.compare, key, record.value)
         request.success.add().request_delete_range.key = key
         get(request.failure, key)
         reply = self._etcd.ask("Txn", request)
@@ -104,7 +105,7 @@ class Records:
         while pages.request is not None:
             reply = self._etcd.ask("Range", pages.request)
             pages.took(reply)
-            found.update(decode(kv.value, kv.mod_revision).state for kv in reply.kvs)
+            found.update(decode(kv.value).state for kv in reply.kvs)
         return found
 
     def _read(self, key: bytes) -> Any:

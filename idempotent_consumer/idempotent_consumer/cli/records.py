@@ -72,7 +72,7 @@ def _inspect(arguments: argparse.Namespace, context: Context) -> Report:
         "replica": _replica(record),
         "token": record.token,
         "digest": record.digest,
-        "mod_revision": record.mod_revision,
+        "mod_revision": found.mod_revision,
         "events": [orjson.loads(each) for each in record.events],
         "remaining_s": remaining_s,
     }
@@ -152,7 +152,7 @@ def _forget(arguments: argparse.Namespace, context: Context) -> Report:
             "when it comes again.",
             arguments.yes,
         )
-        if not records.forget(arguments.id, record.mod_revision):
+        if not records.forget(arguments.id, record):
             raise CommandError(
                 f"the record of '{event_id}' has changed meanwhile and was not deleted: look again"
             )

@@ -86,7 +86,7 @@ class InMemory:
         """The state of each record, by the event's id (as it stands in the key)."""
         prefix, store = names.record_prefix(self._service.name), self._etcd.store
         return {
-            key.removeprefix(prefix): decode(store.get(key).value, 0).state
+            key.removeprefix(prefix): decode(store.get(key).value).state
             for key in store.keys(prefix)
         }
 

@@ -91,7 +91,7 @@ class Replica:
         event_id: str,
         kind: Kind = Kind.RECORD,
         *,
-        expect: int = 0,
+        expect: bytes | None = None,
         digest: str = "",
         effects: Sequence[Put] = (),
     ) -> Ask:

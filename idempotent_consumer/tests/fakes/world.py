@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from random import Random
 from typing import Any
 
@@ -165,19 +164,19 @@ class World:
 
     def record(self, event_id: str = "1") -> Record:
         kv = self.store.get(f"/service/order/{event_id}")
-        return decode_record(kv.value, kv.mod_revision)
+        return decode_record(kv.value)
 
     def states(self) -> list[str]:
         """Return each state that records have been put in, in order."""
         return [
-            decode_record(change.value or b"", 0).state
+            decode_record(change.value or b"").state
             for change in self.store.puts("/service/order/")
         ]
 
     def claims(self) -> int:
         """Return how many records are claimed now."""
         keys = self.store.keys("/service/order/")
-        return sum(decode_record(self.store.get(key).value, 0).state == CLAIMED for key in keys)
+        return sum(decode_record(self.store.get(key).value).state == CLAIMED for key in keys)
 
     def close(self) -> None:
         """Hold that each delivery has been counted once, and end all processes."""
@@ -218,5 +217,5 @@ class _Broker(FakeBroker):
         if event.type not in self._world.processes[0].service.handlers:
             return True
         puts = self._world.store.puts(names.record_key("order", event.id).decode())
-        records = map(partial(decode_record, mod_revision=0), (put.value or b"" for put in puts))
+        records = [decode_record(put.value or b"") for put in puts]
         return any((one.state, one.digest) == (DONE, event.digest) for one in records)
