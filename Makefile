@@ -59,13 +59,13 @@ unit-test: $(READY) ## Run the tests that need no server, with 1,000 simulated r
 	$(BIN)/pytest
 
 integration-test: $(READY) ## Run the tests with real RabbitMQ and etcd
-	$(BIN)/pytest tests/harness_tests tests/integration
+	$(BIN)/pytest tests/servers tests/integration
 	$(BIN)/pytest tests/chaos/test_crash_points.py tests/chaos/test_crash_outbox.py -k "middle and one_replica"
 
 SHORT := duplicates downtime kills parking broker_faults
 
 integration-short: $(READY) ## Run those that other servers need most: IMAGE_RABBITMQ=rabbitmq:4.0-management
-	$(BIN)/pytest tests/harness_tests $(SHORT:%=tests/integration/test_%.py)
+	$(BIN)/pytest tests/servers $(SHORT:%=tests/integration/test_%.py)
 
 SEEDS ?= 100000
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from etcd3 import Etcd3Exception
 
-from harness.packages import ServersUnavailableError
-from harness.server import CommandFailedError
+from servers.packages import ServersUnavailableError
+from servers.server import CommandFailedError
 
 from . import marks, pictures, scenarios, tables
 from .results import Bench, Growth, Load, NotMeasuredError, Percentiles, Rates, Steady, read, write

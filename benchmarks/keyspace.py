@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 
 import etcd3
 
-from harness.server import Etcd
-from harness.web import open_json
 from idempotent_consumer import Settings, encode_id
 from idempotent_consumer.event import decode
 from idempotent_consumer.records import DONE, encode
+from servers.server import Etcd
+from servers.web import open_json
 
 from .publishers import body
 from .results import Gauges

@@ -20,9 +20,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.process import Child
-from harness.servers import REPOSITORY
-from harness.services import environment
+from servers.process import Child
+from servers.servers import REPOSITORY
+from servers.services import environment
 
 from .results import NotMeasuredError, Rate
 

@@ -17,14 +17,14 @@ from typing import Any
 
 import pika
 
-from harness.broker import Broker
-from harness.process import Child, resident_bytes
-from harness.servers import Servers, start_servers
-from harness.statsd import StatsdListener, listen_statsd
-from harness.wait import eventually, stands_still
-from harness.web import fetch_json
 from idempotent_consumer import Settings
 from idempotent_consumer.bus import declare
+from servers.broker import Broker
+from servers.process import Child, resident_bytes
+from servers.servers import Servers, start_servers
+from servers.statsd import StatsdListener, listen_statsd
+from servers.wait import eventually, stands_still
+from servers.web import fetch_json
 
 from . import results
 from .keyspace import Keyspace, history_body

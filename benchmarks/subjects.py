@@ -7,8 +7,8 @@ from itertools import product
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from harness.servers import REPOSITORY
 from idempotent_consumer.bus import prefetch
+from servers.servers import REPOSITORY
 
 LARGE = {"ETCD_MAX_TXN_OPS": "1024", "BATCH_SIZE": "512"}
 """What the compose files set."""

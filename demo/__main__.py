@@ -18,7 +18,7 @@ from demo.run import run_of
 from demo.screen import Screen
 from demo.stage import CannotPlayError, Stage, StepFailedError
 from demo.watch import Watch, watch
-from harness.engine import docker_available
+from servers.engine import docker_available
 
 _LOG_LINES = 15
 

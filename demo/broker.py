@@ -8,7 +8,7 @@ import pika
 from pika.exceptions import AMQPError
 
 from demo.stage import Step, StepFailedError
-from harness.web import fetch_json
+from servers.web import fetch_json
 
 _USER = _PASSWORD = "guest"
 _PUBLISH = "/api/exchanges/%2f/events/publish"

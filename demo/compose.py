@@ -10,7 +10,7 @@ from demo.interrupt import interrupt_no_more
 from demo.ports import Ports
 from demo.screen import Screen
 from demo.stage import SERVICES, CannotPlayError
-from harness.services import environment
+from servers.services import environment
 
 PROJECT = "reliable-demo"
 

@@ -10,9 +10,9 @@ from demo.compose import PROJECT, Compose, compose_servers
 from demo.ports import Ports
 from demo.screen import Screen
 from demo.stage import SERVICES, Points, State, Step, StepFailedError
-from harness.graphite import GraphiteCounters
-from harness.servers import REPOSITORY
-from harness.wait import eventually
+from servers.graphite import GraphiteCounters
+from servers.servers import REPOSITORY
+from servers.wait import eventually
 
 _READY_WITHIN_S = 30.0
 _FRESH_WITHIN_S = 15.0

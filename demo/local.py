@@ -13,12 +13,12 @@ from demo.broker import Broker, etcd_version
 from demo.interrupt import interrupt_no_more
 from demo.screen import Screen
 from demo.stage import SERVICES, CannotPlayError, State, Step, StepFailedError
-from harness.packages import ServersUnavailableError
-from harness.ports import free_port
-from harness.servers import Servers, start_servers
-from harness.services import Service, ServiceEndedError, run_service
-from harness.statsd import StatsdListener, listen_statsd
-from harness.wait import eventually
+from servers.packages import ServersUnavailableError
+from servers.ports import free_port
+from servers.servers import Servers, start_servers
+from servers.services import Service, ServiceEndedError, run_service
+from servers.statsd import StatsdListener, listen_statsd
+from servers.wait import eventually
 
 
 class LocalStage:

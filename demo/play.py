@@ -6,7 +6,7 @@ from functools import partial
 
 from demo.screen import Screen
 from demo.stage import Stage, Step
-from harness.wait import eventually
+from servers.wait import eventually
 
 COUNTERS = {
     "orders_processed": "order",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from demo.command import run
 from demo.stage import CannotPlayError
-from harness.ports import free_port
+from servers.ports import free_port
 
 _EVERY_ADDRESS = ("", "0.0.0.0", "::")
 _UDP = frozenset({"PORT_STATSD"})

@@ -10,7 +10,7 @@ from demo.play import COUNTERS
 from demo.run import Line, Run
 from demo.screen import Entry
 from demo.stage import SERVICES
-from harness.servers import REPOSITORY
+from servers.servers import REPOSITORY
 
 REPORT = REPOSITORY / "demo-report.html"
 

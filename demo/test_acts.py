@@ -10,7 +10,7 @@ from demo.fake_stage import FakeStage
 from demo.play import CheckFailedError, Play
 from demo.screen import Screen
 from demo.stage import CannotPlayError
-from harness.servers import REPOSITORY
+from servers.servers import REPOSITORY
 
 
 @pytest.mark.parametrize(("number", "checks"), [("1", 3), ("2", 5), ("3", 13)])

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.broker import Broker
-from harness.servers import Servers, start_servers
-from harness.services import Service, run_service
-from harness.statsd import StatsdListener, listen_statsd
-from harness.store import Store
 from integration.sink import Sink, listen_http
+from servers.broker import Broker
+from servers.servers import Servers, start_servers
+from servers.services import Service, run_service
+from servers.statsd import StatsdListener, listen_statsd
+from servers.store import Store
 
 RunService = Callable[..., Service]
 

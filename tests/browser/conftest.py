@@ -12,7 +12,7 @@ from browser.chromium import Chromium, start_chromium
 from browser.dashboard import Dashboard
 from browser.known_run import KnownRun, play
 from browser.stack import Stack, start_stack
-from harness.servers import REPOSITORY
+from servers.servers import REPOSITORY
 
 
 @pytest.fixture(scope="session")

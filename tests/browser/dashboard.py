@@ -7,9 +7,9 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from browser.chromium import Chromium
-from harness.servers import REPOSITORY
-from harness.wait import eventually
-from harness.web import fetch_json
+from servers.servers import REPOSITORY
+from servers.wait import eventually
+from servers.web import fetch_json
 
 DEFINITION: dict[str, Any] = json.loads(
     (REPOSITORY / "server-config/graphite-dashboard.json").read_text()

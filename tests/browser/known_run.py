@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from browser.stack import Stack
-from harness.wait import eventually
+from servers.wait import eventually
 
 EVENTS, REPEATED = 70, 30
 _AT_A_TIME = 5

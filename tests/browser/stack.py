@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from demo.broker import Broker
 from demo.compose import Compose
 from demo.ports import Ports
-from harness.graphite import GraphiteCounters
-from harness.servers import REPOSITORY
+from servers.graphite import GraphiteCounters
+from servers.servers import REPOSITORY
 
 _UP_WITHIN_S = 240.0
 _WITHIN_S = 60.0

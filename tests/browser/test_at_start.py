@@ -8,8 +8,8 @@ import pytest
 from browser.dashboard import DEFINITION, NAME, Dashboard
 from browser.stack import Stack
 from demo.command import CommandFailedError
-from harness.wait import eventually
-from harness.web import fetch_json
+from servers.wait import eventually
+from servers.web import fetch_json
 
 # The first test waits for the images to be built, and for the stack.
 pytestmark = pytest.mark.timeout(400)

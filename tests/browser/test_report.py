@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from browser.chromium import Chromium
-from harness.servers import REPOSITORY
+from servers.servers import REPOSITORY
 
 REPORT = REPOSITORY / "demo-report.html"
 PHONE, DESK = (390, 844), (1200, 900)

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 from itertools import combinations, pairwise
 
 from chaos.timed_sink import Span
-from harness.services import Service
 from integration.judging import lines
+from servers.services import Service
 
 Explains = Callable[[Span, Span], bool]
 

@@ -9,9 +9,9 @@ from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from chaos import amqp
-from harness.etcd import EtcdClient
-from harness.server import Etcd, RabbitMQ
-from harness.store import record_prefix
+from servers.etcd import EtcdClient
+from servers.server import Etcd, RabbitMQ
+from servers.store import record_prefix
 
 T = TypeVar("T")
 

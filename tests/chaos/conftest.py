@@ -8,10 +8,10 @@ from chaos.acks import AckAudit, audit_acks
 from chaos.soak import MINUTES, SEED
 from chaos.table import table
 from chaos.trial import Result, Trial
-from harness.broker import Broker
-from harness.servers import Servers
-from harness.services import Service
-from harness.store import Store
+from servers.broker import Broker
+from servers.servers import Servers
+from servers.services import Service
+from servers.store import Store
 
 StartTrial = Callable[..., Trial]
 

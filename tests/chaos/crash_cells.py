@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from chaos.crash_points import PROOF, VARIABLE
-from harness.publisher import Event
-from harness.services import Service, ServiceEndedError
-from harness.store import Store
 from integration.load import order
+from servers.publisher import Event
+from servers.services import Service, ServiceEndedError
+from servers.store import Store
 
 BATCH = 16
 SETTINGS = {"BATCH_SIZE": str(BATCH)}

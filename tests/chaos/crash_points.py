@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from harness.etcd import EtcdClient
+from servers.etcd import EtcdClient
 
 VARIABLE = "CRASH_POINT"
 PROOF = "killed at a crash point: "

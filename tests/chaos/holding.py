@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from chaos.acks import AckAudit
-from harness.services import Service
-from harness.wait import eventually
 from integration.judging import not_ready
+from servers.services import Service
+from servers.wait import eventually
 
 # Past a delivery that is held, a service acks what was settled before only now and then.
 _LAST_ACKS_S = 1.0

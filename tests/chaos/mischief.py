@@ -20,11 +20,11 @@ from chaos.outages import (
 from chaos.proxy import Direction, Proxy
 from chaos.signs import losses, true
 from chaos.ways import Dependency
-from harness.server import Server
-from harness.servers import Servers
-from harness.services import Service
-from harness.wait import eventually, lasts
 from integration.judging import not_ready
+from servers.server import Server
+from servers.servers import Servers
+from servers.services import Service
+from servers.wait import eventually, lasts
 
 _DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 _MISSING: dict[Dependency, str] = {"broker": "rabbitmq", "etcd": "etcd"}

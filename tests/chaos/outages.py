@@ -6,8 +6,8 @@ from typing import Any
 from urllib.error import HTTPError
 
 from chaos.signs import true
-from harness.server import RabbitMQ, Server
-from harness.wait import eventually
+from servers.server import RabbitMQ, Server
+from servers.wait import eventually
 
 Outage = Callable[[Any], AbstractContextManager[None]]
 

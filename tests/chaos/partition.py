@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from chaos.proxy import Proxy, relay
-from harness.local import run_tool
-from harness.server import CommandFailedError
+from servers.local import run_tool
+from servers.server import CommandFailedError
 
 Lost = Literal["out", "in", "both"]
 

@@ -4,8 +4,8 @@ import re
 import time
 from pathlib import Path
 
-from harness.services import Service
 from integration.judging import lines
+from servers.services import Service
 
 STUCK_AFTER_S = 25.0
 

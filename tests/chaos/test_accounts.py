@@ -7,8 +7,8 @@ import pytest
 
 from chaos.accounts import account
 from chaos.timed_sink import Span, TimedSink, listen_timed
-from harness.web import fetch_json
 from integration.judging import becomes
+from servers.web import fetch_json
 
 
 def call(key: str, began_s: float, ended_s: float | None, caller: str = "p0") -> Span:

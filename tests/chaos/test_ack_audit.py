@@ -7,11 +7,11 @@ from typing import Any
 import pika
 
 from chaos.acks import AckAudit
-from harness.broker import Broker
-from harness.services import Service
-from harness.store import Store
 from integration.judging import becomes, wait_drained
 from integration.load import order, orders, repeated
+from servers.broker import Broker
+from servers.services import Service
+from servers.store import Store
 
 
 def test_no_ack_of_a_service_is_early(

@@ -13,12 +13,12 @@ from chaos.durations import lasting
 from chaos.hosts import Hosts
 from chaos.proxy import relay
 from chaos.signs import port_of
-from harness.broker import Broker
-from harness.servers import Servers
-from harness.services import Service
-from harness.wait import eventually
 from integration.judging import becomes, not_ready, throughout
 from integration.load import orders
+from servers.broker import Broker
+from servers.servers import Servers
+from servers.services import Service
+from servers.wait import eventually
 
 READY_WITHIN_S = 10.0
 # The service looks statsd's name up again every 30 s.

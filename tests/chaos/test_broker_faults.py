@@ -20,13 +20,13 @@ from chaos.outages import (
 )
 from chaos.poison import Poison
 from chaos.signs import Pulse, losses, true
-from harness.broker import Broker
-from harness.servers import Servers
-from harness.services import Service
-from harness.store import Store
-from harness.wait import eventually, lasts
 from integration.judging import becomes, not_ready, says, throughout
 from integration.load import ids, orders
+from servers.broker import Broker
+from servers.servers import Servers
+from servers.services import Service
+from servers.store import Store
+from servers.wait import eventually, lasts
 
 
 @pytest.mark.parametrize(

@@ -28,11 +28,11 @@ from chaos.crash_cells import (
     start_crashing,
 )
 from chaos.durations import often
-from harness.services import Service
-from harness.store import Store
-from harness.wait import eventually
 from integration.load import ids
 from integration.sink import Sink
+from servers.services import Service
+from servers.store import Store
+from servers.wait import eventually
 
 STEPS = ("claim taken", "call made", "claim completed")
 AT_ONCE = 16

@@ -8,7 +8,7 @@ import pytest
 
 from chaos import test_crash_claims, test_crash_outbox, test_crash_points
 from chaos.crash_points import POINTS, VARIABLE, Point, before, find, waiting
-from harness.servers import REPOSITORY
+from servers.servers import REPOSITORY
 
 
 @pytest.mark.parametrize("name", POINTS)

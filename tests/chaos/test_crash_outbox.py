@@ -30,16 +30,16 @@ from chaos.crash_cells import (
     start_crashing,
 )
 from chaos.durations import often
-from harness.broker import Broker
-from harness.publisher import EXCHANGE
-from harness.server import RabbitMQ
-from harness.servers import Servers
-from harness.services import Service
-from harness.store import Store
-from harness.wait import eventually
 from idempotent_consumer.flow import WAITS_FOR_ITS_EVENTS
 from idempotent_consumer.system import claim_wait
 from integration.load import ids
+from servers.broker import Broker
+from servers.publisher import EXCHANGE
+from servers.server import RabbitMQ
+from servers.servers import Servers
+from servers.services import Service
+from servers.store import Store
+from servers.wait import eventually
 
 SHIPPED = "order_shipped"
 OBSERVED = "shipping.observed"

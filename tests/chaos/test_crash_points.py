@@ -30,13 +30,13 @@ from chaos.crash_cells import (
 )
 from chaos.durations import often
 from chaos.trial import Trial
-from harness.broker import Broker
-from harness.publisher import Event
-from harness.services import Service
-from harness.store import Store
-from harness.wait import eventually
 from integration.judging import passes, wait_drained
 from integration.load import ids
+from servers.broker import Broker
+from servers.publisher import Event
+from servers.services import Service
+from servers.store import Store
+from servers.wait import eventually
 
 BATCHES = 8
 # Two share them as they come, and each must get eight of them.

@@ -9,15 +9,15 @@ import pytest
 from chaos.conftest import StartTrial
 from chaos.durations import often
 from chaos.holding import holds
-from harness.broker import Broker
-from harness.server import Etcd
-from harness.servers import Servers, start_etcd
-from harness.services import Service
-from harness.statsd import StatsdListener
-from harness.store import Store
-from harness.wait import eventually
 from integration.judging import lines, says, throughout
 from integration.load import orders
+from servers.broker import Broker
+from servers.server import Etcd
+from servers.servers import Servers, start_etcd
+from servers.services import Service
+from servers.statsd import StatsdListener
+from servers.store import Store
+from servers.wait import eventually
 
 StartAudited = Callable[..., Service]
 LOGIN = {"ETCD_USER": "order", "ETCD_PASSWORD": "order's own"}

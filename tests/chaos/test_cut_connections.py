@@ -13,13 +13,13 @@ from chaos.poison import Poison
 from chaos.proxy import Direction, Proxy
 from chaos.signs import losses, true
 from chaos.ways import Dependency, relayed
-from harness.broker import Broker
-from harness.servers import Servers
-from harness.services import Service
-from harness.statsd import StatsdListener
-from harness.wait import eventually
 from integration.judging import becomes, lines
 from integration.load import orders
+from servers.broker import Broker
+from servers.servers import Servers
+from servers.services import Service
+from servers.statsd import StatsdListener
+from servers.wait import eventually
 
 DIRECTIONS: tuple[Direction, ...] = ("up", "down")
 

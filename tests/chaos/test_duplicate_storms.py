@@ -10,15 +10,15 @@ from chaos.conftest import StartTrial
 from chaos.durations import often
 from chaos.proxy import Proxy, relay
 from chaos.signs import port_of, true
-from harness.broker import Broker
-from harness.publisher import Event, encode
-from harness.servers import Servers
-from harness.services import Service
-from harness.statsd import StatsdListener
-from harness.store import Store, record_prefix
-from harness.wait import eventually
 from integration.judging import becomes, counters, parked
 from integration.load import ids, order, orders, repeated
+from servers.broker import Broker
+from servers.publisher import Event, encode
+from servers.servers import Servers
+from servers.services import Service
+from servers.statsd import StatsdListener
+from servers.store import Store, record_prefix
+from servers.wait import eventually
 
 TIMES = 100
 

@@ -8,12 +8,12 @@ from chaos.conftest import StartTrial
 from chaos.durations import lasting, rate
 from chaos.outages import Outage, frozen, killed, stopped
 from chaos.signs import losses
-from harness.broker import Broker
-from harness.servers import Servers
-from harness.services import Service
-from harness.statsd import StatsdListener
-from harness.wait import eventually
 from integration.judging import counters, not_ready, passes, says, throughout
+from servers.broker import Broker
+from servers.servers import Servers
+from servers.services import Service
+from servers.statsd import StatsdListener
+from servers.wait import eventually
 
 BATCH = 32
 # The library asks the broker for as much again as its four commits in flight hold.

@@ -11,15 +11,15 @@ from chaos.conftest import StartTrial
 from chaos.durations import lasting
 from chaos.holding import holds, settling_nothing
 from chaos.outages import frozen, killed
-from harness.broker import Broker
-from harness.servers import Servers
-from harness.services import Service
-from harness.statsd import StatsdListener
-from harness.store import Store
-from harness.wait import eventually
 from integration.judging import becomes, passes, says, throughout, times_returned
 from integration.load import ids, orders
 from integration.sink import Sink
+from servers.broker import Broker
+from servers.servers import Servers
+from servers.services import Service
+from servers.statsd import StatsdListener
+from servers.store import Store
+from servers.wait import eventually
 
 BATCH = 32
 # The library asks the broker for as much again as its four commits in flight hold.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from chaos.conftest import StartTrial
 from chaos.prelude import prelude
-from harness.services import Service
 from integration.judging import becomes, throughout
+from servers.services import Service
 
 ROOM_BYTES = 8192
 # To a process that reaches its limit on files, a write fails as it does on a full disk.

@@ -13,13 +13,13 @@ from chaos.partition import Lost
 from chaos.signs import losses, true
 from chaos.trial import Trial
 from chaos.ways import Dependency, cuttable, relayed
-from harness.broker import Broker
-from harness.servers import Servers
-from harness.services import Service
-from harness.store import Store
-from harness.wait import eventually, lasts
 from integration.judging import becomes, passes, says, throughout
 from integration.load import order
+from servers.broker import Broker
+from servers.servers import Servers
+from servers.services import Service
+from servers.store import Store
+from servers.wait import eventually, lasts
 
 DEPENDENCIES: tuple[Dependency, ...] = ("broker", "etcd")
 DIRECTIONS: tuple[Lost, ...] = ("in", "out", "both")

@@ -10,15 +10,15 @@ import pytest
 from chaos.acks import AckAudit
 from chaos.conftest import StartTrial
 from chaos.holding import holds
-from harness.broker import Broker
-from harness.server import Etcd
-from harness.servers import Servers, start_etcd
-from harness.services import Service
-from harness.statsd import StatsdListener
-from harness.store import Store
-from harness.wait import eventually
 from integration.judging import becomes, throughout
 from integration.load import ids, orders
+from servers.broker import Broker
+from servers.server import Etcd
+from servers.servers import Servers, start_etcd
+from servers.services import Service
+from servers.statsd import StatsdListener
+from servers.store import Store
+from servers.wait import eventually
 
 QUOTA_BYTES = 16_777_216
 FILLER = "/filler/"

@@ -12,13 +12,13 @@ from chaos.durations import lasting, often
 from chaos.proxy import Proxy, relay
 from chaos.signs import port_of, true
 from chaos.timed_sink import Span, TimedSink, listen_timed
-from harness.servers import Servers
-from harness.services import Service
-from harness.statsd import StatsdListener
-from harness.store import Store
-from harness.wait import eventually
 from integration.judging import StartService, becomes, not_ready, passes, says, throughout
 from integration.load import ids, orders
+from servers.servers import Servers
+from servers.services import Service
+from servers.statsd import StatsdListener
+from servers.store import Store
+from servers.wait import eventually
 
 RATE_PER_S = 100
 CALLS_AT_ONCE = 100

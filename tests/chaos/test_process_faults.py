@@ -13,13 +13,13 @@ from chaos.durations import lasting, often, rate
 from chaos.poison import Poison
 from chaos.proxy import relay
 from chaos.signs import losses, port_of, true
-from harness.broker import Broker
-from harness.servers import Servers
-from harness.services import Service
-from harness.store import Store
-from harness.wait import eventually, lasts
 from integration.judging import becomes, lines, passes
 from integration.load import ids, orders
+from servers.broker import Broker
+from servers.servers import Servers
+from servers.services import Service
+from servers.store import Store
+from servers.wait import eventually, lasts
 
 # RabbitMQ gives up a connection at the third of its checks, 10 s apart, that finds it silent.
 TAKEN_BACK_WITHIN_S = 35.0

@@ -11,8 +11,8 @@ import pytest
 from chaos.partition import Lost, Partition, partitionable
 from chaos.proxy import Direction, Proxy, relay
 from chaos.signs import true
-from harness.wait import eventually
 from integration.judging import becomes
+from servers.wait import eventually
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ from chaos.mischief import Mischief, Replica
 from chaos.soak import MINUTES, SEED
 from chaos.trial import Trial
 from chaos.ways import relayed
-from harness.servers import Servers
-from harness.services import Service
-from harness.wait import lasts
 from integration.load import orders
+from servers.servers import Servers
+from servers.services import Service
+from servers.wait import lasts
 
 REPLICAS = 2
 # A fault and the time until the next one; a short soak has no time for the long ones.

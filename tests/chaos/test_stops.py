@@ -13,12 +13,6 @@ from chaos.durations import often
 from chaos.proxy import Proxy, relay
 from chaos.signs import port_of
 from chaos.timed_sink import TimedSink, listen_timed
-from harness.broker import Broker
-from harness.servers import Servers
-from harness.services import Service
-from harness.statsd import StatsdListener
-from harness.store import Store
-from harness.wait import eventually
 from integration.judging import (
     StartService,
     becomes,
@@ -29,6 +23,12 @@ from integration.judging import (
     throughout,
 )
 from integration.load import orders
+from servers.broker import Broker
+from servers.servers import Servers
+from servers.services import Service
+from servers.statsd import StatsdListener
+from servers.store import Store
+from servers.wait import eventually
 
 WITHIN_S = 10
 STOPS = 25

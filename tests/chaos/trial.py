@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from chaos.acks import AckAudit
-from harness.broker import Broker
-from harness.publisher import Event
-from harness.store import Store
-from harness.wait import eventually
 from integration.judging import judge_service, passes, wait_drained
 from integration.load import Load, order
+from servers.broker import Broker
+from servers.publisher import Event
+from servers.store import Store
+from servers.wait import eventually
 
 RECOVERY_TIMEOUT_S = 30.0
 

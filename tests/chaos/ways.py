@@ -8,7 +8,7 @@ from chaos.acks import AckAudit
 from chaos.partition import Partition, partitionable
 from chaos.proxy import Proxy, relay
 from chaos.signs import port_of
-from harness.servers import Servers
+from servers.servers import Servers
 
 Dependency = Literal["broker", "etcd"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from cluster.node import Node
 from cluster.servers import BrokerNode, Member
 from cluster.shell import Shell
-from harness.servers import Servers
-from harness.wait import eventually
+from servers.servers import Servers
+from servers.wait import eventually
 
 _BROKERS = {"rabbitmq": 11, "rabbitmq2": 12, "rabbitmq3": 13}
 _MEMBERS = {"etcd": 21, "etcd2": 22, "etcd3": 23}

@@ -13,10 +13,10 @@ from cluster.progress import watch_progress
 from cluster.replicas import Replica, StartReplicas
 from cluster.table import Size, faults_table, sizes_table
 from cluster.trial import Result, Trial
-from harness.engine import docker_available
-from harness.services import Service
-from harness.statsd import listen_statsd
-from harness.store import Store
+from servers.engine import docker_available
+from servers.services import Service
+from servers.statsd import listen_statsd
+from servers.store import Store
 
 StartTrial = Callable[..., Trial]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import PurePath
 
-from harness.local import run_tool
+from servers.local import run_tool
 
 
 class Node:

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import Any
 
-from harness.store import record_prefix
-from harness.web import open_json
+from servers.store import record_prefix
+from servers.web import open_json
 
 # A watch that was silent for so long is opened again, at the next revision: its member may be cut
 # off without knowing it.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from harness.services import Service
-from harness.statsd import StatsdListener
 from integration.judging import lines
+from servers.services import Service
+from servers.statsd import StatsdListener
 
 NOUNS = {"order": "orders", "notify": "notifications"}
 

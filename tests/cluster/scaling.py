@@ -20,15 +20,15 @@ from statistics import median
 from typing import NamedTuple
 
 from cluster.cluster import Cluster, start_cluster
-from harness.broker import Broker
-from harness.etcd import EtcdClient
-from harness.server import Etcd
-from harness.services import Service, run_service
-from harness.statsd import listen_statsd
-from harness.wait import eventually
-from harness.web import fetch_json
 from integration.judging import passes
 from integration.load import orders
+from servers.broker import Broker
+from servers.etcd import EtcdClient
+from servers.server import Etcd
+from servers.services import Service, run_service
+from servers.statsd import listen_statsd
+from servers.wait import eventually
+from servers.web import fetch_json
 
 COSTS_MS = {0: 60_000, 1: 12_000, 10: 2_000}
 """What a handler takes, and how many events are worked off: about as long, by one replica."""

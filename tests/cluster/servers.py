@@ -6,8 +6,8 @@ import json
 from typing import NamedTuple
 
 from cluster.node import Node
-from harness.server import CommandFailedError, Etcd, RabbitMQ
-from harness.web import fetch_json
+from servers.server import CommandFailedError, Etcd, RabbitMQ
+from servers.web import fetch_json
 
 
 class BrokerNode(RabbitMQ):

@@ -13,8 +13,8 @@ from pathlib import Path
 from demo.command import run
 from demo.ports import Ports
 from documents.pages import DOCS, section
-from harness.servers import REPOSITORY
-from harness.services import environment
+from servers.servers import REPOSITORY
+from servers.services import environment
 
 FILES = ("docker-compose.yaml", "docker-compose.services.yaml", "docker-compose.cluster.yaml")
 

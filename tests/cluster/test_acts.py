@@ -19,9 +19,9 @@ from demo.play import Play
 from demo.ports import Ports
 from demo.screen import Screen
 from demo.stage import SERVICES
-from harness.engine import docker_available
-from harness.servers import REPOSITORY
-from harness.web import fetch_json
+from servers.engine import docker_available
+from servers.servers import REPOSITORY
+from servers.web import fetch_json
 
 SERVERS = ("rabbitmq", "rabbitmq2", "rabbitmq3", "etcd", "etcd2", "etcd3", "graphite-statsd")
 REPLICAS = 3

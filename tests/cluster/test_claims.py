@@ -14,8 +14,8 @@ from chaos.timed_sink import Span, TimedSink, listen_timed
 from cluster.cluster import Cluster
 from cluster.conftest import StartTrial
 from cluster.replicas import Replica, StartReplicas
-from harness.store import Store
 from integration.judging import passes
+from servers.store import Store
 
 pytestmark = pytest.mark.timeout(300)
 

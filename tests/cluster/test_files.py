@@ -10,8 +10,8 @@ import pytest
 
 from cluster.shell import FILES
 from demo.command import run
-from harness.engine import docker_available
-from harness.servers import REPOSITORY
+from servers.engine import docker_available
+from servers.servers import REPOSITORY
 
 
 def read(*files: str) -> Any:

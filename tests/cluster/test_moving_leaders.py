@@ -9,7 +9,7 @@ import pytest
 from cluster.cluster import Cluster
 from cluster.conftest import StartTrial
 from cluster.servers import BrokerNode
-from harness.wait import eventually
+from servers.wait import eventually
 
 pytestmark = pytest.mark.timeout(300)
 

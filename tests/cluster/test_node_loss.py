@@ -16,11 +16,11 @@ from cluster.conftest import StartTrial
 from cluster.replicas import Replica, StartReplicas
 from cluster.servers import BrokerNode
 from cluster.trial import RECOVERS_WITHIN_S
-from harness.broker import Broker
-from harness.store import Store
-from harness.wait import eventually, lasts
 from integration.judging import becomes, wait_drained
 from integration.load import ids, orders
+from servers.broker import Broker
+from servers.store import Store
+from servers.wait import eventually, lasts
 
 pytestmark = pytest.mark.timeout(400)
 

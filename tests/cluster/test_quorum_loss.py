@@ -10,10 +10,10 @@ from chaos.holding import holds
 from chaos.signs import losses
 from cluster.cluster import Cluster
 from cluster.conftest import StartTrial
-from harness.broker import Broker
-from harness.wait import eventually, stands_still
 from integration.judging import not_ready, throughout
 from integration.load import orders
+from servers.broker import Broker
+from servers.wait import eventually, stands_still
 
 
 @pytest.mark.timeout(300)

@@ -13,12 +13,12 @@ from cluster.cluster import Cluster
 from cluster.replicas import Replica, StartReplicas
 from cluster.shell import FILES, Shell, documented
 from demo.command import CommandFailedError
-from harness.broker import Broker
-from harness.engine import docker_available
-from harness.store import Store
-from harness.wait import eventually
 from integration.judging import assert_handled_once, becomes, says, throughout, wait_drained
 from integration.load import ids, orders
+from servers.broker import Broker
+from servers.engine import docker_available
+from servers.store import Store
+from servers.wait import eventually
 
 PAGE = "stop-and-restore-etcd.md"
 # Of the replicas, which are processes here: the test stops and starts them.

@@ -11,10 +11,10 @@ from chaos.timed_sink import listen_timed
 from cluster.cluster import Cluster
 from cluster.replicas import StartReplicas
 from cluster.table import Size
-from harness.broker import Broker
-from harness.store import Store
 from integration.judging import becomes, wait_drained
 from integration.load import order, orders
+from servers.broker import Broker
+from servers.store import Store
 
 pytestmark = pytest.mark.timeout(300)
 

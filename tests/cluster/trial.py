@@ -11,12 +11,12 @@ from itertools import count
 from cluster.cluster import Cluster
 from cluster.progress import Progress
 from cluster.replicas import Replica
-from harness.broker import Broker
-from harness.publisher import Event
-from harness.store import Store
-from harness.wait import eventually, lasts
 from integration.judging import judge_service, passes, wait_drained
 from integration.load import Load, order
+from servers.broker import Broker
+from servers.publisher import Event
+from servers.store import Store
+from servers.wait import eventually, lasts
 
 STALL_AT_MOST_S = 10.0
 """After the loss of one node, from the issue that asks for clusters."""

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from harness.local import run_tool
+from servers.local import run_tool
 
 _KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc")
 # Nothing of the machine's own openssl.cnf: what a certificate is for is said here.

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from harness.servers import REPOSITORY, Servers
-from harness.services import environment
+from servers.servers import REPOSITORY, Servers
+from servers.services import environment
 
 _COMMAND = [sys.executable, "-m", "idempotent_consumer"]
 

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from secrets import token_hex
 
 from cluster.node import Node
-from harness.local import run_tool
-from harness.ports import free_port
-from harness.server import RabbitMQ
+from servers.local import run_tool
+from servers.ports import free_port
+from servers.server import RabbitMQ
 
 
 @contextmanager

@@ -5,15 +5,15 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from harness.broker import Broker, Message
-from harness.checker import Verdict, doubles, judge
-from harness.publisher import Event
-from harness.server import RabbitMQ
-from harness.services import Health, Service
-from harness.statsd import StatsdListener
-from harness.store import Store, record_prefix
-from harness.wait import eventually
 from integration.load import ids
+from servers.broker import Broker, Message
+from servers.checker import Verdict, doubles, judge
+from servers.publisher import Event
+from servers.server import RabbitMQ
+from servers.services import Health, Service
+from servers.statsd import StatsdListener
+from servers.store import Store, record_prefix
+from servers.wait import eventually
 
 T = TypeVar("T")
 

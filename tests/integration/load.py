@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from itertools import count
 from typing import Self
 
-from harness.broker import Broker
-from harness.publisher import Event
+from servers.broker import Broker
+from servers.publisher import Event
 
 _LASTS_AT_MOST_S = 3600.0
 

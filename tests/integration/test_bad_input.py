@@ -11,12 +11,6 @@ from typing import Any
 import pika
 import pytest
 
-from harness.broker import Broker
-from harness.servers import Servers
-from harness.services import Service
-from harness.statsd import StatsdListener
-from harness.store import Store
-from harness.wait import eventually
 from integration.bad_bodies import MIB, NO_EVENTS, ODD_EVENTS
 from integration.judging import (
     StartService,
@@ -27,6 +21,12 @@ from integration.judging import (
     wait_drained,
 )
 from integration.load import order, orders
+from servers.broker import Broker
+from servers.servers import Servers
+from servers.services import Service
+from servers.statsd import StatsdListener
+from servers.store import Store
+from servers.wait import eventually
 
 _PROPERTIES = [
     None,

@@ -15,11 +15,11 @@ import pika
 import pytest
 from pika.exceptions import ChannelClosedByBroker, ChannelWrongStateError
 
-from harness.broker import Broker
-from harness.servers import Servers
 from idempotent_consumer.amqp import Connection
 from idempotent_consumer.testing.broker import FakeBroker
 from idempotent_consumer.testing.loop import Loop
+from servers.broker import Broker
+from servers.servers import Servers
 
 DEADLINE_S = 20.0
 QUORUM = {"x-queue-type": "quorum"}

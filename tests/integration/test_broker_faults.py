@@ -5,13 +5,6 @@ from functools import partial
 
 import pytest
 
-from harness.broker import Broker
-from harness.server import RabbitMQ
-from harness.servers import Servers
-from harness.services import Service
-from harness.statsd import StatsdListener
-from harness.store import Store
-from harness.wait import eventually
 from integration.judging import (
     StartService,
     assert_counters_add_up,
@@ -26,6 +19,13 @@ from integration.judging import (
     wait_drained,
 )
 from integration.load import Load, order, orders
+from servers.broker import Broker
+from servers.server import RabbitMQ
+from servers.servers import Servers
+from servers.services import Service
+from servers.statsd import StatsdListener
+from servers.store import Store
+from servers.wait import eventually
 
 
 @pytest.mark.parametrize("end", [RabbitMQ.stop, RabbitMQ.kill])

@@ -2,11 +2,6 @@
 
 from functools import partial
 
-from harness.broker import Broker
-from harness.servers import Servers
-from harness.statsd import StatsdListener
-from harness.store import Store
-from harness.wait import eventually
 from integration.judging import (
     StartService,
     assert_counters_add_up,
@@ -19,6 +14,11 @@ from integration.judging import (
 )
 from integration.load import Load, order, orders, repeated
 from integration.sink import Sink
+from servers.broker import Broker
+from servers.servers import Servers
+from servers.statsd import StatsdListener
+from servers.store import Store
+from servers.wait import eventually
 
 
 def test_a_call_goes_on_when_its_channel_is_closed_and_is_not_made_twice(

@@ -6,12 +6,6 @@ from collections.abc import Callable
 import pika
 import pytest
 
-from harness.broker import Broker
-from harness.ports import free_port
-from harness.servers import Servers
-from harness.statsd import StatsdListener
-from harness.store import Store
-from harness.wait import eventually
 from idempotent_consumer import bus, records
 from idempotent_consumer.cli.broker import Broker as Rabbit
 from idempotent_consumer.cli.dead_letters import open_dead_letter_queue
@@ -19,6 +13,12 @@ from integration.commanding import Command
 from integration.judging import StartService, becomes, says, wait_drained
 from integration.load import order, orders
 from integration.sink import Sink
+from servers.broker import Broker
+from servers.ports import free_port
+from servers.servers import Servers
+from servers.statsd import StatsdListener
+from servers.store import Store
+from servers.wait import eventually
 
 ONE = '{"id":"1","type":"new_order"}'
 OTHER_BODY = '{"id":"1","type":"new_order","args":{"n":2}}'

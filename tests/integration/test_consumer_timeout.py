@@ -8,10 +8,6 @@ from typing import Any
 
 import pytest
 
-from harness.broker import Broker
-from harness.servers import Servers
-from harness.store import Store
-from harness.wait import eventually
 from integration.judging import (
     StartService,
     assert_handled_once,
@@ -21,6 +17,10 @@ from integration.judging import (
     wait_drained,
 )
 from integration.load import ids, order, orders
+from servers.broker import Broker
+from servers.servers import Servers
+from servers.store import Store
+from servers.wait import eventually
 
 _TIMEOUT_MS = 2_000
 

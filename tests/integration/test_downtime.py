@@ -1,10 +1,5 @@
 """Services that are down or start too early: what waits is consumed when everything is there."""
 
-from harness.broker import Broker
-from harness.servers import Servers
-from harness.statsd import StatsdListener
-from harness.store import Store
-from harness.wait import eventually
 from integration.judging import (
     StartService,
     assert_handled_once,
@@ -14,6 +9,11 @@ from integration.judging import (
     wait_drained,
 )
 from integration.load import ids, orders
+from servers.broker import Broker
+from servers.servers import Servers
+from servers.statsd import StatsdListener
+from servers.store import Store
+from servers.wait import eventually
 
 
 def test_what_was_published_while_a_service_was_down_is_consumed_when_it_returns(

@@ -1,14 +1,14 @@
 """An event is handled once, however often it arrives: and every time where that is switched off."""
 
-from harness.broker import Broker
-from harness.ports import free_port
-from harness.servers import Servers
-from harness.statsd import StatsdListener
-from harness.store import Store
-from harness.wait import eventually
 from integration.judging import StartService, becomes, lines, says, wait_drained
 from integration.load import order, orders
 from integration.sink import Call, Sink
+from servers.broker import Broker
+from servers.ports import free_port
+from servers.servers import Servers
+from servers.statsd import StatsdListener
+from servers.store import Store
+from servers.wait import eventually
 
 
 def test_order_places_an_event_that_arrives_three_times_once(

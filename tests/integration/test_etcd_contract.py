@@ -19,15 +19,15 @@ from etcd3 import etcdrpc as pb
 from grpc import StatusCode
 from grpc.aio import AioRpcError
 
-from harness.servers import Servers
-from harness.wait import eventually
-from harness.web import fetch_json
 from idempotent_consumer.etcd import Client, EtcdError, Failure
 from idempotent_consumer.service import real_system
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.system import System
 from idempotent_consumer.testing.etcd import MAX_LEASE_TTL_S, FakeEtcd, Store
 from idempotent_consumer.testing.loop import Loop
+from servers.servers import Servers
+from servers.wait import eventually
+from servers.web import fetch_json
 
 MAX_TXN_OPS = 1024
 _numbers = count(1)

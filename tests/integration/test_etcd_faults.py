@@ -3,11 +3,6 @@
 import re
 import time
 
-from harness.broker import Broker
-from harness.servers import Servers
-from harness.statsd import StatsdListener
-from harness.store import Store
-from harness.wait import eventually
 from integration.judging import (
     StartService,
     assert_each_delivered_once,
@@ -21,6 +16,11 @@ from integration.judging import (
     wait_drained,
 )
 from integration.load import Load, ids, orders
+from servers.broker import Broker
+from servers.servers import Servers
+from servers.statsd import StatsdListener
+from servers.store import Store
+from servers.wait import eventually
 
 BATCH = 32
 # The library takes as much again as its four commits in flight hold.

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.broker import Broker
-from harness.process import Child
-from harness.servers import REPOSITORY, Servers
-from harness.services import environment
-from harness.store import Store
-from harness.wait import eventually
 from integration.judging import StartService, passes
+from servers.broker import Broker
+from servers.process import Child
+from servers.servers import REPOSITORY, Servers
+from servers.services import environment
+from servers.store import Store
+from servers.wait import eventually
 
 
 @pytest.fixture

@@ -3,10 +3,6 @@
 import sys
 from pathlib import Path
 
-from harness.broker import Broker, Depth
-from harness.services import Health
-from harness.store import Store
-from harness.wait import eventually
 from integration.judging import (
     StartService,
     assert_handled_once,
@@ -17,6 +13,10 @@ from integration.judging import (
     wait_drained,
 )
 from integration.load import ids, order, orders
+from servers.broker import Broker, Depth
+from servers.services import Health
+from servers.store import Store
+from servers.wait import eventually
 
 _PURE = """
 import sys

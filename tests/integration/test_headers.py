@@ -4,15 +4,15 @@ import struct
 from decimal import Decimal
 
 from fakes.headers import array, encoded, entry, table
-from harness.broker import Broker
-from harness.publisher import encode
-from harness.servers import Servers
-from harness.statsd import StatsdListener
 from idempotent_consumer.amqp import Properties, keep_header_bytes
 from integration.commanding import Command
 from integration.judging import StartService, becomes, parked
 from integration.load import order
 from integration.sink import Sink
+from servers.broker import Broker
+from servers.publisher import encode
+from servers.servers import Servers
+from servers.statsd import StatsdListener
 
 FLOAT, DOUBLE = struct.pack(">f", 0.5), struct.pack(">d", 1e300)
 WRITTEN = table(

@@ -1,10 +1,5 @@
 """Services that are killed in mid-work, and several at one queue."""
 
-from harness.broker import Broker
-from harness.servers import Servers
-from harness.statsd import StatsdListener
-from harness.store import Store
-from harness.wait import eventually
 from integration.judging import (
     StartService,
     assert_counters_add_up,
@@ -15,6 +10,11 @@ from integration.judging import (
     wait_drained,
 )
 from integration.load import Load, orders, repeated
+from servers.broker import Broker
+from servers.servers import Servers
+from servers.statsd import StatsdListener
+from servers.store import Store
+from servers.wait import eventually
 
 # Small transactions: a backlog then lasts long enough to be killed in the middle of it.
 SLOW = {"BATCH_SIZE": "16", "ETCD_MAX_TXN_OPS": "32"}

@@ -1,12 +1,12 @@
 """Bodies far too large for events, which an alarm of the broker keeps from being parked."""
 
 from chaos.outages import alarm
-from harness.broker import Broker
-from harness.process import resident_bytes
-from harness.servers import Servers
-from harness.services import Service
-from harness.wait import eventually
 from integration.judging import StartService, becomes, lines, parked, says, throughout
+from servers.broker import Broker
+from servers.process import resident_bytes
+from servers.servers import Servers
+from servers.services import Service
+from servers.wait import eventually
 
 _MIB = 1024 * 1024
 _BODIES = [bytes([number]) * 15 * _MIB for number in range(12)]

@@ -5,18 +5,18 @@ from typing import Any
 
 import pytest
 
-from harness.broker import Broker
-from harness.publisher import Event
-from harness.publisher import encode as encode_event
-from harness.servers import Servers
-from harness.statsd import StatsdListener
-from harness.store import Store
-from harness.wait import eventually
-from harness.web import fetch_json
 from idempotent_consumer.event import decode
 from idempotent_consumer.records import DONE, PUBLISHING, encode
 from integration.judging import StartService, becomes, lines, parked, says, wait_drained
 from integration.load import ids, orders
+from servers.broker import Broker
+from servers.publisher import Event
+from servers.publisher import encode as encode_event
+from servers.servers import Servers
+from servers.statsd import StatsdListener
+from servers.store import Store
+from servers.wait import eventually
+from servers.web import fetch_json
 
 _GRPC_RECEIVES = 64 * 1024 * 1024
 

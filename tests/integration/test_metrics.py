@@ -2,11 +2,6 @@
 
 import pytest
 
-from harness.broker import Broker
-from harness.ports import free_port
-from harness.statsd import StatsdListener
-from harness.store import Store
-from harness.wait import eventually
 from integration.judging import (
     OUTCOMES,
     StartService,
@@ -18,6 +13,11 @@ from integration.judging import (
 )
 from integration.load import ids, order, orders, repeated
 from integration.sink import Sink
+from servers.broker import Broker
+from servers.ports import free_port
+from servers.statsd import StatsdListener
+from servers.store import Store
+from servers.wait import eventually
 
 
 def test_every_counter_shows_as_zero_from_the_start(

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import pika
 import pytest
 
-from harness.broker import Broker
-from harness.engine import docker_available
-from harness.servers import Servers, image, start_etcd
 from integration.commanding import Command
 from integration.containers import brokers
 from integration.judging import StartService, becomes
 from integration.load import orders
+from servers.broker import Broker
+from servers.engine import docker_available
+from servers.servers import Servers, image, start_etcd
 
 _CONF = "deprecated_features.permit.management_metrics_collection = false\n"
 

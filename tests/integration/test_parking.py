@@ -7,12 +7,12 @@ from typing import Any
 import pika
 import pytest
 
-from harness.broker import Broker, Message
-from harness.servers import Servers
-from harness.statsd import StatsdListener
-from harness.store import Store
 from integration.judging import StartService, becomes, parked, wait_drained
 from integration.load import orders
+from servers.broker import Broker, Message
+from servers.servers import Servers
+from servers.statsd import StatsdListener
+from servers.store import Store
 
 
 @pytest.mark.parametrize(("service", "noun"), [("order", "orders"), ("notify", "notifications")])

@@ -8,12 +8,12 @@ import pika
 import pytest
 import structlog
 
-from harness.broker import Broker
-from harness.ports import free_port
-from harness.server import RabbitMQ
-from harness.servers import Servers
-from harness.wait import eventually
 from idempotent_consumer import InvalidEvent, Producer, PublishError, Settings, bus
+from servers.broker import Broker
+from servers.ports import free_port
+from servers.server import RabbitMQ
+from servers.servers import Servers
+from servers.wait import eventually
 
 QUEUE = "order"
 

@@ -2,12 +2,6 @@
 
 import pytest
 
-from harness.broker import Broker
-from harness.publisher import encode
-from harness.servers import Servers
-from harness.statsd import StatsdListener
-from harness.store import Store
-from harness.wait import eventually
 from integration.judging import (
     StartService,
     assert_counters_add_up,
@@ -20,6 +14,12 @@ from integration.judging import (
 )
 from integration.load import order, orders
 from integration.sink import Sink
+from servers.broker import Broker
+from servers.publisher import encode
+from servers.servers import Servers
+from servers.statsd import StatsdListener
+from servers.store import Store
+from servers.wait import eventually
 
 TWICE = {"RETRY_DELAYS": "1s,2s"}
 QUEUES = ("notify", "notify.retry.1s", "notify.retry.2s")

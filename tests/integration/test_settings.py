@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness.servers import REPOSITORY
-from harness.services import environment
+from servers.servers import REPOSITORY
+from servers.services import environment
 
 
 def run(name: str, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:

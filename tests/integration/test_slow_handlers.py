@@ -6,11 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from harness.broker import Broker
-from harness.servers import Servers
-from harness.services import Health, Service
-from harness.statsd import StatsdListener
-from harness.store import Store
 from integration.judging import (
     StartService,
     assert_handled_once,
@@ -21,6 +16,11 @@ from integration.judging import (
     wait_drained,
 )
 from integration.load import orders
+from servers.broker import Broker
+from servers.servers import Servers
+from servers.services import Health, Service
+from servers.statsd import StatsdListener
+from servers.store import Store
 
 _SLOW = """
 import os

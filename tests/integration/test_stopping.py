@@ -8,13 +8,6 @@ from typing import Literal
 
 import pytest
 
-from harness.broker import Broker, Depth
-from harness.ports import free_port
-from harness.servers import Servers
-from harness.services import Service
-from harness.statsd import StatsdListener
-from harness.store import Store
-from harness.wait import eventually
 from integration.judging import (
     StartService,
     assert_counters_add_up,
@@ -29,6 +22,13 @@ from integration.judging import (
 )
 from integration.load import order, orders, repeated
 from integration.sink import Sink
+from servers.broker import Broker, Depth
+from servers.ports import free_port
+from servers.servers import Servers
+from servers.services import Service
+from servers.statsd import StatsdListener
+from servers.store import Store
+from servers.wait import eventually
 
 WITHIN_S = 10
 SLOW = {"BATCH_SIZE": "16", "ETCD_MAX_TXN_OPS": "32"}

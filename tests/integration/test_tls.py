@@ -10,12 +10,6 @@ import pytest
 from chaos.hosts import Hosts
 from chaos.outages import alarm
 from chaos.signs import true
-from harness.broker import Broker
-from harness.engine import docker_available
-from harness.services import Service
-from harness.statsd import StatsdListener
-from harness.store import Store
-from harness.wait import eventually
 from integration.certificates import Authority
 from integration.judging import (
     assert_handled_once,
@@ -29,6 +23,12 @@ from integration.judging import (
 )
 from integration.load import ids, orders, repeated
 from integration.tls_servers import TlsServers, start_tls_servers
+from servers.broker import Broker
+from servers.engine import docker_available
+from servers.services import Service
+from servers.statsd import StatsdListener
+from servers.store import Store
+from servers.wait import eventually
 
 StartService = Callable[..., Service]
 

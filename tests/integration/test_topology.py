@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from harness.broker import Broker
-from harness.servers import Servers
 from integration.judging import StartService, queue_facts
+from servers.broker import Broker
+from servers.servers import Servers
 
 QUORUM = {"x-queue-type": "quorum"}
 

@@ -6,12 +6,6 @@ from contextlib import ExitStack
 import pika
 import pytest
 
-from harness.broker import Broker
-from harness.engine import docker_available
-from harness.server import RabbitMQ
-from harness.servers import Servers, start_etcd
-from harness.store import Store
-from harness.wait import eventually
 from integration.commanding import Command
 from integration.containers import Brokers, brokers
 from integration.judging import (
@@ -23,6 +17,12 @@ from integration.judging import (
     wait_drained,
 )
 from integration.load import ids, order, orders
+from servers.broker import Broker
+from servers.engine import docker_available
+from servers.server import RabbitMQ
+from servers.servers import Servers, start_etcd
+from servers.store import Store
+from servers.wait import eventually
 
 OLD, NEW = "rabbitmq:4.0-management", "rabbitmq:4.3-management"
 

@@ -8,11 +8,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.ports import free_port
-from harness.server import Etcd, RabbitMQ
-from harness.servers import Servers, image
 from integration.certificates import Authority
 from integration.containers import container
+from servers.ports import free_port
+from servers.server import Etcd, RabbitMQ
+from servers.servers import Servers, image
 
 _RABBITMQ_CONF = """
 listeners.ssl.1 = 5671

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from harness import graphite
+from servers import graphite
 
 
 def test_a_point_on_its_way_to_the_file_still_counts(monkeypatch: pytest.MonkeyPatch) -> None:

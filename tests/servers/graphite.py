@@ -5,11 +5,11 @@ from collections import defaultdict
 from typing import Any
 from urllib.parse import urlencode
 
-from harness.web import fetch_json
+from servers.web import fetch_json
 
 
 class GraphiteCounters:
-    """Reads counters as `harness.statsd.Counters` does, from `stats_counts.<name>`.
+    """Reads counters as `servers.statsd.Counters` does, from `stats_counts.<name>`.
 
     A count is the sum of all flushes since `since` (Unix time in seconds, default now). It is
     exact while Graphite still keeps one point per flush, here for as long as server-config/ says.

@@ -8,13 +8,13 @@ from typing import Any
 import pika
 import pytest
 
-from harness.broker import Broker
-from harness.publisher import encode
-from harness.servers import Servers
-from harness.statsd import StatsdListener
-from harness.store import Store
-from harness.wait import eventually
-from harness_tests.conftest import declare
+from servers.broker import Broker
+from servers.conftest import declare
+from servers.publisher import encode
+from servers.servers import Servers
+from servers.statsd import StatsdListener
+from servers.store import Store
+from servers.wait import eventually
 
 
 def test_publishing_goes_on_through_a_broker_kill(

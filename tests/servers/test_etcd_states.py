@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness.etcd import EtcdClient
-from harness.server import Etcd
-from harness.servers import Servers, start_etcd
-from harness.store import Store
+from servers.etcd import EtcdClient
+from servers.server import Etcd
+from servers.servers import Servers, start_etcd
+from servers.store import Store
 
 
 @pytest.fixture

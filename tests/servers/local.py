@@ -8,11 +8,11 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
-from harness.packages import RABBITMQ_BIN
-from harness.ports import free_port
-from harness.process import Child
-from harness.server import ETCD_ENVIRONMENT, CommandFailedError, Etcd, RabbitMQ
-from harness.wait import eventually
+from servers.packages import RABBITMQ_BIN
+from servers.ports import free_port
+from servers.process import Child
+from servers.server import ETCD_ENVIRONMENT, CommandFailedError, Etcd, RabbitMQ
+from servers.wait import eventually
 
 _STOP_TIMEOUT_S = 30.0
 _TOOL_TIMEOUT_S = 60.0

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from harness.web import fetch_json
+from servers.web import fetch_json
 
 
 class Login(NamedTuple):

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from harness.broker import Broker
-from harness.etcd import EtcdClient
-from harness.server import Etcd, Server
-from harness.servers import Servers
+from servers.broker import Broker
+from servers.etcd import EtcdClient
+from servers.server import Etcd, Server
+from servers.servers import Servers
 
 
 def stop_and_start(server: Server) -> None:

@@ -11,9 +11,9 @@ from docker.errors import DockerException, NotFound
 from docker.models.containers import Container
 from testcontainers.core.container import DockerContainer, ExecConfig
 
-from harness.packages import ServersUnavailableError
-from harness.ports import free_port
-from harness.server import ETCD_ENVIRONMENT, CommandFailedError, Etcd, RabbitMQ
+from servers.packages import ServersUnavailableError
+from servers.ports import free_port
+from servers.server import ETCD_ENVIRONMENT, CommandFailedError, Etcd, RabbitMQ
 
 _STOP_TIMEOUT_S = 30
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from harness.server import RabbitMQ
-from harness.servers import Servers
+from servers.server import RabbitMQ
+from servers.servers import Servers
 
 
 @pytest.fixture

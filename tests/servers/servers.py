@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.engine import docker_available
-from harness.packages import ServersUnavailableError, ensure_installed
-from harness.server import Etcd, RabbitMQ
+from servers.engine import docker_available
+from servers.packages import ServersUnavailableError, ensure_installed
+from servers.server import Etcd, RabbitMQ
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -97,7 +97,7 @@ def _etcd_flags(max_txn_ops: int, quota_bytes: int) -> tuple[str, ...]:
 
 def _containers(stack: ExitStack, flags: tuple[str, ...], max_txn_ops: int) -> Servers:
     # Imported here: a machine without Docker needs neither testcontainers nor its settings.
-    from harness.containers import container_rabbitmq
+    from servers.containers import container_rabbitmq
 
     rabbitmq = container_rabbitmq(image("IMAGE_RABBITMQ"))
     stack.callback(rabbitmq.close)
@@ -105,7 +105,7 @@ def _containers(stack: ExitStack, flags: tuple[str, ...], max_txn_ops: int) -> S
 
 
 def _etcd_container(stack: ExitStack, flags: tuple[str, ...], max_txn_ops: int) -> Etcd:
-    from harness.containers import container_etcd
+    from servers.containers import container_etcd
 
     etcd = container_etcd(image("IMAGE_ETCD"), flags, max_txn_ops)
     stack.callback(etcd.close)
@@ -113,7 +113,7 @@ def _etcd_container(stack: ExitStack, flags: tuple[str, ...], max_txn_ops: int) 
 
 
 def _processes(stack: ExitStack, flags: tuple[str, ...], max_txn_ops: int) -> Servers:
-    from harness.local import local_rabbitmq
+    from servers.local import local_rabbitmq
 
     ensure_installed()
     directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="servers-")))
@@ -123,7 +123,7 @@ def _processes(stack: ExitStack, flags: tuple[str, ...], max_txn_ops: int) -> Se
 
 
 def _etcd_process(stack: ExitStack, flags: tuple[str, ...], max_txn_ops: int) -> Etcd:
-    from harness.local import local_etcd
+    from servers.local import local_etcd
 
     ensure_installed()
     directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="servers-")))

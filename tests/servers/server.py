@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Literal, Protocol
 
-from harness.login import Login, log_in
-from harness.wait import eventually, lasts
-from harness.web import fetch_json
+from servers.login import Login, log_in
+from servers.wait import eventually, lasts
+from servers.web import fetch_json
 
 _QUEUES_WRITTEN_S = 1.0
 

@@ -4,8 +4,8 @@ import json
 from collections import defaultdict
 from dataclasses import dataclass
 
-from harness.etcd import Change, EtcdClient, KeyValue
-from harness.server import Etcd
+from servers.etcd import Change, EtcdClient, KeyValue
+from servers.server import Etcd
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from harness.checker import doubles, judge
-from harness.etcd import Change
+from servers.checker import doubles, judge
+from servers.etcd import Change
 
 DONE = b'{"state": "done"}'
 CLAIMED = b'{"state": "claimed"}'

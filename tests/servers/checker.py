@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from harness.etcd import Change
+from servers.etcd import Change
 
 
 @dataclass(frozen=True)

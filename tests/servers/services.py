@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
 
-from harness.ports import free_port
-from harness.process import Child
-from harness.servers import REPOSITORY
-from harness.wait import eventually
-from harness.web import fetch_json
+from servers.ports import free_port
+from servers.process import Child
+from servers.servers import REPOSITORY
+from servers.wait import eventually
+from servers.web import fetch_json
 
 # Everything in the contract: none of it reaches a service from the shell that runs the tests.
 CONTRACT_VARIABLES = frozenset(

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.error import HTTPError
 
-from harness.login import Login, log_in
-from harness.web import fetch_json, open_json
+from servers.login import Login, log_in
+from servers.web import fetch_json, open_json
 
 _KEYS_AT_ONCE = 100  # etcd takes 128 operations at once unless told otherwise
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import pika
 from pika.exceptions import ChannelClosedByBroker
 
-from harness.publisher import EXCHANGE, Event, Publishing
-from harness.server import RabbitMQ
-from harness.wait import eventually
+from servers.publisher import EXCHANGE, Event, Publishing
+from servers.server import RabbitMQ
+from servers.wait import eventually
 
 _NOT_FOUND = 404
 _STEADY_WITHIN_S = 10.0
