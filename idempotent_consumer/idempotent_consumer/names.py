@@ -14,6 +14,8 @@ REASON_HEADER = "x-reason"
 ERROR_HEADER = "x-error"
 PARKED_AT_HEADER = "x-parked-at"
 """When an event was parked: ISO 8601 in UTC, by the clock of the replica that did it."""
+REPLAYS_HEADER = "x-replays"
+"""How often a dead letter was sent back to its service."""
 
 INVALID, CONFLICT, FAILED = "invalid", "conflict", "failed"
 """The reasons for which an event is parked, as they stand in ``x-reason``."""

@@ -78,6 +78,11 @@ class Broker:
         found = self._declare(queue, NOT_FOUND, passive=True)
         return found and Depth(found.message_count, found.consumer_count)
 
+    def delete(self, queue: str) -> int:
+        """Delete a queue, and return how many messages were ready in it."""
+        with self.channel() as channel:
+            return int(channel.queue_delete(queue).method.message_count)
+
     def differs(self, queue: str, arguments: dict[str, object]) -> bool:
         """Return whether a queue that is there has other arguments than these."""
         return not self._declare(queue, _PRECONDITION_FAILED, durable=True, arguments=arguments)
@@ -132,6 +137,13 @@ class Queues(NamedTuple):
         if self.why_not:
             raise CommandError(f"{self.why_not}; or name the services")
         return sorted(name for name in self.facts if names.dead_letter_queue(name) in self.facts)
+
+    def retries(self, service: str, settings: Settings) -> dict[str, str]:
+        """Return a service's retry queues by delay: those of the settings, and all there are."""
+        prefix = names.retry_queue(service, "")
+        others = [name.removeprefix(prefix) for name in self.facts if name.startswith(prefix)]
+        delays = dict.fromkeys([*dict(settings.retry_delays), *others])
+        return {delay: prefix + delay for delay in delays}
 
 
 class Management:

@@ -11,7 +11,7 @@ import orjson
 
 from ..etcd import EtcdError
 from ..settings import SettingsError
-from . import dead_letters, doctor, publish, records, status
+from . import dead_letters, doctor, find, publish, records, status
 from .context import Context
 from .output import CommandError, Report, UsageError
 
@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     publish.add(verbs, common)
     status.add(verbs, common)
+    find.add(verbs, common)
     records.add_inspect(verbs, common)
     dead_letters.add(verbs, common)
     records.add_forget(verbs, common)

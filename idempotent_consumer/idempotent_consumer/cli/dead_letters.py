@@ -1,11 +1,12 @@
-"""``dead-letters``: what could not be processed is listed, shown, sent back or removed."""
+"""``dead-letters``: what could not be processed is listed, grouped, shown, sent back or removed."""
 
 from __future__ import annotations
 
 import argparse
 import base64
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -25,15 +26,17 @@ from .output import CommandError, Report, UsageError, counted, duration, plain, 
 
 _ARRIVE_WITHIN_S = 10.0
 _SHOWN_CHARACTERS = 20_000
+_VARYING = re.compile(r"\b[\w-]*\d[\w-]*\b")
 _OURS = (names.REASON_HEADER, names.ERROR_HEADER, names.ATTEMPTS_HEADER, names.PARKED_AT_HEADER)
 
 
 def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     """Add the verb, with verbs of its own."""
-    parser = verbs.add_parser("dead-letters", help="list, show, replay or drop dead letters")
+    parser = verbs.add_parser("dead-letters", help="list, group, show, replay or drop dead letters")
     own = parser.add_subparsers(required=True, metavar="VERB")
     for name, run, limit, summary in (
         ("list", _list, 100, "list them; none is removed"),
+        ("groups", _groups, None, "count them by reason, type and error; none is removed"),
         ("show", _show, 1, "show bodies and headers; none is removed"),
         ("replay", _replay, None, "send them back to their service"),
         ("drop", _drop, None, "remove them for good; asks first"),
@@ -46,6 +49,12 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
         )
         verb.add_argument("--type", help="the event's type")
         verb.add_argument("--id", help="the event's id")
+        verb.add_argument(
+            "--error", metavar="TEXT", help="a part of the error, as it is or as `groups` shows it"
+        )
+        if name == "groups":
+            verb.set_defaults(limit=None, all=True)
+            continue
         verb.add_argument(
             "--limit",
             type=_positive,
@@ -94,8 +103,27 @@ class Letter:
         self.reason = str(death.get("reason") or self.headers.get(names.REASON_HEADER, "unknown"))
         self.since = _time(death.get("time") or self.headers.get(names.PARKED_AT_HEADER))
         self.error = str(self.headers.get(names.ERROR_HEADER, ""))
-        attempts = self.headers.get(names.ATTEMPTS_HEADER)
-        self.attempts = attempts if type(attempts) is int else None
+        self.attempts = self._count(names.ATTEMPTS_HEADER)
+        self.replays = self._count(names.REPLAYS_HEADER) or 0
+
+    def _count(self, header: str) -> int | None:
+        count = self.headers.get(header)
+        return count if type(count) is int else None
+
+    @property
+    def kind_of_error(self) -> str:
+        """Return the error with its numbers and ids blanked: what events with one cause share."""
+        error = self.error.replace(self.id, "#") if self.id else self.error
+        return _VARYING.sub("#", error)
+
+    def matches(self, wanted: Mapping[str, str]) -> bool:
+        """Return whether it has this reason, type and id, and this text in its error."""
+        return all(
+            value in self.error or value in self.kind_of_error
+            if name == "error"
+            else getattr(self, name) == value
+            for name, value in wanted.items()
+        )
 
     @property
     def fingerprint(self) -> bytes:
@@ -113,10 +141,17 @@ class Letter:
             "reason": self.reason,
             "error": self.error,
             "attempts": self.attempts,
+            "replays": self.replays,
             "since": since.isoformat() if since else None,
             "age_s": max(0, round(now_s - since.timestamp())) if since else None,
             "bytes": len(self.body),
         }
+
+    def group(self, now_s: float) -> dict[str, Any]:
+        """Return what it shares with others of its group, and since when it is here, in UTC."""
+        since = self.since and self.since.astimezone(UTC).isoformat()
+        error = self.kind_of_error
+        return {"reason": self.reason, "type": self.type, "error": error, "since": since}
 
     def whole(self, now_s: float) -> dict[str, Any]:
         """Return all of it."""
@@ -149,11 +184,14 @@ def _header(value: object) -> object:
 
 
 class DeadLetterQueue:
-    """The dead letters of a service, in hand: what is not resent or removed goes back in place."""
+    """The messages of a queue, unacked: what is not resent or removed goes back in place.
 
-    def __init__(self, channel: Any, service: str) -> None:
+    ``queue`` is the one of the service's dead letters, unless another of its queues is given.
+    """
+
+    def __init__(self, channel: Any, service: str, queue: str = "") -> None:
         self._channel, self._service = channel, service
-        self._queue = names.dead_letter_queue(service)
+        self._queue = queue or names.dead_letter_queue(service)
         self.removed = 0
 
     def __iter__(self) -> Iterator[Letter]:
@@ -170,7 +208,7 @@ class DeadLetterQueue:
         ):
             if method is None:
                 raise BrokerError(
-                    f"{self._queue}: {left} dead letters did not arrive in time; "
+                    f"{self._queue}: {left} messages did not arrive in time; "
                     "somebody else may be looking at them"
                 )
             yield Letter(method.delivery_tag, properties, body)
@@ -180,7 +218,8 @@ class DeadLetterQueue:
 
     def resend(self, letter: Letter) -> None:
         """Publish a letter to its service's own queue as it first was, and then remove it."""
-        properties = forwarded_properties(letter.properties, {}, without=_OURS)
+        replays = {names.REPLAYS_HEADER: letter.replays + 1}
+        properties = forwarded_properties(letter.properties, replays, without=_OURS)
         self._channel.basic_publish(
             names.DEFAULT_EXCHANGE, self._service, letter.body, properties, mandatory=True
         )
@@ -193,11 +232,13 @@ class DeadLetterQueue:
 
 
 @contextmanager
-def open_dead_letter_queue(broker: Broker, service: str) -> Iterator[DeadLetterQueue]:
-    """Take a service's dead letters in hand for the block. Raises BrokerError."""
+def open_dead_letter_queue(
+    broker: Broker, service: str, queue: str = ""
+) -> Iterator[DeadLetterQueue]:
+    """Hold a service's dead letters, or another queue's messages, for the block. BrokerError."""
     with broker.channel() as channel:
         channel.confirm_delivery()
-        letters = DeadLetterQueue(channel, service)
+        letters = DeadLetterQueue(channel, service, queue)
         try:
             yield letters
         finally:
@@ -205,26 +246,29 @@ def open_dead_letter_queue(broker: Broker, service: str) -> Iterator[DeadLetterQ
                 broker.wait(LAST_ACKS_S)
 
 
+_SELECTORS = ("reason", "type", "id", "error")
+
+
 class _Selection:
-    """The letters that have this reason, type and id, each where given; at most so many.
+    """The letters that have this reason, type, id and error, each where given; at most so many.
 
     ``reasons`` counts all letters that were looked at, ``matching`` those that are meant, however
     many. Raises UsageError where nothing narrows it and it was not said that all are meant.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        given = {name: getattr(arguments, name) for name in ("reason", "type", "id")}
+        given = {name: getattr(arguments, name) for name in _SELECTORS}
         self._wanted = {name: value for name, value in given.items() if value is not None}
         self._limit = arguments.limit
         if not self._wanted and self._limit is None and not arguments.all:
-            raise UsageError("say which: --id, --type, --reason, --limit, or --all")
+            raise UsageError("say which: --id, --type, --reason, --error, --limit, or --all")
         self.reasons, self.matching = Counter[str](), 0
 
     def of(self, letters: Iterable[Letter]) -> Iterator[Letter]:
         """Yield those, and read on to the last letter, so that all go back in their order."""
         for letter in letters:
             self.reasons[letter.reason] += 1
-            if all(getattr(letter, name) == value for name, value in self._wanted.items()):
+            if letter.matches(self._wanted):
                 self.matching += 1
                 if self._limit is None or self.matching <= self._limit:
                     yield letter
@@ -286,6 +330,47 @@ def _row(facts: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def _groups(arguments: argparse.Namespace, context: Context) -> Report:
+    chosen, name = _Selection(arguments), arguments.service
+    facts, warning = _look(chosen, arguments, context, Letter.group)
+    groups: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for each in facts:
+        key = (each["reason"], each["type"] or "", each["error"])
+        group = groups.setdefault(key, {**each, "count": 0, "first": None, "last": None})
+        group["count"] += 1
+        times = [time for time in (group["first"], group["last"], each["since"]) if time]
+        group["first"], group["last"] = min(times, default=None), max(times, default=None)
+    found = sorted(groups.values(), key=lambda group: -group["count"])
+    for group in found:
+        del group["since"]
+    now_s, parts = context.now_s(), []
+    if found:
+        parts.append(table([_group_row(group, now_s) for group in found]))
+    total = f"{counted(len(facts), 'dead letter')} of {name}"
+    parts.append(f"{total} in {counted(len(found), 'group')}" if found else f"no {total[2:]}")
+    if warning:
+        parts.append(f"warning: {warning}")
+    document = {"service": name, "total": len(facts), "groups": found, "warning": warning}
+    return Report(document, "\n".join(parts))
+
+
+def _group_row(group: dict[str, Any], now_s: float) -> dict[str, str]:
+    return {
+        "COUNT": f"{group['count']:,}",
+        "REASON": plain(group["reason"], 16),
+        "TYPE": plain(group["type"] or "-", 24),
+        "FIRST": _age(group["first"], now_s),
+        "LAST": _age(group["last"], now_s),
+        "ERROR": plain(group["error"], 80),
+    }
+
+
+def _age(since: str | None, now_s: float) -> str:
+    if since is None:
+        return "?"
+    return f"{duration(max(0, now_s - datetime.fromisoformat(since).timestamp()))} ago"
+
+
 def _show(arguments: argparse.Namespace, context: Context) -> Report:
     chosen, name = _Selection(arguments), arguments.service
     shown, warning = _look(chosen, arguments, context, Letter.whole)
@@ -306,6 +391,8 @@ def _text(shown: dict[str, Any]) -> str:
         (name, "-" if shown[name] is None else plain(str(shown[name]), 1000))
         for name in ("id", "type", "reason", "error", "attempts")
     ]
+    if shown["replays"]:
+        lines.append(("replays", str(shown["replays"])))
     lines.append(("age", "unknown" if age_s is None else f"{duration(age_s)}, {shown['since']}"))
     lines += [
         (plain(name, 40), plain(str(value), 1000)) for name, value in shown["headers"].items()

@@ -89,7 +89,7 @@ def _publish(arguments: argparse.Namespace, context: Context) -> Report:
             finally:
                 if terminal is not None and confirmed:
                     terminal.write("\n")
-    return Report({"confirmed": confirmed}, f"{counted(confirmed, 'event')} confirmed; {_SAFE}.")
+    return Report({"confirmed": confirmed}, f"{counted(confirmed, 'event')} confirmed")
 
 
 def _bodies(lines: Lines) -> Iterator[bytes]:

@@ -61,8 +61,8 @@ def _inspect(arguments: argparse.Namespace, context: Context) -> Report:
     }
     if found is None:
         raise CommandError(
-            f"{name} has no record of '{plain(event_id)}': it has not been recorded, or its window "
-            "has passed; the event is new to it",
+            f"{name} has no record of '{plain(event_id)}'. idempotent-consumer find tells whether "
+            "it waits in a queue, or is a dead letter",
             document,
         )
     record = found.record
@@ -110,12 +110,17 @@ def _replica(record: Record) -> str:
     return record.token.partition("/")[0]
 
 
-def _time(text: str, now_s: float) -> str:
+def age_s(time: str, now_s: float) -> float | None:
+    """Return how many seconds ago a record was written, or None where its time is no time."""
     try:
-        ago_s = now_s - datetime.fromisoformat(text).timestamp()
+        return max(0, now_s - datetime.fromisoformat(time).timestamp())
     except ValueError:
-        return "unknown"
-    return f"{text} ({duration(max(0, ago_s))} ago)"
+        return None
+
+
+def _time(text: str, now_s: float) -> str:
+    ago_s = age_s(text, now_s)
+    return "unknown" if ago_s is None else f"{text} ({duration(ago_s)} ago)"
 
 
 def _remaining(record: Record, remaining_s: int | None) -> str:

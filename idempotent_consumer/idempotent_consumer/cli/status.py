@@ -1,4 +1,4 @@
-"""``status``: what is where, at a glance."""
+"""``status``: what is where, at a glance. ``remove``: a service's queues are taken away."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .. import names
 from ..etcd import EtcdError
 from ..records import CLAIMED, DONE, PUBLISHING, RELEASED
 from .broker import Broker, BrokerError, Queues
-from .context import Context, add_services
+from .context import Context, add_services, service
 from .etcd import Records
-from .output import Report, counted, duration, plain, table
+from .output import CommandError, Report, counted, duration, plain, table
 from .web import Tls, WebError, is_address, without_login
 
 READ_AT_MOST = 20_000
@@ -41,6 +41,10 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
         "all of them are read, which takes seconds for a million",
     )
     parser.set_defaults(run=_status)
+    parser = verbs.add_parser("remove", parents=[common], help="delete a service's queues for good")
+    parser.add_argument("service", type=service, metavar="SERVICE")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.set_defaults(run=_remove)
 
 
 def _address(text: str) -> str:
@@ -50,7 +54,7 @@ def _address(text: str) -> str:
 
 
 def _status(arguments: argparse.Namespace, context: Context) -> Report:
-    """Show what can be seen. Not ok where RabbitMQ or etcd does not answer, or one is not ready."""
+    """Show what can be seen. Not ok where a server does not answer, or a service does not run."""
     found = context.management().queues()
     rows: dict[str, dict[str, Any]] = {name: {} for name in found.services(arguments.service)}
     versions = {"idempotent-consumer": _library()}
@@ -60,6 +64,7 @@ def _status(arguments: argparse.Namespace, context: Context) -> Report:
             versions["rabbitmq"] = broker.version
             for name, row in rows.items():
                 row.update(_queues(name, context, broker, found))
+                problems += _idle(name, row)
     except BrokerError as error:
         problems.append(str(error))
     try:
@@ -89,10 +94,9 @@ def _library() -> str:
 def _queues(name: str, context: Context, broker: Broker, found: Queues) -> dict[str, object]:
     """Return a service's queues: what is ready is exact, what is unacked is not."""
     own, dead = broker.depth(name), broker.depth(names.dead_letter_queue(name))
-    prefix = names.retry_queue(name, "")
-    others = [each.removeprefix(prefix) for each in found.facts if each.startswith(prefix)]
-    delays = dict.fromkeys([*dict(context.settings.retry_delays), *others])
-    retries = {delay: broker.depth(prefix + delay) for delay in delays}
+    retries = {
+        delay: broker.depth(queue) for delay, queue in found.retries(name, context.settings).items()
+    }
     return {
         "ready": own and own.ready,
         "unacked": found.facts.get(name, {}).get("messages_unacknowledged"),
@@ -100,6 +104,16 @@ def _queues(name: str, context: Context, broker: Broker, found: Queues) -> dict[
         "dead_letters": dead and dead.ready,
         "retries": {delay: depth.ready for delay, depth in retries.items() if depth},
     }
+
+
+def _idle(name: str, row: dict[str, Any]) -> list[str]:
+    """Return what is wrong where nobody consumes a service's queue."""
+    if row["ready"] is None:
+        return [f"{name} has no queue: it has not run yet, or this is another name"]
+    if not row["consumers"]:
+        why = f"{name} has no consumer, and its queue grows with each event: start it, or take its"
+        return [f"{why} queues away with idempotent-consumer remove {name}"]
+    return []
 
 
 def _records(records: Records, all_states: bool) -> dict[str, object]:
@@ -151,11 +165,6 @@ def _text(document: dict[str, Any], why_not: str) -> str:
     parts = [", ".join(f"{name} {number}" for name, number in document["versions"].items())]
     rows = [_row(name, row) for name, row in document["services"].items()]
     parts.append(table(rows) if rows else "no service has declared its queues yet")
-    parts += [
-        f"{name} has no queue: it has not run yet, or this is another name"
-        for name, row in document["services"].items()
-        if row.get("ready", 0) is None
-    ]
     if why_not:
         parts.append(f"what is unacked is not known. {why_not}")
     parts += [f"{each['url']} is ready" for each in document["ready"] if each["ready"]]
@@ -195,3 +204,32 @@ def _row(name: str, row: dict[str, Any]) -> dict[str, str]:
 
 def _cell(value: int | None) -> str:
     return "?" if value is None else f"{value:,}"
+
+
+def _remove(arguments: argparse.Namespace, context: Context) -> Report:
+    """Delete the queues of a service that does not run. Raises CommandError for one that does."""
+    name, known = arguments.service, context.management().queues()
+    retries = known.retries(name, context.settings).values()
+    with context.rabbitmq() as broker:
+        depths = {
+            queue: depth
+            for queue in (name, *retries, names.dead_letter_queue(name))
+            if (depth := broker.depth(queue)) is not None
+        }
+    if not depths:
+        raise CommandError(f"{name} has no queues: it has not run yet, or this is another name")
+    if any(depth.consumers for depth in depths.values()):
+        raise CommandError(f"{name} is running: stop its replicas first")
+    held = [f"{queue} with {counted(depth.ready, 'message')}" for queue, depth in depths.items()]
+    context.confirm(f"Delete for good {', '.join(held)}?", arguments.yes)
+    # Connected anew: nobody answers RabbitMQ's heartbeats while a person thinks.
+    with context.rabbitmq() as broker:
+        depth = broker.depth(name)
+        if depth is not None and depth.consumers:
+            raise CommandError(f"{name} has been started meanwhile: nothing was deleted")
+        deleted = {queue: broker.delete(queue) for queue in depths}
+    lines = [
+        f"{queue} deleted, with {counted(number, 'message')}" for queue, number in deleted.items()
+    ]
+    lines.append(f"{name}'s records stay in etcd until their window ends")
+    return Report({"service": name, "deleted": deleted}, "\n".join(lines))
