@@ -13,6 +13,7 @@ A whole service::
     raise SystemExit(service.run())
 """
 
+from .calls import Reject, RetryAfter
 from .event import Effects, Event, InvalidEvent, Publish, Put
 from .names import encode_id
 from .producer import Producer, PublishError
@@ -27,6 +28,8 @@ __all__ = [
     "Publish",
     "PublishError",
     "Put",
+    "Reject",
+    "RetryAfter",
     "Service",
     "Settings",
     "SettingsError",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import math
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, NamedTuple
@@ -14,7 +16,9 @@ from typing import Any, NamedTuple
 from structlog.typing import FilteringBoundLogger
 
 from .event import NO_EFFECTS, Checked, Effects, Event, check_effects
+from .health import Health
 from .ledger import Ledger
+from .metrics import Tally
 
 PureHandler = Callable[[Event], Effects]
 """Returns what is to be recorded with the event, and touches nothing outside. It runs on the
@@ -33,11 +37,14 @@ OVERDUE_AFTER = 3
 class Handler:
     """A service's function for one event type; ``timeout_s`` is set for a claimed one.
 
+    ``at_once`` bounds its calls, and ``retry_delays`` are its own, each where it is set.
     ``is_coroutine`` says that it is awaited on the event loop.
     """
 
     function: Callable[..., Any]
     timeout_s: float | None = None
+    at_once: int | None = None
+    retry_delays: tuple[tuple[str, int], ...] | None = None
     is_coroutine: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -51,12 +58,33 @@ class Handler:
         return self.timeout_s is not None
 
 
+class Reject(Exception):
+    """Raised by a handler for an event that no retry can help: it is parked at once."""
+
+
+class RetryAfter(Exception):
+    """Raised by a handler whose receiver says when to try again. It counts as an attempt.
+
+    The retry takes the shortest of the handler's delays that is no shorter than ``seconds``, or
+    the longest there is.
+    """
+
+    def __init__(self, seconds: float, why: str = "") -> None:
+        super().__init__(why or f"try again after {seconds:g} s")
+        self.seconds = seconds
+
+
 class Returned(NamedTuple):
-    """What a handler's run came to: its effects, or what it raised, in one line."""
+    """What a handler's run came to: its effects, or what it raised, in one line.
+
+    ``rejected`` and ``after_s`` are what ``Reject`` and ``RetryAfter`` ask for.
+    """
 
     effects: Checked
     error: str
     elapsed_s: float
+    rejected: bool = False
+    after_s: float = 0.0
 
 
 class Runner:
@@ -83,7 +111,7 @@ class Runner:
         try:
             effects, error = self._check(function(event, *timeout_s), event)
         except BaseException as raised:  # noqa: BLE001 - whatever a handler raises is its failure
-            effects, error = NO_EFFECTS, one_line(raised)
+            return self._failed(raised, started_s)
         return Returned(effects, error, self._clock() - started_s)
 
     async def wait(
@@ -91,7 +119,6 @@ class Runner:
     ) -> Returned:
         """Await a coroutine handler; it is cancelled at its time-out, and has failed then."""
         started_s = self._clock()
-        effects, error = NO_EFFECTS, ""
         time_out = asyncio.timeout(timeout_s)
         try:
             async with time_out:
@@ -99,8 +126,9 @@ class Runner:
         except GeneratorExit:
             raise  # The loop itself has gone.
         except BaseException as raised:  # noqa: BLE001 - whatever a handler raises is its failure
-            error = one_line(raised)
+            returned = self._failed(raised, started_s)
         else:
+            returned = Returned(effects, error, self._clock() - started_s)
             if time_out.expired():
                 self._log.warning(
                     "a handler caught its own cancellation: let CancelledError pass, the call is "
@@ -114,8 +142,14 @@ class Runner:
             raise asyncio.CancelledError
         if time_out.expired():
             # Whatever it returned or raised instead says nothing of the call that was cut off.
-            effects, error = NO_EFFECTS, f"TimeoutError: it took longer than {timeout_s:g} s"
-        return Returned(effects, error, self._clock() - started_s)
+            error = f"TimeoutError: it took longer than {timeout_s:g} s"
+            return Returned(NO_EFFECTS, error, self._clock() - started_s)
+        return returned
+
+    def _failed(self, raised: BaseException, started_s: float) -> Returned:
+        after_s = raised.seconds if isinstance(raised, RetryAfter) else 0.0
+        elapsed_s, rejected = self._clock() - started_s, isinstance(raised, Reject)
+        return Returned(NO_EFFECTS, one_line(raised), elapsed_s, rejected, after_s)
 
     def _check(self, returned: object, event: Event) -> tuple[Checked, str]:
         """Return the effects, or why they can never be recorded: that is a failure too."""
@@ -124,11 +158,7 @@ class Runner:
 
 
 class Calls:
-    """Calls of claimed handlers, ``at_once`` at the most, each under its claim.
-
-    A ``slot`` is taken before the claim and kept until the record has taken the claim's place, so
-    that a process that dies leaves no more claims behind than it has slots.
-    """
+    """Calls of claimed handlers, ``at_once`` at the most, each under its claim."""
 
     def __init__(
         self,
@@ -139,10 +169,25 @@ class Calls:
         threads: Executor,
     ) -> None:
         self._runner, self._ledger, self._clock, self._threads = runner, ledger, clock, threads
-        self.slot = asyncio.Semaphore(at_once)
+        self._slots = asyncio.Semaphore(at_once)
+        self._own_slots: dict[Handler, asyncio.Semaphore] = {}
         self._end_by_s = math.inf
         self._overdue_s: dict[int, float] = {}
         self._numbers = count()
+
+    @asynccontextmanager
+    async def slot(self, handler: Handler) -> AsyncIterator[None]:
+        """Take a slot for a call, of its handler's where that has a bound of its own.
+
+        It is taken before the claim and kept until the record has taken the claim's place, so
+        that a process that dies leaves no more claims behind than it has slots.
+        """
+        async with AsyncExitStack() as taken:
+            if handler.at_once is not None:
+                own = self._own_slots.setdefault(handler, asyncio.Semaphore(handler.at_once))
+                await taken.enter_async_context(own)
+            await taken.enter_async_context(self._slots)
+            yield
 
     def end_by(self, now_s: float) -> None:
         """Start no call any more that might not have ended by then, by the loop's clock."""
@@ -184,6 +229,106 @@ class Calls:
         """Return how many calls have lasted far longer than they may."""
         now_s = self._clock()
         return sum(overdue_s < now_s for overdue_s in list(self._overdue_s.values()))
+
+
+FIRST_PROBE_S, LONGEST_PROBE_S = 1.0, 30.0
+
+
+class Breaker:
+    """Holds the events of a handler whose calls fail, until one call succeeds again.
+
+    After ``failures`` failed calls in a row it opens; with 0 it never does. While it is open, one
+    event after the other makes its call as a probe: the first after 1 s, each next one after twice
+    as long, up to 30 s. ``resume`` takes what was held, and returns False for an event that is not
+    to be called any more.
+    """
+
+    def __init__(
+        self,
+        event_type: str,
+        failures: int,
+        resume: Callable[[Any], bool],
+        health: Health,
+        tally: Tally,
+        log: FilteringBoundLogger,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        self._type, self._failures, self._resume = event_type, failures, resume
+        self._health, self._tally, self._log, self._tasks = health, tally, log, tasks
+        self._in_a_row, self._wait_s, self._due = 0, FIRST_PROBE_S, False
+        self._probe: object | None = None
+        self.is_open = False
+        self.held: deque[Any] = deque()
+
+    def admits(self, flight: object) -> bool:
+        """Return whether an event may be called: any while it is closed, else the one probe."""
+        return not self.is_open or flight is self._probe
+
+    def hold(self, flight: object) -> None:
+        """Keep an event until its turn as a probe comes, or the first success."""
+        self.held.append(flight)
+        if self._due:
+            self._send_probe()
+
+    def succeeded(self) -> None:
+        """Take note of a call that succeeded: all that is held goes on."""
+        self._in_a_row = 0
+        if not self.is_open:
+            return
+        self._say(False)
+        self._log.info(
+            "circuit breaker closed: a call succeeded", type=self._type, held=len(self.held)
+        )
+        held, self.held, self._probe, self._due = self.held, deque(), None, False
+        for flight in held:
+            self._resume(flight)
+
+    def failed(self, flight: object, error: str) -> bool:
+        """Take note of a call that failed, and return whether its event is to be held."""
+        self._in_a_row += 1
+        if not self.is_open and self._in_a_row == self._failures:
+            self._say(True, error)
+            self._log.warning(
+                "circuit breaker opened: this handler's events are held, and one at a time is "
+                "tried",
+                type=self._type,
+                failures=self._in_a_row,
+                error=error,
+            )
+            self._wait_s = FIRST_PROBE_S
+            self._tasks.create_task(self._send_probe_later())
+        elif flight is self._probe:
+            self._probe, self._wait_s = None, min(2 * self._wait_s, LONGEST_PROBE_S)
+            self._tasks.create_task(self._send_probe_later())
+        return self.is_open
+
+    def passed(self, flight: object) -> None:
+        """Take note that an event has had its turn. A probe that told nothing is made up for."""
+        if flight is self._probe:
+            self._send_probe()
+
+    async def _send_probe_later(self) -> None:
+        await asyncio.sleep(self._wait_s)
+        self._send_probe()
+
+    def _send_probe(self) -> None:
+        """Let the next event that is held be called, or the first that comes."""
+        self._probe, self._due = None, False
+        while self.is_open and self._probe is None:
+            if not self.held:
+                self._due = True
+                return
+            flight = self.held.popleft()
+            self._probe = flight if self._resume(flight) else None
+
+    def _say(self, is_open: bool, error: str = "") -> None:
+        self.is_open = is_open
+        self._tally.breakers(1 if is_open else -1)
+        name = f"circuit breaker of {self._type}"
+        if is_open:
+            self._health.lacks(name, f"open: {error}")
+        else:
+            self._health.has(name)
 
 
 def one_line(error: BaseException) -> str:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from structlog.typing import FilteringBoundLogger
 
 from .bus import COMMITS_IN_FLIGHT, Delivery, Intake
-from .calls import Calls, Handler, Runner
+from .calls import Breaker, Calls, Handler, Returned, Runner
 from .event import NO_EFFECTS, Checked, Event, InvalidEvent, decode
 from .ledger import Ledger
 from .metrics import DuplicateAges, Outcome, Tally
@@ -48,16 +48,18 @@ class InFlight:
 
     ``others`` have its id and another body, by their digest: what is recorded in the end decides
     about them too. ``called`` says that its call was made and is not recorded yet, ``published``
-    that a record with events to publish has been seen.
+    that a record with events to publish has been seen, ``held`` that its call failed and its
+    handler's circuit breaker is open.
     """
 
     __slots__ = (
         "called",
         "decided",
         "deliveries",
-        "error",
         "event",
+        "failed",
         "handler",
+        "held",
         "key",
         "others",
         "published",
@@ -72,8 +74,9 @@ class InFlight:
         self.key, self.token, self.event, self.handler = key, token, event, handler
         self.deliveries = [delivery]
         self.others: dict[str, InFlight] = {}
-        self.called = self.published = False
-        self.error = self.state = ""
+        self.called = self.published = self.held = False
+        self.failed: Returned | None = None
+        self.state = ""
         self.waits: Backoff | None = None
         self.decided: asyncio.Future[Action | None] | None = None
 
@@ -123,6 +126,7 @@ class Consumer:
         tally: Tally,
         log: FilteringBoundLogger,
         tasks: asyncio.TaskGroup,
+        new_breaker: Callable[[str, Callable[[InFlight], bool]], Breaker],
     ) -> None:
         self._own_tokens, self._handlers = f"{process}/", handlers
         self._runner, self._calls, self._ledger = runner, calls, ledger
@@ -132,6 +136,11 @@ class Consumer:
         self._arrived: deque[Delivery] = deque()
         # By its record's key: an event is never in flight twice, whatever channel it comes by.
         self._in_flight: dict[bytes, InFlight] = {}
+        self._breakers = {
+            event_type: new_breaker(event_type, self._resume)
+            for event_type, handler in handlers.items()
+            if handler.claimed
+        }
         self._slowest_s: dict[str, float] = {}
         self._waiting: deque[Ask] = deque()
         self._commits = self._ignoring = 0
@@ -139,12 +148,12 @@ class Consumer:
 
     @property
     def busy(self) -> bool:
-        """Whether an event is in flight, be it that its deliveries have gone back meanwhile."""
+        """Whether an event is in flight and not held, be it that its deliveries have gone back."""
         return bool(
             self._intake.arrived
             or self._arrived
             or self._ignoring
-            or self._in_flight
+            or len(self._in_flight) > sum(len(each.held) for each in self._breakers.values())
             or self._settler.forwarding
         )
 
@@ -221,7 +230,7 @@ class Consumer:
     def _handle(self, flight: InFlight) -> Ask:
         returned = self._runner.run(flight.handler.function, flight.event)
         self._tally.timing("handle", returned.elapsed_s)
-        flight.error = returned.error
+        flight.failed = returned if returned.error else None
         if returned.elapsed_s >= SLOW_HANDLER_S:
             self._warn_of_slowness(flight, returned.elapsed_s)
         return flight.ask(Kind.LOOK) if returned.error else flight.record(returned.effects)
@@ -302,7 +311,7 @@ class Consumer:
             )
         waits = flight.waits_in(found.state) if found is not None else 0
         action: Action | None = decide(
-            answer, flight.token, self._own_tokens, flight.published, waits
+            answer, flight.token, self._own_tokens, flight.published, waits, flight.held
         )
         if isinstance(action, _ENDS):
             self._end(flight, action)
@@ -344,18 +353,38 @@ class Consumer:
     async def _claim_and_call(self, flight: InFlight, ask: Ask) -> tuple[Ask, Action | None]:
         """Claim an event, make its call, and record or release it, all under one slot.
 
-        Return what was asked last, and what has been decided by its answer, None for an end.
+        Return what was asked last, and what has been decided by its answer, None for an end, or
+        where it is held until its handler's circuit breaker lets it go on.
         """
-        async with self._calls.slot:
-            while self._calls.has_time(flight.handler):
-                action = await self._decided(flight, ask)
-                if not isinstance(action, Call):
-                    return ask, action
-                ask = await self._call(flight, action)
-                if ask.kind is not Kind.CLAIM:
-                    return ask, await self._decided(flight, ask)
+        breaker = self._breakers[flight.event.type]
+        async with self._calls.slot(flight.handler):
+            if breaker.admits(flight):
+                returned = await self._claim_and_call_now(flight, ask, breaker)
+                breaker.passed(flight)
+                return returned
+        breaker.hold(flight)
+        return ask, None
+
+    async def _claim_and_call_now(
+        self, flight: InFlight, ask: Ask, breaker: Breaker
+    ) -> tuple[Ask, Action | None]:
+        while self._calls.has_time(flight.handler):
+            action = await self._decided(flight, ask)
+            if not isinstance(action, Call):
+                return ask, action
+            ask = await self._call(flight, action, breaker)
+            if ask.kind is not Kind.CLAIM:
+                return ask, await self._decided(flight, ask)
         self._end(flight, GiveBack())
         return ask, None
+
+    def _resume(self, flight: InFlight) -> bool:
+        """Go on with an event that was held; False where all its deliveries have gone back."""
+        if not any(delivery.alive for delivery in flight.deliveries):
+            self._end(flight, GiveBack())
+            return False
+        self._tasks.create_task(self._see_through(flight, flight.ask(Kind.CLAIM)))
+        return True
 
     async def _act(self, flight: InFlight, ask: Ask, action: Action) -> Ask | None:
         """Do what has been decided, and return what is to be asked next, if anything is."""
@@ -369,7 +398,7 @@ class Consumer:
             case PublishEvents():
                 return await self._publish(flight, action)
             case StartOver():
-                flight.published = False
+                flight.published = flight.held = False
                 return flight.ask(Kind.CLAIM) if flight.handler.claimed else self._handle(flight)
             case _:
                 raise AssertionError(f"{action}: it is done where the answer is")
@@ -384,7 +413,7 @@ class Consumer:
             )
         await asyncio.sleep(flight.waits.next_s())
 
-    async def _call(self, flight: InFlight, claim: Call) -> Ask:
+    async def _call(self, flight: InFlight, claim: Call, breaker: Breaker) -> Ask:
         """Make the call that a claim has landed for, and return what is to be asked next."""
         returned = await self._calls.call(flight.handler, flight.event, claim.lease)
         if returned is None:
@@ -394,9 +423,11 @@ class Consumer:
             await self._wait(flight, CLAIMED)
             return flight.ask(Kind.CLAIM, claim.value)
         self._tally.timing("handle", returned.elapsed_s)
-        flight.error = returned.error
+        flight.failed = returned if returned.error else None
         if returned.error:
+            flight.held = not returned.rejected and breaker.failed(flight, returned.error)
             return flight.ask(Kind.RELEASE, claim.value)
+        breaker.succeeded()
         flight.called = True
         self._tally.count("sent")
         return flight.record(returned.effects, claim.value)
@@ -432,8 +463,8 @@ class Consumer:
             case Conflict():
                 recorded = action.recorded
                 self._settler.conflicted(deliveries, event, recorded)
-            case Fail() if flight.error:
-                self._settler.retry_or_park(deliveries, event, flight.error)
+            case Fail() if flight.failed:
+                self._settler.retry_or_park(deliveries, event, flight.handler, flight.failed)
         self._go_on_with_others(flight.others, recorded)
 
     def _go_on_with_others(self, others: dict[str, InFlight], recorded: str) -> None:
@@ -521,7 +552,7 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class StartOver:
-    """The record has gone before its last step: handle the event again, with its effects."""
+    """Handle the event again: its record has gone before its last step, or it is to be held."""
 
 
 Action = Done | Conflict | Fail | Call | PublishEvents | Again | Wait | StartOver
@@ -534,13 +565,14 @@ class GiveBack:
 
 
 def decide(  # noqa: PLR0911 - one table, read from top to bottom
-    answer: Answer, token: str, own_tokens: str, published: bool, waits: int
+    answer: Answer, token: str, own_tokens: str, published: bool, waits: int, held: bool
 ) -> Action:
     """Decide what happens to an event by what etcd has answered.
 
     ``token`` is the event's, ``own_tokens`` what this process's tokens begin with. ``published``:
     its events have been sent already; ``waits``: how often its record was waited for in the state
-    that was found. Raises ValueError for what cannot be.
+    that was found; ``held``: its call's failure counts as no attempt. Raises ValueError for what
+    cannot be.
 
     No other event in flight here has this record's key, so a claim of this process that did not
     land just now is nobody's: it is taken over. A claim of another process is waited for, whatever
@@ -549,14 +581,16 @@ def decide(  # noqa: PLR0911 - one table, read from top to bottom
     """
     ask, found = answer.ask, answer.found
     if answer.landed:
-        return _landed(answer)
+        return StartOver() if held and ask.kind is Kind.RELEASE else _landed(answer)
     if ask.kind is not Kind.LOOK and ask.expect == (found.value if found else None):
         raise ValueError(f"{ask.kind.name} was refused although its record is as it expects it")
     if published and (found is None or found.state in (CLAIMED, RELEASED)):
         return StartOver()
     if found is None or found.state == RELEASED:
         nothing_to_do = ask.kind in (Kind.LOOK, Kind.RELEASE)
-        return Fail() if nothing_to_do else Again(found.value if found else None)
+        if nothing_to_do:
+            return StartOver() if held else Fail()
+        return Again(found.value if found else None)
     if found.state in (DONE, PUBLISHING) and found.digest != ask.digest:
         return Conflict(found.digest)
     if found.state == DONE:

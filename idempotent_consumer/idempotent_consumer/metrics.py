@@ -32,7 +32,7 @@ _MAX_SENDINGS = 20
 _MAX_TIMINGS = 20
 """Timings sent for one name at a time: more say nothing new, and cost a datagram each few."""
 
-_Sending = tuple[Counter[str], dict[str, list[float]]]
+_Sending = tuple[Counter[str], dict[str, list[float]], dict[str, int]]
 
 
 class Metrics:
@@ -46,6 +46,7 @@ class Metrics:
         self._address = (host, port, prefix or None)
         self._counts: Counter[str] = Counter()
         self._timings_ms: dict[str, list[float]] = defaultdict(list)
+        self._gauges: dict[str, int] = {}
         self._sendings: queue.SimpleQueue[_Sending | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._send_all, name="statsd", daemon=True)
         self._thread.start()
@@ -53,6 +54,10 @@ class Metrics:
     def count(self, name: str, by: int = 1) -> None:
         """Add to a counter; adding 0 makes it show."""
         self._counts[name] += by
+
+    def gauge(self, name: str, value: int) -> None:
+        """Set a value that stays until it is set again."""
+        self._gauges[name] = value
 
     def timing(self, name: str, elapsed_s: float) -> None:
         """Note how long something took."""
@@ -62,9 +67,10 @@ class Metrics:
 
     def send(self) -> None:
         """Hand what has been counted since the last call to the sending thread."""
-        if (self._counts or self._timings_ms) and self._sendings.qsize() < _MAX_SENDINGS:
-            self._sendings.put((self._counts, self._timings_ms))
-            self._counts, self._timings_ms = Counter(), defaultdict(list)
+        what = self._counts, self._timings_ms, self._gauges
+        if any(what) and self._sendings.qsize() < _MAX_SENDINGS:
+            self._sendings.put(what)
+            self._counts, self._timings_ms, self._gauges = Counter(), defaultdict(list), {}
 
     def close(self) -> None:
         """Send what is left, for half a second at most."""
@@ -75,10 +81,11 @@ class Metrics:
     def _send_all(self) -> None:
         client: statsd.StatsClient | None = None
         resolved_s = 0.0
-        unsent: Counter[str] = Counter()
+        unsent, gauges = Counter[str](), dict[str, int]()
         while (sending := self._sendings.get()) is not None:
-            counts, timings_ms = sending
+            counts, timings_ms, latest = sending
             unsent.update(counts)
+            gauges.update(latest)
             if client is None or time.monotonic() - resolved_s > _RESOLVE_EVERY_S:
                 client, resolved_s = self._resolve(client), time.monotonic()
             if client is not None:
@@ -88,7 +95,10 @@ class Metrics:
                     for name, timings in timings_ms.items():
                         for elapsed_ms in timings:
                             pipeline.timing(name, elapsed_ms)
+                    for name, value in gauges.items():
+                        pipeline.gauge(name, value)
                 unsent.clear()
+                gauges.clear()
         if client is not None:
             client.close()
 
@@ -116,6 +126,7 @@ class Outcome(enum.StrEnum):
     IGNORED = "ignored"
     CONFLICTED = "conflicted"
     INVALID = "invalid"
+    REJECTED = "rejected"
     FAILED = "failed"
     RETRIED = "retried"
     RETURNED = "returned"
@@ -127,12 +138,19 @@ _SAY = {
     Outcome.IGNORED: "ignored: no handler for its type",
     Outcome.CONFLICTED: "parked: its id was used before with another body",
     Outcome.INVALID: "parked: no valid event",
+    Outcome.REJECTED: "parked: its handler rejected it",
     Outcome.FAILED: "parked: it failed once more than it is retried",
     Outcome.RETRIED: "failed: it comes back later",
 }
 
 
-_TROUBLE = {Outcome.CONFLICTED, Outcome.INVALID, Outcome.FAILED, Outcome.RETRIED}
+_TROUBLE = {
+    Outcome.CONFLICTED,
+    Outcome.INVALID,
+    Outcome.REJECTED,
+    Outcome.FAILED,
+    Outcome.RETRIED,
+}
 """Logged at WARNING: may need an operator."""
 
 
@@ -143,6 +161,7 @@ class Tally:
         self._noun, self._metrics, self._log = noun, metrics, log
         self._lines: list[tuple[Outcome, Mapping[str, object]]] = []
         self._settled: Counter[str] = Counter()
+        self._open_breakers = 0
         for name in ("received", *Outcome):
             self.count(name, 0)
 
@@ -153,6 +172,11 @@ class Tally:
     def timing(self, name: str, elapsed_s: float) -> None:
         """Note how long one step took."""
         self._metrics.timing(f"{self._noun}_{name}", elapsed_s)
+
+    def breakers(self, opened: int = 0) -> None:
+        """Show how many handlers' circuit breakers are open, so many more than before."""
+        self._open_breakers += opened
+        self._metrics.gauge(f"{self._noun}_breaker_open", self._open_breakers)
 
     def settled(self, outcome: Outcome, about: Event | dict[str, object]) -> None:
         """Count a delivery that has been settled; what it was about goes into its line."""

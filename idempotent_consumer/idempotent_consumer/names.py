@@ -17,7 +17,7 @@ PARKED_AT_HEADER = "x-parked-at"
 REPLAYS_HEADER = "x-replays"
 """How often a dead letter was sent back to its service."""
 
-INVALID, CONFLICT, FAILED = "invalid", "conflict", "failed"
+INVALID, CONFLICT, FAILED, REJECTED = "invalid", "conflict", "failed", "rejected"
 """The reasons for which an event is parked, as they stand in ``x-reason``."""
 
 MAX_ID_BYTES = 128

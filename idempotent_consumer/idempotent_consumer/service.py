@@ -10,9 +10,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from random import SystemRandom
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ from structlog.typing import FilteringBoundLogger
 from . import amqp, etcd
 from .bus import MAX_BYTES_IN_FLIGHT, Intake, declare, prefetch
 from .cache import MAX_ENTRIES, Cache
-from .calls import Calls, ClaimedHandler, Handler, PureHandler, Runner
+from .calls import Breaker, Calls, ClaimedHandler, Handler, PureHandler, Runner
 from .flow import Consumer
 from .health import Health, HealthServer, PortTaken
 from .ledger import EtcdLedger, Ledger, NoLedger
@@ -30,7 +31,7 @@ from .log import Logs
 from .metrics import SEND_EVERY_S, DuplicateAges, Metrics, Tally
 from .names import check_noun, check_service_name
 from .publisher import Publisher
-from .settings import Settings, SettingsError
+from .settings import Settings, SettingsError, delay
 from .settle import Settler
 from .system import System
 
@@ -59,33 +60,48 @@ class Service:
         self.name, self.noun = check_service_name(name), check_noun(noun)
         self.handlers: dict[str, Handler] = {}
 
-    def handler(self, event_type: str) -> Callable[[Pure], Pure]:
+    def handler(
+        self, event_type: str, *, retry_delays: Sequence[str] | None = None
+    ) -> Callable[[Pure], Pure]:
         """Register a pure handler: it returns effects, which are recorded with the event.
 
         It runs on the event loop, which also sends the heartbeats, so it must compute and not wait.
+        ``retry_delays``, as in ``["1s", "1m"]``, stand in for RETRY_DELAYS.
         """
         if not isinstance(event_type, str):
             raise TypeError('the event type is missing: write @service.handler("...")')
+        delays = _delays(retry_delays)
 
         def register(function: Pure) -> Pure:
-            self._register(event_type, Handler(function))
+            self._register(event_type, Handler(function, retry_delays=delays))
             return function
 
         return register
 
-    def claimed_handler(self, event_type: str, timeout_s: float) -> Callable[[Claimed], Claimed]:
+    def claimed_handler(
+        self,
+        event_type: str,
+        timeout_s: float,
+        *,
+        at_once: int | None = None,
+        retry_delays: Sequence[str] | None = None,
+    ) -> Callable[[Claimed], Claimed]:
         """Register a handler with an effect outside: it runs under a claim.
 
         A coroutine function runs on the event loop and is cancelled after ``timeout_s``; a plain
         function runs on a thread, and returns or raises within it. At most CALLS_AT_ONCE run at a
-        time. The effect happens at least once, so pass the event's id on to the receiver as an
-        idempotency key.
+        time, and ``at_once`` of this handler. ``retry_delays``, as in ``["1s", "1m"]``, stand in
+        for RETRY_DELAYS. The effect happens at least once, so pass the event's id on to the
+        receiver as an idempotency key.
         """
         if not timeout_s > 0 or math.isinf(timeout_s):
             raise ValueError(f"timeout_s is {timeout_s}: write seconds, more than 0")
+        if at_once is not None and not at_once >= 1:
+            raise ValueError(f"at_once is {at_once}: write a whole number from 1")
+        delays = _delays(retry_delays)
 
         def register(function: Claimed) -> Claimed:
-            self._register(event_type, Handler(function, timeout_s))
+            self._register(event_type, Handler(function, timeout_s, at_once, delays))
             return function
 
         return register
@@ -123,6 +139,16 @@ class Service:
         self.handlers[event_type] = handler
 
 
+def _delays(texts: Sequence[str] | None) -> tuple[tuple[str, int], ...] | None:
+    """Read a handler's retry delays. Raises ValueError, or TypeError for a single text."""
+    if isinstance(texts, str):
+        raise TypeError(f'retry_delays is {texts!r}: write a list, as in ["1s", "1m"]')
+    try:
+        return None if texts is None else tuple(map(delay, texts))
+    except ValueError as error:
+        raise ValueError(f"retry_delays: {error}") from None
+
+
 class Running:
     """One run of a service, the same in a process, in a test and in a simulation.
 
@@ -151,6 +177,7 @@ class Running:
         tally = Tally(service.noun, metrics, log)
         if timeouts_s:
             tally.count("sent", 0)
+            tally.breakers()
         ledger: Ledger = NoLedger(settings, log)
         if settings.enable_etcd:
             longest_s = max(timeouts_s, default=0.0)
@@ -160,9 +187,11 @@ class Running:
                 service.name, settings, system, health, log, cache, longest_s, tasks, clock
             )
         self.ledger = ledger
+        own = [each for h in service.handlers.values() for each in h.retry_delays or ()]
+        delays = tuple(dict.fromkeys([*settings.retry_delays, *own]))
         self.intake = Intake(
             service.name,
-            settings,
+            replace(settings, retry_delays=delays),
             prefetch(settings.batch_size),
             system,
             health,
@@ -170,7 +199,6 @@ class Running:
             tally.returned,
             max_bytes,
         )
-        delays = settings.retry_delays
         self.publisher = Publisher(
             settings.rabbitmq_urls,
             lambda channel: declare(channel, service.name, delays),
@@ -184,7 +212,7 @@ class Running:
         self._calls = Calls(runner, ledger, loop.time, settings.calls_at_once, threads)
         settler = Settler(
             service.name,
-            delays,
+            settings.retry_delays,
             ledger,
             self.intake,
             self.publisher,
@@ -209,6 +237,9 @@ class Running:
             tally,
             log,
             tasks,
+            lambda event_type, resume: Breaker(
+                event_type, settings.breaker_failures, resume, health, tally, log, tasks
+            ),
         )
 
     async def run(self) -> None:

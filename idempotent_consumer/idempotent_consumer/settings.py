@@ -65,13 +65,14 @@ def _list(text: str, parse: Callable[[str], T]) -> tuple[T, ...]:
 
 
 def _delays(text: str) -> tuple[tuple[str, int], ...]:
-    delays = _list(text, _delay)
+    delays = _list(text, delay)
     if len(delays) > _MAX_DELAYS:
         raise ValueError(f"write {_MAX_DELAYS} delays at the most: each has a queue")
     return delays
 
 
-def _delay(text: str) -> tuple[str, int]:
+def delay(text: str) -> tuple[str, int]:
+    """Read a retry's delay: its text, which names its queue, and its seconds."""
     seconds = duration_s(text)
     if not 1 <= seconds <= 30 * 86400:
         raise ValueError("each delay is from 1s to 30d")
@@ -162,6 +163,7 @@ class Settings:
     etcd_max_txn_ops: int = _setting(128, _whole_number, 4, 100_000)
     retry_delays: tuple[tuple[str, int], ...] = _setting(_delays("1s,10s,60s"), _delays)
     calls_at_once: int = _setting(100, _whole_number, 1, 10_000)
+    breaker_failures: int = _setting(20, _whole_number, 0, 1_000_000)
     health_port: int = _setting(0, _whole_number, 0, 65535)
     log_level: str = _setting("info", _choice, "debug", "info", "warning", "error")
     log_format: str | None = _setting(None, _choice, "console", "json")

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from . import names
 from .bus import Delivery, Intake
+from .calls import Handler, Returned
 from .event import Event
 from .ledger import Ledger
 from .metrics import Outcome, Tally
@@ -63,15 +64,26 @@ class Settler:
         for delivery in deliveries:
             self._park(delivery, Outcome.CONFLICTED, names.CONFLICT, error, event)
 
-    def retry_or_park(self, deliveries: Sequence[Delivery], event: Event, error: str) -> None:
-        """Publish a retry of each delivery, or park what has had its retries."""
+    def retry_or_park(
+        self, deliveries: Sequence[Delivery], event: Event, handler: Handler, failed: Returned
+    ) -> None:
+        """Publish a retry of each delivery, or park what is rejected or has had its retries."""
+        delays = self._retry_delays if handler.retry_delays is None else handler.retry_delays
+        error = failed.error
         for delivery in deliveries:
+            if failed.rejected:
+                self._park(delivery, Outcome.REJECTED, names.REJECTED, error, event)
+                continue
             attempt = delivery.attempts + 1
             headers: dict[str, object] = {names.ATTEMPTS_HEADER: attempt}
-            if attempt > len(self._retry_delays):
+            if attempt > len(delays):
                 self._park(delivery, Outcome.FAILED, names.FAILED, error, event, headers)
                 continue
-            delay, _ = self._retry_delays[attempt - 1]
+            delay, _ = delays[attempt - 1]
+            if failed.after_s:
+                by_time = sorted(delays, key=lambda each: each[1])
+                long_enough = [each for each in by_time if each[1] >= failed.after_s]
+                delay, _ = (long_enough or by_time[-1:])[0]
             about: dict[str, object] = {
                 **event.about,
                 "error": error,
