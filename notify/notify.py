@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cache
+from http import HTTPStatus
 from urllib.parse import quote
 
 import aiohttp
 import structlog
 from yarl import URL
 
-from idempotent_consumer import Event, Service, encode_id
+from idempotent_consumer import Event, Reject, RetryAfter, Service, encode_id
 
 service = Service("notify", noun="notifications")
 log = structlog.get_logger(service="notify")
@@ -39,6 +42,19 @@ def notify_url() -> URL | None:
 def idempotency_key(event_id: str) -> str:
     """Write an id as a header can hold it: as it is, but for "%" and what is not visible ASCII."""
     return quote(encode_id(event_id), safe="!#$&'()*+,/:;=?@[]<>\\^`{|}\"")
+
+
+def retry_after_s(text: str) -> float | None:
+    """Read a Retry-After header: seconds or a date (RFC 9110, 10.2.3). None where it is neither."""
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        return (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError):  # No date, or one without a time zone.
+        return None
+
+
+_BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 @cache
@@ -70,8 +86,14 @@ async def notify(event: Event, _timeout_s: float) -> None:
     except aiohttp.ClientResponseError as error:
         # Its own text has the URL in it, which may be a secret.
         raise NotSentError(f"the receiver's answer is not HTTP: {error.message}") from None
-    if not 200 <= response.status < 300:
-        raise NotSentError(f"the receiver answered {response.status}")
+    status, after_s = response.status, retry_after_s(response.headers.get("Retry-After", ""))
+    answered = f"the receiver answered {status}"
+    if status in _BUSY and after_s is not None:
+        raise RetryAfter(after_s, answered)
+    if 400 <= status < 500 and status not in _BUSY:
+        raise Reject(answered)  # It would answer the same again.
+    if not 200 <= status < 300:
+        raise NotSentError(answered)
 
 
 def main() -> int:

@@ -7,6 +7,8 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import aiohttp
@@ -15,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import notify
-from idempotent_consumer import Event, encode_id
+from idempotent_consumer import Event, Reject, RetryAfter, encode_id
 
 EVENT = Event("12/ä", "new_order", {"item": "bicycle"})
 CALLS_AT_ONCE = 200
@@ -37,6 +39,7 @@ class Receiver(ThreadingHTTPServer):
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
         self.status, self.head, self.drips = 204, b"", 0
+        self.retry_after = ""
         self.connections: set[object] = set()
         self.meeting: threading.Barrier | None = None
         self.hung_up, self.closing = threading.Event(), threading.Event()
@@ -66,6 +69,8 @@ class Receiver(ThreadingHTTPServer):
                 self.send_response(receiver.status)
                 if receiver.status == 302:
                     self.send_header("Location", "/elsewhere")
+                if receiver.retry_after:
+                    self.send_header("Retry-After", receiver.retry_after)
                 self.send_header("Content-Length", str(receiver.drips))
                 self.end_headers()
 
@@ -136,15 +141,61 @@ def test_an_event_is_posted_once_as_json_with_its_key(
     assert headers["Idempotency-Key"] == "12/%C3%A4"
 
 
-@pytest.mark.parametrize("status", [302, 304, 400, 404, 409, 429, 500, 503])
+@pytest.mark.parametrize("status", [302, 304, 429, 500, 503, 400, 404, 409, 499])
 def test_what_is_not_2xx_raises_and_is_not_sent_again_by_itself(
     receiver: Receiver, call: Call, status: int
 ) -> None:
-    """The event is retried on the broker; a repeat inside the call would not be counted."""
+    """The event is retried on the broker, or parked where no retry would change the answer."""
     receiver.status = status
-    with pytest.raises(notify.NotSentError, match=str(status)):
+    error = Reject if status in (400, 404, 409, 499) else notify.NotSentError
+    with pytest.raises(error, match=f"the receiver answered {status}"):
         call()
     assert len(receiver.requests) == 1
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("text", ["0", "120", "9" * 30, "Fri, 31 Dec 1999 23:59:59 GMT"])
+def test_a_receiver_says_when_to_try_again(
+    receiver: Receiver, call: Call, status: int, text: str
+) -> None:
+    receiver.status, receiver.retry_after = status, text
+    with pytest.raises(RetryAfter, match=f"the receiver answered {status}") as raised:
+        call()
+    assert raised.value.seconds == pytest.approx(notify.retry_after_s(text), abs=60)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0),
+        ("120", 120),
+        ("9" * 30, 999_999_999),
+        ("", None),
+        ("soon", None),
+        ("-1", None),
+        ("1.5", None),
+        ("٥", None),
+        ("Fri, 31 Dec 1999 23:59:59", None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(text: str, seconds: float | None) -> None:
+    assert notify.retry_after_s(text) == seconds
+
+
+def test_a_date_is_counted_from_now() -> None:
+    in_an_hour = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+    found = notify.retry_after_s(in_an_hour)
+    assert found is not None
+    assert 3500 < found <= 3600
+
+
+@pytest.mark.parametrize("status", [500, 404])
+def test_retry_after_counts_for_no_other_status(
+    receiver: Receiver, call: Call, status: int
+) -> None:
+    receiver.status, receiver.retry_after = status, "120"
+    with pytest.raises((notify.NotSentError, Reject)):
+        call()
 
 
 def test_a_receiver_that_is_not_there_raises(monkeypatch: pytest.MonkeyPatch, call: Call) -> None:

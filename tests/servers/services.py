@@ -21,6 +21,7 @@ from servers.web import fetch_json
 CONTRACT_VARIABLES = frozenset(
     {
         "BATCH_SIZE",
+        "BREAKER_FAILURES",
         "CALLS_AT_ONCE",
         "DEDUP_WINDOW",
         "ENABLE_ETCD",

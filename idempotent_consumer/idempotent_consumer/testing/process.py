@@ -36,12 +36,16 @@ class Counts(Metrics):
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.timings: list[str] = []
+        self.gauges: dict[str, int] = {}
 
     def count(self, name: str, by: int = 1) -> None:
         self.counts[name] += by
 
     def timing(self, name: str, elapsed_s: float) -> None:
         self.timings.append(name)
+
+    def gauge(self, name: str, value: int) -> None:
+        self.gauges[name] = value
 
     def send(self) -> None:
         """Send nothing."""

@@ -1,0 +1,410 @@
+"""A receiver that is down: its handler's circuit breaker opens, holds events, probes and closes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from fakes.events import body
+from fakes.world import DEAD_LETTERS, OrderProcess, World
+from idempotent_consumer import Event, Reject, RetryAfter, Service
+from idempotent_consumer.calls import FIRST_PROBE_S, LONGEST_PROBE_S, Handler
+from idempotent_consumer.records import DONE, RELEASED
+from idempotent_consumer.testing.process import SETTINGS
+
+NAME = "circuit breaker of new_order"
+FAILURES = 3
+LATER_S = 24 * 3600.0
+DOWN = ConnectionError("refused")
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """Give a world; whatever the test did, each delivery is counted once and acked when it may."""
+    world = World()
+    yield world
+    world.close()
+
+
+class Receiver:
+    """Whoever a claimed handler calls: it answers, or raises while it is down.
+
+    ``calls`` are the ids that it was called with, each with the time.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.down: BaseException | None = DOWN
+        self.calls: list[tuple[float, str]] = []
+        self.handler = Handler(self.call, 5.0)
+
+    async def call(self, event: Event, _timeout_s: float) -> None:
+        self.calls.append((self._world.agenda.now_s, event.id))
+        if self.down is not None:
+            raise self.down
+
+    @property
+    def ids(self) -> list[str]:
+        return [event_id for _, event_id in self.calls]
+
+
+@pytest.fixture
+def receiver(world: World) -> Receiver:
+    return Receiver(world)
+
+
+def start(world: World, receiver: Receiver, **changes: object) -> OrderProcess:
+    settings = replace(SETTINGS, breaker_failures=FAILURES, **changes)  # type: ignore[arg-type]
+    return world.start(receiver.handler, settings=settings)
+
+
+def opened(
+    world: World, receiver: Receiver, events: int = FAILURES, **changes: object
+) -> OrderProcess:
+    """Return a process whose breaker has been opened by its first calls."""
+    process = start(world, receiver, **changes)
+    for number in range(events):
+        process.deliver(body(str(number)))
+    assert NAME in process.health.missing
+    return process
+
+
+def test_it_opens_after_so_many_failures_in_a_row_and_says_so(
+    world: World, receiver: Receiver
+) -> None:
+    process = start(world, receiver)
+    process.deliver(body("1"))
+    process.deliver(body("2"))
+    receiver.down = None
+    process.deliver(body("3"))
+    receiver.down = DOWN
+    process.deliver(body("4"))
+    process.deliver(body("5"))
+    assert process.health.missing == {}
+    assert process.metrics.gauges == {"orders_breaker_open": 0}
+    process.deliver(body("6"))
+    assert process.health.missing == {NAME: "open: ConnectionError: refused"}
+    assert process.metrics.gauges == {"orders_breaker_open": 1}
+    (line,) = process.logged("circuit breaker opened")
+    assert (line["log_level"], line["type"], line["failures"]) == ("warning", "new_order", FAILURES)
+
+
+def test_while_it_is_open_events_are_neither_called_nor_retried_nor_parked(
+    world: World, receiver: Receiver
+) -> None:
+    process = opened(world, receiver)
+    called = len(receiver.calls)
+    process.deliver(*(body(f"more {number}") for number in range(50)))
+    assert len(receiver.calls) == called
+    world.advance(LATER_S)
+    assert process.count("failed") == 0
+    assert process.count("retried") == FAILURES - 1  # Those that failed before it opened.
+    assert process.sent_to(DEAD_LETTERS) == []
+
+
+def test_one_event_at_a_time_probes_after_waits_that_grow(world: World, receiver: Receiver) -> None:
+    process = opened(world, receiver)
+    process.deliver(body("a"), body("b"))
+    opened_s, before = world.agenda.now_s, len(receiver.calls)
+    world.advance(200)
+    at_s = [round(at_s - opened_s) for at_s, _ in receiver.calls[before:]]
+    assert at_s == [1, 3, 7, 15, 31, 61, 91, 121, 151, 181]
+    assert (FIRST_PROBE_S, LONGEST_PROBE_S) == (1.0, 30.0)
+    # In turn: the one that opened it, those that came then, and the retries of the first two.
+    assert receiver.ids[before : before + 5] == ["2", "a", "b", "0", "1"]
+
+
+def test_the_first_success_closes_it_and_all_that_was_held_is_called_once(
+    world: World, receiver: Receiver
+) -> None:
+    process = opened(world, receiver)
+    process.deliver(*(body(f"more {number}") for number in range(50)))
+    world.advance(600)
+    receiver.down, receiver.calls = None, []
+    world.advance(LONGEST_PROBE_S + 1)
+    assert process.health.missing == {}
+    assert process.metrics.gauges == {"orders_breaker_open": 0}
+    assert len(process.logged("circuit breaker closed")) == 1
+    assert sorted(receiver.ids) == sorted(["0", "1", "2", *(f"more {n}" for n in range(50))])
+    assert process.count("processed") == FAILURES + 50
+    assert process.in_hand == 0
+
+
+def test_a_probe_that_fails_costs_its_event_no_attempt(world: World, receiver: Receiver) -> None:
+    """With one retry, an event that fails twice is parked: here it fails at each of its probes."""
+    process = opened(world, receiver, retry_delays=(("1s", 1),))
+    world.advance(600)
+    assert receiver.ids.count("2") > 2
+    assert world.record("2").state == RELEASED
+    receiver.down = None
+    world.advance(LONGEST_PROBE_S + 1)
+    assert world.record("2").state == DONE
+    assert process.count("failed") == 0
+
+
+def test_it_opens_again_with_the_shortest_wait(world: World, receiver: Receiver) -> None:
+    process = opened(world, receiver)
+    world.advance(600)
+    receiver.down = None
+    world.advance(LONGEST_PROBE_S + 1)
+    receiver.down, receiver.calls = DOWN, []
+    for number in range(FAILURES):
+        process.deliver(body(f"again {number}"))
+    assert NAME in process.health.missing
+    world.advance(FIRST_PROBE_S)
+    assert receiver.ids == ["again 0", "again 1", "again 2", "again 2"]
+
+
+def test_an_event_that_comes_when_a_probe_is_due_is_the_probe(
+    world: World, receiver: Receiver
+) -> None:
+    process = opened(world, receiver)
+    process.lose_channel()
+    process.broker.queues["order"].ready.clear()
+    world.advance(600)
+    receiver.down, receiver.calls = None, []
+    process.deliver(body("late"))
+    assert receiver.ids[0] == "late"
+    assert process.health.missing == {}
+
+
+def test_zero_keeps_it_closed_and_every_failure_is_an_attempt(
+    world: World, receiver: Receiver
+) -> None:
+    process = world.start(receiver.handler, settings=replace(SETTINGS, breaker_failures=0))
+    process.deliver(*(body(str(number)) for number in range(50)))
+    world.advance(100)
+    assert process.health.missing == {}
+    assert process.count("failed") == 50
+
+
+def test_a_call_that_was_under_way_closes_it_too(world: World) -> None:
+    """Any success says that the receiver is back."""
+
+    class Slow(Receiver):
+        async def call(self, event: Event, timeout_s: float) -> None:
+            if event.id == "slow":
+                self.calls.append((0.0, event.id))
+                await ended
+            else:
+                await super().call(event, timeout_s)
+
+    receiver = Slow(world)
+    process = start(world, receiver)
+    ended = process.loop.create_future()
+    process.deliver(body("slow"))
+    for number in range(FAILURES):
+        process.deliver(body(str(number)))
+    assert NAME in process.health.missing
+    receiver.down = None
+    process.loop.call_soon(ended.set_result, None)
+    process.loop.run_until_idle()
+    assert process.health.missing == {}
+    assert process.count("processed") == 2
+
+
+def test_the_claims_of_what_is_held_are_let_go(world: World, receiver: Receiver) -> None:
+    """Another replica, which decides for itself, may call meanwhile."""
+    process = opened(world, receiver)
+    process.deliver(body("a"))
+    assert world.claims() == 0
+    assert "a" not in receiver.ids
+
+
+def test_what_another_replica_has_done_is_not_called(world: World, receiver: Receiver) -> None:
+    process, back = opened(world, receiver), Receiver(world)
+    back.down = None
+    other = start(world, back)
+    other.deliver(body("2"))
+    assert world.record("2").state == DONE
+    receiver.down, receiver.calls = None, []
+    world.advance(LONGEST_PROBE_S)
+    assert "2" not in receiver.ids
+    assert process.count("processed_skipped") == 1
+    assert NAME not in process.health.missing  # A retry of the others has told it.
+
+
+def test_deliveries_that_go_back_while_held_come_again_and_are_called_once(
+    world: World, receiver: Receiver
+) -> None:
+    process = opened(world, receiver)
+    for _ in range(3):
+        process.reconnect()
+        world.advance(60)
+    receiver.down, receiver.calls = None, []
+    world.advance(LATER_S)
+    assert receiver.ids.count("2") == 1
+    assert (process.count("failed"), process.in_hand) == (0, 0)
+
+
+@pytest.mark.parametrize("etcd", [True, False])
+def test_a_stop_while_it_is_open_waits_for_nothing_that_is_held(
+    world: World, receiver: Receiver, etcd: bool
+) -> None:
+    process = opened(world, receiver, enable_etcd=etcd)
+    process.deliver(body("a"))
+    world.advance(600)
+    process.stop()
+    world.advance(2.0)
+    assert process.task.done()
+    assert len(process.broker.queues["order"].ready) == 4
+    assert process.count("failed") == 0
+
+
+def test_a_kill_while_it_is_open_loses_nothing(world: World, receiver: Receiver) -> None:
+    process = opened(world, receiver)
+    process.deliver(*(body(f"more {number}") for number in range(20)))
+    world.advance(60)
+    process.kill()
+    receiver.down = None
+    heir = OrderProcess(world, {"new_order": receiver.handler}, broker=process.broker)
+    world.advance(LATER_S)
+    assert heir.count("failed") == 0
+    assert {world.record(event_id).state for event_id in ("0", "1", "2", "more 0")} == {DONE}
+
+
+# What a handler asks for by what it raises.
+
+
+def retried(process: OrderProcess) -> list[str]:
+    return [message.routing_key for message in process.forwarded]
+
+
+@pytest.mark.parametrize("pure", [True, False])
+def test_a_rejected_event_is_parked_at_once(world: World, receiver: Receiver, pure: bool) -> None:
+    receiver.down = Reject("no such customer")
+
+    def refuse(_event: Event) -> None:
+        raise Reject("no such customer")
+
+    process = world.start(Handler(refuse) if pure else receiver.handler)
+    process.deliver(body("1"))
+    (letter,) = process.sent_to(DEAD_LETTERS)
+    assert letter.properties.headers["x-reason"] == "rejected"
+    assert letter.properties.headers["x-error"] == "Reject: no such customer"
+    assert "x-attempts" not in letter.properties.headers
+    assert process.counts()["rejected"] == 1
+    assert len(process.logged("parked: its handler rejected it")) == 1
+
+
+def test_rejections_open_nothing_and_close_nothing(world: World, receiver: Receiver) -> None:
+    process = start(world, receiver)
+    receiver.down = Reject("no")
+    process.deliver(*(body(f"no {number}") for number in range(2 * FAILURES)))
+    assert process.health.missing == {}
+    receiver.down = DOWN
+    process.deliver(*(body(str(number)) for number in range(FAILURES)))
+    receiver.down = Reject("no")
+    process.deliver(*(body(f"held {number}") for number in range(5)))
+    world.advance(FIRST_PROBE_S)
+    # Each probe was rejected, so the next one followed at once.
+    assert NAME in process.health.missing
+    assert process.count("rejected") == 2 * FAILURES + 6
+
+
+@pytest.mark.parametrize(
+    ("seconds", "queue"),
+    [
+        (0.5, "order.retry.1s"),
+        (1, "order.retry.1s"),
+        (1.5, "order.retry.10s"),
+        (60, "order.retry.60s"),
+        (3600, "order.retry.60s"),
+        (-1, "order.retry.1s"),
+    ],
+)
+def test_retry_after_takes_the_shortest_delay_that_is_long_enough(
+    world: World, receiver: Receiver, seconds: float, queue: str
+) -> None:
+    receiver.down = RetryAfter(seconds)
+    process = world.start(receiver.handler)
+    process.deliver(body("1"))
+    assert retried(process) == [queue]
+    assert process.forwarded[0].properties.headers["x-attempts"] == 1
+
+
+def test_retry_after_is_an_attempt(world: World, receiver: Receiver) -> None:
+    receiver.down = RetryAfter(60, "the receiver answered 503")
+    process = world.start(receiver.handler)
+    process.deliver(body("1"))
+    world.advance(600)
+    assert retried(process) == [*["order.retry.60s"] * 3, DEAD_LETTERS]
+    assert process.forwarded[-1].properties.headers["x-error"] == (
+        "RetryAfter: the receiver answered 503"
+    )
+
+
+# What is set for one handler.
+
+
+def test_a_handler_has_retry_delays_of_its_own(world: World) -> None:
+    service = Service("order", noun="orders")
+
+    @service.handler("pure", retry_delays=["2s", "1m"])
+    def fail(_event: Event) -> None:
+        raise RuntimeError("no")
+
+    @service.claimed_handler("claimed", timeout_s=1, retry_delays=[])
+    def refuse(_event: Event, _timeout_s: float) -> None:
+        raise RuntimeError("no")
+
+    @service.handler("other")
+    def other(_event: Event) -> None:
+        raise RuntimeError("no")
+
+    process = world.start(service.handlers)
+    assert {"order.retry.2s", "order.retry.1m", "order.retry.10s"} <= set(process.broker.queues)
+    for event_type in ("pure", "claimed", "other"):
+        process.deliver(body(event_type, event_type))
+    world.advance(600)
+    sent = {
+        name: [m.routing_key for m in process.forwarded if name.encode() in m.body]
+        for name in service.handlers
+    }
+    assert sent == {
+        "pure": ["order.retry.2s", "order.retry.1m", DEAD_LETTERS],
+        "claimed": [DEAD_LETTERS],
+        "other": ["order.retry.1s", "order.retry.10s", "order.retry.60s", DEAD_LETTERS],
+    }
+
+
+def test_a_handler_has_a_bound_of_its_own_beside_that_of_all(world: World) -> None:
+    under_way = {"few": 0, "many": 0}
+    most = dict(under_way)
+
+    def counting(name: str) -> Callable[..., object]:
+        async def call(_event: Event, _timeout_s: float) -> None:
+            under_way[name] += 1
+            most[name] = max(most[name], under_way[name])
+            await asyncio.sleep(1.0)
+            under_way[name] -= 1
+
+        return call
+
+    process = world.start(
+        {
+            "few": Handler(counting("few"), 5.0, at_once=2),
+            "many": Handler(counting("many"), 5.0),
+        },
+        settings=replace(SETTINGS, calls_at_once=10),
+    )
+    process.deliver(*(body(f"{name} {n}", name) for n in range(20) for name in under_way))
+    world.advance(60)
+    assert most == {"few": 2, "many": 8}
+    assert process.count("processed") == 40
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"at_once": 0}, "at_once is 0: write a whole number from 1"),
+        ({"retry_delays": ["soon"]}, "retry_delays: write a whole number and a unit"),
+        ({"retry_delays": "1s"}, "retry_delays is '1s': write a list"),
+    ],
+)
+def test_what_is_set_wrongly_is_told_at_registration(options: dict[str, object], why: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=why):
+        Service("order", noun="orders").claimed_handler("a", timeout_s=1, **options)  # type: ignore[arg-type]
