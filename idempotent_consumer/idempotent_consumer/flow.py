@@ -370,6 +370,9 @@ class Consumer:
     ) -> tuple[Ask, Action | None]:
         while self._calls.has_time(flight.handler):
             action = await self._decided(flight, ask)
+            if isinstance(action, Again):
+                ask.expect = action.expect
+                continue
             if not isinstance(action, Call):
                 return ask, action
             ask = await self._call(flight, action, breaker)

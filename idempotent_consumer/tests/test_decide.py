@@ -50,8 +50,10 @@ def record(state: str, token: str, digest: str = DIGEST) -> Record:
     return Record(state, digest, token, "2026-01-01T00:00:00+00:00", FOUND, events)
 
 
-def decided(kind: Kind, found: Record | None, *, published: bool = False, waits: int = 0) -> Action:
-    return decide(Answer(ask(kind), False, found=found), MINE, PROCESS, published, waits)
+def decided(
+    kind: Kind, found: Record | None, *, published: bool = False, waits: int = 0, held: bool = False
+) -> Action:
+    return decide(Answer(ask(kind), False, found=found), MINE, PROCESS, published, waits, held)
 
 
 @pytest.mark.parametrize(
@@ -64,13 +66,13 @@ def decided(kind: Kind, found: Record | None, *, published: bool = False, waits:
     ],
 )
 def test_what_has_landed_goes_on_to_its_next_step(kind: Kind, action: Action) -> None:
-    assert decide(Answer(ask(kind), True, LEASE), MINE, PROCESS, False, 0) == action
+    assert decide(Answer(ask(kind), True, LEASE), MINE, PROCESS, False, 0, False) == action
 
 
 def test_a_record_is_done_by_whoever_has_begun_it() -> None:
     """Whoever ends a publishing record of another process leaves that one's token in it."""
     answer = Answer(ask(Kind.RECORD, THEIRS), True)
-    assert decide(answer, MINE, PROCESS, True, 0) == Done(THEIRS)
+    assert decide(answer, MINE, PROCESS, True, 0, False) == Done(THEIRS)
 
 
 ABSENT = None
@@ -148,9 +150,22 @@ def test_an_event_whose_record_has_gone_before_its_last_step_starts_over(
     assert decided(Kind.RECORD, found, published=True) == StartOver()
 
 
+@pytest.mark.parametrize("found", [None, record(RELEASED, THEIRS), record(RELEASED, MINE)])
+def test_an_event_that_is_held_is_called_again_instead_of_retried(found: Record | None) -> None:
+    assert decided(Kind.RELEASE, found) == Fail()
+    assert decided(Kind.RELEASE, found, held=True) == StartOver()
+    assert decide(Answer(ask(Kind.RELEASE), True), MINE, PROCESS, False, 0, True) == StartOver()
+
+
+@pytest.mark.parametrize("kind", [Kind.CLAIM, Kind.RECORD])
+@pytest.mark.parametrize("found", [None, *(found for found, _ in TABLE if found)])
+def test_whether_it_is_held_decides_nothing_else(kind: Kind, found: Record | None) -> None:
+    assert decided(kind, found, held=True) == decided(kind, found)
+
+
 def test_a_look_that_lands_cannot_be() -> None:
     with pytest.raises(ValueError, match="look"):
-        decide(Answer(ask(Kind.LOOK), True), MINE, PROCESS, False, 0)
+        decide(Answer(ask(Kind.LOOK), True), MINE, PROCESS, False, 0, False)
 
 
 @pytest.mark.parametrize("kind", sorted(set(Kind) - {Kind.LOOK}))

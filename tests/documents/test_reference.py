@@ -121,7 +121,7 @@ def test_each_header_and_queue_is_named() -> None:
 
 
 def test_each_reason_to_park_is_explained() -> None:
-    reasons = {names.INVALID, names.CONFLICT, names.FAILED}
+    reasons = {names.INVALID, names.CONFLICT, names.REJECTED, names.FAILED}
     assert reasons == set(first_cells((DOCS / "dead-letters.md").read_text()))
     inputs = section(REPOSITORY / "README.md", "What each input gets")
     assert set(re.findall(r"`x-reason: (\w+)`", inputs)) == reasons
