@@ -9,16 +9,17 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from itertools import count
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from structlog.typing import FilteringBoundLogger
 
 from .event import NO_EFFECTS, Checked, Effects, Event, check_effects
-from .health import Health
 from .ledger import Ledger
-from .metrics import Tally
+
+if TYPE_CHECKING:
+    from .service import Running
 
 PureHandler = Callable[[Event], Effects]
 """Returns what is to be recorded with the event, and touches nothing outside. It runs on the
@@ -33,24 +34,24 @@ OVERDUE_AFTER = 3
 """A call that lasts so many times as long as it may is taken not to return."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Handler:
     """A service's function for one event type; ``timeout_s`` is set for a claimed one.
 
     ``at_once`` bounds its calls, and ``retry_delays`` are its own, each where it is set.
-    ``is_coroutine`` says that it is awaited on the event loop.
     """
 
     function: Callable[..., Any]
     timeout_s: float | None = None
     at_once: int | None = None
     retry_delays: tuple[tuple[str, int], ...] | None = None
-    is_coroutine: bool = field(init=False)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def is_coroutine(self) -> bool:
+        """Whether it is awaited on the event loop."""
         # An object is called by its class's method.
         called = (self.function, type(self.function).__call__)
-        object.__setattr__(self, "is_coroutine", any(map(inspect.iscoroutinefunction, called)))
+        return any(map(inspect.iscoroutinefunction, called))
 
     @property
     def claimed(self) -> bool:
@@ -87,20 +88,29 @@ class Returned(NamedTuple):
     after_s: float = 0.0
 
 
-class Runner:
+class Calls:
     """Runs handlers, and turns whatever they return or raise into what can be recorded.
 
-    ``clock`` returns seconds, on any thread, by the clock of the event loop.
+    Of those that are claimed it calls ``at_once`` at the most. ``clock`` returns seconds, on any
+    thread, by the clock of the event loop.
     """
 
     def __init__(
         self,
         service: str,
         ledger: Ledger,
-        clock: Callable[[], float],
         log: FilteringBoundLogger,
+        clock: Callable[[], float],
+        at_once: int,
+        threads: Executor,
     ) -> None:
-        self._service, self._ledger, self._clock, self._log = service, ledger, clock, log
+        self._service, self._ledger, self._log = service, ledger, log
+        self._clock, self._threads = clock, threads
+        self._slots = asyncio.Semaphore(at_once)
+        self._own_slots: dict[Handler, asyncio.Semaphore] = {}
+        self.end_by_s = math.inf
+        """No call starts that might not have ended by then, by the loop's clock."""
+        self._overdue_s: dict[object, float] = {}
 
     def run(self, function: Callable[..., object], event: Event, *timeout_s: float) -> Returned:
         """Run a plain handler on the caller's thread; raises nothing.
@@ -156,25 +166,6 @@ class Runner:
         effects = check_effects(returned, self._service, event.id)  # type: ignore[arg-type]
         return effects, self._ledger.why_never(effects) or ""
 
-
-class Calls:
-    """Calls of claimed handlers, ``at_once`` at the most, each under its claim."""
-
-    def __init__(
-        self,
-        runner: Runner,
-        ledger: Ledger,
-        clock: Callable[[], float],
-        at_once: int,
-        threads: Executor,
-    ) -> None:
-        self._runner, self._ledger, self._clock, self._threads = runner, ledger, clock, threads
-        self._slots = asyncio.Semaphore(at_once)
-        self._own_slots: dict[Handler, asyncio.Semaphore] = {}
-        self._end_by_s = math.inf
-        self._overdue_s: dict[int, float] = {}
-        self._numbers = count()
-
     @asynccontextmanager
     async def slot(self, handler: Handler) -> AsyncIterator[None]:
         """Take a slot for a call, of its handler's where that has a bound of its own.
@@ -189,21 +180,17 @@ class Calls:
             await taken.enter_async_context(self._slots)
             yield
 
-    def end_by(self, now_s: float) -> None:
-        """Start no call any more that might not have ended by then, by the loop's clock."""
-        self._end_by_s = now_s
-
     def has_time(self, handler: Handler, claim_remaining_s: float = math.inf) -> bool:
         """Return whether a call can last as long as it may before its claim or this process ends.
 
         Any thread may ask: a plain function may have waited for one.
         """
-        left_s = min(claim_remaining_s, self._end_by_s - self._clock())
+        left_s = min(claim_remaining_s, self.end_by_s - self._clock())
         return left_s > (handler.timeout_s or 0.0)
 
     async def call(self, handler: Handler, event: Event, lease: int) -> Returned | None:
         """Call a handler under a claim; None where there is no time left for it."""
-        timeout_s, call = handler.timeout_s or 0.0, next(self._numbers)
+        timeout_s, call = handler.timeout_s or 0.0, object()
 
         def starts() -> bool:
             # Asked as late as can be.
@@ -213,15 +200,13 @@ class Calls:
             return True
 
         def on_thread() -> Returned | None:
-            return self._runner.run(handler.function, event, timeout_s) if starts() else None
+            return self.run(handler.function, event, timeout_s) if starts() else None
 
         try:
-            if not handler.is_coroutine:
-                loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._threads, on_thread)
-            if not starts():
-                return None
-            return await self._runner.wait(handler.function, event, timeout_s)
+            if handler.is_coroutine:
+                return await self.wait(handler.function, event, timeout_s) if starts() else None
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, on_thread)
         finally:
             self._overdue_s.pop(call, None)
 
@@ -237,24 +222,16 @@ FIRST_PROBE_S, LONGEST_PROBE_S = 1.0, 30.0
 class Breaker:
     """Holds the events of a handler whose calls fail, until one call succeeds again.
 
-    After ``failures`` failed calls in a row it opens; with 0 it never does. While it is open, one
-    event after the other makes its call as a probe: the first after 1 s, each next one after twice
-    as long, up to 30 s. ``resume`` takes what was held, and returns False for an event that is not
-    to be called any more.
+    After BREAKER_FAILURES failed calls in a row it opens; with 0 it never does. While it is open,
+    one event after the other makes its call as a probe: the first after 1 s, each next one after
+    twice as long, up to 30 s. ``resume`` takes what was held, and returns False for an event that
+    is not to be called any more.
     """
 
-    def __init__(
-        self,
-        event_type: str,
-        failures: int,
-        resume: Callable[[Any], bool],
-        health: Health,
-        tally: Tally,
-        log: FilteringBoundLogger,
-        tasks: asyncio.TaskGroup,
-    ) -> None:
-        self._type, self._failures, self._resume = event_type, failures, resume
-        self._health, self._tally, self._log, self._tasks = health, tally, log, tasks
+    def __init__(self, event_type: str, resume: Callable[[Any], bool], run: Running) -> None:
+        self._type, self._failures = event_type, run.settings.breaker_failures
+        self._resume, self._tasks = resume, run.tasks
+        self._health, self._tally, self._log = run.health, run.tally, run.log
         self._in_a_row, self._wait_s, self._due = 0, FIRST_PROBE_S, False
         self._probe: object | None = None
         self.is_open = False
