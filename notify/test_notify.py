@@ -228,15 +228,6 @@ def test_a_receiver_that_drips_its_answer_does_not_hold_the_call(
     assert receiver.hung_up.wait(10), "the connection is still open"
 
 
-def test_every_event_of_one_type_uses_the_same_connection_pool(
-    receiver: Receiver, call: Call
-) -> None:
-    """A connection that the receiver has closed is not taken for a failure."""
-    for _ in range(5):
-        call()
-    assert len(receiver.requests) == 5
-
-
 @pytest.mark.parametrize("status", [204, 503])
 def test_a_connection_is_used_again(receiver: Receiver, call: Call, status: int) -> None:
     receiver.handler.protocol_version = "HTTP/1.1"
@@ -251,15 +242,16 @@ def test_a_connection_is_used_again(receiver: Receiver, call: Call, status: int)
 def test_cookies_and_bodies_of_answers_are_ignored(
     receiver: Receiver, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A connection that the receiver has closed is not taken for a failure."""
     # By its name: from an address no cookies would be taken.
     monkeypatch.setenv("NOTIFY_URL", f"http://localhost:{receiver.server_port}/hook")
     receiver.head = (
         b"HTTP/1.0 200 OK\r\nSet-Cookie: a=b\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n"
     )
     receiver.drips = 2
-    for _ in range(2):
+    for _ in range(3):
         call()
-    assert all("Cookie" not in headers for _, headers, _ in receiver.requests)
+    assert ["Cookie" in headers for _, headers, _ in receiver.requests] == [False] * 3
 
 
 def test_as_many_calls_are_made_at_once_as_the_library_makes(
@@ -336,24 +328,11 @@ def test_a_wrong_address_ends_the_service_with_one_line_and_code_2(
     assert out == ""
 
 
-IDS = st.text(min_size=1) | st.sampled_from(
-    [
-        "%",
-        "%25",
-        "%2525",
-        "a\r\nX-Injected: 1",
-        " ",
-        "%20",
-        "\t",
-        "\x7f",
-        "ä",
-        "%C3%A4",
-        "é",
-        "e\u0301",
-        "x" * 10_000,
-        "sha256:0",
-    ]
-)
+AWKWARD_IDS = [
+    *("%", "%25", "%2525", "a\r\nX-Injected: 1", " ", "%20", "\t", "\x7f"),
+    *("ä", "%C3%A4", "é", "e\u0301", "x" * 10_000, "sha256:0"),
+]
+IDS = st.text(min_size=1) | st.sampled_from(AWKWARD_IDS)
 
 
 @given(IDS)

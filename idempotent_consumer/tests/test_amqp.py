@@ -1,20 +1,47 @@
-"""AMQP on the wire: addresses and failures of RabbitMQ, and when pika's bytes are written."""
+"""AMQP by pika: what is connected to, what is read and written, and what is relied on for that."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import inspect
 import socket
+import struct
+from datetime import UTC, datetime
+from decimal import Decimal
+from itertools import pairwise
+from pkgutil import resolve_name
 from typing import Any
 
+import pika
 import pika.exceptions as amqp
 import pytest
 import structlog
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pika import frame, spec
+from pika.channel import ContentFrameAssembler
 
+from fakes.headers import (
+    DOUBLE,
+    FLOAT,
+    HOSTILE,
+    NAN,
+    array,
+    encoded,
+    entry,
+    header_entries,
+    table,
+)
 from idempotent_consumer.amqp import (
+    LARGEST_READ_BYTES,
     TCP_OPTIONS,
     Connection,
+    Properties,
+    Reader,
     explain,
+    forwarded_properties,
+    keep_header_bytes,
     parameters_of,
 )
 from idempotent_consumer.bus import ClientChannel, RecoveringConnection
@@ -31,87 +58,70 @@ class Workflow(Exception):
         self.exceptions = inner
 
 
+REFUSED = "user or the password"
+LATE = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out"
+OTHER_ARGUMENTS = "PRECONDITION_FAILED - inequivalent arg 'x-delivery-limit'"
+
+
 @pytest.mark.parametrize(
     ("error", "part"),
     [
-        (
-            amqp.ChannelClosedByBroker(
-                406, "PRECONDITION_FAILED - inequivalent arg 'x-delivery-limit'"
-            ),
-            "delete",
-        ),
-        (amqp.ProbableAuthenticationError("closed"), "user or the password"),
-        (amqp.ConnectionClosedByBroker(403, "ACCESS_REFUSED"), "user or the password"),
-        (Workflow(Workflow(amqp.ProbableAuthenticationError("closed"))), "user or the password"),
+        (amqp.ChannelClosedByBroker(406, OTHER_ARGUMENTS), "delete_queue"),
+        (amqp.ChannelClosedByBroker(406, LATE), "timed out"),
+        (amqp.ProbableAuthenticationError("closed"), REFUSED),
+        (amqp.ConnectionClosedByBroker(403, "ACCESS_REFUSED"), REFUSED),
+        (Workflow(Workflow(amqp.ProbableAuthenticationError("closed"))), REFUSED),
         (Workflow(OSError(111, "Connection refused")), "Connection refused"),
-        (
-            amqp.ConnectionClosedByBroker(320, "CONNECTION_FORCED - by an operator"),
-            "by an operator",
-        ),
+        (amqp.ConnectionClosedByBroker(320, "CONNECTION_FORCED - by an operator"), "an operator"),
         (TimeoutError(), "TimeoutError"),
     ],
 )
 def test_a_failure_of_rabbitmqs_is_told_in_one_line(error: Exception, part: str) -> None:
+    """And to delete a queue, which costs its events, is advised for its arguments alone."""
     line = explain(error)
     assert part in line
+    assert ("delete" in line) == (part == "delete_queue")
     assert "\n" not in line
     assert len(line) <= 700
 
 
-def test_a_url_gets_the_librarys_heartbeat_unless_it_names_one() -> None:
-    assert parameters_of("amqp://h/", "test").heartbeat == 10
-    assert parameters_of("amqp://h/?heartbeat=60", "test").heartbeat == 60
+@pytest.mark.parametrize(
+    ("url", "name", "value"),
+    [
+        ("amqp://h/", "heartbeat", 10),
+        ("amqp://h/?heartbeat=60", "heartbeat", 60),
+        ("amqp://h/", "tcp_options", TCP_OPTIONS),
+        (
+            "amqp://h/?tcp_options={'TCP_USER_TIMEOUT':1}",
+            "tcp_options",
+            {"TCP_USER_TIMEOUT": 1},
+        ),
+        ("amqp://h/" + "v" * 255, "virtual_host", "v" * 255),
+    ],
+)
+def test_a_url_gets_the_librarys_options_unless_it_names_others(
+    url: str, name: str, value: object
+) -> None:
+    assert getattr(parameters_of(url, "test"), name) == value
 
 
 @pytest.mark.parametrize(
-    "query",
+    ("rest", "says"),
     [
-        "heartbeat=soon",
-        "socket_timeout=-1",
-        "channel_max=x",
-        "ssl_options=[]",
-        "ssl_options={",
-        "tcp_options={'TCP_KEEPIDLE':'abc'}",
+        ("?heartbeat=0", "without heartbeats a frozen broker is never noticed"),
+        ("?heartbeat=soon", "heartbeat"),
+        ("v" * 256, "its virtual host is longer"),
     ],
 )
-def test_an_option_that_pika_does_not_take_is_a_wrong_setting(query: str) -> None:
-    """And the password does not stand in the message."""
-    with pytest.raises(SettingsError, match=r"^RABBITMQ_URL") as raised:
-        parameters_of(f"amqp://guest:hunter2@h/?{query}", "test")
-    assert "hunter2" not in str(raised.value)
-    assert "\n" not in str(raised.value)
-
-
-def test_a_virtual_host_that_no_frame_can_hold_is_a_wrong_setting() -> None:
-    assert parameters_of("amqp://h/" + "v" * 255, "test").virtual_host == "v" * 255
-    with pytest.raises(SettingsError, match=r"^RABBITMQ_URL: its virtual host"):
-        parameters_of("amqp://h/" + "v" * 256, "test")
-
-
-def test_the_advice_to_delete_a_queue_is_given_for_its_arguments_alone() -> None:
-    """A consumer's time-out has the same code, and the advice would cost its events."""
-    late = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out"
-    other = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'order'"
-    assert "delete" not in explain(amqp.ChannelClosedByBroker(406, late))
-    assert "delete" in explain(amqp.ChannelClosedByBroker(406, other))
-
-
-def test_a_url_without_heartbeats_is_a_wrong_setting() -> None:
-    """Nothing else tells that a broker is frozen."""
-    with pytest.raises(SettingsError, match="heartbeats"):
-        parameters_of("amqp://localhost/?heartbeat=0", "test")
-
-
-def test_a_node_that_vanishes_is_noticed_by_tcp_unless_the_url_says_otherwise() -> None:
-    assert parameters_of("amqp://h/", "test").tcp_options == TCP_OPTIONS
-    other = parameters_of("amqp://h/?tcp_options={'TCP_USER_TIMEOUT':1000}", "test")
-    assert other.tcp_options == {"TCP_USER_TIMEOUT": 1000}
+def test_what_would_fail_at_each_connection_is_a_wrong_setting(rest: str, says: str) -> None:
+    with pytest.raises(SettingsError, match=rf"^RABBITMQ_URL: .*{says}"):
+        parameters_of(f"amqp://h/{rest}", "test")
 
 
 # Written.
 
 
-class Wire(Connection):
+class WrittenTo(Connection):
     """pika's connection, with a transport that keeps what each write brings."""
 
     def __init__(self) -> None:
@@ -133,37 +143,41 @@ class Wire(Connection):
     emit = Connection._adapter_emit_data
 
 
-def test_what_is_sent_in_one_turn_of_the_loop_is_one_write() -> None:
+TURN = b"the loop's next turn"
+LARGE = b"x" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("turns", "writes"),
+    [
+        (
+            [[b"1", b"2", b"3"], [b"4"], [b"5", b"6"]],
+            [TURN, b"123", TURN, b"4", TURN, b"56"],
+        ),
+        ([[b"1", LARGE, b"2", LARGE, b"3"]], [b"1" + LARGE, b"2" + LARGE, TURN, b"3"]),
+    ],
+    ids=["small", "large"],
+)
+def test_what_is_sent_in_one_turn_of_the_loop_is_one_write_unless_it_is_large(
+    turns: list[list[bytes]], writes: list[bytes]
+) -> None:
+    """What is large is written at once, and not joined with more and more."""
+
     async def send() -> list[bytes]:
-        wire = Wire()
-        for turn in ((b"1", b"2", b"3"), (b"4",), (b"5", b"6")):
+        wire = WrittenTo()
+        for turn in turns:
             for data in turn:
                 wire.emit(data)
+            wire.writes.append(TURN)
             await asyncio.sleep(0)
         return wire.writes
 
-    assert asyncio.run(send()) == [b"123", b"4", b"56"]
-
-
-def test_large_data_is_written_at_once_and_in_its_place() -> None:
-    """And it is not joined with more and more."""
-    large = b"x" * 100_000
-
-    async def send() -> list[bytes]:
-        wire = Wire()
-        for data in (b"1", large, b"2", large, b"3"):
-            wire.emit(data)
-        before = list(wire.writes)
-        await asyncio.sleep(0)
-        assert before == [b"1" + large, b"2" + large]
-        return wire.writes
-
-    assert asyncio.run(send()) == [b"1" + large, b"2" + large, b"3"]
+    assert asyncio.run(send()) == writes
 
 
 def test_what_is_sent_behind_the_end_is_dropped() -> None:
     async def send() -> list[bytes]:
-        wire, defects = Wire(), list[Any]()
+        wire, defects = WrittenTo(), list[Any]()
         asyncio.get_running_loop().set_exception_handler(lambda _, error: defects.append(error))
         wire.emit(b"1")
         wire.end()
@@ -185,6 +199,9 @@ def test_a_connection_that_is_being_opened_can_be_closed() -> None:
         connections.append(Connection(*parameters, **callbacks))
         return connections[0]
 
+    async def never(_: ClientChannel) -> None:
+        raise AssertionError("it was never open")
+
     async def run() -> None:
         system = dataclasses.replace(real_system(), connect=connect)
         log = structlog.get_logger()
@@ -202,5 +219,301 @@ def test_a_connection_that_is_being_opened_can_be_closed() -> None:
     assert [connection.is_closed for connection in connections] == [True]
 
 
-async def never(_: ClientChannel) -> None:
-    raise AssertionError("it was never open")
+# Read: deliveries taken from the socket's bytes are the ones that pika would have made of them.
+
+CHANNEL, CONSUMER = 1, "ctag1.1"
+FRAME_BYTES = 50
+
+
+class ReadFrom(Connection):
+    """pika's connection without a socket; ``seen`` is what came of the bytes, in order."""
+
+    def __init__(self, *, reads: bool = True) -> None:
+        self._frame_buffer, self.bytes_received = b"", 0
+        self._assembler = ContentFrameAssembler()
+        self.seen: list[Any] = []
+        self.left_to_pika = 0
+        if reads:
+            self.reader = Reader(CHANNEL, CONSUMER, self._deliver)
+
+    def feed(self, data: bytes, cuts: list[int]) -> None:
+        """Let the data arrive in pieces."""
+        places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+        for start, end in pairwise(places):
+            self._on_data_available(data[start:end])
+
+    def _deliver(self, deliveries: list[tuple[int, bytes, bytes]]) -> None:
+        for tag, properties, body in deliveries:
+            self.seen.append((CHANNEL, CONSUMER, tag, str(Properties().decode(properties)), body))
+
+    def _process_frame(self, frame_value: Any) -> None:
+        """Put together what pika has decoded, as its channel does."""
+        self.left_to_pika += 1
+        if isinstance(frame_value, frame.Heartbeat):
+            self.seen.append("heartbeat")
+        elif isinstance(frame_value, frame.Method) and not spec.has_content(
+            frame_value.method.INDEX
+        ):
+            self.seen.append(str(frame_value.method))
+        elif found := self._assembler.process(frame_value):
+            method, header, body = found
+            deliver = method.method
+            where = method.channel_number, deliver.consumer_tag, deliver.delivery_tag
+            self.seen.append((*where, str(header.properties), body))
+
+
+def delivery(
+    tag: int,
+    body: bytes,
+    properties: pika.BasicProperties | None = None,
+    channel: int = CHANNEL,
+    consumer: str = CONSUMER,
+) -> bytes:
+    """Return a delivery as a broker with small frames sends it."""
+    deliver = spec.Basic.Deliver(consumer, tag, False, "events", "new_order")
+    frames = [
+        frame.Method(channel, deliver),
+        frame.Header(channel, len(body), properties or pika.BasicProperties()),
+    ]
+    pieces = [body[at : at + FRAME_BYTES] for at in range(0, len(body), FRAME_BYTES)]
+    frames += [frame.Body(channel, piece) for piece in pieces]
+    return b"".join(each.marshal() for each in frames)
+
+
+TAGS = st.integers(1, 2**64 - 1)
+PROPERTIES = st.builds(
+    pika.BasicProperties,
+    content_type=st.none() | st.just("application/json"),
+    headers=st.none() | st.dictionaries(st.text(max_size=5), st.integers(0, 9), max_size=3),
+    delivery_mode=st.none() | st.just(2),
+)
+DELIVERIES = st.builds(delivery, TAGS, st.binary(max_size=2 * FRAME_BYTES + 5), PROPERTIES)
+SHORT = st.binary(max_size=9)
+OTHERS = (
+    st.builds(delivery, TAGS, SHORT, channel=st.just(2))
+    | st.builds(delivery, TAGS, SHORT, consumer=st.sampled_from(["ctag1.2", "ctag1.10", ""]))
+    | st.just(frame.Heartbeat().marshal())
+    | st.just(frame.Method(CHANNEL, spec.Basic.Ack(7, True)).marshal())
+    | st.just(frame.Method(CHANNEL, spec.Basic.Cancel(CONSUMER)).marshal())
+)
+
+
+@given(st.lists(DELIVERIES | OTHERS, max_size=8), st.lists(st.integers(0, 4000), max_size=12))
+def test_whatever_comes_in_whatever_pieces_is_read_as_pika_reads_it(
+    parts: list[bytes], cuts: list[int]
+) -> None:
+    data = b"".join(parts)
+    ours, pikas = ReadFrom(), ReadFrom(reads=False)
+    ours.feed(data, cuts)
+    pikas.feed(data, [])
+    assert ours.seen == pikas.seen
+    assert ours.bytes_received == pikas.bytes_received == len(data)
+
+
+@given(st.lists(st.integers(0, 4000), max_size=12))
+def test_ordinary_deliveries_are_not_left_to_pika(cuts: list[int]) -> None:
+    """Wherever the data is cut, but in the few bytes that tell what begins there."""
+    data = b"".join(delivery(tag, b'{"id":"1"}') for tag in range(1, 6))
+    step = len(data) // 5
+    wire = ReadFrom()
+    wire.feed(data, [cut for cut in cuts if (cut % (len(data) + 1)) % step > 20])
+    assert [seen[2] for seen in wire.seen] == [1, 2, 3, 4, 5]
+    assert wire.left_to_pika == 0
+
+
+@pytest.mark.parametrize("number", range(3), ids=["method", "header", "body"])
+def test_a_frame_without_its_end_is_an_error_as_it_is_to_pika(number: int) -> None:
+    data = bytearray(delivery(1, b"body"))
+    ends = [place for place, byte in enumerate(data) if byte == spec.FRAME_END]
+    assert len(ends) == 3
+    data[ends[number]] = 0
+    with pytest.raises(pika.exceptions.InvalidFrameError):
+        ReadFrom().feed(bytes(data), [])
+
+
+def test_a_large_body_is_pikas_from_its_first_bytes_on() -> None:
+    wire, body = ReadFrom(), b"x" * (LARGEST_READ_BYTES + 1)
+    data = delivery(1, body)
+    wire.feed(data, list(range(0, len(data), 4096)))
+    assert wire.seen[0][4] == body
+    assert wire.left_to_pika == 2 + len(range(0, len(body), FRAME_BYTES))
+
+
+def test_without_a_consumer_everything_is_pikas() -> None:
+    """After a cancel pika hands back what still arrives."""
+    wire = ReadFrom()
+    wire.reader = None
+    wire.feed(delivery(1, b"body"), [])
+    assert wire.left_to_pika == 3
+
+
+# Properties with any headers: how they are read, and that they are written as they came.
+
+OURS: dict[str, object] = {"x-attempts": 1, "x-error": "none"}
+
+
+@pytest.mark.parametrize("theirs", HOSTILE.values(), ids=HOSTILE)
+def test_headers_are_sent_on_as_the_bytes_they_came_in_ours_behind_them(theirs: bytes) -> None:
+    """Each time anew, and ours are read: else an event would be retried for ever."""
+    arrived = Properties().decode(encoded(table(theirs)))
+    assert (arrived.type, arrived.delivery_mode) == ("t", 1)
+    once = forwarded_properties(arrived, OURS)
+    ours = header_entries(pika.BasicProperties(headers=OURS))
+    assert header_entries(once) == theirs + ours
+    arrived_again = Properties().decode(b"".join(once.encode()))
+    assert arrived_again.headers["x-attempts"] == 1
+    twice = forwarded_properties(arrived_again, {**OURS, "x-attempts": 2})
+    assert twice.headers["x-attempts"] == 2
+    back = forwarded_properties(twice, {}, without=OURS)
+    assert header_entries(twice)[: len(theirs)] == header_entries(back) == theirs
+
+
+def test_ours_that_a_producer_has_written_and_the_brokers_give_way_wherever_they_stand() -> None:
+    kept = [entry(b"first", b"f", FLOAT), entry(b"last", b"F", table(entry(b"CC", b"V", b"")))]
+    death = array(b"F" + table(entry(b"count", b"l", b"\0" * 8)))
+    gone = [
+        entry(b"x-attempts", b"f", NAN),
+        entry(b"x-reason", b"V", b""),
+        entry(b"x-attempts", b"I", b"\0\0\0\7"),
+        entry(b"CC", b"A", array()),
+        entry(b"BCC", b"f", FLOAT),
+        entry(b"x-death", b"A", death),
+        entry(b"x-first-death-queue", b"S", b"\0\0\0\1q"),
+        entry(b"x-delivery-count", b"l", b"\0" * 8),
+        entry(b"x-acquired-count", b"l", b"\0" * 8),
+    ]
+    ours: dict[str, object] = {**OURS, "x-reason": "failed"}
+    arrived = Properties().decode(encoded(table(*gone[:4], kept[0], *gone[4:], kept[1])))
+    sent = forwarded_properties(arrived, ours)
+    expected = b"".join(kept) + header_entries(pika.BasicProperties(headers=ours))
+    assert header_entries(sent) == expected
+
+
+def test_all_properties_that_can_be_sent_on_are_the_same_bytes() -> None:
+    names = "content_type content_encoding correlation_id reply_to message_id type app_id"
+    kept: dict[str, Any] = {name: name[:3] for name in names.split()}
+    kept |= {"headers": {"h": 1}, "priority": 2, "timestamp": 2**63}
+    dropped = {"expiration": "60000", "user_id": "guest", "cluster_id": "h"}
+    sent = forwarded_properties(pika.BasicProperties(delivery_mode=1, **kept, **dropped), {})
+    assert sent.headers == {"h": 1}
+    expected = pika.BasicProperties(delivery_mode=2, **kept)
+    assert sent.encode() == [b"".join(expected.encode())]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "read"),
+    [
+        (b"f", FLOAT, 0.5),
+        (b"d", DOUBLE, 1.25),
+        (b"D", struct.pack(">Bi", 2, 314), Decimal("3.14")),
+        (b"T", struct.pack(">Q", 0), datetime(1970, 1, 1, tzinfo=UTC)),
+        (b"T", struct.pack(">Q", 2**62), 2**62),
+        (b"S", b"\0\0\0\1a", "a"),
+        (b"S", b"\0\0\0\1\xff", b"\xff"),
+        (b"x", b"\0\0\0\1a", b"a"),
+        (b"A", array(b"V", b"t\0", b"A" + array()), [None, False, []]),
+        (b"F", table(entry(b"a", b"b", b"\xff")), {"a": -1}),
+        (b"F", table(b"\x05ab"), b"\x05ab"),
+        (b"A", array(b"?"), b"?"),
+        *((bytes([kind]), (2).to_bytes(), 2) for kind in b"bB"),
+        *((bytes([kind]), (2).to_bytes(2), 2) for kind in b"sUu"),
+        *((bytes([kind]), (2).to_bytes(4), 2) for kind in b"Ii"),
+        (b"l", (2).to_bytes(8), 2),
+    ],
+)
+def test_a_header_is_read_as_what_it_is_or_as_its_bytes(
+    kind: bytes, value: bytes, read: object
+) -> None:
+    """A whole number of any size is an int: pika has a class of its own for long ones."""
+    (found,) = Properties().decode(encoded(table(entry(b"h", kind, value)))).headers.values()
+    assert (type(found), found) == (type(read), read)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        pytest.param(table(entry(b"k", b"?", b"")), id="unknown kind"),
+        pytest.param(table(entry(b"a", b"A", struct.pack(">I", 10_000))), id="array without end"),
+        pytest.param(table(b"\x09name"), id="name without end"),
+        pytest.param(table(entry(b"a", b"d", b"\0")), id="double without end"),
+        pytest.param(table(b"\x01a"), id="name without value"),
+    ],
+)
+def test_a_table_that_makes_no_sense_is_an_empty_one(hostile: bytes) -> None:
+    read = Properties().decode(encoded(hostile))
+    assert (read.headers, read.type) == ({}, "t")
+    assert forwarded_properties(read, OURS).headers == OURS
+
+
+@given(st.binary(max_size=60))
+@example(b"\xff")
+def test_whatever_bytes_arrive_are_read_and_sent_on(data: bytes) -> None:
+    read = Properties().decode(data)
+    assert read.encode() == [data] or (read.encode(), read) == ([b"\0\0"], pika.BasicProperties())
+    assert forwarded_properties(read, OURS).headers["x-attempts"] == 1
+
+
+@given(st.dictionaries(st.text(), st.integers(-(2**63), 2**63 - 1) | st.text()))
+def test_what_pika_writes_is_read_as_pika_reads_it(headers: dict[str, Any]) -> None:
+    properties = pika.BasicProperties(headers=headers, type="t", timestamp=5, priority=1)
+    data = b"".join(properties.encode())
+    assert Properties().decode(data) == pika.BasicProperties().decode(data) == properties
+
+
+def test_pika_reads_messages_with_the_bytes_of_their_headers() -> None:
+    """A body above 64 KiB is left to pika, and so is all that the command reads."""
+    keep_header_bytes()
+    data = encoded(table(entry(b"h", b"f", NAN)))
+    header = struct.pack(">HxxQ", spec.Basic.INDEX, 5) + data
+    start = struct.pack(">BHI", spec.FRAME_HEADER, 1, len(header))
+    _, arrived = frame.decode_frame(start + header + bytes([spec.FRAME_END]))
+    assert arrived.body_size == 5
+    assert arrived.properties.encode() == [data]
+    assert arrived.marshal() == start + header + bytes([spec.FRAME_END])
+
+
+# The private names of pika that the library reads or replaces: a new release may drop them.
+
+IO = "pika.adapters.utils.io_services_utils"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "used_in"),
+    [
+        ("pika.connection:Connection._on_data_available", ["self", "data_in"], "amqp.py"),
+        (f"{IO}:_AsyncPlaintextTransport._on_socket_readable", ["self"], "amqp.py"),
+        (f"{IO}:_AsyncSSLTransport._on_socket_readable", ["self"], "amqp.py"),
+        (f"{IO}:_AsyncTransportBase", {"_nbio", "_sock", "_state", "_STATE_ACTIVE"}, "amqp.py"),
+        ("pika.connection:Connection", {"_frame_buffer"}, "amqp.py"),
+        ("pika:BlockingConnection", {"_impl"}, "cli/broker.py"),
+    ],
+)
+def test_pika_still_has_the_method_or_the_attributes(
+    name: str, expected: list[str] | set[str], used_in: str
+) -> None:
+    """A method is there with these parameters, and a class sets these attributes at first."""
+    sentence = (
+        f"pika {pika.__version__} has no {name} as {used_in} uses it: keep pika's upper bound in "
+        f"pyproject.toml below this version, or change {used_in}"
+    )
+    try:
+        found: Any = resolve_name(name)
+    except AttributeError:
+        pytest.fail(sentence)
+    if isinstance(expected, set):
+        assert expected <= {*found.__init__.__code__.co_names}, sentence
+    else:
+        assert list(inspect.signature(found).parameters) == expected, sentence
+
+
+def test_pika_keeps_the_beginning_of_a_frame_in_its_buffer() -> None:
+    """What the reader leaves there is taken for the start of what comes next."""
+    connection = pika.SelectConnection(
+        pika.ConnectionParameters(), internal_connection_workflow=False
+    )
+    try:
+        connection._on_data_available(b"\x01\x00")
+        connection._on_data_available(b"\x01")
+        assert connection._frame_buffer == b"\x01\x00\x01"
+    finally:
+        connection.ioloop.close()

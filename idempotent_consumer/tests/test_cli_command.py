@@ -1,16 +1,19 @@
-"""How the command is called, and how it ends."""
+"""How the command is called, how it ends, and how it writes numbers, times and strangers' texts."""
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 import pytest
 
 from fakes.operator import Operator
 from idempotent_consumer.cli import command
 from idempotent_consumer.cli.broker import BrokerError
+from idempotent_consumer.cli.output import counted, duration, plain, size, table
 from idempotent_consumer.etcd import EtcdError, Failure
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
@@ -28,9 +31,13 @@ VERBS: list[tuple[str, ...]] = [
 ]
 
 
+@pytest.fixture
+def operator() -> Operator:
+    return Operator()
+
+
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_every_verb_prints_one_json_document(verb: tuple[str, ...]) -> None:
-    operator = Operator()
+def test_every_verb_prints_one_json_document(operator: Operator, verb: tuple[str, ...]) -> None:
     operator.has_service("order")
     operator.has_record("order", "1")
     operator.has_letter(b"{", reason="invalid")
@@ -40,8 +47,9 @@ def test_every_verb_prints_one_json_document(verb: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_every_verb_says_in_one_line_that_a_server_is_away(verb: tuple[str, ...]) -> None:
-    operator = Operator()
+def test_every_verb_says_in_one_line_that_a_server_is_away_before_it_does_anything(
+    operator: Operator, verb: tuple[str, ...]
+) -> None:
     operator.etcd_error = EtcdError(Failure.UNKNOWN, "etcd is away")
     operator.rabbitmq_error = BrokerError("RabbitMQ is away")
     operator.has_letter(b'{"id":"1","type":"a"}', reason="failed")
@@ -51,11 +59,12 @@ def test_every_verb_says_in_one_line_that_a_server_is_away(verb: tuple[str, ...]
     assert ran.err.count("\n") <= 1
     assert "Traceback" not in ran.err
     assert ran.json
+    assert (operator.producer.published, operator.resent, operator.removed) == ([], [], [])
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_a_wrong_setting_ends_every_verb_with_2(verb: tuple[str, ...]) -> None:
-    ran = Operator().run(*verb, DEDUP_WINDOW="soon")
+def test_a_wrong_setting_ends_every_verb_with_2(operator: Operator, verb: tuple[str, ...]) -> None:
+    ran = operator.run(*verb, DEDUP_WINDOW="soon")
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith("idempotent-consumer: DEDUP_WINDOW is 'soon'")
 
@@ -74,37 +83,79 @@ def test_a_wrong_setting_ends_every_verb_with_2(verb: tuple[str, ...]) -> None:
         ("status", "--ready", "localhost"),
     ],
 )
-def test_a_wrong_call_ends_with_2(arguments: tuple[str, ...]) -> None:
-    ran = Operator().run(*arguments)
+def test_a_wrong_call_ends_with_2(operator: Operator, arguments: tuple[str, ...]) -> None:
+    ran = operator.run(*arguments)
     assert (ran.code, ran.out) == (2, "")
     assert "error: " in ran.err
 
 
-def test_an_error_stands_in_the_document_too() -> None:
-    ran = Operator().run("inspect", "order", "77", "--json")
+def test_an_error_stands_in_the_document_too(operator: Operator) -> None:
+    ran = operator.run("inspect", "order", "77", "--json")
     assert ran.code == 1
     assert ran.json["found"] is False
     assert ran.json["error"] in ran.err
 
 
-def test_a_no_to_a_question_does_nothing() -> None:
-    operator = Operator()
+@pytest.mark.parametrize(
+    ("typed", "code", "says"),
+    [("y\n", 0, "[y/N]"), ("n\n", 1, "nothing was done"), (None, 1, "say --yes")],
+)
+def test_what_cannot_be_undone_needs_a_yes_on_the_terminal(
+    operator: Operator, typed: str | None, code: int, says: str
+) -> None:
     operator.has_record("order", "1")
-    operator.types("n\n")
+    if typed is not None:
+        operator.types(typed)
     ran = operator.run("forget", "order", "1")
-    assert ran.code == 1
-    assert "nothing was done" in ran.err
-    assert operator.store.keys("/service/order/") == ["/service/order/1"]
-
-
-def test_a_yes_on_the_terminal_is_enough() -> None:
-    operator = Operator()
-    operator.has_record("order", "1")
-    operator.types("y\n")
-    assert operator.run("forget", "order", "1").code == 0
-    assert operator.store.keys("/service/order/") == []
+    assert ran.code == code
+    assert says in ran.err
+    assert operator.store.keys("/service/order/") == ["/service/order/1"] * code
 
 
 def test_the_project_installs_it_under_its_name() -> None:
     scripts = tomllib.loads(PROJECT.read_text())["project"]["scripts"]
     assert resolve_name(scripts[command.NAME]) is command.main
+
+
+@pytest.mark.parametrize(
+    ("write", "value", "text"),
+    [
+        (duration, 0, "0s"),
+        (duration, 0.9, "0s"),
+        (duration, 59, "59s"),
+        (duration, 60, "1m"),
+        (duration, 3661, "1h 1m"),
+        (duration, 86_400, "1d"),
+        (duration, 90_061, "1d 1h"),
+        (duration, 31 * 86_400, "31d"),
+        (size, 0, "0 B"),
+        (size, 1023, "1023 B"),
+        (size, 1536, "1.5 KiB"),
+        (size, 8 << 30, "8.0 GiB"),
+        (size, 5 << 40, "5120.0 GiB"),
+        (lambda number: counted(number, "event"), 0, "0 events"),
+        (lambda number: counted(number, "event"), 1, "1 event"),
+        (lambda number: counted(number, "event"), 2000, "2,000 events"),
+        (table, [{"A": "bb", "LONG": "1"}, {"A": "c", "LONG": ""}], "A   LONG\nbb  1\nc"),
+    ],
+)
+def test_numbers_and_times_are_written_for_people(
+    write: Callable[[Any], str], value: object, text: str
+) -> None:
+    assert write(value) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain", "plain"),
+        ("ü ☃", "ü ☃"),
+        ("a\nb\tc", "a\\nb\\tc"),
+        ("\x1b[2J", "\\x1b[2J"),
+        ("\u202egnp.exe", "\\u202egnp.exe"),
+        ("\udcff", "\\udcff"),
+        ("x" * 20, "x" * 9 + "…"),
+    ],
+)
+def test_a_strangers_text_does_nothing_to_a_terminal(text: str, shown: str) -> None:
+    assert plain(text, 10 if len(text) > 15 else 200) == shown

@@ -45,35 +45,23 @@ def test_a_service_in_numbers(operator: Operator) -> None:
 
 
 def test_a_service_in_a_line(operator: Operator) -> None:
+    names = "SERVICE READY UNACKED CONSUMERS RETRIES DEAD RECORDS CLAIMED PUBLISHING INCARNATION"
     lines = operator.run("status").out.splitlines()
-    assert lines[1].split() == [
-        "SERVICE",
-        "READY",
-        "UNACKED",
-        "CONSUMERS",
-        "RETRIES",
-        "DEAD",
-        "RECORDS",
-        "CLAIMED",
-        "PUBLISHING",
-        "INCARNATION",
-    ]
+    assert lines[1].split() == names.split()
     assert lines[2].split() == ["order", "7", "5", "3", "10s:4", "2", "2", "1", "0", "first"]
 
 
-def test_services_are_found_by_their_dead_letter_queues(operator: Operator) -> None:
+def test_services_are_found_by_their_dead_letter_queues_with_retries_of_other_settings(
+    operator: Operator,
+) -> None:
     operator.has_service("notify")
-    operator.queues.append({"name": "lone.dead-letter"})
-    operator.queues.append({"name": "somebody-elses"})
-    assert list(operator.run("status", "--json").json["services"]) == ["notify", "order"]
-    assert list(operator.run("status", "notify", "--json").json["services"]) == ["notify"]
-
-
-def test_retry_queues_of_other_settings_are_found_too(operator: Operator) -> None:
-    operator.queues.append({"name": "order.retry.5m"})
+    for name in ("lone.dead-letter", "somebody-elses", "order.retry.5m"):
+        operator.queues.append({"name": name})
     operator.depths["order.retry.5m"] = Depth(1, 0)
     services = operator.run("status", "--json").json["services"]
+    assert list(services) == ["notify", "order"]
     assert services["order"]["retries"]["5m"] == 1
+    assert list(operator.run("status", "notify", "--json").json["services"]) == ["notify"]
 
 
 def test_a_service_that_has_never_run_is_shown_as_unknown() -> None:
@@ -123,24 +111,26 @@ def test_states_of_many_records_are_counted_when_asked_for(
     assert row["states"]["claimed"] == 1
 
 
+READY = b'{"ready":true,"missing":{}}'
+
+
 def test_services_that_are_ready(operator: Operator) -> None:
-    operator.pages["readyz"] = b'{"ready":true,"missing":{}}'
+    operator.pages["readyz"] = READY
     ran = operator.run("status", "--ready", "http://order:8080", "--ready", "http://other/readyz")
     assert ran.code == 0
     assert "http://order:8080 is ready\nhttp://other/readyz is ready" in ran.out
 
 
 def test_how_late_duplicates_came(operator: Operator) -> None:
-    operator.pages["readyz"] = b'{"ready":true,"missing":{}}'
-    within = {"1s": 0, "10s": 3, "1m": 4, "10m": 5}
-    operator.pages["duplicates"] = orjson.dumps({"read": 5, "oldest_s": 93.0, "within": within})
+    ages = {"read": 5, "oldest_s": 93.0, "within": {"1s": 0, "10s": 3, "1m": 4, "10m": 5}}
+    operator.pages |= {"readyz": READY, "duplicates": orjson.dumps(ages)}
     ran = operator.run("status", "--ready", "http://order:8080/readyz")
     assert ran.out.splitlines()[-1] == (
         "http://order:8080/readyz: 5 duplicates looked at: 1m 33s at most after the record, "
         "3 within 10s, 4 within 1m"
     )
     ready = operator.run("status", "--ready", "http://order:8080", "--json").json["ready"]
-    assert ready[0]["duplicates"] == {"read": 5, "oldest_s": 93.0, "within": within}
+    assert ready[0]["duplicates"] == ages
 
 
 @pytest.mark.parametrize(
@@ -157,8 +147,7 @@ def test_how_late_duplicates_came(operator: Operator) -> None:
 def test_without_ages_nothing_is_said_of_duplicates(
     operator: Operator, page: bytes | WebError
 ) -> None:
-    operator.pages["readyz"] = b'{"ready":true,"missing":{}}'
-    operator.pages["duplicates"] = page
+    operator.pages |= {"readyz": READY, "duplicates": page}
     ran = operator.run("status", "--ready", "http://order:8080")
     assert ran.code == 0
     assert ran.out.splitlines()[-1] == "http://order:8080 is ready"

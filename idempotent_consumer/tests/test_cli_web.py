@@ -71,57 +71,46 @@ def test_a_server_that_is_away_is_an_error(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environ", "asked"),
+    ("broker", "management", "asked"),
     [
-        ({}, ["http://guest:guest@localhost:15672/api/queues/%2F"]),
+        ("", "", ["http://guest:guest@localhost:15672/api/queues/%2F"]),
         (
-            {"RABBITMQ_URL": "amqp://u:p%40@rabbit:5673/%2Fteam"},
+            "amqp://u:p%40@rabbit:5673/%2Fteam",
+            "",
             ["http://u:p%40@rabbit:15672/api/queues/%2Fteam"],
         ),
+        ("amqps://rabbit/team", "", ["https://guest:guest@rabbit:15671/api/queues/team"]),
+        ("amqp://u:p@[::1]/", "", ["http://u:p@[::1]:15672/api/queues/%2F"]),
         (
-            {"RABBITMQ_URL": "amqps://rabbit/team"},
-            ["https://guest:guest@rabbit:15671/api/queues/team"],
+            "amqp://a,amqp://b",
+            "",
+            [f"http://guest:guest@{host}:15672/api/queues/%2F" for host in "ab"],
         ),
-        ({"RABBITMQ_URL": "amqp://u:p@[::1]/"}, ["http://u:p@[::1]:15672/api/queues/%2F"]),
-        (
-            {"RABBITMQ_URL": "amqp://a,amqp://b"},
-            [
-                "http://guest:guest@a:15672/api/queues/%2F",
-                "http://guest:guest@b:15672/api/queues/%2F",
-            ],
-        ),
-        (
-            {"RABBITMQ_URL": "amqp://a,amqp://b", "RABBITMQ_MANAGEMENT_URL": "http://c:1/sub/"},
-            ["http://c:1/sub/api/queues/%2F"],
-        ),
+        ("amqp://a,amqp://b", "http://c:1/sub/", ["http://c:1/sub/api/queues/%2F"]),
     ],
 )
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (WebError("away"), "RABBITMQ_MANAGEMENT_URL says where"),
+        (WebError("answers 401", 401), "answers 401"),
+    ],
+    ids=["away", "refuses"],
+)
 def test_the_management_api_is_beside_the_broker_or_where_it_is_said_to_be(
-    environ: dict[str, str], asked: list[str]
+    broker: str, management: str, asked: list[str], error: WebError, says: str
 ) -> None:
+    """Each node is asked until one answers: the others would say the same."""
+    environ = {"RABBITMQ_URL": broker, "RABBITMQ_MANAGEMENT_URL": management}
     urls: list[str] = []
 
-    def away(url: str, _tls: Tls) -> Page:
+    def fail(url: str, _tls: Tls) -> Page:
         urls.append(url)
-        raise WebError("away")
+        raise error
 
-    with pytest.raises(WebError, match="RABBITMQ_MANAGEMENT_URL says where"):
-        Management(environ, Settings.from_environ(environ), away).get("/queues/{vhost}")
-    assert urls == asked
-
-
-def test_a_node_that_refuses_is_asked_once() -> None:
-    """It answers: the others would say the same."""
-    urls: list[str] = []
-
-    def refuse(url: str, _tls: Tls) -> Page:
-        urls.append(url)
-        raise WebError("answers 401", 401)
-
-    settings = Settings(rabbitmq_urls=("amqp://a", "amqp://b"))
-    with pytest.raises(WebError, match="401"):
-        Management({}, settings, refuse).get("/overview")
-    assert len(urls) == 1
+    with pytest.raises(WebError, match=says):
+        Management(environ, Settings.from_environ(environ), fail).get("/queues/{vhost}")
+    assert urls == (asked[:1] if error.status else asked)
 
 
 @pytest.mark.parametrize("url", ["localhost:15672", "amqp://localhost", "http://", "http://a:x"])

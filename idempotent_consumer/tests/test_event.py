@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fakes.bodies import ARGS, JSON_VALUES, Json, events, written
 from fakes.bodies import INVALID as INVALID_BODIES
-from idempotent_consumer.event import MAX_BODY_BYTES, Event, InvalidEvent, decode
+from idempotent_consumer.event import MAX_BODY_BYTES, InvalidEvent, decode
 
 INVALID = {
     "nothing": b"",
@@ -46,10 +46,8 @@ INVALID = {
     "NaN": b'{"id":"1","type":"t","args":{"n":NaN}}',
     "Infinity": b'{"id":"1","type":"t","args":{"n":-Infinity}}',
     "a number past every float": b'{"id":"1","type":"t","args":{"n":1e999}}',
-    "args nested deeper than is written": b'{"id":"1","type":"t","args":{"a":'
-    + b"[" * 300
-    + b"]" * 300
-    + b"}}",
+    "args nested deeper than is written": b'{"id":"1","type":"t","args":{"a":%b%b}}'
+    % (b"[" * 300, b"]" * 300),
     "nested deeper than is read": b'{"id":"1","type":"t","x":' + b"[" * 5000 + b"]" * 5000 + b"}",
     "a million brackets": b"[" * 1_000_000,
 }
@@ -72,21 +70,18 @@ def test_an_event_is_read_with_all_its_members() -> None:
 
 
 def test_args_left_out_are_an_empty_object() -> None:
-    assert decode(b'{"id":"1","type":"t"}').args == {}
+    left_out, empty = decode(b'{"id":"1","type":"t"}'), decode(b'{"id":"1","type":"t","args":{}}')
+    assert left_out.args == empty.args == {}
+    assert left_out.digest == empty.digest
 
 
-def test_a_body_of_the_largest_size_is_read_and_one_byte_more_is_not() -> None:
+def test_a_body_of_the_largest_size_is_read_and_one_byte_more_is_not_even_parsed() -> None:
     head, tail = b'{"id":"1","type":"t","x":"', b'"}'
     largest = head + b"a" * (MAX_BODY_BYTES - len(head) - len(tail)) + tail
     assert decode(largest).id == "1"
-    with pytest.raises(InvalidEvent, match=f"{MAX_BODY_BYTES + 1} bytes"):
-        decode(largest + b" ")
-
-
-def test_size_is_checked_before_parsing() -> None:
-    """What is too large is refused for its size even where it is not JSON: it was not read."""
-    with pytest.raises(InvalidEvent, match="bytes; at most"):
-        decode(b"[" * (MAX_BODY_BYTES + 1))
+    for body in (largest + b" ", b"[" * (MAX_BODY_BYTES + 1)):
+        with pytest.raises(InvalidEvent, match=f"{MAX_BODY_BYTES + 1} bytes; at most"):
+            decode(body)
 
 
 def test_the_digest_is_a_stored_format_that_never_changes() -> None:
@@ -95,64 +90,20 @@ def test_the_digest_is_a_stored_format_that_never_changes() -> None:
     assert decode(body).digest == "1:83f0ec09ad0b2c35c346949e3f37eab0"
 
 
-SAME = {
-    "the order of members": '{"type":"t","args":{"b":2,"a":{"d":1,"c":"ä"}},"id":"1"}',
-    "white space": '\n{ "id" : "1", "type":"t", "args" : {"a":{"c":"ä","d":1}, "b":2 } }\t',
-    "extra members": '{"id":"1","type":"t","args":{"a":{"c":"ä","d":1},"b":2},"sent":"10:15"}',
-    "escapes": '{"id":"\\u0031","type":"t","args":{"a":{"c":"\\u00e4","d":1},"b":2}}',
-}
-
-
-@pytest.mark.parametrize("body", SAME.values(), ids=SAME.keys())
-def test_another_way_of_writing_is_the_same_event(body: str) -> None:
-    """A producer that serialises its retry differently is no conflict."""
-    first = decode('{"id":"1","type":"t","args":{"a":{"c":"ä","d":1},"b":2}}'.encode())
-    assert decode(body.encode()).digest == first.digest
-
-
-def test_no_args_and_empty_args_are_the_same_event() -> None:
-    assert (
-        decode(b'{"id":"1","type":"t"}').digest == decode(b'{"id":"1","type":"t","args":{}}').digest
-    )
-
-
 OTHER = {
-    "id": b'{"id":"2","type":"t","args":{"a":1}}',
-    "type": b'{"id":"1","type":"u","args":{"a":1}}',
-    "a value in args": b'{"id":"1","type":"t","args":{"a":2}}',
-    "a type of a value in args": b'{"id":"1","type":"t","args":{"a":"1"}}',
-    "a name in args": b'{"id":"1","type":"t","args":{"b":1}}',
-    "id and type swapped": b'{"id":"t","type":"1","args":{"a":1}}',
+    "id": b'{"id":"2","type":"t","args":{"a":[1,2]}}',
+    "type": b'{"id":"1","type":"u","args":{"a":[1,2]}}',
+    "a value in args": b'{"id":"1","type":"t","args":{"a":[1,3]}}',
+    "a type of a value in args": b'{"id":"1","type":"t","args":{"a":[1,"2"]}}',
+    "the order of a list": b'{"id":"1","type":"t","args":{"a":[2,1]}}',
+    "a name in args": b'{"id":"1","type":"t","args":{"b":[1,2]}}',
+    "id and type swapped": b'{"id":"t","type":"1","args":{"a":[1,2]}}',
 }
 
 
 @pytest.mark.parametrize("body", OTHER.values(), ids=OTHER.keys())
 def test_another_content_is_another_digest(body: bytes) -> None:
-    assert decode(body).digest != decode(b'{"id":"1","type":"t","args":{"a":1}}').digest
-
-
-def test_the_order_of_a_list_is_content() -> None:
-    one, other = ({"id": "1", "type": "t", "args": {"a": a}} for a in ([1, 2], [2, 1]))
-    assert decode(orjson.dumps(one)).digest != decode(orjson.dumps(other)).digest
-
-
-@given(st.binary(max_size=200))
-def test_whatever_bytes_arrive_only_invalid_event_escapes(body: bytes) -> None:
-    try:
-        event = decode(body)
-    except InvalidEvent:
-        return
-    assert event.id
-    assert event.type
-
-
-@given(JSON_VALUES)
-def test_whatever_json_arrives_only_invalid_event_escapes(value: Any) -> None:
-    try:
-        event = decode(orjson.dumps(value))
-    except InvalidEvent:
-        return
-    assert isinstance(event, Event)
+    assert decode(body).digest != decode(b'{"id":"1","type":"t","args":{"a":[1,2]}}').digest
 
 
 @settings(deadline=None)
@@ -164,42 +115,22 @@ def test_what_is_spoilt_in_any_way_is_refused_with_a_reason(body: bytes) -> None
     assert 0 < len(str(raised.value).encode()) < 300
 
 
+OTHER_BYTES = [b"", b"\xff", b"\xc3", b"\0", *rb'{ } [ ] " \ : , 0 - e9 \u null /**/'.split()]
+
+
 @st.composite
 def nearly_events(draw: st.DrawFn) -> bytes:
     """Draw an event in which some bytes are others, missing or too many."""
     body = bytearray(draw(events().flatmap(written)))
     for _ in range(draw(st.integers(1, 3))):
         at, end = sorted(draw(st.tuples(*[st.integers(0, len(body))] * 2)))
-        body[at : min(end, at + 3)] = draw(
-            st.sampled_from(
-                [
-                    b"",
-                    b"{",
-                    b"}",
-                    b"[",
-                    b"]",
-                    b'"',
-                    b"\\",
-                    b":",
-                    b",",
-                    b"0",
-                    b"-",
-                    b"e9",
-                    b"\\u",
-                    b"null",
-                    b"\xff",
-                    b"\xc3",
-                    b"\0",
-                    b"/**/",
-                ]
-            )
-        )
+        body[at : min(end, at + 3)] = draw(st.sampled_from(OTHER_BYTES))
     return bytes(body)
 
 
 @settings(deadline=None)
-@given(nearly_events())
-def test_whatever_is_nearly_an_event_is_one_or_is_refused(body: bytes) -> None:
+@given(nearly_events() | JSON_VALUES.map(orjson.dumps) | st.binary(max_size=200))
+def test_whatever_arrives_is_an_event_or_is_refused(body: bytes) -> None:
     """What is accepted has an id and a digest that can be stored."""
     try:
         event = decode(body)
@@ -214,7 +145,10 @@ def test_whatever_is_nearly_an_event_is_one_or_is_refused(body: bytes) -> None:
 @settings(deadline=None)
 @given(events(), st.data())
 def test_two_ways_of_writing_have_one_digest(event: Json, data: st.DataObject) -> None:
-    """The members' order at any depth, white space, escapes and other members do not count."""
+    """A producer that serialises its retry differently is no conflict.
+
+    The members' order at any depth, white space, escapes and other members do not count.
+    """
     ours = decode(orjson.dumps(event))
     other = {"id": event["id"], "type": event["type"], "args": event.get("args", {}), "by": "other"}
     assert decode(data.draw(written(other))).digest == ours.digest
@@ -257,13 +191,3 @@ def test_of_equal_names_the_last_counts() -> None:
     assert (event.id, event.args) == ("2", {"a": 2})
     with pytest.raises(InvalidEvent):
         decode(body[:-1] + b',"id":null}')
-
-
-@given(
-    st.lists(
-        st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=2, max_size=2, unique=True
-    )
-)
-def test_two_events_never_have_one_digest(pairs: list[tuple[str, str]]) -> None:
-    digests = {decode(orjson.dumps({"id": i, "type": t})).digest for i, t in pairs}
-    assert len(digests) == 2

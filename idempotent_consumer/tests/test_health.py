@@ -40,29 +40,22 @@ def port(health: Health) -> Iterator[int]:
     server.close()
 
 
-def test_it_is_ready_where_nothing_is_missing(port: int) -> None:
+def test_readyz_names_what_is_missing_and_why_while_it_stays_alive(
+    port: int, health: Health
+) -> None:
+    """Restarting it would not bring etcd back."""
     assert get(port, "/readyz") == (200, {"ready": True, "missing": {}})
-
-
-def test_readyz_names_what_is_missing_and_why(port: int, health: Health) -> None:
-    health.lacks("etcd", "not reached yet")
-    health.lacks("rabbitmq", "connection refused")
-    assert get(port, "/readyz") == (
-        503,
-        {"ready": False, "missing": {"etcd": "not reached yet", "rabbitmq": "connection refused"}},
-    )
+    missing = {"etcd": "not reached yet", "rabbitmq": "connection refused"}
+    for name, why in missing.items():
+        health.lacks(name, why)
+    assert get(port, "/readyz") == (503, {"ready": False, "missing": missing})
+    assert get(port, "/livez") == (200, {"alive": True})
     health.has("rabbitmq")
     health.lacks("etcd", "Deadline Exceeded")
     assert get(port, "/readyz")[1]["missing"] == {"etcd": "Deadline Exceeded"}
     health.has("etcd")
     health.has("what was never missing")
     assert get(port, "/readyz")[0] == 200
-
-
-def test_it_is_alive_where_something_is_missing(port: int, health: Health) -> None:
-    """Restarting it would not bring etcd back."""
-    health.lacks("etcd", "away")
-    assert get(port, "/livez") == (200, {"alive": True})
 
 
 def test_what_hangs_is_named(port: int, health: Health, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +95,10 @@ def test_a_client_that_resets_its_connection_is_not_worth_a_line(
     assert capfd.readouterr().err == ""
 
 
+def test_duplicates_are_told_as_they_are(port: int) -> None:
+    assert get(port, "/duplicates") == (200, {"read": 0})
+
+
 @pytest.mark.parametrize("path", ["/", "/livez/", "/metrics"])
 def test_another_address_says_what_to_ask_for(port: int, path: str) -> None:
     status, document = get(port, path)
@@ -116,17 +113,16 @@ def test_what_the_http_thread_reads_is_never_changed_in_place(health: Health) ->
     assert read == {"etcd": "away"}
 
 
-def test_duplicates_are_told_as_they_are(port: int) -> None:
-    assert get(port, "/duplicates") == (200, {"read": 0})
-
-
 # Clients of any kind.
 
 PATIENCE_S = 20.0
+Serve = Callable[..., int]
+Connect = Callable[[int], socket.socket]
+CUT_OFF = (ConnectionResetError, BrokenPipeError)
 
 
 @pytest.fixture
-def serve(health: Health) -> Iterator[Callable[..., int]]:
+def serve(health: Health) -> Iterator[Serve]:
     """Give a function that serves health by these arguments, and returns the port."""
     with ExitStack() as stack:
 
@@ -139,17 +135,12 @@ def serve(health: Health) -> Iterator[Callable[..., int]]:
 
 
 @pytest.fixture
-def connect() -> Iterator[Callable[[int], socket.socket]]:
+def connect() -> Iterator[Connect]:
     """Give a function that connects to a port."""
     with ExitStack() as stack:
         yield lambda port: stack.enter_context(
             socket.create_connection(("127.0.0.1", port), PATIENCE_S)
         )
-
-
-Serve = Callable[..., int]
-Connect = Callable[[int], socket.socket]
-CUT_OFF = (ConnectionResetError, BrokenPipeError)
 
 
 def read_all(client: socket.socket) -> bytes:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 
 import pytest
 import structlog
@@ -20,6 +20,18 @@ from idempotent_consumer.log import Logs, _Writer
 def _as_it_was() -> Iterator[None]:
     yield
     structlog.reset_defaults()
+
+
+@contextmanager
+def piped() -> Iterator[int]:
+    """Let standard output go into a pipe, which holds 64 KiB, and give the end to read from."""
+    reading, writing = os.pipe()
+    stream = os.fdopen(writing, "w", buffering=1)
+    with redirect_stdout(stream):
+        yield reading
+    os.close(reading)
+    with suppress(BrokenPipeError):
+        stream.close()
 
 
 def logged(
@@ -36,13 +48,8 @@ def test_a_line_is_json_with_the_service_where_no_terminal_reads(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     line = json.loads(logged(capsys))
-    assert (line["service"], line["event"], line["event_id"], line["level"]) == (
-        "order",
-        "processed",
-        "ä\n1",
-        "info",
-    )
-    assert line["timestamp"].endswith("Z")
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {"service": "order", "event": "processed", "event_id": "ä\n1", "level": "info"}
 
 
 def test_people_get_words(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,29 +75,23 @@ def test_the_services_own_loggers_write_there_too(capsys: pytest.CaptureFixture[
     assert json.loads(capsys.readouterr().out)["event"] == "notification"
 
 
-def test_a_reader_that_does_not_read_holds_up_nobody_and_what_is_dropped_is_counted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A pipe holds 64 KiB; then the writing thread stands still, and the caller must not."""
-    reading, writing = os.pipe()
-    stream = os.fdopen(writing, "w", buffering=1)
-    monkeypatch.setattr(sys, "stdout", stream)
-    logs, said = Logs("order", "info", "json"), 30_000
-    ends_in_time(lambda: say(logs, said))
-    written, dropped, rest = 0, 0, b""
-    while written + dropped < said:
-        rest += os.read(reading, 1 << 16)
-        *lines, rest = rest.split(b"\n")
-        for line in lines:
-            if line.startswith(b"(log: "):
-                dropped += int(line.split()[1])
-            else:
-                written += 1
-    assert dropped > 0
-    assert written >= 10_000
-    logs.close()
-    stream.close()
-    os.close(reading)
+def test_a_reader_that_does_not_read_holds_up_nobody_and_what_is_dropped_is_counted() -> None:
+    """When the pipe is full the writing thread stands still, and the caller must not."""
+    with piped() as reading:
+        logs, said = Logs("order", "info", "json"), 30_000
+        ends_in_time(lambda: say(logs, said))
+        written, dropped, rest = 0, 0, b""
+        while written + dropped < said:
+            rest += os.read(reading, 1 << 16)
+            *lines, rest = rest.split(b"\n")
+            for line in lines:
+                if line.startswith(b"(log: "):
+                    dropped += int(line.split()[1])
+                else:
+                    written += 1
+        assert dropped > 0
+        assert written >= 10_000
+        logs.close()
 
 
 def test_a_reader_that_went_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,18 +111,11 @@ def say(logs: Logs, lines: int) -> None:
 
 
 @pytest.mark.parametrize("lines", [5_000, 20_000], ids=["pipe full", "backlog full"])
-def test_a_reader_that_does_not_read_does_not_hold_up_the_end(
-    monkeypatch: pytest.MonkeyPatch, lines: int
-) -> None:
-    reading, writing = os.pipe()
-    stream = os.fdopen(writing, "w", buffering=1)
-    monkeypatch.setattr(sys, "stdout", stream)
-    logs = Logs("order", "info", "json")
-    ends_in_time(lambda: say(logs, lines))
-    ends_in_time(logs.close)
-    os.close(reading)
-    with contextlib.suppress(BrokenPipeError):
-        stream.close()
+def test_a_reader_that_does_not_read_does_not_hold_up_the_end(lines: int) -> None:
+    with piped():
+        logs = Logs("order", "info", "json")
+        ends_in_time(lambda: say(logs, lines))
+        ends_in_time(logs.close)
 
 
 def test_an_exception_is_written_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:

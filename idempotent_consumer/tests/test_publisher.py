@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pika
 import pytest
@@ -25,56 +24,43 @@ class Defect(Exception):
     """What no code of ours should raise."""
 
 
-@pytest.fixture
-def rabbit() -> Iterator[Rabbit]:
-    rabbit = Rabbit()
-    yield rabbit
-    rabbit.loop.kill()
+class Sending(Rabbit):
+    """RabbitMQ and a publisher that is connected to it."""
 
-
-@pytest.fixture
-def publisher(rabbit: Rabbit) -> Publisher:
-    return Publisher(
-        ("amqp://localhost/",),
-        lambda channel: channel.queue_declare(QUEUE, durable=True, arguments={}),
-        rabbit.system,
-        rabbit.health,
-        rabbit.log,
-    )
-
-
-@pytest.fixture
-def running(rabbit: Rabbit, publisher: Publisher) -> Any:
-    """Let it connect."""
-    return rabbit.start(publisher.run())
-
-
-pytestmark = pytest.mark.usefixtures("running")
-
-
-def message(wanted: Callable[[], bool] = lambda: True, body: bytes = b"{}") -> Message:
-    return Message("", QUEUE, body, WHOLE, BARE, wanted)
-
-
-@pytest.fixture
-def send(rabbit: Rabbit, publisher: Publisher) -> Callable[..., asyncio.Future[bool]]:
-    """Give a function that sends a message; what comes of it without time passing has come."""
+    def __init__(self) -> None:
+        super().__init__()
+        self.publisher = Publisher(
+            ("amqp://localhost/",),
+            lambda channel: channel.queue_declare(QUEUE, durable=True, arguments={}),
+            self.system,
+            self.health,
+            self.log,
+        )
+        self.running = self.start(self.publisher.run())
 
     def send(
-        wanted: Callable[[], bool] = lambda: True, body: bytes = b"{}"
+        self, wanted: Callable[[], bool] = lambda: True, body: bytes = b"{}"
     ) -> asyncio.Future[bool]:
-        sent: asyncio.Future[bool] = rabbit.do(lambda: publisher.send(message(wanted, body)))
+        """Send a message; what comes of it without time passing has come."""
+        message = Message("", QUEUE, body, WHOLE, BARE, wanted)
+        sent: asyncio.Future[bool] = self.do(lambda: self.publisher.send(message))
         return sent
 
-    return send
+    @property
+    def sent(self) -> list[str]:
+        """With which properties messages have reached the broker."""
+        return [each.properties.message_id for each in self.broker.published]
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [each.body for each in self.broker.published]
 
 
-Send = Callable[..., asyncio.Future[bool]]
-
-
-def sent(rabbit: Rabbit) -> list[str]:
-    """Return with which properties messages have reached the broker."""
-    return [each.properties.message_id for each in rabbit.broker.published]
+@pytest.fixture
+def rabbit() -> Iterator[Sending]:
+    rabbit = Sending()
+    yield rabbit
+    rabbit.loop.kill()
 
 
 def outcomes(futures: list[asyncio.Future[bool]]) -> list[bool | None]:
@@ -84,10 +70,10 @@ def outcomes(futures: list[asyncio.Future[bool]]) -> list[bool | None]:
 # Confirms.
 
 
-def test_a_confirmed_message_waits_for_nothing_more(rabbit: Rabbit, send: Send) -> None:
-    assert send().result() is True
+def test_a_confirmed_message_waits_for_nothing_more(rabbit: Sending) -> None:
+    assert rabbit.send().result() is True
     rabbit.loop.advance(60)
-    assert sent(rabbit) == ["whole"]
+    assert rabbit.sent == ["whole"]
     assert len(rabbit.attempts) == 1
 
 
@@ -96,31 +82,29 @@ def test_a_confirmed_message_waits_for_nothing_more(rabbit: Rabbit, send: Send) 
     [(True, [True, True, True, None]), (False, [None, None, True, None])],
 )
 def test_a_confirm_is_for_one_message_or_for_all_up_to_it(
-    rabbit: Rabbit, send: Send, multiple: bool, confirmed: list[bool | None]
+    rabbit: Sending, multiple: bool, confirmed: list[bool | None]
 ) -> None:
     rabbit.broker.confirms = False
-    futures = [send() for _ in range(4)]
+    futures = [rabbit.send() for _ in range(4)]
     rabbit.channel.confirm(3, multiple)
     rabbit.loop.run_until_idle()
     assert outcomes(futures) == confirmed
 
 
-def test_what_was_sent_before_there_is_a_connection_is_sent_then(
-    rabbit: Rabbit, send: Send
-) -> None:
+def test_what_was_sent_before_there_is_a_connection_is_sent_then(rabbit: Sending) -> None:
     """Messages are numbered anew on it."""
-    assert send().result() is True
+    assert rabbit.send().result() is True
     rabbit.broker.away = True
     rabbit.lose()
-    futures = [send() for _ in range(2)]
+    futures = [rabbit.send() for _ in range(2)]
     rabbit.broker.away = False
     rabbit.loop.advance(10)
     assert outcomes(futures) == [True, True]
 
 
-def test_whoever_waits_for_a_confirm_may_be_cancelled(rabbit: Rabbit, send: Send) -> None:
+def test_whoever_waits_for_a_confirm_may_be_cancelled(rabbit: Sending) -> None:
     rabbit.broker.confirms = False
-    futures = [send(), send()]
+    futures = [rabbit.send(), rabbit.send()]
     futures[0].cancel()
     rabbit.channel.confirm(2, multiple=True)
     rabbit.loop.run_until_idle()
@@ -130,78 +114,74 @@ def test_whoever_waits_for_a_confirm_may_be_cancelled(rabbit: Rabbit, send: Send
 # Nacks and losses.
 
 
-def test_a_nacked_message_is_sent_again_with_all_its_properties(rabbit: Rabbit, send: Send) -> None:
+def test_a_nacked_message_is_sent_again_with_all_its_properties(rabbit: Sending) -> None:
     """A queue without a leader nacks for a while; it says nothing of the message."""
     rabbit.broker.nacks = lambda _: True
-    future = send()
+    future = rabbit.send()
     rabbit.loop.advance(60)
     rabbit.broker.nacks = lambda _: False
     rabbit.loop.advance(6)
     assert future.result() is True
-    assert set(sent(rabbit)) == {"whole"}
-    assert 12 <= len(sent(rabbit)) <= 40, "ever more slowly, and every five seconds at the least"
+    assert set(rabbit.sent) == {"whole"}
+    assert 12 <= len(rabbit.sent) <= 40, "ever more slowly, and every five seconds at the least"
     assert len(rabbit.attempts) == 1
-    assert rabbit.said("RabbitMQ did not take a message, sending it again")[0] == {
-        "event": "RabbitMQ did not take a message, sending it again",
-        "log_level": "warning",
-        "exchange": "",
-        "routing_key": QUEUE,
-    }
+    line = rabbit.said("RabbitMQ did not take a message, sending it again")[0]
+    assert (line["log_level"], line["exchange"], line["routing_key"]) == ("warning", "", QUEUE)
 
 
-def test_after_a_confirm_a_nacked_message_is_sent_again_soon(rabbit: Rabbit, send: Send) -> None:
+def test_after_a_confirm_a_nacked_message_is_sent_again_soon(rabbit: Sending) -> None:
     for _ in range(20):
         rabbit.broker.nacks = lambda _: True
-        send()
+        rabbit.send()
         rabbit.loop.advance(20)
         rabbit.broker.nacks = lambda _: False
         rabbit.loop.advance(6)
         rabbit.broker.nacks = lambda _: True
-        future = send()
+        future = rabbit.send()
         rabbit.broker.nacks = lambda _: False
         rabbit.loop.advance(1.25)
         assert future.result() is True
 
 
-def test_a_multiple_nack_is_for_all_up_to_it(rabbit: Rabbit, send: Send) -> None:
+def test_a_multiple_nack_is_for_all_up_to_it(rabbit: Sending) -> None:
     rabbit.broker.confirms, rabbit.broker.nacks = False, lambda _: True
-    futures = [send() for _ in range(3)]
+    futures = [rabbit.send() for _ in range(3)]
     rabbit.channel.confirm(2, multiple=True)
     rabbit.broker.nacks = lambda _: False
     rabbit.loop.advance(2)
-    assert len(sent(rabbit)) == 5
+    assert len(rabbit.sent) == 5
     rabbit.channel.confirm(5)
     rabbit.loop.run_until_idle()
     assert outcomes(futures) == [None, True, None]
 
 
-def test_a_message_that_channels_are_lost_with_is_sent_bare(rabbit: Rabbit, send: Send) -> None:
+def test_a_message_that_channels_are_lost_with_is_sent_bare(rabbit: Sending) -> None:
     rabbit.broker.confirms = False
-    send()
+    rabbit.send()
     for _ in range(3):
         rabbit.lose_and_wait_s()
-    assert sent(rabbit) == ["whole", "whole", "whole", "bare"]
+    assert rabbit.sent == ["whole", "whole", "whole", "bare"]
 
 
 def test_messages_that_channels_are_lost_with_together_are_sent_whole_one_after_the_other(
-    rabbit: Rabbit, send: Send
+    rabbit: Sending,
 ) -> None:
     """Only of one that is alone in flight is it known that it may be to blame."""
     rabbit.broker.confirms = False
-    futures = [send(body=body) for body in (b"1", b"2")]
+    futures = [rabbit.send(body=body) for body in (b"1", b"2")]
     for _ in range(3):
         rabbit.lose_and_wait_s()
-    futures.append(send(body=b"3"))
-    assert [each.body for each in rabbit.broker.published] == [b"1", b"2"] * 3 + [b"1"]
+    futures.append(rabbit.send(body=b"3"))
+    assert rabbit.bodies == [b"1", b"2"] * 3 + [b"1"]
     for confirmed in range(1, 4):
         rabbit.channel.confirm(confirmed)
         rabbit.loop.run_until_idle()
     assert outcomes(futures) == [True, True, True]
-    assert set(sent(rabbit)) == {"whole"}
+    assert set(rabbit.sent) == {"whole"}
 
 
 def test_the_one_message_that_the_broker_closes_connections_for_is_sent_bare(
-    rabbit: Rabbit, send: Send
+    rabbit: Sending,
 ) -> None:
     def close_for_it(_queue: str) -> bool:
         last = rabbit.broker.published[-1]
@@ -211,7 +191,7 @@ def test_the_one_message_that_the_broker_closes_connections_for_is_sent_bare(
 
     rabbit.broker.confirms, rabbit.broker.nacks = False, close_for_it
     rabbit.lose()
-    futures = [send(body=body) for body in (b"1", b"2", b"it", b"3", b"4")]
+    futures = [rabbit.send(body=body) for body in (b"1", b"2", b"it", b"3", b"4")]
     for _ in range(3):
         rabbit.next_attempt_s()
     rabbit.broker.confirms = True
@@ -221,49 +201,24 @@ def test_the_one_message_that_the_broker_closes_connections_for_is_sent_bare(
     assert bare == {b"it"}
 
 
-def test_a_nack_clears_a_message_that_channels_were_lost_with(rabbit: Rabbit, send: Send) -> None:
+def test_a_nack_clears_a_message_that_channels_were_lost_with(rabbit: Sending) -> None:
     """The broker has read it: it is sent with all the others again, not alone."""
     rabbit.broker.confirms = False
-    futures = [send(body=body) for body in (b"1", b"2")]
+    futures = [rabbit.send(body=body) for body in (b"1", b"2")]
     for _ in range(2):
         rabbit.lose_and_wait_s()
     rabbit.broker.confirms, rabbit.broker.nacks = True, lambda _: True
     rabbit.lose_and_wait_s()
-    assert [each.body for each in rabbit.broker.published] == [b"1", b"2"] * 5
+    assert rabbit.bodies == [b"1", b"2"] * 5
     rabbit.broker.nacks = lambda _: False
     rabbit.loop.advance(10)
     assert outcomes(futures) == [True, True]
 
 
-def test_a_message_that_a_queue_never_confirms_keeps_its_properties(
-    rabbit: Rabbit, send: Send
-) -> None:
-    """A queue without a majority confirms nothing; giving the channel up is our own doing."""
+def test_a_message_without_a_confirm_is_sent_again_on_another_connection(rabbit: Sending) -> None:
+    """With all its properties: a queue without a majority confirms nothing, and we gave it up."""
     rabbit.broker.confirms = False
-    send()
-    rabbit.loop.advance(600)
-    assert len(sent(rabbit)) > 30
-    assert set(sent(rabbit)) == {"whole"}
-
-
-def test_messages_are_sent_again_in_their_order(rabbit: Rabbit, publisher: Publisher) -> None:
-    rabbit.broker.confirms = False
-    bodies = [b"1", b"2", b"3"]
-    for body in bodies:
-        rabbit.do(
-            lambda body=body: publisher.send(
-                Message("", QUEUE, body, WHOLE, BARE, lambda: True)  # type: ignore[misc]
-            )
-        )
-    rabbit.lose_and_wait_s()
-    assert [each.body for each in rabbit.broker.published] == bodies + bodies
-
-
-def test_a_message_without_a_confirm_is_sent_again_on_another_connection(
-    rabbit: Rabbit, send: Send
-) -> None:
-    rabbit.broker.confirms = False
-    send()
+    rabbit.send()
     rabbit.loop.advance(9)
     assert rabbit.connection.is_open
     rabbit.next_attempt_s()
@@ -271,57 +226,56 @@ def test_a_message_without_a_confirm_is_sent_again_on_another_connection(
     assert [connection.is_closed for connection in rabbit.connections] == [True, False]
     (lost,) = rabbit.said("no connection to RabbitMQ, trying again")
     assert lost["error"] == "no confirm within 10 s"
-    assert sent(rabbit) == ["whole", "whole"]
+    assert rabbit.sent == ["whole", "whole"]
     assert rabbit.health.missing == {}
+    rabbit.loop.advance(600)
+    assert len(rabbit.sent) > 30
+    assert set(rabbit.sent) == {"whole"}
 
 
-def test_a_confirm_on_a_connection_given_up_confirms_nothing_on_the_next(
-    rabbit: Rabbit, send: Send
-) -> None:
+def test_a_confirm_on_a_connection_given_up_confirms_nothing_on_the_next(rabbit: Sending) -> None:
     """A frozen broker goes on after its connection was left to itself; numbers begin anew."""
     rabbit.broker.confirms = False
-    futures = [send()]
+    futures = [rabbit.send()]
     old = rabbit.channel
     rabbit.fall_silent()
     rabbit.next_attempt_s()
     assert not rabbit.connections[0].is_closed
-    futures.append(send())
+    futures.append(rabbit.send())
     old.confirm(1)
     rabbit.loop.run_until_idle()
     assert outcomes(futures) == [None, None]
 
 
-def test_a_returned_message_is_sent_again_when_its_queue_was_declared_anew(
-    rabbit: Rabbit, publisher: Publisher, send: Send
-) -> None:
+def test_a_returned_message_is_sent_again_when_its_queue_was_declared_anew(rabbit: Sending) -> None:
     """The broker confirms what no queue takes: that ack is void."""
     rabbit.broker.delete_queue(QUEUE)
-    future = send()
+    future = rabbit.send()
     assert not future.done()
-    assert publisher.trouble == f"queue {QUEUE} is missing, it is declared anew"
-    assert rabbit.health.missing == {"rabbitmq-publishing": publisher.trouble}
+    assert rabbit.publisher.trouble == f"queue {QUEUE} is missing, it is declared anew"
+    assert rabbit.health.missing == {"rabbitmq-publishing": rabbit.publisher.trouble}
     rabbit.next_attempt_s()
     assert future.result() is True
     assert rabbit.broker.queues[QUEUE].bodies == [b"{}"]
-    assert publisher.trouble == ""
+    assert rabbit.publisher.trouble == ""
 
 
-def test_an_event_that_no_queue_takes_is_named(rabbit: Rabbit, publisher: Publisher) -> None:
+def test_an_event_that_no_queue_takes_is_named(rabbit: Sending) -> None:
     rabbit.broker.exchanges["events"] = ("topic", [])
-    rabbit.do(lambda: publisher.send(event_message(b'{"id":"1","type":"new_order"}')))
-    assert publisher.trouble == "no queue takes what is sent to 'events' as 'new_order'"
+    rabbit.do(lambda: rabbit.publisher.send(event_message(b'{"id":"1","type":"new_order"}')))
+    assert rabbit.publisher.trouble == "no queue takes what is sent to 'events' as 'new_order'"
 
 
 # Alarms.
 
 
 def test_during_an_alarm_no_confirm_is_late_and_after_it_each_has_its_whole_time(
-    rabbit: Rabbit, send: Send
+    rabbit: Sending,
 ) -> None:
     """The broker has not read the message, and needs a moment when it reads on."""
     rabbit.broker.confirms = False
     rabbit.broker.set_alarm(True)
-    send()
+    rabbit.send()
     rabbit.loop.advance(60)
     assert rabbit.connection.is_open
     rabbit.broker.set_alarm(False)
@@ -331,33 +285,29 @@ def test_during_an_alarm_no_confirm_is_late_and_after_it_each_has_its_whole_time
     assert [connection.is_closed for connection in rabbit.connections] == [True, False]
 
 
-def test_what_is_sent_during_an_alarm_waits_for_its_end(
-    rabbit: Rabbit, publisher: Publisher, send: Send
-) -> None:
+def test_what_is_sent_during_an_alarm_waits_for_its_end(rabbit: Sending) -> None:
     rabbit.broker.set_alarm(True)
-    futures = [send() for _ in range(3)]
-    assert publisher.trouble == ALARM
+    futures = [rabbit.send() for _ in range(3)]
+    assert rabbit.publisher.trouble == ALARM
     (line,) = rabbit.said(f"{ALARM}: retries and dead letters wait, consuming goes on")
     assert line["log_level"] == "warning"
     assert outcomes(futures) == [None] * 3
     rabbit.broker.set_alarm(False)
     rabbit.loop.run_until_idle()
     assert outcomes(futures) == [True] * 3
-    assert publisher.trouble == ""
+    assert rabbit.publisher.trouble == ""
 
 
-def test_an_alarm_is_over_for_the_connection_that_is_opened_after_it(
-    rabbit: Rabbit, send: Send
-) -> None:
+def test_an_alarm_is_over_for_the_connection_that_is_opened_after_it(rabbit: Sending) -> None:
     rabbit.broker.set_alarm(True)
-    future = send()
+    future = rabbit.send()
     rabbit.lose()
     rabbit.broker.set_alarm(False)
     rabbit.next_attempt_s()
     assert future.result() is True
 
 
-def test_a_publisher_outlasts_an_alarm_in_which_the_broker_does_not_read(rabbit: Rabbit) -> None:
+def test_a_publisher_outlasts_an_alarm_in_which_the_broker_does_not_read(rabbit: Sending) -> None:
     assert rabbit.connection.params.tcp_options == KEEPALIVE
     assert "TCP_USER_TIMEOUT" not in KEEPALIVE
 
@@ -374,34 +324,28 @@ class Wanted:
         return self.yet
 
 
-def test_what_is_not_wanted_is_not_sent(rabbit: Rabbit, send: Send) -> None:
-    assert send(lambda: False).result() is False
-    assert sent(rabbit) == []
-
-
-def test_what_is_not_wanted_after_a_loss_or_a_nack_is_not_sent_again(
-    rabbit: Rabbit, send: Send
+def test_what_is_not_wanted_any_more_is_not_sent_nor_again_after_a_loss_or_a_nack(
+    rabbit: Sending,
 ) -> None:
     rabbit.broker.nacks = lambda _: True
     wanted = Wanted()
-    futures = [send(wanted)]
+    futures = [rabbit.send(wanted)]
     rabbit.broker.confirms = False
-    futures.append(send(wanted))
+    futures.append(rabbit.send(wanted))
     wanted.yet = False
+    assert rabbit.send(wanted).result() is False
     rabbit.lose_and_wait_s()
     rabbit.loop.advance(2)
     assert outcomes(futures) == [False, False]
-    assert len(sent(rabbit)) == 2
+    assert len(rabbit.sent) == 2
 
 
-def test_what_nobody_wants_any_more_is_not_kept_until_a_broker_is_there(
-    rabbit: Rabbit, send: Send
-) -> None:
+def test_what_nobody_wants_any_more_is_not_kept_until_a_broker_is_there(rabbit: Sending) -> None:
     """It would be for ever, with its body, where an application tries again and again."""
     wanted = Wanted()
     rabbit.broker.away = True
     rabbit.lose()
-    future = send(wanted)
+    future = rabbit.send(wanted)
     wanted.yet, kept = False, weakref.ref(wanted)
     del wanted
     assert kept() is not None
@@ -414,26 +358,22 @@ def test_what_nobody_wants_any_more_is_not_kept_until_a_broker_is_there(
 
 
 @pytest.mark.parametrize("answers", [True, False])
-def test_what_is_not_confirmed_when_it_closes_is_given_up(
-    rabbit: Rabbit, publisher: Publisher, running: Any, send: Send, answers: bool
-) -> None:
+def test_what_is_not_confirmed_when_it_closes_is_given_up(rabbit: Sending, answers: bool) -> None:
     rabbit.broker.nacks = lambda _: True
-    futures = [send()]
+    futures = [rabbit.send()]
     rabbit.broker.confirms = False
-    futures.append(send())
+    futures.append(rabbit.send())
     if not answers:
         rabbit.fall_silent()
     began_s = rabbit.loop.time()
-    rabbit.loop.run_until_complete(publisher.close())
+    rabbit.loop.run_until_complete(rabbit.publisher.close())
     assert rabbit.loop.time() - began_s <= CLOSE_TIMEOUT_S
     rabbit.loop.run_until_idle()
     assert outcomes(futures) == [False, False]
-    assert running.result() is None
+    assert rabbit.running.result() is None
 
 
-def test_a_defect_in_what_the_broker_sets_off_ends_it(
-    rabbit: Rabbit, running: Any, send: Send
-) -> None:
+def test_a_defect_in_what_the_broker_sets_off_ends_it(rabbit: Sending) -> None:
     """Not the connection, by pika, nor nothing at all, by the loop."""
 
     def wanted() -> bool:
@@ -442,13 +382,13 @@ def test_a_defect_in_what_the_broker_sets_off_ends_it(
         raise Defect
 
     rabbit.broker.set_alarm(True)
-    send()
-    send(wanted)
+    rabbit.send()
+    rabbit.send(wanted)
     rabbit.broker.set_alarm(False)
     rabbit.loop.run_until_idle()
-    assert running.done()
+    assert rabbit.running.done()
     with pytest.raises(ExceptionGroup) as raised:
-        running.result()
+        rabbit.running.result()
     assert raised.group_contains(Defect)
     assert len(rabbit.attempts) == 1
 

@@ -92,20 +92,15 @@ def test_a_call_has_time(service: Service, timeout_s: float) -> None:
         service.claimed_handler("new_order", timeout_s)
 
 
-def test_a_wrong_setting_ends_it_with_one_line_and_code_2(
+def test_a_wrong_setting_or_no_handler_ends_it_with_one_line_and_code_2(
     service: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    service.handler("new_order")(lambda _event: None)
-    assert service.run({"BATCH_SIZE": "none"}) == 2
-    expected = "order: BATCH_SIZE is 'none': write a whole number from 1 to 4096\n"
-    assert capsys.readouterr() == ("", expected)
-
-
-def test_without_a_handler_it_ends_as_well(
-    service: Service, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It would ack and forget whatever comes."""
+    """Without a handler it would ack and forget whatever comes."""
     assert service.run({}) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith("order: it has no handler")
+    service.handler("new_order")(lambda _event: None)
+    assert service.run({"BATCH_SIZE": "none"}) == 2
+    expected = "order: BATCH_SIZE is 'none': write a whole number from 1 to 4096\n"
+    assert capsys.readouterr() == ("", expected)

@@ -82,8 +82,7 @@ class FakeEtcd(Etcd):
             operator.meanwhile()
         return reply
 
-    def close(self) -> None:
-        """Close nothing."""
+    def close(self) -> None: ...
 
 
 class FakeRabbit(Broker):
@@ -93,8 +92,7 @@ class FakeRabbit(Broker):
         self._operator = operator
         self.version = operator.rabbitmq_version
 
-    def __exit__(self, *_: object) -> None:
-        """Close nothing."""
+    def __exit__(self, *_: object) -> None: ...
 
     def depth(self, queue: str) -> Depth | None:
         return self._operator.depths.get(queue)
@@ -104,11 +102,9 @@ class FakeRabbit(Broker):
 
     @contextmanager
     def channel(self) -> Iterator[Any]:
-        """Open a channel to the operator's dead letters."""
         yield FakeChannel(self._operator)
 
-    def wait(self, seconds: float) -> None:
-        """Wait for nothing: what is sent has arrived."""
+    def wait(self, seconds: float) -> None: ...
 
 
 class FakeChannel:
@@ -118,11 +114,9 @@ class FakeChannel:
         self._operator = operator
         self._unacked: list[tuple[Any, bytes]] = []
 
-    def confirm_delivery(self) -> None:
-        """Confirm all that is published, as it does anyway."""
+    def confirm_delivery(self) -> None: ...
 
     def queue_declare(self, _queue: str, *, passive: bool) -> Any:
-        """Tell how many there are."""
         return SimpleNamespace(method=SimpleNamespace(message_count=len(self._operator.dead)))
 
     def consume(self, _queue: str, *, inactivity_timeout: float) -> Iterator[Any]:
@@ -135,10 +129,12 @@ class FakeChannel:
             yield None, None, None
 
     def basic_publish(
-        self, exchange: str, _queue: str, body: bytes, *_: Any, mandatory: bool
+        self, exchange: str, queue: str, body: bytes, properties: Any, *, mandatory: bool
     ) -> None:
         """Send one back."""
-        self._operator.resent.append(body)
+        if exchange or not mandatory:
+            raise AssertionError("it would be lost where there is no such queue")
+        self._operator.resent.append((queue, properties, body))
 
     def basic_ack(self, tag: int) -> None:
         """Remove one."""
@@ -182,7 +178,7 @@ class Operator:
         self.bindings: list[dict[str, Any]] = []
         self.policies: list[dict[str, Any]] = []
         self.dead: list[tuple[Any, bytes]] = []
-        self.resent: list[bytes] = []
+        self.resent: list[tuple[str, Any, bytes]] = []
         self.removed: list[bytes] = []
         self.looked_at = 0
         self.pages: dict[str, bytes | WebError] = {}
@@ -230,14 +226,8 @@ class Operator:
     def has_service(self, service: str, dead: int = 0, consumers: int = 1) -> None:
         """Let a service have declared its queues, by the settings' defaults."""
         for name, arguments in queue_arguments(service, Settings().retry_delays).items():
-            self.queues.append(
-                {
-                    "name": name,
-                    "type": "quorum",
-                    "arguments": arguments,
-                    "messages_unacknowledged": 0,
-                }
-            )
+            facts = {"name": name, "type": "quorum", "arguments": arguments}
+            self.queues.append({**facts, "messages_unacknowledged": 0})
             self.depths[name] = Depth(0, 0)
         self.depths[service] = Depth(0, consumers)
         self.depths[f"{service}.dead-letter"] = Depth(dead, 0)
@@ -258,39 +248,31 @@ class FakeContext(Context):
         self._operator = operator
 
     def rabbitmq(self, url: str = "") -> AbstractContextManager[Broker]:
-        """Connect, unless RabbitMQ is away."""
         if self._operator.rabbitmq_error is not None:
             raise self._operator.rabbitmq_error
         return FakeRabbit(self._operator)
 
     def etcd(self, address: tuple[str, int] | None = None) -> AbstractContextManager[Etcd]:
-        """Open a client, whose questions fail where etcd is away."""
         return closing(self._operator.etcd)
 
     def producer(self) -> AbstractContextManager[Producer]:
-        """Open the operator's producer."""
         return nullcontext(self._operator.producer)
 
     def now_s(self) -> float:
-        """Return the time by the operator's clock."""
         return self._operator.now_s
 
     def fetch(self, url: str, tls: Tls) -> Page:
         """Get one of the operator's pages."""
         path = url.partition("://")[2].partition("/")[2].partition("?")[0]
-        known = {
+        known: dict[str, Any] = {
             "api/queues/%2F": self._operator.queues,
             "api/health/checks/alarms": {"status": "ok"},
             "api/policies/%2F": self._operator.policies,
             "api/operator-policies/%2F": [],
             "api/exchanges/%2F/events/bindings/source": self._operator.bindings,
         }
-        pages = self._operator.pages
-        page = (
-            pages.get(path) or orjson.dumps(known[path])
-            if (path in known or path in pages)
-            else WebError("no such page", 404)
-        )
+        pages = {name: orjson.dumps(found) for name, found in known.items()} | self._operator.pages
+        page = pages.get(path, WebError("no such page", 404))
         if isinstance(page, WebError):
             raise page
         return Page(page)

@@ -1,0 +1,669 @@
+"""RabbitMQ's consuming side: a connection that recovers, and deliveries on their way in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import pairwise
+from random import Random
+from typing import Any
+
+import pika
+import pytest
+
+from fakes.amqp import Rabbit
+from idempotent_consumer.amqp import TCP_OPTIONS
+from idempotent_consumer.bus import (
+    ANSWERS_WITHIN_S,
+    ASKED_EVERY_S,
+    CLOSE_TIMEOUT_S,
+    GONE_WITHIN_S,
+    LAST_ACKS_S,
+    MAX_BYTES_IN_FLIGHT,
+    ClientChannel,
+    Delivery,
+    Intake,
+    RecoveringConnection,
+    prefetch,
+    queue_arguments,
+)
+from idempotent_consumer.settings import Settings
+from idempotent_consumer.testing.broker import Queue
+
+
+class Defect(Exception):
+    """What no code of ours should raise."""
+
+
+# A connection that recovers.
+
+AT_ONCE_S = 0.25
+"""The longest wait after a first failure."""
+
+TIMES = 30
+LOSS = "no connection to RabbitMQ, trying again"
+RESET = "Stream connection lost: ConnectionResetError(104, 'reset')"
+
+
+class Recovering(Rabbit):
+    """RabbitMQ, and a connection to one of its nodes, whose names are a letter each."""
+
+    def __init__(self, nodes: str = "h") -> None:
+        super().__init__()
+        urls = [f"amqp://{node}/" for node in nodes]
+        self.kept = RecoveringConnection(
+            "rabbitmq", urls, TCP_OPTIONS, self.system, self.health, self.log
+        )
+
+    def run(self, use: Callable[[ClientChannel], Any] | None = None) -> Any:
+        """Keep the connection: ``use`` it, or say that it is ready as soon as it is open."""
+        return self.start(self.kept.run(use or self._ready_until_lost))
+
+    def close(self) -> float:
+        """Close it; return how long that took."""
+        began_s = self.loop.time()
+        self.loop.run_until_complete(self.kept.close())
+        return self.loop.time() - began_s
+
+    async def _ready_until_lost(self, client: ClientChannel) -> None:
+        self.kept.ready()
+        await client.reply()
+
+
+@pytest.fixture
+def rabbit() -> Iterator[Recovering]:
+    rabbit = Recovering()
+    yield rabbit
+    rabbit.loop.kill()
+
+
+# How soon.
+
+
+def hold(rabbit: Recovering, seconds: float) -> float:
+    """Let a connection be there for so long; return the wait until the next."""
+    rabbit.loop.advance(seconds)
+    return rabbit.lose_and_wait_s()
+
+
+def test_a_connection_is_followed_by_another_at_once_where_it_held_else_ever_more_slowly(
+    rabbit: Recovering,
+) -> None:
+    """Each of them costs every delivery in hand one of its returns."""
+    rabbit.run()
+    assert max(hold(rabbit, 11) for _ in range(TIMES)) <= AT_ONCE_S
+    assert max(hold(rabbit, 9) for _ in range(TIMES)) > 4 * AT_ONCE_S
+    assert hold(rabbit, 11) <= AT_ONCE_S
+
+
+def test_a_broker_that_refuses_is_asked_ever_more_slowly(rabbit: Recovering) -> None:
+    """Also when the connection before had held."""
+    rabbit.run()
+    rabbit.broker.away = True
+    assert hold(rabbit, 11) <= AT_ONCE_S
+    times_s = [rabbit.next_attempt_s() for _ in range(TIMES)]
+    assert max(later - sooner for sooner, later in pairwise(times_s)) > 4 * AT_ONCE_S
+
+
+def test_health_and_log_say_what_is_missing_and_since_when_it_is_back(rabbit: Recovering) -> None:
+    assert rabbit.health.missing == {"rabbitmq": "not connected yet"}
+    rabbit.run()
+    assert rabbit.health.missing == {}
+    rabbit.lose()
+    assert rabbit.health.missing == {"rabbitmq": RESET}
+    rabbit.next_attempt_s()
+    assert rabbit.health.missing == {}
+    warning, connected = rabbit.lines.entries[1:]
+    assert 0 <= warning.pop("again_in_s") <= AT_ONCE_S
+    which = {"connection": "rabbitmq", "node": "h:5672"}
+    assert warning == {"event": LOSS, "log_level": "warning", "error": RESET, **which}
+    assert connected == {"event": "connected to RabbitMQ", "log_level": "info", **which}
+
+
+# To which node.
+
+
+def nodes_tried(nodes: str, times: int, seed: int = 1) -> str:
+    rabbit = Recovering(nodes)
+    rabbit.system.random.setstate(Random(seed).getstate())
+    rabbit.broker.away = True
+    rabbit.run()
+    while len(rabbit.attempts) < times:
+        rabbit.next_attempt_s()
+    rabbit.loop.kill()
+    return "".join(node for _, node in rabbit.attempts)
+
+
+@pytest.mark.parametrize("nodes", ["a", "ab", "abc"])
+def test_each_node_is_tried_before_any_is_again_and_the_one_that_was_lost_is_never_the_next(
+    nodes: str,
+) -> None:
+    tried = nodes_tried(nodes, 300)
+    rounds = [tried[at : at + len(nodes)] for at in range(0, 300, len(nodes))]
+    assert all(sorted(each) == list(nodes) for each in rounds)
+    assert nodes == "a" or all(one != other for one, other in pairwise(tried))
+
+
+def test_the_first_node_is_a_random_one() -> None:
+    assert {nodes_tried("abc", 1, seed) for seed in range(100)} == set("abc")
+
+
+# What ends it.
+
+
+def test_a_channel_that_the_broker_closes_is_followed_by_another_connection(
+    rabbit: Recovering,
+) -> None:
+    async def declare_wrongly(client: ClientChannel) -> None:
+        client.channel.queue_declare("order", durable=True, arguments={"x-max-length": 1})
+        await client.reply()
+
+    rabbit.broker.queues["order"] = Queue("order", {"x-max-length": 2})
+    rabbit.run(declare_wrongly)
+    assert "rabbitmqctl delete_queue" in rabbit.health.missing["rabbitmq"]
+    assert rabbit.connection.is_closed
+    rabbit.next_attempt_s()
+    assert len(rabbit.attempts) == 2
+
+
+def test_what_was_asked_of_a_channel_that_had_gone_is_a_loss_with_its_own_reason(
+    rabbit: Recovering,
+) -> None:
+    """pika refuses to send: no defect, as nobody could have known."""
+
+    async def declare(client: ClientChannel) -> None:
+        client.channel.is_open = False
+        client.lose("the first reason")
+        client.channel.queue_declare("order")
+
+    rabbit.run(declare)
+    assert rabbit.health.missing == {"rabbitmq": "the first reason"}
+
+
+async def fail(_: ClientChannel) -> None:
+    raise Defect
+
+
+def failing_in_a_callback(*losses: str) -> Callable[[ClientChannel], Any]:
+    async def use(client: ClientChannel) -> None:
+        def callback(*_: object) -> None:
+            for loss in losses:
+                client.lose(loss)
+            raise Defect
+
+        client.channel.basic_qos(prefetch_count=1, callback=client.callback(callback))
+        await client.reply()
+
+    return use
+
+
+def defects(error: BaseException) -> list[type[BaseException]]:
+    """Return what is in an exception group."""
+    if isinstance(error, BaseExceptionGroup):
+        return [each for inner in error.exceptions for each in defects(inner)]
+    return [type(error)]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [fail, failing_in_a_callback(), failing_in_a_callback("a loss")],
+    ids=["at once", "in a callback", "in a callback behind the loss"],
+)
+def test_a_defect_ends_it_and_is_no_lost_connection(
+    rabbit: Recovering, use: Callable[[ClientChannel], Any]
+) -> None:
+    running = rabbit.run(use)
+    assert running.done()
+    assert defects(running.exception()) == [Defect]
+    assert rabbit.connection.is_closed
+    assert rabbit.said(LOSS) == []
+    rabbit.loop.run_until_complete(rabbit.kept.close())
+
+
+# Its end.
+
+
+@pytest.mark.parametrize(
+    ("before", "takes_s"),
+    [(lambda _: None, 0), (Rabbit.lose, 0), (Rabbit.fall_silent, CLOSE_TIMEOUT_S)],
+    ids=["the broker answers", "before the next attempt", "no answer"],
+)
+def test_it_closes_its_connection_and_opens_no_other(
+    rabbit: Recovering, before: Callable[[Rabbit], None], takes_s: float
+) -> None:
+    """A broker that does not answer is left to itself."""
+    running = rabbit.run()
+    before(rabbit)
+    assert rabbit.close() == takes_s
+    assert rabbit.connection.is_closed == (takes_s == 0)
+    rabbit.loop.advance(60)
+    assert running.result() is None
+    assert len(rabbit.attempts) == 1
+
+
+def test_it_closes_while_a_connection_is_being_opened(rabbit: Recovering) -> None:
+    rabbit.broker.latency_s = lambda: 5.0
+    running = rabbit.run(fail)
+    assert rabbit.close() <= CLOSE_TIMEOUT_S
+    rabbit.loop.advance(60)
+    assert running.result() is None
+    assert rabbit.broker.sessions == []
+
+
+def test_a_broker_that_does_not_answer_the_end_of_a_connection_does_not_hold_up_the_next(
+    rabbit: Recovering,
+) -> None:
+    clients: list[ClientChannel] = []
+
+    async def use(client: ClientChannel) -> None:
+        clients.append(client)
+        await client.reply()
+
+    rabbit.run(use)
+    rabbit.fall_silent()
+    clients[0].lose("it is of no use")
+    lost_s = rabbit.loop.time()
+    assert rabbit.next_attempt_s() - lost_s <= CLOSE_TIMEOUT_S + AT_ONCE_S
+    called: list[object] = []
+    clients[0].callback(called.append)("what the broker sends when it goes on")
+    clients[1].callback(called.append)("what it sends on the connection that is used")
+    assert called == ["what it sends on the connection that is used"]
+
+
+def test_it_can_be_closed_before_it_was_run(rabbit: Recovering) -> None:
+    assert rabbit.close() == 0
+    running = rabbit.run(fail)
+    assert running.result() is None
+    assert rabbit.attempts == []
+
+
+def test_a_cancelled_run_closes_its_connection(rabbit: Recovering) -> None:
+    """As when another task of the service has a defect."""
+    running = rabbit.run()
+    running.cancel()
+    rabbit.loop.run_until_idle()
+    assert running.cancelled()
+    assert rabbit.connection.is_closed
+    assert rabbit.close() == 0
+
+
+# Deliveries on their way in.
+
+ONE = Settings(rabbitmq_urls=("amqp://h/",))
+SEVERAL = Settings(rabbitmq_urls=("amqp://a/", "amqp://b/"))
+PREFETCH = 10
+
+
+class Consuming(Rabbit):
+    """RabbitMQ and the intake of the service "order", which has begun to consume."""
+
+    def __init__(
+        self,
+        settings: Settings = ONE,
+        max_bytes: int = MAX_BYTES_IN_FLIGHT,
+        latency_s: float = 0.0,
+        told: Callable[[int], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.broker.latency_s = lambda: latency_s
+        self.returned: list[int] = []
+        told = told or self.returned.append
+        system, health, log = self.system, self.health, self.log
+        self.intake = Intake("order", settings, PREFETCH, system, health, log, told, max_bytes)
+        self.running = self.start(self.intake.run())
+
+    def publish(self, *bodies: bytes, properties: Any = None) -> None:
+        for body in bodies:
+            self.broker.publish("events", "new_order", body, properties)
+        self.loop.run_until_idle()
+
+    def arrived(self) -> list[Delivery]:
+        """Return what has arrived by now; none is an empty list."""
+        task = self.start(self.intake.deliveries())
+        if not task.done():
+            task.cancel()
+            self.loop.run_until_idle()
+            return []
+        deliveries: list[Delivery] = task.result()
+        return deliveries
+
+    def bodies(self) -> list[bytes]:
+        """Return the bodies of what has arrived by now."""
+        return [delivery.body for delivery in self.arrived()]
+
+    def cancel(self) -> None:
+        """Cancel the consumer of a queue that stays, as after its consumer time-out."""
+        (consumer,) = self.broker.queues["order"].consumers
+        consumer.channel.cancelled_by_broker(consumer)
+        self.loop.run_until_idle()
+
+    def close(self) -> None:
+        """Close it, which takes as long as the last acks need."""
+        began_s = self.loop.time()
+        self.loop.run_until_complete(self.intake.close())
+        assert self.loop.time() - began_s == LAST_ACKS_S
+
+    @property
+    def acked(self) -> list[bytes]:
+        return [message.body for message in self.broker.acked]
+
+    @property
+    def ready(self) -> list[bytes]:
+        return self.broker.queues["order"].bodies
+
+    @property
+    def why(self) -> list[str]:
+        """Why connections have been lost."""
+        return [line["error"] for line in self.lines.entries if "error" in line]
+
+
+Start = Callable[..., Consuming]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Give the function that starts an intake."""
+    with ExitStack() as stack:
+
+        def start(*arguments: Any, **options: Any) -> Consuming:
+            order = Consuming(*arguments, **options)
+            stack.callback(order.loop.kill)
+            return order
+
+        yield start
+
+
+@pytest.fixture
+def order(start: Start) -> Consuming:
+    """Give one with a single broker."""
+    return start()
+
+
+def test_what_a_service_consumes_is_declared_and_bound(order: Consuming) -> None:
+    declared = {queue.name: queue.arguments for queue in order.broker.queues.values()}
+    assert declared == queue_arguments("order", ONE.retry_delays)
+    assert order.broker.exchanges == {"events": ("topic", [("#", "order")])}
+    assert order.health.missing == {}
+    assert order.connection.params.tcp_options == TCP_OPTIONS
+
+
+def test_whoever_waits_for_deliveries_gets_what_comes_of_any_form(order: Consuming) -> None:
+    """The empty ones are left to pika."""
+    waiting = order.start(order.intake.deliveries())
+    assert not waiting.done()
+    properties = pika.BasicProperties(headers={"x-attempts": 2})
+    order.publish(b"1", properties=properties)
+    order.publish(b"", b"2", properties=properties)
+    found = [*waiting.result(), *order.arrived()]
+    assert [(each.body, each.attempts) for each in found] == [(b"1", 2), (b"", 2), (b"2", 2)]
+    assert order.intake.in_hand == 3
+    assert not order.start(order.intake.deliveries()).done()
+
+
+def test_no_more_are_in_hand_than_the_prefetch(order: Consuming) -> None:
+    order.publish(*(b"%d" % number for number in range(PREFETCH + 5)))
+    assert len(order.arrived()) == PREFETCH
+
+
+@pytest.mark.parametrize(("batch_size", "expected"), [(1, 8), (512, 4096), (100_000, 32_767)])
+def test_the_prefetch_is_for_the_batches_in_flight_and_as_many_behind_them(
+    batch_size: int, expected: int
+) -> None:
+    assert prefetch(batch_size) == expected
+
+
+def test_what_is_unacked_comes_again_on_another_channel_and_is_settled_there_alone(
+    order: Consuming,
+) -> None:
+    order.publish(b"1", b"2", b"3")
+    first = order.arrived()
+    first[0].settle()
+    order.lose_and_wait_s()
+    assert order.returned == [2]
+    again = order.arrived()
+    assert [delivery.body for delivery in again] == [b"1", b"2", b"3"]
+    assert not any(delivery.alive or delivery.settle() for delivery in first)
+    order.do(order.intake.flush_past_gap)
+    assert order.acked == []
+    for number in (0, 2):
+        again[number].settle()
+    order.do(order.intake.flush)
+    assert (order.acked, order.intake.in_hand) == ([b"1"], 1)
+    order.do(order.intake.flush_past_gap)
+    assert order.acked == [b"1", b"3"]
+    assert (again[1].epoch.number, again[1].tag) == (2, 2)
+
+
+def test_each_channel_is_told_once_as_returned(order: Consuming) -> None:
+    """What had arrived on it is handed over all the same: so it is counted as received."""
+    order.publish(b"1")
+    order.broker.delete_queue("order")
+    order.loop.advance(GONE_WITHIN_S)
+    assert order.returned == [1]
+    order.next_attempt_s()
+    order.lose_and_wait_s()
+    assert order.returned == [1, 0]
+    order.publish(b"2")
+    found = [(delivery.body, delivery.alive) for delivery in order.arrived()]
+    assert found == [(b"1", False), (b"2", True)]
+
+
+# A consumer that the broker cancels.
+
+
+def cancel_holding_two(order: Consuming) -> None:
+    """The oldest one tells for how long: until the cancel, not until the queue was seen."""
+    order.publish(b"1")
+    order.loop.advance(7)
+    order.publish(b"2")
+    order.loop.advance(1)
+    order.cancel()
+
+
+def cancel_and_delete(order: Consuming) -> None:
+    """As the broker does: asked at once, it says that the queue is there."""
+    order.cancel()
+    del order.broker.queues["order"]
+
+
+def cancel_and_lose(order: Consuming) -> None:
+    order.cancel()
+    order.lose()
+
+
+DELETED = "no queue 'order' in vhost '/': it was deleted, and is declared anew"
+CANCELLED = (
+    "the broker cancelled the consumer, whose queue is still there: probably a delivery was "
+    "unacked for longer than the broker's consumer_timeout"
+)
+
+
+@pytest.mark.parametrize(
+    ("fault", "says", "held"),
+    [
+        (lambda order: order.broker.delete_queue("order"), DELETED, 0),
+        (cancel_and_delete, DELETED, 0),
+        (Consuming.cancel, f"{CANCELLED} (none is unacked now)", 0),
+        (cancel_holding_two, f"{CANCELLED} (the oldest for 8.0 s)", 2),
+        (cancel_and_lose, RESET, 0),
+    ],
+    ids=["deleted", "cancelled, and deleted", "cancelled", "two unacked", "cancelled, and lost"],
+)
+def test_it_is_said_why_the_broker_cancels_a_consumer_and_another_consumes(
+    order: Consuming, fault: Callable[[Consuming], None], says: str, held: int
+) -> None:
+    """The channel would keep the deliveries that are not overdue, and get no others."""
+    fault(order)
+    order.loop.advance(GONE_WITHIN_S)
+    (lost,) = order.why
+    assert lost.endswith(says)
+    assert order.returned == [held]
+    order.loop.advance(1)
+    (consumer,) = order.broker.queues["order"].consumers
+    assert len(consumer.channel.unacked) == held
+
+
+def test_a_cancel_that_comes_with_the_answer_to_consuming_is_not_missed(start: Start) -> None:
+    """In one read of the socket, as when the queue is deleted in that moment."""
+    order = start(latency_s=0.1)
+    queues = order.broker.queues
+    order.loop.agenda.run(enough=lambda: "order" in queues and bool(queues["order"].consumers))
+    order.broker.delete_queue("order")
+    order.loop.advance(10)
+    assert len(queues["order"].consumers) == 1
+
+
+# A broker that is cut off from the others.
+
+LONG_S = 20 * (ASKED_EVERY_S + ANSWERS_WITHIN_S)
+
+
+@pytest.mark.parametrize("after_s", [ASKED_EVERY_S / 2, ASKED_EVERY_S, LONG_S])
+def test_a_broker_of_several_that_has_a_majority_is_kept_until_it_cancels(
+    start: Start, after_s: float
+) -> None:
+    order = start(SEVERAL)
+    order.loop.advance(after_s)
+    assert len(order.attempts) == 1
+    order.publish(b"1")
+    assert order.bodies() == [b"1"]
+    order.cancel()
+    order.loop.advance(ASKED_EVERY_S + GONE_WITHIN_S)
+    assert "the broker cancelled the consumer" in order.why[0]
+
+
+def test_a_broker_that_answers_nothing_that_takes_a_majority_is_left_for_another(
+    start: Start,
+) -> None:
+    """It still answers heartbeats, so nothing else would tell."""
+    order = start(SEVERAL)
+    order.fall_silent()
+    order.loop.advance(ASKED_EVERY_S + ANSWERS_WITHIN_S + 1)
+    assert order.why == ["no answer within 5 s: this broker may be cut off from the others"]
+    order.next_attempt_s()
+    assert {host for _, host in order.attempts} == {"a", "b"}
+
+
+def test_a_single_broker_is_not_asked(order: Consuming) -> None:
+    """There is no other to go to."""
+    order.fall_silent()
+    order.loop.advance(LONG_S)
+    assert order.why == []
+
+
+def test_a_broker_of_several_is_not_left_while_nothing_is_read(start: Start) -> None:
+    """Its answer may have come: it stands behind deliveries that wait."""
+    order = start(SEVERAL, max_bytes=0)
+    order.publish(b"1")
+    order.loop.advance(LONG_S)
+    assert order.why == []
+    (delivery,) = order.arrived()
+    delivery.settle()
+    order.fall_silent()
+    order.loop.advance(ASKED_EVERY_S + 2 * ANSWERS_WITHIN_S + 1)
+    assert len(order.why) == 1
+
+
+# Large deliveries.
+
+
+def test_what_is_in_hand_is_bounded_in_bytes(start: Start) -> None:
+    """The bodies and what stands in the properties, which is two bytes at the least."""
+    order = start(max_bytes=100)
+    order.publish(*(b"%d" % number * 48 for number in range(1, 6)))
+    first = order.arrived()
+    assert [delivery.body[:1] for delivery in first] == [b"1", b"2", b"3"]
+    assert order.arrived() == []
+    for delivery in first[:2]:
+        delivery.settle()
+    assert [body[:1] for body in order.bodies()] == [b"4", b"5"]
+    (warning,) = order.said(
+        "what is in flight is large: no more is read until half of it is settled"
+    )
+    assert (warning["deliveries"], warning["bytes"]) == (3, 100)
+
+
+def test_a_channel_lost_while_nothing_is_read_is_followed_by_another(start: Start) -> None:
+    order = start(max_bytes=0)
+    order.publish(b"1", b"2")
+    order.lose_and_wait_s()
+    order.loop.run_until_idle()
+    assert [(d.body, d.alive) for d in order.arrived()] == [(b"1", False), (b"1", True)]
+
+
+def test_at_the_stop_what_was_not_read_goes_back_and_the_close_is_agreed(start: Start) -> None:
+    """One delivery that is larger than the bound is taken, alone."""
+    order = start(max_bytes=0)
+    order.publish(b"1", b"2")
+    order.do(order.intake.stop)
+    assert order.bodies() == [b"1"]
+    order.close()
+    assert sorted(order.ready) == [b"1", b"2"]
+
+
+# The stop.
+
+
+def test_after_the_stop_nothing_more_is_taken_and_what_is_in_hand_can_be_settled(
+    order: Consuming,
+) -> None:
+    order.publish(b"1")
+    (delivery,) = order.arrived()
+    assert order.connection.reader is not None
+    order.do(order.intake.stop)
+    assert order.connection.reader is None, "it would go on past pika, which hands deliveries back"
+    order.publish(b"2")
+    assert order.arrived() == []
+    assert order.ready == [b"2"]
+    delivery.settle()
+    order.do(order.intake.flush)
+    assert order.acked == [b"1"]
+
+
+def test_what_is_on_its_way_at_the_stop_goes_back(start: Start) -> None:
+    order = start(latency_s=0.1)
+    order.loop.advance(5)
+    order.broker.publish("events", "new_order", b"1")
+    order.do(order.intake.stop)
+    order.loop.advance(1)
+    assert (order.arrived(), order.intake.in_hand) == ([], 0)
+    assert order.ready == [b"1"]
+
+
+def test_stopped_before_it_is_connected_it_consumes_nothing(start: Start) -> None:
+    order = start(latency_s=0.1)
+    order.do(order.intake.stop)
+    order.loop.advance(5)
+    assert order.broker.queues["order"].consumers == []
+    assert order.broker.sessions == []
+    order.close()
+    assert (order.running.result(), order.returned) == (None, [])
+
+
+def test_a_channel_lost_after_the_stop_is_followed_by_no_consumer(order: Consuming) -> None:
+    order.publish(b"1")
+    order.do(order.intake.stop)
+    order.lose()
+    order.loop.advance(10)
+    assert order.broker.queues["order"].consumers == []
+    assert (order.intake.in_hand, order.returned) == (0, [1])
+    order.close()
+    assert order.running.done()
+
+
+def test_it_closes_when_the_last_acks_are_safe_and_the_rest_goes_back(order: Consuming) -> None:
+    order.publish(b"1", b"2")
+    order.arrived()[0].settle()
+    order.do(order.intake.flush)
+    order.close()
+    assert (order.acked, order.ready, order.returned) == ([b"1"], [b"2"], [1])
+    assert order.running.result() is None
+
+
+def test_a_defect_in_what_is_told_ends_it(start: Start) -> None:
+    def fail_at(_: int) -> None:
+        raise Defect
+
+    order = start(told=fail_at)
+    order.lose()
+    assert defects(order.running.exception()) == [Defect]
