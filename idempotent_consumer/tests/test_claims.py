@@ -512,7 +512,7 @@ def test_what_is_parked_leaves_records_that_end_soon_though_the_process_goes_on(
     """Under the process's own lease they would stay for as long as it runs, without a bound."""
     process = world.start(
         Claimed(fails=200).handler,
-        settings=Settings(enable_etcd=True, retry_delays=(("1s", 1),)),
+        settings=Settings(enable_etcd=True, retry_delays=(("1s", 1),), breaker_failures=0),
     )
     process.deliver(*(body(str(n)) for n in range(100)))
     world.advance(2)

@@ -144,7 +144,7 @@ def test_a_letter_with_any_headers_is_shown_and_sent_back_with_their_bytes_and_n
     ours = [entry(name, b"V", b"") for name in (b"x-error", b"x-attempts", b"x-parked-at")]
     headers = table(theirs, entry(b"x-reason", b"S", b"\0\0\0\x07invalid"), *ours)
     operator = Operator()
-    operator.dead = [(Properties().decode(encoded(headers)), b"no event")]
+    operator.dead[:] = [(Properties().decode(encoded(headers)), b"no event")]
     assert "invalid" in operator.run("dead-letters", "show", "order").out
     (letter,) = operator.run("dead-letters", "show", "order", "--json").json["letters"]
     assert letter["reason"] == "invalid"

@@ -6,6 +6,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import FrameType
 
@@ -31,6 +32,7 @@ from idempotent_consumer.testing.etcd import (
     Fate,
     answered_late,
 )
+from idempotent_consumer.testing.process import SETTINGS
 
 BODIES = 800
 RETRIED_S = 72.0
@@ -401,7 +403,8 @@ def test_bodies_of_one_id_that_wait_are_judged_by_what_another_replica_has_recor
 @pytest.mark.parametrize("claimed", [False, True])
 def test_bodies_of_one_id_that_all_fail_are_each_tried(world: World, claimed: bool) -> None:
     pure, call = Pure(fails=200), Claimed(fails=200)
-    process = world.start(call.handler if claimed else Handler(pure))
+    settings = replace(SETTINGS, breaker_failures=0)
+    process = world.start(call.handler if claimed else Handler(pure), settings=settings)
     assert decodings(lambda: process.deliver(*(body("1", n=n) for n in range(200)))) == 200
     assert len(pure.seen) + len(call.calls) == 200
     assert process.counts() == {"received": 200, "retried": 200}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import (
     AbstractContextManager,
@@ -116,12 +117,19 @@ class FakeChannel:
 
     def confirm_delivery(self) -> None: ...
 
-    def queue_declare(self, _queue: str, *, passive: bool) -> Any:
-        return SimpleNamespace(method=SimpleNamespace(message_count=len(self._operator.dead)))
+    def queue_declare(self, queue: str, *, passive: bool) -> Any:
+        return SimpleNamespace(method=SimpleNamespace(message_count=len(self._queue(queue))))
 
-    def consume(self, _queue: str, *, inactivity_timeout: float) -> Iterator[Any]:
+    def queue_delete(self, queue: str) -> Any:
+        self._operator.deleted.append(queue)
+        return SimpleNamespace(method=SimpleNamespace(message_count=len(self._queue(queue))))
+
+    def _queue(self, name: str) -> list[tuple[Any, bytes]]:
+        return self._operator.waiting[name]
+
+    def consume(self, queue: str, *, inactivity_timeout: float) -> Iterator[Any]:
         """Deliver those there are, and then none in time."""
-        for tag, (properties, body) in enumerate(list(self._operator.dead)):
+        for tag, (properties, body) in enumerate(list(self._queue(queue))):
             self._operator.looked_at += 1
             self._unacked.append((properties, body))
             yield SimpleNamespace(delivery_tag=tag), properties, body
@@ -177,7 +185,9 @@ class Operator:
         self.queues: list[dict[str, Any]] = []
         self.bindings: list[dict[str, Any]] = []
         self.policies: list[dict[str, Any]] = []
-        self.dead: list[tuple[Any, bytes]] = []
+        self.waiting = defaultdict[str, list[tuple[Any, bytes]]](list)
+        self.dead = self.waiting["order.dead-letter"]
+        self.deleted: list[str] = []
         self.resent: list[tuple[str, Any, bytes]] = []
         self.removed: list[bytes] = []
         self.looked_at = 0
@@ -218,10 +228,11 @@ class Operator:
         value = records.encode(state, digest, TOKEN, "2027-01-15T07:58:20.000+00:00", events)
         self.store.put(f"/service/{service}/{event_id}", value, lease)
 
-    def has_letter(self, body: bytes, **headers: object) -> None:
-        """Let a dead letter lie there."""
+    def has_letter(self, body: bytes, queue: str = "order.dead-letter", **headers: object) -> None:
+        """Let a message lie in a queue: a dead letter, or one that waits."""
         named = {f"x-{name.replace('_', '-')}": value for name, value in headers.items()}
-        self.dead.append((pika.BasicProperties(headers=named), body))
+        self.waiting[queue].append((pika.BasicProperties(headers=named), body))
+        self.depths[queue] = Depth(len(self.waiting[queue]), 0)
 
     def has_service(self, service: str, dead: int = 0, consumers: int = 1) -> None:
         """Let a service have declared its queues, by the settings' defaults."""
