@@ -7,8 +7,8 @@ import inspect
 import math
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from structlog.typing import FilteringBoundLogger
@@ -29,21 +29,19 @@ OVERDUE_AFTER = 3
 """A call that lasts so many times as long as it may is taken not to return."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Handler:
-    """A service's function for one event type; ``timeout_s`` is set for a claimed one.
-
-    ``is_coroutine`` says that it is awaited on the event loop.
-    """
+    """A service's function for one event type; ``timeout_s`` is set for a claimed one."""
 
     function: Callable[..., Any]
     timeout_s: float | None = None
-    is_coroutine: bool = field(init=False)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def is_coroutine(self) -> bool:
+        """Whether it is awaited on the event loop."""
         # An object is called by its class's method.
         called = (self.function, type(self.function).__call__)
-        object.__setattr__(self, "is_coroutine", any(map(inspect.iscoroutinefunction, called)))
+        return any(map(inspect.iscoroutinefunction, called))
 
     @property
     def claimed(self) -> bool:
@@ -59,20 +57,30 @@ class Returned(NamedTuple):
     elapsed_s: float
 
 
-class Runner:
+class Calls:
     """Runs handlers, and turns whatever they return or raise into what can be recorded.
 
-    ``clock`` returns seconds, on any thread, by the clock of the event loop.
+    Of those that are claimed it calls ``at_once`` at the most. A ``slot`` is taken before the claim
+    and kept until the record has taken the claim's place, so that a process that dies leaves no
+    more claims behind than it has slots. ``clock`` returns seconds, on any thread, by the clock of
+    the event loop.
     """
 
     def __init__(
         self,
         service: str,
         ledger: Ledger,
-        clock: Callable[[], float],
         log: FilteringBoundLogger,
+        clock: Callable[[], float],
+        at_once: int,
+        threads: Executor,
     ) -> None:
-        self._service, self._ledger, self._clock, self._log = service, ledger, clock, log
+        self._service, self._ledger, self._log = service, ledger, log
+        self._clock, self._threads = clock, threads
+        self.slot = asyncio.Semaphore(at_once)
+        self.end_by_s = math.inf
+        """No call starts that might not have ended by then, by the loop's clock."""
+        self._overdue_s: dict[object, float] = {}
 
     def run(self, function: Callable[..., object], event: Event, *timeout_s: float) -> Returned:
         """Run a plain handler on the caller's thread; raises nothing.
@@ -122,43 +130,17 @@ class Runner:
         effects = check_effects(returned, self._service, event.id)  # type: ignore[arg-type]
         return effects, self._ledger.why_never(effects) or ""
 
-
-class Calls:
-    """Calls of claimed handlers, ``at_once`` at the most, each under its claim.
-
-    A ``slot`` is taken before the claim and kept until the record has taken the claim's place, so
-    that a process that dies leaves no more claims behind than it has slots.
-    """
-
-    def __init__(
-        self,
-        runner: Runner,
-        ledger: Ledger,
-        clock: Callable[[], float],
-        at_once: int,
-        threads: Executor,
-    ) -> None:
-        self._runner, self._ledger, self._clock, self._threads = runner, ledger, clock, threads
-        self.slot = asyncio.Semaphore(at_once)
-        self._end_by_s = math.inf
-        self._overdue_s: dict[int, float] = {}
-        self._numbers = count()
-
-    def end_by(self, now_s: float) -> None:
-        """Start no call any more that might not have ended by then, by the loop's clock."""
-        self._end_by_s = now_s
-
     def has_time(self, handler: Handler, claim_remaining_s: float = math.inf) -> bool:
         """Return whether a call can last as long as it may before its claim or this process ends.
 
         Any thread may ask: a plain function may have waited for one.
         """
-        left_s = min(claim_remaining_s, self._end_by_s - self._clock())
+        left_s = min(claim_remaining_s, self.end_by_s - self._clock())
         return left_s > (handler.timeout_s or 0.0)
 
     async def call(self, handler: Handler, event: Event, lease: int) -> Returned | None:
         """Call a handler under a claim; None where there is no time left for it."""
-        timeout_s, call = handler.timeout_s or 0.0, next(self._numbers)
+        timeout_s, call = handler.timeout_s or 0.0, object()
 
         def starts() -> bool:
             # Asked as late as can be.
@@ -168,15 +150,13 @@ class Calls:
             return True
 
         def on_thread() -> Returned | None:
-            return self._runner.run(handler.function, event, timeout_s) if starts() else None
+            return self.run(handler.function, event, timeout_s) if starts() else None
 
         try:
-            if not handler.is_coroutine:
-                loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._threads, on_thread)
-            if not starts():
-                return None
-            return await self._runner.wait(handler.function, event, timeout_s)
+            if handler.is_coroutine:
+                return await self.wait(handler.function, event, timeout_s) if starts() else None
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, on_thread)
         finally:
             self._overdue_s.pop(call, None)
 

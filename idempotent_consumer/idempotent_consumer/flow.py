@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from structlog.typing import FilteringBoundLogger
-
-from .bus import COMMITS_IN_FLIGHT, Delivery, Intake
-from .calls import Calls, Handler, Runner
+from .bus import COMMITS_IN_FLIGHT, Delivery
+from .calls import Handler, Returned
 from .event import NO_EFFECTS, Checked, Event, InvalidEvent, decode
-from .ledger import Ledger
-from .metrics import DuplicateAges, Outcome, Tally
-from .publisher import Publisher, event_message
+from .metrics import Outcome
+from .publisher import event_message
 from .records import CLAIMED, DONE, PUBLISHING, RELEASED, Answer, Ask, Kind, Record
-from .settle import Settler
-from .system import Backoff, System, claim_wait
+from .system import Backoff, claim_wait
+
+if TYPE_CHECKING:
+    from .service import Running
 
 TURN_S = 0.05
 """For so long pure handlers run in one turn of the loop. Then what is ready is committed and
@@ -43,39 +43,29 @@ WAITS_FOR_ITS_EVENTS = 10
 it hardly ever takes so long, and a duplicate that comes meanwhile would publish them again."""
 
 
+@dataclass(slots=True, eq=False)
 class InFlight:
     """An event in flight, with every delivery of it: they share its fate.
 
     ``others`` have its id and another body, by their digest: what is recorded in the end decides
     about them too. ``called`` says that its call was made and is not recorded yet, ``published``
-    that a record with events to publish has been seen.
+    that a record with events to publish has been seen, ``error`` what its handler has raised.
+    ``waits`` are for another process to take the record out of ``state``. ``decided`` is there
+    once the event has a coroutine, which waits for what is decided next.
     """
 
-    __slots__ = (
-        "called",
-        "decided",
-        "deliveries",
-        "error",
-        "event",
-        "handler",
-        "key",
-        "others",
-        "published",
-        "state",
-        "token",
-        "waits",
-    )
-
-    def __init__(
-        self, key: bytes, token: str, event: Event, handler: Handler, delivery: Delivery
-    ) -> None:
-        self.key, self.token, self.event, self.handler = key, token, event, handler
-        self.deliveries = [delivery]
-        self.others: dict[str, InFlight] = {}
-        self.called = self.published = False
-        self.error = self.state = ""
-        self.waits: Backoff | None = None
-        self.decided: asyncio.Future[Action | None] | None = None
+    key: bytes
+    token: str
+    event: Event
+    handler: Handler
+    deliveries: list[Delivery]
+    others: dict[str, InFlight] = field(default_factory=dict)
+    called: bool = False
+    published: bool = False
+    error: str = ""
+    state: str = ""
+    waits: Backoff | None = None
+    decided: asyncio.Future[Action] | None = None
 
     def join(self, other: InFlight) -> None:
         """Add deliveries of the same id; those that have gone back meanwhile are let go."""
@@ -86,67 +76,34 @@ class InFlight:
                 same.deliveries = [delivery for delivery in same.deliveries if delivery.alive]
             same.deliveries += other.deliveries
 
-    def waits_in(self, state: str) -> int:
-        """Return how often it has waited for another process to take its record out of a state."""
-        return self.waits.waits if self.waits is not None and state == self.state else 0
-
-    def ask(
-        self,
-        kind: Kind,
-        expect: bytes | None = None,
-        effects: Checked = NO_EFFECTS,
-        token: str = "",
-    ) -> Ask:
+    def ask(self, kind: Kind, expect: bytes | None = None, effects: Checked = NO_EFFECTS) -> Ask:
         """Return an ask for its record."""
-        return Ask(kind, self.key, self.event.digest, token or self.token, self, expect, effects)
-
-    def record(self, effects: Checked, expect: bytes | None = None) -> Ask:
-        """Return the ask that records it with its effects."""
-        return self.ask(Kind.PUBLISH if effects.events else Kind.RECORD, expect, effects)
+        return Ask(kind, self.key, self.event.digest, self.token, self, expect, effects)
 
 
 class Consumer:
     """Decodes, handles, has recorded and settles what arrives."""
 
-    def __init__(
-        self,
-        process: str,
-        handlers: Mapping[str, Handler],
-        runner: Runner,
-        calls: Calls,
-        ledger: Ledger,
-        intake: Intake,
-        publisher: Publisher,
-        settler: Settler,
-        duplicates: DuplicateAges,
-        system: System,
-        tally: Tally,
-        log: FilteringBoundLogger,
-        tasks: asyncio.TaskGroup,
-    ) -> None:
-        self._own_tokens, self._handlers = f"{process}/", handlers
-        self._runner, self._calls, self._ledger = runner, calls, ledger
-        self._intake, self._publisher, self._settler = intake, publisher, settler
-        self._duplicates, self._system = duplicates, system
-        self._tally, self._log, self._tasks = tally, log, tasks
+    def __init__(self, run: Running) -> None:
+        self._own_tokens, self._handlers = f"{run.process}/", run.service.handlers
+        self._calls, self._ledger, self._settler = run.calls, run.ledger, run.settler
+        self._intake, self._publisher, self._tasks = run.intake, run.publisher, run.tasks
+        self._tally, self._log, self._duplicates = run.tally, run.log, run.duplicates
+        self._random = run.system.random
         self._arrived: deque[Delivery] = deque()
         # By its record's key: an event is never in flight twice, whatever channel it comes by.
         self._in_flight: dict[bytes, InFlight] = {}
         self._slowest_s: dict[str, float] = {}
         self._waiting: deque[Ask] = deque()
-        self._commits = self._ignoring = 0
+        self._commits = 0
         self._more_waits = asyncio.Event()
 
     @property
     def busy(self) -> bool:
         """Whether an event is in flight, be it that its deliveries have gone back meanwhile."""
-        return bool(
-            self._intake.arrived
-            or self._arrived
-            or self._ignoring
-            or self._in_flight
-            or self._settler.forwarding
-        )
+        arrived = self._intake.arrived or self._arrived
+        recording = self._waiting or self._commits
+        return bool(arrived or recording or self._in_flight or self._settler.forwarding)
 
     # 1. Deliveries arrive: whatever the socket has brought.
 
@@ -179,15 +136,14 @@ class Consumer:
         key = self._ledger.key(event, token)
         handler = self._handlers.get(event.type)
         if handler is None:
-            self._ignoring += 1
-            self._tasks.create_task(self._ignore(delivery, event, key))
+            self._waiting.append(Ask(Kind.LOOK, key, event.digest, "", (delivery, event)))
             return
         running = self._in_flight.get(key)
         if running is None and self._ledger.is_done(event.digest):
             self._settler.ack(delivery, Outcome.SKIPPED, event)
             self._duplicates.known(key)
             return
-        flight = InFlight(key, token, event, handler, delivery)
+        flight = InFlight(key, token, event, handler, [delivery])
         if running is not None:
             running.join(flight)
         else:
@@ -200,43 +156,32 @@ class Consumer:
         else:
             self._waiting.append(self._handle(flight))
 
-    async def _ignore(self, delivery: Delivery, event: Event, key: bytes) -> None:
-        """Ack an event without a handler here, unless a replica that has one has begun it.
-
-        That one may have died, and its record may hold events that are not published yet.
-        """
-        looked: asyncio.Future[Record | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Ask(Kind.LOOK, key, event.digest, "", looked))
-        self.go_on()
-        found = await looked
-        self._ignoring -= 1
-        if found is None or found.state == DONE or found.digest != event.digest:
-            self._settler.ack(delivery, Outcome.IGNORED, event)
-        else:
-            self._settler.postpone(delivery, event)
-        self.go_on()
-
     # 2. A pure handler runs here and now. What it returned is the event's ask.
 
     def _handle(self, flight: InFlight) -> Ask:
-        returned = self._runner.run(flight.handler.function, flight.event)
-        self._tally.timing("handle", returned.elapsed_s)
-        flight.error = returned.error
+        returned = self._calls.run(flight.handler.function, flight.event)
         if returned.elapsed_s >= SLOW_HANDLER_S:
             self._warn_of_slowness(flight, returned.elapsed_s)
-        return flight.ask(Kind.LOOK) if returned.error else flight.record(returned.effects)
+        return self._next_ask(flight, returned)
 
     def _warn_of_slowness(self, flight: InFlight, elapsed_s: float) -> None:
         event_type, function = flight.event.type, flight.handler.function
-        if elapsed_s < 2 * self._slowest_s.get(event_type, 0.0):
-            return
-        self._slowest_s[event_type] = elapsed_s
-        self._log.warning(
-            "a pure handler took long: heartbeats and all other events waited",
-            **flight.event.about,
-            handler=getattr(function, "__name__", repr(function)),
-            seconds=round(elapsed_s, 3),
-        )
+        if elapsed_s >= 2 * self._slowest_s.get(event_type, 0.0):
+            self._slowest_s[event_type] = elapsed_s
+            self._log.warning(
+                "a pure handler took long: heartbeats and all other events waited",
+                **flight.event.about,
+                handler=getattr(function, "__name__", repr(function)),
+                seconds=round(elapsed_s, 3),
+            )
+
+    def _next_ask(self, flight: InFlight, returned: Returned, claim: bytes | None = None) -> Ask:
+        """Return the ask that records what a handler has returned, or that follows its failure."""
+        self._tally.timing("handle", returned.elapsed_s)
+        flight.error, effects = returned.error, returned.effects
+        if returned.error:
+            return flight.ask(Kind.LOOK if claim is None else Kind.RELEASE, claim)
+        return flight.ask(Kind.PUBLISH if effects.events else Kind.RECORD, claim, effects)
 
     # 3. What waits is recorded in one transaction, several of which are under way at a time: while
     #    these wait for etcd's disk the next deliveries arrive, and what gathers is the next batch.
@@ -282,9 +227,20 @@ class Consumer:
             owner = answer.ask.owner
             if isinstance(owner, InFlight):
                 self._decide(owner, answer)
-            elif not owner.done():
-                owner.set_result(answer.found)
+            else:
+                delivery, event = owner
+                self._ignore(delivery, event, answer.found)
         self.go_on()
+
+    def _ignore(self, delivery: Delivery, event: Event, found: Record | None) -> None:
+        """Ack an event without a handler here, unless a replica that has one has begun it.
+
+        That one may have died, and its record may hold events that are not published yet.
+        """
+        if found is None or found.state == DONE or found.digest != event.digest:
+            self._settler.ack(delivery, Outcome.IGNORED, event)
+        else:
+            self._settler.postpone(delivery, event)
 
     def _decide(self, flight: InFlight, answer: Answer) -> None:
         """Decide what happens to an event in the step that has etcd's answer, and end it here.
@@ -300,51 +256,53 @@ class Consumer:
                 "the claim was lost during the call: the outside may see it twice",
                 **flight.event.about,
             )
-        waits = flight.waits_in(found.state) if found is not None else 0
-        action: Action | None = decide(
-            answer, flight.token, self._own_tokens, flight.published, waits
-        )
-        if isinstance(action, _ENDS):
-            self._end(flight, action)
-            action = None
-        if flight.decided is not None:
-            if not flight.decided.done():  # Cancelled, where the process ends.
-                flight.decided.set_result(action)
-        elif action is not None:
-            self._tasks.create_task(self._see_through(flight, answer.ask, action))
-
-    async def _decided(self, flight: InFlight, ask: Ask) -> Action | None:
-        """Have an ask committed; return what has been decided by its answer, None for an end."""
-        flight.decided = asyncio.get_running_loop().create_future()
-        self._waiting.append(ask)
-        self.go_on()
-        try:
-            action: Action | None = await flight.decided
-        finally:
-            flight.decided = None
-        return action
+        if found is not None and found.state != flight.state:
+            flight.state, flight.waits = found.state, None
+        waits = flight.waits.waits if flight.waits is not None else 0
+        action = decide(answer, flight.token, self._own_tokens, flight.published, waits)
+        match action:
+            case Done() | Conflict() | Fail():
+                self._end(flight, action)
+            case Again():
+                answer.ask.expect = action.expect
+                self._waiting.append(answer.ask)
+                return
+            case _ if flight.decided is None:
+                self._tasks.create_task(self._see_through(flight, answer.ask, action))
+        # It is done where it was cancelled: the process ends.
+        if flight.decided is not None and not flight.decided.done():
+            flight.decided.set_result(action)
 
     # 4. An event that is claimed, or that something stands in the way of, is seen through here.
 
-    async def _see_through(
-        self, flight: InFlight, ask: Ask | None, action: Action | None = None
-    ) -> None:
+    async def _see_through(self, flight: InFlight, ask: Ask, action: Action | None = None) -> None:
         """Do what has been decided and ask what is to be asked next, until the event has ended."""
-        while ask is not None:
-            if action is not None:
-                ask, action = await self._act(flight, ask, action), None
+        while not isinstance(action, Ending):
+            match action:
+                case Wait():
+                    await self._wait(flight)
+                case PublishEvents():
+                    ask = await self._publish(flight, action)
+                case StartOver():
+                    flight.published, flight.error = False, ""
+                    claimed = flight.handler.claimed
+                    ask = flight.ask(Kind.CLAIM) if claimed else self._handle(flight)
+            if ask.kind is Kind.CLAIM:
+                ask, action = await self._claim_and_call(flight, ask)
             else:
-                if ask.kind is Kind.CLAIM:
-                    ask, action = await self._claim_and_call(flight, ask)
-                else:
-                    action = await self._decided(flight, ask)
-                if action is None:
-                    return
+                action = await self._decided(flight, ask)
 
-    async def _claim_and_call(self, flight: InFlight, ask: Ask) -> tuple[Ask, Action | None]:
+    async def _decided(self, flight: InFlight, ask: Ask) -> Action:
+        """Have an ask committed, and return what has been decided by its answer."""
+        flight.decided = asyncio.get_running_loop().create_future()
+        self._waiting.append(ask)
+        self.go_on()
+        return await flight.decided
+
+    async def _claim_and_call(self, flight: InFlight, ask: Ask) -> tuple[Ask, Action]:
         """Claim an event, make its call, and record or release it, all under one slot.
 
-        Return what was asked last, and what has been decided by its answer, None for an end.
+        Return what was asked last, and what has been decided by its answer.
         """
         async with self._calls.slot:
             while self._calls.has_time(flight.handler):
@@ -354,30 +312,14 @@ class Consumer:
                 ask = await self._call(flight, action)
                 if ask.kind is not Kind.CLAIM:
                     return ask, await self._decided(flight, ask)
-        self._end(flight, GiveBack())
-        return ask, None
+        # This process ends: without an error, its deliveries go back.
+        self._end(flight, Fail())
+        return ask, Fail()
 
-    async def _act(self, flight: InFlight, ask: Ask, action: Action) -> Ask | None:
-        """Do what has been decided, and return what is to be asked next, if anything is."""
-        match action:
-            case Again():
-                ask.expect = action.expect
-                return ask
-            case Wait():
-                await self._wait(flight, action.state)
-                return ask
-            case PublishEvents():
-                return await self._publish(flight, action)
-            case StartOver():
-                flight.published = False
-                return flight.ask(Kind.CLAIM) if flight.handler.claimed else self._handle(flight)
-            case _:
-                raise AssertionError(f"{action}: it is done where the answer is")
-
-    async def _wait(self, flight: InFlight, state: str) -> None:
-        """Wait for another process to take the event's record out of a state."""
-        if flight.waits is None or state != flight.state:
-            flight.state, flight.waits = state, Backoff(claim_wait(self._system.random))
+    async def _wait(self, flight: InFlight) -> None:
+        """Wait before an event's record is asked for again, each time longer."""
+        if flight.waits is None:
+            flight.waits = Backoff(claim_wait(self._random))
         if flight.waits.waits == WAITS_BEFORE_WARNING:
             self._log.warning(
                 "an event waits for another process that does not end it", **flight.event.about
@@ -391,17 +333,14 @@ class Consumer:
             if not self._calls.has_time(flight.handler):
                 # At the end, let go: another replica would wait for the lease's end.
                 return flight.ask(Kind.RELEASE, claim.value)
-            await self._wait(flight, CLAIMED)
+            await self._wait(flight)
             return flight.ask(Kind.CLAIM, claim.value)
-        self._tally.timing("handle", returned.elapsed_s)
-        flight.error = returned.error
-        if returned.error:
-            return flight.ask(Kind.RELEASE, claim.value)
-        flight.called = True
-        self._tally.count("sent")
-        return flight.record(returned.effects, claim.value)
+        if not returned.error:
+            flight.called = True
+            self._tally.count("sent")
+        return self._next_ask(flight, returned, claim.value)
 
-    async def _publish(self, flight: InFlight, held: PublishEvents) -> Ask | None:
+    async def _publish(self, flight: InFlight, held: PublishEvents) -> Ask:
         """Publish the events that a record holds, and return the ask that says in it: done.
 
         Until then the event's deliveries stay unacked. When this process dies they come again, and
@@ -412,13 +351,14 @@ class Consumer:
         sent = [self._publisher.send(event_message(body)) for body in held.events]
         if not all(await asyncio.gather(*sent)):
             # This process ends: whoever takes the event next publishes them again.
-            self._end(flight, GiveBack())
-            return None
-        return flight.ask(Kind.RECORD, held.value, token=held.token)
+            await asyncio.get_running_loop().create_future()
+        done = flight.ask(Kind.RECORD, held.value)
+        done.token = held.token
+        return done
 
     # 5. It ends: each of its deliveries is settled, and acked with those before it.
 
-    def _end(self, flight: InFlight, action: Action | GiveBack) -> None:
+    def _end(self, flight: InFlight, action: Ending) -> None:
         """Settle an event's deliveries, and those of its id that had to wait for its end."""
         del self._in_flight[flight.key]
         deliveries, event = flight.deliveries, flight.event
@@ -434,17 +374,13 @@ class Consumer:
                 self._settler.conflicted(deliveries, event, recorded)
             case Fail() if flight.error:
                 self._settler.retry_or_park(deliveries, event, flight.error)
-        self._go_on_with_others(flight.others, recorded)
-
-    def _go_on_with_others(self, others: dict[str, InFlight], recorded: str) -> None:
-        """Judge other bodies of an id by the digest that is recorded; without one, try the next."""
-        if recorded:
-            for digest in [digest for digest in others if digest != recorded]:
-                other = others.pop(digest)
-                self._settler.conflicted(other.deliveries, other.event, recorded)
+        # The digest that is recorded judges its other bodies; without one, the next is tried.
+        others = flight.others
         while others:
             other = others.pop(next(iter(others)))
-            if any(delivery.alive for delivery in other.deliveries):
+            if recorded not in ("", other.event.digest):
+                self._settler.conflicted(other.deliveries, other.event, recorded)
+            elif any(delivery.alive for delivery in other.deliveries):
                 other.others = others
                 self._begin(other)
                 return
@@ -485,7 +421,7 @@ class Conflict:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """Its handler has raised, and nothing is recorded."""
+    """Nothing is recorded: its handler has raised, or is not called, since the process ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -514,9 +450,7 @@ class Again:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Ask again later: another process has it in flight, in this state."""
-
-    state: str
+    """Ask again later: another process has it in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -524,13 +458,8 @@ class StartOver:
     """The record has gone before its last step: handle the event again, with its effects."""
 
 
-Action = Done | Conflict | Fail | Call | PublishEvents | Again | Wait | StartOver
-_ENDS = (Done, Conflict, Fail)
-
-
-@dataclass(frozen=True, slots=True)
-class GiveBack:
-    """The process ends: the event's deliveries go back to the broker with their channel."""
+Ending = Done | Conflict | Fail
+Action = Ending | Call | PublishEvents | Again | Wait | StartOver
 
 
 def decide(  # noqa: PLR0911 - one table, read from top to bottom
@@ -566,7 +495,7 @@ def decide(  # noqa: PLR0911 - one table, read from top to bottom
     takes_over = found.state == CLAIMED and found.token.startswith(own_tokens)
     if takes_over and ask.kind is not Kind.LOOK:
         return Again(found.value)
-    return Wait(found.state)
+    return Wait()
 
 
 def _landed(answer: Answer) -> Action:

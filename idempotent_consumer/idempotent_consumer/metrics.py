@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-import math
 import queue
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -19,15 +18,13 @@ from structlog.typing import FilteringBoundLogger
 
 from .etcd import EtcdError
 from .event import Event
+from .ledger import Ledger
 from .records import DONE, Record
 
 SEND_EVERY_S = 0.5
 
 _RESOLVE_EVERY_S = 30.0
 """statsd's client looks its server's name up once; a moved server is found again this soon."""
-
-_MAX_SENDINGS = 20
-"""Kept for a thread that waits for the name service; what is counted then is summed up here."""
 
 _MAX_TIMINGS = 20
 """Timings sent for one name at a time: more say nothing new, and cost a datagram each few."""
@@ -61,14 +58,14 @@ class Metrics:
             timings.append(elapsed_s * 1000)
 
     def send(self) -> None:
-        """Hand what has been counted since the last call to the sending thread."""
-        if (self._counts or self._timings_ms) and self._sendings.qsize() < _MAX_SENDINGS:
+        """Hand what has been counted to the sending thread, unless that waits for a name."""
+        if (self._counts or self._timings_ms) and self._sendings.empty():
             self._sendings.put((self._counts, self._timings_ms))
             self._counts, self._timings_ms = Counter(), defaultdict(list)
 
     def close(self) -> None:
         """Send what is left, for half a second at most."""
-        self.send()
+        self._sendings.put((self._counts, self._timings_ms))
         self._sendings.put(None)
         self._thread.join(0.5)
 
@@ -130,7 +127,6 @@ _SAY = {
     Outcome.FAILED: "parked: it failed once more than it is retried",
     Outcome.RETRIED: "failed: it comes back later",
 }
-
 
 _TROUBLE = {Outcome.CONFLICTED, Outcome.INVALID, Outcome.FAILED, Outcome.RETRIED}
 """Logged at WARNING: may need an operator."""
@@ -203,26 +199,19 @@ class DuplicateAges:
     """
 
     def __init__(
-        self,
-        read: Callable[[bytes], Awaitable[Record | None]],
-        now_s: Callable[[], float],
-        timed: Callable[[float], None],
-        tasks: asyncio.TaskGroup,
+        self, ledger: Ledger, tally: Tally, now_s: Callable[[], float], tasks: asyncio.TaskGroup
     ) -> None:
-        self._read, self._now_s, self._timed, self._tasks = read, now_s, timed, tasks
+        self._ledger, self._tally, self._now_s, self._tasks = ledger, tally, now_s, tasks
         self._due_s = 0.0
-        self._oldest_s = 0.0
-        self._within = dict.fromkeys(("read", *BOUNDS_S), 0)
-
-    @property
-    def document(self) -> dict[str, Any]:
+        self.document: dict[str, Any] = {
+            "read": 0,
+            "oldest_s": 0.0,
+            "within": dict.fromkeys(BOUNDS_S, 0),
+        }
         """``read`` ages, how many of them were ``within`` each bound, and the ``oldest_s``.
 
-        Any thread may ask: the counts are replaced, and never changed in place.
+        Any thread may read it: it is replaced, and never changed in place.
         """
-        within = dict(self._within)
-        read = within.pop("read")
-        return {"read": read, "oldest_s": round(self._oldest_s, 3), "within": within}
 
     def known(self, key: bytes) -> None:
         """Note a duplicate that is skipped without asking etcd."""
@@ -233,7 +222,7 @@ class DuplicateAges:
 
     async def _look(self, key: bytes) -> None:
         with contextlib.suppress(EtcdError):
-            self.met(await self._read(key))
+            self.met(await self._ledger.read(key))
 
     def met(self, record: Record | None) -> None:
         """Note a duplicate whose record has been read; one that nobody here wrote has no time."""
@@ -244,9 +233,10 @@ class DuplicateAges:
         except (ValueError, OverflowError):
             return
         age_s = max(0.0, self._now_s() - written_s)
-        self._timed(age_s)
-        self._oldest_s = max(self._oldest_s, age_s)
-        self._within = {
-            name: number + (age_s <= BOUNDS_S.get(name, math.inf))
-            for name, number in self._within.items()
+        self._tally.timing("duplicate_age", age_s)
+        within = self.document["within"].items()
+        self.document = {
+            "read": self.document["read"] + 1,
+            "oldest_s": max(self.document["oldest_s"], round(age_s, 3)),
+            "within": {name: number + (age_s <= BOUNDS_S[name]) for name, number in within},
         }

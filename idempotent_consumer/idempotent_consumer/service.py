@@ -22,7 +22,7 @@ from structlog.typing import FilteringBoundLogger
 from . import amqp, etcd
 from .bus import MAX_BYTES_IN_FLIGHT, Intake, declare, prefetch
 from .cache import MAX_ENTRIES, Cache
-from .calls import Calls, ClaimedHandler, Handler, PureHandler, Runner
+from .calls import Calls, ClaimedHandler, Handler, PureHandler
 from .flow import Consumer
 from .health import Health, HealthServer, PortTaken
 from .ledger import EtcdLedger, Ledger, NoLedger
@@ -43,7 +43,6 @@ LAG_WARNING_S = 1.0
 _CLOSE_WITHIN_S = 1.5
 _EXIT_WITHIN_S = 9.5
 _TICK_S = 0.02
-
 
 Pure = TypeVar("Pure", bound=PureHandler)
 Claimed = TypeVar("Claimed", bound=ClaimedHandler)
@@ -66,12 +65,7 @@ class Service:
         """
         if not isinstance(event_type, str):
             raise TypeError('the event type is missing: write @service.handler("...")')
-
-        def register(function: Pure) -> Pure:
-            self._register(event_type, Handler(function))
-            return function
-
-        return register
+        return lambda function: self._register(event_type, function)
 
     def claimed_handler(self, event_type: str, timeout_s: float) -> Callable[[Claimed], Claimed]:
         """Register a handler with an effect outside: it runs under a claim.
@@ -83,12 +77,7 @@ class Service:
         """
         if not timeout_s > 0 or math.isinf(timeout_s):
             raise ValueError(f"timeout_s is {timeout_s}: write seconds, more than 0")
-
-        def register(function: Claimed) -> Claimed:
-            self._register(event_type, Handler(function, timeout_s))
-            return function
-
-        return register
+        return lambda function: self._register(event_type, function, timeout_s)
 
     def run(self, environ: Mapping[str, str] = os.environ) -> int:
         """Run until SIGTERM or SIGINT, on the main thread, and end the process with code 0.
@@ -112,7 +101,8 @@ class Service:
         # output that nobody reads.
         os._exit(code)
 
-    def _register(self, event_type: str, handler: Handler) -> None:
+    def _register(self, event_type: str, function: Any, timeout_s: float | None = None) -> Any:
+        handler = Handler(function, timeout_s)
         if event_type in self.handlers:
             raise ValueError(f"{event_type!r} has a handler already")
         if handler.is_coroutine and not handler.claimed:
@@ -121,13 +111,14 @@ class Service:
                 "does not wait. One that waits is a claimed handler"
             )
         self.handlers[event_type] = handler
+        return function
 
 
 class Running:
     """One run of a service, the same in a process, in a test and in a simulation.
 
-    It is made on a running event loop. ``cache_entries`` bounds the cache of what is done,
-    ``max_bytes`` what is unacked.
+    It is made on a running event loop, and handed to those of its parts that need many others.
+    ``cache_entries`` bounds the cache of what is done, ``max_bytes`` what is unacked.
     """
 
     def __init__(
@@ -140,76 +131,37 @@ class Running:
         cache_entries: int = MAX_ENTRIES,
         max_bytes: int = MAX_BYTES_IN_FLIGHT,
     ) -> None:
-        self._metrics, self._log = metrics, log
-        self._loop = loop = asyncio.get_running_loop()
-        self._tasks = tasks = asyncio.TaskGroup()
-        self._stopping = asyncio.Event()
+        loop = self._loop = asyncio.get_running_loop()
+        self.service, self.settings, self.system, self.log = service, settings, system, log
+        self._metrics, self._stopping = metrics, asyncio.Event()
+        self.tasks, name = asyncio.TaskGroup(), service.name
         self.process = f"{system.random.getrandbits(128):032x}"
         """What the tokens of its records begin with."""
         self.health = health = Health()
+        self.tally = Tally(service.noun, metrics, log)
         timeouts_s = [h.timeout_s for h in service.handlers.values() if h.timeout_s is not None]
-        tally = Tally(service.noun, metrics, log)
         if timeouts_s:
-            tally.count("sent", 0)
-        ledger: Ledger = NoLedger(settings, log)
+            self.tally.count("sent", 0)
+        self.ledger: Ledger = NoLedger(settings, log)
         if settings.enable_etcd:
             longest_s = max(timeouts_s, default=0.0)
             cache = Cache(cache_entries)
             clock = system.elapsed_s or loop.time
-            ledger = EtcdLedger(
-                service.name, settings, system, health, log, cache, longest_s, tasks, clock
+            self.ledger = EtcdLedger(
+                name, settings, system, health, log, cache, longest_s, self.tasks, clock
             )
-        self.ledger = ledger
-        self.intake = Intake(
-            service.name,
-            settings,
-            prefetch(settings.batch_size),
-            system,
-            health,
-            log,
-            tally.returned,
-            max_bytes,
-        )
-        delays = settings.retry_delays
-        self.publisher = Publisher(
-            settings.rabbitmq_urls,
-            lambda channel: declare(channel, service.name, delays),
-            system,
-            health,
-            log,
-        )
-        runner = Runner(service.name, ledger, loop.time, log)
+        unacked, returned = prefetch(settings.batch_size), self.tally.returned
+        self.intake = Intake(name, settings, unacked, system, health, log, returned, max_bytes)
+        declare_queues = partial(declare, service=name, retry_delays=settings.retry_delays)
+        urls = settings.rabbitmq_urls
+        self.publisher = Publisher(urls, declare_queues, system, health, log)
+        at_once = settings.calls_at_once
         # An executor starts its threads as they are needed.
-        threads = system.threads(settings.calls_at_once)
-        self._calls = Calls(runner, ledger, loop.time, settings.calls_at_once, threads)
-        settler = Settler(
-            service.name,
-            delays,
-            ledger,
-            self.intake,
-            self.publisher,
-            system,
-            tally,
-            tasks,
-        )
-        self.duplicates = DuplicateAges(
-            ledger.read, system.now_s, partial(tally.timing, "duplicate_age"), tasks
-        )
-        self.consumer = Consumer(
-            self.process,
-            service.handlers,
-            runner,
-            self._calls,
-            ledger,
-            self.intake,
-            self.publisher,
-            settler,
-            self.duplicates,
-            system,
-            tally,
-            log,
-            tasks,
-        )
+        threads = system.threads(at_once)
+        self.calls = Calls(name, self.ledger, log, loop.time, at_once, threads)
+        self.duplicates = DuplicateAges(self.ledger, self.tally, system.now_s, self.tasks)
+        self.settler = Settler(self)
+        self.consumer = Consumer(self)
 
     async def run(self) -> None:
         """Consume until ``stop``, and settle what is in flight.
@@ -218,7 +170,7 @@ class Running:
         as an exception group.
         """
         try:
-            async with self._tasks as tasks:
+            async with self.tasks as tasks:
                 tasks.create_task(self._consume())
                 tasks.create_task(self._beat())
                 tasks.create_task(self._end())
@@ -231,18 +183,17 @@ class Running:
         if self._stopping.is_set():
             return
         self._stopping.set()
-        self._log.info(
+        self.log.info(
             "stopping: taking no more, settling what is in hand",
             signal=why,
             in_hand=self.intake.in_hand,
         )
         self.health.lacks("running", "stopping")
         self.intake.stop()
-        self._until_s = self._loop.time() + FINISH_WITHIN_S
-        self._calls.end_by(self._until_s)
+        self.calls.end_by_s = self._loop.time() + FINISH_WITHIN_S
 
     async def _consume(self) -> None:
-        self._log.info("starting", process=self.process)
+        self.log.info("starting", process=self.process)
         await self.ledger.open()
         for forever in (
             self.ledger.watch,
@@ -252,16 +203,16 @@ class Running:
             self.consumer.commit_batches,
             self.consumer.ack_past_gaps_now_and_then,
         ):
-            self._tasks.create_task(forever())
+            self.tasks.create_task(forever())
 
     async def _beat(self) -> None:
         """Say that the loop turns, warn where it was blocked, and send what has been counted."""
         warned_of_s = LAG_WARNING_S / 2
         while True:
             self.health.beat()
-            overdue = self._calls.overdue()
+            overdue = self.calls.overdue()
             if overdue and not self.health.hanging:
-                self._log.error("calls do not return; a restart frees their events", calls=overdue)
+                self.log.error("calls do not return; a restart frees their events", calls=overdue)
             self.health.hanging = overdue > 0
             self._metrics.send()
             due_s = self._loop.time() + SEND_EVERY_S
@@ -269,7 +220,7 @@ class Running:
             lag_s = self._loop.time() - due_s
             if lag_s >= 2 * warned_of_s:
                 warned_of_s = lag_s
-                self._log.warning(
+                self.log.warning(
                     "the event loop was blocked: heartbeats and all events waited",
                     seconds=round(lag_s, 3),
                 )
@@ -277,7 +228,7 @@ class Running:
     async def _end(self) -> None:
         """Once stopped, finish what is in flight and close; what is left then goes back."""
         await self._stopping.wait()
-        while self.consumer.busy and self._loop.time() < self._until_s:
+        while self.consumer.busy and self._loop.time() < self.calls.end_by_s:
             await asyncio.sleep(_TICK_S)
         self.consumer.ack_past_gaps()
         with suppress(TimeoutError):
@@ -290,13 +241,9 @@ def real_system() -> System:
     """Return the system of this machine: real sockets, clocks, randomness and threads."""
     # Linux alone has a clock that goes on while the machine is suspended.
     boot = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    elapsed_s = partial(time.clock_gettime, boot)
     return System(
-        amqp.Connection,
-        etcd.open_channel,
-        time.time,
-        SystemRandom(),
-        ThreadPoolExecutor,
-        lambda: time.clock_gettime(boot),
+        amqp.Connection, etcd.open_channel, time.time, SystemRandom(), ThreadPoolExecutor, elapsed_s
     )
 
 
@@ -339,10 +286,8 @@ class _Process:
     async def _run(self) -> None:
         running = Running(self._service, self._settings, self._system, self._metrics, self._log)
         # By now everything has said what it lacks.
-        if self._settings.health_port:
-            HealthServer(
-                running.health, self._settings.health_port, lambda: running.duplicates.document
-            )
+        if port := self._settings.health_port:
+            HealthServer(running.health, port, lambda: running.duplicates.document)
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
         def on_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from . import names
-from .bus import Delivery, Intake
+from .bus import Delivery
 from .event import Event
-from .ledger import Ledger
-from .metrics import Outcome, Tally
-from .publisher import Publisher, forwarded_message
+from .metrics import Outcome
+from .publisher import forwarded_message
 from .records import UNREADABLE
-from .system import System
+
+if TYPE_CHECKING:
+    from .service import Running
 
 _USED_BEFORE = "was used before with another body"
+_REASONS = {
+    Outcome.CONFLICTED: names.CONFLICT,
+    Outcome.INVALID: names.INVALID,
+    Outcome.FAILED: names.FAILED,
+}
+
+_Members = dict[str, object]
+"""Headers of a message, or what its log line says."""
 
 
 class Settler:
@@ -25,20 +35,10 @@ class Settler:
     has turned out to be another.
     """
 
-    def __init__(
-        self,
-        service: str,
-        retry_delays: Sequence[tuple[str, int]],
-        ledger: Ledger,
-        intake: Intake,
-        publisher: Publisher,
-        system: System,
-        tally: Tally,
-        tasks: asyncio.TaskGroup,
-    ) -> None:
-        self._service, self._retry_delays = service, retry_delays
-        self._ledger, self._intake, self._publisher = ledger, intake, publisher
-        self._system, self._tally, self._tasks = system, tally, tasks
+    def __init__(self, run: Running) -> None:
+        self._service, self._retry_delays = run.service.name, run.settings.retry_delays
+        self._ledger, self._intake, self._publisher = run.ledger, run.intake, run.publisher
+        self._system, self._tally, self._tasks = run.system, run.tally, run.tasks
         self.forwarding = 0
         """How many deliveries are being sent on."""
 
@@ -59,72 +59,57 @@ class Settler:
     def conflicted(self, deliveries: Sequence[Delivery], event: Event, recorded: str) -> None:
         """Park an event whose id was recorded with another body, which has this digest."""
         why = "has a record that cannot be read" if recorded == UNREADABLE else _USED_BEFORE
-        error = f"{event.id!r:.200} {why}"
         for delivery in deliveries:
-            self._park(delivery, Outcome.CONFLICTED, names.CONFLICT, error, event)
+            self._park(delivery, Outcome.CONFLICTED, f"{event.id!r:.200} {why}", event)
+
+    def invalid(self, delivery: Delivery, error: str) -> None:
+        """Park what is no event."""
+        self._park(delivery, Outcome.INVALID, error)
 
     def retry_or_park(self, deliveries: Sequence[Delivery], event: Event, error: str) -> None:
         """Publish a retry of each delivery, or park what has had its retries."""
         for delivery in deliveries:
             attempt = delivery.attempts + 1
-            headers: dict[str, object] = {names.ATTEMPTS_HEADER: attempt}
+            headers: _Members = {names.ATTEMPTS_HEADER: attempt, names.ERROR_HEADER: error}
             if attempt > len(self._retry_delays):
-                self._park(delivery, Outcome.FAILED, names.FAILED, error, event, headers)
-                continue
-            delay, _ = self._retry_delays[attempt - 1]
-            about: dict[str, object] = {
-                **event.about,
-                "error": error,
-                "attempt": attempt,
-                "again_in": delay,
-            }
-            headers[names.ERROR_HEADER] = error
-            queue = names.retry_queue(self._service, delay)
-            self._forward(delivery, queue, headers, Outcome.RETRIED, about)
+                self._park(delivery, Outcome.FAILED, error, event, headers)
+            else:
+                delay, _ = self._retry_delays[attempt - 1]
+                about = {**event.about, "error": error, "attempt": attempt}
+                self._retry(delivery, delay, headers, about)
 
     def postpone(self, delivery: Delivery, event: Event) -> None:
         """Publish a retry that counts as no attempt, for a replica that has a handler."""
         delay, _ = self._retry_delays[-1]
         error = "another replica has begun it, and this one has no handler for its type"
-        about: dict[str, object] = {**event.about, "error": error, "again_in": delay}
-        headers: dict[str, object] = {names.ATTEMPTS_HEADER: delivery.attempts}
-        queue = names.retry_queue(self._service, delay)
-        self._forward(delivery, queue, headers, Outcome.RETRIED, about)
+        headers: _Members = {names.ATTEMPTS_HEADER: delivery.attempts}
+        self._retry(delivery, delay, headers, {**event.about, "error": error})
 
-    def invalid(self, delivery: Delivery, error: str) -> None:
-        """Park what is no event."""
-        self._park(delivery, Outcome.INVALID, names.INVALID, error)
+    def _retry(self, delivery: Delivery, delay: str, headers: _Members, about: _Members) -> None:
+        queue, about = names.retry_queue(self._service, delay), {**about, "again_in": delay}
+        self._forward(delivery, queue, headers, Outcome.RETRIED, about)
 
     def _park(
         self,
         delivery: Delivery,
         outcome: Outcome,
-        reason: str,
         error: str,
         event: Event | None = None,
-        headers: Mapping[str, object] | None = None,
+        more_headers: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
-        now = datetime.fromtimestamp(self._system.now_s(), UTC).isoformat(timespec="seconds")
-        whole: dict[str, object] = {
+        now, reason = datetime.fromtimestamp(self._system.now_s(), UTC), _REASONS[outcome]
+        headers = {
             names.REASON_HEADER: reason,
             names.ERROR_HEADER: error,
-            names.PARKED_AT_HEADER: now,
-            **(headers or {}),
+            names.PARKED_AT_HEADER: now.isoformat(timespec="seconds"),
+            **more_headers,
         }
-        about: dict[str, object] = {
-            **(event.about if event else {}),
-            "reason": reason,
-            "error": error,
-        }
-        self._forward(delivery, names.dead_letter_queue(self._service), whole, outcome, about)
+        about: _Members = {**(event.about if event else {}), "reason": reason, "error": error}
+        queue = names.dead_letter_queue(self._service)
+        self._forward(delivery, queue, headers, outcome, about)
 
     def _forward(
-        self,
-        delivery: Delivery,
-        queue: str,
-        headers: dict[str, object],
-        outcome: Outcome,
-        about: dict[str, object],
+        self, delivery: Delivery, queue: str, headers: _Members, outcome: Outcome, about: _Members
     ) -> None:
         """Send a delivery's message on to a queue, and have it acked once that is confirmed."""
         sent = self._publisher.send(forwarded_message(delivery, queue, headers))

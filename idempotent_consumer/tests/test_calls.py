@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import LogCapture
 
 from fakes.events import body
-from idempotent_consumer.calls import Calls, Handler, Returned, Runner, one_line
+from idempotent_consumer.calls import Calls, Handler, Returned, one_line
 from idempotent_consumer.event import NO_EFFECTS, Effects, Event, Put, decode
 from idempotent_consumer.ledger import NoLedger
 from idempotent_consumer.settings import Settings
@@ -28,16 +28,16 @@ TIMED_OUT = "TimeoutError: it took longer than 5 s"
 class Bench:
     """Calls on a loop of their own, with claims that last for ever unless told otherwise."""
 
-    def __init__(self, at_once: int = 2) -> None:
+    def __init__(self, at_once: int = 2, ledger: type[NoLedger] = NoLedger) -> None:
         self.loop, self.lines = Loop(), LogCapture()
-        self.ledger = NoLedger(Settings(), captured(self.lines))
-        self.runner = Runner("order", self.ledger, self.loop.time, captured(self.lines))
-        self.calls = Calls(self.runner, self.ledger, self.loop.time, at_once, Threads(at_once))
+        log, threads = captured(self.lines), Threads(at_once)
+        self.ledger = ledger(Settings(), log)
+        self.calls = Calls("order", self.ledger, log, self.loop.time, at_once, threads)
 
     def wait(self, function: Callable[..., Awaitable[object]]) -> Returned:
         """Await a coroutine handler under its time-out."""
         returned: Returned = self.loop.run_until_complete(
-            self.runner.wait(function, EVENT, TIMEOUT_S)
+            self.calls.wait(function, EVENT, TIMEOUT_S)
         )
         return returned
 
@@ -159,7 +159,7 @@ def test_an_exit_in_a_plain_handler_is_a_failure_like_others(
     def handle(_event: Event) -> Effects:
         raise leave
 
-    assert bench.runner.run(handle, EVENT).error.startswith(type(leave).__name__)
+    assert bench.calls.run(handle, EVENT).error.startswith(type(leave).__name__)
 
 
 def test_plain_handlers_run_on_threads_as_many_at_once_as_there_are_slots() -> None:
@@ -172,7 +172,7 @@ def test_plain_handlers_run_on_threads_as_many_at_once_as_there_are_slots() -> N
     async def main() -> list[Returned | None]:
         loop, bench = asyncio.get_running_loop(), Bench()
         with ThreadPoolExecutor(3) as threads:
-            calls = Calls(bench.runner, bench.ledger, loop.time, 3, threads)
+            calls = Calls("order", bench.ledger, captured(bench.lines), loop.time, 3, threads)
             handler = Handler(handle, DEADLINE_S)
             return await asyncio.gather(*(calls.call(handler, EVENT, 1) for _ in range(3)))
 
@@ -207,7 +207,7 @@ def _return(_event: Event, _timeout_s: float) -> None: ...
 def test_a_call_is_made_where_it_can_last_as_long_as_it_may(
     bench: Bench, function: Any, left_s: float, called: bool
 ) -> None:
-    bench.calls.end_by(bench.loop.time() + left_s)
+    bench.calls.end_by_s = bench.loop.time() + left_s
     assert bench.calls.has_time(Handler(function, TIMEOUT_S)) is called
     assert (bench.call(function).result() is not None) is called
 
@@ -218,9 +218,7 @@ def test_a_call_is_not_made_under_a_claim_that_ends_too_soon(function: Any) -> N
         def claim_remaining_s(self, lease: int) -> float:
             return TIMEOUT_S + lease
 
-    bench = Bench()
-    bench.ledger = EndingLedger(Settings(), captured(bench.lines))
-    bench.calls = Calls(bench.runner, bench.ledger, bench.loop.time, 1, Threads(1))
+    bench = Bench(ledger=EndingLedger)
     assert bench.call(function, lease=0).result() is None
     assert bench.call(function, lease=1).result() is not None
 

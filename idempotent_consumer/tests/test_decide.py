@@ -98,17 +98,17 @@ TABLE: list[tuple[Record | None, dict[Kind, Action]]] = [
     (
         record(CLAIMED, OURS),
         {
-            Kind.LOOK: Wait(CLAIMED),
+            Kind.LOOK: Wait(),
             Kind.RELEASE: Again(FOUND),
             Kind.CLAIM: Again(FOUND),
             Kind.RECORD: Again(FOUND),
             Kind.PUBLISH: Again(FOUND),
         },
     ),
-    (record(CLAIMED, THEIRS), dict.fromkeys(Kind, Wait(CLAIMED))),
-    (record(CLAIMED, THEIRS, OTHER_DIGEST), dict.fromkeys(Kind, Wait(CLAIMED))),
-    (record(PUBLISHING, THEIRS), dict.fromkeys(Kind, Wait(PUBLISHING))),
-    (record(PUBLISHING, OURS), dict.fromkeys(Kind, Wait(PUBLISHING))),
+    (record(CLAIMED, THEIRS), dict.fromkeys(Kind, Wait())),
+    (record(CLAIMED, THEIRS, OTHER_DIGEST), dict.fromkeys(Kind, Wait())),
+    (record(PUBLISHING, THEIRS), dict.fromkeys(Kind, Wait())),
+    (record(PUBLISHING, OURS), dict.fromkeys(Kind, Wait())),
     (record(PUBLISHING, THEIRS, OTHER_DIGEST), dict.fromkeys(Kind, Conflict(OTHER_DIGEST))),
     (record(DONE, THEIRS), dict.fromkeys(Kind, Done(THEIRS, record(DONE, THEIRS)))),
     (record(DONE, MINE), dict.fromkeys(Kind, Done(MINE))),
@@ -132,13 +132,13 @@ def test_the_table_has_every_kind_of_ask_in_every_row() -> None:
 @pytest.mark.parametrize("kind", list(Kind))
 def test_events_that_nobody_publishes_are_published_after_enough_waits(kind: Kind) -> None:
     found = record(PUBLISHING, THEIRS)
-    assert decided(kind, found, waits=WAITS_FOR_ITS_EVENTS - 1) == Wait(PUBLISHING)
+    assert decided(kind, found, waits=WAITS_FOR_ITS_EVENTS - 1) == Wait()
     assert decided(kind, found, waits=WAITS_FOR_ITS_EVENTS) == PublishEvents(FOUND, EVENTS, THEIRS)
 
 
 @pytest.mark.parametrize("waits", [0, WAITS_FOR_ITS_EVENTS, 1000])
 def test_a_claim_of_another_process_is_waited_for_however_long_it_takes(waits: int) -> None:
-    assert decided(Kind.CLAIM, record(CLAIMED, THEIRS), waits=waits) == Wait(CLAIMED)
+    assert decided(Kind.CLAIM, record(CLAIMED, THEIRS), waits=waits) == Wait()
 
 
 @pytest.mark.parametrize("found", [None, record(RELEASED, THEIRS), record(CLAIMED, OURS)])

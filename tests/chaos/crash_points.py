@@ -168,8 +168,8 @@ POINTS: dict[str, Point] = {
     "received": after(f"{_LIBRARY}.bus:Epoch.arrived"),
     "decoded": after(f"{_LIBRARY}.flow:decode"),
     # A pure handler, on the loop's thread; its effects exist nowhere else when it is left.
-    "handler entered": before(f"{_LIBRARY}.calls:Runner.run", last_act=_event),
-    "handler left": after(f"{_LIBRARY}.calls:Runner.run", last_act=_event),
+    "handler entered": before(f"{_LIBRARY}.calls:Calls.run", last_act=_event),
+    "handler left": after(f"{_LIBRARY}.calls:Calls.run", last_act=_event),
     # The batch takes no more; nothing has been sent.
     "batch sealed": before(f"{_LIBRARY}.ledger:EtcdLedger.commit"),
     # gRPC has the transaction: it may apply or not.

@@ -96,7 +96,7 @@ def said() -> Iterator[str]:
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
                 and node.func.attr in LEVELS
-                and ast.unparse(node.func.value) in ("self._log", "log")
+                and ast.unparse(node.func.value) in ("self._log", "self.log", "log")
             ):
                 yield from _patterns(node.args[0])
 
