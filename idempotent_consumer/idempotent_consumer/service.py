@@ -245,7 +245,6 @@ class Running:
         self._log.info("starting", process=self.process)
         await self.ledger.open()
         for forever in (
-            self.ledger.watch,
             self.intake.run,
             self.publisher.run,
             self.consumer.consume,
