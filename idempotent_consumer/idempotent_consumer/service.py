@@ -196,7 +196,6 @@ class Running:
         self.log.info("starting", process=self.process)
         await self.ledger.open()
         for forever in (
-            self.ledger.watch,
             self.intake.run,
             self.publisher.run,
             self.consumer.consume,

@@ -312,7 +312,7 @@ def test_a_keep_alive_with_a_defect_ends_its_group() -> None:
 
     async def run() -> None:
         async with asyncio.TaskGroup() as tasks:
-            await ClaimLease(ask, asyncio.get_running_loop().time, 5.0, tasks).take()
+            await ClaimLease(ask, asyncio.get_running_loop().time, 5.0, tasks).take(1)
             await asyncio.sleep(60)
 
     with pytest.raises(ExceptionGroup) as raised:

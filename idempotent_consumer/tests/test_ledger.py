@@ -280,7 +280,7 @@ def test_records_that_are_too_large_for_one_reply_are_read_in_several(
     assert replica.health.missing == {}
 
 
-def test_a_transaction_whose_reply_is_too_large_has_landed_all_the_same(
+def test_looks_beside_what_has_landed_are_read_in_several_replies_too(
     replica: Replica, store: Store
 ) -> None:
     replica.etcd.fate = room_for_reads(3)

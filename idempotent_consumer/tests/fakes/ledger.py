@@ -124,10 +124,9 @@ class Replica:
         return any(line["log_level"] == level and part in str(line) for line in self.lines.entries)
 
     async def _run(self) -> None:
-        async with self._tasks as tasks:
+        async with self._tasks:
             await self.ledger.open()
             self.opened = True
-            tasks.create_task(self.ledger.watch())
 
     async def _commit(self, asks: Sequence[Ask]) -> None:
         """Commit until each ask has its answer, as a consumer does."""
