@@ -16,7 +16,7 @@ from structlog.typing import FilteringBoundLogger
 
 from .etcd import Client, EtcdError, Failure, prefix_end
 from .records import digest_if_done
-from .system import Backoff, System, reconnect_wait
+from .system import System, reconnect_wait
 
 IMPORT_AFTER_S = 0.5
 """What waits in the queue at the start is recorded first: etcd's first page walks all the keys,
@@ -133,7 +133,7 @@ class Cache:
         operator has deleted it) is new again.
         """
         follower = _Follower(prefix.encode(), client, self, log, revision)
-        backoff, wait_s = Backoff(reconnect_wait(system.random)), IMPORT_AFTER_S
+        backoff, wait_s = reconnect_wait(system.random), IMPORT_AFTER_S
         while True:
             await asyncio.sleep(wait_s)
             try:

@@ -377,7 +377,7 @@ class Consumer:
     async def _wait(self, flight: InFlight, state: str) -> None:
         """Wait for another process to take the event's record out of a state."""
         if flight.waits is None or state != flight.state:
-            flight.state, flight.waits = state, Backoff(claim_wait(self._system.random))
+            flight.state, flight.waits = state, claim_wait(self._system.random)
         if flight.waits.waits == WAITS_BEFORE_WARNING:
             self._log.warning(
                 "an event waits for another process that does not end it", **flight.event.about
