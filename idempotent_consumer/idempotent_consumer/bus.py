@@ -315,8 +315,7 @@ class RecoveringConnection:
         amqp.keep_header_bytes()
         self._name, self._system, self._health = name, system, health
         self._log = log.bind(connection=name)
-        addresses = [amqp.parameters_of(url, name, tcp_options) for url in urls]
-        self._addresses = cycle(system.random.sample(addresses, len(addresses)))
+        self._parameters = [amqp.parameters_of(url, name, tcp_options) for url in urls]
         self._backoff = reconnect_wait(system.random)
         self._node, self._ready_s = "", math.inf
         self._closing = asyncio.Event()
@@ -330,6 +329,7 @@ class RecoveringConnection:
         """
         is_loss = retry_if_exception_type(ChannelLost)
         recover = AsyncRetrying(retry=is_loss, wait=self._wait_s, sleep=asyncio.sleep)
+        self._addresses = cycle(self._system.random.sample(self._parameters, len(self._parameters)))
         self._running = asyncio.current_task()
         async with asyncio.TaskGroup() as tasks:
             recovering: asyncio.Task[None] = tasks.create_task(recover(self._connect, use))
