@@ -16,7 +16,7 @@ from structlog.typing import FilteringBoundLogger
 
 from .etcd import Client, EtcdError, Failure, prefix_end
 from .records import digest_if_done
-from .system import Backoff, System, reconnect_wait
+from .system import System, reconnect_wait
 
 IMPORT_AFTER_S = 0.5
 """What waits in the queue at the start is recorded first: etcd's first page walks all the keys,
@@ -128,7 +128,7 @@ class Follower:
         self, cache: Cache, prefix: str, client: Client, system: System, log: FilteringBoundLogger
     ) -> None:
         self._cache, self._prefix, self._client = cache, prefix.encode(), client
-        self._backoff, self._log = Backoff(reconnect_wait(system.random)), log
+        self._backoff, self._log = reconnect_wait(system.random), log
         self._next_revision = 0  # The first that has not been watched, 0 before an import.
         self._stuck, self._opened_s = 0, 0.0
 

@@ -11,7 +11,7 @@ from typing import Any
 from structlog.testing import LogCapture
 
 from idempotent_consumer.cache import Cache
-from idempotent_consumer.event import Checked, Put
+from idempotent_consumer.event import Put, check_effects
 from idempotent_consumer.health import Health
 from idempotent_consumer.ledger import EtcdLedger
 from idempotent_consumer.records import Answer, Ask, Kind
@@ -100,7 +100,8 @@ class Replica:
         key = f"/service/order/{event_id}".encode()
         digest = digest or digest_of(event_id)
         token = f"{self.process}/1/{self._asked}"
-        return Ask(kind, key, digest, token, None, expect, Checked(effects))
+        checked = check_effects(effects, "order", event_id)
+        return Ask(kind, key, digest, token, None, expect, checked)
 
     def commit(self, *asks: Ask) -> None:
         """Commit asks as one batch, and do all that can be done without time passing."""
