@@ -123,7 +123,7 @@ def test_with_too_many_bytes_in_hand_nothing_is_read_until_half_of_them_are_sett
     assert channel.is_read
 
 
-# What it is sent on with. That the rest stays the bytes that came is in test_headers.
+# What it is sent on with. All else stays the bytes that came.
 
 OURS: dict[str, object] = {"x-reason": "invalid", "x-error": "not JSON"}
 SENT_ON: dict[str, Any] = {"trace": "abc", "CCTV": "1", "BCC-list": "2", "CC-": "3"}

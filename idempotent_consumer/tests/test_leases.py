@@ -211,14 +211,12 @@ def test_a_lease_that_ended_at_etcd_is_replaced(replica: Replica, noticed: bool)
     assert left_s(replica, first) <= 0, "the claims under it are nobody's"
 
 
-def test_a_lease_goes_on_while_the_machine_is_suspended() -> None:
+def test_a_lease_goes_on_while_the_machine_is_suspended(replica: Replica) -> None:
     """The loop's clock stands still meanwhile, and etcd's does not."""
-    suspended_s = 0.0
-    replica = Replica(clock=lambda: replica.loop.time() + suspended_s).open()
     lease = claim(replica)
-    suspended_s = 14.0
+    replica.suspended_s = 14.0
     assert left_s(replica, lease) == 1.0
-    suspended_s = 15.0
+    replica.suspended_s = 15.0
     assert left_s(replica, lease) == 0.0
     replica.store.revoke(lease)
     assert claim(replica, "2") != lease

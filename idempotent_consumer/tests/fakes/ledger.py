@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from random import Random
 from typing import Any, Self
@@ -43,7 +43,10 @@ def system_of(etcd: FakeEtcd, seed: str = "") -> System:
 
 
 class Replica:
-    """One process's ledger of the service "order", alone or ``beside`` another on its etcd."""
+    """One process's ledger of the service "order", alone or ``beside`` another on its etcd.
+
+    ``suspended_s`` is how long its machine, though not etcd's, has stood still.
+    """
 
     def __init__(
         self,
@@ -52,15 +55,16 @@ class Replica:
         *,
         settings: Settings = SETTINGS,
         longest_call_s: float = 5.0,
-        clock: Callable[[], float] | None = None,
     ) -> None:
         self.process = process
-        self.loop = beside.loop if beside else Loop()
-        self.store = beside.store if beside else Store(self.loop.time, settings.etcd_max_txn_ops)
+        self.loop: Loop = beside.loop if beside else Loop()
+        self.store: Store = (
+            beside.store if beside else Store(self.loop.time, settings.etcd_max_txn_ops)
+        )
         self.etcd, self.health = FakeEtcd(self.loop.agenda, self.store), Health()
         self.lines = LogCapture()
         self.answers: list[Answer] = []
-        self.opened = False
+        self.opened, self.suspended_s = False, 0.0
         self._asked = 0
         self._tasks = asyncio.TaskGroup()
         self.ledger = EtcdLedger(
@@ -72,7 +76,7 @@ class Replica:
             Cache(),
             longest_call_s,
             self._tasks,
-            clock or self.loop.time,
+            lambda: self.loop.time() + self.suspended_s,
         )
         self._running: Any = None
 
