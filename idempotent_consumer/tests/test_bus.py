@@ -172,8 +172,8 @@ def test_what_was_asked_of_a_channel_that_had_gone_is_a_loss_with_its_own_reason
     """pika refuses to send: no defect, as nobody could have known."""
 
     async def declare(client: ClientChannel) -> None:
-        client.channel.is_open = False
         client.lose("the first reason")
+        client.channel.close()
         client.channel.queue_declare("order")
 
     rabbit.run(declare)

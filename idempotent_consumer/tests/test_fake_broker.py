@@ -37,7 +37,15 @@ class Client:
 
     def _connect(self, broker: FakeBroker) -> None:
         def opened(connection: Any) -> None:
-            connection.channel(on_open_callback=lambda channel: setattr(self, "channel", channel))
+            connection.channel(on_open_callback=use)
+
+        def use(channel: Any) -> None:
+            self.channel = channel
+            channel.confirm_delivery(
+                lambda m: self.seen.append(
+                    (type(m.method).__name__, m.method.delivery_tag, m.method.multiple)
+                )
+            )
 
         self.connection = broker.connect(
             None,
@@ -48,16 +56,8 @@ class Client:
 
     def publish(self, queue: str, body: bytes) -> None:
         """Publish to a queue, with confirms."""
-
-        def publish() -> None:
-            self.channel.confirm_delivery(
-                lambda m: self.seen.append(
-                    (type(m.method).__name__, m.method.delivery_tag, m.method.multiple)
-                )
-            )
-            self.channel.basic_publish("", queue, body, pika.BasicProperties(), mandatory=True)
-
-        self.do(publish)
+        properties = pika.BasicProperties()
+        self.do(lambda: self.channel.basic_publish("", queue, body, properties, mandatory=True))
 
     def consume(self, queue: str) -> None:
         """Consume a queue; a delivery is its body."""
@@ -162,7 +162,7 @@ def test_what_arrives_behind_a_cancel_is_rejected_as_pika_does(
     broker: FakeBroker, client: Client
 ) -> None:
     client.consume("q")
-    client.loop.call_soon(lambda: client.channel.basic_cancel("ctag1.1"))
+    client.loop.call_soon(lambda: client.channel.basic_cancel(next(iter(client.channel.consumer_tags))))
     broker.publish("", "q", b"1")
     client.loop.run_until_idle()
     assert client.seen == []

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import cast
 
-from pika.exceptions import StreamLostError
-
 from idempotent_consumer.amqp import with_headers
 from idempotent_consumer.bus import queue_arguments
 from idempotent_consumer.event import decode
@@ -252,11 +250,8 @@ class SimulatedBroker(FakeBroker):
     def leave(self, life: Life) -> None:
         """End the connections of a process that is gone; what it had not written yet is lost."""
         for connection in self._connections(life):
-            wire = connection.to_broker
-            wire.cut(self.rng.randint(0, wire.under_way))
-            self.connections.remove(connection)
-            waits_s = max(0.0, wire.idle_at_s - self.agenda.now_s)
-            self.agenda.later(waits_s + self.rng.expovariate(20), connection.session.end)
+            written = self.rng.randint(0, connection.to_broker.under_way)
+            self.lose(connection, (written, 0), (self.rng.expovariate(20), 0.0))
 
     def go_silent(self, life: Life, seconds: float) -> None:
         """Give up the connections of a process that is frozen, where it is for long."""
@@ -267,10 +262,7 @@ class SimulatedBroker(FakeBroker):
     def _give_up(self, connection: Connection) -> None:
         if connection.session.alive:
             self.run.fault("heartbeats missed", _life(connection).name)
-            connection.session.end()
-            connection.to_broker.cut(0)
-            error = StreamLostError("closed by the broker")
-            connection.to_client.send(lambda: connection.lost(error))
+            self.lose(connection, (0, connection.to_client.under_way))
 
     def _connections(self, life: Life) -> list[Connection]:
         return [one for one in self.connections if one.loop is life]
@@ -295,17 +287,11 @@ class SimulatedBroker(FakeBroker):
 
     def _cut(self, connection: Connection) -> None:
         """Lose a connection: each side notices it in its own time, and some frames arrive."""
-        rng, now_s = self.rng, self.agenda.now_s
-        to_broker, to_client = connection.to_broker, connection.to_client
-        lost = to_broker.cut(rng.randint(0, to_broker.under_way))
-        lost += to_client.cut(rng.randint(0, to_client.under_way))
+        rng = self.rng
+        kept = [rng.randint(0, w.under_way) for w in (connection.to_broker, connection.to_client)]
+        noticed_s = [rng.uniform(0, rng.choice([0.01, HEARTBEATS_S])) for _ in kept]
+        lost = self.lose(connection, (kept[0], kept[1]), (noticed_s[0], noticed_s[1]))
         self.run.note(_life(connection).name, f"loses a connection, and {lost} frames with it")
-        slow_s = rng.choice([0.01, HEARTBEATS_S])
-        waits_s = max(0.0, to_broker.idle_at_s - now_s) + rng.uniform(0, slow_s)
-        self.agenda.later(waits_s, connection.session.end)
-        waits_s = max(0.0, to_client.idle_at_s - now_s) + rng.uniform(0, slow_s)
-        error = StreamLostError("reset")
-        self.agenda.later(waits_s, lambda: connection.lost(error), connection.loop)
 
     def _one(self, fault: str, suits: Callable[[Connection], object]) -> Connection | None:
         """Choose a connection for a fault."""

@@ -8,6 +8,8 @@ from functools import partial
 from random import Random
 from typing import Any
 
+from pika import spec
+
 from idempotent_consumer import Service
 from idempotent_consumer.testing.broker import FakeBroker, Sent
 from idempotent_consumer.testing.etcd import FakeEtcd
@@ -53,11 +55,11 @@ class Life(Loop):
         """Stand before or behind an action that the outside sees."""
         super().act(when, what)
         if when == "before" and isinstance(what, Sent):
-            if what.method == "basic_consume" and not self.answered:
+            if isinstance(what.method, spec.Basic.Consume) and not self.answered:
                 self.run.violation("consuming before etcd is ready", self.name)
-            if what.method == "basic_ack" and not self.may_ack():
+            if isinstance(what.method, spec.Basic.Ack) and not self.may_ack():
                 self.run.violation(
-                    "an ack by a process that knows that etcd is another", self.name, what
+                    "an ack by a process that knows that etcd is another", self.name, what.method
                 )
         self.steps += 1
         if self.steps == self.dies_at and self.in_step:

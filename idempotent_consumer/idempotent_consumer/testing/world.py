@@ -191,10 +191,10 @@ def _described(what: Any) -> tuple[str, str] | None:
     if isinstance(what, Call) and what.method == "Txn" and what.request.success:
         puts = [operation.request_put.key for operation in what.request.success]
         return f"etcd has {', '.join(key.decode() for key in puts if key) or 'a read'}", "answer"
-    if isinstance(what, Sent) and what.method == "basic_publish":
-        exchange, queue, body, *_ = what.arguments
-        shown = repr(body[:80])
-        return f"{shown} is published" if exchange else f"{queue} has {shown}", "confirm"
+    if isinstance(what, Sent) and what.content:
+        method, (_, body) = what
+        shown, queue = repr(body[:80]), method.routing_key
+        return f"{shown} is published" if method.exchange else f"{queue} has {shown}", "confirm"
     return None
 
 
