@@ -162,7 +162,9 @@ def test_what_arrives_behind_a_cancel_is_rejected_as_pika_does(
     broker: FakeBroker, client: Client
 ) -> None:
     client.consume("q")
-    client.loop.call_soon(lambda: client.channel.basic_cancel(next(iter(client.channel.consumer_tags))))
+    client.loop.call_soon(
+        lambda: client.channel.basic_cancel(next(iter(client.channel.consumer_tags)))
+    )
     broker.publish("", "q", b"1")
     client.loop.run_until_idle()
     assert client.seen == []

@@ -7,10 +7,12 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from multiprocessing import get_context
 
-from simulation.many import run_on_cores
-from simulation.world import simulate
+from simulation.world import Summary, run_seeds, simulate
 
+_CHUNK = 50
 _SAY_EVERY_S = 10.0
 
 
@@ -41,10 +43,21 @@ def _show(seed: int) -> int:
     return 0
 
 
+def _run_on_cores(first: int, seeds: int, jobs: int) -> Iterator[Summary]:
+    """Run seeds in several processes; yield a summary for each few of them, in their order."""
+    last = first + seeds
+    chunks = [range(start, min(start + _CHUNK, last)) for start in range(first, last, _CHUNK)]
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["simulation.world"])
+    # A process for each: what its runs have left goes with it, and nobody has to collect it.
+    with context.Pool(jobs, maxtasksperchild=1) as pool:
+        yield from pool.imap(run_seeds, chunks)
+
+
 def _run_many(first: int, seeds: int, jobs: int) -> int:
     fired, runs, confirmed, acks = Counter[str](), 0, 0, 0
     started_s = said_s = time.monotonic()
-    for summary in run_on_cores(first, seeds, jobs):
+    for summary in _run_on_cores(first, seeds, jobs):
         if summary.broken is not None:
             return _show(summary.broken)
         fired.update(summary.fired)

@@ -12,7 +12,7 @@ from pika import spec
 
 from idempotent_consumer import Service
 from idempotent_consumer.testing.broker import FakeBroker, Sent
-from idempotent_consumer.testing.etcd import FakeEtcd
+from idempotent_consumer.testing.etcd import Call, FakeEtcd
 from idempotent_consumer.testing.loop import Killed, Loop, Threads
 from idempotent_consumer.testing.process import Process
 from simulation.run import Run
@@ -66,6 +66,19 @@ class Life(Loop):
             self.run.fault("killed within a step", self.name)
             self.end()
             raise Killed
+
+    def hear(self, call: Call, number: int, life_of_data: int) -> None:
+        """Remember what etcd has told: how these records stand is known from now on."""
+        self.answered += 1
+        self.last_answered = max(self.last_answered, number)
+        self.highest_revision = max(self.highest_revision, call.outcome.header.revision)
+        if call.method == "Txn":
+            if self.lineage is None:
+                self.lineage = life_of_data
+            if call.outcome.succeeded:
+                for operation in call.request.success:
+                    key = getattr(operation, operation.WhichOneof("request")).key
+                    self.told_s[key] = self.agenda.now_s
 
     def freeze(self, seconds: float) -> None:
         """Do nothing for a time, as after SIGSTOP."""
@@ -131,11 +144,7 @@ class SimulatedProcess(Process):
     def is_idle(self) -> bool:
         """Whether it is not frozen, has no event in flight, and has read what was sent to it."""
         thawed = self.life.frozen_until_s <= self.life.agenda.now_s
-        unread = any(
-            connection.to_client.under_way
-            for connection in self.broker.connections
-            if connection.loop is self.life
-        )
+        unread = any(one.to_client.under_way for one in self.broker.connections_of(self.life))
         busy = hasattr(self, "running") and self.running.consumer.busy
         return thawed and not unread and not busy
 

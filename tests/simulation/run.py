@@ -1,20 +1,75 @@
-"""One run as all its parts see it: its clock, what its seed decides, and the account of it."""
+"""One run as all its parts see it: what its seed decides, its clock, and the account of it."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from random import Random
+from typing import TypeVar
 
+from idempotent_consumer.bus import MAX_BYTES_IN_FLIGHT
+from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.loop import Agenda
-from simulation.plan import Plan
 
 # The keys as the contract has them, written down apart from the library's code.
 SERVICE = "order"
 EXCHANGE = "events"
 RECORDS = b"/service/order/"
 INCARNATION = b"/incarnation/order"
+RECORDED = ("publishing", "done")
+"""The states of a record that is there for good."""
+
+PER_REQUEST = (
+    "request lost",
+    "reply lost",
+    "applied late",
+    "answered late",
+    "refused",
+    "refused login",
+)
+"""Faults of a single request to etcd."""
+
+PER_MESSAGE = (
+    "reordered",
+    "confirm late",
+    "publish refused",
+    "dead-lettered twice",
+    "publish not confirmed",
+)
+"""Faults of a single message."""
+
+TIMED = (
+    "etcd away",
+    "etcd away for longer than a lease",
+    "etcd out of space",
+    "lease revoked",
+    "connection lost",
+    "channel closed",
+    "consumer cancelled",
+    "broker restarted",
+    "alarm",
+    "queue deleted",
+    "stopped",
+)
+"""Faults that happen at a time."""
+
+OF_PROCESSES = ("killed", "frozen")
+"""Faults that happen at a step of a process."""
+
+OF_DATA = ("etcd wiped", "etcd restored")
+"""Faults after which the service must stop settling. A run has one of them at the most."""
+
+_DELAYS = (
+    (("1s", 1),),
+    (("1s", 1), ("2s", 2)),
+    (("1s", 1), ("5s", 5), ("10s", 10)),
+)
+
+Target = TypeVar("Target")
 
 
 def record_key(event_id: str) -> bytes:
@@ -23,6 +78,76 @@ def record_key(event_id: str) -> bytes:
     if len(encoded) > 128 or encoded.startswith(b"sha256:"):
         encoded = b"sha256:" + hashlib.sha256(encoded).hexdigest().encode()
     return RECORDS + encoded
+
+
+@dataclass
+class Plan:
+    """What a seed decides. ``rates`` are faults, with their probability or number of times.
+
+    What has a default is for runs of a chosen fault: a drawn plan leaves it. ``types`` are the
+    events' types, drawn by the workload where there are none. ``shares`` says how many of a hundred
+    bodies are new, duplicate, conflict, stranger and invalid. With ``restarted_at_once`` nobody
+    waits until a loss of etcd's data is noticed.
+    """
+
+    replicas: int
+    settings: Settings
+    cache_entries: int
+    call_timeout_s: float
+    call_s: float
+    events: int
+    faulty_s: float
+    latency_s: float
+    rates: dict[str, float]
+    max_bytes: int = MAX_BYTES_IN_FLIGHT
+    types: tuple[str, ...] = ()
+    shares: tuple[int, ...] = (50, 34, 6, 3, 7)
+    longest_freeze_s: float = math.inf
+    restarted_at_once: bool = False
+
+
+def draw_plan(rng: Random) -> Plan:
+    """Draw a run."""
+    timeout_s = rng.choice([1.0, 5.0])
+    return Plan(
+        replicas=rng.choice([1, 2, 2, 3]),
+        settings=Settings(
+            enable_etcd=True,
+            batch_size=rng.choice([1, 2, 3, 8, 128]),
+            etcd_max_txn_ops=rng.choice([4, 5, 16, 128]),
+            retry_delays=rng.choice(_DELAYS),
+            dedup_window_s=rng.choice([86400, 86400, 0]),
+            calls_at_once=rng.choice([1, 4, 16]),
+        ),
+        cache_entries=rng.choice([4, 1000]),
+        call_timeout_s=timeout_s,
+        call_s=timeout_s * rng.choice([0.05, 0.4, 1.0]),
+        events=rng.randint(15, 40),
+        faulty_s=rng.uniform(8, 40),
+        latency_s=rng.choice([0.001, 0.02, 0.2]),
+        max_bytes=rng.choice([1_000, 4_000, MAX_BYTES_IN_FLIGHT]),
+        rates=_draw_rates(rng),
+    )
+
+
+def _draw_rates(rng: Random) -> dict[str, float]:
+    """Draw some of the faults only: one that always happens hides others."""
+    mood = rng.random()
+    if mood < 0.03:
+        return {}  # A run without faults, which the others are measured against.
+    if mood < 0.15:
+        return {"killed": rng.randint(1, 6)}
+    if mood < 0.21:
+        # Alone, too: what applies late, in a world where nobody dies, has all the time to do harm.
+        return {"applied late": rng.uniform(0.1, 0.4)}
+    often = rng.choice([0.02, 0.1, 0.3])
+    single = [fault for fault in (*PER_REQUEST, *PER_MESSAGE) if rng.random() < 0.35]
+    rates = {fault: often * rng.uniform(0.3, 1.5) for fault in single}
+    several = [fault for fault in (*TIMED, *OF_PROCESSES) if rng.random() < 0.25]
+    rates.update({fault: rng.randint(1, 4) for fault in several})
+    if rng.random() < 0.12:
+        rates[rng.choice(OF_DATA)] = 1
+    return rates
 
 
 class Run:
@@ -40,17 +165,37 @@ class Run:
         self.violations: list[str] = []
         self._lines: list[tuple[float, str, str, tuple[object, ...]]] = []
 
-    def happens(self, fault: str) -> bool:
-        """Return whether a fault hits one request or message."""
+    # How a fault happens.
+
+    def happens(self, fault: str, who: str, *about: object) -> bool:
+        """Return whether a fault hits one request or message; count it if so."""
         rate = self.plan.rates.get(fault, 0.0)
-        return self.faulty and rate > 0 and self.rng.random() < rate
+        happens = self.faulty and rate > 0 and self.rng.random() < rate
+        if happens:
+            self.fault(fault, who, *about)
+        return happens
 
-    def latency_s(self) -> float:
-        """Draw how long a frame is under way."""
-        return self.rng.expovariate(1 / self.plan.latency_s)
+    def lasts(
+        self, fault: str, who: str, seconds: tuple[float, float], switch: Callable[[bool], None]
+    ) -> None:
+        """Switch a fault on, and off again after a time between these two."""
+        lasts_s = self.rng.uniform(*seconds)
+        self.fault(fault, who, round(lasts_s, 1))
+        switch(True)
+        self.agenda.later(lasts_s, partial(switch, False))
 
-    def note(self, who: str, what: str, *about: object) -> None:
-        self._lines.append((self.agenda.now_s, who, what, about))
+    def hits(
+        self,
+        fault: str,
+        targets: Sequence[Target],
+        hit: Callable[[Target], object],
+        name: Callable[[Target], str] = str,
+    ) -> None:
+        """Let a fault hit one of those that it can hit, if any."""
+        if targets:
+            target = self.rng.choice(targets)
+            self.fault(fault, name(target))
+            hit(target)
 
     def fault(self, kind: str, who: str, *about: object) -> None:
         """Count a fault that has fired, and add a line."""
@@ -61,6 +206,15 @@ class Run:
         """Return whether one of these faults has happened."""
         return any(self.fired[kind] for kind in kinds)
 
+    def latency_s(self) -> float:
+        """Draw how long a frame is under way."""
+        return self.rng.expovariate(1 / self.plan.latency_s)
+
+    # The account.
+
+    def note(self, who: str, what: str, *about: object) -> None:
+        self._lines.append((self.agenda.now_s, who, what, about))
+
     def violation(self, kind: str, *about: object) -> None:
         """Add something that must never happen."""
         text = " ".join([f"{kind}:", *map(_short, about)])
@@ -69,7 +223,7 @@ class Run:
 
     def report(self) -> str:
         """Write everything there is to know, for a reader."""
-        head = f"seed {self.seed}: {self.plan.describe()}"
+        head = f"seed {self.seed}: {self.plan}"
         lines = [
             f"{at_s:10.4f} {who:10} {what} {' '.join(map(_short, about))}".rstrip()
             for at_s, who, what, about in self._lines

@@ -5,9 +5,8 @@ from collections import Counter
 
 import pytest
 
-from simulation.many import run_seeds
-from simulation.plan import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, TIMED
-from simulation.world import simulate
+from simulation.run import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, TIMED
+from simulation.world import run_seeds, simulate
 
 SEEDS = 1000
 CHUNK = 50

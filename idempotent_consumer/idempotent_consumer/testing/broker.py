@@ -124,7 +124,7 @@ class FakeBroker:
 
     # What a process reaches.
 
-    def connect(self, parameters: Any, **callbacks: Callback) -> Connection:
+    def connect(self, parameters: Any, **callbacks: Any) -> Connection:
         connection = Connection(self, parameters, **callbacks)
         self.connections.append(connection)
         return connection
@@ -180,8 +180,23 @@ class FakeBroker:
 
     def gone(self, loop: Loop) -> None:
         """Learn that a process has died: what it has written arrives, and then its end."""
-        for connection in [one for one in self.connections if one.loop is loop]:
+        for connection in self.connections_of(loop):
             self.lose(connection, (connection.to_broker.under_way, 0))
+
+    # What the test looks at.
+
+    def connections_of(self, loop: Loop) -> list[Connection]:
+        """Return the connections of one process."""
+        return [connection for connection in self.connections if connection.loop is loop]
+
+    @property
+    def channels(self) -> list[ServerChannel]:
+        return [channel for session in self.sessions for channel in session.channels.values()]
+
+    @property
+    def unacked(self) -> list[Message]:
+        """What has been given out and is not acked."""
+        return [message for one in self.channels for _, message in one.unacked.values()]
 
     # What the broker decides.
 
@@ -593,7 +608,7 @@ class Connection(amqp.Connection):
     ``session`` is the broker's side. There are no heartbeats: who ends a connection says so.
     """
 
-    def __init__(self, broker: FakeBroker, parameters: Any, **callbacks: Callback) -> None:
+    def __init__(self, broker: FakeBroker, parameters: Any, **callbacks: Any) -> None:
         loop: Any = asyncio.get_running_loop()
         self.broker, self.loop = broker, loop
         self.session = Session(broker, self)

@@ -147,13 +147,9 @@ class InMemory:
 
     def _settled(self) -> bool:
         dead_letters = names.dead_letter_queue(self._service.name)
-        return not any(
-            queue.ready for name, queue in self._broker.queues.items() if name != dead_letters
-        ) and not any(
-            channel.unacked
-            for session in self._broker.sessions
-            for channel in session.channels.values()
-        )
+        queues = self._broker.queues.values()
+        ready = any(queue.ready for queue in queues if queue.name != dead_letters)
+        return not (ready or self._broker.unacked)
 
 
 def _end(processes: list[Process]) -> None:

@@ -19,7 +19,6 @@ from idempotent_consumer.testing.broker import (
     FakeBroker,
     Message,
     Queue,
-    ServerChannel,
     Session,
 )
 from idempotent_consumer.testing.etcd import REQUEST_LOST, FakeEtcd, Store
@@ -68,7 +67,7 @@ class OrderProcess(Process):
 
         It is all there is, one by one, or the message with this number on its channel.
         """
-        for channel in self._channels():
+        for channel in self.broker.channels:
             for each in [number] if number else list(channel.unconfirmed):
                 if each in channel.unconfirmed:
                     channel.confirm(each, multiple)
@@ -125,10 +124,7 @@ class OrderProcess(Process):
 
     @property
     def _consuming(self) -> Session:
-        return next(channel.session for channel in self._channels() if channel.consumers)
-
-    def _channels(self) -> list[ServerChannel]:
-        return [one for session in self.broker.sessions for one in session.channels.values()]
+        return next(channel.session for channel in self.broker.channels if channel.consumers)
 
 
 class World:
