@@ -55,36 +55,27 @@ class SimulatedBroker(FakeBroker):
         self._rested_on_copies: Counter[bytes] = Counter()
         self._given_s: dict[tuple[int, Life], float] = {}
         self._silent: dict[ServerChannel, list[bool]] = {}
-        arguments = queue_arguments(SERVICE, run.plan.settings.retry_delays)
-        self.queues[SERVICE] = Queue(SERVICE, arguments[SERVICE])
-        self._retry_queues = sorted(set(arguments) - {SERVICE, DEAD_LETTERS})
-        self.timed_faults = {
-            "connection lost": lambda kind: run.hits(kind, self.connections, self._cut, _name),
-            "channel closed": lambda kind: run.hits(kind, self.channels, _close, _name),
-            "consumer cancelled": lambda kind: run.hits(
-                kind, [c for one in self.channels for c in one.consumers.values()], _cancel, _name
-            ),
-            "broker restarted": lambda kind: run.lasts(kind, "broker", (0.5, 10.0), self.be_away),
-            "alarm": lambda kind: run.lasts(kind, "broker", (1.0, 15.0), self.set_alarm),
-            "queue deleted": lambda kind: run.hits(
-                kind, [n for n in self._waiting if not self._waiting[n]], self.delete_queue
-            ),
-        }
+        self.queues[SERVICE] = Queue(SERVICE, queue_arguments(SERVICE, ())[SERVICE])
 
     @property
     def dead(self) -> list[Message]:
         return self.queues[DEAD_LETTERS].ready if DEAD_LETTERS in self.queues else []
 
     @property
-    def _waiting(self) -> dict[str, list[Message]]:
-        """What waits for a retry, by its queue."""
-        return {name: self.queues[name].ready for name in self._retry_queues if name in self.queues}
+    def unsettled(self) -> list[Message]:
+        """The messages that have not been settled for good: not acked, or in a queue but one."""
+        queues = [queue for name, queue in self.queues.items() if name != DEAD_LETTERS]
+        return [*self.unacked, *(message for queue in queues for message in queue.ready)]
 
     @property
-    def unsettled(self) -> list[Message]:
-        """The messages that have not been settled for good."""
-        waiting = [message for messages in self._waiting.values() for message in messages]
-        return [*self.queues[SERVICE].ready, *waiting, *self.unacked]
+    def idle_retry_queues(self) -> list[str]:
+        """The queues for retries that have no message."""
+        kept = (SERVICE, DEAD_LETTERS)
+        return [n for n, queue in self.queues.items() if n not in kept and not queue.ready]
+
+    @property
+    def consumers(self) -> list[Consumer]:
+        return [consumer for channel in self.channels for consumer in channel.consumers.values()]
 
     # What is published.
 
@@ -257,28 +248,30 @@ class SimulatedBroker(FakeBroker):
         self.away = away
         if away:
             for connection in list(self.connections):
-                self._cut(connection)
+                self.cut(connection)
+
+    def close(self, channel: ServerChannel) -> None:
+        """Close a channel, as after an error of the broker's own."""
+        self.run.note(_name(channel), "loses its channel")
+        channel.session.close_channel(channel, ChannelError(541, "INTERNAL_ERROR"))
+
+    def cancel(self, consumer: Consumer) -> None:
+        """Cancel a consumer, as where its queue gets another leader."""
+        self.run.note(_name(consumer), "loses its consumer")
+        consumer.channel.cancelled_by_broker(consumer)
 
     def _give_up(self, connection: Connection) -> None:
         if connection.session.alive:
             self.run.fault("heartbeats missed", _name(connection))
             self.lose(connection, (0, connection.to_client.under_way))
 
-    def _cut(self, connection: Connection) -> None:
+    def cut(self, connection: Connection) -> None:
         """Lose a connection: each side notices it in its own time, and some frames arrive."""
         rng = self.rng
         kept = [rng.randint(0, w.under_way) for w in (connection.to_broker, connection.to_client)]
         noticed_s = [rng.uniform(0, rng.choice([0.01, HEARTBEATS_S])) for _ in kept]
         lost = self.lose(connection, (kept[0], kept[1]), (noticed_s[0], noticed_s[1]))
         self.run.note(_name(connection), f"loses a connection, and {lost} frames with it")
-
-
-def _close(channel: ServerChannel) -> None:
-    channel.session.close_channel(channel, ChannelError(541, "INTERNAL_ERROR"))
-
-
-def _cancel(consumer: Consumer) -> None:
-    consumer.channel.cancelled_by_broker(consumer)
 
 
 def _life(of: Connection | ServerChannel | Consumer) -> Life:

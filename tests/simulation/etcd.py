@@ -69,25 +69,11 @@ class SimulatedEtcd(FakeEtcd):
         self.run, self.away, self.applies_until_s = run, False, 0.0
         self.fate, self.latency_s = self._fate, run.latency_s
         self._unread: list[tuple[float, Call]] = []
-        self.timed_faults = {
-            "etcd away": lambda kind: run.lasts(kind, "etcd", (0.5, 8.0), self._be_away),
-            "etcd away for longer than a lease": lambda kind: run.lasts(
-                kind, "etcd", (16.0, 45.0), self._be_away
-            ),
-            "etcd out of space": lambda kind: run.lasts(kind, "etcd", (1.0, 10.0), self._be_full),
-            "lease revoked": lambda kind: run.hits(
-                kind, self.store.leases_of_claims(), self.store.revoke
-            ),
-        }
 
-    def heal(self) -> None:
-        self._be_away(False)
-        self._be_full(False)
-
-    def _be_full(self, full: bool) -> None:
+    def be_full(self, full: bool) -> None:
         self.store.out_of_space = full
 
-    def _be_away(self, away: bool) -> None:
+    def be_away(self, away: bool) -> None:
         self.away = away
         if away and self.run.rng.random() < 0.5:
             self.end_watches()

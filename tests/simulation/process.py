@@ -155,10 +155,8 @@ class SimulatedProcess(Process):
 
     def stop(self) -> None:
         """Stop it; a second signal changes nothing."""
-        if hasattr(self, "running"):
-            in_hand = self.running.intake.in_hand
-            self.life.run.fault("stopped", self.life.name, f"{in_hand} in hand")
-            super().stop()
+        self.life.run.note(self.life.name, f"is stopped, {self.running.intake.in_hand} in hand")
+        super().stop()
 
     def _ended(self, task: Any) -> None:
         super()._ended(task)

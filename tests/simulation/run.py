@@ -11,7 +11,6 @@ from functools import partial
 from random import Random
 from typing import TypeVar
 
-from idempotent_consumer.bus import MAX_BYTES_IN_FLIGHT
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.loop import Agenda
 
@@ -42,32 +41,11 @@ PER_MESSAGE = (
 )
 """Faults of a single message."""
 
-TIMED = (
-    "etcd away",
-    "etcd away for longer than a lease",
-    "etcd out of space",
-    "lease revoked",
-    "connection lost",
-    "channel closed",
-    "consumer cancelled",
-    "broker restarted",
-    "alarm",
-    "queue deleted",
-    "stopped",
-)
-"""Faults that happen at a time."""
-
 OF_PROCESSES = ("killed", "frozen")
 """Faults that happen at a step of a process."""
 
 OF_DATA = ("etcd wiped", "etcd restored")
 """Faults after which the service must stop settling. A run has one of them at the most."""
-
-_DELAYS = (
-    (("1s", 1),),
-    (("1s", 1), ("2s", 2)),
-    (("1s", 1), ("5s", 5), ("10s", 10)),
-)
 
 Target = TypeVar("Target")
 
@@ -98,56 +76,12 @@ class Plan:
     events: int
     faulty_s: float
     latency_s: float
+    max_bytes: int
     rates: dict[str, float]
-    max_bytes: int = MAX_BYTES_IN_FLIGHT
     types: tuple[str, ...] = ()
     shares: tuple[int, ...] = (50, 34, 6, 3, 7)
     longest_freeze_s: float = math.inf
     restarted_at_once: bool = False
-
-
-def draw_plan(rng: Random) -> Plan:
-    """Draw a run."""
-    timeout_s = rng.choice([1.0, 5.0])
-    return Plan(
-        replicas=rng.choice([1, 2, 2, 3]),
-        settings=Settings(
-            enable_etcd=True,
-            batch_size=rng.choice([1, 2, 3, 8, 128]),
-            etcd_max_txn_ops=rng.choice([4, 5, 16, 128]),
-            retry_delays=rng.choice(_DELAYS),
-            dedup_window_s=rng.choice([86400, 86400, 0]),
-            calls_at_once=rng.choice([1, 4, 16]),
-        ),
-        cache_entries=rng.choice([4, 1000]),
-        call_timeout_s=timeout_s,
-        call_s=timeout_s * rng.choice([0.05, 0.4, 1.0]),
-        events=rng.randint(15, 40),
-        faulty_s=rng.uniform(8, 40),
-        latency_s=rng.choice([0.001, 0.02, 0.2]),
-        max_bytes=rng.choice([1_000, 4_000, MAX_BYTES_IN_FLIGHT]),
-        rates=_draw_rates(rng),
-    )
-
-
-def _draw_rates(rng: Random) -> dict[str, float]:
-    """Draw some of the faults only: one that always happens hides others."""
-    mood = rng.random()
-    if mood < 0.03:
-        return {}  # A run without faults, which the others are measured against.
-    if mood < 0.15:
-        return {"killed": rng.randint(1, 6)}
-    if mood < 0.21:
-        # Alone, too: what applies late, in a world where nobody dies, has all the time to do harm.
-        return {"applied late": rng.uniform(0.1, 0.4)}
-    often = rng.choice([0.02, 0.1, 0.3])
-    single = [fault for fault in (*PER_REQUEST, *PER_MESSAGE) if rng.random() < 0.35]
-    rates = {fault: often * rng.uniform(0.3, 1.5) for fault in single}
-    several = [fault for fault in (*TIMED, *OF_PROCESSES) if rng.random() < 0.25]
-    rates.update({fault: rng.randint(1, 4) for fault in several})
-    if rng.random() < 0.12:
-        rates[rng.choice(OF_DATA)] = 1
-    return rates
 
 
 class Run:
@@ -184,17 +118,11 @@ class Run:
         switch(True)
         self.agenda.later(lasts_s, partial(switch, False))
 
-    def hits(
-        self,
-        fault: str,
-        targets: Sequence[Target],
-        hit: Callable[[Target], object],
-        name: Callable[[Target], str] = str,
-    ) -> None:
+    def hits(self, fault: str, targets: Sequence[Target], hit: Callable[[Target], object]) -> None:
         """Let a fault hit one of those that it can hit, if any."""
         if targets:
             target = self.rng.choice(targets)
-            self.fault(fault, name(target))
+            self.fault(fault, "", target if isinstance(target, str | int) else "")
             hit(target)
 
     def fault(self, kind: str, who: str, *about: object) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from idempotent_consumer.settings import Settings
+from idempotent_consumer.bus import MAX_BYTES_IN_FLIGHT
 from simulation.etcd import records
-from simulation.run import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, TIMED, Plan
+from simulation.run import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, Plan
 from simulation.workload import Call
-from simulation.world import World, simulate
+from simulation.world import TIMED, World, draw_plan, simulate
 
 PAGE = Path(__file__).parents[2] / "docs" / "when-can-my-code-run-twice.md"
 
@@ -128,26 +128,30 @@ CASES = {
 
 def draw(case: Case, fault: str, rng: Random) -> Plan:
     """Draw a run of a case: as others are, but with this fault alone, if with any."""
-    timeout_s = 5.0 if case.slow_calls else rng.choice([1.0, 5.0])
-    plan = Plan(
+    drawn = draw_plan(rng)
+    timeout_s = 5.0 if case.slow_calls else drawn.call_timeout_s
+    settings = replace(
+        drawn.settings,
+        batch_size=rng.choice([1, 8, 128]),
+        etcd_max_txn_ops=128,
+        retry_delays=(("1s", 1), ("2s", 2)),
+        dedup_window_s=case.window_s,
+        calls_at_once=case.calls_at_once or rng.choice([4, 16]),
+    )
+    plan = replace(
+        drawn,
         replicas=rng.choice([2, 3]),
-        settings=Settings(
-            enable_etcd=True,
-            batch_size=rng.choice([1, 8, 128]),
-            retry_delays=(("1s", 1), ("2s", 2)),
-            dedup_window_s=case.window_s,
-            calls_at_once=case.calls_at_once or rng.choice([4, 16]),
-        ),
+        settings=settings,
         cache_entries=1000,
         call_timeout_s=timeout_s,
         call_s=timeout_s if case.slow_calls else min(2.0, timeout_s),
         events=30,
         faulty_s=20.0,
-        latency_s=rng.choice([0.001, 0.02, 0.2]),
+        max_bytes=MAX_BYTES_IN_FLIGHT,
+        rates={fault: _RATES[fault]} if fault else {},
         types=("order", "announce", "call"),
         shares=(50, 40, 0, 0, 10),
         restarted_at_once=rng.random() < 0.5,
-        rates={fault: _RATES[fault]} if fault else {},
     )
     return replace(plan, **case.changes)
 

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from simulation.run import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, TIMED
-from simulation.world import run_seeds, simulate
+from simulation.run import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST
+from simulation.world import TIMED, run_seeds, simulate
 
 SEEDS = 1000
 CHUNK = 50

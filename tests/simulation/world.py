@@ -11,12 +11,13 @@ from functools import partial
 from random import Random
 
 from idempotent_consumer import Service
-from idempotent_consumer.bus import COMMITS_IN_FLIGHT
+from idempotent_consumer.bus import COMMITS_IN_FLIGHT, MAX_BYTES_IN_FLIGHT
+from idempotent_consumer.settings import Settings
 from simulation.broker import SimulatedBroker
 from simulation.checker import judge
 from simulation.etcd import SimulatedEtcd
 from simulation.process import Life, SimulatedProcess
-from simulation.run import OF_DATA, SERVICE, TIMED, Plan, Run, draw_plan
+from simulation.run import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, SERVICE, Plan, Run
 from simulation.workload import Handlers, Outside, Producer
 
 DRAINED_WITHIN_S = 400.0
@@ -36,6 +37,80 @@ _LOOKED_AT_EVERY = 8
 _MOST_STEPS = 400_000
 _NOTICED_WITHIN_S = 15.0
 """A wiped or restored etcd: its guard asks every 5 s, and once more after a lost request."""
+
+
+def draw_plan(rng: Random) -> Plan:
+    """Draw a run."""
+    timeout_s = rng.choice([1.0, 5.0])
+    delays = [(("1s", 1),), (("1s", 1), ("2s", 2)), (("1s", 1), ("5s", 5), ("10s", 10))]
+    return Plan(
+        replicas=rng.choice([1, 2, 2, 3]),
+        settings=Settings(
+            enable_etcd=True,
+            batch_size=rng.choice([1, 2, 3, 8, 128]),
+            etcd_max_txn_ops=rng.choice([4, 5, 16, 128]),
+            retry_delays=rng.choice(delays),
+            dedup_window_s=rng.choice([86400, 86400, 0]),
+            calls_at_once=rng.choice([1, 4, 16]),
+        ),
+        cache_entries=rng.choice([4, 1000]),
+        call_timeout_s=timeout_s,
+        call_s=timeout_s * rng.choice([0.05, 0.4, 1.0]),
+        events=rng.randint(15, 40),
+        faulty_s=rng.uniform(8, 40),
+        latency_s=rng.choice([0.001, 0.02, 0.2]),
+        max_bytes=rng.choice([1_000, 4_000, MAX_BYTES_IN_FLIGHT]),
+        rates=_draw_rates(rng),
+    )
+
+
+def _draw_rates(rng: Random) -> dict[str, float]:
+    """Draw some of the faults only: one that always happens hides others."""
+    mood = rng.random()
+    if mood < 0.03:
+        return {}  # A run without faults, which the others are measured against.
+    if mood < 0.15:
+        return {"killed": rng.randint(1, 6)}
+    if mood < 0.21:
+        # Alone, too: what applies late, in a world where nobody dies, has all the time to do harm.
+        return {"applied late": rng.uniform(0.1, 0.4)}
+    often = rng.choice([0.02, 0.1, 0.3])
+    single = [fault for fault in (*PER_REQUEST, *PER_MESSAGE) if rng.random() < 0.35]
+    rates = {fault: often * rng.uniform(0.3, 1.5) for fault in single}
+    several = [fault for fault in (*TIMED, *OF_PROCESSES) if rng.random() < 0.25]
+    rates.update({fault: rng.randint(1, 4) for fault in several})
+    if rng.random() < 0.12:
+        rates[rng.choice(OF_DATA)] = 1
+    return rates
+
+
+Timed = Callable[["World", str], None]
+
+
+def _lasts(
+    server: str, seconds: tuple[float, float], switch: Callable[[World], Callable[[bool], None]]
+) -> Timed:
+    return lambda world, kind: world.run.lasts(kind, server, seconds, switch(world))
+
+
+TIMED: dict[str, Timed] = {
+    "etcd away": _lasts("etcd", (0.5, 8.0), lambda w: w.etcd.be_away),
+    "etcd away for longer than a lease": _lasts("etcd", (16.0, 45.0), lambda w: w.etcd.be_away),
+    "etcd out of space": _lasts("etcd", (1.0, 10.0), lambda w: w.etcd.be_full),
+    "broker restarted": _lasts("broker", (0.5, 10.0), lambda w: w.broker.be_away),
+    "alarm": _lasts("broker", (1.0, 15.0), lambda w: w.broker.set_alarm),
+    "lease revoked": lambda w, kind: w.run.hits(kind, w.store.leases_of_claims(), w.store.revoke),
+    "connection lost": lambda w, kind: w.run.hits(kind, w.broker.connections, w.broker.cut),
+    "channel closed": lambda w, kind: w.run.hits(kind, w.broker.channels, w.broker.close),
+    "consumer cancelled": lambda w, kind: w.run.hits(kind, w.broker.consumers, w.broker.cancel),
+    "queue deleted": lambda w, kind: w.run.hits(
+        kind, w.broker.idle_retry_queues, w.broker.delete_queue
+    ),
+    "stopped": lambda w, kind: w.run.hits(
+        kind, [process for process in w.living() if process.token], SimulatedProcess.stop
+    ),
+}
+"""Faults that happen at a time, and how."""
 
 
 def simulate(seed: int, draw: Callable[[Random], Plan] = draw_plan) -> World:
@@ -115,16 +190,11 @@ class World:
         plan, rng, later = self.plan, self.run.rng, self.agenda.later
         for slot in range(plan.replicas):
             later(rng.uniform(0.0, 1.0), partial(self._start, slot, 1))
-        timed = {
-            **self.etcd.timed_faults,
-            **self.broker.timed_faults,
-            "stopped": lambda _: self._stop_one(),
-        }
-        for kind in TIMED:
+        for kind, happen in TIMED.items():
             for _ in range(int(plan.rates.get(kind, 0))):
                 # Some at the very start: a service must also begin in a bad moment.
                 at_s = rng.uniform(0.0, plan.faulty_s) * rng.choice([0.02, 1.0, 1.0, 1.0])
-                later(at_s, partial(timed[kind], kind))
+                later(at_s, partial(happen, self, kind))
         if "etcd restored" in plan.rates:
             later(rng.uniform(0.0, plan.faulty_s), self._take_snapshot)
         self._snapshot = self.store.snapshot()
@@ -170,11 +240,7 @@ class World:
         again_s = rng.choice([rng.uniform(0.05, 2.0), rng.uniform(2.0, 30.0)])
         self.agenda.later(again_s, partial(self._start, slot, number + 1))
 
-    def _stop_one(self) -> None:
-        if living := self._living():
-            self.run.rng.choice(living).stop()
-
-    def _living(self) -> list[SimulatedProcess]:
+    def living(self) -> list[SimulatedProcess]:
         return [process for process in self.processes if process.life.alive]
 
     # The end.
@@ -182,9 +248,9 @@ class World:
     def _stop_faults(self) -> None:
         self.run.note("", "no more faults from here on")
         self.run.faulty = False
-        self.etcd.heal()
-        self.broker.be_away(False)
-        for process in self._living():
+        for switch in (self.etcd.be_away, self.etcd.be_full, self.broker.be_away):
+            switch(False)
+        for process in self.living():
             process.life.dies_at = None
             process.life.freezes_at.clear()
 
@@ -200,7 +266,7 @@ class World:
         # Each commit on its way applies before its sender sees a reply, and takes the revision on.
         on_their_way = COMMITS_IN_FLIGHT * self.plan.replicas + 4
         known = self._snapshot.revision + on_their_way
-        living = self._living()
+        living = self.living()
         knowing = [
             process.life
             for process in living
@@ -227,7 +293,7 @@ class World:
                 self.broker.must_not_ack.update(knowing)
             self._pass_s(_NOTICED_WITHIN_S, self._broken)
         self._may_start = True
-        for process in self._living():
+        for process in self.living():
             process.life.end()
 
     def _broken(self) -> bool:
@@ -248,5 +314,5 @@ class World:
             self._now_and_then()
             and self.agenda.now_s >= self.etcd.applies_until_s
             and not self.broker.unsettled
-            and all(process.is_idle for process in self._living())
+            and all(process.is_idle for process in self.living())
         )

@@ -10,6 +10,7 @@ import asyncio
 import struct
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -33,17 +34,19 @@ _HANDSHAKE = (
 """Said in one go: pika's answers to it tell the broker nothing."""
 
 
+@dataclass(eq=False)
 class Message:
     """A message in a queue; ``number`` counts all that were stored, ``returns`` its returns.
 
     ``encoded`` are its properties as they are on the wire.
     """
 
-    def __init__(
-        self, number: int, body: bytes, encoded: bytes, exchange: str, routing_key: str
-    ) -> None:
-        self.number, self.body, self.encoded = number, body, encoded
-        self.exchange, self.routing_key, self.returns = exchange, routing_key, 0
+    number: int
+    body: bytes
+    encoded: bytes
+    exchange: str
+    routing_key: str
+    returns: int = 0
 
     @cached_property
     def properties(self) -> Any:
@@ -67,12 +70,15 @@ class Queue:
         return [message.body for message in self.ready]
 
 
+@dataclass(eq=False)
 class Consumer:
     """A consumer of a queue on a channel."""
 
-    def __init__(self, channel: ServerChannel, queue: Queue, tag: str, prefetch: int) -> None:
-        self.channel, self.queue, self.tag = channel, queue, tag
-        self.prefetch, self.unacked = prefetch, 0
+    channel: ServerChannel
+    queue: Queue
+    tag: str
+    prefetch: int
+    unacked: int = 0
 
     @property
     def room(self) -> bool:
