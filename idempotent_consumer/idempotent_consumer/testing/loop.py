@@ -381,7 +381,7 @@ class Wire:
     """
 
     def __init__(self, agenda: Agenda, loop: Loop | None, latency_s: Callable[[], float]) -> None:
-        self._agenda, self._loop, self._latency_s = agenda, loop, latency_s
+        self._agenda, self._loop, self.latency_s = agenda, loop, latency_s
         self._frames: deque[tuple[float, Callback]] = deque()
         self._cut = self._paused = False
         self.idle_at_s = 0.0
@@ -393,7 +393,7 @@ class Wire:
             return
         now_s = self._agenda.now_s
         # A burst is sent in one segment, unless one before it is still under way.
-        arrives_s = max(self.idle_at_s, now_s + self._latency_s())
+        arrives_s = max(self.idle_at_s, now_s + self.latency_s())
         if not (self._frames and self._frames[-1][0] == arrives_s):
             self.idle_at_s = arrives_s
             self._agenda.later(arrives_s - now_s, self._arrive, self._loop)
