@@ -106,7 +106,8 @@ class FakeBroker:
 
     ``away`` refuses connections. ``confirms`` off holds confirms back, for the test to send them
     by ``ServerChannel.confirm``. ``nacks`` says of a queue's name whether it takes no message.
-    ``sinks`` has exchanges whose messages all go to one queue. ``arrived`` is how many deliveries
+    ``exchanges`` are topic exchanges, with their bindings: keys and queues. ``sinks`` has exchanges
+    whose messages all go to one queue. ``arrived`` is how many deliveries
     have come to each process, and ``consumed`` how many consumers there have been.
     A subclass can decide what else there is to decide, such as the order of deliveries.
     """
@@ -116,7 +117,7 @@ class FakeBroker:
         self.latency_s: Callable[[], float] = lambda: 0.0
         self.away, self.alarm, self.confirms = False, False, True
         self.nacks: Callable[[str], bool] = lambda _: False
-        self.exchanges: dict[str, tuple[str, list[tuple[str, str]]]] = {}
+        self.exchanges: dict[str, list[tuple[str, str]]] = {}
         self.queues: dict[str, Queue] = {}
         self.sessions: list[Session] = []
         self.connections: list[Connection] = []
@@ -150,7 +151,7 @@ class FakeBroker:
     def delete_queue(self, name: str) -> None:
         """Delete a queue with its messages; its consumers are told."""
         queue = self.queues.pop(name)
-        for _, bindings in self.exchanges.values():
+        for bindings in self.exchanges.values():
             bindings[:] = [(key, bound) for key, bound in bindings if bound != name]
         for consumer in list(queue.consumers):
             consumer.channel.cancelled_by_broker(consumer)
@@ -244,8 +245,9 @@ class FakeBroker:
         if not exchange:
             found = {routing_key}
         elif exchange in self.exchanges:
-            kind, bindings = self.exchanges[exchange]
-            found = {queue for key, queue in bindings if _matches(kind, key, routing_key)}
+            words = routing_key.split(".")
+            bindings = self.exchanges[exchange]
+            found = {queue for key, queue in bindings if _matches(key.split("."), words)}
         else:
             raise ChannelError(404, f"NOT_FOUND - no exchange '{exchange}' in vhost '/'")
         return [queue for name, queue in self.queues.items() if name in found]
@@ -442,11 +444,11 @@ class ServerChannel:
         self._answer(method, spec.Channel.CloseOk())
 
     def exchange_declare(self, method: Any) -> None:
+        if method.type != "topic":
+            raise ChannelError(540, f"NOT_IMPLEMENTED - an exchange of type '{method.type}'")
         if method.passive:
             self.broker.route(method.exchange, "")
-        found, _ = self.broker.exchanges.setdefault(method.exchange, (method.type, []))
-        if found != method.type and not method.passive:
-            raise _inequivalent("type", "exchange", method.exchange, method.type, found)
+        self.broker.exchanges.setdefault(method.exchange, [])
         self._answer(method, spec.Exchange.DeclareOk())
 
     def queue_declare(self, method: Any) -> None:
@@ -458,14 +460,14 @@ class ServerChannel:
             for key in {**queue.arguments, **arguments}:
                 received, current = arguments.get(key), queue.arguments.get(key)
                 if received != current:
-                    raise _inequivalent(key, "queue", name, received, current)
+                    raise _inequivalent(key, name, received, current)
         counts = {"message_count": len(queue.ready), "consumer_count": len(queue.consumers)}
         self._answer(method, spec.Queue.DeclareOk(name, **counts))
 
     def queue_bind(self, method: Any) -> None:
         self._queue(method.queue)
         self.broker.route(method.exchange, "")
-        _, bindings = self.broker.exchanges[method.exchange]
+        bindings = self.broker.exchanges[method.exchange]
         if (method.routing_key, method.queue) not in bindings:
             bindings.append((method.routing_key, method.queue))
         self._answer(method, spec.Queue.BindOk())
@@ -571,38 +573,31 @@ def _encoded(properties: Any) -> bytes:
     return b"".join((properties or pika.BasicProperties()).encode())
 
 
-def _inequivalent(
-    argument: str, kind: str, name: str, received: object, current: object
-) -> ChannelError:
+def _inequivalent(argument: str, queue: str, received: object, current: object) -> ChannelError:
     shown = [f"'{value}'" if value is not None else "none" for value in (received, current)]
     return ChannelError(
         406,
-        f"PRECONDITION_FAILED - inequivalent arg '{argument}' for {kind} '{name}' in vhost '/': "
+        f"PRECONDITION_FAILED - inequivalent arg '{argument}' for queue '{queue}' in vhost '/': "
         f"received {shown[0]} but current is {shown[1]}",
     )
 
 
-def _matches(kind: str, binding_key: str, routing_key: str) -> bool:
-    if kind == "fanout":
-        return True
-    if kind == "direct":
-        return binding_key == routing_key
-    return _topic_matches(binding_key.split("."), routing_key.split("."))
-
-
-def _topic_matches(pattern: list[str], words: list[str]) -> bool:
+def _matches(pattern: list[str], words: list[str]) -> bool:
     if not pattern:
         return not words
     if pattern[0] == "#":
-        return any(_topic_matches(pattern[1:], words[at:]) for at in range(len(words) + 1))
-    return bool(words) and pattern[0] in ("*", words[0]) and _topic_matches(pattern[1:], words[1:])
+        return any(_matches(pattern[1:], words[at:]) for at in range(len(words) + 1))
+    return bool(words) and pattern[0] in ("*", words[0]) and _matches(pattern[1:], words[1:])
 
 
 # The client's side.
 
 
 class Sent(NamedTuple):
-    """What a process sends: AMQP's method, with a message's encoded properties and its body."""
+    """What a process sends: AMQP's method, with a message's encoded properties and its body.
+
+    Without a method it connects.
+    """
 
     method: Any
     content: tuple[bytes, ...] = ()
@@ -650,7 +645,7 @@ class Connection(amqp.Connection):
     # Where pika reaches the network.
 
     def _adapter_connect_stream(self) -> None:
-        self._step(Sent(spec.Connection.StartOk()), self.session.accept)
+        self._step(Sent(None), self.session.accept)
 
     def _adapter_disconnect_stream(self) -> None:
         self.to_broker.send(self.session.end)

@@ -672,14 +672,9 @@ class Watch:
 
     def wants(self, change: Change) -> bool:
         first, end = self.request.key, self.request.range_end
-        ignored = pb.WatchCreateRequest.NOPUT
-        if change.value is None:
-            ignored = pb.WatchCreateRequest.NODELETE
-        return ignored not in self._filters and (
-            change.key == first
-            if not end
-            else first <= change.key and (end == b"\0" or change.key < end)
-        )
+        ignored = pb.WatchCreateRequest.NOPUT if change.kv else pb.WatchCreateRequest.NODELETE
+        within = first <= change.key and (end == b"\0" or change.key < end)
+        return ignored not in self._filters and (within if end else change.key == first)
 
     def deliver(self, reply: Any) -> None:
         """Send a reply, or the error that ends it all."""
