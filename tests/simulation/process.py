@@ -143,14 +143,15 @@ class SimulatedProcess(Process):
     @property
     def is_idle(self) -> bool:
         """Whether it is not frozen, has no event in flight, and has read what was sent to it."""
-        thawed = self.life.frozen_until_s <= self.life.agenda.now_s
-        unread = any(one.to_client.under_way for one in self.broker.connections_of(self.life))
-        busy = hasattr(self, "running") and self.running.consumer.busy
-        return thawed and not unread and not busy
+        return (
+            self.life.frozen_until_s <= self.life.agenda.now_s
+            and not any(one.to_client.under_way for one in self.broker.connections_of(self.life))
+            and not (self.token and self.running.consumer.busy)
+        )
 
     def judge_counts(self) -> None:
         """Hold the contract's sum."""
-        if miscounted := hasattr(self, "running") and self.miscounted():
+        if miscounted := self.miscounted():
             self.life.run.violation("the counters do not add up", self.life.name, miscounted)
 
     def stop(self) -> None:

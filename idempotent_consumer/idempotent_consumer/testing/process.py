@@ -119,6 +119,8 @@ class Process:
 
         Returns what does not add up, empty where all does.
         """
+        if not hasattr(self, "running"):
+            return ""
         arrived, received = self.broker.arrived[self.loop], self.count("received")
         ended = sum(self.count(outcome.value) for outcome in Outcome)
         in_hand = self.running.intake.in_hand

@@ -177,7 +177,7 @@ class World:
     def close(self) -> None:
         """Hold that each delivery has been counted once, and end all processes."""
         alive = [process for process in self.processes if process.loop.alive]
-        miscounted = [process.miscounted() for process in alive if hasattr(process, "running")]
+        miscounted = [process.miscounted() for process in alive]
         for process in alive:
             process.loop.kill()
         if any(miscounted):
