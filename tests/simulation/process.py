@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from functools import partial
 from random import Random
-from typing import Any
+from typing import Any, NoReturn
 
 from pika import spec
+from structlog import DropEvent
 
 from idempotent_consumer import Service
 from idempotent_consumer.testing.broker import FakeBroker, Sent
 from idempotent_consumer.testing.etcd import Call, FakeEtcd
 from idempotent_consumer.testing.loop import Killed, Loop, Threads
-from idempotent_consumer.testing.process import Process
+from idempotent_consumer.testing.process import Process, captured
 from simulation.run import Run
 
 
@@ -99,22 +100,6 @@ class Life(Loop):
         self.run.violation("an exception ended the process", repr(error), *lines[-5:])
 
 
-class Log:
-    """The library's log, into the account of the run, as long as its process lives."""
-
-    def __init__(self, life: Life) -> None:
-        self._life = life
-
-    def bind(self, **_: object) -> Log:
-        return self
-
-    def info(self, line: str, **about: object) -> None:
-        if self._life.alive:
-            self._life.run.note(self._life.name, line, about)
-
-    warning = error = critical = debug = info
-
-
 class SimulatedProcess(Process):
     """The service's own run in one life."""
 
@@ -130,10 +115,16 @@ class SimulatedProcess(Process):
             loop=life,
             random=Random(rng.getrandbits(64)),
             threads=partial(Threads, starts_after_s=lambda: rng.expovariate(1000)),
-            log=Log(life),
+            log=captured(self._note_line),
             cache_entries=plan.cache_entries,
             max_bytes=plan.max_bytes,
         )
+
+    def _note_line(self, _logger: object, _level: str, line: MutableMapping[str, Any]) -> NoReturn:
+        """Take the library's log into the account of the run, as long as the process lives."""
+        if self.life.alive:
+            self.life.run.note(self.life.name, line.pop("event"), line)
+        raise DropEvent
 
     @property
     def token(self) -> str:

@@ -23,8 +23,8 @@ from .loop import Loop, Threads
 SETTINGS = Settings(enable_etcd=True)
 
 
-def captured(lines: LogCapture) -> Any:
-    """Return a logger whose lines of every level are captured."""
+def captured(lines: Any) -> Any:
+    """Return a logger whose lines of every level go to a processor, such as a LogCapture."""
     return structlog.wrap_logger(
         None, processors=[lines], wrapper_class=structlog.make_filtering_bound_logger(0)
     )
