@@ -90,37 +90,30 @@ class _Checker:
         cut_off = Counter(
             call.event.digest for call in self._world.outside.calls if call.cut_s is not None
         )
+        recorded_s: dict[tuple[bytes, str], float] = {}
+        for change, record in self._puts[-1]:
+            if record["state"] in RECORDED:
+                recorded_s.setdefault((change.key, record["digest"]), change.at_s)
+        may_park_twice = self._run.has_fired(*_MAY_PARK_TWICE)
         for message in self._broker.dead:
             one, headers = self._broker.sent[message.body], message.headers
-            attempts = headers.get(ATTEMPTS_HEADER)
             right = {
                 "invalid": not one.digest,
                 # A claim is no verdict: its holder may die or fail. It must be recorded.
                 "conflict": one.handled and self._broker.is_conflict(one),
                 "failed": one.handled
-                and attempts == retries + 1
+                and headers.get(ATTEMPTS_HEADER) == retries + 1
                 and (one.handler.can_fail or cut_off[one.digest] > retries),
             }
             if not right.get(str(headers.get(REASON_HEADER))):
                 self._run.violation("parked without cause", one.body, headers)
-        if not self._run.has_fired(*_MAY_PARK_TWICE):
-            self._judge_late_parking()
-            copies = Counter(message.body for message in self._broker.dead)
-            for body, number in copies.items():
-                if number > 1 and body:
-                    self._run.violation("parked twice without cause", body)
-
-    def _judge_late_parking(self) -> None:
-        """Judge what was parked as failed: where it was recorded before, it was a duplicate."""
-        recorded_s: dict[tuple[bytes, str], float] = {}
-        for change, record in self._puts[-1]:
-            if record["state"] in RECORDED:
-                recorded_s.setdefault((change.key, record["digest"]), change.at_s)
-        for message in self._broker.dead:
-            one = self._broker.sent[message.body]
+            # One that was recorded before it was given out was a duplicate.
             at_s = recorded_s.get((record_key(one.event_id), one.digest), math.inf)
-            if at_s < self._broker.given_out_s[message.body]:
+            if not may_park_twice and at_s < self._broker.given_out_s[message.body]:
                 self._run.violation("parked though it was recorded before", one.body)
+        for body, copies in Counter(message.body for message in self._broker.dead).items():
+            if copies > 1 and body and not may_park_twice:
+                self._run.violation("parked twice without cause", body)
 
     def _judge_data(self, data: Data) -> None:
         """Judge one life of etcd's data: unexpected and double records, and effects."""
