@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -292,9 +291,3 @@ def test_a_record_is_kept_for_the_window_at_least() -> None:
     ]
     assert len(apart_s) >= 10
     assert min(apart_s) >= WINDOW_S
-
-
-def test_the_page_links_to_what_is_there() -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", PAGE.read_text())
-    assert links
-    assert [link for link in links if not (PAGE.parent / link).exists()] == []
