@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from idempotent_consumer.bus import MAX_BYTES_IN_FLIGHT
 from simulation.etcd import records
 from simulation.run import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, Plan
 from simulation.workload import Call
@@ -56,25 +55,24 @@ _WITH_OTHER_BODIES = {"shares": (40, 25, 25, 0, 10)}
 _SLOW_NETWORK = {"latency_s": 0.2}
 _STOPPED = {"latency_s": 0.02}
 _IN_TIME = {"call_timeout_s": 5.0, "call_s": 2.0}
+_SLOW_CALLS = {"call_timeout_s": 5.0, "call_s": 5.0}
 
 
 @dataclass(frozen=True)
 class Case:
     """The runs for one row of the page: each of its faults, alone, with as many ``runs`` at least.
 
-    Without a fault there are runs in which nothing fails. ``changes`` are the plan's, ``window_s``
-    and ``slow_calls`` what is not in it by that name. In a case of ``copies`` the row is about
-    second copies of an event; else a pure handler's runs are counted for events sent once. Where
-    ``claims_hold`` a run in which a claim ended by its lease is left out: it is another row's.
-    ``excused`` is what the checker, which knows no window, may complain of.
+    Without a fault there are runs in which nothing fails. ``changes`` are the plan's, ``settings``
+    the service's. In a case of ``copies`` the row is about second copies of an event; else a pure
+    handler's runs are counted for events sent once. Where ``claims_hold`` a run in which a claim
+    ended by its lease is left out: it is another row's. ``excused`` is what the checker, which
+    knows no window, may complain of.
     """
 
     faults: tuple[str, ...] = ("",)
     runs: int = 25
     changes: Mapping[str, Any] = field(default_factory=dict)
-    window_s: int = 86400
-    slow_calls: bool = False
-    calls_at_once: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
     copies: bool = False
     claims_hold: bool = False
     excused: tuple[str, ...] = ()
@@ -86,7 +84,7 @@ CASES = {
     "The producer gets no confirm and sends again": Case(("publish not confirmed",), copies=True),
     "Another body comes under the same id": Case(changes=_WITH_OTHER_BODIES, copies=True),
     "A duplicate comes after the window": Case(
-        window_s=WINDOW_S, copies=True, excused=("double", "unexpected key")
+        settings={"dedup_window_s": WINDOW_S}, copies=True, excused=("double", "unexpected key")
     ),
     "The handler raises": Case(changes=_FAILING),
     "The handler raises, and its retry comes back twice or finds no queue": Case(
@@ -94,12 +92,12 @@ CASES = {
     ),
     "Process killed": Case(("killed",), changes=_SLOW_NETWORK),
     "SIGTERM, and no call takes longer than 7 s": Case(
-        ("stopped",), 100, changes=_STOPPED, slow_calls=True, calls_at_once=1
+        ("stopped",), 100, changes={**_STOPPED, **_SLOW_CALLS}, settings={"calls_at_once": 1}
     ),
     "Process frozen, but not past its heartbeats, its lease or a call's time-out": Case(
         ("frozen",), changes={**_IN_TIME, "longest_freeze_s": 2.0}, claims_hold=True
     ),
-    "Process frozen for longer": Case(("frozen",), 50, changes=_MANY_CALLS, slow_calls=True),
+    "Process frozen for longer": Case(("frozen",), 50, changes={**_MANY_CALLS, **_SLOW_CALLS}),
     "RabbitMQ restarted, connection lost, channel closed, consumer cancelled": Case(
         ("broker restarted", "connection lost", "channel closed", "consumer cancelled"),
         changes=_SLOW_NETWORK,
@@ -112,14 +110,14 @@ CASES = {
         ("etcd away", "etcd out of space", *PER_REQUEST), claims_hold=True
     ),
     "etcd away for longer than the claim's lease": Case(
-        ("etcd away for longer than a lease",), slow_calls=True
+        ("etcd away for longer than a lease",), changes=_SLOW_CALLS
     ),
-    "An operator revokes the claim's lease": Case(("lease revoked",), slow_calls=True),
+    "An operator revokes the claim's lease": Case(("lease revoked",), changes=_SLOW_CALLS),
     "etcd wiped, and the service restarted": Case(
-        ("etcd wiped",), 50, changes=_MUCH_IN_HAND, slow_calls=True
+        ("etcd wiped",), 50, changes={**_MUCH_IN_HAND, **_SLOW_CALLS}
     ),
     "etcd restored from a snapshot, and the service restarted": Case(
-        ("etcd restored",), 50, changes=_MUCH_IN_HAND, slow_calls=True
+        ("etcd restored",), 50, changes={**_MUCH_IN_HAND, **_SLOW_CALLS}
     ),
 }
 """By the first cell of their rows."""
@@ -128,25 +126,18 @@ CASES = {
 def draw(case: Case, fault: str, rng: Random) -> Plan:
     """Draw a run of a case: as others are, but with this fault alone, if with any."""
     drawn = draw_plan(rng)
-    timeout_s = 5.0 if case.slow_calls else drawn.call_timeout_s
-    settings = replace(
-        drawn.settings,
-        batch_size=rng.choice([1, 8, 128]),
-        etcd_max_txn_ops=128,
-        retry_delays=(("1s", 1), ("2s", 2)),
-        dedup_window_s=case.window_s,
-        calls_at_once=case.calls_at_once or rng.choice([4, 16]),
-    )
+    settings: dict[str, Any] = {
+        "retry_delays": (("1s", 1), ("2s", 2)),
+        "dedup_window_s": 86400,
+        "calls_at_once": rng.choice([4, 16]),
+    }
     plan = replace(
         drawn,
         replicas=rng.choice([2, 3]),
-        settings=settings,
-        cache_entries=1000,
-        call_timeout_s=timeout_s,
-        call_s=timeout_s if case.slow_calls else min(2.0, timeout_s),
+        settings=replace(drawn.settings, **{**settings, **case.settings}),
+        call_s=min(2.0, drawn.call_timeout_s),
         events=30,
         faulty_s=20.0,
-        max_bytes=MAX_BYTES_IN_FLIGHT,
         rates={fault: _RATES[fault]} if fault else {},
         types=("order", "announce", "call"),
         shares=(50, 40, 0, 0, 10),

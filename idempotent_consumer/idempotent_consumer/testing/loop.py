@@ -71,21 +71,11 @@ class Agenda:
                     self.happened += 1
                     step()
                 else:
-                    self._step(loop, step)
+                    loop.step(step)
                 if self.defects:
                     raise self.defects.pop(0)
         if until_s < math.inf and not enough():
             self.now_s = max(self.now_s, until_s)
-
-    def _step(self, loop: Loop, step: asyncio.Handle) -> None:
-        if loop.frozen_until_s <= self.now_s:
-            loop.between_steps()
-        if loop.frozen_until_s > self.now_s:
-            # By numbers anew, what has to wait keeps the order in which it was due.
-            self.add(loop.frozen_until_s, loop, step)
-        elif loop.alive:
-            self.happened += 1
-            loop.step(step)
 
 
 @contextlib.contextmanager
@@ -255,16 +245,25 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
     # The agenda's.
 
     def step(self, step: asyncio.Handle) -> None:
+        agenda = self.agenda
+        if self.frozen_until_s <= agenda.now_s:
+            self.between_steps()
+        if self.frozen_until_s > agenda.now_s:
+            # By numbers anew, what has to wait keeps the order in which it was due.
+            agenda.add(self.frozen_until_s, self, step)
+        if self.frozen_until_s > agenda.now_s or not self.alive:
+            return
+        agenda.happened += 1
         self.in_step = True
-        if self.agenda.stepping is not self:
-            self.agenda.stepping = self
+        if agenda.stepping is not self:
+            agenda.stepping = self
             events._set_running_loop(self)  # noqa: SLF001 - asyncio's hook for event loops
         try:
             step._run()  # noqa: SLF001 - as event loops do
         finally:
             self.in_step = False
         if self._spent_s:
-            self.frozen_until_s = max(self.frozen_until_s, self.agenda.now_s + self._spent_s)
+            self.frozen_until_s = max(self.frozen_until_s, agenda.now_s + self._spent_s)
             self._spent_s = 0.0
         if not self.alive:
             self._unwind()
