@@ -353,6 +353,7 @@ def _result(event: Event, raises: bool) -> Result:
     kind, value = TYPES[event.type], event.digest.encode()
     keys = [*effect_keys(event.type, event.id), *([SHARED_KEY] if kind.shared else [])]
     puts = [Put(key, value) for key in keys]
-    if not kind.announces:
-        return puts if len(puts) > 1 else next(iter(puts), None)
-    return [Publish(ANNOUNCED, {"number": event.args["number"]}), *puts, Publish(ANNOUNCED)]
+    if kind.announces:
+        number = Publish(ANNOUNCED, {"number": event.args["number"]})
+        return [number, *puts, Publish(ANNOUNCED)]
+    return [*puts] if len(puts) > 1 else next(iter(puts), None)

@@ -38,106 +38,6 @@ _NOTICED_WITHIN_S = 15.0
 """A wiped or restored etcd: its guard asks every 5 s, and once more after a lost request."""
 
 
-def draw_plan(rng: Random) -> Plan:
-    """Draw a run."""
-    timeout_s = rng.choice([1.0, 5.0])
-    delays = [(("1s", 1),), (("1s", 1), ("2s", 2)), (("1s", 1), ("5s", 5), ("10s", 10))]
-    return Plan(
-        replicas=rng.choice([1, 2, 2, 3]),
-        settings=Settings(
-            enable_etcd=True,
-            batch_size=rng.choice([1, 2, 3, 8, 128]),
-            etcd_max_txn_ops=rng.choice([4, 5, 16, 128]),
-            retry_delays=rng.choice(delays),
-            dedup_window_s=rng.choice([86400, 86400, 0]),
-            calls_at_once=rng.choice([1, 4, 16]),
-        ),
-        cache_entries=rng.choice([4, 1000]),
-        call_timeout_s=timeout_s,
-        call_s=timeout_s * rng.choice([0.05, 0.4, 1.0]),
-        events=rng.randint(15, 40),
-        faulty_s=rng.uniform(8, 40),
-        latency_s=rng.choice([0.001, 0.02, 0.2]),
-        max_bytes=rng.choice([1_000, 4_000, MAX_BYTES_IN_FLIGHT]),
-        rates=_draw_rates(rng),
-    )
-
-
-def _draw_rates(rng: Random) -> dict[str, float]:
-    """Draw some of the faults only: one that always happens hides others."""
-    mood = rng.random()
-    if mood < 0.03:
-        return {}  # A run without faults, which the others are measured against.
-    if mood < 0.15:
-        return {"killed": rng.randint(1, 6)}
-    if mood < 0.21:
-        # Alone, too: what applies late, in a world where nobody dies, has all the time to do harm.
-        return {"applied late": rng.uniform(0.1, 0.4)}
-    often = rng.choice([0.02, 0.1, 0.3])
-    single = [fault for fault in (*PER_REQUEST, *PER_MESSAGE) if rng.random() < 0.35]
-    rates = {fault: often * rng.uniform(0.3, 1.5) for fault in single}
-    several = [fault for fault in (*TIMED, *OF_PROCESSES) if rng.random() < 0.25]
-    rates.update({fault: rng.randint(1, 4) for fault in several})
-    if rng.random() < 0.12:
-        rates[rng.choice(OF_DATA)] = 1
-    return rates
-
-
-Timed = Callable[["World", str], None]
-
-
-def _lasts(
-    server: str, seconds: tuple[float, float], switch: Callable[[World], Callable[[bool], None]]
-) -> Timed:
-    return lambda world, kind: world.run.lasts(kind, server, seconds, switch(world))
-
-
-TIMED: dict[str, Timed] = {
-    "etcd away": _lasts("etcd", (0.5, 8.0), lambda w: w.etcd.be_away),
-    "etcd away for longer than a lease": _lasts("etcd", (16.0, 45.0), lambda w: w.etcd.be_away),
-    "etcd out of space": _lasts("etcd", (1.0, 10.0), lambda w: w.etcd.be_full),
-    "broker restarted": _lasts("broker", (0.5, 10.0), lambda w: w.broker.be_away),
-    "alarm": _lasts("broker", (1.0, 15.0), lambda w: w.broker.set_alarm),
-    "lease revoked": lambda w, kind: w.run.hits(kind, w.store.leases_of_claims(), w.store.revoke),
-    "connection lost": lambda w, kind: w.run.hits(kind, w.broker.connections, w.broker.cut),
-    "channel closed": lambda w, kind: w.run.hits(kind, w.broker.channels, w.broker.close),
-    "consumer cancelled": lambda w, kind: w.run.hits(kind, w.broker.consumers, w.broker.cancel),
-    "queue deleted": lambda w, kind: w.run.hits(
-        kind, w.broker.idle_retry_queues, w.broker.delete_queue
-    ),
-    "stopped": lambda w, kind: w.run.hits(
-        kind, [process for process in w.living() if process.token], SimulatedProcess.stop
-    ),
-}
-"""Faults that happen at a time, and how."""
-
-
-def simulate(seed: int, draw: Callable[[Random], Plan] = draw_plan) -> World:
-    """Do one run and return all that it leaves behind. Equal seeds are equal runs, step by step."""
-    world = World(Run(seed, draw))
-    world.play()
-    return world
-
-
-def run_seeds(seeds: range) -> tuple[Counter[str], int | None]:
-    """Run some seeds, up to the first violation; return what has fired, and that seed.
-
-    Among what has fired are "runs", and what was "confirmed" and "acked" in them.
-    """
-    fired = Counter[str]()
-    broken = None
-    gc.disable()  # It takes a sixth of the time, and 50 runs leave some 60 MB.
-    for seed in seeds:
-        world = simulate(seed)
-        confirmed, acked = len(world.producer.confirmed), len(world.broker.acked)
-        fired += world.run.fired + Counter(runs=1, confirmed=confirmed, acked=acked)
-        if world.run.violations:
-            broken = seed
-            break
-    gc.enable()
-    return fired, broken
-
-
 class World:
     """Everything in a run."""
 
@@ -306,3 +206,103 @@ class World:
             and not self.broker.unsettled
             and all(process.is_idle for process in self.living())
         )
+
+
+Timed = Callable[["World", str], None]
+
+
+def _lasts(
+    server: str, seconds: tuple[float, float], switch: Callable[[World], Callable[[bool], None]]
+) -> Timed:
+    return lambda world, kind: world.run.lasts(kind, server, seconds, switch(world))
+
+
+TIMED: dict[str, Timed] = {
+    "etcd away": _lasts("etcd", (0.5, 8.0), lambda w: w.etcd.be_away),
+    "etcd away for longer than a lease": _lasts("etcd", (16.0, 45.0), lambda w: w.etcd.be_away),
+    "etcd out of space": _lasts("etcd", (1.0, 10.0), lambda w: w.etcd.be_full),
+    "broker restarted": _lasts("broker", (0.5, 10.0), lambda w: w.broker.be_away),
+    "alarm": _lasts("broker", (1.0, 15.0), lambda w: w.broker.set_alarm),
+    "lease revoked": lambda w, kind: w.run.hits(kind, w.store.leases_of_claims(), w.store.revoke),
+    "connection lost": lambda w, kind: w.run.hits(kind, w.broker.connections, w.broker.cut),
+    "channel closed": lambda w, kind: w.run.hits(kind, w.broker.channels, w.broker.close),
+    "consumer cancelled": lambda w, kind: w.run.hits(kind, w.broker.consumers, w.broker.cancel),
+    "queue deleted": lambda w, kind: w.run.hits(
+        kind, w.broker.idle_retry_queues, w.broker.delete_queue
+    ),
+    "stopped": lambda w, kind: w.run.hits(
+        kind, [process for process in w.living() if process.token], SimulatedProcess.stop
+    ),
+}
+"""Faults that happen at a time, and how."""
+
+
+def draw_plan(rng: Random) -> Plan:
+    """Draw a run."""
+    timeout_s = rng.choice([1.0, 5.0])
+    delays = [(("1s", 1),), (("1s", 1), ("2s", 2)), (("1s", 1), ("5s", 5), ("10s", 10))]
+    return Plan(
+        replicas=rng.choice([1, 2, 2, 3]),
+        settings=Settings(
+            enable_etcd=True,
+            batch_size=rng.choice([1, 2, 3, 8, 128]),
+            etcd_max_txn_ops=rng.choice([4, 5, 16, 128]),
+            retry_delays=rng.choice(delays),
+            dedup_window_s=rng.choice([86400, 86400, 0]),
+            calls_at_once=rng.choice([1, 4, 16]),
+        ),
+        cache_entries=rng.choice([4, 1000]),
+        call_timeout_s=timeout_s,
+        call_s=timeout_s * rng.choice([0.05, 0.4, 1.0]),
+        events=rng.randint(15, 40),
+        faulty_s=rng.uniform(8, 40),
+        latency_s=rng.choice([0.001, 0.02, 0.2]),
+        max_bytes=rng.choice([1_000, 4_000, MAX_BYTES_IN_FLIGHT]),
+        rates=_draw_rates(rng),
+    )
+
+
+def _draw_rates(rng: Random) -> dict[str, float]:
+    """Draw some of the faults only: one that always happens hides others."""
+    mood = rng.random()
+    if mood < 0.03:
+        return {}  # A run without faults, which the others are measured against.
+    if mood < 0.15:
+        return {"killed": rng.randint(1, 6)}
+    if mood < 0.21:
+        # Alone, too: what applies late, in a world where nobody dies, has all the time to do harm.
+        return {"applied late": rng.uniform(0.1, 0.4)}
+    often = rng.choice([0.02, 0.1, 0.3])
+    single = [fault for fault in (*PER_REQUEST, *PER_MESSAGE) if rng.random() < 0.35]
+    rates = {fault: often * rng.uniform(0.3, 1.5) for fault in single}
+    several = [fault for fault in (*TIMED, *OF_PROCESSES) if rng.random() < 0.25]
+    rates.update({fault: rng.randint(1, 4) for fault in several})
+    if rng.random() < 0.12:
+        rates[rng.choice(OF_DATA)] = 1
+    return rates
+
+
+def simulate(seed: int, draw: Callable[[Random], Plan] = draw_plan) -> World:
+    """Do one run and return all that it leaves behind. Equal seeds are equal runs, step by step."""
+    world = World(Run(seed, draw))
+    world.play()
+    return world
+
+
+def run_seeds(seeds: range) -> tuple[Counter[str], int | None]:
+    """Run some seeds, up to the first violation; return what has fired, and that seed.
+
+    Among what has fired are "runs", and what was "confirmed" and "acked" in them.
+    """
+    fired = Counter[str]()
+    broken = None
+    gc.disable()  # It takes a sixth of the time, and 50 runs leave some 60 MB.
+    for seed in seeds:
+        world = simulate(seed)
+        confirmed, acked = len(world.producer.confirmed), len(world.broker.acked)
+        fired += world.run.fired + Counter(runs=1, confirmed=confirmed, acked=acked)
+        if world.run.violations:
+            broken = seed
+            break
+    gc.enable()
+    return fired, broken
