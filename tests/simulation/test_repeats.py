@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from idempotent_consumer.bus import MAX_BYTES_IN_FLIGHT
 from simulation.etcd import records
 from simulation.run import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, Plan
 from simulation.workload import Call
@@ -39,6 +40,7 @@ _RATES = {
     **dict.fromkeys(OF_DATA, 1.0),
     "etcd away": 1.0,
     "etcd away for longer than a lease": 1.0,
+    "publish refused": 0.6,
     "stopped": 3.0,
 }
 """A probability for each request or message, or a number of times."""
@@ -127,6 +129,8 @@ def draw(case: Case, fault: str, rng: Random) -> Plan:
     """Draw a run of a case: as others are, but with this fault alone, if with any."""
     drawn = draw_plan(rng)
     settings: dict[str, Any] = {
+        "batch_size": rng.choice([1, 8, 128]),
+        "etcd_max_txn_ops": 128,
         "retry_delays": (("1s", 1), ("2s", 2)),
         "dedup_window_s": 86400,
         "calls_at_once": rng.choice([4, 16]),
@@ -135,9 +139,11 @@ def draw(case: Case, fault: str, rng: Random) -> Plan:
         drawn,
         replicas=rng.choice([2, 3]),
         settings=replace(drawn.settings, **{**settings, **case.settings}),
+        cache_entries=1000,
         call_s=min(2.0, drawn.call_timeout_s),
         events=30,
         faulty_s=20.0,
+        max_bytes=MAX_BYTES_IN_FLIGHT,
         rates={fault: _RATES[fault]} if fault else {},
         types=("order", "announce", "call"),
         shares=(50, 40, 0, 0, 10),
