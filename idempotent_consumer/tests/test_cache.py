@@ -104,28 +104,13 @@ class Breaking(FakeEtcd):
 
     breaks = replies = 0
 
-    def watch(self, watch: Any, request: Any) -> Any:
+    def watch(self, watch: Any) -> None:
         """Open a watch, one that breaks where that is due."""
-        if not self.breaks:
-            return super().watch(watch, request)
-        self.breaks -= 1
-        broken: Any = _Broken(watch, self.replies)
-        return super().watch(broken, request)
-
-
-class _Broken:
-    def __init__(self, watch: Any, replies: int) -> None:
-        self._watch, self._replies = watch, replies
-
-    def deliver(self, reply: Any) -> None:
-        if self._replies == 0:
-            self._watch.deliver(CLOSED)
-        elif self._replies > 0:
-            self._watch.deliver(reply)
-        self._replies -= 1
-
-    def end(self, error: Any) -> None:
-        self._watch.end(error)
+        if self.breaks:
+            self.breaks -= 1
+            deliver, left = watch.deliver, iter(range(self.replies))
+            watch.deliver = lambda reply: deliver(CLOSED if next(left, None) is None else reply)
+        super().watch(watch)
 
 
 class Following:

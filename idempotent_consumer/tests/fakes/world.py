@@ -18,7 +18,6 @@ from idempotent_consumer.testing.broker import (
     FakeBroker,
     Message,
     Queue,
-    ServerChannel,
     Session,
 )
 from idempotent_consumer.testing.etcd import REQUEST_LOST, FakeEtcd, Store
@@ -79,7 +78,7 @@ class Order(Process):
 
         It is all there is, one by one, or the message with this number on its channel.
         """
-        for channel in self._channels():
+        for channel in self.broker.channels:
             for each in [number] if number else list(channel.unconfirmed):
                 if each in channel.unconfirmed:
                     channel.confirm(each, multiple)
@@ -146,10 +145,7 @@ class Order(Process):
 
     @property
     def _consuming(self) -> Session:
-        return next(channel.session for channel in self._channels() if channel.consumers)
-
-    def _channels(self) -> list[ServerChannel]:
-        return [one for session in self.broker.sessions for one in session.channels.values()]
+        return next(channel.session for channel in self.broker.channels if channel.consumers)
 
 
 class World:
@@ -190,7 +186,7 @@ class World:
     def close(self) -> None:
         """Hold that each delivery has been counted once, and end all processes."""
         alive = [process for process in self.processes if process.loop.alive]
-        miscounted = [process.miscounted() for process in alive if hasattr(process, "running")]
+        miscounted = [process.miscounted() for process in alive]
         for process in alive:
             process.loop.kill()
         if any(miscounted):
