@@ -1,7 +1,4 @@
-"""AMQP by pika: connections, how they are set up and fail, and what is read and written on them.
-
-Everything that relies on pika's insides stands here.
-"""
+"""AMQP by pika: how connections are set up and fail, and all that relies on pika's insides."""
 
 from __future__ import annotations
 
@@ -24,18 +21,12 @@ from .settings import SettingsError
 HEARTBEAT_S = 10
 """A frozen broker is noticed after two; a URL may set another with ``?heartbeat=``."""
 
-
-def _available(**options: int) -> dict[str, int]:
-    """Return the options that this system has; Linux has them all."""
-    return {name: value for name, value in options.items() if hasattr(socket, name)}
-
-
-KEEPALIVE = _available(TCP_KEEPIDLE=3, TCP_KEEPINTVL=1, TCP_KEEPCNT=3)  # seconds, seconds, times
-TCP_OPTIONS = {**KEEPALIVE, **_available(TCP_USER_TIMEOUT=6_000)}  # milliseconds
+KEEPALIVE = {"TCP_KEEPIDLE": 3, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3}  # seconds, seconds, times
+TCP_OPTIONS = {**KEEPALIVE, "TCP_USER_TIMEOUT": 6_000}  # milliseconds
 """By these the system's TCP notices after 6 s that a broker has vanished from the network, whether
-the connection is idle or not (Linux's page tcp(7)); heartbeats alone would take up to 30 s. A URL
-may set others with ``?tcp_options=``. A connection that publishes has ``KEEPALIVE`` alone:
-TCP_USER_TIMEOUT also ends one whose peer does not read, as a broker with an alarm does not."""
+the connection is idle or not (Linux's page tcp(7)); heartbeats alone would take up to 30 s. A
+connection that publishes has ``KEEPALIVE`` alone: TCP_USER_TIMEOUT also ends one whose peer does
+not read, as a broker with an alarm does not. A URL may set others with ``?tcp_options=``."""
 
 NOT_FOUND = 404
 """AMQP's reply code for a queue or an exchange that is not there."""
@@ -44,7 +35,7 @@ NOT_FOUND = 404
 def parameters_of(
     url: str, name: str, tcp_options: dict[str, int] = TCP_OPTIONS
 ) -> pika.URLParameters:
-    """Return a URL as pika takes it, with this library's time-outs; ``name`` is for RabbitMQ's UI.
+    """Return a URL as pika takes it, with our time-outs; ``name`` is for RabbitMQ's UI.
 
     Raises SettingsError for what pika does not take, or would stumble over at each connection.
     """
@@ -56,7 +47,9 @@ def parameters_of(
         parameters.socket_timeout = 5
         parameters.stack_timeout = 10
         if "tcp_options=" not in url:
-            parameters.tcp_options = tcp_options
+            # Linux has them all, other systems have not.
+            available = {option: n for option, n in tcp_options.items() if hasattr(socket, option)}
+            parameters.tcp_options = available
         parameters.client_properties = {"connection_name": name}
     except _WRONG_URL:
         raise SettingsError(f"RABBITMQ_URL: {_fault_of(url)}") from None
@@ -114,9 +107,8 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 # Reading. pika makes of a delivery three frames, each with its objects and callbacks, and decodes
-# its properties whether anybody reads them or not: a third of what an event costs here. So a
-# delivery that lies whole at the start of what has arrived is read in one step. Everything else,
-# and a delivery of any other form, is left to pika, byte for byte.
+# its properties: a third of what an event costs here. So a delivery that lies whole at the start of
+# what has arrived is read in one step. Everything else is left to pika, byte for byte.
 
 _METHOD, _HEADER, _BODY, _END = 1, 2, 3, 0xCE
 _DELIVER = b"\x00\x3c\x00\x3c"  # class 60, method 60
@@ -135,18 +127,15 @@ _FRAME = struct.Struct(">BHI")
 _HEADER_FRAME = struct.Struct(">BHIHHQ")
 
 
-class Reader:
-    """Reads whole deliveries to one consumer.
+Arrival = tuple[int, bytes, bytes]
+"""A delivery's tag, its properties as they came, and its body."""
 
-    ``deliver`` is called with all that one read has brought: of each delivery its tag, its
-    properties as they came, and its body.
-    """
+
+class Reader:
+    """Reads whole deliveries to one consumer: ``deliver`` is called with all of one read."""
 
     def __init__(
-        self,
-        channel_number: int,
-        consumer_tag: str,
-        deliver: Callable[[list[tuple[int, bytes, bytes]]], None],
+        self, channel_number: int, consumer_tag: str, deliver: Callable[[list[Arrival]], None]
     ) -> None:
         tag = consumer_tag.encode()
         self._channel_number, self._deliver = channel_number, deliver
@@ -160,7 +149,7 @@ class Reader:
 
         Returns how many bytes they were, and whether what follows is the beginning of another.
         """
-        found: list[tuple[int, bytes, bytes]] = []
+        found: list[Arrival] = []
         at, more, channel = 0, False, self._channel_number
         size, last = len(data), len(data) - self._frame.size
         while (
@@ -195,17 +184,15 @@ class Reader:
 class Connection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped here
     """pika's connection on the running loop, with a reader ahead of it while ``reader`` is set.
 
-    What is sent within one turn of the loop is written together: pika by itself makes three system
-    calls for a message.
+    What one turn of the loop sends is one write: pika makes three system calls for a message.
     """
 
     reader: Reader | None = None
+    _alive: asyncio.TimerHandle | None = None
     _frame_buffer: bytes
 
     def __init__(self, *arguments: Any, **callbacks: Any) -> None:
-        self._unwritten: list[bytes] = []
-        self._unwritten_bytes = 0
-        self._alive: asyncio.TimerHandle | None = None
+        self._unwritten = bytearray()
         super().__init__(*arguments, **callbacks)
 
     def pause_reading(self) -> None:
@@ -231,7 +218,7 @@ class Connection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped he
             self.ioloop.call_soon(transport._on_socket_readable)
 
     def _count_as_alive(self) -> None:
-        """Keep pika's heartbeats from ending a connection on which nothing is read.
+        """Keep pika from ending a connection on which nothing is read for want of heartbeats.
 
         One whose broker has vanished ends all the same, when a heartbeat of ours cannot be sent.
         """
@@ -253,16 +240,14 @@ class Connection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped he
     def _adapter_emit_data(self, data: bytes) -> None:
         if not self._unwritten:
             self.ioloop.call_soon(self._write)
-        self._unwritten.append(data)
-        self._unwritten_bytes += len(data)
-        if self._unwritten_bytes >= _LARGEST_WRITE_BYTES:
+        self._unwritten += data
+        if len(self._unwritten) >= _LARGEST_WRITE_BYTES:
             self._write()
 
     def _write(self) -> None:
         if self._unwritten and self._transport is not None:
-            super()._adapter_emit_data(b"".join(self._unwritten))
+            super()._adapter_emit_data(bytes(self._unwritten))
         self._unwritten.clear()
-        self._unwritten_bytes = 0
 
 
 # Properties. Their headers are anybody's, of any type and size, and pika changes them: it truncates
@@ -273,8 +258,8 @@ class Connection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped he
 class Properties(pika.BasicProperties):  # type: ignore[misc]  # pika is untyped here
     """A message's properties, which are written as the bytes that they were read from.
 
-    Whatever these are, they are read: a header that Python has no value for is its bytes, or its
-    seconds. A table that makes no sense is read as an empty one, properties that make none as none.
+    A header that Python has no value for is read as its bytes, or its seconds, a table that makes
+    no sense as an empty one, and properties that make none as none.
     """
 
     __slots__ = ("_encoded",)
@@ -296,17 +281,12 @@ class Properties(pika.BasicProperties):  # type: ignore[misc]  # pika is untyped
         """Return the bytes, in as many pieces as pika likes."""
         return [self._encoded]
 
-    def __len__(self) -> int:
-        """Return how many bytes they are."""
-        return len(self._encoded)
-
 
 def keep_header_bytes() -> None:
     """Make pika, in this process, read the properties of messages as `Properties`.
 
-    It decodes them while it reads frames. Where that raises, pika gives up the connection: every
-    delivery is requeued and the same message comes first again, until the broker's delivery limit
-    has taken all of them.
+    Where its own decoding raises, it gives up the connection: the same message comes first again,
+    until the broker's delivery limit has taken all that is unacked.
     """
     pika.spec.props[pika.spec.Basic.INDEX] = Properties
 
@@ -330,17 +310,8 @@ def _split(encoded: bytes) -> tuple[Any, bytes]:
     return others, encoded[start:end]
 
 
-def _join(others: Any, table: bytes) -> bytes:
-    """Write properties with this table of headers."""
-    ahead = pika.BasicProperties(others.content_type, others.content_encoding).encode()
-    encoded, start = b"".join(others.encode()), len(b"".join(ahead))
-    flags = int.from_bytes(encoded[:2]) | int(Properties.FLAG_HEADERS)
-    return flags.to_bytes(2) + encoded[2:start] + table + encoded[start:]
-
-
 _SIZES = dict(zip(b"VtbBsUuIifDlLdT", (0, 1, 1, 1, 2, 2, 2, 4, 4, 4, 5, 8, 8, 8, 8), strict=True))
-"""How many bytes a header's value of each kind has, as RabbitMQ and pika write them; the others
-begin with their length."""
+"""How many bytes a value of each kind has, by RabbitMQ and pika; others begin with their length."""
 
 _EXACT = {b"f": ">f", b"d": ">d", b"l": ">q", b"L": ">q"}
 """pika truncates floats, and makes long integers its own, which are no ``int``."""
@@ -390,26 +361,25 @@ def _decode_value(value: bytes, depth: int = 0) -> Any:
         return int.from_bytes(value[1:]) if kind == b"T" else content
 
 
-def _change(table: bytes, headers: dict[str, object], without: Collection[str] = ()) -> bytes:
-    """Return a table of headers with these in place of any of their names, and without some."""
-    pieces: list[bytes] = []
-    pika_data.encode_table(pieces, headers)
-    gone = {name.encode() for name in (*headers, *without)}
-    kept = [
-        bytes([len(name)]) + name + value for name, value in _entries(table[4:]) if name not in gone
-    ]
-    content = b"".join((*kept, *pieces[1:]))
-    return len(content).to_bytes(4) + content
-
-
-def with_headers(encoded: bytes, headers: dict[str, object]) -> bytes:
+def with_headers(
+    encoded: bytes, headers: dict[str, object], without: Collection[str] = (), **changes: object
+) -> bytes:
     """Return properties as they are written, with these headers in place of any of their names.
 
-    All others stay as they are, byte for byte. Raises what bad bytes, or headers that pika cannot
-    write, raise.
+    All else stays as it is, byte for byte, but for headers in ``without``, and other properties in
+    ``changes``. Raises what bad bytes, or headers that pika cannot write, raise.
     """
-    others, table = _split(encoded)
-    return _join(others, _change(table, headers))
+    properties, table = _split(encoded)
+    gone = {name.encode() for name in (*headers, *without)}
+    theirs = b"".join(
+        bytes([len(name)]) + name + value for name, value in _entries(table[4:]) if name not in gone
+    )
+    vars(properties).update(changes, headers=headers)
+    pieces: list[bytes] = properties.encode()
+    # Ahead of the headers stand these two. Their own first piece is the length of their table.
+    at = len(pika.BasicProperties(properties.content_type, properties.content_encoding).encode())
+    pieces[at] = (len(theirs) + int.from_bytes(pieces[at])).to_bytes(4) + theirs
+    return b"".join(pieces)
 
 
 # Forwarding: what a message carries when it is sent on to another queue.
@@ -423,21 +393,21 @@ _DROPPED_HEADERS = {"CC", "BCC", "x-death", "x-delivery-count", "x-acquired-coun
 }
 """CC and BCC are addresses: the message would go there as well. The others are the broker's."""
 
+_CHANGES = {"delivery_mode": 2, "expiration": None, "user_id": None, "cluster_id": None}
+"""An expiration would end the wait, or the dead letter, early. The broker checks a user_id against
+the sender, who is another now; AMQP reserves cluster_id."""
+
 
 def forwarded_properties(
     properties: Any, headers: dict[str, object], without: Collection[str] = ()
 ) -> Any:
-    """Return a message's own properties, where they can be sent on, with more headers.
+    """Return a message's own properties, made persistent, with more headers and without some.
 
-    They are persistent, and without the headers in ``without``. An expiration is dropped, as it
-    would end the wait, or the dead letter, early; a user_id, which the broker checks against the
-    sender, who is another now; and cluster_id, which AMQP reserves.
+    Those that cannot be sent on give way to `bare_properties`.
     """
     try:
-        others, table = _split(b"".join(properties.encode()))
-        others.delivery_mode = 2
-        others.expiration = others.user_id = others.cluster_id = None
-        encoded = _join(others, _change(table, headers, {*_DROPPED_HEADERS, *without}))
+        gone = {*_DROPPED_HEADERS, *without}
+        encoded = with_headers(b"".join(properties.encode()), headers, gone, **_CHANGES)
     except Exception:  # noqa: BLE001 - pika raises what the failing conversion happens to raise.
         return bare_properties(headers)
     fits = len(encoded) <= _MAX_HEADER_BYTES

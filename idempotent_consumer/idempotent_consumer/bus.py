@@ -6,8 +6,11 @@ pika's callbacks end here and in ``publisher``: what they bring is awaited by al
 from __future__ import annotations
 
 import asyncio
+import math
+from bisect import bisect
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from itertools import cycle
 from typing import Any
 
 from pika import spec
@@ -15,23 +18,13 @@ from pika.exceptions import ChannelWrongStateError, ConnectionWrongStateError
 from structlog.typing import FilteringBoundLogger
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
-from . import names
-from .amqp import (
-    TCP_OPTIONS,
-    Properties,
-    Reader,
-    explain,
-    keep_header_bytes,
-    parameters_of,
-)
+from . import amqp, names
 from .health import Health
 from .settings import Settings
 from .system import System, reconnect_wait
 
 COMMITS_IN_FLIGHT = 4
 """Most batches sent to etcd and not yet answered."""
-
-_MAX_PREFETCH = 32_767
 
 MAX_BYTES_IN_FLIGHT = 32 * 1024 * 1024
 """With more than this unacked, bodies and properties, a service reads no more deliveries until
@@ -42,8 +35,8 @@ GONE_WITHIN_S = 0.25
 gone (2 to 6 ms on RabbitMQ 4.0.5 and 4.3.6, one node): it is looked for after that."""
 
 ASKED_EVERY_S, ANSWERS_WITHIN_S = 2.0, 5.0
-"""How often one broker of several is asked whether it has a majority, and for how long its answer
-is waited for: longer than the others need to elect a leader when one of them is lost."""
+"""How often one broker of several is asked whether it has a majority, and how long its answer may
+take: longer than the others need to elect a leader when one of them is lost."""
 
 LAST_ACKS_S = 0.25
 """RabbitMQ hands acks on to a quorum queue 32 at a time, and forgets those that still wait for
@@ -59,7 +52,7 @@ CLOSE_TIMEOUT_S = 1.0
 
 def prefetch(batch_size: int) -> int:
     """Return how many deliveries may be unacked: the batches in flight, and as many behind them."""
-    return min(_MAX_PREFETCH, 2 * COMMITS_IN_FLIGHT * batch_size)
+    return min(32_767, 2 * COMMITS_IN_FLIGHT * batch_size)
 
 
 # The exchange and queues of a service, declared on each new channel.
@@ -67,9 +60,6 @@ def prefetch(batch_size: int) -> int:
 DELIVERY_LIMIT = 1000
 """On RabbitMQ 4.0 each return counts: a crash, a lost connection. The limit is for events that
 kill the process again and again, so it is far above what outages cost the others."""
-
-_UNLIMITED = -1
-"""For dead letters: by default the 21st look at one, in RabbitMQ's UI for instance, drops it."""
 
 
 def declare(channel: Any, service: str, retry_delays: Iterable[tuple[str, int]]) -> None:
@@ -96,7 +86,8 @@ def queue_arguments(
     """
     dead_letters = names.dead_letter_queue(service)
     found: dict[str, dict[str, object]] = {
-        dead_letters: {"x-delivery-limit": _UNLIMITED},
+        # Unlimited: by default the 21st look at one, in RabbitMQ's UI for instance, drops it.
+        dead_letters: {"x-delivery-limit": -1},
         service: {"x-delivery-limit": DELIVERY_LIMIT, **_dead_lettered_to(dead_letters)},
     }
     for delay, seconds in retry_delays:
@@ -121,33 +112,27 @@ def _dead_lettered_to(queue: str) -> dict[str, object]:
 class Epoch:
     """One life of a channel: which of its deliveries are in hand, and how they are acked.
 
-    A delivery tag means nothing on another channel, so deliveries are settled here or, once the
-    channel has gone, not at all: the broker redelivers them. ``pauses`` counts how often more than
-    ``max_bytes`` were in hand: so long nothing more is read.
+    A delivery tag means nothing on another channel: once this one has gone, nothing is settled.
+    ``pauses`` counts how often more than ``max_bytes`` were in hand: so long nothing more is read.
     """
 
     def __init__(self, number: int, channel: Any, max_bytes: int = MAX_BYTES_IN_FLIGHT) -> None:
-        self.number = number
-        self.alive = True
+        self.number, self.channel, self.alive = number, channel, True
         self.paused, self.pauses = False, 0
-        self._channel, self._max_bytes = channel, max_bytes
         # When each arrived and its size, in the order of their tags.
         self._in_hand: dict[int, tuple[float, int]] = {}
-        self._bytes = 0
+        self._bytes, self._max_bytes = 0, max_bytes
         self._settled: list[int] = []
 
     def arrived(self, tag: int, at_s: float = 0.0, size_bytes: int = 0) -> bool:
-        """Note a delivery, and when it arrived, by the loop's clock; return whether it is too much.
-
-        If so, nothing more is read from now on.
-        """
+        """Note a delivery, by the loop's clock; return whether reading is paused the first time."""
         self._in_hand[tag] = (at_s, size_bytes)
         self._bytes += size_bytes
         if self._bytes <= self._max_bytes or self.paused:
             return False
         self.paused, self.pauses = True, self.pauses + 1
-        self._channel.connection.pause_reading()
-        return True
+        self.channel.connection.pause_reading()
+        return self.pauses == 1
 
     def settle(self, tag: int) -> None:
         """Note that a delivery is to be acked."""
@@ -161,7 +146,7 @@ class Epoch:
         """Read on, where that was paused."""
         if self.paused:
             self.paused = False
-            self._channel.connection.resume_reading()
+            self.channel.connection.resume_reading()
 
     @property
     def in_hand(self) -> int:
@@ -175,23 +160,20 @@ class Epoch:
 
     def flush(self) -> None:
         """Ack what is settled up to the first delivery in hand, with one ack."""
-        if not self._settled or not self._channel.is_open:
+        if not self._settled or not self.channel.is_open:
             return
-        first_in_hand = next(iter(self._in_hand), None)
-        if first_in_hand is None:
-            prefix, self._settled = self._settled, []
-        else:
-            prefix = [tag for tag in self._settled if tag < first_in_hand]
-            self._settled = [tag for tag in self._settled if tag > first_in_hand]
-        if prefix:
-            self._channel.basic_ack(max(prefix), multiple=True)
+        self._settled.sort()
+        first_in_hand = next(iter(self._in_hand), math.inf)
+        if number := bisect(self._settled, first_in_hand):
+            self.channel.basic_ack(self._settled[number - 1], multiple=True)
+            del self._settled[:number]
 
     def flush_past_gap(self) -> None:
         """Ack all that is settled: one ack up to the first delivery in hand, past it one each."""
         self.flush()
-        if self._channel.is_open:
+        if self.channel.is_open:
             for tag in self._settled:
-                self._channel.basic_ack(tag)
+                self.channel.basic_ack(tag)
             self._settled.clear()
 
     def end(self) -> int:
@@ -202,10 +184,7 @@ class Epoch:
 
 
 class Delivery:
-    """One arrival of a message: its body and properties, bound to its epoch.
-
-    Properties are pika's, or encoded as they came: few are ever read.
-    """
+    """One arrival of a message, bound to its epoch. Its properties are decoded when first read."""
 
     __slots__ = ("_properties", "body", "epoch", "tag")
 
@@ -214,9 +193,9 @@ class Delivery:
 
     @property
     def properties(self) -> Any:
-        """Return the message's properties as pika's BasicProperties."""
+        """The message's properties, as pika's BasicProperties."""
         if isinstance(self._properties, bytes):
-            self._properties = Properties().decode(self._properties)
+            self._properties = amqp.Properties().decode(self._properties)
         return self._properties
 
     @property
@@ -232,10 +211,9 @@ class Delivery:
 
     def settle(self) -> bool:
         """Mark it for the next ack; False where it has gone back to the broker already."""
-        if not self.epoch.alive:
-            return False
-        self.epoch.settle(self.tag)
-        return True
+        if self.epoch.alive:
+            self.epoch.settle(self.tag)
+        return self.epoch.alive
 
 
 # Connections.
@@ -248,9 +226,8 @@ class ChannelLost(Exception):
 class ClientChannel:
     """One connection with one channel, from its opening to its end.
 
-    What pika tells is put into a queue, in the order in which it happens, and ``reply`` takes it
-    out: the channel, then the broker's answer to each request with ``replied`` as its callback,
-    and at last the loss.
+    What pika tells is put into a queue, in its order, and ``reply`` takes it out: the channel, then
+    the answer to each request with ``replied`` as its callback, and at last the loss.
     """
 
     channel: Any = None
@@ -284,8 +261,8 @@ class ClientChannel:
     def callback(self, function: Callable[..., None]) -> Callable[..., None]:
         """Return a function for pika to call, which does nothing once this is closed.
 
-        What the function raises is a defect: it comes out of ``reply``, while pika would take it
-        for a lost connection, or hand it to the loop.
+        What it raises is a defect and comes out of ``reply``: pika would take it for a lost
+        connection, or hand it to the loop.
         """
 
         def call(*arguments: Any) -> None:
@@ -310,20 +287,20 @@ class ClientChannel:
             raise self._defect
 
     def _on_channel(self, channel: Any) -> None:
-        channel.add_on_close_callback(self.callback(lambda _, error: self.lose(explain(error))))
+        channel.add_on_close_callback(lambda _, error: self.lose(amqp.explain(error)))
         self.channel = channel
         self.replied(channel)
 
     def _on_closed(self, _connection: Any, error: BaseException) -> None:
         self._closed.set_result(None)
-        self.callback(lambda: self.lose(explain(error)))()
+        self.lose(amqp.explain(error))
 
 
 class RecoveringConnection:
     """Keeps a channel open: connects again whenever it is lost, after ever longer waits.
 
-    The addresses are tried in random order, each once before any is tried again, so the node that
-    has failed is not the next. Raises SettingsError for an address that cannot be one.
+    The addresses are tried in random order, each once before any is tried again. Raises
+    SettingsError for an address that cannot be one.
     """
 
     def __init__(
@@ -335,88 +312,71 @@ class RecoveringConnection:
         health: Health,
         log: FilteringBoundLogger,
     ) -> None:
-        keep_header_bytes()
+        amqp.keep_header_bytes()
         self._name, self._system, self._health = name, system, health
         self._log = log.bind(connection=name)
-        self._parameters = [parameters_of(url, name, tcp_options) for url in urls]
-        self._untried: list[Any] = []
-        self._current: Any = None
-        self._ready_s: float | None = None
-        self._closing, self._ended = asyncio.Event(), asyncio.Event()
-        self._ended.set()
+        self._parameters = [amqp.parameters_of(url, name, tcp_options) for url in urls]
+        self._backoff = reconnect_wait(system.random)
+        self._node, self._ready_s = "", math.inf
+        self._closing = asyncio.Event()
+        self._running: asyncio.Task[Any] | None = None
         health.lacks(name, "not connected yet")
 
     async def run(self, use: Callable[[ClientChannel], Awaitable[None]]) -> None:
         """Await ``use`` with an open channel, again whenever it raises ChannelLost; until closed.
 
-        What else it raises, or one of its callbacks, ends this in an ExceptionGroup.
+        Raises in an ExceptionGroup what else it raises, or one of its callbacks.
         """
-        recover = AsyncRetrying(
-            retry=retry_if_exception_type(ChannelLost),
-            after=self._begin_anew_if_held,
-            wait=reconnect_wait(self._system.random),
-            before_sleep=self._report_loss,
-            sleep=asyncio.sleep,
-        )
-        self._ended.clear()
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                recovering: asyncio.Task[None] = tasks.create_task(recover(self._connect, use))
-                await self._closing.wait()
-                recovering.cancel()
-        finally:
-            self._ended.set()
+        is_loss = retry_if_exception_type(ChannelLost)
+        recover = AsyncRetrying(retry=is_loss, wait=self._wait_s, sleep=asyncio.sleep)
+        self._addresses = cycle(self._system.random.sample(self._parameters, len(self._parameters)))
+        self._running = asyncio.current_task()
+        async with asyncio.TaskGroup() as tasks:
+            recovering: asyncio.Task[None] = tasks.create_task(recover(self._connect, use))
+            await self._closing.wait()
+            recovering.cancel()
 
     def ready(self) -> None:
         """Say that the channel does its work."""
         self._ready_s = asyncio.get_running_loop().time()
         self._health.has(self._name)
-        self._log.info("connected to RabbitMQ", node=_node(self._current))
+        self._log.info("connected to RabbitMQ", node=self._node)
 
     async def close(self) -> None:
         """End ``run``, and the connection with it; returns when both have ended."""
         self._closing.set()
-        await self._ended.wait()
+        if self._running is not None:
+            await asyncio.wait({self._running})
 
     async def _connect(self, use: Callable[[ClientChannel], Awaitable[None]]) -> None:
-        self._current, self._ready_s = self._next(), None
-        client = ClientChannel(self._system.connect, self._current)
+        address, self._ready_s = next(self._addresses), math.inf
+        self._node = f"{address.host}:{address.port}"
+        client = ClientChannel(self._system.connect, address)
         try:
             await client.reply()
             await use(client)
         except (ChannelWrongStateError, ConnectionWrongStateError) as error:
             # It has gone, and its loss is still to be read.
-            client.lose(explain(error))
+            client.lose(amqp.explain(error))
             while True:
                 await client.reply()
         finally:
             await client.close()
 
-    def _next(self) -> Any:
-        if not self._untried:
-            self._untried = self._system.random.sample(self._parameters, len(self._parameters))
-            if self._untried[-1] is self._current:
-                self._untried.reverse()
-        return self._untried.pop()
-
-    def _begin_anew_if_held(self, state: RetryCallState) -> None:
-        now_s = asyncio.get_running_loop().time()
-        if self._ready_s is not None and now_s - self._ready_s > HELD_S:
+    def _wait_s(self, state: RetryCallState) -> float:
+        """Report a loss, and return the seconds until the next attempt."""
+        if asyncio.get_running_loop().time() - self._ready_s > HELD_S:
             state.attempt_number = 1
-
-    def _report_loss(self, state: RetryCallState) -> None:
+        wait_s = self._backoff(state)
         why = str(state.outcome.exception()) if state.outcome else ""
         self._health.lacks(self._name, why)
         self._log.warning(
             "no connection to RabbitMQ, trying again",
             error=why,
-            node=_node(self._current),
-            again_in_s=round(state.upcoming_sleep, 2),
+            node=self._node,
+            again_in_s=round(wait_s, 2),
         )
-
-
-def _node(parameters: Any) -> str:
-    return f"{parameters.host}:{parameters.port}"
+        return wait_s
 
 
 class Intake:
@@ -438,19 +398,16 @@ class Intake:
         returned: Callable[[int], None],
         max_bytes: int = MAX_BYTES_IN_FLIGHT,
     ) -> None:
-        self._service, self._retry_delays = service, settings.retry_delays
+        self._service, self._settings, self._log = service, settings, log
         self._prefetch, self._max_bytes, self._returned = prefetch, max_bytes, returned
-        self._log = log
-        self._is_one_of_several = len(settings.rabbitmq_urls) > 1
         self._arrived: list[Delivery] = []
         self._some_arrived = asyncio.Event()
         self._epochs = 0
         self._epoch: Epoch | None = None
-        self._channel: Any = None
         self._consumer_tag = ""
         self._stopping = False
         self._connection = RecoveringConnection(
-            "rabbitmq", settings.rabbitmq_urls, TCP_OPTIONS, system, health, log
+            "rabbitmq", settings.rabbitmq_urls, amqp.TCP_OPTIONS, system, health, log
         )
 
     async def run(self) -> None:
@@ -485,14 +442,12 @@ class Intake:
             self._epoch.flush_past_gap()
 
     def stop(self) -> None:
-        """Take no more; what is in hand can still be settled.
-
-        What arrives until the broker knows is handed back by pika itself.
-        """
+        """Take no more; what is in hand can still be settled."""
         self._stopping = True
-        if self._epoch is not None and self._channel.is_open:
-            self._channel.connection.reader = None
-            self._channel.basic_cancel(self._consumer_tag)
+        if self._epoch is not None and self._epoch.channel.is_open:
+            # pika itself hands back what arrives until the broker knows.
+            self._epoch.channel.connection.reader = None
+            self._epoch.channel.basic_cancel(self._consumer_tag)
             self._epoch.resume()
 
     async def close(self) -> None:
@@ -501,48 +456,42 @@ class Intake:
         await self._connection.close()
 
     async def _consume(self, client: ClientChannel) -> None:
-        channel = self._channel = client.channel
-        declare(channel, self._service, self._retry_delays)
+        channel = client.channel
+        declare(channel, self._service, self._settings.retry_delays)
         channel.basic_qos(prefetch_count=self._prefetch, callback=client.replied)
         await client.reply()
         if self._stopping:
             return
         self._epochs += 1
         epoch = self._epoch = Epoch(self._epochs, channel, self._max_bytes)
-        now_s = asyncio.get_running_loop().time
-        read_s = 0.0
 
-        def arrive(deliveries: list[tuple[int, Any, bytes]]) -> None:
-            nonlocal read_s
-            if not self._arrived:
-                read_s = now_s()
-                self._some_arrived.set()
+        def arrive(deliveries: list[amqp.Arrival]) -> None:
+            at_s = asyncio.get_running_loop().time()
             for tag, properties, body in deliveries:
                 self._arrived.append(Delivery(epoch, tag, properties, body))
-                too_much = epoch.arrived(tag, read_s, len(properties) + len(body))
-                if too_much and epoch.pauses == 1:
+                if epoch.arrived(tag, at_s, len(properties) + len(body)):
                     self._log.warning(
                         "what is in flight is large: no more is read until half of it is settled",
                         deliveries=epoch.in_hand,
                         bytes=self._max_bytes,
                     )
+            self._some_arrived.set()
 
         # Before consuming: a cancel can follow the broker's answer in one read of the socket.
         channel.add_on_cancel_callback(client.callback(client.replied))
         on_deliveries = client.callback(arrive)
 
         def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
-            on_deliveries([(method.delivery_tag, properties, body)])
+            on_deliveries([(method.delivery_tag, b"".join(properties.encode()), body)])
 
         try:
             tag = channel.basic_consume(self._service, on_message, callback=client.replied)
             self._consumer_tag = tag
-            channel.connection.reader = Reader(channel.channel_number, tag, on_deliveries)
+            channel.connection.reader = amqp.Reader(channel.channel_number, tag, on_deliveries)
             await client.reply()
             self._connection.ready()
             await self._cancelled(client, epoch)
-            held_s = now_s() - epoch.oldest_s if epoch.oldest_s is not None else None
-            raise ChannelLost(await self._why_cancelled(client, held_s))
+            raise ChannelLost(await self._why_cancelled(client, epoch))
         finally:
             self._epoch = None
             self._returned(epoch.end())
@@ -550,46 +499,45 @@ class Intake:
     async def _cancelled(self, client: ClientChannel, epoch: Epoch) -> None:
         """Wait until the broker cancels the consumer. Raises ChannelLost.
 
-        A broker of several is asked now and then for what only a majority of them can answer.
-        RabbitMQ 4.3 leaves a node that is cut off from the others to its clients: a consumer there
-        gets nothing more, and is told nothing. To bind a queue that is bound changes nothing, and
-        takes a majority.
+        RabbitMQ 4.3 tells a consumer nothing when its node is cut off from the others, and gives it
+        nothing more. So one of several is asked now and then to bind a queue that is bound, which
+        changes nothing and takes a majority.
         """
         asked, pauses = False, epoch.pauses
-        while self._is_one_of_several and not self._stopping:
+        while len(self._settings.rabbitmq_urls) > 1 and not self._stopping:
             try:
                 async with asyncio.timeout(ANSWERS_WITHIN_S if asked else ASKED_EVERY_S):
                     reply = await client.reply()
-                if not (asked and isinstance(reply.method, spec.Queue.BindOk)):
+                if not isinstance(reply.method, spec.Queue.BindOk):
                     return
                 asked = False
             except TimeoutError:
-                # Where nothing was read meanwhile, the answer may be there already.
-                if asked and not epoch.paused and epoch.pauses == pauses:
-                    raise ChannelLost(
-                        f"no answer within {ANSWERS_WITHIN_S:.0f} s: this broker may be cut off "
-                        "from the others"
-                    ) from None
                 if not asked:
                     client.channel.queue_bind(
                         self._service, names.EXCHANGE, names.BINDING_KEY, callback=client.replied
                     )
+                # Where nothing was read meanwhile, the answer may be there already.
+                elif not epoch.paused and epoch.pauses == pauses:
+                    raise ChannelLost(
+                        f"no answer within {ANSWERS_WITHIN_S:.0f} s: this broker may be cut off "
+                        "from the others"
+                    ) from None
                 asked, pauses = True, epoch.pauses
         await client.reply()
 
-    async def _why_cancelled(self, client: ClientChannel, held_s: float | None) -> str:
+    async def _why_cancelled(self, client: ClientChannel, epoch: Epoch) -> str:
         """Return why the broker has cancelled the consumer, which basic.cancel does not say.
 
-        ``held_s`` is for how long the oldest delivery had been unacked. Where the queue is still
-        there, RabbitMQ 4.3 cancels a consumer that has held a delivery for longer than the
-        consumer time-out, and requeues that delivery; 4.0 closes the channel instead. A cancelled
-        consumer gets nothing more, but keeps its other deliveries for as long as its channel is
-        open. A queue that is gone closes it: ChannelLost says so.
+        Where the queue is still there, RabbitMQ 4.3 cancels a consumer that has held a delivery
+        for longer than the consumer time-out, and requeues that one; the others stay unacked for as
+        long as the channel is open. Raises ChannelLost where the queue is gone.
         """
+        held, oldest_s = "none is unacked now", epoch.oldest_s
+        if oldest_s is not None:
+            held = f"the oldest for {asyncio.get_running_loop().time() - oldest_s:.1f} s"
         await asyncio.sleep(GONE_WITHIN_S)
         client.channel.queue_declare(self._service, passive=True, callback=client.replied)
         await client.reply()
-        held = "none is unacked now" if held_s is None else f"the oldest for {held_s:.1f} s"
         return (
             "the broker cancelled the consumer, whose queue is still there: probably a delivery "
             f"was unacked for longer than the broker's consumer_timeout ({held})"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from etcd3.etcdrpc import RangeRequest, WatchCreateRequest, WatchRequest
@@ -16,7 +16,7 @@ from structlog.typing import FilteringBoundLogger
 
 from .etcd import Client, EtcdError, Failure, prefix_end
 from .records import digest_if_done
-from .system import Backoff, System, reconnect_wait
+from .system import System, reconnect_wait
 
 IMPORT_AFTER_S = 0.5
 """What waits in the queue at the start is recorded first: etcd's first page walks all the keys,
@@ -26,23 +26,19 @@ PAGE_TIMEOUT_S = 60.0
 """etcd walks all the keys for the first page: with tens of millions that takes longer than the
 failover allows a call. A member that has vanished is noticed by gRPC's pings."""
 
-_STUCK_AFTER = 5
-"""So often in a row a watch may be opened, and fail soon, without getting any further."""
-
-_SOON_S = 10.0
-"""etcd tells what a new watch has missed at once. One that was open for longer has had that."""
+# So often in a row a watch may be opened, and fail soon, without getting any further. etcd tells
+# what a new watch has missed at once: one that was open for longer has had that.
+_STUCK_AFTER, _SOON_S = 5, 10.0
 
 MAX_ENTRIES = 1 << 21
 
 _ENTRY_BYTES = 16
 _ENTRIES_A_BLOCK = 32
-_MOST_BLOCKS = 1 << 16
-"""As many as two bytes can tell apart."""
-_NOBODYS = b"no event has it."
-"""For the digest of a record that nobody here wrote."""
+_MOST_BLOCKS = 1 << 16  # As many as two bytes can tell apart.
+_NOBODYS = b"no event has it."  # For the digest of a record that nobody here wrote.
 
 
-def fingerprint(digest: str) -> bytes:
+def _fingerprint(digest: str) -> bytes:
     """Return the 16 bytes that stand for a record that is done: its digest covers the id too."""
     try:
         entry = bytes.fromhex(digest[2:])
@@ -76,7 +72,7 @@ class Cache:
 
     def holds(self, digest: str) -> bool:
         """Return whether this record is known to be done."""
-        entry = fingerprint(digest)
+        entry = _fingerprint(digest)
         block = self._blocks[(entry[0] | entry[1] << 8) & self._mask]
         # Most are new: this stands in the way of each event.
         return block.find(entry) >= 0 and _position(block, entry) >= 0
@@ -86,15 +82,9 @@ class Cache:
 
         One that may have been deleted since is not remembered: the watch has been further.
         """
-        if not revision or revision >= self._deleted_revision:
-            self._add(fingerprint(digest))
-
-    def add_all(self, fingerprints: Iterable[bytes]) -> None:
-        """Remember many."""
-        for entry in fingerprints:
-            self._add(entry)
-
-    def _add(self, entry: bytes) -> None:
+        if revision and revision < self._deleted_revision:
+            return
+        entry = _fingerprint(digest)
         number = (entry[0] | entry[1] << 8) & self._mask
         block = self._blocks[number]
         if block.find(entry) < 0 or _position(block, entry) < 0:
@@ -102,10 +92,10 @@ class Cache:
                 block = block[_ENTRY_BYTES:]
             self._blocks[number] = block + entry
 
-    def discard_all(self, fingerprints: Iterable[bytes], revision: int = 0) -> None:
+    def discard_all(self, digests: Iterable[str], revision: int = 0) -> None:
         """Forget records that etcd has deleted, the last of them at this revision."""
         self._deleted_revision = max(self._deleted_revision, revision)
-        for entry in fingerprints:
+        for entry in map(_fingerprint, digests):
             number = (entry[0] | entry[1] << 8) & self._mask
             block = self._blocks[number]
             position = _position(block, entry)
@@ -117,59 +107,45 @@ class Cache:
         self._deleted_revision = max(self._deleted_revision, revision)
         self._blocks = [b""] * (self._mask + 1)
 
-    async def follow(
-        self,
-        prefix: str,
-        client: Client,
-        system: System,
-        log: FilteringBoundLogger,
-        revision: int = 0,
-    ) -> None:
-        """Import the records under a prefix as of a revision (0: now), and then watch deletions.
-
-        It goes on until it is cancelled. The import ends early where the cache is full. Records
-        that other replicas write are not followed: the first duplicate of each asks etcd once.
-        Deletions are, so that an event whose record has gone (its window has passed, or an
-        operator has deleted it) is new again.
-        """
-        follower = _Follower(prefix.encode(), client, self, log, revision)
-        backoff, wait_s = Backoff(reconnect_wait(system.random)), IMPORT_AFTER_S
-        while True:
-            await asyncio.sleep(wait_s)
-            try:
-                if not follower.next_revision:
-                    await follower.fill()
-                await follower.watch()
-            except EtcdError as error:
-                follower.failed(error)
-                wait_s = backoff.next_s()
-
 
 def _position(block: bytes, entry: bytes) -> int:
-    """Return where in a block an entry stands, or a negative number.
-
-    The end of one and the beginning of the next can look like it too.
-    """
+    # Negative where it is not there. The end of one and the beginning of the next look like it too.
     position = block.find(entry)
     while position > 0 and position % _ENTRY_BYTES:
         position = block.find(entry, position + 1)
     return position
 
 
-class _Follower:
-    """An import and a watch that may fail at any time, and where to go on after that.
+class Follower:
+    """Keeps a cache true: an import of the records under a prefix, then a watch on deletions.
 
-    ``next_revision`` is the first that has not been watched, 0 before an import.
+    The import ends early where the cache is full. Records that other replicas write are not
+    followed: the first duplicate of each asks etcd once. Deletions are, so that an event whose
+    record has gone (its window has passed, or an operator has deleted it) is new again.
     """
 
     def __init__(
-        self, prefix: bytes, client: Client, cache: Cache, log: FilteringBoundLogger, revision: int
+        self, cache: Cache, prefix: str, client: Client, system: System, log: FilteringBoundLogger
     ) -> None:
-        self._prefix, self._client, self._cache, self._log = prefix, client, cache, log
-        self._revision, self.next_revision = revision, 0
+        self._cache, self._prefix, self._client = cache, prefix.encode(), client
+        self._backoff, self._log = reconnect_wait(system.random), log
+        self._next_revision = 0  # The first that has not been watched, 0 before an import.
         self._stuck, self._opened_s = 0, 0.0
 
-    def failed(self, error: EtcdError) -> None:
+    async def run(self, revision: int = 0) -> None:
+        """Import as of a revision (0: now) and watch, until cancelled; go on after failures."""
+        wait_s = IMPORT_AFTER_S
+        while True:
+            await asyncio.sleep(wait_s)
+            try:
+                if not self._next_revision:
+                    await self._import(revision)
+                await self._watch()
+            except EtcdError as error:
+                self._failed(error)
+                revision, wait_s = 0, self._backoff.next_s()
+
+    def _failed(self, error: EtcdError) -> None:
         """Go on from where the watch was, or import what is there then.
 
         A watch that etcd opens and that soon fails, again and again at one revision, gets no
@@ -177,22 +153,19 @@ class _Follower:
         """
         if asyncio.get_running_loop().time() - self._opened_s > _SOON_S:
             self._stuck = 0
-        if self._stuck >= _STUCK_AFTER:
+        if stuck := self._stuck >= _STUCK_AFTER:
             self._log.warning(
                 "the watch on deleted records makes no progress: all records are imported again",
                 error=str(error),
-                revision=self.next_revision,
+                revision=self._next_revision,
             )
-        if self._stuck >= _STUCK_AFTER or error.failure is Failure.COMPACTED:
-            self.next_revision = self._stuck = 0
-        if not self.next_revision:
-            self._revision = 0
+        if stuck or error.failure is Failure.COMPACTED or not self._next_revision:
+            self._next_revision = self._stuck = 0
             # What has been imported may have been deleted since, unwatched.
             self._cache.clear()
 
-    async def fill(self) -> None:
-        """Import what is there. Raises EtcdError."""
-        imported, of, pages = 0, 0, Pages(self._prefix, self._revision)
+    async def _import(self, revision: int) -> None:
+        imported, of, pages = 0, 0, Pages(self._prefix, revision)
         started_s = asyncio.get_running_loop().time()
         # Past the bound, one more would push out another.
         while pages.request is not None and imported < self._cache.max_entries:
@@ -203,15 +176,15 @@ class _Follower:
                     raise
                 continue
             pages.took(reply)
-            if not self._revision:
-                self._revision = pages.revision
+            if not revision:
+                revision = pages.revision
                 # What was added since the last watch may have been deleted since.
-                self._cache.clear(self._revision)
+                self._cache.clear(revision)
             of = of or reply.count  # The first page's range, and so its count, is all there is.
-            found = _done(kv.value for kv in reply.kvs)
-            imported += len(found)
-            self._cache.add_all(found)
-        self.next_revision = self._revision + 1
+            for digest in _digests_of_done(kv.value for kv in reply.kvs):
+                self._cache.add(digest)
+                imported += 1
+        self._next_revision = revision + 1
         self._log.info(
             "records imported: their duplicates are skipped at once",
             records=imported,
@@ -219,13 +192,13 @@ class _Follower:
             seconds=round(asyncio.get_running_loop().time() - started_s, 3),
         )
 
-    async def watch(self) -> None:
+    async def _watch(self) -> None:
         """Forget what is deleted from then on. Raises EtcdError, as it ends by nothing else."""
         create = WatchCreateRequest(
             key=self._prefix,
             range_end=prefix_end(self._prefix),
             prev_kv=True,
-            start_revision=self.next_revision,
+            start_revision=self._next_revision,
             filters=[WatchCreateRequest.NOPUT],
             progress_notify=True,
         )
@@ -236,34 +209,29 @@ class _Follower:
                 self._opened_s = asyncio.get_running_loop().time()
                 continue
             if reply.events:
-                self._forget(reply.events)
+                deleted = [event.prev_kv.value for event in reply.events]
+                revision = reply.events[-1].kv.mod_revision
+                if all(deleted):
+                    self._cache.discard_all(_digests_of_done(deleted), revision)
+                else:  # A value was compacted away, so which fingerprint it had is not known.
+                    self._cache.clear(revision)
                 # The rest of a revision may come in another fragment.
-                next_revision = reply.events[-1].kv.mod_revision + (not _is_fragment(reply))
+                next_revision = revision + (not _is_fragment(reply))
             else:  # Progress: nothing is outstanding up to this revision, be it the one before.
                 self._stuck, next_revision = 0, reply.header.revision + 1
-            if next_revision > self.next_revision:
-                self.next_revision, self._stuck = next_revision, 0
-
-    def _forget(self, events: Any) -> None:
-        values, revision = [event.prev_kv.value for event in events], events[-1].kv.mod_revision
-        if all(values):
-            self._cache.discard_all(_done(values), revision)
-        else:
-            # A deleted value was compacted away, so which fingerprint it had is not known.
-            self._cache.clear(revision)
+            if next_revision > self._next_revision:
+                self._next_revision, self._stuck = next_revision, 0
 
 
-def _done(values: Iterable[bytes]) -> list[bytes]:
-    """Return the fingerprints of those records that are done."""
-    return [fingerprint(digest) for value in values if (digest := digest_if_done(value))]
+def _digests_of_done(values: Iterable[bytes]) -> Iterator[str]:
+    return filter(None, map(digest_if_done, values))
 
 
 _IN_FRAGMENTS = b"\x40\x01"
 """``WatchCreateRequest.fragment`` (field 8), which the messages of etcd3 lack: without it etcd
 sends all deletions of one revision in one reply, which may be larger than gRPC receives."""
 
-_FRAGMENT = 7
-"""The field of ``WatchResponse`` that says that more of it follows, likewise."""
+_FRAGMENT = 7  # The field of ``WatchResponse`` that says that more of it follows, likewise.
 
 
 def _is_fragment(reply: Any) -> bool:
@@ -274,11 +242,8 @@ def _is_fragment(reply: Any) -> bool:
 # The pages of an import.
 
 PAGE_RECORDS = 5_000
-_SAMPLED = 100
-"""One of so many keys tells which bytes keys are made of."""
-
-_DIGITS = 136
-"""No record's id is longer: at most 128 bytes in its key, and the NUL after a page."""
+_SAMPLED = 100  # One of so many keys tells which bytes keys are made of.
+_DIGITS = 136  # No record's id is longer: at most 128 bytes in its key, and the NUL after a page.
 
 
 class Pages:
@@ -296,9 +261,22 @@ class Pages:
 
     def __init__(self, prefix: bytes, revision: int = 0) -> None:
         self._prefix, self._start, self._end = prefix, prefix, prefix_end(prefix)
-        self._limit, self.revision = PAGE_RECORDS, revision
+        self._stop, self._limit, self.revision = self._end, PAGE_RECORDS, revision
         self._width, self._bytes = 0, [0]
-        self.request: Any = self._range(self._end)
+
+    @property
+    def request(self) -> Any:
+        """The next request, None behind the last."""
+        if self._start >= self._end:
+            return None
+        return RangeRequest(
+            key=self._start, range_end=self._stop, limit=self._limit, revision=self.revision
+        )
+
+    def shrink(self) -> bool:
+        """Ask for less at a time, as a reply was too large; False where that cannot be."""
+        self._limit //= 8
+        return self._limit > 0
 
     def took(self, reply: Any) -> None:
         """Go on to the next request, by the reply to this one."""
@@ -311,22 +289,11 @@ class Pages:
             self._start = last + b"\0"
         else:
             self._width *= 1 if len(reply.kvs) > self._limit // 2 else 2
-            self._start = self.request.range_end
+            self._start = self._stop
         number, width = self._number(self._start), self._width
         while (stop := self._key(number + width)) <= self._start < self._end:
             width *= 2
-        self.request = self._range(stop) if self._start < self._end else None
-
-    def shrink(self) -> bool:
-        """Ask for less at a time, as a reply was too large; False where that cannot be."""
-        self._limit //= 8
-        self.request.limit = self._limit
-        return self._limit > 0
-
-    def _range(self, stop: bytes) -> Any:
-        return RangeRequest(
-            key=self._start, range_end=stop, limit=self._limit, revision=self.revision
-        )
+        self._stop = stop
 
     def _number(self, key: bytes) -> int:
         number, base = 0, len(self._bytes)

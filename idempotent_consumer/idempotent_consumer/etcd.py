@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import re
 from collections.abc import AsyncIterator
 from functools import lru_cache
 from pathlib import Path
@@ -15,92 +16,68 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from etcd3.etcdrpc import (
-    AlarmResponse,
-    AuthenticateRequest,
-    AuthenticateResponse,
-    Compare,
-    LeaseGrantResponse,
-    LeaseKeepAliveResponse,
-    LeaseTimeToLiveResponse,
-    RangeResponse,
-    StatusResponse,
-    TxnResponse,
-    WatchRequest,
-    WatchResponse,
-)
+from etcd3 import etcdrpc
+from etcd3.etcdrpc import AuthenticateRequest, Compare, WatchRequest, WatchResponse
 
 from .settings import Settings
 from .system import Channel, System
 
-CALL_TIMEOUT_S = 5.0
-"""The deadline of a call where there is one endpoint."""
+CALL_TIMEOUT_S = 5.0  # The deadline of a call where there is one endpoint.
 
 FAILOVER_TIMEOUT_S = 3.0
 """The deadline where there are several. A leader that vanishes without a word can cost two calls:
 one by a member that waits for it, then one by itself."""
 
-MAX_REQUEST_BYTES = 1536 * 1024
-"""etcd's default --max-request-bytes."""
+MAX_REQUEST_BYTES = 1536 * 1024  # etcd's default --max-request-bytes.
 
-_MAX_REPLY_BYTES = 64 * 1024 * 1024
-"""gRPC receives 4 MiB unless told otherwise; a page of records can be larger."""
-
-_CHANNEL_OPTIONS = {
-    "grpc.max_receive_message_length": _MAX_REPLY_BYTES,
-    "grpc.max_send_message_length": -1,
-    "grpc.enable_retries": 0,
-    "grpc.initial_reconnect_backoff_ms": 100,
-    "grpc.min_reconnect_backoff_ms": 1000,
-    "grpc.max_reconnect_backoff_ms": 2000,
-    "grpc.dns_min_time_between_resolutions_ms": 1000,
+_CHANNEL_OPTIONS = (
+    # Without it gRPC receives 4 MiB; a page of records can be larger.
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_retries", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.dns_min_time_between_resolutions_ms", 1000),
     # Finds a peer that vanished without closing; etcd allows a ping every 5 s at most.
-    "grpc.keepalive_time_ms": 10_000,
-    "grpc.keepalive_timeout_ms": 5_000,
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
     # A watch may send nothing for hours, and has to be pinged all the same.
-    "grpc.http2.max_pings_without_data": 0,
-}
+    ("grpc.http2.max_pings_without_data", 0),
+)
 
 _REQUIRE_LEADER = ("hasleader", "true")
 """A member that is cut off from the others refuses at once what it would else let wait, and ends
 its watches (clientv3.WithRequireLeader in etcd's Go client)."""
 
 _METHODS: dict[str, tuple[str, Any]] = {
-    "Txn": ("KV", TxnResponse),
-    "Range": ("KV", RangeResponse),
-    "LeaseGrant": ("Lease", LeaseGrantResponse),
+    "Txn": ("KV", etcdrpc.TxnResponse),
+    "Range": ("KV", etcdrpc.RangeResponse),
+    "LeaseGrant": ("Lease", etcdrpc.LeaseGrantResponse),
     # A stream in etcd's interface; one request and one reply are a unary call on the wire.
-    "LeaseKeepAlive": ("Lease", LeaseKeepAliveResponse),
-    "LeaseTimeToLive": ("Lease", LeaseTimeToLiveResponse),
-    "Authenticate": ("Auth", AuthenticateResponse),
-    "Status": ("Maintenance", StatusResponse),
-    "Alarm": ("Maintenance", AlarmResponse),
+    "LeaseKeepAlive": ("Lease", etcdrpc.LeaseKeepAliveResponse),
+    "LeaseTimeToLive": ("Lease", etcdrpc.LeaseTimeToLiveResponse),
+    "Authenticate": ("Auth", etcdrpc.AuthenticateResponse),
+    "Status": ("Maintenance", etcdrpc.StatusResponse),
+    "Alarm": ("Maintenance", etcdrpc.AlarmResponse),
 }
 
 
 class Failure(enum.Enum):
-    """How a call can fail. None of them says that the request did not, or will not, apply."""
+    """How a call can fail. None of them says that the request did not, or will not, apply.
 
-    LEASE_NOT_FOUND = enum.auto()
-    AUTHENTICATION = enum.auto()
-    COMPACTED = enum.auto()
-    TOO_LARGE = enum.auto()
-    UNKNOWN = enum.auto()
+    The values are patterns of etcd's own texts (api/v3rpc/rpctypes in its source), and of gRPC's
+    for too large a reply; whatever matches none of them is unknown.
+    """
 
-
-_TEXTS = {
-    "lease not found": Failure.LEASE_NOT_FOUND,
-    "has been compacted": Failure.COMPACTED,
-    "received message larger than max": Failure.TOO_LARGE,
-    "invalid auth token": Failure.AUTHENTICATION,
-    "revision of auth store is old": Failure.AUTHENTICATION,
-    "user name is empty": Failure.AUTHENTICATION,
-    "user name not found": Failure.AUTHENTICATION,
-    "authentication failed": Failure.AUTHENTICATION,
-    "authentication is not enabled": Failure.AUTHENTICATION,
-    "permission denied": Failure.AUTHENTICATION,
-}
-"""From etcd's own list of errors (api/v3rpc/rpctypes), and gRPC's word for too large a reply."""
+    LEASE_NOT_FOUND = "lease not found"
+    COMPACTED = "has been compacted"
+    TOO_LARGE = "received message larger than max"
+    AUTHENTICATION = (
+        "invalid auth token|revision of auth store is old|user name is empty|user name not found|"
+        "authentication failed|authentication is not enabled|permission denied"
+    )
+    UNKNOWN = ""
 
 
 _HINTS = {
@@ -239,19 +216,18 @@ class Client:
 def open_channel(settings: Settings, host: str, port: int) -> Channel:
     """Open a gRPC channel to one member of a real etcd, with TLS where ETCD_CA_CERT is set."""
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    options = list(_CHANNEL_OPTIONS.items())
-    channel: Channel
-    if settings.etcd_ca_cert is None:
-        channel = grpc.aio.insecure_channel(target, options)
-    else:
-        credentials = _credentials(settings.etcd_ca_cert, settings.etcd_key, settings.etcd_cert)
-        channel = grpc.aio.secure_channel(target, credentials, options)
+    files = (settings.etcd_ca_cert, settings.etcd_key, settings.etcd_cert)
+    channel: Channel = (
+        grpc.aio.insecure_channel(target, _CHANNEL_OPTIONS)
+        if settings.etcd_ca_cert is None
+        else grpc.aio.secure_channel(target, _credentials(*files), _CHANNEL_OPTIONS)
+    )
     return channel
 
 
 @lru_cache
-def _credentials(ca_cert: str, key: str | None, cert: str | None) -> Any:
-    contents = [Path(file).read_bytes() if file else None for file in (ca_cert, key, cert)]
+def _credentials(*files: str | None) -> Any:
+    contents = [Path(file).read_bytes() if file else None for file in files]
     return grpc.ssl_channel_credentials(*contents)
 
 
@@ -259,11 +235,9 @@ def _classify(text: str) -> tuple[Failure, str]:
     """Tell what a failure means by etcd's text, which says more than the status code."""
     line = " ".join(text.split())
     lowered = line.lower()
-    for part, failure in _TEXTS.items():
-        if part in lowered:
-            return failure, line
+    failure = next(failure for failure in Failure if re.search(failure.value, lowered))
     hints = [hint for part, hint in _HINTS.items() if part in lowered]
-    return Failure.UNKNOWN, ": ".join([*hints, line]) if line else "no reason given"
+    return failure, ": ".join([*hints, line]) if line else "no reason given"
 
 
 # Messages.
@@ -282,11 +256,6 @@ def put(operations: Any, key: bytes, value: bytes, lease: int = 0) -> None:
 def get(operations: Any, key: bytes) -> None:
     """Add the operation that reads a key."""
     operations.add().request_range.key = key
-
-
-def writes(request: Any) -> bool:
-    """Return whether a transaction puts anything."""
-    return any(operation.HasField("request_put") for operation in request.success)
 
 
 def value_is(compares: Any, key: bytes, value: bytes | None) -> None:

@@ -63,20 +63,13 @@ def decode(body: bytes) -> Event:
     args = members.get("args", {})
     if not isinstance(args, dict):
         raise InvalidEvent("args is not an object")
-    return Event(event_id, event_type, args, members, digest(event_id, event_type, args))
-
-
-def digest(event_id: str, event_type: str, args: dict[str, Any]) -> str:
-    """Return the stored form of an event's content: ``1:`` and 16 bytes of SHA-256 in hex.
-
-    Canonical form is orjson with sorted keys over the array [id, type, args]. The prefix is the
-    version of this format, which is kept in etcd for as long as the window.
-    """
     try:
         canonical = orjson.dumps([event_id, event_type, args], option=orjson.OPT_SORT_KEYS)
     except orjson.JSONEncodeError as error:
         raise InvalidEvent(f"no canonical form: {error}") from None
-    return "1:" + sha256(canonical).hexdigest()[:32]
+    # A stored format, kept in etcd for as long as the window, with its version in front.
+    digest = "1:" + sha256(canonical).hexdigest()[:32]
+    return Event(event_id, event_type, args, members, digest)
 
 
 # Effects.
@@ -105,23 +98,15 @@ Effect = Put | Publish
 Effects = Effect | Iterable[Effect] | None
 
 
-class Checked:
+class Checked(NamedTuple):
     """A handler's effects, as they are committed: keys, and the bodies of events.
 
-    ``size_bytes`` is how large these make a request, from above: four bytes a character at the
-    most.
+    ``size_bytes`` is how large these make a request, from above: four bytes a character at most.
     """
 
-    __slots__ = ("events", "puts", "size_bytes")
-
-    def __init__(self, puts: Sequence[Put] = (), events: Sequence[bytes] = ()) -> None:
-        self.puts, self.events = puts, events
-        size_bytes = 0
-        for key, value in puts:
-            size_bytes += 4 * len(key) + len(value) + 32
-        for body in events:
-            size_bytes += len(body) + 1
-        self.size_bytes = size_bytes
+    puts: Sequence[Put] = ()
+    events: Sequence[bytes] = ()
+    size_bytes: int = 0
 
 
 NO_EFFECTS = Checked()
@@ -134,29 +119,26 @@ def check_effects(effects: Effects, service: str, event_id: str) -> Checked:
     """
     if effects is None:
         return NO_EFFECTS
-    if isinstance(effects, Put):
-        return Checked((_checked(effects),))
     puts: list[Put] = []
     events: list[bytes] = []
-    for effect in (effects,) if isinstance(effects, Publish) else effects:
+    size_bytes = 0
+    for effect in (effects,) if isinstance(effects, (Put, Publish)) else effects:
         if isinstance(effect, Publish):
             derived = f"{event_id}/{service}/{len(events)}"
             body = orjson.dumps({"id": derived, "type": effect.type, "args": dict(effect.args)})
             decode(body)
             events.append(body)
+            size_bytes += len(body) + 1
+        elif not isinstance(effect, Put) or not isinstance(effect.value, bytes):
+            got = f"{effect!r:.100}"
+            raise TypeError(f"an effect is a Put of str and bytes, or a Publish, not {got}")
+        elif not effect.key.encode() or effect.key.startswith(RESERVED_PREFIXES):
+            where = " or ".join(RESERVED_PREFIXES)
+            got = f"{effect.key!r:.100}"
+            raise ValueError(f"an effect's key is not empty, and not under {where}: {got}")
         else:
-            puts.append(_checked(effect))
-    if len({put.key for put in puts}) < len(puts):
+            puts.append(effect)
+            size_bytes += 4 * len(effect.key) + len(effect.value) + 32
+    if len(puts) > 1 and len({put.key for put in puts}) < len(puts):
         raise ValueError("two effects of one event have the same key")
-    return Checked(puts, events)
-
-
-def _checked(put: Put) -> Put:
-    if not isinstance(put, Put) or not isinstance(put.value, bytes):
-        raise TypeError(f"an effect is a Put of str and bytes, or a Publish, not {put!r:.100}")
-    if not put.key.encode() or put.key.startswith(RESERVED_PREFIXES):
-        raise ValueError(
-            f"an effect's key is not empty, and not under "
-            f"{' or '.join(RESERVED_PREFIXES)}: {put.key!r:.100}"
-        )
-    return put
+    return Checked(tuple(puts), tuple(events), size_bytes)

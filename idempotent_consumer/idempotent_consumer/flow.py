@@ -348,7 +348,7 @@ class Consumer:
     async def _wait(self, flight: InFlight) -> None:
         """Wait before an event's record is asked for again, each time longer."""
         if flight.waits is None:
-            flight.waits = Backoff(claim_wait(self._random))
+            flight.waits = claim_wait(self._random)
         if flight.waits.waits == WAITS_BEFORE_WARNING:
             self._log.warning(
                 "an event waits for another process that does not end it", **flight.event.about

@@ -17,8 +17,6 @@ import orjson
 STALLED_AFTER_S = 60.0
 """A loop that has not come round for so long hangs in a handler, and its heartbeats with it."""
 
-_MAX_REQUEST_BYTES = 8192
-
 
 class PortTaken(OSError):
     """The health port cannot be bound; the message says what to do."""
@@ -80,7 +78,7 @@ class HealthServer:
         self._deadline_s, self._most = deadline_s, most
         self._clients: dict[asyncio.StreamWriter, None] = {}  # In the order in which they came.
         try:
-            listener = _listen(port)
+            self._listener = _listen(port)
         except OSError as error:
             why = os.strerror(error.errno or 0)
             raise PortTaken(
@@ -88,9 +86,7 @@ class HealthServer:
             ) from None
         self._loop, self._closing = asyncio.new_event_loop(), asyncio.Event()
         self._loop.set_exception_handler(_on_exception)
-        self._thread = threading.Thread(
-            target=self._run, args=(listener,), name="health", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name="health", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -98,13 +94,13 @@ class HealthServer:
         self._loop.call_soon_threadsafe(self._closing.set)
         self._thread.join()
 
-    def _run(self, listener: socket.socket) -> None:
+    def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._serve(listener))
+            runner.run(self._serve())
 
-    async def _serve(self, listener: socket.socket) -> None:
+    async def _serve(self) -> None:
         # Where there are no more files, asyncio waits for a second before it accepts again.
-        server = await asyncio.start_server(self._answer, sock=listener, limit=_MAX_REQUEST_BYTES)
+        server = await asyncio.start_server(self._answer, sock=self._listener, limit=8192)
         await self._closing.wait()
         server.close()
 
@@ -157,10 +153,5 @@ def _on_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> N
 
 def _reply(status: int, document: dict[str, object]) -> bytes:
     body = orjson.dumps(document) + b"\n"
-    head = (
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
-        "Content-Type: application/json",
-        f"Content-Length: {len(body)}",
-        "Connection: close",
-    )
-    return "\r\n".join((*head, "", "")).encode() + body
+    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body

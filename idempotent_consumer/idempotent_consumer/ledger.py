@@ -18,7 +18,7 @@ from structlog.typing import FilteringBoundLogger
 from tenacity import AsyncRetrying, retry_if_exception
 
 from . import etcd, names, records
-from .cache import Cache
+from .cache import Cache, Follower
 from .etcd import Client, EtcdError, Failure
 from .event import Checked, Event
 from .health import Health
@@ -28,12 +28,7 @@ from .settings import Settings
 from .system import System, commit_wait
 
 GUARD_EVERY_S = 5.0
-
-_LINEARIZABLE = ("Txn", "Range")
-"""A lease's reply carries the revision of the member asked, which may lag behind another's."""
-
-RELEASED_S = 600
-"""For so long a released record is kept: far longer than an attempt to claim can be late."""
+RELEASED_S = 600  # A released record is kept far longer than an attempt to claim can be late.
 
 T = TypeVar("T")
 
@@ -57,54 +52,52 @@ class EtcdLedger:
         clock: Callable[[], float],
     ) -> None:
         self._service, self._settings, self._system = service, settings, system
-        self._health, self._log, self._cache = health, log, cache
+        self._health, self._log, self._cache, self._tasks = health, log, cache, tasks
         self._client = Client(settings, system)
         self._window = WindowLease(self.ask, clock, settings.dedup_window_s)
         self._released = WindowLease(self.ask, clock, RELEASED_S)
         self._claims = ClaimLease(self.ask, clock, longest_call_s, tasks)
-        self._guard = (names.incarnation_key(service).encode(), b"")
+        self._guard_key, self._incarnation = names.incarnation_key(service).encode(), b""
         self._revision = 0
         self._failing: set[str] = set()
-        self._halted = False
+        self.halted = False
+        """Whether etcd has turned out to be another than at the start."""
         health.lacks("etcd", "not reached yet")
 
     async def open(self) -> None:
-        """Learn which life of etcd's data this is: the one that is there, or a first one."""
-        key = self._guard[0]
+        """Learn which life of etcd's data this is: the one that is there, or a first one.
+
+        From then on the cache is filled and kept true, and now and then etcd is looked at again.
+        """
 
         def make() -> Any:
             # Anew each time: an attempt that applied, unseen, must not be repeated after a wipe.
-            self._guard = (key, f"{self._system.random.getrandbits(128):032x}".encode())
+            self._incarnation = f"{self._system.random.getrandbits(128):032x}".encode()
             request = TxnRequest()
-            etcd.value_is(request.compare, key, None)
-            etcd.put(request.success, *self._guard)
-            etcd.get(request.failure, key)
+            etcd.value_is(request.compare, self._guard_key, None)
+            etcd.put(request.success, self._guard_key, self._incarnation)
+            etcd.get(request.failure, self._guard_key)
             return request
 
         reply = await self.ask("Txn", make)
         if not reply.succeeded:
-            self._guard = (key, reply.responses[0].response_range.kvs[0].value)
+            self._incarnation = reply.responses[0].response_range.kvs[0].value
         self._log.info(
             "etcd reached: no history of this service, so it is new, or was wiped"
             if reply.succeeded
             else "etcd reached: it holds this service's history",
-            incarnation=self._guard[1].decode(errors="replace"),
+            incarnation=self._incarnation.decode(errors="replace"),
         )
-
-    async def watch(self) -> None:
-        """Fill the cache and keep it true, and look now and then whether etcd is the same."""
-        async with asyncio.TaskGroup() as tasks:
-            prefix = names.record_prefix(self._service)
-            # As of now: what this process records from here on is in the cache anyway.
-            tasks.create_task(
-                self._cache.follow(prefix, self._client, self._system, self._log, self._revision)
-            )
-            tasks.create_task(self._watch_guard())
+        prefix = names.record_prefix(self._service)
+        follower = Follower(self._cache, prefix, self._client, self._system, self._log)
+        # As of now: what this process records from here on is in the cache anyway.
+        self._tasks.create_task(follower.run(self._revision))
+        self._tasks.create_task(self._watch_guard())
 
     async def _watch_guard(self) -> None:
         while True:
             await asyncio.sleep(GUARD_EVERY_S)
-            reply = await self.ask("Range", lambda: RangeRequest(key=self._guard[0]))
+            reply = await self.ask("Range", lambda: RangeRequest(key=self._guard_key))
             await self._check_guard(reply.kvs)
 
     def key(self, event: Event, token: str) -> bytes:
@@ -113,12 +106,7 @@ class EtcdLedger:
 
     def is_done(self, digest: str) -> bool:
         """Return whether the cache knows this event as done."""
-        return self._cache.holds(digest) and not self._halted
-
-    @property
-    def halted(self) -> bool:
-        """Whether etcd has turned out to be another than at the start."""
-        return self._halted
+        return self._cache.holds(digest) and not self.halted
 
     def batch(self) -> Batch:
         """Return an empty batch within the settings' limits."""
@@ -146,122 +134,115 @@ class EtcdLedger:
     async def commit(self, asks: Sequence[Ask]) -> tuple[list[Answer], list[Ask]]:
         """Send a batch until its outcome is known, and return what became of its asks.
 
-        Where something stands in the way of one, none has applied, and the batch's records are
-        read. Those with an answer are returned first, and then those that are to be committed
-        again: their records are as they expect them.
+        What is to be put is one transaction. Where something stands in the way of one, none has
+        applied, and the batch's records are read. Those with an answer are returned first, and
+        then those that are to be committed again: their records are as they expect them.
         """
-        self._write_values(asks)
-        landed = await self._until_known(self._transact, asks)
-        if landed is not None:
-            return landed, []
-        # Read apart and not in an ELSE branch, which etcd would have to log with each batch.
-        judged = await self._read_all(asks)
-        again = [ask for ask, answer in zip(asks, judged, strict=True) if answer is None]
-        return [answer for answer in judged if answer is not None], again
-
-    def _write_values(self, asks: Sequence[Ask]) -> None:
         now = datetime.fromtimestamp(self._system.now_s(), UTC).isoformat(timespec="milliseconds")
-        for ask in asks:
-            if ask.kind is not Kind.LOOK and not ask.value:
-                ask.value = records.encode(ask.kind, ask.digest, ask.token, now, ask.effects.events)
+        puts = [ask for ask in asks if ask.kind is not Kind.LOOK]
+        for ask in puts:
+            ask.value = ask.value or records.encode(
+                ask.kind, ask.digest, ask.token, now, ask.effects.events
+            )
+        landed = await self._until_known(lambda: self._transact(puts)) if puts else []
+        # Read apart and not in an ELSE branch, which etcd would have to log with each batch.
+        unread = [ask for ask in asks if ask.kind is Kind.LOOK] if landed else asks
+        judged = await self._read_all(unread) if unread else []
+        again = [ask for ask, answer in zip(unread, judged, strict=True) if answer is None]
+        return landed + [answer for answer in judged if answer is not None], again
 
-    async def _transact(self, asks: Sequence[Ask]) -> list[Answer] | None:
+    async def _transact(self, asks: Sequence[Ask]) -> list[Answer]:
         """Send the transaction once, under leases that are good for it. Raises EtcdError.
 
-        Returns None where something stands in its way, or it cannot be told what it has done.
+        Returns no answers where something stands in its way.
 
         An attempt to claim whose outcome is unknown may apply when its event is settled and its
         record gone. Under a lease that is kept alive, such a claim would hold the next delivery
         for ever, so the lease is given up.
         """
-        leases = await self._take_leases(Counter(ask.kind for ask in asks))
+        kinds = Counter(ask.kind for ask in asks)
+        leases = {Kind.RELEASE: await self._released.take(kinds[Kind.RELEASE])}
+        leases[Kind.CLAIM] = await self._claims.take(kinds[Kind.CLAIM])
+        # The last: it is to have its whole window left, however late the others were granted.
+        recorded = kinds[Kind.RECORD] + kinds[Kind.PUBLISH]
+        leases[Kind.RECORD] = leases[Kind.PUBLISH] = await self._window.take(recorded)
         try:
-            reply = await self._call("Txn", _transaction(asks, self._guard, leases))
+            reply = await self._call("Txn", self._transaction(asks, leases))
         except EtcdError as error:
-            if error.failure is Failure.TOO_LARGE:
-                return None
             if error.failure is Failure.LEASE_NOT_FOUND:
-                self._window.lost()
-                self._released.lost()
-            if Kind.CLAIM in leases:
+                self._window.give_up()
+                self._released.give_up()
+            if leases[Kind.CLAIM]:
                 self._claims.give_up()
             raise
         if not reply.succeeded:
-            return None
-        answers = _all_landed(asks, reply, leases)
-        self._remember(answers, reply.header.revision)
-        return answers
+            return []
+        for ask in asks:
+            if ask.kind is Kind.RECORD:
+                self._cache.add(ask.digest, reply.header.revision)
+        return [Answer(ask, True, leases[ask.kind]) for ask in asks]
 
-    async def _take_leases(self, kinds: Counter[Kind]) -> dict[Kind, int]:
-        """Return the lease for each kind of record that is put."""
-        leases: dict[Kind, int] = {}
-        if released := kinds[Kind.RELEASE]:
-            leases[Kind.RELEASE] = await self._released.take(released)
-        if kinds[Kind.CLAIM]:
-            leases[Kind.CLAIM] = await self._claims.take()
-        # The last: it is to have its whole window left, however late the others were granted.
-        if recorded := kinds[Kind.RECORD] + kinds[Kind.PUBLISH]:
-            leases[Kind.RECORD] = leases[Kind.PUBLISH] = await self._window.take(recorded)
-        return leases
+    def _transaction(self, asks: Sequence[Ask], leases: Mapping[Kind, int]) -> Any:
+        """Build it: if all is as the asks expect it, put their records and their effects."""
+        request = TxnRequest()
+        compare, success = request.compare, request.success
+        etcd.value_is(compare, self._guard_key, self._incarnation)
+        for ask in asks:
+            etcd.value_is(compare, ask.key, ask.expect)
+            etcd.put(success, ask.key, ask.value, leases[ask.kind])
+            for put in ask.effects.puts:
+                etcd.put(success, put.key.encode(), put.value)
+        return request
 
     async def _read_all(self, asks: Sequence[Ask]) -> list[Answer | None]:
-        """Read the records of a batch that did not apply, and judge its asks by them.
+        """Read the records of asks that have not applied, and judge the asks by them.
 
-        A reply that is too large is asked for in two halves.
+        The key that tells a wiped etcd is read with them. A reply that is too large is asked for
+        in two halves.
         """
         request = TxnRequest()
-        etcd.get(request.success, self._guard[0])
-        for ask in asks:
-            etcd.get(request.success, ask.key)
+        for key in (self._guard_key, *(ask.key for ask in asks)):
+            etcd.get(request.success, key)
         try:
             reply = await self.ask("Txn", lambda: request)
         except EtcdError:
-            if len(asks) == 1:
+            if len(asks) < 2:
                 raise
             half = len(asks) // 2
             return await self._read_all(asks[:half]) + await self._read_all(asks[half:])
         guard, *reads = (response.response_range.kvs for response in reply.responses)
         await self._check_guard(guard)
-        answers = [
-            records.judge(ask, kvs[0] if kvs else None)
-            for ask, kvs in zip(asks, reads, strict=True)
-        ]
-        self._remember(answers, reply.header.revision)
+        answers: list[Answer | None] = []
+        for ask, kvs in zip(asks, reads, strict=True):
+            answer = records.judge(ask, kvs[0] if kvs else None)
+            if answer is not None and answer.found is not None and answer.found.state == DONE:
+                self._cache.add(answer.found.digest, reply.header.revision)
+            answers.append(answer)
         return answers
-
-    def _remember(self, answers: Sequence[Answer | None], revision: int) -> None:
-        for answer in answers:
-            if answer is None:
-                continue
-            ask, landed, _, found = answer
-            if landed:
-                if ask.kind is Kind.RECORD:
-                    self._cache.add(ask.digest, revision)
-            elif found is not None and found.state == DONE:
-                self._cache.add(found.digest, revision)
 
     # Calls, and whether this is still the same etcd.
 
     async def ask(self, method: str, make: Callable[[], Any]) -> Any:
         """Make and send a request until etcd has answered it, and return the reply."""
+        return await self._until_known(lambda: self._call(method, make()))
 
-        async def send() -> Any:
-            return await self._call(method, make())
-
-        return await self._until_known(send)
-
-    async def _until_known(self, send: Callable[..., Awaitable[T]], *arguments: object) -> T:
+    async def _until_known(self, send: Callable[[], Awaitable[T]]) -> T:
         """Send again after each failure, which leaves the outcome unknown, until there is one.
 
         Raises EtcdError where a reply is too large: asking again would not change that.
         """
-        retrying = AsyncRetrying(
-            retry=retry_if_exception(_is_unknown),
-            reraise=True,
-            wait=commit_wait(self._system.random),
-            sleep=asyncio.sleep,
-        )
-        return await retrying(send, *arguments)
+        try:
+            return await send()
+        except EtcdError as error:
+            # Nearly every first attempt succeeds: only others are worth what tenacity costs.
+            first = error
+        unknown, wait = retry_if_exception(_is_unknown), commit_wait(self._system.random)
+        async for attempt in AsyncRetrying(retry=unknown, wait=wait):
+            with attempt:
+                if attempt.retry_state.attempt_number == 1:
+                    raise first
+                return await send()
+        raise AssertionError("it is tried until there is an outcome")
 
     async def _call(self, method: str, request: Any) -> Any:
         """Send a request once. Raises EtcdError; never returns once etcd is not the same any more.
@@ -270,52 +251,48 @@ class EtcdLedger:
         request was sent: a lower one means that etcd was restored from an older snapshot. From
         then on nothing is sent: what this process knows of etcd's data holds no more.
         """
-        if self._halted:
-            await self._halt("known already")
-        floor = self._revision if method in _LINEARIZABLE else 0
+        if self.halted:
+            await asyncio.Event().wait()
+        # A lease's reply carries the revision of the member asked, which may lag behind another's.
+        floor = self._revision if method in ("Txn", "Range") else 0
         # A full etcd still answers reads, in transactions too: they say nothing of its writes.
-        what = "Range" if method == "Txn" and not etcd.writes(request) else method
+        what = "Range" if method == "Txn" and not request.compare else method
         try:
             reply = await self._client.call(method, request)
         except EtcdError as error:
-            if error.failure not in _ANSWERS and not self._halted:
-                self._say_failing(what, str(error))
+            is_there = error.failure in (Failure.LEASE_NOT_FOUND, Failure.TOO_LARGE)
+            if not is_there and not self.halted:
+                self._health.lacks("etcd", str(error))
+                if not self._failing:
+                    self._log.warning(
+                        "etcd does not answer: deliveries are held, and nothing is settled until "
+                        "it does",
+                        error=str(error),
+                    )
+                self._failing.add(what)
             raise
         revision = reply.header.revision
-        if revision < floor or self._halted:
+        if revision < floor or self.halted:
             await self._halt(
                 f"wiped, or restored from an older state: revision {revision}, {floor} seen before"
             )
         self._revision = max(self._revision, revision)
-        self._say_answering(what)
+        if self._failing:
+            self._failing.discard(what)
+            if self._failing:  # It is back when nothing fails that failed before.
+                return reply
+            self._log.info("etcd answers again")
+        self._health.has("etcd")
         return reply
 
-    def _say_failing(self, what: str, why: str) -> None:
-        self._health.lacks("etcd", why)
-        if not self._failing:
-            self._log.warning(
-                "etcd does not answer: deliveries are held, and nothing is settled until it does",
-                error=why,
-            )
-        self._failing.add(what)
-
-    def _say_answering(self, what: str) -> None:
-        # It is back when nothing fails that failed before.
-        if what in self._failing:
-            self._failing.discard(what)
-            if not self._failing:
-                self._log.info("etcd answers again")
-        if not self._failing:
-            self._health.has("etcd")
-
     async def _check_guard(self, kvs: Any) -> None:
-        if not kvs or kvs[0].value != self._guard[1]:
+        if not kvs or kvs[0].value != self._incarnation:
             await self._halt("wiped: its incarnation key is not the one seen at the start")
 
     async def _halt(self, why: str) -> None:
         """Never return: whoever waits for this etcd waits for good, so nothing is settled by it."""
-        if not self._halted:
-            self._halted = True
+        if not self.halted:
+            self.halted = True
             self._cache.clear()
             self._health.lacks("etcd", why)
             self._log.critical(
@@ -323,46 +300,11 @@ class EtcdLedger:
                 "service is restarted, which accepts it as it is",
                 reason=why,
             )
-        await asyncio.get_running_loop().create_future()
-
-
-_ANSWERS = (Failure.LEASE_NOT_FOUND, Failure.TOO_LARGE)
-"""Failures by which etcd is there all the same."""
+        await asyncio.Event().wait()
 
 
 def _is_unknown(error: BaseException) -> bool:
     return isinstance(error, EtcdError) and error.failure is not Failure.TOO_LARGE
-
-
-def _transaction(
-    asks: Sequence[Ask], guard: tuple[bytes, bytes], leases: Mapping[Kind, int]
-) -> Any:
-    """Build it: if all is as the asks expect it, put their records and their effects."""
-    request = TxnRequest()
-    compare, success = request.compare, request.success
-    etcd.value_is(compare, *guard)
-    for ask in asks:
-        if ask.kind is Kind.LOOK:
-            etcd.get(success, ask.key)
-            continue
-        etcd.value_is(compare, ask.key, ask.expect)
-        etcd.put(success, ask.key, ask.value, leases[ask.kind])
-        for put in ask.effects.puts:
-            etcd.put(success, put.key.encode(), put.value)
-    return request
-
-
-def _all_landed(asks: Sequence[Ask], reply: Any, leases: Mapping[Kind, int]) -> list[Answer]:
-    """Read the reply to a transaction that applied."""
-    answers, position = [], 0
-    for ask in asks:
-        if ask.kind is Kind.LOOK:
-            kvs = reply.responses[position].response_range.kvs
-            answers.append(records.found(ask, kvs[0] if kvs else None))
-        else:
-            answers.append(Answer(ask, True, leases[ask.kind]))
-        position += ask.operations
-    return answers
 
 
 class NoLedger:
@@ -379,9 +321,6 @@ class NoLedger:
             "ENABLE_ETCD is false: every delivery is processed, duplicates too, "
             "and effects are dropped"
         )
-
-    async def watch(self) -> None:
-        """There is nothing to watch."""
 
     def key(self, event: Event, token: str) -> bytes:
         """Return a key that no other delivery has."""

@@ -7,25 +7,45 @@ import queue
 import sys
 import threading
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import Any
 
 import structlog
 
-_BACKLOG = 10_000
-"""Lines kept for a reader that does not read; what comes after is counted and dropped."""
+_BACKLOG = 10_000  # Lines kept for a reader that does not read; what comes after is dropped.
 
 
-class _Writer:
-    """structlog's logger of last resort: puts each line in a bounded queue."""
+class Logs:
+    """The process's logging, from here to ``close``, which writes what is still waiting.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    Every line goes to standard output: as JSON, or for people where a terminal reads it.
+    """
+
+    def __init__(self, service: str, level: str, style: str | None) -> None:
+        self._stream, terminal = sys.stdout, sys.stdout.isatty()
         self._lines: queue.Queue[str | None] = queue.Queue(_BACKLOG)
         self._dropped = 0
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
+        renderer: Any = structlog.processors.JSONRenderer()
+        if style == "console" or (style is None and terminal):
+            renderer = structlog.dev.ConsoleRenderer(colors=terminal, repr_native_str=True)
+        structlog.configure(
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.processors.format_exc_info,
+                renderer,
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+            logger_factory=lambda *_: self,
+            cache_logger_on_first_use=False,
+        )
+        # The clients' own lines repeat, with tracebacks, what is told here in a line of ours.
+        logging.getLogger("pika").setLevel(logging.CRITICAL)
+        self.logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(service=service)
 
     def msg(self, line: str) -> None:
+        """Take a line from structlog, of whatever level."""
         try:
             self._lines.put_nowait(line)
         except queue.Full:
@@ -48,41 +68,8 @@ class _Writer:
         with suppress(OSError, ValueError):
             self._stream.flush()
 
-    def close(self, timeout_s: float = 0.5) -> None:
-        try:
-            self._lines.put(None, timeout=timeout_s)
-        except queue.Full:
-            return
-        self._thread.join(timeout_s)
-
-
-class Logs:
-    """The process's logging, from here to ``close``, which writes what is still waiting."""
-
-    def __init__(self, service: str, level: str, style: str | None) -> None:
-        """Send every line to standard output: as JSON, or for people where a terminal reads it."""
-        console = style == "console" or (style is None and sys.stdout.isatty())
-        self._writer = _Writer(sys.stdout)
-        renderer: Any = (
-            structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty(), repr_native_str=True)
-            if console
-            else structlog.processors.JSONRenderer()
-        )
-        structlog.configure(
-            processors=[
-                structlog.processors.add_log_level,
-                structlog.processors.TimeStamper(fmt="iso", utc=True),
-                structlog.processors.format_exc_info,
-                renderer,
-            ],
-            wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-            logger_factory=lambda *_: self._writer,
-            cache_logger_on_first_use=False,
-        )
-        # The clients' own lines repeat, with tracebacks, what is told here in a line of ours.
-        logging.getLogger("pika").setLevel(logging.CRITICAL)
-        self.logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(service=service)
-
     def close(self) -> None:
         """Write what waits, for a second at the most."""
-        self._writer.close()
+        with suppress(queue.Full):
+            self._lines.put(None, timeout=0.5)
+            self._thread.join(0.5)

@@ -22,13 +22,11 @@ INVALID, CONFLICT, FAILED, REJECTED = "invalid", "conflict", "failed", "rejected
 
 MAX_ID_BYTES = 128
 _HASHED = "sha256:"
-_SERVICE_NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
-_NOUN = re.compile(r"[A-Za-z0-9_]{1,63}")
 
 
 def check_service_name(name: str) -> str:
     """Return the name, or raise ValueError: it becomes part of keys and of queue names."""
-    if not _SERVICE_NAME.fullmatch(name):
+    if not re.fullmatch(r"[a-z][a-z0-9-]{0,62}", name):
         raise ValueError(
             f"service name {name!r}: at most 63 lower-case letters, digits and '-', a letter first"
         )
@@ -37,7 +35,7 @@ def check_service_name(name: str) -> str:
 
 def check_noun(noun: str) -> str:
     """Return the noun, or raise ValueError: it becomes part of metrics' names."""
-    if not _NOUN.fullmatch(noun):
+    if not re.fullmatch(r"[A-Za-z0-9_]{1,63}", noun):
         raise ValueError(f"noun {noun!r}: at most 63 letters, digits and '_'")
     return noun
 
@@ -49,9 +47,8 @@ def encode_id(event_id: str) -> str:
     escaping, because etcd's keys are bytes and the id is the last part.
     """
     # At most four bytes a character: most ids are seen to be short without being encoded.
-    if not event_id.startswith(_HASHED) and (
-        4 * len(event_id) <= MAX_ID_BYTES or len(event_id.encode()) <= MAX_ID_BYTES
-    ):
+    is_short = 4 * len(event_id) <= MAX_ID_BYTES or len(event_id.encode()) <= MAX_ID_BYTES
+    if is_short and not event_id.startswith(_HASHED):
         return event_id
     return _HASHED + sha256(event_id.encode()).hexdigest()
 

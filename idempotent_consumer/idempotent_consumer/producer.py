@@ -41,22 +41,17 @@ class PublishError(Exception):
 class Producer:
     """Publishes to the exchange ``events``, from one thread at a time.
 
-    It connects when it first publishes, and again whenever the connection is lost. Nothing runs
-    between two calls, so after a pause it may have to connect again. It sends unconfirmed events
-    again, so an event may arrive twice, with one id.
+    It connects when it first publishes, and again whenever the connection is lost: nothing runs
+    between two calls. It sends unconfirmed events again, so an event may arrive twice, with one id.
 
     Its methods block. In a coroutine write ``await asyncio.to_thread(producer.publish, bodies)``.
     """
 
     def __init__(self, settings: Settings, log: FilteringBoundLogger | None = None) -> None:
         """Use RABBITMQ_URL of the settings, and nothing else. Without ``log``, warn on stderr."""
-        self._health = Health()
+        urls, system, self._health = settings.rabbitmq_urls, real_system(), Health()
         self._publisher = Publisher(
-            settings.rabbitmq_urls,
-            declare_exchange,
-            real_system(),
-            self._health,
-            log or _warnings(),
+            urls, declare_exchange, system, self._health, log or _warnings()
         )
         self._loop = asyncio.new_event_loop()
         self._publishing: asyncio.Task[None] | None = None
@@ -76,29 +71,26 @@ class Producer:
     ) -> int:
         """Publish events, and return their number once each is confirmed.
 
-        The bodies are taken from the iterable as there is room for them, so all of them need not
-        fit in memory. Nothing is sent while the iterable blocks: if it waits for its input (a
-        pipe), publish what there is by a call of its own. ``progress`` is called with the number
-        of events confirmed so far, several times a second.
+        The bodies are taken as there is room for them, so all of them need not fit in memory.
+        Nothing is sent while the iterable blocks: if it waits for its input (a pipe), publish what
+        there is by a call of its own. ``progress`` is called with the number of events confirmed
+        so far, several times a second.
 
         Raises ValueError after ``close``; RuntimeError if this thread runs an event loop;
-        PublishError if nothing was confirmed for ``timeout_s``. For an invalid event it raises
-        InvalidEvent, and it passes on what the iterable raises: both once all events before it
-        are confirmed.
+        PublishError if nothing was confirmed for ``timeout_s``; and, once all events before it are
+        confirmed, InvalidEvent for an invalid event, and what the iterable raises.
         """
         if self._closed:
             raise ValueError("this producer is closed: make another")
         return self._run(self._publish(bodies, timeout_s, progress))
 
     def close(self) -> None:
-        """Close the connection; nothing can be published afterwards.
-
-        Returns after a second where the broker does not answer.
-        """
+        """Close for good; returns after a second where the broker does not answer."""
         if self._closed:
             return
         if self._publishing is not None:
-            self._run(self._close(self._publishing))
+            self._run(self._publisher.close())
+            self._loop.run_until_complete(self._publishing)
         self._loop.close()
         self._closed = True
 
@@ -150,8 +142,7 @@ class Producer:
             if batch.publishing.done():
                 batch.publishing.result()
             unconfirmed = [each for each in batch.unconfirmed if not each.done()]
-            number = len(batch.unconfirmed) - len(unconfirmed)
-            if number:
+            if number := len(batch.unconfirmed) - len(unconfirmed):
                 batch.unconfirmed, moved_s = unconfirmed, now_s()
                 batch.confirmed += number
                 batch.progress(batch.confirmed)
@@ -160,10 +151,6 @@ class Producer:
                 why = next(filter(None, reasons), "RabbitMQ does not answer")
                 why = f"nothing was confirmed for {batch.timeout_s:g} s: {why}"
                 raise PublishError(why, batch.confirmed) from batch.error
-
-    async def _close(self, publishing: asyncio.Task[None]) -> None:
-        await self._publisher.close()
-        await publishing
 
 
 @dataclass(eq=False)
@@ -189,11 +176,9 @@ class _Batch:
 
 def _warnings() -> Any:
     logging.getLogger("pika").setLevel(logging.CRITICAL)  # What it says is said here in one line.
+    renderer = structlog.dev.ConsoleRenderer(colors=False)
     return structlog.wrap_logger(
         structlog.PrintLogger(sys.stderr),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.dev.ConsoleRenderer(colors=False),
-        ],
+        processors=[structlog.processors.add_log_level, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
     )

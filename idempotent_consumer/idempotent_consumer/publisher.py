@@ -15,7 +15,7 @@ from .amqp import KEEPALIVE, bare_properties, forwarded_properties
 from .bus import ClientChannel, Delivery, RecoveringConnection
 from .event import decode
 from .health import Health
-from .system import Backoff, System, reconnect_wait
+from .system import System, reconnect_wait
 
 CONFIRM_TIMEOUT_S = 10.0
 _SUSPECT_AFTER_LOSSES = 3
@@ -47,6 +47,11 @@ class Message:
         """Whether it has to be alone in flight, to tell whether channels are lost for it."""
         return self.losses >= _SUSPECT_AFTER_LOSSES and self.bare is not self.properties
 
+    def resolve(self, *, confirmed: bool) -> None:
+        """Tell whoever waits for it, who may have been cancelled."""
+        if not self.confirmed.done():
+            self.confirmed.set_result(confirmed)
+
 
 _EVENT_PROPERTIES = pika.BasicProperties(content_type="application/json", delivery_mode=2)
 
@@ -68,14 +73,9 @@ def forwarded_message(delivery: Delivery, queue: str, headers: dict[str, object]
 
     It is wanted while the delivery can still be settled.
     """
-    return Message(
-        names.DEFAULT_EXCHANGE,
-        queue,
-        delivery.body,
-        forwarded_properties(delivery.properties, headers),
-        bare_properties(headers),
-        lambda: delivery.alive,
-    )
+    properties = forwarded_properties(delivery.properties, headers)
+    bare, body = bare_properties(headers), delivery.body
+    return Message(names.DEFAULT_EXCHANGE, queue, body, properties, bare, lambda: delivery.alive)
 
 
 class Publisher:
@@ -83,7 +83,7 @@ class Publisher:
 
     An alarm makes the broker stop reading from connections that publish: acks on this one would
     stall. A message whose confirm is unknown is sent again, so it may arrive twice, unless it is
-    no longer wanted.
+    no longer wanted. ``trouble`` is what keeps the broker from confirming, where it has said so.
     """
 
     def __init__(
@@ -96,14 +96,13 @@ class Publisher:
     ) -> None:
         self._declare, self._log = declare, log
         self.trouble = ""
-        """What keeps the broker from confirming, where it has said so; empty after a confirm."""
         self._client: ClientChannel | None = None
         self._sequence = 0
         self._unconfirmed: dict[int, Message] = {}  # In the order in which they were sent.
         self._waiting: list[Message] = []
         self._nacked_until_s = 0.0
         self._blocked = self._alone = False
-        self._backoff = Backoff(reconnect_wait(system.random))
+        self._backoff = reconnect_wait(system.random)
         self._connection = RecoveringConnection(
             "rabbitmq-publishing", urls, KEEPALIVE, system, health, log
         )
@@ -125,32 +124,33 @@ class Publisher:
         """Close the connection, and give up what is not confirmed."""
         await self._connection.close()
         for message in self._waiting:
-            _resolve(message, confirmed=False)
+            message.resolve(confirmed=False)
 
     def _send(self, message: Message) -> None:
-        if not message.wanted():
-            _resolve(message, confirmed=False)
-            return
         channel = self._client.channel if self._client is not None else None
-        if channel is None or self._blocked or self._alone or not channel.is_open:
+        if not message.wanted():
+            message.resolve(confirmed=False)
+        elif channel is None or self._blocked or self._alone or not channel.is_open:
             self._waiting.append(message)
         else:
-            self._send_on(channel, message)
-
-    def _send_on(self, channel: Any, message: Message) -> None:
-        message.deadline_s = asyncio.get_running_loop().time() + CONFIRM_TIMEOUT_S
-        self._sequence += 1
-        self._unconfirmed[self._sequence] = message
-        channel.basic_publish(
-            message.exchange,
-            message.routing_key,
-            message.body,
-            message.bare if message.losses_alone >= _SUSPECT_AFTER_LOSSES else message.properties,
-            mandatory=True,
-        )
+            if message.losses:
+                self._alone = message.suspect
+            is_bare = message.losses_alone >= _SUSPECT_AFTER_LOSSES
+            message.deadline_s = asyncio.get_running_loop().time() + CONFIRM_TIMEOUT_S
+            self._sequence += 1
+            self._unconfirmed[self._sequence] = message
+            channel.basic_publish(
+                message.exchange,
+                message.routing_key,
+                message.body,
+                message.bare if is_bare else message.properties,
+                mandatory=True,
+            )
 
     def _send_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, []
+        """Send what waits: first, one after the other, what channels were lost with."""
+        waiting = sorted(self._waiting, key=lambda message: not message.suspect)
+        self._waiting = []
         for message in waiting:
             self._send(message)
 
@@ -167,7 +167,6 @@ class Publisher:
         self._client = client
         try:
             self._connection.ready()
-            await self._send_suspects(client)
             self._send_waiting()
             await client.reply()  # There is none to come but the loss.
         finally:
@@ -177,29 +176,16 @@ class Publisher:
                 message.losses_alone += alone
             self._take_back()
 
-    async def _send_suspects(self, client: ClientChannel) -> None:
-        """Send one after the other what channels were lost with, while everything else waits."""
-        self._alone = True
-        try:
-            while message := next((each for each in self._waiting if each.suspect), None):
-                self._waiting.remove(message)
-                if message.wanted():
-                    self._send_on(client.channel, message)
-                    await client.reply()
-                else:
-                    _resolve(message, confirmed=False)
-        finally:
-            self._alone = False
-
     def _take_back(self) -> None:
         """Keep what is not confirmed on this channel for the next, in its order."""
-        self._client = None
+        self._client, self._alone = None, False
         self._waiting = [*self._unconfirmed.values(), *self._waiting]
         self._unconfirmed = {}
 
-    def _give_up(self, client: ClientChannel, why: str) -> None:
-        self._take_back()
-        client.lose(why)
+    def _give_up(self, why: str) -> None:
+        if self._client is not None:
+            self._client.lose(why)
+            self._take_back()
 
     def _on_blocked(self, *_: Any) -> None:
         self._blocked = True
@@ -225,13 +211,14 @@ class Publisher:
             self.trouble = ""
             self._backoff.reset()
             for message in messages:
-                _resolve(message, confirmed=True)
+                message.resolve(confirmed=True)
         else:
-            self._on_nack(messages, asyncio.get_running_loop().time())
+            self._on_nack(messages)
         if self._alone:
-            self._client.replied(frame)
+            self._alone = False
+            self._send_waiting()
 
-    def _on_nack(self, messages: list[Message], now_s: float) -> None:
+    def _on_nack(self, messages: list[Message]) -> None:
         for message in messages:
             message.losses = message.losses_alone = 0
             self._log.warning(
@@ -240,36 +227,26 @@ class Publisher:
                 routing_key=message.routing_key,
             )
         self._waiting += messages
+        now_s = asyncio.get_running_loop().time()
         if self._nacked_until_s <= now_s:
             self._nacked_until_s = now_s + self._backoff.next_s()
 
     def _on_return(self, _channel: Any, method: Any, _properties: Any, _body: bytes) -> None:
         """Open a new channel: what is missing is declared anew, and the ack to come is void."""
-        client = self._client
-        if client is None:
-            return
         self.trouble = (
             f"no queue takes what is sent to {method.exchange!r} as {method.routing_key!r}"
             if method.exchange
             else f"queue {method.routing_key} is missing, it is declared anew"
         )
-        self._give_up(client, self.trouble)
+        self._give_up(self.trouble)
 
     async def _check_every_second(self) -> None:
+        """Send what was nacked, forget what is not wanted, and give up where a confirm is late."""
         while True:
             await asyncio.sleep(1)
-            self._check(asyncio.get_running_loop().time())
-
-    def _check(self, now_s: float) -> None:
-        """Send what was nacked, forget what is not wanted, and give up where a confirm is late."""
-        if self._nacked_until_s <= now_s:
-            self._send_waiting()
-        oldest = next(iter(self._unconfirmed.values()), None)
-        if oldest and oldest.deadline_s < now_s and self._client and not self._blocked:
-            self._give_up(self._client, f"no confirm within {CONFIRM_TIMEOUT_S:.0f} s")
-
-
-def _resolve(message: Message, *, confirmed: bool) -> None:
-    # Whoever waited for it may have been cancelled.
-    if not message.confirmed.done():
-        message.confirmed.set_result(confirmed)
+            now_s = asyncio.get_running_loop().time()
+            if self._nacked_until_s <= now_s:
+                self._send_waiting()
+            oldest = next(iter(self._unconfirmed.values()), None)
+            if oldest and oldest.deadline_s < now_s and not self._blocked:
+                self._give_up(f"no confirm within {CONFIRM_TIMEOUT_S:.0f} s")

@@ -19,8 +19,7 @@ CLAIMED, RELEASED, PUBLISHING, DONE = "claimed", "released", "publishing", "done
 A claim whose handler raised is put as released, not deleted: an attempt to claim that etcd applies
 late compares with "absent", and would otherwise bring the claim back with nobody at it."""
 
-UNREADABLE = "unreadable"
-"""The digest of a record that this library has not written: no event has it."""
+UNREADABLE = "unreadable"  # The digest of a record that nobody here wrote: no event has it.
 
 
 class Record(NamedTuple):
@@ -77,16 +76,11 @@ class Kind(enum.StrEnum):
     The value is the state in which that leaves the record, empty where it changes nothing.
     """
 
-    RECORD = DONE
-    """Put the record as done, with the effects."""
-    PUBLISH = PUBLISHING
-    """Put the record with the effects, and with the events that are to be published next."""
-    CLAIM = CLAIMED
-    """Put the record as claimed, under this process's lease."""
-    RELEASE = RELEASED
-    """Put the claimed record as released: whoever comes next may claim it."""
-    LOOK = ""
-    """Only read."""
+    RECORD = DONE  # Put the record as done, with the effects.
+    PUBLISH = PUBLISHING  # Put it with the effects and the events that are to be published next.
+    CLAIM = CLAIMED  # Put it as claimed, under this process's lease.
+    RELEASE = RELEASED  # Put the claimed record as released: whoever comes next may claim it.
+    LOOK = ""  # Only read.
 
 
 @dataclass(slots=True, eq=False)
@@ -109,11 +103,6 @@ class Ask:
     value: bytes = b""
 
     @property
-    def operations(self) -> int:
-        """How many operations this adds to the transaction's THEN branch."""
-        return 1 + len(self.effects.puts)
-
-    @property
     def size_bytes(self) -> int:
         """About how large this makes the request, from above."""
         return 3 * len(self.key) + 320 + len(self.expect or b"") + self.effects.size_bytes
@@ -122,8 +111,8 @@ class Ask:
 class Answer(NamedTuple):
     """What became of an ask.
 
-    ``landed``: it applied, under ``lease``. Otherwise ``found`` is the record
-    that stands in its way, or None where there is none and the ask expected one (or only looked).
+    ``landed``: it applied, under ``lease``. Otherwise ``found`` is the record that stands in its
+    way, or None where there is none and the ask expected one (or only looked).
     """
 
     ask: Ask
@@ -151,20 +140,18 @@ class Batch:
 
     def take(self, ask: Ask) -> bool:
         """Add an ask, or return False where it belongs into the next batch."""
-        operations, size_bytes = ask.operations, ask.size_bytes
+        operations = self._operations + 1 + len(ask.effects.puts)
+        size_bytes = self._size_bytes + ask.size_bytes
+        keys = {put.key for put in ask.effects.puts}
         if self.asks and (
             len(self.asks) >= self._max_asks
-            or self._operations + operations > self._max_operations
-            or self._size_bytes + size_bytes > MAX_BATCH_BYTES
+            or operations > self._max_operations
+            or size_bytes > MAX_BATCH_BYTES
+            or not self._effect_keys.isdisjoint(keys)
         ):
             return False
-        if ask.effects.puts:
-            keys = [put.key for put in ask.effects.puts]
-            if not self._effect_keys.isdisjoint(keys):
-                return False
-            self._effect_keys.update(keys)
-        self._operations += operations
-        self._size_bytes += size_bytes
+        self._operations, self._size_bytes = operations, size_bytes
+        self._effect_keys |= keys
         self.asks.append(ask)
         return True
 
@@ -186,14 +173,11 @@ def judge(ask: Ask, kv: Any) -> Answer | None:
     again: a value that is the ask's own, byte for byte, landed in an earlier attempt, and a
     record that is as the ask expects it stands in nobody's way.
     """
-    if kv is not None and ask.value and kv.value == ask.value:
-        return Answer(ask, True, kv.lease)
-    if ask.kind is not Kind.LOOK and (kv.value if kv is not None else None) == ask.expect:
-        return None
-    return found(ask, kv)
-
-
-def found(ask: Ask, kv: Any) -> Answer:
-    """Return the answer that has what was read of an ask's record, be it nothing."""
-    record = decode(kv.value) if kv is not None else None
-    return Answer(ask, False, found=record)
+    found = decode(kv.value) if kv is not None else None
+    value = found.value if found is not None else None
+    if ask.kind is not Kind.LOOK:
+        if value == ask.value:
+            return Answer(ask, True, kv.lease, found)
+        if value == ask.expect:
+            return None
+    return Answer(ask, False, found=found)

@@ -31,7 +31,7 @@ from .log import Logs
 from .metrics import SEND_EVERY_S, DuplicateAges, Metrics, Tally
 from .names import check_noun, check_service_name
 from .publisher import Publisher
-from .settings import Settings, SettingsError, delay
+from .settings import Settings, SettingsError, read_delays
 from .settle import Settler
 from .system import System
 
@@ -135,7 +135,7 @@ def _delays(texts: Sequence[str] | None) -> tuple[tuple[str, int], ...] | None:
     if isinstance(texts, str):
         raise TypeError(f'retry_delays is {texts!r}: write a list, as in ["1s", "1m"]')
     try:
-        return None if texts is None else tuple(map(delay, texts))
+        return None if texts is None else read_delays(texts)
     except ValueError as error:
         raise ValueError(f"retry_delays: {error}") from None
 
@@ -226,7 +226,6 @@ class Running:
         self.log.info("starting", process=self.process)
         await self.ledger.open()
         for forever in (
-            self.ledger.watch,
             self.intake.run,
             self.publisher.run,
             self.consumer.consume,

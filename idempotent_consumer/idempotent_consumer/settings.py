@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from configparser import ConfigParser
-from dataclasses import dataclass, field, fields, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlencode, urlsplit
@@ -65,48 +66,43 @@ def _list(text: str, parse: Callable[[str], T]) -> tuple[T, ...]:
 
 
 def _delays(text: str) -> tuple[tuple[str, int], ...]:
-    delays = _list(text, delay)
+    return read_delays(_list(text, str))
+
+
+def read_delays(texts: Sequence[str]) -> tuple[tuple[str, int], ...]:
+    """Read retries' delays: each text, which names its queue, with its seconds."""
+    delays = tuple((text, duration_s(text)) for text in texts)
     if len(delays) > _MAX_DELAYS:
         raise ValueError(f"write {_MAX_DELAYS} delays at the most: each has a queue")
+    if not all(1 <= seconds <= 30 * 86400 for _, seconds in delays):
+        raise ValueError("each delay is from 1s to 30d")
     return delays
 
 
-def delay(text: str) -> tuple[str, int]:
-    """Read a retry's delay: its text, which names its queue, and its seconds."""
-    seconds = duration_s(text)
-    if not 1 <= seconds <= 30 * 86400:
-        raise ValueError("each delay is from 1s to 30d")
-    return text, seconds
-
-
 def _amqp_url(text: str) -> str:
-    try:
+    with suppress(ValueError):
         parts = urlsplit(text)
-        _ = parts.port
-        complete = parts.scheme in ("amqp", "amqps") and bool(parts.hostname)
-    except ValueError:
-        complete = False
-    # An "@" behind the host is a password's, with a "/", "?" or "#" in it.
-    if not complete or "@" in parts.path + parts.query + parts.fragment:
-        raise ValueError(
-            "write amqp://user:password@host:port/ (or amqps://), or several with ','; within a "
-            "part write '/' as %2F, '?' as %3F, '#' as %23, ',' as %2C and '@' as %40"
-        )
-    return text
+        _ = parts.port  # It raises ValueError where it is none.
+        # An "@" behind the host is a password's, with a "/", "?" or "#" in it.
+        misplaced = "@" in parts.path + parts.query + parts.fragment
+        if parts.scheme in ("amqp", "amqps") and parts.hostname and not misplaced:
+            return text
+    raise ValueError(
+        "write amqp://user:password@host:port/ (or amqps://), or several with ','; within a "
+        "part write '/' as %2F, '?' as %3F, '#' as %23, ',' as %2C and '@' as %40"
+    )
 
 
 def _endpoint(text: str) -> tuple[str, int]:
-    try:
+    with suppress(ValueError):
         parts = urlsplit(text if "://" in text else f"//{text}")
         host, port = parts.hostname, 2379 if parts.port is None else parts.port
         more = "@" in parts.netloc or parts.query or parts.fragment or parts.path.strip("/")
-    except ValueError:
-        host = None
-    if not host or not port or more or parts.scheme not in ("", "http", "https"):
-        raise ValueError(
-            "write host:port, commas between several; a login is in ETCD_USER and ETCD_PASSWORD"
-        )
-    return host, port
+        if host and port and not more and parts.scheme in ("", "http", "https"):
+            return host, port
+    raise ValueError(
+        "write host:port, commas between several; a login is in ETCD_USER and ETCD_PASSWORD"
+    )
 
 
 def _pem_file(text: str, what: str) -> str:
@@ -174,60 +170,59 @@ class Settings:
 
         Raises SettingsError, with one line, for the first variable that is wrong.
         """
-        given = {}
-        for variable, (name, parse) in _VARIABLES.items():
-            text = environ.get(variable, "").strip()
-            if text:
+        given: dict[str, Any] = {}
+        for variable, (_, parse) in _VARIABLES.items():
+            if text := environ.get(variable, "").strip():
                 try:
                     text.encode()  # Bytes that are not UTF-8 have been smuggled into it.
-                    given[name] = parse(text)
+                    given[variable] = parse(text)
                 except ValueError as error:
                     why = "it is not UTF-8" if isinstance(error, UnicodeError) else error
-                    hidden = name in _SECRET or "@" in text or "-----BEGIN" in text
+                    hidden = variable in _SECRET or "@" in text or "-----BEGIN" in text
                     shown = " is wrong:" if hidden else f" is {text!r}:"
                     raise SettingsError(f"{variable}{shown} {why}") from None
-        settings = cls(**given)
-        settings._check_together()
-        if "https://" in environ.get("ETCD_ENDPOINTS", "").lower() and not settings.etcd_ca_cert:
+        _check_together(given, environ)
+        if "RABBITMQ_CA_CERT" in given:
+            given["RABBITMQ_URL"] = _with_certificates(given)
+        return cls(**{_VARIABLES[variable][0]: value for variable, value in given.items()})
+
+
+def _check_together(given: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+    for one, other in _PAIRS:
+        if (one in given) != (other in given):
+            raise SettingsError(f"{one} and {other} go together: set both or neither")
+    for server in ("ETCD", "RABBITMQ"):
+        if f"{server}_CERT" in given and f"{server}_CA_CERT" not in given:
             raise SettingsError(
-                "ETCD_ENDPOINTS says https://, which needs ETCD_CA_CERT, the "
-                "authority that etcd's certificate is from"
+                f"{server}_CERT needs {server}_CA_CERT, the "
+                "authority that the server's certificate is from"
             )
-        return replace(settings, rabbitmq_urls=settings._urls_with_certificates())
-
-    def _check_together(self) -> None:
-        if (self.etcd_user is None) != (self.etcd_password is None):
-            raise SettingsError("ETCD_USER and ETCD_PASSWORD go together: set both or neither")
-        for name, ca_cert, cert, key in (
-            ("ETCD", self.etcd_ca_cert, self.etcd_cert, self.etcd_key),
-            ("RABBITMQ", self.rabbitmq_ca_cert, self.rabbitmq_cert, self.rabbitmq_key),
-        ):
-            if (cert is None) != (key is None):
-                raise SettingsError(f"{name}_CERT and {name}_KEY go together: set both or neither")
-            if cert and not ca_cert:
-                raise SettingsError(
-                    f"{name}_CERT needs {name}_CA_CERT, the "
-                    "authority that the server's certificate is from"
-                )
-        if self.rabbitmq_ca_cert and not all(
-            url.startswith("amqps://") for url in self.rabbitmq_urls
-        ):
-            raise SettingsError("RABBITMQ_CA_CERT is for TLS: write amqps:// in each RABBITMQ_URL")
-
-    def _urls_with_certificates(self) -> tuple[str, ...]:
-        """Return the URLs with the certificates as pika takes them, in its own query."""
-        if not self.rabbitmq_ca_cert:
-            return self.rabbitmq_urls
-        files = {"ca_certs": self.rabbitmq_ca_cert}
-        if self.rabbitmq_cert and self.rabbitmq_key:
-            files |= {"certfile": self.rabbitmq_cert, "keyfile": self.rabbitmq_key}
-        query = urlencode({"ssl_options": repr(files)})
-        return tuple(f"{url}{'&' if '?' in url else '?'}{query}" for url in self.rabbitmq_urls)
+    urls = given.get("RABBITMQ_URL", [""])
+    if "RABBITMQ_CA_CERT" in given and not all(url.startswith("amqps://") for url in urls):
+        raise SettingsError("RABBITMQ_CA_CERT is for TLS: write amqps:// in each RABBITMQ_URL")
+    if "https://" in environ.get("ETCD_ENDPOINTS", "").lower() and "ETCD_CA_CERT" not in given:
+        raise SettingsError(
+            "ETCD_ENDPOINTS says https://, which needs ETCD_CA_CERT, the "
+            "authority that etcd's certificate is from"
+        )
 
 
-_SECRET = {"rabbitmq_urls", "etcd_endpoints", "etcd_password"}
-"""What may hold a password, in the right place or in a wrong one."""
+def _with_certificates(given: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return RabbitMQ's URLs with the certificates as pika takes them, in its own query."""
+    files = {"ca_certs": given["RABBITMQ_CA_CERT"]}
+    if "RABBITMQ_CERT" in given:
+        files |= {"certfile": given["RABBITMQ_CERT"], "keyfile": given["RABBITMQ_KEY"]}
+    query = urlencode({"ssl_options": repr(files)})
+    return tuple(f"{url}{'&' if '?' in url else '?'}{query}" for url in given["RABBITMQ_URL"])
 
+
+# What may hold a password, in the right place or in a wrong one.
+_SECRET = {"RABBITMQ_URL", "ETCD_ENDPOINTS", "ETCD_PASSWORD"}
+_PAIRS = (
+    ("ETCD_USER", "ETCD_PASSWORD"),
+    ("ETCD_CERT", "ETCD_KEY"),
+    ("RABBITMQ_CERT", "RABBITMQ_KEY"),
+)
 _NAMED_OTHERWISE = {"rabbitmq_urls": "RABBITMQ_URL", "dedup_window_s": "DEDUP_WINDOW"}
 
 _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {

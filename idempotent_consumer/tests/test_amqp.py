@@ -125,7 +125,7 @@ class WrittenTo(Connection):
     """pika's connection, with a transport that keeps what each write brings."""
 
     def __init__(self) -> None:
-        self._unwritten, self._unwritten_bytes = [], 0
+        self._unwritten = bytearray()
         self.writes: list[bytes] = []
         self._transport: Any = self
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from fakes.events import body
-from fakes.world import DEAD_LETTERS, OrderProcess, World
+from fakes.world import DEAD_LETTERS, Order, World
 from idempotent_consumer import Event, Reject, RetryAfter, Service
 from idempotent_consumer.calls import FIRST_PROBE_S, LONGEST_PROBE_S, Handler
 from idempotent_consumer.records import DONE, RELEASED
@@ -23,10 +23,8 @@ DOWN = ConnectionError("refused")
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    """Give a world; whatever the test did, each delivery is counted once and acked when it may."""
-    world = World()
-    yield world
-    world.close()
+    with World() as world:
+        yield world
 
 
 class Receiver:
@@ -56,19 +54,17 @@ def receiver(world: World) -> Receiver:
     return Receiver(world)
 
 
-def start(world: World, receiver: Receiver, **changes: object) -> OrderProcess:
+def start(world: World, receiver: Receiver, **changes: object) -> Order:
     settings = replace(SETTINGS, **{"breaker_failures": FAILURES, **changes})  # type: ignore[arg-type]
     return world.start(receiver.handler, settings=settings)
 
 
-def opened(
-    world: World, receiver: Receiver, events: int = FAILURES, **changes: object
-) -> OrderProcess:
+def opened(world: World, receiver: Receiver, events: int = FAILURES, **changes: object) -> Order:
     """Return a process whose breaker has been opened by its first calls."""
     process = start(world, receiver, **changes)
     for number in range(events):
         process.deliver(body(str(number)))
-    assert NAME in process.health.missing
+    assert NAME in process.running.health.missing
     return process
 
 
@@ -83,10 +79,10 @@ def test_it_opens_after_so_many_failures_in_a_row_and_says_so(
     receiver.down = DOWN
     process.deliver(body("4"))
     process.deliver(body("5"))
-    assert process.health.missing == {}
+    assert process.running.health.missing == {}
     assert process.metrics.gauges == {"orders_breaker_open": 0}
     process.deliver(body("6"))
-    assert process.health.missing == {NAME: "open: ConnectionError: refused"}
+    assert process.running.health.missing == {NAME: "open: ConnectionError: refused"}
     assert process.metrics.gauges == {"orders_breaker_open": 1}
     (line,) = process.logged("circuit breaker opened")
     assert (line["log_level"], line["type"], line["failures"]) == ("warning", "new_order", FAILURES)
@@ -99,17 +95,17 @@ def test_while_it_is_open_events_are_neither_called_nor_retried_nor_parked(
     called = len(receiver.calls)
     process.deliver(*(body(f"more {number}") for number in range(50)))
     assert len(receiver.calls) == called
-    world.advance(LATER_S)
+    process.advance(LATER_S)
     assert process.count("failed") == 0
     assert process.count("retried") == FAILURES - 1  # Those that failed before it opened.
-    assert process.sent_to(DEAD_LETTERS) == []
+    assert process.parked == []
 
 
 def test_one_event_at_a_time_probes_after_waits_that_grow(world: World, receiver: Receiver) -> None:
     process = opened(world, receiver)
     process.deliver(body("a"), body("b"))
     opened_s, before = world.agenda.now_s, len(receiver.calls)
-    world.advance(200)
+    process.advance(200)
     at_s = [round(at_s - opened_s) for at_s, _ in receiver.calls[before:]]
     assert at_s == [1, 3, 7, 15, 31, 61, 91, 121, 151, 181]
     assert (FIRST_PROBE_S, LONGEST_PROBE_S) == (1.0, 30.0)
@@ -122,10 +118,10 @@ def test_the_first_success_closes_it_and_all_that_was_held_is_called_once(
 ) -> None:
     process = opened(world, receiver)
     process.deliver(*(body(f"more {number}") for number in range(50)))
-    world.advance(120)
+    process.advance(120)
     receiver.down, receiver.calls = None, []
-    world.advance(LONGEST_PROBE_S + 1)
-    assert process.health.missing == {}
+    process.advance(LONGEST_PROBE_S + 1)
+    assert process.running.health.missing == {}
     assert process.metrics.gauges == {"orders_breaker_open": 0}
     assert len(process.logged("circuit breaker closed")) == 1
     assert sorted(receiver.ids) == sorted(["0", "1", "2", *(f"more {n}" for n in range(50))])
@@ -136,25 +132,25 @@ def test_the_first_success_closes_it_and_all_that_was_held_is_called_once(
 def test_a_probe_that_fails_costs_its_event_no_attempt(world: World, receiver: Receiver) -> None:
     """With one retry, an event that fails twice is parked: here it fails at each of its probes."""
     process = opened(world, receiver, retry_delays=(("1s", 1),))
-    world.advance(120)
+    process.advance(120)
     assert receiver.ids.count("2") > 2
-    assert world.record("2").state == RELEASED
+    assert process.record("2").state == RELEASED
     receiver.down = None
-    world.advance(LONGEST_PROBE_S + 1)
-    assert world.record("2").state == DONE
+    process.advance(LONGEST_PROBE_S + 1)
+    assert process.record("2").state == DONE
     assert process.count("failed") == 0
 
 
 def test_it_opens_again_with_the_shortest_wait(world: World, receiver: Receiver) -> None:
     process = opened(world, receiver)
-    world.advance(120)
+    process.advance(120)
     receiver.down = None
-    world.advance(LONGEST_PROBE_S + 1)
+    process.advance(LONGEST_PROBE_S + 1)
     receiver.down, receiver.calls = DOWN, []
     for number in range(FAILURES):
         process.deliver(body(f"again {number}"))
-    assert NAME in process.health.missing
-    world.advance(FIRST_PROBE_S)
+    assert NAME in process.running.health.missing
+    process.advance(FIRST_PROBE_S)
     assert receiver.ids == ["again 0", "again 1", "again 2", "again 2"]
 
 
@@ -164,11 +160,11 @@ def test_an_event_that_comes_when_a_probe_is_due_is_the_probe(
     process = opened(world, receiver, 1, breaker_failures=1)
     process.lose_channel()
     process.broker.queues["order"].ready.clear()
-    world.advance(60)
+    process.advance(60)
     receiver.down, receiver.calls = None, []
     process.deliver(body("late"))
     assert receiver.ids[0] == "late"
-    assert process.health.missing == {}
+    assert process.running.health.missing == {}
 
 
 def test_zero_keeps_it_closed_and_every_failure_is_an_attempt(
@@ -176,8 +172,8 @@ def test_zero_keeps_it_closed_and_every_failure_is_an_attempt(
 ) -> None:
     process = world.start(receiver.handler, settings=replace(SETTINGS, breaker_failures=0))
     process.deliver(*(body(str(number)) for number in range(50)))
-    world.advance(100)
-    assert process.health.missing == {}
+    process.advance(100)
+    assert process.running.health.missing == {}
     assert process.count("failed") == 50
 
 
@@ -198,11 +194,11 @@ def test_a_call_that_was_under_way_closes_it_too(world: World) -> None:
     process.deliver(body("slow"))
     for number in range(FAILURES):
         process.deliver(body(str(number)))
-    assert NAME in process.health.missing
+    assert NAME in process.running.health.missing
     receiver.down = None
     process.loop.call_soon(ended.set_result, None)
     process.loop.run_until_idle()
-    assert process.health.missing == {}
+    assert process.running.health.missing == {}
     assert process.count("processed") == 2
 
 
@@ -210,7 +206,7 @@ def test_the_claims_of_what_is_held_are_let_go(world: World, receiver: Receiver)
     """Another replica, which decides for itself, may call meanwhile."""
     process = opened(world, receiver)
     process.deliver(body("a"))
-    assert world.claims() == 0
+    assert process.claims() == 0
     assert "a" not in receiver.ids
 
 
@@ -219,12 +215,12 @@ def test_what_another_replica_has_done_is_not_called(world: World, receiver: Rec
     back.down = None
     other = start(world, back)
     other.deliver(body("2"))
-    assert world.record("2").state == DONE
+    assert process.record("2").state == DONE
     receiver.down, receiver.calls = None, []
-    world.advance(LONGEST_PROBE_S)
+    process.advance(LONGEST_PROBE_S)
     assert "2" not in receiver.ids
     assert process.count("processed_skipped") == 1
-    assert NAME not in process.health.missing  # A retry of the others has told it.
+    assert NAME not in process.running.health.missing  # A retry of the others has told it.
 
 
 def test_deliveries_that_go_back_while_held_come_again_and_are_called_once(
@@ -233,9 +229,9 @@ def test_deliveries_that_go_back_while_held_come_again_and_are_called_once(
     process = opened(world, receiver)
     for _ in range(3):
         process.reconnect()
-        world.advance(60)
+        process.advance(60)
     receiver.down, receiver.calls = None, []
-    world.advance(LATER_S)
+    process.advance(LATER_S)
     assert receiver.ids.count("2") == 1
     assert (process.count("failed"), process.in_hand) == (0, 0)
 
@@ -246,9 +242,9 @@ def test_a_stop_while_it_is_open_waits_for_nothing_that_is_held(
 ) -> None:
     process = opened(world, receiver, enable_etcd=etcd)
     process.deliver(body("a"))
-    world.advance(120)
+    process.advance(120)
     process.stop()
-    world.advance(2.0)
+    process.advance(2.0)
     assert process.task.done()
     assert len(process.broker.queues["order"].ready) == 4
     assert process.count("failed") == 0
@@ -257,7 +253,7 @@ def test_a_stop_while_it_is_open_waits_for_nothing_that_is_held(
 # What a handler asks for by what it raises.
 
 
-def retried(process: OrderProcess) -> list[str]:
+def retried(process: Order) -> list[str]:
     return [message.routing_key for message in process.forwarded]
 
 
@@ -270,7 +266,7 @@ def test_a_rejected_event_is_parked_at_once(world: World, receiver: Receiver, pu
 
     process = world.start(Handler(refuse) if pure else receiver.handler)
     process.deliver(body("1"))
-    (letter,) = process.sent_to(DEAD_LETTERS)
+    (letter,) = process.parked
     assert letter.properties.headers["x-reason"] == "rejected"
     assert letter.properties.headers["x-error"] == "Reject: no such customer"
     assert "x-attempts" not in letter.properties.headers
@@ -282,14 +278,14 @@ def test_rejections_open_nothing_and_close_nothing(world: World, receiver: Recei
     process = start(world, receiver)
     receiver.down = Reject("no")
     process.deliver(*(body(f"no {number}") for number in range(2 * FAILURES)))
-    assert process.health.missing == {}
+    assert process.running.health.missing == {}
     receiver.down = DOWN
     process.deliver(*(body(str(number)) for number in range(FAILURES)))
     receiver.down = Reject("no")
     process.deliver(*(body(f"held {number}") for number in range(5)))
-    world.advance(FIRST_PROBE_S)
+    process.advance(FIRST_PROBE_S)
     # Each probe was rejected, so the next one followed at once.
-    assert NAME in process.health.missing
+    assert NAME in process.running.health.missing
     assert process.count("rejected") == 2 * FAILURES + FAILURES + 5
 
 
@@ -318,7 +314,7 @@ def test_retry_after_is_an_attempt(world: World, receiver: Receiver) -> None:
     receiver.down = RetryAfter(60, "the receiver answered 503")
     process = world.start(receiver.handler)
     process.deliver(body("1"))
-    world.advance(300)
+    process.advance(300)
     assert retried(process) == [*["order.retry.60s"] * 3, DEAD_LETTERS]
     assert process.forwarded[-1].properties.headers["x-error"] == (
         "RetryAfter: the receiver answered 503"
@@ -347,7 +343,7 @@ def test_a_handler_has_retry_delays_of_its_own(world: World) -> None:
     assert {"order.retry.2s", "order.retry.1m", "order.retry.10s"} <= set(process.broker.queues)
     for event_type in ("pure", "claimed", "other"):
         process.deliver(body(event_type, event_type))
-    world.advance(120)
+    process.advance(120)
     sent = {
         name: [m.routing_key for m in process.forwarded if name.encode() in m.body]
         for name in service.handlers
@@ -380,7 +376,7 @@ def test_a_handler_has_a_bound_of_its_own_beside_that_of_all(world: World) -> No
         settings=replace(SETTINGS, calls_at_once=10),
     )
     process.deliver(*(body(f"{name} {n}", name) for n in range(20) for name in under_way))
-    world.advance(60)
+    process.advance(60)
     assert (most["few"], most["many"] >= 8) == (2, True)
     assert process.count("processed") == 40
 

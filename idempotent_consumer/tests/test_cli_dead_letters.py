@@ -74,6 +74,7 @@ def test_a_listing_is_a_document_too(operator: Operator) -> None:
                 "reason": "failed",
                 "error": "RuntimeError: full",
                 "attempts": 4,
+                "replays": 0,
                 "since": ago(90),
                 "age_s": 90,
                 "bytes": len(body("1")),
@@ -152,7 +153,7 @@ def test_a_letter_with_any_headers_is_shown_and_sent_back_with_their_bytes_and_n
     operator.run("dead-letters", "replay", "order", "--all")
     ((queue, properties, body),) = operator.resent
     assert (queue, body, operator.removed) == ("order", b"no event", [b"no event"])
-    assert header_entries(properties) == theirs
+    assert header_entries(properties) == theirs + entry(b"x-replays", b"I", b"\0\0\0\x01")
 
 
 # replay

@@ -13,10 +13,7 @@ from idempotent_consumer.producer import PublishError
 
 ONE, TWO = b'{"id":"1","type":"a"}', b'{"id":"2","type":"a"}'
 LINES = ONE + b"\r\n\n  \n" + TWO + b"\n"
-SAID = (
-    "2 events confirmed; publishing all of them again is safe with ENABLE_ETCD="
-    "true: consumers skip the ids that they have recorded.\n"
-)
+SAID = "2 events confirmed\n"
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
-"""A channel's deliveries: which acks go out, and that none goes out on another channel."""
+"""A delivery: which ack settles it, on its own channel alone, and what it is sent on with."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pika
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from idempotent_consumer.amqp import forwarded_properties
 from idempotent_consumer.bus import Delivery, Epoch
 
 
@@ -41,64 +44,36 @@ def epoch_with(deliveries: int) -> tuple[Epoch, Channel, list[Delivery]]:
     return epoch, channel, [Delivery(epoch, t, None, b"") for t in range(1, deliveries + 1)]
 
 
-def test_a_settled_prefix_is_one_ack() -> None:
-    epoch, channel, deliveries = epoch_with(5)
-    for delivery in deliveries[:3]:
-        assert delivery.settle()
-    epoch.flush()
-    assert channel.acks == [(3, True)]
-    assert epoch.in_hand == 2
-
-
-def test_past_a_gap_nothing_is_acked_at_first_and_each_singly_in_the_end() -> None:
-    """A multiple ack over the gap would ack what is still in hand."""
+@pytest.mark.parametrize(
+    ("steps", "acks"),
+    [
+        ("flush", []),
+        ("1 2 3 flush", [(3, True)]),
+        # A multiple ack over a gap would ack what is still in hand.
+        ("1 2 4 6 flush", [(2, True)]),
+        ("1 2 4 6 flush past-gap", [(2, True), (4, False), (6, False)]),
+        ("2 3 past-gap", [(2, False), (3, False)]),
+        ("3 flush 2 1 4 flush", [(4, True)]),
+        ("1 flush past-gap flush", [(1, True)]),
+        ("1 closing past-gap", []),
+    ],
+)
+def test_a_settled_prefix_is_one_ack_and_what_is_past_a_gap_is_acked_singly_in_the_end(
+    steps: str, acks: list[tuple[int, bool]]
+) -> None:
     epoch, channel, deliveries = epoch_with(6)
-    for number in (0, 1, 3, 5):
-        deliveries[number].settle()
-    epoch.flush()
-    assert channel.acks == [(2, True)]
-    epoch.flush_past_gap()
-    assert channel.acks == [(2, True), (4, False), (6, False)]
-
-
-def test_with_the_first_in_hand_there_is_no_multiple_ack() -> None:
-    epoch, channel, deliveries = epoch_with(3)
-    deliveries[1].settle()
-    deliveries[2].settle()
-    epoch.flush_past_gap()
-    assert channel.acks == [(2, False), (3, False)]
-
-
-def test_a_gap_that_closes_is_one_ack_for_all() -> None:
-    epoch, channel, deliveries = epoch_with(4)
-    deliveries[2].settle()
-    epoch.flush()
-    for number in (1, 0, 3):
-        deliveries[number].settle()
-    epoch.flush()
-    assert channel.acks == [(4, True)]
-
-
-def test_nothing_settled_is_no_ack() -> None:
-    epoch, channel, _ = epoch_with(2)
-    epoch.flush()
-    assert channel.acks == []
-
-
-def test_nothing_is_acked_twice() -> None:
-    epoch, channel, deliveries = epoch_with(1)
-    deliveries[0].settle()
-    epoch.flush()
-    epoch.flush_past_gap()
-    assert channel.acks == [(1, True)]
-
-
-def test_a_channel_that_is_closing_gets_no_ack() -> None:
-    epoch, channel, deliveries = epoch_with(1)
-    deliveries[0].settle()
-    channel.is_open = False
-    epoch.flush_past_gap()
-    assert channel.acks == []
+    for step in steps.split():
+        match step:
+            case "flush":
+                epoch.flush()
+            case "past-gap":
+                epoch.flush_past_gap()
+            case "closing":
+                channel.is_open = False
+            case tag:
+                assert deliveries[int(tag) - 1].settle()
+    assert channel.acks == acks
+    assert epoch.in_hand == 6 - len({step for step in steps.split() if step.isdigit()})
 
 
 def test_after_the_end_nothing_is_settled_and_what_was_in_hand_is_counted() -> None:
@@ -133,6 +108,7 @@ def test_in_any_order_exactly_the_settled_are_acked(number: int, data: Any) -> N
 
 
 def test_with_too_many_bytes_in_hand_nothing_is_read_until_half_of_them_are_settled() -> None:
+    """A channel that ends is read on: the broker's agreement to its close has to be read."""
     channel = Channel()
     epoch = Epoch(1, channel, max_bytes=100)
     assert [epoch.arrived(tag, size_bytes=40) for tag in (1, 2)] == [False, False]
@@ -143,12 +119,73 @@ def test_with_too_many_bytes_in_hand_nothing_is_read_until_half_of_them_are_sett
         assert channel.is_read == is_read
     epoch.arrived(5, size_bytes=101)
     assert (channel.is_read, epoch.pauses) == (False, 2)
-
-
-def test_a_channel_that_ends_is_read_on() -> None:
-    """Its connection is closed, and the broker's agreement has to be read."""
-    channel = Channel()
-    epoch = Epoch(1, channel, max_bytes=100)
-    epoch.arrived(1, size_bytes=101)
     epoch.end()
     assert channel.is_read
+
+
+# What it is sent on with. All else stays the bytes that came.
+
+OURS: dict[str, object] = {"x-reason": "invalid", "x-error": "not JSON"}
+SENT_ON: dict[str, Any] = {"trace": "abc", "CCTV": "1", "BCC-list": "2", "CC-": "3"}
+"""Those that only begin like one that is dropped are a producer's."""
+DROPPED: dict[str, Any] = {
+    # These are addresses: it would go there as well.
+    "CC": ["other"],
+    "BCC": ["other"],
+    # RabbitMQ drops a message that its x-death shows to go round in a circle.
+    "x-death": [{"queue": "order"}],
+    "x-first-death-queue": "1",
+    "x-first-death-reason": "1",
+    "x-last-death-exchange": "1",
+    "x-delivery-count": "1",
+    "x-acquired-count": "1",
+    "x-reason": "theirs",
+}
+
+
+@pytest.mark.parametrize("headers", [None, *({name: DROPPED[name]} for name in DROPPED), DROPPED])
+def test_headers_of_the_brokers_and_ours_give_way_and_a_producers_are_sent_on(
+    headers: dict[str, Any] | None,
+) -> None:
+    theirs = None if headers is None else {**headers, **SENT_ON}
+    sent = forwarded_properties(pika.BasicProperties(headers=theirs), OURS)
+    assert sent.headers == {**(SENT_ON if theirs else {}), **OURS}
+    assert sent.delivery_mode == 2
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        pika.BasicProperties(headers={"x": object()}),
+        pika.BasicProperties(headers={"x" * 256: "name too long"}),
+        pika.BasicProperties(headers={"x": 2**70}),
+        pika.BasicProperties(headers={"x": "a" * 70_000}),
+        pika.BasicProperties(headers={f"x{n}": "a" * 100 for n in range(1000)}),
+        pika.BasicProperties(content_type="a" * 300),
+        pika.BasicProperties(headers={"x": {"y": [object()]}}),
+    ],
+)
+def test_what_cannot_be_written_in_one_frame_gives_way_to_our_headers(
+    properties: pika.BasicProperties,
+) -> None:
+    """The body and the reason arrive; a message that closes the connection each time does not."""
+    sent = forwarded_properties(properties, OURS)
+    assert sent.headers == OURS
+    assert sum(map(len, sent.encode())) < 64 * 1024
+
+
+NO_ATTEMPTS: list[Any] = [None, {}, {"X-Attempts": 5}]
+NONSENSE = ("3", -1, True, 2**63, 1001, 1.5, None, [1])
+
+
+@pytest.mark.parametrize(
+    ("headers", "attempts"),
+    [
+        *(({"x-attempts": number}, number) for number in (0, 2, 1000)),
+        *((headers, 0) for headers in NO_ATTEMPTS),
+        *(({"x-attempts": nonsense}, 0) for nonsense in NONSENSE),
+    ],
+)
+def test_attempts_are_believed_only_where_they_make_sense(headers: Any, attempts: int) -> None:
+    arrived = Delivery(Epoch(1, None), 1, pika.BasicProperties(headers=headers), b"")
+    assert arrived.attempts == attempts

@@ -1,71 +1,42 @@
 """The RabbitMQ in memory: what a test does with it, beyond what a real one does.
 
-What AMQP has is held to a real RabbitMQ in ``tests/integration/test_broker_contract.py``.
+What AMQP has is held to a real RabbitMQ in ``tests/integration/test_broker_contract.py``, and what
+a client does is pika's own code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import pika
 import pytest
-from pika.exceptions import (
-    AMQPConnectionError,
-    ConnectionClosedByClient,
-    ConnectionOpenAborted,
-    ConnectionWrongStateError,
-    StreamLostError,
-)
 
 from idempotent_consumer.testing.broker import FakeBroker, Queue
 from idempotent_consumer.testing.loop import Loop
 
 
 class Client:
-    """A process with a connection, and a channel once it is open. ``seen`` has what it is told."""
+    """A process that consumes "q". ``seen`` has what it is given."""
 
     def __init__(self, broker: FakeBroker) -> None:
-        self.loop, self.seen = Loop(broker.agenda), list[Any]()
+        self.loop, self.seen = Loop(broker.agenda), list[bytes]()
         self.channel: Any = None
-        self.do(lambda: self._connect(broker))
+        self.do(
+            lambda: broker.connect(
+                None, on_open_callback=lambda opened: opened.channel(on_open_callback=self._consume)
+            )
+        )
 
-    def do(self, what: Callable[[], object]) -> None:
+    def do(self, what: Any) -> None:
         """Do something in a step of the process, and let all follow that needs no time."""
         self.loop.call_soon(what)
         self.loop.run_until_idle()
 
-    def _connect(self, broker: FakeBroker) -> None:
-        def opened(connection: Any) -> None:
-            connection.channel(on_open_callback=lambda channel: setattr(self, "channel", channel))
+    def _consume(self, channel: Any) -> None:
+        self.channel = channel
+        channel.basic_consume("q", lambda _channel, _method, _properties, body: self.see(body))
 
-        self.connection = broker.connect(
-            None,
-            on_open_callback=opened,
-            on_open_error_callback=lambda _, error: self.seen.append(("not opened", type(error))),
-            on_close_callback=lambda _, error: self.seen.append(("closed", type(error))),
-        )
-
-    def publish(self, queue: str, body: bytes) -> None:
-        """Publish to a queue, with confirms."""
-
-        def publish() -> None:
-            self.channel.confirm_delivery(
-                lambda m: self.seen.append(
-                    (type(m.method).__name__, m.method.delivery_tag, m.method.multiple)
-                )
-            )
-            self.channel.basic_publish("", queue, body, pika.BasicProperties(), mandatory=True)
-
-        self.do(publish)
-
-    def consume(self, queue: str) -> None:
-        """Consume a queue; a delivery is its body."""
-        self.do(
-            lambda: self.channel.basic_consume(
-                queue, lambda _channel, _method, _properties, body: self.seen.append(body)
-            )
-        )
+    def see(self, body: bytes) -> None:
+        self.seen.append(body)
 
 
 @pytest.fixture
@@ -80,126 +51,56 @@ def client(broker: FakeBroker) -> Client:
     return Client(broker)
 
 
-def test_a_broker_that_is_away_refuses_connections(broker: FakeBroker) -> None:
-    broker.away = True
-    client = Client(broker)
-    assert client.seen == [("not opened", AMQPConnectionError)]
-    assert (client.connection.is_closed, client.channel) == (True, None)
-
-
-def test_confirms_can_be_held_back_and_be_for_several(broker: FakeBroker, client: Client) -> None:
-    broker.confirms = False
-    for body in (b"1", b"2", b"3"):
-        client.publish("q", body)
-    assert client.seen == []
-    (channel,) = broker.sessions[0].channels.values()
-    channel.confirm(2, multiple=True)
-    channel.confirm(3)
-    client.loop.run_until_idle()
-    assert client.seen == [("Ack", 2, True), ("Ack", 3, False)]
-
-
-def test_a_queue_can_refuse_a_message(broker: FakeBroker, client: Client) -> None:
-    broker.nacks = lambda queue: queue == "q"
-    client.publish("q", b"1")
-    assert client.seen == [("Nack", 1, False)]
-    assert broker.queues["q"].bodies == []
-
-
-def test_a_lost_connection_is_told_to_both_sides(broker: FakeBroker, client: Client) -> None:
-    broker.publish("", "q", b"1")
-    client.consume("q")
-    broker.lose(client.connection)
-    client.loop.run_until_idle()
-    assert client.seen == [b"1", ("closed", StreamLostError)]
-    assert broker.queues["q"].bodies == [b"1"]
-    assert (broker.sessions, broker.connections) == ([], [])
-
-
 def test_what_a_dead_process_has_written_arrives_before_its_end(
     broker: FakeBroker, client: Client
 ) -> None:
-    broker.publish("", "q", b"1")
-    broker.publish("", "q", b"2")
-    client.consume("q")
-    broker.latency_s = lambda: 1.0
-    client.loop.call_soon(lambda: client.channel.basic_ack(1))
+    for body in (b"1", b"2"):
+        broker.publish("", "q", body)
     client.loop.run_until_idle()
+    broker.connections[0].to_broker.latency_s = lambda: 1.0
+    client.do(lambda: client.channel.basic_ack(1))
     client.loop.kill()
     broker.gone(client.loop)
+    assert broker.acked == []
     broker.agenda.run()
     assert [message.body for message in broker.acked] == [b"1"]
     assert broker.queues["q"].bodies == [b"2"]
+    assert (broker.sessions, broker.connections) == ([], [])
 
 
-def test_closing_is_agreed_upon(client: Client) -> None:
-    client.do(client.connection.close)
-    assert client.seen == [("closed", ConnectionClosedByClient)]
-    with pytest.raises(ConnectionWrongStateError):
-        client.do(client.connection.close)
-
-
-def test_a_connection_can_be_closed_before_it_is_open(broker: FakeBroker) -> None:
-    broker.latency_s = lambda: 5.0
-    client = Client(broker)
-    client.do(client.connection.close)
-    assert client.seen == [("not opened", ConnectionOpenAborted)]
-    broker.agenda.run()
-    assert broker.sessions == []
+@pytest.mark.parametrize(("kept", "acked"), [(0, []), (1, [b"1"]), (2, [b"1", b"2"])])
+def test_what_is_under_way_is_lost_with_a_connection_but_for_what_is_kept(
+    broker: FakeBroker, client: Client, kept: int, acked: list[bytes]
+) -> None:
+    for body in (b"1", b"2"):
+        broker.publish("", "q", body)
+    client.loop.run_until_idle()
+    (connection,) = broker.connections
+    connection.to_broker.latency_s = lambda: 1.0
+    client.do(lambda: [client.channel.basic_ack(tag) for tag in (1, 2)])
+    assert broker.lose(connection, kept=(kept, 0), noticed_s=(5.0, 9.0)) == 2 - kept
+    client.loop.advance(4.9)
+    assert connection.is_open
+    assert broker.sessions != []
+    client.loop.advance(5)
+    assert connection.is_closed
+    assert [message.body for message in broker.acked] == acked
+    assert broker.queues["q"].bodies == [b"1", b"2"][kept:]
 
 
 def test_consumers_take_turns(broker: FakeBroker, client: Client) -> None:
     other = Client(broker)
-    for each in (client, other):
-        each.consume("q")
     for body in (b"1", b"2", b"3"):
         broker.publish("", "q", body)
     client.loop.run_until_idle()
     assert [each.seen for each in (client, other)] == [[b"1", b"3"], [b"2"]]
 
 
-def test_what_arrives_behind_a_cancel_is_rejected_as_pika_does(
+def test_what_arrives_behind_a_cancel_is_handed_back_and_does_not_count(
     broker: FakeBroker, client: Client
 ) -> None:
-    client.consume("q")
-    client.loop.call_soon(lambda: client.channel.basic_cancel("ctag1.1"))
+    client.loop.call_soon(lambda: client.channel.basic_cancel(client.channel.consumer_tags[0]))
     broker.publish("", "q", b"1")
     client.loop.run_until_idle()
-    assert client.seen == []
-    assert broker.queues["q"].bodies == [b"1"]
-    assert broker.queues["q"].ready[0].returns == 1
-
-
-class Reader:
-    """What reads deliveries from the socket's bytes, ahead of pika."""
-
-    def __init__(self, *, takes: bool) -> None:
-        self._takes, self.data = takes, b""
-
-    def read(self, data: bytes) -> tuple[int, bool]:
-        """Read all or nothing."""
-        self.data = data
-        return (len(data) if self._takes else 0), False
-
-
-@pytest.mark.parametrize("takes", [True, False])
-def test_a_reader_gets_a_delivery_as_it_is_on_the_wire(
-    broker: FakeBroker, client: Client, takes: bool
-) -> None:
-    """What it leaves goes to the consumer's callback."""
-    reader = Reader(takes=takes)
-    client.connection.reader = reader
-    properties = pika.BasicProperties(headers={"a": "b"}, type="t")
-    client.consume("q")
-    broker.publish("", "q", b"the body", properties)
-    client.loop.run_until_idle()
-    assert client.seen == ([] if takes else [b"the body"])
-    consumed, frames = 0, []
-    while consumed < len(reader.data):
-        used, frame = pika.frame.decode_frame(reader.data[consumed:])
-        consumed += used
-        frames.append(frame)
-    deliver, header, body = frames
-    assert deliver.method.delivery_tag == 1
-    assert (header.body_size, header.properties.headers) == (8, {"a": "b"})
-    assert body.fragment == b"the body"
+    assert (client.seen, broker.arrived[client.loop]) == ([], 0)
+    assert [message.returns for message in broker.queues["q"].ready] == [1]

@@ -130,14 +130,6 @@ def test_a_request_can_apply_long_after_its_error(client: Client) -> None:
     assert client.store.get("key") is not None
 
 
-def test_what_is_refused_says_so_in_etcds_words(client: Client) -> None:
-    client.store.out_of_space = True
-    assert client.outcome()[0] == (
-        StatusCode.RESOURCE_EXHAUSTED,
-        "etcdserver: mvcc: database space exceeded",
-    )
-
-
 def test_a_call_that_is_cancelled_applies_all_the_same(client: Client) -> None:
     client.etcd.fate = lambda _: Fate(2.0)
     task = client.loop.create_task(client.put("key"))
@@ -177,36 +169,6 @@ def events(replies: list[Any]) -> list[tuple[bytes, int, bytes]]:
         for reply in replies
         for event in reply.events
     ]
-
-
-def test_a_watch_tells_of_deletions_with_what_was_there(client: Client) -> None:
-    seen = client.watch(prev_kv=True, filters=[pb.WatchCreateRequest.NOPUT])
-    assert [reply.created for reply in seen] == [True]
-    client.store.put("a", b"old")
-    client.store.delete("a")
-    client.loop.run_until_idle()
-    assert events(seen) == [(b"a", 3, b"old")]
-
-
-def test_a_watch_begins_where_it_is_told_to(client: Client) -> None:
-    for value in (b"1", b"2", b"3"):
-        client.store.put("a", value)
-    seen = client.watch(start_revision=3)
-    client.store.put("b", b"4")
-    client.loop.run_until_idle()
-    assert [key_and_revision[:2] for key_and_revision in events(seen)] == [
-        (b"a", 3),
-        (b"a", 4),
-        (b"b", 5),
-    ]
-
-
-def test_a_watch_from_before_a_compaction_is_refused(client: Client) -> None:
-    for value in (b"1", b"2", b"3"):
-        client.store.put("a", value)
-    client.store.compact()
-    created, cancelled = client.watch(start_revision=2)
-    assert (created.created, cancelled.canceled, cancelled.compact_revision) == (True, True, 4)
 
 
 def test_a_watch_hears_of_a_leases_end_when_it_comes(client: Client) -> None:

@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from fakes.deadline import CALLS, DEADLINE_S, ends_in_time
-from idempotent_consumer.log import Logs, _Writer
+from idempotent_consumer.log import Logs
 
 
 @pytest.fixture(autouse=True)
@@ -128,21 +128,24 @@ def test_an_exception_is_written_with_its_traceback(capsys: pytest.CaptureFixtur
 class Closing(io.StringIO):
     """A stream that meets the writer's end with each line: nothing more is looked for after it."""
 
-    writer: _Writer
+    logs: Logs
     flushed = ""
 
     def write(self, text: str) -> int:
-        self.writer._lines.put_nowait(None)
+        self.logs._lines.put_nowait(None)
         return super().write(text)
 
     def flush(self) -> None:
         self.flushed = self.getvalue()
 
 
-def test_the_last_line_is_flushed_though_the_end_comes_right_behind_it() -> None:
+def test_the_last_line_is_flushed_though_the_end_comes_right_behind_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A process that ends by os._exit loses what is not."""
     stream = Closing()
-    stream.writer = _Writer(stream)
-    stream.writer.msg("last")
-    stream.writer._thread.join(DEADLINE_S)
+    monkeypatch.setattr(sys, "stdout", stream)
+    stream.logs = Logs("order", "info", "json")
+    stream.logs.msg("last")
+    stream.logs._thread.join(DEADLINE_S)
     assert stream.flushed == "last\n"

@@ -195,8 +195,9 @@ def tally(lines: LogCapture, counts: Counts) -> Tally:
 def test_every_counter_shows_as_zero_from_the_start(tally: Tally, counts: Counts) -> None:
     """The names of the contract."""
     assert tally is not None
-    names = "received processed processed_skipped ignored conflicted invalid rejected failed retried returned"
-    assert counts.counts == {f"orders_{name}": 0 for name in names.split()}
+    parked = ("conflicted", "invalid", "rejected", "failed")
+    others = ("received", "processed", "processed_skipped", "ignored", "retried", "returned")
+    assert counts.counts == {f"orders_{name}": 0 for name in (*others, *parked)}
 
 
 def test_a_few_deliveries_get_a_line_each(tally: Tally, lines: LogCapture) -> None:

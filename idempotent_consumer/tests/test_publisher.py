@@ -261,7 +261,7 @@ def test_a_returned_message_is_sent_again_when_its_queue_was_declared_anew(rabbi
 
 
 def test_an_event_that_no_queue_takes_is_named(rabbit: Sending) -> None:
-    rabbit.broker.exchanges["events"] = ("topic", [])
+    rabbit.broker.exchanges["events"] = []
     rabbit.do(lambda: rabbit.publisher.send(event_message(b'{"id":"1","type":"new_order"}')))
     assert rabbit.publisher.trouble == "no queue takes what is sent to 'events' as 'new_order'"
 

@@ -6,15 +6,24 @@ from collections.abc import Callable
 from random import Random
 
 import pytest
-from tenacity import RetryCallState, Retrying, wait_exponential
+from tenacity import RetryCallState, Retrying
 
-from idempotent_consumer.system import Backoff, Jitter, claim_wait, commit_wait, reconnect_wait
-
-DOUBLING = wait_exponential(multiplier=1, max=8)
+from idempotent_consumer.system import Backoff, claim_wait, commit_wait, reconnect_wait
 
 
-def test_a_backoff_grows_up_to_its_bound_and_begins_anew_after_a_success() -> None:
-    backoff = Backoff(DOUBLING)
+class Longest(Random):
+    """Draws the longest wait."""
+
+    def uniform(self, _: float, b: float) -> float:
+        return b
+
+
+@pytest.fixture
+def backoff() -> Backoff:
+    return Backoff(Longest(), 1, 8)
+
+
+def test_a_backoff_grows_up_to_its_bound_and_begins_anew_after_a_success(backoff: Backoff) -> None:
     assert [backoff.next_s() for _ in range(6)] == [1, 2, 4, 8, 8, 8]
     assert backoff.waits == 6
     backoff.reset()
@@ -22,16 +31,27 @@ def test_a_backoff_grows_up_to_its_bound_and_begins_anew_after_a_success() -> No
     assert backoff.next_s() == 1
 
 
+def state(attempts: int) -> RetryCallState:
+    state = RetryCallState(Retrying(), None, (), {})
+    state.attempt_number = attempts
+    return state
+
+
+def test_tenacity_waits_by_the_number_of_its_attempts(backoff: Backoff) -> None:
+    """Which begins anew whenever the policy says so."""
+    assert [backoff(state(attempts)) for attempts in (1, 2, 3, 1, 9)] == [1, 2, 4, 1, 8]
+
+
 @pytest.mark.parametrize(
     ("policy", "first_s", "longest_s"),
     [(reconnect_wait, 0.25, 5.0), (commit_wait, 0.05, 2.0), (claim_wait, 0.1, 1.0)],
 )
 def test_the_librarys_waits_are_bounded_and_have_jitter(
-    policy: Callable[[Random], Jitter], first_s: float, longest_s: float
+    policy: Callable[[Random], Backoff], first_s: float, longest_s: float
 ) -> None:
     waits = []
     for seed in range(50):
-        backoff = Backoff(policy(Random(seed)))
+        backoff = policy(Random(seed))
         waits.append([backoff.next_s() for _ in range(60)])
     assert all(0 <= each[0] <= first_s for each in waits)
     assert all(0 <= wait_s <= longest_s for each in waits for wait_s in each)
@@ -40,6 +60,4 @@ def test_the_librarys_waits_are_bounded_and_have_jitter(
 
 
 def test_a_wait_after_thousands_of_attempts_is_still_a_number() -> None:
-    state = RetryCallState(Retrying(), None, (), {})
-    state.attempt_number = 100_000
-    assert 0 <= Jitter(Random(1), 0.05, 2.0)(state) <= 2.0
+    assert 0 <= commit_wait(Random(1))(state(100_000)) <= 2.0

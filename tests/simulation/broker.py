@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from functools import partial
 from typing import cast
-
-from pika.exceptions import StreamLostError
 
 from idempotent_consumer.amqp import with_headers
 from idempotent_consumer.bus import queue_arguments
@@ -22,9 +19,10 @@ from idempotent_consumer.testing.broker import (
     Queue,
     ServerChannel,
 )
-from simulation.etcd import HistoricStore
+from idempotent_consumer.testing.etcd import Store
+from simulation.etcd import records
 from simulation.process import Life
-from simulation.run import EXCHANGE, SERVICE, Run, record_key
+from simulation.run import EXCHANGE, RECORDED, SERVICE, Run, record_key
 from simulation.workload import Sent
 
 DEAD_LETTERS = "order.dead-letter"
@@ -44,11 +42,11 @@ class SimulatedBroker(FakeBroker):
     ``given_out_s`` when a message with a body was last given out.
     """
 
-    def __init__(self, run: Run, store: HistoricStore) -> None:
+    def __init__(self, run: Run, store: Store) -> None:
         super().__init__(run.agenda)
         self.run, self.rng, self._store = run, run.rng, store
-        self.latency_s, self.nacks = run.latency_s, self._refuses
-        self.away_until_s = self._alarm_until_s = 0.0
+        self.latency_s = run.latency_s
+        self.nacks = partial(run.happens, "publish refused")
         self.sent: dict[bytes, Sent] = {}
         self.must_not_ack: set[Life] = set()
         self.published_s: dict[bytes, list[float]] = {}
@@ -57,41 +55,27 @@ class SimulatedBroker(FakeBroker):
         self._rested_on_copies: Counter[bytes] = Counter()
         self._given_s: dict[tuple[int, Life], float] = {}
         self._silent: dict[ServerChannel, list[bool]] = {}
-        arguments = queue_arguments(SERVICE, run.plan.settings.retry_delays)
-        self.queues[SERVICE] = Queue(SERVICE, arguments[SERVICE])
-        self._retry_queues = sorted(set(arguments) - {SERVICE, DEAD_LETTERS})
-        self.timed_faults: dict[str, Callable[[], None]] = {
-            "connection lost": self._lose_one,
-            "channel closed": self._close_channel,
-            "consumer cancelled": self._cancel_consumer,
-            "broker restarted": self._restart,
-            "alarm": lambda: self.sound_alarm(1.0, 15.0),
-            "queue deleted": self._delete_retry_queue,
-        }
+        self.queues[SERVICE] = Queue(SERVICE, queue_arguments(SERVICE, ())[SERVICE])
 
     @property
     def dead(self) -> list[Message]:
         return self.queues[DEAD_LETTERS].ready if DEAD_LETTERS in self.queues else []
 
     @property
-    def unacked(self) -> list[Message]:
-        """What has been given out and is not acked."""
-        return [
-            message
-            for session in self.sessions
-            for channel in session.channels.values()
-            for _, message in channel.unacked.values()
-        ]
+    def unsettled(self) -> list[Message]:
+        """The messages that have not been settled for good: not acked, or in a queue but one."""
+        queues = [queue for name, queue in self.queues.items() if name != DEAD_LETTERS]
+        return [*self.unacked, *(message for queue in queues for message in queue.ready)]
 
     @property
-    def waiting(self) -> int:
-        """How many messages wait for a retry."""
-        return sum(len(self.queues[n].ready) for n in self._retry_queues if n in self.queues)
+    def idle_retry_queues(self) -> list[str]:
+        """The queues for retries that have no message."""
+        kept = (SERVICE, DEAD_LETTERS)
+        return [n for n, queue in self.queues.items() if n not in kept and not queue.ready]
 
     @property
-    def drained(self) -> bool:
-        """Whether every message has been settled for good."""
-        return not (self.queues[SERVICE].ready or self.waiting or self.unacked)
+    def consumers(self) -> list[Consumer]:
+        return [consumer for channel in self.channels for consumer in channel.consumers.values()]
 
     # What is published.
 
@@ -123,10 +107,9 @@ class SimulatedBroker(FakeBroker):
 
     def confirm(self, channel: ServerChannel, number: int) -> None:
         """Confirm a message, or all up to it; soon, late or never."""
-        name, wait_s = _life(channel).name, 0.0
-        if self.run.happens("confirm late"):
+        name, wait_s = _name(channel), 0.0
+        if self.run.happens("confirm late", name):
             wait_s = self.rng.uniform(0.1, 20.0)
-            self.run.fault("confirm late", name, round(wait_s, 1))
             if wait_s > _NEVER_S:
                 self.run.fault("confirm never", name)
                 self._silent.setdefault(channel, []).append(channel.unconfirmed.pop(number))
@@ -137,7 +120,7 @@ class SimulatedBroker(FakeBroker):
         """Learn that a channel has ended: what is not confirmed never will be."""
         for stored in (*channel.unconfirmed.values(), *self._silent.pop(channel, [])):
             if stored:
-                self.run.fault("confirm lost", _life(channel).name)
+                self.run.fault("confirm lost", _name(channel))
 
     def _confirm(self, channel: ServerChannel, number: int) -> None:
         if not channel.alive or number not in channel.unconfirmed:
@@ -148,12 +131,6 @@ class SimulatedBroker(FakeBroker):
             and self.rng.random() < 0.5
         )
         channel.confirm(number, multiple)
-
-    def _refuses(self, queue: str) -> bool:
-        refuses = self.run.happens("publish refused")
-        if refuses:
-            self.run.fault("publish refused", "broker", queue)
-        return refuses
 
     def _judge_copy(self, life: Life, message: Message, given_s: float | None) -> None:
         """Judge a copy of a message that this process was first given at this time.
@@ -172,8 +149,11 @@ class SimulatedBroker(FakeBroker):
 
     def is_conflict(self, sent: Sent) -> bool:
         """Return whether another body is recorded under an event's id."""
-        key, digest = record_key(sent.event_id), sent.digest
-        return any(one.recorded.get(key, digest) != digest for one in self._store.lineages)
+        return any(
+            record["state"] in RECORDED and record["digest"] != sent.digest
+            for data in self._store.lives
+            for _, record in records(data.by_key.get(record_key(sent.event_id), ()))
+        )
 
     # What is consumed.
 
@@ -183,26 +163,24 @@ class SimulatedBroker(FakeBroker):
         if not queue.ready or not free:
             return None
         at = 0
-        if len(queue.ready) > 1 and self.run.happens("reordered"):
-            self.run.fault("reordered", "broker")
+        if len(queue.ready) > 1 and self.run.happens("reordered", "broker"):
             at = self.rng.randrange(len(queue.ready))
         message, consumer = queue.ready.pop(at), self.rng.choice(free)
         if message.returns:
             self.run.fault("redelivered", "broker", f"#{message.number}")
         self.given_out_s[message.body] = self.agenda.now_s
-        self._given_s.setdefault((message.number, _life(consumer.channel)), self.agenda.now_s)
+        self._given_s.setdefault((message.number, _life(consumer)), self.agenda.now_s)
         return message, consumer
 
     def take_back(self, queue: Queue, messages: list[Message]) -> None:
         """Make messages ready again, in any order at times."""
-        if len(messages) > 1 and self.run.happens("reordered"):
-            self.run.fault("reordered", "broker")
+        if len(messages) > 1 and self.run.happens("reordered", "broker"):
             self.rng.shuffle(messages)
         super().take_back(queue, messages)
 
     def settled(self, consumer: Consumer, message: Message) -> None:
         """Judge an ack: the record is there and done, or a copy of the message is safe."""
-        life, sent = _life(consumer.channel), self.sent[message.body]
+        life, sent = _life(consumer), self.sent[message.body]
         self.run.note("broker", f"gets an ack of #{message.number} from {life.name}")
         super().settled(consumer, message)
         if life in self.must_not_ack:
@@ -221,148 +199,87 @@ class SimulatedBroker(FakeBroker):
         pika itself does so with what arrives after the process has cancelled its consumer.
         """
         if consumer.tag not in consumer.channel.cancelled:
-            name = _life(consumer.channel).name
+            name = _name(consumer)
             self.run.violation("a delivery was handed back", name, message.number)
         super().rejected(consumer, message)
 
     def refused(self, channel: ServerChannel, error: ChannelError) -> None:
         """Judge what the broker closes a channel for: the library never asks for it."""
-        self.run.violation(str(error), _life(channel).name)
+        self.run.violation(str(error), _name(channel))
 
     def dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
         """Move a message at the end of its wait, or twice."""
         super().dead_letter(queue, message, reason)
-        if self.run.happens("dead-lettered twice"):
-            self.run.fault("dead-lettered twice", "broker", f"#{message.number}")
+        if self.run.happens("dead-lettered twice", "broker", f"#{message.number}"):
             super().dead_letter(queue, message, reason)
 
     def _is_done(self, life: Life, sent: Sent) -> bool:
-        key = record_key(sent.event_id)
-        if life.lineage is None:
-            return False
-        for lineage in self._store.lineages[life.lineage :]:
-            if lineage.done.get(key) == sent.digest:
+        """Return whether an event is done, in the data that a process has reached or what follows.
+
+        What comes after a wipe is another etcd, with which this process has no part.
+        """
+        lives = self._store.lives[life.lineage :] if life.lineage is not None else []
+        for data in lives:
+            if any(
+                (record["state"], record["digest"]) == ("done", sent.digest)
+                for _, record in records(data.by_key.get(record_key(sent.event_id), ()))
+            ):
                 return True
-            if lineage.wiped:
-                break  # What came after it is another etcd, with which this process has no part.
+            if data.wiped:
+                break
         return False
 
-    # What processes do.
+    # Connections.
 
     def leave(self, life: Life) -> None:
         """End the connections of a process that is gone; what it had not written yet is lost."""
-        for connection in self._connections(life):
-            wire = connection.to_broker
-            wire.cut(self.rng.randint(0, wire.under_way))
-            self.connections.remove(connection)
-            waits_s = max(0.0, wire.idle_at_s - self.agenda.now_s)
-            self.agenda.later(waits_s + self.rng.expovariate(20), connection.session.end)
+        for connection in self.connections_of(life):
+            written = self.rng.randint(0, connection.to_broker.under_way)
+            self.lose(connection, (written, 0), (self.rng.expovariate(20), 0.0))
 
     def go_silent(self, life: Life, seconds: float) -> None:
         """Give up the connections of a process that is frozen, where it is for long."""
-        for connection in self._connections(life):
+        for connection in self.connections_of(life):
             if connection.session.alive and seconds >= HEARTBEATS_S:
                 self.agenda.later(HEARTBEATS_S, partial(self._give_up, connection))
 
+    def be_away(self, away: bool) -> None:
+        """Restart: connections are lost, and refused until it is back."""
+        self.away = away
+        if away:
+            for connection in list(self.connections):
+                self.cut(connection)
+
+    def close(self, channel: ServerChannel) -> None:
+        """Close a channel, as after an error of the broker's own."""
+        self.run.note(_name(channel), "loses its channel")
+        channel.session.close_channel(channel, ChannelError(541, "INTERNAL_ERROR"))
+
+    def cancel(self, consumer: Consumer) -> None:
+        """Cancel a consumer, as where its queue gets another leader."""
+        self.run.note(_name(consumer), "loses its consumer")
+        consumer.channel.cancelled_by_broker(consumer)
+
     def _give_up(self, connection: Connection) -> None:
         if connection.session.alive:
-            self.run.fault("heartbeats missed", _life(connection).name)
-            connection.session.end()
-            connection.to_broker.cut(0)
-            error = StreamLostError("closed by the broker")
-            connection.to_client.send(lambda: connection.lost(error))
+            self.run.fault("heartbeats missed", _name(connection))
+            self.lose(connection, (0, connection.to_client.under_way))
 
-    def _connections(self, life: Life) -> list[Connection]:
-        return [one for one in self.connections if one.loop is life]
-
-    # Faults at a time.
-
-    def heal(self) -> None:
-        self.away = False
-
-    def sound_alarm(self, least_s: float, most_s: float) -> None:
-        """Run out of memory, or of disk: nothing more is read of what is sent."""
-        seconds = self.rng.uniform(least_s, most_s)
-        self.run.fault("alarm", "broker", round(seconds, 1))
-        until_s = self._alarm_until_s = self.agenda.now_s + seconds
-        self.set_alarm(True)
-
-        def over() -> None:
-            if self._alarm_until_s == until_s:
-                self.set_alarm(False)
-
-        self.agenda.later(seconds, over)
-
-    def _cut(self, connection: Connection) -> None:
+    def cut(self, connection: Connection) -> None:
         """Lose a connection: each side notices it in its own time, and some frames arrive."""
-        rng, now_s = self.rng, self.agenda.now_s
-        to_broker, to_client = connection.to_broker, connection.to_client
-        lost = to_broker.cut(rng.randint(0, to_broker.under_way))
-        lost += to_client.cut(rng.randint(0, to_client.under_way))
-        self.run.note(_life(connection).name, f"loses a connection, and {lost} frames with it")
-        slow_s = rng.choice([0.01, HEARTBEATS_S])
-        waits_s = max(0.0, to_broker.idle_at_s - now_s) + rng.uniform(0, slow_s)
-        self.agenda.later(waits_s, connection.session.end)
-        waits_s = max(0.0, to_client.idle_at_s - now_s) + rng.uniform(0, slow_s)
-        error = StreamLostError("reset")
-        self.agenda.later(waits_s, lambda: connection.lost(error), connection.loop)
-
-    def _one(self, fault: str, suits: Callable[[Connection], object]) -> Connection | None:
-        """Choose a connection for a fault."""
-        found = [one for one in self.connections if suits(one)]
-        connection = self.rng.choice(found) if found else None
-        if connection is not None:
-            self.run.fault(fault, _life(connection).name)
-        return connection
-
-    def _lose_one(self) -> None:
-        connection = self._one("connection lost", lambda _: True)
-        if connection is not None:
-            self._cut(connection)
-
-    def _close_channel(self) -> None:
-        connection = self._one("channel closed", _channels)
-        if connection is not None:
-            error = ChannelError(541, "INTERNAL_ERROR")
-            connection.session.close_channel(_channels(connection)[0], error)
-
-    def _cancel_consumer(self) -> None:
-        def consumes(connection: Connection) -> bool:
-            return any(channel.consumers for channel in _channels(connection))
-
-        connection = self._one("consumer cancelled", consumes)
-        if connection is not None:
-            (channel,) = _channels(connection)
-            channel.cancelled_by_broker(next(iter(channel.consumers.values())))
-
-    def _restart(self) -> None:
-        seconds = self.rng.uniform(0.5, 10.0)
-        self.run.fault("broker restarted", "broker", round(seconds, 1))
-        self.away, self.away_until_s = True, self.agenda.now_s + seconds
-        for connection in list(self.connections):
-            self._cut(connection)
-
-        def back() -> None:
-            if self.agenda.now_s >= self.away_until_s:
-                self.away = False
-
-        self.agenda.later(seconds, back)
-
-    def _delete_retry_queue(self) -> None:
-        queues = self.queues
-        empty = [n for n in self._retry_queues if n in queues and not queues[n].ready]
-        if empty:
-            queue = self.rng.choice(empty)
-            self.run.fault("queue deleted", "broker", queue)
-            self.delete_queue(queue)
+        rng = self.rng
+        kept = [rng.randint(0, w.under_way) for w in (connection.to_broker, connection.to_client)]
+        noticed_s = [rng.uniform(0, rng.choice([0.01, HEARTBEATS_S])) for _ in kept]
+        lost = self.lose(connection, (kept[0], kept[1]), (noticed_s[0], noticed_s[1]))
+        self.run.note(_name(connection), f"loses a connection, and {lost} frames with it")
 
 
-def _life(of: ServerChannel | Connection) -> Life:
+def _life(of: Connection | ServerChannel | Consumer) -> Life:
     """Return the process at the other end."""
+    if isinstance(of, Consumer):
+        of = of.channel
     return cast("Life", (of.session.connection if isinstance(of, ServerChannel) else of).loop)
 
 
-def _channels(connection: Connection) -> list[ServerChannel]:
-    """Return the channels that the broker has with a connection."""
-    session = connection.session
-    return list(session.channels.values()) if session.alive else []
+def _name(of: Connection | ServerChannel | Consumer) -> str:
+    return _life(of).name

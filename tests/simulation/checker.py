@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING
 
 from idempotent_consumer.names import ATTEMPTS_HEADER, REASON_HEADER
-from idempotent_consumer.testing.etcd import Change
-from simulation.etcd import Lineage
-from simulation.handlers import SHARED_KEY, Call, announcements, effect_keys
-from simulation.plan import OF_DATA
-from simulation.run import INCARNATION, RECORDS, record_key
-from simulation.workload import CAN_FAIL, CLAIMED, NEVER_SUCCEEDS, Sent
+from idempotent_consumer.testing.etcd import Change, Data
+from simulation.etcd import records
+from simulation.run import INCARNATION, OF_DATA, RECORDED, RECORDS, record_key
+from simulation.workload import SHARED_KEY, Call, Sent
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -38,9 +35,6 @@ _MAY_PARK_TWICE = (
     "publish refused",
     *OF_DATA,
 )
-RECORDED = ("publishing", "done")
-"""The states of a record that is there for good."""
-
 _MAY_OVERLAP = ("frozen", "lease revoked", *OF_DATA)
 
 
@@ -49,31 +43,25 @@ def judge(world: World) -> None:
     _Checker(world).judge()
 
 
-def records_put(lineage: Lineage) -> Iterator[tuple[float, Change, dict[str, str]]]:
-    """Yield each put of a record, with its time and its value."""
-    for at_s, change in lineage.steps:
-        if change.key.startswith(RECORDS) and change.value is not None:
-            yield at_s, change, json.loads(change.value)
-
-
 class _Checker:
     """Judges a world at its end. ``by_content`` has what is handled, by its record."""
 
     def __init__(self, world: World) -> None:
         self._world, self._run, self._broker = world, world.run, world.broker
-        self._lineages = world.store.lineages
         self._sent = list(world.broker.sent.values())
         self._by_content = {
             (record_key(one.event_id), one.digest): one for one in self._sent if one.handled
         }
-        self._puts = {id(lineage): list(records_put(lineage)) for lineage in self._lineages}
-        self._now_puts = self._puts[id(world.store.lineage)]
+        self._puts = [list(records(data.changes)) for data in world.store.lives]
+        self._calls: dict[str, list[Call]] = defaultdict(list)
+        for call in sorted(world.outside.calls, key=lambda call: call.start_s):
+            self._calls[call.event.id].append(call)
 
     def judge(self) -> None:
         self._judge_lost()
         self._judge_parked()
-        for lineage in self._lineages:
-            self._judge_lineage(lineage)
+        for data in self._world.store.lives:
+            self._judge_data(data)
         self._judge_calls()
         self._judge_claims()
         self._judge_published()
@@ -82,7 +70,11 @@ class _Checker:
     def _judge_lost(self) -> None:
         """Lost = confirmed - (recorded or parked), body by body."""
         parked = {message.body for message in self._broker.dead}
-        recorded = {item for lineage in self._lineages for item in lineage.done.items()}
+        recorded = {
+            (change.key, record["digest"])
+            for change, record in chain(*self._puts)
+            if record["state"] == "done"
+        }
         for one in self._sent:
             if one.body not in self._world.producer.confirmed or one.body in parked:
                 continue
@@ -94,64 +86,56 @@ class _Checker:
 
     def _judge_parked(self) -> None:
         retries = len(self._world.plan.settings.retry_delays)
-        calls = self._world.outside.calls
         # Any call fails by its time-out where the process is frozen meanwhile.
-        cut_off = Counter(call.event.digest for call in calls if call.cut_s is not None)
+        cut_off = Counter(
+            call.event.digest for call in self._world.outside.calls if call.cut_s is not None
+        )
+        recorded_s: dict[tuple[bytes, str], float] = {}
+        for change, record in self._puts[-1]:
+            if record["state"] in RECORDED:
+                recorded_s.setdefault((change.key, record["digest"]), change.at_s)
+        may_park_twice = self._run.has_fired(*_MAY_PARK_TWICE)
         for message in self._broker.dead:
             one, headers = self._broker.sent[message.body], message.headers
-            attempts = headers.get(ATTEMPTS_HEADER)
             right = {
                 "invalid": not one.digest,
                 # A claim is no verdict: its holder may die or fail. It must be recorded.
                 "conflict": one.handled and self._broker.is_conflict(one),
-                "failed": attempts == retries + 1
-                and (one.event_type in CAN_FAIL or cut_off[one.digest] > retries),
+                "failed": one.handled
+                and headers.get(ATTEMPTS_HEADER) == retries + 1
+                and (one.handler.can_fail or cut_off[one.digest] > retries),
             }
             if not right.get(str(headers.get(REASON_HEADER))):
                 self._run.violation("parked without cause", one.body, headers)
-        if not self._run.has_fired(*_MAY_PARK_TWICE):
-            self._judge_late_parking()
-            copies = Counter(message.body for message in self._broker.dead)
-            for body, number in copies.items():
-                if number > 1 and body:
-                    self._run.violation("parked twice without cause", body)
-
-    def _judge_late_parking(self) -> None:
-        """Judge what was parked as failed: where it was recorded before, it was a duplicate."""
-        recorded_s: dict[tuple[bytes, str], float] = {}
-        for at_s, change, value in self._now_puts:
-            if value["state"] in RECORDED:
-                recorded_s.setdefault((change.key, value["digest"]), at_s)
-        for message in self._broker.dead:
-            one = self._broker.sent[message.body]
+            # One that was recorded before it was given out was a duplicate.
             at_s = recorded_s.get((record_key(one.event_id), one.digest), math.inf)
-            if at_s < self._broker.given_out_s[message.body]:
+            if not may_park_twice and at_s < self._broker.given_out_s[message.body]:
                 self._run.violation("parked though it was recorded before", one.body)
+        for body, copies in Counter(message.body for message in self._broker.dead).items():
+            if copies > 1 and body and not may_park_twice:
+                self._run.violation("parked twice without cause", body)
 
-    def _judge_lineage(self, lineage: Lineage) -> None:
+    def _judge_data(self, data: Data) -> None:
         """Judge one life of etcd's data: unexpected and double records, and effects."""
-        by_key: dict[bytes, list[Change]] = defaultdict(list)
-        for _, change in lineage.steps:
-            by_key[change.key].append(change)
         expected: set[bytes] = {INCARNATION, SHARED_KEY.encode()}
         shared = 0
-        for key in [key for key in by_key if key.startswith(RECORDS)]:
+        for key in [key for key in data.by_key if key.startswith(RECORDS)]:
             expected.add(key)
-            done = self._judge_record(key, by_key[key])
+            done = self._judge_record(key, data.by_key[key])
             if done is None:
                 continue
             one, revision = done
-            shared += one.event_type == "shared"
-            for effect in effect_keys(one.event_type, one.event_id):
-                expected.add(effect.encode())
-                puts = [(c.revision, c.value) for c in by_key.get(effect.encode(), [])]
+            shared += one.handler.shared
+            for effect in map(str.encode, one.keys):
+                expected.add(effect)
+                puts = [(c.revision, c.value) for c in data.by_key.get(effect, [])]
                 if puts != [(revision, one.digest.encode())]:
                     self._run.violation(
                         "an effect is not there once, with its record", effect, revision, puts
                     )
-        for key in by_key.keys() - expected:
+        for key in data.by_key.keys() - expected:
             self._run.violation("unexpected key", key)
-        if len(by_key.get(SHARED_KEY.encode(), [])) != shared:
+        if len(data.by_key.get(SHARED_KEY.encode(), [])) != shared:
             self._run.violation("the shared effect was not written once for each event", shared)
 
     def _judge_record(self, key: bytes, steps: list[Change]) -> tuple[Sent, int] | None:
@@ -159,9 +143,7 @@ class _Checker:
 
         Returns the event that is recorded, and the revision at which its effects were written.
         """
-        values: list[dict[str, Any]] = [
-            json.loads(step.value) if step.value is not None else {} for step in steps
-        ]
+        values = [json.loads(step.value) if step.value is not None else {} for step in steps]
         known = [self._by_content.get((key, value["digest"])) for value in values if value]
         if None in known:
             self._run.violation("unexpected record", key, [step.value for step in steps])
@@ -172,15 +154,15 @@ class _Checker:
         one = self._by_content[key, values[first]["digest"]]
         # With events to publish it is done in a second step, which the end of etcd may prevent.
         states = [(value.get("state"), value.get("digest")) for value in values[first:]]
-        due = [("publishing", one.digest)] * bool(announcements(one)) + [("done", one.digest)]
+        due = [("publishing", one.digest)] * bool(one.announcements) + [("done", one.digest)]
         if states != due[: len(states)]:
             self._run.violation("double", key, steps)
             return None
-        if one.event_type in NEVER_SUCCEEDS:
+        if one.handler.never_succeeds:
             self._run.violation("recorded though its handler always raises", key)
         # All that came before has to be another body's, with a claimed handler.
-        if one.event_type not in CLAIMED and any(
-            self._by_content[key, value["digest"]].event_type not in CLAIMED
+        if not one.handler.claimed and any(
+            not self._by_content[key, value["digest"]].handler.claimed
             for value in values[:first]
             if value
         ):
@@ -200,13 +182,13 @@ class _Checker:
         """Hold that events are published after the record with them, and before it is done."""
         published_s = self._broker.published_s
         due_s: dict[bytes, float] = {}
-        for lineage in self._lineages:
-            for at_s, change, value in self._puts[id(lineage)]:
-                for body in announcements(self._by_content[change.key, value["digest"]]):
-                    if value["state"] == "publishing":
-                        due_s[body] = min(at_s, due_s.get(body, math.inf))
-                    elif value["state"] == "done" and published_s.get(body, [math.inf])[0] > at_s:
-                        self._run.violation("done before its event was published", body)
+        for change, record in chain(*self._puts):
+            for body in self._by_content[change.key, record["digest"]].announcements:
+                first_s = published_s.get(body, [math.inf])[0]
+                if record["state"] == "publishing":
+                    due_s[body] = min(change.at_s, due_s.get(body, math.inf))
+                elif record["state"] == "done" and first_s > change.at_s:
+                    self._run.violation("done before its event was published", body)
         for body, times_s in published_s.items():
             if times_s[0] < due_s.get(body, math.inf):
                 self._run.violation("published without a record of it", body)
@@ -216,38 +198,32 @@ class _Checker:
                     self._run.violation("published twice without cause", body)
 
     def _judge_calls(self) -> None:
-        by_id: dict[str, list[Call]] = defaultdict(list)
         for call in self._world.outside.calls:
-            by_id[call.event.id].append(call)
             if call.life.alive and math.isinf(call.end_s):
                 self._run.violation("a call was not cancelled at its time-out", call.event.id)
-        for lineage in self._lineages:
-            self._judge_called(lineage, by_id)
+        for change, record in chain(*self._puts):
+            self._judge_called(change, record)
         if self._run.has_fired(*OF_DATA):
             return
-        deleted_s: dict[bytes, list[float]] = defaultdict(list)
-        for at_s, change in self._world.store.lineage.steps:
-            if change.value is None:
-                deleted_s[change.key].append(at_s)
-        for event_id, calls in by_id.items():
-            calls.sort(key=lambda call: call.start_s)
+        for event_id, calls in self._calls.items():
+            steps = self._world.store.lives[-1].by_key.get(record_key(event_id), [])
+            deleted_s = [step.at_s for step in steps if step.value is None]
             for first, second in pairwise(calls):
-                self._judge_pair(first, second, deleted_s[record_key(event_id)])
+                self._judge_pair(first, second, deleted_s)
 
-    def _judge_called(self, lineage: Lineage, by_id: dict[str, list[Call]]) -> None:
+    def _judge_called(self, change: Change, record: dict[str, str]) -> None:
         """At least once: each claimed event that is done was called, with success, before."""
-        for at_s, change, value in self._puts[id(lineage)]:
-            one = self._by_content.get((change.key, value["digest"]))
-            if value["state"] != "done" or one is None or one.event_type not in CLAIMED:
-                continue
-            if not any(
-                call.returned
-                and not call.raised
-                and call.end_s <= at_s + 1e-6
-                and call.event.digest == one.digest
-                for call in by_id.get(one.event_id, [])
-            ):
-                self._run.violation("done without a call", change.key)
+        one = self._by_content.get((change.key, record["digest"]))
+        if record["state"] != "done" or one is None or not one.handler.claimed:
+            return
+        if not any(
+            call.returned
+            and not call.raised
+            and call.end_s <= change.at_s + 1e-6
+            and call.event.digest == one.digest
+            for call in self._calls[one.event_id]
+        ):
+            self._run.violation("done without a call", change.key)
 
     def _judge_pair(self, first: Call, second: Call, deleted_s: list[float]) -> None:
         """Judge two calls of one id that follow each other."""
@@ -274,7 +250,9 @@ class _Checker:
 
     def _judge_counts(self) -> None:
         """Hold the contract's sum for each process that lives, and what it has processed."""
-        done = Counter(_process(value) for *_, value in self._now_puts if value["state"] == "done")
+        done = Counter(
+            _process(record) for _, record in self._puts[-1] if record["state"] == "done"
+        )
         for process in self._world.processes:
             alive, name = process.life.alive, process.life.name
             if alive:

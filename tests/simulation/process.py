@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from functools import partial
 from random import Random
-from typing import Any
+from typing import Any, NoReturn
+
+from pika import spec
+from structlog import DropEvent
 
 from idempotent_consumer import Service
 from idempotent_consumer.testing.broker import FakeBroker, Sent
-from idempotent_consumer.testing.etcd import FakeEtcd
+from idempotent_consumer.testing.etcd import Call, FakeEtcd
 from idempotent_consumer.testing.loop import Killed, Loop, Threads
-from idempotent_consumer.testing.process import Process
+from idempotent_consumer.testing.process import Process, captured
 from simulation.run import Run
 
 
@@ -53,17 +56,30 @@ class Life(Loop):
         """Stand before or behind an action that the outside sees."""
         super().act(when, what)
         if when == "before" and isinstance(what, Sent):
-            if what.method == "basic_consume" and not self.answered:
+            if isinstance(what.method, spec.Basic.Consume) and not self.answered:
                 self.run.violation("consuming before etcd is ready", self.name)
-            if what.method == "basic_ack" and not self.may_ack():
+            if isinstance(what.method, spec.Basic.Ack) and not self.may_ack():
                 self.run.violation(
-                    "an ack by a process that knows that etcd is another", self.name, what
+                    "an ack by a process that knows that etcd is another", self.name, what.method
                 )
         self.steps += 1
         if self.steps == self.dies_at and self.in_step:
             self.run.fault("killed within a step", self.name)
             self.end()
             raise Killed
+
+    def hear(self, call: Call, number: int, life_of_data: int) -> None:
+        """Remember what etcd has told: how these records stand is known from now on."""
+        self.answered += 1
+        self.last_answered = max(self.last_answered, number)
+        self.highest_revision = max(self.highest_revision, call.outcome.header.revision)
+        if call.method == "Txn":
+            if self.lineage is None:
+                self.lineage = life_of_data
+            if call.outcome.succeeded:
+                for operation in call.request.success:
+                    key = getattr(operation, operation.WhichOneof("request")).key
+                    self.told_s[key] = self.agenda.now_s
 
     def freeze(self, seconds: float) -> None:
         """Do nothing for a time, as after SIGSTOP."""
@@ -84,22 +100,6 @@ class Life(Loop):
         self.run.violation("an exception ended the process", repr(error), *lines[-5:])
 
 
-class Log:
-    """The library's log, into the account of the run, as long as its process lives."""
-
-    def __init__(self, life: Life) -> None:
-        self._life = life
-
-    def bind(self, **_: object) -> Log:
-        return self
-
-    def info(self, line: str, **about: object) -> None:
-        if self._life.alive:
-            self._life.run.note(self._life.name, line, about)
-
-    warning = error = critical = debug = info
-
-
 class SimulatedProcess(Process):
     """The service's own run in one life."""
 
@@ -115,10 +115,16 @@ class SimulatedProcess(Process):
             loop=life,
             random=Random(rng.getrandbits(64)),
             threads=partial(Threads, starts_after_s=lambda: rng.expovariate(1000)),
-            log=Log(life),
+            log=captured(self._note_line),
             cache_entries=plan.cache_entries,
             max_bytes=plan.max_bytes,
         )
+
+    def _note_line(self, _logger: object, _level: str, line: MutableMapping[str, Any]) -> NoReturn:
+        """Take the library's log into the account of the run, as long as the process lives."""
+        if self.life.alive:
+            self.life.run.note(self.life.name, line.pop("event"), line)
+        raise DropEvent
 
     @property
     def token(self) -> str:
@@ -128,26 +134,21 @@ class SimulatedProcess(Process):
     @property
     def is_idle(self) -> bool:
         """Whether it is not frozen, has no event in flight, and has read what was sent to it."""
-        thawed = self.life.frozen_until_s <= self.life.agenda.now_s
-        unread = any(
-            connection.to_client.under_way
-            for connection in self.broker.connections
-            if connection.loop is self.life
+        return (
+            self.life.frozen_until_s <= self.life.agenda.now_s
+            and not any(one.to_client.under_way for one in self.broker.connections_of(self.life))
+            and not (self.token and self.running.consumer.busy)
         )
-        busy = hasattr(self, "running") and self.running.consumer.busy
-        return thawed and not unread and not busy
 
     def judge_counts(self) -> None:
         """Hold the contract's sum."""
-        if miscounted := hasattr(self, "running") and self.miscounted():
+        if miscounted := self.miscounted():
             self.life.run.violation("the counters do not add up", self.life.name, miscounted)
 
     def stop(self) -> None:
         """Stop it; a second signal changes nothing."""
-        if hasattr(self, "running"):
-            in_hand = self.running.intake.in_hand
-            self.life.run.fault("stopped", self.life.name, f"{in_hand} in hand")
-            super().stop()
+        self.life.run.note(self.life.name, f"is stopped, {self.running.intake.in_hand} in hand")
+        super().stop()
 
     def _ended(self, task: Any) -> None:
         super()._ended(task)

@@ -1,20 +1,53 @@
-"""One run as all its parts see it: its clock, what its seed decides, and the account of it."""
+"""One run as all its parts see it: what its seed decides, its clock, and the account of it."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from random import Random
+from typing import TypeVar
 
+from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.loop import Agenda
-from simulation.plan import Plan
 
 # The keys as the contract has them, written down apart from the library's code.
 SERVICE = "order"
 EXCHANGE = "events"
 RECORDS = b"/service/order/"
 INCARNATION = b"/incarnation/order"
+RECORDED = ("publishing", "done")
+"""The states of a record that is there for good."""
+
+PER_REQUEST = (
+    "request lost",
+    "reply lost",
+    "applied late",
+    "answered late",
+    "refused",
+    "refused login",
+)
+"""Faults of a single request to etcd."""
+
+PER_MESSAGE = (
+    "reordered",
+    "confirm late",
+    "publish refused",
+    "dead-lettered twice",
+    "publish not confirmed",
+)
+"""Faults of a single message."""
+
+OF_PROCESSES = ("killed", "frozen")
+"""Faults that happen at a step of a process."""
+
+OF_DATA = ("etcd wiped", "etcd restored")
+"""Faults after which the service must stop settling. A run has one of them at the most."""
+
+Target = TypeVar("Target")
 
 
 def record_key(event_id: str) -> bytes:
@@ -23,6 +56,32 @@ def record_key(event_id: str) -> bytes:
     if len(encoded) > 128 or encoded.startswith(b"sha256:"):
         encoded = b"sha256:" + hashlib.sha256(encoded).hexdigest().encode()
     return RECORDS + encoded
+
+
+@dataclass
+class Plan:
+    """What a seed decides. ``rates`` are faults, with their probability or number of times.
+
+    What has a default is for runs of a chosen fault: a drawn plan leaves it. ``types`` are the
+    events' types, drawn by the workload where there are none. ``shares`` says how many of a hundred
+    bodies are new, duplicate, conflict, stranger and invalid. With ``restarted_at_once`` nobody
+    waits until a loss of etcd's data is noticed.
+    """
+
+    replicas: int
+    settings: Settings
+    cache_entries: int
+    call_timeout_s: float
+    call_s: float
+    events: int
+    faulty_s: float
+    latency_s: float
+    max_bytes: int
+    rates: dict[str, float]
+    types: tuple[str, ...] = ()
+    shares: tuple[int, ...] = (50, 34, 6, 3, 7)
+    longest_freeze_s: float = math.inf
+    restarted_at_once: bool = False
 
 
 class Run:
@@ -40,17 +99,31 @@ class Run:
         self.violations: list[str] = []
         self._lines: list[tuple[float, str, str, tuple[object, ...]]] = []
 
-    def happens(self, fault: str) -> bool:
-        """Return whether a fault hits one request or message."""
+    # How a fault happens.
+
+    def happens(self, fault: str, who: str, *about: object) -> bool:
+        """Return whether a fault hits one request or message; count it if so."""
         rate = self.plan.rates.get(fault, 0.0)
-        return self.faulty and rate > 0 and self.rng.random() < rate
+        happens = self.faulty and rate > 0 and self.rng.random() < rate
+        if happens:
+            self.fault(fault, who, *about)
+        return happens
 
-    def latency_s(self) -> float:
-        """Draw how long a frame is under way."""
-        return self.rng.expovariate(1 / self.plan.latency_s)
+    def lasts(
+        self, fault: str, who: str, seconds: tuple[float, float], switch: Callable[[bool], None]
+    ) -> None:
+        """Switch a fault on, and off again after a time between these two."""
+        lasts_s = self.rng.uniform(*seconds)
+        self.fault(fault, who, round(lasts_s, 1))
+        switch(True)
+        self.agenda.later(lasts_s, partial(switch, False))
 
-    def note(self, who: str, what: str, *about: object) -> None:
-        self._lines.append((self.agenda.now_s, who, what, about))
+    def hits(self, fault: str, targets: Sequence[Target], hit: Callable[[Target], object]) -> None:
+        """Let a fault hit one of those that it can hit, if any."""
+        if targets:
+            target = self.rng.choice(targets)
+            self.fault(fault, "", target if isinstance(target, str | int) else "")
+            hit(target)
 
     def fault(self, kind: str, who: str, *about: object) -> None:
         """Count a fault that has fired, and add a line."""
@@ -61,6 +134,15 @@ class Run:
         """Return whether one of these faults has happened."""
         return any(self.fired[kind] for kind in kinds)
 
+    def latency_s(self) -> float:
+        """Draw how long a frame is under way."""
+        return self.rng.expovariate(1 / self.plan.latency_s)
+
+    # The account.
+
+    def note(self, who: str, what: str, *about: object) -> None:
+        self._lines.append((self.agenda.now_s, who, what, about))
+
     def violation(self, kind: str, *about: object) -> None:
         """Add something that must never happen."""
         text = " ".join([f"{kind}:", *map(_short, about)])
@@ -69,7 +151,7 @@ class Run:
 
     def report(self) -> str:
         """Write everything there is to know, for a reader."""
-        head = f"seed {self.seed}: {self.plan.describe()}"
+        head = f"seed {self.seed}: {self.plan}"
         lines = [
             f"{at_s:10.4f} {who:10} {what} {' '.join(map(_short, about))}".rstrip()
             for at_s, who, what, about in self._lines

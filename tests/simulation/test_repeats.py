@@ -1,15 +1,235 @@
+"""What is repeated under one fault at a time: "When can my code run twice?" says what runs show."""
+
 from __future__ import annotations
 
-import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 
-from simulation.plan import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, TIMED
-from simulation.repeats import CASES, COLUMNS, WINDOW_S, look, recorded_s, run
+from idempotent_consumer.bus import MAX_BYTES_IN_FLIGHT
+from simulation.etcd import records
+from simulation.run import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, Plan
+from simulation.workload import Call
+from simulation.world import TIMED, World, draw_plan, simulate
 
 PAGE = Path(__file__).parents[2] / "docs" / "when-can-my-code-run-twice.md"
+
+RUNS_AGAIN = "Pure handler runs again"
+RECORDED_TWICE = "Recorded twice"
+CALLED_AGAIN = "Call repeated"
+OVERLAP = "Calls overlap"
+PARKED_TWICE = "Parked twice"
+PUBLISHED_AGAIN = "Event published again"
+COLUMNS = (RUNS_AGAIN, RECORDED_TWICE, CALLED_AGAIN, OVERLAP, PARKED_TWICE, PUBLISHED_AGAIN)
+
+WINDOW_S = 3
+_RUNS_AT_MOST = 20
+"""So many times a case's own number."""
+
+_RATES = {
+    **dict.fromkeys(PER_REQUEST, 0.1),
+    **dict.fromkeys(PER_MESSAGE, 0.3),
+    **dict.fromkeys((*TIMED, *OF_PROCESSES), 6.0),
+    **dict.fromkeys(OF_DATA, 1.0),
+    "etcd away": 1.0,
+    "etcd away for longer than a lease": 1.0,
+    "publish refused": 0.6,
+    "stopped": 3.0,
+}
+"""A probability for each request or message, or a number of times."""
+
+_FAILING = {"types": ("flaky", "flaky_call", "announce")}
+_MANY_CALLS = {"types": ("order", "announce", "call", "call", "call")}
+_MUCH_IN_HAND = {
+    "types": ("order", "announce", "call", "call"),
+    "shares": (50, 25, 0, 0, 25),
+    "events": 60,
+}
+_WITHOUT_DUPLICATES = {"shares": (90, 0, 0, 0, 10)}
+_WITH_OTHER_BODIES = {"shares": (40, 25, 25, 0, 10)}
+_SLOW_NETWORK = {"latency_s": 0.2}
+_STOPPED = {"latency_s": 0.02}
+_IN_TIME = {"call_timeout_s": 5.0, "call_s": 2.0}
+_SLOW_CALLS = {"call_timeout_s": 5.0, "call_s": 5.0}
+
+
+@dataclass(frozen=True)
+class Case:
+    """The runs for one row of the page: each of its faults, alone, with as many ``runs`` at least.
+
+    Without a fault there are runs in which nothing fails. ``changes`` are the plan's, ``settings``
+    the service's. In a case of ``copies`` the row is about second copies of an event; else a pure
+    handler's runs are counted for events sent once. Where ``claims_hold`` a run in which a claim
+    ended by its lease is left out: it is another row's. ``excused`` is what the checker, which
+    knows no window, may complain of.
+    """
+
+    faults: tuple[str, ...] = ("",)
+    runs: int = 25
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    copies: bool = False
+    claims_hold: bool = False
+    excused: tuple[str, ...] = ()
+
+
+CASES = {
+    "Nothing fails, and the event is sent once": Case(changes=_WITHOUT_DUPLICATES),
+    "Nothing fails, and the event is sent several times": Case(copies=True),
+    "The producer gets no confirm and sends again": Case(("publish not confirmed",), copies=True),
+    "Another body comes under the same id": Case(changes=_WITH_OTHER_BODIES, copies=True),
+    "A duplicate comes after the window": Case(
+        settings={"dedup_window_s": WINDOW_S}, copies=True, excused=("double", "unexpected key")
+    ),
+    "The handler raises": Case(changes=_FAILING),
+    "The handler raises, and its retry comes back twice or finds no queue": Case(
+        ("dead-lettered twice", "queue deleted"), changes={**_FAILING, **_SLOW_NETWORK}
+    ),
+    "Process killed": Case(("killed",), changes=_SLOW_NETWORK),
+    "SIGTERM, and no call takes longer than 7 s": Case(
+        ("stopped",), 100, changes={**_STOPPED, **_SLOW_CALLS}, settings={"calls_at_once": 1}
+    ),
+    "Process frozen, but not past its heartbeats, its lease or a call's time-out": Case(
+        ("frozen",), changes={**_IN_TIME, "longest_freeze_s": 2.0}, claims_hold=True
+    ),
+    "Process frozen for longer": Case(("frozen",), 50, changes={**_MANY_CALLS, **_SLOW_CALLS}),
+    "RabbitMQ restarted, connection lost, channel closed, consumer cancelled": Case(
+        ("broker restarted", "connection lost", "channel closed", "consumer cancelled"),
+        changes=_SLOW_NETWORK,
+    ),
+    "RabbitMQ reorders messages, or refuses one that is sent on": Case(
+        ("reordered", "publish refused")
+    ),
+    "RabbitMQ confirms late, or has an alarm": Case(("confirm late", "alarm")),
+    "etcd away or full, requests lost, late or refused, and the claim's lease outlasts it": Case(
+        ("etcd away", "etcd out of space", *PER_REQUEST), claims_hold=True
+    ),
+    "etcd away for longer than the claim's lease": Case(
+        ("etcd away for longer than a lease",), changes=_SLOW_CALLS
+    ),
+    "An operator revokes the claim's lease": Case(("lease revoked",), changes=_SLOW_CALLS),
+    "etcd wiped, and the service restarted": Case(
+        ("etcd wiped",), 50, changes={**_MUCH_IN_HAND, **_SLOW_CALLS}
+    ),
+    "etcd restored from a snapshot, and the service restarted": Case(
+        ("etcd restored",), 50, changes={**_MUCH_IN_HAND, **_SLOW_CALLS}
+    ),
+}
+"""By the first cell of their rows."""
+
+
+def draw(case: Case, fault: str, rng: Random) -> Plan:
+    """Draw a run of a case: as others are, but with this fault alone, if with any."""
+    drawn = draw_plan(rng)
+    settings: dict[str, Any] = {
+        "batch_size": rng.choice([1, 8, 128]),
+        "etcd_max_txn_ops": 128,
+        "retry_delays": (("1s", 1), ("2s", 2)),
+        "dedup_window_s": 86400,
+        "calls_at_once": rng.choice([4, 16]),
+    }
+    plan = replace(
+        drawn,
+        replicas=rng.choice([2, 3]),
+        settings=replace(drawn.settings, **{**settings, **case.settings}),
+        cache_entries=1000,
+        call_s=min(2.0, drawn.call_timeout_s),
+        events=30,
+        faulty_s=20.0,
+        max_bytes=MAX_BYTES_IN_FLIGHT,
+        rates={fault: _RATES[fault]} if fault else {},
+        types=("order", "announce", "call"),
+        shares=(50, 40, 0, 0, 10),
+        restarted_at_once=rng.random() < 0.5,
+    )
+    return replace(plan, **case.changes)
+
+
+def run(case: Case, fault: str, seed: int) -> World | None:
+    """Do one run, and return it if it is one of the case."""
+    world = simulate(seed, partial(draw, case, fault))
+    return None if case.claims_hold and world.run.fired["claim ended by its lease"] else world
+
+
+@dataclass
+class Seen:
+    """What the runs of a case have shown. ``yes`` has the seeds in which a column's repeat was."""
+
+    runs: int = 0
+    fired: int = 0
+    judged: Counter[str] = field(default_factory=Counter)
+    yes: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    complaints: list[str] = field(default_factory=list)
+
+    def add(self, case: Case, fault: str, seed: int, world: World) -> None:
+        self.runs += 1
+        self.fired += any(f"{kind} ".startswith(f"{fault} ") for kind in world.run.fired)
+        self.complaints += [
+            f"seed {seed}: {violation}"
+            for violation in world.run.violations
+            if not violation.startswith(case.excused)
+        ]
+        for column, times in counted(world, case.copies).items():
+            self.judged[column] += len(times)
+            if any(times):
+                self.yes[column].append(seed)
+
+
+def look(case: Case, wanted: Collection[str]) -> dict[str, Seen]:
+    """Do a case's runs and count by fault and event what is repeated.
+
+    A repeat that is ``wanted`` and rare is looked for in further runs, so that the seeds in which
+    it happens to be need not be known.
+    """
+    seen = {fault: Seen() for fault in case.faults}
+    for seed in range(_RUNS_AT_MOST * case.runs):
+        found = {column for one in seen.values() for column in one.yes}
+        if seed >= case.runs and found.issuperset(wanted):
+            break
+        for fault in case.faults:
+            world = run(case, fault, seed)
+            if world is not None:
+                seen[fault].add(case, fault, seed, world)
+    return seen
+
+
+def counted(world: World, copies: bool) -> dict[str, list[int]]:
+    """Return by column how often each event had the repeat."""
+    sent = Counter(one.event_id for one in world.broker.sent.values())
+    # Of all ids, or of those that were sent once.
+    runs = Counter(event.id for event in world.outside.runs if copies or sent[event.id] == 1)
+    calls: dict[str, list[Call]] = defaultdict(list)
+    for call in sorted(world.outside.calls, key=lambda call: call.start_s):
+        if call.reached:
+            calls[call.event.id].append(call)
+    parked = Counter(message.body for message in world.broker.dead if message.body)
+    return {
+        RUNS_AGAIN: [times - 1 for times in runs.values()],
+        RECORDED_TWICE: [len(times_s) - 1 for times_s in recorded_s(world).values()],
+        CALLED_AGAIN: [len(of_one) - 1 for of_one in calls.values()],
+        OVERLAP: [
+            sum(second.start_s < first.end_s for first, second in pairwise(of_one))
+            for of_one in calls.values()
+        ],
+        PARKED_TWICE: [times - 1 for times in parked.values()],
+        PUBLISHED_AGAIN: [len(times_s) - 1 for times_s in world.broker.published_s.values()],
+    }
+
+
+def recorded_s(world: World) -> dict[bytes, list[float]]:
+    """Return when each record was put as done, over all lives of etcd's data."""
+    done: dict[bytes, list[float]] = defaultdict(list)
+    for change, record in records(world.store.history):
+        if record["state"] == "done":
+            done[change.key].append(change.at_s)
+    return done
 
 
 def read_table() -> dict[str, dict[str, bool]]:
@@ -68,9 +288,3 @@ def test_a_record_is_kept_for_the_window_at_least() -> None:
     ]
     assert len(apart_s) >= 10
     assert min(apart_s) >= WINDOW_S
-
-
-def test_the_page_links_to_what_is_there() -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", PAGE.read_text())
-    assert links
-    assert [link for link in links if not (PAGE.parent / link).exists()] == []

@@ -1,30 +1,73 @@
-"""What producers send: new events, duplicates, other bodies under a known id, and rubbish."""
+"""What producers send, what the handlers make of it, and the outside that these call."""
 
 from __future__ import annotations
 
+import asyncio
+import math
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import pika
 
 from fakes.headers import encoded, entry, nested, table
-from idempotent_consumer.event import decode
-from simulation.plan import OF_DATA
-from simulation.run import SERVICE, Run
+from idempotent_consumer import Service
+from idempotent_consumer.event import Event, Publish, Put, decode
+from simulation.process import Life
+from simulation.run import OF_DATA, SERVICE, Run
 
 if TYPE_CHECKING:
     from simulation.broker import SimulatedBroker
 
-PURE = ("order", "parts", "shared", "nothing", "flaky", "doomed", "greedy", "announce")
-CLAIMED = ("call", "flaky_call", "doomed_call", "call_announce")
+Result = list[Put | Publish] | Put | None
+
+SHARED_KEY = "/latest"
 STRANGER = "stranger"
 ANNOUNCED = "announced"
 """The type of what the service publishes itself; it comes to its own queue too."""
 
-CAN_FAIL = ("flaky", "doomed", "greedy", "flaky_call", "doomed_call")
-NEVER_SUCCEEDS = ("doomed", "greedy", "doomed_call")
+
+@dataclass(frozen=True)
+class EventType:
+    """What the handler of a type does.
+
+    It raises that often. Where it does not, it writes so many ``keys`` of its own, more than a
+    transaction has room for where it is ``greedy``, the key that all events share, or publishes.
+    """
+
+    claimed: bool = False
+    raises: float = 0.0
+    keys: int = 1
+    shared: bool = False
+    greedy: bool = False
+    announces: bool = False
+
+    @property
+    def can_fail(self) -> bool:
+        return self.raises > 0 or self.greedy
+
+    @property
+    def never_succeeds(self) -> bool:
+        return self.raises == 1 or self.greedy
+
+
+TYPES = {
+    "order": EventType(),
+    "parts": EventType(keys=3),
+    "shared": EventType(keys=0, shared=True),
+    "nothing": EventType(keys=0),
+    "flaky": EventType(raises=0.4),
+    "doomed": EventType(raises=1),
+    "greedy": EventType(keys=128, greedy=True),
+    "announce": EventType(announces=True),
+    "call": EventType(claimed=True, keys=0),
+    "flaky_call": EventType(claimed=True, raises=0.4),
+    "doomed_call": EventType(claimed=True, raises=1),
+    "call_announce": EventType(claimed=True, announces=True),
+}
+_PURE = tuple(name for name, kind in TYPES.items() if not kind.claimed)
+_CLAIMED = tuple(name for name, kind in TYPES.items() if kind.claimed)
 
 _PROPERTIES = (
     pika.BasicProperties(type="event"),
@@ -43,24 +86,26 @@ _PROPERTIES = (
 
 _LONG = "x" * 150
 _IDS = (
-    "a/b",
-    "a/b/",
-    "a",
-    "A",
-    "nul\0",
-    "nul",
-    "\u00e9",
-    "e\u0301",
-    "sha256:" + "0" * 64,
-    _LONG + "1",
-    _LONG + "2",
-    _LONG,
-    "\U0001f600" * 40,
-    " ",
-    "x" * 128,
-    "x" * 129,
+    *("a/b", "a/b/", "a", "A", "nul\0", "nul", "\u00e9", "e\u0301", "sha256:" + "0" * 64, " "),
+    *(_LONG + "1", _LONG + "2", _LONG, "\U0001f600" * 40, "x" * 128, "x" * 129),
 )
 """Ids that a careless key would bring together, or could not write."""
+
+_INVALID = (
+    b"",
+    b"no json %d",
+    b"[%d]",
+    b'{"id":%d,"type":"order"}',
+    b'{"id":"","type":"order","n":%d}',
+    b'{"id":"i%d","type":null}',
+    b'{"id":"i%d","type":"order","args":null}',
+    b'{"id":"i%d"}',
+    b'{"id":"i%d","type":"order","args":{"a":NaN}}',
+    b"\xff\xfe%d",
+    b'{"id":"\\ud800%d","type":"order"}',
+    b'{"id":"i%d","type":"order","args":{"a":' + b"[" * 600 + b"]" * 600 + b"}}",
+)
+_KINDS = ("new", "duplicate", "conflict", "stranger", "invalid")
 
 
 @dataclass(frozen=True)
@@ -75,7 +120,32 @@ class Sent:
     @property
     def handled(self) -> bool:
         """Whether a handler is there for it."""
-        return bool(self.digest) and self.event_type not in (STRANGER, ANNOUNCED)
+        return bool(self.digest) and self.event_type in TYPES
+
+    @property
+    def handler(self) -> EventType:
+        return TYPES[self.event_type]
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys that its handler writes, but for the one that events share."""
+        return effect_keys(self.event_type, self.event_id)
+
+    @property
+    def announcements(self) -> list[bytes]:
+        """The bodies of the events that its handler publishes."""
+        if not self.handled or not self.handler.announces:
+            return []
+        number = orjson.loads(self.body)["args"]["number"]
+        return [
+            orjson.dumps({"id": f"{self.event_id}/{SERVICE}/{n}", "type": ANNOUNCED, "args": args})
+            for n, args in enumerate([{"number": number}, {}])
+        ]
+
+
+def effect_keys(event_type: str, event_id: str) -> list[str]:
+    """Return the keys that a type's handler writes, but for the one that events share."""
+    return [f"/{event_type}/{event_id}/{n}" for n in range(TYPES[event_type].keys)]
 
 
 class Workload:
@@ -86,12 +156,11 @@ class Workload:
         self._drawn: list[tuple[str, str, int]] = []
         self._numbers = 0
         # Few types in most runs: claims need company of their own kind to be contested.
-        pool = (*PURE, *CLAIMED)
         self._types = types or rng.choice(
             [
-                pool,
-                PURE,
-                CLAIMED,
+                tuple(TYPES),
+                _PURE,
+                _CLAIMED,
                 ("order", "flaky_call"),
                 ("flaky_call",),
                 ("call",),
@@ -105,28 +174,29 @@ class Workload:
     def draw(self, kind: str) -> Sent:
         """Return the next body of a kind: new, duplicate, conflict, stranger or invalid."""
         self._numbers += 1
+        number = self._numbers
         if kind == "invalid":
-            return Sent(self._invalid())
+            body = self._rng.choice(_INVALID)
+            return Sent(body % number if body else body)
         if kind == "stranger":
-            return self._event(f"s{self._numbers}", STRANGER, 0)
+            return self._event(f"s{number}", STRANGER, 0)
         if kind == "new" or not self._drawn:
-            return self._new()
-        event_id, event_type, number = self._rng.choice(self._drawn[-8:])
-        if kind == "conflict":
+            event_id, event_type = self._new_id(), self._rng.choice(self._types)
+        else:
+            event_id, event_type, number = self._rng.choice(self._drawn[-8:])
+            if kind == "duplicate":
+                return self._event(event_id, event_type, number)
+            number = self._numbers
             if self._rng.random() < 0.3:
                 event_type = self._rng.choice(self._types)
-            number = self._numbers
-            self._drawn.append((event_id, event_type, number))
+        self._drawn.append((event_id, event_type, number))
         return self._event(event_id, event_type, number)
 
-    def _new(self) -> Sent:
+    def _new_id(self) -> str:
         used = {event_id for event_id, _, _ in self._drawn}
         free = [event_id for event_id in _IDS if event_id not in used]
         special = free and self._rng.random() < 0.25
-        event_id = self._rng.choice(free) if special else f"e{self._numbers}"
-        event_type = self._rng.choice(self._types)
-        self._drawn.append((event_id, event_type, self._numbers))
-        return self._event(event_id, event_type, self._numbers)
+        return self._rng.choice(free) if special else f"e{self._numbers}"
 
     def _event(self, event_id: str, event_type: str, number: int) -> Sent:
         """Write an event; what is not in its digest differs each time."""
@@ -139,28 +209,6 @@ class Workload:
         self._rng.shuffle(members)
         body = orjson.dumps(dict(members))
         return Sent(body, event_id, event_type, decode(body).digest)
-
-    def _invalid(self) -> bytes:
-        n = self._numbers
-        return self._rng.choice(
-            [
-                b"",
-                b"no json %d" % n,
-                b"[%d]" % n,
-                b'{"id":%d,"type":"order"}' % n,
-                b'{"id":"","type":"order","n":%d}' % n,
-                b'{"id":"i%d","type":null}' % n,
-                b'{"id":"i%d","type":"order","args":null}' % n,
-                b'{"id":"i%d"}' % n,
-                b'{"id":"i%d","type":"order","args":{"a":NaN}}' % n,
-                b"\xff\xfe%d" % n,
-                b'{"id":"\\ud800%d","type":"order"}' % n,
-                b'{"id":"i%d","type":"order","args":{"a":' % n + b"[" * 600 + b"]" * 600 + b"}}",
-            ]
-        )
-
-
-_KINDS = ("new", "duplicate", "conflict", "stranger", "invalid")
 
 
 class Producer:
@@ -186,17 +234,126 @@ class Producer:
     def _publish(self, sent: Sent) -> None:
         broker, rng = self._broker, self._run.rng
         if broker.away:
-            self._later(broker.away_until_s - broker.agenda.now_s + 0.1, sent)
+            self._later(1.0, sent)
             return
         self.unsent -= 1
         broker.sent[sent.body] = sent
-        confirmed = not self._run.happens("publish not confirmed")
-        if confirmed or rng.random() < 0.5:
+        unconfirmed = self._run.happens("publish not confirmed", "producer")
+        if not unconfirmed or rng.random() < 0.5:
             broker.publish("", SERVICE, sent.body, rng.choice(_PROPERTIES))
-        if confirmed:
+        if not unconfirmed:
             self.confirmed.add(sent.body)
-            return
-        self._run.fault("publish not confirmed", "producer")
-        if rng.random() < 0.7:
+        elif rng.random() < 0.7:
             self.unsent += 1
             self._later(rng.uniform(0.05, 5.0), sent)
+
+
+@dataclass
+class Call:
+    """One call as the outside sees it, from its start to its end on the world's clock.
+
+    ``reached`` is false where the process died before the request had left it. ``cut_s`` is when
+    the process gave it up before its end. ``decided_s`` is when it looked at its claim: long
+    before the start, where it froze in between.
+    """
+
+    event: Event
+    life: Life
+    decided_s: float
+    start_s: float
+    end_s: float
+    raised: bool
+    reached: bool = True
+    cut_s: float | None = None
+
+    @property
+    def returned(self) -> bool:
+        """Whether the process has had the answer."""
+        ended_s = self.life.ended_s
+        return self.cut_s is None and (ended_s is None or ended_s >= self.end_s)
+
+
+class Outside:
+    """Takes the calls and keeps them. ``runs`` has the event of each run of a pure handler."""
+
+    def __init__(self, run: Run) -> None:
+        self._rng, self._plan, self._run = run.rng, run.plan, run
+        self.calls: list[Call] = []
+        self.runs: list[Event] = []
+
+    def call(self, event: Event, life: Life) -> Call:
+        """Make a call, which ends within the handler's time-out."""
+        decided_s = life.agenda.now_s
+        if "frozen" in self._plan.rates and self._rng.random() < 0.03:
+            # The narrow place that no lease can guard: frozen just before it sends.
+            life.freeze(min(self._rng.uniform(1.0, 40.0), self._plan.longest_freeze_s))
+        start_s = max(decided_s, life.frozen_until_s)
+        end_s = start_s + self._rng.uniform(0.0, self._plan.call_s)
+        raises = self._rng.random() < TYPES[event.type].raises
+        call = Call(event, life, decided_s, start_s, end_s, raises)
+        self.calls.append(call)
+        self._run.note(life.name, "calls", event.id, f"until {call.end_s:.3f}")
+        return call
+
+    def process_ended(self, life: Life) -> None:
+        """Decide what the outside has seen of the calls that were under way."""
+        now_s = life.agenda.now_s
+        for call in self.calls:
+            if call.life is life and call.cut_s is None and now_s < call.end_s:
+                call.reached = self._rng.random() < 0.5 and call.start_s <= now_s
+                call.end_s = now_s if math.isinf(call.end_s) else call.end_s
+                which = "reached" if call.reached else "did not reach"
+                self._run.fault(f"killed in a call that {which} the outside", life.name)
+
+
+class Handlers:
+    """The handlers of one process."""
+
+    def __init__(self, life: Life, outside: Outside) -> None:
+        self._life, self._outside, self._rng = life, outside, life.run.rng
+
+    def register(self, service: Service) -> None:
+        """Give them to a service; a claimed one is a coroutine function or a plain one."""
+        for name, kind in TYPES.items():
+            if kind.claimed:
+                claimed: Any = self._on_loop if self._rng.random() < 0.5 else self._on_thread
+                service.claimed_handler(name, self._life.run.plan.call_timeout_s)(claimed)
+            else:
+                service.handler(name)(self._pure)
+
+    def _pure(self, event: Event) -> Result:
+        self._outside.runs.append(event)
+        return _result(event, self._rng.random() < TYPES[event.type].raises)
+
+    def _on_thread(self, event: Event, _timeout_s: float) -> Result:
+        call = self._outside.call(event, self._life)
+        self._life.spend(call.end_s - self._life.agenda.now_s)
+        return _result(event, call.raised)
+
+    async def _on_loop(self, event: Event, _timeout_s: float) -> Result:
+        call = self._outside.call(event, self._life)
+        if call.raised and self._rng.random() < 0.3:
+            call.end_s = math.inf  # It fails by its time-out.
+        try:
+            await asyncio.sleep(call.end_s - self._life.agenda.now_s)
+        except asyncio.CancelledError:
+            call.cut_s = self._life.agenda.now_s
+            call.end_s = min(call.end_s, call.cut_s)
+            self._life.run.fault("call cut off", self._life.name)
+            raise
+        # It has ended, though the clock may be a rounding error before its end.
+        call.end_s = min(call.end_s, self._life.agenda.now_s)
+        return _result(event, call.raised)
+
+
+def _result(event: Event, raises: bool) -> Result:
+    """Return what a handler returns: what is written, between two events to be published."""
+    if raises:
+        raise ConnectionError("refused")
+    kind, value = TYPES[event.type], event.digest.encode()
+    keys = [*effect_keys(event.type, event.id), *([SHARED_KEY] if kind.shared else [])]
+    puts = [Put(key, value) for key in keys]
+    if kind.announces:
+        number = Publish(ANNOUNCED, {"number": event.args["number"]})
+        return [number, *puts, Publish(ANNOUNCED)]
+    return [*puts] if len(puts) > 1 else next(iter(puts), None)

@@ -113,8 +113,8 @@ class Letter:
     @property
     def kind_of_error(self) -> str:
         """Return the error with its numbers and ids blanked: what events with one cause share."""
-        error = self.error.replace(self.id, "#") if self.id else self.error
-        return _VARYING.sub("#", error)
+        own_id = rf"(?<!\w){re.escape(self.id)}(?!\w)" if self.id else "(?!)"
+        return _VARYING.sub("#", re.sub(own_id, "#", self.error))
 
     def matches(self, wanted: Mapping[str, str]) -> bool:
         """Return whether it has this reason, type and id, and this text in its error."""
@@ -218,7 +218,7 @@ class DeadLetterQueue:
 
     def resend(self, letter: Letter) -> None:
         """Publish a letter to its service's own queue as it first was, and then remove it."""
-        replays = {names.REPLAYS_HEADER: letter.replays + 1}
+        replays: dict[str, object] = {names.REPLAYS_HEADER: letter.replays + 1}
         properties = forwarded_properties(letter.properties, replays, without=_OURS)
         self._channel.basic_publish(
             names.DEFAULT_EXCHANGE, self._service, letter.body, properties, mandatory=True

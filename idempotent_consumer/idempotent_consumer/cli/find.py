@@ -92,8 +92,8 @@ def _lines(name: str, places: dict[str, Any], context: Context) -> list[str]:
     texts += [_message(name, message) for message in places["messages"]]
     if not texts:
         unacked = places["unacked"]
-        in_flight = f"; its replicas have {unacked:,} in flight, which may include it"
-        texts.append("not found" + in_flight * bool(unacked))
+        may_be = f"; its replicas have {unacked:,} in flight, which may include it"
+        texts.append("not found" + may_be * bool(unacked))
     texts += [
         f"not looked for among the {number:,} messages of {queue}: --all does"
         for queue, number in places["not_looked_into"].items()

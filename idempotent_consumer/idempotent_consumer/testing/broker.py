@@ -1,50 +1,52 @@
-"""A RabbitMQ in memory, at the level of AMQP, and pika's connection and channel to it.
+"""A RabbitMQ in memory, which speaks AMQP with pika's own connections and channels.
 
-``tests/integration/test_broker_contract.py`` holds it against a real RabbitMQ. Methods that are
-pika's or AMQP's do what its documentation says, as far as the library uses them.
+``tests/integration/test_broker_contract.py`` holds it against a real RabbitMQ: it does what AMQP's
+documentation says, as far as the library uses it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import struct
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property, partial
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pika
 from pika import frame, spec
-from pika.exceptions import (
-    AMQPConnectionError,
-    ChannelClosedByBroker,
-    ChannelClosedByClient,
-    ChannelWrongStateError,
-    ConnectionClosedByClient,
-    ConnectionOpenAborted,
-    ConnectionWrongStateError,
-    StreamLostError,
-)
+from pika.exceptions import AMQPConnectionError, ConnectionWrongStateError, StreamLostError
 
+from .. import amqp
 from ..amqp import Properties, with_headers
 from .loop import Agenda, Loop, Wire
 
-Callback = Callable[..., object]
-Answered = Callback | None
+RESET = StreamLostError("Stream connection lost: ConnectionResetError(104, 'reset')")
+
+_HANDSHAKE = (
+    spec.Connection.Start(
+        server_properties={"capabilities": {"publisher_confirms": True, "basic.nack": True}}
+    ),
+    spec.Connection.Tune(channel_max=2047, frame_max=131072),
+    spec.Connection.OpenOk(),
+)
+"""Said in one go: pika's answers to it tell the broker nothing."""
 
 
+@dataclass(eq=False)
 class Message:
     """A message in a queue; ``number`` counts all that were stored, ``returns`` its returns.
 
     ``encoded`` are its properties as they are on the wire.
     """
 
-    def __init__(
-        self, number: int, body: bytes, encoded: bytes, exchange: str, routing_key: str
-    ) -> None:
-        self.number, self.body, self.encoded = number, body, encoded
-        self.exchange, self.routing_key, self.returns = exchange, routing_key, 0
+    number: int
+    body: bytes
+    encoded: bytes
+    exchange: str
+    routing_key: str
+    returns: int = 0
 
     @cached_property
     def properties(self) -> Any:
@@ -68,12 +70,15 @@ class Queue:
         return [message.body for message in self.ready]
 
 
+@dataclass(eq=False)
 class Consumer:
     """A consumer of a queue on a channel."""
 
-    def __init__(self, channel: ServerChannel, queue: Queue, tag: str, prefetch: int) -> None:
-        self.channel, self.queue, self.tag = channel, queue, tag
-        self.prefetch, self.unacked = prefetch, 0
+    channel: ServerChannel
+    queue: Queue
+    tag: str
+    prefetch: int
+    unacked: int = 0
 
     @property
     def room(self) -> bool:
@@ -101,7 +106,8 @@ class FakeBroker:
 
     ``away`` refuses connections. ``confirms`` off holds confirms back, for the test to send them
     by ``ServerChannel.confirm``. ``nacks`` says of a queue's name whether it takes no message.
-    ``sinks`` has exchanges whose messages all go to one queue. ``arrived`` is how many deliveries
+    ``exchanges`` are topic exchanges, with their bindings: keys and queues. ``sinks`` has exchanges
+    whose messages all go to one queue. ``arrived`` is how many deliveries
     have come to each process, and ``consumed`` how many consumers there have been.
     A subclass can decide what else there is to decide, such as the order of deliveries.
     """
@@ -111,7 +117,7 @@ class FakeBroker:
         self.latency_s: Callable[[], float] = lambda: 0.0
         self.away, self.alarm, self.confirms = False, False, True
         self.nacks: Callable[[str], bool] = lambda _: False
-        self.exchanges: dict[str, tuple[str, list[tuple[str, str]]]] = {}
+        self.exchanges: dict[str, list[tuple[str, str]]] = {}
         self.queues: dict[str, Queue] = {}
         self.sessions: list[Session] = []
         self.connections: list[Connection] = []
@@ -125,7 +131,7 @@ class FakeBroker:
 
     # What a process reaches.
 
-    def connect(self, parameters: Any, **callbacks: Callback) -> Connection:
+    def connect(self, parameters: Any, **callbacks: Any) -> Connection:
         connection = Connection(self, parameters, **callbacks)
         self.connections.append(connection)
         return connection
@@ -145,7 +151,7 @@ class FakeBroker:
     def delete_queue(self, name: str) -> None:
         """Delete a queue with its messages; its consumers are told."""
         queue = self.queues.pop(name)
-        for _, bindings in self.exchanges.values():
+        for bindings in self.exchanges.values():
             bindings[:] = [(key, bound) for key, bound in bindings if bound != name]
         for consumer in list(queue.consumers):
             consumer.channel.cancelled_by_broker(consumer)
@@ -156,18 +162,48 @@ class FakeBroker:
         for session in list(self.sessions):
             session.unblock()
 
-    def lose(self, connection: Connection) -> None:
-        """Reset a connection: both sides know at once, and what is under way is lost."""
-        connection.to_broker.cut(0)
-        connection.to_client.cut(0)
-        connection.session.end()
-        error = StreamLostError("Stream connection lost: ConnectionResetError(104, 'reset')")
-        self.agenda.later(0.0, partial(connection.lost, error), connection.loop)
+    def lose(
+        self,
+        connection: Connection,
+        kept: tuple[int, int] = (0, 0),
+        noticed_s: tuple[float, float] = (0.0, 0.0),
+    ) -> int:
+        """Reset a connection; return how many frames are lost, of those that were under way.
+
+        So many to the broker and to the client arrive all the same; so long after them either side
+        notices the end.
+        """
+        wires = (connection.to_broker, connection.to_client)
+        lost = sum(wire.cut(keep) for wire, keep in zip(wires, kept, strict=True))
+        to_broker_s, to_client_s = (
+            max(0.0, wire.idle_at_s - self.agenda.now_s) + wait_s
+            for wire, wait_s in zip(wires, noticed_s, strict=True)
+        )
+        self.agenda.later(to_broker_s, connection.session.end)
+        self.agenda.later(to_client_s, partial(connection.lost, RESET), connection.loop)
+        if not connection.loop.alive:
+            self.connections.remove(connection)
+        return lost
 
     def gone(self, loop: Loop) -> None:
         """Learn that a process has died: what it has written arrives, and then its end."""
-        for connection in [one for one in self.connections if one.loop is loop]:
-            connection.to_broker.send(connection.session.end)
+        for connection in self.connections_of(loop):
+            self.lose(connection, (connection.to_broker.under_way, 0))
+
+    # What the test looks at.
+
+    def connections_of(self, loop: Loop) -> list[Connection]:
+        """Return the connections of one process."""
+        return [connection for connection in self.connections if connection.loop is loop]
+
+    @property
+    def channels(self) -> list[ServerChannel]:
+        return [channel for session in self.sessions for channel in session.channels.values()]
+
+    @property
+    def unacked(self) -> list[Message]:
+        """What has been given out and is not acked."""
+        return [message for one in self.channels for _, message in one.unacked.values()]
 
     # What the broker decides.
 
@@ -209,8 +245,9 @@ class FakeBroker:
         if not exchange:
             found = {routing_key}
         elif exchange in self.exchanges:
-            kind, bindings = self.exchanges[exchange]
-            found = {queue for key, queue in bindings if _matches(kind, key, routing_key)}
+            words = routing_key.split(".")
+            bindings = self.exchanges[exchange]
+            found = {queue for key, queue in bindings if _matches(key.split("."), words)}
         else:
             raise ChannelError(404, f"NOT_FOUND - no exchange '{exchange}' in vhost '/'")
         return [queue for name, queue in self.queues.items() if name in found]
@@ -285,22 +322,32 @@ class Session:
             return
         self.alive = True
         self.broker.sessions.append(self)
-        connection.to_client.send(connection.opened)
+        for method in _HANDSHAKE:
+            self.send(0, method)
+
+    def send(self, number: int, method: Any, *content: bytes) -> None:
+        """Send a method on a channel, with a message's encoded properties and its body."""
+        connection = self.connection
+        connection.to_client.send(partial(connection.receive, number, method, *content))
 
     def receive(self, number: int, sent: Sent) -> None:
-        if sent.method == "basic_publish" and self.broker.alarm and not self.blocked:
+        method = sent.method
+        if isinstance(method, spec.Basic.Publish) and self.broker.alarm and not self.blocked:
             self.blocked = True
-            self.connection.to_client.send(partial(self.connection.on_blocked, True))
+            self.send(0, spec.Connection.Blocked("low on memory"))
         if self.blocked:
             self._unread.append(partial(self.receive, number, sent))
             return
-        if sent.method == "channel_open":
+        if isinstance(method, spec.Connection.Close):
+            self.end()
+            self.send(0, spec.Connection.CloseOk())
+        elif isinstance(method, spec.Channel.Open):
             self.channels[number] = ServerChannel(self, number)
         channel = self.channels.get(number)
         if channel is None or not self.alive:
             return
         try:
-            getattr(channel, sent.method)(*sent.arguments)
+            getattr(channel, method.NAME.replace(".", "_").lower())(method, *sent.content)
         except ChannelError as error:
             self.broker.refused(channel, error)
             self.close_channel(channel, error)
@@ -309,7 +356,7 @@ class Session:
         """Read on, if the alarm is over."""
         if self.blocked and not self.broker.alarm:
             self.blocked = False
-            self.connection.to_client.send(partial(self.connection.on_blocked, False))
+            self.send(0, spec.Connection.Unblocked())
             unread, self._unread = self._unread, []
             for read in unread:
                 read()
@@ -318,10 +365,7 @@ class Session:
         """Close a channel for an error; the connection is still there."""
         if self.channels.pop(channel.number, None) is not None:
             channel.end()
-            reason = ChannelClosedByBroker(error.code, str(error))
-            self.connection.to_client.send(
-                partial(self.connection.on_channel_closed, channel.number, reason)
-            )
+            self.send(channel.number, spec.Channel.Close(error.code, str(error), 0, 0))
 
     def end(self) -> None:
         """Take back what is not acked; what is not confirmed never will be.
@@ -336,12 +380,6 @@ class Session:
             channels, self.channels = list(self.channels.values()), {}
             for channel in channels:
                 channel.end()
-
-    def close(self) -> None:
-        """End as the client wishes, and agree."""
-        self.end()
-        agreed = ConnectionClosedByClient(200, "Normal shutdown")
-        self.connection.to_client.send(partial(self.connection.lost, agreed))
 
 
 class ServerChannel:
@@ -374,128 +412,117 @@ class ServerChannel:
         method = spec.Basic.Deliver(
             consumer.tag, self._tag, redelivered, message.exchange, message.routing_key
         )
-        self._send("on_deliver", method, encoded, message.body)
+        self._send(method, encoded, message.body)
 
     def confirm(self, number: int, multiple: bool = False) -> None:
         """Confirm a message that was published, or all up to it, as taken or not."""
         taken = self.unconfirmed[number]
         for each in [n for n in self.unconfirmed if n <= number] if multiple else [number]:
             del self.unconfirmed[each]
-        method = (spec.Basic.Ack if taken else spec.Basic.Nack)(number, multiple)
-        self._send("on_confirm", frame.Method(self.number, method))
+        self._send((spec.Basic.Ack if taken else spec.Basic.Nack)(number, multiple))
 
     def cancelled_by_broker(self, consumer: Consumer) -> None:
         """End a consumer, as when its queue is deleted or moves."""
         self._end_consumer(consumer)
-        self._send("on_cancel", frame.Method(self.number, spec.Basic.Cancel(consumer.tag)))
+        self._send(spec.Basic.Cancel(consumer.tag))
 
-    def _send(self, method: str, *arguments: Any) -> None:
-        connection = self.session.connection
-        connection.to_client.send(partial(connection.on_frame, self.number, method, *arguments))
+    def _send(self, method: Any, *content: bytes) -> None:
+        self.session.send(self.number, method, *content)
 
-    def _answer(self, answered: Answered, method: Any) -> None:
-        if answered is not None:
-            self._send("on_answer", answered, frame.Method(self.number, method))
+    def _answer(self, method: Any, answer: Any) -> None:
+        if not getattr(method, "nowait", False):
+            self._send(answer)
 
     # What the client sends.
 
-    def channel_open(self, answered: Answered) -> None:
-        self._answer(answered, spec.Channel.OpenOk())
+    def channel_open(self, method: Any) -> None:
+        self._answer(method, spec.Channel.OpenOk())
 
-    def channel_close(self) -> None:
-        self.session.channels.pop(self.number, None)
+    def channel_close(self, method: Any) -> None:
+        self.session.channels.pop(self.number)
         self.end()
+        self._answer(method, spec.Channel.CloseOk())
 
-    def exchange_declare(
-        self, exchange: str, kind: str, passive: bool, durable: bool, answered: Answered = None
-    ) -> None:
-        if passive:
-            self.broker.route(exchange, "")
-        found, _ = self.broker.exchanges.setdefault(exchange, (kind, []))
-        if found != kind and not passive:
-            raise _inequivalent("type", "exchange", exchange, kind, found)
-        self._answer(answered, spec.Exchange.DeclareOk())
+    def exchange_declare(self, method: Any) -> None:
+        if method.type != "topic":
+            raise ChannelError(540, f"NOT_IMPLEMENTED - an exchange of type '{method.type}'")
+        if method.passive:
+            self.broker.route(method.exchange, "")
+        self.broker.exchanges.setdefault(method.exchange, [])
+        self._answer(method, spec.Exchange.DeclareOk())
 
-    def queue_declare(
-        self,
-        name: str,
-        passive: bool,
-        durable: bool,
-        arguments: Mapping[str, Any],
-        answered: Answered = None,
-    ) -> None:
-        queue = self._queue(name) if passive else self.broker.queues.get(name)
+    def queue_declare(self, method: Any) -> None:
+        name, arguments = method.queue, method.arguments or {}
+        queue = self._queue(name) if method.passive else self.broker.queues.get(name)
         if queue is None:
             queue = self.broker.queues[name] = Queue(name, arguments)
-        elif not passive and queue.arguments != arguments:
+        elif not method.passive:
             for key in {**queue.arguments, **arguments}:
                 received, current = arguments.get(key), queue.arguments.get(key)
                 if received != current:
-                    raise _inequivalent(key, "queue", name, received, current)
+                    raise _inequivalent(key, name, received, current)
         counts = {"message_count": len(queue.ready), "consumer_count": len(queue.consumers)}
-        self._answer(answered, spec.Queue.DeclareOk(name, **counts))
+        self._answer(method, spec.Queue.DeclareOk(name, **counts))
 
-    def queue_bind(
-        self, queue: str, exchange: str, routing_key: str, answered: Answered = None
-    ) -> None:
-        self._queue(queue)
-        self.broker.route(exchange, "")
-        _, bindings = self.broker.exchanges[exchange]
-        if (routing_key, queue) not in bindings:
-            bindings.append((routing_key, queue))
-        self._answer(answered, spec.Queue.BindOk())
+    def queue_bind(self, method: Any) -> None:
+        self._queue(method.queue)
+        self.broker.route(method.exchange, "")
+        bindings = self.broker.exchanges[method.exchange]
+        if (method.routing_key, method.queue) not in bindings:
+            bindings.append((method.routing_key, method.queue))
+        self._answer(method, spec.Queue.BindOk())
 
-    def basic_qos(self, prefetch_count: int, answered: Answered = None) -> None:
-        self._prefetch = prefetch_count
-        self._answer(answered, spec.Basic.QosOk())
+    def basic_qos(self, method: Any) -> None:
+        self._prefetch = method.prefetch_count
+        self._answer(method, spec.Basic.QosOk())
 
-    def basic_consume(self, queue: str, tag: str, answered: Answered = None) -> None:
-        consumer = Consumer(self, self._queue(queue), tag, self._prefetch)
+    def basic_consume(self, method: Any) -> None:
+        tag = method.consumer_tag
+        consumer = Consumer(self, self._queue(method.queue), tag, self._prefetch)
         self.consumers[tag] = consumer
         self.broker.consumed += 1
         self._epoch = self.broker.consumed
         consumer.queue.consumers.append(consumer)
         # The answer precedes the first delivery.
-        self._answer(answered, spec.Basic.ConsumeOk(tag))
+        self._answer(method, spec.Basic.ConsumeOk(tag))
         self.broker.dispatch(consumer.queue)
 
-    def basic_cancel(self, tag: str, answered: Answered = None) -> None:
+    def basic_cancel(self, method: Any) -> None:
         """Consume no more; what was delivered stays unacked."""
+        tag = method.consumer_tag
         self.cancelled.add(tag)
         if tag in self.consumers:
             self._end_consumer(self.consumers[tag])
-        self._answer(answered, spec.Basic.CancelOk(tag))
+        self._answer(method, spec.Basic.CancelOk(tag))
 
-    def basic_ack(self, tag: int, multiple: bool) -> None:
-        tags = self._tags(tag, multiple)
-        self.broker.acks.append(Ack(self._epoch, tuple(tags), multiple))
+    def basic_ack(self, method: Any) -> None:
+        tags = self._tags(method.delivery_tag, method.multiple)
+        self.broker.acks.append(Ack(self._epoch, tuple(tags), method.multiple))
         settled = self._take(tags)
         for consumer, message in settled:
             self.broker.settled(consumer, message)
-        self._dispatch([consumer for consumer, _ in settled])
+        for queue in {consumer.queue: None for consumer, _ in settled}:
+            self.broker.dispatch(queue)
 
-    def basic_reject(self, tag: int, requeue: bool) -> None:
-        for consumer, message in self._take(self._tags(tag, multiple=False)):
-            if requeue:
+    def basic_reject(self, method: Any) -> None:
+        for consumer, message in self._take(self._tags(method.delivery_tag, multiple=False)):
+            if method.requeue:
                 self.broker.rejected(consumer, message)
             else:
                 self.broker.dead_letter(consumer.queue, message, "rejected")
 
-    def confirm_select(self, answered: Answered = None) -> None:
+    def confirm_select(self, method: Any) -> None:
         self.confirming = True
-        self._answer(answered, spec.Confirm.SelectOk())
+        self._answer(method, spec.Confirm.SelectOk())
 
-    def basic_publish(
-        self, exchange: str, routing_key: str, body: bytes, encoded: bytes, mandatory: bool
-    ) -> None:
-        broker = self.broker
+    def basic_publish(self, method: Any, encoded: bytes, body: bytes) -> None:
+        broker, exchange, routing_key = self.broker, method.exchange, method.routing_key
         queues, taken = broker.route(exchange, routing_key), True
         self._published += 1
         number = self._published
         broker.publishing(self, Message(number, body, encoded, exchange, routing_key))
-        if mandatory and not queues:
-            method = spec.Basic.Return(312, "NO_ROUTE", exchange, routing_key)
-            self._send("on_return", method, encoded, body)
+        if method.mandatory and not queues:
+            self._send(spec.Basic.Return(312, "NO_ROUTE", exchange, routing_key), encoded, body)
         for queue in queues:
             if broker.nacks(queue.name):
                 taken = False
@@ -528,10 +555,6 @@ class ServerChannel:
             consumer.unacked -= 1
         return taken
 
-    def _dispatch(self, consumers: list[Consumer]) -> None:
-        for queue in {consumer.queue: None for consumer in consumers}:
-            self.broker.dispatch(queue)
-
     def _queue(self, name: str) -> Queue:
         if name not in self.broker.queues:
             raise ChannelError(404, f"NOT_FOUND - no queue '{name}' in vhost '/'")
@@ -550,108 +573,49 @@ def _encoded(properties: Any) -> bytes:
     return b"".join((properties or pika.BasicProperties()).encode())
 
 
-def _inequivalent(
-    argument: str, kind: str, name: str, received: object, current: object
-) -> ChannelError:
+def _inequivalent(argument: str, queue: str, received: object, current: object) -> ChannelError:
     shown = [f"'{value}'" if value is not None else "none" for value in (received, current)]
     return ChannelError(
         406,
-        f"PRECONDITION_FAILED - inequivalent arg '{argument}' for {kind} '{name}' in vhost '/': "
+        f"PRECONDITION_FAILED - inequivalent arg '{argument}' for queue '{queue}' in vhost '/': "
         f"received {shown[0]} but current is {shown[1]}",
     )
 
 
-def _matches(kind: str, binding_key: str, routing_key: str) -> bool:
-    if kind == "fanout":
-        return True
-    if kind == "direct":
-        return binding_key == routing_key
-    return _topic_matches(binding_key.split("."), routing_key.split("."))
-
-
-def _topic_matches(pattern: list[str], words: list[str]) -> bool:
+def _matches(pattern: list[str], words: list[str]) -> bool:
     if not pattern:
         return not words
     if pattern[0] == "#":
-        return any(_topic_matches(pattern[1:], words[at:]) for at in range(len(words) + 1))
-    return bool(words) and pattern[0] in ("*", words[0]) and _topic_matches(pattern[1:], words[1:])
+        return any(_matches(pattern[1:], words[at:]) for at in range(len(words) + 1))
+    return bool(words) and pattern[0] in ("*", words[0]) and _matches(pattern[1:], words[1:])
 
 
 # The client's side.
 
 
 class Sent(NamedTuple):
-    """A frame as a process sends it: AMQP's method with its arguments."""
+    """What a process sends: AMQP's method, with a message's encoded properties and its body.
 
-    method: str
-    arguments: tuple[Any, ...] = ()
-
-
-def _adds(event: str) -> Callable[[Any, Callback], None]:
-    """Return one of pika's methods: it adds a callback for an event."""
-
-    def add(to: Any, callback: Callback) -> None:
-        to.callbacks[event].append(callback)
-
-    return add
-
-
-def _sends(method: str, *names: str, **defaults: Any) -> Callable[..., None]:
-    """Return one of pika's methods: it sends the frame of that name, its arguments in order."""
-    order = (*names, *defaults)
-
-    def send(channel: Channel, *given: Any, callback: Callback | None = None, **named: Any) -> None:
-        arguments = {**defaults, **dict(zip(order, given, strict=False)), **named}
-        answered = (callback,) if callback is not None else ()
-        channel.send(method, *(arguments[name] for name in order), *answered)
-
-    return send
-
-
-class Connection:
-    """A connection: what ``pika``'s asyncio connection is to the library.
-
-    ``session`` is the broker's side. Frames in each direction are on a wire.
+    Without a method it connects.
     """
 
-    def __init__(
-        self,
-        broker: FakeBroker,
-        parameters: Any,
-        *,
-        on_open_callback: Callback,
-        on_open_error_callback: Callback,
-        on_close_callback: Callback,
-    ) -> None:
-        self.broker, self.params = broker, parameters
+    method: Any
+    content: tuple[bytes, ...] = ()
+
+
+class Connection(amqp.Connection):
+    """The library's connection, and so pika's, whose stream is a pair of wires.
+
+    ``session`` is the broker's side. There are no heartbeats: who ends a connection says so.
+    """
+
+    def __init__(self, broker: FakeBroker, parameters: Any, **callbacks: Any) -> None:
         loop: Any = asyncio.get_running_loop()
-        self.loop: Loop = loop
-        self._on_open, self._on_open_error = on_open_callback, on_open_error_callback
-        self._on_close = on_close_callback
-        self.is_open = self.is_closed = self._was_open = False
-        self.reader: Any = None
+        self.broker, self.loop = broker, loop
         self.session = Session(broker, self)
-        self._channels: dict[int, Channel] = {}
-        self.callbacks: dict[str, list[Callback]] = defaultdict(list)
         self.to_broker = Wire(broker.agenda, None, broker.latency_s)
         self.to_client = Wire(broker.agenda, self.loop, broker.latency_s)
-        self.send(0, Sent("connect"), self.session.accept)
-
-    # What the library calls.
-
-    def channel(self, on_open_callback: Callback) -> Channel:
-        number = max(self._channels, default=0) + 1
-        channel = self._channels[number] = Channel(self, number)
-
-        def opened(_: Any) -> None:
-            channel.is_open = True
-            on_open_callback(channel)
-
-        self.send(number, Sent("channel_open", (opened,)))
-        return channel
-
-    add_on_connection_blocked_callback = _adds("blocked")
-    add_on_connection_unblocked_callback = _adds("unblocked")
+        super().__init__(parameters, **callbacks)
 
     def pause_reading(self) -> None:
         self.to_client.pause(True)
@@ -659,165 +623,54 @@ class Connection:
     def resume_reading(self) -> None:
         self.to_client.pause(False)
 
-    def close(self) -> None:
-        """Close: answers still arrive until the broker has agreed."""
-        if self.is_closed or (self._was_open and not self.is_open):
-            raise ConnectionWrongStateError("close of a connection that is closing or closed")
-        if not self._was_open:
-            error = ConnectionOpenAborted("close of a connection that was not open yet")
-            self.to_broker.send(self.session.end)
-            self.broker.agenda.later(0.0, partial(self.lost, error), self.loop)
-            return
-        self.is_open = False
-        for channel in self._channels.values():
-            channel.is_open = False
-        self.send(0, Sent("close"), self.session.close)
+    def lost(self, error: Exception | None) -> None:
+        """Learn of the end of the stream; None where it is of the client's own making."""
+        if not self.is_closed:
+            self.broker.connections.remove(self)
+            self._on_stream_terminated(error)
 
-    # The network.
-
-    def send(self, number: int, sent: Sent, arrive: Callback | None = None) -> None:
-        """Send a frame; the process may die before it has been written, or behind it."""
-        self.loop.act("before", sent)
-        self.to_broker.send(arrive or partial(self.session.receive, number, sent))
-        self.loop.act("behind", sent)
-
-    def lost(self, error: Exception) -> None:
+    def receive(self, number: int, method: Any, *content: bytes) -> None:
+        """Read what the broker sends: a message is read as it is on the wire."""
         if self.is_closed:
             return
-        self.is_open, self.is_closed = False, True
-        self.broker.connections.remove(self)
-        for number in list(self._channels):
-            self.on_channel_closed(number, error)
-        (self._on_close if self._was_open else self._on_open_error)(self, error)
-
-    def opened(self) -> None:
-        if not self.is_closed:
-            self.is_open = self._was_open = True
-            self._on_open(self)
-
-    # What arrives.
-
-    def on_frame(self, number: int, method: str, *arguments: Any) -> None:
-        """Hand a frame to its channel, where that is still there."""
-        if number in self._channels:
-            getattr(self._channels[number], method)(*arguments)
-
-    def on_channel_closed(self, number: int, error: Exception) -> None:
-        channel = self._channels.pop(number, None)
-        if channel is not None:
-            channel.is_open, channel.is_closed = False, True
-            for callback in channel.callbacks["close"]:
-                callback(channel, error)
-
-    def on_blocked(self, blocked: bool) -> None:
-        for callback in self.callbacks["blocked" if blocked else "unblocked"]:
-            callback(self, None)
-
-
-class Channel:
-    """A channel, with the callbacks that the library has given it."""
-
-    def __init__(self, connection: Connection, number: int) -> None:
-        self.connection, self.channel_number = connection, number
-        self.is_open = self.is_closed = False
-        self._consumers: dict[str, Callback] = {}
-        self._cancelled: set[str] = set()
-        self.callbacks: dict[str, list[Callback]] = defaultdict(list)
-
-    # What the library calls, with pika's arguments as far as they are used.
-
-    def close(self) -> None:
-        self.send("channel_close")
-        self.is_open = False
-        error = ChannelClosedByClient(0, "Normal shutdown")
-        closed = partial(self.connection.on_channel_closed, self.channel_number, error)
-        self.connection.broker.agenda.later(0.0, closed, self.connection.loop)
-
-    add_on_close_callback = _adds("close")
-    add_on_cancel_callback = _adds("cancel")
-    add_on_return_callback = _adds("return")
-    exchange_declare = _sends(
-        "exchange_declare", "exchange", exchange_type="direct", passive=False, durable=False
-    )
-    queue_declare = _sends(
-        "queue_declare", "queue", passive=False, durable=False, arguments=MappingProxyType({})
-    )
-    queue_bind = _sends("queue_bind", "queue", "exchange", routing_key="")
-    basic_qos = _sends("basic_qos", prefetch_count=0)
-    basic_ack = _sends("basic_ack", delivery_tag=0, multiple=False)
-    basic_reject = _sends("basic_reject", delivery_tag=0, requeue=True)
-
-    def basic_consume(
-        self, queue: str, on_message_callback: Callback, callback: Callback | None = None
-    ) -> str:
-        tag = f"ctag{self.channel_number}.{len(self._consumers) + 1}"
-        self._consumers[tag] = on_message_callback
-        self.send("basic_consume", queue, tag, callback)
-        return tag
-
-    def basic_cancel(self, consumer_tag: str, callback: Callback | None = None) -> None:
-        self._cancelled.add(consumer_tag)
-        self.send("basic_cancel", consumer_tag, callback)
-
-    def confirm_delivery(
-        self, ack_nack_callback: Callback, callback: Callback | None = None
-    ) -> None:
-        self.callbacks["confirm"] = [ack_nack_callback]
-        self.send("confirm_select", callback)
-
-    def basic_publish(
-        self,
-        exchange: str,
-        routing_key: str,
-        body: bytes,
-        properties: Any = None,
-        mandatory: bool = False,
-    ) -> None:
-        self.send("basic_publish", exchange, routing_key, body, _encoded(properties), mandatory)
-
-    def send(self, method: str, *arguments: Any) -> None:
-        """Send a frame. Raises what pika raises on a channel that is not open."""
-        if not self.is_open:
-            raise ChannelWrongStateError("Channel is closed.")
-        self.connection.send(self.channel_number, Sent(method, arguments))
-
-    # What arrives.
-
-    def on_answer(self, answered: Callback, method: Any) -> None:
-        answered(method)
-
-    def on_deliver(self, method: Any, encoded: bytes, body: bytes) -> None:
-        """Hand a delivery to the connection's reader, or to the consumer's callback."""
-        if method.consumer_tag in self._cancelled:
-            if self.is_open:
-                self.basic_reject(method.delivery_tag)  # So does pika.
+        if not content:
+            self._process_frame(frame.Method(number, method))
             return
-        self.connection.broker.arrived[self.connection.loop] += 1
-        reader = self.connection.reader
-        if reader is not None:
-            data = _delivery(self.channel_number, method, encoded, body)
-            if reader.read(data) == (len(data), False):
-                return
-        properties = spec.props[spec.Basic.INDEX]().decode(encoded)
-        self._consumers[method.consumer_tag](self, method, properties, body)
+        if isinstance(method, spec.Basic.Deliver):
+            # What comes behind a cancel pika hands back by itself.
+            cancelled = self._channels[number]._cancelled  # noqa: SLF001
+            self.broker.arrived[self.loop] += method.consumer_tag not in cancelled
+        self._on_data_available(_marshalled(number, method, *content))
 
-    def on_confirm(self, method: Any) -> None:
-        for callback in self.callbacks["confirm"]:
-            callback(method)
+    # Where pika reaches the network.
 
-    def on_return(self, method: Any, encoded: bytes, body: bytes) -> None:
-        properties = spec.props[spec.Basic.INDEX]().decode(encoded)
-        for callback in self.callbacks["return"]:
-            callback(self, method, properties, body)
+    def _adapter_connect_stream(self) -> None:
+        self._step(Sent(None), self.session.accept)
 
-    def on_cancel(self, method: Any) -> None:
-        for callback in self.callbacks["cancel"]:
-            callback(method)
+    def _adapter_disconnect_stream(self) -> None:
+        self.to_broker.send(self.session.end)
+        self.to_client.cut(0)
+        self.broker.agenda.later(0.0, partial(self.lost, None), self.loop)
+
+    def _create_heartbeat_checker(self) -> None:
+        pass
+
+    def _send_method(self, channel_number: int, method: Any, content: Any = None) -> None:
+        if self.is_closed:
+            raise ConnectionWrongStateError("a method on a closed connection")
+        sent = Sent(method, (_encoded(content[0]), content[1]) if content else ())
+        self._step(sent, partial(self.session.receive, channel_number, sent))
+
+    def _step(self, sent: Sent, arrive: Callable[[], object]) -> None:
+        """Send; the process may die before it has written, or behind it."""
+        self.loop.act("before", sent)
+        self.to_broker.send(arrive)
+        self.loop.act("behind", sent)
 
 
-def _delivery(number: int, method: Any, encoded: bytes, body: bytes) -> bytes:
-    """Return the three frames of a delivery, as one read from the socket may bring them."""
+def _marshalled(number: int, method: Any, encoded: bytes, body: bytes) -> bytes:
+    """Return the frames of a message, as one read from the socket may bring them."""
     header = struct.pack(">HxxQ", spec.Basic.INDEX, len(body)) + encoded
     start = struct.pack(">BHI", spec.FRAME_HEADER, number, len(header))
-    first, last = frame.Method(number, method).marshal(), frame.Body(number, body).marshal()
-    return b"".join((first, start, header, bytes([spec.FRAME_END]), last))
+    frames = [frame.Method(number, method).marshal(), start, header, bytes([spec.FRAME_END])]
+    return b"".join([*frames, frame.Body(number, body).marshal()] if body else frames)

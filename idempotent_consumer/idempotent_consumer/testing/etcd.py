@@ -10,7 +10,7 @@ import asyncio
 import operator
 from bisect import bisect_left
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -52,12 +52,22 @@ TOO_LARGE = AioRpcError(
 
 
 class Change(NamedTuple):
-    """One step of a key's history. A deletion has no value."""
+    """One step of a key's history: what it holds from then on, nothing where it is deleted."""
 
+    at_s: float
     revision: int
     key: bytes
-    value: bytes | None
-    lease: int
+    kv: Any
+
+    @property
+    def value(self) -> bytes | None:
+        value: bytes | None = None if self.kv is None else self.kv.value
+        return value
+
+    @property
+    def lease(self) -> int:
+        lease: int = 0 if self.kv is None else self.kv.lease
+        return lease
 
 
 def refusal(code: StatusCode, text: str) -> AioRpcError:
@@ -65,45 +75,68 @@ def refusal(code: StatusCode, text: str) -> AioRpcError:
     return AioRpcError(code, (), (), details=f"etcdserver: {text}")
 
 
-@dataclass
 class Data:
-    """What a wipe loses and a snapshot keeps."""
+    """One life of an etcd's data: what a wipe loses and a snapshot keeps.
 
-    revision: int = 1
-    compacted_revision: int = 0
-    versions: dict[bytes, list[tuple[int, Any]]] = field(default_factory=dict)
-    changes: list[Change] = field(default_factory=list)
-    lease_ends_s: dict[int, float] = field(default_factory=dict)
-    lease_ttls_s: dict[int, int] = field(default_factory=dict)
-    keys_sorted: list[bytes] | None = None
+    ``leases`` has when each ends, and the seconds that it was granted. ``wiped`` is whether it has
+    ended for good: what came after it began with nothing of it.
+    """
+
+    def __init__(self, revision: int = 1) -> None:
+        self.revision, self.compacted_revision, self.wiped = revision, 0, False
+        self.leases: dict[int, tuple[float, int]] = {}
+        self.changes: list[Change] = []
+        self.by_key: dict[bytes, list[Change]] = {}
+        self.keys_sorted: list[bytes] | None = None
+
+    def add(self, change: Change) -> None:
+        self.changes.append(change)
+        if change.key not in self.by_key:
+            self.by_key[change.key] = []
+            self.keys_sorted = None
+        self.by_key[change.key].append(change)
 
     def copy(self) -> Data:
-        """Return a copy; what a key held at a revision never changes, and is shared."""
-        return Data(
-            self.revision,
-            self.compacted_revision,
-            {key: list(versions) for key, versions in self.versions.items()},
-            list(self.changes),
-            dict(self.lease_ends_s),
-            dict(self.lease_ttls_s),
-        )
+        copied = Data(self.revision)
+        copied.compacted_revision, copied.leases = self.compacted_revision, dict(self.leases)
+        for change in self.changes:
+            copied.add(change)
+        return copied
+
+    def at(self, key: bytes, revision: int | None = None) -> Any:
+        """Return what a key holds, or held at a revision, or None."""
+        for change in reversed(self.by_key.get(key, ())):
+            if revision is None or change.revision <= revision:
+                return change.kv
+        return None
+
+    def within(self, key: bytes, range_end: bytes, revision: int | None = None) -> list[bytes]:
+        """Return the keys of a range that there are, or were at a revision, in their order."""
+        if not range_end:
+            return [key] if self.at(key, revision) is not None else []
+        ordered = self.keys_sorted
+        if ordered is None:
+            ordered = self.keys_sorted = sorted(self.by_key)
+        start = bisect_left(ordered, key)
+        stop = len(ordered) if range_end == b"\0" else bisect_left(ordered, range_end)
+        return [each for each in ordered[start:stop] if self.at(each, revision) is not None]
 
 
 class Store:
     """An etcd of one member. ``apply`` is one request; the rest is the test's own hand on it.
 
-    ``now_s`` is its clock. ``history`` is every change since the start, over wipes and restores
-    too. ``out_of_space`` is the NOSPACE alarm. ``events_a_reply``, where it is not 0, is how many
-    events a watch's reply has room for: the others come in more fragments, where the watch asked
-    for fragments, and else it ends.
+    ``now_s`` is its clock. ``lives`` has its data, and before that what was lost by each wipe and
+    restore. ``out_of_space`` is the NOSPACE alarm. ``events_a_reply``, where it is not 0, is how
+    many events a watch's reply has room for: the others come in more fragments, where the watch
+    asked for fragments, and else it ends.
     """
 
     def __init__(self, now_s: Callable[[], float], max_txn_ops: int = 128) -> None:
         self._now_s, self.max_txn_ops = now_s, max_txn_ops
-        self._data = Data()
+        self.lives = [Data()]
+        self._data = self.lives[0]
         self._leases_granted = 0
-        self._watches: list[_StoreWatch] = []
-        self.history: list[Change] = []
+        self._watches: list[Watch] = []
         self.out_of_space = False
         self.events_a_reply = 0
         self.version = "3.5.30"
@@ -131,13 +164,17 @@ class Store:
 
     def get(self, key: str) -> Any:
         self.expire()
-        return self._at(key.encode(), self._data.revision)
+        return self._data.at(key.encode())
 
     def keys(self, prefix: str = "") -> list[str]:
         self.expire()
-        start = prefix.encode()
-        live = self._within(b"\0", b"\0", self._data.revision)
-        return [key.decode() for key in live if key.startswith(start)]
+        found = [key.decode() for key in self._data.within(b"\0", b"\0")]
+        return [key for key in found if key.startswith(prefix)]
+
+    @property
+    def history(self) -> list[Change]:
+        """Every change there has ever been, over wipes and restores too."""
+        return list({id(c): c for life in self.lives for c in life.changes}.values())
 
     def puts(self, prefix: str) -> list[Change]:
         """Return every put there has ever been of keys with this prefix."""
@@ -148,7 +185,7 @@ class Store:
     def leases(self) -> dict[int, float]:
         """Return the leases there are, with the time at which each ends."""
         self.expire()
-        return dict(self._data.lease_ends_s)
+        return {lease: ends_s for lease, (ends_s, _) in self._data.leases.items()}
 
     @property
     def revision(self) -> int:
@@ -163,10 +200,12 @@ class Store:
     def restore(self, snapshot: Data) -> None:
         """Go back to a snapshot, as an operator does with a backup; watches end unheard."""
         self._data, self._watches = snapshot.copy(), []
+        self.lives.append(self._data)
 
-    def wipe(self) -> None:
-        """Start anew with an empty data directory."""
-        self.restore(Data())
+    def wipe(self, revision: int = 1) -> None:
+        """Start with an empty data directory, in which others have written up to a revision."""
+        self._data.wiped = True
+        self.restore(Data(revision))
 
     # What etcd does.
 
@@ -188,37 +227,34 @@ class Store:
             reply.header.revision = self._data.revision
         return reply
 
-    def watch(self, request: Any, deliver: Callable[[Any], None]) -> Callable[[], None]:
-        """Deliver the replies to a WatchCreateRequest from now on; return what ends the watch."""
+    def watch(self, watch: Watch) -> None:
+        """Deliver what a watch asks for, from now on."""
         self.expire()
-        if request.start_revision and request.start_revision < self._data.compacted_revision:
-            deliver(pb.WatchResponse(created=True, header=self._header()))
-            compacted = self._data.compacted_revision
-            deliver(pb.WatchResponse(canceled=True, compact_revision=compacted))
-            return lambda: None
-        watch = _StoreWatch(request, deliver)
+        start, compacted = watch.request.start_revision, self._data.compacted_revision
+        watch.deliver(pb.WatchResponse(created=True, header=self._header()))
+        if 0 < start < compacted:
+            watch.deliver(pb.WatchResponse(canceled=True, compact_revision=compacted))
+            return
         self._watches.append(watch)
-        deliver(pb.WatchResponse(created=True, header=self._header()))
-        if request.start_revision:
-            self._tell(watch, [c for c in self._data.changes if c[0] >= request.start_revision])
-        return lambda: self._watches.remove(watch) if watch in self._watches else None
+        if start:
+            self._tell(watch, [c for c in self._data.changes if c.revision >= start])
 
     def progress(self) -> None:
         """Tell the watches that want it up to which revision they have had everything."""
-        for watch in list(self._watches):
+        for watch in self._watches:
             if watch.request.progress_notify:
                 watch.deliver(pb.WatchResponse(header=self._header()))
 
     @property
     def watched(self) -> bool:
         """Whether there is a watch: somebody to whom the end of a lease is told."""
-        return bool(self._watches)
+        return not all(watch.ended for watch in self._watches)
 
     def expire(self) -> None:
         """End the leases that have run out. Each look at the data does so before."""
         now_s = self._now_s()
         ended = [
-            (ends_s, lease) for lease, ends_s in self._data.lease_ends_s.items() if ends_s <= now_s
+            (ends_s, lease) for lease, (ends_s, _) in self._data.leases.items() if ends_s <= now_s
         ]
         for _, lease in sorted(ended):
             self._end_lease(lease)
@@ -227,16 +263,14 @@ class Store:
         return pb.ResponseHeader(revision=self._data.revision)
 
     def _committed(self, changes: list[Change]) -> None:
-        """Take in the changes of one revision."""
-        if not changes:
-            return
-        self._data.revision = changes[0].revision
-        self._data.changes.extend(changes)
-        self.history.extend(changes)
-        for watch in list(self._watches):
-            self._tell(watch, changes)
+        """Take note of the changes of one revision, which the data has."""
+        if changes:
+            self._data.revision = changes[0].revision
+            self._watches = [watch for watch in self._watches if not watch.ended]
+            for watch in self._watches:
+                self._tell(watch, changes)
 
-    def _tell(self, watch: _StoreWatch, changes: list[Change]) -> None:
+    def _tell(self, watch: Watch, changes: list[Change]) -> None:
         events = [
             self._event(change, watch.request.prev_kv) for change in changes if watch.wants(change)
         ]
@@ -252,13 +286,13 @@ class Store:
             watch.deliver(reply)
 
     def _event(self, change: Change, prev_kv: bool) -> Any:
-        kv, before = kv_pb2.KeyValue(key=change.key, mod_revision=change.revision), None
-        if change.value is not None:
-            kv = self._at(change.key, change.revision)
+        before = None
         if prev_kv and change.revision > self._data.compacted_revision:
-            before = self._at(change.key, change.revision - 1)
-        kind = kv_pb2.Event.DELETE if change.value is None else kv_pb2.Event.PUT
-        return kv_pb2.Event(type=kind, kv=kv, prev_kv=before)
+            before = self._data.at(change.key, change.revision - 1)
+        if change.kv is not None:
+            return kv_pb2.Event(type=kv_pb2.Event.PUT, kv=change.kv, prev_kv=before)
+        gone = kv_pb2.KeyValue(key=change.key, mod_revision=change.revision)
+        return kv_pb2.Event(type=kv_pb2.Event.DELETE, kv=gone, prev_kv=before)
 
     def _authenticate(self, _request: Any) -> Any:
         raise refusal(StatusCode.FAILED_PRECONDITION, "authentication is not enabled")
@@ -276,7 +310,7 @@ class Store:
         operations = request.success if succeeded else request.failure
         for operation in operations:
             lease = operation.request_put.lease
-            if lease and lease not in self._data.lease_ends_s:
+            if lease and lease not in self._data.leases:
                 raise refusal(StatusCode.NOT_FOUND, "requested lease not found")
         revision, changes = self._data.revision + 1, list[Change]()
         responses = [self._do(operation, revision, changes) for operation in operations]
@@ -305,7 +339,7 @@ class Store:
     def _holds(self, compare: Any) -> bool:
         if compare.range_end:
             raise NotImplementedError("comparisons of ranges")
-        kv = self._at(compare.key, self._data.revision)
+        kv = self._data.at(compare.key)
         if kv is None and compare.target == pb.Compare.VALUE:
             return False
         found = getattr(kv or kv_pb2.KeyValue(), _COMPARED[compare.target])
@@ -315,20 +349,20 @@ class Store:
     def _do(self, operation: Any, revision: int, changes: list[Change]) -> Any:
         kind = operation.WhichOneof("request")
         if kind == "request_range":
-            at = revision if changes else self._data.revision
-            return pb.ResponseOp(response_range=self._read(operation.request_range, at))
+            return pb.ResponseOp(response_range=self._read(operation.request_range))
         if kind == "request_put":
             self._write(operation.request_put, revision, changes)
             return pb.ResponseOp(response_put=pb.PutResponse())
         if kind == "request_delete_range":
             delete = operation.request_delete_range
-            gone = self._within(delete.key, delete.range_end, revision)
-            self._remove(gone, revision, changes)
+            gone = self._data.within(delete.key, delete.range_end)
+            for key in gone:
+                self._change(key, None, revision, changes)
             return pb.ResponseOp(response_delete_range=pb.DeleteRangeResponse(deleted=len(gone)))
         raise NotImplementedError(kind)
 
     def _write(self, put: Any, revision: int, changes: list[Change]) -> None:
-        old = self._at(put.key, revision)
+        old = self._data.at(put.key)
         kv = kv_pb2.KeyValue(
             key=put.key,
             value=put.value,
@@ -337,19 +371,12 @@ class Store:
             create_revision=old.create_revision if old else revision,
             version=old.version + 1 if old else 1,
         )
-        self._append(put.key, revision, kv)
-        changes.append(Change(revision, put.key, put.value, put.lease))
+        self._change(put.key, kv, revision, changes)
 
-    def _remove(self, keys: Iterable[bytes], revision: int, changes: list[Change]) -> None:
-        for key in keys:
-            self._append(key, revision, None)
-            changes.append(Change(revision, key, None, 0))
-
-    def _append(self, key: bytes, revision: int, kv: Any) -> None:
-        if key not in self._data.versions:
-            self._data.versions[key] = []
-            self._data.keys_sorted = None
-        self._data.versions[key].append((revision, kv))
+    def _change(self, key: bytes, kv: Any, revision: int, changes: list[Change]) -> None:
+        change = Change(self._now_s(), revision, key, kv)
+        self._data.add(change)
+        changes.append(change)
 
     def _read_alone(self, request: Any) -> Any:
         if not request.key:
@@ -359,96 +386,57 @@ class Store:
             raise refusal(StatusCode.OUT_OF_RANGE, text)
         if 0 < request.revision < self._data.compacted_revision:
             raise refusal(StatusCode.OUT_OF_RANGE, COMPACTED)
-        return self._read(request, request.revision or self._data.revision)
+        return self._read(request, request.revision or None)
 
-    def _read(self, request: Any, revision: int) -> Any:
+    def _read(self, request: Any, revision: int | None = None) -> Any:
         if request.sort_order or request.sort_target:
             raise NotImplementedError("orders other than by key")
-        keys = self._within(request.key, request.range_end, revision)
+        keys = self._data.within(request.key, request.range_end, revision)
         shown = keys[: request.limit] if request.limit else keys
         reply = pb.RangeResponse(count=len(keys))
         if not request.count_only:
             reply.more = len(shown) < len(keys)
-            reply.kvs.extend(self._at(key, revision) for key in shown)
+            reply.kvs.extend(self._data.at(key, revision) for key in shown)
         if request.keys_only:
             for kv in reply.kvs:
                 kv.ClearField("value")
         return reply
-
-    def _at(self, key: bytes, revision: int) -> Any:
-        for written, kv in reversed(self._data.versions.get(key, ())):
-            if written <= revision:
-                return kv
-        return None
-
-    def _within(self, key: bytes, range_end: bytes, revision: int) -> list[bytes]:
-        if not range_end:
-            return [key] if self._at(key, revision) is not None else []
-        ordered = self._data.keys_sorted
-        if ordered is None:
-            ordered = self._data.keys_sorted = sorted(self._data.versions)
-        start = bisect_left(ordered, key)
-        stop = len(ordered) if range_end == b"\0" else bisect_left(ordered, range_end)
-        return [each for each in ordered[start:stop] if self._at(each, revision) is not None]
 
     # Leases.
 
     def _grant(self, request: Any) -> Any:
         if request.TTL > MAX_LEASE_TTL_S:
             raise refusal(StatusCode.OUT_OF_RANGE, "too large lease TTL")
-        if request.ID in self._data.lease_ends_s:
+        if request.ID in self._data.leases:
             raise refusal(StatusCode.FAILED_PRECONDITION, "lease already exists")
         self._check_space()
         self._leases_granted += 1
         lease = request.ID or FIRST_LEASE + self._leases_granted
         ttl_s = max(MIN_LEASE_TTL_S, request.TTL)
-        self._data.lease_ttls_s[lease] = ttl_s
-        self._data.lease_ends_s[lease] = self._now_s() + ttl_s
+        self._data.leases[lease] = (self._now_s() + ttl_s, ttl_s)
         return pb.LeaseGrantResponse(ID=lease, TTL=ttl_s)
 
     def _keep_alive(self, request: Any) -> Any:
         ttl_s = 0
-        if request.ID in self._data.lease_ends_s:
-            ttl_s = self._data.lease_ttls_s[request.ID]
-            self._data.lease_ends_s[request.ID] = self._now_s() + ttl_s
+        if request.ID in self._data.leases:
+            _, ttl_s = self._data.leases[request.ID]
+            self._data.leases[request.ID] = (self._now_s() + ttl_s, ttl_s)
         return pb.LeaseKeepAliveResponse(ID=request.ID, TTL=ttl_s)
 
     def _time_to_live(self, request: Any) -> Any:
-        ends_s = self._data.lease_ends_s.get(request.ID)
-        if ends_s is None:
+        if request.ID not in self._data.leases:
             return pb.LeaseTimeToLiveResponse(ID=request.ID, TTL=-1)
-        granted_s = self._data.lease_ttls_s[request.ID]
+        ends_s, ttl_s = self._data.leases[request.ID]
         left_s = int(ends_s - self._now_s())
-        return pb.LeaseTimeToLiveResponse(ID=request.ID, TTL=left_s, grantedTTL=granted_s)
+        return pb.LeaseTimeToLiveResponse(ID=request.ID, TTL=left_s, grantedTTL=ttl_s)
 
     def _end_lease(self, lease: int) -> None:
-        del self._data.lease_ends_s[lease]
-        now, changes = self._data.revision, list[Change]()
-        live = self._within(b"\0", b"\0", now)
-        self._remove([k for k in live if self._at(k, now).lease == lease], now + 1, changes)
+        del self._data.leases[lease]
+        revision, changes = self._data.revision + 1, list[Change]()
+        for key in self._data.within(b"\0", b"\0"):
+            if self._data.at(key).lease == lease:
+                self._change(key, None, revision, changes)
         self._committed(changes)
-
-
-class _StoreWatch:
-    """A watch on a range of keys."""
-
-    def __init__(self, request: Any, deliver: Callable[[Any], None]) -> None:
-        self.request, self.deliver = request, deliver
-        self._filters = set(request.filters)
-        # The messages of etcd3 lack this field, and the one that says that more follows.
-        unknown: Any = UnknownFieldSet(request)
-        self.takes_fragments = any((field.field_number, field.data) == (8, 1) for field in unknown)
-
-    def wants(self, change: Change) -> bool:
-        first, end = self.request.key, self.request.range_end
-        ignored = pb.WatchCreateRequest.NOPUT
-        if change.value is None:
-            ignored = pb.WatchCreateRequest.NODELETE
-        return ignored not in self._filters and (
-            change.key == first
-            if not end
-            else first <= change.key and (end == b"\0" or change.key < end)
-        )
 
 
 def _always(operation: Any) -> Any:
@@ -522,7 +510,7 @@ class FakeEtcd:
         self.latency_s: Callable[[], float] = lambda: 0.0
         self.calls: list[Call] = []
         self._scripts: dict[str, deque[Fate]] = defaultdict(deque)
-        self._watches: list[_Watch] = []
+        self._watches: list[Watch] = []
 
     # What the test does.
 
@@ -537,7 +525,7 @@ class FakeEtcd:
         """End all watches, as where connections are lost."""
         watches, self._watches = self._watches, []
         for watch in watches:
-            watch.end(error)
+            watch.deliver(error)
 
     # What a process reaches.
 
@@ -567,12 +555,11 @@ class FakeEtcd:
         if self.store.watched and call.method in ("LeaseGrant", "LeaseKeepAlive"):
             self._tell_of_ends()
 
-    def watch(self, watch: _Watch, request: Any) -> Callable[[], None]:
-        """Open a watch; return what ends it."""
+    def watch(self, watch: Watch) -> None:
+        """Open a watch."""
         self._watches.append(watch)
-        end = self.store.watch(request, watch.deliver)
+        self.store.watch(watch)
         self._tell_of_ends()
-        return end
 
     def _tell_of_ends(self) -> None:
         """Have a watch told of the end of a lease when it comes, and not at the next request."""
@@ -587,7 +574,7 @@ class FakeChannel:
         self._etcd, self._endpoint = etcd, endpoint
         self._closed = False
         self._pending: dict[asyncio.Future[Any], None] = {}
-        self._watches: list[_Watch] = []
+        self._watches: list[Watch] = []
 
     def unary_unary(
         self,
@@ -639,15 +626,17 @@ class FakeChannel:
 
         async def replies(requests: AsyncIterator[Any], metadata: Any = ()) -> AsyncIterator[Any]:
             self._check_open()
-            watch = _Watch(self._etcd, lambda sent: self._call("Watch", sent, metadata))
+            request = request_serializer(await anext(aiter(requests)))
+            sent = pb.WatchRequest.FromString(request)
+            self._etcd.calls.append(self._call("Watch", sent, metadata))
+            watch = Watch(self._etcd, sent.create_request)
             self._watches.append(watch)
-            reading = asyncio.ensure_future(watch.read(requests, request_serializer))
+            self._etcd.watch(watch)
             try:
                 async for reply in watch:
                     yield response_deserializer(reply.SerializeToString())
             finally:
-                watch.end(CLOSED)
-                reading.cancel()
+                watch.deliver(CLOSED)
 
         return replies
 
@@ -657,7 +646,7 @@ class FakeChannel:
         for pending in list(self._pending):
             pending.cancel()
         for watch in self._watches:
-            watch.end(CLOSED)
+            watch.deliver(CLOSED)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -668,36 +657,30 @@ class FakeChannel:
         return Call(loop.time(), method, request, loop, self._endpoint, tuple(metadata or ()))
 
 
-class _Watch:
-    """A stream of replies: from the store, over the network, to the process that reads them."""
+class Watch:
+    """A watch: from the store, over the network, to the process that reads its replies."""
 
-    def __init__(self, etcd: FakeEtcd, call: Callable[[Any], Call]) -> None:
-        self._etcd, self._call = etcd, call
-        self._ends: list[Callable[[], None]] = []
-        self._ended = False
+    def __init__(self, etcd: FakeEtcd, request: Any) -> None:
+        self.request, self.ended = request, False
+        self._filters = set(request.filters)
+        # The messages of etcd3 lack this field, and the one that says that more follows.
+        unknown: Any = UnknownFieldSet(request)
+        self.takes_fragments = any((field.field_number, field.data) == (8, 1) for field in unknown)
         loop: Any = asyncio.get_running_loop()
         self._replies = asyncio.Queue[Any]()
         self._wire = Wire(etcd.agenda, loop, etcd.latency_s)
 
-    async def read(self, requests: Any, serialize: Callable[[Any], bytes]) -> None:
-        """Do what the process asks for; etcd ends the watch when its requests end."""
-        async for request in requests:
-            sent = pb.WatchRequest.FromString(serialize(request))
-            self._etcd.calls.append(self._call(sent))
-            self._ends.append(self._etcd.watch(self, sent.create_request))
-        self.end(CLOSED)
+    def wants(self, change: Change) -> bool:
+        first, end = self.request.key, self.request.range_end
+        ignored = pb.WatchCreateRequest.NOPUT if change.kv else pb.WatchCreateRequest.NODELETE
+        within = first <= change.key and (end == b"\0" or change.key < end)
+        return ignored not in self._filters and (within if end else change.key == first)
 
     def deliver(self, reply: Any) -> None:
         """Send a reply, or the error that ends it all."""
-        self._wire.send(partial(self._replies.put_nowait, reply))
-
-    def end(self, error: AioRpcError) -> None:
-        """End it for the process too, when it hears of it."""
-        if not self._ended:
-            self._ended = True
-            for end in self._ends:
-                end()
-            self.deliver(error)
+        if not self.ended:
+            self.ended = isinstance(reply, AioRpcError)
+            self._wire.send(partial(self._replies.put_nowait, reply))
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         while not isinstance(reply := await self._replies.get(), AioRpcError):

@@ -10,7 +10,7 @@ from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor
-from contextvars import Context, copy_context
+from contextvars import Context
 from functools import partial
 from itertools import count
 from typing import Any, NoReturn
@@ -48,11 +48,11 @@ class Agenda:
 
     def later(self, delay_s: float, callback: Callback, loop: Loop | None = None) -> None:
         """Call back after a delay: in the world, or as a step of a process."""
-        step = callback if loop is None else Step(callback)
+        step = callback if loop is None else asyncio.Handle(callback, (), loop)
         self.add(self.now_s + delay_s, loop, step)
 
     def add(self, due_s: float, loop: Loop | None, step: Any) -> None:
-        """Enter a step of the world, or a process's Step."""
+        """Enter a step: of the world, a callback; of a process, what asyncio calls a handle."""
         heapq.heappush(self._entries, (due_s, next(self._numbers), loop, step))
 
     def run(self, until_s: float = math.inf, enough: Callable[[], bool] = lambda: False) -> None:
@@ -64,28 +64,18 @@ class Agenda:
         with _outer_loop_set_aside():
             while entries and entries[0][0] <= until_s and not enough():
                 due_s, _, loop, step = heapq.heappop(entries)
-                if loop is not None and (step.callback is None or not loop.alive):
+                if loop is not None and (step.cancelled() or not loop.alive):
                     continue
                 self.now_s = max(self.now_s, due_s)
                 if loop is None:
                     self.happened += 1
                     step()
                 else:
-                    self._step(loop, step)
+                    loop.step(step)
                 if self.defects:
                     raise self.defects.pop(0)
         if until_s < math.inf and not enough():
             self.now_s = max(self.now_s, until_s)
-
-    def _step(self, loop: Loop, step: Step) -> None:
-        if loop.frozen_until_s <= self.now_s:
-            loop.between_steps()
-        if loop.frozen_until_s > self.now_s:
-            # By numbers anew, what has to wait keeps the order in which it was due.
-            self.add(loop.frozen_until_s, loop, step)
-        elif loop.alive:
-            self.happened += 1
-            loop.step(step)
 
 
 @contextlib.contextmanager
@@ -102,31 +92,6 @@ def _outer_loop_set_aside() -> Iterator[None]:
         events._set_running_loop(outer)  # noqa: SLF001
         if swap is not None:
             swap(outer, task)
-
-
-class Step:
-    """A callback that is to be one step: what asyncio calls a handle, and cancels."""
-
-    __slots__ = ("_when", "arguments", "callback", "context")
-
-    def __init__(
-        self,
-        callback: Any,
-        arguments: tuple[Any, ...] = (),
-        context: Context | None = None,
-        when: float = 0.0,
-    ) -> None:
-        self.callback, self.arguments, self._when = callback, arguments, when
-        self.context = copy_context() if context is None else context
-
-    def cancel(self) -> None:
-        self.callback, self.arguments = None, ()
-
-    def cancelled(self) -> bool:
-        return self.callback is None
-
-    def when(self) -> float:
-        return self._when
 
 
 class Loop(_AbstractLoop):  # type: ignore[misc]
@@ -205,21 +170,25 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
         """Return the process's own monotonic clock."""
         return self._clock_s + self.agenda.now_s + self._spent_s
 
-    def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> Step:
-        step = Step(callback, args, context)
+    def call_soon(
+        self, callback: Any, *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        step = asyncio.Handle(callback, args, self, context)
         if self.alive:
             self.agenda.add(self.agenda.now_s, self, step)
         return step
 
     call_soon_threadsafe = call_soon
 
-    def call_later(self, delay: float, callback: Any, *args: Any, **context: Any) -> Step:
+    def call_later(
+        self, delay: float, callback: Any, *args: Any, **context: Any
+    ) -> asyncio.TimerHandle:
         return self.call_at(self.time() + delay, callback, *args, **context)
 
     def call_at(
         self, when: float, callback: Any, *args: Any, context: Context | None = None
-    ) -> Step:
-        step = Step(callback, args, context, when)
+    ) -> asyncio.TimerHandle:
+        step = asyncio.TimerHandle(when, callback, args, self, context)
         if self.alive:
             due_s = when - self._clock_s
             if due_s + self._clock_s < when:
@@ -257,6 +226,9 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
 
     default_exception_handler = call_exception_handler
 
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        pass
+
     get_debug = staticmethod(bool)  # False, as fast as can be: each future asks.
 
     def is_closed(self) -> bool:
@@ -272,22 +244,26 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
 
     # The agenda's.
 
-    def step(self, step: Step) -> None:
+    def step(self, step: asyncio.Handle) -> None:
+        agenda = self.agenda
+        if self.frozen_until_s <= agenda.now_s:
+            self.between_steps()
+        if self.frozen_until_s > agenda.now_s:
+            # By numbers anew, what has to wait keeps the order in which it was due.
+            agenda.add(self.frozen_until_s, self, step)
+        if self.frozen_until_s > agenda.now_s or not self.alive:
+            return
+        agenda.happened += 1
         self.in_step = True
-        if self.agenda.stepping is not self:
-            self.agenda.stepping = self
+        if agenda.stepping is not self:
+            agenda.stepping = self
             events._set_running_loop(self)  # noqa: SLF001 - asyncio's hook for event loops
         try:
-            step.context.run(step.callback, *step.arguments)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # noqa: BLE001 - a defect, whatever it is
-            if self.alive:
-                self.on_defect(error)
+            step._run()  # noqa: SLF001 - as event loops do
         finally:
             self.in_step = False
         if self._spent_s:
-            self.frozen_until_s = max(self.frozen_until_s, self.agenda.now_s + self._spent_s)
+            self.frozen_until_s = max(self.frozen_until_s, agenda.now_s + self._spent_s)
             self._spent_s = 0.0
         if not self.alive:
             self._unwind()
@@ -381,7 +357,7 @@ class Wire:
     """
 
     def __init__(self, agenda: Agenda, loop: Loop | None, latency_s: Callable[[], float]) -> None:
-        self._agenda, self._loop, self._latency_s = agenda, loop, latency_s
+        self._agenda, self._loop, self.latency_s = agenda, loop, latency_s
         self._frames: deque[tuple[float, Callback]] = deque()
         self._cut = self._paused = False
         self.idle_at_s = 0.0
@@ -393,7 +369,7 @@ class Wire:
             return
         now_s = self._agenda.now_s
         # A burst is sent in one segment, unless one before it is still under way.
-        arrives_s = max(self.idle_at_s, now_s + self._latency_s())
+        arrives_s = max(self.idle_at_s, now_s + self.latency_s())
         if not (self._frames and self._frames[-1][0] == arrives_s):
             self.idle_at_s = arrives_s
             self._agenda.later(arrives_s - now_s, self._arrive, self._loop)

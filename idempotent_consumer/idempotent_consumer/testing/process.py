@@ -23,8 +23,8 @@ from .loop import Loop, Threads
 SETTINGS = Settings(enable_etcd=True)
 
 
-def captured(lines: LogCapture) -> Any:
-    """Return a logger whose lines of every level are captured."""
+def captured(lines: Any) -> Any:
+    """Return a logger whose lines of every level go to a processor, such as a LogCapture."""
     return structlog.wrap_logger(
         None, processors=[lines], wrapper_class=structlog.make_filtering_bound_logger(0)
     )
@@ -123,6 +123,8 @@ class Process:
 
         Returns what does not add up, empty where all does.
         """
+        if not hasattr(self, "running"):
+            return ""
         arrived, received = self.broker.arrived[self.loop], self.count("received")
         ended = sum(self.count(outcome.value) for outcome in Outcome)
         in_hand = self.running.intake.in_hand

@@ -147,13 +147,9 @@ class InMemory:
 
     def _settled(self) -> bool:
         dead_letters = names.dead_letter_queue(self._service.name)
-        return not any(
-            queue.ready for name, queue in self._broker.queues.items() if name != dead_letters
-        ) and not any(
-            channel.unacked
-            for session in self._broker.sessions
-            for channel in session.channels.values()
-        )
+        queues = self._broker.queues.values()
+        ready = any(queue.ready for queue in queues if queue.name != dead_letters)
+        return not (ready or self._broker.unacked)
 
 
 def _end(processes: list[Process]) -> None:
@@ -191,10 +187,10 @@ def _described(what: Any) -> tuple[str, str] | None:
     if isinstance(what, Call) and what.method == "Txn" and what.request.success:
         puts = [operation.request_put.key for operation in what.request.success]
         return f"etcd has {', '.join(key.decode() for key in puts if key) or 'a read'}", "answer"
-    if isinstance(what, Sent) and what.method == "basic_publish":
-        exchange, queue, body, *_ = what.arguments
-        shown = repr(body[:80])
-        return f"{shown} is published" if exchange else f"{queue} has {shown}", "confirm"
+    if isinstance(what, Sent) and what.content:
+        method, (_, body) = what
+        shown, queue = repr(body[:80]), method.routing_key
+        return f"{shown} is published" if method.exchange else f"{queue} has {shown}", "confirm"
     return None
 
 

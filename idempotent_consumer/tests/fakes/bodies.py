@@ -26,48 +26,18 @@ JSON_VALUES = st.recursive(
 ARGS = st.dictionaries(st.text(), JSON_VALUES, max_size=4)
 
 AWKWARD_IDS = (
-    "123",
-    "a/b",
-    "123/",
-    "123//",
-    "/",
-    "//",
-    "..",
-    "../notify/123",
-    "/service/order/123",
-    "123\0",
-    "\0",
-    " ",
-    "123\n",
-    "123 ",
-    "ABC",
-    "abc",
-    "\u00e9",
-    "e\u0301",
-    "\u00df",
-    "SS",
-    "\ufb01",
-    "fi",
-    "\u0130",
-    "i\u0307",
-    "\ufeff123",
-    "\u200b123",
-    "\U0010ffff",
-    "%2F",
-    "sha256:",
-    "sha256",
-    "sha256:" + "0" * 64,
-    "SHA256:" + "0" * 64,
-    "x" * 127,
-    "x" * 128,
-    "x" * 129,
-    "\u00e9" * 64,
-    "\u00e9" * 64 + "x",
-    "\u00e9" * 63 + "x",
-    "\U0001f600" * 32,
-    "\U0001f600" * 32 + "x",
-    "x" * 10_000,
-    "x" * 10_001,
+    # Like paths, and like other keys.
+    *("123", "a/b", "123/", "123//", "/", "//", "..", "../notify/123", "/service/order/123"),
+    # With what nobody sees.
+    *("123\0", "\0", " ", "123\n", "123 ", "\ufeff123", "\u200b123", "\U0010ffff", "%2F"),
+    # Equal but for their case, or when they are normalised.
+    *("ABC", "abc", "\u00e9", "e\u0301", "\u00df", "SS", "\ufb01", "fi", "\u0130", "i\u0307"),
+    # Like the hash that stands for a long one.
+    *("sha256:", "sha256", "sha256:" + "0" * 64, "SHA256:" + "0" * 64),
+    # As long as can be, and longer.
+    *("x" * length for length in (127, 128, 129, 10_000, 10_001)),
+    *("\u00e9" * 64, "\u00e9" * 64 + "x", "\u00e9" * 63 + "x"),
+    *("\U0001f600" * 32, "\U0001f600" * 32 + "x"),
 )
 """Ids that a careless key would bring together, or could not write."""
 
@@ -136,19 +106,27 @@ def damaged(draw: st.DrawFn) -> bytes:
     body = orjson.dumps(draw(events()))
     at = draw(st.integers(0, len(body) - 1))
     byte = draw(st.sampled_from([b"\xff", b"\xc0", b"\x80", b"\xed\xa0\x80", b"\xf5", b"\0"]))
-    return draw(
-        st.sampled_from(
-            [
-                body[:at],
-                body + body,
-                body + b",",
-                body + b"\0",
-                b"\xef\xbb\xbf" + body,
-                body[:at] + byte + body[at:],
-                body.decode().encode("utf-16"),
-            ]
-        )
+    cut, spoilt = body[:at], body[:at] + byte + body[at:]
+    behind = [body + b",", body + b"\0", body + body, b"\xef\xbb\xbf" + body]
+    return draw(st.sampled_from([cut, spoilt, *behind, body.decode().encode("utf-16")]))
+
+
+NO_NUMBERS = ["NaN", "Infinity", "-Infinity", "1e999", "01", "+1", ".5", "0x1"]
+NO_TEXTS = [
+    '"\\ud800"',
+    '"a\\udfffb"',
+    '"\\udc00\\ud800"',
+    '{"\\ud800":1}',
+    '"\\x41"',
+    '"\t"',
+    "'a'",
+]
+NO_JSON = ["undefined", "[1,]", "// so", "{1:2}"]
+TOO_DEEP = st.integers(255, 2000).flatmap(
+    lambda depth: st.sampled_from(
+        ["[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth, "[" * depth]
     )
+)
 
 
 @st.composite
@@ -156,35 +134,7 @@ def unwritable(draw: st.DrawFn) -> bytes:
     """Draw an event with something in it that JSON, or this library, does not write."""
     event = draw(events())
     event["args"] = {**event.get("args", {}), "spoilt": "HERE"}
-    depth = draw(st.integers(255, 2000))
-    value = draw(
-        st.sampled_from(
-            [
-                "NaN",
-                "Infinity",
-                "-Infinity",
-                "1e999",
-                "01",
-                "+1",
-                ".5",
-                "0x1",
-                "'a'",
-                "undefined",
-                '"\\ud800"',
-                '"a\\udfffb"',
-                '"\\udc00\\ud800"',
-                '{"\\ud800":1}',
-                '"\\x41"',
-                '"\t"',
-                "[" * depth + "]" * depth,
-                '{"a":' * depth + "1" + "}" * depth,
-                "[" * depth,
-                "[1,]",
-                "// so",
-                "{1:2}",
-            ]
-        )
-    )
+    value = draw(st.sampled_from(NO_NUMBERS + NO_TEXTS + NO_JSON) | TOO_DEEP)
     return orjson.dumps(event).replace(b'"HERE"', value.encode())
 
 

@@ -18,16 +18,19 @@ def body(event_id: str, event_type: str = "new_order", **args: Any) -> bytes:
 
 
 class Pure:
-    """A pure handler: an order as its effect. It raises as often as ``fails`` says.
+    """A pure handler: an order as its effect, for which it computes for ``takes_s``.
 
-    ``seen`` are the ids it was called with.
+    It raises as often as ``fails`` says. ``seen`` are the ids it was called with.
     """
 
-    def __init__(self, fails: int = 0) -> None:
-        self.fails, self.seen = fails, list[str]()
+    def __init__(self, fails: int = 0, *, takes_s: float = 0.0) -> None:
+        self.fails, self.takes_s, self.seen = fails, takes_s, list[str]()
+        self.handler = Handler(self)
 
     def __call__(self, event: Event) -> Put:
         self.seen.append(event.id)
+        loop: Any = asyncio.get_running_loop()
+        loop.spend(self.takes_s)
         if self.fails:
             self.fails -= 1
             raise RuntimeError("out of\nstock")

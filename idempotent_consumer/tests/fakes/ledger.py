@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from random import Random
-from typing import Any
+from typing import Any, Self
 
 from structlog.testing import LogCapture
 
 from idempotent_consumer.cache import Cache
-from idempotent_consumer.event import Checked, Put
+from idempotent_consumer.event import Put, check_effects
 from idempotent_consumer.health import Health
 from idempotent_consumer.ledger import EtcdLedger
-from idempotent_consumer.records import Answer, Ask, Kind
+from idempotent_consumer.records import Answer, Ask, Kind, Record, decode
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.system import System
 from idempotent_consumer.testing.etcd import FakeEtcd, Store
 from idempotent_consumer.testing.loop import Loop, Threads
-from idempotent_consumer.testing.process import captured
+from idempotent_consumer.testing.process import SETTINGS, captured
 
 OTHER_DIGEST = "1:" + "e" * 32
 LONGER_THAN_ANY_BACKOFF_S = 30.0
@@ -43,43 +43,49 @@ def system_of(etcd: FakeEtcd, seed: str = "") -> System:
 
 
 class Replica:
-    """One process's ledger of the service "order". Several may share a store."""
+    """One process's ledger of the service "order", alone or ``beside`` another on its etcd.
+
+    ``suspended_s`` is how long its machine, though not etcd's, has stood still.
+    """
 
     def __init__(
         self,
-        loop: Loop,
-        store: Store,
+        beside: Replica | None = None,
         process: str = "a" * 32,
         *,
-        settings: Settings | None = None,
+        settings: Settings = SETTINGS,
         longest_call_s: float = 5.0,
-        clock: Callable[[], float] | None = None,
     ) -> None:
-        self.loop, self.store, self.process = loop, store, process
-        self.etcd, self.health, self.cache = FakeEtcd(loop.agenda, store), Health(), Cache()
+        self.process = process
+        self.loop: Loop = beside.loop if beside else Loop()
+        self.store: Store = (
+            beside.store if beside else Store(self.loop.time, settings.etcd_max_txn_ops)
+        )
+        self.etcd, self.health = FakeEtcd(self.loop.agenda, self.store), Health()
         self.lines = LogCapture()
         self.answers: list[Answer] = []
-        self.opened = False
+        self.opened, self.suspended_s = False, 0.0
         self._asked = 0
         self._tasks = asyncio.TaskGroup()
         self.ledger = EtcdLedger(
             "order",
-            settings or Settings(enable_etcd=True),
+            settings,
             system_of(self.etcd, process),
             self.health,
             captured(self.lines),
-            self.cache,
+            Cache(),
             longest_call_s,
             self._tasks,
-            clock or self.loop.time,
+            lambda: self.loop.time() + self.suspended_s,
         )
         self._running: Any = None
 
-    def open(self) -> None:
+    def open(self) -> Self:
         """Reach etcd, where it can be reached without time passing."""
         self._running = self.loop.create_task(self._run())
         self._running.add_done_callback(lambda run: run.cancelled() or run.result())
         self.loop.run_until_idle()
+        return self
 
     def end(self) -> None:
         """End the process: nothing is answered or kept alive any more."""
@@ -100,16 +106,22 @@ class Replica:
         key = f"/service/order/{event_id}".encode()
         digest = digest or digest_of(event_id)
         token = f"{self.process}/1/{self._asked}"
-        return Ask(kind, key, digest, token, None, expect, Checked(effects))
+        checked = check_effects(effects, "order", event_id)
+        return Ask(kind, key, digest, token, None, expect, checked)
 
-    def commit(self, *asks: Ask) -> None:
-        """Commit asks as one batch, and do all that can be done without time passing."""
+    def commit(self, *asks: Ask) -> list[Answer]:
+        """Commit asks as one batch; return what is answered without time passing."""
+        answered = len(self.answers)
         batch = self.ledger.batch()
         for ask in asks:
             if not batch.take(ask):
                 raise AssertionError(f"{ask.key!r} does not fit into the batch")
         self._tasks.create_task(self._commit(batch.asks))
         self.loop.run_until_idle()
+        return self.answers[answered:]
+
+    def record(self, event_id: str = "1") -> Record:
+        return decode(self.store.get(f"/service/order/{event_id}").value)
 
     def wait(self) -> None:
         self.loop.advance(LONGER_THAN_ANY_BACKOFF_S)
@@ -124,10 +136,9 @@ class Replica:
         return any(line["log_level"] == level and part in str(line) for line in self.lines.entries)
 
     async def _run(self) -> None:
-        async with self._tasks as tasks:
+        async with self._tasks:
             await self.ledger.open()
             self.opened = True
-            tasks.create_task(self.ledger.watch())
 
     async def _commit(self, asks: Sequence[Ask]) -> None:
         """Commit until each ask has its answer, as a consumer does."""

@@ -228,7 +228,7 @@ class Operator:
         value = records.encode(state, digest, TOKEN, "2027-01-15T07:58:20.000+00:00", events)
         self.store.put(f"/service/{service}/{event_id}", value, lease)
 
-    def has_letter(self, body: bytes, queue: str = "order.dead-letter", **headers: object) -> None:
+    def has_letter(self, body: bytes, queue: Any = "order.dead-letter", **headers: object) -> None:
         """Let a message lie in a queue: a dead letter, or one that waits."""
         named = {f"x-{name.replace('_', '-')}": value for name, value in headers.items()}
         self.waiting[queue].append((pika.BasicProperties(headers=named), body))

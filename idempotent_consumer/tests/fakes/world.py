@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from random import Random
-from typing import Any
+from typing import Any, Self
 
+from fakes.events import Claimed, Pure
 from idempotent_consumer import Service, Settings, names
 from idempotent_consumer.calls import Handler
 from idempotent_consumer.event import InvalidEvent, decode
-from idempotent_consumer.health import Health
-from idempotent_consumer.ledger import Ledger
 from idempotent_consumer.records import CLAIMED, DONE, Record
 from idempotent_consumer.records import decode as decode_record
 from idempotent_consumer.testing.broker import (
@@ -19,7 +18,6 @@ from idempotent_consumer.testing.broker import (
     FakeBroker,
     Message,
     Queue,
-    ServerChannel,
     Session,
 )
 from idempotent_consumer.testing.etcd import REQUEST_LOST, FakeEtcd, Store
@@ -30,22 +28,34 @@ DEAD_LETTERS, FIRST_RETRY = "order.dead-letter", "order.retry.1s"
 RECONNECTED_S = 1.0
 """Longer than a process waits before it connects again."""
 
+Handlers = Pure | Claimed | Handler | Mapping[str, Handler]
+"""A handler of ``new_order``, or handlers by their event type."""
 
-class OrderProcess(Process):
-    """A process of the service "order". Handlers are given by their event type."""
+
+class Order(Process):
+    """A process of the service "order", in a world that it may share with others.
+
+    ``pure`` or ``claimed`` is the handler that it was started with.
+    """
 
     def __init__(
         self,
         world: World,
-        handlers: Mapping[str, Handler],
+        handlers: Handlers,
         settings: Settings = SETTINGS,
         *,
         reaches_etcd: bool = True,
         **options: Any,
     ) -> None:
         self.world, self.store = world, world.store
+        self.pure = handlers if isinstance(handlers, Pure) else Pure()
+        self.claimed = handlers if isinstance(handlers, Claimed) else Claimed()
+        if isinstance(handlers, Pure | Claimed):
+            handlers = handlers.handler
         service = Service("order", noun="orders")
-        service.handlers = dict(handlers)
+        service.handlers = (
+            {"new_order": handlers} if isinstance(handlers, Handler) else dict(handlers)
+        )
         etcd = FakeEtcd(world.agenda, world.store)
         if not reaches_etcd:
             etcd.fate = lambda _: REQUEST_LOST
@@ -68,11 +78,15 @@ class OrderProcess(Process):
 
         It is all there is, one by one, or the message with this number on its channel.
         """
-        for channel in self._channels():
+        for channel in self.broker.channels:
             for each in [number] if number else list(channel.unconfirmed):
                 if each in channel.unconfirmed:
                     channel.confirm(each, multiple)
         self.loop.run_until_idle()
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, for all processes."""
+        self.loop.advance(seconds)
 
     def lose_channel(self) -> None:
         """Reset the connection that consumes: what is unacked is requeued."""
@@ -105,19 +119,25 @@ class OrderProcess(Process):
         return [message for message in self.broker.published if not message.exchange]
 
     @property
+    def parked(self) -> list[Message]:
+        return [message for message in self.forwarded if message.routing_key == DEAD_LETTERS]
+
+    @property
     def published(self) -> list[bytes]:
         return [message.body for message in self.broker.published if message.exchange]
 
-    def sent_to(self, queue: str) -> list[Message]:
-        return [message for message in self.forwarded if message.routing_key == queue]
+    def record(self, event_id: str = "1") -> Record:
+        return decode_record(self.store.get(f"/service/order/{event_id}").value)
 
-    @property
-    def health(self) -> Health:
-        return self.running.health
+    def states(self) -> list[str]:
+        """Return each state that records have been put in, in order."""
+        puts = self.store.puts("/service/order/")
+        return [decode_record(change.value or b"").state for change in puts]
 
-    @property
-    def ledger(self) -> Ledger:
-        return self.running.ledger
+    def claims(self) -> int:
+        """Return how many records are claimed now."""
+        keys = self.store.keys("/service/order/")
+        return sum(decode_record(self.store.get(key).value).state == CLAIMED for key in keys)
 
     def logged(self, part: str) -> list[Mapping[str, Any]]:
         """Return the log lines whose event contains this."""
@@ -125,34 +145,35 @@ class OrderProcess(Process):
 
     @property
     def _consuming(self) -> Session:
-        return next(channel.session for channel in self._channels() if channel.consumers)
-
-    def _channels(self) -> list[ServerChannel]:
-        return [one for session in self.broker.sessions for one in session.channels.values()]
+        return next(channel.session for channel in self.broker.channels if channel.consumers)
 
 
 class World:
-    """An etcd's data, a clock, and processes. Time passes for all of them."""
+    """An etcd's data, a clock, and processes. Time passes for all of them.
 
-    def __init__(self, now_s: float = 0.0) -> None:
-        self.agenda, self._suspended_s = Agenda(now_s), 0.0
+    At its end, whatever the test has done, each delivery is counted once and acked when it may.
+    """
+
+    def __init__(self) -> None:
+        self.agenda, self._suspended_s = Agenda(), 0.0
         self.store = Store(self.elapsed_s)
-        self.processes: list[OrderProcess] = []
+        self.processes: list[Order] = []
 
-    def start(self, handlers: Mapping[str, Handler] | Handler, **options: Any) -> OrderProcess:
-        """Start a process, and let it connect; one handler is for ``new_order``."""
-        if isinstance(handlers, Handler):
-            handlers = {"new_order": handlers}
-        return OrderProcess(self, handlers, **options)
+    def __enter__(self) -> Self:
+        return self
 
-    def advance(self, seconds: float) -> None:
-        self.agenda.run(self.agenda.now_s + seconds)
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self, handlers: Handlers | None = None, **options: Any) -> Order:
+        """Start a process, and let it connect; without handlers it has a pure one."""
+        return Order(self, Pure() if handlers is None else handlers, **options)
 
     def skip(self, seconds: float) -> None:
         """Let time pass in which no process runs; then what was due meanwhile happens."""
         for process in self.processes:
             process.loop.freeze(seconds)
-        self.advance(seconds)
+        self.agenda.run(self.agenda.now_s + seconds)
 
     def suspend(self, seconds: float) -> None:
         """Let time pass for etcd alone: the machine is suspended, and its loops' clock stands."""
@@ -162,26 +183,10 @@ class World:
         """Return seconds on a clock that goes on while the machine is suspended."""
         return self.agenda.time() + self._suspended_s
 
-    def record(self, event_id: str = "1") -> Record:
-        kv = self.store.get(f"/service/order/{event_id}")
-        return decode_record(kv.value)
-
-    def states(self) -> list[str]:
-        """Return each state that records have been put in, in order."""
-        return [
-            decode_record(change.value or b"").state
-            for change in self.store.puts("/service/order/")
-        ]
-
-    def claims(self) -> int:
-        """Return how many records are claimed now."""
-        keys = self.store.keys("/service/order/")
-        return sum(decode_record(self.store.get(key).value).state == CLAIMED for key in keys)
-
     def close(self) -> None:
         """Hold that each delivery has been counted once, and end all processes."""
         alive = [process for process in self.processes if process.loop.alive]
-        miscounted = [process.miscounted() for process in alive if hasattr(process, "running")]
+        miscounted = [process.miscounted() for process in alive]
         for process in alive:
             process.loop.kill()
         if any(miscounted):
