@@ -95,15 +95,21 @@ class _Checker:
             if record["state"] in RECORDED:
                 recorded_s.setdefault((change.key, record["digest"]), change.at_s)
         may_park_twice = self._run.has_fired(*_MAY_PARK_TWICE)
+        down = self._run.has_fired("receiver down")
+
+        def may_fail(one: Sent) -> bool:
+            return one.handler.can_fail or (down and one.handler.claimed)
+
         for message in self._broker.dead:
             one, headers = self._broker.sent[message.body], message.headers
             right = {
                 "invalid": not one.digest,
                 # A claim is no verdict: its holder may die or fail. It must be recorded.
                 "conflict": one.handled and self._broker.is_conflict(one),
+                "rejected": one.handled and one.handler.claimed and one.handler.never_succeeds,
                 "failed": one.handled
                 and headers.get(ATTEMPTS_HEADER) == retries + 1
-                and (one.handler.can_fail or cut_off[one.digest] > retries),
+                and (may_fail(one) or cut_off[one.digest] > retries),
             }
             if not right.get(str(headers.get(REASON_HEADER))):
                 self._run.violation("parked without cause", one.body, headers)

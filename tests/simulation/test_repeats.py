@@ -92,6 +92,7 @@ CASES = {
     "The handler raises, and its retry comes back twice or finds no queue": Case(
         ("dead-lettered twice", "queue deleted"), changes={**_FAILING, **_SLOW_NETWORK}
     ),
+    "The receiver is down for a while": Case(("receiver down",)),
     "Process killed": Case(("killed",), changes=_SLOW_NETWORK),
     "SIGTERM, and no call takes longer than 7 s": Case(
         ("stopped",), 100, changes={**_STOPPED, **_SLOW_CALLS}, settings={"calls_at_once": 1}

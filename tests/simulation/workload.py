@@ -12,7 +12,7 @@ import orjson
 import pika
 
 from fakes.headers import encoded, entry, nested, table
-from idempotent_consumer import Service
+from idempotent_consumer import Reject, Service
 from idempotent_consumer.event import Event, Publish, Put, decode
 from simulation.process import Life
 from simulation.run import OF_DATA, SERVICE, Run
@@ -278,8 +278,13 @@ class Outside:
 
     def __init__(self, run: Run) -> None:
         self._rng, self._plan, self._run = run.rng, run.plan, run
+        self._down = False
         self.calls: list[Call] = []
         self.runs: list[Event] = []
+
+    def be_down(self, down: bool) -> None:
+        """Refuse every call from now on, or none."""
+        self._down = down
 
     def call(self, event: Event, life: Life) -> Call:
         """Make a call, which ends within the handler's time-out."""
@@ -289,7 +294,7 @@ class Outside:
             life.freeze(min(self._rng.uniform(1.0, 40.0), self._plan.longest_freeze_s))
         start_s = max(decided_s, life.frozen_until_s)
         end_s = start_s + self._rng.uniform(0.0, self._plan.call_s)
-        raises = self._rng.random() < TYPES[event.type].raises
+        raises = self._rng.random() < TYPES[event.type].raises or self._down
         call = Call(event, life, decided_s, start_s, end_s, raises)
         self.calls.append(call)
         self._run.note(life.name, "calls", event.id, f"until {call.end_s:.3f}")
@@ -328,7 +333,7 @@ class Handlers:
     def _on_thread(self, event: Event, _timeout_s: float) -> Result:
         call = self._outside.call(event, self._life)
         self._life.spend(call.end_s - self._life.agenda.now_s)
-        return _result(event, call.raised)
+        return self._called(event, call)
 
     async def _on_loop(self, event: Event, _timeout_s: float) -> Result:
         call = self._outside.call(event, self._life)
@@ -343,6 +348,12 @@ class Handlers:
             raise
         # It has ended, though the clock may be a rounding error before its end.
         call.end_s = min(call.end_s, self._life.agenda.now_s)
+        return self._called(event, call)
+
+    def _called(self, event: Event, call: Call) -> Result:
+        # Held for good behind a circuit breaker that nothing closes, it would never be settled.
+        if TYPES[event.type].never_succeeds and self._life.run.plan.settings.breaker_failures:
+            raise Reject("never")
         return _result(event, call.raised)
 
 
