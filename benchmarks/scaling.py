@@ -1,6 +1,6 @@
 """How throughput grows with replicas: a backlog worked off by 1, 2 and 3 of them, on the cluster.
 
-    .venv/bin/python -m cluster.scaling --rounds 3
+    .venv/bin/python -m benchmarks.scaling --rounds 3
 
 Run it by `make cluster-scaling`. Everything shares this machine, so what it shows for handlers that
 take no time is the machine's own limit; where handlers wait, replicas add up.
@@ -9,7 +9,6 @@ take no time is the machine's own limit; where handlers wait, replicas add up.
 from __future__ import annotations
 
 import argparse
-import base64
 import os
 import sys
 import time
@@ -23,12 +22,12 @@ from cluster.cluster import Cluster, start_cluster
 from integration.judging import passes
 from integration.load import orders
 from servers.broker import Broker
+from servers.counters import listen_statsd
 from servers.etcd import EtcdClient
-from servers.server import Etcd
 from servers.services import Service, run_service
-from servers.statsd import listen_statsd
 from servers.wait import eventually
-from servers.web import fetch_json
+
+from .processes import cpu_s
 
 COSTS_MS = {0: 60_000, 1: 12_000, 10: 2_000}
 """What a handler takes, and how many events are worked off: about as long, by one replica."""
@@ -57,7 +56,7 @@ class Measured(NamedTuple):
 
 def main() -> int:
     """Measure each case, and print a line for the median of its rounds."""
-    parser = argparse.ArgumentParser(prog="python -m cluster.scaling", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="how often (default: %(default)s)")
     rounds = parser.parse_args().rounds
     print(
@@ -87,28 +86,28 @@ def _line(cost_ms: int, replicas: int, found: list[Measured]) -> str:
 
 def measure(cluster: Cluster, replicas: int, cost_ms: int, events: int) -> Measured:
     """Let so many replicas work off a backlog of so many events."""
-    broker = Broker(cluster.rabbitmq)
+    broker, etcd = Broker(cluster.rabbitmq), EtcdClient(cluster.etcd.endpoint)
     with _replicas(cluster, replicas, cost_ms) as running:
         for service in running:
             service.pause()
         broker.publish(orders(events))
         before_s = time.monotonic()
-        used_s, busy_s = [_used_s(service) for service in running], _busy_s()
+        used_s, busy_s = [cpu_s(service.pid) for service in running], _busy_s()
         for service in running:
             service.resume()
-        passes(lambda: _recorded(cluster.etcd), events - 1, _AT_MOST_S)
+        passes(lambda: etcd.count(_PREFIX), events - 1, _AT_MOST_S)
         took_s = time.monotonic() - before_s
-        used_s = [_used_s(one) - before for one, before in zip(running, used_s, strict=True)]
+        used_s = [cpu_s(one.pid) - before for one, before in zip(running, used_s, strict=True)]
         busy_s = _busy_s() - busy_s
     eventually(lambda: broker.assert_drained("order"))
     broker.delete_queues("order")
-    EtcdClient(cluster.etcd.endpoint).delete(_PREFIX)
+    etcd.delete(_PREFIX)
     return Measured(events / took_s, [used / took_s for used in used_s], busy_s / took_s)
 
 
 @contextmanager
 def _replicas(cluster: Cluster, number: int, cost_ms: int) -> Iterator[list[Service]]:
-    command = [sys.executable, "-m", "cluster.slow_order"]
+    command = [sys.executable, "-m", "benchmarks.slow_order"]
     with ExitStack() as stack:
         statsd = stack.enter_context(listen_statsd())
         settings = {
@@ -125,21 +124,6 @@ def _replicas(cluster: Cluster, number: int, cost_ms: int) -> Iterator[list[Serv
         for service in running:
             service.wait_ready()
         yield running
-
-
-def _recorded(etcd: Etcd) -> int:
-    """Return how many records there are, without reading any."""
-    first = _PREFIX.encode()
-    key, end = (base64.b64encode(each).decode() for each in (first, first[:-1] + b"0"))
-    request = {"key": key, "range_end": end, "count_only": True}
-    answer = fetch_json("POST", f"http://{etcd.endpoint}/v3/kv/range", request)
-    return int(answer.get("count", 0))
-
-
-def _used_s(service: Service) -> float:
-    """Return the processor time of a process (proc_pid_stat(5), utime and stime)."""
-    fields = Path(f"/proc/{service.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _busy_s() -> float:
