@@ -56,16 +56,20 @@ typecheck: $(READY) ## Check the code's types, strictly
 	MYPYPATH=$(subst $(space),:,$(IMAGES)) $(BIN)/mypy
 
 unit-test: $(READY) ## Run the tests that need no server, with 1,000 simulated runs
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadgroup
+
+# They wait more than they compute: several at once, each process of pytest with servers of its own.
+SIDE_BY_SIDE := -n 4 --dist worksteal
 
 integration-test: $(READY) ## Run the tests with real RabbitMQ and etcd
-	$(BIN)/pytest tests/servers tests/integration
-	$(BIN)/pytest tests/chaos/test_crash_points.py tests/chaos/test_crash_outbox.py -k "middle and one_replica"
+	$(BIN)/pytest $(SIDE_BY_SIDE) tests/servers tests/integration
+	$(BIN)/pytest $(SIDE_BY_SIDE) tests/chaos/test_crash_points.py tests/chaos/test_crash_outbox.py \
+	  -k "middle and one_replica"
 
 SHORT := duplicates downtime kills parking broker_faults
 
 integration-short: $(READY) ## Run those that other servers need most: IMAGE_RABBITMQ=rabbitmq:4.0-management
-	$(BIN)/pytest tests/servers $(SHORT:%=tests/integration/test_%.py)
+	$(BIN)/pytest $(SIDE_BY_SIDE) tests/servers $(SHORT:%=tests/integration/test_%.py)
 
 SEEDS ?= 100000
 

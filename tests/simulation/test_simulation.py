@@ -9,6 +9,9 @@ from simulation.many import run_seeds
 from simulation.plan import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, TIMED
 from simulation.world import simulate
 
+# In one process of pytest-xdist: what has fired in all runs is looked at in the end.
+pytestmark = pytest.mark.xdist_group("simulation")
+
 SEEDS = 1000
 CHUNK = 50
 CHUNKS = [range(first, first + CHUNK) for first in range(0, SEEDS, CHUNK)]
