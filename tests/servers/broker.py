@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import pika
@@ -21,6 +22,8 @@ EXCHANGE = "events"
 
 _NOT_FOUND = 404
 _STEADY_WITHIN_S = 10.0
+_SILENT_S = 1.0
+_PREFETCH_AT_MOST = 65_535
 _WINDOW = 500  # confirms outstanding at once
 _RECONNECT_S = 0.2
 _PACE_S = 0.02
@@ -198,11 +201,17 @@ class Broker:
 
     def _take_all(self, queue: str) -> Iterator[Message]:
         with self._channel() as channel, _absence(queue):
-            while True:
-                method, properties, body = channel.basic_get(queue, auto_ack=True)
-                if method is None:
-                    return
-                yield Message(body, properties.headers or {}, method.routing_key)
+            while ready := channel.queue_declare(queue, passive=True).method.message_count:
+                ready = min(ready, _PREFETCH_AT_MOST)
+                # No more is sent than is taken, so that nothing is requeued.
+                channel.basic_qos(prefetch_count=ready)
+                sent = channel.consume(queue, inactivity_timeout=_SILENT_S)
+                for method, properties, body in islice(sent, ready):
+                    if method is None:  # Somebody else has taken it.
+                        break
+                    yield Message(body, properties.headers or {}, method.routing_key)
+                channel.basic_ack(multiple=True)
+                channel.cancel()
 
     def queues(self) -> list[str]:
         """Return the names of all queues."""
