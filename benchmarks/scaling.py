@@ -18,9 +18,9 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from chaos.checks import passes
+from chaos.load import orders
 from cluster.cluster import Cluster, start_cluster
-from integration.judging import passes
-from integration.load import orders
 from servers.broker import Broker
 from servers.counters import listen_statsd
 from servers.etcd import EtcdClient

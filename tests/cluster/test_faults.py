@@ -11,16 +11,13 @@ import pika
 import pytest
 from pika.exceptions import AMQPError
 
-from chaos.accounts import account
-from chaos.holding import holds
+from chaos.checks import becomes, holds, losses, not_ready, passes, throughout, wait_drained
+from chaos.load import ids, orders
 from chaos.outages import killed
-from chaos.signs import losses
-from chaos.timed_sink import Span, TimedSink, listen_timed
+from chaos.receiver import Call, Receiver, account, listen_http
 from cluster.cluster import BrokerNode, Cluster, Member
 from cluster.conftest import StartReplicas, StartTrial
 from cluster.trial import RECOVERS_WITHIN_S, Replica
-from integration.judging import becomes, not_ready, passes, throughout, wait_drained
-from integration.load import ids, orders
 from servers.broker import Broker
 from servers.etcd import Store
 from servers.wait import eventually, stands_still
@@ -242,14 +239,14 @@ def messages(broker: Broker) -> int:
 
 
 @pytest.fixture
-def sink() -> Iterator[TimedSink]:
+def sink() -> Iterator[Receiver]:
     """Give a receiver that takes a while for each call, so that faults fall into calls."""
-    with listen_timed() as running:
+    with listen_http(0.05) as running:
         yield running
 
 
 @pytest.fixture
-def replicas(start_replicas: StartReplicas, sink: TimedSink) -> list[Replica]:
+def replicas(start_replicas: StartReplicas, sink: Receiver) -> list[Replica]:
     """Give three replicas of notify, which call as r0, r1 and r2."""
     return [
         replica
@@ -259,7 +256,7 @@ def replicas(start_replicas: StartReplicas, sink: TimedSink) -> list[Replica]:
 
 
 def test_a_replica_is_killed_in_its_calls(
-    trial: StartTrial, replicas: list[Replica], sink: TimedSink, store: Store
+    trial: StartTrial, replicas: list[Replica], sink: Receiver, store: Store
 ) -> None:
     """Its calls are made again by the others once its lease has ended, and no others are."""
     attempt = trial("notify's replica killed in its calls", replicas)
@@ -277,19 +274,19 @@ def test_a_replica_is_killed_in_its_calls(
     attempt.replicas.pop(0)
     attempt.judge()
 
-    def was_killed(before: Span, again: Span) -> bool:
+    def was_killed(before: Call, again: Call) -> bool:
         return before.caller == "r0" and not before.answered and again.began_s > killed_s
 
-    repeated = account(sink.spans, store.done("notify"), was_killed)
+    repeated = account(sink.calls, store.done("notify"), was_killed)
     assert repeated
-    began_s = [span.began_s for span in sink.spans if span.key in repeated and span.caller != "r0"]
+    began_s = [span.began_s for span in sink.calls if span.key in repeated and span.caller != "r0"]
     took_s = max(began_s) - killed_s
     print(f"{len(repeated)} calls were made again, the last one {took_s:.1f} s after the kill")
     assert took_s < LEASE_S + 5
 
 
 def test_a_replica_is_stopped_in_its_calls(
-    trial: StartTrial, replicas: list[Replica], sink: TimedSink, store: Store
+    trial: StartTrial, replicas: list[Replica], sink: Receiver, store: Store
 ) -> None:
     """It finishes them, and nobody repeats any."""
     attempt = trial("notify's replica stopped in its calls", replicas)
@@ -303,15 +300,15 @@ def test_a_replica_is_stopped_in_its_calls(
             attempt.recovers()
     attempt.replicas.pop(0)
     attempt.judge()
-    assert account(sink.spans, store.done("notify"), lambda _before, _again: False) == set()
+    assert account(sink.calls, store.done("notify"), lambda _before, _again: False) == set()
 
 
 def test_etcds_leader_is_killed_under_calls(
-    trial: StartTrial, cluster: Cluster, replicas: list[Replica], sink: TimedSink, store: Store
+    trial: StartTrial, cluster: Cluster, replicas: list[Replica], sink: Receiver, store: Store
 ) -> None:
     """The claims outlast it: no call is repeated."""
     attempt = trial("etcd's leader killed under notify's calls", replicas)
     victim = cluster.etcd_leader()
     elsewhere = partial(cluster.etcd_leader, without=victim)
     attempt.survives(killed(victim), elsewhere, rate_per_s=CALLS_PER_S)
-    assert account(sink.spans, store.done("notify"), lambda _before, _again: False) == set()
+    assert account(sink.calls, store.done("notify"), lambda _before, _again: False) == set()

@@ -13,7 +13,8 @@ from urllib.parse import urlencode
 
 import pytest
 
-from chaos.holding import holds
+from chaos.checks import assert_handled_once, becomes, holds, says, throughout, wait_drained
+from chaos.load import ids, orders
 from cluster.cluster import FILES, Cluster, Shell, documented
 from cluster.conftest import StartReplicas, StartTrial
 from cluster.trial import Replica
@@ -23,8 +24,6 @@ from demo.compose import Compose, ComposeStage, Ports
 from demo.play import Play
 from demo.screen import Screen
 from demo.stage import SERVICES
-from integration.judging import assert_handled_once, becomes, says, throughout, wait_drained
-from integration.load import ids, orders
 from servers.broker import Broker
 from servers.etcd import Store
 from servers.servers import REPOSITORY, docker_available

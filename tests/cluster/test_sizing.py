@@ -7,11 +7,11 @@ import uuid
 
 import pytest
 
-from chaos.timed_sink import listen_timed
+from chaos.checks import becomes, wait_drained
+from chaos.load import order, orders
+from chaos.receiver import listen_http
 from cluster.cluster import Cluster
 from cluster.conftest import Measured, StartReplicas
-from integration.judging import becomes, wait_drained
-from integration.load import order, orders
 from servers.broker import Broker
 from servers.etcd import Store
 
@@ -79,7 +79,7 @@ def test_calls_at_once(
     def claims() -> int:
         return sum(record.state == "claimed" for record in store.records("notify").values())
 
-    with listen_timed() as sink:
+    with listen_http(0.05) as sink:
         start_replicas(
             "notify",
             number,

@@ -10,9 +10,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass
 from itertools import count, pairwise
 
+from chaos.checks import judge_service, lines, passes, wait_drained
+from chaos.load import Load, order
 from cluster.cluster import Cluster
-from integration.judging import judge_service, lines, passes, wait_drained
-from integration.load import Load, order
 from servers.broker import Broker, Event
 from servers.counters import StatsdListener
 from servers.etcd import Change, EtcdClient, Store, record_prefix

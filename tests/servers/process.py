@@ -1,5 +1,0 @@
-"""Until its last user imports from where it is."""
-
-from servers.processes import Child, resident_bytes
-
-__all__ = ["Child", "resident_bytes"]

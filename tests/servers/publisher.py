@@ -1,5 +1,0 @@
-"""Until its last user imports from where it is."""
-
-from servers.broker import EXCHANGE, Event, encode
-
-__all__ = ["EXCHANGE", "Event", "encode"]
