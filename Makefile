@@ -56,16 +56,17 @@ typecheck: $(READY) ## Check the code's types, strictly
 	MYPYPATH=$(subst $(space),:,$(IMAGES)) $(BIN)/mypy
 
 unit-test: $(READY) ## Run the tests that need no server, with 1,000 simulated runs
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadgroup
+
+# They wait more than they compute: several at once, each process of pytest with servers of its own.
+SIDE_BY_SIDE := -n 4 --dist worksteal
 
 integration-test: $(READY) ## Run the tests with real RabbitMQ and etcd
-	$(BIN)/pytest tests/servers tests/integration
-	$(BIN)/pytest tests/chaos/test_crash_points.py tests/chaos/test_crash_outbox.py -k "middle and one_replica"
-
-SHORT := duplicates downtime kills parking broker_faults
+	$(BIN)/pytest $(SIDE_BY_SIDE) tests/servers tests/integration -m "not long"
 
 integration-short: $(READY) ## Run those that other servers need most: IMAGE_RABBITMQ=rabbitmq:4.0-management
-	$(BIN)/pytest tests/servers $(SHORT:%=tests/integration/test_%.py)
+	$(BIN)/pytest $(SIDE_BY_SIDE) tests/servers
+	$(BIN)/pytest $(SIDE_BY_SIDE) tests/integration -m "short and not long"
 
 SEEDS ?= 100000
 
@@ -76,13 +77,13 @@ mutants: $(READY) ## Break the code on purpose, and see that the tests notice
 	$(BIN)/python -m mutants
 
 chaos: $(READY) ## Break real servers and services: all faults once, FULL=1 for long, or MINUTES=n at random
-	CHAOS_FULL=$(FULL) CHAOS_MINUTES=$(MINUTES) CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos$(if $(MINUTES),/test_soak.py)
+	CHAOS_FULL=$(FULL) CHAOS_MINUTES=$(MINUTES) CHAOS_SEED=$(SEED) $(BIN)/pytest tests/integration -m $(if $(MINUTES),soak,chaos)
 
 cluster-test: docker $(READY) ## Lose nodes of a RabbitMQ and an etcd cluster under load, with three replicas
 	$(BIN)/pytest tests/cluster
 
 cluster-scaling: docker $(READY) ## Measure how throughput grows with replicas on the cluster
-	$(BIN)/python -m cluster.scaling
+	$(BIN)/python -m benchmarks.scaling
 
 browser-test: docker chromium $(VENV)/browser demo-report.html ## See the dashboard and the last demo's report in Chromium: PICTURES=1 keeps them
 	BROWSER_PICTURES=$(PICTURES) $(BIN)/pytest tests/browser

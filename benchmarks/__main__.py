@@ -14,8 +14,7 @@ from typing import Any
 
 from etcd3 import Etcd3Exception
 
-from servers.packages import ServersUnavailableError
-from servers.server import CommandFailedError
+from servers.processes import CommandFailedError, ServersUnavailableError
 
 from . import marks, pictures, scenarios, tables
 from .results import Bench, Growth, Load, NotMeasuredError, Percentiles, Rates, Steady, read, write

@@ -13,7 +13,7 @@ import etcd3
 from idempotent_consumer import Settings, encode_id
 from idempotent_consumer.event import decode
 from idempotent_consumer.records import DONE, encode
-from servers.server import Etcd
+from servers.servers import Etcd
 from servers.web import open_json
 
 from .publishers import body

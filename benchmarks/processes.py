@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from servers.process import Child
+from servers.processes import Child
 from servers.servers import REPOSITORY
 from servers.services import environment
 
@@ -101,7 +101,7 @@ def follow(channel: Any, queue: str, child: Child) -> list[Progress]:
         if not child.running or now_s - moved_s > _STALLED_AFTER_S:
             what = "stalled" if child.running else "its consumer ended"
             raise NotMeasuredError(f"{queue}: {what} at {ready}:\n{child.output()[-2000:]}")
-        seen.append(Progress(now_s, ready, _cpu_s(child.pid)))
+        seen.append(Progress(now_s, ready, cpu_s(child.pid)))
         time.sleep(_LOOK_EVERY_S)
     return seen
 
@@ -128,7 +128,7 @@ def rate(seen: Sequence[Progress], events: int, behind: int = 0, prefetch: int =
     return Rate(done / (last.at_s - first.at_s), (last.cpu_s - first.cpu_s) / done * 1e6)
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
     """Return the CPU time of a process with all its threads (proc(5), fields utime and stime)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) * _TICK_S

@@ -20,9 +20,9 @@ import pika
 from idempotent_consumer import Settings
 from idempotent_consumer.bus import declare
 from servers.broker import Broker
-from servers.process import Child, resident_bytes
+from servers.counters import StatsdListener, listen_statsd
+from servers.processes import Child, resident_bytes
 from servers.servers import Servers, start_servers
-from servers.statsd import StatsdListener, listen_statsd
 from servers.wait import eventually, stands_still
 from servers.web import fetch_json
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 
 from demo.acts import Act, chosen
-from demo.compose_stage import compose_stage
+from demo.compose import compose_stage
 from demo.interrupt import interrupt_once
 from demo.live import open_screen
 from demo.local import local_stage
@@ -18,7 +18,7 @@ from demo.run import run_of
 from demo.screen import Screen
 from demo.stage import CannotPlayError, Stage, StepFailedError
 from demo.watch import Watch, watch
-from servers.engine import docker_available
+from servers.servers import docker_available
 
 _LOG_LINES = 15
 

@@ -13,11 +13,10 @@ from demo.broker import Broker, etcd_version
 from demo.interrupt import interrupt_no_more
 from demo.screen import Screen
 from demo.stage import SERVICES, CannotPlayError, State, Step, StepFailedError
-from servers.packages import ServersUnavailableError
-from servers.ports import free_port
+from servers.counters import StatsdListener, listen_statsd
+from servers.processes import ServersUnavailableError
 from servers.servers import Servers, start_servers
 from servers.services import Service, ServiceEndedError, run_service
-from servers.statsd import StatsdListener, listen_statsd
 from servers.wait import eventually
 
 
@@ -101,8 +100,7 @@ class LocalStage:
     def _start(self, *services: str) -> None:
         for service in services:
             self.states[service] = "starting"
-            settings = {**self._settings, "HEALTH_PORT": str(free_port())}
-            process = run_service(service, settings, log_directory=self._directory)
+            process = run_service(service, self._settings, log_directory=self._directory)
             self._running[service] = self._processes.enter_context(process)
         for service in services:
             try:

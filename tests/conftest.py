@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from integration.sink import Sink, listen_http
+from chaos.receiver import Receiver, listen_http
 from servers.broker import Broker
+from servers.counters import StatsdListener, listen_statsd
+from servers.etcd import Store
 from servers.servers import Servers, start_servers
 from servers.services import Service, run_service
-from servers.statsd import StatsdListener, listen_statsd
-from servers.store import Store
 
 RunService = Callable[..., Service]
 
@@ -59,7 +59,7 @@ def statsd() -> Iterator[StatsdListener]:
 
 
 @pytest.fixture
-def sink() -> Iterator[Sink]:
+def receiver() -> Iterator[Receiver]:
     """Give a receiver of notifications of this test's own."""
     with listen_http() as running:
         yield running

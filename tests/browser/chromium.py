@@ -80,10 +80,3 @@ def start_chromium() -> Iterator[Chromium]:
         yield Chromium(chrome)
     finally:
         chrome.quit()
-
-
-def screenshot(url: str, width: int, height: int, path: Path, *, scale: float = 2) -> None:
-    """Open a page in a window of so many CSS pixels and write its picture, a PNG."""
-    with start_chromium() as chromium:
-        chromium.open(url, width, height, scale=scale)
-        chromium.picture(path)

@@ -10,8 +10,7 @@ import pytest
 
 from browser.chromium import Chromium, start_chromium
 from browser.dashboard import Dashboard
-from browser.known_run import KnownRun, play
-from browser.stack import Stack, start_stack
+from browser.stack import KnownRun, Stack, play, start_stack
 from servers.servers import REPOSITORY
 
 

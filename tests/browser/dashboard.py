@@ -1,12 +1,16 @@
-"""The dashboard in the browser: its graphs as they are drawn, and the numbers behind them."""
+"""The dashboard in the browser: its graphs as they are drawn, and the numbers behind them.
+
+And one graph of the four counters over a whole run, as the README shows it.
+"""
 
 from __future__ import annotations
 
 import json
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 from browser.chromium import Chromium
+from browser.stack import KnownRun
 from servers.servers import REPOSITORY
 from servers.wait import eventually
 from servers.web import fetch_json
@@ -18,6 +22,27 @@ NAME = DEFINITION["name"]
 
 Series = dict[str, list[float]]
 """A graph's lines: the text of its legend, and the values that are there."""
+
+WIDTH = 1600
+_APPEARANCE = {
+    "title": "Events counted since the start",
+    "width": WIDTH,
+    "height": 620,
+    "margin": 20,
+    "lineMode": "staircase",
+    "fontSize": 20,
+    "bgcolor": "ffffff",
+    "fgcolor": "333333",
+    "majorGridLineColor": "dddddd",
+    "minorGridLineColor": "f2f2f2",
+}
+# In the order of drawing: where two lines are one, the thin one lies on the thick one.
+_LINES = (
+    ("orders_processed", "2266cc", 12),
+    ("notifications_processed", "ff9922", 5),
+    ("orders_processed_skipped", "99bbee", 12),
+    ("notifications_processed_skipped", "cc5500", 5),
+)
 
 # While a graph is drawn anew its class is another one, and the image that was there stays.
 _IMAGES = """
@@ -79,3 +104,14 @@ def _series(url: str) -> Series:
         line["target"]: [value for value, _ in line["datapoints"] if value is not None]
         for line in answer
     }
+
+
+def counters_url(graphite: str, run: KnownRun) -> str:
+    """Return the URL of the image."""
+    targets = [
+        f'lineWidth(color(alias(integral(stats_counts.{name}),"{name}"),"{color}"),{width})'
+        for name, color, width in _LINES
+    ]
+    times = {"from": run.began - 3, "until": run.ended + 4}
+    query = urlencode({**_APPEARANCE, **times, "target": targets}, doseq=True)
+    return f"{graphite}/render?{query}"

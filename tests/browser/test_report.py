@@ -1,5 +1,9 @@
-"""The demo's last report can be read on a phone and on a desk, and needs nothing from outside."""
+"""The demo's last report can be read on a phone and on a desk, and needs nothing from outside.
 
+The browser that this is seen with says what is wrong with a page.
+"""
+
+import struct
 from pathlib import Path
 
 import pytest
@@ -32,3 +36,41 @@ def test_it_fits_and_is_whole(chromium: Chromium, size: tuple[int, int]) -> None
 def test_its_picture_is_taken(chromium: Chromium, pictures: Path) -> None:
     chromium.open(REPORT.as_uri(), *PHONE, scale=2)
     chromium.picture(pictures / "report.png")
+
+
+def _page(directory: Path, body: str) -> str:
+    page = directory / "page.html"
+    page.write_text(f'<!doctype html><meta name="viewport" content="width=device-width">{body}')
+    return page.as_uri()
+
+
+def test_a_page_without_faults_has_none(chromium: Chromium, tmp_path: Path) -> None:
+    chromium.open(_page(tmp_path, "<p>Hello"), *PHONE)
+    assert chromium.errors() == []
+    assert chromium.overflow() == 0
+
+
+def test_a_page_that_is_too_wide_is_noticed(chromium: Chromium, tmp_path: Path) -> None:
+    chromium.open(_page(tmp_path, '<p style="width: 400px; margin: -8px">Hello'), *PHONE)
+    assert chromium.overflow() == 10
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "<script>nowhere.to()</script>",
+        '<img src="gone.png">',
+        '<img src="http://outside.invalid/">',
+    ],
+)
+def test_what_a_page_lacks_is_noticed(chromium: Chromium, tmp_path: Path, fault: str) -> None:
+    chromium.open(_page(tmp_path, fault), *PHONE)
+    assert len(chromium.errors()) == 1
+    assert chromium.errors() == []
+
+
+def test_a_picture_is_as_large_as_asked(chromium: Chromium, tmp_path: Path) -> None:
+    chromium.open(_page(tmp_path, "<p>Hello"), *PHONE, scale=2)
+    chromium.picture(tmp_path / "page.png")
+    png = (tmp_path / "page.png").read_bytes()
+    assert struct.unpack(">II", png[16:24]) == (780, 1688)

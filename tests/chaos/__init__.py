@@ -1,1 +1,1 @@
-"""Faults on real servers: the services are killed, frozen, cut off and fed rubbish under load."""
+"""How faults are caused on real servers, and how a trial of one under load is judged."""

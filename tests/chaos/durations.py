@@ -1,8 +1,17 @@
-"""How long faults last: the shortest duration of a row, or all of them with CHAOS_FULL=1."""
+"""How long faults last and how often they come: CHAOS_FULL, CHAOS_MINUTES and CHAOS_SEED."""
 
 import os
+import random
+from typing import Any
+
+import pytest
 
 FULL = bool(os.environ.get("CHAOS_FULL"))
+"""Whether each row is run with all its durations, and not with the shortest alone."""
+
+MINUTES = float(os.environ.get("CHAOS_MINUTES") or 0)
+SEED = int(os.environ.get("CHAOS_SEED", "") or random.randrange(1 << 32))
+"""How long the soak is and which seed it has."""
 
 
 def lasting(shortest: float, *longer: float) -> tuple[float, ...]:
@@ -21,3 +30,8 @@ def rate(lasts_s: float, most: float = 200.0) -> float:
 def often(times: int, full: int) -> int:
     """Return how often a fault is repeated."""
     return full if FULL else times
+
+
+def quick(*values: Any) -> Any:
+    """Return values for `parametrize` with which a row is run by `make integration-test` too."""
+    return pytest.param(*values, marks=pytest.mark.quick)

@@ -4,9 +4,8 @@ The service's process goes into a mount namespace of its own, in which /etc/host
 file: every resolver in it (Python's, gRPC's) sees the same, and nobody else does.
 """
 
+import os
 from pathlib import Path
-
-from chaos.prelude import prelude
 
 _PRELUDE = """
 import ctypes
@@ -51,3 +50,10 @@ class Hosts:
         lines += [f"{address} {name}" for name, address in self._addresses.items()]
         # In place: the mount shows this file, not another of its name.
         self._file.write_text("\n".join(lines) + "\n")
+
+
+def prelude(directory: Path, code: str) -> dict[str, str]:
+    """Return the variable that lets a service run some code first: Python's `sitecustomize`."""
+    (directory / "sitecustomize.py").write_text(code)
+    inherited = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(directory), inherited)))}

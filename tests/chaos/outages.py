@@ -5,8 +5,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from urllib.error import HTTPError
 
-from chaos.signs import true
-from servers.server import RabbitMQ, Server
+from chaos.checks import true
+from servers.servers import RabbitMQ, Server
 from servers.wait import eventually
 
 Outage = Callable[[Any], AbstractContextManager[None]]

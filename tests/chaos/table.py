@@ -1,23 +1,21 @@
 """The results of a run as a table."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from statistics import median
 
 from chaos.trial import Result
 
-_HEAD = (
-    "fault",
-    "runs",
-    "injected",
-    "confirmed",
-    "lost",
-    "double",
-    "acks checked",
-    "unchecked",
-    "early",
-    "recovery",
-)
+_SUMS = {
+    "injected": "injected",
+    "confirmed": "confirmed",
+    "lost": "lost",
+    "double": "double",
+    "acks checked": "acks",
+    "unchecked": "unchecked_acks",
+    "early": "early_acks",
+}
+"""Columns, and the attributes of the results that are summed up in them."""
 
 
 def table(results: Iterable[Result]) -> str:
@@ -26,34 +24,21 @@ def table(results: Iterable[Result]) -> str:
     everything = list(results)
     for result in everything:
         by_fault[result.fault].append(result)
-    rows = [_HEAD, *(_row(fault, found) for fault, found in sorted(by_fault.items()))]
-    rows.append(_row("all", everything))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEAD))]
+    rows = [_row(fault, found) for fault, found in [*sorted(by_fault.items()), ("all", everything)]]
+    return aligned([("fault", "runs", *_SUMS, "recovery"), *rows])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as lines with columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
         for row in rows
     )
 
 
 def _row(fault: str, results: list[Result]) -> tuple[str, ...]:
+    sums = (sum(getattr(result, name) for result in results) for name in _SUMS.values())
     recoveries = [r.recovery_s for r in results if r.recovery_s is not None]
-    numbers = (
-        len(results),
-        *(
-            sum(getattr(r, name) for r in results)
-            for name in (
-                "injected",
-                "confirmed",
-                "lost",
-                "double",
-                "acks",
-                "unchecked_acks",
-                "early_acks",
-            )
-        ),
-    )
     recovery = f"{median(recoveries):.1f} s, {max(recoveries):.1f} s" if recoveries else "-"
-    return (fault, *map(str, numbers), recovery)
+    return (fault, str(len(results)), *map(str, sums), recovery)

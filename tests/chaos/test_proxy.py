@@ -8,10 +8,9 @@ from typing import get_args
 
 import pytest
 
-from chaos.partition import Lost, Partition, partitionable
+from chaos.checks import becomes, true
+from chaos.network import Lost, Partition, partitionable
 from chaos.proxy import Direction, Proxy, relay
-from chaos.signs import true
-from integration.judging import becomes
 from servers.wait import eventually
 
 

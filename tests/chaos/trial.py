@@ -1,17 +1,18 @@
 """One trial: a fault under load, and the verdict on what came of it."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import Any
 
 from chaos.acks import AckAudit
-from integration.judging import judge_service, passes, wait_drained
-from integration.load import Load, order
-from servers.broker import Broker
-from servers.publisher import Event
-from servers.store import Store
+from chaos.checks import judge_service, passes, wait_drained
+from chaos.load import Load, order
+from chaos.rig import Rig
+from servers.broker import Event
+from servers.services import Service
 from servers.wait import eventually
 
 RECOVERY_TIMEOUT_S = 30.0
@@ -42,19 +43,29 @@ class Trial:
         self,
         fault: str,
         service: str,
-        broker: Broker,
-        store: Store,
+        rig: Rig,
         acks: AckAudit,
         results: list[Result],
     ) -> None:
-        self.fault, self.service = fault, service
-        self.broker, self.store, self.acks = broker, store, acks
+        self.fault, self.service, self.rig, self.acks = fault, service, rig, acks
+        self.servers, self.statsd = rig.servers, rig.statsd
+        self.broker, self.store = rig.broker, rig.store
         self._results = results
         self._sent: list[Event] = []
         self._confirmed: list[Event] = []
+        self._poison: set[bytes] = set()
         self._probes = count()
         self._injected = 0
         self._recovery_s: float | None = None
+
+    def start(self, **options: Any) -> Service:
+        """Start the service as the fixture `start_service` does, with its acks audited."""
+        return self.rig.start(self.service, **{"RABBITMQ_URL": self.acks.url, **options})
+
+    @property
+    def sent(self) -> int:
+        """How many events have been published."""
+        return len(self._sent)
 
     def publish(self, events: list[Event], timeout_s: float = 120.0) -> list[Event]:
         """Publish events, wait for their confirms, and return the confirmed ones."""
@@ -71,6 +82,15 @@ class Trial:
             confirmed = load.finish()
         self._sent += load.sent
         self._confirmed += confirmed
+
+    def poison(self) -> None:
+        """Publish a body that is not an event: it is parked, whatever happens meanwhile.
+
+        Raises pika's errors where the broker does not take it.
+        """
+        body = b"not json: %d" % len(self._poison)
+        self.broker.publish_raw(body)
+        self._poison.add(body)
 
     def works(self, events: int = 20, timeout_s: float = RECOVERY_TIMEOUT_S) -> None:
         """Wait until so many more events are done than are now."""
@@ -113,10 +133,14 @@ class Trial:
     ) -> Result:
         """Drain, judge, and keep the result; raises AssertionError on any fault of the service.
 
-        ``parked`` are the ids taken from the dead-letter queue, which must be empty by now.
+        ``parked`` are the ids taken from the dead-letter queue, which must hold nothing but all of
+        the poison by now. A second copy of that is none of the service's faults where it was
+        killed, or a confirm was lost, between the parking and the ack.
         """
         wait_drained(self.broker, self.service, timeout_s=drained_within_s)
-        assert self.broker.ready(f"{self.service}.dead-letter") == 0, "something else is parked"
+        dead = self.broker.drain(f"{self.service}.dead-letter")
+        assert {message.body for message in dead} == self._poison, "something else is parked"
+        assert {message.headers["x-reason"] for message in dead} <= {"invalid"}
         parked = set(parked)
         verdict = judge_service(
             self.service,
@@ -146,3 +170,7 @@ class Trial:
             verdict = replace(verdict, lost=frozenset())
         verdict.require(confirmed_at_least=at_least)
         return result
+
+
+StartTrial = Callable[..., Trial]
+"""`trial("broker killed")`, or `trial("killed in mid-call", service="notify")`."""

@@ -2,21 +2,116 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
+import secrets
+import shlex
+import shutil
 import tempfile
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from cluster.node import Node
-from cluster.servers import BrokerNode, Member
-from cluster.shell import Shell
-from servers.servers import Servers
+from demo.command import run
+from demo.compose import Ports
+from documents.pages import DOCS, section
+from servers.containers import Container
+from servers.processes import CommandFailedError
+from servers.servers import REPOSITORY, Etcd, RabbitMQ, Servers
+from servers.services import environment
 from servers.wait import eventually
+from servers.web import fetch_json
 
+FILES = ("docker-compose.yaml", "docker-compose.services.yaml", "docker-compose.cluster.yaml")
+
+_ADDRESSES = "tests/cluster/compose.yaml"
 _BROKERS = {"rabbitmq": 11, "rabbitmq2": 12, "rabbitmq3": 13}
 _MEMBERS = {"etcd": 21, "etcd2": 22, "etcd3": 23}
+
+
+class BrokerNode(RabbitMQ):
+    """One node of the RabbitMQ cluster, which the others know by its host name."""
+
+    def __init__(self, host: str, node: Container) -> None:
+        super().__init__(node, 5672, 15672)
+        self.host, self.node, self.state = host, node, "up"
+
+    def sees(self) -> set[str]:
+        """Return the names of the nodes that it finds running; raises CommandFailedError."""
+        status = json.loads(self.ctl("cluster_status", "--formatter", "json"))
+        return {name.removeprefix("rabbit@") for name in status["running_nodes"]}
+
+    def leader(self, queue: str) -> str:
+        """Return which node leads a queue; raises AssertionError."""
+        try:
+            answer = self.runner.run(
+                ["rabbitmq-queues", "--quiet", "quorum_status", queue, "--formatter=json"]
+            )
+        except CommandFailedError as error:
+            raise AssertionError(f"queue {queue}: {error}") from error
+        members = json.loads(answer)
+        leaders = [each["Node Name"] for each in members if each["Raft State"] == "leader"]
+        if len(leaders) != 1:
+            raise AssertionError(f"queue {queue}: {answer}")
+        return str(leaders[0]).removeprefix("rabbit@")
+
+
+class Status(NamedTuple):
+    """What a member says of itself: its id, its leader's ("0": it has none), and its data."""
+
+    id: str
+    leader: str
+    used_bytes: int
+
+
+class Member(Etcd):
+    """One member of the etcd cluster."""
+
+    def __init__(self, node: Container) -> None:
+        super().__init__(node, 2379)
+        self.node, self.state = node, "up"
+
+    def status(self) -> Status:
+        """Return how it is; raises OSError."""
+        url = f"http://{self.endpoint}/v3/maintenance/status"
+        answer = fetch_json("POST", url, {}, timeout_s=2)
+        used_bytes = int(answer["dbSizeInUse"])
+        return Status(answer["header"]["member_id"], answer.get("leader", "0"), used_bytes)
+
+
+class Shell:
+    """Runs commands in a directory with copies of the files, which they may change.
+
+    `docker compose` has a project of its own there; its etcd keeps its whole history, for the
+    tests to read.
+    """
+
+    def __init__(self, directory: Path, more: Mapping[str, str]) -> None:
+        self.project = f"cluster-{secrets.token_hex(3)}"
+        self.directory = directory
+        for name in (*FILES, _ADDRESSES, ".env"):
+            shutil.copy(REPOSITORY / name, directory)
+        shutil.copytree(REPOSITORY / "server-config", directory / "server-config")
+        self._environment = {
+            **environment(),
+            **Ports.read().elsewhere().settings(),
+            "ETCD_HISTORY": "0",
+            "COMPOSE_PROJECT_NAME": self.project,
+            "COMPOSE_FILE": ":".join((*FILES, Path(_ADDRESSES).name)),
+            **more,
+        }
+
+    def do(self, commands: str, timeout_s: float = 300.0) -> str:
+        """Run commands up to the first that fails, and return their output.
+
+        Raises CommandFailedError, CannotPlayError after the time.
+        """
+        script = f"set -euo pipefail\ncd {shlex.quote(str(self.directory))}\n{commands}"
+        return run(["bash", "-c", script], self._environment, timeout_s=timeout_s)
 
 
 @dataclass(frozen=True)
@@ -56,8 +151,8 @@ class Cluster(Servers):
         Raises AssertionError while there is none.
         """
         asked = next(broker for broker in self.brokers if broker is not without)
-        name, _ = asked.leader(queue)
-        return next(broker for broker in self.brokers if broker.node.name == name)
+        leader = asked.leader(queue)
+        return next(broker for broker in self.brokers if broker.host == leader)
 
     def etcd_leader(self, without: Member | None = None) -> Member:
         """Return the member that leads, as all others than `without` say.
@@ -81,17 +176,23 @@ def start_cluster() -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(prefix="cluster-") as directory:
         shell = Shell(Path(directory), {"CLUSTER_NETWORK": network})
 
-        def node(name: str, last: int) -> Node:
-            return Node(shell.project, name, f"{network}.{last}")
+        def node(name: str, last: int) -> Container:
+            return Container(f"{shell.project}-{name}-1", f"{network}.{last}")
 
         try:
             shell.do(f"docker compose up --detach --wait {' '.join((*_BROKERS, *_MEMBERS))}")
-            brokers = [BrokerNode(node(name, last)) for name, last in _BROKERS.items()]
+            brokers = [BrokerNode(name, node(name, last)) for name, last in _BROKERS.items()]
             members = [Member(node(name, last)) for name, last in _MEMBERS.items()]
-            for server in (*brokers, *members):
-                server.state = "up"
             cluster = Cluster("docker", brokers[0], members[0], brokers, members, shell)
             eventually(cluster.whole, 60, also=(OSError,), interval_s=0.5)
             yield cluster
         finally:
             shell.do("docker compose down --volumes --timeout 1")
+
+
+def documented(page: str, heading: str) -> str:
+    """Return the commands that a page of docs/ has under a heading of the second level."""
+    text = section(DOCS / page, heading)
+    found = re.findall(r"^ *```bash\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
+    assert found, f"no commands in {page} under {heading!r}"
+    return "".join(map(textwrap.dedent, found))

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
 
 from cluster.cluster import Cluster, start_cluster
-from cluster.progress import watch_progress
-from cluster.replicas import Replica, StartReplicas
-from cluster.table import Size, faults_table, sizes_table
-from cluster.trial import Result, Trial
-from servers.engine import docker_available
+from cluster.trial import RESULT, Progress, Replica, Trial
+from servers.counters import listen_statsd
+from servers.etcd import Store
+from servers.servers import docker_available
 from servers.services import Service
-from servers.statsd import listen_statsd
-from servers.store import Store
 
+StartReplicas = Callable[..., list[Replica]]
 StartTrial = Callable[..., Trial]
+Measured = Callable[[str, str, int, int], None]
+Rows = list[Sequence[str]]
 
-_results = pytest.StashKey[list[Result]]()
-_sizes = pytest.StashKey[list[Size]]()
+_tables = pytest.StashKey[dict[str, Rows]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the lists that the tests leave their results in."""
-    config.stash[_results] = []
-    config.stash[_sizes] = []
+    """Make the tables that the tests leave their results in."""
+    sizes = ("number", "at", "by the formula", "measured")
+    tables: dict[str, Rows] = {"trials": [RESULT], "sizes": [sizes]}
+    config.stash[_tables] = tables
 
 
 @pytest.fixture(scope="session")
@@ -63,10 +63,7 @@ def start_replicas(start_service: Callable[..., Service]) -> Iterator[StartRepli
 
 @pytest.fixture
 def trial(
-    cluster: Cluster,
-    start_replicas: StartReplicas,
-    store: Store,
-    request: pytest.FixtureRequest,
+    cluster: Cluster, start_replicas: StartReplicas, store: Store, request: pytest.FixtureRequest
 ) -> Iterator[StartTrial]:
     """Begin a trial: `trial("queue's leader killed")`, with three replicas of order or others."""
     endpoints = [member.endpoint for member in cluster.members]
@@ -74,26 +71,38 @@ def trial(
 
         def begin(fault: str, replicas: list[Replica] | None = None) -> Trial:
             at_work = replicas or start_replicas()
-            watch = watch_progress(at_work[0].service.name, endpoints, store.since + 1)
-            results = request.config.stash[_results]
-            return Trial(fault, cluster, at_work, store, stack.enter_context(watch), results)
+            watching = Progress(at_work[0].service.name, endpoints, store.since + 1)
+            progress = stack.enter_context(closing(watching))
+            results = request.config.stash[_tables]["trials"]
+            return Trial(fault, cluster, at_work, store, progress, results)
 
         yield begin
 
 
 @pytest.fixture
-def sizes(request: pytest.FixtureRequest) -> list[Size]:
-    """Give the list of what has been measured of sizes, to be added to."""
-    return request.config.stash[_sizes]
+def measured(request: pytest.FixtureRequest) -> Measured:
+    """Note what has been measured of a number that decides the size, beside its formula."""
+
+    def note(number: str, point: str, formula: int, found: int) -> None:
+        row = (number, point, f"{formula:,}", f"{found:,}")
+        request.config.stash[_tables]["sizes"].append(row)
+
+    return note
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Print the tables."""
-    if results := config.stash[_results]:
-        terminalreporter.section("trials")
-        terminalreporter.write_line(faults_table(results))
-    if sizes := config.stash[_sizes]:
-        terminalreporter.section("sizes")
-        terminalreporter.write_line(sizes_table(sizes))
+    """Print the tables, where tests have left something in them."""
+    for title, (head, *rows) in config.stash[_tables].items():
+        if rows:
+            terminalreporter.section(title)
+            terminalreporter.write_line(_aligned([head, *rows]))
+
+
+def _aligned(rows: Rows) -> str:
+    """Return rows as lines with columns: the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    )

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from cluster.shell import FILES
+from cluster.cluster import FILES
 from demo.command import run
-from servers.engine import docker_available
-from servers.servers import REPOSITORY
+from servers.servers import REPOSITORY, docker_available
 
 
 def read(*files: str) -> Any:

@@ -7,14 +7,13 @@ import uuid
 
 import pytest
 
-from chaos.timed_sink import listen_timed
+from chaos.checks import becomes, wait_drained
+from chaos.load import order, orders
+from chaos.receiver import listen_http
 from cluster.cluster import Cluster
-from cluster.replicas import StartReplicas
-from cluster.table import Size
-from integration.judging import becomes, wait_drained
-from integration.load import order, orders
+from cluster.conftest import Measured, StartReplicas
 from servers.broker import Broker
-from servers.store import Store
+from servers.etcd import Store
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -26,7 +25,7 @@ RECORD_BYTES = 299
 
 
 def test_etcds_data(
-    cluster: Cluster, start_replicas: StartReplicas, broker: Broker, sizes: list[Size]
+    cluster: Cluster, start_replicas: StartReplicas, broker: Broker, measured: Measured
 ) -> None:
     """A record takes as much of each member as of a single etcd."""
     at_first = [member.status().used_bytes for member in cluster.members]
@@ -34,7 +33,7 @@ def test_etcds_data(
         number=2,
         BATCH_SIZE=str(BATCH_SIZE),
         HANDLER_MS="0",
-        command=[sys.executable, "-m", "cluster.slow_order"],
+        command=[sys.executable, "-m", "benchmarks.slow_order"],
     )
     recorded = 0
     for more in (20_000, 40_000):
@@ -47,13 +46,13 @@ def test_etcds_data(
             for member, before in zip(cluster.members, at_first, strict=True)
         ]
         formula = recorded * RECORD_BYTES
-        sizes += [Size("bytes of a member", f"{recorded:,} records", formula, max(used))]
+        measured("bytes of a member", f"{recorded:,} records", formula, max(used))
         assert all(abs(bytes_ - formula) < 0.1 * formula for bytes_ in used), used
 
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_deliveries_in_hand_while_etcd_is_away(
-    cluster: Cluster, start_replicas: StartReplicas, broker: Broker, sizes: list[Size], number: int
+    cluster: Cluster, start_replicas: StartReplicas, broker: Broker, measured: Measured, number: int
 ) -> None:
     """They are bounded; the queue keeps the rest."""
     in_hand = number * 8 * BATCH_SIZE
@@ -62,8 +61,8 @@ def test_deliveries_in_hand_while_etcd_is_away(
         member.stop()
     broker.publish(orders(in_hand + 1000))
     becomes(lambda: broker.depth("order"), (1000, in_hand))
-    measured = broker.unacked("order")
-    sizes += [Size("deliveries in hand", f"{number} x {BATCH_SIZE}", in_hand, measured)]
+    unacked = broker.unacked("order")
+    measured("deliveries in hand", f"{number} x {BATCH_SIZE}", in_hand, unacked)
     for member in cluster.members:
         member.launch()
     cluster.heal()
@@ -72,7 +71,7 @@ def test_deliveries_in_hand_while_etcd_is_away(
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_calls_at_once(
-    start_replicas: StartReplicas, broker: Broker, store: Store, sizes: list[Size], number: int
+    start_replicas: StartReplicas, broker: Broker, store: Store, measured: Measured, number: int
 ) -> None:
     """The receiver meets so many of each replica, and no more are claimed; the others wait."""
     at_once, in_hand = number * CALLS_OF_A_REPLICA, number * 8 * SMALL_BATCH
@@ -80,7 +79,7 @@ def test_calls_at_once(
     def claims() -> int:
         return sum(record.state == "claimed" for record in store.records("notify").values())
 
-    with listen_timed() as sink:
+    with listen_http(0.05) as sink:
         start_replicas(
             "notify",
             number,
@@ -93,9 +92,7 @@ def test_calls_at_once(
         becomes(claims, at_once)
         becomes(lambda: sink.number_under_way("all"), at_once)
         at = f"{number} x {SMALL_BATCH}"
-        sizes += [
-            Size("claims", at, at_once, claims()),
-            Size("calls at once", at, at_once, sink.number_under_way("all")),
-        ]
+        measured("claims", at, at_once, claims())
+        measured("calls at once", at, at_once, sink.number_under_way("all"))
         sink.release()
         wait_drained(broker, "notify")

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 
+from chaos.checks import judge_service, lines, passes, wait_drained
+from chaos.load import Load, order
 from cluster.cluster import Cluster
-from cluster.progress import Progress
-from cluster.replicas import Replica
-from integration.judging import judge_service, passes, wait_drained
-from integration.load import Load, order
-from servers.broker import Broker
-from servers.publisher import Event
-from servers.store import Store
+from servers.broker import Broker, Event
+from servers.counters import StatsdListener
+from servers.etcd import Change, EtcdClient, Store, record_prefix
+from servers.services import Service
 from servers.wait import eventually, lasts
 
+# A watch that was silent for so long is opened again, at the next revision: its member may be cut
+# off without knowing it.
+_SILENT_S = 3.0
+
+_NOUNS = {"order": "orders", "notify": "notifications"}
+
 STALL_AT_MOST_S = 10.0
-"""After the loss of one node, from the issue that asks for clusters."""
+"""After the loss of one node."""
 
 RECOVERS_WITHIN_S = 30.0
 
@@ -29,18 +36,93 @@ WORKS = 150
 ENOUGH = 2 * WORKS
 """Events that a verdict needs: before the fault and after it."""
 
+RESULT = ("fault", "injected", "confirmed", "stall", "lost", "double", "replicas settled")
+"""What a trial's line in the table at the end says."""
+
 
 @dataclass(frozen=True)
-class Result:
-    """What one trial has shown. `stall_s` is None where everything had to wait."""
+class Replica:
+    """One process, and what it counts."""
 
-    fault: str
-    injected: int
-    confirmed: int
-    stall_s: float | None
-    lost: int
-    double: int
-    shares: list[int]
+    service: Service
+    statsd: StatsdListener
+
+    def settled(self) -> int:
+        """Return how many deliveries it has processed or skipped."""
+        noun = _NOUNS[self.service.name]
+        counts = ("processed", "processed_skipped")
+        return sum(self.statsd.count(f"{noun}_{name}") for name in counts)
+
+    def node(self) -> str:
+        """Return the address of the broker that it was last connected to for consuming."""
+        connected = [
+            line["node"]
+            for line in lines(self.service, "connected to RabbitMQ")
+            if line["connection"] == "rabbitmq"
+        ]
+        found: str = connected[-1].partition(":")[0] if connected else ""
+        return found
+
+
+class Progress:
+    """The moments at which the records of a service appeared, for as long as it is not closed.
+
+    A record counts from when the first member has shown it, so one that is down, cut off or
+    behind delays nothing.
+    """
+
+    def __init__(self, service: str, endpoints: Iterable[str], first_revision: int) -> None:
+        self._prefix = record_prefix(service)
+        self._first = first_revision
+        self._lock = threading.Lock()
+        self._seen_s: dict[str, float] = {}
+        self._closing = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._follow, args=(endpoint,), daemon=True)
+            for endpoint in endpoints
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def count(self) -> int:
+        """Return how many events are recorded."""
+        with self._lock:
+            return len(self._seen_s)
+
+    def shows(self, event_id: str) -> bool:
+        """Return whether an event is recorded."""
+        with self._lock:
+            return event_id in self._seen_s
+
+    def longest_gap_s(self, since_s: float, until_s: float) -> float:
+        """Return the longest time between two moments without a new record in between."""
+        with self._lock:
+            inside = sorted(at for at in self._seen_s.values() if since_s < at < until_s)
+        return max(after - before for before, after in pairwise([since_s, *inside, until_s]))
+
+    def close(self) -> None:
+        """End the watches."""
+        self._closing.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _follow(self, endpoint: str) -> None:
+        client, revision = EtcdClient(endpoint), self._first
+        while not self._closing.is_set():
+            # A RuntimeError ends a watch, and a ValueError is a line that was cut off.
+            with suppress(OSError, RuntimeError, ValueError):
+                for changes in client.watch(revision, self._prefix, timeout_s=_SILENT_S):
+                    for change in changes:
+                        self._note(change)
+                        revision = max(revision, change.revision + 1)
+                    if self._closing.is_set():
+                        return
+            self._closing.wait(0.1)
+
+    def _note(self, change: Change) -> None:
+        if change.kind == "put" and json.loads(change.value)["state"] == "done":
+            with self._lock:
+                self._seen_s.setdefault(change.key.removeprefix(self._prefix), time.monotonic())
 
 
 class Trial:
@@ -53,7 +135,7 @@ class Trial:
         replicas: list[Replica],
         store: Store,
         progress: Progress,
-        results: list[Result],
+        results: list[Sequence[str]],
     ) -> None:
         self.fault, self.cluster, self.replicas = fault, cluster, replicas
         self.service = replicas[0].service.name
@@ -62,7 +144,7 @@ class Trial:
         self._sent: list[Event] = []
         self._confirmed: list[Event] = []
         self._probes = count()
-        self._injected = 0
+        self.injected = 0
         self._stalls_s: list[float] = []
 
     def publish(self, events: list[Event], timeout_s: float = RECOVERS_WITHIN_S) -> list[Event]:
@@ -146,7 +228,7 @@ class Trial:
 
     def fired(self, times: int = 1) -> None:
         """Say that the fault was seen to happen, so many times."""
-        self._injected += times
+        self.injected += times
 
     def recovers(self) -> None:
         """Wait until an event published from now on is recorded."""
@@ -160,7 +242,7 @@ class Trial:
 
         eventually(recorded, until_s - time.monotonic())
 
-    def judge(self) -> Result:
+    def judge(self) -> None:
         """Drain, judge, and keep the result; raises AssertionError on any fault of the service."""
         broker = Broker(self.cluster.rabbitmq)
         wait_drained(broker, self.service)
@@ -168,19 +250,18 @@ class Trial:
         verdict = judge_service(
             self.service, self.store, sent=self._sent, confirmed=self._confirmed
         )
-        stall_s = max(self._stalls_s) if self._stalls_s else None
-        shares = [replica.settled() for replica in self.replicas]
-        result = Result(
-            self.fault,
-            self._injected,
-            verdict.confirmed,
-            stall_s,
-            len(verdict.lost),
-            len(verdict.double),
-            shares,
+        stall_s = max(self._stalls_s, default=None)
+        self._results.append(
+            (
+                self.fault,
+                str(self.injected),
+                str(verdict.confirmed),
+                "waits" if stall_s is None else f"{stall_s:.1f} s",
+                str(len(verdict.lost)),
+                str(len(verdict.double)),
+                " + ".join(str(replica.settled()) for replica in self.replicas),
+            )
         )
-        self._results.append(result)
-        assert self._injected, f"{self.fault}: the fault never happened"
+        assert self.injected, f"{self.fault}: the fault never happened"
         verdict.require(confirmed_at_least=ENOUGH)
         assert stall_s is None or stall_s <= STALL_AT_MOST_S, f"no record for {stall_s:.1f} s"
-        return result

@@ -6,26 +6,10 @@ import json
 MIB = 1024 * 1024
 
 _VALUES = [
-    b"NaN",
-    b"Infinity",
-    b"-Infinity",
-    b"1e999",
-    b"01",
-    b"+1",
-    b".5",
-    b"0x1",
-    b"'a'",
-    b"undefined",
-    b'"\\ud800"',
-    b'"\\udfff"',
-    b'"a\\udfffb"',
-    b'"\\udc00\\ud800"',
-    b'{"\\ud800":1}',
-    b'"\\x41"',
+    *rb"""NaN Infinity -Infinity 1e999 01 +1 .5 0x1 'a' undefined "\ud800" "\udfff" "a\udfffb"
+          "\udc00\ud800" {"\ud800":1} "\x41" [1,] {1:2}""".split(),
     b'"a\tb"',
-    b"[1,]",
     b"// so",
-    b"{1:2}",
     b'"\xff"',
     b'"\xff\xfe"',
     b'"\xc3"',
@@ -61,30 +45,18 @@ _SHAPES = [
     _EVENT.decode().encode("utf-16-le"),
     _EVENT.decode().encode("utf-32"),
     gzip.compress(_EVENT, mtime=0),
-    b"{}",
-    b'{"type":"new_order"}',
-    b'{"id":"bad"}',
-    b'{"ID":"bad","type":"new_order"}',
-    b'{"id":"","type":"new_order"}',
-    b'{"id":null,"type":"new_order"}',
-    b'{"id":true,"type":"new_order"}',
-    b'{"id":7,"type":"new_order"}',
-    b'{"id":["a"],"type":"new_order"}',
-    b'{"id":{},"type":"new_order"}',
-    b'{"id":1.5,"type":"new_order"}',
-    b'{"id":"\\ud800","type":"new_order"}',
-    b'{"id":"bad","type":""}',
-    b'{"id":"bad","type":null}',
-    b'{"id":"bad","type":[]}',
-    b'{"id":"bad","type":{"name":"new_order"}}',
-    b'{"id":"bad","type":"new_order","args":null}',
-    b'{"id":"bad","type":"new_order","args":[]}',
-    b'{"id":"bad","type":"new_order","args":"{}"}',
-    b'{"id":"bad","type":"new_order","args":0}',
-    b'{"id":"bad","type":"new_order","args":false}',
-    b'{"id":"bad","type":"new_order","args":""}',
-    b'{"id":"bad","type":"new_order","id":null}',
-    b'{"id":"bad","type":"new_order","args":{},"args":[]}',
+    *rb"""
+        {} {"type":"new_order"} {"id":"bad"} {"ID":"bad","type":"new_order"}
+        {"id":"","type":"new_order"} {"id":null,"type":"new_order"} {"id":true,"type":"new_order"}
+        {"id":7,"type":"new_order"} {"id":["a"],"type":"new_order"} {"id":{},"type":"new_order"}
+        {"id":1.5,"type":"new_order"} {"id":"\ud800","type":"new_order"} {"id":"bad","type":""}
+        {"id":"bad","type":null} {"id":"bad","type":[]} {"id":"bad","type":{"name":"new_order"}}
+        {"id":"bad","type":"new_order","args":null} {"id":"bad","type":"new_order","args":[]}
+        {"id":"bad","type":"new_order","args":"{}"} {"id":"bad","type":"new_order","args":0}
+        {"id":"bad","type":"new_order","args":false} {"id":"bad","type":"new_order","args":""}
+        {"id":"bad","type":"new_order","id":null}
+        {"id":"bad","type":"new_order","args":{},"args":[]}
+    """.split(),
     b"id=bad&type=new_order",
     b"<event id='bad' type='new_order'/>",
     b"bad,new_order",
@@ -130,12 +102,16 @@ _IDS = [
     "Odd",
     "odd",
     "odd ",
+    " odd",
+    "..",
+    "/service/order/a",
     "nul\0",
     "nul",
     "\U0001f600" * 32,
     "x" * 128,
     "x" * 129,
     "x" * 10_000,
+    "x" * 10_001,
     "sha256:" + "0" * 64,
 ]
 

@@ -1,129 +1,204 @@
-"""The broker stops, dies, closes connections and loses queues: confirmed events survive."""
+"""The broker stops, dies, freezes, closes connections, loses queues and raises alarms."""
 
-from collections.abc import Callable
+import re
+import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
-from integration.judging import (
-    StartService,
-    assert_counters_add_up,
-    assert_handled_once,
+from chaos.checks import (
     becomes,
     lines,
+    losses,
     not_ready,
-    parked,
     passes,
     says,
     throughout,
-    wait_drained,
 )
-from integration.load import Load, order, orders
-from servers.broker import Broker
-from servers.server import RabbitMQ
-from servers.servers import Servers
+from chaos.durations import FULL, lasting, often, quick, rate
+from chaos.load import ids, orders
+from chaos.outages import (
+    ALARMS,
+    Outage,
+    alarm,
+    alarmed,
+    application_stopped,
+    killed,
+    silent,
+    stopped,
+)
+from chaos.rig import Rig
+from chaos.trial import StartTrial
 from servers.services import Service
-from servers.statsd import StatsdListener
-from servers.store import Store
-from servers.wait import eventually
+from servers.wait import eventually, lasts
+
+pytestmark = pytest.mark.short
+
+STUCK_AFTER_S = 25.0
 
 
-@pytest.mark.parametrize("end", [RabbitMQ.stop, RabbitMQ.kill])
-def test_a_broker_that_goes_down_under_load_loses_and_doubles_nothing(
-    clean: Servers,
-    start_service: StartService,
-    broker: Broker,
-    store: Store,
-    statsd: StatsdListener,
-    end: Callable[[RabbitMQ], None],
-) -> None:
-    """Stopped in order or killed: the service names it as missing, returns and goes on."""
-    service = start_service("order")
-    with Load(broker, rate_per_s=600) as load:
-        passes(lambda: statsd.count("orders_processed"), 300)
-        end(clean.rabbitmq)
-        eventually(lambda: not_ready(service, "rabbitmq"))
-        assert load.running
-        handled = len(store.done("order"))
-        clean.rabbitmq.start()
-        service.wait_ready(30)
-        passes(lambda: len(store.done("order")), handled + 300)
-        confirmed = load.finish()
-    wait_drained(broker, "order")
-    assert_handled_once("order", store, sent=load.sent, confirmed=confirmed, at_least=600)
-    assert broker.ready("order.dead-letter") == 0
-    eventually(lambda: assert_counters_add_up(statsd, "orders"))
+@pytest.mark.parametrize(
+    ("fault", "down"),
+    [
+        ("broker restarted (stop_app, start_app)", application_stopped),
+        quick("broker restarted (its process)", stopped),
+        quick("broker killed -9", killed),
+    ],
+)
+def test_the_broker_is_down_for_a_while(trial: StartTrial, fault: str, down: Outage) -> None:
+    """Confirmed events survive it; the service comes back by itself, without a hot loop."""
+    attempt = trial(fault)
+    service = attempt.start()
+    with attempt.load() as load:
+        attempt.works()
+        service.pause()
+        for _ in range(5):
+            attempt.poison()
+        service.resume()
+        with down(attempt.servers.rabbitmq):
+            eventually(lambda: not_ready(service, "rabbitmq"))
+            assert load.running
+            attempt.fired()
+        attempt.recovers()
+        service.wait_ready()
+        attempt.works(100)
+    assert losses(service) < 50
+    attempt.judge(at_least=200)
+    attempt.rig.counters_add_up("orders")
 
 
-def test_connections_closed_by_an_operator_are_opened_again(
-    clean: Servers,
-    start_service: StartService,
-    broker: Broker,
-    store: Store,
-    statsd: StatsdListener,
-) -> None:
-    """Three times under load: what was in hand comes again, to the same process, and is done once.
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("seconds", lasting(30, 120))
+def test_the_broker_is_frozen(trial: StartTrial, seconds: float) -> None:
+    """Heartbeats notice, the publisher's deadline too, and the loop comes round all the while."""
+    attempt = trial(f"broker frozen for {seconds:g} s")
+    rabbitmq, service = attempt.servers.rabbitmq, attempt.start()
+    with attempt.load(rate(seconds + 10)):
+        attempt.works()
+        service.pause()
+        attempt.poison()
+        becomes(lambda: attempt.broker.ready("order"), 0)
+        rabbitmq.pause()
+        service.resume()
+        throughout(seconds, Pulse(service).check)
+        passes(partial(losses, service), 0, 5)
+        silent(rabbitmq)
+        attempt.fired()
+        rabbitmq.resume()
+        attempt.recovers()
+        attempt.works(100)
+    service.wait_ready()
+    errors = [line["error"] for line in lines(service, "no connection to RabbitMQ")]
+    assert any(error.startswith("no confirm within") for error in errors)
+    attempt.judge(at_least=100)
 
-    The service is frozen for the moment of each closing, so that there is something in hand.
+
+@pytest.mark.quick
+def test_a_queue_is_deleted_by_hand(trial: StartTrial) -> None:
+    """Three times; the service says so and consumes from a new one within 10 s.
+
+    What was in the queue is lost with it, and counted.
     """
-    service = start_service("order")
-    with Load(broker, rate_per_s=600) as load:
-        for closed in range(1, 4):
-            # Counts come up to a second late: they do not tell that it is connected again.
+    attempt = trial("queue deleted by hand (losses waived)")
+    service = attempt.start()
+    with attempt.load():
+        for deleted in range(3):
+            attempt.works()
+            attempt.servers.rabbitmq.ctl("delete_queue", "order")
+            passes(partial(losses, service, "deleted"), deleted)
+            attempt.fired()
+            attempt.recovers(10)
             service.wait_ready()
-            handled = statsd.count("orders_processed")
-            passes(lambda: statsd.count("orders_processed"), handled + 50)
-            service.pause()
-            passes(lambda: broker.unacked("order"), 0)
-            clean.rabbitmq.ctl("close_all_connections", "closed by the test")
-            service.resume()
-            eventually(partial(says, service, "deliveries went back", closed))
-        confirmed = load.finish()
+    attempt.judge(at_least=100, lost_is_waived=True)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("times", [quick(3), often(20, 30)])
+def test_connections_are_closed_by_an_operator(trial: StartTrial, times: int) -> None:
+    """All of them, again and again (every 10 s for 5 minutes): what was in flight comes again.
+
+    The replicas are frozen for the moment of each closing, so that something is in flight; one of
+    them may be in the middle of connecting.
+    """
+    attempt = trial("connections closed by an operator")
+    replicas = [attempt.start() for _ in range(2)]
+
+    def returns() -> int:
+        return sum(len(lines(replica, "deliveries went back")) for replica in replicas)
+
+    def closings() -> int:
+        return sum(losses(replica, "closed by the test") for replica in replicas)
+
+    def frozen_with_some() -> None:
+        for replica in replicas:
+            replica.pause()
+        try:
+            passes(lambda: attempt.broker.unacked("order"), 0, timeout_s=2)
+        except AssertionError:  # Both are in the middle of connecting.
+            for replica in replicas:
+                replica.resume()
+            raise
+
+    with attempt.load(rate(400 if FULL else 60)):
+        for _ in range(times):
+            lasts(10 if FULL else 0)
+            attempt.works()
+            attempt.poison()
+            eventually(frozen_with_some)
+            before = returns(), closings()
+            attempt.servers.rabbitmq.ctl("close_all_connections", "closed by the test")
+            for replica in replicas:
+                replica.resume()
+            passes(returns, before[0])
+            passes(closings, before[1])
+            attempt.fired()
+        attempt.recovers()
+        attempt.works(100)
+    attempt.judge(at_least=100)
+    assert attempt.statsd.count("orders_returned") > 0
+    attempt.rig.counters_add_up("orders")
+
+
+@pytest.mark.parametrize("kind", ALARMS)
+def test_the_broker_has_an_alarm(trial: StartTrial, kind: str) -> None:
+    """A backlog is acked during the alarm; what must be published waits, and goes on after it."""
+    attempt = trial(f"{kind} alarm")
+    rabbitmq, service = attempt.servers.rabbitmq, attempt.start()
+    service.pause()
+    backlog = attempt.publish(orders(2000, "backlog"))
+    attempt.poison()
+    with alarm(rabbitmq, kind), attempt.load():
+        service.resume()
+        becomes(lambda: attempt.store.done("order") >= ids(backlog), expected=True)
+        eventually(lambda: says(service, "RabbitMQ has an alarm"))
+        becomes(lambda: attempt.broker.depth("order"), (0, 1))
+        assert alarmed(rabbitmq)
+        attempt.fired()
+        rabbitmq.ctl(*ALARMS[kind][1])
+        attempt.recovers()
+        attempt.works()
+    attempt.judge(at_least=2000)
+
+
+def test_dead_letter_and_retry_queues_are_declared_again_when_they_are_needed(rig: Rig) -> None:
+    """A dead letter that no queue takes is not lost: its queue is declared again first."""
+    service = rig.start("order")
+    rig.servers.rabbitmq.ctl("delete_queue", "order.dead-letter")
+    rig.broker.publish_raw(b"not json")
+    eventually(lambda: rig.broker.ready("order.dead-letter"), 30)
+    becomes(lambda: rig.statsd.count("orders_invalid"), 1)
+    assert [message.body for message in rig.parked("order", 1)] == [b"not json"]
     service.wait_ready()
-    wait_drained(broker, "order")
-    assert_handled_once("order", store, sent=load.sent, confirmed=confirmed, at_least=300)
-    assert statsd.count("orders_returned") > 0
-    eventually(lambda: assert_counters_add_up(statsd, "orders"))
+    rig.drained("order")
 
 
-def test_a_queue_that_is_deleted_by_hand_is_declared_and_consumed_again(
-    clean: Servers, start_service: StartService, broker: Broker, store: Store
-) -> None:
-    """Within 10 s, and the log says what happened."""
-    service = start_service("order")
-    broker.publish([order("before")])
-    becomes(lambda: store.done("order"), {"before"})
-    clean.rabbitmq.ctl("delete_queue", "order")
-
-    def taken_again() -> None:
-        assert broker.publish([order("after")])
-
-    eventually(taken_again, 10)
-    becomes(lambda: store.done("order"), {"before", "after"}, 10)
-    service.wait_ready()
-    assert "deleted" in lines(service, "no connection to RabbitMQ")[0]["error"]
-
-
-def test_dead_letter_and_retry_queues_are_declared_again_when_they_are_needed(
-    clean: Servers, start_service: StartService, broker: Broker, statsd: StatsdListener
-) -> None:
-    """A dead letter that no queue takes is not lost: its queue is made anew first."""
-    service = start_service("order")
-    clean.rabbitmq.ctl("delete_queue", "order.dead-letter")
-    broker.publish_raw(b"not json")
-    eventually(lambda: broker.ready("order.dead-letter"), 30)
-    becomes(lambda: statsd.count("orders_invalid"), 1)
-    assert [message.body for message in parked(broker, "order", 1)] == [b"not json"]
-    service.wait_ready()
-    wait_drained(broker, "order")
-
-
-def test_a_queue_with_other_arguments_is_explained(
-    clean: Servers, start_service: StartService, broker: Broker, store: Store
-) -> None:
+def test_a_queue_with_other_arguments_is_explained(rig: Rig) -> None:
     """Not ready, with one line that says what to do, no hot loop; ready when it is done."""
-    clean.rabbitmq.management("PUT", "/api/queues/%2f/order", {"durable": True, "arguments": {}})
-    service = start_service("order", wait=False)
+    rig.servers.rabbitmq.management(
+        "PUT", "/api/queues/%2f/order", {"durable": True, "arguments": {}}
+    )
+    service = rig.start("order", wait=False)
 
     def explained() -> str:
         reason = not_ready(service, "rabbitmq")["rabbitmq"]
@@ -133,15 +208,35 @@ def test_a_queue_with_other_arguments_is_explained(
     reason = eventually(explained, also=(OSError,))
     assert "delete" in reason
     assert "\n" not in reason
-    before = _refusals(service)
+    before = len(lines(service, "no connection to RabbitMQ"))
     throughout(3, explained)
     # Two connections with growing pauses: some ten attempts. A hot loop makes thousands.
-    assert _refusals(service) - before < 50
-    clean.rabbitmq.ctl("delete_queue", "order")
+    assert len(lines(service, "no connection to RabbitMQ")) - before < 50
+    rig.servers.rabbitmq.ctl("delete_queue", "order")
     service.wait_ready()
-    broker.publish(orders(3))
-    becomes(lambda: len(store.done("order")), 3)
+    rig.broker.publish(orders(3))
+    becomes(lambda: len(rig.store.done("order")), 3)
 
 
-def _refusals(service: Service) -> int:
-    return len(lines(service, "no connection to RabbitMQ"))
+class Pulse:
+    """Whether a service's main thread, its loop, comes round, and its health endpoint answers."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._status = Path(f"/proc/{service.pid}/task/{service.pid}/status")
+        self._turns, self._seen_s = self._read(), time.monotonic()
+
+    def check(self) -> None:
+        """Raise AssertionError if the loop has not woken up for too long."""
+        turns, now_s = self._read(), time.monotonic()
+        if turns != self._turns:
+            self._turns, self._seen_s = turns, now_s
+        assert now_s - self._seen_s < STUCK_AFTER_S, "the loop is stuck"
+        assert self._service.health("/livez").status == 200
+
+    def _read(self) -> int:
+        found = re.search(
+            r"^voluntary_ctxt_switches:\s+(\d+)$", self._status.read_text(), re.MULTILINE
+        )
+        assert found, "no such line in /proc"
+        return int(found[1])

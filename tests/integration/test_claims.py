@@ -1,128 +1,268 @@
-"""Calls to the outside happen under a claim: not twice for one event, and never not at all."""
+"""Calls to the outside, under claims: every event is called for, and each repeat has its cause."""
 
+import time
+from collections.abc import Iterable, Iterator
 from functools import partial
 
-from integration.judging import (
-    StartService,
-    assert_counters_add_up,
-    assert_handled_once,
+import pytest
+
+from chaos.checks import (
     becomes,
-    counters,
+    not_ready,
     passes,
     says,
-    wait_drained,
+    throughout,
+    true,
 )
-from integration.load import Load, order, orders, repeated
-from integration.sink import Sink
-from servers.broker import Broker
+from chaos.durations import lasting, often, quick
+from chaos.load import ids, order, orders, repeated
+from chaos.network import port_of
+from chaos.proxy import Proxy, relay
+from chaos.receiver import Call, Receiver, account, listen_http, lost_claims
+from chaos.rig import Rig
+from chaos.trial import StartTrial, Trial
+from servers.etcd import Store
 from servers.servers import Servers
-from servers.statsd import StatsdListener
-from servers.store import Store
+from servers.services import Service
 from servers.wait import eventually
 
+RATE_PER_S = 100
+CALLS_AT_ONCE = 100
+LEASE_S = 15
+TAKEN_OVER = ["claimed", "gone", "claimed", "done"]
 
-def test_a_call_goes_on_when_its_channel_is_closed_and_is_not_made_twice(
-    clean: Servers,
-    start_service: StartService,
-    broker: Broker,
-    store: Store,
-    statsd: StatsdListener,
-    sink: Sink,
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """Give a receiver that takes a while for each call, so that faults fall into calls."""
+    with listen_http(latency_s=0.05) as running:
+        yield running
+
+
+@pytest.fixture
+def way(clean: Servers) -> Iterator[Proxy]:
+    """Give a way to etcd that can be held."""
+    with relay(port_of(clean.etcd.endpoint)) as running:
+        yield running
+
+
+def start(attempt: Trial, receiver: Receiver, name: str, **settings: str) -> Service:
+    """Start notify under a name, by which its calls and its counters are told from others'."""
+    return attempt.start(NOTIFY_URL=receiver.url_for(name), STATSD_PREFIX=name, **settings)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kills", [quick(1), often(12, 30)])
+def test_replicas_killed_in_mid_call(trial: StartTrial, receiver: Receiver, kills: int) -> None:
+    """Calls of one id never overlap, and are repeated only where a process was killed in one."""
+    attempt = trial("notify: killed in mid-call", service="notify")
+    at_once = 16
+    start_named = partial(start, attempt, receiver, CALLS_AT_ONCE=str(at_once))
+    killed_s: dict[str, float] = {}
+    running = [(name, start_named(name)) for name in ("p0", "p1")]
+    with attempt.load(RATE_PER_S) as load:
+        attempt.works(100)
+        for number in range(kills):
+            name, victim = running.pop(0)
+            receiver.hold()
+            passes(partial(receiver.number_under_way, name), 0)
+            victim.kill()
+            killed_s[name] = time.monotonic()
+            receiver.release()
+            attempt.fired()
+            assert load.running
+            attempt.recovers()
+            running.append((f"p{number + 2}", start_named(f"p{number + 2}")))
+            attempt.works()
+    attempt.judge(at_least=100, drained_within_s=90)
+
+    def was_killed(before: Call, again: Call) -> bool:
+        return killed_s.get(before.caller, again.began_s) < again.began_s
+
+    again = account(receiver.calls, attempt.store.done("notify"), was_killed)
+    assert kills <= len(again) <= kills * at_once
+    of_records = attempt.store.steps("notify")
+    for event_id, calls in receiver.per_key().items():
+        lost, last = of_records[event_id][:-2], of_records[event_id][-2:]
+        assert last == ["claimed", "done"]
+        assert lost == ["claimed", "gone"] * (len(lost) // 2)
+        assert calls <= 1 + len(lost) // 2, "a call without a claim of its own"
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("finished", [False, True], ids=["in its call", "before its record"])
+def test_a_replica_frozen_for_longer_than_its_lease(
+    trial: StartTrial, receiver: Receiver, way: Proxy, finished: bool
 ) -> None:
-    """The event comes back in mid-call and attaches to the call that is running."""
-    service = start_service("notify", NOTIFY_URL=sink.url)
-    sink.hold()
-    events = [order("e-1")]
-    broker.publish(events)
-    becomes(lambda: len(sink.calls), 1)
-    clean.rabbitmq.ctl("close_all_connections", "closed by the test")
-    eventually(lambda: says(service, "deliveries went back"))
-    becomes(lambda: statsd.count("notifications_received"), 2)
-    assert store.records("notify")["e-1"].state == "claimed"
-    sink.release()
-    becomes(lambda: store.done("notify"), {"e-1"})
-    wait_drained(broker, "notify")
-    assert sink.per_key() == {"e-1": 1}
-    assert store.steps("notify")["e-1"] == ["claimed", "done"]
-    eventually(lambda: assert_counters_add_up(statsd, "notifications"))
-    assert counters(statsd, "notifications") == {"received": 2, "processed": 1, "returned": 1}
+    """A peer takes over and completes; the one that wakes does not, though its calls succeeded.
+
+    Frozen in its calls, it finds that they took too long. Frozen after them, with their records
+    on the way to etcd, it finds that it has lost its claims, counts them, and says so.
+    """
+    attempt = trial("notify: frozen for longer than its lease", service="notify")
+    store, statsd = attempt.store, attempt.statsd
+    frozen = start(attempt, receiver, "frozen", ETCD_ENDPOINTS=way.address)
+    start(attempt, receiver, "peer")
+    with attempt.load(RATE_PER_S) as load:
+        attempt.works()
+        receiver.hold()
+        passes(partial(receiver.number_under_way, "frozen"), 3)
+        in_call = receiver.under_way("frozen")
+        if finished:
+            way.hold("up")
+            receiver.release()
+            eventually(lambda: true(not in_call & receiver.under_way("frozen")))
+            eventually(lambda: true(way.up.holds(b'"state":"done"')))
+        frozen.pause()
+        in_call -= store.done("notify")
+        receiver.release()
+        eventually(partial(all_done, in_call, store), 90)
+        attempt.fired()
+        assert load.running
+        frozen.resume()
+        way.release()
+        attempt.recovers()
+        frozen.wait_ready()
+        eventually(lambda: true(not finished or in_call <= lost_claims(frozen)))
+    attempt.judge(at_least=200)
+    again = account(receiver.calls, store.done("notify"), lambda *of: of[0].caller == "frozen")
+    assert in_call <= again
+    of_records = store.steps("notify")
+    assert [of_records[each] for each in in_call] == [TAKEN_OVER] * len(in_call)
+    becomes(partial(statsd.count, "frozen.notifications_claim_lost"), len(lost_claims(frozen)))
+    assert statsd.count("peer.notifications_claim_lost") == 0
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seconds", lasting(20, 45))
+def test_etcd_frozen_for_longer_than_the_claims_leases(
+    trial: StartTrial, receiver: Receiver, seconds: float
+) -> None:
+    """Calls are repeated only where their claims were lost or they had failed, and none vanishes.
+
+    The calls of the first replica succeed, but cannot be recorded. Those of the second are not
+    answered, so each fails after its time, and none begins when its claim may have ended.
+    """
+    attempt = trial("notify: etcd frozen", service="notify")
+    etcd, store = attempt.servers.etcd, attempt.store
+    services = {name: start(attempt, receiver, name) for name in ("first", "second")}
+    with attempt.load(RATE_PER_S) as load:
+        attempt.works()
+        receiver.hold()
+        # Enough that each slot of both has a call in it, and more wait for one.
+        attempt.publish(orders(3 * CALLS_AT_ONCE, "burst"))
+        becomes(partial(claims, store), 2 * CALLS_AT_ONCE)
+        etcd.pause()
+        frozen_s = time.monotonic()
+        receiver.let_through("first")
+        eventually(partial(none_ready, services.values()))
+        throughout(seconds, partial(none_ready, services.values()))
+        last_s = max(call.began_s for call in receiver.calls)
+        receiver.release()
+        attempt.fired()
+        assert load.running
+        etcd.resume()
+        attempt.recovers()
+        attempt.works(100)
+    attempt.judge(at_least=500)
+    assert last_s - frozen_s < LEASE_S
+    lost = {name: lost_claims(service) for name, service in services.items()}
+
+    def has_cause(before: Call, _again: Call) -> bool:
+        return before.key in lost[before.caller] or not before.answered
+
+    again = account(receiver.calls, store.done("notify"), has_cause)
+    assert len(again) >= CALLS_AT_ONCE
+    for name in services:
+        counter = f"{name}.notifications_claim_lost"
+        becomes(partial(attempt.statsd.count, counter), len(lost[name]))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("processes", [quick(1), often(6, 10)])
+def test_channels_dropped_in_mid_call(
+    trial: StartTrial, receiver: Receiver, processes: int
+) -> None:
+    """The event comes back to the process that calls for it, and attaches to that one call.
+
+    Every second time the call ends before the event is back, and the event finds it done.
+    """
+    attempt = trial("notify: channel dropped in mid-call", service="notify")
+    store, statsd = attempt.store, attempt.statsd
+    for process in range(processes):
+        name = f"p{process}"
+        service = start(attempt, receiver, name)
+        for drop in range(1, 4):
+            events = orders(5, f"{name}-{drop}")
+            receiver.hold()
+            attempt.publish(events)
+            becomes(partial(receiver.under_way, name), ids(events))
+            attempt.servers.rabbitmq.ctl("close_all_connections", "closed by the test")
+            eventually(partial(says, service, "deliveries went back", drop))
+            attempt.fired()
+            if drop % 2:
+                # Each event is back, and in flight beside its call, before that call ends.
+                becomes(partial(statsd.count, f"{name}.notifications_received"), 10 * drop)
+                records = store.records("notify")
+                assert {records[event["id"]].state for event in events} == {"claimed"}
+            receiver.release()
+            eventually(partial(all_done, ids(events), store), 30)
+        assert service.terminate(10) == 0
+        assert statsd.count(f"{name}.notifications_returned") == 15
+        attempt.rig.counters_add_up("notifications", prefix=f"{name}.")
+    attempt.judge(at_least=15 * processes)
+    assert account(receiver.calls, store.done("notify"), lambda *_: False) == set()
+    assert set(map(tuple, store.steps("notify").values())) == {("claimed", "done")}
 
 
 def test_a_duplicate_in_another_replica_waits_for_the_call_and_is_skipped(
-    start_service: StartService,
-    broker: Broker,
-    store: Store,
-    statsd: StatsdListener,
-    sink: Sink,
+    rig: Rig, receiver: Receiver
 ) -> None:
     """A claim that another process holds is never acked; the call's end decides."""
-    start_service("notify", NOTIFY_URL=sink.url, STATSD_PREFIX="first")
-    sink.hold()
+    rig.start("notify", NOTIFY_URL=receiver.url, STATSD_PREFIX="first")
+    receiver.hold()
     event = order("e-1")
-    broker.publish([event])
-    becomes(lambda: len(sink.calls), 1)
-    start_service("notify", NOTIFY_URL=sink.url, STATSD_PREFIX="second")
+    rig.broker.publish([event])
+    becomes(lambda: len(receiver.calls), 1)
+    rig.start("notify", NOTIFY_URL=receiver.url, STATSD_PREFIX="second")
     # The broker deals out in turn, so the second replica gets at least one of these.
-    broker.publish([event] * 4)
-    passes(lambda: statsd.count("second.notifications_received"), 0)
-    assert broker.unacked("notify") == 5
-    sink.release()
-    becomes(lambda: statsd.count("first.notifications_processed"), 1)
-    wait_drained(broker, "notify")
-    assert sink.per_key() == {"e-1": 1}
-    assert store.steps("notify")["e-1"] == ["claimed", "done"]
+    rig.broker.publish([event] * 4)
+    passes(lambda: rig.statsd.count("second.notifications_received"), 0)
+    assert rig.broker.unacked("notify") == 5
+    receiver.release()
+    becomes(lambda: rig.statsd.count("first.notifications_processed"), 1)
+    rig.drained("notify")
+    assert receiver.per_key() == {"e-1": 1}
+    assert rig.store.steps("notify")["e-1"] == ["claimed", "done"]
     for prefix in ("first.", "second."):
-        eventually(partial(assert_counters_add_up, statsd, "notifications", prefix=prefix))
-    assert statsd.count("second.notifications_processed") == 0
+        rig.counters_add_up("notifications", prefix=prefix)
+    assert rig.statsd.count("second.notifications_processed") == 0
 
 
-def test_two_replicas_call_once_for_each_event_of_a_load(
-    start_service: StartService,
-    broker: Broker,
-    store: Store,
-    statsd: StatsdListener,
-    sink: Sink,
-) -> None:
+def test_two_replicas_call_once_for_each_event_of_a_load(rig: Rig, receiver: Receiver) -> None:
     """With duplicates on both at the same time, the receiver sees each key once."""
     for prefix in ("first", "second"):
-        start_service("notify", NOTIFY_URL=sink.url, STATSD_PREFIX=prefix)
+        rig.start("notify", NOTIFY_URL=receiver.url, STATSD_PREFIX=prefix)
     events = orders(400)
     sent = repeated(events, 3)
-    confirmed = broker.publish(sent)
-    wait_drained(broker, "notify")
-    assert_handled_once("notify", store, sent=sent, confirmed=confirmed, at_least=400)
-    assert sink.per_key() == {event["id"]: 1 for event in events}
+    confirmed = rig.broker.publish(sent)
+    rig.handled_once("notify", sent, confirmed)
+    assert receiver.per_key() == {event["id"]: 1 for event in events}
     for prefix in ("first.", "second."):
-        passes(partial(statsd.count, f"{prefix}notifications_processed"), 0)
+        passes(partial(rig.statsd.count, f"{prefix}notifications_processed"), 0)
 
 
-def test_calls_whose_process_was_killed_are_made_again_after_its_lease(
-    start_service: StartService, broker: Broker, store: Store, sink: Sink
-) -> None:
-    """Under load: every event is called for, and twice only what was in mid-call, with its key.
+def none_ready(services: Iterable[Service]) -> None:
+    """Raise AssertionError unless all of them say that they lack etcd."""
+    for service in services:
+        not_ready(service, "etcd")
 
-    The record's history says in which order: claimed, gone with the lease, claimed anew, done.
-    """
-    at_once = 16
-    service = start_service("notify", NOTIFY_URL=sink.url, CALLS_AT_ONCE=str(at_once))
-    with Load(broker, rate_per_s=150) as load:
-        passes(lambda: len(sink.calls), 100)
-        sink.hold()
-        called = len(sink.calls)
-        passes(lambda: len(sink.calls), called)
-        service.kill()
-        assert load.running
-        called = len(sink.calls)
-        sink.release()
-        start_service("notify", NOTIFY_URL=sink.url)
-        passes(lambda: len(sink.calls), called + 100)
-        confirmed = load.finish()
-    wait_drained(broker, "notify", timeout_s=90)
-    assert_handled_once("notify", store, sent=load.sent, confirmed=confirmed, at_least=200)
-    calls = sink.per_key()
-    assert set(calls) == store.done("notify")
-    again = [key for key, number in calls.items() if number > 1]
-    assert 0 < len(again) <= at_once
-    for key in again:
-        assert calls[key] == 2
-        assert store.steps("notify")[key] == ["claimed", "gone", "claimed", "done"]
+
+def claims(store: Store) -> int:
+    """Return how many records are claimed."""
+    return sum(record.state == "claimed" for record in store.records("notify").values())
+
+
+def all_done(event_ids: set[str], store: Store) -> None:
+    """Raise AssertionError unless these are done."""
+    assert event_ids <= store.done("notify"), event_ids - store.done("notify")

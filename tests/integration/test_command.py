@@ -6,18 +6,17 @@ from collections.abc import Callable
 import pika
 import pytest
 
+from chaos.checks import StartService, becomes, says
+from chaos.load import order, orders
+from chaos.receiver import Receiver
+from chaos.rig import Rig
 from idempotent_consumer import bus, records
 from idempotent_consumer.cli.broker import Broker as Rabbit
 from idempotent_consumer.cli.dead_letters import open_dead_letter_queue
-from integration.commanding import Command
-from integration.judging import StartService, becomes, says, wait_drained
-from integration.load import order, orders
-from integration.sink import Sink
+from integration.command import Command
 from servers.broker import Broker
-from servers.ports import free_port
+from servers.processes import free_port
 from servers.servers import Servers
-from servers.statsd import StatsdListener
-from servers.store import Store
 from servers.wait import eventually
 
 ONE = '{"id":"1","type":"new_order"}'
@@ -64,17 +63,15 @@ def ids(command: Command, *arguments: str) -> list[str]:
 # publish
 
 
-def test_published_events_are_processed_and_shown(
-    command: Command, start_service: StartService, statsd: StatsdListener
-) -> None:
+def test_published_events_are_processed_and_shown(rig: Rig, command: Command) -> None:
     port = free_port()
-    start_service("order", HEALTH_PORT=str(port))
+    rig.start("order", HEALTH_PORT=str(port))
     lines = "\n".join(json.dumps(event) for event in orders(2_500))
     ran = command.run("publish", "-", stdin=lines)
     assert (ran.code, ran.out.split(";")[0]) == (0, "2,500 events confirmed")
     assert command.json("publish", ONE, OTHER_BODY) == {"confirmed": 2}
-    becomes(lambda: statsd.count("orders_processed"), 2_501)
-    becomes(lambda: statsd.count("orders_conflicted"), 1)
+    becomes(lambda: rig.statsd.count("orders_processed"), 2_501)
+    becomes(lambda: rig.statsd.count("orders_conflicted"), 1)
     found = command.json("status", "--ready", f"http://127.0.0.1:{port}")
     row = found["services"]["order"]
     assert (row["ready"], row["consumers"], row["dead_letters"]) == (0, 1, 1)
@@ -85,13 +82,11 @@ def test_published_events_are_processed_and_shown(
     assert found["versions"]["etcd"].count(".") == 2
 
 
-def test_status_tells_how_late_duplicates_came(
-    command: Command, start_service: StartService, statsd: StatsdListener
-) -> None:
+def test_status_tells_how_late_duplicates_came(rig: Rig, command: Command) -> None:
     port = free_port()
-    start_service("order", HEALTH_PORT=str(port))
+    rig.start("order", HEALTH_PORT=str(port))
     assert command.json("publish", ONE) == {"confirmed": 1}
-    becomes(lambda: statsd.count("orders_processed"), 1)
+    becomes(lambda: rig.statsd.count("orders_processed"), 1)
     assert command.json("publish", ONE) == {"confirmed": 1}
 
     def told() -> None:
@@ -138,18 +133,18 @@ def test_events_that_no_queue_takes_are_not_published(command: Command) -> None:
 
 
 def test_a_record_is_inspected_and_forgotten_and_the_event_is_new_again(
-    command: Command, start_service: StartService, store: Store, statsd: StatsdListener
+    rig: Rig, command: Command
 ) -> None:
     """A running replica, which had it in its cache, learns that from its watch."""
-    service = start_service("order")
+    service = rig.start("order")
     command.run("publish", ONE)
-    becomes(lambda: statsd.count("orders_processed"), 1)
+    becomes(lambda: rig.statsd.count("orders_processed"), 1)
     found = command.json("inspect", "order", "1")
     assert found["state"] == "done"
     assert found["replica"] == says(service, "starting")[0]["process"]
     assert 86_000 < found["remaining_s"] < 90_000
     command.run("publish", ONE)
-    becomes(lambda: statsd.count("orders_processed_skipped"), 1)
+    becomes(lambda: rig.statsd.count("orders_processed_skipped"), 1)
     assert command.json("forget", "order", "1", "--yes")["forgotten"] is True
     assert command.failing("inspect", "order", "1")["found"] is False
     again = command.failing("forget", "order", "1", "--yes")
@@ -157,19 +152,19 @@ def test_a_record_is_inspected_and_forgotten_and_the_event_is_new_again(
 
     def processed_anew() -> None:
         command.run("publish", ONE)
-        assert statsd.count("orders_processed") == 2
+        assert rig.statsd.count("orders_processed") == 2
 
     eventually(processed_anew)
-    assert [step for step in store.steps("order")["1"] if step != "done"] == ["gone"]
+    assert [step for step in rig.store.steps("order")["1"] if step != "done"] == ["gone"]
 
 
 def test_a_claim_under_way_is_shown_with_its_replica(
-    command: Command, start_service: StartService, broker: Broker, sink: Sink
+    rig: Rig, command: Command, receiver: Receiver
 ) -> None:
-    service = start_service("notify", NOTIFY_URL=sink.url)
-    sink.hold()
-    broker.publish([order("1")])
-    becomes(lambda: len(sink.calls), 1)
+    service = rig.start("notify", NOTIFY_URL=receiver.url)
+    receiver.hold()
+    rig.broker.publish([order("1")])
+    becomes(lambda: len(receiver.calls), 1)
     # Frozen, it does not give the call up while the command starts.
     service.pause()
     found = command.json("inspect", "notify", "1")
@@ -178,56 +173,50 @@ def test_a_claim_under_way_is_shown_with_its_replica(
     assert 0 < found["remaining_s"] <= 15
 
 
-def test_a_claim_is_forgotten_by_force_alone(
-    command: Command, clean: Servers, store: Store
-) -> None:
+def test_a_claim_is_forgotten_by_force_alone(rig: Rig, command: Command) -> None:
     claim = records.encode(records.CLAIMED, "1:00", "a" * 32 + "/1/1", "2026-01-01T00:00:00+00:00")
-    lease = clean.etcd.ctl("lease", "grant", "300").split()[1]
-    clean.etcd.ctl("put", f"--lease={lease}", "/service/notify/1", claim.decode())
+    lease = rig.servers.etcd.ctl("lease", "grant", "300").split()[1]
+    rig.servers.etcd.ctl("put", f"--lease={lease}", "/service/notify/1", claim.decode())
     assert command.json("status", "notify")["services"]["notify"]["states"]["claimed"] == 1
     refused = command.run("forget", "notify", "1", "--yes")
     assert refused.code == 1
     assert "its replica aaaaaaaa has claimed it for another" in refused.err
-    assert store.records("notify")["1"].state == "claimed"
+    assert rig.store.records("notify")["1"].state == "claimed"
     assert command.run("forget", "notify", "1", "--yes", "--force").code == 0
-    assert store.records("notify") == {}
+    assert rig.store.records("notify") == {}
 
 
-def test_an_etcd_that_asks_for_a_login_gets_it(
-    command: Command, clean: Servers, store: Store
-) -> None:
-    store.client.put("/service/order/1", b"not ours")
-    clean.etcd.require_login()
+def test_an_etcd_that_asks_for_a_login_gets_it(rig: Rig, command: Command) -> None:
+    rig.store.client.put("/service/order/1", b"not ours")
+    rig.servers.etcd.require_login()
     try:
-        assert clean.etcd.login is not None
+        assert rig.servers.etcd.login is not None
         refused = command.run("inspect", "order", "1")
         assert refused.code == 1
         assert "ETCD_USER and ETCD_PASSWORD say who asks" in refused.err
-        login = {"ETCD_USER": clean.etcd.login.user, "ETCD_PASSWORD": clean.etcd.login.password}
+        login = {
+            "ETCD_USER": rig.servers.etcd.login.user,
+            "ETCD_PASSWORD": rig.servers.etcd.login.password,
+        }
         assert command.json("inspect", "order", "1", **login)["found"] is True
         wrong = command.run("inspect", "order", "1", ETCD_USER="root", ETCD_PASSWORD="no")
         assert wrong.code == 1
         assert "authentication failed" in wrong.err
     finally:
-        clean.etcd.require_no_login()
+        rig.servers.etcd.require_no_login()
 
 
 # dead-letters
 
 
 def test_a_failed_event_is_listed_shown_and_replayed_once_its_cause_is_gone(
-    command: Command,
-    start_service: StartService,
-    broker: Broker,
-    store: Store,
-    sink: Sink,
-    statsd: StatsdListener,
+    rig: Rig, command: Command, receiver: Receiver
 ) -> None:
     """It begins with all its retries again, as it came at first."""
-    start_service("notify", NOTIFY_URL=sink.url, RETRY_DELAYS="1s")
-    sink.refuse("1", times=2)
+    rig.start("notify", NOTIFY_URL=receiver.url, RETRY_DELAYS="1s")
+    receiver.refuse("1", times=2)
     command.run("publish", ONE)
-    becomes(lambda: statsd.count("notifications_failed"), 1)
+    becomes(lambda: rig.statsd.count("notifications_failed"), 1)
     found = command.json("dead-letters", "list", "notify", "--reason", "failed")
     (letter,) = found["letters"]
     assert (letter["id"], letter["attempts"], found["warning"]) == ("1", 2, None)
@@ -236,16 +225,16 @@ def test_a_failed_event_is_listed_shown_and_replayed_once_its_cause_is_gone(
     (shown,) = command.json("dead-letters", "show", "notify", "--id", "1")["letters"]
     assert shown["body"] == ONE
     assert command.json("dead-letters", "replay", "notify", "--id", "1")["replayed"] == 1
-    becomes(lambda: store.done("notify"), {"1"})
-    wait_drained(broker, "notify", "notify.dead-letter", "notify.retry.1s")
+    becomes(lambda: rig.store.done("notify"), {"1"})
+    rig.drained("notify", "notify.dead-letter", "notify.retry.1s")
     assert command.run("dead-letters", "replay", "notify", "--all").code == 1
 
 
 def test_what_is_replayed_has_none_of_our_headers_and_all_of_its_own(
-    command: Command, clean: Servers, queues: str, broker: Broker
+    rig: Rig, command: Command, queues: str
 ) -> None:
     park(
-        clean,
+        rig.servers,
         ONE,
         reason="failed",
         error="e",
@@ -254,7 +243,7 @@ def test_what_is_replayed_has_none_of_our_headers_and_all_of_its_own(
         trace="t-1",
     )
     assert command.json("dead-letters", "replay", "order", "--all", "--force")["replayed"] == 1
-    (message,) = broker.drain(queues, expect=1)
+    (message,) = rig.broker.drain(queues, expect=1)
     assert message.body.decode() == ONE
     assert {
         name: value for name, value in message.headers.items() if name != "x-delivery-count"
@@ -262,40 +251,38 @@ def test_what_is_replayed_has_none_of_our_headers_and_all_of_its_own(
 
 
 def test_what_may_be_replayed_is_and_what_may_not_stays_where_it_was(
-    command: Command, clean: Servers, queues: str, broker: Broker, store: Store
+    rig: Rig, command: Command, queues: str
 ) -> None:
     """Of those without a record, one is young, and one older than the window."""
-    store.client.put("/service/order/known", b"{}")
+    rig.store.client.put("/service/order/known", b"{}")
     bodies = [json.dumps(order(id_)) for id_ in ("old", "known", "old")]
-    park(clean, *bodies, reason="failed", parked_at="2020-01-01T00:00:00+00:00")
+    park(rig.servers, *bodies, reason="failed", parked_at="2020-01-01T00:00:00+00:00")
     now = "2999-01-01T00:00:00+00:00"
-    park(clean, json.dumps(order("young")), reason="failed", parked_at=now)
-    park(clean, json.dumps(order("other")), reason="conflict", parked_at=now)
+    park(rig.servers, json.dumps(order("young")), reason="failed", parked_at=now)
+    park(rig.servers, json.dumps(order("other")), reason="conflict", parked_at=now)
     found = command.failing("dead-letters", "replay", "order", "--all")
     assert found["replayed"] == 2
     assert [each["id"] for each in found["held"]] == ["old", "old", "other"]
-    assert [json.loads(m.body)["id"] for m in broker.drain(queues)] == ["known", "young"]
+    assert [json.loads(m.body)["id"] for m in rig.broker.drain(queues)] == ["known", "young"]
     assert ids(command) == ["old", "old", "other"]
     assert command.json("dead-letters", "replay", "order", "--all", "--force")["replayed"] == 3
 
 
 def test_none_of_many_that_are_replayed_is_left_behind(
-    command: Command, clean: Servers, queues: str, broker: Broker
+    rig: Rig, command: Command, queues: str
 ) -> None:
     bodies = [json.dumps(event) for event in orders(101)]
-    park(clean, *bodies, reason="failed")
+    park(rig.servers, *bodies, reason="failed")
     assert command.json("dead-letters", "replay", "order", "--all", "--force")["replayed"] == 101
-    assert broker.depth("order.dead-letter") == (0, 0)
-    assert [message.body.decode() for message in broker.drain(queues)] == bodies
+    assert rig.broker.depth("order.dead-letter") == (0, 0)
+    assert [message.body.decode() for message in rig.broker.drain(queues)] == bodies
 
 
-def test_none_of_many_that_are_dropped_comes_back(
-    command: Command, clean: Servers, queues: str, broker: Broker
-) -> None:
+def test_none_of_many_that_are_dropped_comes_back(rig: Rig, command: Command, queues: str) -> None:
     """RabbitMQ hands acks on 32 at a time, and forgets the last when their channel closes."""
-    park(clean, *(json.dumps(event) for event in orders(101)), reason="failed")
+    park(rig.servers, *(json.dumps(event) for event in orders(101)), reason="failed")
     assert command.json("dead-letters", "drop", queues, "--all", "--yes")["dropped"] == 101
-    assert broker.depth("order.dead-letter") == (0, 0)
+    assert rig.broker.depth("order.dead-letter") == (0, 0)
 
 
 def test_a_letter_whose_service_has_no_queue_stays(
@@ -322,16 +309,16 @@ def test_looking_at_dead_letters_leaves_them_in_their_order_and_loses_none(
 
 
 def test_what_is_dropped_is_gone_and_the_others_stay(
-    command: Command, clean: Servers, queues: str, broker: Broker
+    rig: Rig, command: Command, queues: str
 ) -> None:
-    park(clean, "{", ONE, reason="invalid")
-    park(clean, "{", reason="none of ours")
+    park(rig.servers, "{", ONE, reason="invalid")
+    park(rig.servers, "{", reason="none of ours")
     asked = command.run("dead-letters", "drop", queues, "--reason", "invalid", stdin="y\n")
     assert asked.code == 1
     assert "say --yes" in asked.err
     dropped = command.json("dead-letters", "drop", queues, "--reason", "invalid", "--yes")
     assert dropped["dropped"] == 2
-    (left,) = broker.drain("order.dead-letter")
+    (left,) = rig.broker.drain("order.dead-letter")
     assert left.headers["x-reason"] == "none of ours"
 
 
@@ -366,11 +353,9 @@ def test_a_sound_service_has_no_problem(command: Command, start_service: StartSe
     assert sum("clock agrees" in each["what"] for each in found["findings"]) == 2
 
 
-def test_faults_of_a_service_are_found(
-    command: Command, clean: Servers, start_service: StartService
-) -> None:
-    start_service("order", RETRY_DELAYS="1s")
-    clean.rabbitmq.ctl(
+def test_faults_of_a_service_are_found(rig: Rig, command: Command) -> None:
+    rig.start("order", RETRY_DELAYS="1s")
+    rig.servers.rabbitmq.ctl(
         "set_policy", "--apply-to", "queues", "loses", "^order$", '{"max-length":1000000}'
     )
     try:
@@ -378,7 +363,7 @@ def test_faults_of_a_service_are_found(
             "order: policy loses has max-length, which throws messages away"
         ]
     finally:
-        clean.rabbitmq.ctl("clear_policy", "loses")
+        rig.servers.rabbitmq.ctl("clear_policy", "loses")
     assert problems(command, RETRY_DELAYS="1s,5s") == ["order.retry.5s: there is no such queue"]
     (too_many,) = problems(command, RETRY_DELAYS="1s", ETCD_MAX_TXN_OPS="1025")
     assert too_many.startswith("etcd: refuses a transaction of ETCD_MAX_TXN_OPS (1025)")

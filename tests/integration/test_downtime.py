@@ -1,89 +1,180 @@
-"""Services that are down or start too early: what waits is consumed when everything is there."""
+"""Services are down, or what they need is not there or has no address yet, and comes later."""
 
-from integration.judging import (
-    StartService,
-    assert_handled_once,
+import socket
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from chaos.checks import (
     becomes,
     not_ready,
     throughout,
-    wait_drained,
 )
-from integration.load import ids, orders
-from servers.broker import Broker
-from servers.servers import Servers
-from servers.statsd import StatsdListener
-from servers.store import Store
+from chaos.durations import lasting, quick
+from chaos.hosts import Hosts
+from chaos.load import orders
+from chaos.network import port_of
+from chaos.proxy import relay
+from chaos.rig import Rig
+from chaos.trial import StartTrial
+from servers.services import Service
 from servers.wait import eventually
 
+pytestmark = pytest.mark.short
 
-def test_what_was_published_while_a_service_was_down_is_consumed_when_it_returns(
-    start_service: StartService, broker: Broker, store: Store, statsd: StatsdListener
-) -> None:
+READY_WITHIN_S = 10.0
+# The service looks statsd's name up again every 30 s.
+MOVED_WITHIN_S = 40.0
+
+
+def test_what_was_published_while_a_service_was_down_is_consumed_when_it_returns(rig: Rig) -> None:
     """The other service is not affected; the one that was down catches up by itself."""
-    start_service("order")
-    first = start_service("notify")
+    rig.start("order")
+    first = rig.start("notify")
     before, meanwhile = orders(5, "before"), orders(200, "meanwhile")
-    broker.publish(before)
-    becomes(lambda: statsd.count("notifications_processed"), 5)
+    rig.broker.publish(before)
+    becomes(lambda: rig.statsd.count("notifications_processed"), 5)
     assert first.terminate() == 0
-    assert len(broker.publish(meanwhile)) == 200
-    becomes(lambda: statsd.count("orders_processed"), 205)
-    assert broker.depth("notify") == (200, 0)
-    assert statsd.count("notifications_processed") == 5
+    assert len(rig.broker.publish(meanwhile)) == 200
+    becomes(lambda: rig.statsd.count("orders_processed"), 205)
+    assert rig.broker.depth("notify") == (200, 0)
+    assert rig.statsd.count("notifications_processed") == 5
 
-    start_service("notify")
-    becomes(lambda: statsd.count("notifications_processed"), 205)
-    wait_drained(broker, "order", "notify")
+    rig.start("notify")
+    becomes(lambda: rig.statsd.count("notifications_processed"), 205)
+    rig.drained("order", "notify")
     events = before + meanwhile
     for service in ("order", "notify"):
-        assert_handled_once(service, store, sent=events, confirmed=events, at_least=205)
+        rig.handled_once(service, events)
 
 
-def test_a_service_waits_for_servers_that_come_late(
-    clean: Servers, start_service: StartService, broker: Broker, store: Store
-) -> None:
-    """Alive, not ready, saying why; ready within 10 s of the arrival of the last."""
-    clean.rabbitmq.stop()
-    clean.etcd.stop()
-    service = start_service("notify", wait=False)
-    eventually(lambda: not_ready(service, "etcd", "rabbitmq"), also=(OSError,))
-    clean.etcd.start()
-    eventually(lambda: _explained(not_ready(service, "rabbitmq"), "rabbitmq"))
-    becomes(lambda: "etcd" in not_ready(service, "rabbitmq"), expected=False)
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("last", ["etcd", "rabbitmq"])
+@pytest.mark.parametrize("seconds", [quick(1), *lasting(5, 120)])
+def test_broker_and_etcd_come_late(trial: StartTrial, last: str, seconds: float) -> None:
+    """Alive, not ready, saying what is missing and why; without etcd nothing is consumed."""
+    attempt = trial("broker and etcd absent at the start")
+    assert attempt.start().terminate() == 0
+    attempt.publish(orders(100, "before"))
+    servers = {"rabbitmq": attempt.servers.rabbitmq, "etcd": attempt.servers.etcd}
+    for server in servers.values():
+        server.stop()
+    service = attempt.start(wait=False)
+    # Nothing is asked of the broker before etcd is there.
+    both_away = partial(alive, service, "rabbitmq", "etcd", tried="etcd")
+    eventually(both_away, also=(OSError,))
+    throughout(seconds, both_away)
+    attempt.fired()
+    (first,) = set(servers) - {last}
+    servers[first].start()
+    if first == "etcd":
+        becomes(lambda: "etcd" in not_ready(service, last), expected=False)
+    eventually(partial(alive, service, last, tried=last))
+
+    def still_waits() -> None:
+        alive(service, last, tried=last)
+        if last == "etcd":
+            assert attempt.broker.depth("order") == (100, 0)
+            assert attempt.broker.consumers("order") == 0
+
+    throughout(seconds, still_waits)
+    attempt.fired()
+    servers[last].start()
+    attempt.recovers(READY_WITHIN_S)
+    service.wait_ready()
+    attempt.judge(at_least=100)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seconds", lasting(5, 120))
+def test_names_are_known_late(trial: StartTrial, tmp_path: Path, seconds: float) -> None:
+    """A name that does not resolve is like a server that is not there."""
+    attempt = trial("names not resolvable at the start")
+    hosts = Hosts(tmp_path)
+    service = attempt.start(
+        wait=False,
+        RABBITMQ_URL=attempt.acks.url.replace("127.0.0.1", "rabbitmq.invalid"),
+        ETCD_ENDPOINTS=f"etcd.invalid:{port_of(attempt.servers.etcd.endpoint)}",
+        **hosts.settings(),
+    )
+    eventually(partial(alive, service, "rabbitmq", "etcd", tried="etcd"), also=(OSError,))
+    throughout(seconds, partial(alive, service, "rabbitmq", "etcd", tried="etcd"))
+    attempt.fired()
+    hosts.point("etcd.invalid", "127.0.0.1")
+    becomes(lambda: "etcd" in not_ready(service), expected=False, timeout_s=READY_WITHIN_S)
+    throughout(seconds, partial(alive, service, "rabbitmq"))
+    attempt.fired()
+    hosts.point("rabbitmq.invalid", "127.0.0.1")
+    attempt.recovers(READY_WITHIN_S)
+    service.wait_ready()
+    attempt.publish(orders(100))
+    attempt.judge(at_least=100)
+
+
+def test_etcd_moves_to_another_address(trial: StartTrial, tmp_path: Path) -> None:
+    """As a container does that is made again: its name is looked up again, not only its address."""
+    attempt = trial("etcd moved to another address")
+    hosts = Hosts(tmp_path)
+    hosts.point("etcd.invalid", "127.0.0.1")
+    etcd_port = port_of(attempt.servers.etcd.endpoint)
+    with socket.create_server(("127.0.0.2", 0)) as there:
+        port = port_in_use(there)
+        here = socket.create_server(("127.0.0.1", port))
+        with relay(etcd_port, there), ExitStack() as until_it_moves:
+            until_it_moves.enter_context(relay(etcd_port, here))
+            service = attempt.start(ETCD_ENDPOINTS=f"etcd.invalid:{port}", **hosts.settings())
+            with attempt.load():
+                attempt.works()
+                until_it_moves.close()
+                eventually(lambda: not_ready(service, "etcd"))
+                throughout(2, lambda: not_ready(service, "etcd"))
+                attempt.fired()
+                hosts.point("etcd.invalid", "127.0.0.2")
+                attempt.recovers(READY_WITHIN_S)
+            attempt.judge(at_least=100)
+
+
+@pytest.mark.timeout(200)
+def test_statsd_is_unknown_then_closed_then_moved(trial: StartTrial, tmp_path: Path) -> None:
+    """Events go on all the while, and statsd is found again where it has gone."""
+    attempt = trial("statsd unknown, closed, moved")
+    hosts = Hosts(tmp_path)
+    with listen("127.0.0.1", 0) as first, listen("127.0.0.2", port_in_use(first)) as second:
+        settings = {"STATSD_HOST": "statsd.invalid", "STATSD_PORT": str(port_in_use(first))}
+        attempt.start(**settings, **hosts.settings())
+        with attempt.load(rate_per_s=100):
+            attempt.works(100)
+            attempt.fired()
+            hosts.point("statsd.invalid", "127.0.0.1")
+            assert b"orders_received:" in first.recv(65536)
+            first.close()
+            attempt.works(100)
+            attempt.fired()
+            hosts.point("statsd.invalid", "127.0.0.2")
+            assert b"orders_received:" in second.recv(65536)
+            attempt.fired()
+            attempt.recovers()
+        attempt.judge(at_least=100)
+
+
+def listen(address: str, port: int) -> socket.socket:
+    """Return a socket for statsd's packets."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    listener.settimeout(MOVED_WITHIN_S)
+    listener.bind((address, port))
+    return listener
+
+
+def port_in_use(listener: socket.socket) -> int:
+    """Return the port of a socket."""
+    port: int = listener.getsockname()[1]
+    return port
+
+
+def alive(service: Service, *missing: str, tried: str = "") -> None:
+    """Raise AssertionError unless it is alive and lacks these, one of which it has tried."""
+    reasons = not_ready(service, *missing)
+    assert reasons.get(tried) not in ("not connected yet", "not reached yet"), reasons
     assert service.health("/livez").status == 200
-    clean.rabbitmq.start()
-    service.wait_ready(10)
-    broker.publish(orders(3))
-    becomes(lambda: store.done("notify"), ids(orders(3)))
-
-
-def test_a_service_consumes_nothing_before_etcd_is_there(
-    clean: Servers, start_service: StartService, broker: Broker, store: Store
-) -> None:
-    """Alive, not ready, saying why, without a consumer; ready within 10 s of etcd's arrival."""
-    assert start_service("order").terminate() == 0
-    events = orders(50)
-    assert len(broker.publish(events)) == 50
-    clean.etcd.stop()
-    service = start_service("order", wait=False)
-    eventually(lambda: not_ready(service, "etcd"), also=(OSError,))
-    eventually(lambda: _explained(not_ready(service, "etcd"), "etcd"))
-
-    def nothing_is_taken() -> None:
-        not_ready(service, "etcd")
-        assert service.health("/livez").status == 200
-        assert broker.depth("order") == (50, 0)
-        assert broker.consumers("order") == 0
-
-    throughout(1, nothing_is_taken)
-    clean.etcd.start()
-    service.wait_ready(10)
-    wait_drained(broker, "order")
-    assert_handled_once("order", store, sent=events, confirmed=events, at_least=50)
-
-
-def _explained(reasons: dict[str, str], missing: str) -> dict[str, str]:
-    """Return the reasons once the first attempt has failed; raises AssertionError before."""
-    if reasons[missing] in ("not connected yet", "not reached yet"):
-        raise AssertionError(f"{reasons}")
-    return reasons

@@ -1,163 +1,224 @@
 """An event is handled once, however often it arrives: and every time where that is switched off."""
 
-from integration.judging import StartService, becomes, lines, says, wait_drained
-from integration.load import order, orders
-from integration.sink import Call, Sink
-from servers.broker import Broker
-from servers.ports import free_port
-from servers.servers import Servers
-from servers.statsd import StatsdListener
-from servers.store import Store
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import pytest
+
+from chaos.checks import becomes, lines, says, true
+from chaos.durations import often
+from chaos.load import ids, order, orders, repeated
+from chaos.network import port_of
+from chaos.proxy import Proxy, relay
+from chaos.receiver import Receiver
+from chaos.rig import Rig
+from chaos.trial import StartTrial
+from servers.broker import Event, encode
+from servers.counters import StatsdListener
+from servers.etcd import Store, record_prefix
+from servers.processes import free_port
 from servers.wait import eventually
 
+pytestmark = pytest.mark.short
 
-def test_order_places_an_event_that_arrives_three_times_once(
-    start_service: StartService, broker: Broker, store: Store, statsd: StatsdListener
-) -> None:
+TIMES = 100
+
+
+def test_order_places_an_event_that_arrives_three_times_once(rig: Rig) -> None:
     """One record, one order at version 1, one processed and two skipped."""
-    start_service("order")
+    rig.start("order")
     event = order("e-1", item="tea")
     for _ in range(3):
-        assert broker.publish([event]) == [event]
-    becomes(lambda: statsd.count("orders_processed_skipped"), 2)
-    assert statsd.count("orders_processed") == 1
-    wait_drained(broker, "order")
-    assert set(store.records("order")) == store.done("order") == {"e-1"}
-    assert {id_: placed.version for id_, placed in store.orders().items()} == {"e-1": 1}
-    assert len(store.history("/service/order/", "/orders/")) == 2
+        assert rig.broker.publish([event]) == [event]
+    becomes(lambda: rig.statsd.count("orders_processed_skipped"), 2)
+    assert rig.statsd.count("orders_processed") == 1
+    rig.drained("order")
+    assert set(rig.store.records("order")) == rig.store.done("order") == {"e-1"}
+    assert {id_: placed.version for id_, placed in rig.store.orders().items()} == {"e-1": 1}
+    assert len(rig.store.history("/service/order/", "/orders/")) == 2
 
 
-def test_three_copies_in_one_batch_are_handled_once(
-    start_service: StartService, broker: Broker, store: Store, statsd: StatsdListener
-) -> None:
-    """Copies that arrive together share one record, which neither restart nor cache explains."""
-    assert start_service("order").terminate() == 0
-    broker.publish([order("e-1"), order("e-2"), order("e-1"), order("e-1")])
-    start_service("order")
-    becomes(lambda: statsd.count("orders_processed_skipped"), 2)
-    assert statsd.count("orders_processed") == 2
-    assert {id_: placed.version for id_, placed in store.orders().items()} == {"e-1": 1, "e-2": 1}
-
-
-def test_a_producer_that_writes_its_retry_differently_is_a_duplicate(
-    start_service: StartService, broker: Broker, store: Store, statsd: StatsdListener
-) -> None:
+def test_a_producer_that_writes_its_retry_differently_is_a_duplicate(rig: Rig) -> None:
     """Order of members, white space and members of the producer's own make no other event."""
-    start_service("order")
+    rig.start("order")
     for body in (
         b'{"id":"e-1","type":"new_order","args":{"a":1,"b":2}}',
         b'{ "args": {"b": 2, "a": 1}, "type": "new_order", "id": "e-1" }',
         b'{"id":"e-1","type":"new_order","args":{"a":1,"b":2},"sent_at":"later","trace":"x"}',
     ):
-        broker.publish_raw(body)
-    becomes(lambda: statsd.count("orders_processed_skipped"), 2)
-    assert statsd.count("orders_processed") == 1
-    wait_drained(broker, "order")
-    assert broker.ready("order.dead-letter") == 0
-    assert store.done("order") == {"e-1"}
+        rig.broker.publish_raw(body)
+    becomes(lambda: rig.statsd.count("orders_processed_skipped"), 2)
+    assert rig.statsd.count("orders_processed") == 1
+    rig.drained("order")
+    assert rig.broker.ready("order.dead-letter") == 0
+    assert rig.store.done("order") == {"e-1"}
 
 
 def test_notify_calls_once_for_an_event_that_arrives_three_times(
-    start_service: StartService,
-    broker: Broker,
-    store: Store,
-    statsd: StatsdListener,
-    sink: Sink,
+    rig: Rig, receiver: Receiver
 ) -> None:
     """One POST with the event's id as its key; the copies in mid-call wait for its end."""
-    start_service("notify", NOTIFY_URL=sink.url)
-    sink.hold()
+    rig.start("notify", NOTIFY_URL=receiver.url)
+    receiver.hold()
     event = order("e-1", item="tea")
-    broker.publish([event, event])
-    becomes(lambda: statsd.count("notifications_received"), 2)
-    becomes(lambda: len(sink.calls), 1)
-    sink.release()
-    becomes(lambda: statsd.count("notifications_processed"), 1)
-    broker.publish([event])
-    becomes(lambda: statsd.count("notifications_processed_skipped"), 2)
-    assert statsd.count("notifications_sent") == 1
-    assert sink.calls == [Call("e-1", event)]
-    wait_drained(broker, "notify")
-    assert store.done("notify") == {"e-1"}
+    rig.broker.publish([event, event])
+    becomes(lambda: rig.statsd.count("notifications_received"), 2)
+    becomes(lambda: len(receiver.calls), 1)
+    receiver.release()
+    becomes(lambda: rig.statsd.count("notifications_processed"), 1)
+    rig.broker.publish([event])
+    becomes(lambda: rig.statsd.count("notifications_processed_skipped"), 2)
+    assert rig.statsd.count("notifications_sent") == 1
+    assert posted(receiver) == [("e-1", event)]
+    rig.drained("notify")
+    assert rig.store.done("notify") == {"e-1"}
 
 
-def test_ids_that_look_alike_are_different_events(
-    start_service: StartService, broker: Broker, store: Store, statsd: StatsdListener
-) -> None:
-    """Slashes, case, Unicode forms, NUL and length tell ids apart; each gets an order."""
-    start_service("order")
-    names = [
-        "a",
-        "a/",
-        "A",
-        "\u00e9",
-        "e\u0301",
-        "a\x00",
-        "/service/order/a",
-        "x" * 10_000,
-        "x" * 10_001,
-        "sha256:a",
-        " a",
-        "..",
-        "a b",
-    ]
-    events = [order(name) for name in names]
-    assert len(broker.publish(events)) == len(names)
-    becomes(lambda: statsd.count("orders_processed"), len(names))
-    broker.publish(events)
-    becomes(lambda: statsd.count("orders_processed_skipped"), len(names))
-    assert len(store.client.get("/orders/")) == len(names)
-    assert len(store.client.get("/service/order/")) == len(names)
-
-
-def test_without_etcd_every_delivery_is_processed(
-    start_service: StartService,
-    broker: Broker,
-    store: Store,
-    statsd: StatsdListener,
-    sink: Sink,
-) -> None:
+def test_without_etcd_every_delivery_is_processed(rig: Rig, receiver: Receiver) -> None:
     """No etcd is contacted, effects are dropped and said so, and notify calls each time."""
     nowhere = {"ENABLE_ETCD": "false", "ETCD_ENDPOINTS": f"127.0.0.1:{free_port()}"}
-    service = start_service("order", **nowhere)
-    start_service("notify", NOTIFY_URL=sink.url, **nowhere)
-    before = store.client.revision()
+    service = rig.start("order", **nowhere)
+    rig.start("notify", NOTIFY_URL=receiver.url, **nowhere)
+    before = rig.store.client.revision()
     event = order("e-1")
-    broker.publish([event] * 3)
-    becomes(lambda: statsd.count("orders_processed"), 3)
-    becomes(lambda: statsd.count("notifications_processed"), 3)
-    assert sink.calls == [Call("e-1", event)] * 3
-    wait_drained(broker, "order", "notify")
-    assert statsd.count("orders_processed_skipped") == 0
-    assert statsd.count("notifications_processed_skipped") == 0
+    rig.broker.publish([event] * 3)
+    becomes(lambda: rig.statsd.count("orders_processed"), 3)
+    becomes(lambda: rig.statsd.count("notifications_processed"), 3)
+    assert posted(receiver) == [("e-1", event)] * 3
+    rig.drained("order", "notify")
+    assert rig.statsd.count("orders_processed_skipped") == 0
+    assert rig.statsd.count("notifications_processed_skipped") == 0
     assert len(eventually(lambda: says(service, "effect dropped", 3))) == 3
-    assert store.client.get() == []
-    assert store.client.revision() == before
+    assert rig.store.client.get() == []
+    assert rig.store.client.revision() == before
 
 
-def test_duplicates_are_skipped_at_once_after_a_restart(
-    clean: Servers,
-    start_service: StartService,
-    broker: Broker,
-    store: Store,
-    statsd: StatsdListener,
-) -> None:
+def test_duplicates_are_skipped_at_once_after_a_restart(rig: Rig) -> None:
     """Imported records answer by themselves: even while etcd is frozen, and it writes nothing."""
     events = orders(25)
-    first = start_service("order")
-    broker.publish(events)
-    becomes(lambda: statsd.count("orders_processed"), 25)
+    first = rig.start("order")
+    rig.broker.publish(events)
+    becomes(lambda: rig.statsd.count("orders_processed"), 25)
     assert first.terminate() == 0
-    before = store.client.revision()
+    before = rig.store.client.revision()
 
-    second = start_service("order")
+    second = rig.start("order")
     imported = eventually(lambda: says(second, "records imported"))
     assert [line["records"] for line in imported] == [25]
-    clean.etcd.pause()
-    broker.publish(events)
-    becomes(lambda: statsd.count("orders_processed_skipped"), 25)
-    wait_drained(broker, "order")
-    clean.etcd.resume()
-    assert statsd.count("orders_processed") == 25
-    assert store.client.revision() == before
+    rig.servers.etcd.pause()
+    rig.broker.publish(events)
+    becomes(lambda: rig.statsd.count("orders_processed_skipped"), 25)
+    rig.drained("order")
+    rig.servers.etcd.resume()
+    assert rig.statsd.count("orders_processed") == 25
+    assert rig.store.client.revision() == before
     assert lines(second, "deliveries went back") == []
+
+
+@pytest.mark.quick
+def test_a_storm_of_duplicates(trial: StartTrial) -> None:
+    """Each id a hundred times, shuffled, then all of one id in one batch: one record, 99 skips."""
+    attempt = trial("duplicate storm, each id x100")
+    service = attempt.start()
+    events = orders(often(50, 500))
+    attempt.publish(repeated(events, TIMES))
+    attempt.recovers()
+    service.pause()
+    attempt.publish([order("together")] * TIMES)
+    becomes(lambda: attempt.broker.depth("order"), (0, TIMES))
+    service.resume()
+    storms = len(events) + 1
+    # The probe of the recovery is one more event.
+    becomes(
+        lambda: attempt.rig.counters("orders"),
+        {
+            "received": storms * TIMES + 1,
+            "processed": storms + 1,
+            "processed_skipped": storms * (TIMES - 1),
+        },
+    )
+    attempt.fired(storms)
+    attempt.judge(at_least=storms)
+
+
+@pytest.mark.timeout(600)
+def test_two_replicas_get_the_same_event_at_the_same_instant(trial: StartTrial) -> None:
+    """Both transactions are held before etcd, then let go together: one wins, the other skips."""
+    attempt = trial("two replicas, same id, same instant")
+    with ExitStack() as stack:
+        port = port_of(attempt.servers.etcd.endpoint)
+        ways = [stack.enter_context(relay(port)) for _ in range(2)]
+        for number, way in enumerate(ways):
+            attempt.start(ETCD_ENDPOINTS=way.address, STATSD_PREFIX=f"replica{number}")
+        # Before its first commit a service asks for a lease: that is done when these are.
+        warm = attempt.publish(orders(20, "warm"))
+        becomes(attempt.done, len(warm))
+        times = often(60, 1000)
+        for number in range(times):
+            let_go_together(attempt.publish, ways, order(f"same-{number}"))
+            becomes(attempt.done, len(warm) + number + 1)
+            attempt.fired()
+        attempt.recovers()
+        attempt.judge(at_least=times)
+    becomes(partial(count_of_both, attempt.statsd, "processed"), len(warm) + times + 1)
+    becomes(partial(count_of_both, attempt.statsd, "processed_skipped"), times)
+
+
+@pytest.mark.quick
+def test_an_id_is_used_again_with_another_body(trial: StartTrial) -> None:
+    """The first wins, be the second in the same batch; the second is parked, the record stays."""
+    attempt = trial("same id, other body")
+    service, store = attempt.start(), attempt.store
+    apart = [(order(f"apart-{n}", n=n), order(f"apart-{n}", n=-n - 1)) for n in range(10)]
+    together = [(order(f"both-{n}", n=n), order(f"both-{n}", n=-n - 1)) for n in range(10)]
+    attempt.publish([first for first, _ in apart])
+    becomes(attempt.done, len(apart))
+    before = stored(store)
+    attempt.publish([second for _, second in apart])
+    service.pause()
+    attempt.publish([event for pair in together for event in pair])
+    service.resume()
+    seconds = [second for _, second in (*apart, *together)]
+    found = attempt.rig.parked("order", len(seconds))
+    assert sorted(message.body for message in found) == sorted(map(encode, seconds))
+    assert {message.headers["x-reason"] for message in found} == {"conflict"}
+    attempt.fired(len(found))
+    attempt.recovers()
+    after = stored(store)
+    assert {key: after[key] for key in before} == before
+    firsts = [first for first, _ in (*apart, *together)]
+    placed = store.orders()
+    for first in firsts:
+        assert json.loads(placed[first["id"]].value)["args"] == first["args"]
+    attempt.judge(at_least=len(firsts), parked=ids(seconds))
+
+
+def posted(receiver: Receiver) -> list[tuple[str, Any]]:
+    """Return the key and the body of each call, in order."""
+    return [(call.key, call.body) for call in receiver.calls]
+
+
+def let_go_together(
+    publish: Callable[[list[Event]], list[Event]], ways: list[Proxy], event: Event
+) -> None:
+    """Publish an event to two replicas, and let their transactions go at the same instant."""
+    for way in ways:
+        way.hold("up")
+    publish([event, event])
+    key = (record_prefix("order") + event["id"]).encode()
+    eventually(lambda: true(all(way.up.holds(key) for way in ways)), interval_s=0.01)
+    for way in ways:
+        way.release()
+
+
+def count_of_both(statsd: StatsdListener, outcome: str) -> int:
+    """Return how many deliveries to both replicas had this outcome."""
+    return sum(statsd.count(f"replica{number}.orders_{outcome}") for number in range(2))
+
+
+def stored(store: Store) -> dict[str, bytes]:
+    """Return every record's bytes and every order's by their keys."""
+    return {found.key: found.value for found in store.client.get("/")}

@@ -1,129 +1,247 @@
-"""etcd stops, freezes and loses its data: deliveries are held, and nothing is concluded."""
+"""etcd stops, freezes, loses its data or is another than it was: deliveries are held."""
 
-import re
 import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
-from integration.judging import (
-    StartService,
-    assert_each_delivered_once,
-    assert_handled_once,
+import pytest
+
+from chaos.checks import (
     becomes,
-    lines,
+    holds,
+    losses,
     not_ready,
     passes,
     says,
     throughout,
-    wait_drained,
+    times_returned,
 )
-from integration.load import Load, ids, orders
-from servers.broker import Broker
-from servers.servers import Servers
-from servers.statsd import StatsdListener
-from servers.store import Store
+from chaos.durations import lasting, quick, rate
+from chaos.load import Load, ids, orders
+from chaos.outages import Outage, frozen, killed, stopped
+from chaos.receiver import Receiver
+from chaos.rig import Rig
+from chaos.trial import StartTrial, Trial
+from servers.etcd import Store
+from servers.services import Service
 from servers.wait import eventually
 
+pytestmark = pytest.mark.short
+
 BATCH = 32
-# The library takes as much again as its four commits in flight hold.
-IN_HAND_AT_MOST = 2 * 4 * BATCH
+# The library asks the broker for as much again as its four commits in flight hold.
+IN_FLIGHT_AT_MOST = 2 * 4 * BATCH
+MOST_EVENTS = 3000
+# A wiped etcd's revisions begin again, so it can look like one that was restored.
+ANOTHER = "wiped|restored from an older state"
+SEEN_PAST_THE_SNAPSHOT = 50
 
 
-def test_etcd_restarted_under_load(
-    clean: Servers,
-    start_service: StartService,
-    broker: Broker,
-    store: Store,
-    statsd: StatsdListener,
-) -> None:
-    """The batch in hand is held until etcd is back; the broker never gets anything back."""
-    service = start_service("order", BATCH_SIZE=str(BATCH))
-    with Load(broker, rate_per_s=400) as load:
-        passes(lambda: statsd.count("orders_processed"), 200)
-        clean.etcd.stop()
-        eventually(lambda: not_ready(service, "etcd"))
-        passes(lambda: broker.unacked("order"), 0)
-        assert load.running
-        clean.etcd.start()
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    ("down", "seconds"),
+    [
+        quick(stopped, 1),
+        (killed, 1),
+        (frozen, 3),
+        quick(frozen, 10),
+        *((frozen, seconds) for seconds in lasting(10, 120)[1:]),
+    ],
+)
+def test_etcd_is_away_for_a_while(trial: StartTrial, down: Outage, seconds: float) -> None:
+    """What is in flight stays bounded, and every delivery comes once: none goes back."""
+    attempt = trial(f"etcd {down.__name__} for {seconds:g} s")
+    broker = attempt.broker
+    service = attempt.start(BATCH_SIZE=str(BATCH))
+    # A call is given 5 s before it has failed.
+    noticed = down is not frozen or seconds > 5
+
+    def held() -> None:
+        assert broker.unacked("order") <= IN_FLIGHT_AT_MOST
+
+    def held_to_the_last() -> None:
+        not_ready(service, "etcd")
+        assert broker.unacked("order") == IN_FLIGHT_AT_MOST
+
+    with attempt.load(rate(seconds + 10)) as load:
+        attempt.works()
+        with down(attempt.servers.etcd):
+            until_s = time.monotonic() + seconds
+            passes(lambda: broker.unacked("order"), BATCH)
+            if seconds > 5:
+                becomes(lambda: broker.unacked("order"), IN_FLIGHT_AT_MOST)
+                eventually(lambda: not_ready(service, "etcd"))
+            left_s = until_s - time.monotonic()
+            throughout(left_s, held_to_the_last if seconds > 5 else held)
+            if noticed:
+                eventually(lambda: not_ready(service, "etcd"))
+            assert load.running
+            attempt.fired()
         service.wait_ready(10)
-        handled = statsd.count("orders_processed")
-        passes(lambda: statsd.count("orders_processed"), handled + 200)
-        confirmed = load.finish()
-    wait_drained(broker, "order")
-    assert_handled_once("order", store, sent=load.sent, confirmed=confirmed, at_least=600)
-    eventually(lambda: assert_each_delivered_once(statsd, "orders", len(load.sent)))
+        attempt.recovers()
+        attempt.works(100)
+    attempt.judge(at_least=100)
+    if noticed:
+        assert says(service, "etcd answers again")
+    attempt.rig.each_delivered_once("orders", attempt.sent)
+    assert losses(service) == 0
 
 
-def test_etcd_frozen_for_ten_seconds_under_load(
-    clean: Servers,
-    start_service: StartService,
-    broker: Broker,
-    store: Store,
-    statsd: StatsdListener,
-) -> None:
-    """Nothing is returned or acked, what is in hand stays bounded, the connection stays open."""
-    service = start_service("order", BATCH_SIZE=str(BATCH))
-    with Load(broker, rate_per_s=300) as load:
-        passes(lambda: statsd.count("orders_processed"), 200)
-        clean.etcd.pause()
-        until_s = time.monotonic() + 10
-        becomes(lambda: broker.unacked("order"), IN_HAND_AT_MOST)
-        eventually(lambda: not_ready(service, "etcd"))
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seconds", lasting(30, 600))
+def test_etcd_is_down_for_long(trial: StartTrial, seconds: float) -> None:
+    """No delivery is burnt: each is given out once, and settled when etcd is back."""
+    attempt = trial("etcd down for long")
+    broker, statsd = attempt.broker, attempt.statsd
+    service = attempt.start(BATCH_SIZE=str(BATCH))
 
-        def held() -> None:
-            not_ready(service, "etcd")
-            assert broker.unacked("order") == IN_HAND_AT_MOST
+    def bounded() -> None:
+        holds(service)
+        assert broker.unacked("order") <= IN_FLIGHT_AT_MOST
 
-        throughout(until_s - time.monotonic(), held)
+    with attempt.load(min(100, MOST_EVENTS / seconds)) as load:
+        attempt.works()
+        with killed(attempt.servers.etcd):
+            attempt.publish(orders(2 * IN_FLIGHT_AT_MOST, "burst"))
+            eventually(partial(holds, service))
+            passes(lambda: broker.unacked("order"), IN_FLIGHT_AT_MOST - 1)
+            with attempt.acks.none_pass():
+                throughout(seconds, bounded)
+            assert broker.unacked("order") == IN_FLIGHT_AT_MOST
+            attempt.fired()
         assert load.running
-        clean.etcd.resume()
-        service.wait_ready(10)
-        handled = statsd.count("orders_processed")
-        passes(lambda: statsd.count("orders_processed"), handled + 500)
-        confirmed = load.finish()
-    wait_drained(broker, "order")
-    assert_handled_once("order", store, sent=load.sent, confirmed=confirmed, at_least=1000)
-    eventually(lambda: assert_each_delivered_once(statsd, "orders", len(load.sent)))
-    assert lines(service, "no connection to RabbitMQ") == []
+        attempt.recovers()
+        attempt.works(100)
+    attempt.judge(at_least=500)
+    attempt.rig.each_delivered_once("orders", attempt.sent)
+    assert statsd.count("orders_returned") == 0
 
 
-def test_a_wiped_etcd_stops_a_service_until_it_is_restarted(
-    clean: Servers,
-    start_service: StartService,
-    broker: Broker,
-    statsd: StatsdListener,
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seconds", lasting(30, 600))
+def test_etcd_is_frozen_for_long_and_a_replica_is_stopped_meanwhile(
+    trial: StartTrial, seconds: float
 ) -> None:
-    """It says so and settles nothing, not even what it remembers; a restart accepts that etcd."""
-    first = start_service("order")
-    known, new = orders(20, "known"), orders(20, "new")
-    broker.publish(known)
-    becomes(lambda: statsd.count("orders_processed"), 20)
-    clean.etcd.wipe()
-    store = Store(clean.etcd)
-    eventually(lambda: says(first, "not the one seen before"))
-    assert re.search("wiped|older state", not_ready(first, "etcd")["etcd"])
-    assert len(broker.publish(known + new)) == 40
-    becomes(lambda: broker.unacked("order"), 40)
-    assert store.client.get("/service/order/") == []
-    assert first.terminate(10) == 0
-    assert broker.depth("order") == (40, 0)
+    """What the stopped one held goes back once; the outage itself costs no delivery anything."""
+    attempt = trial("etcd frozen for long")
+    broker, acks = attempt.broker, attempt.acks
+    running = [attempt.start(BATCH_SIZE=str(BATCH)) for _ in range(2)]
+    attempt.publish(orders(50, "before"))
+    # A frozen etcd keeps the audit waiting: it begins when no ack is on its way.
+    becomes(lambda: acks.checked, 50)
+    load = attempt.load(min(100, MOST_EVENTS / seconds))
+    with frozen(attempt.servers.etcd), load as publishing:
+        attempt.publish(orders(3 * IN_FLIGHT_AT_MOST, "burst"))
+        becomes(lambda: broker.unacked("order"), 2 * IN_FLIGHT_AT_MOST)
+        for service in running:
+            eventually(partial(holds, service))
+        with acks.none_pass():
+            for service in running:
+                throughout(seconds / 2, partial(holds, service))
+            assert running[0].terminate(10) == 0
+            holds(running[1])
+        assert broker.unacked("order") == IN_FLIGHT_AT_MOST
+        assert times_returned(attempt.servers.rabbitmq, "order") == [1] * IN_FLIGHT_AT_MOST
+        attempt.fired()
+        assert publishing.running
+    attempt.recovers()
+    attempt.judge(at_least=500)
 
-    second = start_service("order")
-    wait_drained(broker, "order")
-    assert store.done("order") == ids(known + new)
-    assert says(second, "no history of this service")
+
+@pytest.mark.quick
+@pytest.mark.timeout(200)
+def test_etcd_is_wiped(trial: StartTrial) -> None:
+    """Neither what was in flight, nor what comes, nor what the service remembers is acked."""
+    attempt = trial("etcd wiped")
+    broker, etcd = attempt.broker, attempt.servers.etcd
+    service = attempt.start()
+    # Recorded before, and gone with the data: the attempt judges what comes after.
+    known = broker.publish(orders(20, "known"))
+    becomes(lambda: attempt.store.done("order"), ids(known))
+    etcd.kill()
+    attempt.publish(orders(30, "held"))
+    becomes(lambda: broker.unacked("order"), 30)
+    etcd.wipe()
+    settles_nothing(attempt, service, ANOTHER, lambda: attempt.publish(known + orders(30, "new")))
+    assert attempt.store.client.get() == []
+    assert service.terminate(10) == 0
+    assert times_returned(attempt.servers.rabbitmq, "order") == [1] * 80
+    assert says(attempt.start(), "no history of this service")
+    attempt.recovers()
+    attempt.judge(at_least=80, first_revision=1)
 
 
-def test_an_etcd_wiped_under_load_is_noticed_by_the_next_commit(
-    clean: Servers, start_service: StartService, broker: Broker, statsd: StatsdListener
-) -> None:
+@pytest.mark.timeout(200)
+def test_etcd_is_wiped_in_mid_call(trial: StartTrial, receiver: Receiver) -> None:
+    """A call that ends in another etcd's time is not recorded there: it is made again."""
+    attempt = trial("etcd wiped", service="notify")
+    service = attempt.start(NOTIFY_URL=receiver.url)
+    receiver.hold()
+    called = attempt.publish(orders(10, "called"))
+    becomes(lambda: set(receiver.per_key()), ids(called))
+    attempt.servers.etcd.wipe()
+    receiver.release()
+    settles_nothing(attempt, service, ANOTHER, lambda: attempt.publish(orders(10, "new")))
+    assert attempt.store.client.get() == []
+    assert receiver.per_key() == dict.fromkeys(ids(called), 1)
+    assert service.terminate(10) == 0
+    attempt.start(NOTIFY_URL=receiver.url)
+    attempt.recovers()
+    attempt.judge(at_least=20, first_revision=1)
+    assert Counter(receiver.per_key().values()) == {2: 10, 1: 11}
+
+
+@pytest.mark.timeout(200)
+def test_etcd_is_restored_from_an_older_snapshot(trial: StartTrial) -> None:
+    """Nothing is acked, not even what the snapshot still holds, until the service is restarted."""
+    attempt = trial("etcd restored from an older snapshot")
+    broker, store, etcd = attempt.broker, attempt.store, attempt.servers.etcd
+    service = attempt.start()
+    saved = attempt.publish(orders(20, "saved"))
+    becomes(lambda: store.done("order"), ids(saved))
+    etcd.save()
+    for number in range(SEEN_PAST_THE_SNAPSHOT):
+        store.client.put("/elsewhere", str(number).encode())
+    # Recorded and acked, and gone with the restoring: for the operator to know, not for us.
+    gone = broker.publish(orders(20, "gone"))
+    becomes(lambda: store.done("order"), ids(saved + gone))
+    before = store.client.revision()
+    etcd.restore()
+    assert store.client.revision() < before - SEEN_PAST_THE_SNAPSHOT
+    restored = "restored from an older state"
+    settles_nothing(attempt, service, restored, lambda: attempt.publish(saved + orders(30, "new")))
+    assert store.done("order") == ids(saved)
+    assert service.terminate(10) == 0
+    attempt.start()
+    attempt.recovers()
+    attempt.judge(at_least=50)
+
+
+def test_an_etcd_wiped_under_load_is_noticed_by_the_next_commit(rig: Rig) -> None:
     """No event is recorded in the new life of etcd's data by a service that knew the old one."""
-    service = start_service("order")
-    with Load(broker, rate_per_s=400) as load:
-        passes(lambda: statsd.count("orders_processed"), 100)
-        clean.etcd.wipe()
+    service, store = rig.start("order"), Store(rig.servers.etcd)
+    with Load(rig.broker, rate_per_s=400) as load:
+        passes(lambda: len(store.done("order")), 100)
+        rig.servers.etcd.wipe()
         eventually(lambda: says(service, "not the one seen before"))
         assert load.running
         load.finish()
-    store = Store(clean.etcd)
     assert store.client.get("/service/order/") == []
     assert store.client.get("/orders/") == []
-    assert broker.unacked("order") > 0
+    assert rig.broker.unacked("order") > 0
+
+
+def settles_nothing(
+    attempt: Trial, service: Service, why: str, publish: Callable[[], object]
+) -> None:
+    """Wait until the service holds for such a reason, and see it hold what is published then."""
+    eventually(partial(holds, service, why))
+    eventually(partial(says, service, "not the one seen before"))
+    attempt.fired()
+    held = attempt.broker.unacked(attempt.service)
+    with attempt.acks.none_pass():
+        before = attempt.sent
+        publish()
+        becomes(lambda: attempt.broker.unacked(attempt.service), held + attempt.sent - before)
+        throughout(5, partial(holds, service, why))

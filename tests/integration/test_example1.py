@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from integration.judging import StartService, passes
+from chaos.checks import passes
+from chaos.rig import Rig
 from servers.broker import Broker
-from servers.process import Child
+from servers.processes import Child
 from servers.servers import REPOSITORY, Servers
 from servers.services import environment
-from servers.store import Store
 from servers.wait import eventually
 
 
@@ -43,35 +43,35 @@ def consumed(child: Child) -> set[str]:
 
 
 def test_example1_and_the_order_service_consume_what_it_publishes(
-    start_service: StartService, store: Store, example1: Child
+    rig: Rig, example1: Child
 ) -> None:
     """Two consumers that never hear of each other; SIGTERM ends it with exit code 0."""
-    start_service("order")
+    rig.start("order")
     passes(lambda: len(published(example1)), 1)
 
     def both_consumed() -> None:
         assert consumed(example1) >= published(example1)
-        assert len(store.done("order")) >= 1
+        assert len(rig.store.done("order")) >= 1
 
     eventually(both_consumed)
     assert example1.terminate(10) == 0
-    assert store.done("order") <= published(example1)
+    assert rig.store.done("order") <= published(example1)
 
 
 def test_example1_goes_on_after_a_strange_message_and_a_lost_connection(
-    clean: Servers, broker: Broker, example1: Child
+    rig: Rig, example1: Child
 ) -> None:
     """It shows what is no event, says that its connection is lost, and makes a new one."""
     passes(lambda: len(consumed(example1)), 0)
-    broker.publish_raw(b"\xff not json")
+    rig.broker.publish_raw(b"\xff not json")
     passes(lambda: example1.output().count("not json"), 0)
-    clean.rabbitmq.ctl("close_all_connections", "closed by the test")
+    rig.servers.rabbitmq.ctl("close_all_connections", "closed by the test")
     eventually(lambda: _assert_lost(example1))
     before = consumed(example1)
     passes(lambda: len(consumed(example1)), len(before))
     assert example1.terminate(10) == 0
     # Its queue is its own: exclusive, and gone with it.
-    eventually(lambda: _assert_no_queue(broker))
+    eventually(lambda: _assert_no_queue(rig.broker))
 
 
 def test_example1_ends_beside_a_broker_that_does_not_answer(tmp_path: Path) -> None:

@@ -1,103 +1,165 @@
-"""Services that are killed in mid-work, and several at one queue."""
+"""Services are killed and frozen under load, and several share a queue: others finish it all."""
 
-from integration.judging import (
-    StartService,
-    assert_counters_add_up,
-    assert_handled_once,
+import random
+import signal
+import time
+from functools import partial
+
+import pytest
+
+from chaos.checks import (
     becomes,
-    counters,
+    lines,
+    losses,
     passes,
-    wait_drained,
+    true,
 )
-from integration.load import Load, orders, repeated
-from servers.broker import Broker
-from servers.servers import Servers
-from servers.statsd import StatsdListener
-from servers.store import Store
-from servers.wait import eventually
+from chaos.durations import lasting, often, quick, rate
+from chaos.load import ids, orders, repeated
+from chaos.network import port_of
+from chaos.proxy import relay
+from chaos.rig import Rig
+from chaos.trial import StartTrial
+from servers.services import Service
+from servers.wait import eventually, lasts
+
+pytestmark = pytest.mark.short
 
 # Small transactions: a backlog then lasts long enough to be killed in the middle of it.
 SLOW = {"BATCH_SIZE": "16", "ETCD_MAX_TXN_OPS": "32"}
+# RabbitMQ gives up a connection at the third of its checks, 10 s apart, that finds it silent.
+TAKEN_BACK_WITHIN_S = 35.0
 
 
-def test_killed_again_and_again_under_load_with_duplicates(
-    start_service: StartService, broker: Broker, store: Store
-) -> None:
-    """Six times SIGKILL with events outstanding: nothing lost, every order at version 1."""
-    service = start_service("order", **SLOW)
-    assert service.terminate() == 0
-    events = orders(6000)
-    sent = repeated(events, 2)
-    confirmed = broker.publish(sent)
+@pytest.mark.quick
+def test_killed_again_and_again_in_the_middle_of_a_backlog(trial: StartTrial) -> None:
+    """Six times, before it is ready or soon after: nothing lost, every order at version 1."""
+    attempt = trial("process killed -9 in a backlog")
+    assert attempt.start(**SLOW).terminate() == 0
+    attempt.publish(repeated(orders(6000), 2))
     for kill in range(6):
-        before = store.client.revision()
-        service = start_service("order", wait=False, **SLOW)
-        passes(store.client.revision, before + 5 + 3 * kill)
+        before = attempt.store.client.revision()
+        service = attempt.start(wait=False, **SLOW)
+        passes(attempt.store.client.revision, before + 5 + 3 * kill)
         service.kill()
-        assert broker.ready("order") > 0, "the backlog was gone before the kill"
-    start_service("order")
-    wait_drained(broker, "order")
-    assert_handled_once("order", store, sent=sent, confirmed=confirmed, at_least=6000)
-    assert broker.ready("order.dead-letter") == 0
+        assert attempt.broker.ready("order") > 0, "the backlog was gone before the kill"
+        attempt.fired()
+    attempt.start()
+    attempt.judge(at_least=6000)
 
 
-def test_killed_with_deliveries_in_hand_while_events_keep_coming(
-    start_service: StartService, broker: Broker, store: Store, statsd: StatsdListener
-) -> None:
-    """Frozen until deliveries pile up in it, then killed: another process finishes them."""
-    service = start_service("order")
-    with Load(broker, rate_per_s=500) as load:
-        for _ in range(3):
-            handled = statsd.count("orders_processed")
-            passes(lambda: statsd.count("orders_processed"), handled + 100)
-            service.pause()
-            passes(lambda: broker.unacked("order"), 0)
-            service.kill()
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("replicas", "times"), [quick(1, 4), (1, often(18, 100)), (2, often(18, 100))]
+)
+def test_processes_are_killed_again_and_again(trial: StartTrial, replicas: int, times: int) -> None:
+    """Whatever each holds is finished by another.
+
+    In turns one is killed at any moment of its work, and one that was frozen until deliveries have
+    piled up in it.
+    """
+    chance = random.Random(replicas)
+    attempt = trial(f"process killed -9 under load, {replicas} at work")
+    running = [attempt.start() for _ in range(replicas)]
+    with attempt.load(rate(2 * times, most=300)) as load:
+        for kill in range(times):
+            victim = running.pop(chance.randrange(replicas))
+            eventually(partial(has_settled, victim))
+            attempt.poison()
+            if kill % 2:
+                victim.pause()
+                passes(lambda: attempt.broker.unacked("order"), 0)
+            else:
+                lasts(chance.uniform(0, 0.3))
+            victim.kill()
+            assert victim.exit_code == -signal.SIGKILL
             assert load.running
-            service = start_service("order")
-        confirmed = load.finish()
-    wait_drained(broker, "order")
-    assert_handled_once("order", store, sent=load.sent, confirmed=confirmed, at_least=300)
+            attempt.fired()
+            running.append(attempt.start())
+        attempt.recovers()
+        attempt.works(100)
+    attempt.judge(at_least=50 * times)
 
 
-def test_two_replicas_share_a_queue_under_load_with_duplicates(
-    start_service: StartService, broker: Broker, store: Store, statsd: StatsdListener
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seconds", lasting(25, 60))
+def test_processes_are_frozen_for_longer_than_the_heartbeat(
+    trial: StartTrial, seconds: float
 ) -> None:
+    """One before its transaction arrives, one before its reply does: a third does their work.
+
+    What they had sent arrives late, while the third has long been done: it loses its compares.
+    """
+    attempt = trial("process frozen for longer than the heartbeat")
+    store, port = attempt.store, port_of(attempt.servers.etcd.endpoint)
+    with relay(port) as asking, relay(port) as answered:
+        zombies = [attempt.start(ETCD_ENDPOINTS=way.address) for way in (asking, answered)]
+        # Before its first commit a service asks for a lease: that is done when these are.
+        warm = attempt.publish(orders(20, "warm"))
+        becomes(lambda: store.done("order"), ids(warm))
+        asking.hold("up")
+        answered.hold("down")
+        frozen = attempt.publish(orders(40, "frozen"))
+        eventually(lambda: true(asking.up.holds(b"/service/order/frozen-")))
+        passes(attempt.done, len(warm))
+        for zombie in zombies:
+            zombie.pause()
+        until_s = time.monotonic() + seconds
+        assert attempt.broker.depth("order") == (0, len(frozen))
+        attempt.fired(2)
+        attempt.start()
+        with attempt.load(rate_per_s=100):
+            eventually(lambda: true(store.done("order") >= ids(frozen)), TAKEN_BACK_WITHIN_S)
+            attempt.works()
+            answers = asking.down.passed_bytes
+            asking.release()
+            passes(lambda: asking.down.passed_bytes, answers)
+            answered.release()
+            lasts(until_s - time.monotonic())
+            for zombie in zombies:
+                zombie.resume()
+            attempt.recovers()
+            for zombie in zombies:
+                passes(partial(losses, zombie), 0)
+                zombie.wait_ready()
+                assert not losses(zombie, "delivery tag"), "it has acked on another channel"
+        attempt.judge(at_least=500)
+
+
+def test_two_replicas_share_a_queue_under_load_with_duplicates(rig: Rig) -> None:
     """Both do work, and their sum is exactly one handling an event."""
-    first = start_service("order", STATSD_PREFIX="first", **SLOW)
-    second = start_service("order", STATSD_PREFIX="second", **SLOW)
+    first = rig.start("order", STATSD_PREFIX="first", **SLOW)
+    second = rig.start("order", STATSD_PREFIX="second", **SLOW)
     sent = repeated(orders(3000), 3)
-    confirmed = broker.publish(sent)
-    wait_drained(broker, "order")
-    assert_handled_once("order", store, sent=sent, confirmed=confirmed, at_least=3000)
+    confirmed = rig.broker.publish(sent)
+    rig.handled_once("order", sent, confirmed)
     assert first.terminate() == second.terminate() == 0
-    done = [counters(statsd, "orders", prefix=prefix) for prefix in ("first.", "second.")]
+    done = [rig.counters("orders", prefix=prefix) for prefix in ("first.", "second.")]
     assert all(each["processed"] > 100 for each in done)
     assert sum(each["processed"] for each in done) == 3000
     assert sum(each["processed_skipped"] for each in done) == 6000
     for prefix in ("first.", "second."):
-        assert_counters_add_up(statsd, "orders", prefix=prefix)
+        rig.counters_add_up("orders", prefix=prefix)
 
 
-def test_a_replica_takes_over_what_a_frozen_one_holds(
-    clean: Servers,
-    start_service: StartService,
-    broker: Broker,
-    store: Store,
-    statsd: StatsdListener,
-) -> None:
+def test_a_replica_takes_over_what_a_frozen_one_holds(rig: Rig) -> None:
     """The frozen one wakes to a closed connection: it loses its compares, its acks go nowhere."""
-    frozen = start_service("order", STATSD_PREFIX="frozen")
+    frozen = rig.start("order", STATSD_PREFIX="frozen")
     events = orders(50)
     frozen.pause()
-    broker.publish(events)
-    becomes(lambda: broker.unacked("order"), 50)
-    clean.rabbitmq.ctl("close_all_connections", "closed by the test")
-    start_service("order", STATSD_PREFIX="awake")
-    becomes(lambda: statsd.count("awake.orders_processed"), 50)
+    rig.broker.publish(events)
+    becomes(lambda: rig.broker.unacked("order"), 50)
+    rig.servers.rabbitmq.ctl("close_all_connections", "closed by the test")
+    rig.start("order", STATSD_PREFIX="awake")
+    becomes(lambda: rig.statsd.count("awake.orders_processed"), 50)
     frozen.resume()
-    becomes(lambda: statsd.count("frozen.orders_returned"), 50)
+    becomes(lambda: rig.statsd.count("frozen.orders_returned"), 50)
     frozen.wait_ready()
-    wait_drained(broker, "order")
-    assert_handled_once("order", store, sent=events, confirmed=events, at_least=50)
-    eventually(lambda: assert_counters_add_up(statsd, "orders", prefix="frozen."))
+    rig.handled_once("order", events)
+    rig.counters_add_up("orders", prefix="frozen.")
+
+
+def has_settled(service: Service) -> None:
+    """Raise AssertionError unless the service has settled something."""
+    said = ("processed", "skipped: a duplicate", "settled a batch")
+    assert any(lines(service, text) for text in said), "it has settled nothing"

@@ -5,13 +5,12 @@ from collections.abc import Iterator
 import pika
 import pytest
 
-from integration.commanding import Command
+from chaos.checks import becomes
+from chaos.load import orders
+from chaos.rig import Rig
+from integration.command import Command
 from integration.containers import brokers
-from integration.judging import StartService, becomes
-from integration.load import orders
-from servers.broker import Broker
-from servers.engine import docker_available
-from servers.servers import Servers, image, start_etcd
+from servers.servers import Servers, docker_available, image, start_etcd
 
 _CONF = "deprecated_features.permit.management_metrics_collection = false\n"
 
@@ -32,20 +31,18 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         yield Servers("docker", rabbitmq, etcd)
 
 
-def test_the_command_shows_and_checks_the_same_without_metrics(
-    start_service: StartService, clean: Servers, broker: Broker
-) -> None:
+def test_the_command_shows_and_checks_the_same_without_metrics(rig: Rig) -> None:
     """What is unacked too: it comes from the queue, not from the metrics."""
-    overview = clean.rabbitmq.management("GET", "/api/overview")
+    overview = rig.servers.rabbitmq.management("GET", "/api/overview")
     assert isinstance(overview, dict)
     assert "queue_totals" not in overview, "the metrics are on"
-    service = start_service("order")
-    broker.publish_raw(b"not json")
-    becomes(lambda: broker.ready("order.dead-letter"), 1)
+    service = rig.start("order")
+    rig.broker.publish_raw(b"not json")
+    becomes(lambda: rig.broker.ready("order.dead-letter"), 1)
     assert service.terminate(10) == 0
-    broker.publish(orders(20))
-    command = Command(clean)
-    connection = pika.BlockingConnection(pika.URLParameters(clean.rabbitmq.url))
+    rig.broker.publish(orders(20))
+    command = Command(rig.servers)
+    connection = pika.BlockingConnection(pika.URLParameters(rig.servers.rabbitmq.url))
     try:
         channel = connection.channel()
         channel.basic_qos(prefetch_count=5)

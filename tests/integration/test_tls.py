@@ -2,35 +2,27 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from chaos.hosts import Hosts
-from chaos.outages import alarm
-from chaos.signs import true
-from integration.certificates import Authority
-from integration.judging import (
-    assert_handled_once,
+from chaos.checks import (
     becomes,
     lines,
     not_ready,
-    parked,
     says,
     throughout,
-    wait_drained,
+    true,
 )
-from integration.load import ids, orders, repeated
-from integration.tls_servers import TlsServers, start_tls_servers
-from servers.broker import Broker
-from servers.engine import docker_available
+from chaos.hosts import Hosts
+from chaos.load import ids, orders, repeated
+from chaos.outages import alarm
+from chaos.rig import Rig
+from integration.containers import Authority, TlsServers, start_tls_servers
+from servers.servers import docker_available
 from servers.services import Service
-from servers.statsd import StatsdListener
-from servers.store import Store
 from servers.wait import eventually
-
-StartService = Callable[..., Service]
 
 _WATCHED_S = 4.0
 
@@ -44,20 +36,17 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServers]:
         yield running
 
 
-def test_events_are_handled_once_over_tls(
-    start_service: StartService, clean: TlsServers, broker: Broker, store: Store
-) -> None:
+def test_events_are_handled_once_over_tls(rig: Rig) -> None:
     """Both connections to the broker show the client's certificate, and nothing is done twice."""
-    start_service("order")
-    listed = clean.rabbitmq.ctl(
+    rig.start("order")
+    listed = rig.servers.rabbitmq.ctl(
         "list_connections", "--no-table-headers", "ssl", "peer_cert_subject"
     )
     assert [line.split() for line in listed.splitlines()] == [["true", "CN=order"]] * 2
     events = orders(300)
-    confirmed = broker.publish(repeated(events, 2))
-    becomes(lambda: store.done("order"), ids(events))
-    wait_drained(broker, "order")
-    assert_handled_once("order", store, sent=events, confirmed=confirmed, at_least=300)
+    confirmed = rig.broker.publish(repeated(events, 2))
+    becomes(lambda: rig.store.done("order"), ids(events))
+    rig.handled_once("order", events, confirmed)
 
 
 BROKER = {
@@ -96,26 +85,25 @@ ETCD = {
     ],
 )
 def test_what_is_wrong_is_said_and_waited_for(
-    start_service: StartService,
-    clean: TlsServers,
-    broker: Broker,
+    rig: Rig,
+    servers: TlsServers,
     tmp_path: Path,
     missing: str,
     why: str,
     wrong: dict[str, str],
 ) -> None:
     """Alive, not ready, one clear reason, no busy loop, and nothing is consumed."""
-    assert start_service("order").terminate(10) == 0
+    assert rig.start("order").terminate(10) == 0
     events = orders(20)
-    broker.publish(events)
+    rig.broker.publish(events)
     other = Authority(tmp_path / "other").certificate
     settings = {
-        name: text.format(other=other, amqps=clean.amqps_port, https=clean.https_port)
+        name: text.format(other=other, amqps=servers.amqps_port, https=servers.https_port)
         for name, text in wrong.items()
     }
     hosts = Hosts(tmp_path)
     hosts.point("elsewhere.example", "127.0.0.1")
-    service = start_service("order", wait=False, **settings, **hosts.settings())
+    service = rig.start("order", wait=False, **settings, **hosts.settings())
 
     def explained() -> None:
         reason = not_ready(service, missing)[missing]
@@ -126,7 +114,7 @@ def test_what_is_wrong_is_said_and_waited_for(
     before_s = _processor_s(service)
     throughout(_WATCHED_S, explained)
     assert _processor_s(service) - before_s < _WATCHED_S / 4, "a busy loop"
-    assert broker.depth("order") == (len(events), 0)
+    assert rig.broker.depth("order") == (len(events), 0)
     assert len(lines(service, "no connection to RabbitMQ")) < 5 * _WATCHED_S
 
 
@@ -136,19 +124,17 @@ def _processor_s(service: Service) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_no_more_is_read_over_tls_while_too_much_is_in_flight(
-    start_service: StartService, clean: TlsServers, broker: Broker, statsd: StatsdListener
-) -> None:
+def test_no_more_is_read_over_tls_while_too_much_is_in_flight(rig: Rig) -> None:
     """pika reads on by itself as long as TLS has decrypted something. The alarm keeps it."""
-    assert start_service("order").terminate() == 0
+    assert rig.start("order").terminate() == 0
     bodies = [bytes([number]) * 15 * 1024 * 1024 for number in range(5)]
     for body in bodies:
-        broker.publish_raw(body)
-    received = statsd.count("orders_received")
-    with alarm(clean.rabbitmq, "memory"):
-        service = start_service("order")
+        rig.broker.publish_raw(body)
+    received = rig.statsd.count("orders_received")
+    with alarm(rig.servers.rabbitmq, "memory"):
+        service = rig.start("order")
         eventually(lambda: says(service, "what is in flight is large"))
-        becomes(lambda: statsd.count("orders_received"), received + 3)
-        throughout(_WATCHED_S, lambda: true(statsd.count("orders_received") == received + 3))
-    assert sorted(message.body for message in parked(broker, "order", len(bodies))) == bodies
+        becomes(lambda: rig.statsd.count("orders_received"), received + 3)
+        throughout(_WATCHED_S, lambda: true(rig.statsd.count("orders_received") == received + 3))
+    assert sorted(message.body for message in rig.parked("order", len(bodies))) == bodies
     assert lines(service, "no connection to RabbitMQ") == []

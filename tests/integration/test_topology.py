@@ -4,9 +4,7 @@ from typing import Any
 
 import pytest
 
-from integration.judging import StartService, queue_facts
-from servers.broker import Broker
-from servers.servers import Servers
+from chaos.rig import Rig
 
 QUORUM = {"x-queue-type": "quorum"}
 
@@ -23,47 +21,45 @@ def dead_lettered(queue: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("service", ["order", "notify"])
-def test_queues_have_the_arguments_that_the_guarantee_rests_on(
-    clean: Servers, start_service: StartService, broker: Broker, service: str
-) -> None:
+def test_queues_have_the_arguments_that_the_guarantee_rests_on(rig: Rig, service: str) -> None:
     """Quorum queues; the service's own, its dead letters, and one for each retry delay."""
-    start_service(service, RETRY_DELAYS="1s,5m")
+    rig.start(service, RETRY_DELAYS="1s,5m")
     expected = {
         service: {**dead_lettered(f"{service}.dead-letter"), "x-delivery-limit": 1000},
         f"{service}.dead-letter": {**QUORUM, "x-delivery-limit": -1},
         f"{service}.retry.1s": {**dead_lettered(service), "x-message-ttl": 1000},
         f"{service}.retry.5m": {**dead_lettered(service), "x-message-ttl": 300_000},
     }
-    assert set(broker.queues()) == set(expected)
+    assert set(rig.broker.queues()) == set(expected)
     for queue, arguments in expected.items():
-        facts = queue_facts(clean.rabbitmq, queue)
+        facts: Any = rig.servers.rabbitmq.management(
+            "GET", f"/api/queues/%2f/{queue}?disable_stats=true"
+        )
         assert facts["arguments"] == arguments
         assert facts["durable"]
         assert not facts["auto_delete"]
 
 
-def test_services_are_bound_to_everything_that_is_published(
-    clean: Servers, start_service: StartService
-) -> None:
+def test_services_are_bound_to_everything_that_is_published(rig: Rig) -> None:
     """One durable topic exchange; only the services' own queues are bound to it."""
-    start_service("order")
-    start_service("notify")
-    exchange: Any = clean.rabbitmq.management("GET", "/api/exchanges/%2f/events")
+    rig.start("order")
+    rig.start("notify")
+    exchange: Any = rig.servers.rabbitmq.management("GET", "/api/exchanges/%2f/events")
     assert (exchange["type"], exchange["durable"]) == ("topic", True)
-    bindings: Any = clean.rabbitmq.management("GET", "/api/exchanges/%2f/events/bindings/source")
+    bindings: Any = rig.servers.rabbitmq.management(
+        "GET", "/api/exchanges/%2f/events/bindings/source"
+    )
     assert sorted((each["destination"], each["routing_key"]) for each in bindings) == [
         ("notify", "#"),
         ("order", "#"),
     ]
 
 
-def test_publishing_over_the_management_api_works_as_the_readme_says(
-    clean: Servers, start_service: StartService, broker: Broker
-) -> None:
+def test_publishing_over_the_management_api_works_as_the_readme_says(rig: Rig) -> None:
     """The seed's curl command reaches both services."""
     for service in ("order", "notify"):
-        assert start_service(service).terminate() == 0
-    answer = clean.rabbitmq.management(
+        assert rig.start(service).terminate() == 0
+    answer = rig.servers.rabbitmq.management(
         "POST",
         "/api/exchanges/%2f/events/publish",
         {
@@ -75,5 +71,5 @@ def test_publishing_over_the_management_api_works_as_the_readme_says(
     )
     assert answer == {"routed": True}
     for service in ("order", "notify"):
-        (message,) = broker.drain(service, expect=1)
+        (message,) = rig.broker.drain(service, expect=1)
         assert message.body == b'{"id":"123","type":"new_order"}'

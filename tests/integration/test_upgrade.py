@@ -6,22 +6,18 @@ from contextlib import ExitStack
 import pika
 import pytest
 
-from integration.commanding import Command
-from integration.containers import Brokers, brokers
-from integration.judging import (
-    StartService,
+from chaos.checks import (
     assert_handled_once,
     becomes,
     not_ready,
-    parked,
     wait_drained,
 )
-from integration.load import ids, order, orders
+from chaos.load import ids, order, orders
+from chaos.rig import Rig
+from integration.command import Command
+from integration.containers import Brokers, brokers
 from servers.broker import Broker
-from servers.engine import docker_available
-from servers.server import RabbitMQ
-from servers.servers import Servers, start_etcd
-from servers.store import Store
+from servers.servers import RabbitMQ, Servers, docker_available, start_etcd
 from servers.wait import eventually
 
 OLD, NEW = "rabbitmq:4.0-management", "rabbitmq:4.3-management"
@@ -66,43 +62,38 @@ def retried_later(rabbitmq: RabbitMQ, event_id: str) -> None:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("store_of_metadata", ["Khepri", "Mnesia"])
 def test_a_volume_of_rabbitmq_4_0_is_opened_by_4_3_with_messages_in_flight(
-    clean: Servers,
-    place: Brokers,
-    old_broker: ExitStack,
-    start_service: StartService,
-    broker: Broker,
-    store: Store,
-    store_of_metadata: str,
+    rig: Rig, place: Brokers, old_broker: ExitStack, store_of_metadata: str
 ) -> None:
     """The service runs on: it reconnects by itself, and handles each event once."""
-    service = start_service("order", RETRY_DELAYS=f"{_RETRIED_AFTER_S}s")
+    service = rig.start("order", RETRY_DELAYS=f"{_RETRIED_AFTER_S}s")
     done, held, later = (orders(50, name) for name in ("done", "held", "later"))
-    broker.publish(done)
-    becomes(lambda: store.done("order"), ids(done))
-    broker.publish_raw(b"not json")
-    becomes(lambda: broker.ready("order.dead-letter"), 1)
-    clean.rabbitmq.ctl("enable_feature_flag", "all")
+    rig.broker.publish(done)
+    becomes(lambda: rig.store.done("order"), ids(done))
+    rig.broker.publish_raw(b"not json")
+    becomes(lambda: rig.broker.ready("order.dead-letter"), 1)
+    rig.servers.rabbitmq.ctl("enable_feature_flag", "all")
     if store_of_metadata == "Khepri":
-        clean.rabbitmq.ctl("enable_feature_flag", "--opt-in", "khepri_db")
-    clean.etcd.pause()
-    broker.publish(held)
-    becomes(lambda: broker.depth("order").unacked, len(held))
-    retried_later(clean.rabbitmq, "retried")
-    clean.rabbitmq.stop()
+        rig.servers.rabbitmq.ctl("enable_feature_flag", "--opt-in", "khepri_db")
+    rig.servers.etcd.pause()
+    rig.broker.publish(held)
+    becomes(lambda: rig.broker.depth("order").unacked, len(held))
+    retried_later(rig.servers.rabbitmq, "retried")
+    rig.servers.rabbitmq.stop()
     old_broker.close()
     eventually(lambda: not_ready(service, "rabbitmq"))
     with place.start(NEW) as rabbitmq:
-        clean.etcd.resume()
+        rig.servers.etcd.resume()
         service.wait_ready()
         rabbitmq.ctl("enable_feature_flag", "all")
-        broker = Broker(rabbitmq)
+        new = Broker(rabbitmq)
         assert rabbitmq.ctl("version").startswith("4.3.")
-        broker.publish(later)
+        new.publish(later)
         events = [*done, *held, *later, order("retried")]
-        becomes(lambda: store.done("order"), ids(events), 60)
-        wait_drained(broker, "order")
-        assert_handled_once("order", store, sent=events, confirmed=events, at_least=151)
-        doctor = Command(clean).json("doctor", RETRY_DELAYS=f"{_RETRIED_AFTER_S}s")
+        becomes(lambda: rig.store.done("order"), ids(events), 60)
+        wait_drained(new, "order")
+        assert_handled_once("order", rig.store, sent=events, confirmed=events, at_least=151)
+        doctor = Command(rig.servers).json("doctor", RETRY_DELAYS=f"{_RETRIED_AFTER_S}s")
         assert doctor["problems"] == 0, doctor
-        assert [message.body for message in parked(broker, "order", 1)] == [b"not json"]
+        (dead,) = new.drain("order.dead-letter", expect=1)
+        assert dead.body == b"not json"
         assert service.terminate(10) == 0

@@ -1,73 +1,73 @@
-"""RabbitMQ and etcd in containers, by testcontainers."""
+"""Servers in containers, made by testcontainers or by Compose: the same to a test."""
 
-import contextlib
+from __future__ import annotations
+
 import io
+import re
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import PurePath
+from secrets import token_hex
 from types import MappingProxyType
+from typing import Any
 
+import docker
 from docker.errors import DockerException, NotFound
-from docker.models.containers import Container
-from testcontainers.core.container import DockerContainer, ExecConfig
+from testcontainers.core.container import DockerContainer
 
-from servers.packages import ServersUnavailableError
-from servers.ports import free_port
-from servers.server import ETCD_ENVIRONMENT, CommandFailedError, Etcd, RabbitMQ
+from servers.processes import CommandFailedError, ServersUnavailableError, run_tool
 
 _STOP_TIMEOUT_S = 30
 
 
-class ContainerRunner:
-    """Runs a server in one container, which keeps its data and its ports over a stop."""
+@cache
+def _engine() -> Any:
+    return docker.from_env()
+
+
+class Container:
+    """Runs a server in a container. Its data, its ports and its address outlive a stop.
+
+    The container is of that name already, or made of a `recipe` at the first start and removed in
+    the end. `data` is the server's directory, where it is to be replaced.
+    """
+
+    workplace = PurePath("/")  # An image need not have more than its root.
 
     def __init__(
         self,
-        image: str,
-        ports: Mapping[int, int],
-        command: Sequence[str] = (),
+        name: str,
+        address: str = "127.0.0.1",
+        recipe: DockerContainer | None = None,
         data: str = "",
-        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Take `ports` as {port in the container: port on this machine}.
-
-        They are fixed: a port that Docker chooses changes at every start of the container.
-        `data` is the server's directory, where it is to be replaced.
-        """
-        self._image = image
-        self._ports = dict(ports)
-        self._command = list(command)
-        self._data = data
-        self._environment = dict(environment)
-        self._box: DockerContainer | None = None
+        self.name, self.address = name, address
+        self._recipe, self._data = recipe, data
 
     def start(self) -> None:
-        """Create the container, or start it again.
+        """Start the container, or make it.
 
         Raises ServersUnavailableError if Docker cannot, for want of the image for instance.
         """
-        if self._box is not None:
-            self._container.start()
-            return
         try:
-            box = DockerContainer(self._image)
-            for inside, outside in self._ports.items():
-                box.with_bind_ports(inside, outside)
-            box.with_envs(**self._environment)
-            if self._command:
-                box.with_command(self._command)
-            self._box = box
-            box.start()
-        except DockerException as error:
-            self.close()
-            raise ServersUnavailableError(f"Docker cannot start {self._image}: {error}") from error
+            self._container.start()
+        except NotFound:
+            if self._recipe is None:
+                raise
+            try:
+                self._recipe.start()
+            except DockerException as error:
+                said = f"Docker cannot start {self._recipe.image}: {error}"
+                raise ServersUnavailableError(said) from error
 
     def stop(self) -> None:
         """Ask the server to end; Docker kills it after 30 s."""
         self._container.stop(timeout=_STOP_TIMEOUT_S)
 
     def kill(self) -> None:
-        """End it with SIGKILL and wait until it is gone."""
+        """End it with SIGKILL and wait until it is gone; Docker then leaves it down."""
         self._container.kill()
         self._container.wait(timeout=_STOP_TIMEOUT_S)
 
@@ -79,27 +79,38 @@ class ContainerRunner:
         """Let them go on."""
         self._container.unpause()
 
+    @contextmanager
+    def unplugged(self) -> Iterator[None]:
+        """Cut it off from everybody: its packets and those to it go nowhere, and nobody is told."""
+        ((network, settings),) = self._container.attrs["NetworkSettings"]["Networks"].items()
+        plug = _engine().networks.get(network)
+        plug.disconnect(self.name)
+        try:
+            yield
+        finally:
+            plug.connect(self.name, ipv4_address=self.address, aliases=settings["Aliases"])
+
+    @contextmanager
+    def cut_off(self, peers: Iterable[Container]) -> Iterator[None]:
+        """Drop what comes from other containers and goes to them; clients still reach it."""
+        for peer in peers:
+            self._iptables("-A", "INPUT", "-s", peer.address, "-j", "DROP")
+            self._iptables("-A", "OUTPUT", "-d", peer.address, "-j", "DROP")
+        try:
+            yield
+        finally:
+            self._iptables("-F")
+
+    def dropped(self) -> int:
+        """Return how many packets that cut has dropped."""
+        rules = self._iptables("-L", "-v", "-n", "-x")
+        return sum(map(int, re.findall(r"^\s*(\d+)\s+\d+\s+DROP\s", rules, re.MULTILINE)))
+
     def erase(self) -> None:
         """Remove the container with its data; the next start makes a new one."""
+        if self._recipe is None:
+            raise NotImplementedError(f"{self.name} was not made here")
         self.close()
-
-    def run(self, command: Sequence[str]) -> str:
-        """Run a tool in the container; raises CommandFailedError."""
-        if self._box is None:
-            raise CommandFailedError(f"{command[0]}: there is no container")
-        try:
-            result = self._box.exec(ExecConfig(list(command)))
-        except DockerException as error:
-            raise CommandFailedError(f"{command[0]}: {error}") from error
-        text: str = result.output.decode(errors="replace")
-        if result.exit_code != 0:
-            raise CommandFailedError(f"{' '.join(command)}: {text}")
-        return text
-
-    @property
-    def workplace(self) -> PurePath:
-        """Where tools can leave files: an image need not have more than its root."""
-        return PurePath("/")
 
     def replace(self, made: PurePath) -> None:
         """Put what a directory holds in place of what its data has under the same names."""
@@ -112,25 +123,58 @@ class ContainerRunner:
         self._container.put_archive(self._data, _empty_files(names))
         self._container.put_archive(self._data, tree)
 
+    def run(self, command: Sequence[str]) -> str:
+        """Run a tool in the container; raises CommandFailedError."""
+        try:
+            code, (output, errors) = self._container.exec_run(list(command), demux=True)
+        except DockerException as error:
+            raise CommandFailedError(f"{command[0]}: {error}") from error
+        said = (output or b"").decode(errors="replace")
+        if code != 0:
+            raise CommandFailedError(f"{' '.join(command)}: {said}{(errors or b'').decode()}")
+        return said
+
     def output(self) -> str:
         """Return the server's log."""
-        if self._box is None:
+        try:
+            log: bytes = self._container.logs()
+        except NotFound:
             return ""
-        log: bytes = self._container.logs()
         return log.decode(errors="replace")
 
     def close(self) -> None:
-        """Remove the container and its anonymous volume."""
-        if self._box is not None:
-            with contextlib.suppress(NotFound):
-                self._box.stop()
-            self._box = None
+        """Remove what was made of the recipe, with its anonymous volume."""
+        if self._recipe is not None:
+            with suppress(NotFound):
+                self._recipe.stop()
 
     @property
-    def _container(self) -> Container:
-        if self._box is None:
-            raise RuntimeError(f"no container of {self._image} has been started")
-        return self._box.get_wrapped_container()
+    def _container(self) -> Any:
+        return _engine().containers.get(self.name)
+
+    def _iptables(self, *arguments: str) -> str:
+        pid = self._container.attrs["State"]["Pid"]
+        return run_tool(["nsenter", f"--net=/proc/{pid}/ns/net", "iptables", *arguments])
+
+
+def prepare_container(
+    image: str,
+    ports: Mapping[int, int],
+    command: Sequence[str] = (),
+    data: str = "",
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Container:
+    """Prepare a container with {port in it: port on this machine}; it is not started yet.
+
+    The ports are fixed: one that Docker chooses changes at every start of the container.
+    """
+    name = f"test-{token_hex(4)}"
+    recipe = DockerContainer(image, env=dict(environment), name=name)
+    for inside, outside in ports.items():
+        recipe.with_bind_ports(inside, outside)
+    if command:
+        recipe.with_command(list(command))
+    return Container(name, recipe=recipe, data=data)
 
 
 def _empty_files(names: Iterable[str]) -> bytes:
@@ -139,25 +183,3 @@ def _empty_files(names: Iterable[str]) -> bytes:
         for name in names:
             archive.addfile(tarfile.TarInfo(name))
     return made.getvalue()
-
-
-def container_rabbitmq(image: str) -> RabbitMQ:
-    """Prepare a broker; it is not started yet."""
-    amqp_port, management_port = free_port(), free_port()
-    runner = ContainerRunner(image, {5672: amqp_port, 15672: management_port})
-    return RabbitMQ(runner, amqp_port, management_port)
-
-
-def container_etcd(image: str, flags: Sequence[str], max_txn_ops: int) -> Etcd:
-    """Prepare an etcd node with more `flags`; it is not started yet."""
-    port, data = free_port(), "/etcd-data"
-    command = [
-        "/usr/local/bin/etcd",
-        "--name=harness",
-        f"--data-dir={data}",
-        "--listen-client-urls=http://0.0.0.0:2379",
-        f"--advertise-client-urls=http://127.0.0.1:{port}",
-        *flags,
-    ]
-    runner = ContainerRunner(image, {2379: port}, command, data, ETCD_ENVIRONMENT)
-    return Etcd(runner, port, max_txn_ops)

@@ -1,4 +1,4 @@
-"""etcd read over its JSON gateway, for checks.
+"""etcd read over its JSON gateway, for checks: keys, history, and what services have written.
 
 On purpose not the client that the services use: a fault of that client must not hide itself,
 and its limit of 4 MiB per answer does not bind a reader of whole histories.
@@ -6,16 +6,20 @@ The shapes are those of etcd's page "gRPC gateway": 64-bit numbers are strings, 
 are base64, and a field of value zero is absent.
 """
 
+from __future__ import annotations
+
 import base64
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Literal
-from urllib.error import HTTPError
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from servers.login import Login, log_in
 from servers.web import fetch_json, open_json
+
+if TYPE_CHECKING:
+    from servers.servers import Etcd
 
 _KEYS_AT_ONCE = 100  # etcd takes 128 operations at once unless told otherwise
 
@@ -27,9 +31,7 @@ class KeyValue:
     key: str
     value: bytes
     version: int
-    create_revision: int
     mod_revision: int
-    lease: int
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,22 @@ class Change:
     kind: Literal["put", "delete"]
     key: str
     value: bytes
+
+
+class Login(NamedTuple):
+    """Who reads and writes where etcd asks for it (its page "Role-based access control")."""
+
+    user: str
+    password: str
+
+
+def log_in(url: str, login: Login | None, timeout_s: float) -> dict[str, str]:
+    """Return the headers that a request needs: none without a login. Raises OSError."""
+    if login is None:
+        return {}
+    body = {"name": login.user, "password": login.password}
+    answer = fetch_json("POST", f"{url}/auth/authenticate", body, timeout_s=timeout_s)
+    return {"Authorization": answer["token"]}
 
 
 class EtcdClient:
@@ -57,7 +75,6 @@ class EtcdClient:
         self._url = f"http://{endpoint}/v3"
         self._timeout_s = timeout_s
         self._login = login
-        self._logged_in: tuple[Login | None, dict[str, str]] = None, {}
 
     def get(self, prefix: str = "") -> list[KeyValue]:
         """Return all keys that start with `prefix`, in order, of one revision."""
@@ -77,6 +94,10 @@ class EtcdClient:
                 found += [_key_value(kv) for kv in response["response_range"].get("kvs", ())]
         return found
 
+    def count(self, prefix: str) -> int:
+        """Return how many keys start with `prefix`, without reading any."""
+        return int(self._post("/kv/range", {**_span(prefix), "count_only": True}).get("count", 0))
+
     def revision(self) -> int:
         """Return the revision of the newest change."""
         answer = self._post("/kv/range", {**_span("\0"), "count_only": True})
@@ -91,7 +112,7 @@ class EtcdClient:
         """Delete all keys that start with `prefix`; returns the revision after that."""
         return int(self._post("/kv/deleterange", _span(prefix))["header"]["revision"])
 
-    def changes(self, first: int, last: int, timeout_s: float = 30.0) -> Iterator[Change]:
+    def changes(self, first: int, last: int) -> Iterator[Change]:
         """Yield every change of every key from revision `first` to `last`, both included.
 
         All keys, since only then is the end known: each revision belongs to some change, while a
@@ -100,35 +121,32 @@ class EtcdClient:
         """
         if first > last:
             return
-        request = {"create_request": {**_span(""), "start_revision": str(first)}}
+        with closing(self.watch(first)) as answers:
+            for changes in answers:
+                yield from (change for change in changes if change.revision <= last)
+                # All changes of one revision come in one answer.
+                if changes and changes[-1].revision >= last:
+                    return
+
+    def watch(
+        self, first: int, prefix: str = "", timeout_s: float | None = None
+    ) -> Generator[list[Change]]:
+        """Yield what changes under a prefix from revision `first` on, as it comes, without end.
+
+        Raises RuntimeError where etcd ends the watch, OSError on silence.
+        """
+        request = {"create_request": {**_span(prefix), "start_revision": str(first)}}
+        url, timeout_s = f"{self._url}/watch", timeout_s or self._timeout_s
         headers = log_in(self._url, self._login(), timeout_s)
-        with open_json(
-            "POST", f"{self._url}/watch", request, headers=headers, timeout_s=timeout_s
-        ) as stream:
+        with open_json("POST", url, request, headers=headers, timeout_s=timeout_s) as stream:
             for line in stream:
                 answer = json.loads(line)
                 if "error" in answer or answer["result"].get("canceled"):
                     raise RuntimeError(f"etcd ended the watch: {answer}")
-                for event in answer["result"].get("events", ()):
-                    change = _change(event)
-                    if change.revision > last:
-                        return
-                    yield change
-                # All changes of one revision come in one answer.
-                if answer["result"].get("events") and change.revision == last:
-                    return
+                yield [_change(event) for event in answer["result"].get("events", ())]
 
     def _post(self, path: str, body: Mapping[str, object]) -> Any:
-        login, (whose, headers) = self._login(), self._logged_in
-        if login and whose == login:
-            # The token may have ended meanwhile; then a new one is taken, once.
-            with suppress(HTTPError):
-                return self._send(path, body, headers)
-        headers = log_in(self._url, login, self._timeout_s)
-        self._logged_in = login, headers
-        return self._send(path, body, headers)
-
-    def _send(self, path: str, body: Mapping[str, object], headers: Mapping[str, str]) -> Any:
+        headers = log_in(self._url, self._login(), self._timeout_s)
         url = self._url + path
         return fetch_json("POST", url, body, headers=headers, timeout_s=self._timeout_s)
 
@@ -154,9 +172,7 @@ def _key_value(found: Mapping[str, str]) -> KeyValue:
         key=_text(found["key"]),
         value=base64.b64decode(found.get("value", "")),
         version=int(found["version"]),
-        create_revision=int(found["create_revision"]),
         mod_revision=int(found["mod_revision"]),
-        lease=int(found.get("lease", 0)),
     )
 
 
@@ -168,3 +184,87 @@ def _change(event: Mapping[str, Any]) -> Change:
         key=_text(kv["key"]),
         value=base64.b64decode(kv.get("value", "")),
     )
+
+
+class Record(NamedTuple):
+    """A record as it is now."""
+
+    state: str
+
+
+class Store:
+    """Reads etcd. `since` is the revision up to which history belongs to earlier tests.
+
+    Ids are read back from keys, so they must be ones that the services store as they are: plain
+    and at most 128 bytes long.
+    """
+
+    def __init__(self, etcd: Etcd, since: int = 0) -> None:
+        self.client = EtcdClient(etcd.endpoint, login=lambda: etcd.login)
+        self.since = since
+        self._kept: list[Change] = []
+        self._compacted = 0
+
+    def clear(self) -> None:
+        """Delete every key, and let history begin after that. No service may be running."""
+        self.since = self.client.delete()
+
+    def records(self, service: str) -> dict[str, Record]:
+        """Return a service's records by event id, the claimed ones too."""
+        prefix = record_prefix(service)
+        return {
+            stored.key.removeprefix(prefix): _record(stored) for stored in self.client.get(prefix)
+        }
+
+    def done(self, service: str) -> set[str]:
+        """Return the ids whose record is done."""
+        return {id_ for id_, record in self.records(service).items() if record.state == "done"}
+
+    def is_done(self, service: str, event_id: str) -> bool:
+        """Return whether this event's record is done, without reading the others."""
+        found = self.client.get_all([record_prefix(service) + event_id])
+        return any(_record(stored).state == "done" for stored in found)
+
+    def steps(self, service: str) -> dict[str, list[str]]:
+        """Return by event id the states that its record has gone through; `gone` is a delete."""
+        prefix = record_prefix(service)
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for change in self.history(prefix):
+            state = json.loads(change.value)["state"] if change.kind == "put" else "gone"
+            found[change.key.removeprefix(prefix)].append(state)
+        return found
+
+    def effects(self, prefix: str) -> dict[str, KeyValue]:
+        """Return effects by event id; a `version` over 1 is a double."""
+        return {effect.key.removeprefix(prefix): effect for effect in self.client.get(prefix)}
+
+    def orders(self) -> dict[str, KeyValue]:
+        """Return the order documents by event id."""
+        return self.effects("/orders/")
+
+    def history(self, *prefixes: str, first: int | None = None) -> list[Change]:
+        """Return every change since the last `clear` (or from revision `first`), oldest first.
+
+        With prefixes, only of the keys that start with one of them. After `Etcd.wipe` the
+        revisions begin again: pass `first=1`. Raises RuntimeError if etcd has compacted them.
+        """
+        begin = self.since + 1 if first is None else first
+        changes = [change for change in self._kept if change.revision >= begin]
+        changes += self.client.changes(max(begin, self._compacted + 1), self.client.revision())
+        return [change for change in changes if not prefixes or change.key.startswith(prefixes)]
+
+    def keep_history(self) -> int:
+        """Keep all changes so far, so that etcd can be compacted to the revision returned."""
+        revision = self.client.revision()
+        self._kept += self.client.changes(max(self.since, self._compacted) + 1, revision)
+        self._compacted = revision
+        return revision
+
+
+def record_prefix(service: str) -> str:
+    """Return the prefix of a service's record keys."""
+    return f"/service/{service}/"
+
+
+def _record(stored: KeyValue) -> Record:
+    return Record(json.loads(stored.value)["state"])

@@ -1,20 +1,241 @@
-"""Start RabbitMQ and etcd: in containers where Docker answers, else as child processes."""
+"""RabbitMQ and etcd: started in containers where Docker answers, else as child processes.
+
+Whatever they run in, a test starts, stops, kills, freezes and wipes them in the same way.
+"""
+
+from __future__ import annotations
 
 import os
+import secrets
+import shutil
+import socket
+import subprocess
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from servers.engine import docker_available
-from servers.packages import ServersUnavailableError, ensure_installed
-from servers.server import Etcd, RabbitMQ
+from servers.etcd import Login, log_in
+from servers.processes import (
+    ETCD_ENVIRONMENT,
+    RABBITMQ_ENVIRONMENT,
+    ServerProcess,
+    ServersUnavailableError,
+    ensure_installed,
+    etcd_process,
+    free_port,
+    rabbitmq_process,
+)
+from servers.wait import eventually, lasts
+from servers.web import fetch_json
+
+if TYPE_CHECKING:
+    # Imported where it is used: a machine without Docker needs no testcontainers.
+    from servers.containers import Container
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 Kind = Literal["docker", "local"]
+Runner: TypeAlias = "Container | ServerProcess"
+"""What a server runs in. Its data and its ports outlive a stop."""
+
+_MAX_TXN_OPS = 1024
+_QUEUES_WRITTEN_S = 1.0
+
+
+class Server(ABC):
+    """The life of one server. Everything that starts it returns only when it answers."""
+
+    name: str
+    # A broker that recovers on two busy cores takes its time; a healthy start needs 1 to 5 s.
+    start_timeout_s = 60.0
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self.state: Literal["down", "up", "paused"] = "down"
+
+    @abstractmethod
+    def probe(self) -> None:
+        """Raise AssertionError or OSError unless the server answers."""
+
+    def launch(self) -> None:
+        """Start it without waiting; `wait_ready` belongs to it."""
+        self.runner.start()
+        self.state = "up"
+
+    def wait_ready(self) -> None:
+        """Wait until the server answers; the error after the deadline carries its log."""
+        try:
+            eventually(self.probe, self.start_timeout_s, also=(OSError,))
+        except (AssertionError, OSError) as error:
+            error.add_note(f"log of {self.name}:\n{self.runner.output()[-4000:]}")
+            raise
+
+    def start(self) -> None:
+        """Start it again, with the data and the ports it had."""
+        self.launch()
+        self.wait_ready()
+
+    def stop(self) -> None:
+        """Stop it in order, keeping its data."""
+        if self.state == "paused":
+            self.runner.resume()
+        self.runner.stop()
+        self.state = "down"
+
+    def kill(self) -> None:
+        """End it with SIGKILL, keeping what had reached its disk."""
+        self.runner.kill()
+        self.state = "down"
+
+    def restart(self) -> None:
+        """Stop it in order and start it again."""
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """Freeze it: its connections stay open and nothing answers."""
+        self.runner.pause()
+        self.state = "paused"
+
+    def resume(self) -> None:
+        """Let a frozen server go on."""
+        self.runner.resume()
+        self.state = "up"
+        self.wait_ready()
+
+    def heal(self) -> None:
+        """Undo what a failed test has left: start it if it is down, resume it if it is frozen."""
+        if self.state == "paused":
+            self.resume()
+        elif self.state == "down":
+            self.start()
+
+    def logs(self) -> str:
+        """Return the server's log."""
+        return self.runner.output()
+
+    def close(self) -> None:
+        """End it and remove what it has left."""
+        self.runner.close()
+        self.state = "down"
+
+
+class RabbitMQ(Server):
+    """A broker with the management plugin and the user guest."""
+
+    name = "rabbitmq"
+    user = "guest"
+    password = "guest"
+
+    def __init__(self, runner: Runner, amqp_port: int, management_port: int) -> None:
+        super().__init__(runner)
+        self.amqp_port = amqp_port
+        self.url = f"amqp://{self.user}:{self.password}@{runner.address}:{amqp_port}/"
+        self.management_url = f"http://{runner.address}:{management_port}"
+
+    def probe(self) -> None:
+        """Ask for AMQP's greeting, then for the management API with the user's password.
+
+        Listeners open last in RabbitMQ's boot: a greeting means that queues are recovered.
+        """
+        address = self.runner.address, self.amqp_port
+        with socket.create_connection(address, timeout=5) as connection:
+            connection.sendall(b"AMQP\x00\x00\x09\x01")
+            if connection.recv(1) != b"\x01":
+                raise AssertionError("no Connection.Start from the broker")
+        self.management("GET", "/api/overview")
+
+    def kill(self) -> None:
+        """End it with SIGKILL, keeping what had reached its disk.
+
+        RabbitMQ writes down which quorum queues there are half a second after a declaration.
+        Killed before, it starts with the queue but without the messages that it had confirmed (seen
+        with 4.0.5 and 4.3.6). That is its fault, not our services', so it is given the time.
+        """
+        if self.state == "up":
+            lasts(_QUEUES_WRITTEN_S)
+        super().kill()
+
+    def management(self, method: str, path: str, body: object = None) -> object:
+        """Ask the management API; raises OSError. Its message counts are seconds old."""
+        login = (self.user, self.password)
+        answer: object = fetch_json(method, self.management_url + path, body, login=login)
+        return answer
+
+    def ctl(self, *arguments: str) -> str:
+        """Run rabbitmqctl (0.4 s of CPU); raises CommandFailedError."""
+        return self.runner.run(["rabbitmqctl", "--quiet", *arguments])
+
+
+class Etcd(Server):
+    """One etcd node. `login` is root's while it asks for one, and None while it does not."""
+
+    name = "etcd"
+
+    def __init__(self, runner: Runner, port: int, max_txn_ops: int = _MAX_TXN_OPS) -> None:
+        super().__init__(runner)
+        self.endpoint = f"{runner.address}:{port}"
+        self.max_txn_ops = max_txn_ops
+        self.login: Login | None = None
+
+    def probe(self) -> None:
+        """Do a linearizable read: it needs a leader, a TCP connection or /health may not."""
+        url = f"http://{self.endpoint}/v3"
+        headers = log_in(url, self.login, 5)
+        # "AA==" is the key of one zero byte; that it is absent does not matter.
+        fetch_json("POST", f"{url}/kv/range", {"key": "AA=="}, headers=headers, timeout_s=5)
+
+    def wipe(self) -> None:
+        """Lose all data: kill it and start it at the same address with an empty directory."""
+        if self.state != "down":
+            self.kill()
+        self.runner.erase()
+        self.login = None
+        self.start()
+
+    def save(self) -> None:
+        """Take a snapshot of the data as it is now, ready to be restored."""
+        snapshot = self.runner.workplace / f"{secrets.token_hex(4)}.db"
+        self._saved = snapshot.with_suffix(".restored")
+        self.ctl("snapshot", "save", str(snapshot))
+        # Of etcd 3.5; from 3.6 on `etcdutl` alone restores, which not every image of 3.5 has.
+        self.ctl(
+            "snapshot",
+            "restore",
+            str(snapshot),
+            f"--data-dir={self._saved}",
+            "--name=harness",
+            "--initial-cluster=harness=http://localhost:2380",
+        )
+
+    def restore(self) -> None:
+        """Kill it and start it with the data of the snapshot, once for each snapshot."""
+        if self.state != "down":
+            self.kill()
+        self.runner.replace(self._saved)
+        self.start()
+
+    def require_login(self) -> None:
+        """Let it ask for a login from now on: the user root is made and has all rights."""
+        login = Login("root", "root's own")
+        self.ctl("user", "add", f"{login.user}:{login.password}")
+        self.ctl("user", "grant-role", "root", "root")
+        self.ctl("auth", "enable")
+        self.login = login
+
+    def require_no_login(self) -> None:
+        """Let it ask for none any more."""
+        self.ctl("auth", "disable")
+        self.login = None
+
+    def ctl(self, *arguments: str) -> str:
+        """Run etcdctl against this node, as root where needed; raises CommandFailedError."""
+        login = [f"--user={self.login.user}:{self.login.password}"] if self.login else []
+        return self.runner.run(["etcdctl", *login, *arguments])
 
 
 @dataclass(frozen=True)
@@ -40,108 +261,115 @@ class Servers:
 
 
 @contextmanager
-def start_servers(
-    *,
-    kind: Kind | None = None,
-    max_txn_ops: int = 1024,
-    quota_bytes: int = 8 << 30,
-    etcd_flags: Sequence[str] = (),
-) -> Iterator[Servers]:
+def start_servers(*, kind: Kind | None = None, etcd_flags: Sequence[str] = ()) -> Iterator[Servers]:
     """Start both servers, yield them when both answer, and leave nothing behind.
 
-    `kind` None means: containers if Docker answers. The other parameters are etcd's flags;
-    what `etcd_flags` has stands last, and so overrides them.
+    `kind` None means: containers if Docker answers. `etcd_flags` stand last, and so override ours.
     Raises ServersUnavailableError, whose message is one line, if there are no servers to be had.
     """
     chosen = kind or ("docker" if docker_available() else "local")
-    flags = (*_etcd_flags(max_txn_ops, quota_bytes), *etcd_flags)
     with ExitStack() as stack:
-        if chosen == "docker":
-            servers = _containers(stack, flags, max_txn_ops)
-        else:
-            servers = _processes(stack, flags, max_txn_ops)
+        rabbitmq = _prepare_rabbitmq(stack, chosen)
+        etcd = _prepare_etcd(stack, chosen, etcd_flags)
         # Both boot side by side: the broker's three seconds hide etcd's half.
-        servers.rabbitmq.launch()
-        servers.etcd.launch()
-        servers.rabbitmq.wait_ready()
-        servers.etcd.wait_ready()
-        yield servers
+        for server in (rabbitmq, etcd):
+            server.launch()
+        for server in (rabbitmq, etcd):
+            server.wait_ready()
+        yield Servers(chosen, rabbitmq, etcd)
 
 
 @contextmanager
-def start_etcd(
-    kind: Kind, *more_flags: str, max_txn_ops: int = 1024, quota_bytes: int = 8 << 30
-) -> Iterator[Etcd]:
+def start_etcd(kind: Kind, *flags: str, quota_bytes: int = 8 << 30) -> Iterator[Etcd]:
     """Start an etcd node beside those that there are, and leave nothing behind."""
-    flags = (*_etcd_flags(max_txn_ops, quota_bytes), *more_flags)
     with ExitStack() as stack:
-        etcd = (_etcd_container if kind == "docker" else _etcd_process)(stack, flags, max_txn_ops)
+        etcd = _prepare_etcd(stack, kind, (f"--quota-backend-bytes={quota_bytes}", *flags))
         etcd.start()
         yield etcd
 
 
-def _etcd_flags(max_txn_ops: int, quota_bytes: int) -> tuple[str, ...]:
-    """Return etcd's flags, those of the compose files but for one.
+def _prepare_rabbitmq(stack: ExitStack, kind: Kind) -> RabbitMQ:
+    amqp_port, management_port = free_port(), free_port()
+    runner: Runner
+    if kind == "docker":
+        from servers.containers import prepare_container
 
-    It never compacts by itself: tests read its history from the first revision.
-    """
-    return (
-        f"--max-txn-ops={max_txn_ops}",
-        f"--quota-backend-bytes={quota_bytes}",
+        ports = {5672: amqp_port, 15672: management_port}
+        runner = prepare_container(image("IMAGE_RABBITMQ"), ports, environment=RABBITMQ_ENVIRONMENT)
+    else:
+        runner = rabbitmq_process(_home(stack), amqp_port, management_port)
+    return stack.enter_context(closing(RabbitMQ(runner, amqp_port, management_port)))
+
+
+def _prepare_etcd(stack: ExitStack, kind: Kind, more_flags: Sequence[str]) -> Etcd:
+    # Those of the compose files but for one: it never compacts by itself, since tests read its
+    # history from the first revision.
+    flags = [
+        f"--max-txn-ops={_MAX_TXN_OPS}",
+        f"--quota-backend-bytes={8 << 30}",
         "--snapshot-count=1000",
         "--experimental-snapshot-catchup-entries=500",
         "--auto-compaction-retention=0",
         "--log-level=warn",
-    )
+        *more_flags,
+    ]
+    port, data = free_port(), "/etcd-data"
+    runner: Runner
+    if kind == "docker":
+        from servers.containers import prepare_container
+
+        command = [
+            "/usr/local/bin/etcd",
+            "--name=harness",
+            f"--data-dir={data}",
+            "--listen-client-urls=http://0.0.0.0:2379",
+            f"--advertise-client-urls=http://127.0.0.1:{port}",
+            *flags,
+        ]
+        runner = prepare_container(
+            image("IMAGE_ETCD"), {2379: port}, command, data, ETCD_ENVIRONMENT
+        )
+    else:
+        runner = etcd_process(_home(stack), port, flags)
+    return stack.enter_context(closing(Etcd(runner, port)))
 
 
-def _containers(stack: ExitStack, flags: tuple[str, ...], max_txn_ops: int) -> Servers:
-    # Imported here: a machine without Docker needs neither testcontainers nor its settings.
-    from servers.containers import container_rabbitmq
-
-    rabbitmq = container_rabbitmq(image("IMAGE_RABBITMQ"))
-    stack.callback(rabbitmq.close)
-    return Servers("docker", rabbitmq, _etcd_container(stack, flags, max_txn_ops))
-
-
-def _etcd_container(stack: ExitStack, flags: tuple[str, ...], max_txn_ops: int) -> Etcd:
-    from servers.containers import container_etcd
-
-    etcd = container_etcd(image("IMAGE_ETCD"), flags, max_txn_ops)
-    stack.callback(etcd.close)
-    return etcd
-
-
-def _processes(stack: ExitStack, flags: tuple[str, ...], max_txn_ops: int) -> Servers:
-    from servers.local import local_rabbitmq
-
+def _home(stack: ExitStack) -> Path:
     ensure_installed()
-    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="servers-")))
-    rabbitmq = local_rabbitmq(directory)
-    stack.callback(rabbitmq.close)
-    return Servers("local", rabbitmq, _etcd_process(stack, flags, max_txn_ops))
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="servers-")))
 
 
-def _etcd_process(stack: ExitStack, flags: tuple[str, ...], max_txn_ops: int) -> Etcd:
-    from servers.local import local_etcd
+def docker_available(timeout_s: float = 10.0) -> bool:
+    """Return whether `docker info` answers: the command can be there without an engine."""
+    if shutil.which("docker") is None:
+        return False
+    try:
+        result = subprocess.run(
+            ["docker", "info", "--format", "{{.ServerVersion}}"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    # An unreachable engine is an error; older clients print it and exit 0 with an empty version.
+    return result.returncode == 0 and bool(result.stdout.strip())
 
-    ensure_installed()
-    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="servers-")))
-    etcd = local_etcd(directory, flags, max_txn_ops)
-    stack.callback(etcd.close)
-    return etcd
+
+def compose_settings() -> dict[str, str]:
+    """Return what `.env` sets, where the shell wins, as with Compose; raises OSError."""
+    settings = {}
+    for line in (REPOSITORY / ".env").read_text().splitlines():
+        name, separator, value = (part.strip() for part in line.partition("="))
+        if separator and not name.startswith("#"):
+            settings[name] = os.environ.get(name, value.strip("\"'"))
+    return settings
 
 
-def image(variable: str, env_file: Path = REPOSITORY / ".env") -> str:
-    """Return the image that the shell or `.env` names, as Compose would read it.
-
-    Raises ServersUnavailableError.
-    """
-    if variable in os.environ:
-        return os.environ[variable]
-    if env_file.exists():
-        for line in env_file.read_text().splitlines():
-            name, separator, value = line.partition("=")
-            if separator and name.strip() == variable:
-                return value.strip().strip("\"'")
-    raise ServersUnavailableError(f"{env_file} does not name an image as {variable}")
+def image(variable: str) -> str:
+    """Return the image that a variable of `.env` names; raises ServersUnavailableError."""
+    try:
+        return compose_settings()[variable]
+    except (OSError, KeyError) as error:
+        raise ServersUnavailableError(f".env does not name an image as {variable}") from error

@@ -6,59 +6,27 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
 
-from servers.ports import free_port
-from servers.process import Child
+from idempotent_consumer.settings import _VARIABLES
+from servers.processes import Child, free_port
 from servers.servers import REPOSITORY
 from servers.wait import eventually
 from servers.web import fetch_json
 
-# Everything in the contract: none of it reaches a service from the shell that runs the tests.
-CONTRACT_VARIABLES = frozenset(
-    {
-        "BATCH_SIZE",
-        "BREAKER_FAILURES",
-        "CALLS_AT_ONCE",
-        "DEDUP_WINDOW",
-        "ENABLE_ETCD",
-        "ETCD_CA_CERT",
-        "ETCD_CERT",
-        "ETCD_ENDPOINTS",
-        "ETCD_KEY",
-        "ETCD_MAX_TXN_OPS",
-        "ETCD_PASSWORD",
-        "ETCD_USER",
-        "HEALTH_PORT",
-        "LOG_FORMAT",
-        "LOG_LEVEL",
-        "NOTIFY_URL",
-        "RABBITMQ_CA_CERT",
-        "RABBITMQ_CERT",
-        "RABBITMQ_KEY",
-        "RABBITMQ_URL",
-        "RETRY_DELAYS",
-        "STATSD_HOST",
-        "STATSD_PORT",
-        "STATSD_PREFIX",
-    }
-)
-
 _DIRECTORIES = {"shipping": "idempotent_consumer/examples"}
-
-# The contract gives a service 10 s; what is over that is the test's to judge, not ours to hide.
-_TERMINATE_TIMEOUT_S = 20.0
 
 
 def environment() -> dict[str, str]:
     """Return the shell's variables, without those that configure services or Compose."""
+    settings = {*_VARIABLES, "NOTIFY_URL"}
     return {
         name: value
         for name, value in os.environ.items()
-        if name not in CONTRACT_VARIABLES and not name.startswith("COMPOSE_")
+        if name not in settings and not name.startswith("COMPOSE_")
     }
 
 
@@ -73,28 +41,20 @@ class Health(NamedTuple):
     body: Any
 
 
-class Service:
+class Service(Child):
     """One service process. Made by `run_service`."""
 
-    def __init__(self, name: str, child: Child, health_port: int) -> None:
-        self.name = name
-        self._child = child
-        self._health_url = f"http://127.0.0.1:{health_port}"
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self._child.pid
-
-    @property
-    def running(self) -> bool:
-        """Whether the process exists."""
-        return self._child.running
-
-    @property
-    def exit_code(self) -> int | None:
-        """The exit code, negative for a signal; None while it runs."""
-        return self._child.exit_code
+    def __init__(
+        self, name: str, command: Sequence[str], env: Mapping[str, str], directory: Path
+    ) -> None:
+        self.name, port = name, env["HEALTH_PORT"]
+        self._health_url = f"http://127.0.0.1:{port}"
+        super().__init__(
+            command,
+            env=env,
+            cwd=REPOSITORY / _DIRECTORIES.get(name, name),
+            log=directory / f"{name}-{port}.log",
+        )
 
     def health(self, path: str = "/readyz") -> Health:
         """Ask the health endpoint; raises OSError when it does not answer."""
@@ -136,29 +96,13 @@ class Service:
 
         return eventually(ended, timeout_s)
 
-    def terminate(self, timeout_s: float = _TERMINATE_TIMEOUT_S) -> int:
-        """Send SIGTERM and return the exit code; kills it and raises TimeoutError if it stays."""
-        return self._child.terminate(timeout_s)
-
-    def kill(self) -> None:
-        """End it with SIGKILL."""
-        self._child.kill()
-
-    def pause(self) -> None:
-        """Freeze it with SIGSTOP."""
-        self._child.pause()
-
-    def resume(self) -> None:
-        """Let it go on."""
-        self._child.resume()
-
     def interrupt(self) -> None:
         """Send SIGINT, as Ctrl-C does."""
-        self._child.signal(signal.SIGINT)
+        self.signal(signal.SIGINT)
 
     def logs(self) -> str:
         """Return everything it has written to stdout and stderr."""
-        return self._child.output()
+        return self.output()
 
 
 @contextmanager
@@ -179,28 +123,17 @@ def run_service(
     """
     health_port = settings.get("HEALTH_PORT") or str(free_port())
     env = {**environment(), "LOG_FORMAT": "json", **settings, "HEALTH_PORT": health_port}
-    with _directory(log_directory) as directory:
-        child = Child(
-            command or [sys.executable, "-m", name],
-            env=env,
-            cwd=REPOSITORY / _DIRECTORIES.get(name, name),
-            log=directory / f"{name}-{health_port}.log",
+    with ExitStack() as stack:
+        directory = log_directory or Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="service-"))
         )
-        child.start()
+        service = Service(name, command or [sys.executable, "-m", name], env, directory)
+        service.start()
         try:
-            yield Service(name, child, int(health_port))
+            yield service
         finally:
-            if child.running:
-                child.kill()
-
-
-@contextmanager
-def _directory(given: Path | None) -> Iterator[Path]:
-    if given is not None:
-        yield given
-        return
-    with tempfile.TemporaryDirectory(prefix="service-") as made:
-        yield Path(made)
+            if service.running:
+                service.kill()
 
 
 def _json_or_text(body: bytes) -> Any:

@@ -1,13 +1,40 @@
-"""The servers keep their data and their ports through what a test does to them."""
+"""Servers keep data and ports through what a test does to them, and what it reads is true."""
 
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import pika
 import pytest
 
-from servers.broker import Broker
-from servers.etcd import EtcdClient
-from servers.server import Etcd, Server
-from servers.servers import Servers
+from servers.broker import Broker, encode
+from servers.checker import doubles, judge
+from servers.counters import GraphiteCounters, StatsdListener
+from servers.etcd import Change, EtcdClient, Store
+from servers.servers import Etcd, RabbitMQ, Server, Servers, start_etcd
+from servers.wait import eventually
+
+DONE = b'{"state": "done"}'
+CLAIMED = b'{"state": "claimed"}'
+
+
+@pytest.fixture
+def queue(clean: Servers) -> str:
+    """Declare a quorum queue and bind it to the exchange, as a service does; returns its name."""
+    declare(clean.rabbitmq, "order")
+    return "order"
+
+
+def declare(rabbitmq: RabbitMQ, name: str) -> None:
+    """Declare exchange, queue and binding through the management API."""
+    quorum = {"durable": True, "arguments": {"x-queue-type": "quorum"}}
+    for method, path, body in [
+        ("PUT", "/api/exchanges/%2f/events", {"type": "topic", "durable": True}),
+        ("PUT", f"/api/queues/%2f/{name}", quorum),
+        ("POST", f"/api/bindings/%2f/e/events/q/{name}", {"routing_key": "#"}),
+    ]:
+        rabbitmq.management(method, path, body)
 
 
 def stop_and_start(server: Server) -> None:
@@ -63,3 +90,226 @@ def test_a_wiped_etcd_begins_again(clean: Servers) -> None:
     etcd.wipe()
     assert EtcdClient(etcd.endpoint).get() == []
     assert EtcdClient(etcd.endpoint).revision() == 1
+
+
+@pytest.fixture
+def etcd(servers: Servers) -> Iterator[Etcd]:
+    """Give an etcd of this test's own."""
+    with start_etcd(servers.kind) as running:
+        yield running
+
+
+def test_a_restored_etcd_has_its_older_keys_and_revisions(etcd: Etcd) -> None:
+    """At the same address, and with the history up to the snapshot."""
+    store = Store(etcd)
+    store.client.put("/orders/1", b"x")
+    etcd.save()
+    for number in range(10):
+        store.client.put(f"/orders/later-{number}", b"x")
+    etcd.restore()
+    assert set(store.orders()) == {"1"}
+    assert store.client.revision() == 2
+    store.client.put("/orders/2", b"x")
+    etcd.restart()
+    assert [change.key for change in store.history()] == ["/orders/1", "/orders/2"]
+
+
+def test_an_etcd_that_asks_for_a_login_is_read_with_root_s(etcd: Etcd) -> None:
+    """By clients that were there before as well; others are refused until nobody is asked."""
+    store, other = Store(etcd), EtcdClient(etcd.endpoint)
+    store.client.put("/orders/1", b"x")
+    etcd.require_login()
+    assert set(store.orders()) == {"1"}
+    with pytest.raises(OSError, match="400"):
+        other.get()
+    etcd.restart()  # It forgets the tokens that it has given out.
+    assert len(store.history("/orders/")) == 1
+    assert set(store.orders()) == {"1"}
+    etcd.require_no_login()
+    assert len(other.get("/orders/")) == len(store.orders()) == 1
+
+
+def test_history_that_is_kept_outlives_a_compaction(etcd: Etcd) -> None:
+    """It is whole, and each change is in it once."""
+    store = Store(etcd)
+    for value in (b"1", b"2"):
+        store.client.put("/orders/1", value)
+    etcd.ctl("compact", "--physical", str(store.keep_history()))
+    store.client.put("/orders/1", b"3")
+    assert [change.value for change in store.history("/orders/")] == [b"1", b"2", b"3"]
+    with pytest.raises(RuntimeError, match="ended the watch"):
+        Store(etcd).history()
+
+
+def test_publishing_goes_on_through_a_broker_kill(
+    clean: Servers, broker: Broker, queue: str
+) -> None:
+    """Every event that was confirmed is in the queue; publishing survives the kill."""
+    events = [{"id": str(number), "type": "new_order"} for number in range(4000)]
+    load = broker.publish_aside(events, rate_per_s=800)
+
+    def some_arrived() -> None:
+        assert broker.ready(queue) > 200
+
+    eventually(some_arrived)
+    clean.rabbitmq.kill()
+    clean.rabbitmq.start()
+    confirmed = load.result(timeout=60)
+    assert len(confirmed) > 2000
+    bodies = {message.body for message in broker.drain(queue, expect=len(confirmed))}
+    assert {encode(event) for event in confirmed} <= bodies
+
+
+def test_an_event_that_no_queue_takes_is_not_confirmed(broker: Broker) -> None:
+    """The broker confirms unroutable events too; the publisher knows better."""
+    assert broker.publish([{"id": "1", "type": "new_order"}]) == []
+
+
+def test_depth_is_of_now(broker: Broker, queue: str) -> None:
+    """Right after publishing the depth is right, not as of the queue's last tick."""
+    for expected in range(1, 4):
+        broker.publish_raw(b"not json \xff")
+        assert broker.depth(queue) == (expected, 0)
+    assert [message.body for message in broker.drain(queue)] == [b"not json \xff"] * 3
+
+
+def test_what_is_held_counts_for_the_queue_that_it_came_from(
+    clean: Servers, broker: Broker, queue: str
+) -> None:
+    """At once, a cancelled consumer's too; it is ready again once the channel is gone."""
+    declare(clean.rabbitmq, "notify")
+    broker.publish([{"id": str(number), "type": "new_order"} for number in range(5)])
+    with held(clean.rabbitmq.url, "notify", 2), held(clean.rabbitmq.url, queue, 3) as consumer:
+        assert (broker.unacked(queue), broker.unacked("notify")) == (3, 2)
+        assert (broker.depth(queue), broker.depth("notify")) == ((2, 3), (3, 2))
+        with pytest.raises(AssertionError, match=r"order: 2 ready"):
+            broker.assert_drained(queue)
+        assert len(broker.drain(queue)) == 2
+        with pytest.raises(AssertionError, match=r"unacked=3"):
+            broker.assert_drained(queue)
+        consumer.cancel()
+        assert broker.unacked(queue) == 3
+        with pytest.raises(AssertionError, match=r"unacked"):
+            broker.assert_drained(queue)
+    assert (broker.depth(queue), broker.depth("notify")) == ((3, 0), (5, 0))
+
+
+@contextmanager
+def held(url: str, queue: str, count: int) -> Iterator[Any]:
+    """Consume so many messages and ack none of them, while the block runs; yields the channel."""
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    with connection:
+        channel = connection.channel()
+        channel.basic_qos(prefetch_count=count)
+        messages = channel.consume(queue)
+        for _ in range(count):
+            next(messages)
+        yield channel
+
+
+def test_history_holds_every_put_and_delete(store: Store) -> None:
+    """It begins after the last clear and holds more than one gRPC answer of 4 MiB."""
+    large = b"x" * 1_000_000
+    for _ in range(6):
+        store.client.put("/orders/1", large)
+    store.client.delete("/orders/")
+    store.client.put("elsewhere", b"1")
+    history = store.history("/orders/")
+    assert [change.kind for change in history] == ["put"] * 6 + ["delete"]
+    assert all(change.value == large for change in history[:6])
+    store.clear()
+    assert store.history() == []
+
+
+def test_the_listener_sums_counters_and_keeps_timers(statsd: StatsdListener) -> None:
+    """Several lines may come in one packet, sampled, as zero, or broken."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        packet = b"n:2|c\nn:1|c|@0.5\nzero:0|c\nt:1.5|ms\nbroken\nn:x|c\n"
+        sender.sendto(packet, ("127.0.0.1", statsd.port))
+
+    def arrived() -> None:
+        assert statsd.counts() == {"n": 4, "zero": 0}
+        assert statsd.timers_ms("t") == [1.5]
+
+    eventually(arrived, 5)
+    assert statsd.seen("zero")
+    assert not statsd.seen("t")
+
+
+def test_a_point_on_its_way_to_the_file_still_counts() -> None:
+    """Carbon shows it nowhere for a moment; a count never goes down."""
+    answers: list[Any] = [
+        [{"datapoints": [[1.0, 100], [2.0, 101]]}],
+        [{"datapoints": [[1.0, 100], [None, 101], [4.0, 102]]}],
+        [],
+    ]
+    counters = GraphiteCounters("http://graphite", since=100, fetch=lambda *_: answers.pop(0))
+    assert [counters.count("orders_processed") for _ in range(3)] == [3, 7, 7]
+
+
+def put(revision: int, key: str, value: bytes = DONE) -> Change:
+    """Return a put."""
+    return Change(revision, "put", key, value)
+
+
+def delete(revision: int, key: str) -> Change:
+    """Return a delete."""
+    return Change(revision, "delete", key, b"")
+
+
+def test_a_run_without_fault_passes() -> None:
+    """Recorded or parked, each once, and an unknown confirm that landed is no fault."""
+    verdict = judge(
+        attempted="abcd", confirmed="abd", recorded="abc", parked="d", double=doubles([put(1, "a")])
+    )
+    verdict.require(confirmed_at_least=3)
+    assert verdict.recovered == {"c"}
+
+
+@pytest.mark.parametrize(
+    ("attempted", "confirmed", "recorded", "effected", "fault"),
+    [
+        ("ab", "ab", "a", None, "lost: 1"),
+        ("a", "a", "ax", None, "unexpected: 1"),
+        ("a", "a", "a", None, "only 1"),
+        ("abc", "ab", "ab", "a", "torn: 1"),
+        ("abc", "ab", "ab", "abc", "torn: 1"),
+    ],
+)
+def test_a_fault_is_named(
+    attempted: str, confirmed: str, recorded: str, effected: str | None, fault: str
+) -> None:
+    """What is lost, made up, without its effect, or too little to mean anything."""
+    verdict = judge(attempted=attempted, confirmed=confirmed, recorded=recorded, effected=effected)
+    with pytest.raises(AssertionError, match=fault):
+        verdict.require(confirmed_at_least=2)
+
+
+def test_a_key_put_twice_or_deleted_is_double() -> None:
+    """A record or an effect is put once and stays."""
+    history = [put(1, "once"), put(2, "twice"), put(3, "twice"), put(4, "gone"), delete(5, "gone")]
+    found = doubles(history)
+    assert set(found) == {"twice", "gone"}
+    with pytest.raises(AssertionError, match="double: 2"):
+        judge(attempted="a", confirmed="a", recorded="a", double=found).require(
+            confirmed_at_least=1
+        )
+
+
+def test_a_claimed_record_is_done_once_and_last() -> None:
+    """Claims may come and go; a second done, or anything after the first, is a double."""
+    history = [
+        put(1, "c/fine", CLAIMED),
+        put(2, "c/fine"),
+        put(3, "c/taken over", CLAIMED),
+        delete(4, "c/taken over"),
+        put(5, "c/taken over", CLAIMED),
+        put(6, "c/taken over"),
+        put(7, "c/released", CLAIMED),
+        delete(8, "c/released"),
+        put(9, "c/twice"),
+        put(10, "c/twice"),
+        put(11, "c/reopened"),
+        put(12, "c/reopened", CLAIMED),
+    ]
+    assert set(doubles(history, claimed=("c/",))) == {"c/twice", "c/reopened"}

@@ -8,6 +8,9 @@ import pytest
 from simulation.run import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST
 from simulation.world import TIMED, run_seeds, simulate
 
+# In one process of pytest-xdist: what has fired in all runs is looked at in the end.
+pytestmark = pytest.mark.xdist_group("simulation")
+
 SEEDS = 1000
 CHUNK = 50
 CHUNKS = [range(first, first + CHUNK) for first in range(0, SEEDS, CHUNK)]

@@ -1,0 +1,78 @@
+"""Events to publish: a given number of them, or a stream that lasts as long as a fault does."""
+
+import random
+import threading
+from collections.abc import Iterator
+from itertools import count
+from typing import Self
+
+from servers.broker import Broker, Event
+
+_LASTS_AT_MOST_S = 86_400.0
+
+
+def order(id_: str, **args: object) -> Event:
+    """Return an event that both services handle."""
+    return {"id": id_, "type": "new_order", "args": args}
+
+
+def orders(number: int, prefix: str = "order") -> list[Event]:
+    """Return so many events, each with its own id."""
+    return [order(f"{prefix}-{index}", number=index) for index in range(number)]
+
+
+def repeated(events: list[Event], times: int, seed: int = 1) -> list[Event]:
+    """Return each event so many times, shuffled: some repeats lie close, some far apart."""
+    copies = [event for event in events for _ in range(times)]
+    random.Random(seed).shuffle(copies)
+    return copies
+
+
+def ids(events: list[Event]) -> set[str]:
+    """Return the ids of events."""
+    return {event["id"] for event in events}
+
+
+class Load:
+    """Publishes a stream of events, a third of them duplicates, until `finish`.
+
+    The block that it is used in ends it too, so that a failing test leaves no publisher behind.
+    """
+
+    def __init__(self, broker: Broker, rate_per_s: float, seed: int = 1) -> None:
+        self.sent: list[Event] = []
+        self._ending = threading.Event()
+        self._random = random.Random(seed)
+        self._future = broker.publish_aside(
+            self._stream(), rate_per_s=rate_per_s, timeout_s=_LASTS_AT_MOST_S
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+
+    @property
+    def running(self) -> bool:
+        """Whether it still publishes; one that has failed does not."""
+        return not self._future.done()
+
+    def finish(self) -> list[Event]:
+        """End the stream and return the confirmed events; raises TimeoutError."""
+        self._ending.set()
+        return self._future.result(timeout=90)
+
+    def _stream(self) -> Iterator[Event]:
+        for number in count():
+            for event in self._next(number):
+                if self._ending.is_set():
+                    return
+                self.sent.append(event)
+                yield event
+
+    def _next(self, number: int) -> list[Event]:
+        new = order(f"load-{number}", number=number)
+        if number % 2 or not self.sent:
+            return [new]
+        return [new, self._random.choice(self.sent[-400:])]

@@ -1,0 +1,255 @@
+"""The receiver of notifications: an HTTP server that refuses, delays and holds calls.
+
+And the account of them: who called for what, how often, and why again.
+"""
+
+import contextlib
+import json
+import select
+import socket
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import combinations, pairwise
+from typing import Any
+
+from chaos.checks import lines
+from servers.services import Service
+
+_LOOK_EVERY_S = 0.02
+_DROP_EVERY_S = 0.2
+
+
+@dataclass(eq=False)
+class Call:
+    """One POST: its id, its body, who made it, and its time on `time.monotonic`.
+
+    It ends when it is answered, or when its caller has hung up, as the kernel does for one that
+    was killed. A frozen caller hangs up as little as one that waits. ``held``: it has met a hold,
+    so it does not end by being answered before the release.
+    """
+
+    key: str
+    body: Any
+    caller: str
+    began_s: float
+    ended_s: float | None = None
+    answered: bool = False
+    held: bool = False
+
+    def overlaps(self, other: "Call") -> bool:
+        """Return whether both were under way at one instant."""
+        first, second = sorted((self, other), key=lambda call: call.began_s)
+        return first.ended_s is None or second.began_s < first.ended_s
+
+
+class Receiver:
+    """Accepts POSTs with 204 until told otherwise. Made by `listen_http`."""
+
+    def __init__(self, latency_s: float) -> None:
+        self._latency_s = latency_s
+        self._lock = threading.Lock()
+        self._calls: list[Call] = []
+        self._failures: dict[str, int | None] = {}
+        self._open = True
+        self._held_key: str | None = None
+        self._dripped_key: str | None = None
+        self._let_through: set[str] = set()
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
+        self._thread = threading.Thread(target=self._server.serve_forever, name="receiver")
+        self._thread.start()
+
+    def url_for(self, caller: str) -> str:
+        """Where a process of this name POSTs, so that its calls are known to be its own."""
+        return f"{self.url}/{caller}"
+
+    @property
+    def url(self) -> str:
+        """Where to POST."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}/notifications"
+
+    # What it has seen.
+
+    @property
+    def calls(self) -> list[Call]:
+        """Every call so far, in order of arrival, the refused and the held ones too."""
+        with self._lock:
+            return list(self._calls)
+
+    def per_key(self) -> Counter[str]:
+        """Return how many calls each idempotency key has had."""
+        return Counter(call.key for call in self.calls)
+
+    def under_way(self, caller: str) -> set[str]:
+        """Return the ids of the calls of one process that have not ended."""
+        return {call.key for call in self.calls if call.caller == caller and call.ended_s is None}
+
+    def number_under_way(self, caller: str) -> int:
+        """Return how many calls of one process have not ended."""
+        return len(self.under_way(caller))
+
+    def held(self, caller: str) -> set[str]:
+        """Return the ids of the calls of one process that wait for `release`.
+
+        One that was about to be answered when the hold began is still under way, and not held.
+        """
+        return {
+            call.key
+            for call in self.calls
+            if call.caller == caller and call.held and call.ended_s is None
+        }
+
+    # What it can be told.
+
+    def refuse(self, key: str, times: int | None = None) -> None:
+        """Answer the next calls with this key with 500: so many of them, or all."""
+        with self._lock:
+            self._failures[key] = times
+
+    def hold(self, key: str | None = None) -> None:
+        """Leave calls (those with this key) without an answer until `release`."""
+        self._let_through.clear()
+        self._held_key = key
+        self._open = False
+
+    def drip(self, key: str) -> None:
+        """Answer the calls with this key drop by drop until `release`: their headers do not end."""
+        self._dripped_key = key
+        self.hold(key)
+
+    def let_through(self, caller: str) -> None:
+        """Answer the calls of one process all the same."""
+        self._let_through.add(caller)
+
+    def release(self) -> None:
+        """Answer those held, and the following ones at once."""
+        self._dripped_key = None
+        self._open = True
+
+    def close(self) -> None:
+        """Stop listening."""
+        self.release()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    # On a thread of each connection.
+
+    def serve(
+        self, key: str, body: Any, path: str, caller: socket.socket, answer: Callable[[int], None]
+    ) -> None:
+        """Take a call, hold it if so told, and answer it unless its caller hangs up before."""
+        call = Call(key, body, path.rpartition("/")[2], time.monotonic())
+        with self._lock:
+            self._calls.append(call)
+            left = self._failures.get(key, 0)
+            status = 500 if left is None or left > 0 else 204
+            if left:
+                self._failures[key] = left - 1
+        gone = self._drip(caller) if self._dripped_key == key else self._wait(call, caller)
+        if not gone:
+            answer(status)
+        call.answered, call.ended_s = not gone, time.monotonic()
+
+    def _wait(self, call: Call, caller: socket.socket) -> bool:
+        """Wait as told; returns whether the caller has hung up meanwhile."""
+        due_s = call.began_s + self._latency_s
+        while time.monotonic() < due_s or self._holds(call):
+            call.held = self._holds(call)
+            if _hangs_up(caller, _LOOK_EVERY_S):
+                return True
+        return False
+
+    def _holds(self, call: Call) -> bool:
+        if self._open or call.caller in self._let_through:
+            return False
+        return self._held_key in (None, call.key)
+
+    def _drip(self, caller: socket.socket) -> bool:
+        """Send a header that does not end, until the release or until the caller hangs up."""
+        with contextlib.suppress(OSError):
+            caller.sendall(b"HTTP/1.1 204 No Content\r\nX-Drops: ")
+            while not self._open and not _hangs_up(caller, _DROP_EVERY_S):
+                caller.sendall(b".")
+        return True
+
+
+def _hangs_up(caller: socket.socket, within_s: float) -> bool:
+    poll = select.poll()
+    poll.register(caller, select.POLLIN)
+    readable = poll.poll(within_s * 1000)
+    try:
+        # A caller that has sent its request sends nothing more, so there is an end to be read.
+        return bool(readable) and not caller.recv(1, socket.MSG_PEEK)
+    except OSError:
+        return True
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # The default of 5 refuses some of a service's calls when they come all at once.
+    request_queue_size = 512
+
+
+def _handler(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            key = self.headers["Idempotency-Key"]
+            receiver.serve(key, body, self.path, self.connection, self._answer)
+
+        def _answer(self, status: int) -> None:
+            # The caller may have been killed, or have given up.
+            with contextlib.suppress(OSError):
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    return Handler
+
+
+@contextmanager
+def listen_http(latency_s: float = 0.0) -> Iterator[Receiver]:
+    """Listen on a free port for as long as the block runs; each call takes at least so long."""
+    receiver = Receiver(latency_s)
+    try:
+        yield receiver
+    finally:
+        receiver.close()
+
+
+def account(
+    calls: Iterable[Call], done: set[str], explains: Callable[[Call, Call], bool]
+) -> set[str]:
+    """Return the ids that were called for more than once.
+
+    Raises AssertionError where an event was not called for, where two calls for one were under
+    way at the same time, and where `explains` knows no cause of a repeat from the call before it.
+    """
+    by_id: defaultdict[str, list[Call]] = defaultdict(list)
+    for call in sorted(calls, key=lambda call: call.began_s):
+        by_id[call.key].append(call)
+    assert set(by_id) == done, f"not called: {done - set(by_id)}, not done: {set(by_id) - done}"
+    each_id = by_id.values()
+    overlapping = [
+        (first, second)
+        for each in each_id
+        for first, second in combinations(each, 2)
+        if first.overlaps(second)
+    ]
+    assert not overlapping, f"at the same time: {overlapping}"
+    unexplained = [pair for each in each_id for pair in pairwise(each) if not explains(*pair)]
+    assert not unexplained, f"without a cause: {unexplained}"
+    return {event_id for event_id, each in by_id.items() if len(each) > 1}
+
+
+def lost_claims(service: Service) -> set[str]:
+    """Return the ids for which a service has logged that a claim was lost during the call."""
+    return {line["event_id"] for line in lines(service, "the claim was lost during the call")}

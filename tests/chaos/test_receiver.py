@@ -1,0 +1,69 @@
+"""The account of calls finds what it is there to find, and the receiver sees when a call ends."""
+
+import socket
+from urllib.parse import urlsplit
+
+import pytest
+
+from chaos.checks import becomes
+from chaos.receiver import Call, Receiver, account, listen_http
+from servers.web import fetch_json
+
+
+def call(key: str, began_s: float, ended_s: float | None, caller: str = "p0") -> Call:
+    """Return a call."""
+    return Call(key, None, caller, began_s, ended_s)
+
+
+def test_an_account_returns_what_was_repeated_for_a_cause() -> None:
+    calls = [call("a", 1, 2), call("b", 1, 2), call("a", 3, 4, "p1")]
+    assert account(calls, {"a", "b"}, lambda *pair: pair[0].caller == "p0") == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("calls", "done", "found"),
+    [
+        ([call("a", 1, 2)], {"a", "b"}, "not called: {'b'}"),
+        ([call("a", 1, 2)], set[str](), "not done: {'a'}"),
+        ([call("a", 1, 2), call("a", 3, 4)], {"a"}, "without a cause"),
+        ([call("a", 1, 3), call("a", 2, 4)], {"a"}, "at the same time"),
+        ([call("a", 3, 4), call("a", 1, None)], {"a"}, "at the same time"),
+    ],
+)
+def test_an_account_finds(calls: list[Call], done: set[str], found: str) -> None:
+    with pytest.raises(AssertionError, match=found):
+        account(calls, done, lambda *_: found == "at the same time")
+
+
+def test_a_call_ends_when_it_is_answered() -> None:
+    with listen_http(0.05) as receiver:
+        fetch_json(
+            "POST", receiver.url_for("p0"), {"id": "e-1"}, headers={"Idempotency-Key": "e-1"}
+        )
+        becomes(lambda: receiver.under_way("p0"), set[str]())
+        (seen,) = receiver.calls
+    assert (seen.key, seen.caller, seen.answered) == ("e-1", "p0", True)
+    assert seen.ended_s is not None
+    assert seen.ended_s > seen.began_s
+
+
+def test_a_call_ends_when_its_caller_hangs_up_and_only_held_ones_wait() -> None:
+    with listen_http(0.05) as receiver:
+        receiver.hold()
+        receiver.let_through("p1")
+        callers = {name: _post(receiver, name) for name in ("p0", "p1")}
+        becomes(lambda: [each.answered for each in receiver.calls if each.caller == "p1"], [True])
+        assert receiver.under_way("p0") == {"e-1"}
+        callers["p0"].close()
+        becomes(lambda: receiver.number_under_way("p0"), 0)
+        assert {each.caller: each.answered for each in receiver.calls} == {"p0": False, "p1": True}
+        callers["p1"].close()
+
+
+def _post(receiver: Receiver, caller: str) -> socket.socket:
+    """Send a notification and leave the answer unread."""
+    url = urlsplit(receiver.url_for(caller))
+    connection = socket.create_connection((url.hostname, url.port or 0))
+    head = f"POST {url.path} HTTP/1.1\r\nIdempotency-Key: e-1\r\nContent-Length: 2\r\n\r\n"
+    connection.sendall(head.encode() + b"{}")
+    return connection

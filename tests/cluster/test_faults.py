@@ -1,0 +1,314 @@
+"""Nodes are lost, moved from and taken away under load: the others are enough, or all wait."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+
+import pika
+import pytest
+from pika.exceptions import AMQPError
+
+from chaos.checks import becomes, holds, losses, not_ready, passes, throughout, wait_drained
+from chaos.load import ids, orders
+from chaos.outages import killed
+from chaos.receiver import Call, Receiver, account, listen_http
+from cluster.cluster import BrokerNode, Cluster, Member
+from cluster.conftest import StartReplicas, StartTrial
+from cluster.trial import RECOVERS_WITHIN_S, Replica
+from servers.broker import Broker
+from servers.etcd import Store
+from servers.wait import eventually, stands_still
+
+pytestmark = pytest.mark.timeout(400)
+
+# Longer than it takes the broker's nodes to find one missing, which net_ticktime bounds.
+CUT_FOR_S = 20.0
+
+MOVES = 20
+CALLS_PER_S = 20
+LEASE_S = 15
+
+
+@pytest.mark.parametrize(
+    "way", ["killed", "cut off from everybody", "cut off from the other members"]
+)
+def test_etcds_leader_is_lost(trial: StartTrial, cluster: Cluster, way: str) -> None:
+    """The others elect one, and the replicas ask them.
+
+    Where it is cut off from everybody, calls under way end by their deadline, and so do those of
+    who waits for it. From the others alone: it answers, and has no leader any more, so it is left
+    for one that has.
+    """
+    attempt = trial(f"etcd's leader {way}")
+    victim = cluster.etcd_leader()
+
+    def is_missed() -> None:
+        cluster.etcd_leader(without=victim)
+        if way == "cut off from the other members":
+            assert victim.status().leader == "0"
+
+    attempt.survives(loss(victim, cluster, way), is_missed, lasts_s=duration_s(way))
+
+
+@pytest.mark.parametrize(
+    ("way", "on_it"),
+    [
+        ("killed", None),
+        ("cut off from everybody", 3),
+        ("cut off from the other brokers", 3),
+        ("cut off from the other brokers", 2),
+    ],
+)
+def test_the_queues_leader_is_lost(
+    trial: StartTrial,
+    cluster: Cluster,
+    start_replicas: StartReplicas,
+    way: str,
+    on_it: int | None,
+) -> None:
+    """Another node leads the queue, and consumers go there.
+
+    Where so many of three replicas are connected to it and it is cut off, no connection is closed:
+    they notice by themselves. Those still reach it that are cut off from the others with it, until
+    it answers nothing that takes all; a replica elsewhere goes on.
+    """
+    replicas = start_replicas()
+    victim = cluster.queue_leader("order")
+    if on_it is not None:
+        connect(replicas, victim, on_it, start_replicas)
+    attempt = trial(f"queue's leader {way}, with {on_it or 'any'} of 3 replicas on it", replicas)
+    other = next(broker for broker in cluster.brokers if broker is not victim)
+
+    def is_missed() -> None:
+        leads_elsewhere(cluster, victim)
+        if way == "cut off from everybody":
+            assert victim.host not in other.sees()
+        elif way == "cut off from the other brokers":
+            assert victim.node.dropped() > 0
+
+    attempt.survives(loss(victim, cluster, way), is_missed, lasts_s=duration_s(way))
+
+
+def loss(victim: BrokerNode | Member, cluster: Cluster, way: str) -> AbstractContextManager[None]:
+    """Return the fault, which begins and ends with its block."""
+    if way == "killed":
+        return killed(victim)
+    if way == "cut off from everybody":
+        return victim.node.unplugged()
+    peers = cluster.brokers if isinstance(victim, BrokerNode) else cluster.members
+    return victim.node.cut_off(peer.node for peer in peers if peer is not victim)
+
+
+def duration_s(way: str) -> float:
+    """Return for how long it lasts once it has shown."""
+    return 0.0 if way == "killed" else CUT_FOR_S
+
+
+def leads_elsewhere(cluster: Cluster, victim: BrokerNode) -> None:
+    """Raise AssertionError unless the others say that one of them leads the queue."""
+    assert cluster.queue_leader("order", without=victim) is not victim, "it still leads"
+
+
+def connect(
+    replicas: list[Replica], broker: BrokerNode, number: int, start_replicas: StartReplicas
+) -> None:
+    """Let the first so many replicas be connected to a broker, and the others elsewhere.
+
+    Each chooses a node at random when it starts, so those that chose another start again.
+    """
+    for index in range(len(replicas)):
+        while (replicas[index].node() == broker.node.address) != (index < number):
+            assert replicas[index].service.terminate(10) == 0
+            (replicas[index],) = start_replicas(number=1)
+
+
+def test_what_clients_of_the_queues_leader_held_when_it_was_killed_comes_again(
+    cluster: Cluster, start_replicas: StartReplicas, broker: Broker, store: Store
+) -> None:
+    """Within seconds, though the node stays away."""
+    for replica in start_replicas():
+        assert replica.service.terminate(10) == 0
+    events = orders(10)
+    assert len(broker.publish(events)) == 10
+    victim = cluster.queue_leader("order")
+    holder = pika.BlockingConnection(pika.URLParameters(victim.url))
+    messages = holder.channel().consume("order")
+    for _ in events:
+        next(messages)
+    assert broker.unacked("order") == 10
+    with killed(victim):
+        start_replicas()
+        becomes(lambda: store.done("order"), ids(events), RECOVERS_WITHIN_S)
+    wait_drained(broker, "order")
+    with suppress(AMQPError):  # Its node was killed: this only gives its sockets back.
+        holder.close()
+
+
+def test_etcds_leader_moves(trial: StartTrial, cluster: Cluster) -> None:
+    """Twenty times, from each member to the next."""
+    attempt = trial("etcd's leader moved")
+    with attempt.under_load():
+        for _ in range(MOVES):
+            leader = eventually(cluster.etcd_leader, also=(OSError,))
+            follower = next(one for one in cluster.members if one is not leader)
+            leader.ctl("move-leader", f"{int(follower.status().id):x}")
+            assert eventually(cluster.etcd_leader, also=(OSError,)) is not leader
+            attempt.fired()
+            attempt.works(20)
+    attempt.judge()
+
+
+def test_each_broker_is_put_into_maintenance(trial: StartTrial, cluster: Cluster) -> None:
+    """As before an upgrade: the node's queues are led elsewhere, and its clients sent away."""
+    attempt = trial("each broker put into maintenance")
+    with attempt.under_load():
+        for broker in cluster.brokers:
+            broker.node.run(["rabbitmq-upgrade", "drain"])
+            eventually(partial(leads_elsewhere, cluster, broker))
+            attempt.fired()
+            attempt.works()
+            broker.node.run(["rabbitmq-upgrade", "revive"])
+    attempt.judge()
+
+
+def test_two_of_three_members_are_stopped(
+    trial: StartTrial, cluster: Cluster, broker: Broker
+) -> None:
+    """The replicas hold what they have, are not ready, and go on when the members are back."""
+    attempt = trial("two of three etcd members stopped")
+    with attempt.load():
+        attempt.works()
+        attempt.all_work()
+        for member in cluster.members[:2]:
+            member.stop()
+        for replica in attempt.replicas:
+            eventually(partial(holds, replica.service))
+    # No publisher is at work from here on, so that each ack would show.
+    attempt.publish(orders(300, "meanwhile"))
+    before = stands_still(partial(messages, broker))
+    assert before >= 300
+
+    def nothing_is_settled() -> None:
+        assert messages(broker) == before
+        for replica in attempt.replicas:
+            holds(replica.service)
+
+    throughout(10, nothing_is_settled)
+    attempt.fired()
+    for member in cluster.members[:2]:
+        member.launch()
+    cluster.heal()
+    attempt.recovers()
+    with attempt.load():
+        attempt.all_work()
+    attempt.judge()
+    assert [losses(replica.service) for replica in attempt.replicas] == [0, 0, 0]
+
+
+def test_two_of_three_brokers_are_stopped(trial: StartTrial, cluster: Cluster) -> None:
+    """The third can do nothing alone; what was confirmed is there when they are back."""
+    attempt = trial("two of three brokers stopped")
+    with attempt.load():
+        attempt.works()
+        for broker in cluster.brokers[:2]:
+            broker.stop()
+        for replica in attempt.replicas:
+            eventually(partial(not_ready, replica.service, "rabbitmq"), 60)
+        recorded = stands_still(attempt.progress.count)  # once what was under way has ended
+
+        def nothing_is_recorded() -> None:
+            assert attempt.progress.count() == recorded
+
+        throughout(10, nothing_is_recorded)
+        attempt.fired()
+        for broker in cluster.brokers[:2]:
+            broker.launch()
+        cluster.heal()
+        attempt.works()
+        attempt.recovers()
+        attempt.all_work()
+    attempt.judge()
+
+
+def messages(broker: Broker) -> int:
+    """Return how many messages the queue holds, ready or not."""
+    return sum(broker.depth("order"))
+
+
+@pytest.fixture
+def sink() -> Iterator[Receiver]:
+    """Give a receiver that takes a while for each call, so that faults fall into calls."""
+    with listen_http(0.05) as running:
+        yield running
+
+
+@pytest.fixture
+def replicas(start_replicas: StartReplicas, sink: Receiver) -> list[Replica]:
+    """Give three replicas of notify, which call as r0, r1 and r2."""
+    return [
+        replica
+        for number in range(3)
+        for replica in start_replicas("notify", 1, NOTIFY_URL=sink.url_for(f"r{number}"))
+    ]
+
+
+def test_a_replica_is_killed_in_its_calls(
+    trial: StartTrial, replicas: list[Replica], sink: Receiver, store: Store
+) -> None:
+    """Its calls are made again by the others once its lease has ended, and no others are."""
+    attempt = trial("notify's replica killed in its calls", replicas)
+    with attempt.load(CALLS_PER_S):
+        attempt.works()
+        sink.hold()
+        passes(partial(sink.number_under_way, "r0"), 3)
+        with attempt.stall_measured():
+            replicas[0].service.kill()
+            killed_s = time.monotonic()
+            sink.release()
+            attempt.fired()
+            attempt.works()
+            attempt.recovers()
+    attempt.replicas.pop(0)
+    attempt.judge()
+
+    def was_killed(before: Call, again: Call) -> bool:
+        return before.caller == "r0" and not before.answered and again.began_s > killed_s
+
+    repeated = account(sink.calls, store.done("notify"), was_killed)
+    assert repeated
+    began_s = [span.began_s for span in sink.calls if span.key in repeated and span.caller != "r0"]
+    took_s = max(began_s) - killed_s
+    print(f"{len(repeated)} calls were made again, the last one {took_s:.1f} s after the kill")
+    assert took_s < LEASE_S + 5
+
+
+def test_a_replica_is_stopped_in_its_calls(
+    trial: StartTrial, replicas: list[Replica], sink: Receiver, store: Store
+) -> None:
+    """It finishes them, and nobody repeats any."""
+    attempt = trial("notify's replica stopped in its calls", replicas)
+    with attempt.load(CALLS_PER_S):
+        attempt.works()
+        passes(partial(sink.number_under_way, "r0"), 0)
+        with attempt.stall_measured():
+            assert replicas[0].service.terminate(10) == 0
+            attempt.fired()
+            attempt.works()
+            attempt.recovers()
+    attempt.replicas.pop(0)
+    attempt.judge()
+    assert account(sink.calls, store.done("notify"), lambda _before, _again: False) == set()
+
+
+def test_etcds_leader_is_killed_under_calls(
+    trial: StartTrial, cluster: Cluster, replicas: list[Replica], sink: Receiver, store: Store
+) -> None:
+    """The claims outlast it: no call is repeated."""
+    attempt = trial("etcd's leader killed under notify's calls", replicas)
+    victim = cluster.etcd_leader()
+    elsewhere = partial(cluster.etcd_leader, without=victim)
+    attempt.survives(killed(victim), elsewhere, rate_per_s=CALLS_PER_S)
+    assert account(sink.calls, store.done("notify"), lambda _before, _again: False) == set()

@@ -1,0 +1,250 @@
+"""The guides' own commands are played: the upgrade and the restore of a cluster, and the demo."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from chaos.checks import assert_handled_once, becomes, holds, says, throughout, wait_drained
+from chaos.load import ids, orders
+from cluster.cluster import FILES, Cluster, Shell, documented
+from cluster.conftest import StartReplicas, StartTrial
+from cluster.trial import Replica
+from demo.acts import play_all
+from demo.command import CommandFailedError
+from demo.compose import Compose, ComposeStage, Ports
+from demo.play import Play
+from demo.screen import Screen
+from demo.stage import SERVICES
+from servers.broker import Broker
+from servers.etcd import Store
+from servers.servers import REPOSITORY, docker_available
+from servers.wait import eventually
+from servers.web import fetch_json
+
+SERVERS = ("rabbitmq", "rabbitmq2", "rabbitmq3", "etcd", "etcd2", "etcd3")
+REPLICAS = 3
+
+RESTORE = "stop-and-restore-etcd.md"
+# Of the replicas, which are processes here: the test stops and starts them.
+OF_SERVICES = re.compile(r"^docker compose (stop|start) order notify$", re.MULTILINE)
+ANOTHER = "wiped|restored from an older state"
+PAST_THE_SNAPSHOT = 50
+
+
+@pytest.fixture
+def new_images(cluster: Cluster) -> Iterator[set[str]]:
+    """Write other names of the same images into .env, and give them: they are the new version."""
+    shell, env_file = cluster.shell, cluster.shell.directory / ".env"
+    written = env_file.read_text()
+    images = re.findall("^IMAGE_(?:RABBITMQ|ETCD)=(.+)$", written, re.MULTILINE)
+    named = {image: f"{shell.project}-new:{number}" for number, image in enumerate(images)}
+    for image, new in named.items():
+        shell.do(f"docker tag {image} {new}")
+    env_file.write_text(
+        re.sub(
+            "(?<==).+$", lambda found: named.get(found[0], found[0]), written, flags=re.MULTILINE
+        )
+    )
+    try:
+        yield set(named.values())
+    finally:
+        env_file.write_text(written)
+        shell.do(f"docker rmi --force {' '.join(named.values())}")
+
+
+@pytest.mark.timeout(400)
+def test_every_node_is_upgraded_in_turn(
+    trial: StartTrial, cluster: Cluster, new_images: set[str]
+) -> None:
+    """Nodes keep their data and their places, and the services never wait for long."""
+    attempt = trial("every node upgraded in turn")
+    with attempt.under_load():
+        cluster.shell.do(documented("upgrade.md", "A cluster, node by node"))
+        attempt.fired(sum(image in new_images for image in _images(cluster.shell)))
+    attempt.judge()
+    assert attempt.injected == len(SERVERS)
+
+
+def _images(shell: Shell) -> list[str]:
+    """Return the image of each container, as it was named when that was made."""
+    return shell.do("docker ps --filter name=$COMPOSE_PROJECT_NAME --format '{{.Image}}'").split()
+
+
+@pytest.mark.timeout(400)
+def test_the_restore_of_the_guide(
+    cluster: Cluster, start_replicas: StartReplicas, broker: Broker, store: Store
+) -> None:
+    """What the snapshot lacks is handled again; who was overlooked settles nothing meanwhile."""
+    stopped, running, frozen = start_replicas()
+    saved = broker.publish(orders(200, "saved"))
+    becomes(lambda: store.done("order"), ids(saved))
+    cluster.shell.do(documented(RESTORE, "Back it up"))
+    _write_elsewhere(store)
+    gone = broker.publish(orders(200, "gone"))
+    becomes(lambda: store.done("order"), ids(saved + gone))
+    wait_drained(broker, "order")
+    lost_revision = store.client.revision()
+
+    assert stopped.service.terminate(10) == 0
+    frozen.service.pause()
+    cluster.shell.do(_commands(cluster.shell, "Restore a cluster"))
+    assert store.done("order") == ids(saved)
+    eventually(partial(holds, running.service, ANOTHER))
+    while store.client.revision() <= lost_revision:
+        _write_elsewhere(store)
+    frozen.service.resume()
+    eventually(partial(holds, frozen.service, ANOTHER))
+
+    overlooked = [running, frozen]
+    settled = [replica.settled() for replica in overlooked]
+    new_ones = start_replicas(number=2)
+    for replica in new_ones:
+        (found,) = says(replica.service, "it holds this service's history")
+        assert found["incarnation"].startswith("restored ")
+    again = broker.publish([*saved, *gone, *orders(200, "new")])
+    becomes(lambda: broker.ready("order"), 0)
+    throughout(5, lambda: _settle_nothing(overlooked, settled))
+    for replica in overlooked:
+        assert replica.service.terminate(10) == 0
+    wait_drained(broker, "order")
+
+    assert broker.ready("order.dead-letter") == 0
+    assert_handled_once("order", store, sent=again, confirmed=again, at_least=600)
+    becomes(lambda: _count(new_ones, "processed_skipped"), 200)
+    becomes(lambda: _count(new_ones, "processed"), 400)
+    assert [replica.settled() for replica in overlooked] == settled
+
+
+@pytest.mark.timeout(200)
+def test_the_restore_of_a_single_etcd(tmp_path: Path) -> None:
+    """It holds what the snapshot does, and the new incarnations."""
+    if not docker_available():
+        pytest.skip("it takes Docker to play compose commands")
+    shell = Shell(tmp_path, {"COMPOSE_FILE": ":".join(FILES[:2])})
+
+    def etcdctl(arguments: str) -> str:
+        return shell.do(f"docker compose exec etcd /usr/local/bin/etcdctl {arguments}")
+
+    try:
+        shell.do("docker compose up --detach --wait etcd")
+        etcdctl("put /saved 1")
+        shell.do(documented(RESTORE, "Back it up"))
+        etcdctl("put /gone 1")
+        shell.do(_commands(shell, "Restore a snapshot"))
+        found = etcdctl("get / --prefix --keys-only").split()
+        assert found == ["/incarnation/notify", "/incarnation/order", "/saved"]
+    finally:
+        shell.do("docker compose down --volumes --timeout 1")
+
+
+def _commands(shell: Shell, heading: str) -> str:
+    """Return the guide's commands for etcd."""
+    commands, number = OF_SERVICES.subn("", documented(RESTORE, heading))
+    assert number == 2
+    try:
+        shell.do("docker compose exec etcd /usr/local/bin/etcdutl version")
+    except CommandFailedError:
+        # Not every image of etcd 3.5 has it; there etcdctl does the same.
+        return commands.replace("etcdutl", "etcdctl")
+    return commands
+
+
+def _write_elsewhere(store: Store) -> None:
+    """Raise etcd's revision."""
+    for number in range(PAST_THE_SNAPSHOT):
+        store.client.put("/elsewhere", str(number).encode())
+
+
+def _settle_nothing(replicas: list[Replica], settled: list[int]) -> None:
+    for replica in replicas:
+        holds(replica.service, ANOTHER)
+    assert [replica.settled() for replica in replicas] == settled
+
+
+def _count(replicas: list[Replica], outcome: str) -> int:
+    return sum(replica.statsd.count(f"orders_{outcome}") for replica in replicas)
+
+
+class ClusterCompose(Compose):
+    """`docker compose` with the cluster's files, and three replicas of each service."""
+
+    def __init__(self, project: str, ports: Ports) -> None:
+        settings = {"LOG_FORMAT": "console", **ports.settings()}
+        super().__init__(REPOSITORY, project, settings, FILES)
+
+    def run(
+        self, *arguments: str, timeout_s: float | None = None, show_progress: bool = False
+    ) -> str:
+        """Run one command; `up` brings all replicas, `exec` runs in each of them."""
+        verb, *rest = arguments
+        if verb == "up":
+            rest = [f"--scale={one}={REPLICAS}" for one in SERVICES if one in rest] + rest
+        indices = range(1, REPLICAS + 1) if verb == "exec" else ()
+        commands = [(verb, f"--index={index}", *rest) for index in indices] or [(verb, *rest)]
+        return "".join(
+            super(ClusterCompose, self).run(
+                *command, timeout_s=timeout_s, show_progress=show_progress
+            )
+            for command in commands
+        )
+
+
+@pytest.fixture
+def ports() -> Ports:
+    """Give free ports for all that is published."""
+    return Ports.read().elsewhere()
+
+
+@pytest.fixture
+def graphite_url(ports: Ports) -> str:
+    """Give Graphite's address."""
+    return f"http://127.0.0.1:{ports.numbers['PORT_GRAPHITE']}"
+
+
+@pytest.fixture
+def stage(ports: Ports) -> Iterator[ComposeStage]:
+    """Start the servers, and take it all down in the end."""
+    if not docker_available():
+        pytest.skip("the cluster needs Docker, which does not answer")
+    compose = ClusterCompose(f"cluster-acts-{secrets.token_hex(3)}", ports)
+    try:
+        since = time.time()
+        compose.run("build", *SERVICES)
+        compose.run("up", "--detach", "--wait", *SERVERS, "graphite-statsd", timeout_s=240)
+        yield ComposeStage(compose, ports, since, keep=False)
+    finally:
+        compose.down()
+
+
+@pytest.mark.timeout(600)
+def test_the_three_acts(stage: ComposeStage, graphite_url: str) -> None:
+    """Each check of the demo passes, and Graphite knows what the guide tells people to watch."""
+    play = Play(stage, Screen())
+    play_all(play)
+    found = {expression: _series(graphite_url, expression) for expression in _expressions()}
+    # Nobody has lost a claim, so there is no such counter yet.
+    unknown = [expression for expression, series in found.items() if not series]
+    assert unknown == [one for one in found if "claim_lost" in one]
+    assert len(found) > 5
+    assert play.passed == 19
+
+
+def _expressions() -> list[str]:
+    """Return the Graphite expressions of the guide: what stands first in the rows of a table."""
+    guide = (REPOSITORY / "docs/cluster.md").read_text()
+    return re.findall(r"^\| `(\w+\(.*?\))` \|", guide, re.MULTILINE)
+
+
+def _series(graphite_url: str, expression: str) -> Any:
+    """Return the names of the series that Graphite makes of it; raises OSError for a wrong one."""
+    query = urlencode({"target": expression, "from": "-10min", "format": "json"})
+    return [one["target"] for one in fetch_json("GET", f"{graphite_url}/render?{query}")]

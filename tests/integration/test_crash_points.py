@@ -1,0 +1,388 @@
+"""Services are killed at each step of an event: nothing is lost, nothing is done twice.
+
+What is killed finds eight full batches at once, and may have four in flight. A step that each
+event takes for itself is deadly for the first of the first batch, for one amid the fourth, or for
+the last of the last; a step that a batch takes as a whole, for the first, the fourth or the eighth;
+an ack, for the one that covers such a delivery. Shipping, the library's example, publishes an event
+for each order.
+
+A claim of notify's ends with its lease, 15 s after its process. So that the cells share one wait
+for that, a test kills three processes one after the other, each at another step and with a backlog
+of its own. The positions are the first, the eighth and the last event of a batch: when the first
+claim has been taken, no call has begun, later those before it may have; when the first call
+returns, none is recorded and the other slots are at theirs; when the first claim is completed,
+nothing is acked.
+"""
+
+import json
+import random
+import signal
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, product
+from typing import Any
+
+import pika
+import pytest
+
+from chaos.checks import passes
+from chaos.crash_points import PROOF, VARIABLE
+from chaos.durations import often
+from chaos.load import ids, order
+from chaos.receiver import Receiver
+from chaos.trial import StartTrial, Trial
+from idempotent_consumer.flow import WAITS_FOR_ITS_EVENTS
+from idempotent_consumer.system import claim_wait
+from servers.broker import EXCHANGE, Event
+from servers.etcd import Store
+from servers.services import Service, ServiceEndedError
+from servers.wait import eventually
+
+BATCH = 16
+SETTINGS = {"BATCH_SIZE": str(BATCH)}
+DUPLICATES = 4
+"""So many to each batch of new events: half of its own events, half of all before."""
+
+BATCHES = 8
+# Two share them as they come, and each must get eight of them.
+BATCHES_FOR_TWO = 4 * BATCHES
+REDELIVERY_TIMEOUT_S = 5.0
+LEFT_ALONE_S = WAITS_FOR_ITS_EVENTS * claim_wait(random.Random()).longest_s
+"""For so long at the most a record is left to the process that was killed: it may yet publish."""
+
+POSITIONS = ("first", "middle", "last")
+DELIVERY = (1, 3 * (BATCH + DUPLICATES) + BATCH // 2, BATCHES * (BATCH + DUPLICATES))
+EVENT = (1, 3 * BATCH + BATCH // 2, BATCHES * BATCH)
+WHOLE_BATCH = (1, 4, BATCHES)
+DEAD_LETTER = (1, 4, BATCHES)  # One before each batch.
+
+STEPS = {
+    "received": DELIVERY,
+    "decoded": DELIVERY,
+    "handler entered": EVENT,
+    "handler left": EVENT,
+    "batch sealed": WHOLE_BATCH,
+    "txn sent": WHOLE_BATCH,
+    "applied but reply unread": WHOLE_BATCH,
+    "reply read": WHOLE_BATCH,
+    "before ack": DELIVERY,
+    "after ack": DELIVERY,
+    "before park": DEAD_LETTER,
+    "after park": DEAD_LETTER,
+}
+"""The steps of order, and the passages that are first, in the middle and last."""
+
+# What etcd must and must not hold where the first of all is killed there.
+RECORDED = {"applied but reply unread", "reply read", "before ack", "after ack"}
+UNRECORDED = {
+    "received",
+    "decoded",
+    "handler entered",
+    "handler left",
+    "batch sealed",
+    "before park",
+}
+
+SHIPPING_STEPS = dict.fromkeys(("events recorded", "event sent", "event confirmed"), EVENT)
+SHIPPED = "order_shipped"
+OBSERVED = "shipping.observed"
+
+CLAIM_STEPS = ("claim taken", "call made", "claim completed")
+AT_ONCE = 16
+LEASE_S = 15.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A crash point of a service, the passage of it that kills, and how many are at work."""
+
+    service: str
+    point: str
+    passage: int
+    replicas: int
+
+
+CELLS = [
+    pytest.param(
+        Cell(service, step, passages[POSITIONS.index(position)], replicas),
+        id=f"{service}, {step}, {position}, {replicas} at work, run {run}",
+        marks=[pytest.mark.quick] if (position, replicas) == ("middle", 1) else [],
+    )
+    for service, steps in (("order", STEPS), ("shipping", SHIPPING_STEPS))
+    for (step, passages), position, replicas, run in product(
+        steps.items(), POSITIONS, (1, 2), range(1, 1 + often(1, 5))
+    )
+]
+
+CLAIM_CELLS = [
+    pytest.param(passage, replicas, id=f"{position}, {replicas} at work, run {run}")
+    for (passage, position), replicas, run in product(
+        zip((1, BATCH // 2, BATCH), POSITIONS, strict=True), (1, 2), range(1, 1 + often(1, 5))
+    )
+]
+
+
+@pytest.mark.parametrize("at", CELLS)
+def test_killed_at_a_step(at: Cell, trial: StartTrial) -> None:
+    """Another process, or one started in its place, has all of it done within seconds."""
+    attempt = trial(f"killed: {at.point}", service=at.service)
+    store = attempt.store
+    if at.service == "shipping":
+        observe(attempt)
+    killed = start_crashing(attempt, at)
+    others = [attempt.start(**SETTINGS) for _ in range(at.replicas - 1)]
+    backlog = batches(BATCHES_FOR_TWO if others else BATCHES)
+    with all_frozen([killed, *others]):
+        poison = publish(attempt, backlog, with_poison="park" in at.point)
+    proof = killed_at(killed, at)
+    attempt.fired()
+    unfinished = {
+        id_ for id_, record in store.records(at.service).items() if record.state == "publishing"
+    }
+    if not others:
+        assert_was_there(at, proof, attempt, unfinished)
+        attempt.start(wait=False, **SETTINGS)
+    attempt.recovers()
+    sent = ids(list(chain.from_iterable(backlog)))
+    within_s = REDELIVERY_TIMEOUT_S + (LEFT_ALONE_S if at.service == "shipping" else 0)
+    eventually(lambda: assert_done(store, at.service, sent), within_s)
+    if poison:
+        attempt.rig.drained(at.service)
+        assert_parked(at, proof, attempt, poison)
+    attempt.judge(at_least=len(sent))
+    if at.point == "applied but reply unread":
+        assert revisions(store, proof["key"]) == [proof["revision"]]
+    if at.service == "shipping":
+        assert_recorded_in_two_steps(store)
+        assert_published(attempt, may_repeat=unfinished if not others else None)
+
+
+@pytest.mark.parametrize(("passage", "replicas"), CLAIM_CELLS)
+def test_killed_with_claims(
+    passage: int, replicas: int, trial: StartTrial, receiver: Receiver
+) -> None:
+    """What was not recorded is done by others when the lease is over; the rest is not touched."""
+    attempt = trial(f"killed: {', '.join(CLAIM_STEPS)}", service="notify")
+
+    def settings(caller: str) -> dict[str, str]:
+        at_once = {"CALLS_AT_ONCE": str(AT_ONCE)}
+        return {**SETTINGS, **at_once, "NOTIFY_URL": receiver.url_for(caller)}
+
+    others = [attempt.start(**settings("survivor")) for _ in range(replicas - 1)]
+    killed_with: dict[str, str] = {}
+    sent: set[str] = set()
+    for step in CLAIM_STEPS:
+        at, caller = Cell("notify", step, passage, replicas), step.replace(" ", "-")
+        killed = start_crashing(attempt, at, **settings(caller))
+        backlog = list(chain.from_iterable(batches(2 * replicas, prefix=caller)))
+        sent |= ids(backlog)
+        with all_frozen([killed, *others]):
+            attempt.publish(backlog)
+        killed_with[caller] = killed_at(killed, at)["id"]
+        attempt.fired()
+    if not others:
+        attempt.start(wait=False, **settings("successor"))
+    attempt.recovers()
+    within_s = LEASE_S + REDELIVERY_TIMEOUT_S
+    eventually(lambda: assert_done(attempt.store, "notify", sent), within_s)
+    attempt.judge(at_least=len(sent))
+    assert_called(receiver, attempt.store, killed_with, passage)
+
+
+# The process that kills itself, and its backlog.
+
+
+def start_crashing(attempt: Trial, at: Cell, **settings: str) -> Service:
+    """Start a service that kills itself there, and wait until it is ready.
+
+    Where events wait for it already, it may have come to that point before anybody saw it ready.
+    """
+    crashing = attempt.start(
+        wait=False,
+        command=[sys.executable, "-m", "chaos.crash_points", at.service],
+        **{**SETTINGS, **settings, VARIABLE: f"{at.point}:{at.passage}"},
+    )
+    try:
+        crashing.wait_ready()
+    except ServiceEndedError:
+        if PROOF not in crashing.logs():
+            raise
+    return crashing
+
+
+def killed_at(service: Service, at: Cell) -> dict[str, Any]:
+    """Wait until the service is gone, and return what it has left as proof of where it was.
+
+    Raises AssertionError unless it was this point that has ended it.
+    """
+    code = service.wait_end()
+    proofs = [
+        json.loads(line.removeprefix(PROOF))
+        for line in service.logs().splitlines()
+        if line.startswith(PROOF)
+    ]
+    assert code == -signal.SIGKILL, f"it ended with exit code {code}"
+    assert [(proof["point"], proof["passage"]) for proof in proofs] == [(at.point, at.passage)]
+    found: dict[str, Any] = proofs[0]
+    return found
+
+
+@contextmanager
+def all_frozen(services: list[Service]) -> Iterator[None]:
+    """Freeze services while a backlog is published: it waits in their sockets, dealt out in turn.
+
+    So each of them finds many batches there at once, and they are full.
+    """
+    alive = [service for service in services if service.running]
+    for service in alive:
+        service.pause()
+    yield
+    for service in alive:
+        service.resume()
+
+
+def batches(number: int, prefix: str = "order") -> list[list[Event]]:
+    """Return so many batches of new events, with duplicates within each of them and across them."""
+    chance = random.Random(number)
+    sent: list[Event] = []
+    made = []
+    for batch in range(number):
+        new = [order(f"{prefix}-{batch}-{index}", number=index) for index in range(BATCH)]
+        again = chance.sample(new, DUPLICATES // 2) + chance.sample(sent or new, DUPLICATES // 2)
+        mixed = new + again
+        chance.shuffle(mixed)
+        made.append(mixed)
+        sent += new
+    return made
+
+
+def publish(attempt: Trial, backlog: list[list[Event]], *, with_poison: bool) -> set[bytes]:
+    """Publish the batches, with poison at the head of each if so told; return the poison."""
+    if not with_poison:
+        attempt.publish(list(chain.from_iterable(backlog)))
+        return set()
+    poison = [f"not json: {number}".encode() for number in range(len(backlog))]
+    for body, batch in zip(poison, backlog, strict=True):
+        attempt.broker.publish_raw(body)
+        attempt.publish(batch)
+    return set(poison)
+
+
+# What it leaves behind, and what becomes of it.
+
+
+def assert_was_there(at: Cell, proof: dict[str, str], attempt: Trial, unfinished: set[str]) -> None:
+    """Check that the step lies where its name says, by what the only replica has left behind."""
+    if at.service == "shipping":
+        assert unfinished, "it was killed with an event that it owed"
+        return
+    acks, done = attempt.acks, attempt.store.done("order")
+    dead_letters = attempt.broker.ready("order.dead-letter")
+    if at.point == "after ack":
+        passes(lambda: acks.checked, int(proof["acked"]) - 1)
+    elif at.point == "after park":
+        assert dead_letters > 0
+    elif at.passage == 1:
+        assert (acks.checked, dead_letters) == (0, 0)
+    if at.point in RECORDED:
+        assert done
+    elif at.point in UNRECORDED and at.passage == 1:
+        assert not done
+
+
+def assert_done(store: Store, service: str, sent: set[str]) -> None:
+    """Raise AssertionError unless all of these are done."""
+    missing = sent - store.done(service)
+    assert not missing, f"{len(missing)} are not done, such as {sorted(missing)[:3]}"
+
+
+def assert_parked(at: Cell, proof: dict[str, str], attempt: Trial, poison: set[bytes]) -> None:
+    """Check the dead letters: all the poison, and twice what was parked and then not acked."""
+    found = Counter(message.body for message in attempt.broker.drain("order.dead-letter"))
+    assert set(found) == poison
+    assert max(found.values()) <= 2
+    assert found[proof["body"].encode()] == (2 if at.point == "after park" else 1)
+
+
+def revisions(store: Store, key: str) -> list[int]:
+    """Return each revision at which a key was changed."""
+    return [change.revision for change in store.history() if change.key == key]
+
+
+# Shipping's events.
+
+
+def observe(attempt: Trial) -> None:
+    """Bind a queue of the test's own to what shipping publishes, and to which nobody listens."""
+    attempt.acks.unhandled.add(SHIPPED)
+    connection = pika.BlockingConnection(pika.URLParameters(attempt.servers.rabbitmq.url))
+    channel = connection.channel()
+    channel.exchange_declare(EXCHANGE, "topic", durable=True)
+    channel.queue_declare(OBSERVED, durable=True, arguments={"x-queue-type": "quorum"})
+    channel.queue_bind(OBSERVED, EXCHANGE, SHIPPED)
+    connection.close()
+
+
+def assert_recorded_in_two_steps(store: Store) -> None:
+    """Check each record's history, and that its parcel was written in the first of the two."""
+    assert set(map(tuple, store.steps("shipping").values())) == {("publishing", "done")}
+    recorded = {
+        change.key.rpartition("/")[2]: change.revision
+        for change in store.history("/service/shipping/")
+        if json.loads(change.value)["state"] == "publishing"
+    }
+    parcels = {
+        change.key.rpartition("/")[2]: change.revision for change in store.history("/parcels/")
+    }
+    assert parcels == recorded
+
+
+def assert_published(attempt: Trial, *, may_repeat: set[str] | None) -> None:
+    """Check what others have seen: an event for each order, and again only what was cut off."""
+    seen = Counter(json.loads(message.body)["id"] for message in attempt.broker.drain(OBSERVED))
+    assert set(seen) == {f"{id_}/shipping/0" for id_ in attempt.store.done("shipping")}
+    if may_repeat is not None:
+        repeated = {id_.removesuffix("/shipping/0") for id_, times in seen.items() if times > 1}
+        assert repeated <= may_repeat
+    assert max(seen.values()) <= 2
+
+
+# Notify's calls.
+
+
+def assert_called(
+    receiver: Receiver, store: Store, killed_with: dict[str, str], passage: int
+) -> None:
+    """Check that each event was called for, and again only where a claim of it was lost.
+
+    And what became of the events with which processes were killed, and how much they had begun.
+    """
+    callers = defaultdict(list)
+    for call in receiver.calls:
+        callers[call.key].append(call.caller)
+    lost = lost_claims(store)
+    assert set(callers) == store.done("notify")
+    for event_id, by in callers.items():
+        assert len(set(by)) == len(by) <= 1 + lost[event_id], f"{event_id} was called by {by}"
+    begun = Counter(chain.from_iterable(callers.values()))
+    assert begun["claim-taken"] < passage
+    # Those that had returned, and one in each of the other slots.
+    assert begun["call-made"] < passage + AT_ONCE
+    assert "claim-taken" not in callers[killed_with["claim-taken"]]
+    assert "call-made" in callers[killed_with["call-made"]][:-1], "it was not made again"
+    assert callers[killed_with["claim-completed"]][-1] == "claim-completed", "it was made again"
+
+
+def lost_claims(store: Store) -> dict[str, int]:
+    """Return how often each event's claim has ended with its lease, and check its record's history.
+
+    Each claim is gone before the next one is taken, and the last of them is done.
+    """
+    steps = store.steps("notify")
+    lost = {event_id: states.count("gone") for event_id, states in steps.items()}
+    for event_id, times in lost.items():
+        assert steps[event_id] == ["claimed", "gone"] * times + ["claimed", "done"]
+    return lost

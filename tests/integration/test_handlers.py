@@ -1,0 +1,229 @@
+"""Handlers that take long, never return, or outlast RabbitMQ's time-out: others get done."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chaos.checks import (
+    StartService,
+    becomes,
+    lines,
+    not_ready,
+    passes,
+    says,
+    throughout,
+)
+from chaos.load import ids, order, orders
+from chaos.rig import Rig
+from servers.broker import Depth
+from servers.etcd import Store
+from servers.servers import Servers
+from servers.services import Health, Service
+from servers.wait import eventually
+
+_SCRIPT = """
+import os
+import sys
+import threading
+
+import structlog
+
+from idempotent_consumer import Put, Service
+
+log = structlog.get_logger()
+service = Service("{name}", noun="{noun}")
+
+
+@service.{decorator}
+{handler}
+
+
+sys.exit(service.run())
+"""
+
+_SLOW = """
+def place(event):
+    threading.Event().wait(float(os.environ["HANDLER_S"]))  # For an answer that does not come.
+    log.info("handled")
+    return [Put(f"/orders/{event.id}", b"placed")]
+"""
+
+_HANGS = """
+def hang(event):
+    log.info("hangs")
+    threading.Event().wait()
+"""
+
+_HANGS_AT_ONE = """
+def hang_at_one(event, timeout_s):
+    if event.id == "hangs":
+        threading.Event().wait()
+"""
+
+_HOLDS_ONE = """
+def hold_one(event, timeout_s):
+    if event.id == "held":
+        log.info("holds")
+        open(os.environ["GATE"]).read()  # A FIFO: until the test has opened it too, and closed it.
+"""
+
+BACKLOG = 1000
+HEARTBEAT_S = 3
+LASTS_S = 5 * HEARTBEAT_S
+"""A broker gives up a connection that has been silent for two heartbeats."""
+
+CONSUMER_TIMEOUT_MS = 2_000
+WITHIN_S = 10
+
+StartHandler = Callable[..., Service]
+
+
+@pytest.fixture
+def start_handler(start_service: StartService, tmp_path: Path) -> StartHandler:
+    """Start a service with a handler of the test's: its decorator, and its text."""
+
+    def start(name: str, decorator: str, handler: str, **settings: str) -> Service:
+        noun = {"order": "orders", "notify": "notifications"}[name]
+        script = tmp_path / "service.py"
+        script.write_text(
+            _SCRIPT.format(name=name, noun=noun, decorator=decorator, handler=handler.strip())
+        )
+        return start_service(name, command=[sys.executable, str(script)], **settings)
+
+    return start
+
+
+@pytest.mark.parametrize("handler_s", [0.1, 0.2, 1.0])
+def test_a_backlog_for_a_slow_handler_is_recorded_and_acked_as_it_is_handled(
+    rig: Rig, start_handler: StartHandler, handler_s: float
+) -> None:
+    """Heartbeats go on, so nothing is requeued; it is alive; and one warning says what is slow."""
+    service = start_handler(
+        "order",
+        'handler("new_order")',
+        _SLOW,
+        HANDLER_S=str(handler_s),
+        RABBITMQ_URL=f"{rig.servers.rabbitmq.url}?heartbeat={HEARTBEAT_S}",
+    )
+    events = orders(BACKLOG)
+    rig.broker.publish(events)
+    passes(lambda: handled(service), 0)
+    throughout(
+        LASTS_S, partial(keeps_up, service, rig.store, most_unrecorded=2 + int(1 / handler_s))
+    )
+    passes(lambda: rig.statsd.count("orders_processed"), 0)
+    assert "returned" not in rig.counters("orders")
+    (warning,) = lines(service, "a pure handler took long")
+    assert warning["level"] == "warning"
+    assert warning["handler"] == "place"
+    assert handler_s <= warning["seconds"] < handler_s + 1
+    assert lines(service, "no connection to RabbitMQ") == []
+    assert service.terminate(WITHIN_S) == 0
+    rig.start("order")
+    rig.handled_once("order", events)
+
+
+def test_a_pure_handler_that_hangs_does_not_keep_its_process_from_ending(
+    rig: Rig, start_handler: StartHandler
+) -> None:
+    """It has the loop to itself, so nothing more is settled; the next process has all of it."""
+    service = start_handler("order", 'handler("new_order")', _HANGS)
+    events = orders(3)
+    rig.broker.publish(events)
+    eventually(lambda: says(service, "hangs"))
+    becomes(lambda: rig.broker.depth("order"), Depth(0, 3))
+    assert service.terminate(WITHIN_S) == 0
+    assert says(service, "a handler does not return: what is not settled goes back")
+    becomes(lambda: rig.broker.depth("order"), Depth(3, 0))
+    assert rig.store.records("order") == {}
+    rig.start("order")
+    becomes(lambda: rig.store.done("order"), ids(events))
+    rig.handled_once("order", events)
+
+
+def test_a_claimed_handler_that_hangs_is_told_and_the_others_get_done(
+    rig: Rig, start_handler: StartHandler
+) -> None:
+    """/livez asks for a restart, which frees the event: its next process claims it again."""
+    service = start_handler("notify", 'claimed_handler("new_order", timeout_s=0.5)', _HANGS_AT_ONE)
+    before = orders(20, "before")
+    rig.broker.publish(before)
+    becomes(lambda: rig.store.done("notify"), ids(before))
+    assert service.health("/livez") == Health(200, {"alive": True})
+    rig.broker.publish([order("hangs")])
+    becomes(lambda: service.health("/livez"), Health(503, {"alive": False}))
+    not_ready(service, "calls")
+    (said,) = eventually(lambda: says(service, "calls do not return; a restart frees their events"))
+    assert said["calls"] == 1
+    others = orders(40, "beside")
+    rig.broker.publish(others)
+    becomes(lambda: rig.store.done("notify"), ids(before + others))
+    assert rig.store.records("notify")["hangs"].state == "claimed"
+    assert service.health("/livez").status == 503
+    assert len(lines(service, "calls do not return")) == 1
+    assert service.terminate(WITHIN_S) == 0
+    becomes(lambda: rig.broker.depth("notify"), Depth(1, 0))
+    rig.start("notify")
+    becomes(lambda: rig.store.is_done("notify", "hangs"), True)
+    rig.drained("notify")
+    events = [*before, order("hangs"), *others]
+    rig.handled_once("notify", events)
+    assert rig.store.steps("notify")["hangs"] == ["claimed", "gone", "claimed", "done"]
+
+
+@pytest.fixture
+def short_timeout(clean: Servers) -> Iterator[None]:
+    """Give notify's queue a short consumer time-out, by a policy."""
+    found: Any = clean.rabbitmq.management("GET", "/api/overview")
+    version = found["rabbitmq_version"]
+    if tuple(map(int, version.split(".")[:2])) < (4, 3):
+        pytest.skip(f"RabbitMQ {version} looks for overdue deliveries once a minute only")
+    definition = f'{{"consumer-timeout": {CONSUMER_TIMEOUT_MS}}}'
+    clean.rabbitmq.ctl("set_policy", "short", "^notify$", definition, "--apply-to", "queues")
+    yield
+    clean.rabbitmq.ctl("clear_policy", "short")
+
+
+@pytest.mark.usefixtures("short_timeout")
+def test_a_delivery_that_outlasts_the_consumer_timeout_is_neither_lost_nor_handled_twice(
+    rig: Rig, start_handler: StartHandler, tmp_path: Path
+) -> None:
+    """The log says why; other events are handled meanwhile; the call that goes on is joined."""
+    os.mkfifo(gate := tmp_path / "gate")
+    service = start_handler(
+        "notify", 'claimed_handler("new_order", timeout_s=60)', _HOLDS_ONE, GATE=str(gate)
+    )
+    rig.broker.publish([order("held")])
+    eventually(lambda: says(service, "deliveries went back to the broker and will come again"))
+    why = lines(service, "no connection to RabbitMQ")[0]["error"]
+    assert "the broker cancelled the consumer, whose queue is still there" in why
+    assert "consumer_timeout (the oldest for " in why
+    others = orders(40, "beside")
+    rig.broker.publish(others)
+    becomes(lambda: rig.store.done("notify"), ids(others))
+    assert rig.store.records("notify")["held"].state == "claimed"
+    gate.write_text("")
+    becomes(lambda: rig.store.is_done("notify", "held"), True)
+    rig.drained("notify")
+    events = [order("held"), *others]
+    rig.handled_once("notify", events)
+    assert rig.store.steps("notify")["held"] == ["claimed", "done"]
+    assert len(lines(service, "holds")) == 1
+    assert rig.broker.ready("notify.dead-letter") == 0
+
+
+def handled(service: Service) -> int:
+    """Return how many events its handler has returned for."""
+    return len(lines(service, "handled"))
+
+
+def keeps_up(service: Service, store: Store, most_unrecorded: int) -> None:
+    """Raise AssertionError unless what is handled is recorded soon, and the process is alive."""
+    returned = handled(service)
+    assert returned - len(store.done("order")) <= most_unrecorded
+    assert service.health("/livez") == Health(200, {"alive": True})

@@ -1,0 +1,262 @@
+"""The network between a service and one dependency is cut, slow, crumbly and abrupt."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+
+from chaos.checks import becomes, lines, losses, passes, says, throughout, true
+from chaos.durations import lasting, often, rate
+from chaos.load import order, orders
+from chaos.network import Dependency, Lost, cuttable, relayed
+from chaos.proxy import Direction, Proxy
+from chaos.trial import StartTrial, Trial
+from servers.services import Service
+from servers.wait import eventually, lasts
+
+DEPENDENCIES: tuple[Dependency, ...] = ("broker", "etcd")
+LOST: tuple[Lost, ...] = ("in", "out", "both")
+DIRECTIONS: tuple[Direction, ...] = ("up", "down")
+COMMITS_IN_FLIGHT = 4
+CALL_TIMEOUT_S = 5.0
+# Within this everything that was on its way has arrived, and nothing follows.
+STANDSTILL_S = 1.0
+CLOSE_S = 8.0
+# Every transaction compares or reads the key that tells one life of etcd's data from another.
+IN_EVERY_ATTEMPT = b"/incarnation/order"
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("dependency", DEPENDENCIES)
+@pytest.mark.parametrize("seconds", lasting(5, 30, 120))
+def test_a_partition_to_one_dependency(
+    trial: StartTrial, dependency: Dependency, seconds: float
+) -> None:
+    """What the service sends is dropped, what is sent to it, or both: work stops, and goes on."""
+    attempt = trial(f"partition to {dependency} for {seconds:g} s")
+    with cuttable(dependency, attempt.servers, attempt.acks) as (way, settings):
+        # A small prefetch: what has arrived before the cut is soon done.
+        attempt.start(BATCH_SIZE="16", **settings)
+        with attempt.load(rate(3 * (seconds + 10), most=100)):
+            for lost in LOST:
+                attempt.works()
+                way.cut(lost)
+                lasts(seconds - STANDSTILL_S)
+                throughout(STANDSTILL_S, partial(stands_still, attempt, attempt.done()))
+                assert way.stopped() > 0
+                attempt.fired()
+                way.heal()
+                attempt.recovers()
+        attempt.judge(at_least=100)
+
+
+def test_latency_to_the_broker(trial: StartTrial) -> None:
+    """50 ms, half a second and 5 s each way slow it down; no connection is given up."""
+    attempt = trial("latency of 50 ms to 5 s to broker")
+    with way_to("broker", attempt) as (proxy, service):
+        with attempt.load():
+            attempt.works()
+            for seconds in (0.05, 0.5, 5):
+                proxy.delay(seconds)
+                assert takes_s(attempt, f"late-{seconds}") > seconds
+                attempt.fired()
+            proxy.delay(0)
+            attempt.recovers()
+        attempt.judge(at_least=100)
+        assert losses(service) == 0
+
+
+def test_latency_to_etcd(trial: StartTrial) -> None:
+    """50 ms and half a second each way slow it down; 5 s is as long as a call to etcd may take.
+
+    Commits are sent once, and once for each time-out: the attempts are counted on their way.
+    """
+    attempt = trial("latency of 50 ms to 5 s to etcd")
+    # Small batches: large ones wait for room on the slow connection, and so hide the attempts.
+    with way_to("etcd", attempt, BATCH_SIZE="8") as (proxy, service):
+        with attempt.load(rate_per_s=60):
+            attempt.works()
+            for seconds in (0.05, 0.5):
+                proxy.delay(seconds)
+                proxy.count("up", IN_EVERY_ATTEMPT)
+                revision = attempt.store.client.revision()
+                assert takes_s(attempt, f"late-{seconds}") > seconds
+                attempt.works(50)
+                commits = attempt.store.client.revision() - revision
+                # Besides those that had been on their way, and a look at the key every 5 s.
+                assert proxy.up.appearances <= commits + 2 * COMMITS_IN_FLIGHT
+                attempt.fired()
+            proxy.delay(CALL_TIMEOUT_S)
+            proxy.count("up", IN_EVERY_ATTEMPT)
+
+            def tried_rarely() -> None:
+                # At first and at the end of each time-out: each commit in flight, and the look.
+                assert proxy.up.appearances <= (1 + 3) * (COMMITS_IN_FLIGHT + 1)
+
+            throughout(3 * CALL_TIMEOUT_S, tried_rarely)
+            assert says(service, "etcd does not answer")
+            attempt.fired()
+            proxy.delay(0)
+            attempt.recovers()
+        attempt.judge(at_least=100)
+
+
+def test_bytes_come_one_at_a_time(trial: StartTrial) -> None:
+    """From both and to both: frames and transactions are put together again."""
+    attempt = trial("one-byte slices")
+    with (
+        relayed("broker", attempt.servers, attempt.acks) as (amqp, to_broker),
+        way_to("etcd", attempt, BATCH_SIZE="8", **to_broker) as (grpc, _),
+    ):
+        with attempt.load(rate_per_s=40):
+            attempt.works()
+            for proxy in (amqp, grpc):
+                proxy.slice(1)
+            attempt.works(40)
+            for way in (amqp.up, amqp.down, grpc.up, grpc.down):
+                assert way.slices > 100
+                attempt.fired()
+            for proxy in (amqp, grpc):
+                proxy.slice(None)
+            attempt.recovers()
+        attempt.judge(at_least=60)
+
+
+def test_the_broker_learns_late_that_a_process_has_died(trial: StartTrial) -> None:
+    """What it held is stuck for so long; its successor does the rest meanwhile."""
+    attempt = trial("slow close, to broker")
+    with way_to("broker", attempt) as (proxy, service):
+        with attempt.load():
+            attempt.works()
+            proxy.close_slowly(CLOSE_S)
+            service.pause()
+            passes(lambda: attempt.broker.unacked("order"), 50)
+            service.kill()
+            attempt.start()
+            attempt.works(100)
+            assert proxy.closed_late > 0
+            # Those of the dead process are still out, besides those of its successor.
+            assert attempt.broker.unacked("order") >= 50
+            attempt.fired()
+            attempt.recovers()
+        attempt.judge(at_least=100)
+
+
+def test_a_service_learns_late_that_etcd_has_died(trial: StartTrial) -> None:
+    """Its calls go to a connection without another end, and time out."""
+    attempt = trial("slow close, by etcd")
+    with way_to("etcd", attempt) as (proxy, service):
+        with attempt.load():
+            attempt.works()
+            proxy.close_slowly(CLOSE_S)
+            attempt.servers.etcd.kill()
+            attempt.servers.etcd.start()
+            assert proxy.closed_late > 0
+            eventually(lambda: says(service, "etcd does not answer"))
+            attempt.fired()
+            attempt.recovers()
+        attempt.judge(at_least=100)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("dependency", DEPENDENCIES)
+def test_connections_are_reset_in_the_middle_of_a_frame(
+    trial: StartTrial, dependency: Dependency
+) -> None:
+    """In turns of what the service sends and of what is sent to it; each time it connects again."""
+    attempt = trial(f"reset in mid-frame, {dependency}")
+    with way_to(dependency, attempt) as (proxy, service):
+        times = often(10, 100)
+        with attempt.load(rate(3 * times)):
+            for number in range(times):
+                service.wait_ready()
+                attempt.works(5)
+                attempt.poison()
+                proxy.cut_in_next(DIRECTIONS[number % 2])
+                passes(lambda: proxy.up.broken + proxy.down.broken, number)
+                attempt.fired()
+            attempt.recovers()
+        attempt.judge(at_least=100)
+
+
+@pytest.mark.timeout(600)
+def test_replies_of_etcd_are_lost_after_it_has_done_what_was_asked(trial: StartTrial) -> None:
+    """Each event lands, nobody is told, the connection ends: the same is sent again, and known."""
+    attempt = trial("reply of etcd lost, the transaction done")
+    processed = partial(attempt.statsd.count, "orders_processed")
+    with way_to("etcd", attempt) as (proxy, _):
+        attempt.publish(orders(5, "warm"))
+        becomes(processed, 5)
+        times = often(10, 100)
+        for number in range(times):
+            before = proxy.down.swallowed_bytes
+            proxy.swallow("down")
+            attempt.publish(orders(5, f"unheard-{number}"))
+            # It is done, and no reply has got through since.
+            becomes(attempt.done, 5 * (number + 2))
+            passes(lambda: proxy.down.swallowed_bytes, before)
+            proxy.cut()
+            attempt.fired()
+            becomes(processed, 5 * (number + 2))
+        attempt.recovers()
+        attempt.judge(at_least=5 * times)
+    assert attempt.statsd.count("orders_processed_skipped") == 0
+
+
+@pytest.mark.timeout(300)
+def test_replies_of_etcd_come_when_their_channel_has_gone(trial: StartTrial) -> None:
+    """The deliveries have come again by another channel, where their old tags mean others."""
+    attempt = trial("reply of etcd after its channel has gone")
+    depth = partial(attempt.broker.depth, "order")
+    with way_to("etcd", attempt) as (proxy, service):
+        attempt.publish(orders(5, "warm"))
+        becomes(attempt.done, 5)
+        for number in range(often(4, 20)):
+            proxy.hold("down")
+            # They arrive together: only so many commits are under way.
+            service.pause()
+            attempt.publish(orders(10, f"old-{number}"))
+            service.resume()
+            becomes(attempt.done, 5 + 20 * number + 10)
+            becomes(depth, (0, 10))
+            attempt.servers.rabbitmq.ctl("close_all_connections", "closed by the test")
+            passes(partial(connected, service), number + 1)
+            attempt.publish(orders(10, f"new-{number}"))
+            becomes(depth, (0, 20))
+            proxy.release()
+            attempt.fired()
+            becomes(attempt.done, 5 + 20 * number + 20)
+            becomes(depth, (0, 0))
+        attempt.recovers()
+        attempt.judge(at_least=50)
+        assert not losses(service, "delivery tag"), "it has acked on another channel"
+
+
+@contextmanager
+def way_to(
+    dependency: Dependency, attempt: Trial, **settings: str
+) -> Iterator[tuple[Proxy, Service]]:
+    """Start the service with a proxy before one of its dependencies."""
+    with relayed(dependency, attempt.servers, attempt.acks) as (proxy, way):
+        yield proxy, attempt.start(**settings, **way)
+
+
+def connected(service: Service) -> int:
+    """Return how often a service has connected for consuming."""
+    said = lines(service, "connected to RabbitMQ")
+    return sum(line["connection"] == "rabbitmq" for line in said)
+
+
+def stands_still(attempt: Trial, done: int) -> None:
+    """Raise AssertionError unless only so many events are done."""
+    true(attempt.done() == done)
+
+
+def takes_s(attempt: Trial, event_id: str) -> float:
+    """Return how long it takes until an event is done that is published now."""
+    started_s = time.monotonic()
+    attempt.publish([order(event_id)])
+    becomes(lambda: event_id in attempt.store.done("order"), expected=True)
+    return time.monotonic() - started_s

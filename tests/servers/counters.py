@@ -1,0 +1,144 @@
+"""What services count: as a statsd listener hears it, and as Graphite has stored it."""
+
+import socket
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlencode
+
+from servers.web import fetch_json
+
+_LARGEST_PACKET = 65_535
+_RECEIVE_BUFFER = 8 << 20
+
+
+class StatsdListener:
+    """Sums the counters and keeps the timers that come in over UDP on 127.0.0.1.
+
+    Names are as sent, prefix included. Made by `listen_statsd`.
+    """
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        # The kernel drops what does not fit, and grants less than asked where it must.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        self._socket.bind(("127.0.0.1", 0))
+        self._lock = threading.Lock()
+        self._counters: defaultdict[str, float] = defaultdict(float)
+        self._timers_ms: defaultdict[str, list[float]] = defaultdict(list)
+        self._thread = threading.Thread(target=self._receive, name="statsd", daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        """The UDP port."""
+        port: int = self._socket.getsockname()[1]
+        return port
+
+    def settings(self) -> dict[str, str]:
+        """Return the contract's variables that lead a service here."""
+        return {"STATSD_HOST": "127.0.0.1", "STATSD_PORT": str(self.port)}
+
+    def count(self, name: str) -> int:
+        """Return the sum of a counter so far; 0 for one never seen."""
+        with self._lock:
+            return round(self._counters.get(name, 0))
+
+    def seen(self, name: str) -> bool:
+        """Return whether the counter has shown up at all, be it as 0."""
+        with self._lock:
+            return name in self._counters
+
+    def counts(self) -> dict[str, int]:
+        """Return all counters seen so far."""
+        with self._lock:
+            return {name: round(value) for name, value in self._counters.items()}
+
+    def timers_ms(self, name: str) -> list[float]:
+        """Return a timer's values so far, in milliseconds, in order of arrival."""
+        with self._lock:
+            return list(self._timers_ms.get(name, ()))
+
+    def close(self) -> None:
+        """Stop listening."""
+        # An empty packet wakes the thread: closing a socket does not wake its reader.
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as waker:
+            waker.sendto(b"", ("127.0.0.1", self.port))
+        self._thread.join()
+        self._socket.close()
+
+    def _receive(self) -> None:
+        while packet := self._socket.recv(_LARGEST_PACKET):
+            for line in packet.decode(errors="replace").splitlines():
+                self._take(line)
+
+    def _take(self, line: str) -> None:
+        """Take `name:value|type` with an optional `|@rate`; anything else is passed over."""
+        name, _, rest = line.partition(":")
+        value, *kind = rest.split("|")
+        try:
+            number = float(value)
+            rate = float(kind[1][1:]) if len(kind) > 1 and kind[1].startswith("@") else 1.0
+        except ValueError:
+            return
+        with self._lock:
+            if kind[:1] == ["c"]:
+                self._counters[name] += number / rate
+            elif kind[:1] == ["ms"]:
+                self._timers_ms[name].append(number)
+
+
+@contextmanager
+def listen_statsd() -> Iterator[StatsdListener]:
+    """Listen on a free port for as long as the block runs."""
+    listener = StatsdListener()
+    try:
+        yield listener
+    finally:
+        listener.close()
+
+
+class GraphiteCounters:
+    """Reads counters as `StatsdListener` does, from `stats_counts.<name>`.
+
+    A count is the sum of all flushes since `since` (Unix time in seconds, default now). It is
+    exact while Graphite still keeps one point per flush, here for as long as server-config/ says.
+    """
+
+    def __init__(
+        self, url: str, since: float | None = None, fetch: Callable[[str, str], Any] = fetch_json
+    ) -> None:
+        self._url, self._fetch = url.rstrip("/"), fetch
+        self._since = int(time.time() if since is None else since)
+        # A point that carbon moves from its memory to the file is in no answer for a moment
+        # (carbon/writer.py takes it out before it writes), so what was shown once is kept.
+        self._shown: defaultdict[str, dict[int, float]] = defaultdict(dict)
+
+    def count(self, name: str) -> int:
+        """Return the sum of a counter since then; 0 for one never seen. Raises OSError."""
+        return round(sum(value for _, value in self.points(name)))
+
+    def seen(self, name: str) -> bool:
+        """Return whether the counter has a point since then, be it 0. Raises OSError."""
+        return bool(self.points(name))
+
+    def points(self, name: str) -> list[tuple[int, float]]:
+        """Return the flushes of a counter since then: Unix time and increase. Raises OSError."""
+        query = {
+            "target": f"stats_counts.{name}",
+            # Graphite gives the points after `from`: the second itself would be left out.
+            "from": str(self._since - 1),
+            # Its clock and carbon's may be ahead of ours by a moment.
+            "until": str(int(time.time()) + 10),
+            "format": "json",
+            "noCache": "1",
+        }
+        answer = self._fetch("GET", f"{self._url}/render?{urlencode(query)}")
+        # A point without a value is a second without a flush.
+        points = self._shown[name]
+        for series in answer:
+            points.update({at: value for value, at in series["datapoints"] if value is not None})
+        return sorted(points.items())

@@ -1,0 +1,404 @@
+"""Child processes: any command, and RabbitMQ and etcd from Debian's packages, without Docker."""
+
+import os
+import random
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+
+from servers.wait import eventually
+
+# The contract gives a service 10 s; what is over that is the test's to judge, not ours to hide.
+_TERMINATE_TIMEOUT_S = 20.0
+_STOP_TIMEOUT_S = 30.0
+_TOOL_TIMEOUT_S = 60.0
+
+# Debian's own rabbitmq-server on the PATH changes to the user rabbitmq, and then cannot write
+# into our directory; the script it wraps runs as whoever calls it.
+RABBITMQ_BIN = Path("/usr/lib/rabbitmq/bin")
+
+_PROGRAMS = {
+    "rabbitmq-server": str(RABBITMQ_BIN / "rabbitmq-server"),
+    "etcd-server": "etcd",
+    "etcd-client": "etcdctl",
+}
+_POLICY = Path("/usr/sbin/policy-rc.d")
+
+ETCD_ENVIRONMENT = {"GOGC": "50"}
+"""As in the compose files."""
+
+RABBITMQ_ENVIRONMENT = {"RABBITMQ_CTL_ERL_ARGS": "+S 1:1"}
+"""rabbitmqctl on one core takes three quarters of the CPU time that it takes on two."""
+
+# Below the range that Linux gives to outgoing connections (from 32768). A port inside it can be
+# lost while its server is down: a client that retries on loopback may be given that very port
+# as its source, connects to itself, and the server then finds its address in use.
+_LOWEST, _HIGHEST = 20_000, 32_000
+
+# pytest-xdist runs tests in several processes: each has ports of its own, since one may have
+# stopped the server that another would take for gone.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+
+_taken: set[int] = set()
+
+
+class ServersUnavailableError(Exception):
+    """There are no servers to be had; the message is one line that says what to do about it."""
+
+
+class CommandFailedError(Exception):
+    """A server's own tool ended with an error; the message is what it said."""
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that nothing listens on and that was not given out before.
+
+    Raises RuntimeError when a thousand tries find none.
+    """
+    for _ in range(1000):
+        port = random.randrange(_LOWEST + _WORKER, _HIGHEST, _WORKERS)
+        if port not in _taken and _nothing_listens(port):
+            _taken.add(port)
+            return port
+    raise RuntimeError(f"no free port between {_LOWEST} and {_HIGHEST}")
+
+
+def _nothing_listens(port: int) -> bool:
+    # All addresses, not only loopback: Docker publishes on all of them.
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("0.0.0.0", port))
+        except OSError:
+            return False
+    return True
+
+
+class Child:
+    """A command that can be started, signalled by its process id, and started again.
+
+    Output of every start is appended to `log`. `env` is the whole environment, not an addition.
+    """
+
+    def __init__(
+        self, command: Sequence[str], *, env: Mapping[str, str], cwd: Path, log: Path
+    ) -> None:
+        self.command = list(command)
+        self.env = dict(env)
+        self.cwd = cwd
+        self.log = log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process id; raises RuntimeError before the first start."""
+        return self._started().pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs or before it started."""
+        return None if self._process is None else self._process.poll()
+
+    @property
+    def running(self) -> bool:
+        """Whether the process exists (a frozen one does)."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start the command; raises OSError if that is impossible."""
+        if self.running:
+            raise RuntimeError(f"{self.command[0]} runs already, as process {self.pid}")
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self.command,
+                env=self.env,
+                cwd=self.cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C on the terminal is for us: we then end the child in order.
+                start_new_session=True,
+            )
+
+    def signal(self, number: int) -> None:
+        """Send a signal; does nothing to a process that has ended."""
+        self._started().send_signal(number)
+
+    def pause(self) -> None:
+        """Freeze the process with SIGSTOP; returns when the kernel has stopped it."""
+        self.signal(signal.SIGSTOP)
+        # A stop is delivered asynchronously: without this a frozen process could still send.
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def resume(self) -> None:
+        """Let a frozen process go on."""
+        self.signal(signal.SIGCONT)
+
+    def terminate(self, timeout_s: float = _TERMINATE_TIMEOUT_S) -> int:
+        """Ask it to end (SIGTERM) and return its exit code.
+
+        Kills it after `timeout_s` and raises TimeoutError.
+        """
+        process = self._started()
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGCONT)  # a frozen process would never see the request
+        try:
+            return process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise TimeoutError(
+                f"{self.command[0]} had not ended {timeout_s:g} s after SIGTERM"
+            ) from None
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL) and wait until it is gone."""
+        process = self._started()
+        process.kill()
+        process.wait()
+
+    def output(self) -> str:
+        """Everything it has written so far."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise RuntimeError(f"{self.command[0]} has not been started")
+        return self._process
+
+
+def resident_bytes(pid: int) -> int:
+    """Return a process's resident size (proc(5), VmRSS)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
+    if found is None:
+        raise ProcessLookupError(f"process {pid} has no resident size: it has ended")
+    return 1024 * int(found[1])
+
+
+def run_tool(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
+    """Run a command and return its output; raises CommandFailedError, also after 60 s."""
+    try:
+        result = subprocess.run(
+            list(command),
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_TOOL_TIMEOUT_S,
+            check=False,
+        )
+    except (subprocess.TimeoutExpired, OSError) as error:
+        raise CommandFailedError(f"{command[0]}: {error}") from error
+    if result.returncode != 0:
+        raise CommandFailedError(f"{' '.join(command)}: {result.stdout}{result.stderr}")
+    return result.stdout
+
+
+class ServerProcess(Child):
+    """A server as a child process; a helper process (epmd) may live beside it.
+
+    All of its files are in `home`, the data in a directory of their own.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        home: Path,
+        helper: Child | None = None,
+    ) -> None:
+        super().__init__(command, env=env, cwd=home, log=home / "server.log")
+        self._data, self._helper = home / "data", helper
+        self.address, self.workplace = "127.0.0.1", PurePath(home)
+
+    def stop(self) -> None:
+        """Ask the server to end; raises TimeoutError after 30 s, having killed it."""
+        self.terminate(_STOP_TIMEOUT_S)
+
+    def erase(self) -> None:
+        """Remove its data directory."""
+        shutil.rmtree(self._data, ignore_errors=True)
+
+    def replace(self, made: PurePath) -> None:
+        """Put another directory in place of its data."""
+        self.erase()
+        Path(made).rename(self._data)
+
+    def run(self, command: Sequence[str]) -> str:
+        """Run a tool with the server's own environment; raises CommandFailedError."""
+        return run_tool(command, self.env)
+
+    def close(self) -> None:
+        """End the server and its helper; the directory belongs to whoever made it."""
+        try:
+            if self.running:
+                self.stop()
+        finally:
+            if self._helper is not None:
+                self._helper.kill()
+
+
+def rabbitmq_process(home: Path, amqp_port: int, management_port: int) -> ServerProcess:
+    """Prepare a broker in a directory; it is not started yet, but its epmd is."""
+    env = _rabbitmq_environment(home, epmd_port=free_port())
+    _write_rabbitmq_files(home, amqp_port, management_port)
+    # rabbitmq-server becomes the Erlang VM itself only when it believes that a shell is wanted;
+    # then a signal to our child is a signal to the VM. -noinput takes that shell away again.
+    return ServerProcess(
+        [str(RABBITMQ_BIN / "rabbitmq-server"), "-noinput"],
+        env={**env, "RABBITMQ_ALLOW_INPUT": "true"},
+        home=home,
+        helper=_start_epmd(home, env),
+    )
+
+
+def _rabbitmq_environment(home: Path, epmd_port: int) -> dict[str, str]:
+    # Everything has a place of its own: a broker that the machine runs already, and its settings
+    # in /etc/rabbitmq, neither disturb this one nor notice it.
+    return {
+        "PATH": f"{RABBITMQ_BIN}:/usr/local/bin:/usr/bin:/bin",
+        "LANG": "C.UTF-8",
+        "HOME": str(home),
+        "ERL_INETRC": str(home / "inetrc"),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "ERL_EPMD_PORT": str(epmd_port),
+        "RABBITMQ_NODENAME": f"harness-{secrets.token_hex(4)}@localhost",
+        "RABBITMQ_DIST_PORT": str(free_port()),
+        "RABBITMQ_CONF_ENV_FILE": str(home / "env.conf"),
+        "RABBITMQ_CONFIG_FILE": str(home / "rabbitmq.conf"),
+        "RABBITMQ_ADVANCED_CONFIG_FILE": str(home / "advanced.config"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "enabled_plugins"),
+        "RABBITMQ_MNESIA_BASE": str(home / "data"),
+        "RABBITMQ_LOG_BASE": str(home / "log"),
+        "RABBITMQ_LOGS": "-",
+        "RABBITMQ_PID_FILE": str(home / "pid"),
+        **RABBITMQ_ENVIRONMENT,
+    }
+
+
+def _write_rabbitmq_files(home: Path, amqp_port: int, management_port: int) -> None:
+    (home / "env.conf").touch()
+    # Names from the file alone: the native way starts resolver processes, which a SIGKILL orphans.
+    (home / "inetrc").write_text(
+        '{host, {127,0,0,1}, ["localhost"]}.\n{lookup, [file]}.\n',
+    )
+    (home / "enabled_plugins").write_text("[rabbitmq_management].\n")
+    (home / "rabbitmq.conf").write_text(
+        f"listeners.tcp.1 = 127.0.0.1:{amqp_port}\n"
+        "management.tcp.ip = 127.0.0.1\n"
+        f"management.tcp.port = {management_port}\n"
+    )
+    cookie = home / ".erlang.cookie"
+    cookie.write_text(secrets.token_hex(16))
+    cookie.chmod(0o400)  # Erlang refuses a cookie that others can read
+
+
+def _start_epmd(home: Path, env: Mapping[str, str]) -> Child:
+    """Start the port mapper in the foreground, as our child.
+
+    The Erlang VM would otherwise start one as a daemon, which outlives the VM.
+    """
+    port = env["ERL_EPMD_PORT"]
+    epmd = Child(
+        ["epmd", "-port", port, "-address", env["ERL_EPMD_ADDRESS"]],
+        env=env,
+        cwd=home,
+        log=home / "epmd.log",
+    )
+    epmd.start()
+    try:
+        eventually(lambda: _connect(int(port)), 10, also=(OSError,))
+    except OSError:
+        epmd.kill()
+        raise
+    return epmd
+
+
+def _connect(port: int) -> None:
+    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+
+
+def etcd_process(home: Path, port: int, flags: Sequence[str]) -> ServerProcess:
+    """Prepare an etcd node in a directory with more `flags`; it is not started yet."""
+    client, peer = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{free_port()}"
+    command = [
+        "etcd",
+        "--name=harness",
+        f"--data-dir={home / 'data'}",
+        f"--listen-client-urls={client}",
+        f"--advertise-client-urls={client}",
+        f"--listen-peer-urls={peer}",
+        f"--initial-advertise-peer-urls={peer}",
+        f"--initial-cluster=harness={peer}",
+        *flags,
+    ]
+    path = os.environ.get("PATH", os.defpath)
+    env = {"PATH": path, "ETCDCTL_ENDPOINTS": client, **ETCD_ENVIRONMENT}
+    return ServerProcess(command, env=env, home=home)
+
+
+def ensure_installed() -> None:
+    """Install whichever of the packages are missing, if we are root.
+
+    Raises ServersUnavailableError if we may not, or if the installation fails.
+    """
+    missing = _missing()
+    if not missing:
+        return
+    names = " ".join(missing)
+    if os.geteuid() != 0 or shutil.which("apt-get") is None:
+        raise ServersUnavailableError(
+            f"Docker does not answer, and these packages are missing: {names}. Start Docker, or "
+            f"run `sudo apt-get install {names}` (Debian 13)."
+        )
+    print(f"installing {names} with apt-get (Docker does not answer)", file=sys.stderr, flush=True)
+    with _no_service_start():
+        _apt_get("update", "-qq")
+        _apt_get("install", "-y", "-qq", "--no-install-recommends", *missing)
+    if still := _missing():
+        raise ServersUnavailableError(f"apt-get ended well, but {' '.join(still)} is still missing")
+
+
+def _missing() -> list[str]:
+    return [name for name, program in _PROGRAMS.items() if shutil.which(program) is None]
+
+
+def _apt_get(*arguments: str) -> None:
+    result = subprocess.run(
+        ["apt-get", *arguments],
+        env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode != 0:
+        reason = (result.stderr.strip() or result.stdout.strip()).splitlines()[-1:]
+        raise ServersUnavailableError(f"apt-get {arguments[0]} failed: {' '.join(reason)}")
+
+
+@contextmanager
+def _no_service_start() -> Iterator[None]:
+    """Keep the packages from starting their servers on the standard ports.
+
+    Debian Policy, "Running initscripts": a policy-rc.d that exits 101 forbids it. One that is
+    there already belongs to the administrator and stays.
+    """
+    if _POLICY.exists():
+        yield
+        return
+    _POLICY.write_text("#!/bin/sh\nexit 101\n")
+    _POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        _POLICY.unlink(missing_ok=True)
