@@ -56,7 +56,7 @@ typecheck: $(READY) ## Check the code's types, strictly
 	MYPYPATH=$(subst $(space),:,$(IMAGES)) $(BIN)/mypy
 
 unit-test: $(READY) ## Run the tests that need no server, with 1,000 simulated runs
-	$(BIN)/pytest -n auto --dist loadgroup
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # They wait more than they compute: several at once, each process of pytest with servers of its own.
 SIDE_BY_SIDE := -n 4 --dist worksteal

@@ -118,7 +118,8 @@ def test_its_own_tests_pass_and_pytest_finds_them_by_itself(made: Path) -> None:
 def test_make_sets_it_up_and_tests_and_types_it(made: Path) -> None:
     out = make(made, "--dry-run", "setup", "unit-test", "typecheck", "lock").stdout
     assert f"-e ./{NAME}" in out
-    assert re.search(r"/pytest$", out, re.MULTILINE), "a test's place is in pytest's settings"
+    options = "-n auto --dist loadfile --no-loadscope-reorder"
+    assert f"/pytest {options}\n" in out, "a test's place is in pytest's settings"
     assert re.search(rf"MYPYPATH=\S*\b{NAME}\b.* .*mypy$", out, re.MULTILINE)
     assert f"-o {NAME}/requirements.lock" in out
 
