@@ -332,3 +332,11 @@ def test_a_clock_that_is_off_is_a_warning(ahead_s: int | None, level: str, says:
     finding = clock("etcd", date, NOW_S)
     assert finding.level == level
     assert says in finding.what
+
+
+def test_a_retry_queue_that_the_settings_do_not_name_is_told(operator: Operator) -> None:
+    """Whether a handler uses its delay is not to be seen from here."""
+    operator.queues.append({"name": "order.retry.5m", "type": "quorum", "arguments": {}})
+    ran = operator.run("doctor", "order")
+    assert "unknown  order.retry.5m: RETRY_DELAYS does not have its delay" in ran.out
+    assert ran.code == 0

@@ -285,9 +285,16 @@ def _queues(
         ]
         fine = f"its {len(expected)} queues are as they should be"
         yield from faults or [Finding(OK, name, fine)]
+        there = found.facts.keys() & set(found.retries(name, settings).values())
+        yield from map(_retries_of_others, sorted(there - expected.keys()))
         if bindings is not None:
             yield _binding(name, bindings)
         yield _consumer_timeout(name, found.facts[name], policies, longest_call_s)
+
+
+def _retries_of_others(queue: str) -> Finding:
+    what = "RETRY_DELAYS does not have its delay; a handler's retry_delays may"
+    return Finding(UNKNOWN, queue, what, "if none does, delete it once it is empty")
 
 
 _WITHOUT = {
