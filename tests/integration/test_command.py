@@ -60,6 +60,44 @@ def ids(command: Command, *arguments: str) -> list[str]:
     return [letter["id"] for letter in found["letters"]]
 
 
+# find and remove
+
+
+def test_an_event_is_found_wherever_it_is(rig: Rig, command: Command) -> None:
+    rig.start("order")
+    rig.start("notify", NOTIFY_URL=f"http://127.0.0.1:{free_port()}/", RETRY_DELAYS="60s")
+    assert command.run("find", "1").code == 1
+    command.run("publish", ONE)
+    becomes(lambda: rig.statsd.count("notifications_retried"), 1)
+    becomes(lambda: rig.store.done("order"), {"1"})
+    park(rig.servers, ONE, reason="failed", error="KeyError: 'EUR'")
+    ran = command.run("find", "1", RETRY_DELAYS="60s")
+    assert ran.code == 0, ran
+    waits, released, *order = sorted(ran.out.splitlines(), key=lambda line: "order" in line)
+    assert released.startswith("notify: waits in notify.retry.60s for its next attempt, after 1:")
+    assert waits.startswith("notify: released")
+    assert [line.partition(",")[0].partition(" for ")[0] for line in order] == [
+        "order: done",
+        "order: a dead letter: failed: KeyError: 'EUR'",
+    ]
+    # Nothing was taken away by looking.
+    assert command.run("find", "1", RETRY_DELAYS="60s").out.count("\n") == len(order) + 2
+
+
+def test_a_service_that_is_given_up_is_removed(rig: Rig, command: Command) -> None:
+    service = rig.start("order")
+    refused = command.run("remove", "order", "--yes")
+    assert (refused.code, "order is running" in refused.err) == (1, True)
+    service.terminate()
+    command.run("publish", ONE)
+    idle = command.run("status", "order")
+    assert (idle.code, "order has no consumer" in idle.out) == (1, True)
+    ran = command.run("remove", "order", "--yes")
+    assert ran.code == 0
+    assert "order deleted, with 1 message\n" in ran.out
+    assert not [name for name in rig.broker.queues() if name.startswith("order")]
+
+
 # publish
 
 
@@ -68,7 +106,7 @@ def test_published_events_are_processed_and_shown(rig: Rig, command: Command) ->
     rig.start("order", HEALTH_PORT=str(port))
     lines = "\n".join(json.dumps(event) for event in orders(2_500))
     ran = command.run("publish", "-", stdin=lines)
-    assert (ran.code, ran.out.split(";")[0]) == (0, "2,500 events confirmed")
+    assert (ran.code, ran.out) == (0, "2,500 events confirmed\n")
     assert command.json("publish", ONE, OTHER_BODY) == {"confirmed": 2}
     becomes(lambda: rig.statsd.count("orders_processed"), 2_501)
     becomes(lambda: rig.statsd.count("orders_conflicted"), 1)
@@ -177,7 +215,9 @@ def test_a_claim_is_forgotten_by_force_alone(rig: Rig, command: Command) -> None
     claim = records.encode(records.CLAIMED, "1:00", "a" * 32 + "/1/1", "2026-01-01T00:00:00+00:00")
     lease = rig.servers.etcd.ctl("lease", "grant", "300").split()[1]
     rig.servers.etcd.ctl("put", f"--lease={lease}", "/service/notify/1", claim.decode())
-    assert command.json("status", "notify")["services"]["notify"]["states"]["claimed"] == 1
+    seen = command.run("status", "notify", "--json")
+    assert seen.code == 1  # It has no queue.
+    assert json.loads(seen.out)["services"]["notify"]["states"]["claimed"] == 1
     refused = command.run("forget", "notify", "1", "--yes")
     assert refused.code == 1
     assert "its replica aaaaaaaa has claimed it for another" in refused.err
@@ -247,7 +287,7 @@ def test_what_is_replayed_has_none_of_our_headers_and_all_of_its_own(
     assert message.body.decode() == ONE
     assert {
         name: value for name, value in message.headers.items() if name != "x-delivery-count"
-    } == {"x-trace": "t-1"}
+    } == {"x-trace": "t-1", "x-replays": 1}
 
 
 def test_what_may_be_replayed_is_and_what_may_not_stays_where_it_was(

@@ -201,7 +201,15 @@ class Broker:
 
     def _take_all(self, queue: str) -> Iterator[Message]:
         with self._channel() as channel, _absence(queue):
-            while ready := channel.queue_declare(queue, passive=True).method.message_count:
+            while True:
+                ready = channel.queue_declare(queue, passive=True).method.message_count
+                if not ready:
+                    # The count of a queue that has just been recovered lags behind.
+                    method, properties, body = channel.basic_get(queue, auto_ack=True)
+                    if method is None:
+                        return
+                    yield Message(body, properties.headers or {}, method.routing_key)
+                    continue
                 ready = min(ready, _PREFETCH_AT_MOST)
                 # No more is sent than is taken, so that nothing is requeued.
                 channel.basic_qos(prefetch_count=ready)
