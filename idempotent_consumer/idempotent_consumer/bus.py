@@ -38,7 +38,7 @@ ASKED_EVERY_S, ANSWERS_WITHIN_S = 2.0, 5.0
 """How often one broker of several is asked whether it has a majority, and how long its answer may
 take: longer than the others need to elect a leader when one of them is lost."""
 
-LAST_ACKS_S = 0.25
+LAST_ACKS_S = 0.5
 """RabbitMQ hands acks on to a quorum queue 32 at a time, and forgets those that still wait for
 their turn when their channel closes: so long is waited before that."""
 

@@ -41,7 +41,7 @@ FINISH_WITHIN_S = 7.0
 LAG_WARNING_S = 1.0
 """A loop that was blocked for so long is warned about: once, and again when it is twice as long."""
 
-_CLOSE_WITHIN_S = 1.5
+_CLOSE_WITHIN_S = 2.0
 _EXIT_WITHIN_S = 9.5
 _TICK_S = 0.02
 

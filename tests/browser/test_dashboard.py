@@ -109,7 +109,7 @@ def test_the_graphs_show_the_counts_of_the_run(dashboard: Dashboard) -> None:
     assert arrived == dict.fromkeys(NOUNS, EVENTS + REPEATED)
     assert set(commit_ms) == set(handle_ms) == NOUNS
     assert min(map(min, (*commit_ms.values(), *handle_ms.values()))) > 0
-    assert set(rare) == {"retried: 0", "parked: 0", "returned: 0"}
+    assert set(rare) == {"retried: 0", "parked: 0", "returned: 0", "breakers open: 0"}
 
 
 def test_pictures_are_taken(

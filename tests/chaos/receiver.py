@@ -55,6 +55,8 @@ class Receiver:
         self._lock = threading.Lock()
         self._calls: list[Call] = []
         self._failures: dict[str, int | None] = {}
+        self.down = False
+        """Whether every call is answered with 500."""
         self._open = True
         self._held_key: str | None = None
         self._dripped_key: str | None = None
@@ -147,7 +149,7 @@ class Receiver:
         with self._lock:
             self._calls.append(call)
             left = self._failures.get(key, 0)
-            status = 500 if left is None or left > 0 else 204
+            status = 500 if self.down or left is None or left > 0 else 204
             if left:
                 self._failures[key] = left - 1
         gone = self._drip(caller) if self._dripped_key == key else self._wait(call, caller)

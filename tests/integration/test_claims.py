@@ -14,17 +14,18 @@ from chaos.checks import (
     throughout,
     true,
 )
-from chaos.durations import lasting, often, quick
+from chaos.durations import lasting, often, quick, rate
 from chaos.load import ids, order, orders, repeated
 from chaos.network import port_of
 from chaos.proxy import Proxy, relay
 from chaos.receiver import Call, Receiver, account, listen_http, lost_claims
 from chaos.rig import Rig
-from chaos.trial import StartTrial, Trial
+from chaos.trial import RECOVERY_TIMEOUT_S, StartTrial, Trial
+from idempotent_consumer.calls import LONGEST_PROBE_S
 from servers.etcd import Store
 from servers.servers import Servers
 from servers.services import Service
-from servers.wait import eventually
+from servers.wait import eventually, lasts
 
 RATE_PER_S = 100
 CALLS_AT_ONCE = 100
@@ -87,6 +88,39 @@ def test_replicas_killed_in_mid_call(trial: StartTrial, receiver: Receiver, kill
         assert last == ["claimed", "done"]
         assert lost == ["claimed", "gone"] * (len(lost) // 2)
         assert calls <= 1 + len(lost) // 2, "a call without a claim of its own"
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seconds", [quick(5), *lasting(30, 600)])
+def test_a_receiver_that_is_down(trial: StartTrial, receiver: Receiver, seconds: float) -> None:
+    """Circuit breakers open: nothing is parked, few calls are made, all once it is back.
+
+    One of two replicas is killed meanwhile; another in its place opens its own.
+    """
+    attempt = trial("notify: receiver down", service="notify")
+    open_breaker = "circuit breaker of new_order"
+    replicas = [start(attempt, receiver, name) for name in ("p0", "p1")]
+    with attempt.load(min(RATE_PER_S, rate(seconds))) as load:
+        attempt.works(100)
+        receiver.down = True
+        for replica in replicas:
+            eventually(partial(not_ready, replica, open_breaker))
+        attempt.fired()
+        called = len(receiver.calls)
+        lasts(seconds / 2)
+        replicas.pop().kill()
+        replicas.append(start(attempt, receiver, "p2"))
+        eventually(partial(not_ready, replicas[-1], open_breaker))
+        # Those that open the breaker of the new one, and probes: one after 1, 2, 4, … 30 s.
+        assert len(receiver.calls) - called <= CALLS_AT_ONCE + 2 * (6 + seconds / 30)
+        lasts(seconds / 2)
+        assert load.running
+        receiver.down = False
+        attempt.recovers(LONGEST_PROBE_S + RECOVERY_TIMEOUT_S)
+        for replica in replicas:
+            replica.wait_ready(LONGEST_PROBE_S + RECOVERY_TIMEOUT_S)
+        attempt.works()
+    attempt.judge(at_least=100, drained_within_s=300)
 
 
 @pytest.mark.timeout(300)
