@@ -1,5 +1,6 @@
 """Child processes: any command, and RabbitMQ and etcd from Debian's packages, without Docker."""
 
+import fcntl
 import os
 import random
 import re
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
@@ -29,6 +31,7 @@ _PROGRAMS = {
     "etcd-server": "etcd",
     "etcd-client": "etcdctl",
 }
+_INSTALLS = Path(tempfile.gettempdir()) / f"servers-installed-by-{os.getuid()}"
 _POLICY = Path("/usr/sbin/policy-rc.d")
 
 ETCD_ENVIRONMENT = {"GOGC": "50"}
@@ -351,7 +354,13 @@ def ensure_installed() -> None:
 
     Raises ServersUnavailableError if we may not, or if the installation fails.
     """
-    missing = _missing()
+    with _INSTALLS.open("w") as lock:
+        # Tests run side by side: one of their processes installs, and the others wait for it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _install(_missing())
+
+
+def _install(missing: Sequence[str]) -> None:
     if not missing:
         return
     names = " ".join(missing)
