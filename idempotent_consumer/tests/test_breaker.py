@@ -266,10 +266,10 @@ def test_a_rejected_event_is_parked_at_once(world: World, receiver: Receiver, pu
 
     process = world.start(Handler(refuse) if pure else receiver.handler)
     process.deliver(body("1"))
-    (letter,) = process.parked
-    assert letter.properties.headers["x-reason"] == "rejected"
-    assert letter.properties.headers["x-error"] == "Reject: no such customer"
-    assert "x-attempts" not in letter.properties.headers
+    headers = [letter.properties.headers for letter in process.parked]
+    assert [each["x-reason"] for each in headers] == ["rejected"]
+    assert headers[0]["x-error"] == "Reject: no such customer"
+    assert "x-attempts" not in headers[0]
     assert process.counts()["rejected"] == 1
     assert len(process.logged("parked: its handler rejected it")) == 1
 
