@@ -6,9 +6,9 @@ import asyncio
 import inspect
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -91,8 +91,10 @@ class Returned(NamedTuple):
 class Calls:
     """Runs handlers, and turns whatever they return or raise into what can be recorded.
 
-    Of those that are claimed it calls ``at_once`` at the most. ``clock`` returns seconds, on any
-    thread, by the clock of the event loop.
+    Of those that are claimed it calls ``at_once`` at the most. A ``slot`` is taken before the claim
+    and kept until the record has taken the claim's place, so that a process that dies leaves no
+    more claims behind than it has slots. ``clock`` returns seconds, on any thread, by the clock of
+    the event loop.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class Calls:
     ) -> None:
         self._service, self._ledger, self._log = service, ledger, log
         self._clock, self._threads = clock, threads
-        self._slots = asyncio.Semaphore(at_once)
+        self.slot = asyncio.Semaphore(at_once)
         self._own_slots: dict[Handler, asyncio.Semaphore] = {}
         self.end_by_s = math.inf
         """No call starts that might not have ended by then, by the loop's clock."""
@@ -166,19 +168,13 @@ class Calls:
         effects = check_effects(returned, self._service, event.id)  # type: ignore[arg-type]
         return effects, self._ledger.why_never(effects) or ""
 
-    @asynccontextmanager
-    async def slot(self, handler: Handler) -> AsyncIterator[None]:
-        """Take a slot for a call, of its handler's where that has a bound of its own.
-
-        It is taken before the claim and kept until the record has taken the claim's place, so
-        that a process that dies leaves no more claims behind than it has slots.
-        """
-        async with AsyncExitStack() as taken:
-            if handler.at_once is not None:
-                own = self._own_slots.setdefault(handler, asyncio.Semaphore(handler.at_once))
-                await taken.enter_async_context(own)
-            await taken.enter_async_context(self._slots)
-            yield
+    def own_slot(self, handler: Handler) -> AbstractAsyncContextManager[None]:
+        """Return the slot that a handler with a bound of its own takes before the common one."""
+        if handler.at_once is None:
+            return nullcontext()
+        if handler not in self._own_slots:
+            self._own_slots[handler] = asyncio.Semaphore(handler.at_once)
+        return self._own_slots[handler]
 
     def has_time(self, handler: Handler, claim_remaining_s: float = math.inf) -> bool:
         """Return whether a call can last as long as it may before its claim or this process ends.
@@ -234,6 +230,7 @@ class Breaker:
         self._health, self._tally, self._log = run.health, run.tally, run.log
         self._in_a_row, self._wait_s, self._due = 0, FIRST_PROBE_S, False
         self._probe: object | None = None
+        self._timer: asyncio.Task[None] | None = None
         self.is_open = False
         self.held: deque[Any] = deque()
 
@@ -253,6 +250,8 @@ class Breaker:
         if not self.is_open:
             return
         self._say(False)
+        if self._timer is not None:
+            self._timer.cancel()  # It would cut short the first wait of the next time.
         self._log.info(
             "circuit breaker closed: a call succeeded", type=self._type, held=len(self.held)
         )
@@ -272,11 +271,10 @@ class Breaker:
                 failures=self._in_a_row,
                 error=error,
             )
-            self._wait_s = FIRST_PROBE_S
-            self._tasks.create_task(self._send_probe_later())
+            self._send_probe_after(FIRST_PROBE_S)
         elif flight is self._probe:
-            self._probe, self._wait_s = None, min(2 * self._wait_s, LONGEST_PROBE_S)
-            self._tasks.create_task(self._send_probe_later())
+            self._probe = None
+            self._send_probe_after(min(2 * self._wait_s, LONGEST_PROBE_S))
         return self.is_open
 
     def passed(self, flight: object) -> None:
@@ -284,9 +282,13 @@ class Breaker:
         if flight is self._probe:
             self._send_probe()
 
-    async def _send_probe_later(self) -> None:
-        await asyncio.sleep(self._wait_s)
-        self._send_probe()
+    def _send_probe_after(self, wait_s: float) -> None:
+        async def send() -> None:
+            await asyncio.sleep(wait_s)
+            self._send_probe()
+
+        self._wait_s = wait_s
+        self._timer = self._tasks.create_task(send())
 
     def _send_probe(self) -> None:
         """Let the next event that is held be called, or the first that comes."""

@@ -315,7 +315,7 @@ class Consumer:
         circuit breaker is open it is held instead, and later goes on in another coroutine.
         """
         breaker = self._breakers[flight.event.type]
-        async with self._calls.slot(flight.handler):
+        async with self._calls.own_slot(flight.handler), self._calls.slot:
             if breaker.admits(flight):
                 ended = await self._claim_and_call_now(flight, ask, breaker)
                 breaker.passed(flight)
@@ -516,16 +516,14 @@ def decide(  # noqa: PLR0911 - one table, read from top to bottom
     """
     ask, found = answer.ask, answer.found
     if answer.landed:
-        return StartOver() if held and ask.kind is Kind.RELEASE else _landed(answer)
+        return _landed(answer, held)
     if ask.kind is not Kind.LOOK and ask.expect == (found.value if found else None):
         raise ValueError(f"{ask.kind.name} was refused although its record is as it expects it")
     if published and (found is None or found.state in (CLAIMED, RELEASED)):
         return StartOver()
     if found is None or found.state == RELEASED:
         nothing_to_do = ask.kind in (Kind.LOOK, Kind.RELEASE)
-        if nothing_to_do:
-            return StartOver() if held else Fail()
-        return Again(found.value if found else None)
+        return _failed(held) if nothing_to_do else Again(found.value if found else None)
     if found.state in (DONE, PUBLISHING) and found.digest != ask.digest:
         return Conflict(found.digest)
     if found.state == DONE:
@@ -538,7 +536,11 @@ def decide(  # noqa: PLR0911 - one table, read from top to bottom
     return Wait()
 
 
-def _landed(answer: Answer) -> Action:
+def _failed(held: bool) -> Action:
+    return StartOver() if held else Fail()
+
+
+def _landed(answer: Answer, held: bool) -> Action:
     ask = answer.ask
     match ask.kind:
         case Kind.RECORD:
@@ -548,6 +550,6 @@ def _landed(answer: Answer) -> Action:
         case Kind.CLAIM:
             return Call(ask.value, answer.lease)
         case Kind.RELEASE:
-            return Fail()
+            return _failed(held)
         case Kind.LOOK:
             raise ValueError("a look changes nothing, so it cannot land")

@@ -154,6 +154,32 @@ def test_it_opens_again_with_the_shortest_wait(world: World, receiver: Receiver)
     assert receiver.ids == ["again 0", "again 1", "again 2", "again 2"]
 
 
+def test_a_breaker_that_opens_again_at_once_waits_as_long_as_the_first_time(world: World) -> None:
+    """What was to end the wait of the first time ends none of the second."""
+    ends, receiver = dict[str, asyncio.Future[None]](), Receiver(world)
+
+    async def call(event: Event, timeout_s: float) -> None:
+        if event.id == "slow":
+            await ends.setdefault(event.id, asyncio.get_running_loop().create_future())
+        else:
+            await receiver.call(event, timeout_s)
+
+    settings = replace(SETTINGS, breaker_failures=1, retry_delays=(("1h", 3600),))
+    process = world.start(Handler(call, 5.0), settings=settings)
+    process.deliver(body("slow"), body("1"))
+    process.advance(0.6)
+    process.loop.call_soon(ends["slow"].set_result, None)
+    receiver.down = None
+    process.loop.run_until_idle()
+    assert process.running.health.missing == {}
+    receiver.down, receiver.calls = DOWN, []
+    process.deliver(body("2"))
+    process.advance(FIRST_PROBE_S - 0.1)
+    assert receiver.ids == ["2"]
+    process.advance(0.2)
+    assert receiver.ids == ["2", "2"]
+
+
 def test_an_event_that_comes_when_a_probe_is_due_is_the_probe(
     world: World, receiver: Receiver
 ) -> None:
