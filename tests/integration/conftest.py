@@ -7,6 +7,7 @@ import pytest
 from chaos.acks import AckAudit, audit_acks
 from chaos.checks import StartService
 from chaos.durations import MINUTES, SEED
+from chaos.receiver import Receiver, listen_http
 from chaos.rig import Rig
 from chaos.table import table
 from chaos.trial import Result, StartTrial, Trial
@@ -46,6 +47,13 @@ def acks(clean: Servers) -> Iterator[AckAudit]:
     """Stand between the services and the broker, and note each ack that comes too early."""
     with audit_acks(clean.rabbitmq, clean.etcd) as audit:
         yield audit
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """Give a receiver that takes a while for each call, so that faults fall into calls."""
+    with listen_http(latency_s=0.05) as running:
+        yield running
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 
-from cluster.node import Node
+from servers.containers import Container
 from servers.processes import free_port, run_tool
 from servers.servers import Etcd, RabbitMQ, Servers, image
 
@@ -47,17 +47,17 @@ def container(
     mounts: tuple[str, ...] = (),
     command: tuple[str, ...] = (),
     hostname: str = "server",
-) -> Iterator[Node]:
+) -> Iterator[Container]:
     """Create a container with {port in it: port on this machine}, and remove it in the end."""
-    node = Node(f"test-{token_hex(4)}", "server", "127.0.0.1")
+    server = Container(f"test-{token_hex(4)}")
     published = [f"--publish=127.0.0.1:{outside}:{inside}" for inside, outside in ports.items()]
     volumes = [f"--volume={mount}" for mount in mounts]
-    named = (f"--name={node.container}", f"--hostname={hostname}")
+    named = (f"--name={server.name}", f"--hostname={hostname}")
     run_tool(["docker", "create", *named, *published, *volumes, image_name, *command])
     try:
-        yield node
+        yield server
     finally:
-        run_tool(["docker", "rm", "--force", "--volumes", node.container])
+        run_tool(["docker", "rm", "--force", "--volumes", server.name])
 
 
 class Brokers:

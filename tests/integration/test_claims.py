@@ -18,7 +18,7 @@ from chaos.durations import lasting, often, quick, rate
 from chaos.load import ids, order, orders, repeated
 from chaos.network import port_of
 from chaos.proxy import Proxy, relay
-from chaos.receiver import Call, Receiver, account, listen_http, lost_claims
+from chaos.receiver import Call, Receiver, account, lost_claims
 from chaos.rig import Rig
 from chaos.trial import RECOVERY_TIMEOUT_S, StartTrial, Trial
 from idempotent_consumer.calls import LONGEST_PROBE_S
@@ -31,13 +31,6 @@ RATE_PER_S = 100
 CALLS_AT_ONCE = 100
 LEASE_S = 15
 TAKEN_OVER = ["claimed", "gone", "claimed", "done"]
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    """Give a receiver that takes a while for each call, so that faults fall into calls."""
-    with listen_http(latency_s=0.05) as running:
-        yield running
 
 
 @pytest.fixture

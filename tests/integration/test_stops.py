@@ -24,7 +24,7 @@ from chaos.durations import often, quick
 from chaos.load import ids, order, orders
 from chaos.network import port_of
 from chaos.proxy import Proxy, relay
-from chaos.receiver import Receiver, account, listen_http
+from chaos.receiver import Receiver, account
 from chaos.rig import Rig
 from chaos.trial import StartTrial
 from servers.broker import Depth
@@ -78,13 +78,6 @@ def interrupt(service: Service) -> int:
     """Send SIGINT, and return the exit code."""
     service.interrupt()
     return service.wait_end(WITHIN_S)
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    """Give a receiver that takes a while for each call, so that signals fall into calls."""
-    with listen_http(latency_s=0.05) as running:
-        yield running
 
 
 @pytest.fixture

@@ -280,10 +280,10 @@ def start_servers(*, kind: Kind | None = None, etcd_flags: Sequence[str] = ()) -
 
 
 @contextmanager
-def start_etcd(kind: Kind, *flags: str, quota_bytes: int = 8 << 30) -> Iterator[Etcd]:
+def start_etcd(kind: Kind, *flags: str) -> Iterator[Etcd]:
     """Start an etcd node beside those that there are, and leave nothing behind."""
     with ExitStack() as stack:
-        etcd = _prepare_etcd(stack, kind, (f"--quota-backend-bytes={quota_bytes}", *flags))
+        etcd = _prepare_etcd(stack, kind, (f"--quota-backend-bytes={8 << 30}", *flags))
         etcd.start()
         yield etcd
 

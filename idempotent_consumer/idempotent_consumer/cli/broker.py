@@ -145,6 +145,11 @@ class Queues(NamedTuple):
         delays = dict.fromkeys([*dict(settings.retry_delays), *others])
         return {delay: prefix + delay for delay in delays}
 
+    def of(self, service: str, settings: Settings) -> list[str]:
+        """Return the names of all queues of a service, be they there or not."""
+        retries = self.retries(service, settings).values()
+        return [service, *retries, names.dead_letter_queue(service)]
+
 
 class Management:
     """The API at RABBITMQ_MANAGEMENT_URL, else where RABBITMQ_URL says, by its login.

@@ -63,8 +63,7 @@ def _queues(
 ) -> dict[str, Any]:
     """Return the event's messages in a service's queues, and the queues not looked into."""
     messages, skipped = list[dict[str, Any]](), dict[str, int]()
-    retries = known.retries(name, context.settings).values()
-    for queue in (name, *retries, names.dead_letter_queue(name)):
+    for queue in known.of(name, context.settings):
         depth = broker.depth(queue)
         if depth is None or not depth.ready:
             continue

@@ -209,11 +209,10 @@ def _cell(value: int | None) -> str:
 def _remove(arguments: argparse.Namespace, context: Context) -> Report:
     """Delete the queues of a service that does not run. Raises CommandError for one that does."""
     name, known = arguments.service, context.management().queues()
-    retries = known.retries(name, context.settings).values()
     with context.rabbitmq() as broker:
         depths = {
             queue: depth
-            for queue in (name, *retries, names.dead_letter_queue(name))
+            for queue in known.of(name, context.settings)
             if (depth := broker.depth(queue)) is not None
         }
     if not depths:

@@ -1,6 +1,6 @@
 """How throughput grows with replicas: a backlog worked off by 1, 2 and 3 of them, on the cluster.
 
-    .venv/bin/python -m benchmarks.scaling --rounds 3
+    .venv/bin/python -m benchmarks.replicas --rounds 3
 
 Run it by `make cluster-scaling`. Everything shares this machine, so what it shows for handlers that
 take no time is the machine's own limit; where handlers wait, replicas add up.
@@ -56,7 +56,7 @@ class Measured(NamedTuple):
 
 def main() -> int:
     """Measure each case, and print a line for the median of its rounds."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.replicas", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="how often (default: %(default)s)")
     rounds = parser.parse_args().rounds
     print(
