@@ -1,6 +1,7 @@
 """Servers keep data and ports through what a test does to them, and what it reads is true."""
 
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from servers.counters import GraphiteCounters, StatsdListener
 from servers.etcd import Change, EtcdClient, Store
 from servers.servers import Etcd, RabbitMQ, Server, Servers, start_etcd
 from servers.wait import eventually
+from servers.web import fetch_json
 
 DONE = b'{"state": "done"}'
 CLAIMED = b'{"state": "claimed"}'
@@ -313,3 +315,19 @@ def test_a_claimed_record_is_done_once_and_last() -> None:
         put(12, "c/reopened", CLAIMED),
     ]
     assert set(doubles(history, claimed=("c/",))) == {"c/twice", "c/reopened"}
+
+
+def test_an_answer_that_breaks_off_is_a_lost_connection() -> None:
+    """As of a server that is killed meanwhile: whoever asks again has to catch no more."""
+
+    def answer() -> None:
+        with listener.accept()[0] as client:
+            client.recv(4096)
+            client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=answer)
+        server.start()
+        with pytest.raises(OSError, match="IncompleteRead"):
+            fetch_json("GET", f"http://127.0.0.1:{listener.getsockname()[1]}/")
+        server.join()

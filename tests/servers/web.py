@@ -4,7 +4,7 @@ import base64
 import json
 import urllib.request
 from collections.abc import Mapping
-from http.client import HTTPResponse
+from http.client import HTTPException, HTTPResponse
 from typing import Any, cast
 
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -44,8 +44,11 @@ def fetch_json(
     timeout_s: float = 10.0,
 ) -> Any:
     """Send one request and return the decoded answer, None if it has no body; raises OSError."""
-    with open_json(
-        method, url, body, login=login, headers=headers, timeout_s=timeout_s
-    ) as response:
-        answer = response.read()
+    try:
+        with open_json(
+            method, url, body, login=login, headers=headers, timeout_s=timeout_s
+        ) as response:
+            answer = response.read()
+    except HTTPException as error:  # The server was killed in the middle of its answer.
+        raise ConnectionError(f"{url}: {error}") from error
     return json.loads(answer) if answer else None
