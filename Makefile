@@ -85,16 +85,11 @@ cluster-test: docker $(READY) ## Lose nodes of a RabbitMQ and an etcd cluster un
 cluster-scaling: docker $(READY) ## Measure how throughput grows with replicas on the cluster
 	$(BIN)/python -m benchmarks.replicas
 
-browser-test: docker chromium $(VENV)/browser demo-report.html ## See the dashboard and the last demo's report in Chromium: PICTURES=1 keeps them
+browser-test: docker chromium $(READY) demo-report.html ## See the dashboard and the last demo's report in Chromium: PICTURES=1 keeps them
 	BROWSER_PICTURES=$(PICTURES) $(BIN)/pytest tests/browser
 
 demo-report.html:
 	$(MAKE) demo
-
-# Only make browser-test needs what drives a browser.
-$(VENV)/browser: $(READY) tests/browser/requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r tests/browser/requirements.lock
-	@touch $@
 
 chromium:
 	@command -v chromedriver >/dev/null || \
@@ -117,18 +112,13 @@ bench-growth: $(READY) ## Measure start-up, memory and etcd with up to a million
 bench-steady: $(READY) ## Measure whether anything grows at full rate, into benchmarks/results: MINUTES=30
 	$(BIN)/python -m benchmarks steady --minutes $(or $(MINUTES),30)
 
-docs: $(VENV)/docs ## Build docs/build/html, with each link checked
+docs: $(READY) ## Build docs/build/html, with each link checked
 	$(BIN)/sphinx-build -q -W --keep-going -E -c docs . docs/build/html
 
-dist: $(VENV)/docs ## Build the library's wheel and sdist into dist, check them, and run the README's test on them
+dist: $(READY) ## Build the library's wheel and sdist into dist, check them, and run the README's test on them
 	rm -rf dist
 	DIST=dist $(BIN)/pytest tests/distribution
 	$(BIN)/twine check --strict dist/*
-
-# Only make docs and make dist need what turns pages into a site, and what checks a package.
-$(VENV)/docs: $(READY) docs/requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r docs/requirements.lock
-	@touch $@
 
 COMPOSE := docker compose -f docker-compose.yaml -f docker-compose.services.yaml
 CLUSTER := $(COMPOSE) -f docker-compose.cluster.yaml
@@ -145,13 +135,10 @@ up-cluster: docker ## Start three nodes of RabbitMQ and of etcd, and three repli
 down: ## Stop what up or up-cluster has started; the data stays in the volumes
 	$(CLUSTER) --profile example1 down
 
-LOCK := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
-        --no-header --no-annotate --no-emit-package idempotent-consumer
+LOCK := $(BIN)/python tools/lock.py
 
-lock: $(READY) ## Resolve the dependencies anew and pin them with hashes
-	$(LOCK) $(PROJECTS:%=%/pyproject.toml) --group pyproject.toml:dev -o requirements.lock
-	$(foreach project,$(IMAGES),$(LOCK) $(project)/pyproject.toml \
-	  -c requirements.lock -o $(project)/requirements.lock &&) true
-	$(LOCK) --group pyproject.toml:docs -c requirements.lock -o docs/requirements.lock
-	$(LOCK) --group pyproject.toml:browser -c requirements.lock -o tests/browser/requirements.lock
-	echo hatchling | $(LOCK) - -c requirements.lock -o build-requirements.lock
+lock: $(READY) ## Resolve the dependencies again and pin them with hashes
+	$(LOCK) requirements.lock $(PROJECTS:%=%/pyproject.toml) --group pyproject.toml:dev
+	$(foreach project,$(IMAGES),$(LOCK) $(project)/requirements.lock $(project)/pyproject.toml \
+	  -c requirements.lock &&) true
+	echo hatchling | $(LOCK) build-requirements.lock - -c requirements.lock

@@ -36,7 +36,7 @@ PYTEST = str(Path(sys.executable).with_name("pytest"))
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """Copy what it takes to make a service."""
-    leave_out = shutil.ignore_patterns("test_new_service.py", "__pycache__")
+    leave_out = shutil.ignore_patterns("test_new_service.py", "test_lock.py", "__pycache__")
     for path in NEEDED:
         source, target = REPOSITORY / path, tmp_path / path
         if source.is_dir():
@@ -121,7 +121,7 @@ def test_make_sets_it_up_and_tests_and_types_it(made: Path) -> None:
     options = "-n auto --dist loadfile --no-loadscope-reorder"
     assert f"/pytest {options}\n" in out, "a test's place is in pytest's settings"
     assert re.search(rf"MYPYPATH=\S*\b{NAME}\b.* .*mypy$", out, re.MULTILINE)
-    assert f"-o {NAME}/requirements.lock" in out
+    assert f"lock.py {NAME}/requirements.lock" in out
 
 
 def test_an_image_can_be_built_of_it(made: Path) -> None:
