@@ -43,7 +43,8 @@ def read_catalogue() -> list[Mutant]:
             one["name"],
             one["wrong"],
             one.get("suite", SIMULATION),
-            tuple(Edit(**edit) for edit in one["edit"]),
+            # One edit stands in the mutant itself.
+            tuple(Edit(edit["file"], edit["old"], edit["new"]) for edit in one.get("edit", [one])),
         )
         for file in FILES
         for one in tomllib.loads((here / file).read_text())["mutant"]
