@@ -154,14 +154,6 @@ def test_closing_a_channel_cancels_what_is_under_way_and_refuses_what_follows(
         client.loop.run_until_complete(client.put("key"))
 
 
-def test_what_was_sent_is_kept_with_its_process_member_and_metadata(client: Client) -> None:
-    client.outcome()
-    (call,) = client.etcd.calls
-    assert (call.method, call.loop, call.endpoint) == ("Txn", client.loop, "etcd:2379")
-    assert call.metadata == (("a", "b"),)
-    assert client.etcd.sent("Txn")[0].success[0].request_put.key == b"key"
-
-
 def events(replies: list[Any]) -> list[tuple[bytes, int, bytes]]:
     """Return what watch replies tell: key, revision, and the value before."""
     return [
@@ -188,17 +180,6 @@ def test_progress_is_told_where_it_is_wanted(client: Client) -> None:
     client.loop.run_until_idle()
     assert [len(seen) for seen in (wanting, other)] == [3, 2]
     assert (wanting[-1].header.revision, list(wanting[-1].events)) == (2, [])
-
-
-def test_watches_end_when_connections_are_lost(client: Client) -> None:
-    seen = client.watch()
-    client.etcd.end_watches()
-    client.loop.run_until_idle()
-    client.store.put("a", b"v")
-    client.loop.run_until_idle()
-    assert seen[-1] is StatusCode.UNAVAILABLE
-    assert not client.store.watched
-    assert client.watch()[0].created
 
 
 def test_a_dead_process_hears_nothing(client: Client) -> None:

@@ -15,33 +15,6 @@ import pytest
 from idempotent_consumer.testing.loop import Agenda, Killed, Loop, Threads, Wire
 
 
-def test_time_passes_only_where_something_waits_for_it() -> None:
-    loop, seen = Loop(), list[float]()
-
-    async def wait() -> str:
-        for seconds in (1.0, 3600.0, 0.0):
-            await asyncio.sleep(seconds)
-            seen.append(loop.time())
-        return "done"
-
-    assert loop.run_until_complete(wait()) == "done"
-    assert seen == [1.0, 3601.0, 3601.0]
-
-
-def test_a_time_out_cancels_at_its_time() -> None:
-    loop = Loop()
-
-    async def wait() -> float:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(5):
-                await asyncio.Event().wait()
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(asyncio.sleep(9), 2)
-        return loop.time()
-
-    assert loop.run_until_complete(wait()) == 7.0
-
-
 def test_asyncios_own_parts_work_together() -> None:
     loop, order = Loop(), list[object]()
 
@@ -72,30 +45,6 @@ def test_asyncios_own_parts_work_together() -> None:
 
     loop.run_until_complete(work())
     assert order == [(0, 0, 0.0), (1, 1, 1.0), (2, 2, 2.0), "a", "b"]
-
-
-def test_a_task_group_raises_what_a_task_raised_and_ends_the_others() -> None:
-    loop, ended = Loop(), list[str]()
-
-    async def fail() -> None:
-        await asyncio.sleep(1)
-        raise ValueError("wrong")
-
-    async def go_on() -> None:
-        try:
-            await asyncio.sleep(100)
-        finally:
-            ended.append("cancelled")
-
-    async def work() -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(fail())
-            group.create_task(go_on())
-
-    with pytest.raises(ExceptionGroup) as raised:
-        loop.run_until_complete(work())
-    assert raised.group_contains(ValueError, match="wrong")
-    assert (ended, loop.time()) == (["cancelled"], 1.0)
 
 
 def test_what_never_ends_is_said() -> None:
@@ -225,21 +174,6 @@ def test_a_process_dies_within_a_step_and_does_nothing_more(
     assert seen == ["the first", "the second"]
     assert caplog.text == ""
     assert capfd.readouterr() == ("", "")
-
-
-def test_a_process_can_be_killed_between_its_steps() -> None:
-    loop, seen = Loop(), list[str]()
-
-    async def work() -> None:
-        while True:
-            await asyncio.sleep(1)
-            seen.append("a step")
-
-    loop.create_task(work())
-    loop.advance(2.5)
-    loop.kill()
-    loop.advance(10)
-    assert seen == ["a step"] * 2
 
 
 def test_a_job_takes_the_time_that_it_spends_on_its_thread() -> None:

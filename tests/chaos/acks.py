@@ -1,18 +1,20 @@
 """The audit of acks: a proxy before the broker that asks etcd about each ack as it passes.
 
-It reads AMQP 0-9-1 as it goes over the wire, as far as an onlooker needs it. Frames and methods are
-those of the specification (amqp0-9-1.pdf, 4.2.3 and 4.2.6, and the class "basic"). An onlooker does
-not answer, so it needs neither pika's connection nor its states.
+It reads AMQP 0-9-1 as it goes over the wire. An onlooker does not answer, so it needs of pika what
+decodes frames, and neither its connection nor its states.
 """
 
 import json
 import socket
-import struct
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+from pika import frame, spec
+from pika.channel import ContentFrameAssembler
 
 from servers.etcd import EtcdClient, record_prefix
 from servers.servers import Etcd, RabbitMQ
@@ -22,18 +24,12 @@ T = TypeVar("T")
 
 _ETCD_TIMEOUT_S = 2.0
 
-_METHOD, _HEADER, _BODY = 1, 2, 3
-_PROTOCOL_HEADER = b"AMQP"
 
-CONSUME, PUBLISH, DELIVER, ACK = (60, 20), (60, 40), (60, 60), (60, 80)
-
-
-class Method(NamedTuple):
-    """A method with its arguments as they came, and the body of one that carries content."""
+class Seen(NamedTuple):
+    """A method of pika's, with the body of one that carries content."""
 
     channel: int
-    name: tuple[int, int]
-    arguments: bytes
+    method: Any
     body: bytes = b""
 
 
@@ -42,68 +38,25 @@ class Reader:
 
     def __init__(self) -> None:
         self._left = b""
-        self._open: dict[int, tuple[Method, int, bytes]] = {}
+        self._contents: defaultdict[int, ContentFrameAssembler] = defaultdict(ContentFrameAssembler)
 
-    def frames(self, data: bytes) -> Iterator[tuple[bytes, Method | None]]:
+    def frames(self, data: bytes) -> Iterator[tuple[bytes, Seen | None]]:
         """Yield each whole frame as it came, with the method that it completes, if any."""
-        data = self._left + data
-        at = 0
-        while (size := _frame_size(data, at)) and len(data) - at >= size:
-            frame = data[at : at + size]
-            at += size
-            yield frame, None if frame.startswith(_PROTOCOL_HEADER) else self._read(frame)
-        self._left = data[at:]
+        self._left += data
+        while True:
+            size, found = frame.decode_frame(self._left)
+            if not size:
+                return
+            passing, self._left = self._left[:size], self._left[size:]
+            yield passing, self._completed(found)
 
-    def _read(self, frame: bytes) -> Method | None:
-        kind, channel = struct.unpack_from(">BH", frame)
-        payload = frame[7:-1]
-        if kind == _METHOD:
-            method = Method(channel, struct.unpack_from(">HH", payload), payload[4:])
-            if method.name not in (PUBLISH, DELIVER):
-                return method
-            self._open[channel] = method, 0, b""
-        elif kind == _HEADER and channel in self._open:
-            method, _, body = self._open[channel]
-            return self._grown(method, struct.unpack_from(">Q", payload, 4)[0], body)
-        elif kind == _BODY and channel in self._open:
-            method, size, body = self._open[channel]
-            return self._grown(method, size, body + payload)
-        return None
-
-    def _grown(self, method: Method, size: int, body: bytes) -> Method | None:
-        if len(body) < size:
-            self._open[method.channel] = method, size, body
+    def _completed(self, found: Any) -> Seen | None:
+        if isinstance(found, frame.ProtocolHeader | frame.Heartbeat):
             return None
-        del self._open[method.channel]
-        return method._replace(body=body)
-
-
-def _frame_size(data: bytes, at: int) -> int:
-    """Return how long the frame that begins there is, 0 while that cannot be told."""
-    if data.startswith(_PROTOCOL_HEADER, at):
-        return len(_PROTOCOL_HEADER) + 4
-    return int(struct.unpack_from(">I", data, at + 3)[0]) + 8 if len(data) - at >= 7 else 0
-
-
-def consumed_queue(method: Method) -> str:
-    """Return the queue that a consume names."""
-    return _short_text(method.arguments, 2)
-
-
-def delivered_tag(method: Method) -> int:
-    """Return the tag of a delivery."""
-    consumer_bytes = method.arguments[0]
-    return int(struct.unpack_from(">Q", method.arguments, 1 + consumer_bytes)[0])
-
-
-def acked(method: Method) -> tuple[int, bool]:
-    """Return the tag that an ack names, and whether it covers all before it."""
-    tag, multiple = struct.unpack_from(">QB", method.arguments)
-    return tag, bool(multiple & 1)
-
-
-def _short_text(data: bytes, at: int) -> str:
-    return data[at + 1 : at + 1 + data[at]].decode()
+        if isinstance(found, frame.Method) and not spec.has_content(found.method.INDEX):
+            return Seen(found.channel_number, found.method)
+        content = self._contents[found.channel_number].process(found)
+        return Seen(found.channel_number, content[0].method, content[2]) if content else None
 
 
 class AckAudit:
@@ -210,28 +163,30 @@ class _Connection:
         self._published: dict[tuple[int, int], bytes] = {}
         self._published_tags: dict[int, int] = {}
 
-    def from_client(self, method: Method) -> None:
+    def from_client(self, seen: Seen) -> None:
         """Take note of what the service sends."""
-        if method.name == CONSUME:
-            self._queue = consumed_queue(method)
-        elif method.name == PUBLISH:
-            tag = self._published_tags.get(method.channel, 0) + 1
-            self._published_tags[method.channel] = tag
-            self._published[method.channel, tag] = method.body
-        elif method.name == ACK:
-            self._audit.acked(self._queue, _take(self._delivered, method))
+        match seen.method:
+            case spec.Basic.Consume():
+                self._queue = seen.method.queue
+            case spec.Basic.Publish():
+                tag = self._published_tags.get(seen.channel, 0) + 1
+                self._published_tags[seen.channel] = tag
+                self._published[seen.channel, tag] = seen.body
+            case spec.Basic.Ack():
+                self._audit.acked(self._queue, _take(self._delivered, seen))
 
-    def from_server(self, method: Method) -> None:
+    def from_server(self, seen: Seen) -> None:
         """Take note of what the broker sends."""
-        if method.name == DELIVER:
-            self._delivered[method.channel, delivered_tag(method)] = method.body
-        elif method.name == ACK:
-            for body in _take(self._published, method):
-                self._audit.forwarded(body)
+        match seen.method:
+            case spec.Basic.Deliver():
+                self._delivered[seen.channel, seen.method.delivery_tag] = seen.body
+            case spec.Basic.Ack():
+                for body in _take(self._published, seen):
+                    self._audit.forwarded(body)
 
 
-def _take(waiting: dict[tuple[int, int], T], ack: Method) -> list[T]:
-    tag, multiple = acked(ack)
+def _take(waiting: dict[tuple[int, int], T], ack: Seen) -> list[T]:
+    tag, multiple = ack.method.delivery_tag, ack.method.multiple
     keys = [
         key
         for key in list(waiting)  # The other direction's thread adds to it meanwhile.
@@ -240,7 +195,7 @@ def _take(waiting: dict[tuple[int, int], T], ack: Method) -> list[T]:
     return [waiting.pop(key) for key in keys]
 
 
-def _pump(source: socket.socket, sink: socket.socket, seen: Callable[[Method], None]) -> None:
+def _pump(source: socket.socket, sink: socket.socket, note: Callable[[Seen], None]) -> None:
     """Pass on what comes, frame by frame, on a thread; the end of one side is that of the other."""
 
     def run() -> None:
@@ -248,10 +203,10 @@ def _pump(source: socket.socket, sink: socket.socket, seen: Callable[[Method], N
         with suppress(OSError):
             while data := source.recv(65536):
                 passing = []
-                for frame, method in reader.frames(data):
-                    if method is not None:
-                        seen(method)
-                    passing.append(frame)
+                for one, seen in reader.frames(data):
+                    if seen is not None:
+                        note(seen)
+                    passing.append(one)
                 sink.sendall(b"".join(passing))
         for side in (source, sink):
             with suppress(OSError):
