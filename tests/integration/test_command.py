@@ -10,7 +10,7 @@ from chaos.checks import StartService, becomes, says
 from chaos.load import order, orders
 from chaos.receiver import Receiver
 from chaos.rig import Rig
-from idempotent_consumer import bus, records
+from idempotent_consumer import bus
 from idempotent_consumer.cli.broker import Broker as Rabbit
 from idempotent_consumer.cli.dead_letters import open_dead_letter_queue
 from integration.command import Command
@@ -120,20 +120,6 @@ def test_published_events_are_processed_and_shown(rig: Rig, command: Command) ->
     assert found["versions"]["etcd"].count(".") == 2
 
 
-def test_status_tells_how_late_duplicates_came(rig: Rig, command: Command) -> None:
-    port = free_port()
-    rig.start("order", HEALTH_PORT=str(port))
-    assert command.json("publish", ONE) == {"confirmed": 1}
-    becomes(lambda: rig.statsd.count("orders_processed"), 1)
-    assert command.json("publish", ONE) == {"confirmed": 1}
-
-    def told() -> None:
-        asked = command.json("status", "order", "--ready", f"http://127.0.0.1:{port}")
-        assert asked["ready"][0]["duplicates"]["read"] == 1
-
-    eventually(told)
-
-
 def test_an_event_is_published_while_standard_input_stays_open(
     command: Command, queues: str, broker: Broker
 ) -> None:
@@ -148,23 +134,6 @@ def test_an_event_is_published_while_standard_input_stays_open(
     assert (running.returncode, err) == (0, b"")
     assert out.startswith(b"2 events confirmed")
     assert [message.body.decode() for message in broker.drain(queues)] == [ONE, OTHER_BODY]
-
-
-def test_a_line_that_is_no_event_ends_it_after_what_stands_before_it(
-    command: Command, queues: str, broker: Broker
-) -> None:
-    ran = command.run("publish", "-", stdin=f"{ONE}\n{{}}\n{OTHER_BODY}\n")
-    assert ran.code == 1
-    assert "line 2 is no event: id is not a non-empty string" in ran.err
-    assert ran.err.count("\n") == 1
-    assert [message.body.decode() for message in broker.drain(queues)] == [ONE]
-
-
-def test_events_that_no_queue_takes_are_not_published(command: Command) -> None:
-    ran = command.run("publish", ONE, "--timeout", "1s")
-    assert ran.code == 1
-    assert "no queue takes what is sent to 'events'" in ran.err
-    assert "confirmed before: 0 events" in ran.err
 
 
 # inspect and forget
@@ -211,21 +180,6 @@ def test_a_claim_under_way_is_shown_with_its_replica(
     assert 0 < found["remaining_s"] <= 15
 
 
-def test_a_claim_is_forgotten_by_force_alone(rig: Rig, command: Command) -> None:
-    claim = records.encode(records.CLAIMED, "1:00", "a" * 32 + "/1/1", "2026-01-01T00:00:00+00:00")
-    lease = rig.servers.etcd.ctl("lease", "grant", "300").split()[1]
-    rig.servers.etcd.ctl("put", f"--lease={lease}", "/service/notify/1", claim.decode())
-    seen = command.run("status", "notify", "--json")
-    assert seen.code == 1  # It has no queue.
-    assert json.loads(seen.out)["services"]["notify"]["states"]["claimed"] == 1
-    refused = command.run("forget", "notify", "1", "--yes")
-    assert refused.code == 1
-    assert "its replica aaaaaaaa has claimed it for another" in refused.err
-    assert rig.store.records("notify")["1"].state == "claimed"
-    assert command.run("forget", "notify", "1", "--yes", "--force").code == 0
-    assert rig.store.records("notify") == {}
-
-
 def test_an_etcd_that_asks_for_a_login_gets_it(rig: Rig, command: Command) -> None:
     rig.store.client.put("/service/order/1", b"not ours")
     rig.servers.etcd.require_login()
@@ -268,26 +222,6 @@ def test_a_failed_event_is_listed_shown_and_replayed_once_its_cause_is_gone(
     becomes(lambda: rig.store.done("notify"), {"1"})
     rig.drained("notify", "notify.dead-letter", "notify.retry.1s")
     assert command.run("dead-letters", "replay", "notify", "--all").code == 1
-
-
-def test_what_is_replayed_has_none_of_our_headers_and_all_of_its_own(
-    rig: Rig, command: Command, queues: str
-) -> None:
-    park(
-        rig.servers,
-        ONE,
-        reason="failed",
-        error="e",
-        attempts=4,
-        parked_at="2020-01-01T00:00:00+00:00",
-        trace="t-1",
-    )
-    assert command.json("dead-letters", "replay", "order", "--all", "--force")["replayed"] == 1
-    (message,) = rig.broker.drain(queues, expect=1)
-    assert message.body.decode() == ONE
-    assert {
-        name: value for name, value in message.headers.items() if name != "x-delivery-count"
-    } == {"x-trace": "t-1", "x-replays": 1}
 
 
 def test_what_may_be_replayed_is_and_what_may_not_stays_where_it_was(
@@ -362,13 +296,6 @@ def test_what_is_dropped_is_gone_and_the_others_stay(
     assert left.headers["x-reason"] == "none of ours"
 
 
-def test_a_service_that_is_not_there_is_named(command: Command) -> None:
-    ran = command.run("dead-letters", "list", "billing")
-    assert ran.code == 1
-    assert "no queue 'billing.dead-letter'" in ran.err
-    assert ran.err.count("\n") == 1
-
-
 # doctor
 
 
@@ -409,51 +336,3 @@ def test_faults_of_a_service_are_found(rig: Rig, command: Command) -> None:
     assert too_many.startswith("etcd: refuses a transaction of ETCD_MAX_TXN_OPS (1025)")
     (short,) = problems(command, RETRY_DELAYS="1s", DEDUP_WINDOW="1s")
     assert short.startswith("settings: DEDUP_WINDOW is 1s")
-
-
-def one_with(text: str, found: list[str]) -> str:
-    (one,) = [each for each in found if text in each]
-    return one
-
-
-def test_a_dead_letter_queue_of_an_older_version_is_found_and_warned_of(
-    command: Command, clean: Servers, queues: str
-) -> None:
-    """Its letters are dropped when they have been looked at 20 times."""
-
-    def older(channel: pika.channel.Channel) -> None:
-        channel.queue_delete("order.dead-letter")
-        channel.queue_declare(
-            "order.dead-letter", durable=True, arguments={"x-queue-type": "quorum"}
-        )
-
-    with_channel(clean, older)
-    found = problems(command, queues)
-    assert one_with("order.dead-letter", found).endswith(
-        "x-delivery-limit is missing, not -1: messages are dropped, or dead-lettered, after other "
-        "numbers of returns"
-    )
-    park(clean, ONE, reason="failed")
-    warning = command.json("dead-letters", "list", "order")["warning"]
-    assert "after some 20 looks" in warning
-
-
-def test_servers_that_are_away_are_problems_and_not_the_end(command: Command) -> None:
-    away = {
-        "RABBITMQ_URL": "amqp://127.0.0.1:1",
-        "ETCD_ENDPOINTS": "127.0.0.1:1",
-        "RABBITMQ_MANAGEMENT_URL": "http://127.0.0.1:1",
-    }
-    found = problems(command, "order", **away)
-    assert [each.split(": ")[0] for each in found] == ["rabbitmq 127.0.0.1:1", "etcd 127.0.0.1:1"]
-    for verb in (
-        ["status", "order"],
-        ["inspect", "order", "1"],
-        ["publish", ONE],
-        ["dead-letters", "list", "order"],
-        ["forget", "order", "1", "--yes"],
-    ):
-        ran = command.run(*verb, **away)
-        assert ran.code == 1
-        assert "Connection refused" in ran.out + ran.err
-        assert ran.err.count("\n") <= 1

@@ -21,45 +21,6 @@ from servers.servers import Servers
 pytestmark = pytest.mark.short
 
 
-@pytest.mark.parametrize(("service", "noun"), [("order", "orders"), ("notify", "notifications")])
-def test_the_first_body_of_an_id_wins_and_any_other_is_parked(
-    rig: Rig, service: str, noun: str
-) -> None:
-    """In one batch, later, and after a restart; the record keeps its bytes."""
-    assert rig.start(service).terminate() == 0
-    first, *others = (_body(number) for number in range(4))
-    for body in (first, others[0], first):
-        rig.broker.publish_raw(body)
-    running = rig.start(service)
-    becomes(lambda: rig.statsd.count(f"{noun}_conflicted"), 1)
-    becomes(lambda: rig.statsd.count(f"{noun}_processed_skipped"), 1)
-    (record,) = rig.store.client.get(f"/service/{service}/")
-    rig.broker.publish_raw(others[1])
-    becomes(lambda: rig.statsd.count(f"{noun}_conflicted"), 2)
-    assert running.terminate() == 0
-    rig.start(service)
-    rig.broker.publish_raw(others[2])
-    rig.broker.publish_raw(first)
-    becomes(lambda: rig.statsd.count(f"{noun}_processed_skipped"), 2)
-    rig.drained(service)
-    dead = rig.parked(service, 3)
-    assert [message.body for message in dead] == others
-    assert {message.headers["x-reason"] for message in dead} == {"conflict"}
-    assert all("'one'" in message.headers["x-error"] for message in dead)
-    assert rig.store.client.get(f"/service/{service}/") == [record]
-    assert rig.statsd.count(f"{noun}_processed") == 1
-
-
-def test_a_type_without_a_handler_is_ignored(rig: Rig) -> None:
-    """Acked, counted, recorded nowhere."""
-    rig.start("order")
-    rig.broker.publish([{"id": "e-1", "type": "order_paid"}])
-    becomes(lambda: rig.statsd.count("orders_ignored"), 1)
-    rig.drained("order")
-    assert rig.store.client.get("/service/order/") == []
-    assert rig.broker.ready("order.dead-letter") == 0
-
-
 HOSTILE: dict[str, Any] = {
     "traced": {"headers": {"trace": "t-1", "n": 1}, "message_id": "m-1"},
     "expires": {"expiration": "4000"},
@@ -182,10 +143,6 @@ def publish_what_pika_cannot(servers: Servers, payload: str, headers: dict[str, 
         },
     )
     assert answer == {"routed": True}
-
-
-def _body(number: int) -> bytes:
-    return b'{"id":"one","type":"new_order","args":{"number":%d}}' % number
 
 
 def _is_our_reason(message: Message) -> bool:

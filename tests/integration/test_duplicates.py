@@ -27,56 +27,6 @@ pytestmark = pytest.mark.short
 TIMES = 100
 
 
-def test_order_places_an_event_that_arrives_three_times_once(rig: Rig) -> None:
-    """One record, one order at version 1, one processed and two skipped."""
-    rig.start("order")
-    event = order("e-1", item="tea")
-    for _ in range(3):
-        assert rig.broker.publish([event]) == [event]
-    becomes(lambda: rig.statsd.count("orders_processed_skipped"), 2)
-    assert rig.statsd.count("orders_processed") == 1
-    rig.drained("order")
-    assert set(rig.store.records("order")) == rig.store.done("order") == {"e-1"}
-    assert {id_: placed.version for id_, placed in rig.store.orders().items()} == {"e-1": 1}
-    assert len(rig.store.history("/service/order/", "/orders/")) == 2
-
-
-def test_a_producer_that_writes_its_retry_differently_is_a_duplicate(rig: Rig) -> None:
-    """Order of members, white space and members of the producer's own make no other event."""
-    rig.start("order")
-    for body in (
-        b'{"id":"e-1","type":"new_order","args":{"a":1,"b":2}}',
-        b'{ "args": {"b": 2, "a": 1}, "type": "new_order", "id": "e-1" }',
-        b'{"id":"e-1","type":"new_order","args":{"a":1,"b":2},"sent_at":"later","trace":"x"}',
-    ):
-        rig.broker.publish_raw(body)
-    becomes(lambda: rig.statsd.count("orders_processed_skipped"), 2)
-    assert rig.statsd.count("orders_processed") == 1
-    rig.drained("order")
-    assert rig.broker.ready("order.dead-letter") == 0
-    assert rig.store.done("order") == {"e-1"}
-
-
-def test_notify_calls_once_for_an_event_that_arrives_three_times(
-    rig: Rig, receiver: Receiver
-) -> None:
-    """One POST with the event's id as its key; the copies in mid-call wait for its end."""
-    rig.start("notify", NOTIFY_URL=receiver.url)
-    receiver.hold()
-    event = order("e-1", item="tea")
-    rig.broker.publish([event, event])
-    becomes(lambda: rig.statsd.count("notifications_received"), 2)
-    becomes(lambda: len(receiver.calls), 1)
-    receiver.release()
-    becomes(lambda: rig.statsd.count("notifications_processed"), 1)
-    rig.broker.publish([event])
-    becomes(lambda: rig.statsd.count("notifications_processed_skipped"), 2)
-    assert rig.statsd.count("notifications_sent") == 1
-    assert posted(receiver) == [("e-1", event)]
-    rig.drained("notify")
-    assert rig.store.done("notify") == {"e-1"}
-
-
 def test_without_etcd_every_delivery_is_processed(rig: Rig, receiver: Receiver) -> None:
     """No etcd is contacted, effects are dropped and said so, and notify calls each time."""
     nowhere = {"ENABLE_ETCD": "false", "ETCD_ENDPOINTS": f"127.0.0.1:{free_port()}"}

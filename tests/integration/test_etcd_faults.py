@@ -18,12 +18,10 @@ from chaos.checks import (
     times_returned,
 )
 from chaos.durations import lasting, quick, rate
-from chaos.load import Load, ids, orders
+from chaos.load import ids, orders
 from chaos.outages import Outage, frozen, killed, stopped
 from chaos.receiver import Receiver
-from chaos.rig import Rig
 from chaos.trial import StartTrial, Trial
-from servers.etcd import Store
 from servers.services import Service
 from servers.wait import eventually
 
@@ -218,20 +216,6 @@ def test_etcd_is_restored_from_an_older_snapshot(trial: StartTrial) -> None:
     attempt.start()
     attempt.recovers()
     attempt.judge(at_least=50)
-
-
-def test_an_etcd_wiped_under_load_is_noticed_by_the_next_commit(rig: Rig) -> None:
-    """No event is recorded in the new life of etcd's data by a service that knew the old one."""
-    service, store = rig.start("order"), Store(rig.servers.etcd)
-    with Load(rig.broker, rate_per_s=400) as load:
-        passes(lambda: len(store.done("order")), 100)
-        rig.servers.etcd.wipe()
-        eventually(lambda: says(service, "not the one seen before"))
-        assert load.running
-        load.finish()
-    assert store.client.get("/service/order/") == []
-    assert store.client.get("/orders/") == []
-    assert rig.broker.unacked("order") > 0
 
 
 def settles_nothing(

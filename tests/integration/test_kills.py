@@ -126,22 +126,6 @@ def test_processes_are_frozen_for_longer_than_the_heartbeat(
         attempt.judge(at_least=500)
 
 
-def test_two_replicas_share_a_queue_under_load_with_duplicates(rig: Rig) -> None:
-    """Both do work, and their sum is exactly one handling an event."""
-    first = rig.start("order", STATSD_PREFIX="first", **SLOW)
-    second = rig.start("order", STATSD_PREFIX="second", **SLOW)
-    sent = repeated(orders(3000), 3)
-    confirmed = rig.broker.publish(sent)
-    rig.handled_once("order", sent, confirmed)
-    assert first.terminate() == second.terminate() == 0
-    done = [rig.counters("orders", prefix=prefix) for prefix in ("first.", "second.")]
-    assert all(each["processed"] > 100 for each in done)
-    assert sum(each["processed"] for each in done) == 3000
-    assert sum(each["processed_skipped"] for each in done) == 6000
-    for prefix in ("first.", "second."):
-        rig.counters_add_up("orders", prefix=prefix)
-
-
 def test_a_replica_takes_over_what_a_frozen_one_holds(rig: Rig) -> None:
     """The frozen one wakes to a closed connection: it loses its compares, its acks go nowhere."""
     frozen = rig.start("order", STATSD_PREFIX="frozen")

@@ -13,7 +13,6 @@ from idempotent_consumer import InvalidEvent, Producer, PublishError, Settings, 
 from servers.broker import Broker
 from servers.processes import free_port
 from servers.servers import RabbitMQ, Servers
-from servers.wait import eventually
 
 QUEUE = "order"
 
@@ -54,18 +53,6 @@ def test_what_is_published_is_in_the_queue_in_order(producer: Producer, broker: 
     assert producer.publish(bodies(3, "q")) == 3
     assert producer.publish([]) == 0
     assert arrived(broker) == [*sent, *bodies(3, "q")]
-
-
-def test_the_routing_key_is_the_type_as_far_as_it_goes(producer: Producer, broker: Broker) -> None:
-    long_type = "ä" * 200
-    producer.publish(
-        [
-            orjson.dumps({"id": "1", "type": "new_order"}),
-            orjson.dumps({"id": "2", "type": long_type}),
-        ]
-    )
-    keys = [message.routing_key for message in broker.drain(QUEUE)]
-    assert keys == ["new_order", long_type[:127]]
 
 
 def test_progress_ends_at_the_number_published(producer: Producer) -> None:
@@ -202,32 +189,3 @@ def test_what_is_unconfirmed_is_said_before_what_the_iterable_raised() -> None:
     ):
         producer.publish(broken(), timeout_s=0.5)
     assert isinstance(caught.value.__cause__, OSError)
-
-
-def test_an_absent_broker_is_named() -> None:
-    with (
-        producer_at(f"amqp://localhost:{free_port()}/") as producer,
-        pytest.raises(PublishError, match=r"nothing was confirmed for 0\.5 s: .*refused"),
-    ):
-        producer.publish(bodies(1), timeout_s=0.5)
-
-
-def test_a_wrong_password_is_named(clean: Servers) -> None:
-    url = clean.rabbitmq.url.replace("guest:guest", "guest:wrong")
-    with (
-        producer_at(url) as producer,
-        pytest.raises(PublishError, match="refuses the user or the password"),
-    ):
-        producer.publish(bodies(1), timeout_s=1)
-
-
-def test_the_queue_holds_it_when_the_producer_is_gone(rig: Rig) -> None:
-    declare(rig.servers.rabbitmq)
-    producer = producer_at(rig.servers.rabbitmq.url)
-    producer.publish(bodies(10))
-    producer.close()
-    producer.close()
-    with pytest.raises(ValueError, match="closed"):
-        producer.publish(bodies(1))
-    eventually(lambda: rig.broker.assert_drained("order.dead-letter"))
-    assert arrived(rig.broker) == bodies(10)

@@ -67,19 +67,6 @@ def test_a_failing_event_waits_on_the_broker_and_not_in_the_process(
     assert rig.store.done("notify") == set()
 
 
-@pytest.mark.parametrize("etcd", ["true", "false"])
-def test_copies_of_a_failing_event_fail_with_it(rig: Rig, receiver: Receiver, etcd: str) -> None:
-    """Every copy is parked, none is lost, with and without records."""
-    rig.start("notify", NOTIFY_URL=receiver.url, RETRY_DELAYS="1s", ENABLE_ETCD=etcd)
-    receiver.refuse("e-1")
-    rig.broker.publish([order("e-1")] * 3)
-    becomes(lambda: rig.statsd.count("notifications_failed"), 3)
-    rig.drained("notify", "notify.retry.1s")
-    dead = rig.parked("notify", 3)
-    assert {message.body for message in dead} == {encode(order("e-1"))}
-    rig.counters_add_up("notifications")
-
-
 @pytest.mark.parametrize("stall", [Receiver.hold, Receiver.drip])
 def test_a_receiver_that_gives_no_whole_answer_is_a_failure_after_five_seconds(
     rig: Rig, receiver: Receiver, stall: Callable[[Receiver, str], None]

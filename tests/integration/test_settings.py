@@ -1,9 +1,7 @@
 """A wrong setting is explained in one line on stderr, with exit code 2 and no traceback."""
 
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -35,21 +33,11 @@ def assert_explained(ended: subprocess.CompletedProcess[str], *parts: str) -> No
 
 
 WRONG = [
-    ("order", "ENABLE_ETCD", "maybe"),
-    ("order", "RABBITMQ_URL", "http://localhost/"),
     ("order", "RABBITMQ_URL", "amqp://guest:hunter2@localhost:notaport/"),
-    ("order", "RABBITMQ_URL", "amqp://guest:hunter2@localhost/?heartbeat=often"),
-    ("order", "ETCD_ENDPOINTS", "localhost:notaport"),
-    ("order", "DEDUP_WINDOW", "soon"),
     ("notify", "BATCH_SIZE", "0"),
-    ("notify", "ETCD_MAX_TXN_OPS", "-1"),
-    ("notify", "RETRY_DELAYS", "1s,later"),
-    ("notify", "STATSD_PORT", "99999"),
-    ("notify", "LOG_LEVEL", "loud"),
     ("notify", "NOTIFY_URL", "ftp://localhost/"),
-    ("notify", "ETCD_USER", "without a password"),
-    ("notify", "ETCD_CA_CERT", "/no/such/file"),
 ]
+"""Those of the library are in its unit tests, each of them."""
 
 
 @pytest.mark.parametrize(("service", "variable", "value"), WRONG)
@@ -60,29 +48,8 @@ def test_a_wrong_setting_is_named(service: str, variable: str, value: str) -> No
     assert "hunter2" not in ended.stderr
 
 
-@pytest.fixture
-def taken_port() -> Iterator[int]:
-    """Give a port that somebody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        listener.listen()
-        yield listener.getsockname()[1]
-
-
-def test_a_health_port_that_is_taken_is_named(taken_port: int) -> None:
-    """It is found out before anything is consumed."""
-    ended = run("order", "-m", "order", HEALTH_PORT=str(taken_port))
-    assert_explained(ended, "HEALTH_PORT", str(taken_port))
-
-
 @pytest.mark.parametrize(
-    "rest",
-    [
-        ":x/",
-        "/?ssl_options=[]",
-        "/?ssl_options={",
-        "/?ssl_options={'ca_certs':'/no/such/file'}",
-    ],
+    "rest", [":x/", "/?ssl_options=[]", "/?ssl_options={", "/?ssl_options={'ca_certs':'/no/such'}"]
 )
 def test_example1_explains_a_wrong_url(rest: str) -> None:
     """The bare program does as the services do."""

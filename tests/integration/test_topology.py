@@ -53,23 +53,3 @@ def test_services_are_bound_to_everything_that_is_published(rig: Rig) -> None:
         ("notify", "#"),
         ("order", "#"),
     ]
-
-
-def test_publishing_over_the_management_api_works_as_the_readme_says(rig: Rig) -> None:
-    """The seed's curl command reaches both services."""
-    for service in ("order", "notify"):
-        assert rig.start(service).terminate() == 0
-    answer = rig.servers.rabbitmq.management(
-        "POST",
-        "/api/exchanges/%2f/events/publish",
-        {
-            "properties": {},
-            "routing_key": "foo",
-            "payload": '{"id":"123","type":"new_order"}',
-            "payload_encoding": "string",
-        },
-    )
-    assert answer == {"routed": True}
-    for service in ("order", "notify"):
-        (message,) = rig.broker.drain(service, expect=1)
-        assert message.body == b'{"id":"123","type":"new_order"}'
