@@ -17,12 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakes.bodies import INVALID, Json, events, written
+from fakes.corpus import LARGE, shown
 from fakes.events import Claimed, Pure, body
 from fakes.ledger import OTHER_DIGEST
 from fakes.world import DEAD_LETTERS, FIRST_RETRY, Order, World
 from idempotent_consumer.bus import COMMITS_IN_FLIGHT
 from idempotent_consumer.calls import Handler
-from idempotent_consumer.event import MAX_BODY_BYTES, Event, Publish, Put, decode
+from idempotent_consumer.event import Event, Publish, Put, decode
 from idempotent_consumer.flow import Consumer
 from idempotent_consumer.metrics import BOUNDS_S
 from idempotent_consumer.names import encode_id
@@ -616,20 +617,7 @@ def test_in_one_batch_every_event_is_recorded_and_all_else_is_parked(
         assert order.count("processed") + order.count("conflicted") == len(valid) + 1
 
 
-BAD: dict[str, bytes] = {
-    "rubbish": b"rubbish",
-    "nothing": b"",
-    "an event of one byte too many": body("1") + b" " * (MAX_BODY_BYTES + 1 - len(body("1"))),
-    "16 MiB": b" " * (16 * MAX_BODY_BYTES),
-    "16 MiB of brackets": b"[" * (16 * MAX_BODY_BYTES),
-    "a million brackets": b"[" * 1_000_000,
-    "a million objects": b'{"id":' * 174_000,
-    "a million brackets in args": body("1").replace(b"{}", b'{"a":' + b"[" * 1_000_000),
-    "a million digits": body("1").replace(b"{}", b'{"a":' + b"9" * 1_000_000 + b"}"),
-}
-
-
-@pytest.mark.parametrize("bad", BAD.values(), ids=BAD.keys())
+@pytest.mark.parametrize("bad", [b"rubbish", b"", *LARGE], ids=shown)
 def test_equal_bodies_that_are_no_event_are_parked_one_by_one_and_their_batch_mates_go_on(
     order: Order, bad: bytes
 ) -> None:

@@ -11,7 +11,8 @@ from urllib.parse import quote, unquote
 import pytest
 from hypothesis import given, settings
 
-from fakes.bodies import AWKWARD_IDS, IDS
+from fakes.bodies import IDS
+from fakes.corpus import AWKWARD_IDS
 from idempotent_consumer import names
 
 LONG_ID = "x" * 10_000

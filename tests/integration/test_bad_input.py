@@ -16,7 +16,7 @@ from chaos.checks import (
 )
 from chaos.load import order, orders
 from chaos.rig import Rig
-from integration.bad_bodies import MIB, NO_EVENTS, ODD_EVENTS
+from fakes.corpus import MIB, NO_EVENTS, ODD_EVENTS
 from servers.services import Service
 from servers.wait import eventually
 

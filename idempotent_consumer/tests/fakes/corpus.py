@@ -5,7 +5,7 @@ import json
 
 MIB = 1024 * 1024
 
-_VALUES = [
+NO_VALUES = [
     *rb"""NaN Infinity -Infinity 1e999 01 +1 .5 0x1 'a' undefined "\ud800" "\udfff" "a\udfffb"
           "\udc00\ud800" {"\ud800":1} "\x41" [1,] {1:2}""".split(),
     b'"a\tb"',
@@ -16,14 +16,17 @@ _VALUES = [
     b'"\xed\xa0\x80"',
     b'"\xf5\x80\x80\x80"',
     b'"\xc0\xaf"',
-    b"9" * 400_000,
     b"[" * 300 + b"]" * 300,
     b"[" * 600 + b"]" * 600,
     b'{"a":' * 300 + b"1" + b"}" * 300,
+]
+"""What stands in an event's args, and is no JSON or none that can be given a digest."""
+
+_LARGE_VALUES = [
+    b"9" * 400_000,
     b"[" * 100_000 + b"]" * 100_000,
     b'{"a":' * 170_000,
 ]
-"""What stands in an event's args, and is no JSON or none that can be given a digest."""
 
 _EVENT = b'{"id":"bad","type":"new_order"}'
 
@@ -50,13 +53,18 @@ _SHAPES = [
         {"id":"","type":"new_order"} {"id":null,"type":"new_order"} {"id":true,"type":"new_order"}
         {"id":7,"type":"new_order"} {"id":["a"],"type":"new_order"} {"id":{},"type":"new_order"}
         {"id":1.5,"type":"new_order"} {"id":"\ud800","type":"new_order"} {"id":"bad","type":""}
-        {"id":"bad","type":null} {"id":"bad","type":[]} {"id":"bad","type":{"name":"new_order"}}
+        {"id":"bad","type":null} {"id":"bad","type":2} {"id":"bad","type":true}
+        {"id":"bad","type":[]} {"id":"bad","type":{"name":"new_order"}}
         {"id":"bad","type":"new_order","args":null} {"id":"bad","type":"new_order","args":[]}
         {"id":"bad","type":"new_order","args":"{}"} {"id":"bad","type":"new_order","args":0}
         {"id":"bad","type":"new_order","args":false} {"id":"bad","type":"new_order","args":""}
         {"id":"bad","type":"new_order","id":null}
         {"id":"bad","type":"new_order","args":{},"args":[]}
     """.split(),
+    b'{"id":"\xff","type":"new_order"}',
+    b'{"id":"\xed\xa0\x80","type":"new_order"}',
+    b'{"id":"bad","type":"new_order","unread":"\xc3"}',
+    b'{"id":"bad","type":"new_order","unread":' + b"[" * 5000 + b"]" * 5000 + b"}",
     b"id=bad&type=new_order",
     b"<event id='bad' type='new_order'/>",
     b"bad,new_order",
@@ -74,7 +82,7 @@ _SHAPES = [
     b"\xff" * 1000,
 ]
 
-_LARGE = [
+LARGE = [
     _EVENT + b" " * (MIB + 1 - len(_EVENT)),
     b'{"id":"bad","type":"new_order","args":{"a":"' + b"x" * MIB + b'"}}',
     b'{"id":"' + b"x" * (5 * MIB) + b'","type":"new_order"}',
@@ -85,38 +93,35 @@ _LARGE = [
 ]
 
 NO_EVENTS = [
-    *(b'{"id":"bad","type":"new_order","args":{"a":%b}}' % value for value in _VALUES),
+    *(
+        b'{"id":"bad","type":"new_order","args":{"a":%b}}' % value
+        for value in (*NO_VALUES, *_LARGE_VALUES)
+    ),
     *_SHAPES,
-    *_LARGE,
+    *LARGE,
     *_SHAPES[:3],
-    _LARGE[0],
+    LARGE[0],
 ]
 """Some stand in it twice: nothing says that two equal ones are one."""
 
-_IDS = [
-    "a/b",
-    "a/b/",
-    "../../notify/a",
-    "\u00e9",
-    "e\u0301",
-    "Odd",
-    "odd",
-    "odd ",
-    " odd",
-    "..",
-    "/service/order/a",
-    "nul\0",
-    "nul",
-    "\U0001f600" * 32,
-    "x" * 128,
-    "x" * 129,
-    "x" * 10_000,
-    "x" * 10_001,
-    "sha256:" + "0" * 64,
-]
+AWKWARD_IDS = (
+    # Like paths, and like other keys.
+    *("123", "a/b", "123/", "123//", "/", "//", "..", "../notify/123", "/service/order/123"),
+    # With what nobody sees.
+    *("123\0", "\0", " ", "123\n", "123 ", "\ufeff123", "\u200b123", "\U0010ffff", "%2F"),
+    # Equal but for their case, or when they are normalised.
+    *("ABC", "abc", "\u00e9", "e\u0301", "\u00df", "SS", "\ufb01", "fi", "\u0130", "i\u0307"),
+    # Like the hash that stands for a long one.
+    *("sha256:", "sha256", "sha256:" + "0" * 64, "SHA256:" + "0" * 64),
+    # As long as can be, and longer.
+    *("x" * length for length in (127, 128, 129, 10_000, 10_001)),
+    *("\u00e9" * 64, "\u00e9" * 64 + "x", "\u00e9" * 63 + "x"),
+    *("\U0001f600" * 32, "\U0001f600" * 32 + "x"),
+)
+"""Ids that a careless key would bring together, or could not write."""
 
 ODD_EVENTS = {
-    **{each: json.dumps({"id": each, "type": "new_order"}).encode() for each in _IDS},
+    **{each: json.dumps({"id": each, "type": "new_order"}).encode() for each in AWKWARD_IDS},
     "white space": b'\r\n\t { "id" :\n"white space" , "type":"new_order" } \n',
     "escaped": b'{"\\u0069d":"\\u0065scaped","type":"new\\u005forder"}',
     "a pair": b'{"id":"a pair","type":"new_order","args":{"\\ud83d\\ude00":"\\ud83d\\ude00"}}',
@@ -128,3 +133,8 @@ ODD_EVENTS = {
     "1 MiB": b'{"id":"1 MiB","type":"new_order"}'.ljust(MIB),
 }
 """Bodies by the id of the event that each is."""
+
+
+def shown(body: bytes) -> str:
+    """Return the name of a test of this body."""
+    return f"{len(body)} bytes, {body[:40]!r}"
