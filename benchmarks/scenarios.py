@@ -18,7 +18,7 @@ from typing import Any
 import pika
 
 from idempotent_consumer import Settings
-from idempotent_consumer.bus import declare
+from idempotent_consumer.bus import Topology
 from servers.broker import Broker
 from servers.counters import StatsdListener, listen_statsd
 from servers.processes import Child, resident_bytes
@@ -98,7 +98,7 @@ class Site:
             process(subject.command, settings, subject.directory) as child,
         ):
             if subject.settings:
-                declare(channel, subject.queue, Settings().retry_delays)
+                Topology(subject.queue, retry_delays=Settings().retry_delays).declare(channel)
             else:
                 channel.queue_declare(subject.queue, durable=True, arguments=_QUORUM)
             yield channel, child

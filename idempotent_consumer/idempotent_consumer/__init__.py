@@ -14,7 +14,7 @@ A whole service::
 """
 
 from .calls import Reject, RetryAfter
-from .event import Effects, Event, InvalidEvent, Publish, Put
+from .event import Effects, Event, InvalidEvent, Properties, Publish, Put
 from .names import encode_id
 from .producer import Producer, PublishError
 from .service import Service
@@ -25,6 +25,7 @@ __all__ = [
     "Event",
     "InvalidEvent",
     "Producer",
+    "Properties",
     "Publish",
     "PublishError",
     "Put",

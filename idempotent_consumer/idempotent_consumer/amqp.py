@@ -14,6 +14,7 @@ from pika import data as pika_data
 from pika import exceptions
 from pika.adapters.asyncio_connection import AsyncioConnection
 
+from .names import BROKER_HEADERS
 from .settings import SettingsError
 
 # Connecting.
@@ -84,6 +85,11 @@ def explain(error: BaseException) -> str:
     """Describe a failure in one line that says what to do where that is known."""
     for cause in _causes(error):
         match cause:
+            case exceptions.ChannelClosedByBroker() if "for exchange" in cause.reply_text:
+                return (
+                    f"{cause.reply_text}. A service's exchange is a durable topic exchange: name "
+                    "another with exchange=, or delete this one where nothing else needs it"
+                )
             case exceptions.ChannelClosedByBroker() if "inequivalent arg" in cause.reply_text:
                 return (
                     f"{cause.reply_text}. A queue's or exchange's arguments never change: delete "
@@ -96,6 +102,11 @@ def explain(error: BaseException) -> str:
                 | exceptions.ConnectionClosedByBroker(reply_code=403)
             ):
                 return "RabbitMQ refuses the user or the password of RABBITMQ_URL"
+            case exceptions.IncompatibleProtocolError():
+                return (
+                    "what listens there does not speak AMQP: RABBITMQ_URL has the port for that "
+                    "(5672, with TLS 5671), not the management UI's (15672)"
+                )
     return " ".join(str(cause) or type(cause).__name__ for cause in _causes(error))[:500]
 
 
@@ -282,6 +293,11 @@ class Properties(pika.BasicProperties):  # type: ignore[misc]  # pika is untyped
         return [self._encoded]
 
 
+def has_headers(encoded: bytes) -> bool:
+    """Tell by their first byte whether properties have headers, without decoding them."""
+    return bool(encoded[:1] and encoded[0] << 8 & Properties.FLAG_HEADERS)
+
+
 def keep_header_bytes() -> None:
     """Make pika, in this process, read the properties of messages as `Properties`.
 
@@ -386,13 +402,6 @@ def with_headers(
 
 _MAX_HEADER_BYTES = 64 * 1024
 
-_DROPPED_HEADERS = {"CC", "BCC", "x-death", "x-delivery-count", "x-acquired-count"} | {
-    f"x-{which}-death-{what}"
-    for which in ("first", "last")
-    for what in ("exchange", "queue", "reason")
-}
-"""CC and BCC are addresses: the message would go there as well. The others are the broker's."""
-
 _CHANGES = {"delivery_mode": 2, "expiration": None, "user_id": None, "cluster_id": None}
 """An expiration would end the wait, or the dead letter, early. The broker checks a user_id against
 the sender, who is another now; AMQP reserves cluster_id."""
@@ -406,7 +415,7 @@ def forwarded_properties(
     Those that cannot be sent on give way to `bare_properties`.
     """
     try:
-        gone = {*_DROPPED_HEADERS, *without}
+        gone = {*BROKER_HEADERS, *without}
         encoded = with_headers(b"".join(properties.encode()), headers, gone, **_CHANGES)
     except Exception:  # noqa: BLE001 - pika raises what the failing conversion happens to raise.
         return bare_properties(headers)

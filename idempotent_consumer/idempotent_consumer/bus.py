@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import math
 from bisect import bisect
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import cycle
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from pika import spec
 from pika.exceptions import ChannelWrongStateError, ConnectionWrongStateError
@@ -19,8 +20,8 @@ from structlog.typing import FilteringBoundLogger
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from . import amqp, names
+from .event import Properties
 from .health import Health
-from .settings import Settings
 from .system import System, reconnect_wait
 
 COMMITS_IN_FLIGHT = 4
@@ -46,6 +47,9 @@ HELD_S = 10.0
 """A connection that was ready for so long is followed by another at once. One that ends sooner
 counts as a failure: each turn costs every delivery in hand one of its returns."""
 
+SAID_EVERY_S = 10.0
+"""So often a failure is logged that stays the same."""
+
 CLOSE_TIMEOUT_S = 1.0
 """So long the broker has to agree to the end of a connection; then it is left to itself."""
 
@@ -62,17 +66,36 @@ DELIVERY_LIMIT = 1000
 kill the process again and again, so it is far above what outages cost the others."""
 
 
-def declare(channel: Any, service: str, retry_delays: Iterable[tuple[str, int]]) -> None:
-    """Declare everything without waiting: the broker answers an error by closing the channel."""
-    declare_exchange(channel)
-    for queue, arguments in queue_arguments(service, retry_delays).items():
-        channel.queue_declare(queue, durable=True, arguments=arguments)
-    channel.queue_bind(service, names.EXCHANGE, names.BINDING_KEY)
+class Topology(NamedTuple):
+    """What a service declares: its queues, an exchange, and the keys that bind one to the other.
+
+    ``retry_delays`` are those of all its handlers, as in RETRY_DELAYS: a name, and seconds.
+    """
+
+    service: str
+    exchange: str = names.EXCHANGE
+    bindings: Sequence[str] = (names.BINDING_KEY,)
+    retry_delays: Sequence[tuple[str, int]] = ()
+
+    def declare(self, channel: Any) -> None:
+        """Declare everything without waiting: the broker answers an error by closing the channel.
+
+        A binding that is not asked for any more is left there: it may be another version's.
+        """
+        declare_exchange(channel, self.exchange)
+        for queue, arguments in queue_arguments(self.service, self.retry_delays).items():
+            channel.queue_declare(queue, durable=True, arguments=arguments)
+        for key in self.bindings:
+            self.bind(channel, key)
+
+    def bind(self, channel: Any, key: str, callback: Callable[..., None] | None = None) -> None:
+        """Bind the service's queue by a key; where it is bound already, this changes nothing."""
+        channel.queue_bind(self.service, self.exchange, key, callback=callback)
 
 
-def declare_exchange(channel: Any) -> None:
-    """Declare where events are published, as `declare` does."""
-    channel.exchange_declare(names.EXCHANGE, "topic", durable=True)
+def declare_exchange(channel: Any, exchange: str = names.EXCHANGE) -> None:
+    """Declare where events are published, as `Topology` does."""
+    channel.exchange_declare(exchange, "topic", durable=True)
 
 
 def queue_arguments(
@@ -183,6 +206,9 @@ class Epoch:
         return len(self._in_hand)
 
 
+_NO_HEADERS: Mapping[str, Any] = MappingProxyType({})
+
+
 class Delivery:
     """One arrival of a message, bound to its epoch. Its properties are decoded when first read."""
 
@@ -197,6 +223,21 @@ class Delivery:
         if isinstance(self._properties, bytes):
             self._properties = amqp.Properties().decode(self._properties)
         return self._properties
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """The message's own headers, without those that this library and the broker add."""
+        if isinstance(self._properties, bytes) and not amqp.has_headers(self._properties):
+            return _NO_HEADERS
+        headers = self.properties.headers or {}
+        own = names.OWN_HEADERS | names.BROKER_HEADERS
+        return MappingProxyType({name: headers[name] for name in headers.keys() - own})
+
+    @property
+    def described(self) -> Properties:
+        """What a decoder sees of the message apart from its body."""
+        own = self.properties
+        return Properties(self.headers, own.message_id, own.type, own.content_type)
 
     @property
     def attempts(self) -> int:
@@ -318,6 +359,7 @@ class RecoveringConnection:
         self._parameters = [amqp.parameters_of(url, name, tcp_options) for url in urls]
         self._backoff = reconnect_wait(system.random)
         self._node, self._ready_s = "", math.inf
+        self._said, self._said_s = "", -math.inf
         self._closing = asyncio.Event()
         self._running: asyncio.Task[Any] | None = None
         health.lacks(name, "not connected yet")
@@ -340,6 +382,7 @@ class RecoveringConnection:
         """Say that the channel does its work."""
         self._ready_s = asyncio.get_running_loop().time()
         self._health.has(self._name)
+        self._said = ""
         self._log.info("connected to RabbitMQ", node=self._node)
 
     async def close(self) -> None:
@@ -370,12 +413,15 @@ class RecoveringConnection:
         wait_s = self._backoff(state)
         why = str(state.outcome.exception()) if state.outcome else ""
         self._health.lacks(self._name, why)
-        self._log.warning(
-            "no connection to RabbitMQ, trying again",
-            error=why,
-            node=self._node,
-            again_in_s=round(wait_s, 2),
-        )
+        now_s = asyncio.get_running_loop().time()
+        if why != self._said or now_s - self._said_s >= SAID_EVERY_S:
+            self._said, self._said_s = why, now_s
+            self._log.warning(
+                "no connection to RabbitMQ, trying again",
+                error=why,
+                node=self._node,
+                again_in_s=round(wait_s, 2),
+            )
         return wait_s
 
 
@@ -389,8 +435,8 @@ class Intake:
 
     def __init__(
         self,
-        service: str,
-        settings: Settings,
+        topology: Topology,
+        urls: Sequence[str],
         prefetch: int,
         system: System,
         health: Health,
@@ -398,7 +444,7 @@ class Intake:
         returned: Callable[[int], None],
         max_bytes: int = MAX_BYTES_IN_FLIGHT,
     ) -> None:
-        self._service, self._settings, self._log = service, settings, log
+        self._topology, self._urls, self._log = topology, urls, log
         self._prefetch, self._max_bytes, self._returned = prefetch, max_bytes, returned
         self._arrived: list[Delivery] = []
         self._some_arrived = asyncio.Event()
@@ -407,7 +453,7 @@ class Intake:
         self._consumer_tag = ""
         self._stopping = False
         self._connection = RecoveringConnection(
-            "rabbitmq", settings.rabbitmq_urls, amqp.TCP_OPTIONS, system, health, log
+            "rabbitmq", urls, amqp.TCP_OPTIONS, system, health, log
         )
 
     async def run(self) -> None:
@@ -457,7 +503,7 @@ class Intake:
 
     async def _consume(self, client: ClientChannel) -> None:
         channel = client.channel
-        declare(channel, self._service, self._settings.retry_delays)
+        self._topology.declare(channel)
         channel.basic_qos(prefetch_count=self._prefetch, callback=client.replied)
         await client.reply()
         if self._stopping:
@@ -485,7 +531,7 @@ class Intake:
             on_deliveries([(method.delivery_tag, b"".join(properties.encode()), body)])
 
         try:
-            tag = channel.basic_consume(self._service, on_message, callback=client.replied)
+            tag = channel.basic_consume(self._topology.service, on_message, callback=client.replied)
             self._consumer_tag = tag
             channel.connection.reader = amqp.Reader(channel.channel_number, tag, on_deliveries)
             await client.reply()
@@ -504,7 +550,7 @@ class Intake:
         changes nothing and takes a majority.
         """
         asked, pauses = False, epoch.pauses
-        while len(self._settings.rabbitmq_urls) > 1 and not self._stopping:
+        while len(self._urls) > 1 and not self._stopping:
             try:
                 async with asyncio.timeout(ANSWERS_WITHIN_S if asked else ASKED_EVERY_S):
                     reply = await client.reply()
@@ -513,9 +559,7 @@ class Intake:
                 asked = False
             except TimeoutError:
                 if not asked:
-                    client.channel.queue_bind(
-                        self._service, names.EXCHANGE, names.BINDING_KEY, callback=client.replied
-                    )
+                    self._topology.bind(client.channel, self._topology.bindings[0], client.replied)
                 # Where nothing was read meanwhile, the answer may be there already.
                 elif not epoch.paused and epoch.pauses == pauses:
                     raise ChannelLost(
@@ -536,7 +580,7 @@ class Intake:
         if oldest_s is not None:
             held = f"the oldest for {asyncio.get_running_loop().time() - oldest_s:.1f} s"
         await asyncio.sleep(GONE_WITHIN_S)
-        client.channel.queue_declare(self._service, passive=True, callback=client.replied)
+        client.channel.queue_declare(self._topology.service, passive=True, callback=client.replied)
         await client.reply()
         return (
             "the broker cancelled the consumer, whose queue is still there: probably a delivery "

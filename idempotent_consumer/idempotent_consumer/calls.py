@@ -11,12 +11,16 @@ from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from structlog.contextvars import bind_contextvars, reset_contextvars
 from structlog.typing import FilteringBoundLogger
 
 from .event import NO_EFFECTS, Checked, Effects, Event, check_effects
 from .ledger import Ledger
+from .metrics import Outcome
 
 if TYPE_CHECKING:
     from .service import Running
@@ -38,13 +42,16 @@ OVERDUE_AFTER = 3
 class Handler:
     """A service's function for one event type; ``timeout_s`` is set for a claimed one.
 
-    ``at_once`` bounds its calls, and ``retry_delays`` are its own, each where it is set.
+    ``at_once`` bounds its calls, and ``retry_delays`` are its own, each where it is set. Of
+    ``model``, a class is called with an event's args as its keywords, and any other callable with
+    the args.
     """
 
     function: Callable[..., Any]
     timeout_s: float | None = None
     at_once: int | None = None
     retry_delays: tuple[tuple[str, int], ...] | None = None
+    model: Callable[..., Any] | None = None
 
     @cached_property
     def is_coroutine(self) -> bool:
@@ -57,6 +64,34 @@ class Handler:
     def claimed(self) -> bool:
         """Whether it has an effect outside, and so runs under a claim."""
         return self.timeout_s is not None
+
+    def check_parameters(self) -> None:
+        """Raise TypeError where its function cannot be called with what it will be given."""
+        given = ["event"] + ["model"] * bool(self.model) + ["timeout_s"] * self.claimed
+        try:
+            parameters = inspect.signature(self.function)
+            parameters.bind(*given)
+        except TypeError as error:
+            name = getattr(self.function, "__name__", repr(self.function))
+            raise TypeError(
+                f"{name}{parameters} cannot be called with ({', '.join(given)}): {error}"
+            ) from None
+        except ValueError:
+            pass  # Some of C's functions have no signature.
+
+    def arguments(self, event: Event) -> tuple[Any, ...]:
+        """Return what its function is called with, but for the time-out. Raises ModelError."""
+        if self.model is None:
+            return (event,)
+        try:
+            is_class = isinstance(self.model, type)
+            return (event, self.model(**event.args) if is_class else self.model(event.args))
+        except Exception as error:
+            raise ModelError(one_line(error)) from error
+
+
+class ModelError(Exception):
+    """A handler's model does not take an event's args; the message is the model's own."""
 
 
 class Reject(Exception):
@@ -76,16 +111,18 @@ class RetryAfter(Exception):
 
 
 class Returned(NamedTuple):
-    """What a handler's run came to: its effects, or what it raised, in one line.
+    """What a handler's run came to: its effects, or what it raised, in one line and itself.
 
-    ``rejected`` and ``after_s`` are what ``Reject`` and ``RetryAfter`` ask for.
+    ``outcome`` is how an event ends for which it has failed often enough: at once, unless that is
+    ``FAILED``. ``after_s`` is what ``RetryAfter`` asks for.
     """
 
     effects: Checked
     error: str
     elapsed_s: float
-    rejected: bool = False
+    outcome: Outcome = Outcome.FAILED
     after_s: float = 0.0
+    raised: BaseException | None = None
 
 
 class Calls:
@@ -114,27 +151,29 @@ class Calls:
         """No call starts that might not have ended by then, by the loop's clock."""
         self._overdue_s: dict[object, float] = {}
 
-    def run(self, function: Callable[..., object], event: Event, *timeout_s: float) -> Returned:
+    def run(self, handler: Handler, event: Event, *timeout_s: float) -> Returned:
         """Run a plain handler on the caller's thread; raises nothing.
 
         An exit is a failure like others: it would end the thread with the event in flight.
         """
-        started_s = self._clock()
+        started_s, bound = self._clock(), bind_contextvars(**event.about)
         try:
-            effects, error = self._check(function(event, *timeout_s), event)
+            returned = handler.function(*handler.arguments(event), *timeout_s)
+            effects, error = self._check(returned, event)
         except BaseException as raised:  # noqa: BLE001 - whatever a handler raises is its failure
             return self._failed(raised, started_s)
+        finally:
+            reset_contextvars(**bound)
         return Returned(effects, error, self._clock() - started_s)
 
-    async def wait(
-        self, function: Callable[..., Awaitable[object]], event: Event, timeout_s: float
-    ) -> Returned:
+    async def wait(self, handler: Handler, event: Event, timeout_s: float) -> Returned:
         """Await a coroutine handler; it is cancelled at its time-out, and has failed then."""
-        started_s = self._clock()
+        started_s, bound = self._clock(), bind_contextvars(**event.about)
         time_out = asyncio.timeout(timeout_s)
         try:
             async with time_out:
-                effects, error = self._check(await function(event, timeout_s), event)
+                awaited = handler.function(*handler.arguments(event), timeout_s)
+                effects, error = self._check(await awaited, event)
         except GeneratorExit:
             raise  # The loop itself has gone.
         except BaseException as raised:  # noqa: BLE001 - whatever a handler raises is its failure
@@ -148,6 +187,8 @@ class Calls:
                     **event.about,
                     seconds=round(self._clock() - started_s, 3),
                 )
+        finally:
+            reset_contextvars(**bound)
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             # This process ends, whatever the handler made of it: nothing more can be asked.
@@ -159,13 +200,18 @@ class Calls:
         return returned
 
     def _failed(self, raised: BaseException, started_s: float) -> Returned:
-        after_s = raised.seconds if isinstance(raised, RetryAfter) else 0.0
-        elapsed_s, rejected = self._clock() - started_s, isinstance(raised, Reject)
-        return Returned(NO_EFFECTS, one_line(raised), elapsed_s, rejected, after_s)
+        elapsed_s = self._clock() - started_s
+        if isinstance(raised, Reject):
+            return Returned(NO_EFFECTS, one_line(raised), elapsed_s, Outcome.REJECTED)
+        if isinstance(raised, ModelError):
+            return Returned(NO_EFFECTS, str(raised), elapsed_s, Outcome.INVALID)
+        if isinstance(raised, RetryAfter):
+            return Returned(NO_EFFECTS, one_line(raised), elapsed_s, after_s=raised.seconds)
+        return Returned(NO_EFFECTS, in_full(raised), elapsed_s, raised=raised)
 
     def _check(self, returned: object, event: Event) -> tuple[Checked, str]:
         """Return the effects, or why they can never be recorded: that is a failure too."""
-        effects = check_effects(returned, self._service, event.id)  # type: ignore[arg-type]
+        effects = check_effects(returned, self._service, event)  # type: ignore[arg-type]
         return effects, self._ledger.why_never(effects) or ""
 
     def own_slot(self, handler: Handler) -> AbstractAsyncContextManager[None]:
@@ -196,11 +242,11 @@ class Calls:
             return True
 
         def on_thread() -> Returned | None:
-            return self.run(handler.function, event, timeout_s) if starts() else None
+            return self.run(handler, event, timeout_s) if starts() else None
 
         try:
             if handler.is_coroutine:
-                return await self.wait(handler.function, event, timeout_s) if starts() else None
+                return await self.wait(handler, event, timeout_s) if starts() else None
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._threads, on_thread)
         finally:
@@ -308,6 +354,29 @@ class Breaker:
             self._health.lacks(name, f"open: {error}")
         else:
             self._health.has(name)
+
+
+def in_full(raised: BaseException) -> str:
+    """Write what a service's own code has raised, with its last line there: ``billing.py:17``.
+
+    The exception loses the frames of this library that called that code, and what they hold.
+    """
+    frames = raised.__traceback__
+    while frames is not None and _package(frames) == __package__:
+        frames = frames.tb_next
+    raised.__traceback__, place = frames, ""
+    own = _package(frames) if frames is not None else ""
+    while frames is not None:
+        if _package(frames) == own:
+            file = frames.tb_frame.f_code.co_filename
+            place = f" ({Path(file).name}:{frames.tb_lineno})"
+        frames = frames.tb_next
+    return one_line(raised) + place
+
+
+def _package(frames: TracebackType) -> str:
+    name: str = frames.tb_frame.f_globals.get("__name__", "")
+    return name.partition(".")[0]
 
 
 def one_line(error: BaseException) -> str:

@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING
 
 from .bus import COMMITS_IN_FLIGHT, Delivery
 from .calls import Breaker, Handler, Returned
-from .event import NO_EFFECTS, Checked, Event, InvalidEvent, decode
+from .event import (
+    NO_EFFECTS,
+    Checked,
+    Event,
+    InvalidEvent,
+    Outgoing,
+    check_decoded,
+    check_size,
+    decode,
+)
 from .metrics import Outcome
 from .publisher import event_message
 from .records import CLAIMED, DONE, PUBLISHING, RELEASED, Answer, Ask, Kind, Record
@@ -88,6 +97,7 @@ class Consumer:
 
     def __init__(self, run: Running) -> None:
         self._own_tokens, self._handlers = f"{run.process}/", run.service.handlers
+        self._decoder, self._exchange = run.service.decode, run.service.exchange
         self._calls, self._ledger, self._settler = run.calls, run.ledger, run.settler
         self._intake, self._publisher, self._tasks = run.intake, run.publisher, run.tasks
         self._tally, self._log, self._duplicates = run.tally, run.log, run.duplicates
@@ -136,9 +146,12 @@ class Consumer:
 
     def _receive(self, delivery: Delivery) -> None:
         try:
-            event = decode(delivery.body)
+            event = self._decode(delivery)
         except InvalidEvent as error:
             self._settler.invalid(delivery, str(error))
+            return
+        except Exception as error:  # noqa: BLE001 - whatever a decoder of the service's own raises
+            self._settler.undecoded(delivery, error)
             return
         token = f"{self._own_tokens}{delivery.epoch.number}/{delivery.tag}"
         key = self._ledger.key(event, token)
@@ -157,6 +170,15 @@ class Consumer:
         else:
             self._begin(flight)
 
+    def _decode(self, delivery: Delivery) -> Event:
+        if self._decoder is None:
+            event = decode(delivery.body)
+        else:
+            check_size(delivery.body)
+            event = check_decoded(self._decoder(delivery.body, delivery.described))
+        headers = delivery.headers
+        return event._replace(headers=headers) if headers else event
+
     def _begin(self, flight: InFlight) -> None:
         self._in_flight[flight.key] = flight
         if flight.handler.claimed:
@@ -167,7 +189,7 @@ class Consumer:
     # 2. A pure handler runs here and now. What it returned is the event's ask.
 
     def _handle(self, flight: InFlight) -> Ask:
-        returned = self._calls.run(flight.handler.function, flight.event)
+        returned = self._calls.run(flight.handler, flight.event)
         if returned.elapsed_s >= SLOW_HANDLER_S:
             self._warn_of_slowness(flight, returned.elapsed_s)
         return self._next_ask(flight, returned)
@@ -368,7 +390,7 @@ class Consumer:
             breaker.succeeded()
             flight.called = True
             self._tally.count("sent")
-        elif not returned.rejected:
+        elif returned.outcome is Outcome.FAILED:
             flight.held = breaker.failed(flight, returned.error)
         return self._next_ask(flight, returned, claim.value)
 
@@ -380,7 +402,7 @@ class Consumer:
         writer may not have had the answer yet, and tells by it that the record is its own.
         """
         flight.called, flight.published = False, True
-        sent = [self._publisher.send(event_message(body)) for body in held.events]
+        sent = [self._publisher.send(event_message(event, self._exchange)) for event in held.events]
         if not all(await asyncio.gather(*sent)):
             # This process ends: whoever takes the event next publishes them again.
             await asyncio.get_running_loop().create_future()
@@ -469,7 +491,7 @@ class PublishEvents:
     """Its record holds events that may not all be published."""
 
     value: bytes
-    events: Sequence[bytes]
+    events: Sequence[Outgoing]
     token: str
 
 

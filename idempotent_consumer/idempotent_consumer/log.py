@@ -6,7 +6,9 @@ import logging
 import queue
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import structlog
@@ -17,7 +19,8 @@ _BACKLOG = 10_000  # Lines kept for a reader that does not read; what comes afte
 class Logs:
     """The process's logging, from here to ``close``, which writes what is still waiting.
 
-    Every line goes to standard output: as JSON, or for people where a terminal reads it.
+    Every line goes to standard output: as JSON, or for people where a terminal reads it. So do
+    those of the standard library's logging, from the same level on.
     """
 
     def __init__(self, service: str, level: str, style: str | None) -> None:
@@ -26,23 +29,33 @@ class Logs:
         self._dropped = 0
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
+        level = level.upper()
         renderer: Any = structlog.processors.JSONRenderer()
         if style == "console" or (style is None and terminal):
             renderer = structlog.dev.ConsoleRenderer(colors=terminal, repr_native_str=True)
+        processors: list[Any] = [
+            structlog.contextvars.merge_contextvars,
+            partial(_add, service=service),
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+        ]
         structlog.configure(
-            processors=[
-                structlog.processors.add_log_level,
-                structlog.processors.TimeStamper(fmt="iso", utc=True),
-                structlog.processors.format_exc_info,
-                renderer,
-            ],
-            wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+            processors=[*processors, renderer],
+            wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level)),
             logger_factory=lambda *_: self,
             cache_logger_on_first_use=False,
         )
+        self._handler = _Handler(self.msg, processors, renderer)
+        root = logging.getLogger()
+        for other in list(root.handlers):
+            if type(other) is logging.StreamHandler:  # By logging.basicConfig: a line comes once.
+                root.removeHandler(other)
+        root.addHandler(self._handler)
+        root.setLevel(level)
         # The clients' own lines repeat, with tracebacks, what is told here in a line of ours.
         logging.getLogger("pika").setLevel(logging.CRITICAL)
-        self.logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(service=service)
+        self.logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
     def msg(self, line: str) -> None:
         """Take a line from structlog, of whatever level."""
@@ -70,6 +83,33 @@ class Logs:
 
     def close(self) -> None:
         """Write what waits, for a second at the most."""
+        logging.getLogger().removeHandler(self._handler)
         with suppress(queue.Full):
             self._lines.put(None, timeout=0.5)
             self._thread.join(0.5)
+
+
+class _Handler(logging.Handler):
+    """Writes what the standard library's logging brings."""
+
+    def __init__(self, write: Callable[[str], None], processors: list[Any], renderer: Any) -> None:
+        super().__init__()
+        self._write = write
+        formatter = structlog.stdlib.ProcessorFormatter
+        own: list[Any] = [structlog.stdlib.add_logger_name, structlog.stdlib.ExtraAdder()]
+        self.setFormatter(
+            formatter(
+                foreign_pre_chain=[*own, *processors],
+                processors=[formatter.remove_processors_meta, renderer],
+            )
+        )
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._write(self.format(record))
+        except Exception:  # noqa: BLE001 - such as a format that does not fit its arguments
+            self.handleError(record)
+
+
+def _add(_logger: Any, _method: str, line: Any, **members: str) -> Any:
+    return {**members, **line}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from hashlib import sha256
 
 EXCHANGE = "events"
@@ -16,6 +17,16 @@ PARKED_AT_HEADER = "x-parked-at"
 """When an event was parked: ISO 8601 in UTC, by the clock of the replica that did it."""
 REPLAYS_HEADER = "x-replays"
 """How often a dead letter was sent back to its service."""
+
+OWN_HEADERS = frozenset(
+    (ATTEMPTS_HEADER, REASON_HEADER, ERROR_HEADER, PARKED_AT_HEADER, REPLAYS_HEADER)
+)
+BROKER_HEADERS = frozenset({"CC", "BCC", "x-death", "x-delivery-count", "x-acquired-count"}) | {
+    f"x-{which}-death-{what}"
+    for which in ("first", "last")
+    for what in ("exchange", "queue", "reason")
+}
+"""CC and BCC are addresses, to which RabbitMQ sends the message as well; it adds the others."""
 
 INVALID, CONFLICT, FAILED, REJECTED = "invalid", "conflict", "failed", "rejected"
 """The reasons for which an event is parked, as they stand in ``x-reason``."""
@@ -38,6 +49,22 @@ def check_noun(noun: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_]{1,63}", noun):
         raise ValueError(f"noun {noun!r}: at most 63 letters, digits and '_'")
     return noun
+
+
+def check_exchange(name: str) -> str:
+    """Return an exchange's name, or raise ValueError: AMQP has 255 bytes for it."""
+    if not isinstance(name, str) or not 0 < len(name.encode()) <= 255 or name.startswith("amq."):
+        raise ValueError(f"exchange {name!r:.100}: write 1 to 255 bytes, not beginning with amq.")
+    return name
+
+
+def check_bindings(keys: Sequence[str]) -> tuple[str, ...]:
+    """Return a queue's binding keys, or raise ValueError: without one it gets no event."""
+    if isinstance(keys, str) or not keys:
+        raise ValueError(f'bindings {keys!r:.100}: write a list of keys, as in ["order.#"]')
+    if not all(isinstance(key, str) and len(key.encode()) <= 255 for key in keys):
+        raise ValueError(f"bindings {keys!r:.100}: a key has at most 255 bytes")
+    return tuple(keys)
 
 
 def encode_id(event_id: str) -> str:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
 from .bus import declare_exchange
+from .event import Header, Outgoing, check_headers
 from .health import Health
+from .names import EXCHANGE, check_exchange
 from .publisher import Message, Publisher, event_message
 from .service import real_system
 from .settings import Settings
@@ -39,7 +43,7 @@ class PublishError(Exception):
 
 
 class Producer:
-    """Publishes to the exchange ``events``, from one thread at a time.
+    """Publishes to an exchange, from one thread at a time.
 
     It connects when it first publishes, and again whenever the connection is lost: nothing runs
     between two calls. It sends unconfirmed events again, so an event may arrive twice, with one id.
@@ -47,12 +51,18 @@ class Producer:
     Its methods block. In a coroutine write ``await asyncio.to_thread(producer.publish, bodies)``.
     """
 
-    def __init__(self, settings: Settings, log: FilteringBoundLogger | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        log: FilteringBoundLogger | None = None,
+        *,
+        exchange: str = EXCHANGE,
+    ) -> None:
         """Use RABBITMQ_URL of the settings, and nothing else. Without ``log``, warn on stderr."""
         urls, system, self._health = settings.rabbitmq_urls, real_system(), Health()
-        self._publisher = Publisher(
-            urls, declare_exchange, system, self._health, log or _warnings()
-        )
+        self._exchange = check_exchange(exchange)
+        declare = partial(declare_exchange, exchange=exchange)
+        self._publisher = Publisher(urls, declare, system, self._health, log or _warnings())
         self._loop = asyncio.new_event_loop()
         self._publishing: asyncio.Task[None] | None = None
         self._closed = False
@@ -68,21 +78,30 @@ class Producer:
         bodies: Iterable[bytes],
         timeout_s: float = 30.0,
         progress: Callable[[int], None] | None = None,
+        *,
+        headers: Mapping[str, Header] = MappingProxyType({}),
     ) -> int:
         """Publish events, and return their number once each is confirmed.
+
+        Each body is the JSON of an event, as bytes, and each message has the ``headers``.
 
         The bodies are taken as there is room for them, so all of them need not fit in memory.
         Nothing is sent while the iterable blocks: if it waits for its input (a pipe), publish what
         there is by a call of its own. ``progress`` is called with the number of events confirmed
         so far, several times a second.
 
-        Raises ValueError after ``close``; RuntimeError if this thread runs an event loop;
-        PublishError if nothing was confirmed for ``timeout_s``; and, once all events before it are
-        confirmed, InvalidEvent for an invalid event, and what the iterable raises.
+        Raises ValueError after ``close`` and for wrong headers; TypeError for what is no iterable
+        of bodies; RuntimeError if this thread runs an event loop; PublishError if nothing was
+        confirmed for ``timeout_s``; and, once all events before it are confirmed, TypeError for
+        what is not bytes, InvalidEvent for an invalid event, and what the iterable raises.
         """
         if self._closed:
             raise ValueError("this producer is closed: make another")
-        return self._run(self._publish(bodies, timeout_s, progress))
+        if isinstance(bodies, (bytes, str, Mapping)):
+            got = type(bodies).__name__
+            raise TypeError(f"publish takes a list of bodies, not one {got}: {_WRITE}")
+        sent = partial(_message, self._exchange, check_headers(headers))
+        return self._run(self._publish(bodies, sent, timeout_s, progress))
 
     def close(self) -> None:
         """Close for good; returns after a second where the broker does not answer."""
@@ -114,14 +133,18 @@ class Producer:
             task.cancel()  # Ctrl-C can end the loop's run and not the task.
 
     async def _publish(
-        self, bodies: Iterable[bytes], timeout_s: float, progress: Callable[[int], None] | None
+        self,
+        bodies: Iterable[bytes],
+        message: Callable[[bytes, Callable[[], bool]], Message],
+        timeout_s: float,
+        progress: Callable[[int], None] | None,
     ) -> int:
         if self._publishing is None:
             self._publishing = asyncio.get_running_loop().create_task(self._publisher.run())
         batch = _Batch(self._publishing, timeout_s, progress or (lambda _: None))
         try:
-            for message in batch.messages(bodies):
-                batch.unconfirmed.append(self._publisher.send(message))
+            for each in batch.messages(bodies, message):
+                batch.unconfirmed.append(self._publisher.send(each))
                 if len(batch.unconfirmed) == WINDOW:
                     # Half a window is sent at a time: one confirm is waited for and not each.
                     await self._confirm(batch, WINDOW // 2)
@@ -165,13 +188,26 @@ class _Batch:
     wanted: bool = True
     error: Exception | None = None
 
-    def messages(self, bodies: Iterable[bytes]) -> Iterator[Message]:
+    def messages(
+        self, bodies: Iterable[bytes], message: Callable[[bytes, Callable[[], bool]], Message]
+    ) -> Iterator[Message]:
         """Yield what is to be sent, up to the error."""
         try:
             for body in bodies:
-                yield event_message(body, lambda: self.wanted)
+                yield message(body, lambda: self.wanted)
         except Exception as error:  # noqa: BLE001 - whatever the iterable raises
             self.error = error
+
+
+_WRITE = 'write publish([json.dumps({"id": "1", "type": "new_order"}).encode()])'
+
+
+def _message(
+    exchange: str, headers: dict[str, Header], body: bytes, wanted: Callable[[], bool]
+) -> Message:
+    if not isinstance(body, bytes):
+        raise TypeError(f"a body is bytes, not {type(body).__name__}: {_WRITE}")
+    return event_message(Outgoing(body, headers), exchange, wanted)
 
 
 def _warnings() -> Any:

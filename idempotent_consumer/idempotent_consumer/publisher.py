@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from structlog.typing import FilteringBoundLogger
 from . import names
 from .amqp import KEEPALIVE, bare_properties, forwarded_properties
 from .bus import ClientChannel, Delivery, RecoveringConnection
-from .event import decode
+from .event import Outgoing, decode
 from .health import Health
 from .system import System, reconnect_wait
 
@@ -56,16 +57,21 @@ class Message:
 _EVENT_PROPERTIES = pika.BasicProperties(content_type="application/json", delivery_mode=2)
 
 
-def event_message(body: bytes, wanted: Callable[[], bool] = lambda: True) -> Message:
-    """Return the message that publishes an event to the exchange of every service's queue.
+def event_message(
+    event: Outgoing, exchange: str = names.EXCHANGE, wanted: Callable[[], bool] = lambda: True
+) -> Message:
+    """Return the message that publishes an event.
 
     Its routing key is the event's type, as far as AMQP's short strings can hold it. Raises
     InvalidEvent where every service would park it.
     """
-    key = decode(body).type
+    key, properties = decode(event.body).type, _EVENT_PROPERTIES
     if len(key) > _MAX_ROUTING_KEY_BYTES // 4:
         key = key.encode()[:_MAX_ROUTING_KEY_BYTES].decode(errors="ignore")
-    return Message(names.EXCHANGE, key, body, _EVENT_PROPERTIES, _EVENT_PROPERTIES, wanted)
+    if event.headers:
+        properties = copy(properties)
+        properties.headers = dict(event.headers)
+    return Message(exchange, key, event.body, properties, _EVENT_PROPERTIES, wanted)
 
 
 def forwarded_message(delivery: Delivery, queue: str, headers: dict[str, object]) -> Message:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from .etcd import MAX_REQUEST_BYTES
-from .event import NO_EFFECTS, Checked
+from .event import NO_EFFECTS, Checked, Outgoing, check_headers
 from .event import decode as decode_event
 
 CLAIMED, RELEASED, PUBLISHING, DONE = "claimed", "released", "publishing", "done"
@@ -30,13 +30,23 @@ class Record(NamedTuple):
     token: str
     time: str
     value: bytes
-    events: tuple[bytes, ...] = ()
+    events: tuple[Outgoing, ...] = ()
 
 
-def encode(state: str, digest: str, token: str, time: str, events: Sequence[bytes] = ()) -> bytes:
-    """Write a record's value. None of its texts needs escaping: all are this library's own."""
+def encode(
+    state: str, digest: str, token: str, time: str, events: Sequence[Outgoing] = ()
+) -> bytes:
+    """Write a record's value. None of its texts needs escaping: all are this library's own.
+
+    Headers stand in a member of their own, which versions that know of none pass over.
+    """
     value = f'{{"state":"{state}","digest":"{digest}","token":"{token}","time":"{time}"}}'.encode()
-    return value[:-1] + b',"events":[%s]}' % b",".join(events) if events else value
+    if not events:
+        return value
+    value = value[:-1] + b',"events":[%s]' % b",".join(event.body for event in events)
+    if any(event.headers for event in events):
+        value += b',"headers":' + orjson.dumps([event.headers for event in events])
+    return value + b"}"
 
 
 def decode(value: bytes) -> Record:
@@ -46,18 +56,26 @@ def decode(value: bytes) -> Record:
         state, digest, token, time = (
             members[name] for name in ("state", "digest", "token", "time")
         )
-        events = tuple(map(orjson.dumps, members["events"])) if state == PUBLISHING else ()
-        for body in events:
-            decode_event(body)
+        events = _events(members) if state == PUBLISHING else ()
         if (
             state in (CLAIMED, RELEASED, PUBLISHING, DONE)
             and all(isinstance(text, str) for text in (digest, token, time))
             and bool(events) == (state == PUBLISHING)
         ):
             return Record(state, digest, token, time, value, events)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         pass
     return Record(DONE, UNREADABLE, "", "", value)
+
+
+def _events(members: Any) -> tuple[Outgoing, ...]:
+    bodies = tuple(map(orjson.dumps, members["events"]))
+    for body in bodies:
+        decode_event(body)
+    headers = members.get("headers") or [{}] * len(bodies)
+    return tuple(
+        Outgoing(body, check_headers(each)) for body, each in zip(bodies, headers, strict=True)
+    )
 
 
 def digest_if_done(value: bytes) -> str:

@@ -10,26 +10,33 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from random import SystemRandom
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from structlog.typing import FilteringBoundLogger
 
 from . import amqp, etcd
-from .bus import MAX_BYTES_IN_FLIGHT, Intake, declare, prefetch
+from .bus import MAX_BYTES_IN_FLIGHT, Intake, Topology, prefetch
 from .cache import MAX_ENTRIES, Cache
 from .calls import Calls, ClaimedHandler, Handler, PureHandler
+from .event import Decoder, Effects, Event
 from .flow import Consumer
 from .health import Health, HealthServer, PortTaken
 from .ledger import EtcdLedger, Ledger, NoLedger
 from .log import Logs
 from .metrics import SEND_EVERY_S, DuplicateAges, Metrics, Tally
-from .names import check_noun, check_service_name
+from .names import (
+    BINDING_KEY,
+    EXCHANGE,
+    check_bindings,
+    check_exchange,
+    check_noun,
+    check_service_name,
+)
 from .publisher import Publisher
 from .settings import Settings, SettingsError, read_delays
 from .settle import Settler
@@ -47,31 +54,65 @@ _TICK_S = 0.02
 
 Pure = TypeVar("Pure", bound=PureHandler)
 Claimed = TypeVar("Claimed", bound=ClaimedHandler)
+M = TypeVar("M")
+Model = type[M] | Callable[[dict[str, Any]], M]
+"""A class is called with an event's args as its keywords, any other callable with the args."""
+
+ModelledPure = Callable[[Event, M], Effects]
+ModelledClaimed = Callable[[Event, M, float], Effects | Awaitable[Effects]]
 
 
 class Service:
     """A name, and a handler for each event type it consumes.
 
     ``noun`` is what the service counts: ``orders`` gives ``orders_processed`` and the others.
+    ``exchange`` is a topic exchange, declared durable, where its events come from and where those
+    that it publishes go; ``bindings`` are the keys by which its queue is bound to it. ``decode``
+    makes an event of a message, in place of what the README says of bodies.
     """
 
-    def __init__(self, name: str, noun: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        noun: str,
+        *,
+        exchange: str = EXCHANGE,
+        bindings: Sequence[str] = (BINDING_KEY,),
+        decode: Decoder | None = None,
+    ) -> None:
         self.name, self.noun = check_service_name(name), check_noun(noun)
+        self.exchange, self.bindings = check_exchange(exchange), check_bindings(bindings)
+        if decode is not None and not callable(decode):
+            raise TypeError(f"decode is a function of (body, properties), not {decode!r:.100}")
+        self.decode = decode
         self.handlers: dict[str, Handler] = {}
 
+    @overload
     def handler(
         self, event_type: str, *, retry_delays: Sequence[str] | None = None
-    ) -> Callable[[Pure], Pure]:
+    ) -> Callable[[Pure], Pure]: ...
+
+    @overload
+    def handler(
+        self, event_type: str, *, model: Model[M], retry_delays: Sequence[str] | None = None
+    ) -> Callable[[ModelledPure[M]], ModelledPure[M]]: ...
+
+    def handler(
+        self, event_type: str, *, model: Any = None, retry_delays: Sequence[str] | None = None
+    ) -> Any:
         """Register a pure handler: it returns effects, which are recorded with the event.
 
         It runs on the event loop, which also sends the heartbeats, so it must compute and not wait.
-        ``retry_delays``, as in ``["1s", "1m"]``, stand in for RETRY_DELAYS.
+        With a ``model`` its second argument is what that makes of an event's args: a class is
+        called with them as its keywords, any other callable with the dict. Whatever it raises parks
+        the event as invalid. ``retry_delays``, as in ``["1s", "1m"]``, stand in for RETRY_DELAYS.
         """
         if not isinstance(event_type, str):
             raise TypeError('the event type is missing: write @service.handler("...")')
-        delays = _delays(retry_delays)
-        return lambda function: self._register(event_type, function, retry_delays=delays)
+        own = {"model": _model(model), "retry_delays": _delays(retry_delays)}
+        return lambda function: self._register(event_type, function, own)
 
+    @overload
     def claimed_handler(
         self,
         event_type: str,
@@ -79,21 +120,47 @@ class Service:
         *,
         at_once: int | None = None,
         retry_delays: Sequence[str] | None = None,
-    ) -> Callable[[Claimed], Claimed]:
+    ) -> Callable[[Claimed], Claimed]: ...
+
+    @overload
+    def claimed_handler(
+        self,
+        event_type: str,
+        timeout_s: float,
+        *,
+        model: Model[M],
+        at_once: int | None = None,
+        retry_delays: Sequence[str] | None = None,
+    ) -> Callable[[ModelledClaimed[M]], ModelledClaimed[M]]: ...
+
+    def claimed_handler(
+        self,
+        event_type: str,
+        timeout_s: float,
+        *,
+        model: Any = None,
+        at_once: int | None = None,
+        retry_delays: Sequence[str] | None = None,
+    ) -> Any:
         """Register a handler with an effect outside: it runs under a claim.
 
         A coroutine function runs on the event loop and is cancelled after ``timeout_s``; a plain
         function runs on a thread, and returns or raises within it. At most CALLS_AT_ONCE run at a
         time, and ``at_once`` of this handler. ``retry_delays``, as in ``["1s", "1m"]``, stand in
-        for RETRY_DELAYS. The effect happens at least once, so pass the event's id on to the
+        for RETRY_DELAYS. With a ``model``, what it makes of an event's args is the second argument,
+        as of a pure handler. The effect happens at least once, so pass the event's id on to the
         receiver as an idempotency key.
         """
+        if not isinstance(event_type, str):
+            what = '@service.claimed_handler("...", timeout_s=5)'
+            raise TypeError(f"the event type is missing: write {what}")
         if not timeout_s > 0 or math.isinf(timeout_s):
             raise ValueError(f"timeout_s is {timeout_s}: write seconds, more than 0")
         if at_once is not None and not at_once >= 1:
             raise ValueError(f"at_once is {at_once}: write a whole number from 1")
-        delays = _delays(retry_delays)
-        return lambda function: self._register(event_type, function, timeout_s, at_once, delays)
+        own = {"model": _model(model), "retry_delays": _delays(retry_delays)}
+        own |= {"timeout_s": timeout_s, "at_once": at_once}
+        return lambda function: self._register(event_type, function, own)
 
     def run(self, environ: Mapping[str, str] = os.environ) -> int:
         """Run until SIGTERM or SIGINT, on the main thread, and end the process with code 0.
@@ -117,8 +184,8 @@ class Service:
         # output that nobody reads.
         os._exit(code)
 
-    def _register(self, event_type: str, function: Any, *options: Any, **more: Any) -> Any:
-        handler = Handler(function, *options, **more)
+    def _register(self, event_type: str, function: Any, own: dict[str, Any]) -> Any:
+        handler = Handler(function, **own)
         if event_type in self.handlers:
             raise ValueError(f"{event_type!r} has a handler already")
         if handler.is_coroutine and not handler.claimed:
@@ -126,8 +193,16 @@ class Service:
                 "a pure handler is a plain function, not async def: it runs on the event loop and "
                 "does not wait. One that waits is a claimed handler"
             )
+        handler.check_parameters()
         self.handlers[event_type] = handler
         return function
+
+
+def _model(model: object) -> object:
+    """Return a handler's model, or raise TypeError for what cannot be one."""
+    if model is not None and not callable(model):
+        raise TypeError(f"model is a class, or a function of an event's args, not {model!r:.100}")
+    return model
 
 
 def _delays(texts: Sequence[str] | None) -> tuple[tuple[str, int], ...] | None:
@@ -180,11 +255,10 @@ class Running:
         unacked, returned = prefetch(settings.batch_size), self.tally.returned
         own = [each for h in service.handlers.values() for each in h.retry_delays or ()]
         delays = tuple(dict.fromkeys([*settings.retry_delays, *own]))
-        with_own = replace(settings, retry_delays=delays)
-        self.intake = Intake(name, with_own, unacked, system, health, log, returned, max_bytes)
-        declare_queues = partial(declare, service=name, retry_delays=delays)
+        topology = Topology(name, service.exchange, service.bindings, delays)
         urls = settings.rabbitmq_urls
-        self.publisher = Publisher(urls, declare_queues, system, health, log)
+        self.intake = Intake(topology, urls, unacked, system, health, log, returned, max_bytes)
+        self.publisher = Publisher(urls, topology.declare, system, health, log)
         at_once = settings.calls_at_once
         # An executor starts its threads as they are needed.
         threads = system.threads(at_once)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from . import names
 from .bus import Delivery
-from .calls import Handler, Returned
+from .calls import Handler, Returned, in_full
 from .event import Event
 from .metrics import Outcome
 from .publisher import forwarded_message
@@ -62,11 +62,11 @@ class Settler:
         """Park an event whose id was recorded with another body, which has this digest."""
         why = "has a record that cannot be read" if recorded == UNREADABLE else _USED_BEFORE
         for delivery in deliveries:
-            self._park(delivery, Outcome.CONFLICTED, f"{event.id!r:.200} {why}", event)
+            self._park(delivery, Outcome.CONFLICTED, f"{event.id!r:.200} {why}", event.about)
 
     def invalid(self, delivery: Delivery, error: str) -> None:
-        """Park what is no event."""
-        self._park(delivery, Outcome.INVALID, error)
+        """Park an invalid event."""
+        self._park(delivery, Outcome.INVALID, error, {})
 
     def retry_or_park(
         self, deliveries: Sequence[Delivery], event: Event, handler: Handler, failed: Returned
@@ -75,28 +75,39 @@ class Settler:
         delays = self._retry_delays if handler.retry_delays is None else handler.retry_delays
         error = failed.error
         for delivery in deliveries:
-            if failed.rejected:
-                self._park(delivery, Outcome.REJECTED, error, event)
+            if failed.outcome is not Outcome.FAILED:
+                self._park(delivery, failed.outcome, error, event.about)
                 continue
             attempt = delivery.attempts + 1
             headers: _Members = {names.ATTEMPTS_HEADER: attempt, names.ERROR_HEADER: error}
+            about: _Members = {**event.about}
+            if attempt == 1 and failed.raised is not None:
+                about["exc_info"] = failed.raised
             if attempt > len(delays):
-                self._park(delivery, Outcome.FAILED, error, event, headers)
+                self._park(delivery, Outcome.FAILED, error, about, headers)
             else:
                 delay, _ = delays[attempt - 1]
                 if failed.after_s:
                     by_time = sorted(delays, key=lambda each: each[1])
                     long_enough = [each for each in by_time if each[1] >= failed.after_s]
                     delay, _ = (long_enough or by_time[-1:])[0]
-                about = {**event.about, "error": error, "attempt": attempt}
+                about |= {"error": error, "attempt": attempt}
                 self._retry(delivery, delay, headers, about)
 
     def postpone(self, delivery: Delivery, event: Event) -> None:
-        """Publish a retry that counts as no attempt, for a replica that has a handler."""
-        delay, _ = self._retry_delays[-1]
+        """Hold an event for a replica that has a handler for it."""
         error = "another replica has begun it, and this one has no handler for its type"
-        headers: _Members = {names.ATTEMPTS_HEADER: delivery.attempts}
-        self._retry(delivery, delay, headers, {**event.about, "error": error})
+        self._hold(delivery, {**event.about, "error": error})
+
+    def undecoded(self, delivery: Delivery, raised: Exception) -> None:
+        """Hold a message that the service's own decoder fails on, for a version that reads it."""
+        error = f"decode raised {in_full(raised)}: only InvalidEvent parks a message"
+        self._hold(delivery, {"error": error, "exc_info": raised})
+
+    def _hold(self, delivery: Delivery, about: _Members) -> None:
+        """Publish a retry that counts as no attempt."""
+        delay, _ = self._retry_delays[-1]
+        self._retry(delivery, delay, {names.ATTEMPTS_HEADER: delivery.attempts}, about)
 
     def _retry(self, delivery: Delivery, delay: str, headers: _Members, about: _Members) -> None:
         queue, about = names.retry_queue(self._service, delay), {**about, "again_in": delay}
@@ -107,7 +118,7 @@ class Settler:
         delivery: Delivery,
         outcome: Outcome,
         error: str,
-        event: Event | None = None,
+        about: Mapping[str, object],
         more_headers: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
         now, reason = datetime.fromtimestamp(self._system.now_s(), UTC), _REASONS[outcome]
@@ -117,8 +128,8 @@ class Settler:
             names.PARKED_AT_HEADER: now.isoformat(timespec="seconds"),
             **more_headers,
         }
-        about: _Members = {**(event.about if event else {}), "reason": reason, "error": error}
         queue = names.dead_letter_queue(self._service)
+        about = {**about, "reason": reason, "error": error}
         self._forward(delivery, queue, headers, outcome, about)
 
     def _forward(

@@ -60,6 +60,7 @@ class Workflow(Exception):
 
 REFUSED = "user or the password"
 LATE = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out"
+OTHER_TYPE = "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'events' in vhost '/'"
 OTHER_ARGUMENTS = "PRECONDITION_FAILED - inequivalent arg 'x-delivery-limit'"
 
 
@@ -74,13 +75,15 @@ OTHER_ARGUMENTS = "PRECONDITION_FAILED - inequivalent arg 'x-delivery-limit'"
         (Workflow(OSError(111, "Connection refused")), "Connection refused"),
         (amqp.ConnectionClosedByBroker(320, "CONNECTION_FORCED - by an operator"), "an operator"),
         (TimeoutError(), "TimeoutError"),
+        (amqp.ChannelClosedByBroker(406, OTHER_TYPE), "exchange="),
+        (amqp.IncompatibleProtocolError("Transport indicated EOF"), "15672"),
     ],
 )
 def test_a_failure_of_rabbitmqs_is_told_in_one_line(error: Exception, part: str) -> None:
     """And to delete a queue, which costs its events, is advised for its arguments alone."""
     line = explain(error)
     assert part in line
-    assert ("delete" in line) == (part == "delete_queue")
+    assert ("delete" in line) == (part in ("delete_queue", "exchange="))
     assert "\n" not in line
     assert len(line) <= 700
 

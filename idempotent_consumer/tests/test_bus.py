@@ -20,10 +20,12 @@ from idempotent_consumer.bus import (
     GONE_WITHIN_S,
     LAST_ACKS_S,
     MAX_BYTES_IN_FLIGHT,
+    SAID_EVERY_S,
     ClientChannel,
     Delivery,
     Intake,
     RecoveringConnection,
+    Topology,
     prefetch,
     queue_arguments,
 )
@@ -118,6 +120,26 @@ def test_health_and_log_say_what_is_missing_and_since_when_it_is_back(rabbit: Re
     which = {"connection": "rabbitmq", "node": "h:5672"}
     assert warning == {"event": LOSS, "log_level": "warning", "error": RESET, **which}
     assert connected == {"event": "connected to RabbitMQ", "log_level": "info", **which}
+
+
+def test_a_failure_that_stays_the_same_is_said_now_and_then(rabbit: Recovering) -> None:
+    """A refused login would be said several times a second."""
+
+    rabbit.broker.away = True
+    rabbit.run()
+    said_s = [0.0]
+    for _ in range(TIMES):
+        before = len(rabbit.said(LOSS))
+        at_s = rabbit.next_attempt_s()
+        said_s += [at_s] * (len(rabbit.said(LOSS)) - before)
+    assert 3 <= len(said_s) < TIMES / 3
+    assert min(later - sooner for sooner, later in pairwise(said_s)) >= SAID_EVERY_S
+    rabbit.broker.away = False
+    rabbit.next_attempt_s()
+    before = len(rabbit.said(LOSS))
+    rabbit.broker.away = True
+    hold(rabbit, 11)
+    assert len(rabbit.said(LOSS)) == before + 2, "what comes after a connection is news"
 
 
 # To which node.
@@ -309,7 +331,9 @@ class Consuming(Rabbit):
         self.returned: list[int] = []
         told = told or self.returned.append
         system, health, log = self.system, self.health, self.log
-        self.intake = Intake("order", settings, PREFETCH, system, health, log, told, max_bytes)
+        topology = Topology("order", retry_delays=settings.retry_delays)
+        urls = settings.rabbitmq_urls
+        self.intake = Intake(topology, urls, PREFETCH, system, health, log, told, max_bytes)
         self.running = self.start(self.intake.run())
 
     def publish(self, *bodies: bytes, properties: Any = None) -> None:

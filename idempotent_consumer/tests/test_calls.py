@@ -43,7 +43,9 @@ class Bench:
 
     def wait(self, function: Callable[..., Awaitable[object]]) -> Returned:
         """Await a coroutine handler under its time-out."""
-        task = self.loop.create_task(self.calls.wait(function, EVENT, TIMEOUT_S))
+        task = self.loop.create_task(
+            self.calls.wait(Handler(function, TIMEOUT_S), EVENT, TIMEOUT_S)
+        )
         self.loop.agenda.run(enough=task.done)
         assert not task.cancelled(), "its event would stay in flight for ever"
         returned: Returned = task.result()
@@ -110,7 +112,9 @@ def test_what_a_coroutine_raises_is_its_failure(bench: Bench, error: BaseExcepti
     async def raise_it(_event: Event, _timeout_s: float) -> None:
         raise error
 
-    assert bench.wait(raise_it) == Returned(NO_EFFECTS, f"{type(error).__name__}: no", 0.0)
+    returned = bench.wait(raise_it)
+    assert returned.error.startswith(f"{type(error).__name__}: no (test_calls.py:")
+    assert (returned.effects, returned.raised) == (NO_EFFECTS, error)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +156,7 @@ def test_an_exit_in_a_plain_handler_is_a_failure_like_others(
     def handle(_event: Event) -> Effects:
         raise leave
 
-    assert bench.calls.run(handle, EVENT).error.startswith(type(leave).__name__)
+    assert bench.calls.run(Handler(handle), EVENT).error.startswith(type(leave).__name__)
 
 
 def test_plain_handlers_run_on_threads_as_many_at_once_as_there_are_slots() -> None:

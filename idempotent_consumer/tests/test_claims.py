@@ -117,8 +117,8 @@ def test_a_call_that_raises_releases_the_claim_then_retries_then_acks(order: Ord
     assert (order.record().state, order.forwarded) == (RELEASED, [])
     order.advance(2.0)
     (retry,) = order.forwarded
-    error = "ConnectionError: refused"
-    assert (retry.routing_key, retry.headers["x-error"]) == (FIRST_RETRY, error)
+    assert retry.routing_key == FIRST_RETRY
+    assert retry.headers["x-error"].startswith("ConnectionError: refused (events.py:")
     assert order.acks == []
     order.confirm()
     assert order.counts() == {"received": 1, "retried": 1}

@@ -94,7 +94,7 @@ def etcd(**facts: object) -> Fault:
     return lambda operator: vars(operator.store).update(facts)
 
 
-ALARMS, BINDINGS = "api/health/checks/alarms", "api/exchanges/%2F/events/bindings/source"
+ALARMS, BINDINGS = "api/health/checks/alarms", "api/bindings/%2F"
 RABBITMQ_AWAY = has(rabbitmq_error=BrokerError("RabbitMQ is away"))
 ETCD_AWAY = has(etcd_error=EtcdError(Failure.UNKNOWN, "etcd is away"))
 LOST = "can be lost on their way"
@@ -124,7 +124,7 @@ PROBLEMS: list[tuple[str, str, Fault]] = [
     (
         "order",
         "is not bound to exchange events",
-        lambda operator: operator.bindings[0].update(routing_key="new_order"),
+        lambda operator: operator.bindings.pop(),
     ),
     (
         "rabbitmq",
@@ -332,6 +332,42 @@ def test_a_clock_that_is_off_is_a_warning(ahead_s: int | None, level: str, says:
     finding = clock("etcd", date, NOW_S)
     assert finding.level == level
     assert says in finding.what
+
+
+SHOP = ("shop", "order.#")
+BILLS = ("shop", "bill.#")
+
+
+@pytest.mark.parametrize(
+    ("bound", "options", "told"),
+    [
+        ([("events", "#")], "", [("ok", "bound to exchange events by #")]),
+        ([("events", "#"), SHOP], "", [("warning", "exchange shop by order.# too, which is not")]),
+        ([SHOP, BILLS], "", [("ok", "shop by order.#, exchange shop by bill.#: --exchange")]),
+        ([], "", [("problem", "not bound to exchange events by #")]),
+        ([SHOP], "--exchange shop --binding order.#", [("ok", "bound to exchange shop by order")]),
+        (
+            [SHOP],
+            "--exchange shop --binding bill.#",
+            [("problem", "not bound to exchange shop by bill.#"), ("warning", "by order.# too")],
+        ),
+        (
+            [SHOP, BILLS],
+            "--exchange shop --binding order.# --binding bill.#",
+            [("ok", "bound to exchange shop by order.#, exchange shop by bill.#")],
+        ),
+    ],
+)
+def test_bindings_are_held_against_those_that_the_service_asks_for(
+    operator: Operator, bound: list[tuple[str, str]], options: str, told: list[tuple[str, str]]
+) -> None:
+    operator.bindings[:] = [
+        {"source": source, "destination": "order", "routing_key": key} for source, key in bound
+    ]
+    ran = operator.run("doctor", "order", *options.split())
+    lines = [line for line in ran.out.splitlines() if "bound to" in line]
+    assert [line.split()[0] for line in lines] == [level for level, _ in told]
+    assert all(part in line for line, (_, part) in zip(lines, told, strict=True))
 
 
 def test_a_retry_queue_that_the_settings_do_not_name_is_told(operator: Operator) -> None:

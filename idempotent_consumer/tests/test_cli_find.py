@@ -7,6 +7,7 @@ import pytest
 from fakes.operator import Operator
 from idempotent_consumer.cli import find
 from idempotent_consumer.cli.broker import Depth
+from idempotent_consumer.event import Outgoing
 
 BODY = b'{"id":"1","type":"a"}'
 
@@ -49,7 +50,7 @@ def test_an_event_is_looked_for_in_every_place_of_every_service(operator: Operat
 
 @pytest.mark.parametrize("state", ["claimed", "publishing"])
 def test_what_is_in_flight_is_told_by_its_record(operator: Operator, state: str) -> None:
-    events = (BODY,) if state == "publishing" else ()
+    events = (Outgoing(BODY),) if state == "publishing" else ()
     operator.has_record("order", "1", state=state, events=events)
     assert lines(operator, "order") == [f"order: {state}, 1m 40s ago (in flight)"]
 

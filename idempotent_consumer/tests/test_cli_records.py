@@ -11,7 +11,7 @@ import pytest
 from fakes.operator import TOKEN, Operator
 from idempotent_consumer import cache
 from idempotent_consumer.cli.etcd import Records
-from idempotent_consumer.event import decode
+from idempotent_consumer.event import Outgoing, decode
 
 BODY = b'{"id":"1","type":"a","args":{"n":1}}'
 DIGEST = decode(BODY).digest
@@ -60,7 +60,7 @@ def test_a_claim_is_shown_with_its_end(operator: Operator, state: str, held: str
 
 
 def test_events_that_are_being_published_are_shown(operator: Operator) -> None:
-    operator.has_record("order", "1", state="publishing", events=(PUBLISHES,))
+    operator.has_record("order", "1", state="publishing", events=(Outgoing(PUBLISHES),))
     assert f"publishes {PUBLISHES.decode()}" in operator.run("inspect", "order", "1").out
     (event,) = operator.run("inspect", "order", "1", "--json").json["events"]
     assert event["id"] == "1/order/0"
@@ -146,7 +146,7 @@ def test_what_has_no_record_is_new_already(operator: Operator) -> None:
 def test_what_a_replica_is_at_work_on_is_deleted_by_force_alone(
     operator: Operator, state: str, says: str
 ) -> None:
-    events = (PUBLISHES,) if state == "publishing" else ()
+    events = (Outgoing(PUBLISHES),) if state == "publishing" else ()
     operator.has_record("notify", "1", state=state, lease_s=15, events=events)
     ran = operator.run("forget", "notify", "1", "--yes")
     assert ran.code == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from idempotent_consumer.event import Checked
+from idempotent_consumer.event import Checked, Outgoing
 from idempotent_consumer.flow import (
     WAITS_FOR_ITS_EVENTS,
     Action,
@@ -37,7 +37,7 @@ OURS = PROCESS + "1/9"
 THEIRS = "b" * 32 + "/1/1"
 DIGEST, OTHER_DIGEST = "1:" + "d" * 32, "1:" + "e" * 32
 EXPECTED, PUT, FOUND, LEASE = b"expected", b"put", b"found", 77
-EVENTS = (b'{"id":"1/order/0","type":"placed"}',)
+EVENTS = (Outgoing(b'{"id":"1/order/0","type":"placed"}'),)
 
 
 def ask(kind: Kind, token: str = MINE) -> Ask:

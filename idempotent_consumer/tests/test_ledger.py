@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from fakes.ledger import OTHER_DIGEST, Replica, digest_of
-from idempotent_consumer.event import Publish, Put, check_effects
+from idempotent_consumer.event import Event, Publish, Put, check_effects
 from idempotent_consumer.ledger import GUARD_EVERY_S, RELEASED_S
 from idempotent_consumer.records import CLAIMED, DONE, PUBLISHING, RELEASED, Kind
 from idempotent_consumer.testing.etcd import (
@@ -163,7 +163,7 @@ def test_records_that_are_too_large_for_one_reply_are_read_in_several(
     events = [Publish("t", {"a": "x" * 100})]
     asks = [other.ask(str(n), Kind.PUBLISH, digest=OTHER_DIGEST) for n in range(20)]
     for ask in asks:
-        ask.effects = check_effects(events, "order", "1")
+        ask.effects = check_effects(events, "order", Event("1", "new_order", {}))
     other.commit(*asks)
     replica.etcd.fate = room_for_reads(3)
     replica.commit(*(replica.ask(str(n), kind) for n in range(25)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -149,3 +150,48 @@ def test_the_last_line_is_flushed_though_the_end_comes_right_behind_it(
     stream.logs.msg("last")
     stream.logs._thread.join(DEADLINE_S)
     assert stream.flushed == "last\n"
+
+
+@contextmanager
+def logs_of_a_program() -> Iterator[logging.Logger]:
+    """Give the logs of one that has set up the standard library's logging as most do."""
+    root = logging.getLogger()
+    kept, level, root.handlers = list(root.handlers), root.level, []  # pytest has its own.
+    logging.basicConfig(level=logging.CRITICAL)
+    root.addHandler(logging.NullHandler())
+    logs = Logs("order", "info", "json")
+    yield logging.getLogger("billing.prices")
+    logs.close()
+    assert [type(other) for other in root.handlers] == [logging.NullHandler], (
+        "it may send elsewhere"
+    )
+    root.handlers, root.level = kept, level
+
+
+def test_the_standard_librarys_lines_come_in_the_services_format_and_level(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with logs_of_a_program() as own:
+        own.debug("detail")
+        with structlog.contextvars.bound_contextvars(event_id="1"):
+            own.info("price of %s", "EUR", extra={"n": 1})
+        own.error("no price", exc_info=KeyError("EUR"))
+    out, err = capsys.readouterr()
+    first, second = map(json.loads, out.splitlines())
+    assert first.pop("timestamp").endswith("Z")
+    named = {"service": "order", "logger": "billing.prices"}
+    assert first == {**named, "event_id": "1", "event": "price of EUR", "level": "info", "n": 1}
+    assert (second["event"], second["level"]) == ("no price", "error")
+    assert second["exception"].endswith("KeyError: 'EUR'")
+    assert err == "", "what basicConfig has set up would write each line once more"
+
+
+def test_a_line_whose_format_does_not_fit_is_told_and_ends_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with logs_of_a_program() as own:
+        own.info("%d", "EUR")
+        own.info("after")
+    out, err = capsys.readouterr()
+    assert json.loads(out)["event"] == "after"
+    assert "--- Logging error ---" in err

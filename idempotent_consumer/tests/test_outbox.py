@@ -11,7 +11,7 @@ import pytest
 from fakes.events import Claimed, body
 from fakes.world import Order, World
 from idempotent_consumer.calls import Handler
-from idempotent_consumer.event import Event, Publish, Put, decode
+from idempotent_consumer.event import Event, Outgoing, Publish, Put, decode
 from idempotent_consumer.records import CLAIMED, DONE, PUBLISHING, encode
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.broker import Ack
@@ -54,7 +54,7 @@ def test_events_are_recorded_then_published_then_done_then_acked(
     order.broker.confirms = False
     order.deliver(body("1", event_type, n=1))
     assert order.record().state == PUBLISHING
-    assert order.record().events == (SHIPPED, BILLED)
+    assert order.record().events == (Outgoing(SHIPPED), Outgoing(BILLED))
     parcel, record = (order.store.get(key) for key in ("/parcels/1", "/service/order/1"))
     assert parcel.mod_revision == record.mod_revision
     assert order.published == [SHIPPED, BILLED]
@@ -183,7 +183,7 @@ def test_the_event_of_a_record_that_cannot_be_read_is_parked(
 ) -> None:
     """It would come again and again, and the record with it."""
     event = decode(body("1", event_type))
-    value = encode(PUBLISHING, event.digest, "b/1/1", "now", [SHIPPED])
+    value = encode(PUBLISHING, event.digest, "b/1/1", "now", [Outgoing(SHIPPED)])
     order.store.put("/service/order/1", json.dumps({**json.loads(value), **members}).encode())
     order.deliver(body("1", event_type), body("2", event_type))
     order.advance(PATIENCE_S)

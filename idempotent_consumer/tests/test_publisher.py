@@ -12,7 +12,7 @@ import pytest
 from fakes.amqp import Rabbit
 from idempotent_consumer.amqp import KEEPALIVE
 from idempotent_consumer.bus import CLOSE_TIMEOUT_S, Delivery, Epoch
-from idempotent_consumer.event import InvalidEvent
+from idempotent_consumer.event import InvalidEvent, Outgoing
 from idempotent_consumer.publisher import Message, Publisher, event_message, forwarded_message
 
 WHOLE, BARE = pika.BasicProperties(message_id="whole"), pika.BasicProperties(message_id="bare")
@@ -262,7 +262,9 @@ def test_a_returned_message_is_sent_again_when_its_queue_was_declared_anew(rabbi
 
 def test_an_event_that_no_queue_takes_is_named(rabbit: Sending) -> None:
     rabbit.broker.exchanges["events"] = []
-    rabbit.do(lambda: rabbit.publisher.send(event_message(b'{"id":"1","type":"new_order"}')))
+    rabbit.do(
+        lambda: rabbit.publisher.send(event_message(Outgoing(b'{"id":"1","type":"new_order"}')))
+    )
     assert rabbit.publisher.trouble == "no queue takes what is sent to 'events' as 'new_order'"
 
 
@@ -397,12 +399,13 @@ def test_a_defect_in_what_the_broker_sets_off_ends_it(rabbit: Sending) -> None:
 
 
 def test_an_event_is_published_by_its_type_as_far_as_amqp_takes_it() -> None:
-    short = event_message(b'{"id":"1","type":"new_order"}')
+    short = event_message(Outgoing(b'{"id":"1","type":"new_order"}'))
     assert (short.exchange, short.routing_key) == ("events", "new_order")
     assert short.properties.delivery_mode == 2
-    assert event_message(('{"id":"1","type":"%s"}' % ("ä" * 200)).encode()).routing_key == "ä" * 127
+    long = Outgoing(('{"id":"1","type":"%s"}' % ("ä" * 200)).encode())
+    assert event_message(long).routing_key == "ä" * 127
     with pytest.raises(InvalidEvent):
-        event_message(b"{}")
+        event_message(Outgoing(b"{}"))
 
 
 def test_a_forwarded_message_is_wanted_while_its_delivery_can_be_settled() -> None:

@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from fakes.ledger import Replica
-from idempotent_consumer.event import Publish, Put, check_effects
+from idempotent_consumer.event import Event, Outgoing, Publish, Put, check_effects
 from idempotent_consumer.records import (
     CLAIMED,
     DONE,
@@ -24,9 +24,10 @@ from idempotent_consumer.records import (
 from idempotent_consumer.settings import Settings
 
 DIGEST = "1:" + "0" * 32
+EVENT = Event("1", "new_order", {})
 EVENTS = (
-    b'{"id":"1/order/0","type":"shipped","args":{"n":1}}',
-    b'{"id":"1/order/1","type":"billed","args":{}}',
+    Outgoing(b'{"id":"1/order/0","type":"shipped","args":{"n":1}}'),
+    Outgoing(b'{"id":"1/order/1","type":"billed","args":{}}'),
 )
 
 
@@ -38,7 +39,7 @@ def replica() -> Replica:
 @pytest.mark.parametrize(
     ("state", "events"), [(CLAIMED, ()), (RELEASED, ()), (DONE, ()), (PUBLISHING, EVENTS)]
 )
-def test_a_record_is_read_as_it_was_written(state: str, events: tuple[bytes, ...]) -> None:
+def test_a_record_is_read_as_it_was_written(state: str, events: tuple[Outgoing, ...]) -> None:
     value = encode(state, DIGEST, "t", "now", events)
     assert decode(value) == Record(state, DIGEST, "t", "now", value, events)
     assert digest_if_done(value) == (DIGEST if state == DONE else "")
@@ -93,7 +94,9 @@ def test_a_record_whose_members_are_no_texts_is_unreadable(member: str, value: o
 )
 def test_a_record_whose_events_are_none_is_unreadable(events: str) -> None:
     """What can be published never ends it, and so it would never be done."""
-    value = encode(PUBLISHING, DIGEST, "t", "now", [b"1"]).replace(b"[1]", events.encode())
+    value = encode(PUBLISHING, DIGEST, "t", "now", [Outgoing(b"1")]).replace(
+        b"[1]", events.encode()
+    )
     assert decode(value) == UNREADABLE._replace(value=value)
 
 
@@ -189,7 +192,7 @@ def test_an_event_alone_is_always_taken(replica: Replica, effects: int, bytes_ea
 def test_effects_that_fit_into_no_transaction_are_refused_with_the_reason(
     effects: list[Put | Publish], part: str
 ) -> None:
-    assert part in (why_never(check_effects(effects, "order", "1"), 128) or "")
+    assert part in (why_never(check_effects(effects, "order", EVENT), 128) or "")
 
 
 @pytest.mark.parametrize("effects", [0, 1, 5, 126])

@@ -38,7 +38,7 @@ def test_a_decorator_without_a_type(service: Service) -> None:
     """It would register nothing, and every event would be ignored."""
     with pytest.raises(TypeError, match="event type"):
 
-        @service.handler  # type: ignore[arg-type]
+        @service.handler  # type: ignore[call-overload]
         def place(event: Event) -> None: ...
 
 
@@ -104,3 +104,47 @@ def test_a_wrong_setting_or_no_handler_ends_it_with_one_line_and_code_2(
     assert service.run({"BATCH_SIZE": "none"}) == 2
     expected = "order: BATCH_SIZE is 'none': write a whole number from 1 to 4096\n"
     assert capsys.readouterr() == ("", expected)
+
+
+def returns_nothing(_event: Event) -> None: ...
+
+
+def takes_two(_event: Event, _order: object) -> None: ...
+
+
+def takes_a_keyword(_event: Event, *, limit: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("options", "function", "says"),
+    [
+        ({}, takes_two, "takes_two(_event: 'Event', _order: 'object') -> 'None' cannot be called"),
+        ({}, takes_a_keyword, "with (event): missing a required"),
+        ({}, lambda: None, "<lambda>() cannot be called with (event): too many positional"),
+        ({"model": dict}, returns_nothing, "with (event, model): too many positional"),
+        ({"timeout_s": 5}, returns_nothing, "with (event, timeout_s): too many positional"),
+        ({"timeout_s": 5, "model": dict}, call, "with (event, model, timeout_s): too many"),
+        ({"timeout_s": 5, "model": 7}, call, "model is a class, or a function"),
+    ],
+)
+def test_a_handler_that_cannot_be_called_is_told_when_it_is_registered(
+    service: Service, options: dict[str, Any], function: Any, says: str
+) -> None:
+    register: Any = service.claimed_handler if "timeout_s" in options else service.handler
+    with pytest.raises(TypeError) as raised:
+        register("new_order", **options)(function)
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert service.handlers == {}
+
+
+@pytest.mark.parametrize("function", [Plain(), partial(call), max, lambda *_: None])
+def test_what_can_be_called_is_registered(service: Service, function: Any) -> None:
+    """Whatever it is; a function of C's may tell nothing of its parameters."""
+    service.claimed_handler("new_order", timeout_s=5.0)(function)
+    assert list(service.handlers) == ["new_order"]
+
+
+def test_an_unknown_keyword_is_named(service: Service) -> None:
+    with pytest.raises(TypeError, match="'retries'"):
+        service.handler("new_order", retries=3)  # type: ignore[call-overload]

@@ -83,8 +83,8 @@ def test_what_shows_a_service_registers_its_handlers(block: str) -> None:
     assert service.handlers
     for event_type, handler in service.handlers.items():
         if not handler.claimed:
-            returned = handler.function(Event("1", event_type, {}))
-            check_effects(returned, service.name, "1")
+            event = Event("1", event_type, {})
+            check_effects(handler.function(event), service.name, event)
 
 
 def test_whole_services_are_in_the_readme_and_in_the_guide() -> None:

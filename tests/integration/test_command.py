@@ -31,7 +31,7 @@ def command(clean: Servers) -> Command:
 @pytest.fixture
 def queues(clean: Servers) -> str:
     """Make the queues that the order service would make."""
-    with_channel(clean, lambda channel: bus.declare(channel, "order", ()))
+    with_channel(clean, lambda channel: bus.Topology("order").declare(channel))
     return "order"
 
 

@@ -12,7 +12,7 @@ from chaos.load import ids, orders
 from chaos.outages import alarm
 from chaos.rig import Rig
 from chaos.trial import StartTrial
-from idempotent_consumer.event import decode
+from idempotent_consumer.event import Outgoing, decode
 from idempotent_consumer.records import DONE, PUBLISHING, encode
 from servers.broker import Event
 from servers.broker import encode as encode_event
@@ -109,7 +109,7 @@ def test_a_batch_of_more_records_than_grpc_receives_is_settled(rig: Rig, gateway
     events = orders(200)
     for event in events:
         held = {"id": f"{event['id']}/order/0", "type": "shipped", "args": {"a": "x" * 900_000}}
-        value = encode(PUBLISHING, digest_of(event), "t", "now", [encode_event(held)])
+        value = encode(PUBLISHING, digest_of(event), "t", "now", [Outgoing(encode_event(held))])
         gateway.record(event, value)
     assert rig.start("order").terminate() == 0
     rig.broker.publish(events)  # So that they come all at once.

@@ -27,7 +27,7 @@ def bodies(number: int, prefix: str = "p") -> list[bytes]:
 def declare(rabbitmq: RabbitMQ) -> None:
     """Make the queues that the order service would make."""
     connection = pika.BlockingConnection(pika.URLParameters(rabbitmq.url))
-    bus.declare(connection.channel(), QUEUE, ())
+    bus.Topology(QUEUE).declare(connection.channel())
     connection.close()
 
 

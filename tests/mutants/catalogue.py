@@ -9,7 +9,15 @@ from pathlib import Path
 SIMULATION = "simulation"
 """The suite of a mutant that the simulation finds; all others name files of unit tests."""
 
-FILES = ("ten.toml", "claims.toml", "more.toml", "outbox.toml", "loop.toml", "breaker.toml")
+FILES = (
+    "ten.toml",
+    "claims.toml",
+    "more.toml",
+    "outbox.toml",
+    "loop.toml",
+    "breaker.toml",
+    "messages.toml",
+)
 
 
 class OutOfDate(Exception):

@@ -44,9 +44,10 @@ class Context:
         settings = replace(self.settings, etcd_endpoints=(address,)) if address else self.settings
         return closing(Etcd(settings))
 
-    def producer(self) -> AbstractContextManager[Producer]:
+    def producer(self, exchange: str) -> AbstractContextManager[Producer]:
         """Open a producer that logs nothing: what counts is in the error that it ends with."""
-        return Producer(self.settings, structlog.wrap_logger(None, processors=[_drop]))
+        log = structlog.wrap_logger(None, processors=[_drop])
+        return Producer(self.settings, log, exchange=exchange)
 
     def fetch(self, url: str, tls: web.Tls) -> web.Page:
         """Get a page by HTTP. Raises WebError."""

@@ -54,12 +54,22 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="the longest time-out of a handler, to hold against the broker's",
     )
+    parser.add_argument(
+        "--exchange", metavar="NAME", help="the exchange that the services are made with (events)"
+    )
+    parser.add_argument(
+        "--binding",
+        action="append",
+        metavar="KEY",
+        help='a binding key that the services are made with, once for each ("#")',
+    )
     parser.set_defaults(run=_doctor)
 
 
 def _doctor(arguments: argparse.Namespace, context: Context) -> Report:
     """Look at everything, and say what was found. Not ok where there is a problem."""
-    findings = list(_findings(arguments.service, arguments.longest_call, context))
+    asked = Asked(arguments.exchange, arguments.binding, arguments.longest_call)
+    findings = list(_findings(arguments.service, asked, context))
     levels = [each.level for each in findings]
     problems, warnings = levels.count(PROBLEM), levels.count(WARNING)
     document = {
@@ -78,7 +88,15 @@ def _doctor(arguments: argparse.Namespace, context: Context) -> Report:
     return Report(document, "\n".join(lines), not problems)
 
 
-def _findings(given: Sequence[str], longest_call_s: int | None, context: Context) -> Findings:
+class Asked(NamedTuple):
+    """What the services themselves say, which no server knows; None: it was not given."""
+
+    exchange: str | None
+    bindings: list[str] | None
+    longest_call_s: int | None
+
+
+def _findings(given: Sequence[str], asked: Asked, context: Context) -> Findings:
     settings, management = context.settings, context.management()
     yield from _settings(settings)
     yield from _nodes(context)
@@ -93,7 +111,7 @@ def _findings(given: Sequence[str], longest_call_s: int | None, context: Context
     if not known:
         yield Finding(UNKNOWN, "services", "there is none, or none was found: name them")
     if not found.why_not:
-        yield from _queues(known, found, management, settings, longest_call_s)
+        yield from _queues(known, found, management, settings, asked)
     yield from _counts([name for name in known if found.why_not or name in found.facts], context)
     for host, port in settings.etcd_endpoints:
         yield from _member(context, host, port)
@@ -251,7 +269,7 @@ def _queues(
     found: Queues,
     management: Management,
     settings: Settings,
-    longest_call_s: int | None,
+    asked: Asked,
 ) -> Findings:
     """Check each service's queues, and what else of RabbitMQ the guarantee rests on."""
     running = [name for name in services if name in found.facts]
@@ -270,12 +288,9 @@ def _queues(
         policies = []
         yield Finding(UNKNOWN, "rabbitmq", f"policies were not looked at: {error}")
     try:
-        bindings = management.get(f"/exchanges/{{vhost}}/{names.EXCHANGE}/bindings/source")
+        bindings = management.get("/bindings/{vhost}")
     except WebError as error:
-        if error.status == 404:
-            bindings = []  # There is no such exchange, so nothing is bound to it.
-        else:
-            yield Finding(UNKNOWN, "rabbitmq", f"bindings were not looked at: {error}")
+        yield Finding(UNKNOWN, "rabbitmq", f"bindings were not looked at: {error}")
     for name in running:
         expected = queue_arguments(name, settings.retry_delays)
         faults = [
@@ -288,8 +303,8 @@ def _queues(
         there = found.facts.keys() & set(found.retries(name, settings).values())
         yield from map(_retries_of_others, sorted(there - expected.keys()))
         if bindings is not None:
-            yield _binding(name, bindings)
-        yield _consumer_timeout(name, found.facts[name], policies, longest_call_s)
+            yield from _bindings(name, bindings, asked)
+        yield _consumer_timeout(name, found.facts[name], policies, asked.longest_call_s)
 
 
 def _retries_of_others(queue: str) -> Finding:
@@ -354,16 +369,36 @@ def _policies_of(facts: Facts, policies: Policies) -> list[tuple[str, Facts]]:
     return [(name, definition) for kind, name, definition in policies if facts.get(kind) == name]
 
 
-def _binding(service: str, bindings: list[Facts]) -> Finding:
-    """Check that the service gets all events."""
-    bound = (service, names.BINDING_KEY)
-    if any((each["destination"], each["routing_key"]) == bound for each in bindings):
-        return Finding(OK, service, f"bound to exchange {names.EXCHANGE}")
-    what = (
-        f"its queue is not bound to exchange {names.EXCHANGE} by {names.BINDING_KEY}: "
-        "it gets no events"
-    )
-    return Finding(PROBLEM, service, what, "restart it: it binds its queue")
+def _bindings(service: str, bindings: list[Facts], asked: Asked) -> Findings:
+    """Check that the service gets the events it asks for, and no others.
+
+    Only the service itself knows these. Where they are not given, they are taken to be all of the
+    exchange ``events``, unless its queue is bound in quite another way.
+    """
+    found = [
+        (each["source"], each["routing_key"])
+        for each in bindings
+        if each["destination"] == service and each["source"]  # All are bound to the nameless one.
+    ]
+    exchange, keys = asked.exchange or names.EXCHANGE, asked.bindings or [names.BINDING_KEY]
+    expected = [(exchange, key) for key in keys]
+    if asked == Asked(None, None, asked.longest_call_s) and found and expected[0] not in found:
+        what = f"bound to {_listed(found)}: --exchange and --binding hold that against the service"
+        yield Finding(OK, service, what)
+        return
+    for missing in [each for each in expected if each not in found]:
+        what = f"its queue is not bound to {_listed([missing])}: it does not get those events"
+        yield Finding(PROBLEM, service, what, "restart it: it binds its queue")
+    if others := [each for each in found if each not in expected]:
+        what = f"its queue is bound to {_listed(others)} too, which is not asked for"
+        do = "unbind it in RabbitMQ's management UI, or name it with --exchange and --binding"
+        yield Finding(WARNING, service, what, do)
+    elif set(found) == set(expected):
+        yield Finding(OK, service, f"bound to {_listed(found)}")
+
+
+def _listed(bindings: list[tuple[str, str]]) -> str:
+    return ", ".join(f"exchange {exchange} by {key or 'no key'}" for exchange, key in bindings)
 
 
 def _consumer_timeout(

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from ..event import MAX_BODY_BYTES, InvalidEvent, decode
+from ..names import EXCHANGE
 from ..producer import PublishError
 from .context import Context, seconds
 from .output import CommandError, Report, UsageError, counted
@@ -40,6 +41,7 @@ def add(verbs: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--id", help="the event's id, with --type and perhaps --args, for JSON")
     parser.add_argument("--type", help="the event's type")
     parser.add_argument("--args", type=_object, metavar="JSON", help="the event's args, an object")
+    parser.add_argument("--exchange", default=EXCHANGE, metavar="NAME", help="default: events")
     parser.add_argument(
         "--timeout",
         type=seconds,
@@ -76,7 +78,7 @@ def _publish(arguments: argparse.Namespace, context: Context) -> Report:
         # A broker that cannot be used is told at once; one that goes down later is waited for.
         with context.rabbitmq():
             pass
-        with context.producer() as producer:
+        with context.producer(arguments.exchange) as producer:
             try:
                 for lines in source:
                     before = confirmed

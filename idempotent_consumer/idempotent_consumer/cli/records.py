@@ -73,7 +73,7 @@ def _inspect(arguments: argparse.Namespace, context: Context) -> Report:
         "token": record.token,
         "digest": record.digest,
         "mod_revision": found.mod_revision,
-        "events": [orjson.loads(each) for each in record.events],
+        "events": [orjson.loads(each.body) for each in record.events],
         "remaining_s": remaining_s,
     }
     texts = [
@@ -84,7 +84,7 @@ def _inspect(arguments: argparse.Namespace, context: Context) -> Report:
         ("claim" if record.state == CLAIMED else "kept", _remaining(record, remaining_s)),
     ]
     if record.state == PUBLISHING:
-        texts += [("publishes", plain(each.decode())) for each in record.events]
+        texts += [("publishes", plain(each.body.decode())) for each in record.events]
     if body is not None:
         same = body.digest == record.digest
         document |= {"body_digest": body.digest, "same_event": same}

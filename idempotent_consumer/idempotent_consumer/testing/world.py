@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from functools import wraps
 from random import Random
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 from weakref import finalize
 
 import orjson
+import pika
 
 from .. import names
 from ..bus import queue_arguments
@@ -51,24 +53,27 @@ class InMemory:
         store = Store(self._agenda.time, self._settings.etcd_max_txn_ops)
         self._etcd, self._broker = FakeEtcd(self._agenda, store), FakeBroker(self._agenda)
         # What the service publishes is kept; it gets none of its own events.
-        self._events = self._broker.sinks[names.EXCHANGE] = Queue(names.EXCHANGE, {})
+        self._events = self._broker.sinks[service.exchange] = Queue(service.exchange, {})
         for name, arguments in queue_arguments(service.name, self._settings.retry_delays).items():
             self._broker.queues[name] = Queue(name, arguments)
         self._processes: list[Process] = []
+        self._raised: list[BaseException] = []
         # By the garbage collector its coroutines would end outside of a loop, which they say aloud.
         finalize(self, _end, self._processes)
         self._life = self._start(dies_at)
         self._first = self._life
         self._agenda.run(self._agenda.now_s)
 
-    def publish(self, *events: Mapping[str, Any] | bytes) -> None:
+    def publish(self, *events: Mapping[str, Any] | bytes, **properties: Any) -> None:
         """Let events arrive together, in this order, and wait until each of them is settled.
 
-        Raises AssertionError where one is not within an hour of the service's time.
+        ``properties`` are their messages', by pika's names: ``headers``, ``content_type`` and
+        others. Raises AssertionError where one is not settled within an hour of the service's time.
         """
         bodies = [event if isinstance(event, bytes) else orjson.dumps(event) for event in events]
         for body in bodies:
-            self._broker.publish("", self._service.name, body)
+            message = pika.BasicProperties(**properties)
+            self._broker.publish("", self._service.name, body, message)
         self._settle()
 
     @property
@@ -96,6 +101,16 @@ class InMemory:
         return [orjson.loads(body) for body in self._events.bodies]
 
     @property
+    def published_headers(self) -> list[dict[str, Any]]:
+        """The headers of each message in ``published``."""
+        return [dict(message.headers) for message in self._events.ready]
+
+    @property
+    def raised(self) -> list[BaseException]:
+        """What the handlers have raised, in order; ``raise world.raised[0]`` shows its line."""
+        return self._raised
+
+    @property
     def parked(self) -> list[Parked]:
         """The messages in the dead-letter queue."""
         dead_letters = self._broker.queues[names.dead_letter_queue(self._service.name)]
@@ -120,9 +135,9 @@ class InMemory:
 
     def _start(self, dies_at: int | None = None) -> _Life:
         life = _Life(self._agenda, dies_at)
-        service = Service(self._service.name, self._service.noun)
+        service = copy(self._service)
         service.handlers = {
-            kind: replace(handler, function=_watched(handler, life))
+            kind: replace(handler, function=_watched(handler, life, self._raised))
             for kind, handler in self._service.handlers.items()
         }
         self._processes.append(
@@ -194,7 +209,7 @@ def _described(what: Any) -> tuple[str, str] | None:
     return None
 
 
-def _watched(handler: Handler, life: _Life) -> Callable[..., Any]:
+def _watched(handler: Handler, life: _Life, raised: list[BaseException]) -> Callable[..., Any]:
     """Return a handler's function with a step before and behind it."""
     function = handler.function
 
@@ -203,7 +218,11 @@ def _watched(handler: Handler, life: _Life) -> Callable[..., Any]:
         if not life.alive:
             raise Killed
         life.note(f"{event.type} {event.id}: before its handler")
-        yield
+        try:
+            yield
+        except Exception as error:
+            raised.append(error)
+            raise
         life.note(f"{event.type} {event.id}: behind its handler, before its record")
 
     if handler.is_coroutine:

@@ -11,7 +11,7 @@ from typing import Any, Self
 from structlog.testing import LogCapture
 
 from idempotent_consumer.cache import Cache
-from idempotent_consumer.event import Put, check_effects
+from idempotent_consumer.event import Event, Put, check_effects
 from idempotent_consumer.health import Health
 from idempotent_consumer.ledger import EtcdLedger
 from idempotent_consumer.records import Answer, Ask, Kind, Record, decode
@@ -106,7 +106,7 @@ class Replica:
         key = f"/service/order/{event_id}".encode()
         digest = digest or digest_of(event_id)
         token = f"{self.process}/1/{self._asked}"
-        checked = check_effects(effects, "order", event_id)
+        checked = check_effects(effects, "order", Event(event_id, "new_order", {}))
         return Ask(kind, key, digest, token, None, expect, checked)
 
     def commit(self, *asks: Ask) -> list[Answer]:

@@ -31,6 +31,7 @@ from idempotent_consumer.cli.context import Context
 from idempotent_consumer.cli.etcd import Etcd
 from idempotent_consumer.cli.web import Page, Tls, WebError
 from idempotent_consumer.etcd import EtcdError, Failure
+from idempotent_consumer.event import Outgoing
 from idempotent_consumer.producer import Producer
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.etcd import Store
@@ -162,6 +163,7 @@ class FakeProducer(Producer):
         bodies: Iterable[bytes],
         timeout_s: float = 30.0,
         progress: Callable[[int], None] | None = None,
+        **_: Any,
     ) -> int:
         number = 0
         for body in bodies:
@@ -221,7 +223,7 @@ class Operator:
         digest: str = "1:00",
         state: str = "done",
         lease_s: int = 3600,
-        events: tuple[bytes, ...] = (),
+        events: tuple[Outgoing, ...] = (),
     ) -> None:
         """Let a replica have written a record."""
         lease = self.store.apply("LeaseGrant", pb.LeaseGrantRequest(TTL=lease_s)).ID
@@ -242,7 +244,10 @@ class Operator:
             self.depths[name] = Depth(0, 0)
         self.depths[service] = Depth(0, consumers)
         self.depths[f"{service}.dead-letter"] = Depth(dead, 0)
-        self.bindings.append({"destination": service, "routing_key": "#"})
+        self.bindings += [
+            {"source": "", "destination": service, "routing_key": service},
+            {"source": "events", "destination": service, "routing_key": "#"},
+        ]
         self.store.put(f"/incarnation/{service}", b"first")
 
     def queue(self, name: str) -> dict[str, Any]:
@@ -266,7 +271,7 @@ class FakeContext(Context):
     def etcd(self, address: tuple[str, int] | None = None) -> AbstractContextManager[Etcd]:
         return closing(self._operator.etcd)
 
-    def producer(self) -> AbstractContextManager[Producer]:
+    def producer(self, _exchange: str) -> AbstractContextManager[Producer]:
         return nullcontext(self._operator.producer)
 
     def now_s(self) -> float:
@@ -280,7 +285,7 @@ class FakeContext(Context):
             "api/health/checks/alarms": {"status": "ok"},
             "api/policies/%2F": self._operator.policies,
             "api/operator-policies/%2F": [],
-            "api/exchanges/%2F/events/bindings/source": self._operator.bindings,
+            "api/bindings/%2F": self._operator.bindings,
         }
         pages = {name: orjson.dumps(found) for name, found in known.items()} | self._operator.pages
         page = pages.get(path, WebError("no such page", 404))

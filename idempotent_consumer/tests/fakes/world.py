@@ -9,7 +9,7 @@ from typing import Any, Self
 from fakes.events import Claimed, Pure
 from idempotent_consumer import Service, Settings, names
 from idempotent_consumer.calls import Handler
-from idempotent_consumer.event import InvalidEvent, decode
+from idempotent_consumer.event import Decoder, InvalidEvent, decode
 from idempotent_consumer.records import CLAIMED, DONE, Record
 from idempotent_consumer.records import decode as decode_record
 from idempotent_consumer.testing.broker import (
@@ -45,6 +45,7 @@ class Order(Process):
         settings: Settings = SETTINGS,
         *,
         reaches_etcd: bool = True,
+        decode: Decoder | None = None,
         **options: Any,
     ) -> None:
         self.world, self.store = world, world.store
@@ -52,7 +53,7 @@ class Order(Process):
         self.claimed = handlers if isinstance(handlers, Claimed) else Claimed()
         if isinstance(handlers, Pure | Claimed):
             handlers = handlers.handler
-        service = Service("order", noun="orders")
+        service = Service("order", noun="orders", decode=decode)
         service.handlers = (
             {"new_order": handlers} if isinstance(handlers, Handler) else dict(handlers)
         )

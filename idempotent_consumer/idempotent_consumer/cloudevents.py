@@ -1,0 +1,94 @@
+"""CloudEvents 1.0 as events: ``Service("billing", noun="invoices", decode=cloudevents.decode)``.
+
+Both of its modes are read: structured (its "JSON Event Format") and binary, whose attributes are
+headers that begin with ``cloudEvents:`` or ``cloudEvents_`` (its "AMQP Protocol Binding").
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from typing import Any
+
+import orjson
+
+from .event import Event, InvalidEvent, Properties
+
+_PREFIXES = ("cloudEvents:", "cloudEvents_")
+_STRUCTURED = ("application/cloudevents+json", "application/json", "")
+
+
+def decode(body: bytes, properties: Properties) -> Event:
+    """Read a CloudEvent.
+
+    Its id is ``<source> <id>``, since a CloudEvent's own id is unique within its source alone. Its
+    args are the data where that is a JSON object; other JSON stands under ``data``, and what is no
+    JSON under ``data_base64``. Its members are the CloudEvent's attributes. Raises InvalidEvent.
+    """
+    binary = {
+        name[len(_PREFIXES[0]) :]: value
+        for name, value in properties.headers.items()
+        if name.startswith(_PREFIXES)
+    }
+    if binary:
+        if properties.content_type is not None:
+            binary["datacontenttype"] = properties.content_type
+        return _event(binary, _args_of_bytes(body, properties.content_type) if body else {})
+    content_type = _media_type(properties.content_type)
+    if content_type not in _STRUCTURED:
+        raise InvalidEvent(f"no CloudEvent that is read here: its content type is {content_type}")
+    document = _json(body)
+    if not isinstance(document, dict) or "specversion" not in document:
+        raise InvalidEvent("no CloudEvent: it has no specversion, nor such headers")
+    return _event(document, _args_of(document))
+
+
+def _event(attributes: dict[str, Any], args: dict[str, Any]) -> Event:
+    """Make an event of a CloudEvent's attributes."""
+    if attributes.get("specversion") != "1.0":
+        version = attributes.get("specversion")
+        raise InvalidEvent(f"a CloudEvent of specversion {version!r:.100}; 1.0 is read")
+    for name in ("id", "source", "type"):
+        if not isinstance(attributes.get(name), str) or not attributes[name]:
+            raise InvalidEvent(f"the CloudEvent's {name} is not a non-empty string")
+    source = attributes["source"]
+    if any(character.isspace() for character in source):
+        # It would make ids ambiguous, and no URI reference has any.
+        raise InvalidEvent("the CloudEvent's source has white space in it")
+    return Event(f"{source} {attributes['id']}", attributes["type"], args, attributes)
+
+
+def _args_of(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the args of a CloudEvent in structured mode."""
+    if "data_base64" not in document:
+        return _args_of_json(document.get("data"))
+    try:
+        data = b64decode(document["data_base64"], validate=True)
+    except (ValueError, TypeError):
+        raise InvalidEvent("the CloudEvent's data_base64 is not base64") from None
+    content_type = document.get("datacontenttype", "application/octet-stream")
+    return _args_of_bytes(data, content_type if isinstance(content_type, str) else None)
+
+
+def _args_of_bytes(data: bytes, content_type: str | None) -> dict[str, Any]:
+    """Return data as args. Without a content type it is JSON, as in structured mode."""
+    media_type = _media_type(content_type)
+    if media_type in ("", "application/json") or media_type.endswith("+json"):
+        return _args_of_json(_json(data))
+    return {"data_base64": b64encode(data).decode()}
+
+
+def _args_of_json(data: Any) -> dict[str, Any]:
+    if data is None:
+        return {}
+    return data if isinstance(data, dict) else {"data": data}
+
+
+def _media_type(content_type: str | None) -> str:
+    return (content_type or "").partition(";")[0].strip().lower()
+
+
+def _json(text: bytes) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InvalidEvent(f"not JSON: {error}") from None

@@ -1,0 +1,327 @@
+"""Headers, traces, decoders of a service's own and models: what a message brings, and takes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import pydantic
+import pytest
+import structlog
+
+from fakes.events import body
+from fakes.world import World
+from idempotent_consumer import Event, InvalidEvent, Publish, Reject, Service, Settings
+from idempotent_consumer.calls import Handler
+from idempotent_consumer.event import Properties, check_headers
+from idempotent_consumer.testing import InMemory
+
+TRACE = {
+    "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    "tracestate": "vendor=1",
+    "baggage": "tenant=7",
+}
+ORDER_EVENT: Any = Event("1", "new_order", {"n": 1})
+ORDER = {"id": "1", "type": "new_order", "args": {"n": 1}}
+
+
+def service(handle: Any = lambda _event: None, **options: Any) -> Service:
+    made = Service("billing", noun="invoices", **options)
+    made.handler("new_order")(handle)
+    return made
+
+
+# Headers.
+
+
+def test_a_handler_sees_the_messages_own_headers_alone() -> None:
+    seen: list[Mapping[str, Any]] = []
+    world = InMemory(service(lambda event: seen.append(event.headers)))
+    own = {"tenant": "a", "n": 7, "x-request-id": "b", "list": [1]}
+    ours = {"x-attempts": 1, "x-replays": 2, "x-error": "", "x-reason": "", "x-parked-at": ""}
+    brokers = {"x-death": [], "x-delivery-count": 3, "x-first-death-queue": "q", "CC": ["q"]}
+    world.publish(ORDER, headers={**own, **ours, **brokers})
+    world.publish({**ORDER, "id": "2"})
+    assert seen == [own, {}]
+    with pytest.raises(TypeError):
+        seen[0]["tenant"] = "b"  # type: ignore[index]
+
+
+def test_a_trace_goes_on_with_what_is_published_and_with_retries() -> None:
+    failures, seen = iter([ValueError("no"), None]), list[Mapping[str, Any]]()
+
+    def handle(event: Event) -> list[Publish]:
+        seen.append(event.headers)
+        if failure := next(failures):
+            raise failure
+        return [Publish("billed", headers={"tenant": "a", "baggage": "own=1"}), Publish("sent")]
+
+    world = InMemory(service(handle))
+    world.publish(ORDER, headers={**TRACE, "secret": "b"})
+    assert seen == [{**TRACE, "secret": "b"}] * 2
+    assert world.published_headers == [{**TRACE, "tenant": "a", "baggage": "own=1"}, TRACE]
+
+
+@pytest.mark.parametrize("value", [7, b"\xff", ["a"], "ä" * 5000])
+def test_what_is_no_traces_header_is_not_passed_on(value: object) -> None:
+    """However large it is: a handler's own headers have to find room beside it."""
+    world = InMemory(service(lambda _event: Publish("billed")))
+    world.publish(ORDER, headers={"traceparent": value, "baggage": "a=1"})
+    assert world.published_headers == [{"baggage": "a=1"}]
+
+
+def test_whoever_publishes_after_a_crash_passes_the_headers_on() -> None:
+    seen = set()
+    for dies_at in range(1, 12):
+        world = InMemory(service(lambda _event: Publish("billed")), dies_at=dies_at)
+        world.publish(ORDER, headers=TRACE)
+        assert all(headers == TRACE for headers in world.published_headers), world.steps
+        seen.add(len(world.published))
+    assert seen == {1, 2}, "a crash between its confirm and the record publishes it again"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"": "a"},
+        {"a" * 256: "a"},
+        {"x-attempts": 1},
+        {"x-death": "a"},
+        {"CC": "order"},
+        {"a": 2**63},
+        {"a": 1.5},
+        {"a": None},
+        {"a": ["b"]},
+        {7: "a"},
+        {"a": "\ud800"},
+        {"a": "b" * 33_000},
+    ],
+)
+def test_a_header_that_cannot_be_sent_is_the_handlers_failure(headers: dict[Any, Any]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        check_headers(headers)
+    world = InMemory(service(lambda _event: Publish("billed", headers=headers)))
+    world.publish(ORDER)
+    assert [parked.reason for parked in world.parked] == ["failed"]
+
+
+# Logs.
+
+
+def test_lines_that_are_logged_while_a_handler_runs_tell_its_event() -> None:
+    bound: list[dict[str, Any]] = []
+    made = Service("billing", noun="invoices")
+
+    def note() -> None:
+        bound.append(structlog.contextvars.get_contextvars())
+
+    made.handler("pure")(lambda _event: note())
+    made.claimed_handler("thread", timeout_s=5)(lambda _event, _timeout_s: note())
+
+    @made.claimed_handler("coroutine", timeout_s=5)
+    async def call(_event: Event, _timeout_s: float) -> None:
+        note()
+        raise Reject("no")
+
+    world = InMemory(made)
+    for kind in ("pure", "thread", "coroutine"):
+        world.publish({"id": "1" + kind, "type": kind}, headers=TRACE)
+        note()
+    world.publish({"id": "2", "type": "pure"}, headers={"traceparent": "none"})
+    trace = {"trace_id": TRACE["traceparent"][3:35]}
+    assert bound == [
+        {"event_id": "1pure", "type": "pure", **trace},
+        {},
+        {"event_id": "1thread", "type": "thread", **trace},
+        {},
+        {"event_id": "1coroutine", "type": "coroutine", **trace},
+        {},
+        {"event_id": "2", "type": "pure"},
+    ]
+
+
+# A service's own topology and decoder.
+
+
+def text(message: bytes, properties: Properties) -> Event:
+    """Decode ``ID TEXT``; the type is the message's."""
+    event_id, _, rest = message.decode().partition(" ")
+    if not event_id:
+        raise InvalidEvent("no id")
+    if rest == "bug":
+        raise KeyError("bug")
+    return Event(event_id, properties.type or "", {"text": rest})
+
+
+def test_a_decoder_makes_the_event() -> None:
+    seen: list[Event] = []
+    world = InMemory(service(seen.append, decode=text))
+    world.publish(b"1 a", b"1 a", b"1 b", b" c", type="new_order", headers={"tenant": "a"})
+    assert [(event.id, event.args, event.headers) for event in seen] == [
+        ("1", {"text": "a"}, {"tenant": "a"})
+    ]
+    assert [(parked.body, parked.reason) for parked in world.parked] == [
+        (b" c", "invalid"),
+        (b"1 b", "conflict"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "decode",
+    [
+        text,
+        lambda *_: {"id": "1"},
+        lambda *_: ORDER_EVENT._replace(id=""),
+        lambda *_: ORDER_EVENT._replace(type=7),
+        lambda *_: ORDER_EVENT._replace(args=None),
+        lambda *_: ORDER_EVENT._replace(args={"a": object()}),
+    ],
+)
+def test_what_else_a_decoder_does_wrong_holds_the_message_for_a_version_that_reads_it(
+    decode: Any,
+) -> None:
+    with World() as world:
+        process = world.start({"new_order": Handler(lambda _event: None)}, decode=decode)
+        process.deliver(b"1 bug")
+        (held,) = process.forwarded
+        assert (held.routing_key, held.headers) == ("order.retry.60s", {"x-attempts": 0})
+        (line,) = process.logged("failed: it comes back later")
+        assert line["error"].startswith("decode raised")
+        assert process.counts() == {"received": 1, "retried": 1}
+
+
+@pytest.mark.parametrize(
+    "message", [b"x" * (1024 * 1024 + 1), "1 \ud800".encode(errors="surrogatepass")]
+)
+def test_what_the_sender_got_wrong_is_parked_whatever_the_decoder_is(message: bytes) -> None:
+    def decode(message: bytes, _properties: Properties) -> Event:
+        return Event("1", "new_order", {"text": message.decode(errors="surrogatepass")})
+
+    world = InMemory(service(decode=decode))
+    world.publish(message)
+    assert [parked.reason for parked in world.parked] == ["invalid"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"exchange": ""}, "exchange"),
+        ({"exchange": "amq.topic"}, "amq."),
+        ({"exchange": "a" * 256}, "exchange"),
+        ({"bindings": "order.#"}, "list of keys"),
+        ({"bindings": []}, "list of keys"),
+        ({"bindings": ["a" * 256]}, "255"),
+        ({"decode": "json"}, "decode is a function"),
+    ],
+)
+def test_a_wrong_topology_is_told_when_the_service_is_made(
+    options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises((ValueError, TypeError), match=says):
+        Service("billing", noun="invoices", **options)
+
+
+# Models.
+
+
+@dataclass
+class Order:
+    n: int
+
+
+class Validated(pydantic.BaseModel):
+    n: int
+
+
+class Converted(msgspec.Struct):
+    n: int
+
+
+def converted(args: dict[str, Any]) -> Converted:
+    return msgspec.convert(args, Converted)
+
+
+@pytest.mark.parametrize("model", [Order, Validated, Validated.model_validate, converted])
+@pytest.mark.parametrize("claimed", [False, True])
+def test_a_handler_gets_what_its_model_makes_of_the_args(model: Any, *, claimed: bool) -> None:
+    """What the model does not take is parked at once, as invalid."""
+    made, seen = Service("billing", noun="invoices"), list[tuple[str, int]]()
+    if claimed:
+
+        @made.claimed_handler("new_order", timeout_s=5, model=model)
+        async def call(event: Event, order: Any, timeout_s: float) -> None:
+            assert timeout_s == 5
+            seen.append((event.id, order.n))
+    else:
+        made.handler("new_order", model=model)(lambda event, o: seen.append((event.id, o.n)))
+    world = InMemory(made)
+    world.publish(ORDER, {"id": "2", "type": "new_order", "args": {"other": 1}})
+    assert seen == [("1", 1)]
+    (parked,) = world.parked
+    assert parked.reason == "invalid"
+    assert "Error: " in parked.error
+    assert world.counts["invalid"] == 1
+    assert world.counts["retried"] == 0
+
+
+def test_a_models_words_are_bounded() -> None:
+    def refuse(_args: dict[str, Any]) -> None:
+        raise ValueError("x\n" * 10_000)
+
+    made = Service("billing", noun="invoices")
+    made.handler("new_order", model=refuse)(lambda _event, _order: None)
+    world = InMemory(made)
+    world.publish(ORDER)
+    assert len(world.parked[0].error) == 500
+
+
+def test_a_model_that_fails_does_not_open_the_circuit_breaker() -> None:
+    made, seen = Service("billing", noun="invoices"), list[str]()
+    made.claimed_handler("new_order", timeout_s=5, model=Order)(
+        lambda event, _order, _timeout_s: seen.append(event.id)
+    )
+    world = InMemory(made, Settings(enable_etcd=True, breaker_failures=1))
+    world.publish({"id": "1", "type": "new_order"}, {**ORDER, "id": "2"})
+    assert (seen, [parked.reason for parked in world.parked]) == (["2"], ["invalid"])
+
+
+def test_an_event_that_is_recorded_is_skipped_although_its_model_has_changed() -> None:
+    """And one whose record holds events has them published: they would be lost."""
+    with World() as world:
+        world.start({"new_order": Handler(lambda _event: Publish("billed"))}).deliver(body("1"))
+        later = world.start({"new_order": Handler(lambda *_: None, model=Order)})
+        later.deliver(body("1"))
+        assert later.counts() == {"received": 1, "processed_skipped": 1}
+
+
+# Failures.
+
+
+def test_an_exception_is_told_with_its_line_and_with_the_handlers_frames_alone() -> None:
+    def price(currency: str) -> int:
+        return {"USD": 1}[currency]
+
+    with World() as world:
+        process = world.start({"new_order": Handler(lambda _event: price("EUR"))})
+        process.deliver(body("1"))
+        (first,) = process.logged("failed: it comes back later")
+        line = price.__code__.co_firstlineno + 1
+        assert first["error"] == f"KeyError: 'EUR' (test_messages.py:{line})"
+        frames = []
+        traceback = first["exc_info"].__traceback__
+        while traceback:
+            frames.append(traceback.tb_frame.f_code.co_name)
+            traceback = traceback.tb_next
+        assert frames == ["<lambda>", "price"]
+        process.advance(1.0)
+        _, second = process.logged("failed: it comes back later")
+        assert "exc_info" not in second
+
+
+def test_in_memory_the_exception_itself_is_there() -> None:
+    world = InMemory(service(lambda event: event.args["currency"]))
+    world.publish(ORDER)
+    assert [type(raised) for raised in world.raised] == [KeyError] * 4
+    assert world.parked[0].error.startswith("KeyError: 'currency' (test_messages.py:")
