@@ -40,7 +40,7 @@ $(READY): requirements.lock $(PROJECTS:%=%/pyproject.toml)
 new-service: $(READY) ## Write a service of your own, with an image and a test: NAME=billing
 	@$(BIN)/python tools/new_service.py "$$NAME"
 
-demo: $(READY) ## Play the three acts on real servers, check each, write demo-report.html: ACT=2 for one
+demo: $(READY) ## Play the four acts on real servers, check each, write demo-report.html: ACT=2 for one
 	$(BIN)/python -m demo$(if $(ACT), --act "$$ACT")
 
 test: lint typecheck unit-test integration-test ## Run lint, typecheck, unit-test and integration-test

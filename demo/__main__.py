@@ -27,7 +27,7 @@ def main() -> int:
     """Choose the stage, play, and return the exit code."""
     parser = argparse.ArgumentParser(prog="demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave the compose stack running")
-    parser.add_argument("--act", default="", metavar="N", help="play this act alone: 1, 2 or 3")
+    parser.add_argument("--act", default="", metavar="N", help="play this act alone: 1 to 4")
     options = parser.parse_args()
     interrupt_once()
     screen = open_screen()

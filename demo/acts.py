@@ -1,4 +1,4 @@
-"""The three acts. Each can be played alone: it begins with both services running without etcd."""
+"""The four acts. Each can be played alone: it first has both services run as it needs them."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,6 +8,8 @@ from demo.stage import CannotPlayError
 Act = Callable[[Play], None]
 
 _TIMES = 3
+_CALLS = 30
+"""More than the failures in a row that open the circuit breaker."""
 
 
 def play_all(play: Play) -> None:
@@ -24,7 +26,9 @@ def chosen(number: str) -> Sequence[Act]:
     if not number:
         return list(ACTS.values())
     if number not in ACTS:
-        raise CannotPlayError(f"ACT is {number!r}: write 1, 2 or 3, or leave it out for all three")
+        raise CannotPlayError(
+            f"ACT is {number!r}: write 1, 2, 3 or 4, or leave it out for all four"
+        )
     return [ACTS[number]]
 
 
@@ -50,9 +54,9 @@ def notify_is_down(play: Play) -> None:
     )
     play.run_services(enable_etcd=False)
     play.do(play.stage.stop("notify"))
-    play.publish("order-2", "as above, with the id order-2")
+    play.publish("order-2", text="as above, with the id order-2")
     play.expect(Change("order consumes it", "orders_processed", 1))
-    play.expect_waiting("notify", 1)
+    play.expect_waiting("notify", 1, "the queue notify keeps 1 event for it")
     play.expect(Change("notify does not", "notifications_processed", 0))
     play.do(play.stage.start("notify"))
     play.expect(Change("notify is back and consumes it", "notifications_processed", 1))
@@ -72,7 +76,7 @@ def the_same_again(play: Play) -> None:
 
 def _without_etcd(play: Play) -> None:
     play.screen.say("Without etcd every repetition is processed:")
-    play.publish("order-3", f"the id order-3, {_TIMES} times", _TIMES)
+    play.publish(*["order-3"] * _TIMES, text=f"the id order-3, {_TIMES} times")
     play.expect(
         Change("order places it three times", "orders_processed", _TIMES),
         Change("notify sends it three times", "notifications_processed", _TIMES),
@@ -84,7 +88,7 @@ def _without_etcd(play: Play) -> None:
 def _with_etcd(play: Play) -> None:
     play.screen.say("With etcd the first is recorded, and the others are skipped:")
     play.run_services(enable_etcd=True)
-    play.publish("order-3", f"the id order-3, {_TIMES} times", _TIMES)
+    play.publish(*["order-3"] * _TIMES, text=f"the id order-3, {_TIMES} times")
     play.expect(
         Change("order places it once", "orders_processed", 1),
         Change("order skips the others", "orders_processed_skipped", _TIMES - 1),
@@ -96,7 +100,7 @@ def _with_etcd(play: Play) -> None:
 def _after_a_restart(play: Play) -> None:
     play.screen.say("After a restart it is still known, and skipped at once:")
     play.do(play.stage.restart_services())
-    play.publish("order-3", "the id order-3, once more")
+    play.publish("order-3", text="the id order-3, once more")
     play.expect(
         Change("order skips it", "orders_processed_skipped", 1),
         Change("notify skips it", "notifications_processed_skipped", 1),
@@ -105,9 +109,35 @@ def _after_a_restart(play: Play) -> None:
     )
 
 
+def the_receiver_is_down(play: Play) -> None:
+    """Act 4: what notify cannot send is held, and sent when the receiver is back."""
+    play.screen.heading(
+        "Act 4: the receiver is down, and nothing is parked",
+        "notify calls a receiver over HTTP. Retries alone would park each event after 71 s.",
+    )
+    play.run_services(enable_etcd=True, calls=True)
+    first, *others = (f"order-{number}" for number in range(4, 5 + _CALLS))
+    play.publish(first, text=f"as above, with the id {first}")
+    play.expect(
+        Change("order consumes it", "orders_processed", 1),
+        Change("notify calls the receiver for it", "notifications_processed", 1),
+    )
+    play.do(play.stage.stop("receiver"))
+    play.publish(*others, text=f"the ids {others[0]} to {others[-1]}")
+    play.expect(Change("order consumes them", "orders_processed", _CALLS))
+    play.expect_breaker("calls fail, and notify's circuit breaker opens", is_open=True)
+    play.expect(Change("notify holds them", "notifications_processed", 0))
+    play.expect_waiting("notify.dead-letter", 0, "nothing is parked")
+    play.do(play.stage.start("receiver"))
+    play.expect_breaker("the next call succeeds, and the circuit breaker closes", is_open=False)
+    play.expect(Change("notify calls for all of them", "notifications_processed", _CALLS))
+    play.expect_called([first, *others])
+
+
 ACTS: dict[str, Act] = {
     "1": both_consume,
     "2": notify_is_down,
     "3": the_same_again,
+    "4": the_receiver_is_down,
 }
 """The acts by their number, as ACT= names them."""

@@ -25,7 +25,9 @@ from servers.wait import eventually
 PROJECT = "reliable-demo"
 
 FILES = ("docker-compose.yaml", "docker-compose.services.yaml")
+_RECEIVER = "demo/receiver.yaml"
 _SERVERS = ("rabbitmq", "etcd", "graphite-statsd")
+_PULLED = (*_SERVERS, "receiver")
 _DOWN_WITHIN_S = 60.0
 _READY_WITHIN_S = 30.0
 _FRESH_WITHIN_S = 15.0
@@ -149,9 +151,9 @@ class Compose:
         # The acts rely on the services' defaults, and example1, in a profile, would publish too.
         self._environment = {**environment(), **settings}
 
-    def enable_etcd(self, enabled: bool) -> None:
-        """Set ENABLE_ETCD for the commands that follow."""
-        self._environment["ENABLE_ETCD"] = "true" if enabled else "false"
+    def set(self, **variables: str) -> None:
+        """Set variables for the commands that follow."""
+        self._environment.update(variables)
 
     def run(
         self, *arguments: str, timeout_s: float | None = None, show_progress: bool = False
@@ -162,7 +164,7 @@ class Compose:
 
     def images_missing(self) -> bool:
         """Return whether an image of the servers has to be downloaded."""
-        images = self.run("config", "--images", *_SERVERS).split()
+        images = self.run("config", "--images", *_PULLED).split()
         try:
             run(["docker", "image", "inspect", "--format", ".", *images], self._environment)
         except CannotPlayError:
@@ -192,7 +194,7 @@ def compose_servers(
     Raises CannotPlayError, before anything is started where that is possible.
     """
     _check_plugins()
-    compose = Compose(repository, PROJECT, {"LOG_FORMAT": "console"})
+    compose = Compose(repository, PROJECT, {"LOG_FORMAT": "console"}, (*FILES, _RECEIVER))
     if compose.containers():
         raise CannotPlayError(
             f"the demo's stack is there already: another demo runs, or one was kept. Take it down "
@@ -203,7 +205,7 @@ def compose_servers(
     compose.down()
     if compose.images_missing():
         screen.say("Downloading the images of RabbitMQ, etcd and Graphite ...")
-        compose.run("pull", *_SERVERS, show_progress=True)
+        compose.run("pull", *_PULLED, show_progress=True)
     screen.say("Building the images of order and notify (a minute or two at the first time) ...")
     compose.run("--progress", "plain", "build", *SERVICES)
     try:
@@ -252,11 +254,14 @@ class ComposeStage:
         """Publish over the management API."""
         return self._broker.publish(event_id)
 
-    def run_services(self, *, enable_etcd: bool) -> Step:
+    def run_services(self, *, enable_etcd: bool, calls: bool) -> Step:
         """Bring the services up; those that run with another setting are replaced."""
-        self._compose.enable_etcd(enable_etcd)
-        setting = "true" if enable_etcd else "false"
-        return self._step(f"ENABLE_ETCD={setting} ", "up", "-d", *SERVICES)
+        settings = {"ENABLE_ETCD": "true" if enable_etcd else "false"}
+        if calls:
+            settings["NOTIFY_URL"] = "http://receiver:8000"
+        self._compose.set(**{"NOTIFY_URL": "", **settings})
+        typed = "".join(f"{name}={value} " for name, value in settings.items())
+        return self._step(typed, "up", "-d", *["receiver"] * calls, *SERVICES)
 
     def stop(self, service: str) -> Step:
         """Stop the service's container."""
@@ -277,6 +282,10 @@ class ComposeStage:
     def count(self, counter: str) -> int:
         """Sum up Graphite's points since the demo began."""
         return self._counters.count(counter)
+
+    def gauge(self, name: str) -> int:
+        """Ask Graphite for its newest point."""
+        return self._counters.gauge(name)
 
     def points(self, counter: str) -> Points:
         """Return Graphite's points since the demo began, one a second."""
@@ -359,5 +368,5 @@ def compose_stage(screen: Screen, *, keep: bool) -> Iterator[ComposeStage]:
     since = time.time()
     with compose_servers(REPOSITORY, ports, screen, keep=keep) as compose:
         screen.say("To type the commands below yourself, once:")
-        screen.typed("export COMPOSE_FILE=docker-compose.yaml:docker-compose.services.yaml")
+        screen.typed(f"export COMPOSE_FILE={':'.join((*FILES, _RECEIVER))}")
         yield ComposeStage(compose, ports, since, keep=keep)

@@ -22,6 +22,8 @@ class FakeStage:
         self._counts = dict.fromkeys(COUNTERS, 0)
         self._queues: dict[str, list[str]] = {service: [] for service in SERVICES}
         self._records: set[tuple[str, str]] | None = None
+        self._calls = False
+        self._called: list[str] = []
 
     def versions(self) -> list[str]:
         """Return two."""
@@ -31,14 +33,15 @@ class FakeStage:
         """Put it into both queues."""
         return self._step(f"curl -i\\\n  -d'{event_id}'", lambda: self._publish(event_id))
 
-    def run_services(self, *, enable_etcd: bool) -> Step:
+    def run_services(self, *, enable_etcd: bool, calls: bool) -> Step:
         """Run both; with etcd it begins empty."""
 
         def run() -> None:
-            self._records = set() if enable_etcd else None
-            self._start(*SERVICES)
+            self._records, self._calls = set() if enable_etcd else None, calls
+            self._start(*["receiver"] * calls, *SERVICES)
 
-        return self._step(f"ENABLE_ETCD={str(enable_etcd).lower()} up", run)
+        typed = f"ENABLE_ETCD={str(enable_etcd).lower()} {'NOTIFY_URL=receiver ' * calls}up"
+        return self._step(typed, run)
 
     def stop(self, service: str) -> Step:
         """Stop it."""
@@ -55,12 +58,17 @@ class FakeStage:
     def waiting(self, queue: str) -> int:
         """Return how many are in the queue; raises OSError."""
         self._answer()
-        return len(self._queues[queue])
+        return len(self._queues.get(queue, ()))
 
     def count(self, counter: str) -> int:
         """Return the sum; raises OSError."""
         self._answer()
         return self._counts[counter]
+
+    def gauge(self, name: str) -> int:
+        """Return 1 while events are held; raises OSError."""
+        self._answer()
+        return int(self._holds("notify") and bool(self._queues["notify"]))
 
     def points(self, counter: str) -> Points | None:
         """Return what the test has stored; raises OSError."""
@@ -75,8 +83,8 @@ class FakeStage:
         """Return at once."""
 
     def log(self, service: str) -> str:
-        """Return a line."""
-        return f"the log of {service}"
+        """Return a line, or what the receiver was called for."""
+        return "\n".join(self._called) if service == "receiver" else f"the log of {service}"
 
     def farewell(self) -> str:
         """Return a word."""
@@ -99,11 +107,19 @@ class FakeStage:
     def _start(self, *services: str) -> None:
         for service in services:
             self.states[service] = "running"
+        for service in SERVICES:
             self._consume(service)
 
+    def _holds(self, service: str) -> bool:
+        return service == "notify" and self._calls and self.states["receiver"] != "running"
+
     def _consume(self, service: str) -> None:
-        while self.states[service] == "running" and self._queues[service]:
-            record = (service, self._queues[service].pop(0))
+        runs = self.states[service] == "running" and not self._holds(service)
+        while runs and self._queues[service]:
+            event_id = self._queues[service].pop(0)
+            if service == "notify" and self._calls:
+                self._called.append(event_id)
+            record = (service, event_id)
             known = self._records is not None and record in self._records
             self._counts[f"{NOUNS[service]}_processed{'_skipped' * known}"] += self._by
             if self._records is not None:

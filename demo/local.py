@@ -2,9 +2,10 @@
 
 import secrets
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,9 +15,9 @@ from demo.interrupt import interrupt_no_more
 from demo.screen import Screen
 from demo.stage import SERVICES, CannotPlayError, State, Step, StepFailedError
 from servers.counters import StatsdListener, listen_statsd
-from servers.processes import ServersUnavailableError
-from servers.servers import Servers, start_servers
-from servers.services import Service, ServiceEndedError, run_service
+from servers.processes import Child, ServersUnavailableError, free_port
+from servers.servers import REPOSITORY, Servers, start_servers
+from servers.services import Service, ServiceEndedError, environment, run_service
 from servers.wait import eventually
 
 
@@ -30,7 +31,9 @@ class LocalStage:
     ) -> None:
         self._statsd, self._directory, self._processes = statsd, directory, processes
         self._settings = {**servers.settings(), **statsd.settings(), "LOG_FORMAT": "console"}
-        self._running: dict[str, Service] = {}
+        self._shown: dict[str, str] = {}
+        self._running: dict[str, Child] = {}
+        self._receiver = ["demo/receiver.py", "127.0.0.1", str(free_port())]
         management_port = urlsplit(servers.rabbitmq.management_url).port or 0
         self._etcd_url = f"http://{servers.etcd.endpoint}"
         self.states: dict[str, State] = dict.fromkeys(SERVICES, "not started")
@@ -44,10 +47,12 @@ class LocalStage:
         """Publish over the management API, as with Docker."""
         return self._broker.publish(event_id)
 
-    def run_services(self, *, enable_etcd: bool) -> Step:
+    def run_services(self, *, enable_etcd: bool, calls: bool) -> Step:
         """End the services that run, and run both with or without etcd."""
-        self._settings["ENABLE_ETCD"] = "true" if enable_etcd else "false"
-        return Step(self._kill_command() + self._start_command(*SERVICES), self._restart)
+        self._shown = {"ENABLE_ETCD": "true" if enable_etcd else "false"}
+        if calls:
+            self._shown["NOTIFY_URL"] = f"http://{':'.join(self._receiver[1:])}"
+        return self._restarted(*["receiver"] * calls, *SERVICES)
 
     def stop(self, service: str) -> Step:
         """End the service's process with SIGTERM."""
@@ -60,7 +65,7 @@ class LocalStage:
 
     def restart_services(self) -> Step:
         """End both services and run them as they were."""
-        return Step(self._kill_command() + self._start_command(*SERVICES), self._restart)
+        return self._restarted(*SERVICES)
 
     def waiting(self, queue: str) -> int:
         """Ask the broker."""
@@ -69,6 +74,10 @@ class LocalStage:
     def count(self, counter: str) -> int:
         """Ask the listener."""
         return self._statsd.count(counter)
+
+    def gauge(self, name: str) -> int:
+        """Ask the listener."""
+        return self._statsd.gauge(name)
 
     def points(self, counter: str) -> None:
         """Return None: the listener keeps sums."""
@@ -91,7 +100,7 @@ class LocalStage:
 
     def log(self, service: str) -> str:
         """Return what the service's newest process has written."""
-        return self._running[service].logs() if service in self._running else ""
+        return self._running[service].output() if service in self._running else ""
 
     def farewell(self) -> str:
         """Say where to look next."""
@@ -100,11 +109,12 @@ class LocalStage:
     def _start(self, *services: str) -> None:
         for service in services:
             self.states[service] = "starting"
-            process = run_service(service, self._settings, log_directory=self._directory)
-            self._running[service] = self._processes.enter_context(process)
+            self._running[service] = self._processes.enter_context(self._run(service))
         for service in services:
+            process = self._running[service]
             try:
-                self._running[service].wait_ready()
+                if isinstance(process, Service):
+                    process.wait_ready()
             except (AssertionError, OSError, ServiceEndedError) as error:
                 self.states[service] = "not ready"
                 raise StepFailedError(str(error), service) from error
@@ -120,17 +130,46 @@ class LocalStage:
                     raise StepFailedError(str(error), service) from error
                 self.states[service] = "stopped"
 
-    def _restart(self) -> None:
-        self._stop(*SERVICES)
-        self._start(*SERVICES)
+    def _run(self, service: str) -> AbstractContextManager[Child]:
+        if service == "receiver":
+            return _run_receiver(self._receiver, self._directory)
+        settings = {**self._settings, **self._shown}
+        return run_service(service, settings, log_directory=self._directory)
+
+    def _restarted(self, *services: str) -> Step:
+        """Return a step that ends the services that run, and starts these."""
+
+        def restart() -> None:
+            self._stop(*SERVICES)
+            self._start(*services)
+
+        return Step(self._kill_command() + self._start_command(*services), restart)
 
     def _start_command(self, *services: str) -> str:
-        setting = f"ENABLE_ETCD={self._settings['ENABLE_ETCD']}"
-        return "\n".join(f"(cd {name} && {setting} python -m {name}) &" for name in services)
+        shown = " ".join(f"{name}={value}" for name, value in self._shown.items())
+        commands = {name: f"(cd {name} && {shown} python -m {name}) &" for name in SERVICES}
+        commands["receiver"] = f"python {' '.join(self._receiver)} &"
+        return "\n".join(commands[service] for service in services)
 
     def _kill_command(self) -> str:
         pids = [str(self._running[name].pid) for name in SERVICES if name in self._running]
         return f"kill {' '.join(pids)}   # {' and '.join(SERVICES)}\n" if pids else ""
+
+
+@contextmanager
+def _run_receiver(command: Sequence[str], directory: Path) -> Iterator[Child]:
+    receiver = Child(
+        [sys.executable, *command],
+        env=environment(),
+        cwd=REPOSITORY,
+        log=directory / "receiver.log",
+    )
+    receiver.start()
+    try:
+        yield receiver
+    finally:
+        if receiver.running:
+            receiver.kill()
 
 
 @contextmanager

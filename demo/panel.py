@@ -13,8 +13,10 @@ from demo.stage import SERVICES
 from demo.watch import Sample, Watch
 
 _STYLES = {"running": "green", "stopped": "red", "starting": "yellow", "stopping": "yellow"}
+_HELD = "events stay unacked; one at a time is called, until a call succeeds"
 _DOTS = {"processed": ("●", "cyan"), "skipped": ("○", "magenta"), "waiting": ("■", "yellow")}
 _MOST_DOTS = 8
+_OPEN = "breaker open"
 _NEW_WITHIN_S = 2.0
 
 
@@ -37,7 +39,7 @@ def panel(play: Play, watch: Watch) -> Panel:
 
 def _table(play: Play, samples: list[Sample]) -> Table:
     table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
-    for header, width in (("", 7), ("state", 11), ("processed", 14), ("skipped", 14)):
+    for header, width in (("", 7), ("state", 12), ("processed", 14), ("skipped", 14)):
         table.add_column(header, width=width, no_wrap=True)
     table.add_column("waiting in queue", no_wrap=True)
     for service in SERVICES:
@@ -50,8 +52,10 @@ def _facts(play: Play, story: list[Entry], samples: list[Sample]) -> Table:
     # Rich shrinks what may wrap before what may not: the texts, not their names.
     facts.add_column(style="dim", width=7, no_wrap=True)
     facts.add_column()
-    skipping = play.skipping(_skipped(samples))
-    facts.add_row("skipped", Text(skipping, no_wrap=True, overflow="ellipsis"))
+    why, text = "skipped", play.skipping(_skipped(samples))
+    if samples and any(samples[-1].breakers.values()):
+        why, text = "held", _HELD
+    facts.add_row(why, Text(text, no_wrap=True, overflow="ellipsis"))
     typed = next((entry.text for entry in reversed(story) if entry.kind == "typed"), "")
     command = typed.partition("\n")[0].rstrip(" \\")
     facts.add_row("command", Text(command, no_wrap=True, overflow="ellipsis"))
@@ -65,6 +69,8 @@ def _row(service: str, state: str, samples: list[Sample]) -> list[Text]:
         "skipped": [sample.counts[skipped] for sample in samples],
         "waiting": [sample.waiting[service] for sample in samples],
     }
+    if state == "running" and samples and samples[-1].breakers.get(service):
+        state = _OPEN
     recent = sum(sample.at >= samples[-1].at - _NEW_WITHIN_S for sample in samples)
     return [
         Text(service, style="bold"),

@@ -1,6 +1,6 @@
 """How an act is played: do a step and show it, then check what the counters say."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +16,12 @@ COUNTERS = {
 }
 """The counters that the acts watch, and the services they belong to."""
 
+BREAKERS = {"notify": "notifications_breaker_open"}
+"""The gauges of open circuit breakers, by the services that make calls."""
+
 _WITHIN_S = 20.0
+_PROBED_WITHIN_S = 60.0
+"""An open circuit breaker tries a call at least twice in that time."""
 
 
 class CheckFailedError(Exception):
@@ -47,48 +52,60 @@ class Play:
         self.screen = screen
         self.passed = 0
         self._counts = dict.fromkeys(COUNTERS, 0)
-        self._enable_etcd: bool | None = None
-        self._event_id = ""
+        self._settings: dict[str, bool] = {}
+        self._event_id, self._repeats = "", False
 
     def do(self, step: Step) -> None:
         """Show the command, then do what it does."""
         self.screen.typed(step.typed)
         step.run()
 
-    def run_services(self, *, enable_etcd: bool) -> None:
-        """Have both services run with or without etcd: nothing is done where they do already."""
-        if enable_etcd == self._enable_etcd:
+    def run_services(self, *, enable_etcd: bool, calls: bool = False) -> None:
+        """Have both services run so: nothing is done where they do already."""
+        settings = {"enable_etcd": enable_etcd, "calls": calls}
+        if settings == self._settings:
             return
-        first = self._enable_etcd is None
-        self.do(self.stage.run_services(enable_etcd=enable_etcd))
-        self._enable_etcd = enable_etcd
+        first = not self._settings
+        self.do(self.stage.run_services(enable_etcd=enable_etcd, calls=calls))
+        self._settings = settings
         if first:
             self._expect_zeros()
 
-    def publish(self, event_id: str, text: str = "", times: int = 1) -> None:
+    def publish(self, *event_ids: str, text: str = "") -> None:
         """Publish; once the command has been shown, `text` says what differs from it."""
-        step = self.stage.publish(event_id)
+        steps = [self.stage.publish(event_id) for event_id in event_ids]
         if self._event_id:
             typed = f"curl ...   ({text})"
         else:
-            typed = step.typed + (f"   # {times} times" if times > 1 else "")
-        self._event_id = event_id
+            typed = steps[0].typed + (f"   # {len(steps)} times" if len(steps) > 1 else "")
+        self._repeats = len({*event_ids, self._event_id}) <= len(event_ids)
+        self._event_id = event_ids[-1]
         self.screen.typed(typed)
-        for _ in range(times):
+        for step in steps:
             step.run()
 
     def skipping(self, skipped: int) -> str:
         """Say what is skipped and why, given how much has been; or why nothing is."""
-        if not self._enable_etcd:
+        if not self._settings.get("enable_etcd"):
             return "nothing: without etcd nobody remembers what is processed"
-        if not skipped:
-            return "nothing yet: each event was new"
+        if not skipped or not self._repeats:
+            return "nothing: each event is new"
         return f"{self._event_id}: etcd holds its record, so this copy is a duplicate"
 
-    def expect_waiting(self, service: str, messages: int) -> None:
-        """Check that so many messages wait in a service's queue."""
-        passed = self._comes_true(partial(self._waiting, service, messages))
-        self._check(passed, f"the queue {service} keeps {messages} event for it", service)
+    def expect_waiting(self, queue: str, messages: int, text: str) -> None:
+        """Check that so many messages wait in a queue."""
+        passed = self._comes_true(partial(self._waiting, queue, messages))
+        self._check(passed, text, queue.partition(".")[0])
+
+    def expect_breaker(self, text: str, *, is_open: bool) -> None:
+        """Wait until notify's circuit breaker is open, or closed."""
+        passed = self._comes_true(partial(self._breaker, is_open), _PROBED_WITHIN_S)
+        self._check(passed, text, "notify")
+
+    def expect_called(self, event_ids: Sequence[str]) -> None:
+        """Check that the receiver has accepted one call for each of these events, and no more."""
+        passed = self._comes_true(partial(self._called, sorted(event_ids)))
+        self._check(passed, f"the receiver was called once for each of {len(event_ids)}", "notify")
 
     def expect(self, *changes: Change) -> None:
         """Wait for changes of the counters, and check that they are exactly these."""
@@ -124,9 +141,9 @@ class Play:
             raise CheckFailedError(service)
         self.passed += 1
 
-    def _comes_true(self, assertion: Callable[[], None]) -> bool:
+    def _comes_true(self, assertion: Callable[[], None], within_s: float = _WITHIN_S) -> bool:
         try:
-            eventually(assertion, _WITHIN_S, also=(OSError,))
+            eventually(assertion, within_s, also=(OSError,))
         except (AssertionError, OSError):
             return False
         return True
@@ -139,6 +156,14 @@ class Play:
         if self.stage.count(change.counter) < self._counts[change.counter] + change.by:
             raise AssertionError(change.counter)
 
-    def _waiting(self, service: str, messages: int) -> None:
-        if self.stage.waiting(service) != messages:
-            raise AssertionError(service)
+    def _waiting(self, queue: str, messages: int) -> None:
+        if self.stage.waiting(queue) != messages:
+            raise AssertionError(queue)
+
+    def _breaker(self, is_open: bool) -> None:
+        if bool(self.stage.gauge(BREAKERS["notify"])) != is_open:
+            raise AssertionError("the circuit breaker")
+
+    def _called(self, event_ids: list[str]) -> None:
+        if sorted(self.stage.log("receiver").split()) != event_ids:
+            raise AssertionError("the receiver")

@@ -19,6 +19,7 @@ _LEGEND = {
     "processed": "<b>{}</b> processed",
     "skipped": "<b>{}</b> skipped",
     "waiting": "at most <b>{}</b> waiting in its queue",
+    "open": "circuit breaker open: events are held",
 }
 _MARGIN = 0.03
 """Of the time of the run, after its end: what came last is to be seen too."""
@@ -96,6 +97,9 @@ def _graphs(run: Run) -> Iterator[str]:
     for service in SERVICES:
         processed, skipped = (run.totals[name] for name in COUNTERS if COUNTERS[name] == service)
         lines = {"waiting": run.waiting[service], "processed": processed, "skipped": skipped}
+        breaker = [(at, axes.top * (value > 0)) for at, value in run.breakers.get(service, ())]
+        if any(value for _, value in breaker):
+            lines["open"] = breaker
         most = {name: _most(line) for name, line in lines.items()}
         text = (
             f"At the end {most['processed']} processed and {most['skipped']} skipped; "
@@ -118,7 +122,7 @@ def _most(line: Line) -> int:
 
 
 def _legend(most: dict[str, int]) -> str:
-    items = (f'<li class="{name}">{text.format(most[name])}</li>' for name, text in _LEGEND.items())
+    items = (f'<li class="{name}">{_LEGEND[name].format(most[name])}</li>' for name in most)
     return f"<figcaption><ul>{''.join(items)}</ul></figcaption>"
 
 

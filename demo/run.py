@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from demo.play import COUNTERS, Play
+from demo.play import BREAKERS, COUNTERS, Play
 from demo.screen import Entry
 from demo.stage import NO_ANSWER, SERVICES, Stage
 from demo.watch import Watch
@@ -29,6 +29,8 @@ class Run:
     """By counter: its sum so far."""
     waiting: dict[str, Line]
     """By queue: the messages that no consumer has."""
+    breakers: dict[str, Line]
+    """By service: how many of its circuit breakers are open."""
     ended_at: float
 
 
@@ -44,6 +46,7 @@ def run_of(play: Play, watch: Watch) -> Run:
         counted_by="Graphite's render API" if stored else "samples taken twice a second",
         totals=stored or sampled,
         waiting={name: _known((s.at, s.waiting[name]) for s in samples) for name in SERVICES},
+        breakers={name: _known((s.at, s.breakers[name]) for s in samples) for name in BREAKERS},
         ended_at=time.time(),
     )
 

@@ -41,7 +41,10 @@ Points = Sequence[tuple[float, float]]
 
 
 class Stage(Protocol):
-    """The services and their servers. Until the first `run_services` no service runs."""
+    """The services and their servers. Until the first `run_services` no service runs.
+
+    A receiver of notifications, `receiver`, is stopped, started and has a log as they do.
+    """
 
     place: str
     """Where all of it runs, as a sentence."""
@@ -55,8 +58,11 @@ class Stage(Protocol):
     def publish(self, event_id: str) -> Step:
         """Publish a new_order event over the broker's HTTP API."""
 
-    def run_services(self, *, enable_etcd: bool) -> Step:
-        """Run both services anew, with or without etcd, and wait until they are ready."""
+    def run_services(self, *, enable_etcd: bool, calls: bool) -> Step:
+        """Run both services anew, with or without etcd, and wait until they are ready.
+
+        With `calls` the receiver runs too, and notify calls it.
+        """
 
     def stop(self, service: str) -> Step:
         """Stop a service and wait for its end."""
@@ -72,6 +78,9 @@ class Stage(Protocol):
 
     def count(self, counter: str) -> int:
         """Return the sum of a counter so far; raises OSError."""
+
+    def gauge(self, name: str) -> int:
+        """Return the value of a gauge, 0 for one that nobody has set; raises OSError."""
 
     def points(self, counter: str) -> Points | None:
         """Return what is stored of a counter, None where nothing is stored; raises OSError."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -66,10 +67,10 @@ def played(stage: FakeStage) -> Run:
 
 def test_the_report_has_every_check_command_and_reason(run: Run) -> None:
     text = Outline(page(run)).text
-    assert "All 19 checks passed" in text
+    assert "All 28 checks passed" in text
     told = [part for entry in run.story for part in (entry.text, entry.more)]
     assert [part for part in told if part not in text] == []
-    assert text.count("✓") == 19
+    assert text.count("✓") == 28
 
 
 def test_a_failed_check_is_in_it_with_the_log() -> None:
@@ -119,7 +120,7 @@ def test_its_graphs_are_well_formed_and_say_what_they_show(run: Run) -> None:
             svg.get("aria-labelledby") or ""
         ).split()
         assert service in (svg.findtext(f"{NAMESPACE}title") or "")
-        assert "6 processed and 3 skipped" in (svg.findtext(f"{NAMESPACE}desc") or "")
+        assert "37 processed and 3 skipped" in (svg.findtext(f"{NAMESPACE}desc") or "")
 
 
 def test_what_graphite_has_stored_is_drawn_rather_than_what_was_sampled() -> None:
@@ -138,7 +139,15 @@ def test_a_stage_that_answers_no_more_still_has_its_samples() -> None:
     with watch(stage) as watching:
         play_all(play)
     stage.answers = False
-    assert run_of(play, watching).totals["orders_processed"][-1][1] == 6
+    assert run_of(play, watching).totals["orders_processed"][-1][1] == 37
+
+
+def test_an_open_circuit_breaker_is_shaded_where_there_was_one(run: Run) -> None:
+    legend = "circuit breaker open: events are held"
+    assert legend not in page(replace(run, breakers={"notify": [(0.0, 0)]}))
+    broken = page(replace(run, breakers={"notify": [(0.0, 1), (run.ended_at, 0)]}))
+    assert Outline(broken).text.count(legend) == 1
+    assert [SVG.findall(broken)[n].count('class="open area"') for n in (0, 1)] == [0, 1]
 
 
 def test_a_line_is_drawn_from_its_zero_to_the_end_in_steps() -> None:

@@ -62,7 +62,7 @@ def test_a_live_screen_keeps_the_whole_story_above_its_panel() -> None:
         play_all(play)
     shown = written(console)
     told = [entry.text for entry in screen.story if entry.kind in {"heading", "passed"}]
-    assert len(told) == 3 + 19
+    assert len(told) == 4 + 28
     assert [text for text in told if text not in shown] == []
     assert "\033[?1049h" not in shown, "the other screen of a terminal has no history"
     assert shown.rindex("\033[?25h") > shown.rindex("\033[?25l"), "the cursor is hidden"
@@ -81,13 +81,27 @@ def test_a_live_screen_ends_well_when_interrupted() -> None:
 def test_the_panel_shows_each_service_and_why_copies_are_skipped() -> None:
     play = Play(FakeStage(), Screen())
     with watch(play.stage) as watching:
-        play_all(play)
+        for number in "123":
+            ACTS[number](play)
     lines = lines_of(play, watching)
     order, notify = (next(line for line in lines if name in line) for name in ("order ", "notify "))
     assert order.split()[1:9:2] == ["order", "6", "3", "0"]
     assert notify.split()[1:9:2] == ["notify", "6", "3", "0"]
     assert any("order-3: etcd holds its record" in line for line in lines)
     assert len(lines) == 8, "it leaves two thirds of a small terminal to the story"
+    assert {len(line) for line in lines} == {80}
+
+
+def test_the_panel_shows_that_a_circuit_breaker_is_open() -> None:
+    play = Play(FakeStage(), Screen())
+    with watch(play.stage) as watching:
+        play.run_services(enable_etcd=True, calls=True)
+        play.do(play.stage.stop("receiver"))
+        play.publish("order-4")
+    lines = lines_of(play, watching)
+    (notify,) = [line for line in lines if "breaker open" in line]
+    assert notify.split()[:4] == ["│", "notify", "breaker", "open"]
+    assert any("held" in line and "one at a time is called" in line for line in lines)
     assert {len(line) for line in lines} == {80}
 
 
@@ -116,7 +130,7 @@ def test_a_tiny_terminal_is_no_error(width: int, height: int) -> None:
     play = Play(FakeStage(), screen)
     with watch(play.stage) as watching, screen.watching(lambda: panel(play, watching)):
         play_all(play)
-    assert play.passed == 19
+    assert play.passed == 28
 
 
 def test_a_reader_that_has_gone_ends_nothing() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from demo.play import COUNTERS
+from demo.play import BREAKERS, COUNTERS
 from demo.stage import NO_ANSWER, SERVICES, Stage
 
 _EVERY_S = 0.5
@@ -22,6 +22,8 @@ class Sample:
     """By counter."""
     waiting: Mapping[str, int | None]
     """By queue, which is named as its service: the messages that no consumer has."""
+    breakers: Mapping[str, int | None]
+    """By service: how many of its circuit breakers are open."""
 
 
 class Watch:
@@ -44,7 +46,8 @@ class Watch:
         with self._looking:
             counts = {counter: _read(self._stage.count, counter) for counter in COUNTERS}
             waiting = {service: _read(self._stage.waiting, service) for service in SERVICES}
-            self.samples.append(Sample(time.time(), counts, waiting))
+            breakers = {name: _read(self._stage.gauge, gauge) for name, gauge in BREAKERS.items()}
+            self.samples.append(Sample(time.time(), counts, waiting, breakers))
 
     def end(self) -> None:
         """Take a last sample, unless that takes long."""

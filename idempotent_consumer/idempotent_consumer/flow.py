@@ -116,11 +116,16 @@ class Consumer:
         self._more_waits = asyncio.Event()
 
     @property
+    def held(self) -> int:
+        """How many events open circuit breakers hold."""
+        return sum(len(each.held) for each in self._breakers.values())
+
+    @property
     def busy(self) -> bool:
         """Whether an event is in flight and not held, be it that its deliveries have gone back."""
         arrived = self._intake.arrived or self._arrived
         recording = self._waiting or self._commits
-        in_flight = len(self._in_flight) - sum(len(each.held) for each in self._breakers.values())
+        in_flight = len(self._in_flight) - self.held
         return bool(arrived or recording or in_flight or self._settler.forwarding)
 
     # 1. Deliveries arrive: whatever the socket has brought.

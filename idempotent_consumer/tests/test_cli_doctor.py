@@ -268,6 +268,23 @@ def test_however_much_is_wrong_with_a_queue_it_is_said_once_what_to_do(operator:
     assert "\n".join(lines(operator)).count("  -> a queue's arguments never change") == 1
 
 
+def test_what_is_true_of_several_is_said_once(operator: Operator) -> None:
+    operator.has_service("notify")
+    missing = "order.retry.1s", "order.retry.10s"
+    operator.queues = [queue for queue in operator.queues if queue["name"] not in missing]
+    said = lines(operator)
+    sentences = [line.partition(": ")[2] for line in said]
+    assert len(set(sentences)) == len(sentences)
+    assert "ok       notify, order: bound to exchange events" in said
+    assert any(line.startswith(f"problem  {', '.join(missing)}: there is no such") for line in said)
+
+
+def test_without_etcd_that_is_the_one_warning(operator: Operator) -> None:
+    """No service has a record then, and none is expected."""
+    operator.store.wipe()
+    assert list(found(operator, ENABLE_ETCD="false")) == [("warning", "settings")]
+
+
 def test_what_cannot_be_seen_for_one_reason_is_said_once(operator: Operator) -> None:
     ETCD_AWAY(operator)
     unseen = "its alarms, limit of operations, records of order could not be looked at"

@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import combinations, pairwise
 from typing import Any
@@ -30,7 +31,7 @@ class Call:
 
     It ends when it is answered, or when its caller has hung up, as the kernel does for one that
     was killed. A frozen caller hangs up as little as one that waits. ``held``: it has met a hold,
-    so it does not end by being answered before the release.
+    so it does not end by being answered before the release. ``status`` is what it is to get.
     """
 
     key: str
@@ -40,6 +41,7 @@ class Call:
     ended_s: float | None = None
     answered: bool = False
     held: bool = False
+    status: int = HTTPStatus.NO_CONTENT
 
     def overlaps(self, other: "Call") -> bool:
         """Return whether both were under way at one instant."""
@@ -55,8 +57,8 @@ class Receiver:
         self._lock = threading.Lock()
         self._calls: list[Call] = []
         self._failures: dict[str, int | None] = {}
-        self.down = False
-        """Whether every call is answered with 500."""
+        self.status: int = HTTPStatus.NO_CONTENT
+        """What calls are answered with, but for those with a key that is refused."""
         self._open = True
         self._held_key: str | None = None
         self._dripped_key: str | None = None
@@ -85,6 +87,10 @@ class Receiver:
     def per_key(self) -> Counter[str]:
         """Return how many calls each idempotency key has had."""
         return Counter(call.key for call in self.calls)
+
+    def accepted(self) -> set[str]:
+        """Return the ids of the calls that were answered with 204."""
+        return {each.key for each in self.calls if each.answered and each.status == 204}
 
     def under_way(self, caller: str) -> set[str]:
         """Return the ids of the calls of one process that have not ended."""
@@ -149,12 +155,12 @@ class Receiver:
         with self._lock:
             self._calls.append(call)
             left = self._failures.get(key, 0)
-            status = 500 if self.down or left is None or left > 0 else 204
+            call.status = 500 if left is None or left > 0 else self.status
             if left:
                 self._failures[key] = left - 1
         gone = self._drip(caller) if self._dripped_key == key else self._wait(call, caller)
         if not gone:
-            answer(status)
+            answer(call.status)
         call.answered, call.ended_s = not gone, time.monotonic()
 
     def _wait(self, call: Call, caller: socket.socket) -> bool:

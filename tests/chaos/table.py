@@ -9,6 +9,7 @@ from chaos.trial import Result
 _SUMS = {
     "injected": "injected",
     "confirmed": "confirmed",
+    "held": "held",
     "lost": "lost",
     "double": "double",
     "acks checked": "acks",

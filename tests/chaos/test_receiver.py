@@ -47,6 +47,18 @@ def test_a_call_ends_when_it_is_answered() -> None:
     assert seen.ended_s > seen.began_s
 
 
+@pytest.mark.parametrize(("status", "accepted"), [(204, {"e-1"}), (404, set[str]())])
+def test_what_is_answered_with_another_status_is_not_accepted(
+    status: int, accepted: set[str]
+) -> None:
+    with listen_http() as receiver:
+        receiver.status = status
+        with _post(receiver, "p0") as caller:
+            assert caller.recv(64).split()[1] == str(status).encode()
+        becomes(lambda: receiver.under_way("p0"), set[str]())
+        assert receiver.accepted() == accepted
+
+
 def test_a_call_ends_when_its_caller_hangs_up_and_only_held_ones_wait() -> None:
     with listen_http(0.05) as receiver:
         receiver.hold()

@@ -4,11 +4,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 from chaos.acks import AckAudit
-from chaos.checks import judge_service, passes, wait_drained
+from chaos.checks import judge_service, lines, passes, wait_drained
 from chaos.load import Load, order
 from chaos.rig import Rig
 from servers.broker import Event
@@ -20,11 +20,15 @@ RECOVERY_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class Result:
-    """What one trial has shown: how often its fault fired, and what it did to the events."""
+    """What one trial has shown: how often its fault fired, and what it did to the events.
+
+    ``held`` are those that circuit breakers held when they closed.
+    """
 
     fault: str
     injected: int
     confirmed: int
+    held: int
     lost: int
     double: int
     acks: int
@@ -54,13 +58,16 @@ class Trial:
         self._sent: list[Event] = []
         self._confirmed: list[Event] = []
         self._poison: set[bytes] = set()
+        self._services: list[Service] = []
         self._probes = count()
         self._injected = 0
         self._recovery_s: float | None = None
 
     def start(self, **options: Any) -> Service:
         """Start the service as the fixture `start_service` does, with its acks audited."""
-        return self.rig.start(self.service, **{"RABBITMQ_URL": self.acks.url, **options})
+        settings = {"RABBITMQ_URL": self.acks.url, **options}
+        self._services.append(self.rig.start(self.service, **settings))
+        return self._services[-1]
 
     @property
     def sent(self) -> int:
@@ -151,10 +158,12 @@ class Trial:
             first_revision=first_revision,
         )
         early = self.acks.early() - parked
+        closed = [lines(service, "circuit breaker closed") for service in self._services]
         result = Result(
             self.fault,
             self._injected,
             verdict.confirmed,
+            sum(line["held"] for line in chain(*closed)),
             len(verdict.lost),
             len(verdict.double),
             self.acks.checked,

@@ -18,7 +18,7 @@ from chaos.load import ids, orders
 from cluster.cluster import FILES, Cluster, Shell, documented
 from cluster.conftest import StartReplicas, StartTrial
 from cluster.trial import Replica
-from demo.acts import play_all
+from demo.acts import ACTS
 from demo.command import CommandFailedError
 from demo.compose import Compose, ComposeStage, Ports
 from demo.play import Play
@@ -229,7 +229,9 @@ def stage(ports: Ports) -> Iterator[ComposeStage]:
 def test_the_three_acts(stage: ComposeStage, graphite_url: str) -> None:
     """Each check of the demo passes, and Graphite knows what the guide tells people to watch."""
     play = Play(stage, Screen())
-    play_all(play)
+    # In the fourth 30 calls fail, of 20 in a row in one process: too few for three replicas.
+    for number in "123":
+        ACTS[number](play)
     found = {expression: _series(graphite_url, expression) for expression in _expressions()}
     # Nobody has lost a claim, so there is no such counter yet.
     unknown = [expression for expression, series in found.items() if not series]

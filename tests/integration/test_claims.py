@@ -1,5 +1,6 @@
 """Calls to the outside, under claims: every event is called for, and each repeat has its cause."""
 
+import json
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -14,7 +15,7 @@ from chaos.checks import (
     throughout,
     true,
 )
-from chaos.durations import lasting, often, quick, rate
+from chaos.durations import lasting, often, quick
 from chaos.load import ids, order, orders, repeated
 from chaos.network import port_of
 from chaos.proxy import Proxy, relay
@@ -30,6 +31,9 @@ from servers.wait import eventually, lasts
 RATE_PER_S = 100
 CALLS_AT_ONCE = 100
 LEASE_S = 15
+BREAKER_FAILURES = 20
+RETRIES = 3
+OPEN_BREAKER = "circuit breaker of new_order"
 TAKEN_OVER = ["claimed", "gone", "claimed", "done"]
 
 
@@ -83,37 +87,94 @@ def test_replicas_killed_in_mid_call(trial: StartTrial, receiver: Receiver, kill
         assert calls <= 1 + len(lost) // 2, "a call without a claim of its own"
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("seconds", [quick(5), *lasting(30, 600)])
-def test_a_receiver_that_is_down(trial: StartTrial, receiver: Receiver, seconds: float) -> None:
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize(
+    ("fault", "seconds"),
+    [quick("down", 5), *[("down", s) for s in lasting(30, 600)], quick("slow", 0)],
+)
+def test_a_receiver_that_is_down(
+    trial: StartTrial, receiver: Receiver, fault: str, seconds: float
+) -> None:
     """Circuit breakers open: nothing is parked, few calls are made, all once it is back.
 
-    One of two replicas is killed meanwhile; another in its place opens its own.
+    One of two replicas is killed meanwhile; another in its place opens its own. A receiver that is
+    slow answers no call before its time-out.
     """
-    attempt = trial("notify: receiver down", service="notify")
-    open_breaker = "circuit breaker of new_order"
+    attempt = trial(f"notify: receiver {fault}", service="notify")
     replicas = [start(attempt, receiver, name) for name in ("p0", "p1")]
-    with attempt.load(min(RATE_PER_S, rate(seconds))) as load:
+    with attempt.load(RATE_PER_S) as load:
         attempt.works(100)
-        receiver.down = True
+        if fault == "down":
+            receiver.status = 500
+        else:
+            receiver.hold()
         for replica in replicas:
-            eventually(partial(not_ready, replica, open_breaker))
+            eventually(partial(not_ready, replica, OPEN_BREAKER))
         attempt.fired()
         called = len(receiver.calls)
         lasts(seconds / 2)
         replicas.pop().kill()
         replicas.append(start(attempt, receiver, "p2"))
-        eventually(partial(not_ready, replicas[-1], open_breaker))
-        # Those that open the breaker of the new one, and probes: one after 1, 2, 4, … 30 s.
-        assert len(receiver.calls) - called <= CALLS_AT_ONCE + 2 * (6 + seconds / 30)
+        eventually(partial(not_ready, replicas[-1], OPEN_BREAKER))
         lasts(seconds / 2)
         assert load.running
-        receiver.down = False
-        attempt.recovers(LONGEST_PROBE_S + RECOVERY_TIMEOUT_S)
+        waiting, called = ids(load.sent), len(receiver.calls) - called
+        # Those that open the breaker of the new one, and probes: one after 1, 2, 4, … 30 s.
+        assert called <= CALLS_AT_ONCE + BREAKER_FAILURES + 3 * 5 + 2 * (1 + seconds / 30)
+        back_s = time.monotonic()
+        receiver.status = 204
+        receiver.release()
+        # Behind what has gathered in the queue.
+        attempt.recovers(LONGEST_PROBE_S + RECOVERY_TIMEOUT_S + seconds)
+        eventually(lambda: true(waiting <= receiver.accepted()), 60 + seconds, interval_s=1)
+        print(
+            f"receiver {fault} for {seconds:g} s: {called} calls meanwhile; all {len(waiting)} "
+            f"events called for {time.monotonic() - back_s:.1f} s after it was back"
+        )
         for replica in replicas:
-            replica.wait_ready(LONGEST_PROBE_S + RECOVERY_TIMEOUT_S)
+            replica.wait_ready()
+    assert attempt.judge(at_least=100, drained_within_s=300).held
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.quick
+def test_a_receiver_that_flaps(trial: StartTrial, receiver: Receiver) -> None:
+    """The breaker opens and closes with it. Each time costs an event one attempt at the most."""
+    attempt = trial("notify: receiver flapping", service="notify")
+    service = start(attempt, receiver, "p0")
+    with attempt.load(RATE_PER_S):
+        for flaps in range(1, RETRIES + 1):
+            attempt.works()
+            receiver.status = 500
+            eventually(partial(not_ready, service, OPEN_BREAKER))
+            attempt.fired()
+            receiver.status = 204
+            service.wait_ready()
+            eventually(partial(says, service, "circuit breaker closed", flaps))
+        attempt.recovers()
+    assert attempt.judge(at_least=100, drained_within_s=120).held
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.quick
+def test_a_receiver_that_rejects(trial: StartTrial, receiver: Receiver) -> None:
+    """What it rejects is parked at once, and the breaker does not open for it."""
+    attempt = trial("notify: receiver rejecting", service="notify")
+    service, parked = start(attempt, receiver, "p0"), "notify.dead-letter"
+    with attempt.load(RATE_PER_S):
         attempt.works()
-    attempt.judge(at_least=100, drained_within_s=300)
+        receiver.status = 404
+        passes(partial(attempt.broker.ready, parked), 2 * BREAKER_FAILURES)
+        attempt.fired()
+        service.wait_ready(0)
+        receiver.status = 204
+        attempt.recovers()
+    attempt.rig.drained("notify")
+    dead = attempt.broker.drain(parked)
+    assert {message.headers["x-reason"] for message in dead} == {"rejected"}
+    assert {message.headers.get("x-attempts") for message in dead} == {None}
+    rejected = {json.loads(message.body)["id"] for message in dead}
+    assert not attempt.judge(at_least=100, parked=rejected).held
 
 
 @pytest.mark.timeout(300)

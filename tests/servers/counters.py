@@ -16,7 +16,7 @@ _RECEIVE_BUFFER = 8 << 20
 
 
 class StatsdListener:
-    """Sums the counters and keeps the timers that come in over UDP on 127.0.0.1.
+    """Sums the counters and keeps timers and gauges that come in over UDP on 127.0.0.1.
 
     Names are as sent, prefix included. Made by `listen_statsd`.
     """
@@ -29,6 +29,7 @@ class StatsdListener:
         self._lock = threading.Lock()
         self._counters: defaultdict[str, float] = defaultdict(float)
         self._timers_ms: defaultdict[str, list[float]] = defaultdict(list)
+        self._gauges: dict[str, float] = {}
         self._thread = threading.Thread(target=self._receive, name="statsd", daemon=True)
         self._thread.start()
 
@@ -62,6 +63,11 @@ class StatsdListener:
         with self._lock:
             return list(self._timers_ms.get(name, ()))
 
+    def gauge(self, name: str) -> int:
+        """Return a gauge's last value; 0 for one never seen."""
+        with self._lock:
+            return round(self._gauges.get(name, 0))
+
     def close(self) -> None:
         """Stop listening."""
         # An empty packet wakes the thread: closing a socket does not wake its reader.
@@ -89,6 +95,8 @@ class StatsdListener:
                 self._counters[name] += number / rate
             elif kind[:1] == ["ms"]:
                 self._timers_ms[name].append(number)
+            elif kind[:1] == ["g"]:
+                self._gauges[name] = number
 
 
 @contextmanager
@@ -125,10 +133,18 @@ class GraphiteCounters:
         """Return whether the counter has a point since then, be it 0. Raises OSError."""
         return bool(self.points(name))
 
+    def gauge(self, name: str) -> int:
+        """Return a gauge's newest value since then; 0 for one never seen. Raises OSError."""
+        points = self._points(f"stats.gauges.{name}")
+        return round(points[-1][1]) if points else 0
+
     def points(self, name: str) -> list[tuple[int, float]]:
         """Return the flushes of a counter since then: Unix time and increase. Raises OSError."""
+        return self._points(f"stats_counts.{name}")
+
+    def _points(self, target: str) -> list[tuple[int, float]]:
         query = {
-            "target": f"stats_counts.{name}",
+            "target": target,
             # Graphite gives the points after `from`: the second itself would be left out.
             "from": str(self._since - 1),
             # Its clock and carbon's may be ahead of ours by a moment.
@@ -138,7 +154,7 @@ class GraphiteCounters:
         }
         answer = self._fetch("GET", f"{self._url}/render?{urlencode(query)}")
         # A point without a value is a second without a flush.
-        points = self._shown[name]
+        points = self._shown[target]
         for series in answer:
             points.update({at: value for value, at in series["datapoints"] if value is not None})
         return sorted(points.items())

@@ -119,15 +119,16 @@ def test_history_holds_every_put_and_delete(store: Store) -> None:
     assert store.history() == []
 
 
-def test_the_listener_sums_counters_and_keeps_timers(statsd: StatsdListener) -> None:
+def test_the_listener_sums_counters_and_keeps_timers_and_gauges(statsd: StatsdListener) -> None:
     """Several lines may come in one packet, sampled, as zero, or broken."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-        packet = b"n:2|c\nn:1|c|@0.5\nzero:0|c\nt:1.5|ms\nbroken\nn:x|c\n"
+        packet = b"n:2|c\nn:1|c|@0.5\nzero:0|c\nt:1.5|ms\ng:3|g\ng:1|g\nbroken\nn:x|c\n"
         sender.sendto(packet, ("127.0.0.1", statsd.port))
 
     def arrived() -> None:
         assert statsd.counts() == {"n": 4, "zero": 0}
         assert statsd.timers_ms("t") == [1.5]
+        assert (statsd.gauge("g"), statsd.gauge("absent")) == (1, 0)
 
     eventually(arrived, 5)
     assert statsd.seen("zero")
@@ -143,6 +144,18 @@ def test_a_point_on_its_way_to_the_file_still_counts() -> None:
     ]
     counters = GraphiteCounters("http://graphite", since=100, fetch=lambda *_: answers.pop(0))
     assert [counters.count("orders_processed") for _ in range(3)] == [3, 7, 7]
+
+
+def test_a_gauge_is_its_newest_point() -> None:
+    asked: list[str] = []
+
+    def fetch(_method: str, url: str) -> Any:
+        asked.append(url)
+        return [{"datapoints": [[1.0, 100], [2.0, 101], [None, 102]]}] if len(asked) < 2 else []
+
+    counters = GraphiteCounters("http://graphite", since=100, fetch=fetch)
+    assert [counters.gauge("breaker_open") for _ in range(2)] == [2, 2]
+    assert "target=stats.gauges.breaker_open&" in asked[0]
 
 
 def put(revision: int, key: str, value: bytes = DONE) -> Change:

@@ -95,7 +95,8 @@ class _Checker:
             if record["state"] in RECORDED:
                 recorded_s.setdefault((change.key, record["digest"]), change.at_s)
         may_park_twice = self._run.has_fired(*_MAY_PARK_TWICE)
-        down = self._run.has_fired("receiver down")
+        down = self._run.has_fired("receiver down", "receiver slow", "receiver flapping")
+        rejecting = self._run.has_fired("receiver rejecting")
 
         def may_fail(one: Sent) -> bool:
             return one.handler.can_fail or (down and one.handler.claimed)
@@ -106,7 +107,9 @@ class _Checker:
                 "invalid": not one.digest,
                 # A claim is no verdict: its holder may die or fail. It must be recorded.
                 "conflict": one.handled and self._broker.is_conflict(one),
-                "rejected": one.handled and one.handler.claimed and one.handler.never_succeeds,
+                "rejected": one.handled
+                and one.handler.claimed
+                and (one.handler.never_succeeds or rejecting),
                 "failed": one.handled
                 and headers.get(ATTEMPTS_HEADER) == retries + 1
                 and (may_fail(one) or cut_off[one.digest] > retries),

@@ -123,13 +123,21 @@ class SimulatedProcess(Process):
     def _note_line(self, _logger: object, _level: str, line: MutableMapping[str, Any]) -> NoReturn:
         """Take the library's log into the account of the run, as long as the process lives."""
         if self.life.alive:
-            self.life.run.note(self.life.name, line.pop("event"), line)
+            event = line.pop("event")
+            if event.startswith("circuit breaker closed"):
+                self.life.run.fired["held by a circuit breaker"] += line["held"]
+            self.life.run.note(self.life.name, event, line)
         raise DropEvent
 
     @property
     def token(self) -> str:
         """What the tokens of its records begin with; empty where it has not come so far."""
         return self.running.process if hasattr(self, "running") else ""
+
+    @property
+    def held(self) -> int:
+        """How many events circuit breakers hold."""
+        return self.running.consumer.held if self.token else 0
 
     @property
     def is_idle(self) -> bool:

@@ -92,7 +92,9 @@ CASES = {
     "The handler raises, and its retry comes back twice or finds no queue": Case(
         ("dead-lettered twice", "queue deleted"), changes={**_FAILING, **_SLOW_NETWORK}
     ),
-    "The receiver is down for a while": Case(("receiver down",)),
+    "The receiver is down, slow, flapping or rejecting for a while": Case(
+        ("receiver down", "receiver slow", "receiver flapping", "receiver rejecting")
+    ),
     "Process killed": Case(("killed",), changes=_SLOW_NETWORK),
     "SIGTERM, and no call takes longer than 7 s": Case(
         ("stopped",), 100, changes={**_STOPPED, **_SLOW_CALLS}, settings={"calls_at_once": 1}

@@ -36,6 +36,7 @@ EVERY_FAULT = {
     "killed in a call that reached the outside",
     "killed in a call that did not reach the outside",
     "call cut off",
+    "held by a circuit breaker",
 } - {"killed"}
 
 

@@ -253,8 +253,8 @@ class Call:
     """One call as the outside sees it, from its start to its end on the world's clock.
 
     ``reached`` is false where the process died before the request had left it. ``cut_s`` is when
-    the process gave it up before its end. ``decided_s`` is when it looked at its claim: long
-    before the start, where it froze in between.
+    the process gave it up before its end, which is infinite where no answer comes. ``decided_s``
+    is when it looked at its claim: long before the start, where it froze in between.
     """
 
     event: Event
@@ -263,6 +263,7 @@ class Call:
     start_s: float
     end_s: float
     raised: bool
+    rejected: bool = False
     reached: bool = True
     cut_s: float | None = None
 
@@ -278,13 +279,13 @@ class Outside:
 
     def __init__(self, run: Run) -> None:
         self._rng, self._plan, self._run = run.rng, run.plan, run
-        self._down = False
+        self._states: set[str] = set()
         self.calls: list[Call] = []
         self.runs: list[Event] = []
 
-    def be_down(self, down: bool) -> None:
-        """Refuse every call from now on, or none."""
-        self._down = down
+    def be(self, state: str, so: bool) -> None:
+        """Be down, slow or rejecting from now on, or no more: no call succeeds meanwhile."""
+        (self._states.add if so else self._states.discard)(state)
 
     def call(self, event: Event, life: Life) -> Call:
         """Make a call, which ends within the handler's time-out."""
@@ -293,9 +294,11 @@ class Outside:
             # The narrow place that no lease can guard: frozen just before it sends.
             life.freeze(min(self._rng.uniform(1.0, 40.0), self._plan.longest_freeze_s))
         start_s = max(decided_s, life.frozen_until_s)
-        end_s = start_s + self._rng.uniform(0.0, self._plan.call_s)
-        raises = self._rng.random() < TYPES[event.type].raises or self._down
-        call = Call(event, life, decided_s, start_s, end_s, raises)
+        lasts_s = self._rng.uniform(0.0, self._plan.call_s)
+        end_s = math.inf if "slow" in self._states else start_s + lasts_s
+        raises = self._rng.random() < TYPES[event.type].raises or bool(self._states)
+        rejects = "rejecting" in self._states
+        call = Call(event, life, decided_s, start_s, end_s, raises, rejects)
         self.calls.append(call)
         self._run.note(life.name, "calls", event.id, f"until {call.end_s:.3f}")
         return call
@@ -330,8 +333,9 @@ class Handlers:
         self._outside.runs.append(event)
         return _result(event, self._rng.random() < TYPES[event.type].raises)
 
-    def _on_thread(self, event: Event, _timeout_s: float) -> Result:
+    def _on_thread(self, event: Event, timeout_s: float) -> Result:
         call = self._outside.call(event, self._life)
+        call.end_s = min(call.end_s, call.start_s + timeout_s)  # It bounds its call itself.
         self._life.spend(call.end_s - self._life.agenda.now_s)
         return self._called(event, call)
 
@@ -352,7 +356,8 @@ class Handlers:
 
     def _called(self, event: Event, call: Call) -> Result:
         # Held for good behind a circuit breaker that nothing closes, it would never be settled.
-        if TYPES[event.type].never_succeeds and self._life.run.plan.settings.breaker_failures:
+        breaks = TYPES[event.type].never_succeeds and self._life.run.plan.settings.breaker_failures
+        if breaks or call.rejected:
             raise Reject("never")
         return _result(event, call.raised)
 

@@ -64,7 +64,8 @@ class World:
         self._pass_s(DRAINED_WITHIN_S, self._drained)
         if not self._broken() and (self.producer.unsent or self.broker.unsettled):
             left = [message.body for message in self.broker.unsettled]
-            self.run.violation("stuck", f"{len(left)} not settled,", left[:3])
+            held = sum(process.held for process in self.living())
+            self.run.violation("stuck", f"{len(left)} not settled, {held} held,", left[:3])
         # What is still under way may apply now, when everything seems settled.
         self._pass_s(_OVER_WITHIN_S, self._is_over)
         self._pass_s(_HEARD_WITHIN_S, self._broken)
@@ -217,12 +218,26 @@ def _lasts(
     return lambda world, kind: world.run.lasts(kind, server, seconds, switch(world))
 
 
+def _receiver(state: str) -> Timed:
+    return _lasts("outside", (2.0, 20.0), lambda w: partial(w.outside.be, state))
+
+
+def _flaps(world: World, kind: str) -> None:
+    """Let the receiver be down for a moment, and again after another."""
+    world.run.lasts(kind, "outside", (0.1, 2.0), partial(world.outside.be, "down"))
+    if world.run.faulty and world.run.rng.random() < 0.8:
+        world.agenda.later(world.run.rng.uniform(0.5, 5.0), partial(_flaps, world, kind))
+
+
 TIMED: dict[str, Timed] = {
     "etcd away": _lasts("etcd", (0.5, 8.0), lambda w: w.etcd.be_away),
     "etcd away for longer than a lease": _lasts("etcd", (16.0, 45.0), lambda w: w.etcd.be_away),
     "etcd out of space": _lasts("etcd", (1.0, 10.0), lambda w: w.etcd.be_full),
     "broker restarted": _lasts("broker", (0.5, 10.0), lambda w: w.broker.be_away),
-    "receiver down": _lasts("outside", (2.0, 20.0), lambda w: w.outside.be_down),
+    "receiver down": _receiver("down"),
+    "receiver slow": _receiver("slow"),
+    "receiver rejecting": _receiver("rejecting"),
+    "receiver flapping": _flaps,
     "alarm": _lasts("broker", (1.0, 15.0), lambda w: w.broker.set_alarm),
     "lease revoked": lambda w, kind: w.run.hits(kind, w.store.leases_of_claims(), w.store.revoke),
     "connection lost": lambda w, kind: w.run.hits(kind, w.broker.connections, w.broker.cut),

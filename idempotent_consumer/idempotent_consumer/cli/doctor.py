@@ -77,9 +77,12 @@ def _doctor(arguments: argparse.Namespace, context: Context) -> Report:
         "problems": problems,
         "warnings": warnings,
     }
+    said: dict[tuple[str, str, str], list[str]] = {}
+    for level, about, what, do in findings:
+        said.setdefault((level, what, do), []).append(about)
     lines = [
-        f"{level:<8} {about}: {plain(what, 1000)}" + (f"  -> {do}" if do else "")
-        for level, about, what, do in findings
+        f"{level:<8} {', '.join(abouts)}: {plain(what, 1000)}" + (f"  -> {do}" if do else "")
+        for (level, what, do), abouts in said.items()
     ]
     lines.append(
         f"{counted(problems, PROBLEM)}, {counted(warnings, WARNING)}, "
@@ -298,7 +301,7 @@ def _queues(
             for queue, arguments in expected.items()
             for fault in _faults(queue, arguments, found.facts.get(queue), policies)
         ]
-        fine = f"its {len(expected)} queues are as they should be"
+        fine = f"all {len(expected)} queues are as they should be"
         yield from faults or [Finding(OK, name, fine)]
         there = found.facts.keys() & set(found.retries(name, settings).values())
         yield from map(_retries_of_others, sorted(there - expected.keys()))
@@ -533,7 +536,8 @@ def _cluster(context: Context, services: Sequence[str]) -> Findings:
         if services:
             with part("limit of operations"):
                 yield _operations(etcd, context.settings.etcd_max_txn_ops, services[0])
-        for name in services:
+        # Else etcd knows none of them, which has been said.
+        for name in services if context.settings.enable_etcd else ():
             with part(f"records of {name}"):
                 yield _incarnation(etcd, name)
     for why, parts in unseen.items():

@@ -127,10 +127,11 @@ class Process:
             return ""
         arrived, received = self.broker.arrived[self.loop], self.count("received")
         ended = sum(self.count(outcome.value) for outcome in Outcome)
-        in_hand = self.running.intake.in_hand
+        in_hand, held = self.running.intake.in_hand, self.running.consumer.held
         if arrived == ended + in_hand and received <= arrived:
             return ""
-        return f"arrived {arrived}, received {received}, ended {ended}, in hand {in_hand}"
+        counts = f"arrived {arrived}, received {received}, ended {ended}, in hand {in_hand}"
+        return f"{counts} (events held: {held})"
 
     def _ended(self, task: Any) -> None:
         if not task.cancelled() and task.exception() is not None:
