@@ -275,7 +275,7 @@ def test_what_is_true_of_several_is_said_once(operator: Operator) -> None:
     said = lines(operator)
     sentences = [line.partition(": ")[2] for line in said]
     assert len(set(sentences)) == len(sentences)
-    assert "ok       notify, order: bound to exchange events" in said
+    assert "ok       notify, order: bound to exchange events by #" in said
     assert any(line.startswith(f"problem  {', '.join(missing)}: there is no such") for line in said)
 
 
