@@ -103,7 +103,7 @@ ROUNDED = $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(EVENTS),--events $(EVENTS))
 bench: $(READY) ## Measure beside the references, into benchmarks/results: ROUNDS=5 EVENTS=40000
 	$(BIN)/python -m benchmarks bench $(ROUNDED)
 
-bench-check: $(READY) ## Measure anew, and say which ratios have fallen by over 20 %: ROUNDS=3 EVENTS=40000
+bench-check: $(READY) ## Measure again, and say which ratios have fallen by over 20 %: ROUNDS=3 EVENTS=40000
 	$(BIN)/python -m benchmarks check $(ROUNDED)
 
 bench-growth: $(READY) ## Measure start-up, memory and etcd with up to a million records, into benchmarks/results

@@ -93,10 +93,10 @@ def explain(error: BaseException) -> str:
             case exceptions.ChannelClosedByBroker() if "inequivalent arg" in cause.reply_text:
                 return (
                     f"{cause.reply_text}. A queue's or exchange's arguments never change: delete "
-                    "it (rabbitmqctl delete_queue NAME) when it is empty, and it is made anew"
+                    "it (rabbitmqctl delete_queue NAME) when it is empty, and it is made again"
                 )
             case exceptions.ChannelClosedByBroker(reply_code=404) if "no queue" in cause.reply_text:
-                return f"{cause.reply_text}: it was deleted, and is declared anew"
+                return f"{cause.reply_text}: it was deleted, and is declared again"
             case (
                 exceptions.ProbableAuthenticationError()
                 | exceptions.ConnectionClosedByBroker(reply_code=403)
@@ -125,7 +125,7 @@ _METHOD, _HEADER, _BODY, _END = 1, 2, 3, 0xCE
 _DELIVER = b"\x00\x3c\x00\x3c"  # class 60, method 60
 
 LARGEST_READ_BYTES = 64 * 1024
-"""A larger body comes in many pieces, and each would be joined with all before it anew."""
+"""A larger body comes in many pieces, and each would be joined with all before it again."""
 
 _LARGEST_WRITE_BYTES = 64 * 1024
 """pika copies what the system has not taken of a write."""

@@ -45,7 +45,7 @@ their turn when their channel closes: so long is waited before that."""
 
 HELD_S = 10.0
 """A connection that was ready for so long is followed by another at once. One that ends sooner
-counts as a failure: each turn costs every delivery in hand one of its returns."""
+counts as a failure: each turn costs every delivery in flight one of its returns."""
 
 SAID_EVERY_S = 10.0
 """So often a failure is logged that stays the same."""
@@ -133,10 +133,10 @@ def _dead_lettered_to(queue: str) -> dict[str, object]:
 
 
 class Epoch:
-    """One life of a channel: which of its deliveries are in hand, and how they are acked.
+    """One life of a channel: which of its deliveries are in flight, and how they are acked.
 
     A delivery tag means nothing on another channel: once this one has gone, nothing is settled.
-    ``pauses`` counts how often more than ``max_bytes`` were in hand: so long nothing more is read.
+    ``pauses`` counts how often more than ``max_bytes`` were in flight: meanwhile nothing is read.
     """
 
     def __init__(self, number: int, channel: Any, max_bytes: int = MAX_BYTES_IN_FLIGHT) -> None:
@@ -182,7 +182,7 @@ class Epoch:
         return next((at_s for at_s, _ in self._in_hand.values()), None)
 
     def flush(self) -> None:
-        """Ack what is settled up to the first delivery in hand, with one ack."""
+        """Ack what is settled up to the first delivery in flight, with one ack."""
         if not self._settled or not self.channel.is_open:
             return
         self._settled.sort()
@@ -192,7 +192,7 @@ class Epoch:
             del self._settled[:number]
 
     def flush_past_gap(self) -> None:
-        """Ack all that is settled: one ack up to the first delivery in hand, past it one each."""
+        """Ack all that is settled: one ack up to the first delivery in flight, past it one each."""
         self.flush()
         if self.channel.is_open:
             for tag in self._settled:
@@ -478,7 +478,7 @@ class Intake:
         return len(self._arrived)
 
     def flush(self) -> None:
-        """Ack what is settled up to the first delivery in hand."""
+        """Ack what is settled up to the first delivery in flight."""
         if self._epoch is not None:
             self._epoch.flush()
 
@@ -488,7 +488,7 @@ class Intake:
             self._epoch.flush_past_gap()
 
     def stop(self) -> None:
-        """Take no more; what is in hand can still be settled."""
+        """Take no more; what is in flight can still be settled."""
         self._stopping = True
         if self._epoch is not None and self._epoch.channel.is_open:
             # pika itself hands back what arrives until the broker knows.

@@ -53,7 +53,7 @@ class Health:
         if self.hanging:
             stuck["calls"] = "they do not return; a restart frees their events"
         if time.monotonic() - self._beat_s >= STALLED_AFTER_S:
-            stuck["loop"] = "a handler does not return; a restart frees what is in hand"
+            stuck["loop"] = "a handler does not return; a restart frees what is in flight"
         return stuck
 
 

@@ -238,11 +238,11 @@ class Publisher:
             self._nacked_until_s = now_s + self._backoff.next_s()
 
     def _on_return(self, _channel: Any, method: Any, _properties: Any, _body: bytes) -> None:
-        """Open a new channel: what is missing is declared anew, and the ack to come is void."""
+        """Open a new channel: what is missing is declared again, and the ack to come is void."""
         self.trouble = (
             f"no queue takes what is sent to {method.exchange!r} as {method.routing_key!r}"
             if method.exchange
-            else f"queue {method.routing_key} is missing, it is declared anew"
+            else f"queue {method.routing_key} is missing, it is declared again"
         )
         self._give_up(self.trouble)
 

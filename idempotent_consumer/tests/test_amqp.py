@@ -357,7 +357,7 @@ OURS: dict[str, object] = {"x-attempts": 1, "x-error": "none"}
 
 @pytest.mark.parametrize("theirs", HOSTILE.values(), ids=HOSTILE)
 def test_headers_are_sent_on_as_the_bytes_they_came_in_ours_behind_them(theirs: bytes) -> None:
-    """Each time anew, and ours are read: else an event would be retried for ever."""
+    """Each time again, and ours are read: else an event would be retried for ever."""
     arrived = Properties().decode(encoded(table(theirs)))
     assert (arrived.type, arrived.delivery_mode) == ("t", 1)
     once = forwarded_properties(arrived, OURS)

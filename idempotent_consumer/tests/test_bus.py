@@ -91,7 +91,7 @@ def hold(rabbit: Recovering, seconds: float) -> float:
 def test_a_connection_is_followed_by_another_at_once_where_it_held_else_ever_more_slowly(
     rabbit: Recovering,
 ) -> None:
-    """Each of them costs every delivery in hand one of its returns."""
+    """Each of them costs every delivery in flight one of its returns."""
     rabbit.run()
     assert max(hold(rabbit, 11) for _ in range(TIMES)) <= AT_ONCE_S
     assert max(hold(rabbit, 9) for _ in range(TIMES)) > 4 * AT_ONCE_S
@@ -495,7 +495,7 @@ def cancel_and_lose(order: Consuming) -> None:
     order.lose()
 
 
-DELETED = "no queue 'order' in vhost '/': it was deleted, and is declared anew"
+DELETED = "no queue 'order' in vhost '/': it was deleted, and is declared again"
 CANCELLED = (
     "the broker cancelled the consumer, whose queue is still there: probably a delivery was "
     "unacked for longer than the broker's consumer_timeout"

@@ -49,7 +49,7 @@ def epoch_with(deliveries: int) -> tuple[Epoch, Channel, list[Delivery]]:
     [
         ("flush", []),
         ("1 2 3 flush", [(3, True)]),
-        # A multiple ack over a gap would ack what is still in hand.
+        # A multiple ack over a gap would ack what is still in flight.
         ("1 2 4 6 flush", [(2, True)]),
         ("1 2 4 6 flush past-gap", [(2, True), (4, False), (6, False)]),
         ("2 3 past-gap", [(2, False), (3, False)]),

@@ -162,7 +162,7 @@ def livez(port: int) -> int:
 
 
 def test_a_handler_that_holds_the_loop_does_not_keep_the_process_from_ending(start: Start) -> None:
-    """What it has in hand goes back to the broker; SIGKILL would come soon after."""
+    """What it has in flight goes back to the broker; SIGKILL would come soon after."""
     process = start(LOOP_HANGS)
     assert process.stderr
     assert process.stderr.readline() == "called\n"

@@ -92,7 +92,7 @@ def test_a_confirm_is_for_one_message_or_for_all_up_to_it(
 
 
 def test_what_was_sent_before_there_is_a_connection_is_sent_then(rabbit: Sending) -> None:
-    """Messages are numbered anew on it."""
+    """Messages are numbered again on it."""
     assert rabbit.send().result() is True
     rabbit.broker.away = True
     rabbit.lose()
@@ -234,7 +234,7 @@ def test_a_message_without_a_confirm_is_sent_again_on_another_connection(rabbit:
 
 
 def test_a_confirm_on_a_connection_given_up_confirms_nothing_on_the_next(rabbit: Sending) -> None:
-    """A frozen broker goes on after its connection was left to itself; numbers begin anew."""
+    """A frozen broker goes on after its connection was left to itself; numbers begin again."""
     rabbit.broker.confirms = False
     futures = [rabbit.send()]
     old = rabbit.channel
@@ -252,7 +252,7 @@ def test_a_returned_message_is_sent_again_when_its_queue_was_declared_anew(rabbi
     rabbit.broker.delete_queue(QUEUE)
     future = rabbit.send()
     assert not future.done()
-    assert rabbit.publisher.trouble == f"queue {QUEUE} is missing, it is declared anew"
+    assert rabbit.publisher.trouble == f"queue {QUEUE} is missing, it is declared again"
     assert rabbit.health.missing == {"rabbitmq-publishing": rabbit.publisher.trouble}
     rabbit.next_attempt_s()
     assert future.result() is True

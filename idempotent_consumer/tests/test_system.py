@@ -38,7 +38,7 @@ def state(attempts: int) -> RetryCallState:
 
 
 def test_tenacity_waits_by_the_number_of_its_attempts(backoff: Backoff) -> None:
-    """Which begins anew whenever the policy says so."""
+    """Which begins again whenever the policy says so."""
     assert [backoff(state(attempts)) for attempts in (1, 2, 3, 1, 9)] == [1, 2, 4, 1, 8]
 
 

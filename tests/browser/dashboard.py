@@ -44,7 +44,7 @@ _LINES = (
     ("notifications_processed_skipped", "cc5500", 5),
 )
 
-# While a graph is drawn anew its class is another one, and the image that was there stays.
+# While a graph is drawn again its class is another one, and the image that was there stays.
 _IMAGES = """
 return Array.from(document.querySelectorAll("img[class^=graph-img]"),
                   (image) => [image.src, image.complete ? image.naturalWidth : 0])

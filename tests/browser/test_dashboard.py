@@ -28,7 +28,7 @@ def test_it_is_there_once_the_stack_is_healthy(stack: Stack) -> None:
 
 @pytest.fixture
 def restored(stack: Stack) -> Iterator[None]:
-    """Load the dashboard anew at the end."""
+    """Load the dashboard again at the end."""
     yield
     _delete(stack)
     _check_health(stack)

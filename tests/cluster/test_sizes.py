@@ -62,7 +62,7 @@ def test_deliveries_in_hand_while_etcd_is_away(
     broker.publish(orders(in_hand + 1000))
     becomes(lambda: broker.depth("order"), (1000, in_hand))
     unacked = broker.unacked("order")
-    measured("deliveries in hand", f"{number} x {BATCH_SIZE}", in_hand, unacked)
+    measured("deliveries in flight", f"{number} x {BATCH_SIZE}", in_hand, unacked)
     for member in cluster.members:
         member.launch()
     cluster.heal()

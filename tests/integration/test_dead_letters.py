@@ -80,7 +80,7 @@ def test_hostile_properties_do_not_keep_a_message_from_being_parked(rig: Rig) ->
 
 
 def test_headers_that_cannot_be_read_cost_neither_their_event_nor_its_batch_mates(rig: Rig) -> None:
-    """pika gives up a connection over them: all in hand would go back, again and again."""
+    """pika gives up a connection over them: all in flight would go back, again and again."""
     assert rig.start("order").terminate() == 0
     deep: dict[str, Any] = {}
     for _ in range(700):

@@ -155,7 +155,7 @@ class SimulatedProcess(Process):
 
     def stop(self) -> None:
         """Stop it; a second signal changes nothing."""
-        self.life.run.note(self.life.name, f"is stopped, {self.running.intake.in_hand} in hand")
+        self.life.run.note(self.life.name, f"is stopped, {self.running.intake.in_hand} in flight")
         super().stop()
 
     def _ended(self, task: Any) -> None:

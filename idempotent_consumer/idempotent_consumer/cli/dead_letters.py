@@ -460,7 +460,7 @@ def _risk(letter: Letter, service: str, context: Context, etcd: Etcd) -> str | N
 def _drop(arguments: argparse.Namespace, context: Context) -> Report:
     """Remove what was there when it was asked about, and nothing that came while it was.
 
-    Nothing is in hand meanwhile: nobody answers RabbitMQ's heartbeats while a person thinks.
+    Nothing is in flight meanwhile: nobody answers RabbitMQ's heartbeats while a person thinks.
     """
     chosen, name = _Selection(arguments), arguments.service
     with context.rabbitmq() as broker, open_dead_letter_queue(broker, name) as letters:

@@ -124,7 +124,7 @@ def _findings(given: Sequence[str], asked: Asked, context: Context) -> Findings:
 # The settings, held against each other.
 
 CONSUMER_TIMEOUT_S = 1800
-"""RabbitMQ's default: a delivery that is in hand for so long is given out again."""
+"""RabbitMQ's default: a delivery that is in flight for so long is given out again."""
 
 
 def _settings(settings: Settings) -> Findings:
@@ -407,12 +407,12 @@ def _listed(bindings: list[tuple[str, str]]) -> str:
 def _consumer_timeout(
     service: str, facts: Facts, policies: Policies, longest_call_s: int | None
 ) -> Finding:
-    """Compare a handler's longest call with how long RabbitMQ lets a delivery be in hand."""
+    """Compare a handler's longest call with how long RabbitMQ lets a delivery be in flight."""
     set_ms = facts["arguments"].get("x-consumer-timeout")
     for _, definition in _policies_of(facts, policies):
         set_ms = set_ms or definition.get("consumer-timeout")
     timeout_s = set_ms / 1000 if set_ms else CONSUMER_TIMEOUT_S
-    what = f"a delivery can be in hand for {duration(timeout_s)}"
+    what = f"a delivery can be in flight for {duration(timeout_s)}"
     if not set_ms:
         what += ", if the broker's consumer_timeout is the default: it does not tell"
     if longest_call_s is None:

@@ -153,7 +153,7 @@ def _forget(arguments: argparse.Namespace, context: Context) -> Report:
                 "--force"
             )
         context.confirm(
-            f"Delete the record of '{event_id}' ({state})? {name} will process the event anew "
+            f"Delete the record of '{event_id}' ({state})? {name} will process the event as new "
             "when it comes again.",
             arguments.yes,
         )

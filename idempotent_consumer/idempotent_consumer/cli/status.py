@@ -221,7 +221,7 @@ def _remove(arguments: argparse.Namespace, context: Context) -> Report:
         raise CommandError(f"{name} is running: stop its replicas first")
     held = [f"{queue} with {counted(depth.ready, 'message')}" for queue, depth in depths.items()]
     context.confirm(f"Delete for good {', '.join(held)}?", arguments.yes)
-    # Connected anew: nobody answers RabbitMQ's heartbeats while a person thinks.
+    # Connected again: nobody answers RabbitMQ's heartbeats while a person thinks.
     with context.rabbitmq() as broker:
         depth = broker.depth(name)
         if depth is not None and depth.consumers:

@@ -249,7 +249,7 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
         if self.frozen_until_s <= agenda.now_s:
             self.between_steps()
         if self.frozen_until_s > agenda.now_s:
-            # By numbers anew, what has to wait keeps the order in which it was due.
+            # By numbers again, what has to wait keeps the order in which it was due.
             agenda.add(self.frozen_until_s, self, step)
         if self.frozen_until_s > agenda.now_s or not self.alive:
             return

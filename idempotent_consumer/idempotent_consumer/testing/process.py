@@ -130,7 +130,7 @@ class Process:
         in_hand, held = self.running.intake.in_hand, self.running.consumer.held
         if arrived == ended + in_hand and received <= arrived:
             return ""
-        counts = f"arrived {arrived}, received {received}, ended {ended}, in hand {in_hand}"
+        counts = f"arrived {arrived}, received {received}, ended {ended}, in flight {in_hand}"
         return f"{counts} (events held: {held})"
 
     def _ended(self, task: Any) -> None:
