@@ -7,7 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        print(self.headers["Idempotency-Key"], flush=True)
+        # In one piece: another thread might write before the end of the line.
+        print(f"{self.headers['Idempotency-Key']}\n", end="", flush=True)
         self.send_response(204)
         self.end_headers()
 

@@ -162,7 +162,7 @@ def test_a_receiver_that_rejects(trial: StartTrial, receiver: Receiver) -> None:
     attempt = trial("notify: receiver rejecting", service="notify")
     service, parked = start(attempt, receiver, "p0"), "notify.dead-letter"
     with attempt.load(RATE_PER_S):
-        attempt.works()
+        attempt.works(100)
         receiver.status = 404
         passes(partial(attempt.broker.ready, parked), 2 * BREAKER_FAILURES)
         attempt.fired()
