@@ -333,6 +333,8 @@ class Running:
         await self._stopping.wait()
         while self.consumer.busy and self._loop.time() < self.calls.end_by_s:
             await asyncio.sleep(_TICK_S)
+        # What a circuit breaker holds goes back without another probe.
+        self.calls.end_by_s = self._loop.time()
         self.consumer.ack_past_gaps()
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_WITHIN_S):

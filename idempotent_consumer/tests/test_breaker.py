@@ -278,6 +278,21 @@ def test_a_stop_while_it_is_open_waits_for_nothing_that_is_held(
     assert process.count("failed") == 0
 
 
+@pytest.mark.parametrize("before_probe_s", [0.1, 0.3, 0.9])
+def test_no_probe_is_sent_while_a_stopped_process_closes_its_connections(
+    world: World, receiver: Receiver, before_probe_s: float
+) -> None:
+    """It would be cut off, and its event called again."""
+    process = opened(world, receiver)
+    process.advance(FIRST_PROBE_S - before_probe_s)
+    called = len(receiver.calls)
+    process.stop()
+    process.advance(2.0)
+    assert process.task.done()
+    assert len(receiver.calls) == called
+    assert process.claims() == 0
+
+
 # What a handler asks for by what it raises.
 
 
