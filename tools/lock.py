@@ -19,7 +19,7 @@ from packaging.utils import parse_wheel_filename
 # A wheel's tag: Python, ABI (without the "t" of a Python without GIL) and platform.
 INSTALLED = re.compile(
     r"(py3-none|cp3\d+-abi3|cp31[1-4]-(cp31[1-4]|none))"
-    r"-(any|manylinux_\w+_(x86_64|aarch64)|macosx_\w+_(arm64|universal2))"
+    r"-(any|manylinux\w+_(x86_64|aarch64)|macosx_\w+_(arm64|universal2))"
 )
 _OLDEST = "3.11"
 _UV = Path(sys.executable).with_name("uv")

@@ -24,6 +24,7 @@ def locked(path: str) -> set[str]:
         ("cp311-cp311-manylinux2014_x86_64.manylinux_2_17_x86_64", True),
         ("cp314-cp314-manylinux_2_28_aarch64", True),
         ("cp39-abi3-manylinux2014_x86_64.manylinux_2_17_x86_64", True),
+        ("cp310-abi3-manylinux2014_x86_64", True),
         ("py3-none-manylinux_2_17_aarch64.manylinux2014_aarch64", True),
         ("cp313-cp313-macosx_11_0_arm64", True),
         ("cp312-cp312-macosx_11_0_universal2", True),
