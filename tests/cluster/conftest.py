@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from chaos.table import aligned
+from chaos.trial import aligned
 from cluster.cluster import Cluster, start_cluster
 from cluster.trial import RESULT, Progress, Replica, Trial
 from servers.counters import listen_statsd
