@@ -392,6 +392,18 @@ def test_the_stop_waits_for_a_call_whose_delivery_has_gone_back(order: Order) ->
 # A defect, and what hangs or is away for long.
 
 
+def test_a_call_that_does_not_return_is_told_once_until_it_does(order: Order) -> None:
+    order = order.world.start(Plain(order.world, takes_s=5 * TIMEOUT_S).handler)
+    order.deliver(body("1"))
+    stuck = []
+    for _ in range(5):
+        order.advance(TIMEOUT_S)
+        stuck.append(list(order.running.health.stuck))
+    assert stuck == [[], [], [], ["calls"], []]
+    (line,) = order.logged("calls do not return")
+    assert (line["log_level"], line["calls"]) == ("error", 1)
+
+
 @pytest.mark.parametrize("method", ["LeaseKeepAlive", "LeaseGrant", "Txn", "Range"])
 def test_a_defect_in_any_task_ends_the_run(order: Order, method: str) -> None:
     """Keeping a lease alive, granting it, a commit, the guard: else it would be missing unseen."""
