@@ -372,7 +372,12 @@ def test_headers_are_sent_on_as_the_bytes_they_came_in_ours_behind_them(theirs: 
 
 
 def test_ours_that_a_producer_has_written_and_the_brokers_give_way_wherever_they_stand() -> None:
-    kept = [entry(b"first", b"f", FLOAT), entry(b"last", b"F", table(entry(b"CC", b"V", b"")))]
+    kept = [
+        entry(b"first", b"f", FLOAT),
+        # These only begin like one that gives way.
+        *(entry(name, b"V", b"") for name in (b"CCTV", b"BCC-list", b"CC-")),
+        entry(b"last", b"F", table(entry(b"CC", b"V", b""))),
+    ]
     death = array(b"F" + table(entry(b"count", b"l", b"\0" * 8)))
     gone = [
         entry(b"x-attempts", b"f", NAN),
@@ -381,12 +386,15 @@ def test_ours_that_a_producer_has_written_and_the_brokers_give_way_wherever_they
         entry(b"CC", b"A", array()),
         entry(b"BCC", b"f", FLOAT),
         entry(b"x-death", b"A", death),
-        entry(b"x-first-death-queue", b"S", b"\0\0\0\1q"),
+        *(
+            entry(b"x-" + name, b"S", b"\0\0\0\1q")
+            for name in (b"first-death-queue", b"first-death-reason", b"last-death-exchange")
+        ),
         entry(b"x-delivery-count", b"l", b"\0" * 8),
         entry(b"x-acquired-count", b"l", b"\0" * 8),
     ]
     ours: dict[str, object] = {**OURS, "x-reason": "failed"}
-    arrived = Properties().decode(encoded(table(*gone[:4], kept[0], *gone[4:], kept[1])))
+    arrived = Properties().decode(encoded(table(*gone[:4], kept[0], *gone[4:], *kept[1:])))
     sent = forwarded_properties(arrived, ours)
     expected = b"".join(kept) + header_entries(pika.BasicProperties(headers=ours))
     assert header_entries(sent) == expected

@@ -205,31 +205,6 @@ def test_zero_keeps_it_closed_and_every_failure_is_an_attempt(
     assert process.count("failed") == 50
 
 
-def test_a_call_that_was_under_way_closes_it_too(world: World) -> None:
-    """Any success says that the receiver is back."""
-
-    class Slow(Receiver):
-        async def call(self, event: Event, timeout_s: float) -> None:
-            if event.id == "slow":
-                self.calls.append((0.0, event.id))
-                await ended
-            else:
-                await super().call(event, timeout_s)
-
-    receiver = Slow(world)
-    process = start(world, receiver)
-    ended = process.loop.create_future()
-    process.deliver(body("slow"))
-    for number in range(FAILURES):
-        process.deliver(body(str(number)))
-    assert NAME in process.running.health.missing
-    receiver.down = None
-    process.loop.call_soon(ended.set_result, None)
-    process.loop.run_until_idle()
-    assert process.running.health.missing == {}
-    assert process.count("processed") == 2
-
-
 def test_the_claims_of_what_is_held_are_let_go(world: World, receiver: Receiver) -> None:
     """Another replica, which decides for itself, may call meanwhile."""
     process = opened(world, receiver)

@@ -126,31 +126,6 @@ def test_with_too_many_bytes_in_hand_nothing_is_read_until_half_of_them_are_sett
 # What it is sent on with. All else stays the bytes that came.
 
 OURS: dict[str, object] = {"x-reason": "invalid", "x-error": "not JSON"}
-SENT_ON: dict[str, Any] = {"trace": "abc", "CCTV": "1", "BCC-list": "2", "CC-": "3"}
-"""Those that only begin like one that is dropped are a producer's."""
-DROPPED: dict[str, Any] = {
-    # These are addresses: it would go there as well.
-    "CC": ["other"],
-    "BCC": ["other"],
-    # RabbitMQ drops a message that its x-death shows to go round in a circle.
-    "x-death": [{"queue": "order"}],
-    "x-first-death-queue": "1",
-    "x-first-death-reason": "1",
-    "x-last-death-exchange": "1",
-    "x-delivery-count": "1",
-    "x-acquired-count": "1",
-    "x-reason": "theirs",
-}
-
-
-@pytest.mark.parametrize("headers", [None, *({name: DROPPED[name]} for name in DROPPED), DROPPED])
-def test_headers_of_the_brokers_and_ours_give_way_and_a_producers_are_sent_on(
-    headers: dict[str, Any] | None,
-) -> None:
-    theirs = None if headers is None else {**headers, **SENT_ON}
-    sent = forwarded_properties(pika.BasicProperties(headers=theirs), OURS)
-    assert sent.headers == {**(SENT_ON if theirs else {}), **OURS}
-    assert sent.delivery_mode == 2
 
 
 @pytest.mark.parametrize(

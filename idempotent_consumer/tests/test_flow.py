@@ -128,18 +128,6 @@ def test_of_the_bodies_of_one_id_the_first_that_is_recorded_is_the_event(
     assert order.store.get("/orders/1").version == order.store.get("/service/order/1").version == 1
 
 
-def test_a_duplicate_of_what_is_recorded_here_asks_nobody(order: Order) -> None:
-    order.etcd.script("Txn", answered_late(1.0))
-    order.deliver(body("1"))
-    order.deliver(body("1"))
-    assert order.acks == [], "it waits for the commit"
-    order.advance(1.0)
-    order.deliver(body("1"))
-    assert order.counts() == {"received": 3, "processed": 1, "processed_skipped": 2}
-    assert order.pure.seen == ["1"]
-    assert batch_sizes(order) == [1]
-
-
 def test_without_etcd_every_delivery_is_processed_or_retried_and_parked(order: Order) -> None:
     order = order.world.start(Pure(), settings=Settings())
     order.deliver(body("1"), body("1"))

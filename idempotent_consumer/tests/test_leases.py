@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
 
 import pytest
-from etcd3.etcdrpc import LeaseGrantResponse
 
 from fakes.events import body
 from fakes.ledger import Replica
 from fakes.world import World
-from idempotent_consumer.leases import ClaimLease
 from idempotent_consumer.records import Kind
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.etcd import (
@@ -24,7 +19,6 @@ from idempotent_consumer.testing.etcd import (
     answered_late,
     refused,
 )
-from idempotent_consumer.testing.loop import complete
 
 
 def replica_with(window_s: int = 3600, call_s: float = 5.0) -> Replica:
@@ -231,20 +225,3 @@ def test_the_end_of_the_windows_lease_does_not_end_the_claims(replica: Replica) 
     replica.loop.advance(14)
     assert lease_of(replica, "1") == lease
     assert replica.answers[-1].landed
-
-
-def test_a_keep_alive_with_a_defect_ends_its_group() -> None:
-    async def ask(method: str, make: Callable[[], Any]) -> Any:
-        make()
-        if method == "LeaseKeepAlive":
-            raise RuntimeError("a defect")
-        return LeaseGrantResponse(ID=1, TTL=15)
-
-    async def run() -> None:
-        async with asyncio.TaskGroup() as tasks:
-            await ClaimLease(ask, asyncio.get_running_loop().time, 5.0, tasks).take(1)
-            await asyncio.sleep(60)
-
-    with pytest.raises(ExceptionGroup) as raised:
-        complete(run())
-    assert raised.group_contains(RuntimeError, match="a defect")

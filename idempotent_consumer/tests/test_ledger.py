@@ -9,7 +9,7 @@ import pytest
 from fakes.ledger import OTHER_DIGEST, Replica, digest_of
 from idempotent_consumer.event import Event, Publish, Put, check_effects
 from idempotent_consumer.ledger import GUARD_EVERY_S, RELEASED_S
-from idempotent_consumer.records import CLAIMED, DONE, PUBLISHING, RELEASED, Kind
+from idempotent_consumer.records import DONE, PUBLISHING, RELEASED, Kind
 from idempotent_consumer.testing.etcd import (
     ANSWER_LOST,
     FINE,
@@ -44,16 +44,6 @@ def fill(store: Store) -> None:
 
 
 # Landing.
-
-
-def test_a_new_event_and_its_effects_are_recorded_in_one_transaction(replica: Replica) -> None:
-    ask = replica.ask("1", effects=(EFFECT, Put("/stock/7", b"-1")))
-    replica.commit(ask)
-    assert replica.answer.landed
-    record = replica.record()
-    assert (record.state, record.digest, record.token) == (DONE, digest_of("1"), ask.token)
-    keys = ("/service/order/1", "/orders/1", "/stock/7")
-    assert {replica.store.get(key).mod_revision for key in keys} == {replica.store.revision}
 
 
 def test_effects_outlive_the_window_and_the_record_does_not(replica: Replica) -> None:
@@ -182,30 +172,6 @@ def test_looks_beside_what_has_landed_are_read_in_several_replies_too(replica: R
 
 
 # Claims, and leases that etcd does not know.
-
-
-def test_only_the_claim_that_is_expected_becomes_done(replica: Replica) -> None:
-    (claimed,) = replica.commit(replica.ask("1", Kind.CLAIM))
-    assert replica.record().state == CLAIMED
-    (refused_,) = replica.commit(replica.ask("1", expect=claimed.ask.value + b" "))
-    assert not refused_.landed
-    (done,) = replica.commit(replica.ask("1", expect=claimed.ask.value, effects=(EFFECT,)))
-    assert done.landed
-    assert replica.record().state == DONE
-
-
-def test_a_released_claim_stays_as_such_and_can_be_claimed(
-    replica: Replica, other: Replica
-) -> None:
-    (claimed,) = replica.commit(replica.ask("1", Kind.CLAIM))
-    (released,) = replica.commit(replica.ask("1", Kind.RELEASE, expect=claimed.ask.value))
-    assert released.landed
-    assert replica.record().state == RELEASED
-    (refused_,) = other.commit(other.ask("1", Kind.CLAIM))
-    assert refused_.found is not None
-    assert refused_.found.state == RELEASED
-    (taken,) = other.commit(other.ask("1", Kind.CLAIM, expect=refused_.found.value))
-    assert taken.landed
 
 
 def test_a_released_record_ends_by_itself_though_its_process_goes_on(replica: Replica) -> None:

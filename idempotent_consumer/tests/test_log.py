@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stdout, suppress
 import pytest
 import structlog
 
-from fakes.deadline import CALLS, DEADLINE_S, ends_in_time
+from fakes.probe import CALLS, DEADLINE_S, ends_in_time
 from idempotent_consumer.log import Logs
 
 

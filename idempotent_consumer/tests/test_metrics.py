@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from structlog.testing import LogCapture
 
-from fakes.deadline import CALLS, ends_in_time
-from fakes.probe import free_port
+from fakes.probe import CALLS, ends_in_time, free_port
 from idempotent_consumer.metrics import Metrics, Outcome, Tally
 from idempotent_consumer.testing.process import Counts, captured
 

@@ -14,8 +14,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from fakes.deadline import DEADLINE_S
-from fakes.probe import free_port, get
+from fakes.probe import DEADLINE_S, free_port, get
 
 PROGRAM = """
 import asyncio, os, sys, threading

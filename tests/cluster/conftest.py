@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from chaos.trial import aligned
 from cluster.cluster import Cluster, start_cluster
 from cluster.trial import RESULT, Progress, Replica, Trial
 from servers.counters import listen_statsd
@@ -97,12 +98,4 @@ def pytest_terminal_summary(
     for title, (head, *rows) in config.stash[_tables].items():
         if rows:
             terminalreporter.section(title)
-            terminalreporter.write_line(_aligned([head, *rows]))
-
-
-def _aligned(rows: Rows) -> str:
-    """Return rows as lines with columns: the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    )
+            terminalreporter.write_line(aligned([head, *rows]))

@@ -9,8 +9,7 @@ from chaos.checks import StartService
 from chaos.durations import MINUTES, SEED
 from chaos.receiver import Receiver, listen_http
 from chaos.rig import Rig
-from chaos.table import table
-from chaos.trial import Result, StartTrial, Trial
+from chaos.trial import Result, StartTrial, Trial, table
 from servers.broker import Broker
 from servers.counters import StatsdListener
 from servers.etcd import Store

@@ -16,7 +16,7 @@ from chaos.checks import (
     true,
 )
 from chaos.durations import lasting, often, quick
-from chaos.load import ids, order, orders, repeated
+from chaos.load import ids, orders, repeated
 from chaos.network import port_of
 from chaos.proxy import Proxy, relay
 from chaos.receiver import Call, Receiver, account, lost_claims
@@ -301,30 +301,6 @@ def test_channels_dropped_in_mid_call(
     attempt.judge(at_least=15 * processes)
     assert account(receiver.calls, store.done("notify"), lambda *_: False) == set()
     assert set(map(tuple, store.steps("notify").values())) == {("claimed", "done")}
-
-
-def test_a_duplicate_in_another_replica_waits_for_the_call_and_is_skipped(
-    rig: Rig, receiver: Receiver
-) -> None:
-    """A claim that another process holds is never acked; the call's end decides."""
-    rig.start("notify", NOTIFY_URL=receiver.url, STATSD_PREFIX="first")
-    receiver.hold()
-    event = order("e-1")
-    rig.broker.publish([event])
-    becomes(lambda: len(receiver.calls), 1)
-    rig.start("notify", NOTIFY_URL=receiver.url, STATSD_PREFIX="second")
-    # The broker deals out in turn, so the second replica gets at least one of these.
-    rig.broker.publish([event] * 4)
-    passes(lambda: rig.statsd.count("second.notifications_received"), 0)
-    assert rig.broker.unacked("notify") == 5
-    receiver.release()
-    becomes(lambda: rig.statsd.count("first.notifications_processed"), 1)
-    rig.drained("notify")
-    assert receiver.per_key() == {"e-1": 1}
-    assert rig.store.steps("notify")["e-1"] == ["claimed", "done"]
-    for prefix in ("first.", "second."):
-        rig.counters_add_up("notifications", prefix=prefix)
-    assert rig.statsd.count("second.notifications_processed") == 0
 
 
 def test_two_replicas_call_once_for_each_event_of_a_load(rig: Rig, receiver: Receiver) -> None:

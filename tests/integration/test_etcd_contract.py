@@ -388,12 +388,7 @@ REFUSED = [
     ("Txn", pb.TxnRequest(success=TWICE), INVALID, "duplicate key given in txn request"),
     ("Txn", pb.TxnRequest(failure=TWICE), INVALID, "duplicate key given in txn request"),
     ("Txn", pb.TxnRequest(success=LEASELESS), StatusCode.NOT_FOUND, "requested lease not found"),
-    (
-        "LeaseGrant",
-        pb.LeaseGrantRequest(TTL=MAX_LEASE_TTL_S + 1),
-        OUT_OF_RANGE,
-        "too large lease TTL",
-    ),
+    ("LeaseGrant", TOO_LONG, OUT_OF_RANGE, "too large lease TTL"),
     ("Authenticate", LOGIN, StatusCode.FAILED_PRECONDITION, "authentication is not enabled"),
 ]
 GROUPS = {"LeaseGrant": "Lease", "Authenticate": "Auth"}

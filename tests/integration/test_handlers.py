@@ -53,11 +53,6 @@ def place(event):
     return [Put(f"/orders/{event.id}", b"placed")]
 """
 
-_HANGS = """
-def hang(event):
-    log.info("hangs")
-    threading.Event().wait()
-"""
 
 _HANGS_AT_ONE = """
 def hang_at_one(event, timeout_s):
@@ -125,24 +120,6 @@ def test_a_backlog_for_a_slow_handler_is_recorded_and_acked_as_it_is_handled(
     assert lines(service, "no connection to RabbitMQ") == []
     assert service.terminate(WITHIN_S) == 0
     rig.start("order")
-    rig.handled_once("order", events)
-
-
-def test_a_pure_handler_that_hangs_does_not_keep_its_process_from_ending(
-    rig: Rig, start_handler: StartHandler
-) -> None:
-    """It has the loop to itself, so nothing more is settled; the next process has all of it."""
-    service = start_handler("order", 'handler("new_order")', _HANGS)
-    events = orders(3)
-    rig.broker.publish(events)
-    eventually(lambda: says(service, "hangs"))
-    becomes(lambda: rig.broker.depth("order"), Depth(0, 3))
-    assert service.terminate(WITHIN_S) == 0
-    assert says(service, "a handler does not return: what is not settled goes back")
-    becomes(lambda: rig.broker.depth("order"), Depth(3, 0))
-    assert rig.store.records("order") == {}
-    rig.start("order")
-    becomes(lambda: rig.store.done("order"), ids(events))
     rig.handled_once("order", events)
 
 

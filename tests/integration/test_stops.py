@@ -17,7 +17,6 @@ from chaos.checks import (
     not_ready,
     passes,
     throughout,
-    times_returned,
     true,
 )
 from chaos.durations import often, quick
@@ -222,33 +221,6 @@ def test_stopped_while_a_server_has_never_been_there(
     service = start_service("order", wait=False, **nowhere[server])
     eventually(lambda: not_ready(service, server), also=(OSError,))
     assert stop(service) == 0
-
-
-def test_stopped_while_etcd_is_frozen_with_deliveries_in_flight(rig: Rig) -> None:
-    """What cannot be settled goes back by closing the channel, once, and the next process does it.
-
-    RabbitMQ drops what was delivered too often, so an outage must not cost more than this one.
-    """
-    names = ("order", "notify")
-    running = [rig.start(name) for name in names]
-    rig.servers.etcd.pause()
-    events = orders(30)
-    assert len(rig.broker.publish(events)) == 30
-    for name in names:
-        becomes(partial(rig.broker.depth, name), Depth(0, 30))
-    for service in running:
-        service.interrupt()
-    assert [service.wait_end(WITHIN_S) for service in running] == [0, 0]
-    for name, noun in zip(names, ("orders", "notifications"), strict=True):
-        assert rig.broker.depth(name) == (30, 0)
-        assert times_returned(rig.servers.rabbitmq, name) == [1] * 30
-        assert rig.counters(noun) == {"received": 30, "returned": 30}
-    rig.servers.etcd.resume()
-    for name in names:
-        rig.start(name)
-    rig.drained(*names)
-    for name in names:
-        rig.handled_once(name, events)
 
 
 def test_stopped_while_the_broker_is_frozen(rig: Rig) -> None:

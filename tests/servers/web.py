@@ -34,20 +34,10 @@ def open_json(
     return cast("HTTPResponse", _opener.open(request, timeout=timeout_s))
 
 
-def fetch_json(
-    method: str,
-    url: str,
-    body: object = None,
-    *,
-    login: tuple[str, str] | None = None,
-    headers: Mapping[str, str] | None = None,
-    timeout_s: float = 10.0,
-) -> Any:
-    """Send one request and return the decoded answer, None if it has no body; raises OSError."""
+def fetch_json(method: str, url: str, body: object = None, **options: Any) -> Any:
+    """Do the same, and return the decoded answer: None if it has no body. Raises OSError."""
     try:
-        with open_json(
-            method, url, body, login=login, headers=headers, timeout_s=timeout_s
-        ) as response:
+        with open_json(method, url, body, **options) as response:
             answer = response.read()
     except HTTPException as error:  # The server was killed in the middle of its answer.
         raise ConnectionError(f"{url}: {error}") from error

@@ -1,11 +1,17 @@
-"""A service's health as a probe asks for it."""
+"""What tests of real sockets and threads need: a port, a probe of health, a deadline."""
 
 from __future__ import annotations
 
 import json
 import socket
+import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
+
+DEADLINE_S = 20.0
+CALLS = 300
+"""So many calls miss the deadline where each of them waits for a tenth of a second or longer."""
 
 PAST_ANY_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -26,3 +32,12 @@ def get(port: int, path: str) -> tuple[int, dict[str, object]]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, json.load(error)
+
+
+def ends_in_time(work: Callable[[], object]) -> None:
+    """Do some work on a thread of its own; raises AssertionError where it misses the deadline."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(DEADLINE_S)
+    if thread.is_alive():
+        raise AssertionError(f"it has not ended within {DEADLINE_S:.0f} s")
