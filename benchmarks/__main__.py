@@ -84,8 +84,10 @@ def show(what: str, report: Report, directory: Path) -> int:
             (directory / name).write_text(draw(report.tables[heading]))
     if what == "bench":
         (directory / _RATIOS).write_text(json.dumps(medians(marks), indent=1) + "\n")
-    missed = [mark.name for mark, table in marks if mark.met(table) is False]
-    print(page, f"MISSED: {'; '.join(missed)}" if missed else "No mark is missed.", sep="\n\n")
+    judged = {mark.name: mark.met(table) for mark, table in marks if mark.target}
+    missed = [f"MISSED: {name}" for name, met in judged.items() if met is False]
+    met = f"{list(judged.values()).count(True)} of {len(judged)} marks are met."
+    print(page, "\n".join([*missed, met]), sep="\n\n")
     return int(bool(missed))
 
 

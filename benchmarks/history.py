@@ -82,12 +82,11 @@ def add_growth(table: Table, sizes: Sequence[int]) -> Table:
 
 def _write_history(site: Site, first: int, end: int) -> None:
     """Let the service itself write the records of a long life, numbered."""
-    with site.queue(_BARE) as channel, site.run(_BARE) as child:
+    with site.queue(_BARE), site.run(_BARE):
         for start in range(first, end, _PUBLISHED_AT_ONCE):
             numbers = range(start, min(start + _PUBLISHED_AT_ONCE, end))
             pour(site.url, _BARE.queue, [_history_body(number) for number in numbers])
             becomes(partial(site.keys.count, _RECORDS), numbers.stop, _LOST_AFTER_S)
-            follow(channel, _BARE.queue, child)
 
 
 def _history_body(number: int) -> bytes:

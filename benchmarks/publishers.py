@@ -79,10 +79,11 @@ class Firehose:
 
 
 def pour(url: str, queue: str, bodies: Sequence[bytes]) -> None:
-    """Send events of one size to a queue."""
-    firehose = Firehose(url, queue, len(bodies[0]))
-    firehose.publish(bodies)
-    firehose.close()
+    """Send events of one size, if any, to a queue."""
+    if bodies:
+        firehose = Firehose(url, queue, len(bodies[0]))
+        firehose.publish(bodies)
+        firehose.close()
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def bench(
     found: dict[str, Table] = {
         "Consuming": {name: {"events/s": [value]} for name, value in {**PER_S, **per_s}.items()},
         "Calls": add_call_shares(calls),
-        "Publishing": {name: {"events/s": [value]} for name, value in published.items()},
+        "Publishing": {name: {"events/s": [per_s.get(name, n)]} for name, n in published.items()},
         "Latency when idle": steps_table([recorded_ms] * 200, [1.0] * 200, [1.0] * 200),
         "Batch size": {CEILING.name: {"events/s": [900.0, 1000.0, 1050.0]}, **swept},
         "Latency by load": {
@@ -97,8 +97,8 @@ def test_a_percentile_is_the_sample_that_so_many_do_not_exceed(
 
 
 def test_percentiles_are_of_all_rounds_together() -> None:
-    """Each round has enough samples for a median of its own, only together they have for p99."""
-    rounds = [[1.0] * 60, [3.0] * 40]
+    """Each round has enough samples for a median of its own, one has not for p99."""
+    rounds = [[1.0] * 100, [3.0] * 40]
     assert [pooled(rounds, n) for n in (500, 990, 999)] == [[1.0, 1.0, 3.0], [3.0], []]
 
 
@@ -189,6 +189,7 @@ def test_every_ratio_is_of_a_subject_to_its_reference() -> None:
         (bench(**{SUBJECTS[5]: 349}), ["durable, one effect / ceiling, 128 operations"]),
         (bench(**{DUPLICATES: 699}), ["all duplicates, cache warm / ceiling"]),
         (bench(**{SUBJECTS[1]: 25}), ["durable, no effect / naive"]),
+        (bench(**{subjects.CONFIRMED: 59}), ["confirmed publishing / pika without confirms"]),
     ],
 )
 def test_a_mark_is_missed_where_the_median_is_on_its_wrong_side(
@@ -222,15 +223,15 @@ def test_calls_to_a_slow_receiver_reach_the_lesser_of_two_bounds(
 def test_a_history_is_held_to_its_marks_where_it_is_longest() -> None:
     names = ("first event recorded, ms", "import, s", "service MB", "etcd's file, in use MB")
     empty = {name: [n] for name, n in zip(names, (200.0, 0.0, 50.0, 1.0), strict=True)}
-    longest = {name: [n] for name, n in zip(names, (300.0, 5.0, 50.05, 1.3), strict=True)}
+    longest = {name: [n] for name, n in zip(names, (300.0, 5.0, 50.0999, 1.3), strict=True)}
     table: Table = {"0": empty, "1,000": {**longest, "transactions for duplicates": [0.0]}}
     report = Report("", 1, 1, {"By number of records": history.add_growth(table, (0, 1000))})
     marks = SCENARIOS["growth"].marks
 
     assert missed(report) == []
-    assert [mark.values(table)[0] for mark in marks] == pytest.approx([1.5, 5, 50, 0])
-    for mark in marks:
-        table["1,000"][mark.column][0] = 1.01 * mark.at_most + 1
+    assert [mark.values(table)[0] for mark in marks] == pytest.approx([1.5, 5, 99.9, 0])
+    for mark, value in zip(marks, (1.51, 5.1, 100.1, 1), strict=True):
+        table["1,000"][mark.column] = [value]
     assert missed(report) == [mark.name for mark in marks]
 
 

@@ -59,9 +59,8 @@ def rounds(site: Site, asked: Asked, runs: Sequence[Run]) -> dict[str, dict[str,
             for row, figures in run().items():
                 for column, value in figures.items():
                     table.setdefault(row, {}).setdefault(column, []).append(value)
-                    if isinstance(value, float):
-                        where = f"round {number + 1} of {asked.rounds}: {row}"
-                        asked.say(f"{where}: {value:,.6g} {column}")
+                told = (f"{v:,.6g} {name}" for name, v in figures.items() if isinstance(v, float))
+                asked.say(f"round {number + 1} of {asked.rounds}: {row}: {', '.join(told)}")
             site.clear()
     return table
 
