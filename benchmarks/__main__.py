@@ -87,7 +87,7 @@ def show(what: str, report: Report, directory: Path) -> int:
     judged = {mark.name: mark.met(table) for mark, table in marks if mark.target}
     missed = [f"MISSED: {name}" for name, met in judged.items() if met is False]
     met = f"{list(judged.values()).count(True)} of {len(judged)} marks are met."
-    print(page, "\n".join([*missed, met]), sep="\n\n")
+    print(page, "\n".join([*missed, met] if judged else []), sep="\n\n")
     return int(bool(missed))
 
 

@@ -2,7 +2,7 @@
 
 import queue
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import median
 
@@ -65,14 +65,22 @@ def idle(site: Site, _asked: Asked) -> list[Table]:
         channel.basic_consume(
             _REFERENCE.queue, lambda *_: delivered_s.append(time.monotonic()), auto_ack=True
         )
-        taken_ms: list[list[float]] = [[], [], []]
-        for event in new_events(_WARM_UP_EVENTS + _SAMPLES):
-            for step, step_ms in zip((recorded, round_trip, put), taken_ms, strict=True):
-                started_s = time.monotonic()
-                step_ms.append(1000 * (step(event) - started_s))
-            channel.connection.sleep(0.02)
+        taken_ms = _take_in_turns((recorded, round_trip, put), channel.connection.sleep)
     site.clear()
-    return [steps_table(*(step_ms[_WARM_UP_EVENTS:] for step_ms in taken_ms))]
+    return [steps_table(*taken_ms)]
+
+
+def _take_in_turns(
+    steps: Sequence[Callable[[bytes], float]], sleep: Callable[[float], None]
+) -> list[list[float]]:
+    """Return how many milliseconds each step has taken; it returns when it was done."""
+    taken_ms: list[list[float]] = [[] for _ in steps]
+    for event in new_events(_WARM_UP_EVENTS + _SAMPLES):
+        for step, step_ms in zip(steps, taken_ms, strict=True):
+            started_s = time.monotonic()
+            step_ms.append(1000 * (step(event) - started_s))
+        sleep(0.02)
+    return [step_ms[_WARM_UP_EVENTS:] for step_ms in taken_ms]
 
 
 def steps_table(recorded_ms: list[float], round_trip_ms: list[float], put_ms: list[float]) -> Table:

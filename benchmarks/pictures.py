@@ -71,15 +71,11 @@ def _draw(
     A line goes through the medians; whiskers reach from the least to the greatest.
     """
 
-    def place(value: float, ends: tuple[float, float], at: tuple[int, int], *, log: bool) -> float:
-        value, first, last = (log10(each) if log else each for each in (value, *ends))
-        return round(at[0] + (value - first) / (last - first) * (at[1] - at[0]), 1)
-
     def x_of(x: float) -> float:
-        return place(x, (min(xs), max(xs)), (_LEFT + 30, _RIGHT - 30), log=True)
+        return _place(x, (min(xs), max(xs)), (_LEFT + 30, _RIGHT - 30), log=True)
 
     def y_of(y: float) -> float:
-        return place(y, (ticks[0], ticks[-1]), (_BOTTOM, _TOP), log=log)
+        return _place(y, (ticks[0], ticks[-1]), (_BOTTOM, _TOP), log=log)
 
     parts = [f'<text x="16" y="30" style="font-size:19px">{escape(title)}</text>']
     for tick in ticks:
@@ -98,6 +94,11 @@ def _draw(
             parts.append(_text(legend_x + 20, _TOP - 20, label, "start"))
         legend_x += 50 + 8 * len(label)
     return _svg(parts)
+
+
+def _place(value: float, ends: tuple[float, float], at: tuple[int, int], *, log: bool) -> float:
+    value, first, last = (log10(each) if log else each for each in (value, *ends))
+    return round(at[0] + (value - first) / (last - first) * (at[1] - at[0]), 1)
 
 
 def _line(color: str, points: Mapping[float, Sequence[float]], legend_x: float) -> list[str]:

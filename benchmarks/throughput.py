@@ -184,7 +184,7 @@ def _work_off(site: Site, number: int, cost_ms: int, events: int) -> dict[str, d
     figures = {
         "events/s": events / took_s,
         "cores, the busiest replica": max(used_s) / took_s,
-        "a replica's time in its handler": events / took_s / number * cost_ms / 1000,
+        "share of its time in the handler": events / took_s / number * cost_ms / 1000,
         f"cores of {os.cpu_count()}, all processes": busy_s / took_s,
     }
     return {f"{cost_ms} ms, {number} replica{'s' if number > 1 else ''}": figures}
