@@ -83,7 +83,7 @@ cluster-test: docker $(READY) ## Lose nodes of a RabbitMQ and an etcd cluster un
 	$(BIN)/pytest tests/cluster
 
 cluster-scaling: docker $(READY) ## Measure how throughput grows with replicas on the cluster
-	$(BIN)/python -m benchmarks.replicas
+	$(BIN)/python -m benchmarks replicas
 
 browser-test: docker chromium $(READY) demo-report.html ## See the dashboard and the last demo's report in Chromium: PICTURES=1 keeps them
 	BROWSER_PICTURES=$(PICTURES) $(BIN)/pytest tests/browser

@@ -1,40 +1,30 @@
-"""Measure one thing or another, keep the figures, and print and write what shows them.
+"""Measure what the library costs and gives, beside what it is compared with.
 
-The exit code is 1 if a mark is missed, or there is no figure. `check` exits with 1 if a ratio has
-fallen by more than a fifth since those that are kept, or is gone, and with 2 if there are none.
+RabbitMQ and etcd are started for it, in containers or as processes. What is measured is kept as
+JSON, and shown as a page of tables, in DIRECTORY. The exit code is 1 if a mark is missed, or there
+is no figure.
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from textwrap import fill
 
 from etcd3 import Etcd3Exception
 
 from servers.processes import CommandFailedError, ServersUnavailableError
 
-from . import marks, pictures, scenarios, tables
-from .results import Bench, Growth, Load, NotMeasuredError, Percentiles, Rates, Steady, read, write
-from .subjects import (
-    CALLS,
-    CEILING,
-    CONSUMERS,
-    LARGE,
-    LEAST_EVENTS,
-    PUBLISHERS,
-    SWEEP,
-    Subject,
-    service,
-)
+from . import pictures, tables
+from .figures import Mark, NotMeasuredError, Report, Table, compare, medians
+from .scenarios import BENCH, CHECK, SCENARIOS
+from .sites import open_site
+from .subjects import LEAST_EVENTS
+from .throughput import Asked
 
-DIRECTORY = Path(__file__).parent / "results"
-RATIOS = "ratios.json"
+RESULTS = Path(__file__).parent / "results"
 
-_SWEEP_ROUNDS = 3
-"""Of the sweep, at most: it is for a picture."""
+_RATIOS = "ratios.json"
 _SIZES = (0, 10_000, 100_000, 1_000_000)
 _NO_FIGURE = (
     ServersUnavailableError,
@@ -42,173 +32,123 @@ _NO_FIGURE = (
     NotMeasuredError,
     Etcd3Exception,
     AssertionError,
+    OSError,
 )
-
-Run = Callable[[], Rates]
-
-
-def bench(options: argparse.Namespace) -> int:
-    """Measure everything beside the references."""
-    with scenarios.start_site() as site:
-        found = _ratios_only(site, options.rounds, options.events)
-        points = _consumers(site, [CEILING, *chain(*SWEEP.values())], options.events)
-        found.sweep = _rounds("sweep", points, min(options.rounds, _SWEEP_ROUNDS))
-        loads: dict[int, list[Load]] = {per_s: [] for per_s in scenarios.LOAD_S}
-        for number in range(options.rounds):
-            for per_s, rounds in loads.items():
-                _say(f"latency, round {number + 1} of {options.rounds}: {per_s:,}/s")
-                rounds.append(scenarios.measure_load(site, per_s))
-        found.loads = [Percentiles.of(each) for each in loads.values()]
-    write(found, options.to / "bench.json")
-    return _show("bench", options.to)
-
-
-def check(options: argparse.Namespace) -> int:
-    """Measure the ratios alone, and hold them against those that are kept."""
-    try:
-        kept = marks.read_ratios(DIRECTORY / RATIOS)
-        with scenarios.start_site() as site:
-            found = _ratios_only(site, options.rounds, options.events)
-    except (OSError, ValueError, *_NO_FIGURE) as error:
-        _say(f"bench-check: {error}")
-        return 2
-    compared = marks.compare(kept, marks.medians(found))
-    for _, line in compared:
-        print(line)
-    return int(not all(passes for passes, _ in compared))
-
-
-def growth(options: argparse.Namespace) -> int:
-    """Measure start-up, memory and etcd by the number of records that are there."""
-    subject = service("bare", LARGE)
-    with scenarios.start_site() as site:
-        found = Growth(site.machine, sizes=[], deletion_bytes=0)
-        for before, size in pairwise([0, *options.sizes]):
-            _say(f"{size:,} records")
-            grown = before, size, options.starts, options.events
-            found.sizes.append(scenarios.measure_size(site, subject, *grown))
-        found.deletion_bytes = scenarios.measure_deletion(site, subject)
-    write(found, options.to / "growth.json")
-    return _show("growth", options.to)
-
-
-def steady(options: argparse.Namespace) -> int:
-    """Measure whether memory and etcd stay as they are at full rate."""
-    with scenarios.start_site(*scenarios.COMPACTION) as site:
-        found = scenarios.measure_steady(site, 60 * options.minutes)
-    write(found, options.to / "steady.json")
-    return _show("steady", options.to)
-
-
-def show(options: argparse.Namespace) -> int:
-    """Show once more what the last run of a command has found."""
-    return _show(options.command, options.to)
-
-
-_SHOWN: dict[str, tuple[Any, str, Callable[[Any], str], Callable[[Any], list[marks.Mark]]]] = {
-    "bench": (Bench, "table.md", tables.bench, marks.judge_bench),
-    "growth": (Growth, "growth.md", tables.growth, marks.judge_growth),
-    "steady": (Steady, "steady.md", tables.steady, marks.judge_steady),
+_CHECKED = (
+    "The first four, to compare their ratios with those of the last bench. The exit code is 1 if "
+    "one is gone or has fallen by more than a fifth, and 2 if there are none."
+)
+_GROUPS = {
+    **{name: ((name,), each.rounds, each.about) for name, each in SCENARIOS.items()},
+    "bench": (BENCH, 5, "The first six, with pictures, and the ratios for check."),
+    "check": (CHECK, 3, _CHECKED),
+}
+"""What can be asked for: its scenarios, how many rounds unless told otherwise, and what it is."""
+_QUICK = f"A quick look at one: calls --rounds 1 --events {LEAST_EVENTS} --to /tmp/calls"
+_PICTURES = {
+    "Batch size": ("throughput.svg", pictures.throughput),
+    "Latency by load": ("latency.svg", pictures.latency),
 }
 
 
-def _show(command: str, directory: Path) -> int:
-    """Print the table, write it and the pictures, and return the exit code."""
-    kind, name, table, judge = _SHOWN[command]
-    found = read(kind, directory / f"{command}.json")
-    if isinstance(found, Bench):
-        (directory / "throughput.svg").write_text(pictures.throughput(found))
-        (directory / "latency.svg").write_text(pictures.latency(found))
-        marks.write_ratios(directory / RATIOS, marks.medians(found))
-    text, judged = table(found), judge(found)
-    (directory / name).write_text(f"{text}\n")
-    print(text, *([marks.verdict(judged)] if judged else []), sep="\n\n")
-    return int(not all(mark.met for mark in judged))
+def measure(options: argparse.Namespace) -> Report:
+    """Run the scenarios that were asked for, on one pair of servers."""
+    names, rounds, _ = _GROUPS[options.what]
+    scenarios = [SCENARIOS[name] for name in names]
+    events = options.events or scenarios[0].events
+    asked = Asked(options.rounds or rounds, events, options.sizes, options.minutes, _say)
+    with open_site(scenarios[0].servers) as site:
+        report = Report(site.machine(), asked.rounds, events, {})
+        for scenario in scenarios:
+            _say(f"{scenario.headings[0]}:")
+            found = scenario.measure(site, asked)
+            report.tables.update(zip(scenario.headings, found, strict=True))
+    return report
 
 
-def _ratios_only(site: scenarios.Site, rounds: int, events: int) -> Bench:
-    """Measure what the ratios are made of."""
-    with scenarios.receiver() as receiver_url:
-        calls: list[Run] = []
-        for each in CALLS:
-            subject = each.subject(receiver_url)
-            # Calls are slow. What leaves the queue before the first ack does not count.
-            calls += _consumers(site, [subject], subject.prefetch + events // 4)
-            calls.append(partial(scenarios.call_alone, receiver_url, each))
-        publishers = [partial(scenarios.publish, site, name, events) for name in PUBLISHERS]
-        return Bench(
-            machine=site.machine,
-            events=events,
-            consuming=_rounds("consuming", _consumers(site, CONSUMERS, events), rounds),
-            calls=_rounds("calls", calls, rounds),
-            publishing=_rounds("publishing", publishers, rounds),
-            idle=scenarios.measure_idle(site),
-            sweep=[],
-            loads=[],
-        )
+def marks_of(report: Report) -> list[tuple[Mark, Table]]:
+    """Return the marks of what was measured, each with its table."""
+    last = ((each, each.headings[-1]) for each in SCENARIOS.values())
+    tables = ((each.marks, report.tables[name]) for each, name in last if name in report.tables)
+    return [(mark, table) for marks, table in tables for mark in marks]
 
 
-def _consumers(site: scenarios.Site, subjects: Iterable[Subject], events: int) -> list[Run]:
-    return [partial(scenarios.consume, site, subject, events) for subject in subjects]
+def show(what: str, report: Report, directory: Path) -> int:
+    """Print the page, write it with the pictures, and return the exit code."""
+    marks = marks_of(report)
+    notes = {each.headings[0]: each.about for each in SCENARIOS.values()}
+    page = tables.page(f"Measured by `python -m benchmarks {what}`", report, marks, notes)
+    (directory / f"{_stem(what)}.md").write_text(f"{page}\n")
+    for heading, (name, draw) in _PICTURES.items():
+        if heading in report.tables:
+            (directory / name).write_text(draw(report.tables[heading]))
+    if what == "bench":
+        (directory / _RATIOS).write_text(json.dumps(medians(marks), indent=1) + "\n")
+    judged = {mark.name: mark.met(table) for mark, table in marks if mark.target}
+    missed = [f"MISSED: {name}" for name, met in judged.items() if met is False]
+    met = f"{list(judged.values()).count(True)} of {len(judged)} marks are met."
+    print(page, "\n".join([*missed, met] if judged else []), sep="\n\n")
+    return int(bool(missed))
 
 
-def _rounds(what: str, runs: Sequence[Run], rounds: int) -> list[Rates]:
-    """Run everything once a round, so that all meet the same machine; tell on standard error.
+def check(options: argparse.Namespace) -> int:
+    """Compare the ratios with those that are kept, and return the exit code."""
+    try:
+        kept = json.loads((RESULTS / _RATIOS).read_text())
+        compared = compare(kept, medians(marks_of(measure(options))))
+    except (ValueError, *_NO_FIGURE) as error:
+        _say(f"bench-check: {error}")
+        return 2
+    print(*(line for _, line in compared), sep="\n")
+    return int(not all(passes for passes, _ in compared))
 
-    Each round begins with another run: what the one before leaves behind (a warm page cache, a
-    broker that still writes) shall not always meet the same one.
-    """
-    found: list[Rates] = []
-    for number in range(rounds):
-        turn = number % len(runs)
-        found.append({})
-        for run in (*runs[turn:], *runs[:turn]):
-            for name, rate in run().items():
-                found[-1][name] = rate
-                where = f"{what}, round {number + 1} of {rounds}"
-                _say(f"{where}: {name:30} {rate.events_per_s:9,.0f}/s")
-    return found
+
+def _stem(what: str) -> str:
+    return {"bench": "table"}.get(what, what)
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(text, file=sys.stderr, flush=True)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command: dict[Any, argparse.ArgumentParser] = {}
-    for run in (bench, check, growth, steady, show):
-        command[run] = commands.add_parser(run.__name__, help=run.__doc__)
-        command[run].set_defaults(run=run)
-        if run is not check:
-            command[run].add_argument("--to", type=Path, metavar="DIRECTORY", default=DIRECTORY)
-    for run, rounds in ((bench, 5), (check, 3)):
-        command[run].add_argument("--rounds", type=_at_least(1), default=rounds)
-        command[run].add_argument("--events", type=_at_least(LEAST_EVENTS), default=40_000)
-    command[growth].add_argument("--sizes", type=int, nargs="+", default=_SIZES, help="0 first")
-    command[growth].add_argument("--starts", type=_at_least(1), default=7, help="at each size")
-    command[growth].add_argument("--events", type=_at_least(LEAST_EVENTS), default=60_000)
-    command[steady].add_argument("--minutes", type=float, default=30)
-    command[show].add_argument("command", choices=_SHOWN)
-    return parser.parse_args()
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
-        return int(text)
-
-    return number
+    about = [
+        fill(f"{name:11}{text}", 96, initial_indent="  ", subsequent_indent=13 * " ")
+        for name, (_, _, text) in _GROUPS.items()
+    ]
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog="\n".join(["WHAT is one of:", *about, "", _QUICK]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("what", choices=_GROUPS, metavar="WHAT", help="what to measure, see below")
+    add("--rounds", type=int, help="how often (growth: starts at each size)")
+    add(
+        "--events", type=int, help=f"of a series, at least {LEAST_EVENTS}; slow consumers get fewer"
+    )
+    add("--sizes", type=int, nargs="+", default=_SIZES, help="growth: records, 0 first")
+    add("--minutes", type=float, default=30, help="steady: how long (default: %(default)s)")
+    add("--to", type=Path, metavar="DIRECTORY", default=RESULTS, help="default: %(default)s")
+    add("--show", action="store_true", help="show what DIRECTORY has once more, measure nothing")
+    options = parser.parse_args()
+    if (options.rounds or 1) < 1 or (options.events or LEAST_EVENTS) < LEAST_EVENTS:
+        parser.error(f"a round and {LEAST_EVENTS} events at least, or there is no figure")
+    return options
 
 
 def main() -> int:
-    """Run what the command line says, and return the exit code."""
+    """Do what the command line says, and return the exit code."""
     options = _options()
-    run: Callable[[argparse.Namespace], int] = options.run
+    if options.what == "check":
+        return check(options)
+    kept = options.to / f"{_stem(options.what)}.json"
     try:
-        return run(options)
+        if not options.show:
+            options.to.mkdir(parents=True, exist_ok=True)
+            measure(options).write(kept)
+        return show(options.what, Report.read(kept), options.to)
     except _NO_FIGURE as error:
         _say(str(error))
         return 1

@@ -9,20 +9,20 @@ The second makes so many calls by the client alone: no broker, no etcd, the same
 import asyncio
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
+from typing import Any, cast
 
 import aiohttp
 import orjson
 import urllib3
 
-from .processes import timed
-from .publishers import new_events
+from .publishers import new_events, timed
 
 _OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-_PATH = re.compile(rb"\w+ /(\d+) ")
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_REQUEST = re.compile(
+    rb"\w+ /(\d+) .*?\r\ncontent-length: *(\d+)\r\n(?:.*?\r\n)?\r\n", re.IGNORECASE | re.DOTALL
+)
 
 
 class Receiver(asyncio.Protocol):
@@ -43,9 +43,9 @@ class Receiver(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Answer each request that is complete."""
         self._received += data
-        while (rest := after_request(self._received)) is not None:
-            answer_ms = asked_ms(self._received)
-            self._received = rest
+        while request := first_request(self._received):
+            answer_ms, size_bytes = request
+            self._received = self._received[size_bytes:]
             if answer_ms:
                 loop = asyncio.get_running_loop()
                 loop.call_later(answer_ms / 1000, self._transport.write, _OK)
@@ -53,18 +53,11 @@ class Receiver(asyncio.Protocol):
                 self._transport.write(_OK)
 
 
-def after_request(received: bytes) -> bytes | None:
-    """Return what follows the first request, or None while that is not complete."""
-    head, end, rest = received.partition(b"\r\n\r\n")
-    length = _LENGTH.search(head)
-    expected = int(length[1]) if length else 0
-    return rest[expected:] if end and len(rest) >= expected else None
-
-
-def asked_ms(request: bytes) -> int:
-    """Return when the answer is due, by the request's path."""
-    path = _PATH.match(request)
-    return int(path[1]) if path else 0
+def first_request(received: bytes) -> tuple[int, int] | None:
+    """Return when the first request's answer is due, and its size; None while it is not whole."""
+    found = _REQUEST.match(received)
+    size_bytes = found.end() + int(found[2]) if found else 0
+    return (int(found[1]), size_bytes) if found and len(received) >= size_bytes else None
 
 
 async def receive() -> None:
@@ -75,27 +68,22 @@ async def receive() -> None:
     await server.serve_forever()
 
 
-def pool(at_once: int) -> urllib3.PoolManager:
-    """Return connections for so many threads."""
-    return urllib3.PoolManager(maxsize=at_once, retries=False)
+def poster(url: str, at_once: int) -> Callable[[dict[str, Any]], None]:
+    """Return what makes a call for an event on a thread, with notify's request."""
+    http = urllib3.PoolManager(maxsize=at_once, retries=False)
 
+    def post(event: dict[str, Any]) -> None:
+        key = {"Idempotency-Key": event["id"]}
+        response = http.request("POST", url, json=event, headers=key, redirect=False)
+        _require_200(response.status)
 
-def post(http: urllib3.PoolManager, url: str, event_id: str, event: object) -> None:
-    """Make one call on this thread, with notify's request."""
-    key = {"Idempotency-Key": event_id}
-    response = http.request("POST", url, json=event, headers=key, redirect=False)
-    _require_200(response.status)
+    return post
 
 
 def _on_threads(url: str, at_once: int, bodies: Iterator[bytes]) -> None:
-    http = pool(at_once)
-
-    def make(body: bytes) -> None:
-        event = orjson.loads(body)
-        post(http, url, event["id"], event)
-
+    post = poster(url, at_once)
     with ThreadPoolExecutor(at_once) as threads:
-        for _ in threads.map(make, bodies):
+        for _ in threads.map(lambda body: post(orjson.loads(body)), bodies):
             pass
 
 
@@ -118,12 +106,7 @@ def _require_200(status: int) -> None:
         raise RuntimeError(f"the receiver answered {status}")
 
 
-def main(kind: str, *arguments: str) -> None:
-    """Receive calls, or make so many and tell what that took."""
-    if kind == "receiver":
-        asyncio.run(receive())
-        return
-    url, at_once, calls = arguments[0], int(arguments[1]), int(arguments[2])
+def _call(kind: str, url: str, at_once: int, calls: int) -> None:
     bodies = iter(new_events(calls))
     with timed(calls):
         if kind == "plain":
@@ -133,4 +116,7 @@ def main(kind: str, *arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1] == "receiver":
+        asyncio.run(receive())
+    else:
+        _call(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

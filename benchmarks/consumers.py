@@ -1,13 +1,14 @@
 """The consumers that are measured beside the repository's services, each a process of its own.
 
-    python -m benchmarks.consumers bare|plain
-    python -m benchmarks.consumers ceiling|naive PREFETCH
+    python -m benchmarks.consumers bare|order|plain|ceiling|naive
 
-They find the servers as a service does, by RABBITMQ_URL and ETCD_ENDPOINTS.
+They find the servers as a service does, by RABBITMQ_URL and ETCD_ENDPOINTS. `bare` and `order` wait
+for HANDLER_MS in each handler, `ceiling` and `naive` take PREFETCH events at once.
 """
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,35 +19,42 @@ import pika
 from idempotent_consumer import Event, Service, Settings
 
 
-def bare() -> int:
-    """Run a service whose handler wants nothing recorded but the event."""
-    service = Service("bare", noun="events")
+def bare(name: str = "bare", noun: str = "events") -> int:
+    """Run a service whose handler computes nothing and wants nothing recorded but the event."""
+    service = Service(name, noun=noun)
+    wait_s = float(os.environ.get("HANDLER_MS", "0")) / 1000
 
     @service.handler("new_order")
-    def do_nothing(_event: Event) -> None:
-        """Return no effect."""
+    def wait(_event: Event) -> None:
+        """Wait, as for an answer of something outside, and return no effect."""
+        if wait_s:
+            time.sleep(wait_s)
 
     return service.run()
+
+
+def order() -> int:
+    """Run the same under the name of the order service, for a cluster's queues and counters."""
+    return bare("order", "orders")
 
 
 def plain() -> int:
     """Run a service whose handler is a plain function, which makes notify's request by urllib3."""
     # Imported here: what starts beside it shall not take longer for it.
-    from .calls import pool, post
+    from .calls import poster
 
     service = Service("plain", noun="calls")
-    http = pool(Settings.from_environ(os.environ).calls_at_once)
-    url = os.environ["NOTIFY_URL"]
+    post = poster(os.environ["NOTIFY_URL"], Settings.from_environ(os.environ).calls_at_once)
 
     @service.claimed_handler("new_order", timeout_s=5.0)
     def notify(event: Event, _timeout_s: float) -> None:
         """Make one call."""
-        post(http, url, event.id, {"id": event.id, "type": event.type, "args": event.args})
+        post({"id": event.id, "type": event.type, "args": event.args})
 
     return service.run()
 
 
-def ceiling(prefetch: int) -> None:
+def ceiling() -> None:
     """Take and ack what a quorum queue delivers, and do nothing with it.
 
     The same pika connection as the library's, the same prefetch, and like there one multiple ack
@@ -68,7 +76,8 @@ def ceiling(prefetch: int) -> None:
             unacked = 0
 
         channel.basic_qos(
-            prefetch_count=prefetch, callback=lambda _: channel.basic_consume("ceiling", on_message)
+            prefetch_count=int(os.environ["PREFETCH"]),
+            callback=lambda _: channel.basic_consume("ceiling", on_message),
         )
 
     connection = pika.SelectConnection(
@@ -78,7 +87,7 @@ def ceiling(prefetch: int) -> None:
     connection.ioloop.start()
 
 
-def naive(prefetch: int) -> None:
+def naive() -> None:
     """For each event make one etcd transaction and one ack, one after the other.
 
     What the tutorials of pika and etcd3 lead to: a blocking connection, a callback for each
@@ -98,12 +107,12 @@ def naive(prefetch: int) -> None:
 
     parameters = pika.URLParameters(os.environ["RABBITMQ_URL"])
     channel = pika.BlockingConnection(parameters).channel()
-    channel.basic_qos(prefetch_count=prefetch)
+    channel.basic_qos(prefetch_count=int(os.environ["PREFETCH"]))
     channel.basic_consume("naive", on_message)
     channel.start_consuming()
 
 
 if __name__ == "__main__":
-    _COMMANDS: dict[str, Callable[..., int | None]]
-    _COMMANDS = {"bare": bare, "plain": plain, "ceiling": ceiling, "naive": naive}
-    sys.exit(_COMMANDS[sys.argv[1]](*map(int, sys.argv[2:])))
+    commands: dict[str, Callable[[], int | None]]
+    commands = {"bare": bare, "order": order, "plain": plain, "ceiling": ceiling, "naive": naive}
+    sys.exit(commands[sys.argv[1]]())

@@ -2,19 +2,19 @@
 
     python -m benchmarks.publishers library|unconfirmed URL EVENTS
     python -m benchmarks.publishers open_loop URL QUEUE EVENTS_PER_S EVENTS
-    python -m benchmarks.publishers filler URL QUEUE
 
-The first two send the same bodies, persistent, to the exchange `events`.
+Each prints in the end, as JSON, what it took. The first two send the same bodies, persistent, to
+the exchange `events`.
 """
 
-import random
-import signal
+import json
 import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from statistics import median
 from typing import Any
 
 import pika
@@ -24,19 +24,10 @@ from pika.exceptions import ConnectionClosedByClient
 from idempotent_consumer import Producer, Settings
 from idempotent_consumer.names import EXCHANGE
 
-from .processes import tell, timed
-from .results import NotMeasuredError, percentile
-from .subjects import Mix
-
 PERSISTENT = pika.BasicProperties(content_type="application/json", delivery_mode=2)
 
-_SEED = 4
 _UNCONFIRMED_AT_ONCE = 500
 """Events between two looks at the socket: it sends these while the next are made ready."""
-_OPEN_LOOP_AT_ONCE = 100
-"""What is late goes out while more becomes due."""
-_LEAST_READY, _CHUNK = 20_000, 10_000
-_LOOK_AGAIN_S = 0.05
 
 
 def body(event_id: object) -> bytes:
@@ -51,102 +42,58 @@ def new_events(number: int) -> list[bytes]:
     return [body(uuid.uuid4()) for _ in range(number)]
 
 
-def series(mix: Mix, length: int) -> tuple[list[bytes], int]:
-    """Return the bodies to publish, and how many events they are; `length` is of one series."""
-    if mix is Mix.SHUFFLED:
-        bodies = 2 * new_events(length // 2)
-        random.Random(_SEED).shuffle(bodies)
-        return bodies, length // 2
-    bodies = new_events(length)
-    return (2 * bodies if mix is Mix.REPEATED else bodies), length
-
-
 class Firehose:
-    """Publishes bodies of one size to one queue, with confirms, and hardly any CPU time.
+    """Publishes bodies of one size to one queue, persistent, with hardly any CPU time.
 
     pika's channel takes 16 µs of it an event (measured), which on two cores is a large part of
     what there is for those that are measured; this way it is half a one. Such events differ only
-    in their bodies: all else is encoded once, by pika, and goes out over a socket of its own.
+    in their bodies: all else is encoded once, by pika, and goes out over pika's own socket.
+    Without confirms: whoever uses it counts what has arrived.
     """
 
-    _CHANNEL = 1
-    _SLICE = 1_000
-    _UNCONFIRMED = 5_000
-    _TIMEOUT_S = 30.0
-
     def __init__(self, url: str, queue: str, size_bytes: int) -> None:
-        parameters = pika.URLParameters(url)
-        address = (parameters.host, parameters.port)
-        self._socket = socket.create_connection(address, self._TIMEOUT_S)
+        # No heartbeats: between two publishings nobody would send them.
+        self._connection = pika.BlockingConnection(pika.URLParameters(f"{url}?heartbeat=0"))
+        number = self._connection.channel().channel_number
+        self._socket = self._connection._impl._transport._sock  # noqa: SLF001
         # An event that is due goes out at once, whatever TCP still waits for.
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._received = b""
-        self._sent = self._confirmed = 0
-        content = frame.Body(self._CHANNEL, b"\0" * size_bytes).marshal()
+        content = frame.Body(number, b"\0" * size_bytes).marshal()
         self._after = content[-1:]
         self._before = (
-            frame.Method(self._CHANNEL, spec.Basic.Publish(routing_key=queue)).marshal()
-            + frame.Header(self._CHANNEL, size_bytes, PERSISTENT).marshal()
+            frame.Method(number, spec.Basic.Publish(routing_key=queue)).marshal()
+            + frame.Header(number, size_bytes, PERSISTENT).marshal()
             + content[: -size_bytes - 1]
         )
-        self._open(parameters)
 
     def publish(self, bodies: Sequence[bytes]) -> None:
-        """Publish events; 5,000 may be unconfirmed after it. Raises NotMeasuredError or OSError."""
-        for first in range(0, len(bodies), self._SLICE):
-            part = bodies[first : first + self._SLICE]
-            between = self._after + self._before
-            self._socket.sendall(self._before + between.join(part) + self._after)
-            self._sent += len(part)
-            self._await_confirms(self._UNCONFIRMED)
+        """Send events; raises OSError."""
+        self._socket.setblocking(True)
+        between = self._after + self._before
+        self._socket.sendall(self._before + between.join(bodies) + self._after)
+        self._socket.setblocking(False)
 
     def close(self) -> None:
-        """Wait until everything is confirmed, and close the socket."""
-        self._await_confirms(0)
-        self._socket.close()
-
-    def _open(self, parameters: Any) -> None:
-        self._socket.sendall(frame.ProtocolHeader().marshal())
-        self._await(spec.Connection.Start)
-        login = parameters.credentials
-        self._send(0, spec.Connection.StartOk({}, "PLAIN", f"\0{login.username}\0{login.password}"))
-        tune = self._await(spec.Connection.Tune)
-        # No heartbeats: between two publishings nobody would send them.
-        self._send(0, spec.Connection.TuneOk(tune.channel_max, tune.frame_max, 0))
-        self._send(0, spec.Connection.Open(parameters.virtual_host))
-        self._await(spec.Connection.OpenOk)
-        self._send(self._CHANNEL, spec.Channel.Open())
-        self._await(spec.Channel.OpenOk)
-        self._send(self._CHANNEL, spec.Confirm.Select())
-        self._await(spec.Confirm.SelectOk)
-
-    def _await_confirms(self, outstanding: int) -> None:
-        while self._sent - self._confirmed > outstanding:
-            # A quorum queue confirms in order where nothing fails.
-            self._confirmed = max(self._confirmed, self._await(spec.Basic.Ack).delivery_tag)
-
-    def _send(self, channel: int, method: Any) -> None:
-        self._socket.sendall(frame.Method(channel, method).marshal())
-
-    def _await(self, wanted: Any) -> Any:
-        consumed, found = frame.decode_frame(self._received)
-        while found is None:
-            more = self._socket.recv(65_536)
-            if not more:
-                raise NotMeasuredError("the broker closed the publisher's connection")
-            self._received += more
-            consumed, found = frame.decode_frame(self._received)
-        self._received = self._received[consumed:]
-        if not isinstance(found.method, wanted):
-            raise NotMeasuredError(f"the broker sent {found.method}, not {wanted.NAME}")
-        return found.method
+        """Close the connection: the broker answers that behind everything that it was sent."""
+        self._connection.close()
 
 
-def preload(url: str, queue: str, bodies: Sequence[bytes]) -> None:
-    """Publish events of one size to a queue; the broker has confirmed them all."""
-    firehose = Firehose(url, queue, len(bodies[0]))
-    firehose.publish(bodies)
-    firehose.close()
+def pour(url: str, queue: str, bodies: Sequence[bytes]) -> None:
+    """Send events of one size, if any, to a queue."""
+    if bodies:
+        firehose = Firehose(url, queue, len(bodies[0]))
+        firehose.publish(bodies)
+        firehose.close()
+
+
+@contextmanager
+def timed(events: int) -> Iterator[None]:
+    """Print how fast the block works off so many events, and what CPU time each of them costs."""
+    started_s, cpu_s = time.monotonic(), time.process_time()
+    yield
+    took_s = time.monotonic() - started_s
+    cpu_us = (time.process_time() - cpu_s) / events * 1e6
+    print(json.dumps({"events/s": events / took_s, "CPU µs an event": cpu_us}))
 
 
 def library(url: str, events: str) -> None:
@@ -212,47 +159,24 @@ def open_loop(url: str, queue: str, per_s: str, events: str) -> None:
     start_s = time.monotonic()
     while (first := len(late_s)) < len(bodies):
         passed_s = time.monotonic() - start_s
-        due = min(int(passed_s * rate) + 1, first + _OPEN_LOOP_AT_ONCE, len(bodies))
+        due = min(int(passed_s * rate) + 1, len(bodies))
         if due > first:
             firehose.publish(bodies[first:due])
             late_s += [passed_s - number / rate for number in range(first, due)]
         else:
             time.sleep(max(0.0, first / rate - passed_s))
-    took_s = (len(bodies) - 1) / rate + late_s[-1]
     firehose.close()
-    tell(
-        start_s=start_s,
-        took_s=took_s,
-        late_ms=1000 * (percentile(late_s, 500) or late_s[0]),
-    )
+    found = {"late_ms": 1000 * median(late_s), "reached_per_s": reached_per_s(rate, late_s)}
+    print(json.dumps({"start_s": start_s, **found}))
 
 
-def filler(url: str, queue: str) -> None:
-    """Publish whenever few events wait, so that a queue stays filled but bounded.
-
-    On SIGTERM it finishes what it is at and prints how many it has published, all confirmed.
-    """
-    stopping: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _frame: stopping.append(number))
-    connection = pika.BlockingConnection(pika.URLParameters(url))
-    channel = connection.channel()
-    firehose, published = Firehose(url, queue, len(new_events(1)[0])), 0
-    while not stopping:
-        if channel.queue_declare(queue, passive=True).method.message_count < _LEAST_READY:
-            firehose.publish(new_events(_CHUNK))
-            published += _CHUNK
-        else:
-            connection.sleep(_LOOK_AGAIN_S)
-    firehose.close()
-    connection.close()
-    print(published)
+def reached_per_s(per_s: float, late_s: Sequence[float]) -> float:
+    """Return the rate from the first event, due at once, to the last, by how late they were."""
+    intervals = len(late_s) - 1
+    return intervals / (intervals / per_s + late_s[-1])
 
 
 if __name__ == "__main__":
-    _COMMANDS: dict[str, Callable[..., None]] = {
-        "library": library,
-        "unconfirmed": unconfirmed,
-        "open_loop": open_loop,
-        "filler": filler,
-    }
-    _COMMANDS[sys.argv[1]](*sys.argv[2:])
+    commands: dict[str, Callable[..., None]]
+    commands = {"library": library, "unconfirmed": unconfirmed, "open_loop": open_loop}
+    commands[sys.argv[1]](*sys.argv[2:])

@@ -1,60 +1,55 @@
-"""What is measured: the consumers, the calls and the publishers, with their names in tables."""
+"""The consumers that are measured, with their names in tables, and the series that they get."""
 
+import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import Enum
-from itertools import product
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from idempotent_consumer.bus import prefetch
-from servers.servers import REPOSITORY
+
+from .publishers import new_events
 
 LARGE = {"ETCD_MAX_TXN_OPS": "1024", "BATCH_SIZE": "512"}
 """What the compose files set."""
 SMALL = {"ETCD_MAX_TXN_OPS": "128", "BATCH_SIZE": "128"}
 """What etcd allows unless told otherwise, and the services' own defaults."""
 
-_OF_REPOSITORY = ("order", "notify")
+Order = Literal["each once", "the whole series twice", "each twice, shuffled"]
+"""How a series is made of events.
+
+A series that comes twice consists, the second time, of duplicates of what the same process has just
+recorded, so the cache is as warm as can be, with no restart and no import in between. A shuffled
+one has the same order in each run.
+"""
+
+_SEED = 4
 
 
-class Mix(Enum):
-    """How a series is made of events.
-
-    A repeated series comes a second time behind itself: the second consists of duplicates of
-    what the same process has just recorded, so the cache is as warm as can be, with no restart
-    and no import in between. In a shuffled one each event comes twice, in an order that is the
-    same in each run.
-    """
-
-    FRESH = "each once"
-    REPEATED = "the whole series twice"
-    SHUFFLED = "each twice, shuffled"
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One consumer, a service where it has settings. It gets one of `one_in` of a run's events."""
+class Subject(NamedTuple):
+    """One consumer, by its queue. It gets one of `one_in` of a run's events."""
 
     name: str
     queue: str
-    prefetch: int
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str]
+    order: Order = "each once"
     one_in: int = 1
-    mix: Mix = Mix.FRESH
 
     @property
     def command(self) -> tuple[str, ...]:
         """Its module and arguments."""
-        if self.queue in _OF_REPOSITORY:
-            return (self.queue,)
-        arguments = () if self.settings else (str(self.prefetch),)
-        return ("benchmarks.consumers", self.queue, *arguments)
+        is_ours = self.queue in ("order", "notify") and "HANDLER_MS" not in self.settings
+        return (self.queue,) if is_ours else ("benchmarks.consumers", self.queue)
 
     @property
-    def directory(self) -> Path:
-        """Where it is run."""
-        return REPOSITORY / self.queue if self.queue in _OF_REPOSITORY else REPOSITORY
+    def is_service(self) -> bool:
+        """Whether it is made with the library."""
+        return "BATCH_SIZE" in self.settings
+
+    @property
+    def prefetch(self) -> int:
+        """How many deliveries it may have unacked."""
+        if self.is_service:
+            return prefetch(int(self.settings["BATCH_SIZE"]))
+        return int(self.settings["PREFETCH"])
 
     @property
     def records(self) -> tuple[str, ...]:
@@ -62,25 +57,34 @@ class Subject:
         effects = ("/orders/",) if self.queue == "order" else ()
         return () if self.queue == "ceiling" else (f"/service/{self.queue}/", *effects)
 
+    def series(self, length: int) -> tuple[list[bytes], int]:
+        """Return the bodies to publish, and how many events they are; `length` is of one series."""
+        if self.order == "each twice, shuffled":
+            bodies = 2 * new_events(length // 2)
+            random.Random(_SEED).shuffle(bodies)
+            return bodies, length // 2
+        bodies = new_events(length)
+        return (2 * bodies if self.order == "the whole series twice" else bodies), length
+
 
 def service(
-    queue: str, settings: Mapping[str, str], mix: Mix = Mix.FRESH, name: str = ""
+    queue: str, settings: Mapping[str, str], order: Order = "each once", name: str = ""
 ) -> Subject:
     """Return a service with these settings: `bare` has no effect, `order` one for each event."""
     what = {"bare": "library, no effect", "order": "order, one effect"}.get(queue)
     name = name or f"{what}, {settings['ETCD_MAX_TXN_OPS']}/{settings['BATCH_SIZE']}"
-    return Subject(name, queue, prefetch(int(settings["BATCH_SIZE"])), settings, mix=mix)
+    return Subject(name, queue, settings, order)
 
 
-CEILING = Subject("ceiling: pika alone", "ceiling", prefetch(512))
+CEILING = Subject("ceiling: pika alone", "ceiling", {"PREFETCH": str(prefetch(512))})
 # One event is in hand at a time: a larger prefetch would only fill the outer tenths.
-NAIVE = Subject("naive: one txn, one ack each", "naive", 100, one_in=20)
-BARE, BARE_SMALL = service("bare", LARGE, Mix.REPEATED), service("bare", SMALL)
+NAIVE = Subject("naive: one txn, one ack each", "naive", {"PREFETCH": "100"}, one_in=20)
+BARE, BARE_SMALL = service("bare", LARGE, "the whole series twice"), service("bare", SMALL)
 ORDER, ORDER_SMALL = service("order", LARGE), service("order", SMALL)
-HALF = service("bare", LARGE, Mix.SHUFFLED, "half duplicates")
+HALF = service("bare", LARGE, "each twice, shuffled", "half duplicates")
 CONSUMERS = (CEILING, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, HALF)
 DUPLICATES = "duplicates, cache warm"
-"""The second series of those that are repeated."""
+"""The second series of those that come twice."""
 
 SWEEP = {
     size: [service(queue, {**LARGE, "BATCH_SIZE": str(size)}) for queue in ("bare", "order")]
@@ -108,18 +112,8 @@ class Calls(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The subject that makes these calls for events."""
+        """Its row."""
         return f"{self.kind}, {self.answer_ms} ms, {self.at_once:,} at once"
-
-    @property
-    def alone(self) -> str:
-        """The client that makes them for nobody."""
-        return f"{self.name}, client alone"
-
-    @property
-    def most_per_s(self) -> float | None:
-        """What the slots allow; None where the receiver answers at once."""
-        return 1000 * self.at_once / self.answer_ms if self.answer_ms else None
 
     def subject(self, receiver_url: str) -> Subject:
         """Return the service that makes them, under a claim."""
@@ -129,7 +123,9 @@ class Calls(NamedTuple):
         return service(queue, settings, name=self.name)
 
 
-_KINDS: tuple[Literal["coroutine", "plain"], ...] = ("coroutine", "plain")
 CALLS = [
-    Calls(kind, ms, at_once) for ms, kind, at_once in product((0, 10, 100), _KINDS, (100, 1000))
+    Calls(kind, answer_ms, at_once)
+    for answer_ms in (0, 10, 100)
+    for kind in ("coroutine", "plain")
+    for at_once in (100, 1000)
 ]

@@ -1,0 +1,323 @@
+"""The arithmetic on what a run has found, and how it is judged, kept and shown."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from . import history, pictures, subjects, tables
+from .__main__ import RESULTS, marks_of
+from .calls import first_request
+from .figures import Mark, NotMeasuredError, Report, Table, compare, medians, percentile, pooled
+from .latency import latencies_ms, steps_table, summary
+from .publishers import reached_per_s
+from .scenarios import SCENARIOS
+from .sites import Progress, gauges_of, rate
+from .subjects import CALLS, CEILING, CONSUMERS, DUPLICATES, SWEEP
+from .throughput import add_call_shares
+
+SUBJECTS = (*(each.name for each in CONSUMERS), DUPLICATES)
+PER_S = dict(zip(SUBJECTS, (1000, 20, 600, 450, 500, 350, 900, 700), strict=True))
+REQUEST = b"POST /100 HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nIdempotency-Key: 1\r\n\r\n1234"
+
+
+def bench(
+    recorded_ms: float = 2.8, of_slots: float = 0.9, of_client: float = 0.4, **per_s: float
+) -> Report:
+    """Return a run that meets each mark, but for what is given."""
+    calls: Table = {}
+    for each in CALLS:
+        reached = of_slots * (1000 * each.at_once / each.answer_ms if each.answer_ms else 1000)
+        calls[each.name] = {"events/s": [reached], "client alone, calls/s": [reached / of_client]}
+    published = {subjects.CONFIRMED: 60.0, subjects.UNCONFIRMED: 100.0}
+    swept = {each.name: {"events/s": [500.0]} for pair in SWEEP.values() for each in pair}
+    found: dict[str, Table] = {
+        "Consuming": {name: {"events/s": [value]} for name, value in {**PER_S, **per_s}.items()},
+        "Calls": add_call_shares(calls),
+        "Publishing": {name: {"events/s": [per_s.get(name, n)]} for name, n in published.items()},
+        "Latency when idle": steps_table([recorded_ms] * 200, [1.0] * 200, [1.0] * 200),
+        "Batch size": {CEILING.name: {"events/s": [900.0, 1000.0, 1050.0]}, **swept},
+        "Latency by load": {
+            "100": summary(100, [[1.0] * 60 + [20.0] * 40, [1.0] * 100], [0.1], [100.0, 99.1]),
+            "1,000": summary(1000, [[2.0] * 900] * 2, [0.1], [1000.0, 980.0]),
+        },
+    }
+    return Report("a machine", 2, 40_000, found)
+
+
+def missed(report: Report) -> list[str]:
+    return [mark.name for mark, table in marks_of(report) if not mark.met(table)]
+
+
+def falling(first_s: float, ready: int, per_s: float, step: int = 1) -> list[Progress]:
+    """Return a queue that runs empty from a time on, `step` messages at once, 10 µs for each."""
+    return [
+        Progress(first_s + done / per_s, ready - done // step * step, done * 1e-5)
+        for done in range(ready + 1)
+    ]
+
+
+def load(lasts_s: int, late_s: int = 0, grows: float = 0) -> list[history.Sample]:
+    """Return a run with a lease a second, revoked after its time and `late_s`."""
+    return [
+        {
+            **dict.fromkeys((*history.MEASURES, "ready"), 100.0),
+            "at_s": at_s,
+            "service MB": 100 + grows * at_s,
+            "written": 1000 * at_s,
+            "granted": at_s,
+            "revoked": max(0, at_s - 66 - late_s),
+        }
+        for at_s in range(0, lasts_s + 1, 5)
+    ]
+
+
+def test_a_ratio_is_taken_round_by_round() -> None:
+    """The machine is ten times slower in the second round: the ratio of the medians is 0.8."""
+    table: Table = {"a": {"x": [50, 8, 60]}, "b": {"x": [100, 10, 100]}}
+
+    assert Mark("a / b", "a", "x", "b").values(table) == [0.5, 0.8, 0.6]
+    assert Mark("a / b", "a", "x", "b", at_least=0.6, at_most=0.6).met(table)
+
+
+@pytest.mark.parametrize(
+    ("samples", "per_mille", "expected"),
+    [
+        *((1000, 500, 500), (1000, 990, 990), (1000, 999, 999)),
+        *((100, 990, 99), (101, 990, 100), (3, 500, 2)),
+        # Too few give none.
+        *((999, 999, None), (99, 990, None), (1, 500, None), (0, 500, None)),
+    ],
+)
+def test_a_percentile_is_the_sample_that_so_many_do_not_exceed(
+    samples: int, per_mille: int, expected: int | None
+) -> None:
+    assert percentile([float(n) for n in range(samples, 0, -1)], per_mille) == expected
+
+
+def test_percentiles_are_of_all_rounds_together() -> None:
+    """Each round has enough samples for a median of its own, one has not for p99."""
+    rounds = [[1.0] * 100, [3.0] * 40]
+    assert [pooled(rounds, n) for n in (500, 990, 999)] == [[1.0, 1.0, 3.0], [3.0], []]
+
+
+@pytest.mark.parametrize(("slowest", "is_kept"), [(99.1, True), (98.9, False)])
+def test_a_rate_that_was_not_kept_in_each_round_has_no_percentile(
+    slowest: float, is_kept: bool
+) -> None:
+    row = summary(100, [[1.0] * 5000] * 2, [0.1], [100.0, slowest])
+
+    assert [bool(row[f"{name}, ms"]) for name in ("p50", "p99", "p99.9")] == [is_kept] * 3
+    assert row["rate not kept, slowest"] == ([] if is_kept else [98.9])
+
+
+def test_a_latency_begins_when_its_event_was_due() -> None:
+    """Event 3 of 2/s is due 1.5 s after the start, whenever sent; the first second is out."""
+    recorded_s = {0: 1000.5, 1: 1000.6, 2: 1001.25, 3: 1002.0}
+    assert latencies_ms(2, 4, 1000.0, recorded_s) == pytest.approx([250.0, 500.0])
+
+
+def test_the_rate_reached_counts_intervals_and_not_events() -> None:
+    """Eleven events, one each tenth of a second, take one second; here the last is late by one."""
+    assert reached_per_s(10.0, [0.0] * 10 + [1.0]) == 5.0
+
+
+WHOLE = falling(10.0, 1000, per_s=500.0)
+FIRST_OF_TWO = [seen._replace(ready=seen.ready + 1000) for seen in falling(0.0, 1000, 100.0)]
+
+
+@pytest.mark.parametrize(
+    ("seen", "behind", "prefetch", "per_s"),
+    [
+        # A start that takes ten seconds and a slow end are in the outer tenths.
+        ([Progress(0.0, 1000, 0.0), *WHOLE[:950], Progress(100.0, 0, 0.01)], 0, 0, 500.0),
+        # 400 of 1,000 leave the queue before the first ack.
+        ([Progress(0, 1000, 0), Progress(1, 700, 0), *falling(5.0, 600, 100.0)], 0, 400, 100.0),
+        # Each of two series has a rate of its own.
+        ([*FIRST_OF_TWO, *falling(10.0, 1000, 400.0)], 1000, 0, 100.0),
+        ([*FIRST_OF_TWO, *falling(10.0, 1000, 400.0)], 0, 0, 400.0),
+        # Acks come 90 at a time: a step cut in two would give up to a ninth too much or too little.
+        (falling(0.0, 1000, 100.0, step=90), 0, 0, 100.0),
+    ],
+)
+def test_the_rate_is_that_of_the_inner_tenths_without_the_prefetch_window(
+    seen: list[Progress], behind: int, prefetch: int, per_s: float
+) -> None:
+    found = rate(seen, 1000, behind=behind, prefetch=prefetch)
+    assert found == pytest.approx({"events/s": per_s, "CPU µs an event": 10.0})
+
+
+def test_too_few_samples_give_no_rate() -> None:
+    seen = [Progress(0.0, 1000, 0.0), Progress(1.0, 500, 0.1), Progress(2.0, 0, 0.2)]
+    with pytest.raises(NotMeasuredError):
+        rate(seen, 1000)
+
+
+def test_a_shuffled_series_has_each_event_twice_in_the_same_order_each_time() -> None:
+    """Ids are fresh each time, so the order shows in where the first of each comes again."""
+    (one, events), (other, _) = (subjects.HALF.series(100) for _ in range(2))
+    places = [[series.index(body) for body in series] for series in (one, other)]
+
+    assert list(Counter(one).values()) == [2] * events == [2] * 50
+    assert places[0] == places[1] != sorted(places[0])
+    assert not set(one) & set(other)
+
+
+def test_a_repeated_series_comes_as_a_whole_behind_itself() -> None:
+    bodies, events = subjects.BARE.series(10)
+    assert (events, bodies[:10], len(set(bodies))) == (10, bodies[10:], 10)
+
+
+def test_every_ratio_is_of_a_subject_to_its_reference() -> None:
+    """The names are those of the ratios that are kept, or `check` would miss them."""
+    found = medians(marks_of(bench(recorded_ms=2.5)))
+
+    of_calls = [0.4] * 12 + [0.9] * 8
+    assert list(found.values()) == [0.6, 0.5, 0.45, 0.35, 0.9, 0.7, 30.0, *of_calls, 0.6, 0.8]
+    assert list(found) == list(json.loads((RESULTS / "ratios.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        (bench(), []),
+        (bench(recorded_ms=2.81), ["publish to recorded, idle / bare steps, medians"]),
+        (bench(**{SUBJECTS[2]: 599}), ["durable, no effect / ceiling"]),
+        (bench(**{SUBJECTS[4]: 499}), ["durable, one effect / ceiling"]),
+        (bench(**{SUBJECTS[3]: 449}), ["durable, no effect / ceiling, 128 operations"]),
+        (bench(**{SUBJECTS[5]: 349}), ["durable, one effect / ceiling, 128 operations"]),
+        (bench(**{DUPLICATES: 699}), ["all duplicates, cache warm / ceiling"]),
+        (bench(**{SUBJECTS[1]: 25}), ["durable, no effect / naive"]),
+        (bench(**{subjects.CONFIRMED: 59}), ["confirmed publishing / pika without confirms"]),
+    ],
+)
+def test_a_mark_is_missed_where_the_median_is_on_its_wrong_side(
+    report: Report, expected: list[str]
+) -> None:
+    assert missed(report) == expected
+
+
+@pytest.mark.parametrize(
+    ("of_slots", "of_client", "name"),
+    [
+        (0.91, 0.41, None),
+        (0.5, 0.61, None),
+        (
+            0.89,
+            0.59,
+            "calls / (0.9 of the slots or 0.6 of the client alone): {}, 100 ms, {} at once",
+        ),
+        (0.91, 0.39, "calls / client alone: {}, 0 ms, {} at once"),
+    ],
+)
+def test_calls_to_a_slow_receiver_reach_the_lesser_of_two_bounds(
+    of_slots: float, of_client: float, name: str | None
+) -> None:
+    """Where a thousand wait at once the client cannot fill the slots, and is the bound."""
+    cases = [(kind, n) for kind in ("coroutine", "plain") for n in ("100", "1,000")]
+    found = missed(bench(of_slots=of_slots, of_client=of_client))
+    assert found == [name.format(*case) for case in cases if name]
+
+
+def test_a_history_is_held_to_its_marks_where_it_is_longest() -> None:
+    names = ("first event recorded, ms", "import, s", "service MB", "etcd's file, in use MB")
+    empty = {name: [n] for name, n in zip(names, (200.0, 0.0, 50.0, 1.0), strict=True)}
+    longest = {name: [n] for name, n in zip(names, (300.0, 5.0, 50.0999, 1.3), strict=True)}
+    table: Table = {"0": empty, "1,000": {**longest, "transactions for duplicates": [0.0]}}
+    report = Report("", 1, 1, {"By number of records": history.add_growth(table, (0, 1000))})
+    marks = SCENARIOS["growth"].marks
+
+    assert missed(report) == []
+    assert [mark.values(table)[0] for mark in marks] == pytest.approx([1.5, 5, 99.9, 0])
+    for mark, value in zip(marks, (1.51, 5.1, 100.1, 1), strict=True):
+        table["1,000"][mark.column] = [value]
+    assert missed(report) == [mark.name for mark in marks]
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        (load(1800), []),
+        (load(1800, grows=1), ["service MB, last third ÷ the one before"]),
+        (load(1800, late_s=60), ["the oldest lease, s over its time"]),
+    ],
+)
+def test_what_grows_misses_its_mark(samples: list[history.Sample], expected: list[str]) -> None:
+    report = Report("", 1, 1, {"After the load": {"figure": history.thirds(samples)}})
+
+    assert len(marks_of(report)) == 8
+    assert missed(report) == expected
+
+
+def test_a_short_run_is_not_judged() -> None:
+    table = {"figure": history.thirds(load(120, grows=10))}
+    assert {mark.met(table) for mark in SCENARIOS["steady"].marks} == {None}
+
+
+def test_the_oldest_lease_is_the_first_that_is_not_revoked() -> None:
+    totals = ((0.0, 0, 0), (5, 2, 0), (10, 4, 2), (15, 6, 3), (20, 6, 6))
+    samples = [dict(zip(("at_s", "granted", "revoked"), each, strict=True)) for each in totals]
+    assert history.oldest_lease_s(samples) == [0, 5, 5, 10, 0]
+
+
+def test_a_ratio_may_fall_by_a_fifth_of_what_is_kept_and_no_more() -> None:
+    """One that is no longer measured fails; one that is not kept yet is told last, and passes."""
+    kept = {"a": 1.0, "gone": 1.0, "b": 50.0}
+
+    assert compare(kept, {"new": 0.1, "b": 40.5, "a": 0.79}) == [
+        (False, "FELL     a: kept 1.000, now 0.790 (-21 %)"),
+        (False, "MISSING  gone: kept 1.000, not measured now"),
+        (True, "ok       b: kept 50.000, now 40.500 (-19 %)"),
+        (True, "new      new: 0.100, not kept yet: make bench keeps it"),
+    ]
+
+
+def test_a_run_is_kept_and_shown_as_it_was(tmp_path: Path) -> None:
+    report = bench()
+    report.write(tmp_path / "run.json")
+    assert Report.read(tmp_path / "run.json") == report
+    page = tables.page("Measured", report, marks_of(report), {"Calls": "A call for each event."})
+
+    assert "|     30 |   at least 25 | yes |" in page
+    assert "## Calls\n\nA call for each event.\n\n|  " in page
+    assert "| ceiling: pika alone          | 1,000 (900 to 1,050) |" in page
+    assert "| p50, ms                |            1 |     - |" in page, "a wide table is turned"
+
+
+def test_pictures_place_a_greater_figure_higher() -> None:
+    """The ceiling is at 1,000 of 1,200, the library at 500; p50 at 1 ms of 50."""
+    found = bench().tables
+    throughput = pictures.throughput(found["Batch size"])
+    latency = pictures.latency(found["Latency by load"])
+
+    assert throughput.count('cy="131.7" r="5" fill="#b3261e"') == 6
+    assert throughput.count('cy="260.8" r="5" fill="#0b62a4"') == 6
+    assert '<circle cx="110.0" cy="390.0" r="5" fill="#0b62a4"/>' in latency
+    assert ">(not reached)</text>" in latency
+
+
+def test_each_of_etcds_metrics_is_read_by_its_whole_name() -> None:
+    service = 'grpc_service="etcdserverpb.KV",grpc_type="unary"'
+    lines = [
+        "# TYPE etcd_mvcc_put_total counter",
+        "etcd_mvcc_put_total 3.00002e+05",
+        "etcd_mvcc_put_total_of_another 7",
+        "etcd_debugging_lease_granted_total 30",
+        "etcd_debugging_lease_revoked_total 4",
+        f'grpc_server_started_total{{grpc_method="Txn",{service}}} 12',
+        f'grpc_server_started_total{{grpc_method="TxnOfAnother",{service}}} 5',
+        "process_resident_memory_bytes 2e6",
+        *(f"etcd_mvcc_db_total_size_in_{which} 2e6" for which in ("bytes", "use_in_bytes")),
+        "etcd_debugging_mvcc_keys_total 3",
+    ]
+    found = gauges_of("\n".join(lines))
+
+    assert (found["written"], found["leases"], found["transactions"]) == (300_002, 26, 12)
+    with pytest.raises(KeyError):
+        gauges_of("")
+
+
+def test_a_request_is_answered_when_it_has_arrived_whole() -> None:
+    assert first_request(REQUEST + b"POST") == (100, len(REQUEST))
+    assert {first_request(REQUEST[:size]) for size in range(len(REQUEST))} == {None}
