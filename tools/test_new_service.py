@@ -112,7 +112,7 @@ def made(copy: Path) -> Path:
 def test_its_own_tests_pass_and_pytest_finds_them_by_itself(made: Path) -> None:
     installed = f"{made / NAME}:{made / 'order'}"
     out = run(made, PYTEST, "-v", "-p", "no:cacheprovider", PYTHONPATH=installed)
-    assert len(re.findall(rf"^{NAME}/test_{NAME}\.py::\w+ PASSED", out, re.MULTILINE)) == 3
+    assert len(re.findall(rf"^{NAME}/test_{NAME}\.py::\w+ PASSED", out, re.MULTILINE)) == 4
 
 
 def test_make_sets_it_up_and_tests_and_types_it(made: Path) -> None:

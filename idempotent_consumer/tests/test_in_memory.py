@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from idempotent_consumer import Event, Publish, Put, Service, Settings
-from idempotent_consumer.testing import InMemory, Parked, check_crashes, check_duplicates
+from idempotent_consumer.testing import InMemory, Parked, Receiver, check_crashes, check_duplicates
 
 EVENTS = [{"id": str(n), "type": "new_order", "args": {"n": n}} for n in range(3)]
 
@@ -50,15 +50,13 @@ def touching(service: Service, receiver: Call) -> None:
 Handle = Callable[[Service, Call], None]
 
 
-def made(
-    handle: Handle, *, knows_repeats: bool
-) -> Callable[[], tuple[Service, Callable[[], object]]]:
+def made(handle: Handle, *, has_key: bool) -> Callable[[], tuple[Service, Callable[[], object]]]:
     """Return what makes a service, and tells what a receiver outside has made of its calls."""
 
     def fresh() -> tuple[Service, Callable[[], object]]:
-        service, calls = Service("notify", noun="notifications"), list[str]()
-        handle(service, calls.append)
-        return service, lambda: sorted(set(calls) if knows_repeats else calls)
+        service, receiver = Service("notify", noun="notifications"), Receiver()
+        handle(service, lambda event_id: receiver.take(event_id if has_key else None, event_id))
+        return service, receiver.stored
 
     return fresh
 
@@ -98,19 +96,19 @@ def test_what_is_recorded_once_passes_both_checks() -> None:
 
 
 @pytest.mark.parametrize("handle", [calling, awaiting])
-def test_a_receiver_that_knows_repeats_passes_both_checks(handle: Handle) -> None:
-    check_duplicates(made(handle, knows_repeats=True), EVENTS)
-    check_crashes(made(handle, knows_repeats=True), EVENTS)
+def test_calls_with_the_events_key_pass_both_checks(handle: Handle) -> None:
+    check_duplicates(made(handle, has_key=True), EVENTS)
+    check_crashes(made(handle, has_key=True), EVENTS)
 
 
 @pytest.mark.parametrize("handle", [calling, awaiting, touching])
-def test_a_receiver_that_does_not_is_found_where_a_process_dies_behind_its_call(
+def test_calls_without_one_are_found_where_a_process_dies_behind_its_call(
     handle: Handle,
 ) -> None:
     """Also one that is called from a pure handler, which must touch nothing outside."""
-    check_duplicates(made(handle, knows_repeats=False), EVENTS)
+    check_duplicates(made(handle, has_key=False), EVENTS)
     with pytest.raises(AssertionError, match=r"outside differs killed at .* behind its handler"):
-        check_crashes(made(handle, knows_repeats=False), EVENTS)
+        check_crashes(made(handle, has_key=False), EVENTS)
 
 
 def test_a_coroutine_that_hangs_is_cancelled_and_no_time_is_lost() -> None:
@@ -166,3 +164,45 @@ def test_each_step_is_named_and_one_is_the_last_where_the_process_dies() -> None
         "before etcd has /service/shipping/0, /parcels/0",
     ]
     assert world.records == {"0": "done"}
+
+
+# The fake receiver.
+
+
+def test_a_receiver_answers_as_it_is_told_and_stores_what_it_answers_well() -> None:
+    receiver = Receiver(503, ValueError("no"), answer="taken")
+    assert receiver.take("a", 1) == 503
+    with pytest.raises(ValueError, match="no"):
+        receiver.take("a", 2)
+    assert receiver.stored() == []
+    assert [receiver.take("b", 3), receiver.take("a", 4)] == ["taken", "taken"]
+    assert receiver.stored() == [("a", 4), ("b", 3)]
+    assert receiver.calls == [("a", 1), ("a", 2), ("b", 3), ("a", 4)]
+
+
+def test_a_repeat_is_answered_as_the_first_time_and_stores_nothing() -> None:
+    receiver = Receiver(201, 500)
+    assert [receiver.take("a", 1), receiver.take("a", 2), receiver.take("b", 3)] == [201, 201, 500]
+    assert receiver.stored() == [("a", 1)]
+
+
+def test_a_call_without_a_key_is_no_repeat() -> None:
+    receiver = Receiver()
+    assert [receiver.take(None, 1), receiver.take(None, 1)] == [200, 200]
+    assert receiver.stored() == [(None, 1), (None, 1)]
+
+
+def test_a_retry_reaches_a_receiver_that_has_failed() -> None:
+    service, receiver = Service("notify", noun="notifications"), Receiver(TimeoutError(), 503)
+
+    @service.claimed_handler("new_order", timeout_s=5)
+    async def call(event: Event, _timeout_s: float) -> None:
+        status = await receiver.take_async(event.id, event.args)
+        if status != 200:
+            raise RuntimeError(f"answered {status}")
+
+    world = InMemory(service)
+    world.publish(EVENTS[1])
+    assert receiver.stored() == [("1", {"n": 1})]
+    assert [str(raised) for raised in world.raised] == ["", "answered 503"]
+    assert world.counts["sent"] == 1

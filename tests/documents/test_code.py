@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -18,6 +19,8 @@ from idempotent_consumer.event import check_effects
 BLOCKS = [(page, block) for page in PAGES for block in blocks(page, "python")]
 TUTORIAL = DOCS / "tutorial.md"
 GUIDE = DOCS / "write-a-service.md"
+DATABASE = DOCS / "your-own-database.md"
+RECIPES = DOCS / "recipes.md"
 
 
 def define(block: str) -> Service:
@@ -33,7 +36,7 @@ def define(block: str) -> Service:
     ]
     public = {each: getattr(idempotent_consumer, each) for each in idempotent_consumer.__all__}
     names = {"__name__": "documented", "service": Service("documented", noun="parts"), **public}
-    exec(compile(tree, "block", "exec"), names)
+    exec(compile(tree, "block", "exec", dont_inherit=True), names)
     service = names["service"]
     assert isinstance(service, Service)
     return service
@@ -74,7 +77,7 @@ def test_what_has_its_imports_has_all_of_them(block: str) -> None:
     [
         block
         for page, block in BLOCKS
-        if page != TUTORIAL and ("@service." in block or "= Service(" in block)
+        if page not in (TUTORIAL, RECIPES) and ("@service." in block or "= Service(" in block)
     ],
 )
 def test_what_shows_a_service_registers_its_handlers(block: str) -> None:
@@ -84,7 +87,7 @@ def test_what_shows_a_service_registers_its_handlers(block: str) -> None:
     for event_type, handler in service.handlers.items():
         if not handler.claimed:
             event = Event("1", event_type, {})
-            check_effects(handler.function(event), service.name, event)
+            check_effects(handler.function(*handler.arguments(event)), service.name, event)
 
 
 def test_whole_services_are_in_the_readme_and_in_the_guide() -> None:
@@ -99,12 +102,27 @@ def test_the_tutorial_quotes_the_services_as_they_are(block: str) -> None:
     assert any(block in source for source in sources)
 
 
-def test_the_guides_test_passes_on_the_guides_service(tmp_path: Path) -> None:
-    written = {"billing.py": 'Service("billing"', "test_billing.py": "import billing"}
+@pytest.mark.parametrize(
+    ("page", "service", "passed"),
+    [(GUIDE, "billing", 4), (GUIDE, "mailing", 2), (DATABASE, "bank", 3)],
+)
+def test_a_pages_test_passes_on_the_pages_service(
+    tmp_path: Path, page: Path, service: str, passed: int
+) -> None:
+    written = {f"{service}.py": f'Service("{service}"', f"test_{service}.py": f"import {service}"}
     for file, contains in written.items():
-        (block,) = (each for each in blocks(GUIDE, "python") if contains in each)
+        (block,) = (each for each in blocks(page, "python") if contains in each)
         (tmp_path / file).write_text(block)
-    run_pytest(tmp_path, passed=4)
+    run_pytest(tmp_path, passed)
+
+
+@pytest.mark.parametrize("block", blocks(RECIPES, "python"))
+def test_each_recipe_does_what_its_last_lines_say(tmp_path: Path, block: str) -> None:
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(block)
+    runpy.run_path(str(recipe))
+    assert "world.publish(" in block.partition("InMemory(service)")[2]
+    assert "\nassert " in block
 
 
 def test_the_librarys_test_passes_on_order(tmp_path: Path) -> None:

@@ -55,7 +55,9 @@ def test_each_metric_that_the_library_sends_is_explained() -> None:
     for file in LIBRARY.rglob("*.py"):
         for kind, metric in re.findall(r'tally\.(count|timing)[(,]\s*"(\w+)"', file.read_text()):
             sent[kind].add(metric)
-    for heading, kind in (("Counters", "count"), ("Timers", "timing")):
+    gauges = re.findall(r'\.gauge\(f"\{self._noun\}_(\w+)"', (LIBRARY / "metrics.py").read_text())
+    sent["gauge"] = set(gauges)
+    for heading, kind in (("Counters", "count"), ("Timers", "timing"), ("Gauge", "gauge")):
         cells = first_cells(section(SIGNALS, heading))
         assert {cell.partition("_")[2] for cell in cells} == sent[kind], heading
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict, dataclass
 
 import orjson
 
@@ -11,10 +12,18 @@ from idempotent_consumer import Event, Put, Service, encode_id
 service = Service("placeholder", noun="placeholder_events")
 
 
-@service.handler("new_order")
-def handle(event: Event) -> Put:
+@dataclass(frozen=True)
+class Order:
+    """What a new_order event may have as its args; one with other args is parked as invalid."""
+
+    item: str = ""
+    number: int = 1
+
+
+@service.handler("new_order", model=Order)
+def handle(event: Event, order: Order) -> Put:
     """Return the document as the one effect: etcd writes it with the record, or neither."""
-    document = orjson.dumps({"id": event.id, "args": event.args})
+    document = orjson.dumps({"id": event.id, **asdict(order)})
     return Put("/documents/placeholder/" + encode_id(event.id), document)
 
 

@@ -15,6 +15,7 @@ In a test of yours::
 """
 
 from .checks import check_crashes, check_duplicates
+from .receiver import Receiver
 from .world import InMemory, Parked
 
-__all__ = ["InMemory", "Parked", "check_crashes", "check_duplicates"]
+__all__ = ["InMemory", "Parked", "Receiver", "check_crashes", "check_duplicates"]

@@ -2,7 +2,7 @@
 
 Both run a fresh service in memory again and again, and compare what came of it with an undisturbed
 run: the keys that were written, the events that were published (each once: a repeat has the same
-id) and ``outside``, which is what you make of it: the state of a fake receiver, a list of files.
+id) and ``outside``, which is what you make of it: what a `Receiver` has stored, a list of files.
 """
 
 from __future__ import annotations
