@@ -112,6 +112,8 @@ class Client:
         self._current = system.random.randrange(len(self._channels))
         self._timeout_s = FAILOVER_TIMEOUT_S if len(self._channels) > 1 else CALL_TIMEOUT_S
         self._token: str | None = None
+        self.revision = 0
+        """The highest that any reply has told."""
 
     @property
     def endpoint(self) -> str:
@@ -151,6 +153,7 @@ class Client:
                     compacted = reply.compact_revision > 0
                     why = "has been compacted" if compacted else reply.cancel_reason
                     raise EtcdError(*_classify(why))
+                self.revision = max(self.revision, reply.header.revision)
                 yield reply
             raise EtcdError(Failure.UNKNOWN, "the watch ended")
         except (grpc.RpcError, grpc.aio.UsageError) as error:
@@ -182,7 +185,7 @@ class Client:
             response_deserializer=reply_type.FromString,
         )
         try:
-            return await send(request, timeout=timeout_s, metadata=self._metadata())
+            reply = await send(request, timeout=timeout_s, metadata=self._metadata())
         except (grpc.RpcError, grpc.aio.UsageError) as error:
             raise self._failed(at, channel, error) from None
         except asyncio.CancelledError:
@@ -192,6 +195,8 @@ class Client:
             # gRPC cancels the calls of a channel that is closed: not this task, and its outcome
             # is as unknown as any other.
             raise EtcdError(Failure.UNKNOWN, "the channel was closed") from None
+        self.revision = max(self.revision, reply.header.revision)
+        return reply
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return (_REQUIRE_LEADER, *((("token", self._token),) if self._token else ()))

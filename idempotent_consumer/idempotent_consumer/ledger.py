@@ -58,7 +58,6 @@ class EtcdLedger:
         self._released = WindowLease(self.ask, clock, RELEASED_S)
         self._claims = ClaimLease(self.ask, clock, longest_call_s, tasks)
         self._guard_key, self._incarnation = names.incarnation_key(service).encode(), b""
-        self._revision = 0
         self._failing: set[str] = set()
         self.halted = False
         """Whether etcd has turned out to be another than at the start."""
@@ -71,7 +70,7 @@ class EtcdLedger:
         """
 
         def make() -> Any:
-            # Anew each time: an attempt that applied, unseen, must not be repeated after a wipe.
+            # Another each time: an attempt that applied, unseen, must not be repeated after a wipe.
             self._incarnation = f"{self._system.random.getrandbits(128):032x}".encode()
             request = TxnRequest()
             etcd.value_is(request.compare, self._guard_key, None)
@@ -91,7 +90,7 @@ class EtcdLedger:
         prefix = names.record_prefix(self._service)
         follower = Follower(self._cache, prefix, self._client, self._system, self._log)
         # As of now: what this process records from here on is in the cache anyway.
-        self._tasks.create_task(follower.run(self._revision))
+        self._tasks.create_task(follower.run(self._client.revision))
         self._tasks.create_task(self._watch_guard())
 
     async def _watch_guard(self) -> None:
@@ -247,14 +246,14 @@ class EtcdLedger:
     async def _call(self, method: str, request: Any) -> Any:
         """Send a request once. Raises EtcdError; never returns once etcd is not the same any more.
 
-        The revision of each linearizable reply is held against the highest seen before its
-        request was sent: a lower one means that etcd was restored from an older snapshot. From
-        then on nothing is sent: what this process knows of etcd's data holds no more.
+        The revision of each linearizable reply is held against the highest that any reply had told
+        when its request was sent: a lower one means that etcd was restored from an older snapshot.
+        From then on nothing is sent: what this process knows of etcd's data holds no more.
         """
         if self.halted:
             await asyncio.Event().wait()
         # A lease's reply carries the revision of the member asked, which may lag behind another's.
-        floor = self._revision if method in ("Txn", "Range") else 0
+        floor = self._client.revision if method in ("Txn", "Range") else 0
         # A full etcd still answers reads, in transactions too: they say nothing of its writes.
         what = "Range" if method == "Txn" and not request.compare else method
         try:
@@ -276,7 +275,6 @@ class EtcdLedger:
             await self._halt(
                 f"wiped, or restored from an older state: revision {revision}, {floor} seen before"
             )
-        self._revision = max(self._revision, revision)
         if self._failing:
             self._failing.discard(what)
             if self._failing:  # It is back when nothing fails that failed before.

@@ -353,6 +353,20 @@ def test_nothing_is_settled_once_etcd_is_another(
     assert len(replica.store.puts("/service/")) == puts + written
 
 
+@pytest.mark.parametrize("told_s", [0.0, 1.0])
+def test_what_the_import_is_told_counts(replica: Replica, other: Replica, told_s: float) -> None:
+    """A process that has recorded nothing yet knows by it what etcd's data had come to."""
+    older = replica.store.snapshot()
+    other.commit(other.ask("1"), other.ask("2"))
+    other.commit(other.ask("3"))
+    replica.loop.advance(told_s)
+    replica.store.restore(older)
+    replica.commit(replica.ask("4"))
+    assert len(replica.answers) == (0 if told_s else 1)
+    if told_s:
+        assert_halted(replica, REVISION)
+
+
 def test_a_start_and_one_after_a_wipe_say_what_they_found_and_accept_it(replica: Replica) -> None:
     again = Replica(replica, "b" * 32).open()
     assert replica.has_logged("info", "new, or was wiped")
