@@ -113,7 +113,7 @@ class Client:
         self._timeout_s = FAILOVER_TIMEOUT_S if len(self._channels) > 1 else CALL_TIMEOUT_S
         self._token: str | None = None
         self.revision = 0
-        """The highest that any reply has told."""
+        """The highest that any reply to a call has told."""
 
     @property
     def endpoint(self) -> str:
@@ -153,7 +153,6 @@ class Client:
                     compacted = reply.compact_revision > 0
                     why = "has been compacted" if compacted else reply.cancel_reason
                     raise EtcdError(*_classify(why))
-                self.revision = max(self.revision, reply.header.revision)
                 yield reply
             raise EtcdError(Failure.UNKNOWN, "the watch ended")
         except (grpc.RpcError, grpc.aio.UsageError) as error:
