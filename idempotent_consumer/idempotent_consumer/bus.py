@@ -86,11 +86,7 @@ class Topology(NamedTuple):
         for queue, arguments in queue_arguments(self.service, self.retry_delays).items():
             channel.queue_declare(queue, durable=True, arguments=arguments)
         for key in self.bindings:
-            self.bind(channel, key)
-
-    def bind(self, channel: Any, key: str, callback: Callable[..., None] | None = None) -> None:
-        """Bind the service's queue by a key; where it is bound already, this changes nothing."""
-        channel.queue_bind(self.service, self.exchange, key, callback=callback)
+            channel.queue_bind(self.service, self.exchange, key)
 
 
 def declare_exchange(channel: Any, exchange: str = names.EXCHANGE) -> None:
@@ -559,7 +555,8 @@ class Intake:
                 asked = False
             except TimeoutError:
                 if not asked:
-                    self._topology.bind(client.channel, self._topology.bindings[0], client.replied)
+                    service, exchange, (key, *_), _ = self._topology
+                    client.channel.queue_bind(service, exchange, key, callback=client.replied)
                 # Where nothing was read meanwhile, the answer may be there already.
                 elif not epoch.paused and epoch.pauses == pauses:
                     raise ChannelLost(

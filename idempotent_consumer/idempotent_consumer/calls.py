@@ -66,8 +66,12 @@ class Handler:
         """Whether it has an effect outside, and so runs under a claim."""
         return self.timeout_s is not None
 
-    def check_parameters(self) -> None:
+    def check(self) -> None:
         """Raise TypeError where its function cannot be called with what it will be given."""
+        if self.model is not None and not callable(self.model):
+            raise TypeError(
+                f"model is a class, or a function of an event's args: {self.model!r:.100}"
+            )
         given = ["event"] + ["model"] * bool(self.model) + ["timeout_s"] * self.claimed
         try:
             parameters = inspect.signature(self.function)

@@ -73,14 +73,9 @@ def check_decoded(event: object) -> Event:
     """
     if not isinstance(event, Event):
         raise TypeError(f"a decoder returns an Event, not {event!r:.100}")
-    for name in ("id", "type"):
-        text = getattr(event, name)
-        if not isinstance(text, str) or not text:
-            raise TypeError(
-                f"a decoder's event has a non-empty str as its {name}, not {text!r:.100}"
-            )
-    if not isinstance(event.args, dict):
-        raise TypeError(f"a decoder's event has a dict as its args, not {event.args!r:.100}")
+    texts = all(isinstance(text, str) and text for text in (event.id, event.type))
+    if not texts or not isinstance(event.args, dict):
+        raise TypeError(f"its id and type are non-empty strs, its args a dict: {event!r:.200}")
     try:
         return event._replace(digest=_digest(event.id, event.type, event.args))
     except InvalidEvent as error:

@@ -6,7 +6,6 @@ import logging
 import queue
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -46,7 +45,16 @@ class Logs:
             logger_factory=lambda *_: self,
             cache_logger_on_first_use=False,
         )
-        self._handler = _Handler(self.msg, processors, renderer)
+        formatter = structlog.stdlib.ProcessorFormatter
+        own: list[Any] = [structlog.stdlib.add_logger_name, structlog.stdlib.ExtraAdder()]
+        self._handler = logging.StreamHandler[Any](self)
+        self._handler.terminator = ""
+        self._handler.setFormatter(
+            formatter(
+                foreign_pre_chain=[*own, *processors],
+                processors=[formatter.remove_processors_meta, renderer],
+            )
+        )
         root = logging.getLogger()
         for other in list(root.handlers):
             if type(other) is logging.StreamHandler:  # By logging.basicConfig: a line comes once.
@@ -58,13 +66,13 @@ class Logs:
         self.logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
     def msg(self, line: str) -> None:
-        """Take a line from structlog, of whatever level."""
+        """Take a line, of whatever level."""
         try:
             self._lines.put_nowait(line)
         except queue.Full:
             self._dropped += 1
 
-    log = debug = info = warning = error = critical = msg
+    log = debug = info = warning = error = critical = write = msg
 
     def _write(self) -> None:
         while (line := self._lines.get()) is not None:
@@ -87,28 +95,6 @@ class Logs:
         with suppress(queue.Full):
             self._lines.put(None, timeout=0.5)
             self._thread.join(0.5)
-
-
-class _Handler(logging.Handler):
-    """Writes what the standard library's logging brings."""
-
-    def __init__(self, write: Callable[[str], None], processors: list[Any], renderer: Any) -> None:
-        super().__init__()
-        self._write = write
-        formatter = structlog.stdlib.ProcessorFormatter
-        own: list[Any] = [structlog.stdlib.add_logger_name, structlog.stdlib.ExtraAdder()]
-        self.setFormatter(
-            formatter(
-                foreign_pre_chain=[*own, *processors],
-                processors=[formatter.remove_processors_meta, renderer],
-            )
-        )
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._write(self.format(record))
-        except Exception:  # noqa: BLE001 - such as a format that does not fit its arguments
-            self.handleError(record)
 
 
 def _add(_logger: Any, _method: str, line: Any, **members: str) -> Any:

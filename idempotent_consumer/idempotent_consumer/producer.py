@@ -99,9 +99,11 @@ class Producer:
             raise ValueError("this producer is closed: make another")
         if isinstance(bodies, (bytes, str, Mapping)):
             got = type(bodies).__name__
-            raise TypeError(f"publish takes a list of bodies, not one {got}: {_WRITE}")
-        sent = partial(_message, self._exchange, check_headers(headers))
-        return self._run(self._publish(bodies, sent, timeout_s, progress))
+            raise TypeError(f"publish takes a list of bodies, not one {got}: write publish([body])")
+        batch = _Batch(
+            self._exchange, check_headers(headers), timeout_s, progress or (lambda _: None)
+        )
+        return self._run(self._publish(bodies, batch))
 
     def close(self) -> None:
         """Close for good; returns after a second where the broker does not answer."""
@@ -132,38 +134,31 @@ class Producer:
         finally:
             task.cancel()  # Ctrl-C can end the loop's run and not the task.
 
-    async def _publish(
-        self,
-        bodies: Iterable[bytes],
-        message: Callable[[bytes, Callable[[], bool]], Message],
-        timeout_s: float,
-        progress: Callable[[int], None] | None,
-    ) -> int:
+    async def _publish(self, bodies: Iterable[bytes], batch: _Batch) -> int:
         if self._publishing is None:
             self._publishing = asyncio.get_running_loop().create_task(self._publisher.run())
-        batch = _Batch(self._publishing, timeout_s, progress or (lambda _: None))
         try:
-            for each in batch.messages(bodies, message):
-                batch.unconfirmed.append(self._publisher.send(each))
+            for message in batch.messages(bodies):
+                batch.unconfirmed.append(self._publisher.send(message))
                 if len(batch.unconfirmed) == WINDOW:
                     # Half a window is sent at a time: one confirm is waited for and not each.
-                    await self._confirm(batch, WINDOW // 2)
-            await self._confirm(batch, 0)
+                    await self._confirm(batch, self._publishing, WINDOW // 2)
+            await self._confirm(batch, self._publishing, 0)
         finally:
             batch.wanted = False
         if batch.error is not None:
             raise batch.error
         return batch.confirmed
 
-    async def _confirm(self, batch: _Batch, left: int) -> None:
+    async def _confirm(self, batch: _Batch, publishing: asyncio.Task[None], left: int) -> None:
         """Wait until no more than so many are unconfirmed. Raises PublishError, and a defect."""
         now_s = asyncio.get_running_loop().time
         moved_s = now_s()
         while len(batch.unconfirmed) > left:
-            awaited: set[asyncio.Future[Any]] = {batch.unconfirmed[-1 - left], batch.publishing}
+            awaited: set[asyncio.Future[Any]] = {batch.unconfirmed[-1 - left], publishing}
             await asyncio.wait(awaited, timeout=_CHECK_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
-            if batch.publishing.done():
-                batch.publishing.result()
+            if publishing.done():
+                publishing.result()
             unconfirmed = [each for each in batch.unconfirmed if not each.done()]
             if number := len(batch.unconfirmed) - len(unconfirmed):
                 batch.unconfirmed, moved_s = unconfirmed, now_s()
@@ -180,7 +175,8 @@ class Producer:
 class _Batch:
     """The events of one call. ``error`` is what a body, or the iterable, ended them with."""
 
-    publishing: asyncio.Task[None]
+    exchange: str
+    headers: Mapping[str, Header]
     timeout_s: float
     progress: Callable[[int], None]
     unconfirmed: list[asyncio.Future[bool]] = field(default_factory=list)
@@ -188,26 +184,14 @@ class _Batch:
     wanted: bool = True
     error: Exception | None = None
 
-    def messages(
-        self, bodies: Iterable[bytes], message: Callable[[bytes, Callable[[], bool]], Message]
-    ) -> Iterator[Message]:
+    def messages(self, bodies: Iterable[bytes]) -> Iterator[Message]:
         """Yield what is to be sent, up to the error."""
         try:
             for body in bodies:
-                yield message(body, lambda: self.wanted)
+                event = Outgoing(body, self.headers)
+                yield event_message(event, self.exchange, lambda: self.wanted)
         except Exception as error:  # noqa: BLE001 - whatever the iterable raises
             self.error = error
-
-
-_WRITE = 'write publish([json.dumps({"id": "1", "type": "new_order"}).encode()])'
-
-
-def _message(
-    exchange: str, headers: dict[str, Header], body: bytes, wanted: Callable[[], bool]
-) -> Message:
-    if not isinstance(body, bytes):
-        raise TypeError(f"a body is bytes, not {type(body).__name__}: {_WRITE}")
-    return event_message(Outgoing(body, headers), exchange, wanted)
 
 
 def _warnings() -> Any:

@@ -63,8 +63,11 @@ def event_message(
     """Return the message that publishes an event.
 
     Its routing key is the event's type, as far as AMQP's short strings can hold it. Raises
-    InvalidEvent where every service would park it.
+    InvalidEvent where every service would park it, and TypeError for a body that is not bytes.
     """
+    if not isinstance(event.body, bytes):
+        got = type(event.body).__name__
+        raise TypeError(f"a body is bytes, not {got}: write json.dumps(event).encode()")
     key, properties = decode(event.body).type, _EVENT_PROPERTIES
     if len(key) > _MAX_ROUTING_KEY_BYTES // 4:
         key = key.encode()[:_MAX_ROUTING_KEY_BYTES].decode(errors="ignore")

@@ -19,7 +19,7 @@ from typing import Any, TypeVar, overload
 
 from structlog.typing import FilteringBoundLogger
 
-from . import amqp, etcd
+from . import amqp, etcd, names
 from .bus import MAX_BYTES_IN_FLIGHT, Intake, Topology, prefetch
 from .cache import MAX_ENTRIES, Cache
 from .calls import Calls, ClaimedHandler, Handler, PureHandler
@@ -29,14 +29,6 @@ from .health import Health, HealthServer, PortTaken
 from .ledger import EtcdLedger, Ledger, NoLedger
 from .log import Logs
 from .metrics import SEND_EVERY_S, DuplicateAges, Metrics, Tally
-from .names import (
-    BINDING_KEY,
-    EXCHANGE,
-    check_bindings,
-    check_exchange,
-    check_noun,
-    check_service_name,
-)
 from .publisher import Publisher
 from .settings import Settings, SettingsError, read_delays
 from .settle import Settler
@@ -76,12 +68,13 @@ class Service:
         name: str,
         noun: str,
         *,
-        exchange: str = EXCHANGE,
-        bindings: Sequence[str] = (BINDING_KEY,),
+        exchange: str = names.EXCHANGE,
+        bindings: Sequence[str] = (names.BINDING_KEY,),
         decode: Decoder | None = None,
     ) -> None:
-        self.name, self.noun = check_service_name(name), check_noun(noun)
-        self.exchange, self.bindings = check_exchange(exchange), check_bindings(bindings)
+        self.name, self.noun = names.check_service_name(name), names.check_noun(noun)
+        self.exchange = names.check_exchange(exchange)
+        self.bindings = names.check_bindings(bindings)
         if decode is not None and not callable(decode):
             raise TypeError(f"decode is a function of (body, properties), not {decode!r:.100}")
         self.decode = decode
@@ -107,10 +100,7 @@ class Service:
         called with them as its keywords, any other callable with the dict. Whatever it raises parks
         the event as invalid. ``retry_delays``, as in ``["1s", "1m"]``, stand in for RETRY_DELAYS.
         """
-        if not isinstance(event_type, str):
-            raise TypeError('the event type is missing: write @service.handler("...")')
-        own = {"model": _model(model), "retry_delays": _delays(retry_delays)}
-        return lambda function: self._register(event_type, function, own)
+        return self._registering(event_type, model=model, retry_delays=_delays(retry_delays))
 
     @overload
     def claimed_handler(
@@ -151,16 +141,12 @@ class Service:
         as of a pure handler. The effect happens at least once, so pass the event's id on to the
         receiver as an idempotency key.
         """
-        if not isinstance(event_type, str):
-            what = '@service.claimed_handler("...", timeout_s=5)'
-            raise TypeError(f"the event type is missing: write {what}")
         if not timeout_s > 0 or math.isinf(timeout_s):
             raise ValueError(f"timeout_s is {timeout_s}: write seconds, more than 0")
         if at_once is not None and not at_once >= 1:
             raise ValueError(f"at_once is {at_once}: write a whole number from 1")
-        own = {"model": _model(model), "retry_delays": _delays(retry_delays)}
-        own |= {"timeout_s": timeout_s, "at_once": at_once}
-        return lambda function: self._register(event_type, function, own)
+        own = {"timeout_s": timeout_s, "at_once": at_once, "retry_delays": _delays(retry_delays)}
+        return self._registering(event_type, model=model, **own)
 
     def run(self, environ: Mapping[str, str] = os.environ) -> int:
         """Run until SIGTERM or SIGINT, on the main thread, and end the process with code 0.
@@ -184,8 +170,13 @@ class Service:
         # output that nobody reads.
         os._exit(code)
 
-    def _register(self, event_type: str, function: Any, own: dict[str, Any]) -> Any:
-        handler = Handler(function, **own)
+    def _registering(self, event_type: str, **own: Any) -> Callable[[Any], Any]:
+        if not isinstance(event_type, str):
+            got = f"{event_type!r:.100}"
+            raise TypeError(f'the event type is missing: write @service.handler("..."), not {got}')
+        return lambda function: self._register(event_type, Handler(function, **own))
+
+    def _register(self, event_type: str, handler: Handler) -> Any:
         if event_type in self.handlers:
             raise ValueError(f"{event_type!r} has a handler already")
         if handler.is_coroutine and not handler.claimed:
@@ -193,16 +184,9 @@ class Service:
                 "a pure handler is a plain function, not async def: it runs on the event loop and "
                 "does not wait. One that waits is a claimed handler"
             )
-        handler.check_parameters()
+        handler.check()
         self.handlers[event_type] = handler
-        return function
-
-
-def _model(model: object) -> object:
-    """Return a handler's model, or raise TypeError for what cannot be one."""
-    if model is not None and not callable(model):
-        raise TypeError(f"model is a class, or a function of an event's args, not {model!r:.100}")
-    return model
+        return handler.function
 
 
 def _delays(texts: Sequence[str] | None) -> tuple[tuple[str, int], ...] | None:

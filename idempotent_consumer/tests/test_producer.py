@@ -6,6 +6,7 @@ import asyncio
 import gc
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -44,6 +45,28 @@ def test_nothing_is_published_once_it_is_closed(producer: Producer) -> None:
     producer.close()
     with pytest.raises(ValueError, match="make another"):
         producer.publish([EVENT])
+
+
+@pytest.mark.parametrize(
+    ("bodies", "says"),
+    [
+        (EVENT, r"not one bytes: write publish\(\[body\]\)"),
+        (EVENT.decode(), "not one str"),
+        ({"id": "1", "type": "new_order"}, "not one dict"),
+        ([{"id": "1", "type": "new_order"}], r"not dict: write json\.dumps\(event\)\.encode"),
+        ([EVENT.decode()], "not str"),
+    ],
+)
+def test_what_is_not_a_list_of_bodies_is_told_with_what_to_write(
+    producer: Producer, bodies: Any, says: str
+) -> None:
+    with pytest.raises(TypeError, match=says):
+        producer.publish(bodies)
+
+
+def test_a_header_that_cannot_be_sent_is_told_before_anything_is(producer: Producer) -> None:
+    with pytest.raises(ValueError, match="x-error"):
+        producer.publish([EVENT], headers={"x-error": "a"})
 
 
 def test_an_interrupted_call_is_over_when_the_next_one_is_made(

@@ -55,6 +55,17 @@ def test_what_is_published_is_in_the_queue_in_order(producer: Producer, broker: 
     assert arrived(broker) == [*sent, *bodies(3, "q")]
 
 
+def test_events_go_to_an_exchange_of_ones_own_with_headers(clean: Servers, broker: Broker) -> None:
+    headers: dict[str, str | int | bool] = {"tenant": "ä", "n": -(2**63), "least": 5, "new": True}
+    connection = pika.BlockingConnection(pika.URLParameters(clean.rabbitmq.url))
+    bus.Topology(QUEUE, "shop", ("new_order",)).declare(connection.channel())
+    connection.close()
+    settings = Settings.from_environ({"RABBITMQ_URL": clean.rabbitmq.url})
+    with Producer(settings, exchange="shop") as producer:
+        producer.publish(bodies(2), headers=headers)
+    assert [message.headers for message in broker.drain(QUEUE)] == [headers] * 2
+
+
 def test_progress_ends_at_the_number_published(producer: Producer) -> None:
     told: list[int] = []
     producer.publish(bodies(3_000), progress=told.append)
