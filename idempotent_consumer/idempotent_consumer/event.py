@@ -59,18 +59,14 @@ Decoder = Callable[[bytes, Properties], Event]
 got wrong; whatever else it raises is the service's own failure."""
 
 
-def check_size(body: bytes) -> None:
-    """Raise InvalidEvent for a body that is too large."""
-    if len(body) > MAX_BODY_BYTES:
-        raise InvalidEvent(f"{len(body)} bytes; at most {MAX_BODY_BYTES} are read")
+def decode_by(decoder: Decoder, body: bytes, properties: Properties) -> Event:
+    """Read an event by a decoder of the service's own, and give it its digest.
 
-
-def check_decoded(event: object) -> Event:
-    """Return what a decoder has made of a message, with its digest.
-
-    Raises InvalidEvent for text that cannot be written as UTF-8 and other faults of the sender's,
-    and TypeError for what no decoder should return.
+    Raises InvalidEvent for what is the sender's fault, be it that the event holds text that cannot
+    be written as UTF-8; what else is raised is the decoder's.
     """
+    _check_size(body)
+    event: object = decoder(body, properties)
     if not isinstance(event, Event):
         raise TypeError(f"a decoder returns an Event, not {event!r:.100}")
     texts = all(isinstance(text, str) and text for text in (event.id, event.type))
@@ -93,7 +89,7 @@ def decode(body: bytes) -> Event:
     orjson writes (254 levels) are refused too: none of them can be given a digest. An integer
     past 64 bits is read as a float, as orjson does: send such a number as a string.
     """
-    check_size(body)
+    _check_size(body)
     try:
         members = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -109,6 +105,11 @@ def decode(body: bytes) -> Event:
     if not isinstance(args, dict):
         raise InvalidEvent("args is not an object")
     return Event(event_id, event_type, args, members, _digest(event_id, event_type, args))
+
+
+def _check_size(body: bytes) -> None:
+    if len(body) > MAX_BODY_BYTES:
+        raise InvalidEvent(f"{len(body)} bytes; at most {MAX_BODY_BYTES} are read")
 
 
 def _digest(event_id: str, event_type: str, args: dict[str, Any]) -> str:
@@ -141,10 +142,8 @@ def check_headers(headers: Mapping[str, Header]) -> dict[str, Header]:
         if not isinstance(name, str) or not isinstance(value, (str, int)):
             got = f"{name!r:.100}: {value!r:.100}"
             raise TypeError(f"a header is a str with a str, int or bool as its value, not {got}")
-        if not 0 < len(name.encode()) <= 255:
-            raise ValueError(f"a header's name has 1 to 255 bytes, not {len(name.encode())}")
-        if name in OWN_HEADERS or name in BROKER_HEADERS:
-            raise ValueError(f"the header {name} is set by this library or the broker alone")
+        if not 0 < len(name.encode()) <= 255 or name in OWN_HEADERS | BROKER_HEADERS:
+            raise ValueError(f"not a header of your own, or not of 1 to 255 bytes: {name!r:.100}")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueError(f"the header {name} has an integer past 64 bits: write it as a str")
         size_bytes += len(name) + len(value.encode() if isinstance(value, str) else b"8 bytes.")
@@ -155,10 +154,10 @@ def check_headers(headers: Mapping[str, Header]) -> dict[str, Header]:
 
 def trace_headers(headers: Mapping[str, Any]) -> dict[str, Header]:
     """Return the headers by which a trace goes on (W3C's "Trace Context" and "Baggage")."""
-    found = {name: headers[name] for name in _TRACE_HEADERS if name in headers}
+    found = [(name, headers.get(name)) for name in _TRACE_HEADERS]
     return {
         name: value
-        for name, value in found.items()
+        for name, value in found
         if isinstance(value, str) and len(value.encode()) <= _MAX_TRACE_BYTES
     }
 

@@ -16,16 +16,7 @@ from typing import TYPE_CHECKING
 
 from .bus import COMMITS_IN_FLIGHT, Delivery
 from .calls import Breaker, Handler, Returned
-from .event import (
-    NO_EFFECTS,
-    Checked,
-    Event,
-    InvalidEvent,
-    Outgoing,
-    check_decoded,
-    check_size,
-    decode,
-)
+from .event import NO_EFFECTS, Checked, Event, InvalidEvent, Outgoing, decode, decode_by
 from .metrics import Outcome
 from .publisher import event_message
 from .records import CLAIMED, DONE, PUBLISHING, RELEASED, Answer, Ask, Kind, Record
@@ -179,8 +170,7 @@ class Consumer:
         if self._decoder is None:
             event = decode(delivery.body)
         else:
-            check_size(delivery.body)
-            event = check_decoded(self._decoder(delivery.body, delivery.described))
+            event = decode_by(self._decoder, delivery.body, delivery.described)
         headers = delivery.headers
         return event._replace(headers=headers) if headers else event
 
