@@ -13,7 +13,7 @@ import structlog
 
 from fakes.events import body
 from fakes.world import World
-from idempotent_consumer import Event, InvalidEvent, Publish, Reject, Service, Settings
+from idempotent_consumer import Event, InvalidEvent, Publish, Put, Reject, Service, Settings
 from idempotent_consumer.calls import Handler
 from idempotent_consumer.event import Properties, check_headers
 from idempotent_consumer.testing import InMemory
@@ -325,3 +325,27 @@ def test_in_memory_the_exception_itself_is_there() -> None:
     world.publish(ORDER)
     assert [type(raised) for raised in world.raised] == [KeyError] * 4
     assert world.parked[0].error.startswith("KeyError: 'currency' (test_messages.py:")
+
+
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [
+        (True, "a handler returned True: return a Put, a Publish, an iterable of these, or None"),
+        ({"id": "1"}, "a handler returned {'id': '1'}: return a Put"),
+        ("text", "a handler returned 'text': return a Put"),
+        ([Publish("billed"), 7], "a handler returned 7 among its effects: return a Put"),
+        (Put("/a", "text"), "a Put's value is bytes, not 'text': write value.encode()"),  # type: ignore[arg-type]
+        (Put("/a", 7), "a Put's value is bytes, not 7"),  # type: ignore[arg-type]
+        (Put(7, b""), "a Put's key is a str, not 7"),  # type: ignore[arg-type]
+        (Put("", b""), "a key must not be empty or begin with /service/ or /incarnation/: ''"),
+        (Put("/service/a", b""), "must not be empty or begin with /service/ or /incarnation/"),
+        ([Put("/a", b""), Put("/a", b"")], "two effects of one event have the same key"),
+        (Publish(""), "type is not a non-empty string"),
+    ],
+)
+def test_what_a_handler_returns_wrongly_is_told_with_what_to_write(
+    returned: Any, says: str
+) -> None:
+    world = InMemory(service(lambda _event: returned))
+    world.publish(ORDER)
+    assert says in world.parked[0].error
