@@ -40,8 +40,8 @@ $(READY): requirements.lock $(PROJECTS:%=%/pyproject.toml)
 new-service: $(READY) ## Write a service of your own, with an image and a test: NAME=billing
 	@$(BIN)/python tools/new_service.py "$$NAME"
 
-demo: $(READY) ## Play the four acts on real servers, check each, write demo-report.html: ACT=2 for one
-	$(BIN)/python -m demo$(if $(ACT), --act "$$ACT")
+demo: $(READY) ## Play the four acts on real servers, check each, write demo-report.html: ACT=2 for one, STEP=1 by Enter
+	$(BIN)/python -m demo$(if $(ACT), --act "$$ACT")$(if $(STEP), --step)
 
 test: lint typecheck unit-test integration-test ## Run lint, typecheck, unit-test and integration-test
 

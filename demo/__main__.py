@@ -15,7 +15,7 @@ from demo.panel import panel
 from demo.play import CheckFailedError, Play
 from demo.report import write_report
 from demo.run import run_of
-from demo.screen import Screen
+from demo.screen import Screen, wait_for_enter
 from demo.stage import CannotPlayError, Stage, StepFailedError
 from demo.watch import Watch, watch
 from servers.servers import docker_available
@@ -28,13 +28,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave the compose stack running")
     parser.add_argument("--act", default="", metavar="N", help="play this act alone: 1 to 4")
+    parser.add_argument("--step", action="store_true", help="wait for Enter before each command")
     options = parser.parse_args()
+    if options.step and not sys.stdin.isatty():
+        parser.error("--step waits for Enter, and standard input is no terminal")
     interrupt_once()
     screen = open_screen()
     try:
         acts = chosen(options.act)
         with _stage(screen, keep=options.keep) as stage:
-            code, report = _play(stage, screen, acts)
+            code, report = _play(stage, screen, acts, step=options.step)
         screen.say(report)
         return code
     except CannotPlayError as error:
@@ -53,9 +56,11 @@ def _stage(screen: Screen, *, keep: bool) -> AbstractContextManager[Stage]:
     return local_stage(screen)
 
 
-def _play(stage: Stage, screen: Screen, acts: Sequence[Act]) -> tuple[int, str]:
+def _play(stage: Stage, screen: Screen, acts: Sequence[Act], *, step: bool) -> tuple[int, str]:
     """Play the acts; return the exit code, and the sentence that says where the report is."""
-    play = Play(stage, screen)
+    play = Play(stage, screen, wait_for_enter) if step else Play(stage, screen)
+    if step:
+        screen.say("Enter does each command once it is shown.")
     with watch(stage) as watching, screen.watching(partial(panel, play, watching)):
         failed = _first_failure(play, watching, acts)
     if failed:

@@ -44,10 +44,14 @@ class Change:
 class Play:
     """A stage, a screen, and the counters as of the last check.
 
-    Nobody else publishes, so each counter is known exactly at every moment.
+    Nobody else publishes, so each counter is known exactly at every moment. ``hold`` is called
+    between showing a command and doing it.
     """
 
-    def __init__(self, stage: Stage, screen: Screen) -> None:
+    def __init__(
+        self, stage: Stage, screen: Screen, hold: Callable[[], None] = lambda: None
+    ) -> None:
+        self._hold = hold
         self.stage = stage
         self.screen = screen
         self.passed = 0
@@ -58,6 +62,7 @@ class Play:
     def do(self, step: Step) -> None:
         """Show the command, then do what it does."""
         self.screen.typed(step.typed)
+        self._hold()
         step.run()
 
     def run_services(self, *, enable_etcd: bool, calls: bool = False) -> None:
@@ -81,6 +86,7 @@ class Play:
         self._repeats = len({*event_ids, self._event_id}) <= len(event_ids)
         self._event_id = event_ids[-1]
         self.screen.typed(typed)
+        self._hold()
         for step in steps:
             step.run()
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import termios
 import textwrap
 import time
 from collections.abc import Callable
@@ -91,6 +92,19 @@ class Screen:
     def _line(self, text: str) -> None:
         # Flushed, so that a pipe's reader can follow too.
         print(text, file=cast("IO[str]", self._out), flush=True)
+
+
+def wait_for_enter() -> None:
+    """Read a line from the terminal, which does not show it: that would break the panel."""
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    silent = [*before]
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(terminal, termios.TCSADRAIN, silent)
+    try:
+        sys.stdin.readline()
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
 class Outlet:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import os
+import termios
+import threading
 
 import pytest
 from rich.console import Console
@@ -11,8 +13,9 @@ from demo.fake_stage import FakeStage
 from demo.live import LiveScreen, open_screen
 from demo.panel import panel
 from demo.play import Play
-from demo.screen import Outlet, Screen
+from demo.screen import Outlet, Screen, wait_for_enter
 from demo.watch import Watch, watch
+from servers.wait import eventually
 
 ACT_2 = """
 Act 2: notify is down, and nothing is lost
@@ -142,3 +145,35 @@ def test_a_reader_that_has_gone_ends_nothing() -> None:
         for _ in range(2):
             outlet.write("nobody reads this")
             outlet.flush()
+
+
+def test_each_command_is_done_once_it_has_been_held(capsys: pytest.CaptureFixture[str]) -> None:
+    shown: list[str] = []
+    screen = Screen()
+    stage = FakeStage()
+    play = Play(stage, screen, lambda: shown.append(f"{screen.story[-1].text}, {stage.states}"))
+    ACTS["2"](play)
+    capsys.readouterr()
+    commands = [entry.text for entry in screen.story if entry.kind == "typed"]
+    assert [line.partition(", {")[0] for line in shown] == commands
+    assert "'notify': 'running'" in shown[commands.index("stop notify")]
+
+
+def test_enter_is_read_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, terminal = os.openpty()
+    with os.fdopen(terminal) as stdin, os.fdopen(ours, "r+b", buffering=0) as keys:
+        monkeypatch.setattr("sys.stdin", stdin)
+        before = termios.tcgetattr(terminal)
+        entering = threading.Thread(target=wait_for_enter)
+        entering.start()
+        eventually(lambda: becomes_silent(terminal))
+        keys.write(b"\n")
+        entering.join(10)
+        assert not entering.is_alive()
+        assert termios.tcgetattr(terminal) == before
+        os.set_blocking(ours, False)
+        assert keys.read() is None, "the terminal has shown what was typed"
+
+
+def becomes_silent(terminal: int) -> None:
+    assert not termios.tcgetattr(terminal)[3] & termios.ECHO
