@@ -45,7 +45,7 @@ def encode(
         return value
     value = value[:-1] + b',"events":[%s]' % b",".join(event.body for event in events)
     if any(event.headers for event in events):
-        value += b',"headers":' + orjson.dumps([event.headers for event in events])
+        value += b',"headers":' + orjson.dumps([dict(event.headers) for event in events])
     return value + b"}"
 
 

@@ -47,6 +47,27 @@ def test_a_record_is_read_as_it_was_written(state: str, events: tuple[Outgoing, 
     assert [event["type"] for event in written] == ["shipped", "billed"][: len(events)]
 
 
+def test_headers_stand_beside_the_events_where_older_versions_do_not_look() -> None:
+    events = (
+        EVENTS[0]._replace(headers={"traceparent": "00-1", "n": 2**40, "new": True}),
+        EVENTS[1],
+    )
+    value = encode(PUBLISHING, DIGEST, "t", "now", events)
+    members = orjson.loads(value)
+    assert [orjson.dumps(body) for body in members["events"]] == [event.body for event in EVENTS]
+    assert members["headers"] == [events[0].headers, {}]
+    assert decode(value).events == events
+
+
+@pytest.mark.parametrize(
+    "headers",
+    ["[{}]", "[1,{}]", '[{"a":[]},{}]', '[{"a":null},{}]', '[{"x-error":"a"},{}]', "7", '"a"'],
+)
+def test_a_record_whose_headers_are_none_is_unreadable(headers: str) -> None:
+    value = encode(PUBLISHING, DIGEST, "t", "now", EVENTS)[:-1] + f',"headers":{headers}}}'.encode()
+    assert decode(value) == UNREADABLE._replace(value=value)
+
+
 UNREADABLE = Record(DONE, "unreadable", "", "", b"")
 """It is done, with a digest that no event has."""
 
