@@ -91,7 +91,9 @@ def lines(service: Service, text: str) -> list[dict[str, Any]]:
     return [
         line
         for raw in service.logs().splitlines(keepends=True)
-        if raw.endswith("}\n") and text in (line := json.loads(raw)).get("event", "")
+        if raw.startswith("{")
+        and raw.endswith("}\n")
+        and text in (line := json.loads(raw)).get("event", "")
     ]
 
 
