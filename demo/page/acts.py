@@ -5,8 +5,9 @@ Each says what it does, does it by the same buttons, and goes on when the board 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Any
 
 from demo.page.board import SERVICES, Lane
 from demo.page.controls import Controls
@@ -23,7 +24,7 @@ KILLED = (
 
 def add_acts(controls: Controls) -> None:
     """Give the page its acts, by the names of their buttons."""
-    acts: dict[str, tuple[str, Callable[[Controls], Awaitable[None]]]] = {
+    acts: dict[str, tuple[str, Callable[[Controls], Coroutine[Any, Any, None]]]] = {
         "act1": ("Act 1", one_event_two_services),
         "act2": ("Act 2", notify_is_down),
         "act3": ("Act 3", the_same_again),

@@ -18,7 +18,7 @@ SETTLES_WITHIN_S = 12.0
 """What is confirmed, in no queue for so long and not done is lost. RabbitMQ's count of unacked
 messages may be 5 s old."""
 
-_DOTS, _PARKED_DOTS = 36, 12
+_DOTS, _PARKED_DOTS = 30, 10
 _WITHOUT_MEMORY = "ENABLE_ETCD is false"
 
 

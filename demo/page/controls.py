@@ -9,9 +9,10 @@ import asyncio
 import os
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from demo.command import run
 from demo.compose import Compose
@@ -19,6 +20,8 @@ from demo.page.board import SERVICES, Board, Kind
 from demo.page.publisher import Message, Publisher
 from demo.page.sources import purge
 from demo.stage import CannotPlayError
+
+Work = Callable[[], Coroutine[Any, Any, None]]
 
 MOST_REPLICAS = 3
 _RATE_PER_S, _AT_A_TIME = 100, 10
@@ -64,7 +67,7 @@ class Controls:
         self._rate: asyncio.Task[None] | None = None
         self._play: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._actions: dict[str, Callable[[], Awaitable[None]]] = {
+        self._actions: dict[str, Work] = {
             "one": partial(self.publish, "new"),
             "ten": partial(self.publish, "new", 10),
             "rate": self._toggle_rate,
@@ -83,7 +86,7 @@ class Controls:
         """The names of all actions."""
         return {*self._actions, *_ON_PROCESS, "more", "less"}
 
-    def add(self, name: str, title: str, play: Callable[[], Awaitable[None]]) -> None:
+    def add(self, name: str, title: str, play: Work) -> None:
         """Add an act: one is played at a time, and a reset ends it."""
         self._actions[name] = partial(self._begin, title, play)
 
@@ -244,14 +247,14 @@ class Controls:
 
     # Acts.
 
-    async def _begin(self, title: str, play: Callable[[], Awaitable[None]]) -> None:
+    async def _begin(self, title: str, play: Work) -> None:
         if self._play is not None and not self._play.done():
             self.told.caption = f"{self.told.playing} is still played."
             return
         self.told.playing = title
         self._play = asyncio.create_task(self._played(play))
 
-    async def _played(self, play: Callable[[], Awaitable[None]]) -> None:
+    async def _played(self, play: Work) -> None:
         try:
             await self._told(play())
         finally:
@@ -271,18 +274,18 @@ class Controls:
 
     # Commands.
 
-    async def _told(self, work: Awaitable[None]) -> None:
+    async def _told(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
         except (CannotPlayError, RefusedError) as error:
             self.told.caption = str(error)
 
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)  # type: ignore[arg-type]
-        task.add_done_callback(self._tasks.discard)  # type: ignore[arg-type]
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _try_for(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    async def _try_for(self, seconds: float, work: Work) -> None:
         deadline = time.monotonic() + seconds
         while True:
             try:

@@ -11,10 +11,9 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pika
-from pika.exceptions import AMQPError
 
 from demo.page.board import Kind
-from demo.page.sources import HEADER
+from demo.page.sources import AWAY, HEADER
 
 _AGAIN_S = 0.25
 _MOST_WAITING = 500
@@ -96,8 +95,8 @@ class Publisher:
                 self._channel = _open(self._url)
             properties = pika.BasicProperties(headers={HEADER: message.label}, delivery_mode=2)
             self._channel.basic_publish("events", "play", message.body, properties, mandatory=True)
-        except (AMQPError, OSError):
-            with suppress(AMQPError, OSError):
+        except AWAY:
+            with suppress(*AWAY):
                 if self._channel is not None:
                     self._channel.connection.close()
             self._channel = None

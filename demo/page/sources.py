@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 import pika
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError
 
 from demo.page.board import SERVICES, Board
@@ -24,8 +25,10 @@ from demo.page.board import SERVICES, Board
 HEADER = "x-play"
 """The header with a publication's label."""
 
+AWAY = (AMQPError, AMQPConnectorException, OSError)
+"""What pika raises when RabbitMQ is away, or freezes while one connects."""
+
 _AGAIN_S = 0.25
-_EVENTS = ("create", "start", "die", "pause", "unpause", "destroy", "health_status")
 _DEAD_LETTERS_AT_ONCE = 100
 _KILLED = 137
 _READY = """
@@ -76,18 +79,17 @@ class Sources:
     # Docker.
 
     async def _containers(self, tasks: asyncio.TaskGroup) -> None:
-        """List the containers at the start, and whenever Docker tells of a change."""
-        label = f"label=com.docker.compose.project={self._servers.project}"
-        filters = [f"--filter=event={event}" for event in _EVENTS]
-        listing = ("ps", "--all", "--no-trunc", "--filter", label, "--format", "{{json .}}")
-        while True:
-            events = _lines("events", "--filter", label, *filters, "--format", "{{.Action}}")
-            await self._list(listing, tasks)
-            async for _ in events:
-                await self._list(listing, tasks)
-            await asyncio.sleep(_AGAIN_S)
+        """List the containers twice a second.
 
-    async def _list(self, listing: tuple[str, ...], tasks: asyncio.TaskGroup) -> None:
+        Docker tells of a change, but of a pause before its list has it.
+        """
+        while True:
+            await self._list(tasks)
+            await asyncio.sleep(2 * _AGAIN_S)
+
+    async def _list(self, tasks: asyncio.TaskGroup) -> None:
+        label = f"label=com.docker.compose.project={self._servers.project}"
+        listing = ("ps", "--all", "--no-trunc", "--filter", label, "--format", "{{json .}}")
         found = [json.loads(line) async for line in _lines(*listing)]
         ids, seen = {}, []
         for each in found:
@@ -122,7 +124,8 @@ class Sources:
                 "logs", "--follow", "--timestamps", "--since", last, container
             ):
                 at, _, text = line.partition(" ")
-                if at > last:
+                # Else it is a line of Docker's own, or one that was read before the stop.
+                if at[:1].isdigit() and at > last:
                     last = at
                     self._said(name, text)
             await asyncio.sleep(_AGAIN_S)
@@ -218,7 +221,7 @@ class Sources:
                         await asyncio.sleep(_AGAIN_S)
                 finally:
                     await asyncio.to_thread(_close, connection)
-            except (AMQPError, OSError):
+            except AWAY:
                 self._answers("rabbitmq", False)
             await asyncio.sleep(_AGAIN_S)
 
@@ -243,7 +246,7 @@ def _connect(url: str) -> Any:
 
 
 def _close(connection: Any) -> None:
-    with suppress(AMQPError, OSError):
+    with suppress(*AWAY):
         connection.close()
 
 
@@ -282,7 +285,7 @@ def purge(url: str) -> None:
             for queue in (service, *retries, f"{service}.dead-letter"):
                 channel.queue_purge(queue)
         connection.close()
-    except AMQPError as error:
+    except AWAY as error:
         raise OSError(f"RabbitMQ does not answer: {error!r}") from error
 
 

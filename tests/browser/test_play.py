@@ -146,8 +146,8 @@ def test_services_notice_that_etcd_was_wiped(play: Play) -> None:
     play.keys("p")
     counts(play, "order", processed=1)
     play.keys("w")
-    noticed = "not the one seen before"
-    play.shows(cards=lambda cards: all(noticed in cards[name][1] for name in ("order-1",)))
+    play.shows(cards=lambda cards: "etcd: wiped" in cards["order-1"][1])
+    play.shows(cards=lambda cards: "etcd: wiped" in cards["notify-1"][1])
     assert play.etcd.count("/orders/") == 0
     play.reset()
     play.keys("p")
