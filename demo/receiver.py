@@ -30,11 +30,12 @@ class _Receiver:
     def accept(self, key: str) -> None:
         with self._lock:
             again = key in self._known
-            print(f"again {key}" if again else key, flush=True)
             self._known.add(key)
             if self._keys and not again:
+                # Before it is printed: what was printed must be known after a kill.
                 with self._keys.open("a") as file:
                     file.write(f"{key}\n")
+            print(f"again {key}" if again else key, flush=True)
 
     def _change(self, number: int, _frame: object) -> None:
         self.mood = _MOODS[signal.Signals(number)]

@@ -12,6 +12,8 @@ from typing import Any
 from demo.page.board import SERVICES, Lane
 from demo.page.controls import Controls
 
+Act = Callable[[Controls], Coroutine[Any, Any, None]]
+
 _CALLS = 30
 """More than the failures in a row that open the circuit breaker."""
 
@@ -24,7 +26,7 @@ KILLED = (
 
 def add_acts(controls: Controls) -> None:
     """Give the page its acts, by the names of their buttons."""
-    acts: dict[str, tuple[str, Callable[[Controls], Coroutine[Any, Any, None]]]] = {
+    acts: dict[str, tuple[str, Act]] = {
         "act1": ("Act 1", one_event_two_services),
         "act2": ("Act 2", notify_is_down),
         "act3": ("Act 3", the_same_again),

@@ -81,11 +81,6 @@ class Controls:
             "reset": self.reset,
         }
 
-    @property
-    def actions(self) -> set[str]:
-        """The names of all actions."""
-        return {*self._actions, *_ON_PROCESS, "more", "less"}
-
     def add(self, name: str, title: str, play: Work) -> None:
         """Add an act: one is played at a time, and a reset ends it."""
         self._actions[name] = partial(self._begin, title, play)
@@ -161,20 +156,11 @@ class Controls:
             async with self._each[name]:
                 await self._thaw([name])
                 await self._docker("start", self._container(name))
-                await self._listening(name)
+                # Before it listens a signal would end it.
+                listens = ("exec", self._container(name), "python", "-c", _LISTENS)
+                await self._try(partial(self._docker, *listens))
                 await self._docker("kill", "--signal", _MOODS[mood], self._container(name))
         self.told.receiver = mood
-
-    async def _listening(self, name: str) -> None:
-        """Wait until it listens: before that a signal would end it."""
-        deadline = time.monotonic() + _WITHIN_S
-        while True:
-            try:
-                await self._docker("exec", self._container(name), "python", "-c", _LISTENS)
-                return
-            except CannotPlayError:
-                if time.monotonic() > deadline:
-                    raise
 
     # All of them.
 
@@ -220,7 +206,7 @@ class Controls:
             # Killed, for they may hold much; what they hold is not of the round that begins.
             await self._quietly("kill", *replicas)
             await self._heal_servers()
-            await self._try_for(_WITHIN_S, partial(asyncio.to_thread, purge, self._amqp_url))
+            await self._try(partial(asyncio.to_thread, purge, self._amqp_url))
             self.publisher.begin()
             self.board = self.board.next_round()
             self._compose.set(ENABLE_ETCD="true")
@@ -285,15 +271,15 @@ class Controls:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _try_for(self, seconds: float, work: Work) -> None:
-        deadline = time.monotonic() + seconds
+    async def _try(self, work: Work) -> None:
+        """Do it as soon as it can be done; raises CannotPlayError."""
+        deadline = time.monotonic() + _WITHIN_S
         while True:
             try:
-                await work()
-                return
-            except OSError:
+                return await work()
+            except (OSError, CannotPlayError) as error:
                 if time.monotonic() > deadline:
-                    raise CannotPlayError("RabbitMQ does not answer") from None
+                    raise CannotPlayError(str(error)) from None
             await asyncio.sleep(0.1)
 
     def _of(self, *services: str) -> list[str]:

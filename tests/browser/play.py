@@ -80,7 +80,7 @@ class Play:
         for name, value in expected.items():
             assert value(seen[name]) if callable(value) else seen[name] == value, (name, seen)
 
-    def shows(self, within_s: float = 40.0, **expected: Any) -> None:
+    def shows(self, within_s: float = 40.0, /, **expected: Any) -> None:
         """Wait until the page shows this."""
         eventually(lambda: self.has(**expected), within_s)
 

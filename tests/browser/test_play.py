@@ -193,6 +193,7 @@ def test_the_fault_is_quoted_from_its_page() -> None:
     assert all(f"{sentence.strip('.')}" in text for sentence in KILLED.split(". "))
 
 
+@pytest.mark.timeout(60 * MINUTES + 400)
 def test_random_buttons_at_a_hundred_a_second_lose_and_double_nothing(play: Play) -> None:
     seed = random.randrange(10**6)
     print(f"seed {seed}")
@@ -213,6 +214,8 @@ def test_random_buttons_at_a_hundred_a_second_lose_and_double_nothing(play: Play
         # A dead process's claims end with its lease, and a retry waits for a minute.
         play.shows(150, **{service: lambda seen: seen["processed"] + seen["parked"] == published})
     play.shows(confirmed=published, lost=0, double=0)
+    orders = play.etcd.get(f"/orders/{play.seen()['round']}-")
+    assert [order.version for order in orders] == [1] * published
     assert play.chromium.heap() - heap < _GROWTH_BYTES
     assert play.chromium.run("return document.querySelectorAll('*').length") < 400
 
