@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from demo.command import run
+from demo.command import CommandFailedError, run
 from demo.compose import Compose
 from demo.page.board import SERVICES, Board, Kind
 from demo.page.publisher import Message, Publisher
@@ -135,10 +135,16 @@ class Controls:
     # One process.
 
     async def _on(self, action: str, name: str) -> None:
-        if action in _ON_PROCESS:
+        process = self.board.processes[name]
+        if not self.told.playing:
+            self.say(f"{name}: {action}")
+        if action not in _ON_PROCESS:
+            await self._scale(process.service, action)
+            return
+        try:
             await self.process(action, name)
-        else:
-            await self._scale(self.board.processes[name].service, action)
+        except CommandFailedError:
+            raise RefusedError(f"{name} is {process.state}: no {action}") from None
 
     async def process(self, action: str, name: str) -> None:
         """Stop, start, kill, freeze or thaw a process."""
