@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 from contextlib import suppress
 
@@ -46,6 +47,12 @@ def _port() -> int:
     text = os.environ.get("PORT_PLAY") or _PORT
     if not text.isdecimal() or not 0 < int(text) < 65_536:
         raise CannotPlayError(f"PORT_PLAY is {text!r}: write a port, as in PORT_PLAY={_PORT}")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, int(text)))
+        except OSError as error:
+            raise CannotPlayError(f"port {text} (PORT_PLAY): {error.strerror}") from None
     return int(text)
 
 
@@ -66,10 +73,7 @@ async def _serve(compose: Compose, ports: Ports, port: int, screen: Screen) -> N
     runner = web.AppRunner(page, access_log=None, shutdown_timeout=1)
     try:
         await runner.setup()
-        try:
-            await web.TCPSite(runner, HOST, port).start()
-        except OSError as error:
-            raise CannotPlayError(f"port {port} (PORT_PLAY): {error.strerror}") from None
+        await web.TCPSite(runner, HOST, port).start()
         screen.say("Starting order, notify and their receiver ...")
         await controls.start()
         screen.say(f"Open http://localhost:{port} and break something. Ctrl-C ends it all.")
