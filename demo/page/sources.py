@@ -212,17 +212,16 @@ class Sources:
 
     async def _rabbitmq(self) -> None:
         """Ask for the depths four times a second, over a connection that is kept."""
+        connection: Any = None
         while True:
             try:
-                connection = await asyncio.to_thread(_connect, self._servers.amqp_url)
-                try:
-                    while True:
-                        await self._look(connection)
-                        await asyncio.sleep(_AGAIN_S)
-                finally:
-                    await asyncio.to_thread(_close, connection)
+                connection = connection or await asyncio.to_thread(_connect, self._servers.amqp_url)
+                await self._look(connection)
             except AWAY:
                 self._answers("rabbitmq", False)
+                # Not where this is cancelled: a thread may be asking still.
+                await asyncio.to_thread(_close, connection)
+                connection = None
             await asyncio.sleep(_AGAIN_S)
 
     async def _look(self, connection: Any) -> None:
@@ -247,7 +246,8 @@ def _connect(url: str) -> Any:
 
 def _close(connection: Any) -> None:
     with suppress(*AWAY):
-        connection.close()
+        if connection is not None:
+            connection.close()
 
 
 def _ready(connection: Any, queues: list[str]) -> dict[str, int]:
