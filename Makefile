@@ -10,7 +10,7 @@ IMAGES   := $(filter-out idempotent_consumer,$(PROJECTS))
 READY    := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup new-service demo test lint typecheck unit-test simulation integration-test integration-short \
+.PHONY: help setup new-service demo play test lint typecheck unit-test simulation integration-test integration-short \
         chaos mutants bench bench-check docs bench-growth bench-steady \
         docker up up-cluster browser-test chromium cluster-test cluster-scaling down lock dist
 
@@ -42,6 +42,9 @@ new-service: $(READY) ## Write a service of your own, with an image and a test: 
 
 demo: $(READY) ## Play the four acts on real servers, check each, write demo-report.html: ACT=2 for one, STEP=1 by Enter
 	$(BIN)/python -m demo$(if $(ACT), --act "$$ACT")$(if $(STEP), --step)
+
+play: docker $(READY) ## Open a page to break the system on, at http://localhost:8090: PORT_PLAY=8091
+	@$(BIN)/python -m demo.page
 
 test: lint typecheck unit-test integration-test ## Run lint, typecheck, unit-test and integration-test
 
@@ -85,8 +88,8 @@ cluster-test: docker $(READY) ## Lose nodes of a RabbitMQ and an etcd cluster un
 cluster-scaling: docker $(READY) ## Measure how throughput grows with replicas on the cluster
 	$(BIN)/python -m benchmarks replicas
 
-browser-test: docker chromium $(READY) demo-report.html ## See the dashboard and the last demo's report in Chromium: PICTURES=1 keeps them
-	BROWSER_PICTURES=$(PICTURES) $(BIN)/pytest tests/browser
+browser-test: docker chromium $(READY) demo-report.html ## See the dashboard, the last demo's report and make play in Chromium: PICTURES=1 keeps them
+	BROWSER_PICTURES=$(PICTURES) PLAY_MINUTES=$(PLAY_MINUTES) $(BIN)/pytest tests/browser $(if $(SHORT),-m "not long")
 
 demo-report.html:
 	$(MAKE) demo

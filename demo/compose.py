@@ -25,7 +25,7 @@ from servers.wait import eventually
 PROJECT = "reliable-demo"
 
 FILES = ("docker-compose.yaml", "docker-compose.services.yaml")
-_RECEIVER = "demo/receiver.yaml"
+RECEIVER = "demo/receiver.yaml"
 _SERVERS = ("rabbitmq", "etcd", "graphite-statsd")
 _PULLED = (*_SERVERS, "receiver")
 _DOWN_WITHIN_S = 60.0
@@ -78,8 +78,8 @@ class Ports:
         """Return them as Compose's variables."""
         return {name: str(number) for name, number in self.numbers.items()}
 
-    def check_free(self, repository: Path) -> None:
-        """Raise CannotPlayError if one is taken: by what, and how to go on."""
+    def check_free(self, repository: Path, target: str) -> None:
+        """Raise CannotPlayError if one is taken: by what, and how to go on with make's target."""
         taken = [name for name in self.numbers if self._taken(name)]
         if not taken:
             return
@@ -87,7 +87,7 @@ class Ports:
         others = " ".join(f"{name}={free_port()}" for name in taken)
         raise CannotPlayError(
             f"in use: port{'s' * (len(taken) > 1)} {listed}. {self._advice(taken, repository)}, "
-            f"or choose {'others' if len(taken) > 1 else 'another'}: {others} make demo"
+            f"or choose {'others' if len(taken) > 1 else 'another'}: {others} make {target}"
         )
 
     def _taken(self, name: str) -> bool:
@@ -134,6 +134,19 @@ class Ports:
         if containers:
             return f"Stop the containers with `docker stop {' '.join(sorted(containers))}`"
         return "Stop what uses " + ("them" if len(taken) > 1 else "it")
+
+
+@dataclass(frozen=True)
+class Project:
+    """A compose project: its name, make's target for it, its files, the form of its logs."""
+
+    name: str = PROJECT
+    target: str = "demo"
+    files: Sequence[str] = (*FILES, RECEIVER)
+    log_format: str = "console"
+
+
+DEMO = Project()
 
 
 class Compose:
@@ -187,20 +200,21 @@ class Compose:
 
 @contextmanager
 def compose_servers(
-    repository: Path, ports: Ports, screen: Screen, *, keep: bool
+    repository: Path, ports: Ports, screen: Screen, *, keep: bool, project: Project = DEMO
 ) -> Iterator[Compose]:
     """Build the images and start the servers; at the end remove it all, unless to be kept.
 
     Raises CannotPlayError, before anything is started where that is possible.
     """
     _check_plugins()
-    compose = Compose(repository, PROJECT, {"LOG_FORMAT": "console"}, (*FILES, _RECEIVER))
+    settings = {**ports.settings(), "LOG_FORMAT": project.log_format}
+    compose = Compose(repository, project.name, settings, project.files)
     if compose.containers():
         raise CannotPlayError(
             f"the demo's stack is there already: another demo runs, or one was kept. Take it down "
-            f"with `docker compose -p {PROJECT} down --volumes`"
+            f"with `docker compose -p {project.name} down --volumes`"
         )
-    ports.check_free(repository)
+    ports.check_free(repository, project.target)
     # A demo that was killed while it took its stack down may have left volumes.
     compose.down()
     if compose.images_missing():
@@ -368,5 +382,5 @@ def compose_stage(screen: Screen, *, keep: bool) -> Iterator[ComposeStage]:
     since = time.time()
     with compose_servers(REPOSITORY, ports, screen, keep=keep) as compose:
         screen.say("To type the commands below yourself, once:")
-        screen.typed(f"export COMPOSE_FILE={':'.join((*FILES, _RECEIVER))}")
+        screen.typed(f"export COMPOSE_FILE={':'.join((*FILES, RECEIVER))}")
         yield ComposeStage(compose, ports, since, keep=keep)

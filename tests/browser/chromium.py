@@ -37,6 +37,31 @@ class Chromium:
         self.errors()  # Those of the page before are of no interest any more.
         self._driver.get(url)
 
+    def prefer(self, scheme: str) -> None:
+        """Have pages see `prefers-color-scheme`: light or dark."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self._driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+    def keys(self, keys: str) -> None:
+        """Press keys, one after the other, wherever the focus is."""
+        from selenium.webdriver import ActionChains
+
+        ActionChains(self._driver, duration=0).send_keys(keys).perform()
+
+    def heap(self) -> int:
+        """Return how many bytes the page's objects take, after a collection of garbage."""
+        self._driver.execute_cdp_cmd("HeapProfiler.collectGarbage", {})
+        return int(self._driver.execute_cdp_cmd("Runtime.getHeapUsage", {})["usedSize"])
+
+    def names(self) -> dict[str, list[str]]:
+        """Return the names that a screen reader says, by role."""
+        found: dict[str, list[str]] = {}
+        for node in self._driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]:
+            if not node["ignored"]:
+                role = str(node["role"]["value"])
+                found.setdefault(role, []).append(str(node.get("name", {}).get("value", "")))
+        return found
+
     def run(self, script: str, *arguments: object) -> Any:
         """Run the body of a JavaScript function in the page and return what it returns."""
         return self._driver.execute_script(script, *arguments)
