@@ -102,7 +102,7 @@ def explain(error: BaseException) -> str:
                 | exceptions.ConnectionClosedByBroker(reply_code=403)
             ):
                 return "RabbitMQ refuses the user or the password of RABBITMQ_URL"
-            case exceptions.IncompatibleProtocolError():
+            case exceptions.IncompatibleProtocolError() if "EOF" in str(cause):
                 return (
                     "what listens there does not speak AMQP: RABBITMQ_URL has the port for that "
                     "(5672, with TLS 5671), not the management UI's (15672)"

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def start_handler(start_service: StartService, tmp_path: Path) -> StartHandler:
 def test_a_backlog_for_a_slow_handler_is_recorded_and_acked_as_it_is_handled(
     rig: Rig, start_handler: StartHandler, handler_s: float
 ) -> None:
-    """Heartbeats go on, so nothing is requeued; it is alive; and one warning says what is slow."""
+    """Heartbeats go on, so nothing is requeued; it is alive; and a warning says what is slow."""
     service = start_handler(
         "order",
         'handler("new_order")',
@@ -113,10 +114,12 @@ def test_a_backlog_for_a_slow_handler_is_recorded_and_acked_as_it_is_handled(
     )
     passes(lambda: rig.statsd.count("orders_processed"), 0)
     assert "returned" not in rig.counters("orders")
-    (warning,) = lines(service, "a pure handler took long")
-    assert warning["level"] == "warning"
-    assert warning["handler"] == "place"
-    assert handler_s <= warning["seconds"] < handler_s + 1
+    warnings = lines(service, "a pure handler took long")
+    assert {(line["level"], line["handler"]) for line in warnings} == {("warning", "place")}
+    seconds = [line["seconds"] for line in warnings]
+    assert handler_s <= seconds[0] < handler_s + 1
+    # A loaded machine can hold a call up: only one that takes twice as long is warned about again.
+    assert all(later >= 1.99 * sooner for sooner, later in pairwise(seconds))
     assert lines(service, "no connection to RabbitMQ") == []
     assert service.terminate(WITHIN_S) == 0
     rig.start("order")

@@ -59,4 +59,4 @@ def test_the_command_shows_and_checks_the_same_without_metrics(rig: Rig) -> None
     doctor = command.json("doctor")
     assert doctor["problems"] == 0, doctor
     looked_at = {each["what"] for each in doctor["findings"] if each["about"] == "order"}
-    assert {"its 5 queues are as they should be", "bound to exchange events"} <= looked_at
+    assert {"all 5 queues are as they should be", "bound to exchange events by #"} <= looked_at
