@@ -9,8 +9,9 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from demo.page.board import SERVICES, Lane
+from demo.page.board import Lane
 from demo.page.controls import Controls
+from demo.stage import SERVICES
 
 Act = Callable[[Controls], Coroutine[Any, Any, None]]
 

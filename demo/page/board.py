@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from demo.stage import SERVICES
+
 Kind = Literal["new", "again", "other", "invalid"]
 """A new id, a copy, a known id with another body, something that is not a valid event."""
 
-SERVICES = ("order", "notify")
 SETTLES_WITHIN_S = 12.0
 """What is confirmed, in no queue for so long and not done is lost. RabbitMQ's count of unacked
 messages may be 5 s old."""
@@ -359,7 +360,7 @@ def _since(copy: Copy, now_s: float) -> float:
     return now_s - (now_s if copy.confirmed_s is None else copy.confirmed_s)
 
 
-_FIRST = ("rabbitmq", "etcd", "receiver", "order", "notify")
+_FIRST = ("rabbitmq", "etcd", "receiver", *SERVICES)
 
 
 def _order(seen: tuple[str, str, str, str]) -> tuple[int, int]:

@@ -16,10 +16,10 @@ from typing import Any
 
 from demo.command import CommandFailedError, run
 from demo.compose import Compose
-from demo.page.board import SERVICES, Board, Kind
+from demo.page.board import Board, Kind
 from demo.page.publisher import Message, Publisher
 from demo.page.sources import purge
-from demo.stage import CannotPlayError
+from demo.stage import SERVICES, CannotPlayError
 
 Work = Callable[[], Coroutine[Any, Any, None]]
 
@@ -181,7 +181,7 @@ class Controls:
         await self.memory(not self.told.memory)
 
     async def memory(self, on: bool) -> None:
-        """Run both services anew, with records in etcd or without."""
+        """Run both services again, with records in etcd or without."""
         async with self._stack:
             self._compose.set(ENABLE_ETCD="true" if on else "false")
             self.told.memory = on

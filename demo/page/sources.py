@@ -20,7 +20,10 @@ import pika
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError
 
-from demo.page.board import SERVICES, Board
+from demo.page.board import Board
+from demo.stage import SERVICES
+from idempotent_consumer import Settings
+from idempotent_consumer.bus import queue_arguments
 
 HEADER = "x-play"
 """The header with a publication's label."""
@@ -153,7 +156,7 @@ class Sources:
     # etcd.
 
     async def _etcd(self, session: aiohttp.ClientSession) -> None:
-        """Watch all keys, and go on behind the last change; an etcd that was wiped begins anew."""
+        """Watch all keys, and go on behind the last change; an etcd that was wiped begins again."""
         while True:
             try:
                 async for answer in self._watch(session):
@@ -281,8 +284,7 @@ def purge(url: str) -> None:
         connection = _connect(url)
         channel = connection.channel()
         for service in SERVICES:
-            retries = [f"{service}.retry.{delay}" for delay in ("1s", "10s", "60s")]
-            for queue in (service, *retries, f"{service}.dead-letter"):
+            for queue in queue_arguments(service, Settings().retry_delays):
                 channel.queue_purge(queue)
         connection.close()
     except AWAY as error:

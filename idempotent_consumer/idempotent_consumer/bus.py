@@ -225,9 +225,9 @@ class Delivery:
         """The message's own headers, without those that this library and the broker add."""
         if isinstance(self._properties, bytes) and not amqp.has_headers(self._properties):
             return _NO_HEADERS
-        headers = self.properties.headers or {}
-        own = names.OWN_HEADERS | names.BROKER_HEADERS
-        return MappingProxyType({name: headers[name] for name in headers.keys() - own})
+        headers = (self.properties.headers or {}).items()
+        reserved = names.RESERVED_HEADERS
+        return MappingProxyType({name: value for name, value in headers if name not in reserved})
 
     @property
     def described(self) -> Properties:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from .names import BROKER_HEADERS, OWN_HEADERS, RESERVED_PREFIXES
+from .names import RESERVED_HEADERS, RESERVED_PREFIXES
 
 MAX_BODY_BYTES = 1024 * 1024
 """A larger body is parked unread: etcd takes 1.5 MiB in one request, and parsing costs memory."""
@@ -142,7 +142,7 @@ def check_headers(headers: Mapping[str, Header]) -> dict[str, Header]:
         if not isinstance(name, str) or not isinstance(value, (str, int)):
             got = f"{name!r:.100}: {value!r:.100}"
             raise TypeError(f"a header is a str with a str, int or bool as its value, not {got}")
-        if not 0 < len(name.encode()) <= 255 or name in OWN_HEADERS | BROKER_HEADERS:
+        if not 0 < len(name.encode()) <= 255 or name in RESERVED_HEADERS:
             raise ValueError(f"not a header of your own, or not of 1 to 255 bytes: {name!r:.100}")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise ValueError(f"the header {name} has an integer past 64 bits: write it as a str")

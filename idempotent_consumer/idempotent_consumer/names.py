@@ -27,6 +27,7 @@ BROKER_HEADERS = frozenset({"CC", "BCC", "x-death", "x-delivery-count", "x-acqui
     for what in ("exchange", "queue", "reason")
 }
 """CC and BCC are addresses, to which RabbitMQ sends the message as well; it adds the others."""
+RESERVED_HEADERS = OWN_HEADERS | BROKER_HEADERS
 
 INVALID, CONFLICT, FAILED, REJECTED = "invalid", "conflict", "failed", "rejected"
 """The reasons for which an event is parked, as they stand in ``x-reason``."""

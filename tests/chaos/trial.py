@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, count
@@ -14,6 +14,7 @@ from chaos.checks import judge_service, lines, passes, wait_drained
 from chaos.load import Load, order
 from chaos.rig import Rig
 from servers.broker import Event
+from servers.checker import Verdict
 from servers.services import Service
 from servers.wait import eventually
 
@@ -199,8 +200,19 @@ class Trial:
             first_revision=first_revision,
         )
         early = self.acks.early() - parked
+        result = self._result(verdict, early)
+        self._results.append(result)
+        assert self._injected, f"{self.fault}: the fault never happened"
+        assert self.acks.checked, "no ack was seen"
+        assert not early, f"acked before its record: {sorted(early)[:5]}"
+        if lost_is_waived:
+            verdict = replace(verdict, lost=frozenset())
+        verdict.require(confirmed_at_least=at_least)
+        return result
+
+    def _result(self, verdict: Verdict, early: Collection[str]) -> Result:
         closed = [lines(service, "circuit breaker closed") for service in self._services]
-        result = Result(
+        return Result(
             self.fault,
             self._injected,
             verdict.confirmed,
@@ -212,14 +224,6 @@ class Trial:
             len(early),
             self._recovery_s,
         )
-        self._results.append(result)
-        assert self._injected, f"{self.fault}: the fault never happened"
-        assert self.acks.checked, "no ack was seen"
-        assert not early, f"acked before its record: {sorted(early)[:5]}"
-        if lost_is_waived:
-            verdict = replace(verdict, lost=frozenset())
-        verdict.require(confirmed_at_least=at_least)
-        return result
 
 
 StartTrial = Callable[..., Trial]
