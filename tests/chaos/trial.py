@@ -180,13 +180,16 @@ class Trial:
         first_revision: int | None = None,
         drained_within_s: float = 60.0,
     ) -> Result:
-        """Drain, judge, and keep the result; raises AssertionError on any fault of the service.
+        """Drain, retries too, and judge; raises AssertionError on any fault of the service.
 
         ``parked`` are the ids taken from the dead-letter queue, which must hold nothing but all of
         the poison by now. A second copy of that is none of the service's faults where it was
         killed, or a confirm was lost, between the parking and the ack.
         """
-        wait_drained(self.broker, self.service, timeout_s=drained_within_s)
+        retries = (q for q in self.broker.queues() if q.startswith(f"{self.service}.retry."))
+        # An event may pass from a queue of retries to the service's own between two looks.
+        queues = (self.service, *retries, self.service)
+        wait_drained(self.broker, *queues, timeout_s=drained_within_s)
         dead = self.broker.drain(f"{self.service}.dead-letter")
         assert {message.body for message in dead} == self._poison, "something else is parked"
         assert {message.headers["x-reason"] for message in dead} <= {"invalid"}

@@ -76,6 +76,7 @@ def test_a_storm_of_duplicates(trial: StartTrial) -> None:
     events = orders(often(50, 500))
     attempt.publish(repeated(events, TIMES))
     attempt.recovers()
+    attempt.rig.drained("order")
     service.pause()
     attempt.publish([order("together")] * TIMES)
     becomes(lambda: attempt.broker.depth("order"), (0, TIMES))
