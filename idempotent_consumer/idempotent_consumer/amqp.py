@@ -29,9 +29,6 @@ the connection is idle or not (Linux's page tcp(7)); heartbeats alone would take
 connection that publishes has ``KEEPALIVE`` alone: TCP_USER_TIMEOUT also ends one whose peer does
 not read, as a broker with an alarm does not. A URL may set others with ``?tcp_options=``."""
 
-NOT_FOUND = 404
-"""AMQP's reply code for a queue or an exchange that is not there."""
-
 
 def parameters_of(
     url: str, name: str, tcp_options: dict[str, int] = TCP_OPTIONS

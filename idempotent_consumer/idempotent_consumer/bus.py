@@ -20,7 +20,7 @@ from structlog.typing import FilteringBoundLogger
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from . import amqp, names
-from .event import Properties
+from .event import NOTHING, Decoder, Event, Properties, decode, decode_by
 from .health import Health
 from .system import System, reconnect_wait
 
@@ -202,9 +202,6 @@ class Epoch:
         return len(self._in_hand)
 
 
-_NO_HEADERS: Mapping[str, Any] = MappingProxyType({})
-
-
 class Delivery:
     """One arrival of a message, bound to its epoch. Its properties are decoded when first read."""
 
@@ -224,16 +221,21 @@ class Delivery:
     def headers(self) -> Mapping[str, Any]:
         """The message's own headers, without those that this library and the broker add."""
         if isinstance(self._properties, bytes) and not amqp.has_headers(self._properties):
-            return _NO_HEADERS
+            return NOTHING
         headers = (self.properties.headers or {}).items()
         reserved = names.RESERVED_HEADERS
         return MappingProxyType({name: value for name, value in headers if name not in reserved})
 
-    @property
-    def described(self) -> Properties:
-        """What a decoder sees of the message apart from its body."""
-        own = self.properties
-        return Properties(self.headers, own.message_id, own.type, own.content_type)
+    def event(self, decoder: Decoder | None) -> Event:
+        """Read the message as an event. Raises InvalidEvent, and what a decoder raises."""
+        headers = self.headers
+        if decoder is None:
+            event = decode(self.body)
+        else:
+            own = self.properties
+            seen = Properties(headers, own.message_id, own.type, own.content_type)
+            event = decode_by(decoder, self.body, seen)
+        return event._replace(headers=headers) if headers else event
 
     @property
     def attempts(self) -> int:

@@ -8,12 +8,12 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
+from traceback import walk_tb
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from structlog.contextvars import bind_contextvars, reset_contextvars
@@ -62,12 +62,22 @@ class Handler:
         return any(map(inspect.iscoroutinefunction, called))
 
     @property
+    def name(self) -> str:
+        """What a message calls it."""
+        return getattr(self.function, "__name__", repr(self.function))
+
+    @property
     def claimed(self) -> bool:
         """Whether it has an effect outside, and so runs under a claim."""
         return self.timeout_s is not None
 
     def check(self) -> None:
-        """Raise TypeError where its function cannot be called with what it will be given."""
+        """Raise TypeError where its function cannot be called as it will be."""
+        if self.is_coroutine and not self.claimed:
+            raise TypeError(
+                "a pure handler is a plain function, not async def: it runs on the event loop and "
+                "does not wait. One that waits is a claimed handler"
+            )
         if self.model is not None and not callable(self.model):
             raise TypeError(
                 f"model is a class, or a function of an event's args: {self.model!r:.100}"
@@ -77,9 +87,8 @@ class Handler:
             parameters = inspect.signature(self.function)
             parameters.bind(*given)
         except TypeError as error:
-            name = getattr(self.function, "__name__", repr(self.function))
             raise TypeError(
-                f"{name}{parameters} cannot be called with ({', '.join(given)}): {error}"
+                f"{self.name}{parameters} cannot be called with ({', '.join(given)}): {error}"
             ) from None
         except ValueError:
             pass  # Some of C's functions have no signature.
@@ -151,7 +160,6 @@ class Calls:
         self._service, self._ledger, self._log = service, ledger, log
         self._clock, self._threads = clock, threads
         self.slot = asyncio.Semaphore(at_once)
-        self._own_slots: dict[Handler, asyncio.Semaphore] = {}
         self.end_by_s = math.inf
         """No call starts that might not have ended by then, by the loop's clock."""
         self._overdue_s: dict[object, float] = {}
@@ -219,14 +227,6 @@ class Calls:
         effects = check_effects(returned, self._service, event)  # type: ignore[arg-type]
         return effects, self._ledger.why_never(effects) or ""
 
-    def own_slot(self, handler: Handler) -> AbstractAsyncContextManager[None]:
-        """Return the slot that a handler with a bound of its own takes before the common one."""
-        if handler.at_once is None:
-            return nullcontext()
-        if handler not in self._own_slots:
-            self._own_slots[handler] = asyncio.Semaphore(handler.at_once)
-        return self._own_slots[handler]
-
     def has_time(self, handler: Handler, claim_remaining_s: float = math.inf) -> bool:
         """Return whether a call can last as long as it may before its claim or this process ends.
 
@@ -277,11 +277,11 @@ class Breaker:
 
     def __init__(self, event_type: str, resume: Callable[[Any], bool], run: Running) -> None:
         self._type, self._failures = event_type, run.settings.breaker_failures
-        self._resume, self._tasks = resume, run.tasks
+        self._name, self._resume = f"circuit breaker of {event_type}", resume
         self._health, self._tally, self._log = run.health, run.tally, run.log
         self._in_a_row, self._wait_s, self._due = 0, FIRST_PROBE_S, False
         self._probe: object | None = None
-        self._timer: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self.is_open = False
         self.held: deque[Any] = deque()
 
@@ -300,7 +300,9 @@ class Breaker:
         self._in_a_row = 0
         if not self.is_open:
             return
-        self._say(False)
+        self.is_open = False
+        self._tally.breakers(-1)
+        self._health.has(self._name)
         if self._timer is not None:
             self._timer.cancel()  # It would cut short the first wait of the next time.
         self._log.info(
@@ -314,7 +316,9 @@ class Breaker:
         """Take note of a call that failed, and return whether its event is to be held."""
         self._in_a_row += 1
         if not self.is_open and self._in_a_row == self._failures:
-            self._say(True, error)
+            self.is_open = True
+            self._tally.breakers(1)
+            self._health.lacks(self._name, f"open: {error}")
             self._log.warning(
                 "circuit breaker opened: this handler's events are held, and one at a time is "
                 "tried",
@@ -334,12 +338,8 @@ class Breaker:
             self._send_probe()
 
     def _send_probe_after(self, wait_s: float) -> None:
-        async def send() -> None:
-            await asyncio.sleep(wait_s)
-            self._send_probe()
-
         self._wait_s = wait_s
-        self._timer = self._tasks.create_task(send())
+        self._timer = asyncio.get_running_loop().call_later(wait_s, self._send_probe)
 
     def _send_probe(self) -> None:
         """Let the next event that is held be called, or the first that comes."""
@@ -350,15 +350,6 @@ class Breaker:
                 return
             flight = self.held.popleft()
             self._probe = flight if self._resume(flight) else None
-
-    def _say(self, is_open: bool, error: str = "") -> None:
-        self.is_open = is_open
-        self._tally.breakers(1 if is_open else -1)
-        name = f"circuit breaker of {self._type}"
-        if is_open:
-            self._health.lacks(name, f"open: {error}")
-        else:
-            self._health.has(name)
 
 
 # The variables of structlog's that a handler's event is bound in. To look them up for each event,
@@ -384,20 +375,16 @@ def in_full(raised: BaseException) -> str:
     The exception loses the frames of this library that called that code, and what they hold.
     """
     frames = raised.__traceback__
-    while frames is not None and _package(frames) == __package__:
+    while frames is not None and _package(frames.tb_frame) == __package__:
         frames = frames.tb_next
-    raised.__traceback__, place = frames, ""
-    own = _package(frames) if frames is not None else ""
-    while frames is not None:
-        if _package(frames) == own:
-            file = frames.tb_frame.f_code.co_filename
-            place = f" ({Path(file).name}:{frames.tb_lineno})"
-        frames = frames.tb_next
+    raised.__traceback__, found = frames, list(walk_tb(frames))
+    own = [(frame, line) for frame, line in found if _package(frame) == _package(found[0][0])]
+    place = "".join(f" ({Path(each.f_code.co_filename).name}:{line})" for each, line in own[-1:])
     return one_line(raised) + place
 
 
-def _package(frames: TracebackType) -> str:
-    name: str = frames.tb_frame.f_globals.get("__name__", "")
+def _package(frame: FrameType) -> str:
+    name: str = frame.f_globals.get("__name__", "")
     return name.partition(".")[0]
 
 

@@ -32,7 +32,7 @@ def decode(body: bytes, properties: Properties) -> Event:
     if binary:
         if properties.content_type is not None:
             binary["datacontenttype"] = properties.content_type
-        return _event(binary, _args_of_bytes(body, properties.content_type) if body else {})
+        return _event(binary, _args(body, properties.content_type) if body else {})
     content_type = _media_type(properties.content_type)
     if content_type not in _STRUCTURED:
         raise InvalidEvent(f"no CloudEvent that is read here: its content type is {content_type}")
@@ -60,24 +60,22 @@ def _event(attributes: dict[str, Any], args: dict[str, Any]) -> Event:
 def _args_of(document: dict[str, Any]) -> dict[str, Any]:
     """Return the args of a CloudEvent in structured mode."""
     if "data_base64" not in document:
-        return _args_of_json(document.get("data"))
+        return _args(document.get("data"))
     try:
         data = b64decode(document["data_base64"], validate=True)
     except (ValueError, TypeError):
         raise InvalidEvent("the CloudEvent's data_base64 is not base64") from None
     content_type = document.get("datacontenttype", "application/octet-stream")
-    return _args_of_bytes(data, content_type if isinstance(content_type, str) else None)
+    return _args(data, content_type if isinstance(content_type, str) else None)
 
 
-def _args_of_bytes(data: bytes, content_type: str | None) -> dict[str, Any]:
-    """Return data as args. Without a content type it is JSON, as in structured mode."""
-    media_type = _media_type(content_type)
-    if media_type in ("", "application/json") or media_type.endswith("+json"):
-        return _args_of_json(_json(data))
-    return {"data_base64": b64encode(data).decode()}
-
-
-def _args_of_json(data: Any) -> dict[str, Any]:
+def _args(data: Any, content_type: str | None = None) -> dict[str, Any]:
+    """Return data as args; bytes without a content type are JSON, as in structured mode."""
+    if isinstance(data, bytes):
+        media_type = _media_type(content_type)
+        if media_type not in ("", "application/json") and not media_type.endswith("+json"):
+            return {"data_base64": b64encode(data).decode()}
+        data = _json(data)
     if data is None:
         return {}
     return data if isinstance(data, dict) else {"data": data}

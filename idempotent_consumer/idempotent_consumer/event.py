@@ -12,6 +12,9 @@ import orjson
 
 from .names import RESERVED_HEADERS, RESERVED_PREFIXES
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+"""No headers, no args."""
+
 MAX_BODY_BYTES = 1024 * 1024
 """A larger body is parked unread: etcd takes 1.5 MiB in one request, and parsing costs memory."""
 
@@ -32,9 +35,9 @@ class Event(NamedTuple):
     id: str
     type: str
     args: dict[str, Any]
-    members: Mapping[str, Any] = MappingProxyType({})
+    members: Mapping[str, Any] = NOTHING
     digest: str = ""
-    headers: Mapping[str, Any] = MappingProxyType({})
+    headers: Mapping[str, Any] = NOTHING
 
     @property
     def about(self) -> dict[str, str]:
@@ -48,7 +51,7 @@ class Event(NamedTuple):
 class Properties(NamedTuple):
     """What a decoder sees of a message apart from its body; None: the message does not have it."""
 
-    headers: Mapping[str, Any] = MappingProxyType({})
+    headers: Mapping[str, Any] = NOTHING
     message_id: str | None = None
     type: str | None = None
     content_type: str | None = None
@@ -189,8 +192,8 @@ class Publish(NamedTuple):
     """
 
     type: str
-    args: Mapping[str, Any] = MappingProxyType({})
-    headers: Mapping[str, Header] = MappingProxyType({})
+    args: Mapping[str, Any] = NOTHING
+    headers: Mapping[str, Header] = NOTHING
 
 
 Effect = Put | Publish
@@ -201,7 +204,7 @@ class Outgoing(NamedTuple):
     """An event that is to be published: its message's body and headers."""
 
     body: bytes
-    headers: Mapping[str, Header] = MappingProxyType({})
+    headers: Mapping[str, Header] = NOTHING
 
 
 class Checked(NamedTuple):

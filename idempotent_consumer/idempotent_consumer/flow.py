@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .bus import COMMITS_IN_FLIGHT, Delivery
 from .calls import Breaker, Handler, Returned
-from .event import NO_EFFECTS, Checked, Event, InvalidEvent, Outgoing, decode, decode_by
+from .event import NO_EFFECTS, Checked, Event, InvalidEvent, Outgoing
 from .metrics import Outcome
 from .publisher import event_message
 from .records import CLAIMED, DONE, PUBLISHING, RELEASED, Answer, Ask, Kind, Record
@@ -101,10 +102,15 @@ class Consumer:
             for event_type, handler in self._handlers.items()
             if handler.claimed
         }
+        # Of handlers with a bound of their own, taken before the slot that is common to all.
+        self._own_slots = {
+            event_type: asyncio.Semaphore(handler.at_once)
+            for event_type, handler in self._handlers.items()
+            if handler.at_once is not None
+        }
         self._slowest_s: dict[str, float] = {}
         self._waiting: deque[Ask] = deque()
-        self._commits = 0
-        self._more_waits = asyncio.Event()
+        self._commits, self._is_due = 0, False
 
     @property
     def held(self) -> int:
@@ -142,7 +148,7 @@ class Consumer:
 
     def _receive(self, delivery: Delivery) -> None:
         try:
-            event = self._decode(delivery)
+            event = delivery.event(self._decoder)
         except InvalidEvent as error:
             self._settler.invalid(delivery, str(error))
             return
@@ -166,14 +172,6 @@ class Consumer:
         else:
             self._begin(flight)
 
-    def _decode(self, delivery: Delivery) -> Event:
-        if self._decoder is None:
-            event = decode(delivery.body)
-        else:
-            event = decode_by(self._decoder, delivery.body, delivery.described)
-        headers = delivery.headers
-        return event._replace(headers=headers) if headers else event
-
     def _begin(self, flight: InFlight) -> None:
         self._in_flight[flight.key] = flight
         if flight.handler.claimed:
@@ -185,20 +183,16 @@ class Consumer:
 
     def _handle(self, flight: InFlight) -> Ask:
         returned = self._calls.run(flight.handler, flight.event)
-        if returned.elapsed_s >= SLOW_HANDLER_S:
-            self._warn_of_slowness(flight, returned.elapsed_s)
-        return self._next_ask(flight, returned)
-
-    def _warn_of_slowness(self, flight: InFlight, elapsed_s: float) -> None:
-        event_type, function = flight.event.type, flight.handler.function
-        if elapsed_s >= 2 * self._slowest_s.get(event_type, 0.0):
+        event_type, elapsed_s = flight.event.type, returned.elapsed_s
+        if elapsed_s >= max(SLOW_HANDLER_S, 2 * self._slowest_s.get(event_type, 0.0)):
             self._slowest_s[event_type] = elapsed_s
             self._log.warning(
                 "a pure handler took long: heartbeats and all other events waited",
                 **flight.event.about,
-                handler=getattr(function, "__name__", repr(function)),
+                handler=flight.handler.name,
                 seconds=round(elapsed_s, 3),
             )
+        return self._next_ask(flight, returned)
 
     def _next_ask(self, flight: InFlight, returned: Returned, claim: bytes | None = None) -> Ask:
         """Return the ask that records what a handler has returned, or that follows its failure."""
@@ -218,22 +212,17 @@ class Consumer:
         may bring more for it.
         """
         if self._waiting:
-            if self._commits:
-                self._more_waits.set()
-            else:
+            if not self._commits:
                 self._send_batches()
+            elif not self._is_due:
+                self._is_due = True
+                asyncio.get_running_loop().call_soon(self._send_batches)
         if not self._ledger.halted:
             self._intake.flush()
         self._tally.flush()
 
-    async def commit_batches(self) -> None:
-        """Send what waits behind other batches, until cancelled."""
-        while True:
-            await self._more_waits.wait()
-            self._more_waits.clear()
-            self._send_batches()
-
     def _send_batches(self) -> None:
+        self._is_due = False
         while self._waiting and self._commits < COMMITS_IN_FLIGHT:
             batch = self._ledger.batch()
             while self._waiting and batch.take(self._waiting[0]):
@@ -332,7 +321,8 @@ class Consumer:
         circuit breaker is open it is held instead, and later goes on in another coroutine.
         """
         breaker = self._breakers[flight.event.type]
-        async with self._calls.own_slot(flight.handler), self._calls.slot:
+        own_slot = self._own_slots.get(flight.event.type, nullcontext())
+        async with own_slot, self._calls.slot:
             if breaker.admits(flight):
                 ended = await self._claim_and_call_now(flight, ask, breaker)
                 breaker.passed(flight)
@@ -532,15 +522,16 @@ def decide(  # noqa: PLR0911 - one table, read from top to bottom
     is still on its way can land where a claim has ended.
     """
     ask, found = answer.ask, answer.found
+    failed = StartOver() if held else Fail()
     if answer.landed:
-        return _landed(answer, held)
+        return _landed(answer, failed)
     if ask.kind is not Kind.LOOK and ask.expect == (found.value if found else None):
         raise ValueError(f"{ask.kind.name} was refused although its record is as it expects it")
     if published and (found is None or found.state in (CLAIMED, RELEASED)):
         return StartOver()
     if found is None or found.state == RELEASED:
         nothing_to_do = ask.kind in (Kind.LOOK, Kind.RELEASE)
-        return _failed(held) if nothing_to_do else Again(found.value if found else None)
+        return failed if nothing_to_do else Again(found.value if found else None)
     if found.state in (DONE, PUBLISHING) and found.digest != ask.digest:
         return Conflict(found.digest)
     if found.state == DONE:
@@ -553,11 +544,7 @@ def decide(  # noqa: PLR0911 - one table, read from top to bottom
     return Wait()
 
 
-def _failed(held: bool) -> Action:
-    return StartOver() if held else Fail()
-
-
-def _landed(answer: Answer, held: bool) -> Action:
+def _landed(answer: Answer, failed: Action) -> Action:
     ask = answer.ask
     match ask.kind:
         case Kind.RECORD:
@@ -567,6 +554,6 @@ def _landed(answer: Answer, held: bool) -> Action:
         case Kind.CLAIM:
             return Call(ask.value, answer.lease)
         case Kind.RELEASE:
-            return _failed(held)
+            return failed
         case Kind.LOOK:
             raise ValueError("a look changes nothing, so it cannot land")

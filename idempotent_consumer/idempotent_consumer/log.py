@@ -7,7 +7,6 @@ import queue
 import sys
 import threading
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import structlog
@@ -34,7 +33,7 @@ class Logs:
             renderer = structlog.dev.ConsoleRenderer(colors=terminal, repr_native_str=True)
         processors: list[Any] = [
             structlog.contextvars.merge_contextvars,
-            partial(_add, service=service),
+            lambda _logger, _level, line: {"service": service, **line},
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -95,7 +94,3 @@ class Logs:
         with suppress(queue.Full):
             self._lines.put(None, timeout=0.5)
             self._thread.join(0.5)
-
-
-def _add(_logger: Any, _method: str, line: Any, **members: str) -> Any:
-    return {**members, **line}

@@ -20,6 +20,7 @@ from .etcd import EtcdError
 from .event import Event
 from .ledger import Ledger
 from .records import DONE, Record
+from .settings import duration_s
 
 SEND_EVERY_S = 0.5
 
@@ -140,14 +141,8 @@ _SAY = {
     Outcome.RETRIED: "failed: it comes back later",
 }
 
-_TROUBLE = {
-    Outcome.CONFLICTED,
-    Outcome.INVALID,
-    Outcome.REJECTED,
-    Outcome.FAILED,
-    Outcome.RETRIED,
-}
-"""Logged at WARNING: may need an operator."""
+_CALM = {Outcome.PROCESSED, Outcome.SKIPPED, Outcome.IGNORED}
+"""Logged at INFO. The others may need an operator, and are logged at WARNING."""
 
 
 class Tally:
@@ -196,9 +191,9 @@ class Tally:
             self.count(outcome, number)
         if len(self._lines) <= _LINES_AT_ONCE:
             for outcome, about in self._lines:
-                say = self._log.warning if outcome in _TROUBLE else self._log.info
+                say = self._log.info if outcome in _CALM else self._log.warning
                 say(_SAY[outcome], **about)
-        elif _TROUBLE.isdisjoint(self._settled):
+        elif self._settled.keys() <= _CALM:
             self._log.info("settled a batch", **self._settled)
         else:
             self._log.warning("settled a batch", **self._settled)
@@ -209,8 +204,7 @@ class Tally:
 # Duplicates.
 
 READ_EVERY_S = 1.0
-_SHORT = {"1s": 1, "10s": 10, "1m": 60, "10m": 600}
-BOUNDS_S = _SHORT | {"1h": 3600, "6h": 21_600, "1d": 86_400, "7d": 604_800}
+BOUNDS_S = {text: duration_s(text) for text in ["1s", "10s", "1m", "10m", "1h", "6h", "1d", "7d"]}
 
 
 class DuplicateAges:

@@ -8,14 +8,13 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
 import structlog
 from structlog.typing import FilteringBoundLogger
 
 from .bus import declare_exchange
-from .event import Header, Outgoing, check_headers
+from .event import NOTHING, Header, Outgoing, check_headers
 from .health import Health
 from .names import EXCHANGE, check_exchange
 from .publisher import Message, Publisher, event_message
@@ -79,7 +78,7 @@ class Producer:
         timeout_s: float = 30.0,
         progress: Callable[[int], None] | None = None,
         *,
-        headers: Mapping[str, Header] = MappingProxyType({}),
+        headers: Mapping[str, Header] = NOTHING,
     ) -> int:
         """Publish events, and return their number once each is confirmed.
 

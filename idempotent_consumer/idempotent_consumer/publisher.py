@@ -218,7 +218,7 @@ class Publisher:
         messages = [self._unconfirmed.pop(n) for n in numbers if n in self._unconfirmed]
         if is_ack:
             self.trouble = ""
-            self._backoff.reset()
+            self._backoff.waits = 0
             for message in messages:
                 message.resolve(confirmed=True)
         else:

@@ -154,13 +154,6 @@ class Service:
         Returns 2 for a wrong setting, or without a handler, after one line on standard error. If
         RabbitMQ or etcd is absent, it waits for them.
         """
-        if not self.handlers:
-            print(
-                f"{self.name}: it has no handler, so it would drop every event: register one "
-                "with @service.handler before run()",
-                file=sys.stderr,
-            )
-            return 2
         try:
             code = _Process(self, Settings.from_environ(environ), real_system()).run()
         except (SettingsError, PortTaken) as error:
@@ -174,19 +167,16 @@ class Service:
         if not isinstance(event_type, str):
             got = f"{event_type!r:.100}"
             raise TypeError(f'the event type is missing: write @service.handler("..."), not {got}')
-        return lambda function: self._register(event_type, Handler(function, **own))
 
-    def _register(self, event_type: str, handler: Handler) -> Any:
-        if event_type in self.handlers:
-            raise ValueError(f"{event_type!r} has a handler already")
-        if handler.is_coroutine and not handler.claimed:
-            raise TypeError(
-                "a pure handler is a plain function, not async def: it runs on the event loop and "
-                "does not wait. One that waits is a claimed handler"
-            )
-        handler.check()
-        self.handlers[event_type] = handler
-        return handler.function
+        def register(function: Any) -> Any:
+            handler = Handler(function, **own)
+            if event_type in self.handlers:
+                raise ValueError(f"{event_type!r} has a handler already")
+            handler.check()
+            self.handlers[event_type] = handler
+            return function
+
+        return register
 
 
 def _delays(texts: Sequence[str] | None) -> tuple[tuple[str, int], ...] | None:
@@ -240,12 +230,10 @@ class Running:
         own = [each for h in service.handlers.values() for each in h.retry_delays or ()]
         delays = tuple(dict.fromkeys([*settings.retry_delays, *own]))
         topology = Topology(name, service.exchange, service.bindings, delays)
-        urls = settings.rabbitmq_urls
+        urls, at_once = settings.rabbitmq_urls, settings.calls_at_once
         self.intake = Intake(topology, urls, unacked, system, health, log, returned, max_bytes)
         self.publisher = Publisher(urls, topology.declare, system, health, log)
-        at_once = settings.calls_at_once
-        # An executor starts its threads as they are needed.
-        threads = system.threads(at_once)
+        threads = system.threads(at_once)  # It starts them as they are needed.
         self.calls = Calls(name, self.ledger, log, loop.time, at_once, threads)
         self.duplicates = DuplicateAges(self.ledger, self.tally, system.now_s, self.tasks)
         self.settler = Settler(self)
@@ -287,7 +275,6 @@ class Running:
             self.intake.run,
             self.publisher.run,
             self.consumer.consume,
-            self.consumer.commit_batches,
             self.consumer.ack_past_gaps_now_and_then,
         ):
             self.tasks.create_task(forever())
@@ -344,6 +331,11 @@ class _Process:
     """A run of a service as a process of its own: signals, logs, health, and the exit code."""
 
     def __init__(self, service: Service, settings: Settings, system: System) -> None:
+        if not service.handlers:
+            raise SettingsError(
+                "it has no handler, so it would drop every event: register one with "
+                "@service.handler before run()"
+            )
         # Blocked before any thread is made, they reach none but the one that waits for them.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         self._service, self._settings, self._system = service, settings, system

@@ -65,10 +65,6 @@ def _list(text: str, parse: Callable[[str], T]) -> tuple[T, ...]:
     return parts
 
 
-def _delays(text: str) -> tuple[tuple[str, int], ...]:
-    return read_delays(_list(text, str))
-
-
 def read_delays(texts: Sequence[str]) -> tuple[tuple[str, int], ...]:
     """Read retries' delays: each text, which names its queue, with its seconds."""
     delays = tuple((text, duration_s(text)) for text in texts)
@@ -157,7 +153,9 @@ class Settings:
     dedup_window_s: int = _setting(86400, duration_s)
     batch_size: int = _setting(128, _whole_number, 1, 4096)
     etcd_max_txn_ops: int = _setting(128, _whole_number, 4, 100_000)
-    retry_delays: tuple[tuple[str, int], ...] = _setting(_delays("1s,10s,60s"), _delays)
+    retry_delays: tuple[tuple[str, int], ...] = _setting(
+        read_delays(["1s", "10s", "60s"]), lambda text: read_delays(_list(text, str))
+    )
     calls_at_once: int = _setting(100, _whole_number, 1, 10_000)
     breaker_failures: int = _setting(20, _whole_number, 0, 1_000_000)
     health_port: int = _setting(0, _whole_number, 0, 65535)
@@ -193,18 +191,12 @@ def _check_together(given: Mapping[str, Any], environ: Mapping[str, str]) -> Non
             raise SettingsError(f"{one} and {other} go together: set both or neither")
     for server in ("ETCD", "RABBITMQ"):
         if f"{server}_CERT" in given and f"{server}_CA_CERT" not in given:
-            raise SettingsError(
-                f"{server}_CERT needs {server}_CA_CERT, the "
-                "authority that the server's certificate is from"
-            )
+            raise SettingsError(f"{server}_CERT needs {server}_CA_CERT, {_AUTHORITY}")
     urls = given.get("RABBITMQ_URL", [""])
     if "RABBITMQ_CA_CERT" in given and not all(url.startswith("amqps://") for url in urls):
         raise SettingsError("RABBITMQ_CA_CERT is for TLS: write amqps:// in each RABBITMQ_URL")
     if "https://" in environ.get("ETCD_ENDPOINTS", "").lower() and "ETCD_CA_CERT" not in given:
-        raise SettingsError(
-            "ETCD_ENDPOINTS says https://, which needs ETCD_CA_CERT, the "
-            "authority that etcd's certificate is from"
-        )
+        raise SettingsError(f"ETCD_ENDPOINTS says https://, which needs ETCD_CA_CERT, {_AUTHORITY}")
 
 
 def _with_certificates(given: Mapping[str, Any]) -> tuple[str, ...]:
@@ -223,6 +215,7 @@ _PAIRS = (
     ("ETCD_CERT", "ETCD_KEY"),
     ("RABBITMQ_CERT", "RABBITMQ_KEY"),
 )
+_AUTHORITY = "the authority that the server's certificate is from"
 _NAMED_OTHERWISE = {"rabbitmq_urls": "RABBITMQ_URL", "dedup_window_s": "DEDUP_WINDOW"}
 
 _VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {

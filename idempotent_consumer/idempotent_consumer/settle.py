@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from . import names
 from .bus import Delivery
 from .calls import Handler, Returned, in_full
-from .event import Event
+from .event import NOTHING, Event
 from .metrics import Outcome
 from .publisher import forwarded_message
 from .records import UNREADABLE
@@ -119,7 +118,7 @@ class Settler:
         outcome: Outcome,
         error: str,
         about: Mapping[str, object],
-        more_headers: Mapping[str, object] = MappingProxyType({}),
+        more_headers: Mapping[str, object] = NOTHING,
     ) -> None:
         now, reason = datetime.fromtimestamp(self._system.now_s(), UTC), _REASONS[outcome]
         headers = {

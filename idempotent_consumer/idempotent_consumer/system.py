@@ -55,15 +55,11 @@ class Backoff:
     """Exponential backoff with full jitter: stepped by ``next_s``, or as the wait of tenacity.
 
     The n-th wait, from 1, is between 0 and ``first_s * 2 ** (n - 1)``, at most ``longest_s``.
-    ``waits`` is how many there have been since the last success.
+    ``waits`` is how many there have been; 0 begins with the shortest again.
     """
 
     def __init__(self, random: Random, first_s: float, longest_s: float) -> None:
         self._random, self._first_s, self.longest_s = random, first_s, longest_s
-        self.waits = 0
-
-    def reset(self) -> None:
-        """Begin with the shortest wait again, after a success."""
         self.waits = 0
 
     def next_s(self) -> float:

@@ -21,10 +21,9 @@ from fakes.corpus import LARGE, shown
 from fakes.events import Claimed, Pure, body
 from fakes.ledger import OTHER_DIGEST
 from fakes.world import DEAD_LETTERS, FIRST_RETRY, Order, World
-from idempotent_consumer.bus import COMMITS_IN_FLIGHT
+from idempotent_consumer.bus import COMMITS_IN_FLIGHT, Delivery
 from idempotent_consumer.calls import Handler
 from idempotent_consumer.event import Event, Outgoing, Publish, Put, decode
-from idempotent_consumer.flow import Consumer
 from idempotent_consumer.metrics import BOUNDS_S
 from idempotent_consumer.names import encode_id
 from idempotent_consumer.records import CLAIMED, DONE, PUBLISHING, RELEASED, encode
@@ -256,8 +255,7 @@ def decodings(work: Callable[[], object]) -> int:
 
     def look(frame: FrameType, event: str, _: object) -> None:
         nonlocal calls
-        if event == "call" and frame.f_code is decode.__code__ and frame.f_back:
-            calls += frame.f_back.f_globals["__name__"] == Consumer.__module__
+        calls += event == "call" and frame.f_code is Delivery.event.__code__
 
     sys.setprofile(look)
     try:

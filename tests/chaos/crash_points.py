@@ -166,7 +166,7 @@ def _seen_in_etcd(call: Call) -> dict[str, object]:
 POINTS: dict[str, Point] = {
     # pika has handed a delivery over.
     "received": after(f"{_LIBRARY}.bus:Epoch.arrived"),
-    "decoded": after(f"{_LIBRARY}.flow:decode"),
+    "decoded": after(f"{_LIBRARY}.bus:Delivery.event"),
     # A pure handler, on the loop's thread; its effects exist nowhere else when it is left.
     "handler entered": before(f"{_LIBRARY}.calls:Calls.run", last_act=_event),
     "handler left": after(f"{_LIBRARY}.calls:Calls.run", last_act=_event),

@@ -11,7 +11,7 @@ import pika
 import pika.exceptions
 
 from .. import names
-from ..amqp import NOT_FOUND, explain, keep_header_bytes, parameters_of
+from ..amqp import explain, keep_header_bytes, parameters_of
 from ..settings import Settings, SettingsError
 from .output import CommandError
 from .web import Page, Tls, WebError, is_address
@@ -19,7 +19,7 @@ from .web import Page, Tls, WebError, is_address
 _BLOCKED_TIMEOUT_S = 10.0
 """For so long a broker with an alarm is waited for, which takes no messages."""
 
-_PRECONDITION_FAILED = 406
+NOT_FOUND, _PRECONDITION_FAILED = 404, 406  # AMQP's reply codes.
 
 _REFUSALS = {
     pika.exceptions.UnroutableError: "no queue takes what is sent: start the service, "
