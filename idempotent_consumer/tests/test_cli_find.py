@@ -80,14 +80,6 @@ def test_a_large_queue_is_looked_into_when_asked_to(
     assert lines(operator, "order", "--all") == ["order: waits in order"] * 2
 
 
-def test_inspect_of_what_has_no_record_names_the_verb_that_looks_further(
-    operator: Operator,
-) -> None:
-    ran = operator.run("inspect", "order", "1")
-    assert ran.code == 1
-    assert "order has no record of '1'. idempotent-consumer find tells" in ran.err
-
-
 # remove
 
 
@@ -99,13 +91,8 @@ def test_a_services_queues_are_removed_after_showing_what_is_in_them(operator: O
     assert ran.code == 0
     assert "Delete for good billing with 2 messages, billing.retry.1s with 0 messages" in ran.err
     assert "billing.dead-letter deleted, with 1 message\n" in ran.out
-    assert set(operator.deleted) == {
-        "billing",
-        "billing.dead-letter",
-        "billing.retry.1s",
-        "billing.retry.10s",
-        "billing.retry.60s",
-    }
+    retries = [f"billing.retry.{delay}" for delay in ("1s", "10s", "60s")]
+    assert sorted(operator.deleted) == sorted(["billing", "billing.dead-letter", *retries])
 
 
 @pytest.mark.parametrize(
@@ -151,11 +138,11 @@ def test_status_of_a_service_that_does_not_run_is_a_problem(
 
 def test_dead_letters_are_grouped_by_what_they_have_in_common(operator: Operator) -> None:
     for number, (event_id, error) in enumerate(
-        [
-            ("a1", "Refused: order a1 of customer 17"),
-            ("b2", "Refused: order b2 of customer 99"),
-            ("c3", "KeyError: 'EUR'"),
-        ]
+        {
+            "a1": "Refused: order a1 of customer 17",
+            "b2": "Refused: order b2 of customer 99",
+            "c3": "KeyError: 'EUR'",
+        }.items()
     ):
         body = b'{"id":"%s","type":"a"}' % event_id.encode()
         parked_at = f"2027-01-15T07:5{number}:00+00:00"

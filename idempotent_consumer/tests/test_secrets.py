@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
-import subprocess
-import sys
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
@@ -87,55 +84,13 @@ RIGHT = {
 }
 """Right settings, of servers that are away."""
 
-PROGRAM = """
-import contextlib, io, json, sys
-from idempotent_consumer import Service
-service = Service("order", "orders")
-service.handler("new_order")(print)
-ended = {}
-for name, environ in json.load(sys.stdin).items():
-    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(said):
-        code = service.run(environ)
-    ended[name] = (code, said.getvalue())
-json.dump(ended, sys.stdout)
-"""
-
-
-@pytest.fixture(scope="module")
-def services() -> dict[str, tuple[int, str]]:
-    """Give the exit code of a service with each of the wrong settings, and all that it has said.
-
-    In a process of its own: a run blocks the signals of the thread it is on.
-    """
-    ended = subprocess.run(  # noqa: S603 - this interpreter, and the program above.
-        [sys.executable, "-c", PROGRAM],
-        input=json.dumps(WRONG),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=True,
-    )
-    assert SECRET not in ended.stderr
-    found: dict[str, tuple[int, str]] = json.loads(ended.stdout)
-    return found
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_a_service_ends_with_one_line_and_without_the_secret(
-    services: dict[str, tuple[int, str]], name: str
-) -> None:
-    code, said = services[name]
-    assert code == 2
-    assert said.startswith(("order: RABBITMQ_", "order: ETCD_", "order: BATCH_SIZE"))
-    assert said.count("\n") == 1
-    assert SECRET not in said
-
 
 @pytest.mark.parametrize("environ", WRONG.values(), ids=WRONG)
-def test_the_command_ends_with_one_line_and_without_the_secret(environ: dict[str, str]) -> None:
+def test_a_wrong_setting_is_told_in_one_line_without_the_secret(environ: dict[str, str]) -> None:
+    """By the command here, as by a service (test_process.py): both say what is raised."""
     code, said = run(environ, "dead-letters", "list", "order")
     assert code == 2
-    assert said.startswith("idempotent-consumer: ")
+    assert said.startswith(("RABBITMQ_", "ETCD_", "BATCH_SIZE"), len("idempotent-consumer: "))
     assert said.count("\n") == 1
     assert SECRET not in said
 
