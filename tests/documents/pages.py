@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
@@ -71,6 +72,15 @@ def commands(page: Path, name: str) -> list[list[str]]:
     code += re.findall(r"`([^`\n]+)`", _FENCED.sub("", page.read_text()))
     called = re.compile(rf"(?:\.?[\w/]*/)?{name} ([^<>|;&]+)")
     return [shlex.split(match[1], comments=True) for each in code if (match := called.match(each))]
+
+
+def run(*command: str, text: str = "", directory: Path | None = None) -> str:
+    """Run a program on a text, and return its output once it has ended well."""
+    ended = subprocess.run(
+        command, input=text, cwd=directory, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, f"{ended.stdout}{ended.stderr}\n{text}"
+    return ended.stdout
 
 
 def section(page: Path, heading: str) -> str:
