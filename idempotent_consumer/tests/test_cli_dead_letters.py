@@ -23,70 +23,89 @@ def ago(seconds: float) -> str:
     return datetime.fromtimestamp(NOW_S - seconds, UTC).isoformat(timespec="seconds")
 
 
+FULL, OTHER = "Refused: order 1 of customer 17", "Refused: order nine of customer 99"
+
+
 @pytest.fixture
 def operator() -> Operator:
     """Somebody who looks at four dead letters of order."""
     operator = Operator()
     operator.has_service("order")
-    full = {"error": "RuntimeError: full", "parked_at": ago(90), "trace": "t-1"}
-    operator.has_letter(body("1"), reason="failed", attempts=4, **full)
+    failed: dict[str, object] = {"reason": "failed", "attempts": 4}
+    operator.has_letter(body("1"), **failed, error=FULL, parked_at=ago(90), trace="t-1")
     operator.has_letter(body("2", "b"), reason="conflict", error="used before", parked_at=ago(3600))
-    operator.has_letter(b"\xff", reason="invalid", error="not JSON", parked_at=ago(10))
-    operator.has_letter(body("1"), reason="failed", error="again", attempts=4, parked_at=ago(5))
+    operator.has_letter(b"\xff", reason="invalid", error="not JSON")
+    operator.has_letter(body("nine"), **failed, error=OTHER, parked_at=ago(5))
     return operator
 
 
-# list and show
+# list, groups and show
 
 
 def test_all_are_listed_and_none_is_removed(operator: Operator) -> None:
     ran = operator.run("dead-letters", "list", "order")
     assert ran.out.splitlines() == [
-        "ID  TYPE  REASON    ATTEMPTS  AGE     ERROR",
-        "1   a     failed    4         1m 30s  RuntimeError: full",
-        "2   b     conflict  -         1h      used before",
-        "-   -     invalid   -         10s     not JSON",
-        "1   a     failed    4         5s      again",
+        "ID    TYPE  REASON    ATTEMPTS  AGE     ERROR",
+        "1     a     failed    4         1m 30s  Refused: order 1 of customer 17",
+        "2     b     conflict  -         1h      used before",
+        "-     -     invalid   -         ?       not JSON",
+        "nine  a     failed    4         5s      Refused: order nine of customer 99",
         "4 dead letters of order: 2 failed, 1 conflict, 1 invalid; 4 listed",
     ]
     assert (operator.removed, operator.resent) == ([], [])
     operator.dead.clear()
-    assert operator.run("dead-letters", "list", "order").out == "no dead letters of order\n"
+    for verb in ("list", "groups"):
+        assert operator.run("dead-letters", verb, "order").out == "no dead letters of order\n"
 
 
 def test_a_listing_is_a_document_too(operator: Operator) -> None:
     """Each letter is read, whatever the limit, so that all go back in their order."""
     found = operator.run("dead-letters", "list", "order", "--limit", "1", "--json").json
+    letter = {
+        "id": "1",
+        "type": "a",
+        "reason": "failed",
+        "error": FULL,
+        "attempts": 4,
+        "replays": 0,
+        "since": ago(90),
+        "age_s": 90,
+        "bytes": len(body("1")),
+    }
     assert found == {
         "service": "order",
         "total": 4,
         "reasons": {"failed": 2, "conflict": 1, "invalid": 1},
-        "letters": [
-            {
-                "id": "1",
-                "type": "a",
-                "reason": "failed",
-                "error": "RuntimeError: full",
-                "attempts": 4,
-                "replays": 0,
-                "since": ago(90),
-                "age_s": 90,
-                "bytes": len(body("1")),
-            }
-        ],
+        "letters": [letter],
         "warning": None,
     }
     assert operator.looked_at == 4
 
 
+def test_they_are_grouped_by_what_they_have_in_common(operator: Operator) -> None:
+    ran = operator.run("dead-letters", "groups", "order")
+    assert ran.out.splitlines() == [
+        "COUNT  REASON    TYPE  FIRST       LAST    ERROR",
+        "2      failed    a     1m 30s ago  5s ago  Refused: order # of customer #",
+        "1      conflict  b     1h ago      1h ago  used before",
+        "1      invalid   -     ?           ?       not JSON",
+        "4 dead letters of order in 3 groups",
+    ]
+    found = operator.run("dead-letters", "groups", "order", "--json").json
+    shared = {"reason": "failed", "type": "a", "error": "Refused: order # of customer #"}
+    assert found["groups"][0] == {**shared, "count": 2, "first": ago(90), "last": ago(5)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "errors"),
     [
-        (("--reason", "failed"), ["RuntimeError: full", "again"]),
+        (("--reason", "failed"), [FULL, OTHER]),
         (("--type", "b"), ["used before"]),
-        (("--id", "1", "--limit", "1"), ["RuntimeError: full"]),
+        (("--type", "a", "--limit", "1"), [FULL]),
         (("--reason", "failed", "--type", "b"), []),
         (("--id", "None"), []),
+        (("--error", "order 1"), [FULL]),
+        (("--error", "order # of customer"), [FULL, OTHER]),
     ],
 )
 def test_they_are_selected_by_all_that_is_given(
@@ -107,12 +126,13 @@ def test_a_queue_that_drops_what_was_looked_at_often_is_warned_of(
 
 
 def test_a_letter_is_shown_whole_and_it_is_said_when_there_are_more(operator: Operator) -> None:
-    ran = operator.run("dead-letters", "show", "order", "--id", "1")
+    which = ("dead-letters", "show", "order", "--reason", "failed")
+    ran = operator.run(*which)
     assert "x-trace           t-1" in ran.out
     assert f"age               1m 30s, {ago(90)}" in ran.out
     assert ran.out.endswith("\n1 of 2 shown; --limit says how many\n")
     assert "shown;" not in operator.run("dead-letters", "show", "order", "--id", "2").out
-    found = operator.run("dead-letters", "show", "order", "--id", "1", "--json").json
+    found = operator.run(*which, "--json").json
     (letter,) = found["letters"]
     assert (found["total"], letter["body"]) == (2, body("1").decode())
     assert letter["headers"]["x-trace"] == "t-1"
@@ -152,7 +172,7 @@ def test_a_letter_with_any_headers_is_shown_and_sent_back_with_their_bytes_and_n
 def test_failed_ones_are_sent_back(operator: Operator) -> None:
     ran = operator.run("dead-letters", "replay", "order", "--reason", "failed")
     assert (ran.code, ran.out) == (0, "2 dead letters sent back to order\n")
-    assert [sent[2] for sent in operator.resent] == [body("1")] * 2
+    assert [sent[2] for sent in operator.resent] == [body("1"), body("nine")]
     assert len(operator.dead) == 2
 
 
@@ -205,6 +225,18 @@ def test_force_sends_back_what_is_held_back_and_needs_no_etcd() -> None:
     operator.etcd_error = EtcdError(Failure.UNKNOWN, "etcd is away")
     ran = operator.run(*REPLAY, "--force", "--json")
     assert ran.json == {"service": "order", "replayed": 1, "held": []}
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 1), (1, 2), ("many", 1)])
+def test_a_replay_is_counted_in_a_header(before: object, after: int) -> None:
+    operator = Operator()
+    operator.has_service("order")
+    operator.has_letter(body("1"), replays=before)
+    shown = operator.run("dead-letters", "show", "order").out
+    assert ("replays           1\n" in shown) == (before == 1)
+    operator.run(*REPLAY, "--force")
+    ((_, properties, _),) = operator.resent
+    assert properties.headers["x-replays"] == after
 
 
 # drop
