@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -74,10 +75,11 @@ def commands(page: Path, name: str) -> list[list[str]]:
     return [shlex.split(match[1], comments=True) for each in code if (match := called.match(each))]
 
 
-def run(*command: str, text: str = "", directory: Path | None = None) -> str:
-    """Run a program on a text, and return its output once it has ended well."""
+def run(*command: str | Path, text: str = "", directory: Path | None = None) -> str:
+    """Run a program on a text to its good end, without PYTHONPATH's paths; return its output."""
+    environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     ended = subprocess.run(
-        command, input=text, cwd=directory, capture_output=True, text=True, check=False
+        command, input=text, cwd=directory, env=environ, capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, f"{ended.stdout}{ended.stderr}\n{text}"
     return ended.stdout
