@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from idempotent_consumer.event import Outgoing, decode
 BODY = b'{"id":"1","type":"a","args":{"n":1}}'
 DIGEST = decode(BODY).digest
 PUBLISHES = b'{"id":"1/order/0","type":"placed","args":{}}'
+PUBLISHING = (Outgoing(PUBLISHES),)
 
 
 @pytest.fixture
@@ -51,25 +53,24 @@ def test_a_record_is_shown_with_who_wrote_it_and_how_long_it_stays(operator: Ope
     ]
 
 
-@pytest.mark.parametrize(("state", "held"), [("claimed", "claim"), ("released", "kept ")])
-def test_a_claim_is_shown_with_its_end(operator: Operator, state: str, held: str) -> None:
-    operator.has_record("notify", "1", state=state, lease_s=15)
-    out = operator.run("inspect", "notify", "1").out
-    assert f"state     {state}" in out
-    assert f"{held}     for another 15s, unless its replica renews it" in out
-
-
-def test_events_that_are_being_published_are_shown(operator: Operator) -> None:
-    operator.has_record("order", "1", state="publishing", events=(Outgoing(PUBLISHES),))
-    assert f"publishes {PUBLISHES.decode()}" in operator.run("inspect", "order", "1").out
-    (event,) = operator.run("inspect", "order", "1", "--json").json["events"]
-    assert event["id"] == "1/order/0"
-
-
-def test_a_record_kept_for_good(operator: Operator) -> None:
-    operator.has_record("order", "1")
-    operator.store.put("/service/order/1", operator.store.get("/service/order/1").value)
-    assert "kept      for good" in operator.run("inspect", "order", "1").out
+@pytest.mark.parametrize(
+    ("record", "shown"),
+    [
+        ({"state": "claimed", "lease_s": 15}, "claim     for another 15s, unless its replica"),
+        ({"state": "released", "lease_s": 15}, "kept      for another 15s, unless its replica"),
+        ({"state": "publishing", "events": PUBLISHING}, f"publishes {PUBLISHES.decode()}"),
+        ({"lease_s": 0}, "kept      for good"),
+    ],
+)
+def test_how_long_a_record_stays_and_what_it_publishes_is_shown(
+    operator: Operator, record: dict[str, Any], shown: str
+) -> None:
+    operator.has_record("order", "1", **record)
+    out = operator.run("inspect", "order", "1").out
+    assert shown in out
+    assert f"state     {record.get('state', 'done')}" in out
+    events = operator.run("inspect", "order", "1", "--json").json["events"]
+    assert [event["id"] for event in events] == ["1/order/0"] * ("events" in record)
 
 
 def test_what_somebody_else_wrote_there_is_called_that(operator: Operator) -> None:
@@ -147,7 +148,7 @@ def test_a_record_is_deleted_and_it_is_said_how_replicas_learn_it(
 def test_what_a_replica_is_at_work_on_is_deleted_by_force_alone(
     operator: Operator, state: str, says: str
 ) -> None:
-    events = (Outgoing(PUBLISHES),) if state == "publishing" else ()
+    events = PUBLISHING if state == "publishing" else ()
     operator.has_record("notify", "1", state=state, lease_s=15, events=events)
     ran = operator.run("forget", "notify", "1", "--yes")
     assert ran.code == 1
@@ -198,19 +199,3 @@ def test_all_states_are_counted_page_by_page(number: int, monkeypatch: pytest.Mo
     records = Records(operator.etcd, "order")
     assert records.states() == expected
     assert records.count() == number
-
-
-def test_a_page_does_not_see_what_is_written_after_the_first(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(cache, "PAGE_RECORDS", 4)
-    operator = Operator()
-    for index in range(20):
-        operator.has_record("order", f"{index:02}")
-
-    def write() -> None:
-        operator.meanwhile = lambda: None
-        operator.has_record("order", "99")
-
-    operator.meanwhile = write
-    assert Records(operator.etcd, "order").states() == {"done": 20}

@@ -50,18 +50,12 @@ def test_the_digest_is_a_stored_format_that_never_changes() -> None:
     assert decode(body).digest == "1:83f0ec09ad0b2c35c346949e3f37eab0"
 
 
-OTHER = {
-    "id": b'{"id":"2","type":"t","args":{"a":[1,2]}}',
-    "type": b'{"id":"1","type":"u","args":{"a":[1,2]}}',
-    "id and type swapped": b'{"id":"t","type":"1","args":{"a":[1,2]}}',
-    "the type of a value": b'{"id":"1","type":"t","args":{"a":[1,"2"]}}',
-    "the order of a list": b'{"id":"1","type":"t","args":{"a":[2,1]}}',
-}
+@pytest.mark.parametrize("names", ["2 t", "1 u", "t 1"])
+def test_another_id_or_type_is_another_digest(names: str) -> None:
+    def named(names: str) -> bytes:
+        return b'{"id":"%b","type":"%b"}' % tuple(names.encode().split())
 
-
-@pytest.mark.parametrize("body", OTHER.values(), ids=OTHER)
-def test_another_content_is_another_digest(body: bytes) -> None:
-    assert decode(body).digest != decode(b'{"id":"1","type":"t","args":{"a":[1,2]}}').digest
+    assert decode(named(names)).digest != decode(named("1 t")).digest
 
 
 @settings(deadline=None)

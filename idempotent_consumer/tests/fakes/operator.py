@@ -218,8 +218,9 @@ class Operator:
         lease_s: int = 3600,
         events: tuple[Outgoing, ...] = (),
     ) -> None:
-        """Let a replica have written a record."""
-        lease = self.store.apply("LeaseGrant", pb.LeaseGrantRequest(TTL=lease_s)).ID
+        """Let a replica have written a record, for good where it has no lease."""
+        grant = pb.LeaseGrantRequest(TTL=lease_s)
+        lease = self.store.apply("LeaseGrant", grant).ID if lease_s else 0
         value = records.encode(state, digest, TOKEN, "2027-01-15T07:58:20.000+00:00", events)
         self.store.put(f"/service/{service}/{event_id}", value, lease)
 
