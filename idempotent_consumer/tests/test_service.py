@@ -1,7 +1,5 @@
 """What a service refuses when it is made, and when it starts."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from typing import Any
