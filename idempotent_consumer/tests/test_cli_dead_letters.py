@@ -1,7 +1,5 @@
 """``dead-letters``: what is selected, shown, sent back, held back and removed."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,76 +21,89 @@ def ago(seconds: float) -> str:
     return datetime.fromtimestamp(NOW_S - seconds, UTC).isoformat(timespec="seconds")
 
 
+FULL, OTHER = "Refused: order 1 of customer 17", "Refused: order nine of customer 99"
+
+
 @pytest.fixture
 def operator() -> Operator:
     """Somebody who looks at four dead letters of order."""
     operator = Operator()
     operator.has_service("order")
-    operator.has_letter(
-        body("1"),
-        reason="failed",
-        error="RuntimeError: full",
-        attempts=4,
-        parked_at=ago(90),
-        trace="t-1",
-    )
+    failed: dict[str, object] = {"reason": "failed", "attempts": 4}
+    operator.has_letter(body("1"), **failed, error=FULL, parked_at=ago(90), trace="t-1")
     operator.has_letter(body("2", "b"), reason="conflict", error="used before", parked_at=ago(3600))
-    operator.has_letter(b"\xff", reason="invalid", error="not JSON", parked_at=ago(10))
-    operator.has_letter(body("1"), reason="failed", error="again", attempts=4, parked_at=ago(5))
+    operator.has_letter(b"\xff", reason="invalid", error="not JSON")
+    operator.has_letter(body("nine"), **failed, error=OTHER, parked_at=ago(5))
     return operator
 
 
-# list and show
+# list, groups and show
 
 
 def test_all_are_listed_and_none_is_removed(operator: Operator) -> None:
     ran = operator.run("dead-letters", "list", "order")
     assert ran.out.splitlines() == [
-        "ID  TYPE  REASON    ATTEMPTS  AGE     ERROR",
-        "1   a     failed    4         1m 30s  RuntimeError: full",
-        "2   b     conflict  -         1h      used before",
-        "-   -     invalid   -         10s     not JSON",
-        "1   a     failed    4         5s      again",
+        "ID    TYPE  REASON    ATTEMPTS  AGE     ERROR",
+        "1     a     failed    4         1m 30s  Refused: order 1 of customer 17",
+        "2     b     conflict  -         1h      used before",
+        "-     -     invalid   -         ?       not JSON",
+        "nine  a     failed    4         5s      Refused: order nine of customer 99",
         "4 dead letters of order: 2 failed, 1 conflict, 1 invalid; 4 listed",
     ]
     assert (operator.removed, operator.resent) == ([], [])
     operator.dead.clear()
-    assert operator.run("dead-letters", "list", "order").out == "no dead letters of order\n"
+    for verb in ("list", "groups"):
+        assert operator.run("dead-letters", verb, "order").out == "no dead letters of order\n"
 
 
 def test_a_listing_is_a_document_too(operator: Operator) -> None:
     """Each letter is read, whatever the limit, so that all go back in their order."""
     found = operator.run("dead-letters", "list", "order", "--limit", "1", "--json").json
+    letter = {
+        "id": "1",
+        "type": "a",
+        "reason": "failed",
+        "error": FULL,
+        "attempts": 4,
+        "replays": 0,
+        "since": ago(90),
+        "age_s": 90,
+        "bytes": len(body("1")),
+    }
     assert found == {
         "service": "order",
         "total": 4,
         "reasons": {"failed": 2, "conflict": 1, "invalid": 1},
-        "letters": [
-            {
-                "id": "1",
-                "type": "a",
-                "reason": "failed",
-                "error": "RuntimeError: full",
-                "attempts": 4,
-                "replays": 0,
-                "since": ago(90),
-                "age_s": 90,
-                "bytes": len(body("1")),
-            }
-        ],
+        "letters": [letter],
         "warning": None,
     }
     assert operator.looked_at == 4
 
 
+def test_they_are_grouped_by_what_they_have_in_common(operator: Operator) -> None:
+    ran = operator.run("dead-letters", "groups", "order")
+    assert ran.out.splitlines() == [
+        "COUNT  REASON    TYPE  FIRST       LAST    ERROR",
+        "2      failed    a     1m 30s ago  5s ago  Refused: order # of customer #",
+        "1      conflict  b     1h ago      1h ago  used before",
+        "1      invalid   -     ?           ?       not JSON",
+        "4 dead letters of order in 3 groups",
+    ]
+    found = operator.run("dead-letters", "groups", "order", "--json").json
+    shared = {"reason": "failed", "type": "a", "error": "Refused: order # of customer #"}
+    assert found["groups"][0] == {**shared, "count": 2, "first": ago(90), "last": ago(5)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "errors"),
     [
-        (("--reason", "failed"), ["RuntimeError: full", "again"]),
+        (("--reason", "failed"), [FULL, OTHER]),
         (("--type", "b"), ["used before"]),
-        (("--id", "1", "--limit", "1"), ["RuntimeError: full"]),
+        (("--type", "a", "--limit", "1"), [FULL]),
         (("--reason", "failed", "--type", "b"), []),
         (("--id", "None"), []),
+        (("--error", "order 1"), [FULL]),
+        (("--error", "order # of customer"), [FULL, OTHER]),
     ],
 )
 def test_they_are_selected_by_all_that_is_given(
@@ -112,20 +123,17 @@ def test_a_queue_that_drops_what_was_looked_at_often_is_warned_of(
     assert "RabbitMQ drops a letter from it after some 20 looks" in out
 
 
-def test_a_letter_is_shown_whole(operator: Operator) -> None:
-    (letter,) = operator.run("dead-letters", "show", "order", "--id", "1", "--json").json["letters"]
-    assert letter["body"] == body("1").decode()
-    assert letter["headers"]["x-trace"] == "t-1"
-    out = operator.run("dead-letters", "show", "order", "--id", "1").out
-    assert "x-trace           t-1" in out
-    assert f"age               1m 30s, {ago(90)}" in out
-
-
-def test_show_says_when_there_are_more(operator: Operator) -> None:
-    ran = operator.run("dead-letters", "show", "order")
-    assert ran.out.endswith("\n1 of 4 shown; --limit says how many\n")
-    assert operator.run("dead-letters", "show", "order", "--json").json["total"] == 4
+def test_a_letter_is_shown_whole_and_it_is_said_when_there_are_more(operator: Operator) -> None:
+    which = ("dead-letters", "show", "order", "--reason", "failed")
+    ran = operator.run(*which)
+    assert "x-trace           t-1" in ran.out
+    assert f"age               1m 30s, {ago(90)}" in ran.out
+    assert ran.out.endswith("\n1 of 2 shown; --limit says how many\n")
     assert "shown;" not in operator.run("dead-letters", "show", "order", "--id", "2").out
+    found = operator.run(*which, "--json").json
+    (letter,) = found["letters"]
+    assert (found["total"], letter["body"]) == (2, body("1").decode())
+    assert letter["headers"]["x-trace"] == "t-1"
 
 
 def test_what_an_invalid_letter_lacks_is_a_dash_and_its_body_is_shown_in_base64(
@@ -159,13 +167,6 @@ def test_a_letter_with_any_headers_is_shown_and_sent_back_with_their_bytes_and_n
 # replay
 
 
-def test_failed_ones_are_sent_back(operator: Operator) -> None:
-    ran = operator.run("dead-letters", "replay", "order", "--reason", "failed")
-    assert (ran.code, ran.out) == (0, "2 dead letters sent back to order\n")
-    assert [sent[2] for sent in operator.resent] == [body("1"), body("1")]
-    assert len(operator.dead) == 2
-
-
 @pytest.mark.parametrize("verb", ["replay", "drop"])
 def test_all_of_them_only_if_that_is_said(operator: Operator, verb: str) -> None:
     ran = operator.run("dead-letters", verb, "order")
@@ -178,25 +179,24 @@ REPLAY = ("dead-letters", "replay", "order", "--all")
 
 
 @pytest.mark.parametrize(
-    ("window", "headers", "why"),
+    ("window", "reason", "parked_at", "why"),
     [
-        ("1h", {"reason": "failed", "parked_at": ago(3599)}, ""),
-        ("1h", {"reason": "failed", "parked_at": ago(3600)}, "it has been here for 1h, and"),
-        ("1h", {"reason": "failed", "parked_at": ago(90_000)}, "it has been here for 1d 1h"),
-        ("0", {"reason": "failed", "parked_at": ago(90_000)}, ""),
-        ("1d", {"reason": "failed"}, "nothing says how long"),
-        ("1d", {"reason": "failed", "parked_at": "yesterday"}, "nothing says how long"),
-        ("1d", {"reason": "failed", "parked_at": 7}, "nothing says how long"),
-        ("1d", {}, "nothing says how long"),
-        ("1d", {"reason": "conflict", "parked_at": ago(1)}, "the record that it was in"),
+        ("1h", "failed", ago(3599), ""),
+        ("1h", "failed", ago(3600), "it has been here for 1h, and"),
+        ("1h", "failed", ago(90_000), "it has been here for 1d 1h"),
+        ("0", "failed", ago(90_000), ""),
+        ("1d", "failed", "yesterday", "nothing says how long"),
+        ("1d", "failed", 7, "nothing says how long"),
+        ("1d", "unknown", None, "nothing says how long"),
+        ("1d", "conflict", ago(1), "the record that it was in"),
     ],
 )
 def test_a_letter_whose_event_may_have_been_processed_since_is_held_back(
-    window: str, headers: dict[str, object], why: str
+    window: str, reason: str, parked_at: object, why: str
 ) -> None:
     """And its record may be gone. One that is there decides by itself when the letter comes."""
     operator = Operator()
-    operator.has_letter(body("1"), **headers)
+    operator.has_letter(body("1"), reason=reason, parked_at=parked_at)
     ran = operator.run(*REPLAY, DEDUP_WINDOW=window)
     assert ran.code == (1 if why else 0)
     assert len(operator.resent) == (0 if why else 1)
@@ -210,22 +210,27 @@ def test_a_letter_whose_event_may_have_been_processed_since_is_held_back(
         assert len(operator.resent) == 1
 
 
-def test_force_sends_back_what_is_held_back_and_needs_no_etcd() -> None:
-    operator = Operator()
-    operator.has_letter(body("1"), reason="conflict")
+def test_force_sends_back_what_is_held_back_and_needs_no_etcd(operator: Operator) -> None:
     operator.etcd_error = EtcdError(Failure.UNKNOWN, "etcd is away")
-    ran = operator.run(*REPLAY, "--force", "--json")
-    assert ran.json == {"service": "order", "replayed": 1, "held": []}
+    replay = ("dead-letters", "replay", "order", "--reason", "conflict", "--force")
+    assert operator.run(*replay)[:2] == (0, "1 dead letter sent back to order\n")
+    assert [sent[2] for sent in operator.resent] == [body("2", "b")]
+    assert len(operator.dead) == 3
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 1), (1, 2), ("many", 1)])
+def test_a_replay_is_counted_in_a_header(before: object, after: int) -> None:
+    operator = Operator()
+    operator.has_service("order")
+    operator.has_letter(body("1"), replays=before)
+    shown = operator.run("dead-letters", "show", "order").out
+    assert ("replays           1\n" in shown) == (before == 1)
+    operator.run(*REPLAY, "--force")
+    ((_, properties, _),) = operator.resent
+    assert properties.headers["x-replays"] == after
 
 
 # drop
-
-
-def test_drop_removes_what_is_selected(operator: Operator) -> None:
-    ran = operator.run("dead-letters", "drop", "order", "--reason", "invalid", "--yes")
-    assert (ran.code, ran.out) == (0, "1 dead letter of order removed\n")
-    assert operator.removed == [b"\xff"]
-    assert operator.resent == []
 
 
 def test_drop_asks_with_their_number(operator: Operator) -> None:
@@ -245,7 +250,8 @@ def test_drop_leaves_what_came_while_it_asked(operator: Operator) -> None:
             return b"y\n"
 
     operator.stdin = Slow()
-    operator.run("dead-letters", "drop", "order", "--reason", "invalid")
+    ran = operator.run("dead-letters", "drop", "order", "--reason", "invalid")
+    assert ran[:2] == (0, "1 dead letter of order removed\n")
     assert operator.removed == [b"\xff"]
     assert (operator.dead[-1][0].headers["x-parked-at"], len(operator.dead)) == (ago(0), 4)
 
@@ -269,12 +275,8 @@ def test_what_the_broker_dead_lettered_has_its_reason_and_time() -> None:
     "headers",
     [
         None,
-        {},
-        {"x-death": "never"},
-        {"x-death": []},
-        {"x-death": [7]},
-        {"x-attempts": "many"},
-        {"x-attempts": True},
+        *({"x-death": deaths} for deaths in ("never", [], [7])),
+        *({"x-attempts": attempts} for attempts in ("many", True)),
     ],
 )
 def test_headers_without_sense_say_nothing(headers: Any) -> None:

@@ -1,17 +1,17 @@
-"""``status``: what is where, and what is not known."""
-
-from __future__ import annotations
+"""``status``, ``find`` and ``remove``: what is where, what is not known, and what is given up."""
 
 import orjson
 import pytest
 
 from fakes.operator import Operator
-from idempotent_consumer.cli import status
+from idempotent_consumer.cli import find, status
 from idempotent_consumer.cli.broker import BrokerError, Depth
 from idempotent_consumer.cli.web import WebError
 from idempotent_consumer.etcd import EtcdError, Failure
+from idempotent_consumer.event import Outgoing
 
 AWAY = WebError("127.0.0.1 does not answer")
+BODY = b'{"id":"1","type":"a"}'
 
 
 @pytest.fixture
@@ -64,16 +64,23 @@ def test_services_are_found_by_their_dead_letter_queues_with_retries_of_other_se
     assert list(operator.run("status", "notify", "--json").json["services"]) == ["notify"]
 
 
-def test_a_service_that_has_never_run_is_shown_as_unknown() -> None:
-    row = Operator().run("status", "billing", "--json").json["services"]["billing"]
-    assert (row["ready"], row["dead_letters"], row["retries"], row["incarnation"]) == (
-        None,
-        None,
-        {},
-        None,
-    )
-    assert row["records"] == 0
-    assert "billing has no queue" in Operator().run("status", "billing").out
+@pytest.mark.parametrize(
+    ("depth", "problem"),
+    [
+        (None, "order has no queue: it has not run yet, or this is another name"),
+        (Depth(50_007, 0), "order has no consumer, and its queue grows with each event"),
+    ],
+)
+def test_a_service_that_does_not_run_is_a_problem(
+    operator: Operator, depth: Depth | None, problem: str
+) -> None:
+    operator.depths = {"order": depth} if depth else {}
+    ran = operator.run("status", "order")
+    assert ran.code == 1
+    assert problem in ran.out
+    row = operator.run("status", "order", "--json").json["services"]["order"]
+    assert (row["ready"], row["dead_letters"]) == (depth and depth.ready, None)
+    assert (row["retries"], row["records"]) == ({}, 2)
 
 
 def test_without_the_management_api_services_have_to_be_named(operator: Operator) -> None:
@@ -170,3 +177,108 @@ def test_one_that_is_not_ready_says_why(
     ran = operator.run("status", "--ready", "http://order:8080")
     assert ran.code == 1
     assert f"http://order:8080 is not ready: {says}" in ran.out
+
+
+# find and remove
+
+
+@pytest.fixture
+def several() -> Operator:
+    """Somebody who looks after several services."""
+    operator = Operator()
+    for service in ("billing", "notify", "order"):
+        operator.has_service(service)
+    return operator
+
+
+def lines(operator: Operator, *arguments: str) -> list[str]:
+    return operator.run("find", "1", *arguments).out.splitlines()
+
+
+def test_an_event_is_looked_for_in_every_place_of_every_service(several: Operator) -> None:
+    several.has_record("order", "1")
+    several.has_letter(BODY, "notify.retry.10s", attempts=2, error="ConnectionError: no")
+    several.has_letter(b'{"id":"2","type":"a"}', "notify.retry.10s", attempts=1, error="x")
+    several.has_letter(BODY, "billing.dead-letter", reason="failed", error="KeyError: 'EUR'")
+    several.has_letter(BODY, "billing")
+    ran = several.run("find", "1")
+    assert ran.code == 0
+    assert ran.out.splitlines() == [
+        "billing: waits in billing",
+        "billing: a dead letter: failed: KeyError: 'EUR'",
+        "notify: waits in notify.retry.10s for its next attempt, after 2: ConnectionError: no",
+        "order: done, 1m 40s ago",
+    ]
+    found = several.run("find", "1", "--json").json["services"]
+    assert [message["queue"] for message in found["billing"]["messages"]] == [
+        "billing",
+        "billing.dead-letter",
+    ]
+    assert found["order"]["record"]["state"] == "done"
+    assert not several.removed
+    assert not several.resent
+
+
+@pytest.mark.parametrize("state", ["claimed", "publishing"])
+def test_what_is_in_flight_is_told_by_its_record(several: Operator, state: str) -> None:
+    events = (Outgoing(BODY),) if state == "publishing" else ()
+    several.has_record("order", "1", state=state, events=events)
+    assert lines(several, "order") == [f"order: {state}, 1m 40s ago (in flight)"]
+
+
+def test_what_nobody_has_is_not_found(several: Operator) -> None:
+    several.queue("order")["messages_unacknowledged"] = 3
+    ran = several.run("find", "1", "order", "notify")
+    assert ran.code == 1
+    assert ran.out.splitlines() == [
+        "order: not found; its replicas have 3 in flight, which may include it",
+        "notify: not found",
+    ]
+    assert Operator().run("find", "1").out == "no service has declared its queues yet\n"
+
+
+def test_a_large_queue_is_looked_into_when_asked_to(
+    several: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(find, "LOOKED_AT_MOST", 1)
+    for _ in range(2):
+        several.has_letter(BODY, "order")
+    assert lines(several, "order") == [
+        "order: not found",
+        "order: not looked for among the 2 messages of order: --all does",
+    ]
+    assert several.looked_at == 0
+    assert lines(several, "order", "--all") == ["order: waits in order"] * 2
+
+
+# remove
+
+
+def test_a_services_queues_are_removed_after_showing_what_is_in_them(several: Operator) -> None:
+    several.depths["billing"] = Depth(2, 0)
+    several.has_letter(BODY, "billing.dead-letter")
+    several.types("y\n")
+    ran = several.run("remove", "billing")
+    assert ran.code == 0
+    assert "Delete for good billing with 2 messages, billing.retry.1s with 0 messages" in ran.err
+    assert "billing.dead-letter deleted, with 1 message\n" in ran.out
+    retries = [f"billing.retry.{delay}" for delay in ("1s", "10s", "60s")]
+    assert sorted(several.deleted) == sorted(["billing", "billing.dead-letter", *retries])
+
+
+@pytest.mark.parametrize(
+    ("service", "typed", "why"),
+    [
+        ("order", "y\n", "order is running: stop its replicas first"),
+        ("nobody", "y\n", "nobody has no queues"),
+        ("billing", "n\n", "nothing was done"),
+    ],
+)
+def test_nothing_is_removed_of_a_service_that_runs_or_is_not_there(
+    several: Operator, service: str, typed: str, why: str
+) -> None:
+    several.depths["billing"] = Depth(2, 0)
+    several.types(typed)
+    ran = several.run("remove", service)
+    assert (ran.code, several.deleted) == (1, [])
+    assert why in ran.err

@@ -1,7 +1,5 @@
 """Where the servers' pages are looked for, and how they are got."""
 
-from __future__ import annotations
-
 import base64
 import threading
 from collections.abc import Iterator
@@ -74,18 +72,10 @@ def test_a_server_that_is_away_is_an_error(url: str) -> None:
     ("broker", "management", "asked"),
     [
         ("", "", ["http://guest:guest@localhost:15672/api/queues/%2F"]),
-        (
-            "amqp://u:p%40@rabbit:5673/%2Fteam",
-            "",
-            ["http://u:p%40@rabbit:15672/api/queues/%2Fteam"],
-        ),
-        ("amqps://rabbit/team", "", ["https://guest:guest@rabbit:15671/api/queues/team"]),
+        ("amqp://u:p%40@h:5673/%2Fteam", "", ["http://u:p%40@h:15672/api/queues/%2Fteam"]),
+        ("amqps://h/team", "", ["https://guest:guest@h:15671/api/queues/team"]),
         ("amqp://u:p@[::1]/", "", ["http://u:p@[::1]:15672/api/queues/%2F"]),
-        (
-            "amqp://a,amqp://b",
-            "",
-            [f"http://guest:guest@{host}:15672/api/queues/%2F" for host in "ab"],
-        ),
+        ("amqp://a,amqp://b", "", [f"http://guest:guest@{h}:15672/api/queues/%2F" for h in "ab"]),
         ("amqp://a,amqp://b", "http://c:1/sub/", ["http://c:1/sub/api/queues/%2F"]),
     ],
 )

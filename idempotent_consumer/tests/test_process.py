@@ -1,10 +1,9 @@
 """A service's process whose handlers hang, or that has a defect. Its broker is in it, in memory."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -101,6 +100,8 @@ HANDLED = """
 service.handler("new_order")(lambda event: None)
 """
 
+BY_ITSELF = f"{HANDLED}sys.exit(service.run())"
+
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -179,3 +180,17 @@ def test_a_defect_ends_the_process_with_code_1_and_its_traceback(start: Start, f
     assert "ended by a defect" in out
     assert "RuntimeError: as no broker does" in out
     assert process.returncode == 1
+
+
+def test_what_it_cannot_start_with_ends_it_with_one_line_and_code_2(start: Start) -> None:
+    with socket.create_server(("", 0)) as other:
+        taken = str(other.getsockname()[1])
+        told = {
+            f"HEALTH_PORT {taken} cannot be used": start(BY_ITSELF, HEALTH_PORT=taken),
+            "RABBITMQ_URL: ": start(BY_ITSELF, RABBITMQ_URL="amqp://u:s3cret@h/?heartbeat=0"),
+        }
+        for says, process in told.items():
+            out, err = process.communicate(timeout=DEADLINE_S)
+            assert (process.returncode, out, err.count("\n")) == (2, "", 1)
+            assert err.startswith(f"order: {says}")
+            assert "s3cret" not in err

@@ -1,7 +1,5 @@
 """How long is waited between attempts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from random import Random
 
@@ -31,15 +29,12 @@ def test_a_backoff_grows_up_to_its_bound_and_begins_anew_after_a_success(backoff
     assert backoff.next_s() == 1
 
 
-def state(attempts: int) -> RetryCallState:
-    state = RetryCallState(Retrying(), None, (), {})
-    state.attempt_number = attempts
-    return state
-
-
 def test_tenacity_waits_by_the_number_of_its_attempts(backoff: Backoff) -> None:
     """Which begins again whenever the policy says so."""
-    assert [backoff(state(attempts)) for attempts in (1, 2, 3, 1, 9)] == [1, 2, 4, 1, 8]
+    state, waits = RetryCallState(Retrying(), None, (), {}), []
+    for state.attempt_number in (1, 2, 3, 1, 100_000):
+        waits.append(backoff(state))
+    assert waits == [1, 2, 4, 1, 8]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +52,3 @@ def test_the_librarys_waits_are_bounded_and_have_jitter(
     assert all(0 <= wait_s <= longest_s for each in waits for wait_s in each)
     assert max(each[-1] for each in waits) > 0.8 * longest_s
     assert len({each[-1] for each in waits}) == 50, "no two processes wait equally long"
-
-
-def test_a_wait_after_thousands_of_attempts_is_still_a_number() -> None:
-    assert 0 <= commit_wait(Random(1))(state(100_000)) <= 2.0

@@ -1,8 +1,5 @@
-from __future__ import annotations
-
 import os
 import shutil
-import subprocess
 import sys
 import tarfile
 import tomllib
@@ -12,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from documents.pages import REPOSITORY, blocks
+from documents.pages import REPOSITORY, blocks, run
 
 LIBRARY = REPOSITORY / "idempotent_consumer"
 PROJECT = tomllib.loads((LIBRARY / "pyproject.toml").read_text())["project"]
@@ -72,16 +69,6 @@ def environment(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build(source: Path, into: Path, *options: str) -> None:
     backend = ("--no-build-isolation", "--python", sys.executable, "--offline")
     run(BIN / "uv", "build", "--no-create-gitignore", *backend, *options, "-o", into, source)
-
-
-def run(*command: str | Path, directory: Path | None = None) -> str:
-    """Run a program to its good end, without the paths of this checkout; return its output."""
-    environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    ended = subprocess.run(
-        command, cwd=directory, env=environ, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout
 
 
 def named() -> str:

@@ -1,9 +1,9 @@
 """The documents of this repository, and what of them can be checked."""
 
-from __future__ import annotations
-
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
@@ -71,6 +71,16 @@ def commands(page: Path, name: str) -> list[list[str]]:
     code += re.findall(r"`([^`\n]+)`", _FENCED.sub("", page.read_text()))
     called = re.compile(rf"(?:\.?[\w/]*/)?{name} ([^<>|;&]+)")
     return [shlex.split(match[1], comments=True) for each in code if (match := called.match(each))]
+
+
+def run(*command: str | Path, text: str = "", directory: Path | None = None) -> str:
+    """Run a program on a text to its good end, without PYTHONPATH's paths; return its output."""
+    environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    ended = subprocess.run(
+        command, input=text, cwd=directory, env=environ, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, f"{ended.stdout}{ended.stderr}\n{text}"
+    return ended.stdout
 
 
 def section(page: Path, heading: str) -> str:

@@ -1,10 +1,7 @@
 """The code in the documents: all of it compiles, and whole services register their handlers."""
 
-from __future__ import annotations
-
 import ast
 import runpy
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -12,11 +9,12 @@ from pathlib import Path
 import pytest
 
 import idempotent_consumer
-from documents.pages import DOCS, PAGES, REPOSITORY, blocks, name
+from documents.pages import DOCS, PAGES, REPOSITORY, blocks, name, run
 from idempotent_consumer import Event, Service
 from idempotent_consumer.event import check_effects
 
 BLOCKS = [(page, block) for page in PAGES for block in blocks(page, "python")]
+PYTHON = (sys.executable, "-m")
 TUTORIAL = DOCS / "tutorial.md"
 GUIDE = DOCS / "write-a-service.md"
 DATABASE = DOCS / "your-own-database.md"
@@ -62,14 +60,7 @@ def test_each_block_is_python(block: str) -> None:
 
 @pytest.mark.parametrize("block", [block for _, block in BLOCKS if "import" in block])
 def test_what_has_its_imports_has_all_of_them(block: str) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "--isolated", "--select=F", "-"],
-        input=block,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stdout
+    run(*PYTHON, "ruff", "check", "--isolated", "--select=F", "-", text=block)
 
 
 @pytest.mark.parametrize(
@@ -135,24 +126,11 @@ def test_the_librarys_test_passes_on_order(tmp_path: Path) -> None:
 def run_pytest(directory: Path, passed: int) -> None:
     """Run the tests there, by themselves."""
     (directory / "pytest.ini").write_text("[pytest]\n")
-    ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
-        cwd=directory,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert f"\n{passed} passed" in ended.stdout, ended.stdout + ended.stderr
+    out = run(*PYTHON, "pytest", "-q", "-p", "no:cacheprovider", directory=directory)
+    assert f"\n{passed} passed" in out
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_bash_blocks_are_bash(page: Path) -> None:
     for block in blocks(page, "bash"):
-        ended = subprocess.run(
-            ["bash", "-n"],
-            input=textwrap.dedent(block),
-            text=True,
-            capture_output=True,
-            check=False,
-        )
-        assert ended.returncode == 0, f"{ended.stderr}\n{block}"
+        run("bash", "-n", text=textwrap.dedent(block))

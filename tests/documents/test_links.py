@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -25,17 +23,3 @@ def test_the_first_page_lists_every_page() -> None:
     assert [
         name(page) for page in DOCS.glob("*.md") if page not in listed and page.name != "README.md"
     ] == []
-
-
-def test_anchors_are_githubs(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("# One, `two` & [three](x.md)\n## Same\n## Same\n```bash\n# no heading\n```\n")
-    assert anchors(page) == {"one-two--three", "same", "same-1"}
-
-
-def test_code_holds_no_links(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(
-        "[a](b.md#c) `x[0](y)` ![p](q.svg) [far](https://far.example)\n```python\nf[0](z)\n```\n"
-    )
-    assert links(page) == ["b.md#c", "q.svg"]

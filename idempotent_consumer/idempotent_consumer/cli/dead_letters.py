@@ -7,10 +7,10 @@ import base64
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -23,6 +23,8 @@ from .broker import Broker, BrokerError
 from .context import Context, service
 from .etcd import Etcd, Records
 from .output import CommandError, Report, UsageError, counted, duration, plain, table
+
+T = TypeVar("T")
 
 _ARRIVE_WITHIN_S = 10.0
 _SHOWN_CHARACTERS = 20_000
@@ -91,11 +93,9 @@ class Letter:
         self.tag, self.properties, self.body = tag, properties, body
         self.headers: dict[str, Any] = properties.headers or {}
         self.id = self.type = None
-        try:
+        with suppress(InvalidEvent):
             event = decode(body)
             self.id, self.type = event.id, event.type
-        except InvalidEvent:
-            pass
         # What is parked has no deaths any more, so those that are there are the broker's own.
         deaths = self.headers.get("x-death")
         latest = deaths[0] if isinstance(deaths, list) and deaths else None
@@ -147,11 +147,10 @@ class Letter:
             "bytes": len(self.body),
         }
 
-    def group(self, now_s: float) -> dict[str, Any]:
+    def group(self, _now_s: float) -> tuple[tuple[str, str | None, str], str | None]:
         """Return what it shares with others of its group, and since when it is here, in UTC."""
-        since = self.since and self.since.astimezone(UTC).isoformat()
-        error = self.kind_of_error
-        return {"reason": self.reason, "type": self.type, "error": error, "since": since}
+        since = self.since.astimezone(UTC).isoformat() if self.since else None
+        return (self.reason, self.type, self.kind_of_error), since
 
     def whole(self, now_s: float) -> dict[str, Any]:
         """Return all of it."""
@@ -278,8 +277,8 @@ def _look(
     chosen: _Selection,
     arguments: argparse.Namespace,
     context: Context,
-    facts: Callable[[Letter, float], dict[str, Any]],
-) -> tuple[list[dict[str, Any]], str | None]:
+    facts: Callable[[Letter, float], T],
+) -> tuple[list[T], str | None]:
     """Return the facts of the letters chosen, and a warning where a look costs something.
 
     The facts are kept, not the letters: each holds a body of up to a megabyte.
@@ -297,25 +296,25 @@ def _look(
     )
 
 
+def _report(
+    name: str, parts: list[str], warning: str | None, document: Mapping[str, object]
+) -> Report:
+    """Return what there is to say of a service's letters, and the warning behind it."""
+    if warning:
+        parts.append(f"warning: {warning}")
+    return Report({"service": name, **document, "warning": warning}, "\n".join(parts))
+
+
 def _list(arguments: argparse.Namespace, context: Context) -> Report:
     chosen, name = _Selection(arguments), arguments.service
     facts, warning = _look(chosen, arguments, context, Letter.facts)
-    reasons, parts = chosen.reasons, []
-    if facts:
-        parts.append(table([_row(each) for each in facts]))
+    reasons = chosen.reasons
+    parts = [table([_row(each) for each in facts])] if facts else []
     by_reason = ", ".join(f"{number} {plain(reason, 40)}" for reason, number in reasons.items())
     total = f"{counted(reasons.total(), 'dead letter')} of {name}"
     parts.append(f"{total}: {by_reason}; {len(facts)} listed" if reasons else f"no {total[2:]}")
-    if warning:
-        parts.append(f"warning: {warning}")
-    document = {
-        "service": name,
-        "total": reasons.total(),
-        "reasons": dict(reasons),
-        "letters": facts,
-        "warning": warning,
-    }
-    return Report(document, "\n".join(parts))
+    document = {"total": reasons.total(), "reasons": dict(reasons), "letters": facts}
+    return _report(name, parts, warning, document)
 
 
 def _row(facts: dict[str, Any]) -> dict[str, str]:
@@ -332,26 +331,22 @@ def _row(facts: dict[str, Any]) -> dict[str, str]:
 
 def _groups(arguments: argparse.Namespace, context: Context) -> Report:
     chosen, name = _Selection(arguments), arguments.service
-    facts, warning = _look(chosen, arguments, context, Letter.group)
-    groups: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for each in facts:
-        key = (each["reason"], each["type"] or "", each["error"])
-        group = groups.setdefault(key, {**each, "count": 0, "first": None, "last": None})
-        group["count"] += 1
-        times = [time for time in (group["first"], group["last"], each["since"]) if time]
-        group["first"], group["last"] = min(times, default=None), max(times, default=None)
-    found = sorted(groups.values(), key=lambda group: -group["count"])
-    for group in found:
-        del group["since"]
-    now_s, parts = context.now_s(), []
-    if found:
-        parts.append(table([_group_row(group, now_s) for group in found]))
-    total = f"{counted(len(facts), 'dead letter')} of {name}"
-    parts.append(f"{total} in {counted(len(found), 'group')}" if found else f"no {total[2:]}")
-    if warning:
-        parts.append(f"warning: {warning}")
-    document = {"service": name, "total": len(facts), "groups": found, "warning": warning}
-    return Report(document, "\n".join(parts))
+    letters, warning = _look(chosen, arguments, context, Letter.group)
+    times: dict[tuple[str, str | None, str], list[str | None]] = {}
+    for shared, since in letters:
+        times.setdefault(shared, []).append(since)
+    groups: list[dict[str, Any]] = []
+    for (reason, event_type, error), all_since in times.items():
+        known = sorted(since for since in all_since if since)
+        first, last = (known[0], known[-1]) if known else (None, None)
+        group = {"reason": reason, "type": event_type, "error": error, "count": len(all_since)}
+        groups.append({**group, "first": first, "last": last})
+    groups.sort(key=lambda group: -group["count"])
+    now_s = context.now_s()
+    parts = [table([_group_row(group, now_s) for group in groups])] if groups else []
+    total = f"{counted(len(letters), 'dead letter')} of {name}"
+    parts.append(f"{total} in {counted(len(groups), 'group')}" if groups else f"no {total[2:]}")
+    return _report(name, parts, warning, {"total": len(letters), "groups": groups})
 
 
 def _group_row(group: dict[str, Any], now_s: float) -> dict[str, str]:
@@ -379,10 +374,7 @@ def _show(arguments: argparse.Namespace, context: Context) -> Report:
     parts = ["\n\n".join(map(_text, shown))]
     if chosen.matching > len(shown):
         parts.append(f"\n{len(shown)} of {chosen.matching:,} shown; --limit says how many")
-    if warning:
-        parts.append(f"warning: {warning}")
-    document = {"service": name, "total": chosen.matching, "letters": shown, "warning": warning}
-    return Report(document, "\n".join(parts))
+    return _report(name, parts, warning, {"total": chosen.matching, "letters": shown})
 
 
 def _text(shown: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -199,16 +199,15 @@ def numbers(version: str) -> tuple[int, ...]:
 def _version(about: str, version: str, releases: Releases) -> Finding:
     """Return whether a server's version is out of support, or has known faults, or neither."""
     oldest, faults = releases
-    series, amiss, upgrade_to = numbers(version)[:2], [], ""
-    for faulty, (fixed_in, what) in faults.items():
-        if numbers(faulty) == series and numbers(version) < numbers(fixed_in):
-            amiss.append(f"has known faults, fixed in {fixed_in}: {what}")
-            upgrade_to = fixed_in
+    series, amiss = numbers(version)[:2], []
+    fixed_in, what = faults.get(".".join(map(str, series)), ("", ""))
     if series < numbers(oldest):
-        amiss.insert(0, "is out of support")
-        upgrade_to = oldest
+        amiss.append("is out of support")
+    if numbers(version) < numbers(fixed_in):
+        amiss.append(f"has known faults, fixed in {fixed_in}: {what}")
     if not amiss:
         return Finding(OK, about, f"version {version}")
+    upgrade_to = oldest if series < numbers(oldest) else fixed_in
     what = f"version {version} {', and '.join(amiss)}"
     return Finding(WARNING, about, what, f"upgrade it to {upgrade_to} or newer")
 
@@ -256,10 +255,9 @@ def _alarms(management: Management, now_s: float) -> Findings:
         yield Finding(OK, "rabbitmq", "no alarm is on")
     except WebError as error:
         if error.status == 503:
-            try:
+            reason = "it does not say which"
+            with suppress(orjson.JSONDecodeError, KeyError, TypeError):
                 reason = orjson.loads(error.body)["reason"]
-            except (orjson.JSONDecodeError, KeyError, TypeError):
-                reason = "it does not say which"
             what = f"an alarm is on: {reason}; nothing can be published, nor retried or parked"
             yield Finding(PROBLEM, "rabbitmq", what, "free memory or disk space")
         else:
@@ -304,15 +302,12 @@ def _queues(
         fine = f"all {len(expected)} queues are as they should be"
         yield from faults or [Finding(OK, name, fine)]
         there = found.facts.keys() & set(found.retries(name, settings).values())
-        yield from map(_retries_of_others, sorted(there - expected.keys()))
+        for queue in sorted(there - expected.keys()):
+            what = "RETRY_DELAYS does not have its delay; a handler's retry_delays may"
+            yield Finding(UNKNOWN, queue, what, "if none does, delete it once it is empty")
         if bindings is not None:
             yield from _bindings(name, bindings, asked)
         yield _consumer_timeout(name, found.facts[name], policies, asked.longest_call_s)
-
-
-def _retries_of_others(queue: str) -> Finding:
-    what = "RETRY_DELAYS does not have its delay; a handler's retry_delays may"
-    return Finding(UNKNOWN, queue, what, "if none does, delete it once it is empty")
 
 
 _WITHOUT = {
@@ -461,12 +456,10 @@ def _member(context: Context, host: str, port: int) -> Findings:
     tls = Tls(settings.etcd_ca_cert, settings.etcd_cert, settings.etcd_key)
     url = f"{'https' if tls.ca_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
     metrics, variables, date = "", "", None
-    try:
+    with suppress(WebError):
         page = context.fetch(f"{url}/metrics", tls)
         variables = context.fetch(f"{url}/debug/vars", tls).body.decode(errors="replace")
         metrics, date = page.body.decode(errors="replace"), page.date
-    except WebError:
-        pass
     try:
         with context.etcd((host, port)) as etcd:
             status = etcd.status()

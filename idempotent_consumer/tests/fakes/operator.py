@@ -5,14 +5,8 @@ from __future__ import annotations
 import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import (
-    AbstractContextManager,
-    closing,
-    contextmanager,
-    nullcontext,
-    redirect_stderr,
-    redirect_stdout,
-)
+from contextlib import AbstractContextManager as ContextManager
+from contextlib import closing, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -166,9 +160,8 @@ class FakeProducer(Producer):
         **_: Any,
     ) -> int:
         number = 0
-        for body in bodies:
+        for number, body in enumerate(bodies, 1):
             self.published.append(body)
-            number += 1
             if progress is not None:
                 progress(number)
         if self.error is not None:
@@ -180,7 +173,7 @@ class Operator:
     """Somebody at the command line, with an etcd, a broker and a clock of the test's own."""
 
     def __init__(self) -> None:
-        self.now_s = NOW_S
+        self.now_s, self.environ = NOW_S, {"ENABLE_ETCD": "true"}
         self.store = Store(lambda: self.now_s, max_txn_ops=1024)
         self.stdin, self.err = io.BytesIO(), io.StringIO()
         self.depths: dict[str, Depth] = {}
@@ -204,10 +197,10 @@ class Operator:
 
     def run(self, *arguments: str, **environ: str) -> Ran:
         """Run the command to its end."""
-        given = {"ENABLE_ETCD": "true", **environ}
+        given, context = {**self.environ, **environ}, partial(FakeContext, self)
         with redirect_stdout(io.StringIO()) as out, redirect_stderr(self.err):
             try:
-                code = main(arguments, given, partial(FakeContext, self))
+                code = main(arguments, given, context)
             except SystemExit as ended:  # argparse's own way out.
                 code = int(str(ended.code))
         return Ran(code, out.getvalue(), self.err.getvalue())
@@ -225,8 +218,9 @@ class Operator:
         lease_s: int = 3600,
         events: tuple[Outgoing, ...] = (),
     ) -> None:
-        """Let a replica have written a record."""
-        lease = self.store.apply("LeaseGrant", pb.LeaseGrantRequest(TTL=lease_s)).ID
+        """Let a replica have written a record, for good where it has no lease."""
+        grant = pb.LeaseGrantRequest(TTL=lease_s)
+        lease = self.store.apply("LeaseGrant", grant).ID if lease_s else 0
         value = records.encode(state, digest, TOKEN, "2027-01-15T07:58:20.000+00:00", events)
         self.store.put(f"/service/{service}/{event_id}", value, lease)
 
@@ -263,15 +257,15 @@ class FakeContext(Context):
         self.stdin, self.err = operator.stdin, operator.err
         self._operator = operator
 
-    def rabbitmq(self, url: str = "") -> AbstractContextManager[Broker]:
+    def rabbitmq(self, url: str = "") -> ContextManager[Broker]:
         if self._operator.rabbitmq_error is not None:
             raise self._operator.rabbitmq_error
         return FakeRabbit(self._operator)
 
-    def etcd(self, address: tuple[str, int] | None = None) -> AbstractContextManager[Etcd]:
+    def etcd(self, address: tuple[str, int] | None = None) -> ContextManager[Etcd]:
         return closing(self._operator.etcd)
 
-    def producer(self, _exchange: str) -> AbstractContextManager[Producer]:
+    def producer(self, _exchange: str) -> ContextManager[Producer]:
         return nullcontext(self._operator.producer)
 
     def now_s(self) -> float:

@@ -1,13 +1,12 @@
 """What tests of real sockets and threads need: a port, a probe of health, a deadline."""
 
-from __future__ import annotations
-
 import json
 import socket
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from typing import Any
 
 DEADLINE_S = 20.0
 CALLS = 300
@@ -24,7 +23,7 @@ def free_port() -> int:
         return port
 
 
-def get(port: int, path: str) -> tuple[int, dict[str, object]]:
+def get(port: int, path: str) -> tuple[int, dict[str, Any]]:
     """Return the status and the document of an answer."""
     try:
         with PAST_ANY_PROXY.open(f"http://127.0.0.1:{port}{path}", timeout=10) as reply:
