@@ -1,13 +1,17 @@
 """Fixtures for whatever needs real servers: one pair per session, empty for each test."""
 
 import logging
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from chaos.crash_points import VARIABLE
 from chaos.receiver import Receiver, listen_http
+from chaos.rig import Rig
+from chaos.trial import Result, table
 from servers.broker import Broker
 from servers.counters import StatsdListener, listen_statsd
 from servers.etcd import Store
@@ -17,6 +21,7 @@ from servers.services import Service, run_service
 RunService = Callable[..., Service]
 
 _started = pytest.StashKey[list[Service]]()
+_results = pytest.StashKey[list[Result]]()
 
 
 @pytest.fixture(scope="session")
@@ -60,8 +65,8 @@ def statsd() -> Iterator[StatsdListener]:
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    """Give a receiver of notifications of this test's own."""
-    with listen_http() as running:
+    """Give a receiver that takes a while for each call, so that faults fall into calls."""
+    with listen_http(latency_s=0.05) as running:
         yield running
 
 
@@ -75,8 +80,9 @@ def start_service(
     """Start services against the servers and the listener; they end with the test.
 
     `start_service("order", BATCH_SIZE="1")` waits until the service is ready, with records in
-    etcd; `wait=False` does not wait, and `command` starts it otherwise than by its name. Its log
-    is shown when the test fails.
+    etcd; `wait=False` does not wait. A `script` is a program of the test's that runs under the
+    service's name, with `arguments`; `crash_at` is a crash point and its passage; `command` is
+    for what is started in another way. Its log is shown when the test fails.
     """
     defaults = {**clean.settings(), **statsd.settings(), "ENABLE_ETCD": "true"}
     services: list[Service] = []
@@ -84,10 +90,28 @@ def start_service(
     with ExitStack() as stack:
 
         def start(
-            name: str, *, wait: bool = True, command: Sequence[str] | None = None, **settings: str
+            name: str,
+            *,
+            wait: bool = True,
+            script: str = "",
+            arguments: Sequence[str] = (),
+            crash_at: str = "",
+            command: Sequence[str] = (),
+            **settings: str,
         ) -> Service:
+            module = [name]
+            if script:
+                module = [f"its_{name}", *arguments]
+                (tmp_path / f"{module[0]}.py").write_text(script)
+                settings["PYTHONPATH"] = str(tmp_path)
+            if crash_at:
+                module = ["chaos.crash_points", *module]
+                settings[VARIABLE] = crash_at
             running = run_service(
-                name, {**defaults, **settings}, log_directory=tmp_path, command=command
+                name,
+                {**defaults, **settings},
+                log_directory=tmp_path,
+                command=command or [sys.executable, "-m", *module],
             )
             service = stack.enter_context(running)
             services.append(service)
@@ -98,12 +122,36 @@ def start_service(
         yield start
 
 
-def pytest_configure() -> None:
-    """Keep pika from filling the output of a failed test.
+@pytest.fixture
+def rig(
+    clean: Servers, broker: Broker, store: Store, statsd: StatsdListener, start_service: RunService
+) -> Rig:
+    """Give servers that are empty, with what reads them and starts services on them."""
+    return Rig(clean, broker, store, statsd, start_service)
+
+
+@pytest.fixture
+def results(request: pytest.FixtureRequest) -> list[Result]:
+    """Give the list that trials leave their results in, for the table at the end."""
+    return request.config.stash[_results]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make that list, and keep pika from filling the output of a failed test.
 
     It logs ten lines for every refused connection, and tests here restart the broker.
     """
+    config.stash[_results] = []
     logging.getLogger("pika").setLevel(logging.CRITICAL)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Print the table."""
+    if results := config.stash[_results]:
+        terminalreporter.section("trials")
+        terminalreporter.write_line(table(results))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -4,18 +4,20 @@ It reads AMQP 0-9-1 as it goes over the wire. An onlooker does not answer, so it
 decodes frames, and neither its connection nor its states.
 """
 
+import asyncio
 import json
 import socket
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from pika import frame, spec
 from pika.channel import ContentFrameAssembler
 
+from chaos.proxy import Onlooker, Proxy
 from servers.etcd import EtcdClient, record_prefix
 from servers.servers import Etcd, RabbitMQ
 from servers.wait import stands_still
@@ -59,18 +61,16 @@ class Reader:
         return Seen(found.channel_number, content[0].method, content[2]) if content else None
 
 
-class AckAudit:
+class AckAudit(Proxy):
     """Passes AMQP on as it comes, and holds each ack until etcd has been asked about its record.
 
     An ack is early unless, at that moment, the event's record is done, or the broker has
     confirmed the same body in a retry or dead-letter queue. Acks during which etcd does not
-    answer are passed on, counted as ``unknown``. Made by `audit_acks`.
+    answer are passed on, counted as ``unknown``.
     """
 
     def __init__(self, rabbitmq: RabbitMQ, etcd: Etcd) -> None:
-        self._upstream = ("127.0.0.1", rabbitmq.amqp_port)
         self._etcd = EtcdClient(etcd.endpoint, _ETCD_TIMEOUT_S, lambda: etcd.login)
-        self._listener = socket.create_server(("127.0.0.1", 0))
         self._lock = threading.Lock()
         self._early: set[str] = set()
         self._forwarded: set[bytes] = set()
@@ -78,9 +78,8 @@ class AckAudit:
         self.unhandled: set[str] = set()
         """The types for which no service has a handler: their acks need no record."""
         self.checked = self.unknown = 0
-        port = self._listener.getsockname()[1]
-        self.url = f"amqp://{rabbitmq.user}:{rabbitmq.password}@127.0.0.1:{port}/"
-        threading.Thread(target=self._accept, name="ack audit", daemon=True).start()
+        super().__init__(rabbitmq.amqp_port, socket.create_server(("127.0.0.1", 0)))
+        self.url = f"amqp://{rabbitmq.user}:{rabbitmq.password}@{self.address}/"
 
     def early(self) -> set[str]:
         """Return the ids (or the body, where it holds none) of what was acked too early."""
@@ -97,10 +96,10 @@ class AckAudit:
     def _passed(self) -> tuple[int, int]:
         return self.checked, self.unknown
 
-    def close(self) -> None:
-        """Take no more connections; those there are end with their peers."""
-        self._listener.shutdown(socket.SHUT_RDWR)  # A close alone does not wake its thread.
-        self._listener.close()
+    def onlookers(self) -> tuple[Onlooker, Onlooker]:
+        """Read both directions of a connection."""
+        connection = _Connection(self)
+        return _reading(connection.from_client), _reading(connection.from_server)
 
     def forwarded(self, body: bytes) -> None:
         """Note that the broker has confirmed a body in another queue of the service."""
@@ -139,19 +138,6 @@ class AckAudit:
             return None
         return {keys[one.key] for one in records if json.loads(one.value)["state"] == "done"}
 
-    def _accept(self) -> None:
-        with suppress(OSError):  # closed
-            while True:
-                client, _ = self._listener.accept()
-                with suppress(OSError):  # The broker is down: the client sees its socket close.
-                    server = socket.create_connection(self._upstream, timeout=5)
-                    server.settimeout(None)
-                    connection = _Connection(self)
-                    _pump(client, server, connection.from_client)
-                    _pump(server, client, connection.from_server)
-                    continue
-                client.close()
-
 
 class _Connection:
     """What has been seen of one connection: what was delivered, and what was published."""
@@ -163,8 +149,8 @@ class _Connection:
         self._published: dict[tuple[int, int], bytes] = {}
         self._published_tags: dict[int, int] = {}
 
-    def from_client(self, seen: Seen) -> None:
-        """Take note of what the service sends."""
+    async def from_client(self, seen: Seen) -> None:
+        """Take note of what the service sends; an ack waits here, and what follows behind it."""
         match seen.method:
             case spec.Basic.Consume():
                 self._queue = seen.method.queue
@@ -173,9 +159,10 @@ class _Connection:
                 self._published_tags[seen.channel] = tag
                 self._published[seen.channel, tag] = seen.body
             case spec.Basic.Ack():
-                self._audit.acked(self._queue, _take(self._delivered, seen))
+                bodies = _take(self._delivered, seen)
+                await asyncio.to_thread(self._audit.acked, self._queue, bodies)
 
-    def from_server(self, seen: Seen) -> None:
+    async def from_server(self, seen: Seen) -> None:
         """Take note of what the broker sends."""
         match seen.method:
             case spec.Basic.Deliver():
@@ -189,31 +176,25 @@ def _take(waiting: dict[tuple[int, int], T], ack: Seen) -> list[T]:
     tag, multiple = ack.method.delivery_tag, ack.method.multiple
     keys = [
         key
-        for key in list(waiting)  # The other direction's thread adds to it meanwhile.
+        for key in waiting
         if key[0] == ack.channel and (key[1] == tag or (multiple and key[1] < tag))
     ]
     return [waiting.pop(key) for key in keys]
 
 
-def _pump(source: socket.socket, sink: socket.socket, note: Callable[[Seen], None]) -> None:
-    """Pass on what comes, frame by frame, on a thread; the end of one side is that of the other."""
+def _reading(note: Callable[[Seen], Awaitable[None]]) -> Onlooker:
+    """Return what passes on one direction frame by frame, each noted before."""
+    reader = Reader()
 
-    def run() -> None:
-        reader = Reader()
-        with suppress(OSError):
-            while data := source.recv(65536):
-                passing = []
-                for one, seen in reader.frames(data):
-                    if seen is not None:
-                        note(seen)
-                    passing.append(one)
-                sink.sendall(b"".join(passing))
-        for side in (source, sink):
-            with suppress(OSError):
-                side.shutdown(socket.SHUT_RDWR)
-        source.close()  # The other one is the source of the other direction.
+    async def look(data: bytes) -> bytes:
+        passing = []
+        for one, seen in reader.frames(data):
+            if seen is not None:
+                await note(seen)
+            passing.append(one)
+        return b"".join(passing)
 
-    threading.Thread(target=run, name="ack audit", daemon=True).start()
+    return look
 
 
 def _member(body: bytes, name: str) -> str:
@@ -223,13 +204,3 @@ def _member(body: bytes, name: str) -> str:
         return str(event[name]) if isinstance(event, dict) and name in event else ""
     except ValueError:
         return ""
-
-
-@contextmanager
-def audit_acks(rabbitmq: RabbitMQ, etcd: Etcd) -> Iterator[AckAudit]:
-    """Audit acks for as long as the block runs."""
-    audit = AckAudit(rabbitmq, etcd)
-    try:
-        yield audit
-    finally:
-        audit.close()

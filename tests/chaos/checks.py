@@ -1,28 +1,13 @@
-"""What a test waits for and what it judges by."""
+"""What a test waits for, and what it reads of a service."""
 
 import json
 import re
 import time
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
-from chaos.load import ids
-from servers.broker import Broker, Event
-from servers.checker import Verdict, doubles, judge
-from servers.etcd import Store, record_prefix
-from servers.servers import RabbitMQ
 from servers.services import Health, Service
 from servers.wait import eventually
-
-T = TypeVar("T")
-
-StartService = Callable[..., Service]
-
-_EFFECTS = {"order": "/orders/", "shipping": "/parcels/"}
-"""Where services write beside their records, a key for each event."""
-
-_IN_STEPS = ("notify", "shipping")
-"""Services whose records are claimed, or publishing, before they are done."""
 
 
 def true(yes: object) -> None:
@@ -30,7 +15,7 @@ def true(yes: object) -> None:
     assert yes, "not yet"
 
 
-def becomes(read: Callable[[], T], expected: T, timeout_s: float = 30.0) -> None:
+def becomes(read: Callable[[], object], expected: object, timeout_s: float = 30.0) -> None:
     """Wait until what is read equals what is expected; raises AssertionError with the last."""
 
     def equal() -> None:
@@ -111,60 +96,3 @@ def losses(service: Service, because: str = "", *, connection: str = "rabbitmq")
         line["connection"] == connection and because in line["error"]
         for line in lines(service, "no connection to RabbitMQ")
     )
-
-
-def wait_drained(broker: Broker, *queues: str, timeout_s: float = 60.0) -> None:
-    """Wait until the queues hold nothing, neither ready nor unacked."""
-    eventually(lambda: broker.assert_drained(*queues), timeout_s, also=(OSError,))
-
-
-def judge_service(
-    service: str,
-    store: Store,
-    *,
-    sent: Iterable[Event],
-    confirmed: Iterable[Event],
-    parked: Iterable[str] = (),
-    first_revision: int | None = None,
-) -> Verdict:
-    """Judge a run of a service by etcd's whole history, of its records and of their effects.
-
-    Call it when the queues are drained.
-    """
-    records, effects = record_prefix(service), _EFFECTS.get(service)
-    history = store.history(records, *([effects] if effects else []), first=first_revision)
-    return judge(
-        attempted=ids(list(sent)),
-        confirmed=ids(list(confirmed)),
-        recorded=store.done(service),
-        effected=store.effects(effects) if effects else None,
-        parked=parked,
-        double=doubles(history, claimed=(records,) if service in _IN_STEPS else ()),
-    )
-
-
-def assert_handled_once(
-    service: str,
-    store: Store,
-    *,
-    sent: Iterable[Event],
-    confirmed: Iterable[Event],
-    at_least: int,
-    parked: Iterable[str] = (),
-) -> None:
-    """Raise AssertionError unless nothing is lost, twice, torn or made up. Drain before."""
-    verdict = judge_service(service, store, sent=sent, confirmed=confirmed, parked=parked)
-    verdict.require(confirmed_at_least=at_least)
-    if service == "order":
-        assert {found.version for found in store.orders().values()} == {1}
-
-
-def times_returned(rabbitmq: RabbitMQ, queue: str) -> list[int]:
-    """Return how often each waiting message that ever went back did so, and leave them there."""
-    found: Any = rabbitmq.management(
-        "POST",
-        f"/api/queues/%2f/{queue}/get",
-        {"count": 1000, "ackmode": "ack_requeue_true", "encoding": "auto"},
-    )
-    headers = (message["properties"].get("headers", {}) for message in found)
-    return [each["x-delivery-count"] for each in headers if "x-delivery-count" in each]

@@ -2,7 +2,7 @@
 
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import Self
 
@@ -28,7 +28,7 @@ def repeated(events: list[Event], times: int, seed: int = 1) -> list[Event]:
     return copies
 
 
-def ids(events: list[Event]) -> set[str]:
+def ids(events: Iterable[Event]) -> set[str]:
     """Return the ids of events."""
     return {event["id"] for event in events}
 

@@ -7,7 +7,6 @@ sides does what it does in a real partition: it sends again, ever more slowly.
 """
 
 import ctypes
-import re
 import secrets
 import socket
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from typing import Literal, Protocol
 
 from chaos.acks import AckAudit
 from chaos.proxy import Proxy, relay
-from servers.processes import CommandFailedError, run_tool
+from servers.processes import SHOW_RULES, CommandFailedError, dropped_packets, run_tool
 from servers.servers import Servers
 
 Dependency = Literal["broker", "etcd"]
@@ -44,21 +43,6 @@ class Partition(Protocol):
         """Let everything through again."""
 
 
-@contextmanager
-def partitionable(port: int) -> Iterator[Partition]:
-    """Lay a way to a port of this machine that can be cut."""
-    namespace = _Namespace()
-    try:
-        if namespace.make():
-            with relay(port, namespace.listen()) as proxy:
-                yield _Packets(proxy, namespace)
-        else:
-            with relay(port) as proxy:
-                yield _Bytes(proxy)
-    finally:
-        namespace.remove()
-
-
 class _Packets:
     """Cuts by iptables."""
 
@@ -76,8 +60,7 @@ class _Packets:
                 self._namespace.run("iptables", "-A", *rule)
 
     def stopped(self) -> int:
-        rules = self._namespace.run("iptables", "-L", "-v", "-n", "-x")
-        return sum(map(int, re.findall(r"^\s*(\d+)\s+\d+\s+DROP\s", rules, re.MULTILINE)))
+        return dropped_packets(self._namespace.run("iptables", *SHOW_RULES))
 
     def heal(self) -> None:
         self._namespace.run("iptables", "-F")
@@ -162,8 +145,15 @@ def cuttable(
     dependency: Dependency, clean: Servers, acks: AckAudit
 ) -> Iterator[tuple[Partition, dict[str, str]]]:
     """Do the same by a way that can be partitioned."""
-    with partitionable(_port(dependency, clean, acks)) as way:
-        yield way, _settings(dependency, acks, way.address)
+    port, namespace = _port(dependency, clean, acks), _Namespace()
+    way: Partition
+    try:
+        dropping = namespace.make()
+        with relay(port, namespace.listen() if dropping else None) as proxy:
+            way = _Packets(proxy, namespace) if dropping else _Bytes(proxy)
+            yield way, _settings(dependency, acks, way.address)
+    finally:
+        namespace.remove()
 
 
 def _port(dependency: Dependency, clean: Servers, acks: AckAudit) -> int:

@@ -5,11 +5,14 @@ import contextlib
 import socket
 import struct
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 Direction = Literal["up", "down"]
+
+Onlooker = Callable[[bytes], Awaitable[bytes]]
+"""Sees what comes, and returns what may pass: it can keep a part until the rest has come."""
 
 _BUFFER_BYTES = 65_536
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER with no time to linger: close() sends a RST.
@@ -74,7 +77,12 @@ class Way:
         """Return whether these bytes are among what is held."""
         return text in self._held
 
-    async def carry(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def carry(
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        onlooker: Onlooker | None = None,
+    ) -> None:
         """Carry what comes from one connection to the other until it ends; raises OSError."""
         chunks: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
         reading = asyncio.create_task(self._read(source, chunks))
@@ -85,6 +93,8 @@ class Way:
                 await self._open.wait()
                 if not chunk:
                     return
+                if onlooker is not None:
+                    chunk = await onlooker(chunk)
                 await self._write(chunk, sink)
         finally:
             reading.cancel()
@@ -213,6 +223,10 @@ class Proxy:
 
     # On the loop's thread.
 
+    def onlookers(self) -> tuple[Onlooker | None, Onlooker | None]:
+        """Return who sees what a new connection carries up, and down: nobody."""
+        return None, None
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -271,8 +285,9 @@ class _Connection:
         except OSError:
             return  # The server is down: the client sees its connection end.
         self._writers.append(writer)
-        up = self._proxy.up.carry(client, writer)
-        down = self._proxy.down.carry(server, self._writers[0])
+        sees_up, sees_down = self._proxy.onlookers()
+        up = self._proxy.up.carry(client, writer, sees_up)
+        down = self._proxy.down.carry(server, self._writers[0], sees_down)
         ways = [asyncio.create_task(up), asyncio.create_task(down)]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)

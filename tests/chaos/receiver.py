@@ -19,10 +19,10 @@ from itertools import combinations, pairwise
 from typing import Any
 
 from chaos.checks import lines
+from servers.etcd import Store
 from servers.services import Service
 
 _LOOK_EVERY_S = 0.02
-_DROP_EVERY_S = 0.2
 
 
 @dataclass(eq=False)
@@ -60,8 +60,6 @@ class Receiver:
         self.status: int = HTTPStatus.NO_CONTENT
         """What calls are answered with, but for those with a key that is refused."""
         self._open = True
-        self._held_key: str | None = None
-        self._dripped_key: str | None = None
         self._let_through: set[str] = set()
         self._server = _Server(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(target=self._server.serve_forever, name="receiver")
@@ -111,6 +109,10 @@ class Receiver:
             if call.caller == caller and call.held and call.ended_s is None
         }
 
+    def number_held(self, caller: str) -> int:
+        """Return how many of them there are."""
+        return len(self.held(caller))
+
     # What it can be told.
 
     def refuse(self, key: str, times: int | None = None) -> None:
@@ -118,16 +120,10 @@ class Receiver:
         with self._lock:
             self._failures[key] = times
 
-    def hold(self, key: str | None = None) -> None:
-        """Leave calls (those with this key) without an answer until `release`."""
+    def hold(self) -> None:
+        """Leave calls without an answer until `release`."""
         self._let_through.clear()
-        self._held_key = key
         self._open = False
-
-    def drip(self, key: str) -> None:
-        """Answer the calls with this key drop by drop until `release`: their headers do not end."""
-        self._dripped_key = key
-        self.hold(key)
 
     def let_through(self, caller: str) -> None:
         """Answer the calls of one process all the same."""
@@ -135,7 +131,6 @@ class Receiver:
 
     def release(self) -> None:
         """Answer those held, and the following ones at once."""
-        self._dripped_key = None
         self._open = True
 
     def close(self) -> None:
@@ -158,7 +153,7 @@ class Receiver:
             call.status = 500 if left is None or left > 0 else self.status
             if left:
                 self._failures[key] = left - 1
-        gone = self._drip(caller) if self._dripped_key == key else self._wait(call, caller)
+        gone = self._wait(call, caller)
         if not gone:
             answer(call.status)
         call.answered, call.ended_s = not gone, time.monotonic()
@@ -173,17 +168,7 @@ class Receiver:
         return False
 
     def _holds(self, call: Call) -> bool:
-        if self._open or call.caller in self._let_through:
-            return False
-        return self._held_key in (None, call.key)
-
-    def _drip(self, caller: socket.socket) -> bool:
-        """Send a header that does not end, until the release or until the caller hangs up."""
-        with contextlib.suppress(OSError):
-            caller.sendall(b"HTTP/1.1 204 No Content\r\nX-Drops: ")
-            while not self._open and not _hangs_up(caller, _DROP_EVERY_S):
-                caller.sendall(b".")
-        return True
+        return not self._open and call.caller not in self._let_through
 
 
 def _hangs_up(caller: socket.socket, within_s: float) -> bool:
@@ -261,3 +246,15 @@ def account(
 def lost_claims(service: Service) -> set[str]:
     """Return the ids for which a service has logged that a claim was lost during the call."""
     return {line["event_id"] for line in lines(service, "the claim was lost during the call")}
+
+
+def ended_claims(store: Store) -> dict[str, int]:
+    """Return how often a claim of each of notify's events has ended with its lease.
+
+    Raises AssertionError unless each was gone before the next was taken, and the last one done.
+    """
+    steps = store.steps("notify")
+    ended = {event_id: states.count("gone") for event_id, states in steps.items()}
+    for event_id, times in ended.items():
+        assert steps[event_id] == ["claimed", "gone"] * times + ["claimed", "done"]
+    return ended

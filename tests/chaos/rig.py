@@ -1,14 +1,16 @@
-"""What most tests need: the servers, what reads them, and what starts services on them."""
+"""What most tests need: the servers, what reads them, what starts services, and the judgement."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from chaos.checks import StartService, assert_handled_once, wait_drained
 from chaos.load import ids
 from servers.broker import Broker, Event, Message
+from servers.checker import Verdict, doubles, judge
 from servers.counters import StatsdListener
-from servers.etcd import Store
+from servers.etcd import Store, record_prefix
 from servers.servers import Servers
+from servers.services import Service
 from servers.wait import eventually
 
 OUTCOMES = (
@@ -21,6 +23,14 @@ OUTCOMES = (
     "retried",
     "returned",
 )
+
+StartService = Callable[..., Service]
+
+_EFFECTS = {"order": "/orders/", "shipping": "/parcels/"}
+"""Where services write beside their records, a key for each event."""
+
+_IN_STEPS = ("notify", "shipping")
+"""Services whose records are claimed, or publishing, before they are done."""
 
 
 @dataclass(frozen=True)
@@ -36,37 +46,67 @@ class Rig:
     statsd: StatsdListener
     start: StartService
 
-    def drained(self, *queues: str) -> None:
+    def drained(self, *queues: str, timeout_s: float = 60.0) -> None:
         """Wait until the queues hold nothing, neither ready nor unacked."""
-        wait_drained(self.broker, *queues)
+        eventually(lambda: self.broker.assert_drained(*queues), timeout_s, also=(OSError,))
+
+    def verdict(
+        self,
+        service: str,
+        sent: Sequence[Event],
+        confirmed: Sequence[Event],
+        *,
+        parked: Iterable[str] = (),
+        first_revision: int | None = None,
+    ) -> Verdict:
+        """Judge a run of a service by etcd's whole history, of its records and of their effects.
+
+        Call it when the queues are drained. ``parked`` are the ids taken from the dead letters.
+        """
+        records, effects = record_prefix(service), _EFFECTS.get(service)
+        history = self.store.history(records, *([effects] if effects else []), first=first_revision)
+        return judge(
+            attempted=ids(sent),
+            confirmed=ids(confirmed),
+            recorded=self.store.done(service),
+            effected=self.store.effects(effects) if effects else None,
+            parked=parked,
+            double=doubles(history, claimed=(records,) if service in _IN_STEPS else ()),
+        )
 
     def handled_once(
         self,
         service: str,
-        sent: list[Event],
-        confirmed: list[Event] | None = None,
+        sent: Sequence[Event],
+        confirmed: Sequence[Event] | None = None,
         *,
         parked: Iterable[str] = (),
     ) -> None:
         """Drain a service's queue, and check that nothing is lost, twice, torn or made up.
 
-        Each event must have been confirmed. ``parked`` are the ids taken from the dead letters.
+        Each event must have been confirmed.
         """
         self.drained(service)
-        assert_handled_once(
-            service,
-            self.store,
-            sent=sent,
-            confirmed=sent if confirmed is None else confirmed,
-            at_least=len(ids(sent)),
-            parked=parked,
-        )
+        confirmed = sent if confirmed is None else confirmed
+        verdict = self.verdict(service, sent, confirmed, parked=parked)
+        verdict.require(confirmed_at_least=len(ids(sent)))
 
     def parked(self, service: str, expect: int) -> list[Message]:
         """Take the dead letters out, and check that there are so many and no more."""
         found = self.broker.drain(f"{service}.dead-letter", expect=expect)
         assert len(found) == expect, f"{len(found)} dead letters, {expect} expected: {found}"
         return found
+
+    def waiting(self, queue: str) -> list[dict[str, Any]]:
+        """Return a queue's messages as the management API shows them, and leave them there."""
+        asked = {"count": 1000, "ackmode": "ack_requeue_true", "encoding": "auto"}
+        found: Any = self.servers.rabbitmq.management("POST", f"/api/queues/%2f/{queue}/get", asked)
+        return [message["properties"] for message in found]
+
+    def times_returned(self, queue: str) -> list[int]:
+        """Return how often each waiting message that ever went back did so."""
+        headers = (properties.get("headers", {}) for properties in self.waiting(queue))
+        return [each["x-delivery-count"] for each in headers if "x-delivery-count" in each]
 
     def counters(self, noun: str, *, prefix: str = "") -> dict[str, int]:
         """Return a service's counters of outcomes that are not 0, by their ends."""

@@ -1,9 +1,11 @@
 """The proxy does what a test tells it to, where no trial would see that it did not."""
 
 import socket
+import socketserver
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import get_args
 
 import pytest
@@ -13,17 +15,22 @@ from chaos.proxy import Direction, Proxy, relay
 from servers.wait import eventually
 
 
+class _Echo(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        with suppress(ConnectionError):
+            while data := self.request.recv(1000):
+                self.request.sendall(data)
+
+
 @pytest.fixture
 def echo() -> Iterator[int]:
     """Give the port of a server that sends back what it gets."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=_accept, args=(listener,))
-    thread.start()
-    port: int = listener.getsockname()[1]
-    yield port
-    listener.shutdown(socket.SHUT_RDWR)
-    listener.close()
-    thread.join()
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Echo) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
 
 
 def test_bytes_pass_both_ways_and_are_counted(echo: int) -> None:
@@ -91,24 +98,3 @@ def _receive(client: socket.socket, size: int) -> bytes:
     while len(received) < size and (chunk := client.recv(size - len(received))):
         received += chunk
     return received
-
-
-def _accept(listener: socket.socket) -> None:
-    threads = []
-    try:
-        while True:
-            connection, _ = listener.accept()
-            threads.append(threading.Thread(target=_echo, args=(connection,)))
-            threads[-1].start()
-    except OSError:  # closed
-        for thread in threads:
-            thread.join()
-
-
-def _echo(connection: socket.socket) -> None:
-    with connection:
-        try:
-            while data := connection.recv(1000):
-                connection.sendall(data)
-        except OSError:
-            return  # reset

@@ -2,19 +2,18 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import chain, count
+from dataclasses import dataclass, fields, replace
+from itertools import count
 from statistics import median
 from typing import Any
 
 from chaos.acks import AckAudit
-from chaos.checks import judge_service, lines, passes, wait_drained
+from chaos.checks import lines, passes
 from chaos.load import Load, order
 from chaos.rig import Rig
 from servers.broker import Event
-from servers.checker import Verdict
 from servers.services import Service
 from servers.wait import eventually
 
@@ -34,33 +33,23 @@ class Result:
     held: int
     lost: int
     double: int
-    acks: int
-    unchecked_acks: int
-    early_acks: int
+    acks_checked: int
+    unchecked: int
+    early: int
     recovery_s: float | None
 
 
-_SUMS = {
-    "injected": "injected",
-    "confirmed": "confirmed",
-    "held": "held",
-    "lost": "lost",
-    "double": "double",
-    "acks checked": "acks",
-    "unchecked": "unchecked_acks",
-    "early": "early_acks",
-}
-"""Columns, and the attributes of the results that are summed up in them."""
+_SUMS = [field.name for field in fields(Result)][1:-1]
 
 
-def table(results: Iterable[Result]) -> str:
+def table(results: Sequence[Result]) -> str:
     """Return a line for each fault and one for all; recovery is the median and the greatest."""
     by_fault: dict[str, list[Result]] = defaultdict(list)
-    everything = list(results)
-    for result in everything:
+    for result in results:
         by_fault[result.fault].append(result)
-    rows = [_row(fault, found) for fault, found in [*sorted(by_fault.items()), ("all", everything)]]
-    return aligned([("fault", "runs", *_SUMS, "recovery"), *rows])
+    rows = [_row(fault, found) for fault, found in [*sorted(by_fault.items()), ("all", results)]]
+    columns = (name.replace("_", " ") for name in _SUMS)
+    return aligned([("fault", "runs", *columns, "recovery"), *rows])
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
@@ -72,8 +61,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _row(fault: str, results: list[Result]) -> tuple[str, ...]:
-    sums = (sum(getattr(result, name) for result in results) for name in _SUMS.values())
+def _row(fault: str, results: Sequence[Result]) -> tuple[str, ...]:
+    sums = (sum(getattr(result, name) for result in results) for name in _SUMS)
     recoveries = [r.recovery_s for r in results if r.recovery_s is not None]
     recovery = f"{median(recoveries):.1f} s, {max(recoveries):.1f} s" if recoveries else "-"
     return (fault, str(len(results)), *map(str, sums), recovery)
@@ -90,20 +79,26 @@ class Trial:
         fault: str,
         service: str,
         rig: Rig,
-        acks: AckAudit,
         results: list[Result],
+        audit: AckAudit | None = None,
     ) -> None:
-        self.fault, self.service, self.rig, self.acks = fault, service, rig, acks
+        self.fault, self.service, self.rig = fault, service, rig
         self.servers, self.statsd = rig.servers, rig.statsd
         self.broker, self.store = rig.broker, rig.store
-        self._results = results
+        self.injected = 0
+        self.recoveries_s: list[float] = []
+        self._results, self._audit = results, audit
         self._sent: list[Event] = []
         self._confirmed: list[Event] = []
         self._poison: set[bytes] = set()
         self._services: list[Service] = []
         self._probes = count()
-        self._injected = 0
-        self._recovery_s: float | None = None
+
+    @property
+    def acks(self) -> AckAudit:
+        """What stands between its services and the broker, and has looked at each ack."""
+        assert self._audit is not None, "nobody looks at the acks"
+        return self._audit
 
     def start(self, **options: Any) -> Service:
         """Start the service as the fixture `start_service` does, with its acks audited."""
@@ -128,9 +123,26 @@ class Trial:
         """Publish new events and duplicates of them all through the block."""
         with Load(self.broker, rate_per_s, seed) as load:
             yield load
-            confirmed = load.finish()
+            self.took(load)
+
+    def took(self, load: Load) -> None:
+        """End a load, whose events are this trial's."""
+        self._confirmed += load.finish()
         self._sent += load.sent
-        self._confirmed += confirmed
+
+    @contextmanager
+    def under_load(self, rate_per_s: float = 200, **judged: Any) -> Iterator[Load]:
+        """Let a fault begin and end in the block, under load; see work go on after it, and judge.
+
+        Events are done before it too. What is ``judged`` by goes to `judge`.
+        """
+        with self.load(rate_per_s) as load:
+            self.works()
+            yield load
+            assert load.running
+            self.recovers()
+            self.works(100)
+        self.judge(**judged)
 
     def poison(self) -> None:
         """Publish a body that is not an event: it is parked, whatever happens meanwhile.
@@ -149,32 +161,42 @@ class Trial:
         """Return how many events are done."""
         return len(self.store.done(self.service))
 
+    def is_done(self, event_id: str) -> bool:
+        """Return whether an event is done; raises OSError."""
+        return self.store.is_done(self.service, event_id)
+
     def fired(self, times: int = 1) -> None:
         """Say that the fault was seen to happen, so many times."""
-        self._injected += times
+        self.injected += times
 
-    def recovers(self, timeout_s: float = RECOVERY_TIMEOUT_S) -> float:
+    def recovers(self, timeout_s: float = RECOVERY_TIMEOUT_S) -> None:
         """Wait, from the fault's end (now) on, until an event published from now on is done.
 
-        Returns the seconds it took; the longest of a trial is its recovery. Raises AssertionError.
+        The longest of a trial is its recovery. Raises AssertionError.
         """
         started_s = time.monotonic()
+        self.probed(timeout_s)
+        self.recoveries_s.append(time.monotonic() - started_s)
+
+    def probed(self, timeout_s: float = RECOVERY_TIMEOUT_S) -> None:
+        """Publish an event, again where the broker does not confirm it, and wait until it is done.
+
+        Raises AssertionError.
+        """
+        until_s = time.monotonic() + timeout_s
         probe = order(f"probe-{next(self._probes)}")
 
         def done() -> None:
-            assert self.store.is_done(self.service, probe["id"]), "no event is done"
+            assert self.is_done(probe["id"]), "no event is done"
 
         while not self.publish([probe], timeout_s):
-            assert time.monotonic() - started_s < timeout_s, "the broker confirms nothing"
-        eventually(done, timeout_s - (time.monotonic() - started_s), also=(OSError,))
-        took_s = time.monotonic() - started_s
-        self._recovery_s = max(took_s, self._recovery_s or 0.0)
-        return took_s
+            assert time.monotonic() < until_s, "the broker confirms nothing"
+        eventually(done, until_s - time.monotonic(), also=(OSError,))
 
     def judge(
         self,
         *,
-        at_least: int,
+        at_least: int = 100,
         parked: Iterable[str] = (),
         lost_is_waived: bool = False,
         first_revision: int | None = None,
@@ -189,44 +211,36 @@ class Trial:
         retries = (q for q in self.broker.queues() if q.startswith(f"{self.service}.retry."))
         # An event may pass from a queue of retries to the service's own between two looks.
         queues = (self.service, *retries, self.service)
-        wait_drained(self.broker, *queues, timeout_s=drained_within_s)
+        self.rig.drained(*queues, timeout_s=drained_within_s)
         dead = self.broker.drain(f"{self.service}.dead-letter")
         assert {message.body for message in dead} == self._poison, "something else is parked"
         assert {message.headers["x-reason"] for message in dead} <= {"invalid"}
-        parked = set(parked)
-        verdict = judge_service(
-            self.service,
-            self.store,
-            sent=self._sent,
-            confirmed=self._confirmed,
-            parked=parked,
-            first_revision=first_revision,
+        parked, audit = set(parked), self._audit
+        verdict = self.rig.verdict(
+            self.service, self._sent, self._confirmed, parked=parked, first_revision=first_revision
         )
-        early = self.acks.early() - parked
-        result = self._result(verdict, early)
+        early = audit.early() - parked if audit else set()
+        closed = [line for each in self._services for line in lines(each, "breaker closed")]
+        result = Result(
+            self.fault,
+            self.injected,
+            verdict.confirmed,
+            sum(line["held"] for line in closed),
+            len(verdict.lost),
+            len(verdict.double),
+            audit.checked if audit else 0,
+            audit.unknown if audit else 0,
+            len(early),
+            max(self.recoveries_s, default=None),
+        )
         self._results.append(result)
-        assert self._injected, f"{self.fault}: the fault never happened"
-        assert self.acks.checked, "no ack was seen"
+        assert self.injected, f"{self.fault}: the fault never happened"
+        assert audit is None or audit.checked, "no ack was seen"
         assert not early, f"acked before its record: {sorted(early)[:5]}"
         if lost_is_waived:
             verdict = replace(verdict, lost=frozenset())
         verdict.require(confirmed_at_least=at_least)
         return result
-
-    def _result(self, verdict: Verdict, early: Collection[str]) -> Result:
-        closed = [lines(service, "circuit breaker closed") for service in self._services]
-        return Result(
-            self.fault,
-            self._injected,
-            verdict.confirmed,
-            sum(line["held"] for line in chain(*closed)),
-            len(verdict.lost),
-            len(verdict.double),
-            self.acks.checked,
-            self.acks.unknown,
-            len(early),
-            self._recovery_s,
-        )
 
 
 StartTrial = Callable[..., Trial]

@@ -1,4 +1,4 @@
-"""The cluster in place of the single servers, what a trial needs, and the tables at the end."""
+"""The cluster in place of the single servers, what a trial needs, and the table of sizes."""
 
 from __future__ import annotations
 
@@ -8,27 +8,24 @@ from typing import Any
 
 import pytest
 
-from chaos.trial import aligned
+from chaos.rig import Rig
+from chaos.trial import Result, aligned
 from cluster.cluster import Cluster, start_cluster
-from cluster.trial import RESULT, Progress, Replica, Trial
+from cluster.trial import Progress, Replica, Trial
 from servers.counters import listen_statsd
-from servers.etcd import Store
 from servers.servers import docker_available
-from servers.services import Service
 
 StartReplicas = Callable[..., list[Replica]]
 StartTrial = Callable[..., Trial]
 Measured = Callable[[str, str, int, int], None]
-Rows = list[Sequence[str]]
 
-_tables = pytest.StashKey[dict[str, Rows]]()
+_sizes = pytest.StashKey[list[Sequence[str]]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the tables that the tests leave their results in."""
-    sizes = ("number", "at", "by the formula", "measured")
-    tables: dict[str, Rows] = {"trials": [RESULT], "sizes": [sizes]}
-    config.stash[_tables] = tables
+    """Make the table that the tests of sizes leave their results in."""
+    head = ("number", "at", "by the formula", "measured")
+    config.stash[_sizes] = list[Sequence[str]]([head])
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +44,7 @@ def cluster(clean: Cluster) -> Cluster:
 
 
 @pytest.fixture
-def start_replicas(start_service: Callable[..., Service]) -> Iterator[StartReplicas]:
+def start_replicas(rig: Rig) -> Iterator[StartReplicas]:
     """Start replicas: `start_replicas("order", 3)`. Each waits until it is ready."""
     with ExitStack() as stack:
 
@@ -55,7 +52,7 @@ def start_replicas(start_service: Callable[..., Service]) -> Iterator[StartRepli
             replicas = []
             for _ in range(number):
                 statsd = stack.enter_context(listen_statsd())
-                service = start_service(name, **{**statsd.settings(), **settings})
+                service = rig.start(name, **{**statsd.settings(), **settings})
                 replicas.append(Replica(service, statsd))
             return replicas
 
@@ -64,7 +61,7 @@ def start_replicas(start_service: Callable[..., Service]) -> Iterator[StartRepli
 
 @pytest.fixture
 def trial(
-    cluster: Cluster, start_replicas: StartReplicas, store: Store, request: pytest.FixtureRequest
+    cluster: Cluster, start_replicas: StartReplicas, rig: Rig, results: list[Result]
 ) -> Iterator[StartTrial]:
     """Begin a trial: `trial("queue's leader killed")`, with three replicas of order or others."""
     endpoints = [member.endpoint for member in cluster.members]
@@ -72,10 +69,9 @@ def trial(
 
         def begin(fault: str, replicas: list[Replica] | None = None) -> Trial:
             at_work = replicas or start_replicas()
-            watching = Progress(at_work[0].service.name, endpoints, store.since + 1)
+            watching = Progress(at_work[0].service.name, endpoints, rig.store.since + 1)
             progress = stack.enter_context(closing(watching))
-            results = request.config.stash[_tables]["trials"]
-            return Trial(fault, cluster, at_work, store, progress, results)
+            return Trial(fault, rig, results, cluster, at_work, progress)
 
         yield begin
 
@@ -85,8 +81,7 @@ def measured(request: pytest.FixtureRequest) -> Measured:
     """Note what has been measured of a number that decides the size, beside its formula."""
 
     def note(number: str, point: str, formula: int, found: int) -> None:
-        row = (number, point, f"{formula:,}", f"{found:,}")
-        request.config.stash[_tables]["sizes"].append(row)
+        request.config.stash[_sizes].append((number, point, f"{formula:,}", f"{found:,}"))
 
     return note
 
@@ -94,8 +89,7 @@ def measured(request: pytest.FixtureRequest) -> Measured:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Print the tables, where tests have left something in them."""
-    for title, (head, *rows) in config.stash[_tables].items():
-        if rows:
-            terminalreporter.section(title)
-            terminalreporter.write_line(aligned([head, *rows]))
+    """Print the table, where tests have left something in it."""
+    if len(rows := config.stash[_sizes]) > 1:
+        terminalreporter.section("sizes")
+        terminalreporter.write_line(aligned(rows))

@@ -7,13 +7,12 @@ import uuid
 
 import pytest
 
-from chaos.checks import becomes, wait_drained
+from chaos.checks import becomes
 from chaos.load import order, orders
-from chaos.receiver import listen_http
+from chaos.receiver import Receiver
+from chaos.rig import Rig
 from cluster.cluster import Cluster
 from cluster.conftest import Measured, StartReplicas
-from servers.broker import Broker
-from servers.etcd import Store
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -25,7 +24,7 @@ RECORD_BYTES = 299
 
 
 def test_etcds_data(
-    cluster: Cluster, start_replicas: StartReplicas, broker: Broker, measured: Measured
+    cluster: Cluster, start_replicas: StartReplicas, rig: Rig, measured: Measured
 ) -> None:
     """A record takes as much of each member as of a single etcd."""
     at_first = [member.status().used_bytes for member in cluster.members]
@@ -36,9 +35,9 @@ def test_etcds_data(
     )
     recorded = 0
     for more in (20_000, 40_000):
-        broker.publish(order(str(uuid.uuid4())) for _ in range(more))
+        rig.broker.publish(order(str(uuid.uuid4())) for _ in range(more))
         recorded += more
-        wait_drained(broker, "order")
+        rig.drained("order")
         becomes(lambda: sum(replica.settled() for replica in replicas), recorded)
         used = [
             member.status().used_bytes - before
@@ -51,47 +50,50 @@ def test_etcds_data(
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_deliveries_in_hand_while_etcd_is_away(
-    cluster: Cluster, start_replicas: StartReplicas, broker: Broker, measured: Measured, number: int
+    cluster: Cluster, start_replicas: StartReplicas, rig: Rig, measured: Measured, number: int
 ) -> None:
     """They are bounded; the queue keeps the rest."""
     in_hand = number * 8 * BATCH_SIZE
     start_replicas(number=number, BATCH_SIZE=str(BATCH_SIZE))
     for member in cluster.members:
         member.stop()
-    broker.publish(orders(in_hand + 1000))
-    becomes(lambda: broker.depth("order"), (1000, in_hand))
-    unacked = broker.unacked("order")
+    rig.broker.publish(orders(in_hand + 1000))
+    becomes(lambda: rig.broker.depth("order"), (1000, in_hand))
+    unacked = rig.broker.unacked("order")
     measured("deliveries in flight", f"{number} x {BATCH_SIZE}", in_hand, unacked)
     for member in cluster.members:
         member.launch()
     cluster.heal()
-    wait_drained(broker, "order")
+    rig.drained("order")
 
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_calls_at_once(
-    start_replicas: StartReplicas, broker: Broker, store: Store, measured: Measured, number: int
+    start_replicas: StartReplicas,
+    receiver: Receiver,
+    rig: Rig,
+    measured: Measured,
+    number: int,
 ) -> None:
     """The receiver meets so many of each replica, and no more are claimed; the others wait."""
     at_once, in_hand = number * CALLS_OF_A_REPLICA, number * 8 * SMALL_BATCH
 
     def claims() -> int:
-        return sum(record.state == "claimed" for record in store.records("notify").values())
+        return sum(record.state == "claimed" for record in rig.store.records("notify").values())
 
-    with listen_http(0.05) as sink:
-        start_replicas(
-            "notify",
-            number,
-            NOTIFY_URL=sink.url_for("all"),
-            BATCH_SIZE=str(SMALL_BATCH),
-            CALLS_AT_ONCE=str(CALLS_OF_A_REPLICA),
-        )
-        sink.hold()
-        broker.publish(orders(in_hand + 100))
-        becomes(claims, at_once)
-        becomes(lambda: sink.number_under_way("all"), at_once)
-        at = f"{number} x {SMALL_BATCH}"
-        measured("claims", at, at_once, claims())
-        measured("calls at once", at, at_once, sink.number_under_way("all"))
-        sink.release()
-        wait_drained(broker, "notify")
+    start_replicas(
+        "notify",
+        number,
+        NOTIFY_URL=receiver.url_for("all"),
+        BATCH_SIZE=str(SMALL_BATCH),
+        CALLS_AT_ONCE=str(CALLS_OF_A_REPLICA),
+    )
+    receiver.hold()
+    rig.broker.publish(orders(in_hand + 100))
+    becomes(claims, at_once)
+    becomes(lambda: receiver.number_under_way("all"), at_once)
+    at = f"{number} x {SMALL_BATCH}"
+    measured("claims", at, at_once, claims())
+    measured("calls at once", at, at_once, receiver.number_under_way("all"))
+    receiver.release()
+    rig.drained("notify")

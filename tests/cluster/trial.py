@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count, pairwise
+from itertools import pairwise
+from typing import Any
 
-from chaos.checks import judge_service, lines, passes, wait_drained
-from chaos.load import Load, order
+import chaos.trial
+from chaos.checks import lines
+from chaos.load import Load
+from chaos.rig import Rig
+from chaos.trial import RECOVERY_TIMEOUT_S, Result
 from cluster.cluster import Cluster
 from servers.broker import Broker, Event
 from servers.counters import StatsdListener
-from servers.etcd import Change, EtcdClient, Store, record_prefix
+from servers.etcd import Change, EtcdClient, record_prefix
 from servers.services import Service
 from servers.wait import eventually, lasts
 
@@ -28,16 +32,11 @@ _NOUNS = {"order": "orders", "notify": "notifications"}
 STALL_AT_MOST_S = 10.0
 """After the loss of one node."""
 
-RECOVERS_WITHIN_S = 30.0
-
 WORKS = 150
 """Events whose records show that work goes on."""
 
 ENOUGH = 2 * WORKS
 """Events that a verdict needs: before the fault and after it."""
-
-RESULT = ("fault", "injected", "confirmed", "stall", "lost", "double", "replicas settled")
-"""What a trial's line in the table at the end says."""
 
 
 @dataclass(frozen=True)
@@ -125,66 +124,64 @@ class Progress:
                 self._seen_s.setdefault(change.key.removeprefix(self._prefix), time.monotonic())
 
 
-class Trial:
-    """Publishes to a service's replicas while a fault happens, and judges by etcd's history."""
+class Trial(chaos.trial.Trial):
+    """A trial of a service's replicas, whose recovery is the longest time without a record."""
 
     def __init__(
         self,
         fault: str,
+        rig: Rig,
+        results: list[Result],
         cluster: Cluster,
         replicas: list[Replica],
-        store: Store,
         progress: Progress,
-        results: list[Sequence[str]],
     ) -> None:
-        self.fault, self.cluster, self.replicas = fault, cluster, replicas
-        self.service = replicas[0].service.name
-        self.store, self.progress = store, progress
-        self._results = results
-        self._sent: list[Event] = []
-        self._confirmed: list[Event] = []
-        self._probes = count()
-        self.injected = 0
-        self._stalls_s: list[float] = []
+        super().__init__(fault, replicas[0].service.name, rig, results)
+        self.cluster, self.replicas, self.progress = cluster, replicas, progress
 
-    def publish(self, events: list[Event], timeout_s: float = RECOVERS_WITHIN_S) -> list[Event]:
+    def done(self) -> int:
+        """Return how many events are recorded."""
+        return self.progress.count()
+
+    def is_done(self, event_id: str) -> bool:
+        """Return whether an event is recorded."""
+        return self.progress.shows(event_id)
+
+    def publish(self, events: list[Event], timeout_s: float = RECOVERY_TIMEOUT_S) -> list[Event]:
         """Publish events at a node that is up, and return the confirmed ones."""
-        broker = next(broker for broker in self.cluster.brokers if broker.state == "up")
-        self._sent += events
-        confirmed = Broker(broker).publish(events, timeout_s=timeout_s)
-        self._confirmed += confirmed
-        return confirmed
+        self.broker = Broker(next(one for one in self.cluster.brokers if one.state == "up"))
+        return super().publish(events, timeout_s)
 
     @contextmanager
-    def load(self, rate_per_s: float = 60) -> Iterator[None]:
-        """Publish at each node, so that some go on whatever node is lost.
+    def load(self, rate_per_s: float = 60, seed: int = 1) -> Iterator[Load]:
+        """Publish at each node, so that some go on whatever node is lost; yields one of these.
 
         All of them publish the same events, and each repeats some: an event comes three times or
         more, often to several replicas at once.
         """
         with ExitStack() as stack:
             loads = [
-                stack.enter_context(Load(Broker(broker), rate_per_s, seed))
-                for seed, broker in enumerate(self.cluster.brokers)
+                stack.enter_context(Load(Broker(broker), rate_per_s, seed + number))
+                for number, broker in enumerate(self.cluster.brokers)
             ]
-            yield
+            yield loads[0]
             for load in loads:
-                self._confirmed += load.finish()
-                self._sent += load.sent
+                self.took(load)
 
     @contextmanager
-    def under_load(self, rate_per_s: float = 60) -> Iterator[None]:
-        """Let a fault happen in the block, under load, and measure its stall.
+    def under_load(self, rate_per_s: float = 60, **judged: Any) -> Iterator[Load]:
+        """Let a fault happen in the block, under load, and measure its stall; then judge.
 
         Events are recorded before it and after it, and in the end every replica is at work.
         """
-        with self.load(rate_per_s):
+        with self.load(rate_per_s) as load:
             self.works()
             with self.stall_measured():
-                yield
+                yield load
                 self.cluster.heal()
-                self.recovers()
+                self.probed()
             self.all_work()
+        self.judge(**judged)
 
     def survives(
         self,
@@ -203,18 +200,17 @@ class Trial:
             lasts(lasts_s)
             self.fired()
             self.works()
-        self.judge()
 
     @contextmanager
     def stall_measured(self) -> Iterator[None]:
         """Measure the longest time without a record from the fault (now) to the block's end."""
         since_s = time.monotonic()
         yield
-        self._stalls_s.append(self.progress.longest_gap_s(since_s, time.monotonic()))
+        self.recoveries_s.append(self.progress.longest_gap_s(since_s, time.monotonic()))
 
-    def works(self, events: int = WORKS, timeout_s: float = RECOVERS_WITHIN_S) -> None:
+    def works(self, events: int = WORKS, timeout_s: float = RECOVERY_TIMEOUT_S) -> None:
         """Wait until so many more events are recorded than are now."""
-        passes(self.progress.count, self.progress.count() + events - 1, timeout_s)
+        super().works(events, timeout_s)
 
     def all_work(self, timeout_s: float = 90.0) -> None:
         """Wait until each replica has settled something from now on."""
@@ -226,42 +222,9 @@ class Trial:
 
         eventually(each_has, timeout_s)
 
-    def fired(self, times: int = 1) -> None:
-        """Say that the fault was seen to happen, so many times."""
-        self.injected += times
-
-    def recovers(self) -> None:
-        """Wait until an event published from now on is recorded."""
-        probe = order(f"probe-{next(self._probes)}")
-        until_s = time.monotonic() + RECOVERS_WITHIN_S
-        while not self.publish([probe]):
-            assert time.monotonic() < until_s, "the broker confirms nothing"
-
-        def recorded() -> None:
-            assert self.progress.shows(probe["id"]), "no event is recorded"
-
-        eventually(recorded, until_s - time.monotonic())
-
-    def judge(self) -> None:
-        """Drain, judge, and keep the result; raises AssertionError on any fault of the service."""
-        broker = Broker(self.cluster.rabbitmq)
-        wait_drained(broker, self.service)
-        assert broker.ready(f"{self.service}.dead-letter") == 0, "something is parked"
-        verdict = judge_service(
-            self.service, self.store, sent=self._sent, confirmed=self._confirmed
-        )
-        stall_s = max(self._stalls_s, default=None)
-        self._results.append(
-            (
-                self.fault,
-                str(self.injected),
-                str(verdict.confirmed),
-                "waits" if stall_s is None else f"{stall_s:.1f} s",
-                str(len(verdict.lost)),
-                str(len(verdict.double)),
-                " + ".join(str(replica.settled()) for replica in self.replicas),
-            )
-        )
-        assert self.injected, f"{self.fault}: the fault never happened"
-        verdict.require(confirmed_at_least=ENOUGH)
-        assert stall_s is None or stall_s <= STALL_AT_MOST_S, f"no record for {stall_s:.1f} s"
+    def judge(self, **judged: Any) -> Result:
+        """Drain, judge, and keep the result; raises AssertionError, for too long a stall too."""
+        result = super().judge(**{"at_least": ENOUGH, **judged})
+        print("settled by each replica:", *(replica.settled() for replica in self.replicas))
+        assert (result.recovery_s or 0.0) <= STALL_AT_MOST_S, f"no record for {result.recovery_s} s"
+        return result

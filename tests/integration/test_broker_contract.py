@@ -9,6 +9,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -34,6 +35,7 @@ class Client:
     connection: Any
     channel: Any
     seen: list[tuple[Any, ...]] = field(default_factory=list)
+    tag: str = ""
 
     async def ask(self, method: str, *arguments: Any, **options: Any) -> Any:
         """Call a method of the channel and return the broker's answer."""
@@ -46,15 +48,15 @@ class Client:
         named = {"x-" + name.replace("_", "-"): value for name, value in arguments.items()}
         return await self.ask("queue_declare", queue, durable=True, arguments=QUORUM | named)
 
-    async def consume(self, queue: str, prefetch: int = 0) -> str:
-        """Consume a queue, and return the tag: a delivery is body, tag, redelivered, headers."""
+    async def consume(self, queue: str, prefetch: int = 0) -> None:
+        """Consume a queue: a delivery is body, tag, redelivered, headers."""
         await self.ask("basic_qos", prefetch_count=prefetch)
 
         def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
             headers = properties.headers or {}
             self.seen.append((body, method.delivery_tag, method.redelivered, headers))
 
-        return str((await self.ask("basic_consume", queue, on_message)).consumer_tag)
+        self.tag = (await self.ask("basic_consume", queue, on_message)).consumer_tag
 
     async def confirm(self) -> None:
         """Have confirms and returns told."""
@@ -139,6 +141,16 @@ class Subject:
         )
         return client
 
+    async def consuming(self, *bodies: bytes, prefetch: int = 0, name: str = "") -> Client:
+        """Return a client that has been delivered messages of a new queue, as many as it takes."""
+        client, queue = await self.client(), self.prefix + name
+        await client.declare(queue)
+        for body in bodies:
+            client.publish(queue, body)
+        await client.consume(queue, prefetch)
+        await client.sees(prefetch or len(bodies))
+        return client
+
 
 @pytest.fixture(params=["in memory", "real"])
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
@@ -147,30 +159,22 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
         loop = Loop()
         broker = FakeBroker(loop.agenda)
 
-        def connect(**callbacks: Any) -> Any:
-            return broker.connect(None, **callbacks)
-
-        yield Subject(
-            connect, loop.run_until_complete, broker.set_alarm, broker.delete_queue, "contract.1"
-        )
+        connect, run = partial(broker.connect, None), loop.run_until_complete
+        yield Subject(connect, run, broker.set_alarm, broker.delete_queue, "contract.1")
         loop.kill()
         return
     servers: Servers = request.getfixturevalue("servers")
     servers.heal()
-    prefix = f"contract.{next(_numbers)}"
-    parameters = pika.URLParameters(servers.rabbitmq.url)
+    connect_to_real = partial(Connection, pika.URLParameters(servers.rabbitmq.url))
 
     def set_alarm(alarm: bool) -> None:
         servers.rabbitmq.ctl("set_vm_memory_high_watermark", "0" if alarm else "0.6")
 
-    def connect_to_real(**callbacks: Any) -> Any:
-        return Connection(parameters, **callbacks)
-
-    yield Subject(
-        connect_to_real, asyncio.run, set_alarm, Broker(servers.rabbitmq).delete_queues, prefix
-    )
+    delete_queues = Broker(servers.rabbitmq).delete_queues
+    prefix = f"contract.{next(_numbers)}"
+    yield Subject(connect_to_real, asyncio.run, set_alarm, delete_queues, prefix)
     # Other tests look at all the queues there are.
-    Broker(servers.rabbitmq).delete_queues("contract.")
+    delete_queues("contract.")
 
 
 def scenario(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -197,25 +201,20 @@ async def test_a_message_is_confirmed_and_one_for_no_queue_is_returned_first(
         ("return", 312, queue + ".absent", b"b"),
         ("Basic.Ack", 2),
     ]
-    await until(lambda: True)
     assert (await client.declare(queue)).message_count == 1
 
 
 @scenario
 async def test_an_ack_of_several_leaves_those_behind_it(subject: Subject) -> None:
-    client, other, queue = await subject.client(), await subject.client(), subject.prefix
-    await client.declare(queue)
-    for body in (b"a", b"b", b"c", b"d"):
-        client.publish(queue, body)
-    await client.consume(queue)
-    assert [one[:3] for one in await client.sees(4)] == [
+    other, client = await subject.client(), await subject.consuming(b"a", b"b", b"c", b"d")
+    assert [one[:3] for one in client.seen] == [
         (body, tag, False) for tag, body in enumerate((b"a", b"b", b"c", b"d"), start=1)
     ]
     client.channel.basic_ack(2, multiple=True)
     client.channel.basic_ack(4)
     await asyncio.sleep(0.5)  # RabbitMQ loses acks that it has not handed on yet.
     client.connection.close()
-    await other.consume(queue)
+    await other.consume(subject.prefix)
     (only,) = await other.sees(1)
     assert only[:3] == (b"c", 1, True)
     assert only[3]["x-delivery-count"] == 1
@@ -226,11 +225,7 @@ async def test_an_ack_of_several_leaves_those_behind_it(subject: Subject) -> Non
 async def test_an_ack_of_an_unknown_tag_closes_the_channel(
     subject: Subject, multiple: bool
 ) -> None:
-    client, queue = await subject.client(), subject.prefix + str(multiple)
-    await client.declare(queue)
-    client.publish(queue, b"a")
-    await client.consume(queue)
-    await client.sees(1)
+    client = await subject.consuming(b"a", name=str(multiple))
     client.channel.basic_ack(7, multiple=multiple)
     assert await client.is_closed_for() == "406 PRECONDITION_FAILED - unknown delivery tag 7"
     with pytest.raises(ChannelWrongStateError):
@@ -240,17 +235,13 @@ async def test_an_ack_of_an_unknown_tag_closes_the_channel(
 
 @scenario
 async def test_what_is_unacked_comes_back_before_what_was_never_delivered(subject: Subject) -> None:
-    client, other, queue = await subject.client(), await subject.client(), subject.prefix
-    await client.declare(queue)
-    for body in (b"a", b"b", b"c"):
-        client.publish(queue, body)
-    await client.consume(queue, prefetch=2)
-    await client.sees(2)
+    other = await subject.client()
+    client = await subject.consuming(b"a", b"b", b"c", prefetch=2)
     await asyncio.sleep(0.2)
     assert len(client.seen) == 2
     client.connection.close()
     await until(lambda: bool(client.connection.is_closed))
-    await other.consume(queue)
+    await other.consume(subject.prefix)
     assert [one[:3] for one in await other.sees(3)] == [
         (b"a", 1, True),
         (b"b", 2, True),
@@ -260,9 +251,7 @@ async def test_what_is_unacked_comes_back_before_what_was_never_delivered(subjec
 
 @scenario
 async def test_what_comes_while_nothing_is_read_is_told_afterwards(subject: Subject) -> None:
-    client, other, queue = await subject.client(), await subject.client(), subject.prefix
-    await client.declare(queue)
-    await client.consume(queue)
+    other, client, queue = await subject.client(), await subject.consuming(), subject.prefix
     await other.confirm()
     for number, body in enumerate((b"a", b"b"), start=1):
         client.connection.pause_reading()
@@ -328,9 +317,12 @@ async def test_a_message_that_waits_out_its_time_goes_where_its_queue_says(
     assert death["count"] == 1
 
 
+@pytest.mark.parametrize("way", ["rejected", "left unacked"])
 @scenario
-async def test_a_message_that_comes_back_too_often_is_dead_lettered(subject: Subject) -> None:
-    client, queue = await subject.client(), subject.prefix
+async def test_a_message_that_comes_back_too_often_is_dead_lettered(
+    subject: Subject, way: str
+) -> None:
+    client, queue = await subject.client(), f"{subject.prefix}.{way[:2]}"
     await client.declare(queue + ".dead")
     await client.declare(
         queue,
@@ -339,13 +331,17 @@ async def test_a_message_that_comes_back_too_often_is_dead_lettered(subject: Sub
         dead_letter_routing_key=queue + ".dead",
     )
     client.publish(queue, b"a")
-    await client.consume(queue)
-    for number in (1, 2):
-        await client.sees(number)
-        client.channel.basic_reject(number, requeue=True)
+    for _ in range(2):
+        other = await subject.client()
+        await other.consume(queue)
+        await other.sees(1)
+        await other.ask("basic_cancel", other.tag)
+        if way == "rejected":
+            other.channel.basic_reject(1, requeue=True)
+        other.connection.close()
     await client.consume(queue + ".dead")
-    assert [one[0] for one in await client.sees(3)] == [b"a"] * 3
-    assert client.seen[-1][3]["x-death"][0]["reason"] == "delivery_limit"
+    ((body, _, _, headers),) = await client.sees(1)
+    assert (body, headers["x-death"][0]["reason"]) == (b"a", "delivery_limit")
 
 
 @scenario
@@ -366,11 +362,9 @@ async def test_a_topic_exchange_routes_by_words(subject: Subject) -> None:
 
 @scenario
 async def test_a_consumer_is_told_when_its_queue_is_deleted(subject: Subject) -> None:
-    client, queue = await subject.client(), subject.prefix
-    await client.declare(queue)
-    tag = await client.consume(queue)
-    await asyncio.to_thread(subject.delete_queue, queue)
-    assert await client.sees(1) == [("cancelled", tag)]
+    client = await subject.consuming()
+    await asyncio.to_thread(subject.delete_queue, subject.prefix)
+    assert await client.sees(1) == [("cancelled", client.tag)]
     assert client.channel.is_open
 
 
@@ -378,12 +372,8 @@ async def test_a_consumer_is_told_when_its_queue_is_deleted(subject: Subject) ->
 async def test_a_consumer_that_is_cancelled_gets_nothing_more_and_can_still_ack(
     subject: Subject,
 ) -> None:
-    client, queue = await subject.client(), subject.prefix
-    await client.declare(queue)
-    client.publish(queue, b"a")
-    tag = await client.consume(queue, prefetch=1)
-    await client.sees(1)
-    await client.ask("basic_cancel", tag)
+    client, queue = await subject.consuming(b"a", prefetch=1), subject.prefix
+    await client.ask("basic_cancel", client.tag)
     client.channel.basic_ack(1)
     client.publish(queue, b"b")
     await asyncio.sleep(0.3)
@@ -393,7 +383,9 @@ async def test_a_consumer_that_is_cancelled_gets_nothing_more_and_can_still_ack(
 
 @scenario
 async def test_in_an_alarm_a_connection_that_publishes_is_read_no_further(subject: Subject) -> None:
-    client, other, queue = await subject.client(), await subject.client(), subject.prefix
+    client, queue = await subject.client(), subject.prefix
+    await client.confirm()
+    other = await subject.consuming()
     for each in (client, other):
         each.connection.add_on_connection_blocked_callback(
             lambda *_, each=each: each.seen.append(("blocked",))
@@ -401,11 +393,8 @@ async def test_in_an_alarm_a_connection_that_publishes_is_read_no_further(subjec
         each.connection.add_on_connection_unblocked_callback(
             lambda *_, each=each: each.seen.append(("unblocked",))
         )
-    await client.declare(queue)
-    await client.confirm()
     client.publish(queue, b"a")
     await client.sees(1)
-    await other.consume(queue)
     await other.sees(1)
     await asyncio.to_thread(subject.set_alarm, True)
     try:

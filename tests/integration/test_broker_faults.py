@@ -8,15 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.checks import (
-    becomes,
-    lines,
-    losses,
-    not_ready,
-    passes,
-    says,
-    throughout,
-)
+from chaos.checks import becomes, lines, losses, not_ready, passes, says, throughout
 from chaos.durations import FULL, lasting, often, quick, rate
 from chaos.load import ids, orders
 from chaos.outages import (
@@ -51,21 +43,16 @@ def test_the_broker_is_down_for_a_while(trial: StartTrial, fault: str, down: Out
     """Confirmed events survive it; the service comes back by itself, without a hot loop."""
     attempt = trial(fault)
     service = attempt.start()
-    with attempt.load() as load:
-        attempt.works()
+    with attempt.under_load(at_least=200):
         service.pause()
         for _ in range(5):
             attempt.poison()
         service.resume()
         with down(attempt.servers.rabbitmq):
             eventually(lambda: not_ready(service, "rabbitmq"))
-            assert load.running
             attempt.fired()
-        attempt.recovers()
-        service.wait_ready()
-        attempt.works(100)
+    service.wait_ready()
     assert losses(service) < 50
-    attempt.judge(at_least=200)
     attempt.rig.counters_add_up("orders")
 
 
@@ -75,24 +62,20 @@ def test_the_broker_is_frozen(trial: StartTrial, seconds: float) -> None:
     """Heartbeats notice, the publisher's deadline too, and the loop comes round all the while."""
     attempt = trial(f"broker frozen for {seconds:g} s")
     rabbitmq, service = attempt.servers.rabbitmq, attempt.start()
-    with attempt.load(rate(seconds + 10)):
-        attempt.works()
+    with attempt.under_load(rate(seconds + 10)):
         service.pause()
         attempt.poison()
         becomes(lambda: attempt.broker.ready("order"), 0)
         rabbitmq.pause()
         service.resume()
         throughout(seconds, Pulse(service).check)
-        passes(partial(losses, service), 0, 5)
+        passes(partial(losses, service), 0)
         silent(rabbitmq)
         attempt.fired()
         rabbitmq.resume()
-        attempt.recovers()
-        attempt.works(100)
     service.wait_ready()
     errors = [line["error"] for line in lines(service, "no connection to RabbitMQ")]
     assert any(error.startswith("no confirm within") for error in errors)
-    attempt.judge(at_least=100)
 
 
 @pytest.mark.quick
@@ -103,7 +86,7 @@ def test_a_queue_is_deleted_by_hand(trial: StartTrial) -> None:
     """
     attempt = trial("queue deleted by hand (losses waived)")
     service = attempt.start()
-    with attempt.load():
+    with attempt.under_load(lost_is_waived=True):
         for deleted in range(3):
             attempt.works()
             attempt.servers.rabbitmq.ctl("delete_queue", "order")
@@ -111,7 +94,6 @@ def test_a_queue_is_deleted_by_hand(trial: StartTrial) -> None:
             attempt.fired()
             attempt.recovers(10)
             service.wait_ready()
-    attempt.judge(at_least=100, lost_is_waived=True)
 
 
 @pytest.mark.timeout(900)
@@ -138,7 +120,7 @@ def test_connections_are_closed_by_an_operator(trial: StartTrial, times: int) ->
                 replica.resume()
             raise
 
-    with attempt.load(rate(400 if FULL else 60)):
+    with attempt.under_load(rate(400 if FULL else 60)):
         while closed < times:
             lasts(10 if FULL else 0)
             attempt.works()
@@ -153,9 +135,6 @@ def test_connections_are_closed_by_an_operator(trial: StartTrial, times: int) ->
                 passes(closings, before, 2)
                 closed += 1
                 attempt.fired()
-        attempt.recovers()
-        attempt.works(100)
-    attempt.judge(at_least=100)
     assert attempt.statsd.count("orders_returned") > 0
     attempt.rig.counters_add_up("orders")
 
@@ -179,18 +158,6 @@ def test_the_broker_has_an_alarm(trial: StartTrial, kind: str) -> None:
         attempt.recovers()
         attempt.works()
     attempt.judge(at_least=2000)
-
-
-def test_dead_letter_and_retry_queues_are_declared_again_when_they_are_needed(rig: Rig) -> None:
-    """A dead letter that no queue takes is not lost: its queue is declared again first."""
-    service = rig.start("order")
-    rig.servers.rabbitmq.ctl("delete_queue", "order.dead-letter")
-    rig.broker.publish_raw(b"not json")
-    eventually(lambda: rig.broker.ready("order.dead-letter"), 30)
-    becomes(lambda: rig.statsd.count("orders_invalid"), 1)
-    assert [message.body for message in rig.parked("order", 1)] == [b"not json"]
-    service.wait_ready()
-    rig.drained("order")
 
 
 def test_a_queue_with_other_arguments_is_explained(rig: Rig) -> None:
@@ -224,19 +191,13 @@ class Pulse:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._status = Path(f"/proc/{service.pid}/task/{service.pid}/status")
-        self._turns, self._seen_s = self._read(), time.monotonic()
+        self._turns, self._seen_s = "", time.monotonic()
 
     def check(self) -> None:
         """Raise AssertionError if the loop has not woken up for too long."""
-        turns, now_s = self._read(), time.monotonic()
-        if turns != self._turns:
-            self._turns, self._seen_s = turns, now_s
-        assert now_s - self._seen_s < STUCK_AFTER_S, "the loop is stuck"
-        assert self._service.health("/livez").status == 200
-
-    def _read(self) -> int:
-        found = re.search(
-            r"^voluntary_ctxt_switches:\s+(\d+)$", self._status.read_text(), re.MULTILINE
-        )
+        found = re.search(r"^voluntary_ctxt_switches:.*$", self._status.read_text(), re.MULTILINE)
         assert found, "no such line in /proc"
-        return int(found[1])
+        if found[0] != self._turns:
+            self._turns, self._seen_s = found[0], time.monotonic()
+        assert time.monotonic() - self._seen_s < STUCK_AFTER_S, "the loop is stuck"
+        assert self._service.health("/livez").status == 200

@@ -17,7 +17,6 @@ nothing is acked.
 import json
 import random
 import signal
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,14 +24,13 @@ from dataclasses import dataclass
 from itertools import chain, product
 from typing import Any
 
-import pika
 import pytest
 
 from chaos.checks import passes
-from chaos.crash_points import PROOF, VARIABLE
+from chaos.crash_points import PROOF
 from chaos.durations import often
 from chaos.load import ids, order
-from chaos.receiver import Receiver
+from chaos.receiver import Receiver, ended_claims
 from chaos.trial import StartTrial, Trial
 from idempotent_consumer.flow import WAITS_FOR_ITS_EVENTS
 from idempotent_consumer.system import claim_wait
@@ -200,11 +198,8 @@ def start_crashing(attempt: Trial, at: Cell, **settings: str) -> Service:
 
     Where events wait for it already, it may have come to that point before anybody saw it ready.
     """
-    crashing = attempt.start(
-        wait=False,
-        command=[sys.executable, "-m", "chaos.crash_points", at.service],
-        **{**SETTINGS, **settings, VARIABLE: f"{at.point}:{at.passage}"},
-    )
+    at_passage = f"{at.point}:{at.passage}"
+    crashing = attempt.start(wait=False, crash_at=at_passage, **{**SETTINGS, **settings})
     try:
         crashing.wait_ready()
     except ServiceEndedError:
@@ -226,8 +221,7 @@ def killed_at(service: Service, at: Cell) -> dict[str, Any]:
     ]
     assert code == -signal.SIGKILL, f"it ended with exit code {code}"
     assert [(proof["point"], proof["passage"]) for proof in proofs] == [(at.point, at.passage)]
-    found: dict[str, Any] = proofs[0]
-    return found
+    return dict(proofs[0])
 
 
 @contextmanager
@@ -318,12 +312,10 @@ def revisions(store: Store, key: str) -> list[int]:
 def observe(attempt: Trial) -> None:
     """Bind a queue of the test's own to what shipping publishes, and to which nobody listens."""
     attempt.acks.unhandled.add(SHIPPED)
-    connection = pika.BlockingConnection(pika.URLParameters(attempt.servers.rabbitmq.url))
-    channel = connection.channel()
-    channel.exchange_declare(EXCHANGE, "topic", durable=True)
-    channel.queue_declare(OBSERVED, durable=True, arguments={"x-queue-type": "quorum"})
-    channel.queue_bind(OBSERVED, EXCHANGE, SHIPPED)
-    connection.close()
+    with attempt.broker.channel() as channel:
+        channel.exchange_declare(EXCHANGE, "topic", durable=True)
+        channel.queue_declare(OBSERVED, durable=True, arguments={"x-queue-type": "quorum"})
+        channel.queue_bind(OBSERVED, EXCHANGE, SHIPPED)
 
 
 def assert_recorded_in_two_steps(store: Store) -> None:
@@ -363,7 +355,7 @@ def assert_called(
     callers = defaultdict(list)
     for call in receiver.calls:
         callers[call.key].append(call.caller)
-    lost = lost_claims(store)
+    lost = ended_claims(store)
     assert set(callers) == store.done("notify")
     for event_id, by in callers.items():
         assert len(set(by)) == len(by) <= 1 + lost[event_id], f"{event_id} was called by {by}"
@@ -374,15 +366,3 @@ def assert_called(
     assert "claim-taken" not in callers[killed_with["claim-taken"]]
     assert "call-made" in callers[killed_with["call-made"]][:-1], "it was not made again"
     assert callers[killed_with["claim-completed"]][-1] == "claim-completed", "it was made again"
-
-
-def lost_claims(store: Store) -> dict[str, int]:
-    """Return how often each event's claim has ended with its lease, and check its record's history.
-
-    Each claim is gone before the next one is taken, and the last of them is done.
-    """
-    steps = store.steps("notify")
-    lost = {event_id: states.count("gone") for event_id, states in steps.items()}
-    for event_id, times in lost.items():
-        assert steps[event_id] == ["claimed", "gone"] * times + ["claimed", "done"]
-    return lost

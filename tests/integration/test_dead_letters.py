@@ -1,7 +1,9 @@
-"""What can never succeed is parked with its reason and its body untouched; the rest goes on."""
+"""What fails is retried and parked with its reason, its body untouched, while the rest goes on."""
 
 import datetime as dt
+import hashlib
 import struct
+from collections import Counter
 from decimal import Decimal
 from typing import Any
 
@@ -12,14 +14,71 @@ from chaos.checks import becomes
 from chaos.load import order, orders
 from chaos.receiver import Receiver
 from chaos.rig import Rig
+from fakes.corpus import MIB, NO_EVENTS, ODD_EVENTS
 from fakes.headers import array, encoded, entry, table
 from idempotent_consumer.amqp import Properties, keep_header_bytes
 from integration.command import Command
 from servers.broker import Message, encode
-from servers.servers import Servers
+from servers.processes import resident_bytes
 
-pytestmark = pytest.mark.short
+# Invalid events.
 
+_PROPERTIES = [
+    None,
+    pika.BasicProperties(content_type="application/json", delivery_mode=1, expiration="60000"),
+    pika.BasicProperties(content_encoding="gzip", headers={"x-reason": "failed", "x-error": 7}),
+    pika.BasicProperties(headers={"x-attempts": -1, "x-death": [{"count": 10**9}]}, priority=9),
+]
+"""What the bodies come with, in turn: none of it says whether they are events."""
+
+_MOST_BYTES = 256 * MIB
+"""A body of 16 MiB that is read would alone take more than this."""
+
+
+@pytest.mark.parametrize(("service", "noun"), [("order", "orders"), ("notify", "notifications")])
+def test_a_corpus_of_rubbish_among_events_is_parked_body_by_body(
+    rig: Rig, service: str, noun: str
+) -> None:
+    """All of it waits for the service, and arrives at once. Each body comes out as it went in.
+
+    Ids that look alike, by slashes, case, Unicode forms, NUL or length, are those of other events.
+    """
+    assert rig.start(service).terminate() == 0
+    plain, odd = orders(2 * len(NO_EVENTS)), list(ODD_EVENTS.values())
+    for index, body in enumerate(NO_EVENTS):
+        bodies = [body, *odd[index : index + 1]]
+        rig.broker.publish_raw(*bodies, properties=_PROPERTIES[index % len(_PROPERTIES)])
+        rig.broker.publish(plain[2 * index : 2 * index + 2])
+    running = rig.start(service)
+    becomes(lambda: rig.statsd.count(f"{noun}_invalid"), len(NO_EVENTS), timeout_s=60)
+    becomes(lambda: rig.statsd.count(f"{noun}_processed"), len(plain) + len(odd))
+    rig.broker.publish_raw(*odd)
+    becomes(lambda: rig.statsd.count(f"{noun}_processed_skipped"), len(odd))
+    rig.drained(service)
+    dead = rig.parked(service, len(NO_EVENTS))
+    assert Counter(message.body for message in dead) == Counter(NO_EVENTS)
+    for message in dead:
+        assert message.headers["x-reason"] == "invalid"
+        assert isinstance(message.headers["x-error"], str)
+        assert message.headers["x-error"]
+        # Some came with -1 attempts; the service has made none.
+        assert message.headers.get("x-attempts", -1) == -1
+    events = [*plain, *(order(_stored(event_id)) for event_id in ODD_EVENTS)]
+    rig.handled_once(service, events)
+    assert running.health().status == 200
+    rig.counters_add_up(noun)
+    assert resident_bytes(running.pid, "VmHWM") < _MOST_BYTES
+
+
+def _stored(event_id: str) -> str:
+    """Return an id as it stands in a record's key."""
+    encoded_id = event_id.encode()
+    if len(encoded_id) > 128 or encoded_id.startswith(b"sha256:"):
+        return "sha256:" + hashlib.sha256(encoded_id).hexdigest()
+    return event_id
+
+
+# Properties and headers.
 
 HOSTILE: dict[str, Any] = {
     "traced": {"headers": {"trace": "t-1", "n": 1}, "message_id": "m-1"},
@@ -48,29 +107,22 @@ HOSTILE: dict[str, Any] = {
 }
 
 
+@pytest.mark.short
 def test_hostile_properties_do_not_keep_a_message_from_being_parked(rig: Rig) -> None:
     """Each is parked once: it does not expire there, is copied nowhere, and stays on disk."""
     rig.start("order")
     for name, properties in HOSTILE.items():
-        rig.broker.publish_raw(name.encode(), pika.BasicProperties(**properties))
-    publish_what_pika_cannot(
-        rig.servers, "of-odd-types", {"float": 1.5, "table": {"list": [0.1, "a"]}}
-    )
+        rig.broker.publish_raw(name.encode(), properties=pika.BasicProperties(**properties))
+    publish_what_pika_cannot(rig, "of-odd-types", {"float": 1.5, "table": {"list": [0.1, "a"]}})
     names = [*HOSTILE, "of-odd-types"]
     rig.broker.publish(orders(1))
     becomes(lambda: rig.statsd.count("orders_processed"), 1)
     becomes(lambda: rig.statsd.count("orders_invalid"), len(names))
     rig.drained("order")
-    shown: Any = rig.servers.rabbitmq.management(
-        "POST",
-        "/api/queues/%2f/order.dead-letter/get",
-        {"count": 100, "ackmode": "ack_requeue_true", "encoding": "auto"},
-    )
-    for message in shown:
-        assert "expiration" not in message["properties"]
-        assert "user_id" not in message["properties"]
-        assert message["properties"]["delivery_mode"] == 2
-        assert not {"CC", "BCC", "x-death"} & set(message["properties"]["headers"])
+    for properties in rig.waiting("order.dead-letter"):
+        assert not {"expiration", "user_id"} & set(properties)
+        assert properties["delivery_mode"] == 2
+        assert not {"CC", "BCC", "x-death"} & set(properties["headers"])
     dead = rig.parked("order", len(names))
     assert sorted(message.body.decode() for message in dead) == sorted(names)
     assert all(_is_our_reason(message) for message in dead)
@@ -79,6 +131,7 @@ def test_hostile_properties_do_not_keep_a_message_from_being_parked(rig: Rig) ->
     assert rig.statsd.count("orders_received") == len(names) + 1
 
 
+@pytest.mark.short
 def test_headers_that_cannot_be_read_cost_neither_their_event_nor_its_batch_mates(rig: Rig) -> None:
     """pika gives up a connection over them: all in flight would go back, again and again."""
     assert rig.start("order").terminate() == 0
@@ -86,7 +139,7 @@ def test_headers_that_cannot_be_read_cost_neither_their_event_nor_its_batch_mate
     for _ in range(700):
         deep = {"a": deep}
     rig.broker.publish(orders(5))
-    publish_what_pika_cannot(rig.servers, '{"id":"deep","type":"new_order"}', deep)
+    publish_what_pika_cannot(rig, '{"id":"deep","type":"new_order"}', deep)
     rig.start("order")
     becomes(lambda: rig.statsd.count("orders_processed"), 6)
     assert rig.statsd.count("orders_returned") == 0
@@ -112,6 +165,7 @@ READ = {
 }
 
 
+@pytest.mark.short
 def test_headers_arrive_unchanged_after_retries_a_dead_letter_and_a_replay(
     rig: Rig, receiver: Receiver
 ) -> None:
@@ -119,7 +173,7 @@ def test_headers_arrive_unchanged_after_retries_a_dead_letter_and_a_replay(
     keep_header_bytes()  # For what this test reads.
     rig.start("notify", NOTIFY_URL=receiver.url, RETRY_DELAYS="1s")
     receiver.refuse("1")
-    rig.broker.publish_raw(encode(order("1")), Properties().decode(encoded(WRITTEN)))
+    rig.broker.publish_raw(encode(order("1")), properties=Properties().decode(encoded(WRITTEN)))
     becomes(lambda: rig.statsd.count("notifications_failed"), 1)
     command = Command(rig.servers)
     assert command.json("dead-letters", "replay", "notify", "--all", "--force")["replayed"] == 1
@@ -130,22 +184,39 @@ def test_headers_arrive_unchanged_after_retries_a_dead_letter_and_a_replay(
     assert dead.headers["x-attempts"] == 2
 
 
-def publish_what_pika_cannot(servers: Servers, payload: str, headers: dict[str, Any]) -> None:
+def publish_what_pika_cannot(rig: Rig, payload: str, headers: dict[str, Any]) -> None:
     """Publish a body with headers that pika cannot write."""
-    answer = servers.rabbitmq.management(
-        "POST",
-        "/api/exchanges/%2f/events/publish",
-        {
-            "properties": {"headers": headers},
-            "routing_key": "raw",
-            "payload": payload,
-            "payload_encoding": "string",
-        },
-    )
-    assert answer == {"routed": True}
+    text = {"routing_key": "raw", "payload": payload, "payload_encoding": "string"}
+    message = {"properties": {"headers": headers}, **text}
+    path = "/api/exchanges/%2f/events/publish"
+    assert rig.servers.rabbitmq.management("POST", path, message) == {"routed": True}
 
 
 def _is_our_reason(message: Message) -> bool:
     return message.headers["x-reason"] == "invalid" and "not JSON" in str(
         message.headers["x-error"]
     )
+
+
+# Handlers that fail.
+
+
+def test_a_failing_event_waits_on_the_broker_and_not_in_the_process(
+    rig: Rig, receiver: Receiver
+) -> None:
+    """It survives its service and its broker being killed in the meantime, with its attempts."""
+    first = rig.start("notify", NOTIFY_URL=receiver.url, RETRY_DELAYS="7s,1s")
+    receiver.refuse("e-1")
+    rig.broker.publish([order("e-1")])
+    becomes(lambda: rig.statsd.count("notifications_retried"), 1)
+    rig.drained("notify")
+    assert rig.broker.ready("notify.retry.7s") == 1
+    first.kill()
+    rig.servers.rabbitmq.kill()
+    rig.servers.rabbitmq.start()
+    rig.start("notify", NOTIFY_URL=receiver.url, RETRY_DELAYS="7s,1s")
+    becomes(lambda: rig.statsd.count("notifications_failed"), 1, 60)
+    (dead,) = rig.parked("notify", 1)
+    assert dead.headers["x-attempts"] == 3
+    assert receiver.per_key() == {"e-1": 3}
+    assert rig.store.done("notify") == set()

@@ -7,11 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.checks import (
-    becomes,
-    not_ready,
-    throughout,
-)
+from chaos.checks import becomes, not_ready, throughout
 from chaos.durations import lasting, quick
 from chaos.hosts import Hosts
 from chaos.load import orders
@@ -41,9 +37,7 @@ def test_broker_and_etcd_come_late(trial: StartTrial, last: str, seconds: float)
         server.stop()
     service = attempt.start(wait=False)
     # Nothing is asked of the broker before etcd is there.
-    both_away = partial(alive, service, "rabbitmq", "etcd", tried="etcd")
-    eventually(both_away, also=(OSError,))
-    throughout(seconds, both_away)
+    lacks_both(service, seconds)
     attempt.fired()
     (first,) = set(servers) - {last}
     servers[first].start()
@@ -77,8 +71,7 @@ def test_names_are_known_late(trial: StartTrial, tmp_path: Path, seconds: float)
         ETCD_ENDPOINTS=f"etcd.invalid:{port_of(attempt.servers.etcd.endpoint)}",
         **hosts.settings(),
     )
-    eventually(partial(alive, service, "rabbitmq", "etcd", tried="etcd"), also=(OSError,))
-    throughout(seconds, partial(alive, service, "rabbitmq", "etcd", tried="etcd"))
+    lacks_both(service, seconds)
     attempt.fired()
     hosts.point("etcd.invalid", "127.0.0.1")
     becomes(lambda: "etcd" in not_ready(service), expected=False, timeout_s=READY_WITHIN_S)
@@ -103,15 +96,13 @@ def test_etcd_moves_to_another_address(trial: StartTrial, tmp_path: Path) -> Non
         with relay(etcd_port, there), ExitStack() as until_it_moves:
             until_it_moves.enter_context(relay(etcd_port, here))
             service = attempt.start(ETCD_ENDPOINTS=f"etcd.invalid:{port}", **hosts.settings())
-            with attempt.load():
-                attempt.works()
+            with attempt.under_load():
                 until_it_moves.close()
                 eventually(lambda: not_ready(service, "etcd"))
                 throughout(2, lambda: not_ready(service, "etcd"))
                 attempt.fired()
                 hosts.point("etcd.invalid", "127.0.0.2")
                 attempt.recovers(READY_WITHIN_S)
-            attempt.judge(at_least=100)
 
 
 @pytest.mark.timeout(200)
@@ -122,8 +113,7 @@ def test_statsd_is_unknown_then_closed_then_moved(trial: StartTrial, tmp_path: P
     with listen("127.0.0.1", 0) as first, listen("127.0.0.2", port_in_use(first)) as second:
         settings = {"STATSD_HOST": "statsd.invalid", "STATSD_PORT": str(port_in_use(first))}
         attempt.start(**settings, **hosts.settings())
-        with attempt.load(rate_per_s=100):
-            attempt.works(100)
+        with attempt.under_load(rate_per_s=100):
             attempt.fired()
             hosts.point("statsd.invalid", "127.0.0.1")
             assert b"orders_received:" in first.recv(65536)
@@ -133,8 +123,6 @@ def test_statsd_is_unknown_then_closed_then_moved(trial: StartTrial, tmp_path: P
             hosts.point("statsd.invalid", "127.0.0.2")
             assert b"orders_received:" in second.recv(65536)
             attempt.fired()
-            attempt.recovers()
-        attempt.judge(at_least=100)
 
 
 def listen(address: str, port: int) -> socket.socket:
@@ -149,6 +137,13 @@ def port_in_use(listener: socket.socket) -> int:
     """Return the port of a socket."""
     port: int = listener.getsockname()[1]
     return port
+
+
+def lacks_both(service: Service, seconds: float) -> None:
+    """Wait until a service lacks both servers, and see that it stays so, and alive."""
+    both_away = partial(alive, service, "rabbitmq", "etcd", tried="etcd")
+    eventually(both_away, also=(OSError,))
+    throughout(seconds, both_away)
 
 
 def alive(service: Service, *missing: str, tried: str = "") -> None:

@@ -1,31 +1,23 @@
-"""etcd stops, freezes, loses its data or is another than it was: deliveries are held."""
+"""etcd stops, freezes, loses its data, is full or refuses a service: deliveries are held."""
 
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
+from urllib.error import HTTPError
 
 import pytest
 
-from chaos.checks import (
-    becomes,
-    holds,
-    losses,
-    not_ready,
-    passes,
-    says,
-    throughout,
-    times_returned,
-)
-from chaos.durations import lasting, quick, rate
+from chaos.checks import becomes, holds, lines, losses, not_ready, passes, says, throughout
+from chaos.durations import lasting, often, quick, rate
 from chaos.load import ids, orders
 from chaos.outages import Outage, frozen, killed, stopped
-from chaos.receiver import Receiver
 from chaos.trial import StartTrial, Trial
+from servers.broker import Event
+from servers.etcd import Store
+from servers.servers import Etcd, Servers, start_etcd
 from servers.services import Service
 from servers.wait import eventually
-
-pytestmark = pytest.mark.short
 
 BATCH = 32
 # The library asks the broker for as much again as its four commits in flight hold.
@@ -35,8 +27,32 @@ MOST_EVENTS = 3000
 ANOTHER = "wiped|restored from an older state"
 SEEN_PAST_THE_SNAPSHOT = 50
 
+LOGIN = {"ETCD_USER": "order", "ETCD_PASSWORD": "order's own"}
+# A secret that both a container and this machine have, as long as nothing outside is to sign.
+JWT = "--auth-token=jwt,sign-method=HS256,priv-key=/etc/hostname,ttl={ttl}"
+RATE_PER_S = 100
+QUOTA_BYTES = 16_777_216
+FILLER = "/filler/"
 
-@pytest.mark.timeout(400)
+
+@pytest.fixture
+def clean(clean: Servers, request: pytest.FixtureRequest) -> Iterator[Servers]:
+    """Give an etcd of the test's own beside the broker, where its parameter has flags for one."""
+    flags = getattr(request, "param", None)
+    if flags is None:
+        yield clean
+        return
+    with start_etcd(clean.kind, *flags) as etcd:
+        yield replace(clean, etcd=etcd)
+
+
+def own_etcd(*flags: str) -> pytest.MarkDecorator:
+    """Start an etcd for the test, with more flags."""
+    return pytest.mark.parametrize("clean", [flags], indirect=True, ids=["own"])
+
+
+@pytest.mark.short
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("down", "seconds"),
     [
@@ -45,13 +61,13 @@ SEEN_PAST_THE_SNAPSHOT = 50
         (frozen, 3),
         quick(frozen, 10),
         *((frozen, seconds) for seconds in lasting(10, 120)[1:]),
+        *((killed, seconds) for seconds in lasting(30, 600)),
     ],
 )
 def test_etcd_is_away_for_a_while(trial: StartTrial, down: Outage, seconds: float) -> None:
     """What is in flight stays bounded, and every delivery comes once: none goes back."""
     attempt = trial(f"etcd {down.__name__} for {seconds:g} s")
-    broker = attempt.broker
-    service = attempt.start(BATCH_SIZE=str(BATCH))
+    broker, service = attempt.broker, attempt.start(BATCH_SIZE=str(BATCH))
     # A call is given 5 s before it has failed.
     noticed = down is not frozen or seconds > 5
 
@@ -59,63 +75,30 @@ def test_etcd_is_away_for_a_while(trial: StartTrial, down: Outage, seconds: floa
         assert broker.unacked("order") <= IN_FLIGHT_AT_MOST
 
     def held_to_the_last() -> None:
-        not_ready(service, "etcd")
+        holds(service)
         assert broker.unacked("order") == IN_FLIGHT_AT_MOST
 
-    with attempt.load(rate(seconds + 10)) as load:
-        attempt.works()
-        with down(attempt.servers.etcd):
-            until_s = time.monotonic() + seconds
-            passes(lambda: broker.unacked("order"), BATCH)
-            if seconds > 5:
-                becomes(lambda: broker.unacked("order"), IN_FLIGHT_AT_MOST)
-                eventually(lambda: not_ready(service, "etcd"))
-            left_s = until_s - time.monotonic()
-            throughout(left_s, held_to_the_last if seconds > 5 else held)
-            if noticed:
-                eventually(lambda: not_ready(service, "etcd"))
-            assert load.running
-            attempt.fired()
-        service.wait_ready(10)
-        attempt.recovers()
-        attempt.works(100)
-    attempt.judge(at_least=100)
+    with attempt.under_load(rate(seconds + 10)), down(attempt.servers.etcd):
+        until_s = time.monotonic() + seconds
+        passes(lambda: broker.unacked("order"), BATCH)
+        if seconds > 5:
+            becomes(lambda: broker.unacked("order"), IN_FLIGHT_AT_MOST)
+            eventually(partial(holds, service))
+            with attempt.acks.none_pass():
+                throughout(until_s - time.monotonic(), held_to_the_last)
+        else:
+            throughout(until_s - time.monotonic(), held)
+        if noticed:
+            eventually(partial(not_ready, service, "etcd"))
+        attempt.fired()
+    service.wait_ready()
     if noticed:
         assert says(service, "etcd answers again")
     attempt.rig.each_delivered_once("orders", attempt.sent)
-    assert losses(service) == 0
+    assert (losses(service), attempt.statsd.count("orders_returned")) == (0, 0)
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("seconds", lasting(30, 600))
-def test_etcd_is_down_for_long(trial: StartTrial, seconds: float) -> None:
-    """No delivery is burnt: each is given out once, and settled when etcd is back."""
-    attempt = trial("etcd down for long")
-    broker, statsd = attempt.broker, attempt.statsd
-    service = attempt.start(BATCH_SIZE=str(BATCH))
-
-    def bounded() -> None:
-        holds(service)
-        assert broker.unacked("order") <= IN_FLIGHT_AT_MOST
-
-    with attempt.load(min(100, MOST_EVENTS / seconds)) as load:
-        attempt.works()
-        with killed(attempt.servers.etcd):
-            attempt.publish(orders(2 * IN_FLIGHT_AT_MOST, "burst"))
-            eventually(partial(holds, service))
-            passes(lambda: broker.unacked("order"), IN_FLIGHT_AT_MOST - 1)
-            with attempt.acks.none_pass():
-                throughout(seconds, bounded)
-            assert broker.unacked("order") == IN_FLIGHT_AT_MOST
-            attempt.fired()
-        assert load.running
-        attempt.recovers()
-        attempt.works(100)
-    attempt.judge(at_least=500)
-    attempt.rig.each_delivered_once("orders", attempt.sent)
-    assert statsd.count("orders_returned") == 0
-
-
+@pytest.mark.short
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seconds", lasting(30, 600))
 def test_etcd_is_frozen_for_long_and_a_replica_is_stopped_meanwhile(
@@ -140,13 +123,14 @@ def test_etcd_is_frozen_for_long_and_a_replica_is_stopped_meanwhile(
             assert running[0].terminate(10) == 0
             holds(running[1])
         assert broker.unacked("order") == IN_FLIGHT_AT_MOST
-        assert times_returned(attempt.servers.rabbitmq, "order") == [1] * IN_FLIGHT_AT_MOST
+        assert attempt.rig.times_returned("order") == [1] * IN_FLIGHT_AT_MOST
         attempt.fired()
         assert publishing.running
     attempt.recovers()
     attempt.judge(at_least=500)
 
 
+@pytest.mark.short
 @pytest.mark.quick
 @pytest.mark.timeout(200)
 def test_etcd_is_wiped(trial: StartTrial) -> None:
@@ -163,40 +147,21 @@ def test_etcd_is_wiped(trial: StartTrial) -> None:
     attempt.publish(orders(30, "held"))
     becomes(lambda: broker.unacked("order"), 30)
     etcd.wipe()
-    settles_nothing(attempt, service, ANOTHER, lambda: attempt.publish(known + orders(30, "new")))
+    settles_nothing(attempt, service, ANOTHER, known + orders(30, "new"))
     assert attempt.store.client.get() == []
     assert service.terminate(10) == 0
-    assert times_returned(attempt.servers.rabbitmq, "order") == [1] * 80
+    assert attempt.rig.times_returned("order") == [1] * 80
     assert says(attempt.start(), "no history of this service")
     attempt.recovers()
     attempt.judge(at_least=80, first_revision=1)
 
 
-@pytest.mark.timeout(200)
-def test_etcd_is_wiped_in_mid_call(trial: StartTrial, receiver: Receiver) -> None:
-    """A call that ends in another etcd's time is not recorded there: it is made again."""
-    attempt = trial("etcd wiped", service="notify")
-    service = attempt.start(NOTIFY_URL=receiver.url)
-    receiver.hold()
-    called = attempt.publish(orders(10, "called"))
-    becomes(lambda: set(receiver.per_key()), ids(called))
-    attempt.servers.etcd.wipe()
-    receiver.release()
-    settles_nothing(attempt, service, ANOTHER, lambda: attempt.publish(orders(10, "new")))
-    assert attempt.store.client.get() == []
-    assert receiver.per_key() == dict.fromkeys(ids(called), 1)
-    assert service.terminate(10) == 0
-    attempt.start(NOTIFY_URL=receiver.url)
-    attempt.recovers()
-    attempt.judge(at_least=20, first_revision=1)
-    assert Counter(receiver.per_key().values()) == {2: 10, 1: 11}
-
-
+@pytest.mark.short
 @pytest.mark.timeout(200)
 def test_etcd_is_restored_from_an_older_snapshot(trial: StartTrial) -> None:
     """Nothing is acked, not even what the snapshot still holds, until the service is restarted."""
     attempt = trial("etcd restored from an older snapshot")
-    broker, store, etcd = attempt.broker, attempt.store, attempt.servers.etcd
+    store, etcd = attempt.store, attempt.servers.etcd
     service = attempt.start()
     saved = attempt.publish(orders(20, "saved"))
     becomes(lambda: store.done("order"), ids(saved))
@@ -204,13 +169,12 @@ def test_etcd_is_restored_from_an_older_snapshot(trial: StartTrial) -> None:
     for number in range(SEEN_PAST_THE_SNAPSHOT):
         store.client.put("/elsewhere", str(number).encode())
     # Recorded and acked, and gone with the restoring: for the operator to know, not for us.
-    gone = broker.publish(orders(20, "gone"))
+    gone = attempt.broker.publish(orders(20, "gone"))
     becomes(lambda: store.done("order"), ids(saved + gone))
     before = store.client.revision()
     etcd.restore()
     assert store.client.revision() < before - SEEN_PAST_THE_SNAPSHOT
-    restored = "restored from an older state"
-    settles_nothing(attempt, service, restored, lambda: attempt.publish(saved + orders(30, "new")))
+    settles_nothing(attempt, service, "restored from an older", saved + orders(30, "new"))
     assert store.done("order") == ids(saved)
     assert service.terminate(10) == 0
     attempt.start()
@@ -218,16 +182,213 @@ def test_etcd_is_restored_from_an_older_snapshot(trial: StartTrial) -> None:
     attempt.judge(at_least=50)
 
 
-def settles_nothing(
-    attempt: Trial, service: Service, why: str, publish: Callable[[], object]
+@own_etcd(f"--quota-backend-bytes={QUOTA_BYTES}")
+@pytest.mark.timeout(200)
+def test_etcd_is_full(trial: StartTrial) -> None:
+    """Held and not returned, duplicates acked; a replica that starts meanwhile consumes nothing."""
+    attempt = trial("etcd NOSPACE")
+    store, statsd, etcd = attempt.store, attempt.statsd, attempt.servers.etcd
+    service = attempt.start()
+    known = attempt.publish(orders(100, "known"))
+    becomes(lambda: store.done("order"), ids(known))
+    fill(etcd, store)
+    attempt.publish(orders(50, "held"))
+    eventually(partial(holds, service, "space exceeded"))
+    late = attempt.start(wait=False)
+    eventually(partial(holds, late, "space exceeded"), also=(OSError,))
+    attempt.publish(known)
+    becomes(lambda: statsd.count("orders_processed_skipped"), 100)
+
+    def held() -> None:
+        holds(service, "space exceeded")
+        holds(late, "space exceeded")
+        assert attempt.broker.depth("order") == (0, 50)
+        assert store.done("order") == ids(known)
+        assert (attempt.acks.checked, attempt.acks.unknown) == (200, 0)
+
+    throughout(5, held)
+    attempt.fired()
+    # As etcd's page "Maintenance" says: make room, then disarm the alarm.
+    store.client.delete(FILLER)
+    etcd.ctl("compact", "--physical", str(store.keep_history()))
+    etcd.ctl("defrag")
+    etcd.ctl("alarm", "disarm")
+    attempt.recovers()
+    service.wait_ready()
+    late.wait_ready()
+    attempt.judge(at_least=150)
+    becomes(lambda: statsd.count("orders_processed"), 151)
+    assert statsd.count("orders_returned") == 0
+
+
+# Authentication.
+
+
+def revoke(etcd: Etcd) -> None:
+    """Take from the service's user what it may do."""
+    etcd.ctl("user", "revoke-role", "order", "order")
+
+
+def grant(etcd: Etcd) -> None:
+    """Give it back."""
+    etcd.ctl("user", "grant-role", "order", "order")
+
+
+@own_etcd()
+@pytest.mark.parametrize(
+    ("fault", "refuse", "accept", "why"),
+    [
+        ("none", Etcd.require_login, Etcd.require_no_login, "user name is empty"),
+        ("rights revoked", revoke, grant, "permission denied"),
+    ],
+)
+def test_etcd_refuses_a_service_at_work(
+    trial: StartTrial,
+    fault: str,
+    refuse: Callable[[Etcd], None],
+    accept: Callable[[Etcd], None],
+    why: str,
 ) -> None:
+    """All is held, with etcd's own words for it; it goes on by itself when etcd accepts it."""
+    attempt = trial(f"etcd authentication: {fault}")
+    service = attempt.start() if fault == "none" else logged_in(attempt)
+    with attempt.under_load(RATE_PER_S, at_least=200):
+        refuse(attempt.servers.etcd)
+        eventually(partial(holds, service, why))
+        recorded = attempt.store.done("order")
+        throughout(5, partial(holds, service, why))
+        assert attempt.store.done("order") == recorded
+        attempt.fired()
+        accept(attempt.servers.etcd)
+
+
+@own_etcd()
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("wrong password", "authentication failed"),
+        ("login too early", "authentication is not enabled"),
+    ],
+)
+def test_etcd_refuses_a_service_that_starts(trial: StartTrial, fault: str, why: str) -> None:
+    """Alive, consuming nothing, saying why; ready without a restart once its login is right."""
+    attempt = trial(f"etcd authentication: {fault}")
+    etcd, broker = attempt.servers.etcd, attempt.broker
+    assert attempt.start().terminate(10) == 0
+    if fault == "wrong password":
+        etcd.require_login()
+        allow(etcd, "another's")
+    attempt.publish(orders(50))
+    service = attempt.start(wait=False, **LOGIN)
+    eventually(partial(holds, service, why), also=(OSError,))
+
+    def nothing_is_taken() -> None:
+        holds(service, why)
+        assert broker.depth("order") == (50, 0)
+        assert broker.consumers("order") == 0
+
+    throughout(3, nothing_is_taken)
+    attempt.fired()
+    if fault == "wrong password":
+        etcd.ctl("user", "delete", LOGIN["ETCD_USER"])
+        allow(etcd)
+    else:
+        allow(etcd)
+        etcd.require_login()
+    attempt.recovers()
+    service.wait_ready()
+    attempt.judge(at_least=50)
+
+
+@own_etcd(JWT.format(ttl="2s"))
+def test_tokens_expire_under_load(trial: StartTrial) -> None:
+    """Each time the service logs in again, and no delivery comes twice for it."""
+    attempt = trial("etcd authentication: expired token")
+    service, times = logged_in(attempt), often(5, 50)
+
+    def refused() -> int:
+        errors = [line["error"] for line in lines(service, "etcd does not answer")]
+        return sum("invalid auth token" in error for error in errors)
+
+    with attempt.under_load(RATE_PER_S):
+        passes(refused, times - 1, 20 * times)
+        attempt.fired(times)
+    assert attempt.statsd.count("orders_returned") == 0
+
+
+def restart(etcd: Etcd, _number: int) -> None:
+    """Let it forget its simple tokens."""
+    etcd.restart()
+
+
+def add_user(etcd: Etcd, number: int) -> None:
+    """Let it refuse the tokens from before a change of any user."""
+    etcd.ctl("user", "add", f"other-{number}:and its own")
+
+
+@pytest.mark.parametrize(
+    ("clean", "fault", "forget", "times"),
+    [
+        ((), "token forgotten", restart, often(3, 10)),
+        ((JWT.format(ttl="10m"),), "users changed", add_user, often(8, 20)),
+    ],
+    indirect=["clean"],
+    ids=["token forgotten", "users changed"],
+)
+def test_etcd_knows_the_token_no_more(
+    trial: StartTrial, fault: str, forget: Callable[[Etcd, int], None], times: int
+) -> None:
+    """The service logs in again at once."""
+    attempt = trial(f"etcd authentication: {fault}")
+    service = logged_in(attempt)
+    with attempt.under_load(RATE_PER_S):
+        for number in range(1, times + 1):
+            attempt.works()
+            forget(attempt.servers.etcd, number)
+            eventually(partial(says, service, "etcd does not answer", number))
+            attempt.fired()
+            attempt.recovers()
+    assert says(service, "etcd answers again")
+
+
+def logged_in(attempt: Trial) -> Service:
+    """Let etcd ask for a login, and start a service that has one."""
+    attempt.servers.etcd.require_login()
+    allow(attempt.servers.etcd)
+    return attempt.start(**LOGIN)
+
+
+def allow(etcd: Etcd, password: str = LOGIN["ETCD_PASSWORD"]) -> None:
+    """Make the user order, with rights to no more than the service's own keys."""
+    if "order" not in etcd.ctl("role", "list").split():
+        etcd.ctl("role", "add", "order")
+        for prefix in ("/service/order/", "/incarnation/order", "/orders/"):
+            etcd.ctl("role", "grant-permission", "order", "readwrite", "--prefix=true", prefix)
+    etcd.ctl("user", "add", f"{LOGIN['ETCD_USER']}:{password}")
+    grant(etcd)
+
+
+def fill(etcd: Etcd, store: Store) -> None:
+    """Write until etcd raises its alarm."""
+    megabyte = b"x" * 1_000_000
+
+    def fill_up() -> None:
+        for number in range(2 * QUOTA_BYTES // len(megabyte)):
+            store.client.put(f"{FILLER}{number}", megabyte)
+
+    with pytest.raises(HTTPError) as refused:
+        fill_up()
+    refused.value.close()
+    assert "NOSPACE" in etcd.ctl("alarm", "list")
+
+
+def settles_nothing(attempt: Trial, service: Service, why: str, more: list[Event]) -> None:
     """Wait until the service holds for such a reason, and see it hold what is published then."""
     eventually(partial(holds, service, why))
     eventually(partial(says, service, "not the one seen before"))
     attempt.fired()
     held = attempt.broker.unacked(attempt.service)
     with attempt.acks.none_pass():
-        before = attempt.sent
-        publish()
-        becomes(lambda: attempt.broker.unacked(attempt.service), held + attempt.sent - before)
+        attempt.publish(more)
+        becomes(lambda: attempt.broker.unacked(attempt.service), held + len(more))
         throughout(5, partial(holds, service, why))

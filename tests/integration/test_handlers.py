@@ -1,8 +1,7 @@
 """Handlers that take long, never return, or outlast RabbitMQ's time-out: others get done."""
 
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -10,15 +9,7 @@ from typing import Any
 
 import pytest
 
-from chaos.checks import (
-    StartService,
-    becomes,
-    lines,
-    not_ready,
-    passes,
-    says,
-    throughout,
-)
+from chaos.checks import becomes, lines, not_ready, passes, says, throughout
 from chaos.load import ids, order, orders
 from chaos.rig import Rig
 from servers.broker import Depth
@@ -76,30 +67,21 @@ LASTS_S = 5 * HEARTBEAT_S
 CONSUMER_TIMEOUT_MS = 2_000
 WITHIN_S = 10
 
-StartHandler = Callable[..., Service]
 
-
-@pytest.fixture
-def start_handler(start_service: StartService, tmp_path: Path) -> StartHandler:
+def start_handler(rig: Rig, name: str, decorator: str, handler: str, **settings: str) -> Service:
     """Start a service with a handler of the test's: its decorator, and its text."""
-
-    def start(name: str, decorator: str, handler: str, **settings: str) -> Service:
-        noun = {"order": "orders", "notify": "notifications"}[name]
-        script = tmp_path / "service.py"
-        script.write_text(
-            _SCRIPT.format(name=name, noun=noun, decorator=decorator, handler=handler.strip())
-        )
-        return start_service(name, command=[sys.executable, str(script)], **settings)
-
-    return start
+    noun = {"order": "orders", "notify": "notifications"}[name]
+    script = _SCRIPT.format(name=name, noun=noun, decorator=decorator, handler=handler.strip())
+    return rig.start(name, script=script, **settings)
 
 
 @pytest.mark.parametrize("handler_s", [0.1, 0.2, 1.0])
 def test_a_backlog_for_a_slow_handler_is_recorded_and_acked_as_it_is_handled(
-    rig: Rig, start_handler: StartHandler, handler_s: float
+    rig: Rig, handler_s: float
 ) -> None:
     """Heartbeats go on, so nothing is requeued; it is alive; and a warning says what is slow."""
     service = start_handler(
+        rig,
         "order",
         'handler("new_order")',
         _SLOW,
@@ -126,11 +108,11 @@ def test_a_backlog_for_a_slow_handler_is_recorded_and_acked_as_it_is_handled(
     rig.handled_once("order", events)
 
 
-def test_a_claimed_handler_that_hangs_is_told_and_the_others_get_done(
-    rig: Rig, start_handler: StartHandler
-) -> None:
+def test_a_claimed_handler_that_hangs_is_told_and_the_others_get_done(rig: Rig) -> None:
     """/livez asks for a restart, which frees the event: its next process claims it again."""
-    service = start_handler("notify", 'claimed_handler("new_order", timeout_s=0.5)', _HANGS_AT_ONE)
+    service = start_handler(
+        rig, "notify", 'claimed_handler("new_order", timeout_s=0.5)', _HANGS_AT_ONE
+    )
     before = orders(20, "before")
     rig.broker.publish(before)
     becomes(lambda: rig.store.done("notify"), ids(before))
@@ -150,7 +132,6 @@ def test_a_claimed_handler_that_hangs_is_told_and_the_others_get_done(
     becomes(lambda: rig.broker.depth("notify"), Depth(1, 0))
     rig.start("notify")
     becomes(lambda: rig.store.is_done("notify", "hangs"), True)
-    rig.drained("notify")
     events = [*before, order("hangs"), *others]
     rig.handled_once("notify", events)
     assert rig.store.steps("notify")["hangs"] == ["claimed", "gone", "claimed", "done"]
@@ -171,12 +152,12 @@ def short_timeout(clean: Servers) -> Iterator[None]:
 
 @pytest.mark.usefixtures("short_timeout")
 def test_a_delivery_that_outlasts_the_consumer_timeout_is_neither_lost_nor_handled_twice(
-    rig: Rig, start_handler: StartHandler, tmp_path: Path
+    rig: Rig, tmp_path: Path
 ) -> None:
     """The log says why; other events are handled meanwhile; the call that goes on is joined."""
     os.mkfifo(gate := tmp_path / "gate")
     service = start_handler(
-        "notify", 'claimed_handler("new_order", timeout_s=60)', _HOLDS_ONE, GATE=str(gate)
+        rig, "notify", 'claimed_handler("new_order", timeout_s=60)', _HOLDS_ONE, GATE=str(gate)
     )
     rig.broker.publish([order("held")])
     eventually(lambda: says(service, "deliveries went back to the broker and will come again"))
@@ -189,7 +170,6 @@ def test_a_delivery_that_outlasts_the_consumer_timeout_is_neither_lost_nor_handl
     assert rig.store.records("notify")["held"].state == "claimed"
     gate.write_text("")
     becomes(lambda: rig.store.is_done("notify", "held"), True)
-    rig.drained("notify")
     events = [order("held"), *others]
     rig.handled_once("notify", events)
     assert rig.store.steps("notify")["held"] == ["claimed", "done"]

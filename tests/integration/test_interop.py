@@ -1,9 +1,6 @@
 """Services among programs that know nothing of them: producers, traces, exchanges of others."""
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -14,13 +11,9 @@ from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 from pika.exceptions import UnroutableError
 
-from chaos.checks import StartService, becomes, lines, losses, not_ready, says
-from chaos.crash_points import VARIABLE
+from chaos.checks import becomes, says
 from chaos.rig import Rig
-from integration.command import Command
-from servers.broker import Depth
-from servers.servers import Servers
-from servers.services import Service
+from servers.broker import Broker, Depth
 from servers.wait import eventually
 
 EXCHANGE = "shop"
@@ -72,48 +65,19 @@ async def tell(event, timeout_s):
 sys.exit(service.run())
 """
 
-StartScript = Callable[..., Service]
-
 
 @pytest.fixture
-def start_script(start_service: StartService, tmp_path: Path) -> StartScript:
-    """Start a program of the test's as a service; a crash point may be among its settings."""
-
-    def start(name: str, script: str, *arguments: str, wait: bool = True, **more: str) -> Service:
-        (tmp_path / f"its_{name}.py").write_text(script)
-        command = [sys.executable, "-m", f"its_{name}", *arguments]
-        if VARIABLE in more:
-            command[2:3] = ["chaos.crash_points", f"its_{name}"]
-        return start_service(name, wait=wait, command=command, PYTHONPATH=str(tmp_path), **more)
-
-    return start
-
-
-@contextmanager
-def channel(servers: Servers) -> Iterator[Any]:
-    connection = pika.BlockingConnection(pika.URLParameters(servers.rabbitmq.url))
-    try:
-        opened = connection.channel()
-        opened.confirm_delivery()
-        yield opened
-    finally:
-        connection.close()
-
-
-@pytest.fixture
-def shop(clean: Servers) -> Iterator[None]:
+def shop(broker: Broker) -> Iterator[None]:
     """Leave no exchange of that name behind."""
     yield
-    with channel(clean) as opened:
-        opened.exchange_delete(EXCHANGE)
+    with broker.channel() as channel:
+        channel.exchange_delete(EXCHANGE)
 
 
 @pytest.mark.usefixtures("shop")
-def test_what_the_cloudevents_sdk_publishes_is_handled_once_in_either_mode(
-    rig: Rig, start_script: StartScript
-) -> None:
+def test_what_the_cloudevents_sdk_publishes_is_handled_once_in_either_mode(rig: Rig) -> None:
     """The same event in the other mode is a duplicate. One that no binding asks for stays away."""
-    start_script("order", PLACES)
+    rig.start("order", script=PLACES)
 
     def publish(event_id: str, encode: Any, kind: str = "com.example.order") -> None:
         attributes = {"id": event_id, "source": "/shop", "type": kind, "specversion": "1.0"}
@@ -122,9 +86,8 @@ def test_what_the_cloudevents_sdk_publishes_is_handled_once_in_either_mode(
         properties = pika.BasicProperties(
             content_type=message.properties["content-type"], headers=message.application_properties
         )
-        with channel(rig.servers) as opened:
-            data = message.application_data
-            opened.basic_publish(EXCHANGE, kind, data, properties, mandatory=True)
+        data = message.application_data
+        rig.broker.publish_raw(data, properties=properties, exchange=EXCHANGE, routing_key=kind)
 
     for event_id, encode in (("1", to_structured), ("2", to_binary)):
         publish(event_id, encode)
@@ -141,20 +104,18 @@ def test_what_the_cloudevents_sdk_publishes_is_handled_once_in_either_mode(
     }
 
 
-def test_one_trace_goes_through_two_services_although_the_first_dies_on_its_way(
-    rig: Rig, start_script: StartScript
-) -> None:
+def test_one_trace_goes_through_two_services_although_the_first_dies_on_its_way(rig: Rig) -> None:
     """It is killed with the event recorded and unpublished; the next process publishes that.
 
     For that one the order is a duplicate, as its record is there.
     """
-    tells = start_script("notify", TELLS)
-    killed = start_script("order", SHIPS, **{VARIABLE: "events recorded:1"})
+    tells = rig.start("notify", script=TELLS)
+    killed = rig.start("order", script=SHIPS, crash_at="events recorded:1")
     properties = pika.BasicProperties(headers={**TRACE, "tenant": "a"})
-    rig.broker.publish_raw(b'{"id":"1","type":"new_order"}', properties)
+    rig.broker.publish_raw(b'{"id":"1","type":"new_order"}', properties=properties)
     killed.wait_end()
     becomes(lambda: rig.broker.depth("order"), Depth(1, 0))
-    ships = start_script("order", SHIPS)
+    ships = rig.start("order", script=SHIPS)
     (told,) = eventually(lambda: says(tells, "tells"))
     assert told["headers"] == {**TRACE, "tenant": "a"}
     settled = eventually(lambda: says(ships, "skipped: a duplicate") + says(tells, "processed"))
@@ -163,40 +124,38 @@ def test_one_trace_goes_through_two_services_although_the_first_dies_on_its_way(
     assert {line["trace_id"] for line in own + settled} == {TRACE_ID}
 
 
-@pytest.mark.usefixtures("shop")
-def test_an_exchange_of_another_kind_is_told_in_one_line_that_names_the_way_out(
-    rig: Rig, start_script: StartScript
-) -> None:
-    with channel(rig.servers) as opened:
-        opened.exchange_declare(EXCHANGE, "fanout", durable=True)
-    service = start_script("order", PLACES, wait=False)
-    eventually(lambda: not_ready(service, "rabbitmq"), also=(OSError,))
-    eventually(lambda: says(service, "no connection to RabbitMQ"))
-    assert losses(service, "name another with exchange=") > 0
-    assert not any("\n" in line["error"] for line in lines(service, "no connection"))
-    with channel(rig.servers) as opened:
-        opened.exchange_delete(EXCHANGE)
-    service.wait_ready()
+QUORUM = {"x-queue-type": "quorum"}
 
 
-@pytest.mark.usefixtures("shop")
-def test_doctor_names_a_binding_that_is_gone_and_one_that_nobody_asks_for(
-    rig: Rig, start_script: StartScript
-) -> None:
-    assert start_script("order", PLACES, "com.example.#", "refund").terminate(10) == 0
-    start_script("order", PLACES)
-    command = Command(rig.servers)
-    asked = ("doctor", "order", "--exchange", EXCHANGE, "--binding", "com.example.#")
+def dead_lettered(queue: str) -> dict[str, Any]:
+    """Return the arguments that send a queue's dead letters to another, at least once."""
+    return {
+        **QUORUM,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": queue,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
 
-    def bound(found: Any) -> list[tuple[str, str]]:
-        return [(e["level"], e["what"]) for e in found["findings"] if "bound to " in e["what"]]
 
-    unasked = "its queue is bound to exchange shop by refund too, which is not asked for"
-    assert bound(command.json(*asked)) == [("warning", unasked)]
-    with channel(rig.servers) as opened:
-        opened.queue_unbind("order", EXCHANGE, "refund")
-    assert bound(command.json(*asked)) == [("ok", "bound to exchange shop by com.example.#")]
-    with channel(rig.servers) as opened:
-        opened.queue_unbind("order", EXCHANGE, "com.example.#")
-    missing = "its queue is not bound to exchange shop by com.example.#: it does not get those"
-    assert bound(command.failing(*asked)) == [("problem", f"{missing} events")]
+def test_queues_have_the_arguments_that_the_guarantee_rests_on(rig: Rig) -> None:
+    """Quorum queues; the service's own, its dead letters, and one for each retry delay.
+
+    They are for good, so they are settled here. The service's own queue alone is bound, to
+    everything that is published.
+    """
+    rig.start("notify", RETRY_DELAYS="1s,5m")
+    expected = {
+        "notify": {**dead_lettered("notify.dead-letter"), "x-delivery-limit": 1000},
+        "notify.dead-letter": {**QUORUM, "x-delivery-limit": -1},
+        "notify.retry.1s": {**dead_lettered("notify"), "x-message-ttl": 1000},
+        "notify.retry.5m": {**dead_lettered("notify"), "x-message-ttl": 300_000},
+    }
+    ask = rig.servers.rabbitmq.management
+    queues: Any = ask("GET", "/api/queues/%2f?disable_stats=true")
+    assert {queue["name"]: queue["arguments"] for queue in queues} == expected
+    assert {(queue["durable"], queue["auto_delete"]) for queue in queues} == {(True, False)}
+    exchange: Any = ask("GET", "/api/exchanges/%2f/events")
+    assert (exchange["type"], exchange["durable"]) == ("topic", True)
+    bindings: Any = ask("GET", "/api/exchanges/%2f/events/bindings/source")
+    assert [(each["destination"], each["routing_key"]) for each in bindings] == [("notify", "#")]

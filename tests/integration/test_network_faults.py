@@ -39,7 +39,7 @@ def test_a_partition_to_one_dependency(
     with cuttable(dependency, attempt.servers, attempt.acks) as (way, settings):
         # A small prefetch: what has arrived before the cut is soon done.
         attempt.start(BATCH_SIZE="16", **settings)
-        with attempt.load(rate(3 * (seconds + 10), most=100)):
+        with attempt.under_load(rate(3 * (seconds + 10), most=100)):
             for lost in LOST:
                 attempt.works()
                 way.cut(lost)
@@ -49,22 +49,18 @@ def test_a_partition_to_one_dependency(
                 attempt.fired()
                 way.heal()
                 attempt.recovers()
-        attempt.judge(at_least=100)
 
 
 def test_latency_to_the_broker(trial: StartTrial) -> None:
     """50 ms, half a second and 5 s each way slow it down; no connection is given up."""
     attempt = trial("latency of 50 ms to 5 s to broker")
     with way_to("broker", attempt) as (proxy, service):
-        with attempt.load():
-            attempt.works()
+        with attempt.under_load():
             for seconds in (0.05, 0.5, 5):
                 proxy.delay(seconds)
                 assert takes_s(attempt, f"late-{seconds}") > seconds
                 attempt.fired()
             proxy.delay(0)
-            attempt.recovers()
-        attempt.judge(at_least=100)
         assert losses(service) == 0
 
 
@@ -75,32 +71,31 @@ def test_latency_to_etcd(trial: StartTrial) -> None:
     """
     attempt = trial("latency of 50 ms to 5 s to etcd")
     # Small batches: large ones wait for room on the slow connection, and so hide the attempts.
-    with way_to("etcd", attempt, BATCH_SIZE="8") as (proxy, service):
-        with attempt.load(rate_per_s=60):
-            attempt.works()
-            for seconds in (0.05, 0.5):
-                proxy.delay(seconds)
-                proxy.count("up", IN_EVERY_ATTEMPT)
-                revision = attempt.store.client.revision()
-                assert takes_s(attempt, f"late-{seconds}") > seconds
-                attempt.works(50)
-                commits = attempt.store.client.revision() - revision
-                # Besides those that had been on their way, and a look at the key every 5 s.
-                assert proxy.up.appearances <= commits + 2 * COMMITS_IN_FLIGHT
-                attempt.fired()
-            proxy.delay(CALL_TIMEOUT_S)
+    with (
+        way_to("etcd", attempt, BATCH_SIZE="8") as (proxy, service),
+        attempt.under_load(rate_per_s=60),
+    ):
+        for seconds in (0.05, 0.5):
+            proxy.delay(seconds)
             proxy.count("up", IN_EVERY_ATTEMPT)
-
-            def tried_rarely() -> None:
-                # At first and at the end of each time-out: each commit in flight, and the look.
-                assert proxy.up.appearances <= (1 + 3) * (COMMITS_IN_FLIGHT + 1)
-
-            throughout(3 * CALL_TIMEOUT_S, tried_rarely)
-            assert says(service, "etcd does not answer")
+            revision = attempt.store.client.revision()
+            assert takes_s(attempt, f"late-{seconds}") > seconds
+            attempt.works(50)
+            commits = attempt.store.client.revision() - revision
+            # Besides those that had been on their way, and a look at the key every 5 s.
+            assert proxy.up.appearances <= commits + 2 * COMMITS_IN_FLIGHT
             attempt.fired()
-            proxy.delay(0)
-            attempt.recovers()
-        attempt.judge(at_least=100)
+        proxy.delay(CALL_TIMEOUT_S)
+        proxy.count("up", IN_EVERY_ATTEMPT)
+
+        def tried_rarely() -> None:
+            # At first and at the end of each time-out: each commit in flight, and the look.
+            assert proxy.up.appearances <= (1 + 3) * (COMMITS_IN_FLIGHT + 1)
+
+        throughout(3 * CALL_TIMEOUT_S, tried_rarely)
+        assert says(service, "etcd does not answer")
+        attempt.fired()
+        proxy.delay(0)
 
 
 def test_bytes_come_one_at_a_time(trial: StartTrial) -> None:
@@ -109,55 +104,44 @@ def test_bytes_come_one_at_a_time(trial: StartTrial) -> None:
     with (
         relayed("broker", attempt.servers, attempt.acks) as (amqp, to_broker),
         way_to("etcd", attempt, BATCH_SIZE="8", **to_broker) as (grpc, _),
+        attempt.under_load(rate_per_s=40),
     ):
-        with attempt.load(rate_per_s=40):
-            attempt.works()
-            for proxy in (amqp, grpc):
-                proxy.slice(1)
-            attempt.works(40)
-            for way in (amqp.up, amqp.down, grpc.up, grpc.down):
-                assert way.slices > 100
-                attempt.fired()
-            for proxy in (amqp, grpc):
-                proxy.slice(None)
-            attempt.recovers()
-        attempt.judge(at_least=60)
+        for proxy in (amqp, grpc):
+            proxy.slice(1)
+        attempt.works(40)
+        for way in (amqp.up, amqp.down, grpc.up, grpc.down):
+            assert way.slices > 100
+            attempt.fired()
+        for proxy in (amqp, grpc):
+            proxy.slice(None)
 
 
 def test_the_broker_learns_late_that_a_process_has_died(trial: StartTrial) -> None:
     """What it held is stuck for so long; its successor does the rest meanwhile."""
     attempt = trial("slow close, to broker")
-    with way_to("broker", attempt) as (proxy, service):
-        with attempt.load():
-            attempt.works()
-            proxy.close_slowly(CLOSE_S)
-            service.pause()
-            passes(lambda: attempt.broker.unacked("order"), 50)
-            service.kill()
-            attempt.start()
-            attempt.works(100)
-            assert proxy.closed_late > 0
-            # Those of the dead process are still out, besides those of its successor.
-            assert attempt.broker.unacked("order") >= 50
-            attempt.fired()
-            attempt.recovers()
-        attempt.judge(at_least=100)
+    with way_to("broker", attempt) as (proxy, service), attempt.under_load():
+        proxy.close_slowly(CLOSE_S)
+        service.pause()
+        passes(lambda: attempt.broker.unacked("order"), 50)
+        service.kill()
+        attempt.start()
+        attempt.works(100)
+        assert proxy.closed_late > 0
+        # Those of the dead process are still out, besides those of its successor.
+        assert attempt.broker.unacked("order") >= 50
+        attempt.fired()
 
 
 def test_a_service_learns_late_that_etcd_has_died(trial: StartTrial) -> None:
     """Its calls go to a connection without another end, and time out."""
     attempt = trial("slow close, by etcd")
-    with way_to("etcd", attempt) as (proxy, service):
-        with attempt.load():
-            attempt.works()
-            proxy.close_slowly(CLOSE_S)
-            attempt.servers.etcd.kill()
-            attempt.servers.etcd.start()
-            assert proxy.closed_late > 0
-            eventually(lambda: says(service, "etcd does not answer"))
-            attempt.fired()
-            attempt.recovers()
-        attempt.judge(at_least=100)
+    with way_to("etcd", attempt) as (proxy, service), attempt.under_load():
+        proxy.close_slowly(CLOSE_S)
+        attempt.servers.etcd.kill()
+        attempt.servers.etcd.start()
+        assert proxy.closed_late > 0
+        eventually(lambda: says(service, "etcd does not answer"))
+        attempt.fired()
 
 
 @pytest.mark.timeout(600)
@@ -166,19 +150,15 @@ def test_connections_are_reset_in_the_middle_of_a_frame(
     trial: StartTrial, dependency: Dependency
 ) -> None:
     """In turns of what the service sends and of what is sent to it; each time it connects again."""
-    attempt = trial(f"reset in mid-frame, {dependency}")
-    with way_to(dependency, attempt) as (proxy, service):
-        times = often(10, 100)
-        with attempt.load(rate(3 * times)):
-            for number in range(times):
-                service.wait_ready()
-                attempt.works(5)
-                attempt.poison()
-                proxy.cut_in_next(DIRECTIONS[number % 2])
-                passes(lambda: proxy.up.broken + proxy.down.broken, number)
-                attempt.fired()
-            attempt.recovers()
-        attempt.judge(at_least=100)
+    attempt, times = trial(f"reset in mid-frame, {dependency}"), often(10, 100)
+    with way_to(dependency, attempt) as (proxy, service), attempt.under_load(rate(3 * times)):
+        for number in range(times):
+            service.wait_ready()
+            attempt.works(5)
+            attempt.poison()
+            proxy.cut_in_next(DIRECTIONS[number % 2])
+            passes(lambda: proxy.up.broken + proxy.down.broken, number)
+            attempt.fired()
 
 
 @pytest.mark.timeout(600)

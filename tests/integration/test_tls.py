@@ -1,39 +1,136 @@
-"""TLS to both servers, with certificates on both sides; and what a wrong one looks like."""
+"""TLS to both servers, with certificates on both sides; and what a wrong one looks like.
+
+The servers want a client's certificate, beside their plain ports, through which the tests publish
+and read. The certificates are made by OpenSSL's command: an authority for one test run, and what it
+signs.
+"""
 
 import os
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from chaos.checks import (
-    becomes,
-    lines,
-    not_ready,
-    says,
-    throughout,
-    true,
-)
+from chaos.checks import becomes, lines, not_ready, says, throughout, true
 from chaos.hosts import Hosts
 from chaos.load import ids, orders, repeated
 from chaos.outages import alarm
 from chaos.rig import Rig
-from integration.containers import Authority, TlsServers, start_tls_servers
-from servers.servers import docker_available
+from servers.processes import free_port, run_tool
+from servers.servers import Etcd, RabbitMQ, Servers, docker_available, image
 from servers.services import Service
 from servers.wait import eventually
 
 _WATCHED_S = 4.0
 
+_RABBITMQ_CONF = """
+listeners.ssl.1 = 5671
+ssl_options.cacertfile = /tls/ca.pem
+ssl_options.certfile = /tls/server.pem
+ssl_options.keyfile = /tls/server.key
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = true
+"""
+_ETCD = (
+    "/usr/local/bin/etcd",
+    "--data-dir=/etcd-data",
+    "--listen-client-urls=http://0.0.0.0:2379,https://0.0.0.0:2381",
+    "--advertise-client-urls=http://127.0.0.1:2379",
+    "--cert-file=/tls/server.pem",
+    "--key-file=/tls/server.key",
+    "--trusted-ca-file=/tls/ca.pem",
+    "--client-cert-auth",
+    "--max-txn-ops=1024",
+)
+
+_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc")
+# Nothing of the machine's own openssl.cnf: what a certificate is for is said here.
+_CONFIG = "[req]\ndistinguished_name = name\n[name]\n"
+
+
+class Authority:
+    """Signs certificates, whose files lie in its directory. Any user of the machine can read them.
+
+    A server in a container runs as another user than the tests.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(exist_ok=True)
+        directory.chmod(0o755)
+        self.directory = directory
+        self.certificate = directory / "ca.pem"
+        (directory / "openssl.cnf").write_text(_CONFIG)
+        self._make("ca", "basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign")
+
+    def sign(self, name: str, *extensions: str) -> tuple[Path, Path]:
+        """Return the files of a certificate and its key, for a client or for a server."""
+        usual = ("basicConstraints=CA:FALSE", "extendedKeyUsage=serverAuth,clientAuth")
+        authority = ("-CA", str(self.certificate), "-CAkey", str(self.directory / "ca.key"))
+        return self._make(name, *usual, *extensions, signed_by=authority)
+
+    def _make(
+        self, name: str, *extensions: str, signed_by: tuple[str, ...] = ()
+    ) -> tuple[Path, Path]:
+        certificate, key = self.directory / f"{name}.pem", self.directory / f"{name}.key"
+        files = ("-config", f"{self.directory}/openssl.cnf", "-keyout", f"{key}")
+        named = ("-out", f"{certificate}", "-days", "2", "-subj", f"/CN={name}")
+        added = [part for extension in extensions for part in ("-addext", extension)]
+        run_tool(["openssl", "req", "-x509", *files, *_KEY, *named, *signed_by, *added])
+        key.chmod(0o644)
+        return certificate, key
+
+
+@dataclass(frozen=True)
+class TlsServers(Servers):
+    """The servers; their settings lead a service to the ports with TLS."""
+
+    authority: Authority
+    amqps_port: int
+    https_port: int
+
+    def settings(self) -> dict[str, str]:
+        """Return the contract's variables, with all that TLS needs."""
+        certificate, key = (str(file) for file in self.authority.sign("order"))
+        files = {"CA_CERT": str(self.authority.certificate), "CERT": certificate, "KEY": key}
+        return {
+            "RABBITMQ_URL": f"amqps://guest:guest@127.0.0.1:{self.amqps_port}/",
+            "ETCD_ENDPOINTS": f"https://127.0.0.1:{self.https_port}",
+            "ETCD_MAX_TXN_OPS": str(self.etcd.max_txn_ops),
+            **{f"RABBITMQ_{name}": file for name, file in files.items()},
+            **{f"ETCD_{name}": file for name, file in files.items()},
+        }
+
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServers]:
-    """Give servers that want TLS in the place of the plain ones."""
+    """Give servers with certificates for 127.0.0.1 in the place of the plain ones."""
     if not docker_available():
         pytest.skip("servers with TLS need Docker, which does not answer")
-    with start_tls_servers(tmp_path_factory.mktemp("tls")) as running:
-        yield running
+    from servers.containers import prepare_container
+
+    directory = tmp_path_factory.mktemp("tls")
+    authority = Authority(directory)
+    authority.sign("server", "subjectAltName=IP:127.0.0.1")
+    conf = directory / "rabbitmq.conf"
+    conf.write_text(_RABBITMQ_CONF)
+    amqp, management, amqps, http, https = (free_port() for _ in range(5))
+    tls = {str(directory): "/tls"}
+    of_broker = {**tls, str(conf): "/etc/rabbitmq/conf.d/30-tls.conf"}
+    broker = prepare_container(
+        image("IMAGE_RABBITMQ"), {5672: amqp, 15672: management, 5671: amqps}, mounts=of_broker
+    )
+    store = prepare_container(image("IMAGE_ETCD"), {2379: http, 2381: https}, _ETCD, mounts=tls)
+    with ExitStack() as stack:
+        rabbitmq = stack.enter_context(closing(RabbitMQ(broker, amqp, management)))
+        etcd = stack.enter_context(closing(Etcd(store, http)))
+        for server in (rabbitmq, etcd):
+            server.launch()
+        for server in (rabbitmq, etcd):
+            server.wait_ready()
+        yield TlsServers("docker", rabbitmq, etcd, authority, amqps, https)
 
 
 def test_events_are_handled_once_over_tls(rig: Rig) -> None:
@@ -128,8 +225,7 @@ def test_no_more_is_read_over_tls_while_too_much_is_in_flight(rig: Rig) -> None:
     """pika reads on by itself as long as TLS has decrypted something. The alarm keeps it."""
     assert rig.start("order").terminate() == 0
     bodies = [bytes([number]) * 15 * 1024 * 1024 for number in range(5)]
-    for body in bodies:
-        rig.broker.publish_raw(body)
+    rig.broker.publish_raw(*bodies)
     received = rig.statsd.count("orders_received")
     with alarm(rig.servers.rabbitmq, "memory"):
         service = rig.start("order")

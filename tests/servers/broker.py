@@ -21,7 +21,7 @@ Event = Mapping[str, Any]
 EXCHANGE = "events"
 
 _NOT_FOUND = 404
-_STEADY_WITHIN_S = 10.0
+_STEADY_WITHIN_S = 30.0
 _SILENT_S = 1.0
 _PREFETCH_AT_MOST = 65_535
 _WINDOW = 500  # confirms outstanding at once
@@ -105,14 +105,21 @@ class Broker:
         threading.Thread(target=publish, name="publisher", daemon=True).start()
         return published
 
-    def publish_raw(self, body: bytes, properties: Any = None, *, routing_key: str = "raw") -> None:
-        """Publish one body as it is, with pika's BasicProperties.
+    def publish_raw(
+        self,
+        *bodies: bytes,
+        properties: Any = None,
+        exchange: str = EXCHANGE,
+        routing_key: str = "raw",
+    ) -> None:
+        """Publish bodies as they are, with pika's BasicProperties.
 
-        Raises pika's UnroutableError or NackError unless a queue has taken it.
+        Raises pika's UnroutableError or NackError unless a queue has taken each.
         """
-        with self._channel() as channel:
+        with self.channel() as channel:
             channel.confirm_delivery()
-            channel.basic_publish(EXCHANGE, routing_key, body, properties, mandatory=True)
+            for body in bodies:
+                channel.basic_publish(exchange, routing_key, body, properties, mandatory=True)
 
     def ready(self, queue: str) -> int:
         """Return the number of ready messages: exact, and cheap. Raises QueueUnavailableError."""
@@ -135,7 +142,7 @@ class Broker:
     def depth(self, queue: str) -> Depth:
         """Return the ready and unacked messages of a queue, of one instant.
 
-        Waits up to 10 s for an instant at which nothing moves: while events are published, ask for
+        Waits up to 30 s for an instant at which nothing moves: while events are published, ask for
         one of the two. Raises QueueUnavailableError, QueueChangesError, CommandFailedError.
         """
         self.ready(queue)
@@ -162,7 +169,7 @@ class Broker:
         return Depth(after.ready, unacked)
 
     def _declared(self, queue: str) -> _Declared:
-        with self._channel() as channel, _absence(queue):
+        with self.channel() as channel, _absence(queue):
             answer = channel.queue_declare(queue, passive=True).method
             return _Declared(answer.message_count, answer.consumer_count)
 
@@ -200,7 +207,7 @@ class Broker:
         return messages
 
     def _take_all(self, queue: str) -> Iterator[Message]:
-        with self._channel() as channel, _absence(queue):
+        with self.channel() as channel, _absence(queue):
             while True:
                 ready = channel.queue_declare(queue, passive=True).method.message_count
                 if not ready:
@@ -230,12 +237,13 @@ class Broker:
     def delete_queues(self, *prefixes: str) -> None:
         """Delete every queue whose name starts so."""
         names = [name for name in self.queues() if name.startswith(prefixes)]
-        with self._channel() as channel:
+        with self.channel() as channel:
             for name in names:
                 channel.queue_delete(name)
 
     @contextmanager
-    def _channel(self) -> Iterator[Any]:
+    def channel(self) -> Iterator[Any]:
+        """Open one of pika's blocking channels, for what has no method here."""
         parameters = pika.URLParameters(self._rabbitmq.url)
         parameters.socket_timeout = 5
         parameters.stack_timeout = 10

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,9 +16,16 @@ import docker
 from docker.errors import DockerException, NotFound
 from testcontainers.core.container import DockerContainer
 
-from servers.processes import CommandFailedError, ServersUnavailableError, run_tool
+from servers.processes import (
+    SHOW_RULES,
+    CommandFailedError,
+    ServersUnavailableError,
+    dropped_packets,
+    run_tool,
+)
 
 _STOP_TIMEOUT_S = 30
+_NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
 @cache
@@ -103,8 +109,7 @@ class Container:
 
     def dropped(self) -> int:
         """Return how many packets that cut has dropped."""
-        rules = self._iptables("-L", "-v", "-n", "-x")
-        return sum(map(int, re.findall(r"^\s*(\d+)\s+\d+\s+DROP\s", rules, re.MULTILINE)))
+        return dropped_packets(self._iptables(*SHOW_RULES))
 
     def erase(self) -> None:
         """Remove the container with its data; the next start makes a new one."""
@@ -162,14 +167,19 @@ def prepare_container(
     ports: Mapping[int, int],
     command: Sequence[str] = (),
     data: str = "",
-    environment: Mapping[str, str] = MappingProxyType({}),
+    environment: Mapping[str, str] = _NONE,
+    mounts: Mapping[str, str] = _NONE,
+    hostname: str = "server",
 ) -> Container:
     """Prepare a container with {port in it: port on this machine}; it is not started yet.
 
-    The ports are fixed: one that Docker chooses changes at every start of the container.
+    The ports are fixed: one that Docker chooses changes at every start of the container. `mounts`
+    are files and directories, which stay as they are, and volumes, with their places.
     """
     name = f"test-{token_hex(4)}"
-    recipe = DockerContainer(image, env=dict(environment), name=name)
+    recipe = DockerContainer(image, env=dict(environment), name=name).with_kwargs(hostname=hostname)
+    for source, place in mounts.items():
+        recipe.with_volume_mapping(source, place, "ro" if source.startswith("/") else "rw")
     for inside, outside in ports.items():
         recipe.with_bind_ports(inside, outside)
     if command:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from urllib.error import HTTPError
 
 from servers.web import fetch_json, open_json
 
@@ -63,7 +64,8 @@ def log_in(url: str, login: Login | None, timeout_s: float) -> dict[str, str]:
 class EtcdClient:
     """Reads and deletes whole prefixes; every call raises OSError when etcd does not answer.
 
-    `login` is asked at each call: etcd may begin to want one, or cease to.
+    `login` is asked at each call: etcd may begin to want one, or cease to. A token is kept until it
+    is refused, since etcd takes a tenth of a second of CPU to compare a password.
     """
 
     def __init__(
@@ -75,10 +77,11 @@ class EtcdClient:
         self._url = f"http://{endpoint}/v3"
         self._timeout_s = timeout_s
         self._login = login
+        self._token: dict[str, str] = {}
 
     def get(self, prefix: str = "") -> list[KeyValue]:
         """Return all keys that start with `prefix`, in order, of one revision."""
-        answer = self._post("/kv/range", _span(prefix))
+        answer = self.post("/kv/range", _span(prefix))
         return [_key_value(found) for found in answer.get("kvs", ())]
 
     def get_all(self, keys: Sequence[str]) -> list[KeyValue]:
@@ -89,28 +92,28 @@ class EtcdClient:
                 {"request_range": {"key": _encode(key.encode())}}
                 for key in keys[first : first + _KEYS_AT_ONCE]
             ]
-            answer = self._post("/kv/txn", {"success": reads})
+            answer = self.post("/kv/txn", {"success": reads})
             for response in answer.get("responses", ()):
                 found += [_key_value(kv) for kv in response["response_range"].get("kvs", ())]
         return found
 
     def count(self, prefix: str) -> int:
         """Return how many keys start with `prefix`, without reading any."""
-        return int(self._post("/kv/range", {**_span(prefix), "count_only": True}).get("count", 0))
+        return int(self.post("/kv/range", {**_span(prefix), "count_only": True}).get("count", 0))
 
     def revision(self) -> int:
         """Return the revision of the newest change."""
-        answer = self._post("/kv/range", {**_span("\0"), "count_only": True})
+        answer = self.post("/kv/range", {**_span("\0"), "count_only": True})
         return int(answer["header"]["revision"])
 
-    def put(self, key: str, value: bytes) -> int:
-        """Put one key; returns the revision of that."""
-        body = {"key": _encode(key.encode()), "value": _encode(value)}
-        return int(self._post("/kv/put", body)["header"]["revision"])
+    def put(self, key: str, value: bytes, lease: str = "0") -> int:
+        """Put one key, under a lease where it is to end with one; returns the revision of that."""
+        body = {"key": _encode(key.encode()), "value": _encode(value), "lease": lease}
+        return int(self.post("/kv/put", body)["header"]["revision"])
 
     def delete(self, prefix: str = "") -> int:
         """Delete all keys that start with `prefix`; returns the revision after that."""
-        return int(self._post("/kv/deleterange", _span(prefix))["header"]["revision"])
+        return int(self.post("/kv/deleterange", _span(prefix))["header"]["revision"])
 
     def changes(self, first: int, last: int) -> Iterator[Change]:
         """Yield every change of every key from revision `first` to `last`, both included.
@@ -137,7 +140,7 @@ class EtcdClient:
         """
         request = {"create_request": {**_span(prefix), "start_revision": str(first)}}
         url, timeout_s = f"{self._url}/watch", timeout_s or self._timeout_s
-        headers = log_in(self._url, self._login(), timeout_s)
+        headers = self._headers()
         with open_json("POST", url, request, headers=headers, timeout_s=timeout_s) as stream:
             for line in stream:
                 answer = json.loads(line)
@@ -145,10 +148,28 @@ class EtcdClient:
                     raise RuntimeError(f"etcd ended the watch: {answer}")
                 yield [_change(event) for event in answer["result"].get("events", ())]
 
-    def _post(self, path: str, body: Mapping[str, object]) -> Any:
-        headers = log_in(self._url, self._login(), self._timeout_s)
-        url = self._url + path
-        return fetch_json("POST", url, body, headers=headers, timeout_s=self._timeout_s)
+    def post(self, path: str, body: Mapping[str, object]) -> Any:
+        """Ask etcd's gateway for what has no method here."""
+
+        def ask() -> Any:
+            headers = self._headers()
+            url = self._url + path
+            return fetch_json("POST", url, body, headers=headers, timeout_s=self._timeout_s)
+
+        try:
+            return ask()
+        except HTTPError as error:
+            if not self._token:
+                raise
+            error.close()
+            self._token = {}
+            return ask()
+
+    def _headers(self) -> dict[str, str]:
+        login = self._login()
+        if login is None or not self._token:
+            self._token = log_in(self._url, login, self._timeout_s)
+        return self._token
 
 
 def _span(prefix: str) -> dict[str, str]:

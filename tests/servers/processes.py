@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
+from typing import Literal
 
 from servers.wait import eventually
 
@@ -177,10 +178,10 @@ class Child:
         return self._process
 
 
-def resident_bytes(pid: int) -> int:
-    """Return a process's resident size (proc(5), VmRSS)."""
+def resident_bytes(pid: int, which: Literal["VmRSS", "VmHWM"] = "VmRSS") -> int:
+    """Return a process's resident size (proc(5)), or its greatest ever: VmHWM."""
     status = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
+    found = re.search(rf"^{which}:\s+(\d+) kB$", status, re.MULTILINE)
     if found is None:
         raise ProcessLookupError(f"process {pid} has no resident size: it has ended")
     return 1024 * int(found[1])
@@ -203,6 +204,14 @@ def run_tool(command: Sequence[str], env: Mapping[str, str] | None = None) -> st
     if result.returncode != 0:
         raise CommandFailedError(f"{' '.join(command)}: {result.stdout}{result.stderr}")
     return result.stdout
+
+
+SHOW_RULES = ("-L", "-v", "-n", "-x")
+
+
+def dropped_packets(rules: str) -> int:
+    """Return how many packets iptables has dropped, by what it shows of its rules."""
+    return sum(map(int, re.findall(r"^\s*(\d+)\s+\d+\s+DROP\s", rules, re.MULTILINE)))
 
 
 class ServerProcess(Child):

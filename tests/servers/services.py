@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,7 +82,7 @@ class Service(Child):
             error.add_note(f"log of {self.name}:\n{self.logs()[-4000:]}")
             raise
 
-    def wait_end(self, timeout_s: float = 15.0) -> int:
+    def wait_end(self, timeout_s: float = 30.0) -> int:
         """Wait until the process ends by itself and return its exit code.
 
         Raises AssertionError if it is still there.
@@ -95,10 +94,6 @@ class Service(Child):
             return code
 
         return eventually(ended, timeout_s)
-
-    def interrupt(self) -> None:
-        """Send SIGINT, as Ctrl-C does."""
-        self.signal(signal.SIGINT)
 
     def logs(self) -> str:
         """Return everything it has written to stdout and stderr."""

@@ -2,18 +2,15 @@
 
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import pika
 import pytest
 
 from servers.broker import Broker
 from servers.checker import doubles, judge
 from servers.counters import GraphiteCounters, StatsdListener
 from servers.etcd import Change, Store
-from servers.servers import Etcd, RabbitMQ, Servers, start_etcd
+from servers.servers import RabbitMQ, Servers, start_etcd
 from servers.wait import eventually
 from servers.web import fetch_json
 
@@ -39,23 +36,24 @@ def declare(rabbitmq: RabbitMQ, name: str) -> None:
         rabbitmq.management(method, path, body)
 
 
-@pytest.fixture
-def etcd(servers: Servers) -> Iterator[Etcd]:
-    """Give an etcd of this test's own."""
-    with start_etcd(servers.kind) as running:
-        yield running
-
-
-def test_history_that_is_kept_outlives_a_compaction(etcd: Etcd) -> None:
-    """It is whole, and each change is in it once."""
-    store = Store(etcd)
-    for value in (b"1", b"2"):
-        store.client.put("/orders/1", value)
-    etcd.ctl("compact", "--physical", str(store.keep_history()))
-    store.client.put("/orders/1", b"3")
-    assert [change.value for change in store.history("/orders/")] == [b"1", b"2", b"3"]
-    with pytest.raises(RuntimeError, match="ended the watch"):
-        Store(etcd).history()
+def test_history_is_whole_and_outlives_a_compaction(servers: Servers) -> None:
+    """Each put and delete is in it once, be it more than one gRPC answer of 4 MiB."""
+    large = b"x" * 1_000_000
+    with start_etcd(servers.kind) as etcd:
+        store = Store(etcd)
+        for _ in range(6):
+            store.client.put("/orders/1", large)
+        store.client.delete("/orders/")
+        store.client.put("elsewhere", b"1")
+        etcd.ctl("compact", "--physical", str(store.keep_history()))
+        store.client.put("/orders/1", b"2")
+        history = store.history("/orders/")
+        assert [change.kind for change in history] == ["put"] * 6 + ["delete", "put"]
+        assert [change.value for change in history] == [large] * 6 + [b"", b"2"]
+        with pytest.raises(RuntimeError, match="ended the watch"):
+            Store(etcd).history()
+        store.clear()
+        assert store.history() == []
 
 
 def test_an_event_that_no_queue_takes_is_not_confirmed(broker: Broker) -> None:
@@ -77,7 +75,12 @@ def test_what_is_held_counts_for_the_queue_that_it_came_from(
     """At once, a cancelled consumer's too; it is ready again once the channel is gone."""
     declare(clean.rabbitmq, "notify")
     broker.publish([{"id": str(number), "type": "new_order"} for number in range(5)])
-    with held(clean.rabbitmq.url, "notify", 2), held(clean.rabbitmq.url, queue, 3) as consumer:
+    with broker.channel() as other, broker.channel() as consumer:
+        for channel, name, count in ((other, "notify", 2), (consumer, queue, 3)):
+            channel.basic_qos(prefetch_count=count)
+            messages = channel.consume(name)
+            for _ in range(count):
+                next(messages)
         assert (broker.unacked(queue), broker.unacked("notify")) == (3, 2)
         assert (broker.depth(queue), broker.depth("notify")) == ((2, 3), (3, 2))
         with pytest.raises(AssertionError, match=r"order: 2 ready"):
@@ -90,33 +93,6 @@ def test_what_is_held_counts_for_the_queue_that_it_came_from(
         with pytest.raises(AssertionError, match=r"unacked"):
             broker.assert_drained(queue)
     assert (broker.depth(queue), broker.depth("notify")) == ((3, 0), (5, 0))
-
-
-@contextmanager
-def held(url: str, queue: str, count: int) -> Iterator[Any]:
-    """Consume so many messages and ack none of them, while the block runs; yields the channel."""
-    connection = pika.BlockingConnection(pika.URLParameters(url))
-    with connection:
-        channel = connection.channel()
-        channel.basic_qos(prefetch_count=count)
-        messages = channel.consume(queue)
-        for _ in range(count):
-            next(messages)
-        yield channel
-
-
-def test_history_holds_every_put_and_delete(store: Store) -> None:
-    """It begins after the last clear and holds more than one gRPC answer of 4 MiB."""
-    large = b"x" * 1_000_000
-    for _ in range(6):
-        store.client.put("/orders/1", large)
-    store.client.delete("/orders/")
-    store.client.put("elsewhere", b"1")
-    history = store.history("/orders/")
-    assert [change.kind for change in history] == ["put"] * 6 + ["delete"]
-    assert all(change.value == large for change in history[:6])
-    store.clear()
-    assert store.history() == []
 
 
 def test_the_listener_sums_counters_and_keeps_timers_and_gauges(statsd: StatsdListener) -> None:
@@ -135,27 +111,24 @@ def test_the_listener_sums_counters_and_keeps_timers_and_gauges(statsd: StatsdLi
     assert not statsd.seen("t")
 
 
-def test_a_point_on_its_way_to_the_file_still_counts() -> None:
+def test_a_point_on_its_way_to_the_file_still_counts_and_a_gauge_is_its_newest() -> None:
     """Carbon shows it nowhere for a moment; a count never goes down."""
     answers: list[Any] = [
         [{"datapoints": [[1.0, 100], [2.0, 101]]}],
         [{"datapoints": [[1.0, 100], [None, 101], [4.0, 102]]}],
         [],
+        [{"datapoints": [[1.0, 100], [2.0, 101], [None, 102]]}],
     ]
-    counters = GraphiteCounters("http://graphite", since=100, fetch=lambda *_: answers.pop(0))
-    assert [counters.count("orders_processed") for _ in range(3)] == [3, 7, 7]
-
-
-def test_a_gauge_is_its_newest_point() -> None:
     asked: list[str] = []
 
     def fetch(_method: str, url: str) -> Any:
         asked.append(url)
-        return [{"datapoints": [[1.0, 100], [2.0, 101], [None, 102]]}] if len(asked) < 2 else []
+        return answers.pop(0)
 
     counters = GraphiteCounters("http://graphite", since=100, fetch=fetch)
-    assert [counters.gauge("breaker_open") for _ in range(2)] == [2, 2]
-    assert "target=stats.gauges.breaker_open&" in asked[0]
+    assert [counters.count("orders_processed") for _ in range(3)] == [3, 7, 7]
+    assert counters.gauge("breaker_open") == 2
+    assert "target=stats.gauges.breaker_open&" in asked[-1]
 
 
 def put(revision: int, key: str, value: bytes = DONE) -> Change:

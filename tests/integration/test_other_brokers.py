@@ -1,0 +1,151 @@
+"""RabbitMQ as others run it: of an older version, then upgraded; and without its metrics.
+
+4.0's data is opened by 4.3: what was in flight, waiting and parked is still there. The management
+plugin's metrics are announced for removal.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from secrets import token_hex
+
+import pika
+import pytest
+
+from chaos.checks import becomes, not_ready
+from chaos.load import ids, order, orders
+from chaos.rig import Rig
+from integration.command import Command
+from servers.broker import Broker, encode
+from servers.processes import free_port, run_tool
+from servers.servers import RabbitMQ, Servers, docker_available, image, start_etcd
+from servers.wait import eventually
+
+OLD, NEW = "rabbitmq:4.0-management", "rabbitmq:4.3-management"
+RETRIED_AFTER_S = 20
+WITHOUT_METRICS = "deprecated_features.permit.management_metrics_collection = false\n"
+
+
+@dataclass
+class Place:
+    """The ports, the name and the data of brokers that take each other's place."""
+
+    volume: str
+    ports: dict[int, int] = field(default_factory=lambda: {5672: free_port(), 15672: free_port()})
+
+    @contextmanager
+    def start(self, image_name: str, conf: Path | None = None) -> Iterator[RabbitMQ]:
+        """Start one, and remove it in the end; the data stays."""
+        from servers.containers import prepare_container
+
+        mounts = {self.volume: "/var/lib/rabbitmq"}
+        if conf is not None:
+            mounts[str(conf)] = "/etc/rabbitmq/conf.d/30-test.conf"
+        runner = prepare_container(image_name, self.ports, mounts=mounts, hostname="rabbitmq")
+        with closing(RabbitMQ(runner, *self.ports.values())) as rabbitmq:
+            rabbitmq.start()
+            yield rabbitmq
+
+
+@pytest.fixture
+def place() -> Iterator[Place]:
+    """Give the place of a broker, whose data is removed in the end."""
+    if not docker_available():
+        pytest.skip("other brokers need Docker, which does not answer")
+    volume = f"test-{token_hex(4)}"
+    run_tool(["docker", "volume", "create", volume])
+    try:
+        yield Place(volume)
+    finally:
+        run_tool(["docker", "volume", "rm", volume])
+
+
+@pytest.fixture
+def first_broker() -> Iterator[ExitStack]:
+    """Give what ends the first broker, before the test's end or at it."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def servers(
+    place: Place, first_broker: ExitStack, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Servers]:
+    """Give the old broker, or one whose parameter is its configuration; an etcd of the test's."""
+    starting = place.start(OLD)
+    if conf := getattr(request, "param", ""):
+        (tmp_path / "test.conf").write_text(conf)
+        starting = place.start(image("IMAGE_RABBITMQ"), tmp_path / "test.conf")
+    with start_etcd("docker") as etcd, first_broker:
+        yield Servers("docker", first_broker.enter_context(starting), etcd)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("store_of_metadata", ["Khepri", "Mnesia"])
+def test_a_volume_of_rabbitmq_4_0_is_opened_by_4_3_with_messages_in_flight(
+    rig: Rig, place: Place, first_broker: ExitStack, store_of_metadata: str
+) -> None:
+    """The service runs on: it reconnects by itself, and handles each event once."""
+    service = rig.start("order", RETRY_DELAYS=f"{RETRIED_AFTER_S}s")
+    done, held, later = (orders(50, name) for name in ("done", "held", "later"))
+    rig.broker.publish(done)
+    becomes(lambda: rig.store.done("order"), ids(done))
+    rig.broker.publish_raw(b"not json")
+    becomes(lambda: rig.broker.ready("order.dead-letter"), 1)
+    rig.drained("order")
+    rig.servers.rabbitmq.ctl("enable_feature_flag", "all")
+    if store_of_metadata == "Khepri":
+        rig.servers.rabbitmq.ctl("enable_feature_flag", "--opt-in", "khepri_db")
+    rig.servers.etcd.pause()
+    rig.broker.publish(held)
+    becomes(lambda: rig.broker.depth("order").unacked, len(held))
+    # As a service does whose handler has failed once.
+    retried = pika.BasicProperties(headers={"x-attempts": 1}, delivery_mode=2)
+    waiting = {"exchange": "", "routing_key": f"order.retry.{RETRIED_AFTER_S}s"}
+    rig.broker.publish_raw(encode(order("retried")), properties=retried, **waiting)
+    rig.servers.rabbitmq.stop()
+    first_broker.close()
+    eventually(lambda: not_ready(service, "rabbitmq"))
+    with place.start(NEW) as rabbitmq:
+        rig.servers.etcd.resume()
+        service.wait_ready()
+        rabbitmq.ctl("enable_feature_flag", "all")
+        rig = replace(rig, broker=Broker(rabbitmq))
+        assert rabbitmq.ctl("version").startswith("4.3.")
+        rig.broker.publish(later)
+        events = [*done, *held, *later, order("retried")]
+        becomes(lambda: rig.store.done("order"), ids(events), 60)
+        rig.handled_once("order", events)
+        doctor = Command(rig.servers).json("doctor", RETRY_DELAYS=f"{RETRIED_AFTER_S}s")
+        assert doctor["problems"] == 0, doctor
+        assert [dead.body for dead in rig.parked("order", 1)] == [b"not json"]
+        assert service.terminate(10) == 0
+
+
+@pytest.mark.parametrize("servers", [WITHOUT_METRICS], indirect=True, ids=["without metrics"])
+def test_the_command_shows_and_checks_the_same_without_metrics(rig: Rig) -> None:
+    """What is unacked too: it comes from the queue, not from the metrics."""
+    overview = rig.servers.rabbitmq.management("GET", "/api/overview")
+    assert isinstance(overview, dict)
+    assert "queue_totals" not in overview, "the metrics are on"
+    service = rig.start("order")
+    rig.broker.publish_raw(b"not json")
+    becomes(lambda: rig.broker.ready("order.dead-letter"), 1)
+    assert service.terminate(10) == 0
+    rig.broker.publish(orders(20))
+    command = Command(rig.servers)
+    with rig.broker.channel() as channel:
+        channel.basic_qos(prefetch_count=5)
+        channel.basic_consume("order", lambda *_: None)
+
+        def counts() -> list[int]:
+            channel.connection.process_data_events()
+            row = command.json("status")["services"]["order"]
+            return [row[name] for name in ("ready", "unacked", "consumers", "dead_letters")]
+
+        becomes(counts, [15, 5, 1, 1])
+    doctor = command.json("doctor")
+    assert doctor["problems"] == 0, doctor
+    looked_at = {each["what"] for each in doctor["findings"] if each["about"] == "order"}
+    assert {"all 5 queues are as they should be", "bound to exchange events by #"} <= looked_at

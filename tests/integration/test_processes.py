@@ -1,0 +1,261 @@
+"""Services are killed, frozen and stopped under load: others finish it all, and nothing is lost."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from chaos.checks import becomes, lines, losses, not_ready, passes, throughout, true
+from chaos.durations import lasting, often, quick, rate
+from chaos.load import ids, order, orders, repeated
+from chaos.network import port_of
+from chaos.proxy import Proxy, relay
+from chaos.receiver import Receiver, account
+from chaos.rig import Rig
+from chaos.trial import StartTrial
+from servers.servers import Servers
+from servers.services import Service
+from servers.wait import eventually, lasts
+
+# Small transactions: a backlog then lasts long enough to be ended in the middle of it.
+SLOW = {"BATCH_SIZE": "16", "ETCD_MAX_TXN_OPS": "32"}
+# RabbitMQ gives up a connection at the third of its checks, 10 s apart, that finds it silent.
+TAKEN_BACK_WITHIN_S = 35.0
+
+STOPPED_WITHIN_S = 10
+STOPS = 25
+# Transactions that take a while: there is something in flight at nearly each signal.
+COMMIT_S = 0.02
+
+# Killed and frozen.
+
+
+@pytest.mark.short
+@pytest.mark.quick
+def test_killed_again_and_again_in_the_middle_of_a_backlog(trial: StartTrial) -> None:
+    """Six times, before it is ready or soon after: nothing lost, every order at version 1."""
+    attempt = trial("process killed -9 in a backlog")
+    assert attempt.start(**SLOW).terminate() == 0
+    attempt.publish(repeated(orders(6000), 2))
+    for kill in range(6):
+        before = attempt.store.client.revision()
+        service = attempt.start(wait=False, **SLOW)
+        passes(attempt.store.client.revision, before + 5 + 3 * kill)
+        service.kill()
+        assert attempt.broker.ready("order") > 0, "the backlog was gone before the kill"
+        attempt.fired()
+    attempt.start()
+    attempt.judge(at_least=6000)
+
+
+@pytest.mark.short
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("replicas", "times"), [quick(1, 4), (1, often(18, 100)), (2, often(18, 100))]
+)
+def test_processes_are_killed_again_and_again(trial: StartTrial, replicas: int, times: int) -> None:
+    """Whatever each holds is finished by another.
+
+    In turns one is killed at any moment of its work, and one that was frozen until deliveries have
+    piled up in it.
+    """
+    chance = random.Random(replicas)
+    attempt = trial(f"process killed -9 under load, {replicas} at work")
+    running = [attempt.start() for _ in range(replicas)]
+    with attempt.under_load(rate(2 * times, most=300), at_least=50 * times):
+        for kill in range(times):
+            victim = running.pop(chance.randrange(replicas))
+            eventually(partial(has_settled, victim))
+            attempt.poison()
+            if kill % 2:
+                victim.pause()
+                passes(lambda: attempt.broker.unacked("order"), 0)
+            else:
+                lasts(chance.uniform(0, 0.3))
+            victim.kill()
+            assert victim.exit_code == -signal.SIGKILL
+            attempt.fired()
+            running.append(attempt.start())
+
+
+@pytest.mark.short
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seconds", lasting(25, 60))
+def test_processes_are_frozen_for_longer_than_the_heartbeat(
+    trial: StartTrial, seconds: float
+) -> None:
+    """One before its transaction arrives, one before its reply does: a third does their work.
+
+    What they had sent arrives late, while the third has long been done: it loses its compares.
+    """
+    attempt = trial("process frozen for longer than the heartbeat")
+    store, port = attempt.store, port_of(attempt.servers.etcd.endpoint)
+    with relay(port) as asking, relay(port) as answered:
+        zombies = [attempt.start(ETCD_ENDPOINTS=way.address) for way in (asking, answered)]
+        # Before its first commit a service asks for a lease: that is done when these are.
+        warm = attempt.publish(orders(20, "warm"))
+        becomes(lambda: store.done("order"), ids(warm))
+        asking.hold("up")
+        answered.hold("down")
+        frozen = attempt.publish(orders(40, "frozen"))
+        eventually(lambda: true(asking.up.holds(b"/service/order/frozen-")))
+        passes(attempt.done, len(warm))
+        for zombie in zombies:
+            zombie.pause()
+        until_s = time.monotonic() + seconds
+        assert attempt.broker.depth("order") == (0, len(frozen))
+        attempt.fired(2)
+        attempt.start()
+        with attempt.load(rate_per_s=100):
+            eventually(lambda: true(store.done("order") >= ids(frozen)), TAKEN_BACK_WITHIN_S)
+            attempt.works()
+            answers = asking.down.passed_bytes
+            asking.release()
+            passes(lambda: asking.down.passed_bytes, answers)
+            answered.release()
+            lasts(until_s - time.monotonic())
+            for zombie in zombies:
+                zombie.resume()
+            attempt.recovers()
+            for zombie in zombies:
+                passes(partial(losses, zombie), 0)
+                zombie.wait_ready()
+                assert not losses(zombie, "delivery tag"), "it has acked on another channel"
+        attempt.judge(at_least=500)
+
+
+@pytest.mark.short
+def test_a_replica_takes_over_what_a_frozen_one_holds(rig: Rig) -> None:
+    """The frozen one wakes to a closed connection: it loses its compares, its acks go nowhere."""
+    frozen = rig.start("order", STATSD_PREFIX="frozen")
+    events = orders(50)
+    frozen.pause()
+    rig.broker.publish(events)
+    becomes(lambda: rig.broker.unacked("order"), 50)
+    rig.servers.rabbitmq.ctl("close_all_connections", "closed by the test")
+    rig.start("order", STATSD_PREFIX="awake")
+    becomes(lambda: rig.statsd.count("awake.orders_processed"), 50)
+    frozen.resume()
+    becomes(lambda: rig.statsd.count("frozen.orders_returned"), 50)
+    frozen.wait_ready()
+    rig.handled_once("order", events)
+    rig.counters_add_up("orders", prefix="frozen.")
+
+
+def has_settled(service: Service) -> None:
+    """Raise AssertionError unless the service has settled something."""
+    said = ("processed", "skipped: a duplicate", "settled a batch")
+    assert any(lines(service, text) for text in said), "it has settled nothing"
+
+
+# Stopped, by SIGTERM or SIGINT: take no more, settle what is in flight, exit 0 within 10 s.
+
+
+def stopped_by(number: signal.Signals, service: Service) -> int:
+    """Send a signal, and return the exit code."""
+    service.signal(number)
+    return service.wait_end(STOPPED_WITHIN_S)
+
+
+terminate = partial(stopped_by, signal.SIGTERM)
+interrupt = partial(stopped_by, signal.SIGINT)
+
+
+@pytest.fixture
+def slow_way(clean: Servers) -> Iterator[Proxy]:
+    """Give a way to etcd that takes a while."""
+    with relay(port_of(clean.etcd.endpoint)) as running:
+        running.delay(COMMIT_S / 2)
+        yield running
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("stops", [quick(4), STOPS])
+def test_stopped_again_and_again_in_the_middle_of_a_backlog(
+    trial: StartTrial, slow_way: Proxy, stops: int
+) -> None:
+    """Each id is published once, so a skipped delivery would be one of an event recorded before."""
+    attempt = trial("stopped under load")
+    store, slow = attempt.store, {**SLOW, "ETCD_ENDPOINTS": slow_way.address}
+    assert terminate(attempt.start(**slow)) == 0
+    published = 0
+    in_flight = []
+    for number in range(stops):
+        if attempt.broker.ready("order") < 1000:
+            published += len(attempt.publish(orders(3000, f"o{number}")))
+        before = store.client.revision()
+        service = attempt.start(**slow)
+        passes(store.client.revision, before + 5)
+        assert (interrupt if number % 2 else terminate)(service) == 0
+        left = attempt.broker.depth("order")
+        assert left.ready > 0, "the backlog was gone before the signal"
+        assert left.unacked == 0
+        (said,) = lines(service, "stopping: taking no more")
+        in_flight.append(said["in_hand"])
+        attempt.fired()
+    assert sum(number > 0 for number in in_flight) > stops / 2, in_flight
+    service = attempt.start()
+    attempt.judge(at_least=published)
+    assert terminate(service) == 0
+    # Nothing was recorded without its ack, and nothing went back that had been recorded.
+    becomes(lambda: attempt.statsd.count("orders_processed"), published)
+    counts = attempt.rig.counters("orders")
+    assert "processed_skipped" not in counts
+    assert counts["received"] == published + counts.get("returned", 0)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("stops", [quick(2), often(8, STOPS)])
+def test_stopped_with_calls_under_way(trial: StartTrial, receiver: Receiver, stops: int) -> None:
+    """The calls are finished and recorded by the process that made them, and nobody repeats one."""
+    attempt = trial("notify: stopped with calls under way", service="notify")
+    store = attempt.store
+
+    def start(name: str) -> tuple[str, Service]:
+        return name, attempt.start(NOTIFY_URL=receiver.url_for(name))
+
+    running = [start("p0"), start("p1")]
+    finished: set[str] = set()
+    with attempt.under_load(100, at_least=50 * stops):
+        for number in range(stops):
+            name, service = running.pop(0)
+            receiver.hold()
+            # One that was about to be answered when the hold began is not held.
+            passes(partial(receiver.number_held, name), 0)
+            os.kill(service.pid, signal.SIGINT if number % 2 else signal.SIGTERM)
+            eventually(partial(not_ready, service, "running"))
+            # A call is given 5 s.
+            throughout(0.5, partial(not_ready, service, "running"))
+            in_call = receiver.held(name)
+            receiver.release()
+            assert service.wait_end(STOPPED_WITHIN_S) == 0
+            assert in_call
+            assert in_call <= store.done("notify")
+            finished |= in_call
+            attempt.fired()
+            running.append(start(f"p{number + 2}"))
+            attempt.works()
+    assert account(receiver.calls, store.done("notify"), lambda *_: False) == set()
+    of_records = store.steps("notify")
+    assert {tuple(of_records[event_id]) for event_id in finished} == {("claimed", "done")}
+    assert [terminate(service) for _, service in running] == [0, 0]
+    attempt.rig.counters_add_up("notifications")
+
+
+def test_stopped_while_the_broker_is_frozen(rig: Rig) -> None:
+    """A broker that does not answer the goodbye does not keep a service from ending."""
+    service = rig.start("order")
+    rig.broker.publish([order("e-1")])
+    becomes(lambda: rig.store.done("order"), {"e-1"})
+    rig.drained("order")
+    rig.servers.rabbitmq.pause()
+    assert terminate(service) == 0
+    rig.servers.rabbitmq.resume()
+    rig.start("order")
+    rig.broker.publish([order("e-2")])
+    becomes(lambda: rig.store.done("order"), {"e-1", "e-2"})
+    rig.drained("order")
