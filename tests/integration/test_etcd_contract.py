@@ -270,14 +270,10 @@ def test_a_range_has_its_keys_in_order_and_says_what_it_leaves_out(subject: Subj
     assert rest.count == 5
 
 
-@pytest.mark.parametrize("options", [{"count_only": True}, {"keys_only": True}])
-def test_a_range_can_leave_out_values_or_all_but_the_count(
-    subject: Subject, options: dict[str, Any]
-) -> None:
+def test_a_range_can_leave_out_all_but_the_count(subject: Subject) -> None:
     subject.put("a")
-    reply = subject.range(**options)
-    assert reply.count == 1
-    assert [kv.value for kv in reply.kvs] == ([] if "count_only" in options else [b""])
+    reply = subject.range(count_only=True)
+    assert (reply.count, list(reply.kvs)) == (1, [])
 
 
 def test_a_range_at_a_revision_shows_that_instant(subject: Subject) -> None:

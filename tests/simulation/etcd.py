@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 from grpc import StatusCode
+from grpc.aio import AioRpcError
 
 from idempotent_consumer.etcd import CALL_TIMEOUT_S
 from idempotent_consumer.testing.etcd import (
@@ -85,23 +86,25 @@ class SimulatedEtcd(FakeEtcd):
 
     # A request.
 
-    def send(self, call: Call, answered: Callable[[Any], None]) -> None:
-        """Take a request, and remember what its process is told."""
+    def send(self, call: Call) -> None:
+        """Take a request, and note which of its process it is, and to which life of the data."""
         life = cast("Life", call.loop)
         life.sent += 1
         # Wiped or restored, it is another server: what was under way went with the connections.
-        number, lives = call.context = (life.sent, len(self.store.lives))
+        call.context = (life.sent, len(self.store.lives))
+        super().send(call)
 
-        def told(outcome: Any) -> None:
-            if outcome is None or (call.outcome is outcome and self.away):
-                self.run.fault("reply lost", life.name, call.method)
-                self.agenda.later(0.5, partial(answered, TIMED_OUT), life)
-                return
-            if call.outcome is outcome and not isinstance(outcome, Exception):
-                life.hear(call, number, lives - 1)
-            answered(outcome)
-
-        super().send(call, told)
+    def answer(self, call: Call, error: AioRpcError | None = None) -> None:
+        """Let a process have its answer, if it gets through, and remember what it is told."""
+        life = cast("Life", call.loop)
+        if error is None and (call.outcome is None or self.away):
+            self.run.fault("reply lost", life.name, call.method)
+            self.agenda.later(0.5, partial(self.answer, call, TIMED_OUT), life)
+            return
+        if error is None and not isinstance(call.outcome, AioRpcError):
+            number, lives = call.context
+            life.hear(call, number, lives - 1)
+        super().answer(call, error)
 
     def apply(self, call: Call) -> None:
         """Do what a request says, if it still can."""
