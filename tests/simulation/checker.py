@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from idempotent_consumer.names import ATTEMPTS_HEADER, REASON_HEADER
 from idempotent_consumer.testing.etcd import Change, Data
-from simulation.etcd import records
-from simulation.run import INCARNATION, OF_DATA, RECORDED, RECORDS, record_key
-from simulation.workload import SHARED_KEY, Call, Sent
+from simulation.run import INCARNATION, OF_DATA, RECORDED, RECORDS, record_key, records
+from simulation.workload import SHARED_KEY, Call, Sent, effect_keys
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -38,12 +37,7 @@ _MAY_PARK_TWICE = (
 _MAY_OVERLAP = ("frozen", "lease revoked", *OF_DATA)
 
 
-def judge(world: World) -> None:
-    """Find whatever must not be."""
-    _Checker(world).judge()
-
-
-class _Checker:
+class Checker:
     """Judges a world at its end. ``by_content`` has what is handled, by its record."""
 
     def __init__(self, world: World) -> None:
@@ -58,6 +52,7 @@ class _Checker:
             self._calls[call.event.id].append(call)
 
     def judge(self) -> None:
+        """Find whatever must not be."""
         self._judge_lost()
         self._judge_parked()
         for data in self._world.store.lives:
@@ -135,7 +130,7 @@ class _Checker:
                 continue
             one, revision = done
             shared += one.handler.shared
-            for effect in map(str.encode, one.keys):
+            for effect in map(str.encode, effect_keys(one.event_type, one.event_id)):
                 expected.add(effect)
                 puts = [(c.revision, c.value) for c in data.by_key.get(effect, [])]
                 if puts != [(revision, one.digest.encode())]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from types import SimpleNamespace
@@ -159,8 +159,8 @@ class FakeBroker:
     def lose(
         self,
         connection: Connection,
-        kept: tuple[int, int] = (0, 0),
-        noticed_s: tuple[float, float] = (0.0, 0.0),
+        kept: Sequence[int] = (0, 0),
+        noticed_s: Sequence[float] = (0.0, 0.0),
     ) -> int:
         """Reset a connection; return how many frames are lost, of those that were under way.
 
@@ -389,6 +389,7 @@ class ServerChannel:
 
     def __init__(self, session: Session, number: int) -> None:
         self.session, self.number, self.broker = session, number, session.broker
+        self.loop: Any = session.connection.loop
         self.unacked: dict[int, tuple[Consumer, Message]] = {}
         self.unconfirmed: dict[int, bool] = {}
         self.consumers: dict[str, Consumer] = {}

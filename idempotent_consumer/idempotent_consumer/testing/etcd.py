@@ -23,7 +23,7 @@ from grpc import StatusCode
 from grpc.aio import AioRpcError, UsageError
 
 from ..settings import Settings
-from .loop import Agenda, Loop, Wire
+from .loop import Agenda, Wire
 
 
 def _error(code: StatusCode, text: str) -> AioRpcError:
@@ -436,7 +436,7 @@ class Call:
     sent_s: float
     method: str
     request: Any
-    loop: Loop
+    loop: Any
     endpoint: str
     metadata: tuple[tuple[str, str], ...]
     answer: asyncio.Future[Any] = field(repr=False)
@@ -582,7 +582,7 @@ class FakeChannel:
     def _call(self, method: str, request: bytes, metadata: Any) -> Call:
         if self._closed:
             raise UsageError("Channel is closed.")
-        loop: Any = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         name = method.rpartition("/")[2]
         sent = getattr(pb, f"{name}Request").FromString(request)
         answer = loop.create_future()
