@@ -255,7 +255,6 @@ def test_reads(agree: Agree) -> None:
         {"limit": 7},
         {"limit": 100},
         {"count_only": True},
-        {"keys_only": True},
     ]
 
     def scenario(etcd: Subject) -> Replies:

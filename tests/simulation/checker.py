@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from idempotent_consumer.names import ATTEMPTS_HEADER, REASON_HEADER
 from idempotent_consumer.testing.etcd import Change, Data
-from simulation.etcd import records
-from simulation.run import INCARNATION, OF_DATA, RECORDED, RECORDS, record_key
-from simulation.workload import SHARED_KEY, Call, Sent
+from simulation.run import INCARNATION, OF_DATA, RECORDED, RECORDS, record_key, records
+from simulation.workload import SHARED_KEY, Call, Sent, effect_keys
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -38,29 +37,27 @@ _MAY_PARK_TWICE = (
 _MAY_OVERLAP = ("frozen", "lease revoked", *OF_DATA)
 
 
-def judge(world: World) -> None:
-    """Find whatever must not be."""
-    _Checker(world).judge()
-
-
-class _Checker:
-    """Judges a world at its end. ``by_content`` has what is handled, by its record."""
+class Checker:
+    """Judges a world at its end."""
 
     def __init__(self, world: World) -> None:
         self._world, self._run, self._broker = world, world.run, world.broker
-        self._sent = list(world.broker.sent.values())
-        self._by_content = {
-            (record_key(one.event_id), one.digest): one for one in self._sent if one.handled
+        self._violation, self._lives = world.run.violation, world.store.lives
+        self._handled = {
+            (one.key, one.digest): one for one in world.broker.sent.values() if one.handled
         }
-        self._puts = [list(records(data.changes)) for data in world.store.lives]
+        """What is handled, by its record."""
+        self._puts = [list(records(data.changes)) for data in self._lives]
+        self._done = [put for put in chain(*self._puts) if put[1]["state"] == "done"]
         self._calls: dict[str, list[Call]] = defaultdict(list)
         for call in sorted(world.outside.calls, key=lambda call: call.start_s):
             self._calls[call.event.id].append(call)
 
     def judge(self) -> None:
+        """Find whatever must not be."""
         self._judge_lost()
         self._judge_parked()
-        for data in self._world.store.lives:
+        for data in self._lives:
             self._judge_data(data)
         self._judge_calls()
         self._judge_claims()
@@ -70,19 +67,14 @@ class _Checker:
     def _judge_lost(self) -> None:
         """Lost = confirmed - (recorded or parked), body by body."""
         parked = {message.body for message in self._broker.dead}
-        recorded = {
-            (change.key, record["digest"])
-            for change, record in chain(*self._puts)
-            if record["state"] == "done"
-        }
-        for one in self._sent:
+        recorded = {(change.key, record["digest"]) for change, record in self._done}
+        for one in self._broker.sent.values():
             if one.body not in self._world.producer.confirmed or one.body in parked:
                 continue
-            is_recorded = (record_key(one.event_id), one.digest) in recorded
-            if (one.handled or not one.digest) and not is_recorded:
-                self._run.violation("lost", one.body)
             if not one.digest:
-                self._run.violation("an invalid body was not parked", one.body)
+                self._violation("an invalid body was not parked", one.body)
+            elif one.handled and (one.key, one.digest) not in recorded:
+                self._violation("lost", one.body)
 
     def _judge_parked(self) -> None:
         retries = len(self._world.plan.settings.retry_delays)
@@ -97,32 +89,27 @@ class _Checker:
         may_park_twice = self._run.has_fired(*_MAY_PARK_TWICE)
         down = self._run.has_fired("receiver down", "receiver slow", "receiver flapping")
         rejecting = self._run.has_fired("receiver rejecting")
-
-        def may_fail(one: Sent) -> bool:
-            return one.handler.can_fail or (down and one.handler.claimed)
-
         for message in self._broker.dead:
             one, headers = self._broker.sent[message.body], message.headers
+            claimed = one.handled and one.handler.claimed
+            may_fail = one.handled and (one.handler.can_fail or (down and claimed))
             right = {
                 "invalid": not one.digest,
                 # A claim is no verdict: its holder may die or fail. It must be recorded.
                 "conflict": one.handled and self._broker.is_conflict(one),
-                "rejected": one.handled
-                and one.handler.claimed
-                and (one.handler.never_succeeds or rejecting),
-                "failed": one.handled
-                and headers.get(ATTEMPTS_HEADER) == retries + 1
-                and (may_fail(one) or cut_off[one.digest] > retries),
+                "rejected": claimed and (one.handler.never_succeeds or rejecting),
+                "failed": headers.get(ATTEMPTS_HEADER) == retries + 1
+                and (may_fail or (one.handled and cut_off[one.digest] > retries)),
             }
             if not right.get(str(headers.get(REASON_HEADER))):
-                self._run.violation("parked without cause", one.body, headers)
+                self._violation("parked without cause", one.body, headers)
             # One that was recorded before it was given out was a duplicate.
-            at_s = recorded_s.get((record_key(one.event_id), one.digest), math.inf)
+            at_s = recorded_s.get((one.key, one.digest), math.inf)
             if not may_park_twice and at_s < self._broker.given_out_s[message.body]:
-                self._run.violation("parked though it was recorded before", one.body)
+                self._violation("parked though it was recorded before", one.body)
         for body, copies in Counter(message.body for message in self._broker.dead).items():
             if copies > 1 and body and not may_park_twice:
-                self._run.violation("parked twice without cause", body)
+                self._violation("parked twice without cause", body)
 
     def _judge_data(self, data: Data) -> None:
         """Judge one life of etcd's data: unexpected and double records, and effects."""
@@ -135,17 +122,17 @@ class _Checker:
                 continue
             one, revision = done
             shared += one.handler.shared
-            for effect in map(str.encode, one.keys):
+            for effect in map(str.encode, effect_keys(one.event_type, one.event_id)):
                 expected.add(effect)
                 puts = [(c.revision, c.value) for c in data.by_key.get(effect, [])]
                 if puts != [(revision, one.digest.encode())]:
-                    self._run.violation(
+                    self._violation(
                         "an effect is not there once, with its record", effect, revision, puts
                     )
         for key in data.by_key.keys() - expected:
-            self._run.violation("unexpected key", key)
+            self._violation("unexpected key", key)
         if len(data.by_key.get(SHARED_KEY.encode(), [])) != shared:
-            self._run.violation("the shared effect was not written once for each event", shared)
+            self._violation("the shared effect was not written once for each event", shared)
 
     def _judge_record(self, key: bytes, steps: list[Change]) -> tuple[Sent, int] | None:
         """Judge one record's history: recorded once, with the same content to the end.
@@ -153,86 +140,82 @@ class _Checker:
         Returns the event that is recorded, and the revision at which its effects were written.
         """
         values = [json.loads(step.value) if step.value is not None else {} for step in steps]
-        known = [self._by_content.get((key, value["digest"])) for value in values if value]
+        known = [self._handled.get((key, value["digest"])) for value in values if value]
         if None in known:
-            self._run.violation("unexpected record", key, [step.value for step in steps])
+            self._violation("unexpected record", key, [step.value for step in steps])
             return None
         first = next((n for n, value in enumerate(values) if value.get("state") in RECORDED), None)
         if first is None:
             return None
-        one = self._by_content[key, values[first]["digest"]]
+        one = self._handled[key, values[first]["digest"]]
         # With events to publish it is done in a second step, which the end of etcd may prevent.
         states = [(value.get("state"), value.get("digest")) for value in values[first:]]
         due = [("publishing", one.digest)] * bool(one.announcements) + [("done", one.digest)]
         if states != due[: len(states)]:
-            self._run.violation("double", key, steps)
+            self._violation("double", key, steps)
             return None
         if one.handler.never_succeeds:
-            self._run.violation("recorded though its handler always raises", key)
+            self._violation("recorded though its handler always raises", key)
         # All that came before has to be another body's, with a claimed handler.
-        if not one.handler.claimed and any(
-            not self._by_content[key, value["digest"]].handler.claimed
-            for value in values[:first]
-            if value
-        ):
-            self._run.violation("double", key, steps)
+        before = [self._handled[key, value["digest"]] for value in values[:first] if value]
+        if not one.handler.claimed and not all(other.handler.claimed for other in before):
+            self._violation("double", key, steps)
         return one, steps[first].revision
 
     def _judge_claims(self) -> None:
         """Hold that no claim is left in the end: it would be kept alive, and nobody be at it."""
         store = self._world.store
-        living = {one.token for one in self._world.processes if one.life.alive}
+        living = {process.token for process in self._world.living()}
         for key in store.keys(RECORDS.decode()):
             value = json.loads(store.get(key).value)
             if value["state"] == "claimed" and _process(value) in living:
-                self._run.violation("a claim is left, and nobody is at it", key, value["token"])
+                self._violation("a claim is left, and nobody is at it", key, value["token"])
 
     def _judge_published(self) -> None:
         """Hold that events are published after the record with them, and before it is done."""
         published_s = self._broker.published_s
         due_s: dict[bytes, float] = {}
         for change, record in chain(*self._puts):
-            for body in self._by_content[change.key, record["digest"]].announcements:
+            for body in self._handled[change.key, record["digest"]].announcements:
                 first_s = published_s.get(body, [math.inf])[0]
                 if record["state"] == "publishing":
                     due_s[body] = min(change.at_s, due_s.get(body, math.inf))
                 elif record["state"] == "done" and first_s > change.at_s:
-                    self._run.violation("done before its event was published", body)
+                    self._violation("done before its event was published", body)
         for body, times_s in published_s.items():
             if times_s[0] < due_s.get(body, math.inf):
-                self._run.violation("published without a record of it", body)
+                self._violation("published without a record of it", body)
             if len(times_s) > 1:
                 self._run.fired["published again"] += 1
                 if self._world.plan.replicas == 1 and not self._run.has_fired(*_MAY_PARK_TWICE):
-                    self._run.violation("published twice without cause", body)
+                    self._violation("published twice without cause", body)
 
     def _judge_calls(self) -> None:
         for call in self._world.outside.calls:
             if call.life.alive and math.isinf(call.end_s):
-                self._run.violation("a call was not cancelled at its time-out", call.event.id)
-        for change, record in chain(*self._puts):
-            self._judge_called(change, record)
+                self._violation("a call was not cancelled at its time-out", call.event.id)
+        # At least once: each claimed event that is done was called, with success, before.
+        for change, record in self._done:
+            one = self._handled.get((change.key, record["digest"]))
+            if (
+                one is not None
+                and one.handler.claimed
+                and not any(
+                    call.returned
+                    and not call.raised
+                    and call.end_s <= change.at_s + 1e-6
+                    and call.event.digest == one.digest
+                    for call in self._calls[one.event_id]
+                )
+            ):
+                self._violation("done without a call", change.key)
         if self._run.has_fired(*OF_DATA):
             return
-        for event_id, calls in self._calls.items():
-            steps = self._world.store.lives[-1].by_key.get(record_key(event_id), [])
-            deleted_s = [step.at_s for step in steps if step.value is None]
+        for calls in self._calls.values():
+            key = record_key(calls[0].event.id)
+            deleted_s = [c.at_s for c in self._lives[-1].by_key.get(key, []) if c.value is None]
             for first, second in pairwise(calls):
                 self._judge_pair(first, second, deleted_s)
-
-    def _judge_called(self, change: Change, record: dict[str, str]) -> None:
-        """At least once: each claimed event that is done was called, with success, before."""
-        one = self._by_content.get((change.key, record["digest"]))
-        if record["state"] != "done" or one is None or not one.handler.claimed:
-            return
-        if not any(
-            call.returned
-            and not call.raised
-            and call.end_s <= change.at_s + 1e-6
-            and call.event.digest == one.digest
-            for call in self._calls[one.event_id]
-        ):
-            self._run.violation("done without a call", change.key)
 
     def _judge_pair(self, first: Call, second: Call, deleted_s: list[float]) -> None:
         """Judge two calls of one id that follow each other."""
@@ -269,13 +252,11 @@ class _Checker:
             if self._run.has_fired(*OF_DATA):
                 continue
             if process.count("claim_lost") and not self._run.has_fired("claim ended by its lease"):
-                self._run.violation("a claim was counted as lost, and none was", name)
+                self._violation("a claim was counted as lost, and none was", name)
             recorded, processed = done[process.token], process.count("processed")
             exact = alive and process.count("returned") == 0
             if processed > recorded or (exact and processed != recorded):
-                self._run.violation(
-                    "processed is not what it has recorded", name, processed, recorded
-                )
+                self._violation("processed is not what it has recorded", name, processed, recorded)
 
 
 def _process(record: dict[str, str]) -> str:

@@ -32,16 +32,14 @@ class Life(Loop):
     def __init__(self, name: str, run: Run) -> None:
         super().__init__(run.agenda, clock_s=run.rng.uniform(0.0, 1e5))
         self.name, self.run = name, run
+        self.process: Any = None
+        self.on_ended: Callable[[], None] = lambda: None
         self.ended_s: float | None = None
-        self.steps = 0
-        self.dies_at: int | None = None
+        self.steps, self.dies_at = 0, 0
         self.freezes_at: dict[int, float] = {}
         self.sent = self.answered = self.last_answered = self.highest_revision = 0
         self.told_s: dict[bytes, float] = {}
         self.lineage: int | None = None
-        self.on_frozen: Callable[[float], None] = lambda _: None
-        self.on_ended: Callable[[], None] = lambda: None
-        self.may_ack: Callable[[], bool] = lambda: False
 
     def between_steps(self) -> None:
         """Count a step, and die or freeze if it is the one."""
@@ -58,10 +56,9 @@ class Life(Loop):
         if when == "before" and isinstance(what, Sent):
             if isinstance(what.method, spec.Basic.Consume) and not self.answered:
                 self.run.violation("consuming before etcd is ready", self.name)
-            if isinstance(what.method, spec.Basic.Ack) and not self.may_ack():
-                self.run.violation(
-                    "an ack by a process that knows that etcd is another", self.name, what.method
-                )
+            if isinstance(what.method, spec.Basic.Ack) and self.process.running.ledger.halted:
+                kind = "an ack by a process that knows that etcd is another"
+                self.run.violation(kind, self.name, what.method)
         self.steps += 1
         if self.steps == self.dies_at and self.in_step:
             self.run.fault("killed within a step", self.name)
@@ -85,7 +82,7 @@ class Life(Loop):
         """Do nothing for a time, as after SIGSTOP."""
         self.run.fault("frozen", self.name, round(seconds, 2))
         super().freeze(seconds)
-        self.on_frozen(seconds)
+        self.process.broker.go_silent(self, seconds)
 
     def end(self) -> None:
         if self.ended_s is None:
@@ -101,11 +98,10 @@ class Life(Loop):
 
 
 class SimulatedProcess(Process):
-    """The service's own run in one life."""
+    """The service's own run in one life. ``token`` is what the tokens of its records begin with."""
 
     def __init__(self, life: Life, service: Service, broker: FakeBroker, etcd: FakeEtcd) -> None:
-        self.life = life
-        life.may_ack = lambda: not self.running.ledger.halted
+        self.life, life.process = life, self
         rng, plan = life.run.rng, life.run.plan
         super().__init__(
             service,
@@ -131,13 +127,7 @@ class SimulatedProcess(Process):
 
     @property
     def token(self) -> str:
-        """What the tokens of its records begin with; empty where it has not come so far."""
         return self.running.process if hasattr(self, "running") else ""
-
-    @property
-    def held(self) -> int:
-        """How many events circuit breakers hold."""
-        return self.running.consumer.held if self.token else 0
 
     @property
     def is_idle(self) -> bool:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import TypeVar
 
 from idempotent_consumer.settings import Settings
+from idempotent_consumer.testing.etcd import Change
 from idempotent_consumer.testing.loop import Agenda
 
 # The keys as the contract has them, written down apart from the library's code.
@@ -58,6 +60,13 @@ def record_key(event_id: str) -> bytes:
     return RECORDS + encoded
 
 
+def records(changes: Iterable[Change]) -> Iterator[tuple[Change, dict[str, str]]]:
+    """Yield each put of a record, with its value."""
+    for change in changes:
+        if change.key.startswith(RECORDS) and change.value is not None:
+            yield change, json.loads(change.value)
+
+
 @dataclass
 class Plan:
     """What a seed decides. ``rates`` are faults, with their probability or number of times.
@@ -93,8 +102,7 @@ class Run:
 
     def __init__(self, seed: int, draw: Callable[[Random], Plan]) -> None:
         self.seed, self.rng, self.agenda = seed, Random(seed), Agenda()
-        self.plan = draw(self.rng)
-        self.faulty = True
+        self.plan, self.faulty = draw(self.rng), True
         self.fired: Counter[str] = Counter()
         self.violations: list[str] = []
         self._lines: list[tuple[float, str, str, tuple[object, ...]]] = []
@@ -131,7 +139,6 @@ class Run:
         self.note(who, f"FAULT {kind}", *about)
 
     def has_fired(self, *kinds: str) -> bool:
-        """Return whether one of these faults has happened."""
         return any(self.fired[kind] for kind in kinds)
 
     def latency_s(self) -> float:

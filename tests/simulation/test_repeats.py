@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from idempotent_consumer.bus import MAX_BYTES_IN_FLIGHT
-from simulation.etcd import records
-from simulation.run import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, Plan
+from simulation.run import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, Plan, records
 from simulation.workload import Call
 from simulation.world import TIMED, World, draw_plan, simulate
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import dataclass
-from random import Random
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -15,10 +15,10 @@ from fakes.headers import encoded, entry, nested, table
 from idempotent_consumer import Reject, Service
 from idempotent_consumer.event import Event, Publish, Put, decode
 from simulation.process import Life
-from simulation.run import OF_DATA, SERVICE, Run
+from simulation.run import OF_DATA, SERVICE, Run, record_key
 
 if TYPE_CHECKING:
-    from simulation.broker import SimulatedBroker
+    from simulation.servers import SimulatedBroker
 
 Result = list[Put | Publish] | Put | None
 
@@ -66,8 +66,6 @@ TYPES = {
     "doomed_call": EventType(claimed=True, raises=1),
     "call_announce": EventType(claimed=True, announces=True),
 }
-_PURE = tuple(name for name, kind in TYPES.items() if not kind.claimed)
-_CLAIMED = tuple(name for name, kind in TYPES.items() if kind.claimed)
 
 _PROPERTIES = (
     pika.BasicProperties(type="event"),
@@ -106,6 +104,19 @@ _INVALID = (
     b'{"id":"i%d","type":"order","args":{"a":' + b"[" * 600 + b"]" * 600 + b"}}",
 )
 _KINDS = ("new", "duplicate", "conflict", "stranger", "invalid")
+_MIXES = (
+    tuple(TYPES),
+    tuple(name for name, kind in TYPES.items() if not kind.claimed),
+    tuple(name for name, kind in TYPES.items() if kind.claimed),
+    ("order", "flaky_call"),
+    ("flaky_call",),
+    ("call",),
+    ("order", "flaky"),
+    ("shared", "parts", "order"),
+    ("announce",),
+    ("order", "call_announce"),
+)
+"""The types of a run: few in most, for claims need company of their own kind to be contested."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,11 @@ class Sent:
     event_type: str = ""
     digest: str = ""
 
+    @cached_property
+    def key(self) -> bytes:
+        """The key of its record."""
+        return record_key(self.event_id)
+
     @property
     def handled(self) -> bool:
         """Whether a handler is there for it."""
@@ -125,11 +141,6 @@ class Sent:
     @property
     def handler(self) -> EventType:
         return TYPES[self.event_type]
-
-    @property
-    def keys(self) -> list[str]:
-        """The keys that its handler writes, but for the one that events share."""
-        return effect_keys(self.event_type, self.event_id)
 
     @property
     def announcements(self) -> list[bytes]:
@@ -148,93 +159,60 @@ def effect_keys(event_type: str, event_id: str) -> list[str]:
     return [f"/{event_type}/{event_id}/{n}" for n in range(TYPES[event_type].keys)]
 
 
-class Workload:
-    """Draws bodies. Nearly all of them differ, so that a body tells which message it is."""
-
-    def __init__(self, rng: Random, types: tuple[str, ...] = ()) -> None:
-        self._rng = rng
-        self._drawn: list[tuple[str, str, int]] = []
-        self._numbers = 0
-        # Few types in most runs: claims need company of their own kind to be contested.
-        self._types = types or rng.choice(
-            [
-                tuple(TYPES),
-                _PURE,
-                _CLAIMED,
-                ("order", "flaky_call"),
-                ("flaky_call",),
-                ("call",),
-                ("order", "flaky"),
-                ("shared", "parts", "order"),
-                ("announce",),
-                ("order", "call_announce"),
-            ]
-        )
-
-    def draw(self, kind: str) -> Sent:
-        """Return the next body of a kind: new, duplicate, conflict, stranger or invalid."""
-        self._numbers += 1
-        number = self._numbers
-        if kind == "invalid":
-            body = self._rng.choice(_INVALID)
-            return Sent(body % number if body else body)
-        if kind == "stranger":
-            return self._event(f"s{number}", STRANGER, 0)
-        if kind == "new" or not self._drawn:
-            event_id, event_type = self._new_id(), self._rng.choice(self._types)
-        else:
-            event_id, event_type, number = self._rng.choice(self._drawn[-8:])
-            if kind == "duplicate":
-                return self._event(event_id, event_type, number)
-            number = self._numbers
-            if self._rng.random() < 0.3:
-                event_type = self._rng.choice(self._types)
-        self._drawn.append((event_id, event_type, number))
-        return self._event(event_id, event_type, number)
-
-    def _new_id(self) -> str:
-        used = {event_id for event_id, _, _ in self._drawn}
-        free = [event_id for event_id in _IDS if event_id not in used]
-        special = free and self._rng.random() < 0.25
-        return self._rng.choice(free) if special else f"e{self._numbers}"
-
-    def _event(self, event_id: str, event_type: str, number: int) -> Sent:
-        """Write an event; what is not in its digest differs each time."""
-        members = [
-            ("id", event_id),
-            ("type", event_type),
-            ("args", {"number": number, "b": [1]}),
-            ("copy", self._numbers),
-        ]
-        self._rng.shuffle(members)
-        body = orjson.dumps(dict(members))
-        return Sent(body, event_id, event_type, decode(body).digest)
-
-
 class Producer:
-    """Publishes a run's bodies at random times, in bursts, and again where no confirm came."""
+    """Publishes a run's bodies at random times, in bursts, and again where no confirm came.
+
+    Nearly all bodies differ, so that one tells which message it is.
+    """
 
     def __init__(self, run: Run, broker: SimulatedBroker) -> None:
         rng, plan = run.rng, run.plan
-        self._run, self._broker = run, broker
+        self._run, self._rng, self._broker = run, rng, broker
         self.confirmed: set[bytes] = set()
         self.unsent = plan.events
-        workload = Workload(rng, plan.types)
+        self._drawn: list[tuple[str, str, int]] = []
+        self._types = plan.types or rng.choice(_MIXES)
         ends_s, at_s = plan.faulty_s * rng.choice([0.2, 0.8]), 0.0
         if any(kind in plan.rates for kind in OF_DATA):
             ends_s = plan.faulty_s + 30.0  # Something must come to those that must not settle.
-        for kind in rng.choices(_KINDS, plan.shares, k=plan.events):
+        for number, kind in enumerate(rng.choices(_KINDS, plan.shares, k=plan.events), start=1):
             if rng.random() < 0.3:
                 at_s = rng.uniform(0.0, ends_s)
-            self._later(at_s, workload.draw(kind))
+            run.agenda.later(at_s, partial(self._publish, self._draw(kind, number)))
 
-    def _later(self, delay_s: float, sent: Sent) -> None:
-        self._run.agenda.later(delay_s, lambda: self._publish(sent))
+    def _draw(self, kind: str, number: int) -> Sent:
+        """Return the next body of a kind; what is not in its digest differs each time."""
+        rng = self._rng
+        if kind == "invalid":
+            body = rng.choice(_INVALID)
+            return Sent(body % number if body else body)
+        if kind == "stranger":
+            drawn = (f"s{number}", STRANGER, 0)
+        elif kind == "duplicate" and self._drawn:
+            drawn = rng.choice(self._drawn[-8:])
+        else:
+            if kind == "conflict" and self._drawn:
+                event_id, event_type, _ = rng.choice(self._drawn[-8:])
+                if rng.random() < 0.3:
+                    event_type = rng.choice(self._types)
+            else:
+                used = {event_id for event_id, _, _ in self._drawn}
+                free = [event_id for event_id in _IDS if event_id not in used]
+                event_id = rng.choice(free) if free and rng.random() < 0.25 else f"e{number}"
+                event_type = rng.choice(self._types)
+            drawn = (event_id, event_type, number)
+            self._drawn.append(drawn)
+        event_id, event_type, content = drawn
+        args = {"number": content, "b": [1]}
+        members = [("id", event_id), ("type", event_type), ("args", args), ("copy", number)]
+        rng.shuffle(members)
+        body = orjson.dumps(dict(members))
+        return Sent(body, event_id, event_type, decode(body).digest)
 
     def _publish(self, sent: Sent) -> None:
-        broker, rng = self._broker, self._run.rng
+        broker, rng, later = self._broker, self._rng, self._run.agenda.later
         if broker.away:
-            self._later(1.0, sent)
+            later(1.0, partial(self._publish, sent))
             return
         self.unsent -= 1
         broker.sent[sent.body] = sent
@@ -245,7 +223,7 @@ class Producer:
             self.confirmed.add(sent.body)
         elif rng.random() < 0.7:
             self.unsent += 1
-            self._later(rng.uniform(0.05, 5.0), sent)
+            later(rng.uniform(0.05, 5.0), partial(self._publish, sent))
 
 
 @dataclass
@@ -315,13 +293,10 @@ class Outside:
 
 
 class Handlers:
-    """The handlers of one process."""
+    """The handlers of a process's service; a claimed one is a coroutine function or a plain one."""
 
-    def __init__(self, life: Life, outside: Outside) -> None:
+    def __init__(self, service: Service, life: Life, outside: Outside) -> None:
         self._life, self._outside, self._rng = life, outside, life.run.rng
-
-    def register(self, service: Service) -> None:
-        """Give them to a service; a claimed one is a coroutine function or a plain one."""
         for name, kind in TYPES.items():
             if kind.claimed:
                 claimed: Any = self._on_loop if self._rng.random() < 0.5 else self._on_thread

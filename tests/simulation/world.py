@@ -12,11 +12,10 @@ from random import Random
 from idempotent_consumer import Service
 from idempotent_consumer.bus import COMMITS_IN_FLIGHT, MAX_BYTES_IN_FLIGHT
 from idempotent_consumer.settings import Settings
-from simulation.broker import SimulatedBroker
-from simulation.checker import judge
-from simulation.etcd import SimulatedEtcd
+from simulation.checker import Checker
 from simulation.process import Life, SimulatedProcess
 from simulation.run import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, SERVICE, Plan, Run
+from simulation.servers import SimulatedBroker, SimulatedEtcd
 from simulation.workload import Handlers, Outside, Producer
 
 DRAINED_WITHIN_S = 400.0
@@ -51,33 +50,7 @@ class World:
         self.processes: list[SimulatedProcess] = []
         self._kills_left = int(self.plan.rates.get("killed", 0))
         self._freezes_left = int(self.plan.rates.get("frozen", 0))
-        self._may_start = True
-        self._schedule()
-
-    def play(self) -> None:
-        """Run to the end, and judge."""
-        self.agenda.run(self.plan.faulty_s, self._broken)
-        self._stop_faults()
-        for kind in OF_DATA:
-            if kind in self.plan.rates and not self._broken():
-                self._lose_data(kind)
-        self._pass_s(DRAINED_WITHIN_S, self._drained)
-        if not self._broken() and (self.producer.unsent or self.broker.unsettled):
-            left = [message.body for message in self.broker.unsettled]
-            held = sum(process.held for process in self.living())
-            self.run.violation("stuck", f"{len(left)} not settled, {held} held,", left[:3])
-        # What is still under way may apply now, when everything seems settled.
-        self._pass_s(_OVER_WITHIN_S, self._is_over)
-        self._pass_s(_HEARD_WITHIN_S, self._broken)
-        if not self._broken():
-            judge(self)
-        for process in self.processes:
-            process.life.kill()
-
-    def _pass_s(self, seconds: float, enough: Callable[[], bool]) -> None:
-        self.agenda.run(self.agenda.now_s + seconds, enough)
-
-    def _schedule(self) -> None:
+        self._may_start, self._snapshot = True, self.store.snapshot()
         plan, rng, later = self.plan, self.run.rng, self.agenda.later
         for slot in range(plan.replicas):
             later(rng.uniform(0.0, 1.0), partial(self._start, slot, 1))
@@ -88,7 +61,54 @@ class World:
                 later(at_s, partial(happen, self, kind))
         if "etcd restored" in plan.rates:
             later(rng.uniform(0.0, plan.faulty_s), self._take_snapshot)
-        self._snapshot = self.store.snapshot()
+
+    def play(self) -> None:
+        """Run to the end, and judge."""
+        self._pass_s(self.plan.faulty_s)
+        self.run.note("", "no more faults from here on")
+        self.run.faulty = False
+        for switch in (self.etcd.be_away, self.etcd.be_full, self.broker.be_away):
+            switch(False)
+        for process in self.living():
+            process.life.dies_at = 0
+            process.life.freezes_at.clear()
+        for kind in OF_DATA:
+            if kind in self.plan.rates and not self._broken():
+                self._lose_data(kind)
+        self._pass_s(DRAINED_WITHIN_S, self._is_drained)
+        if not self._broken() and not self._is_drained():
+            left = [message.body for message in self.broker.unsettled]
+            held = sum(each.running.consumer.held for each in self.living() if each.token)
+            self.run.violation("stuck", f"{len(left)} not settled, {held} held,", left[:3])
+        # What is still under way may apply now, when everything seems settled.
+        self._pass_s(_OVER_WITHIN_S, self._is_over)
+        self._pass_s(_HEARD_WITHIN_S)
+        if not self._broken():
+            Checker(self).judge()
+        for process in self.processes:
+            process.life.kill()
+
+    def _pass_s(self, seconds: float, enough: Callable[[], bool] = lambda: False) -> None:
+        """Let time pass, until it is enough, as is looked at now and then, or the run is broken."""
+        self.agenda.run(
+            self.agenda.now_s + seconds,
+            lambda: self._broken() or (self.agenda.happened % _LOOKED_AT_EVERY == 0 and enough()),
+        )
+
+    def _broken(self) -> bool:
+        if self.agenda.happened > _MOST_STEPS and not self.run.violations:
+            self.run.violation("a hot loop", f"{self.agenda.happened} steps")
+        return bool(self.run.violations)
+
+    def _is_drained(self) -> bool:
+        return not (self.producer.unsent or self.broker.unsettled)
+
+    def _is_over(self) -> bool:
+        return (
+            self.agenda.now_s >= self.etcd.applies_until_s
+            and not self.broker.unsettled
+            and all(process.is_idle for process in self.living())
+        )
 
     def _take_snapshot(self) -> None:
         self._snapshot = self.store.snapshot()
@@ -100,27 +120,23 @@ class World:
         if not self._may_start:
             self.agenda.later(1.0, partial(self._start, slot, number))
             return
-        life = Life(f"p{slot}.{number}", self.run)
-        self._doom(life)
-        service = Service(SERVICE, noun="orders")
-        Handlers(life, self.outside).register(service)
-        process = SimulatedProcess(life, service, self.broker, self.etcd)
-        life.on_ended = lambda: self._ended(process, slot, number)
-        life.on_frozen = partial(self.broker.go_silent, life)
-        self.processes.append(process)
-        self.run.note(life.name, "starts")
-
-    def _doom(self, life: Life) -> None:
-        """Decide at which steps a process dies and freezes; early ones are as likely as late."""
-        rng = self.run.rng
-        if self.run.faulty and self._kills_left and rng.random() < 0.8:
+        run, rng = self.run, self.run.rng
+        life = Life(f"p{slot}.{number}", run)
+        # At which steps it dies and freezes; early ones are as likely as late.
+        if run.faulty and self._kills_left and rng.random() < 0.8:
             self._kills_left -= 1
             life.dies_at = int(math.exp(rng.uniform(math.log(4), math.log(600))))
-        while self.run.faulty and self._freezes_left and rng.random() < 0.7:
+        while run.faulty and self._freezes_left and rng.random() < 0.7:
             self._freezes_left -= 1
             step = int(math.exp(rng.uniform(math.log(4), math.log(600))))
             seconds = rng.choice([rng.uniform(0.5, 5.0), rng.uniform(5.0, 40.0)])
             life.freezes_at[step] = min(seconds, self.plan.longest_freeze_s)
+        service = Service(SERVICE, noun="orders")
+        Handlers(service, life, self.outside)
+        process = SimulatedProcess(life, service, self.broker, self.etcd)
+        life.on_ended = lambda: self._ended(process, slot, number)
+        self.processes.append(process)
+        run.note(life.name, "starts")
 
     def _ended(self, process: SimulatedProcess, slot: int, number: int) -> None:
         if not process.life.in_step:
@@ -134,17 +150,6 @@ class World:
     def living(self) -> list[SimulatedProcess]:
         return [process for process in self.processes if process.life.alive]
 
-    # The end.
-
-    def _stop_faults(self) -> None:
-        self.run.note("", "no more faults from here on")
-        self.run.faulty = False
-        for switch in (self.etcd.be_away, self.etcd.be_full, self.broker.be_away):
-            switch(False)
-        for process in self.living():
-            process.life.dies_at = None
-            process.life.freezes_at.clear()
-
     def _lose_data(self, kind: str) -> None:
         """Wipe or restore etcd; whoever knows better must not settle; then restart everything."""
         run = self.run
@@ -152,7 +157,7 @@ class World:
             # What waits for a confirm when the data goes has one when that is known.
             seconds = (_NOTICED_WITHIN_S / 2, 2 * _NOTICED_WITHIN_S)
             run.lasts("alarm", "broker", seconds, self.broker.set_alarm)
-            self._pass_s(_NOTICED_WITHIN_S / 3, self._broken)
+            self._pass_s(_NOTICED_WITHIN_S / 3)
         now_s = self.agenda.now_s
         # Each commit on its way applies before its sender sees a reply, and takes the revision on.
         on_their_way = COMMITS_IN_FLIGHT * self.plan.replicas + 4
@@ -175,38 +180,17 @@ class World:
             self.store.restore(self._snapshot)
         self.etcd.end_watches()
         if not self.plan.restarted_at_once:
-            self._pass_s(_NOTICED_WITHIN_S, self._broken)
+            self._pass_s(_NOTICED_WITHIN_S)
             if kind == "etcd restored" and len(knowing) < len(living):
                 # Revisions alone do not tell, where a process that has seen little or nothing past
                 # the snapshot writes on before the others look: etcd's revision is theirs again.
                 run.fired["restored to nearly what it was"] += 1
             else:
                 self.broker.must_not_ack.update(knowing)
-            self._pass_s(_NOTICED_WITHIN_S, self._broken)
+            self._pass_s(_NOTICED_WITHIN_S)
         self._may_start = True
         for process in self.living():
             process.life.end()
-
-    def _broken(self) -> bool:
-        if self.agenda.happened > _MOST_STEPS and not self.run.violations:
-            self.run.violation("a hot loop", f"{self.agenda.happened} steps")
-        return bool(self.run.violations)
-
-    def _now_and_then(self) -> bool:
-        return self.agenda.happened % _LOOKED_AT_EVERY == 0
-
-    def _drained(self) -> bool:
-        return self._broken() or (
-            self._now_and_then() and self.producer.unsent == 0 and not self.broker.unsettled
-        )
-
-    def _is_over(self) -> bool:
-        return self._broken() or (
-            self._now_and_then()
-            and self.agenda.now_s >= self.etcd.applies_until_s
-            and not self.broker.unsettled
-            and all(process.is_idle for process in self.living())
-        )
 
 
 Timed = Callable[["World", str], None]

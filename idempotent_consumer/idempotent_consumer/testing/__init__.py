@@ -14,8 +14,6 @@ In a test of yours::
         check_crashes(make, events)
 """
 
-from .checks import check_crashes, check_duplicates
-from .receiver import Receiver
-from .world import InMemory, Parked
+from .world import InMemory, Parked, Receiver, check_crashes, check_duplicates
 
 __all__ = ["InMemory", "Parked", "Receiver", "check_crashes", "check_duplicates"]

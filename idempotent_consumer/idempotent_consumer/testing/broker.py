@@ -1,17 +1,17 @@
 """A RabbitMQ in memory, which speaks AMQP with pika's own connections and channels.
 
-``tests/integration/test_broker_contract.py`` holds it against a real RabbitMQ: it does what AMQP's
-documentation says, as far as the library uses it.
+It does what the library uses. ``tests/integration/test_broker_contract.py`` holds it against a
+real RabbitMQ.
 """
 
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pika
@@ -119,15 +119,14 @@ class FakeBroker:
         self.nacks: Callable[[str], bool] = lambda _: False
         self.exchanges: dict[str, list[tuple[str, str]]] = {}
         self.queues: dict[str, Queue] = {}
+        self.sinks: dict[str, Queue] = {}
         self.sessions: list[Session] = []
         self.connections: list[Connection] = []
-        self.sinks: dict[str, Queue] = {}
         self.published: list[Message] = []
         self.acked: list[Message] = []
         self.acks: list[Ack] = []
-        self.consumed = 0
         self.arrived: Counter[Loop] = Counter()
-        self._stored = 0
+        self.consumed = self._stored = 0
 
     # What a process reaches.
 
@@ -138,15 +137,10 @@ class FakeBroker:
 
     # What the test does.
 
-    def publish(
-        self, exchange: str, routing_key: str, body: bytes, properties: Any = None
-    ) -> list[Queue]:
-        """Publish as some other client would; return the queues that have it."""
-        queues = self.route(exchange, routing_key)
-        encoded = _encoded(properties)
-        for queue in queues:
-            self.put(queue, self.message(body, encoded, exchange, routing_key))
-        return queues
+    def publish(self, exchange: str, routing_key: str, body: bytes, properties: Any = None) -> None:
+        """Publish as some other client would."""
+        for queue in self.route(exchange, routing_key):
+            self.store(queue, body, _encoded(properties), exchange, routing_key)
 
     def delete_queue(self, name: str) -> None:
         """Delete a queue with its messages; its consumers are told."""
@@ -165,8 +159,8 @@ class FakeBroker:
     def lose(
         self,
         connection: Connection,
-        kept: tuple[int, int] = (0, 0),
-        noticed_s: tuple[float, float] = (0.0, 0.0),
+        kept: Sequence[int] = (0, 0),
+        noticed_s: Sequence[float] = (0.0, 0.0),
     ) -> int:
         """Reset a connection; return how many frames are lost, of those that were under way.
 
@@ -252,9 +246,11 @@ class FakeBroker:
             raise ChannelError(404, f"NOT_FOUND - no exchange '{exchange}' in vhost '/'")
         return [queue for name, queue in self.queues.items() if name in found]
 
-    def message(self, body: bytes, encoded: bytes, exchange: str, routing_key: str) -> Message:
+    def store(
+        self, queue: Queue, body: bytes, encoded: bytes, exchange: str, routing_key: str
+    ) -> None:
         self._stored += 1
-        return Message(self._stored, body, encoded, exchange, routing_key)
+        self.put(queue, Message(self._stored, body, encoded, exchange, routing_key))
 
     def put(self, queue: Queue, message: Message) -> None:
         queue.ready.append(message)
@@ -297,7 +293,7 @@ class FakeBroker:
         deaths = [death, *message.headers.get("x-death", ())]
         encoded = with_headers(message.encoded, {"x-death": deaths})
         for target in targets:
-            self.put(target, self.message(message.body, encoded, exchange, routing_key))
+            self.store(target, message.body, encoded, exchange, routing_key)
 
     def _expire(self, queue: Queue, message: Message) -> None:
         if message in queue.ready:
@@ -331,6 +327,7 @@ class Session:
         connection.to_client.send(partial(connection.receive, number, method, *content))
 
     def receive(self, number: int, sent: Sent) -> None:
+        """Do what the client has sent on a channel."""
         method = sent.method
         if isinstance(method, spec.Basic.Publish) and self.broker.alarm and not self.blocked:
             self.blocked = True
@@ -392,6 +389,7 @@ class ServerChannel:
 
     def __init__(self, session: Session, number: int) -> None:
         self.session, self.number, self.broker = session, number, session.broker
+        self.loop: Any = session.connection.loop
         self.unacked: dict[int, tuple[Consumer, Message]] = {}
         self.unconfirmed: dict[int, bool] = {}
         self.consumers: dict[str, Consumer] = {}
@@ -444,10 +442,6 @@ class ServerChannel:
         self._answer(method, spec.Channel.CloseOk())
 
     def exchange_declare(self, method: Any) -> None:
-        if method.type != "topic":
-            raise ChannelError(540, f"NOT_IMPLEMENTED - an exchange of type '{method.type}'")
-        if method.passive:
-            self.broker.route(method.exchange, "")
         self.broker.exchanges.setdefault(method.exchange, [])
         self._answer(method, spec.Exchange.DeclareOk())
 
@@ -460,7 +454,9 @@ class ServerChannel:
             for key in {**queue.arguments, **arguments}:
                 received, current = arguments.get(key), queue.arguments.get(key)
                 if received != current:
-                    raise _inequivalent(key, name, received, current)
+                    inequivalent = f"inequivalent arg '{key}' for queue '{name}' in vhost '/'"
+                    values = f"received {_shown(received)} but current is {_shown(current)}"
+                    raise ChannelError(406, f"PRECONDITION_FAILED - {inequivalent}: {values}")
         counts = {"message_count": len(queue.ready), "consumer_count": len(queue.consumers)}
         self._answer(method, spec.Queue.DeclareOk(name, **counts))
 
@@ -501,7 +497,7 @@ class ServerChannel:
         settled = self._take(tags)
         for consumer, message in settled:
             self.broker.settled(consumer, message)
-        for queue in {consumer.queue: None for consumer, _ in settled}:
+        for queue in dict.fromkeys(consumer.queue for consumer, _ in settled):
             self.broker.dispatch(queue)
 
     def basic_reject(self, method: Any) -> None:
@@ -527,7 +523,7 @@ class ServerChannel:
             if broker.nacks(queue.name):
                 taken = False
             else:
-                broker.put(queue, broker.message(body, encoded, exchange, routing_key))
+                broker.store(queue, body, encoded, exchange, routing_key)
         if self.confirming:
             self.unconfirmed[number] = taken
             broker.confirm(self, number)
@@ -540,7 +536,7 @@ class ServerChannel:
         for consumer in list(self.consumers.values()):
             self._end_consumer(consumer)
         unacked = self._take(list(self.unacked))
-        for queue in {consumer.queue: None for consumer, _ in unacked}:
+        for queue in dict.fromkeys(consumer.queue for consumer, _ in unacked):
             messages = [message for consumer, message in unacked if consumer.queue is queue]
             self.broker.take_back(queue, messages)
 
@@ -573,13 +569,8 @@ def _encoded(properties: Any) -> bytes:
     return b"".join((properties or pika.BasicProperties()).encode())
 
 
-def _inequivalent(argument: str, queue: str, received: object, current: object) -> ChannelError:
-    shown = [f"'{value}'" if value is not None else "none" for value in (received, current)]
-    return ChannelError(
-        406,
-        f"PRECONDITION_FAILED - inequivalent arg '{argument}' for queue '{queue}' in vhost '/': "
-        f"received {shown[0]} but current is {shown[1]}",
-    )
+def _shown(value: object) -> str:
+    return "none" if value is None else f"'{value}'"
 
 
 def _matches(pattern: list[str], words: list[str]) -> bool:
@@ -670,7 +661,8 @@ class Connection(amqp.Connection):
 
 def _marshalled(number: int, method: Any, encoded: bytes, body: bytes) -> bytes:
     """Return the frames of a message, as one read from the socket may bring them."""
-    header = struct.pack(">HxxQ", spec.Basic.INDEX, len(body)) + encoded
-    start = struct.pack(">BHI", spec.FRAME_HEADER, number, len(header))
-    frames = [frame.Method(number, method).marshal(), start, header, bytes([spec.FRAME_END])]
-    return b"".join([*frames, frame.Body(number, body).marshal()] if body else frames)
+    # As they are: some properties are such as pika would not write.
+    properties = SimpleNamespace(INDEX=spec.Basic.INDEX, encode=lambda: [encoded])
+    header = frame.Header(number, len(body), properties)
+    frames = [frame.Method(number, method), header, *([frame.Body(number, body)] if body else [])]
+    return b"".join(each.marshal() for each in frames)

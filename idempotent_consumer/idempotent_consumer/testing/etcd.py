@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import operator
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import Any, NamedTuple
 
 from etcd3 import etcdrpc as pb
@@ -22,20 +23,23 @@ from grpc import StatusCode
 from grpc.aio import AioRpcError, UsageError
 
 from ..settings import Settings
-from .loop import Agenda, Loop, Wire
+from .loop import Agenda, Wire
 
-TIMED_OUT = AioRpcError(StatusCode.DEADLINE_EXCEEDED, (), (), details="Deadline Exceeded")
-CLOSED = AioRpcError(StatusCode.UNAVAILABLE, (), (), details="Socket closed")
+
+def _error(code: StatusCode, text: str) -> AioRpcError:
+    return AioRpcError(code, (), (), details=text)
+
+
+def refusal(code: StatusCode, text: str) -> AioRpcError:
+    """Return the error with which etcd refuses a request."""
+    return _error(code, f"etcdserver: {text}")
+
+
+TIMED_OUT = _error(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+CLOSED = _error(StatusCode.UNAVAILABLE, "Socket closed")
+TOO_LARGE = _error(StatusCode.RESOURCE_EXHAUSTED, "Received message larger than max (2 vs. 1)")
 MAX_LEASE_TTL_S = 9_000_000_000
-MIN_LEASE_TTL_S = 2
-FIRST_LEASE = 1000
 
-_COMPARED = {
-    pb.Compare.MOD: "mod_revision",
-    pb.Compare.CREATE: "create_revision",
-    pb.Compare.VERSION: "version",
-    pb.Compare.VALUE: "value",
-}
 _COMPARISONS = {
     pb.Compare.EQUAL: operator.eq,
     pb.Compare.NOT_EQUAL: operator.ne,
@@ -45,11 +49,6 @@ _COMPARISONS = {
 _MORE_FOLLOWS = b"\x38\x01"
 """``WatchResponse.fragment``, field 7."""
 
-COMPACTED = "mvcc: required revision has been compacted"
-TOO_LARGE = AioRpcError(
-    StatusCode.RESOURCE_EXHAUSTED, (), (), details="Received message larger than max (2 vs. 1)"
-)
-
 
 class Change(NamedTuple):
     """One step of a key's history: what it holds from then on, nothing where it is deleted."""
@@ -57,22 +56,9 @@ class Change(NamedTuple):
     at_s: float
     revision: int
     key: bytes
+    value: bytes | None
+    lease: int
     kv: Any
-
-    @property
-    def value(self) -> bytes | None:
-        value: bytes | None = None if self.kv is None else self.kv.value
-        return value
-
-    @property
-    def lease(self) -> int:
-        lease: int = 0 if self.kv is None else self.kv.lease
-        return lease
-
-
-def refusal(code: StatusCode, text: str) -> AioRpcError:
-    """Return the error with which etcd refuses a request."""
-    return AioRpcError(code, (), (), details=f"etcdserver: {text}")
 
 
 class Data:
@@ -87,13 +73,13 @@ class Data:
         self.leases: dict[int, tuple[float, int]] = {}
         self.changes: list[Change] = []
         self.by_key: dict[bytes, list[Change]] = {}
-        self.keys_sorted: list[bytes] | None = None
+        self._keys: list[bytes] = []
 
     def add(self, change: Change) -> None:
         self.changes.append(change)
         if change.key not in self.by_key:
             self.by_key[change.key] = []
-            self.keys_sorted = None
+            insort(self._keys, change.key)
         self.by_key[change.key].append(change)
 
     def copy(self) -> Data:
@@ -112,46 +98,41 @@ class Data:
 
     def within(self, key: bytes, range_end: bytes, revision: int | None = None) -> list[bytes]:
         """Return the keys of a range that there are, or were at a revision, in their order."""
-        if not range_end:
-            return [key] if self.at(key, revision) is not None else []
-        ordered = self.keys_sorted
-        if ordered is None:
-            ordered = self.keys_sorted = sorted(self.by_key)
-        start = bisect_left(ordered, key)
-        stop = len(ordered) if range_end == b"\0" else bisect_left(ordered, range_end)
-        return [each for each in ordered[start:stop] if self.at(each, revision) is not None]
+        start = bisect_left(self._keys, key)
+        stop = len(self._keys) if range_end == b"\0" else bisect_left(self._keys, range_end)
+        keys = self._keys[start:stop] if range_end else [key]
+        return [each for each in keys if self.at(each, revision) is not None]
 
 
 class Store:
     """An etcd of one member. ``apply`` is one request; the rest is the test's own hand on it.
 
     ``now_s`` is its clock. ``lives`` has its data, and before that what was lost by each wipe and
-    restore. ``out_of_space`` is the NOSPACE alarm. ``events_a_reply``, where it is not 0, is how
-    many events a watch's reply has room for: the others come in more fragments, where the watch
-    asked for fragments, and else it ends.
+    restore; ``history`` every change there has ever been, in all of them. ``out_of_space`` is the
+    NOSPACE alarm. ``events_a_reply``, where it is not 0, is how many events a watch's reply has
+    room for: the others come in more fragments, where the watch asked for fragments, and else it
+    ends.
     """
 
     def __init__(self, now_s: Callable[[], float], max_txn_ops: int = 128) -> None:
         self._now_s, self.max_txn_ops = now_s, max_txn_ops
-        self.lives = [Data()]
+        self.lives, self.history = [Data()], list[Change]()
         self._data = self.lives[0]
-        self._leases_granted = 0
+        self._lease_ids = count(1001)
         self._watches: list[Watch] = []
-        self.out_of_space = False
-        self.events_a_reply = 0
-        self.version = "3.5.30"
+        self.out_of_space, self.events_a_reply, self.version = False, 0, "3.5.30"
 
     # What the test does.
 
     def put(self, key: str, value: bytes, lease: int = 0) -> int:
         """Write a key as an operator would; return its revision."""
         put = pb.PutRequest(key=key.encode(), value=value, lease=lease)
-        return int(self._txn(_always(pb.RequestOp(request_put=put))).header.revision)
+        return int(self._do_alone(pb.RequestOp(request_put=put)).header.revision)
 
     def delete(self, key: str) -> None:
         """Delete a key as an operator would."""
         delete = pb.DeleteRangeRequest(key=key.encode())
-        self._txn(_always(pb.RequestOp(request_delete_range=delete)))
+        self._do_alone(pb.RequestOp(request_delete_range=delete))
 
     def revoke(self, lease: int) -> None:
         """End a lease as an operator would, or its time."""
@@ -170,11 +151,6 @@ class Store:
         self.expire()
         found = [key.decode() for key in self._data.within(b"\0", b"\0")]
         return [key for key in found if key.startswith(prefix)]
-
-    @property
-    def history(self) -> list[Change]:
-        """Every change there has ever been, over wipes and restores too."""
-        return list({id(c): c for life in self.lives for c in life.changes}.values())
 
     def puts(self, prefix: str) -> list[Change]:
         """Return every put there has ever been of keys with this prefix."""
@@ -207,24 +183,19 @@ class Store:
         self._data.wiped = True
         self.restore(Data(revision))
 
-    # What etcd does.
+    def progress(self) -> None:
+        """Tell the watches that want it up to which revision they have had everything."""
+        for watch in self._watches:
+            if watch.request.progress_notify:
+                watch.deliver(pb.WatchResponse(header=self._header()))
+
+    # What etcd does. A request is done by the method with its name, in lower case.
 
     def apply(self, method: str, request: Any) -> Any:
         """Do what a request says and return the reply, or raise AioRpcError and change nothing."""
         self.expire()
-        known: dict[str, Callable[[Any], Any]] = {
-            "Txn": self._txn,
-            "Range": self._read_alone,
-            "LeaseGrant": self._grant,
-            "LeaseKeepAlive": self._keep_alive,
-            "LeaseTimeToLive": self._time_to_live,
-            "Authenticate": self._authenticate,
-            "Status": self._status,
-            "Alarm": self._alarms,
-        }
-        reply = known[method](request)
-        if not reply.header.revision:
-            reply.header.revision = self._data.revision
+        reply = getattr(self, f"_{method.lower()}")(request)
+        reply.header.revision = self._data.revision
         return reply
 
     def watch(self, watch: Watch) -> None:
@@ -239,12 +210,6 @@ class Store:
         if start:
             self._tell(watch, [c for c in self._data.changes if c.revision >= start])
 
-    def progress(self) -> None:
-        """Tell the watches that want it up to which revision they have had everything."""
-        for watch in self._watches:
-            if watch.request.progress_notify:
-                watch.deliver(pb.WatchResponse(header=self._header()))
-
     @property
     def watched(self) -> bool:
         """Whether there is a watch: somebody to whom the end of a lease is told."""
@@ -252,15 +217,16 @@ class Store:
 
     def expire(self) -> None:
         """End the leases that have run out. Each look at the data does so before."""
-        now_s = self._now_s()
-        ended = [
-            (ends_s, lease) for lease, (ends_s, _) in self._data.leases.items() if ends_s <= now_s
-        ]
+        now_s, leases = self._now_s(), self._data.leases
+        ended = [(ends_s, lease) for lease, (ends_s, _) in leases.items() if ends_s <= now_s]
         for _, lease in sorted(ended):
             self._end_lease(lease)
 
     def _header(self) -> Any:
         return pb.ResponseHeader(revision=self._data.revision)
+
+    def _do_alone(self, operation: Any) -> Any:
+        return self.apply("Txn", pb.TxnRequest(success=[operation]))
 
     def _committed(self, changes: list[Change]) -> None:
         """Take note of the changes of one revision, which the data has."""
@@ -271,9 +237,7 @@ class Store:
                 self._tell(watch, changes)
 
     def _tell(self, watch: Watch, changes: list[Change]) -> None:
-        events = [
-            self._event(change, watch.request.prev_kv) for change in changes if watch.wants(change)
-        ]
+        events = [self._event(change, watch.request) for change in changes if watch.wants(change)]
         room = self.events_a_reply or len(events)
         while events:
             reply = pb.WatchResponse(header=self._header(), events=events[:room])
@@ -285,9 +249,9 @@ class Store:
                 reply.MergeFromString(_MORE_FOLLOWS)
             watch.deliver(reply)
 
-    def _event(self, change: Change, prev_kv: bool) -> Any:
+    def _event(self, change: Change, watched: Any) -> Any:
         before = None
-        if prev_kv and change.revision > self._data.compacted_revision:
+        if watched.prev_kv and change.revision > self._data.compacted_revision:
             before = self._data.at(change.key, change.revision - 1)
         if change.kv is not None:
             return kv_pb2.Event(type=kv_pb2.Event.PUT, kv=change.kv, prev_kv=before)
@@ -300,7 +264,7 @@ class Store:
     def _status(self, _request: Any) -> Any:
         return pb.StatusResponse(version=self.version, dbSize=2048, leader=1)
 
-    def _alarms(self, _request: Any) -> Any:
+    def _alarm(self, _request: Any) -> Any:
         alarm = pb.AlarmMember(alarm=pb.AlarmType.Value("NOSPACE"))
         return pb.AlarmResponse(alarms=[alarm] if self.out_of_space else [])
 
@@ -315,15 +279,15 @@ class Store:
         revision, changes = self._data.revision + 1, list[Change]()
         responses = [self._do(operation, revision, changes) for operation in operations]
         self._committed(changes)
-        return pb.TxnResponse(header=self._header(), succeeded=succeeded, responses=responses)
+        return pb.TxnResponse(succeeded=succeeded, responses=responses)
 
     def _check(self, request: Any) -> None:
-        branches = (request.success, request.failure)
-        if max(len(request.compare), *map(len, branches)) > self.max_txn_ops:
+        parts = (request.compare, request.success, request.failure)
+        if max(map(len, parts)) > self.max_txn_ops:
             raise refusal(StatusCode.INVALID_ARGUMENT, "too many operations in txn request")
         puts = [
             [op.request_put.key for op in branch if op.HasField("request_put")]
-            for branch in branches
+            for branch in parts[1:]
         ]
         if not all(map(all, puts)):
             raise refusal(StatusCode.INVALID_ARGUMENT, "key is not provided")
@@ -337,21 +301,25 @@ class Store:
             raise refusal(StatusCode.RESOURCE_EXHAUSTED, "mvcc: database space exceeded")
 
     def _holds(self, compare: Any) -> bool:
-        if compare.range_end:
-            raise NotImplementedError("comparisons of ranges")
-        kv = self._data.at(compare.key)
-        if kv is None and compare.target == pb.Compare.VALUE:
+        kv, member = self._data.at(compare.key), compare.WhichOneof("target_union")
+        if compare.range_end or not member:
+            raise NotImplementedError(compare)
+        if kv is None and member == "value":
             return False
-        found = getattr(kv or kv_pb2.KeyValue(), _COMPARED[compare.target])
-        wanted = getattr(compare, _COMPARED[compare.target])
-        return bool(_COMPARISONS[compare.result](found, wanted))
+        found = getattr(kv or kv_pb2.KeyValue(), member)
+        return bool(_COMPARISONS[compare.result](found, getattr(compare, member)))
 
     def _do(self, operation: Any, revision: int, changes: list[Change]) -> Any:
         kind = operation.WhichOneof("request")
         if kind == "request_range":
             return pb.ResponseOp(response_range=self._read(operation.request_range))
         if kind == "request_put":
-            self._write(operation.request_put, revision, changes)
+            put = operation.request_put
+            old = self._data.at(put.key) or kv_pb2.KeyValue(create_revision=revision)
+            kv = kv_pb2.KeyValue(key=put.key, value=put.value, lease=put.lease)
+            kv.create_revision, kv.mod_revision = old.create_revision, revision
+            kv.version = old.version + 1
+            self._change(put.key, kv, revision, changes)
             return pb.ResponseOp(response_put=pb.PutResponse())
         if kind == "request_delete_range":
             delete = operation.request_delete_range
@@ -361,69 +329,50 @@ class Store:
             return pb.ResponseOp(response_delete_range=pb.DeleteRangeResponse(deleted=len(gone)))
         raise NotImplementedError(kind)
 
-    def _write(self, put: Any, revision: int, changes: list[Change]) -> None:
-        old = self._data.at(put.key)
-        kv = kv_pb2.KeyValue(
-            key=put.key,
-            value=put.value,
-            lease=put.lease,
-            mod_revision=revision,
-            create_revision=old.create_revision if old else revision,
-            version=old.version + 1 if old else 1,
-        )
-        self._change(put.key, kv, revision, changes)
-
     def _change(self, key: bytes, kv: Any, revision: int, changes: list[Change]) -> None:
-        change = Change(self._now_s(), revision, key, kv)
+        value, lease = (None, 0) if kv is None else (kv.value, kv.lease)
+        change = Change(self._now_s(), revision, key, value, lease, kv)
         self._data.add(change)
+        self.history.append(change)
         changes.append(change)
 
-    def _read_alone(self, request: Any) -> Any:
+    def _range(self, request: Any) -> Any:
         if not request.key:
             raise refusal(StatusCode.INVALID_ARGUMENT, "key is not provided")
         if request.revision > self._data.revision:
             text = "mvcc: required revision is a future revision"
             raise refusal(StatusCode.OUT_OF_RANGE, text)
         if 0 < request.revision < self._data.compacted_revision:
-            raise refusal(StatusCode.OUT_OF_RANGE, COMPACTED)
+            text = "mvcc: required revision has been compacted"
+            raise refusal(StatusCode.OUT_OF_RANGE, text)
         return self._read(request, request.revision or None)
 
     def _read(self, request: Any, revision: int | None = None) -> Any:
-        if request.sort_order or request.sort_target:
-            raise NotImplementedError("orders other than by key")
+        if request.sort_order or request.sort_target or request.keys_only:
+            raise NotImplementedError(request)
         keys = self._data.within(request.key, request.range_end, revision)
-        shown = keys[: request.limit] if request.limit else keys
-        reply = pb.RangeResponse(count=len(keys))
-        if not request.count_only:
-            reply.more = len(shown) < len(keys)
-            reply.kvs.extend(self._data.at(key, revision) for key in shown)
-        if request.keys_only:
-            for kv in reply.kvs:
-                kv.ClearField("value")
-        return reply
+        if request.count_only:
+            return pb.RangeResponse(count=len(keys))
+        kvs = [self._data.at(key, revision) for key in keys[: request.limit or None]]
+        return pb.RangeResponse(count=len(keys), more=len(kvs) < len(keys), kvs=kvs)
 
-    # Leases.
-
-    def _grant(self, request: Any) -> Any:
+    def _leasegrant(self, request: Any) -> Any:
         if request.TTL > MAX_LEASE_TTL_S:
             raise refusal(StatusCode.OUT_OF_RANGE, "too large lease TTL")
         if request.ID in self._data.leases:
             raise refusal(StatusCode.FAILED_PRECONDITION, "lease already exists")
         self._check_space()
-        self._leases_granted += 1
-        lease = request.ID or FIRST_LEASE + self._leases_granted
-        ttl_s = max(MIN_LEASE_TTL_S, request.TTL)
+        lease, ttl_s = request.ID or next(self._lease_ids), max(2, request.TTL)
         self._data.leases[lease] = (self._now_s() + ttl_s, ttl_s)
         return pb.LeaseGrantResponse(ID=lease, TTL=ttl_s)
 
-    def _keep_alive(self, request: Any) -> Any:
-        ttl_s = 0
-        if request.ID in self._data.leases:
-            _, ttl_s = self._data.leases[request.ID]
+    def _leasekeepalive(self, request: Any) -> Any:
+        _, ttl_s = self._data.leases.get(request.ID, (0.0, 0))
+        if ttl_s:
             self._data.leases[request.ID] = (self._now_s() + ttl_s, ttl_s)
         return pb.LeaseKeepAliveResponse(ID=request.ID, TTL=ttl_s)
 
-    def _time_to_live(self, request: Any) -> Any:
+    def _leasetimetolive(self, request: Any) -> Any:
         if request.ID not in self._data.leases:
             return pb.LeaseTimeToLiveResponse(ID=request.ID, TTL=-1)
         ends_s, ttl_s = self._data.leases[request.ID]
@@ -437,10 +386,6 @@ class Store:
             if self._data.at(key).lease == lease:
                 self._change(key, None, revision, changes)
         self._committed(changes)
-
-
-def _always(operation: Any) -> Any:
-    return pb.TxnRequest(success=[operation])
 
 
 # What a process reaches.
@@ -482,18 +427,21 @@ def refused(text: str, code: StatusCode = StatusCode.UNKNOWN, answers_s: float =
 
 @dataclass(eq=False)
 class Call:
-    """A request that was sent by a process to a member, and the answer on its way back."""
+    """A request that was sent by a process to a member.
+
+    ``outcome`` is the reply or the error, once it has applied; ``answer`` is what the process
+    waits for. ``context`` is a subclass's of FakeEtcd.
+    """
 
     sent_s: float
     method: str
     request: Any
-    loop: Loop
-    endpoint: str = ""
-    metadata: tuple[tuple[str, str], ...] = ()
+    loop: Any
+    endpoint: str
+    metadata: tuple[tuple[str, str], ...]
+    answer: asyncio.Future[Any] = field(repr=False)
     outcome: Any = field(default=None, repr=False)
-    """The reply or the error, once it has applied."""
     context: Any = field(default=None, repr=False)
-    """What a subclass of FakeEtcd keeps with it."""
 
 
 class FakeEtcd:
@@ -533,19 +481,17 @@ class FakeEtcd:
         """Open a channel to a member, for ``System.open_channel``."""
         return FakeChannel(self, f"{host}:{port}")
 
-    def send(self, call: Call, answered: Callable[[Any], None]) -> None:
-        """Take a request; ``answered`` gets its reply or error in a step of the process."""
+    def send(self, call: Call) -> None:
+        """Take a request, and answer it in a step of the process."""
         self.calls.append(call)
-        script = self._scripts[call.method]
+        script, later = self._scripts[call.method], self.agenda.later
         fate = script.popleft() if script else self.fate(call)
-        later = self.agenda.later
         if fate.applies_s is not None:
             later(fate.applies_s, partial(self.apply, call))
         if fate.error is not None:
-            later(fate.answers_s, partial(answered, fate.error), call.loop)
+            later(fate.answers_s, partial(self.answer, call, fate.error), call.loop)
         elif fate.applies_s is not None:
-            after_s = max(fate.answers_s, fate.applies_s)
-            later(after_s, lambda: answered(call.outcome), call.loop)
+            later(max(fate.answers_s, fate.applies_s), partial(self.answer, call), call.loop)
 
     def apply(self, call: Call) -> None:
         try:
@@ -554,6 +500,11 @@ class FakeEtcd:
             call.outcome = error
         if self.store.watched and call.method in ("LeaseGrant", "LeaseKeepAlive"):
             self._tell_of_ends()
+
+    def answer(self, call: Call, error: AioRpcError | None = None) -> None:
+        """Let a request's process have its outcome, or an error of the network's."""
+        if not call.answer.done():
+            call.answer.set_result(error or call.outcome)
 
     def watch(self, watch: Watch) -> None:
         """Open a watch."""
@@ -573,68 +524,48 @@ class FakeChannel:
     def __init__(self, etcd: FakeEtcd, endpoint: str) -> None:
         self._etcd, self._endpoint = etcd, endpoint
         self._closed = False
-        self._pending: dict[asyncio.Future[Any], None] = {}
+        self._pending: dict[Call, None] = {}
         self._watches: list[Watch] = []
 
     def unary_unary(
-        self,
-        method: str,
-        request_serializer: Callable[[Any], bytes],
-        response_deserializer: Callable[[bytes], Any],
+        self, method: str, request_serializer: Any, response_deserializer: Any
     ) -> Callable[..., Any]:
         """Return a function of a request, which raises AioRpcError."""
-        name = method.rpartition("/")[2]
-        request_type = getattr(pb, f"{name}Request")
 
-        async def call(request: Any, timeout: float | None = None, metadata: Any = ()) -> Any:
-            loop: Any = asyncio.get_running_loop()
-            self._check_open()
-            sent = request_type.FromString(request_serializer(request))
-            made = self._call(name, sent, metadata)
-            answer = loop.create_future()
-
-            def answered(outcome: Any) -> None:
-                if outcome is not None and not answer.done():
-                    answer.set_result(outcome)
-
-            loop.act("before", made)
-            self._etcd.send(made, answered)
-            loop.act("behind", made)
-            timer = loop.call_later(timeout, answered, TIMED_OUT) if timeout is not None else None
-            self._pending[answer] = None
+        async def send(request: Any, timeout: float, metadata: Any) -> Any:
+            call = self._call(method, request_serializer(request), metadata)
+            call.loop.act("before", call)
+            self._etcd.send(call)
+            call.loop.act("behind", call)
+            timer = call.loop.call_later(timeout, self._etcd.answer, call, TIMED_OUT)
+            self._pending[call] = None
             try:
-                outcome = await answer
+                outcome = await call.answer
             finally:
-                del self._pending[answer]
-                if timer is not None:
-                    timer.cancel()
+                del self._pending[call]
+                timer.cancel()
             if isinstance(outcome, AioRpcError):
-                raise _anew(outcome)
+                raise _again(outcome)
             return response_deserializer(outcome.SerializeToString())
 
-        return call
+        return send
 
     def stream_stream(
-        self,
-        method: str,
-        request_serializer: Callable[[Any], bytes],
-        response_deserializer: Callable[[bytes], Any],
+        self, method: str, request_serializer: Any, response_deserializer: Any
     ) -> Callable[..., AsyncIterator[Any]]:
         """Return a function of requests, whose replies raise AioRpcError at their end."""
-        if method != "/etcdserverpb.Watch/Watch":
-            raise NotImplementedError(method)
 
-        async def replies(requests: AsyncIterator[Any], metadata: Any = ()) -> AsyncIterator[Any]:
-            self._check_open()
+        async def replies(requests: AsyncIterator[Any], metadata: Any) -> AsyncIterator[Any]:
             request = request_serializer(await anext(aiter(requests)))
-            sent = pb.WatchRequest.FromString(request)
-            self._etcd.calls.append(self._call("Watch", sent, metadata))
-            watch = Watch(self._etcd, sent.create_request)
+            call = self._call(method, request, metadata)
+            self._etcd.calls.append(call)
+            watch = Watch(self._etcd, call)
             self._watches.append(watch)
             self._etcd.watch(watch)
             try:
-                async for reply in watch:
+                while not isinstance(reply := await watch.replies.get(), AioRpcError):
                     yield response_deserializer(reply.SerializeToString())
+                raise _again(reply)
             finally:
                 watch.deliver(CLOSED)
 
@@ -643,50 +574,45 @@ class FakeChannel:
     async def close(self, grace: float | None = None) -> None:
         """End every call under way: it is cancelled, as gRPC does it."""
         self._closed = True
-        for pending in list(self._pending):
-            pending.cancel()
+        for call in list(self._pending):
+            call.answer.cancel()
         for watch in self._watches:
             watch.deliver(CLOSED)
 
-    def _check_open(self) -> None:
+    def _call(self, method: str, request: bytes, metadata: Any) -> Call:
         if self._closed:
             raise UsageError("Channel is closed.")
-
-    def _call(self, method: str, request: Any, metadata: Any) -> Call:
-        loop: Any = asyncio.get_running_loop()
-        return Call(loop.time(), method, request, loop, self._endpoint, tuple(metadata or ()))
+        loop = asyncio.get_running_loop()
+        name = method.rpartition("/")[2]
+        sent = getattr(pb, f"{name}Request").FromString(request)
+        answer = loop.create_future()
+        return Call(loop.time(), name, sent, loop, self._endpoint, tuple(metadata), answer)
 
 
 class Watch:
     """A watch: from the store, over the network, to the process that reads its replies."""
 
-    def __init__(self, etcd: FakeEtcd, request: Any) -> None:
-        self.request, self.ended = request, False
-        self._filters = set(request.filters)
+    def __init__(self, etcd: FakeEtcd, call: Call) -> None:
+        self.request, self.ended = call.request.create_request, False
         # The messages of etcd3 lack this field, and the one that says that more follows.
-        unknown: Any = UnknownFieldSet(request)
+        unknown: Any = UnknownFieldSet(self.request)
         self.takes_fragments = any((field.field_number, field.data) == (8, 1) for field in unknown)
-        loop: Any = asyncio.get_running_loop()
-        self._replies = asyncio.Queue[Any]()
-        self._wire = Wire(etcd.agenda, loop, etcd.latency_s)
+        self.replies = asyncio.Queue[Any]()
+        self._wire = Wire(etcd.agenda, call.loop, etcd.latency_s)
 
     def wants(self, change: Change) -> bool:
         first, end = self.request.key, self.request.range_end
         ignored = pb.WatchCreateRequest.NOPUT if change.kv else pb.WatchCreateRequest.NODELETE
         within = first <= change.key and (end == b"\0" or change.key < end)
-        return ignored not in self._filters and (within if end else change.key == first)
+        return ignored not in self.request.filters and (within if end else change.key == first)
 
     def deliver(self, reply: Any) -> None:
         """Send a reply, or the error that ends it all."""
         if not self.ended:
             self.ended = isinstance(reply, AioRpcError)
-            self._wire.send(partial(self._replies.put_nowait, reply))
-
-    async def __aiter__(self) -> AsyncIterator[Any]:
-        while not isinstance(reply := await self._replies.get(), AioRpcError):
-            yield reply
-        raise _anew(reply)
+            self._wire.send(partial(self.replies.put_nowait, reply))
 
 
-def _anew(error: AioRpcError) -> AioRpcError:
-    return AioRpcError(error.code(), (), (), details=error.details())
+def _again(error: AioRpcError) -> AioRpcError:
+    """Return another error like this one: each that is raised has a traceback of its own."""
+    return _error(error.code(), str(error.details()))

@@ -15,13 +15,10 @@ from functools import partial
 from itertools import count
 from typing import Any, NoReturn
 
-_AbstractLoop: Any = asyncio.AbstractEventLoop
-"""Any to type checkers, which would want every method for sockets of what is one."""
+_Base: Any = asyncio.BaseEventLoop
+"""Any to type checkers, which would want every overload of its methods."""
 
 Callback = Callable[[], object]
-
-_UNWOUND_AFTER = 100
-"""Whatever catches its process's end more often than this is left as it is."""
 
 
 class Killed(BaseException):
@@ -32,12 +29,11 @@ class Agenda:
     """The clock, and all that is to happen: by its time and, within an instant, by its entry.
 
     What happens is a step of the world (a server, the network) or of one process, whose loop it
-    is given with. ``now_s`` is the time in seconds, ``happened`` the number of steps so far.
+    is given with. ``happened`` is the number of steps so far.
     """
 
-    def __init__(self, now_s: float = 0.0) -> None:
-        self.now_s = now_s
-        self.happened = 0
+    def __init__(self) -> None:
+        self.now_s, self.happened = 0.0, 0
         self.defects: list[BaseException] = []
         self.stepping: Loop | None = None
         self._entries: list[tuple[float, int, Loop | None, Any]] = []
@@ -94,7 +90,7 @@ def _outer_loop_set_aside() -> Iterator[None]:
             swap(outer, task)
 
 
-class Loop(_AbstractLoop):  # type: ignore[misc]
+class Loop(_Base):  # type: ignore[misc]
     """The event loop of one process. Each callback is one step, which the agenda begins.
 
     A process that is killed runs no further step, and a frozen one runs them later. ``clock_s``
@@ -103,12 +99,11 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
     """
 
     def __init__(self, agenda: Agenda | None = None, clock_s: float = 0.0) -> None:
+        super().__init__()
         self.agenda = Agenda() if agenda is None else agenda
-        self.alive = True
+        self.alive, self.in_step = True, False
         self.frozen_until_s = -math.inf
-        self.in_step = False
-        self._clock_s = clock_s
-        self._spent_s = 0.0
+        self._clock_s, self._spent_s = clock_s, 0.0
         self._tasks: list[asyncio.Task[Any]] = []
         self._tasks_unpruned = 100
         self._threads = Threads(1)
@@ -180,11 +175,6 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
 
     call_soon_threadsafe = call_soon
 
-    def call_later(
-        self, delay: float, callback: Any, *args: Any, **context: Any
-    ) -> asyncio.TimerHandle:
-        return self.call_at(self.time() + delay, callback, *args, **context)
-
     def call_at(
         self, when: float, callback: Any, *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
@@ -197,14 +187,11 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
             self.agenda.add(due_s, self, step)
         return step
 
-    def create_future(self) -> asyncio.Future[Any]:
-        return asyncio.Future(loop=self)
-
     def create_task(self, coro: Any, **options: Any) -> Any:
         if len(self._tasks) > self._tasks_unpruned:
             self._tasks = [task for task in self._tasks if not task.done()]
             self._tasks_unpruned = 2 * len(self._tasks) + 100
-        task = asyncio.Task(coro, loop=self, **options)
+        task = super().create_task(coro, **options)
         self._tasks.append(task)
         return task
 
@@ -224,23 +211,15 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
         """Let it come out of ``Agenda.run``."""
         self.agenda.defects.append(error)
 
-    default_exception_handler = call_exception_handler
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        pass
-
-    get_debug = staticmethod(bool)  # False, as fast as can be: each future asks.
-
     def is_closed(self) -> bool:
         return not self.alive
 
     close = kill
 
-    async def _no_sockets(self, *_args: Any, **_options: Any) -> NoReturn:
+    async def _no_sockets(self, *_: Any, **_options: Any) -> NoReturn:
         raise RuntimeError("there is no network in memory: give the code under test a fake of it")
 
-    create_connection = create_server = getaddrinfo = getnameinfo = _no_sockets
-    sock_connect = sock_recv = sock_sendall = sock_accept = _no_sockets
+    create_connection = create_server = getaddrinfo = sock_connect = _no_sockets
 
     # The agenda's.
 
@@ -251,7 +230,8 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
         if self.frozen_until_s > agenda.now_s:
             # By numbers again, what has to wait keeps the order in which it was due.
             agenda.add(self.frozen_until_s, self, step)
-        if self.frozen_until_s > agenda.now_s or not self.alive:
+            return
+        if not self.alive:
             return
         agenda.happened += 1
         self.in_step = True
@@ -262,14 +242,13 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
             step._run()  # noqa: SLF001 - as event loops do
         finally:
             self.in_step = False
-        if self._spent_s:
-            self.frozen_until_s = max(self.frozen_until_s, agenda.now_s + self._spent_s)
-            self._spent_s = 0.0
+        if spent_s := self.take_spent_s():
+            self.frozen_until_s = max(self.frozen_until_s, agenda.now_s + spent_s)
         if not self.alive:
             self._unwind()
 
     def take_spent_s(self) -> float:
-        """Return what the code that ran just now has spent, which is not the loop's."""
+        """Return what the code that ran just now has spent."""
         spent_s, self._spent_s = self._spent_s, 0.0
         return spent_s
 
@@ -279,16 +258,11 @@ class Loop(_AbstractLoop):  # type: ignore[misc]
         with _outer_loop_set_aside():
             events._set_running_loop(self)  # noqa: SLF001
             for task in tasks:
-                if not task.done():
-                    _throw(task.get_coro())
-
-
-def _throw(coroutine: Any) -> None:
-    for _ in range(_UNWOUND_AFTER):
-        try:
-            coroutine.throw(Killed())
-        except BaseException:  # noqa: BLE001 - it has ended, whatever with
-            return
+                coroutine: Any = task.get_coro()
+                # It ends, whatever with. One that catches it again and again is left as it is.
+                with contextlib.suppress(BaseException):
+                    for _ in range(100):
+                        coroutine.throw(Killed())
 
 
 class Threads(Executor):
@@ -300,26 +274,19 @@ class Threads(Executor):
 
     def __init__(self, threads: int, starts_after_s: Callable[[], float] = lambda: 0.0) -> None:
         self._free, self._starts_after_s = threads, starts_after_s
-        self._waiting: deque[tuple[Loop, Callable[[], Any], asyncio.Future[Any]]] = deque()
+        self._waiting: deque[tuple[Loop, Callback]] = deque()
 
     def run(self, loop: Loop, job: Callable[[], Any]) -> asyncio.Future[Any]:
         """Run a job as soon as a thread is free; its future can be cancelled until then."""
-        result = loop.create_future()
-        self._waiting.append((loop, job, result))
+        result: asyncio.Future[Any] = loop.create_future()
+        self._waiting.append((loop, partial(self._start, loop, job, result)))
         self._start_next()
         return result
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Cancel what has not begun, where that is wanted; what runs goes on."""
-        if cancel_futures:
-            for _, _, result in self._waiting:
-                result.cancel()
 
     def _start_next(self) -> None:
         if self._free and self._waiting:
             self._free -= 1
-            loop, job, result = self._waiting.popleft()
-            start = partial(self._start, loop, job, result)
+            loop, start = self._waiting.popleft()
             loop.agenda.later(self._starts_after_s(), start, loop)
 
     def _start(self, loop: Loop, job: Callable[[], Any], result: asyncio.Future[Any]) -> None:
@@ -342,8 +309,7 @@ class Threads(Executor):
                 resolve(outcome)
             self._start_next()
 
-        spent_s = loop.take_spent_s()
-        if spent_s:
+        if spent_s := loop.take_spent_s():
             loop.agenda.later(spent_s, end, loop)
         else:
             end()

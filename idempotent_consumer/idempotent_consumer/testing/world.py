@@ -1,13 +1,17 @@
-"""A service in memory: its handlers on the library's own code, with no server and no thread."""
+"""A service in memory, a fake receiver for its calls, and checks for handlers of your own.
+
+It is the library's own code, with no server and no thread.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 from functools import wraps
+from itertools import pairwise
 from random import Random
 from typing import Any, NamedTuple
 from weakref import finalize
@@ -56,11 +60,12 @@ class InMemory:
         self._events = self._broker.sinks[service.exchange] = Queue(service.exchange, {})
         for name, arguments in queue_arguments(service.name, self._settings.retry_delays).items():
             self._broker.queues[name] = Queue(name, arguments)
+        self._dead_letters = self._broker.queues[names.dead_letter_queue(service.name)]
         self._processes: list[Process] = []
         self._raised: list[BaseException] = []
         # By the garbage collector its coroutines would end outside of a loop, which they say aloud.
-        finalize(self, _end, self._processes)
-        self._life = self._start(dies_at)
+        finalize(self, _kill, self._processes)
+        self._start(dies_at)
         self._first = self._life
         self._agenda.run(self._agenda.now_s)
 
@@ -74,7 +79,17 @@ class InMemory:
         for body in bodies:
             message = pika.BasicProperties(**properties)
             self._broker.publish("", self._service.name, body, message)
-        self._settle()
+        until_s = self._agenda.now_s + _SETTLED_WITHIN_S
+        while self._agenda.now_s < until_s:
+            self._agenda.run(until_s, lambda: not self._life.alive or self._is_settled())
+            if self._life.alive:
+                self._agenda.run(self._agenda.now_s)
+            if not self._life.alive:
+                self._processes[-1].kill()
+                self._start()
+            elif self._is_settled():
+                return
+        raise AssertionError(f"not settled after {_SETTLED_WITHIN_S:g} s: {self.records}")
 
     @property
     def effects(self) -> dict[str, bytes]:
@@ -113,14 +128,10 @@ class InMemory:
     @property
     def parked(self) -> list[Parked]:
         """The messages in the dead-letter queue."""
-        dead_letters = self._broker.queues[names.dead_letter_queue(self._service.name)]
+        headers = (names.REASON_HEADER, names.ERROR_HEADER)
         return [
-            Parked(
-                message.body,
-                str(message.headers.get(names.REASON_HEADER, "")),
-                str(message.headers.get(names.ERROR_HEADER, "")),
-            )
-            for message in dead_letters.ready
+            Parked(message.body, *(str(message.headers.get(name, "")) for name in headers))
+            for message in self._dead_letters.ready
         ]
 
     @property
@@ -133,8 +144,8 @@ class InMemory:
         """What the first process has done that the outside could notice, step by step."""
         return self._first.steps
 
-    def _start(self, dies_at: int | None = None) -> _Life:
-        life = _Life(self._agenda, dies_at)
+    def _start(self, dies_at: int | None = None) -> None:
+        life = self._life = _Life(self._agenda, dies_at)
         service = copy(self._service)
         service.handlers = {
             kind: replace(handler, function=_watched(handler, life, self._raised))
@@ -145,29 +156,14 @@ class InMemory:
                 service, self._broker, self._etcd, self._settings, loop=life, random=self._random
             )
         )
-        return life
 
-    def _settle(self) -> None:
-        until_s = self._agenda.now_s + _SETTLED_WITHIN_S
-        while self._agenda.now_s < until_s:
-            self._agenda.run(until_s, lambda: not self._life.alive or self._settled())
-            if self._life.alive:
-                self._agenda.run(self._agenda.now_s)
-            if not self._life.alive:
-                self._processes[-1].kill()
-                self._life = self._start()
-            elif self._settled():
-                return
-        raise AssertionError(f"not settled after {_SETTLED_WITHIN_S:g} s: {self.records}")
-
-    def _settled(self) -> bool:
-        dead_letters = names.dead_letter_queue(self._service.name)
+    def _is_settled(self) -> bool:
         queues = self._broker.queues.values()
-        ready = any(queue.ready for queue in queues if queue.name != dead_letters)
+        ready = any(queue.ready for queue in queues if queue is not self._dead_letters)
         return not (ready or self._broker.unacked)
 
 
-def _end(processes: list[Process]) -> None:
+def _kill(processes: list[Process]) -> None:
     for process in processes:
         process.loop.kill()
 
@@ -225,18 +221,133 @@ def _watched(handler: Handler, life: _Life, raised: list[BaseException]) -> Call
             raise
         life.note(f"{event.type} {event.id}: behind its handler, before its record")
 
-    if handler.is_coroutine:
-
-        @wraps(function)
-        async def wait(event: Any, *arguments: Any) -> Any:
-            with steps(event):
-                return await function(event, *arguments)
-
-        return wait
-
     @wraps(function)
     def run(event: Any, *arguments: Any) -> Any:
         with steps(event):
             return function(event, *arguments)
 
-    return run
+    @wraps(function)
+    async def wait(event: Any, *arguments: Any) -> Any:
+        with steps(event):
+            return await function(event, *arguments)
+
+    return wait if handler.is_coroutine else run
+
+
+class Receiver:
+    """Takes the calls of claimed handlers, and knows a repeat by its idempotency key.
+
+    Have your code call ``take`` where it would call outside, or ``take_async`` from an
+    ``async def``. The ``answers`` are for the first calls, in their order, and ``answer`` is for
+    the others: an exception is raised, anything else is returned. What a call brings is stored,
+    unless its answer is an exception or an HTTP status other than 2xx.
+
+    A repeat of what is stored is answered as the first time, uses up no answer, and stores nothing.
+    A call without a key is never a repeat.
+    """
+
+    def __init__(self, *answers: object, answer: object = 200) -> None:
+        self._answers, self._answer = deque(answers), answer
+        self._answered: dict[str, object] = {}
+        self._stored: list[tuple[str | None, object]] = []
+        self.calls: list[tuple[str | None, object]] = []
+        """Each call's key and content, repeats and failures included."""
+
+    def take(self, key: str | None, content: object = None) -> Any:
+        """Take a call, and return its answer, or raise it where it is an exception."""
+        self.calls.append((key, content))
+        if key is not None and key in self._answered:
+            return self._answered[key]
+        answer = self._answers.popleft() if self._answers else self._answer
+        if isinstance(answer, BaseException):
+            raise answer
+        if not isinstance(answer, int) or isinstance(answer, bool) or 200 <= answer < 300:
+            self._stored.append((key, content))
+            if key is not None:
+                self._answered[key] = answer
+        return answer
+
+    async def take_async(self, key: str | None, content: object = None) -> Any:
+        """Do the same for code that awaits it."""
+        return self.take(key, content)
+
+    def stored(self) -> list[tuple[str | None, object]]:
+        """Return the key and content of what is stored, in no order that calls have made.
+
+        It is what `check_duplicates` and `check_crashes` compare: hand it to them as the outside.
+        """
+        return sorted(self._stored, key=repr)
+
+
+# Both checks run a fresh service in memory again and again, and compare what came of it with an
+# undisturbed run: the keys that were written, the events that were published (each once: a repeat
+# has the same id), and what was parked.
+
+Events = Sequence[Mapping[str, Any]]
+Make = Callable[[], tuple[Service, Callable[[], object]]]
+"""Returns a fresh service, and a function that returns what the outside has seen of it: what a
+`Receiver` has stored, a list of files."""
+
+_SEEDS = 20
+_TIMES = 3
+
+
+class Seen(NamedTuple):
+    """What came of a run."""
+
+    effects: dict[str, bytes]
+    published: list[str]
+    parked: list[tuple[bytes, str]]
+    outside: object
+
+
+def check_duplicates(make: Make, events: Events) -> None:
+    """Deliver each event several times, in many orders and batches.
+
+    Raises AssertionError where that is seen, with the deliveries in their order.
+    """
+    undisturbed, _ = _run(make, [events])
+    for seed in range(_SEEDS):
+        random, deliveries = Random(seed), list(events)
+        # The first copies keep their order: it may mean something.
+        for event in events:
+            first = next(at for at, other in enumerate(deliveries) if other is event)
+            for _ in range(_TIMES - 1):
+                deliveries.insert(random.randint(first + 1, len(deliveries)), event)
+        cuts = sorted(random.sample(range(len(deliveries) + 1), min(3, len(deliveries) + 1)))
+        edges = pairwise([0, *cuts, len(deliveries)])
+        seen, _ = _run(make, [deliveries[start:end] for start, end in edges])
+        order = ", ".join(str(event.get("id")) for event in deliveries)
+        _compare(undisturbed, seen, f"with deliveries in the order {order}")
+
+
+def check_crashes(make: Make, events: Events) -> None:
+    """Kill the process at each of its steps in turn, and let another one go on.
+
+    Raises AssertionError where that is seen, with the step. A handler with an effect outside is
+    called again after some of them: the receiver has to know a repeat by the event's id.
+    """
+    undisturbed, steps = _run(make, [events])
+    for number, step in enumerate(steps, start=1):
+        seen, _ = _run(make, [events], dies_at=number)
+        _compare(undisturbed, seen, f"killed at step {number}, {step}")
+
+
+def _run(
+    make: Make, batches: Sequence[Events], dies_at: int | None = None
+) -> tuple[Seen, list[str]]:
+    service, outside = make()
+    world = InMemory(service, dies_at=dies_at)
+    for batch in batches:
+        world.publish(*batch)
+    published = sorted({str(event) for event in world.published})
+    parked = sorted({(letter.body, letter.reason) for letter in world.parked})
+    return Seen(world.effects, published, parked, outside()), world.steps
+
+
+def _compare(undisturbed: Seen, seen: Seen, how: str) -> None:
+    for what, expected, found in zip(Seen._fields, undisturbed, seen, strict=True):
+        if found != expected:
+            raise AssertionError(
+                f"{what} differs {how}:\n  {found!r}\nundisturbed it is\n  {expected!r}"
+            )

@@ -1,0 +1,382 @@
+"""RabbitMQ and etcd on a bad day. Each ack is judged as it comes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from functools import partial
+
+from grpc import StatusCode
+from grpc.aio import AioRpcError
+
+from idempotent_consumer.amqp import with_headers
+from idempotent_consumer.bus import queue_arguments
+from idempotent_consumer.etcd import CALL_TIMEOUT_S
+from idempotent_consumer.event import decode
+from idempotent_consumer.names import CONFLICT, FAILED, REASON_HEADER
+from idempotent_consumer.testing import broker as amqp
+from idempotent_consumer.testing import etcd
+from idempotent_consumer.testing.broker import ChannelError, Connection, Message, Queue
+from idempotent_consumer.testing.etcd import CLOSED, TIMED_OUT, Call, Change, Data, Fate, refused
+from simulation.process import Life
+from simulation.run import EXCHANGE, RECORDED, RECORDS, SERVICE, Run, records
+from simulation.workload import Sent
+
+DEAD_LETTERS = "order.dead-letter"
+HEARTBEATS_S = 20.0
+"""A connection without a sign of life is given up after so long."""
+
+_COPY_OF = "copy-of"
+_NEVER_S = 15.0
+"""A confirm that is later than this does not come at all, as of a queue that has no leader."""
+
+_READ_WITHIN_S = 10.0
+"""So long a request can wait in the socket of an etcd that does not read."""
+
+
+class NotedStore(etcd.Store):
+    """The etcd in memory, with its changes in the account of the run."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run.agenda.time, run.plan.settings.etcd_max_txn_ops)
+        self._run = run
+
+    def leases_of_claims(self) -> list[int]:
+        """Return the leases whose end takes no record that is there for good."""
+        live = [self.get(key) for key in self.keys(RECORDS.decode())]
+        kept = {kv.lease for kv in live if json.loads(kv.value)["state"] in RECORDED}
+        return sorted(set(self.leases) - kept)
+
+    def _committed(self, changes: list[Change]) -> None:
+        super()._committed(changes)
+        for change in changes:
+            if change.value is None:
+                self._run.fault("claim ended by its lease", "etcd", change.key)
+        for change, record in records(changes):
+            # Of the process, four of its digits: enough to tell who, beside its "starts" line.
+            writer = record["token"][:4] + record["token"][32:]
+            self._run.note("etcd", record["state"], change.key, change.revision, "by", writer)
+
+
+class SimulatedEtcd(etcd.FakeEtcd):
+    """What all processes share: the data, whether etcd can be reached, and each request's fate."""
+
+    store: NotedStore
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run.agenda, NotedStore(run))
+        self.run, self.away, self.applies_until_s = run, False, 0.0
+        self.fate, self.latency_s = self._fate, run.latency_s
+        self._unread: list[tuple[float, Call]] = []
+
+    def be_full(self, full: bool) -> None:
+        self.store.out_of_space = full
+
+    def be_away(self, away: bool) -> None:
+        self.away = away
+        if away and self.run.rng.random() < 0.5:
+            self.end_watches()
+        if not away:
+            unread, self._unread = self._unread, []
+            for since_s, call in unread:
+                if self.agenda.now_s - since_s < _READ_WITHIN_S:
+                    self.apply(call)
+
+    def send(self, call: Call) -> None:
+        """Take a request, and note which of its process it is, and to which life of the data."""
+        call.loop.sent += 1
+        # Wiped or restored, it is another server: what was under way went with the connections.
+        call.context = (call.loop.sent, len(self.store.lives))
+        super().send(call)
+
+    def answer(self, call: Call, error: AioRpcError | None = None) -> None:
+        """Let a process have its answer, if it gets through, and remember what it is told."""
+        if error is None and (call.outcome is None or self.away):
+            self.run.fault("reply lost", call.loop.name, call.method)
+            self.agenda.later(0.5, partial(self.answer, call, TIMED_OUT), call.loop)
+            return
+        if error is None and not isinstance(call.outcome, AioRpcError):
+            number, lives = call.context
+            call.loop.hear(call, number, lives - 1)
+        super().answer(call, error)
+
+    def apply(self, call: Call) -> None:
+        """Do what a request says, if it still can."""
+        number, lives = call.context
+        if lives != len(self.store.lives):
+            return
+        if self.away:
+            # It waits in a socket until etcd reads on, or was lost with it.
+            if self.run.rng.random() < 0.5:
+                self._unread.append((self.agenda.now_s, call))
+            return
+        if number < call.loop.last_answered:
+            self.run.fault("applied after a later request was answered", call.loop.name)
+        super().apply(call)
+
+    def watch(self, watch: etcd.Watch) -> None:
+        """Open a watch, if it can be reached."""
+        if self.away:
+            wait_s = self.run.rng.uniform(0.0, CALL_TIMEOUT_S)
+            self.agenda.later(wait_s, partial(watch.deliver, CLOSED))
+        else:
+            super().watch(watch)
+
+    def _fate(self, call: Call) -> Fate:
+        """Let the network do what it does to a request."""
+        rng = self.run.rng
+        arrives_s = self.latency_s()
+        returns_s = arrives_s + self.latency_s()
+        fails_s = rng.choice([0.01, rng.uniform(0.0, CALL_TIMEOUT_S), CALL_TIMEOUT_S])
+
+        def happens(fault: str) -> bool:
+            return self.run.happens(fault, call.loop.name, call.method)
+
+        if self.away or happens("request lost"):
+            return Fate(None, fails_s, TIMED_OUT)
+        if happens("refused"):
+            return refused("too many requests", StatusCode.RESOURCE_EXHAUSTED, returns_s)
+        if happens("refused login"):
+            return refused("invalid auth token", StatusCode.UNAUTHENTICATED, returns_s)
+        if happens("reply lost"):
+            return Fate(arrives_s, max(fails_s, arrives_s), TIMED_OUT)
+        if happens("applied late"):
+            applies_s = fails_s + rng.uniform(0.0, rng.choice([3.0, 30.0]))
+            self.applies_until_s = max(self.applies_until_s, self.agenda.now_s + applies_s)
+            return Fate(applies_s, fails_s, TIMED_OUT)
+        if happens("answered late"):
+            returns_s = arrives_s + rng.uniform(0.0, CALL_TIMEOUT_S)
+        return Fate(arrives_s, returns_s)
+
+
+class SimulatedBroker(amqp.FakeBroker):
+    """The queues, and what the seed decides of them.
+
+    ``sent`` has every body that was sent, and ``must_not_ack`` the processes that know better.
+    ``published_s`` has the times at which each event of the service's own was published,
+    ``given_out_s`` when a message with a body was last given out.
+    """
+
+    def __init__(self, run: Run, store: etcd.Store) -> None:
+        super().__init__(run.agenda)
+        self.run, self.rng, self._store = run, run.rng, store
+        self.latency_s = run.latency_s
+        self.nacks = partial(run.happens, "publish refused")
+        self.sent: dict[bytes, Sent] = {}
+        self.must_not_ack: set[Life] = set()
+        self.published_s: dict[bytes, list[float]] = {}
+        self.given_out_s: dict[bytes, float] = {}
+        self._sent_on: Counter[bytes] = Counter()
+        self._rested_on_copies: Counter[bytes] = Counter()
+        self._given_s: dict[tuple[int, Life], float] = {}
+        self._silent: dict[amqp.ServerChannel, list[bool]] = {}
+        self.queues[SERVICE] = Queue(SERVICE, queue_arguments(SERVICE, ())[SERVICE])
+
+    @property
+    def dead(self) -> list[Message]:
+        return self.queues[DEAD_LETTERS].ready if DEAD_LETTERS in self.queues else []
+
+    @property
+    def unsettled(self) -> list[Message]:
+        """The messages that have not been settled for good: not acked, or in a queue but one."""
+        queues = [queue for name, queue in self.queues.items() if name != DEAD_LETTERS]
+        return [*self.unacked, *(message for queue in queues for message in queue.ready)]
+
+    @property
+    def idle_retry_queues(self) -> list[str]:
+        kept = (SERVICE, DEAD_LETTERS)
+        return [n for n, queue in self.queues.items() if n not in kept and not queue.ready]
+
+    @property
+    def consumers(self) -> list[amqp.Consumer]:
+        return [consumer for channel in self.channels for consumer in channel.consumers.values()]
+
+    # What is published.
+
+    def publishing(self, channel: amqp.ServerChannel, message: Message) -> None:
+        """Judge a copy that a process sends on of a message it was given.
+
+        A failure is one only where the record was looked at, and a conflict is one only with what
+        is recorded: a claim is no verdict, its holder may die or fail.
+        """
+        if message.exchange:
+            return
+        life = channel.loop
+        if message.routing_key not in self.queues:
+            self.run.fault("publish returned", life.name, message.routing_key)
+        if not (number := message.headers.get(_COPY_OF)):
+            return
+        sent, reason = self.sent[message.body], message.headers.get(REASON_HEADER)
+        if reason == CONFLICT and not self.is_conflict(sent):
+            self.run.violation("parked as a conflict with nothing", life.name, sent.body)
+        looked_s, given_s = life.told_s.get(sent.key, 0.0), self._given_s.get((number, life), 0.0)
+        if reason in (None, FAILED) and looked_s < given_s:
+            self.run.violation(
+                "taken for a failure without a look at its record", life.name, sent.body
+            )
+
+    def put(self, queue: Queue, message: Message) -> None:
+        self.run.note("broker", f"has {queue.name} #{message.number}", message.body)
+        if message.exchange == EXCHANGE:
+            # An event of the service's own, for which it has no handler itself.
+            self.published_s.setdefault(message.body, []).append(self.agenda.now_s)
+            event = decode(message.body)
+            self.sent[message.body] = Sent(message.body, event.id, event.type, event.digest)
+        if queue.name == SERVICE:
+            # A header that is kept where a message is sent on: its copy tells whose copy it is.
+            message.encoded = with_headers(message.encoded, {_COPY_OF: message.number})
+        else:
+            self._sent_on[message.body] += 1
+            if message.body not in self.sent:
+                self.run.violation("a body was changed on its way", message.body)
+        super().put(queue, message)
+
+    def confirm(self, channel: amqp.ServerChannel, number: int) -> None:
+        """Confirm a message, or all up to it; soon, late or never."""
+        wait_s = 0.0
+        if self.run.happens("confirm late", channel.loop.name):
+            wait_s = self.rng.uniform(0.1, 20.0)
+            if wait_s > _NEVER_S:
+                self.run.fault("confirm never", channel.loop.name)
+                self._silent.setdefault(channel, []).append(channel.unconfirmed.pop(number))
+                return
+
+        def confirm() -> None:
+            if channel.alive and number in channel.unconfirmed:
+                multiple = (
+                    channel not in self._silent
+                    and all(taken for n, taken in channel.unconfirmed.items() if n <= number)
+                    and self.rng.random() < 0.5
+                )
+                channel.confirm(number, multiple)
+
+        self.agenda.later(wait_s, confirm)
+
+    def ended(self, channel: amqp.ServerChannel) -> None:
+        """Learn that a channel has ended: what is not confirmed never will be."""
+        for stored in (*channel.unconfirmed.values(), *self._silent.pop(channel, [])):
+            if stored:
+                self.run.fault("confirm lost", channel.loop.name)
+
+    def is_conflict(self, sent: Sent) -> bool:
+        """Return whether another body is recorded under an event's id."""
+        return any(
+            record["state"] in RECORDED and record["digest"] != sent.digest
+            for record in _of(sent, self._store.lives)
+        )
+
+    # What is consumed.
+
+    def pick(self, queue: Queue) -> tuple[Message, amqp.Consumer] | None:
+        """Take out the next message, or any other one, for any consumer that has room."""
+        free = [consumer for consumer in queue.consumers if consumer.room]
+        if not queue.ready or not free:
+            return None
+        at = 0
+        if len(queue.ready) > 1 and self.run.happens("reordered", "broker"):
+            at = self.rng.randrange(len(queue.ready))
+        message, consumer = queue.ready.pop(at), self.rng.choice(free)
+        if message.returns:
+            self.run.fault("redelivered", "broker", f"#{message.number}")
+        self.given_out_s[message.body] = self.agenda.now_s
+        self._given_s.setdefault((message.number, consumer.channel.loop), self.agenda.now_s)
+        return message, consumer
+
+    def take_back(self, queue: Queue, messages: list[Message]) -> None:
+        """Make messages ready again, in any order at times."""
+        if len(messages) > 1 and self.run.happens("reordered", "broker"):
+            self.rng.shuffle(messages)
+        super().take_back(queue, messages)
+
+    def settled(self, consumer: amqp.Consumer, message: Message) -> None:
+        """Judge an ack: the record is there and done, or a copy of the message is safe."""
+        life, sent = consumer.channel.loop, self.sent[message.body]
+        self.run.note("broker", f"gets an ack of #{message.number} from {life.name}")
+        super().settled(consumer, message)
+        if life in self.must_not_ack:
+            self.run.violation(
+                "an ack although etcd is not the one seen before", life.name, sent.body
+            )
+        # It is done in the data that the process has reached, or in what has followed. What comes
+        # after a wipe is another etcd, with which this process has no part.
+        lives = [] if life.lineage is None else self._store.lives[life.lineage :]
+        wiped = next((n for n, data in enumerate(lives, 1) if data.wiped), None)
+        done = ("done", sent.digest)
+        is_done = sent.handled and any(
+            (record["state"], record["digest"]) == done for record in _of(sent, lives[:wiped])
+        )
+        if is_done or (sent.digest and not sent.handled):
+            return
+        self._rested_on_copies[sent.body] += 1
+        if self._rested_on_copies[sent.body] > self._sent_on[sent.body]:
+            self.run.violation("early ack", life.name, sent.body)
+
+    def rejected(self, consumer: amqp.Consumer, message: Message) -> None:
+        """Judge a message that is handed back: each costs one of the returns that it has.
+
+        pika itself does so with what arrives after the process has cancelled its consumer.
+        """
+        if consumer.tag not in consumer.channel.cancelled:
+            name = consumer.channel.loop.name
+            self.run.violation("a delivery was handed back", name, message.number)
+        super().rejected(consumer, message)
+
+    def refused(self, channel: amqp.ServerChannel, error: ChannelError) -> None:
+        """Judge what the broker closes a channel for: the library never asks for it."""
+        self.run.violation(str(error), channel.loop.name)
+
+    def dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
+        """Move a message at the end of its wait, or twice."""
+        super().dead_letter(queue, message, reason)
+        if self.run.happens("dead-lettered twice", "broker", f"#{message.number}"):
+            super().dead_letter(queue, message, reason)
+
+    # Connections.
+
+    def leave(self, life: Life) -> None:
+        """End the connections of a process that is gone; what it had not written yet is lost."""
+        for connection in self.connections_of(life):
+            written = self.rng.randint(0, connection.to_broker.under_way)
+            self.lose(connection, (written, 0), (self.rng.expovariate(20), 0.0))
+
+    def go_silent(self, life: Life, seconds: float) -> None:
+        """Give up the connections of a process that is frozen, where it is for long."""
+        for connection in self.connections_of(life):
+            if connection.session.alive and seconds >= HEARTBEATS_S:
+                self.agenda.later(HEARTBEATS_S, partial(self._give_up, connection))
+
+    def _give_up(self, connection: Connection) -> None:
+        if connection.session.alive:
+            self.run.fault("heartbeats missed", connection.loop.name)
+            self.lose(connection, (0, connection.to_client.under_way))
+
+    def be_away(self, away: bool) -> None:
+        """Restart: connections are lost, and refused until it is back."""
+        self.away = away
+        if away:
+            for connection in list(self.connections):
+                self.cut(connection)
+
+    def cut(self, connection: Connection) -> None:
+        """Lose a connection: each side notices it in its own time, and some frames arrive."""
+        rng = self.rng
+        kept = [rng.randint(0, w.under_way) for w in (connection.to_broker, connection.to_client)]
+        noticed_s = [rng.uniform(0, rng.choice([0.01, HEARTBEATS_S])) for _ in kept]
+        lost = self.lose(connection, kept, noticed_s)
+        self.run.note(connection.loop.name, f"loses a connection, and {lost} frames with it")
+
+    def close(self, channel: amqp.ServerChannel) -> None:
+        """Close a channel, as after an error of the broker's own."""
+        self.run.note(channel.loop.name, "loses its channel")
+        channel.session.close_channel(channel, ChannelError(541, "INTERNAL_ERROR"))
+
+    def cancel(self, consumer: amqp.Consumer) -> None:
+        """Cancel a consumer, as where its queue gets another leader."""
+        self.run.note(consumer.channel.loop.name, "loses its consumer")
+        consumer.channel.cancelled_by_broker(consumer)
+
+
+def _of(sent: Sent, lives: Iterable[Data]) -> Iterable[dict[str, str]]:
+    """Return the values that an event's record has had in these lives of etcd's data."""
+    return (record for data in lives for _, record in records(data.by_key.get(sent.key, ())))
