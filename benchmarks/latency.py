@@ -15,9 +15,9 @@ PER_MILLE = {"p50": 500, "p99": 990, "p99.9": 999}
 RECORDED, BOTH = "publish to recorded", "bare: both"
 
 _LOAD_S = {1: 21, 100: 6, 1_000: 6, 10_000: 6}
-"""How long a round lasts by its events per second, with the first second, which does not count:
-it holds the grant of the first lease. At 1/s five rounds give the hundred samples that p99 needs.
-"""
+"""How long a round lasts by its events per second, with the first second, which does not count.
+
+At 1/s five rounds give the hundred samples that p99 needs."""
 _REFERENCE = program("", "reference", PREFETCH="1")
 _SAMPLES, _WARM_UP_EVENTS, _WARM_UP_S = 200, 20, 1
 """The first event waits for a lease, and the first of everything for its imports."""
@@ -26,11 +26,10 @@ _KEPT = 0.99
 
 
 def _idle(site: Site, _asked: Namespace) -> list[Table]:
-    """Publish single events to a service and take the time until each record is there.
+    """Take turns with the bare steps, so that all of them meet the same machine.
 
-    That is when a watch, opened beforehand, has brought it to this process: one clock for both
-    ends, and the watch's way back counts against the service. The bare steps are taken in turns
-    with the events, so that all of them meet the same machine.
+    A record is there when a watch has brought it to this process: one clock for both ends, and the
+    watch's way back counts against the service.
     """
     delivered_s: list[float] = []
     taken_ms: dict[str, list[float]] = {}
@@ -93,10 +92,8 @@ def _latency(site: Site, asked: Namespace) -> list[Table]:
 def _load(site: Site, per_s: int) -> dict[str, dict[str, object]]:
     """Publish at a rate for a round.
 
-    Open loop: events are due at a steady rate, whatever has become of those before, and a latency
-    begins when its event is due, not when its publisher got round to it. So an event that had to
-    wait behind a stall counts with all of its wait (a closed loop would send fewer events then,
-    and hide it: "coordinated omission").
+    Open loop: a latency begins when its event is due, whatever has become of those before, so a
+    stall counts in full. A closed loop would send fewer events then ("coordinated omission").
     """
     events = per_s * _LOAD_S[per_s]
     with site.queue(BARE), site.run(BARE) as child, site.watch(BARE.records) as next_record:

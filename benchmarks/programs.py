@@ -314,5 +314,7 @@ def _poster(url: str, at_once: int) -> Callable[[dict[str, Any]], None]:
 
 
 if __name__ == "__main__":
-    name, *arguments = sys.argv[1:]
-    sys.exit(globals()[name](*arguments))
+    programs: list[Callable[..., int | None]] = [bare, order, plain, ceiling, naive, receiver]
+    programs += [library, unconfirmed, open_loop, plain_client, coroutine_client]
+    by_name = {program.__name__: program for program in programs}
+    sys.exit(by_name[sys.argv[1]](*sys.argv[2:]))

@@ -1,11 +1,9 @@
 """A run: its servers, what is started on them, what is read from them, and its rounds.
 
-How fast a consumer works is seen from the broker. Its count of ready messages is exact at every
-instant (a passive declare asks the queue's leader; the management API's figures are seconds old).
-While a consumer's prefetch window is full, each ack lets one more message out, so the count falls
-exactly as fast as acks arrive. That treats every consumer alike: nothing is added to any of them,
-the question costs the same for all, and an ack is what all of them have in common (a subject that
-records acks only what is recorded, and its records are counted afterwards).
+How fast a consumer works is seen from the broker. A passive declare tells the exact count of ready
+messages (the management API's is seconds old). While a consumer's prefetch window is full, each ack
+lets one more message out, so the count falls as fast as acks arrive: the same measure for all, with
+nothing added to any of them.
 """
 
 import json
@@ -43,20 +41,16 @@ from .programs import firehose
 from .report import Mark, NotMeasuredError, Table
 
 LOST_AFTER_S = 60.0
-"""An event that is not recorded by then is not waited for."""
-
 _LOOK_EVERY_S, _STALLED_AFTER_S = 0.01, 30.0
-_ANSWER_S = 60.0
-"""Of etcd: to delete a million records takes a while."""
+_ANSWER_S = 60.0  # etcd takes a while to delete a million records.
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 _PACKAGES = ("pika", "cslab-etcd3", "grpcio", "protobuf", "orjson")
-_MB = 1e-6
 _TXN = 'grpc_method="Txn",grpc_service="etcdserverpb.KV",grpc_type="unary"'
 _GAUGES = {
     # Its resident size, which includes what it has mapped of its file.
-    "etcd MB": ("process_resident_memory_bytes", _MB),
-    "file MB": ("etcd_mvcc_db_total_size_in_bytes", _MB),
-    "in use MB": ("etcd_mvcc_db_total_size_in_use_in_bytes", _MB),
+    "etcd MB": ("process_resident_memory_bytes", 1e-6),
+    "file MB": ("etcd_mvcc_db_total_size_in_bytes", 1e-6),
+    "in use MB": ("etcd_mvcc_db_total_size_in_use_in_bytes", 1e-6),
     "records": ("etcd_debugging_mvcc_keys_total", 1),
     # Totals since its start.
     "granted": ("etcd_debugging_lease_granted_total", 1),
@@ -136,10 +130,7 @@ class Site:
 
     @contextmanager
     def queue(self, subject: Subject) -> Iterator[Any]:
-        """Give a channel on which a consumer's queue is declared, and delete that afterwards.
-
-        All have a service's, so that the broker does the same for all.
-        """
+        """Give a channel on which a consumer's queue, like a service's, is there for the block."""
         # No heartbeats: between two questions nobody would send them.
         parameters = pika.URLParameters(f"{self.url}?heartbeat=0")
         with closing(pika.BlockingConnection(parameters)) as connection:
@@ -149,14 +140,11 @@ class Site:
         self.broker.delete_queues(subject.queue)
 
     def clear(self, prefix: str = "") -> None:
-        """Delete everything below a prefix, and the history of all.
-
-        `--physical` waits until the space is given back, which would else happen during the next
-        run and slow that down.
-        """
+        """Delete everything below a prefix, and the history of all."""
         # Where nothing is new, etcd refuses to compact once more.
         if self.keys.count(prefix or "/"):
             revision = self.keys.delete(prefix)
+            # --physical waits until the space is given back, which would slow the next run down.
             self.servers.etcd.ctl("compact", "--physical", str(revision))
 
     @contextmanager
@@ -192,20 +180,16 @@ class Site:
     def machine(self) -> str:
         """Return what a reader needs to judge the figures by: the machine, and all versions."""
         broker: Any = self.servers.rabbitmq.management("GET", "/api/overview")
-        etcd = fetch_json("GET", f"http://{self.servers.etcd.endpoint}/version")
+        etcd = fetch_json("GET", f"http://{self.servers.etcd.endpoint}/version")["etcdserver"]
         cpus = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        return ", ".join(
-            [
-                f"cores {len(os.sched_getaffinity(0))}",
-                f"processor {cpus[0] if cpus else platform.machine()}",
-                f"load before {os.getloadavg()[0]:.2f}",
-                f"system {platform.system()} {platform.release()}",
-                f"servers {'containers' if self.servers.kind == 'docker' else 'processes'}",
-                f"rabbitmq {broker['rabbitmq_version']} (Erlang {broker['erlang_version']})",
-                f"etcd {etcd['etcdserver']}",
-                f"python {platform.python_version()}",
-                *(f"{package} {version(package)}" for package in _PACKAGES),
-            ]
+        servers = "containers" if self.servers.kind == "docker" else "processes"
+        packages = ", ".join(f"{package} {version(package)}" for package in _PACKAGES)
+        return (
+            f"cores {len(os.sched_getaffinity(0))}, processor {(cpus or [platform.machine()])[0]}, "
+            f"load before {os.getloadavg()[0]:.2f}, "
+            f"system {platform.system()} {platform.release()}, servers {servers}, "
+            f"rabbitmq {broker['rabbitmq_version']} (Erlang {broker['erlang_version']}), "
+            f"etcd {etcd}, python {platform.python_version()}, {packages}"
         )
 
 
@@ -265,8 +249,7 @@ Run = Callable[[], dict[str, dict[str, Any]]]
 def in_rounds(site: Site, rounds: int, runs: Sequence[Run]) -> dict[str, dict[str, list[Any]]]:
     """Run everything once a round, so that all meet the same machine, and empty etcd in between.
 
-    Each round begins with another run: what the one before leaves behind (a warm page cache, a
-    broker that still writes) shall not always meet the same one.
+    Each round begins with another run, so that none always meets what another leaves behind.
     """
     table: dict[str, dict[str, list[Any]]] = {}
     for number in range(rounds):
@@ -311,18 +294,14 @@ def rate(
 ) -> dict[str, float]:
     """Return the rate over a series of `events`, with `behind` more messages queued behind it.
 
-    The outer tenths are left out: the first holds the start of the process and the filling of the
-    window (`prefetch` events leave the queue before an ack has let any out), the last its emptying.
-    From the first fall inside to the last: a consumer that acks hundreds at a time makes a
-    staircase, whose steps are exact at their edges alone.
+    The outer tenths are left out: in the first the process starts and its window fills (`prefetch`
+    events leave the queue before the first ack), in the last it empties. From the first fall inside
+    to the last: a consumer that acks hundreds at a time makes a staircase of exact edges.
     """
     trim = events // 10
     most, least = behind + events - max(trim, prefetch), behind + trim
-    inside = [
-        now
-        for before, now in pairwise(seen)
-        if least <= now.ready < most and now.ready != before.ready
-    ]
+    falls = [now for before, now in pairwise(seen) if now.ready != before.ready]
+    inside = [now for now in falls if least <= now.ready < most]
     if len(inside) < 2:
         raise NotMeasuredError("too few events to measure: raise --events")
     first, last = inside[0], inside[-1]
