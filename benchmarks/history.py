@@ -1,9 +1,9 @@
 """What a history costs: by its length, and while it is written and ends at full rate."""
 
 import json
-import queue
 import time
 import uuid
+from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
 from itertools import groupby, pairwise
@@ -12,17 +12,15 @@ from typing import Any
 
 from chaos.checks import becomes
 from servers.processes import resident_bytes
+from servers.servers import start_servers
 from servers.services import Service
 from servers.wait import eventually, stands_still
 
-from .figures import NotMeasuredError, Table
-from .latency import wait_record
-from .publishers import Firehose, body, new_events, pour
-from .sites import Site, follow, rate
-from .subjects import LARGE, service
-from .throughput import Asked
+from .programs import body, firehose, new_events
+from .report import Mark, NotMeasuredError, Table
+from .runner import BARE, LOST_AFTER_S, Scenario, Site, follow, program, rate, say
 
-COMPACTION = (
+_COMPACTION = (
     "--auto-compaction-mode=periodic",
     "--auto-compaction-retention=1m",
     "--experimental-compaction-batch-limit=10000",
@@ -31,34 +29,27 @@ COMPACTION = (
 
 MEASURES = ("service MB", "etcd MB", "file MB", "in use MB", "records", "leases")
 """What must not grow in a steady run."""
-THIRDS, OLDEST = "last third ÷ the one before", "the oldest lease, s over its time"
-RATE_THIRDS = f"events/s, {THIRDS}"
-_SHORTEST_TO_JUDGE_S = 540
+_THIRDS, _OLDEST = "last third ÷ the one before", "the oldest lease, s over its time"
+_LEAST_MINUTES = 9
 """A third of it has to hold the window and two compactions; before that everything grows."""
 _WINDOW_S = 60
 _LEASE_S = _WINDOW_S + 6
 """The library grants a lease for the window and a tenth of it."""
 
-FIRST_RATIO, MEMORY_OF_RECORD = "first event ÷ without history", "service bytes a record"
 _FIRST, _MEMORY, _USED = "first event recorded, ms", "service MB", "etcd's file, in use MB"
 _NEW = "new-"
 """What the ids of events begin with that are no part of the history."""
 _DUPLICATES, _PUBLISHED_AT_ONCE = 5_000, 50_000
-_SAMPLE_EVERY_S, _LOOK_AGAIN_S = 5.0, 0.05
-_LOST_AFTER_S, _EMPTY_WITHIN_S = 60.0, 400.0
+_SAMPLE_EVERY_S, _LOOK_AGAIN_S, _EMPTY_WITHIN_S = 5.0, 0.05, 400.0
 _LEAST_READY, _CHUNK = 20_000, 10_000
 
-_BARE = service("bare", LARGE)
-_SHORT = service("bare", {**LARGE, "DEDUP_WINDOW": f"{_WINDOW_S}s"})
-_RECORDS = _BARE.records[0]
 
-
-def growth(site: Site, asked: Asked) -> list[Table]:
+def _growth(site: Site, asked: Namespace) -> list[Table]:
     """Let the history grow from one size to the next, and measure everything at each."""
     table: Table = {}
     for before, size in pairwise([0, *asked.sizes]):
-        asked.say(f"{size:,} records")
-        site.clear(_RECORDS + _NEW)
+        say(f"{size:,} records")
+        site.clear(BARE.records + _NEW)
         _write_history(site, before, size)
         starts = [_start(site) for _ in range(asked.rounds)]
         row = table[f"{size:,} records"] = {
@@ -73,7 +64,7 @@ def add_growth(table: Table, sizes: Sequence[int]) -> Table:
     """Add what a longer history costs beside the first, which is empty."""
     empty, *longer = table.values()
     for size, row in zip(sizes[1:], longer, strict=True):
-        row[FIRST_RATIO] = [median(row[_FIRST]) / median(empty[_FIRST])]
+        row["first event ÷ without history"] = [median(row[_FIRST]) / median(empty[_FIRST])]
         for name in (_MEMORY, _USED):
             more = median(row[name]) - median(empty[name])
             row[f"{name.removesuffix(' MB')} bytes a record"] = [more * 1e6 / size]
@@ -82,11 +73,11 @@ def add_growth(table: Table, sizes: Sequence[int]) -> Table:
 
 def _write_history(site: Site, first: int, end: int) -> None:
     """Let the service itself write the records of a long life, numbered."""
-    with site.queue(_BARE), site.run(_BARE):
+    with site.queue(BARE), site.run(BARE):
         for start in range(first, end, _PUBLISHED_AT_ONCE):
             numbers = range(start, min(start + _PUBLISHED_AT_ONCE, end))
-            pour(site.url, _BARE.queue, [_history_body(number) for number in numbers])
-            becomes(partial(site.keys.count, _RECORDS), numbers.stop, _LOST_AFTER_S)
+            site.publish(BARE, [_history_body(number) for number in numbers])
+            site.wait_recorded(BARE, numbers.stop)
 
 
 def _history_body(number: int) -> bytes:
@@ -99,16 +90,12 @@ def _start(site: Site) -> dict[str, float]:
 
     The record is seen by a watch that was opened before, so its way back counts too.
     """
-    recorded_s: queue.Queue[float] = queue.Queue()
     event_id = f"{_NEW}{uuid.uuid4()}"
-    with (
-        site.queue(_BARE),
-        site.watch(_RECORDS + event_id, lambda at_s, _keys: recorded_s.put(at_s)),
-    ):
-        site.preload(_BARE.queue, [body(event_id)])
+    with site.queue(BARE), site.watch(BARE.records + event_id) as next_record:
+        site.preload(BARE, [body(event_id)])
         started_s = time.monotonic()
-        with site.run(_BARE) as child:
-            first_s = wait_record(recorded_s) - started_s
+        with site.run(BARE) as child:
+            first_s = next_record()[1] - started_s
             import_s = _imported_s(child)
             memory = stands_still(partial(resident_bytes, child.pid))
     return {_FIRST: 1000 * first_s, "import, s": import_s, _MEMORY: memory / 1e6}
@@ -124,7 +111,7 @@ def _imported_s(child: Service) -> float:
                 return float(line["seconds"])
         raise AssertionError(f"no import has ended:\n{child.output()[-2000:]}")
 
-    return eventually(said, _LOST_AFTER_S)
+    return eventually(said, LOST_AFTER_S)
 
 
 def _on_history(site: Site, size: int, events: int) -> dict[str, list[float]]:
@@ -133,17 +120,17 @@ def _on_history(site: Site, size: int, events: int) -> dict[str, list[float]]:
     etcd = site.gauges()
     numbers = range(0, size, max(1, size // _DUPLICATES))[:_DUPLICATES]
     skipped = partial(site.statsd.count, "events_processed_skipped")
-    with site.queue(_BARE) as channel, site.run(_BARE) as child:
+    with site.queue(BARE) as channel, site.run(BARE) as child:
         _imported_s(child)
-        asked, before = site.gauges()["transactions"], skipped()
-        pour(site.url, _BARE.queue, [_history_body(number) for number in numbers])
+        transactions, before = site.gauges()["transactions"], skipped()
+        site.publish(BARE, [_history_body(number) for number in numbers])
         becomes(skipped, before + len(numbers))
-        transactions = site.gauges()["transactions"] - asked
+        transactions = site.gauges()["transactions"] - transactions
         # New events are published while the service is frozen.
         child.pause()
-        pour(site.url, _BARE.queue, [body(f"{_NEW}{uuid.uuid4()}") for _ in range(events)])
+        site.publish(BARE, [body(f"{_NEW}{uuid.uuid4()}") for _ in range(events)])
         child.resume()
-        new = rate(follow(channel, _BARE.queue, child), events)
+        new = rate(follow(channel, BARE.queue, child), events)
     return {
         "duplicates skipped": [len(numbers)],
         "transactions for duplicates": [transactions],
@@ -161,8 +148,8 @@ def _delete_all(site: Site) -> float:
         # What is in use changes once etcd has written to its file, every 0.1 s.
         return stands_still(lambda: site.gauges()["in use MB"]) * 1e6
 
-    before, number = used_now(), site.keys.count(_RECORDS)
-    site.keys.delete(_RECORDS)
+    before, number = used_now(), site.keys.count(BARE.records)
+    site.keys.delete(BARE.records)
     return (used_now() - before) / number
 
 
@@ -170,16 +157,17 @@ Sample = dict[str, float]
 """What was seen at one time: of etcd, the service and the queue, at so many s of the load."""
 
 
-def steady(site: Site, asked: Asked) -> list[Table]:
+def _steady(site: Site, asked: Namespace) -> list[Table]:
     """Keep a service at full rate, stop the load, and wait until etcd is empty again.
 
     Raises AssertionError if what was published is not recorded, or etcd not empty in time.
     """
-    with site.queue(_SHORT) as channel, site.run(_SHORT) as child:
+    subject = program("", "bare", **BARE.settings, DEDUP_WINDOW=f"{_WINDOW_S}s")
+    with site.queue(subject) as channel, site.run(subject) as child:
         _imported_s(child)
         before = site.gauges()["written"]
         samples, published = _load(site, channel, child, 60 * asked.minutes)
-        becomes(lambda: int(site.gauges()["written"] - before), published, _LOST_AFTER_S)
+        becomes(lambda: int(site.gauges()["written"] - before), published, LOST_AFTER_S)
         drained_s, full = time.monotonic(), samples[-1]
 
         def seconds_until(name: str, most: float) -> float:
@@ -199,69 +187,61 @@ def steady(site: Site, asked: Asked) -> list[Table]:
         empty = site.gauges()
     for name in ("leases", "in use MB", "file MB"):
         after |= {f"{name}, under load": [full[name]], f"{name}, then": [empty[name]]}
-    return [by_minute(samples), {"figure": {**after, **thirds(samples)}}]
+    minutes = by_minute(samples)
+    return [minutes, {"figure": {**after, **thirds(minutes)}}]
 
 
 def _load(site: Site, channel: Any, child: Service, load_s: float) -> tuple[list[Sample], int]:
     """Publish whenever few events wait, and return samples, and how many events were published."""
     samples: list[Sample] = []
     published, started_s = 0, time.monotonic()
-    firehose = Firehose(site.url, _SHORT.queue, len(new_events(1)[0]))
-    while (at_s := time.monotonic() - started_s) <= load_s:
-        if not child.running:
-            raise NotMeasuredError(f"the service ended:\n{child.output()[-2000:]}")
-        ready = channel.queue_declare(_SHORT.queue, passive=True).method.message_count
-        if ready < _LEAST_READY:
-            firehose.publish(new_events(_CHUNK))
-            published += _CHUNK
-        if at_s >= len(samples) * _SAMPLE_EVERY_S:
-            seen = {"at_s": at_s, "ready": ready, "service MB": resident_bytes(child.pid) / 1e6}
-            samples.append({**seen, **site.gauges()})
-        channel.connection.sleep(_LOOK_AGAIN_S)
-    firehose.close()
+    with firehose(site.url, BARE.queue) as publish:
+        while (at_s := time.monotonic() - started_s) <= load_s:
+            if not child.running:
+                raise NotMeasuredError(f"the service ended:\n{child.output()[-2000:]}")
+            ready = channel.queue_declare(BARE.queue, passive=True).method.message_count
+            if ready < _LEAST_READY:
+                publish(new_events(_CHUNK))
+                published += _CHUNK
+            if at_s >= len(samples) * _SAMPLE_EVERY_S:
+                seen = {"at_s": at_s, "ready": ready, "service MB": resident_bytes(child.pid) / 1e6}
+                samples.append({**seen, **site.gauges()})
+            channel.connection.sleep(_LOOK_AGAIN_S)
     return samples, published
 
 
 def by_minute(samples: Sequence[Sample]) -> Table:
     """Return the medians of each minute; of the oldest lease's age the most."""
-    aged = [
-        {**sample, "age": age} for sample, age in zip(samples, oldest_lease_s(samples), strict=True)
-    ]
     table: Table = {}
-    for minute, of_minute in groupby(aged, lambda sample: sample["at_s"] // 60):
-        if len(group := list(of_minute)) > 1:
+    aged = zip(samples, oldest_lease_s(samples), strict=True)
+    for minute, group in groupby(aged, lambda pair: pair[0]["at_s"] // 60):
+        seen, ages_s = zip(*group, strict=True)
+        first, last = seen[0], seen[-1]
+        if first is not last:
+            recorded, took_s = (last[name] - first[name] for name in ("written", "at_s"))
             table[f"minute {minute + 1:.0f}"] = {
-                "events/s": [_recorded_per_s(group)],
-                **{name: [_median(group, name)] for name in (*MEASURES, "ready")},
-                "oldest lease, s": [max(sample["age"] for sample in group)],
+                "events/s": [recorded / took_s],
+                **{name: [median(one[name] for one in seen)] for name in (*MEASURES, "ready")},
+                "oldest lease, s": [max(ages_s)],
             }
     return table
 
 
-def thirds(samples: Sequence[Sample]) -> dict[str, list[float]]:
+def thirds(minutes: Table) -> dict[str, list[float]]:
     """Hold the last third against the one before it; no figures where the run was too short.
 
     The first third is left out: there everything grows.
     """
-    third = len(samples) // 3
-    middle, last = samples[third : 2 * third], samples[2 * third :]
-    names = [f"{name}, {THIRDS}" for name in (*MEASURES, "events/s")]
-    if samples[-1]["at_s"] < _SHORTEST_TO_JUDGE_S:
-        return {name: [] for name in (*names, OLDEST)}
-    ratios = [_median(last, name) / _median(middle, name) for name in MEASURES]
-    ratios.append(_recorded_per_s(last) / _recorded_per_s(middle))
-    found = {name: [ratio] for name, ratio in zip(names, ratios, strict=True)}
-    return {**found, OLDEST: [max(oldest_lease_s(samples)) - _LEASE_S]}
-
-
-def _median(samples: Sequence[Sample], name: str) -> float:
-    return median(sample[name] for sample in samples)
-
-
-def _recorded_per_s(samples: Sequence[Sample]) -> float:
-    """Return how many records were written a second."""
-    first, last = samples[0], samples[-1]
-    return (last["written"] - first["written"]) / (last["at_s"] - first["at_s"])
+    if len(minutes) < _LEAST_MINUTES:
+        return {name: [] for name in _STEADY}
+    columns = {name: [row[name][0] for row in minutes.values()] for name in minutes["minute 1"]}
+    third = len(minutes) // 3
+    ratios = {
+        f"{name}, {_THIRDS}": [median(values[2 * third :]) / median(values[third : 2 * third])]
+        for name, values in columns.items()
+    }
+    oldest = {_OLDEST: [max(columns["oldest lease, s"]) - _LEASE_S]}
+    return {name: (ratios | oldest)[name] for name in _STEADY}
 
 
 def oldest_lease_s(samples: Sequence[Sample]) -> list[float]:
@@ -275,3 +255,41 @@ def oldest_lease_s(samples: Sequence[Sample]) -> list[float]:
             before += 1
         ages_s.append(max(0.0, sample["at_s"] - samples[before]["at_s"]))
     return ages_s
+
+
+_STEADY = {
+    **{f"{name}, {_THIRDS}": "at most 1.1" for name in MEASURES},
+    f"events/s, {_THIRDS}": "at least 0.9",
+    _OLDEST: "at most 15",
+}
+
+SCENARIOS = {
+    "growth": Scenario(
+        ("By number of records",),
+        "A service starts with so many records in etcd: the time to the first event, the import "
+        "and what the records take; then it gets duplicates of them, and new events.",
+        _growth,
+        tuple(
+            Mark(f"{name}, with the most records", "", name, target=f"at most {most}")
+            for name, most in (
+                ("first event ÷ without history", 1.5),
+                ("import, s", 5),
+                ("service bytes a record", 100),
+                ("transactions for duplicates", 0),
+            )
+        ),
+        rounds=7,
+        events=60_000,
+    ),
+    "steady": Scenario(
+        ("By minute", "After the load"),
+        "A service with a window of 60 s and no effect works at full rate, and etcd compacts each "
+        "minute, for so many minutes (less than nine are not judged); then until etcd is empty. "
+        "Medians of each minute; of the oldest lease's age the most.",
+        _steady,
+        tuple(Mark(name, "", name, target=target) for name, target in _STEADY.items()),
+        rounds=1,
+        events=0,
+        servers=partial(start_servers, etcd_flags=_COMPACTION),
+    ),
+}

@@ -1,60 +1,53 @@
 """How long an event takes until its record is there: single ones, and at steady rates."""
 
-import queue
 import time
-from collections.abc import Callable, Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from statistics import median
 
-from chaos.checks import becomes
-
-from .figures import NotMeasuredError, Table, percentile, pooled
-from .publishers import PERSISTENT, new_events
-from .sites import Site, outcome
-from .subjects import LARGE, Subject, service
-from .throughput import Asked, rounds
+from .programs import PERSISTENT, new_events
+from .report import Mark, Table, percentile
+from .runner import BARE, LOST_AFTER_S, Scenario, Site, in_rounds, outcome, program
 
 PER_MILLE = {"p50": 500, "p99": 990, "p99.9": 999}
 """The percentiles by their names."""
+RECORDED, BOTH = "publish to recorded", "bare: both"
 
 _LOAD_S = {1: 21, 100: 6, 1_000: 6, 10_000: 6}
-"""How long a round lasts by its events per second, with the first second, which does not count:
-it holds the grant of the first lease. At 1/s five rounds give the hundred samples that p99 needs.
-"""
-_BARE = service("bare", LARGE)
-_REFERENCE = Subject("reference", "reference", {})
-_RECORDS = _BARE.records[0]
+"""How long a round lasts by its events per second, with the first second, which does not count.
+
+At 1/s five rounds give the hundred samples that p99 needs."""
+_REFERENCE = program("", "reference", PREFETCH="1")
 _SAMPLES, _WARM_UP_EVENTS, _WARM_UP_S = 200, 20, 1
 """The first event waits for a lease, and the first of everything for its imports."""
-_LOST_AFTER_S = 60.0
 _KEPT = 0.99
 """Of its rate, by a publisher: else the latencies are those of its own trouble."""
 
 
-def idle(site: Site, _asked: Asked) -> list[Table]:
-    """Publish single events to a service and take the time until each record is there.
+def _idle(site: Site, _asked: Namespace) -> list[Table]:
+    """Take turns with the bare steps, so that all of them meet the same machine.
 
-    That is when a watch, opened beforehand, has brought it to this process: one clock for both
-    ends, and the watch's way back counts against the service. The bare steps are taken in turns
-    with the events, so that all of them meet the same machine.
+    A record is there when a watch has brought it to this process: one clock for both ends, and the
+    watch's way back counts against the service.
     """
-    recorded_s: queue.Queue[float] = queue.Queue()
     delivered_s: list[float] = []
+    taken_ms: dict[str, list[float]] = {}
     with (
         site.queue(_REFERENCE) as channel,
-        site.queue(_BARE),
-        site.run(_BARE) as child,
-        site.watch(_RECORDS, lambda at_s, _keys: recorded_s.put(at_s)),
+        site.queue(BARE),
+        site.run(BARE) as child,
+        site.watch(BARE.records) as next_record,
     ):
 
         def recorded(event: bytes) -> float:
-            channel.basic_publish("", _BARE.queue, event, PERSISTENT)
-            return wait_record(recorded_s)
+            channel.basic_publish("", BARE.queue, event, PERSISTENT)
+            return next_record()[1]
 
         def round_trip(event: bytes) -> float:
             channel.basic_publish("", _REFERENCE.queue, event, PERSISTENT)
             while not delivered_s:
-                channel.connection.process_data_events(time_limit=_LOST_AFTER_S)
+                channel.connection.process_data_events(time_limit=LOST_AFTER_S)
             return delivered_s.pop()
 
         def put(_event: bytes) -> float:
@@ -65,57 +58,58 @@ def idle(site: Site, _asked: Asked) -> list[Table]:
         channel.basic_consume(
             _REFERENCE.queue, lambda *_: delivered_s.append(time.monotonic()), auto_ack=True
         )
-        taken_ms = _take_in_turns((recorded, round_trip, put), channel.connection.sleep)
+        steps = {RECORDED: recorded, "bare: publish to consumed": round_trip, "bare: etcd put": put}
+        for event in new_events(_WARM_UP_EVENTS + _SAMPLES):
+            for name, step in steps.items():
+                started_s = time.monotonic()
+                taken_ms.setdefault(name, []).append(1000 * (step(event) - started_s))
+            channel.connection.sleep(0.02)
     site.clear()
-    return [steps_table(*taken_ms)]
+    return [steps_table({name: ms[_WARM_UP_EVENTS:] for name, ms in taken_ms.items()})]
 
 
-def _take_in_turns(
-    steps: Sequence[Callable[[bytes], float]], sleep: Callable[[float], None]
-) -> list[list[float]]:
-    """Return how many milliseconds each step has taken; it returns when it was done."""
-    taken_ms: list[list[float]] = [[] for _ in steps]
-    for event in new_events(_WARM_UP_EVENTS + _SAMPLES):
-        for step, step_ms in zip(steps, taken_ms, strict=True):
-            started_s = time.monotonic()
-            step_ms.append(1000 * (step(event) - started_s))
-        sleep(0.02)
-    return [step_ms[_WARM_UP_EVENTS:] for step_ms in taken_ms]
-
-
-def steps_table(recorded_ms: list[float], round_trip_ms: list[float], put_ms: list[float]) -> Table:
+def steps_table(taken_ms: dict[str, list[float]]) -> Table:
     """Return a row for each step, and for both bare ones: through the broker, then into etcd."""
+    _, round_trip_ms, put_ms = taken_ms.values()
     both_ms = [a + b for a, b in zip(round_trip_ms, put_ms, strict=True)]
-    steps = {
-        "publish to recorded": recorded_ms,
-        "bare: publish to consumed": round_trip_ms,
-        "bare: etcd put": put_ms,
-        "bare: both": both_ms,
-    }
     return {
         name: {
             "median, ms": [median(ms)],
             "p99, ms": [p99] if (p99 := percentile(ms, PER_MILLE["p99"])) else [],
             "least, ms": [min(ms)],
         }
-        for name, ms in steps.items()
+        for name, ms in {**taken_ms, BOTH: both_ms}.items()
     }
 
 
-def wait_record(recorded_s: "queue.Queue[float]") -> float:
-    """Return when the next record was there; raises NotMeasuredError."""
-    try:
-        return recorded_s.get(timeout=_LOST_AFTER_S)
-    except queue.Empty:
-        raise NotMeasuredError(f"an event is not recorded after {_LOST_AFTER_S:g} s") from None
-
-
-def latency(site: Site, asked: Asked) -> list[Table]:
-    """Publish at each rate to a service that waits for it."""
-    table = rounds(site, asked, [partial(_load, site, per_s) for per_s in _LOAD_S])
+def _latency(site: Site, asked: Namespace) -> list[Table]:
+    table = in_rounds(site, asked.rounds, [partial(_load, site, per_s) for per_s in _LOAD_S])
     for per_s, name in zip(_LOAD_S, table, strict=True):
         table[name] = summary(per_s, **table[name])
     return [table]
+
+
+def _load(site: Site, per_s: int) -> dict[str, dict[str, object]]:
+    """Publish at a rate for a round.
+
+    Open loop: a latency begins when its event is due, whatever has become of those before, so a
+    stall counts in full. A closed loop would send fewer events then ("coordinated omission").
+    """
+    events = per_s * _LOAD_S[per_s]
+    with site.queue(BARE), site.run(BARE) as child, site.watch(BARE.records) as next_record:
+        child.wait_ready()
+        told = outcome("open_loop", site.url, BARE.queue, str(per_s), str(events))
+        recorded_s = dict(next_record() for _ in range(events))
+    by_number = {int(key.removeprefix(BARE.records)): at_s for key, at_s in recorded_s.items()}
+    return {f"{per_s:,}": {"ms": latencies_ms(per_s, told.pop("start_s"), by_number), **told}}
+
+
+def latencies_ms(per_s: int, start_s: float, recorded_s: Mapping[int, float]) -> list[float]:
+    """Return each event's latency from when it was due; those of the first second are left out."""
+    return [
+        1000 * (recorded_s[number] - start_s - number / per_s)
+        for number in range(_WARM_UP_S * per_s, len(recorded_s))
+    ]
 
 
 def summary(
@@ -132,39 +126,49 @@ def summary(
     }
 
 
-def _load(site: Site, per_s: int) -> dict[str, dict[str, object]]:
-    """Publish at a rate for a round.
+def pooled(rounds: Sequence[Sequence[float]], per_mille: int) -> list[float]:
+    """Return the percentile of all rounds together, between the least and the greatest of them.
 
-    Open loop: events are due at a steady rate, whatever has become of those before, and a latency
-    begins when its event is due, not when its publisher got round to it. So an event that had to
-    wait behind a stall counts with all of its wait (a closed loop would send fewer events then,
-    and hide it: "coordinated omission").
+    It always lies between these, so it is the median of the three. It is alone where a round has
+    too few samples for a percentile of its own, and there is none where all together have.
     """
-    events = per_s * _LOAD_S[per_s]
-    recorded_s: dict[int, float] = {}
-
-    def changed(at_s: float, keys: Sequence[bytes]) -> None:
-        recorded_s.update((int(key[len(_RECORDS) :]), at_s) for key in keys)
-
-    with (
-        site.queue(_BARE),
-        site.run(_BARE) as child,
-        site.watch(_RECORDS, changed),
-    ):
-        child.wait_ready()
-        arguments = ("open_loop", site.url, _BARE.queue, str(per_s), str(events))
-        told = outcome("benchmarks.publishers", *arguments)
-        becomes(lambda: len(recorded_s), events, _LOST_AFTER_S)
-    ms = latencies_ms(per_s, events, told["start_s"], recorded_s)
-    figures = {"ms": ms, "late_ms": told["late_ms"], "reached_per_s": told["reached_per_s"]}
-    return {f"{per_s:,}": figures}
+    whole = percentile([value for values in rounds for value in values], per_mille)
+    own = [found for values in rounds if (found := percentile(values, per_mille)) is not None]
+    if whole is None:
+        return []
+    return [min(own), whole, max(own)] if len(own) == len(rounds) else [whole]
 
 
-def latencies_ms(
-    per_s: int, events: int, start_s: float, recorded_s: Mapping[int, float]
-) -> list[float]:
-    """Return each event's latency from when it was due; those of the first second are left out."""
-    return [
-        1000 * (recorded_s[number] - start_s - number / per_s)
-        for number in range(_WARM_UP_S * per_s, events)
-    ]
+_mark = partial(Mark, column="median, ms")
+
+SCENARIOS = {
+    "idle": Scenario(
+        ("Latency when idle",),
+        "200 single events, one after the other: the time until a watch on etcd has brought the "
+        "record, beside that of the steps that nobody can avoid.",
+        _idle,
+        (
+            _mark(
+                "bare steps / publish to recorded, idle, medians",
+                BOTH,
+                reference=RECORDED,
+                kept=True,
+            ),
+            _mark(
+                "publish to recorded, idle / bare steps, medians",
+                RECORDED,
+                reference=BOTH,
+                target="at most 1.4",
+            ),
+        ),
+    ),
+    "latency": Scenario(
+        ("Latency by load",),
+        "Events are due at so many per second, whatever becomes of those before. The time is from "
+        "when an event is due until a watch on etcd has brought its record. A percentile is of all "
+        "rounds together (least to greatest of the rounds, where each has the samples for its "
+        "own). The publisher's own lateness, median, is part of it; if it did not keep the rate in "
+        "some round, there is no percentile.",
+        _latency,
+    ),
+}

@@ -6,9 +6,9 @@ from itertools import product
 from math import ceil, log10
 from statistics import median
 
-from .figures import Table
 from .latency import PER_MILLE
-from .subjects import CEILING, SWEEP
+from .report import Table
+from .throughput import CEILING, SWEEP
 
 _WIDTH, _HEIGHT = 720, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 700, 80, 390
@@ -90,10 +90,20 @@ def _draw(
         measured = {x_of(x): values for x, values in points.items() if values}
         if measured:
             found = {x: list(map(y_of, (median(v), min(v), max(v)))) for x, v in measured.items()}
-            parts += _line(color, found, legend_x)
+            circles = [(x, y) for x, (y, _, _) in found.items()] + [(legend_x + 8, _TOP - 25)]
+            path = "L".join(f"{x} {y}" for x, (y, _, _) in found.items())
+            whiskers = (f"M{x} {a}V{b}m-4 0h8M{x} {a}m-4 0h8" for x, (_, a, b) in found.items())
+            parts.append(f'<path d="M{path}" stroke="{color}"/>')
+            parts.append(f'<path d="{"".join(whiskers)}" class="whisker" stroke="{color}"/>')
+            parts += (f'<circle cx="{x}" cy="{y}" r="5" fill="{color}"/>' for x, y in circles)
             parts.append(_text(legend_x + 20, _TOP - 20, label, "start"))
         legend_x += 50 + 8 * len(label)
-    return _svg(parts)
+    body = "\n".join(parts)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+        f'width="{_WIDTH}" height="{_HEIGHT}">\n<style>{_STYLE}</style>\n'
+        f'<rect width="100%" height="100%" fill="#fff"/>\n{body}\n</svg>\n'
+    )
 
 
 def _place(value: float, ends: tuple[float, float], at: tuple[int, int], *, log: bool) -> float:
@@ -101,26 +111,5 @@ def _place(value: float, ends: tuple[float, float], at: tuple[int, int], *, log:
     return round(at[0] + (value - first) / (last - first) * (at[1] - at[0]), 1)
 
 
-def _line(color: str, points: Mapping[float, Sequence[float]], legend_x: float) -> list[str]:
-    """Return a line's path, whiskers and points, and the point that its label has."""
-    path = "L".join(f"{x} {y}" for x, (y, _, _) in points.items())
-    whiskers = (f"M{x} {a}V{b}m-4 0h8M{x} {a}m-4 0h8" for x, (_, a, b) in points.items())
-    circles = [(x, y) for x, (y, _, _) in points.items()] + [(legend_x + 8, _TOP - 25)]
-    return [
-        f'<path d="M{path}" stroke="{color}"/>',
-        f'<path d="{"".join(whiskers)}" class="whisker" stroke="{color}"/>',
-        *(f'<circle cx="{x}" cy="{y}" r="5" fill="{color}"/>' for x, y in circles),
-    ]
-
-
 def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
     return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _svg(parts: Sequence[str]) -> str:
-    body = "\n".join(parts)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
-        f'width="{_WIDTH}" height="{_HEIGHT}">\n<style>{_STYLE}</style>\n'
-        f'<rect width="100%" height="100%" fill="#fff"/>\n{body}\n</svg>\n'
-    )

@@ -1,185 +1,201 @@
 """How fast events are consumed, calls made and events published; a backlog with more replicas."""
 
 import os
+import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from argparse import Namespace
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
 
 from chaos.checks import becomes
+from servers.servers import Servers
 from servers.wait import eventually
 
-from . import subjects
-from .figures import Table, add_shares, ratio
-from .publishers import new_events, pour
-from .sites import Site, cpu_s, follow, outcome, rate
-from .subjects import CALLS, CEILING, CONSUMERS, DUPLICATES, SWEEP, Calls, Subject
+from . import runner
+from .programs import new_events
+from .report import Mark, Table, ratio
+from .runner import BARE, Run, Scenario, Site, Subject, in_rounds, program, service
 
-_SLOTS, _CLIENT = 0.9, 0.6
-"""Calls to a slow receiver reach so much of what the slots allow, or of the client alone."""
-BOUND = f"({_SLOTS:g} of the slots or {_CLIENT:g} of the client alone)"
-OF_CLIENT, OF_SLOTS = "of the client alone", "of what the slots allow"
-OF_BOUND = f"of {BOUND}"
-
+CEILING = program("ceiling: pika alone", "ceiling", PREFETCH=str(BARE.prefetch))
+# One event is in flight at a time: a larger prefetch would only fill the outer tenths.
+NAIVE = program("naive: one txn, one ack each", "naive", PREFETCH="100")
+_NAIVE_GETS_ONE_IN = 20
+# 128 is what etcd allows unless told otherwise, and the services' own default.
+BARE_SMALL, ORDER, ORDER_SMALL = (
+    service("bare", 128, 128),
+    service("order"),
+    service("order", 128, 128),
+)
+HALF, DUPLICATES = BARE._replace(name="half duplicates"), "duplicates, cache warm"
+CONSUMERS = (CEILING, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, HALF)
+SWEEP = {
+    size: (service("bare", size), service("order", size)) for size in (16, 32, 64, 128, 256, 512)
+}
+"""By batch size, without and with an effect: with one, 512 events fill etcd's 1,024 operations."""
 _SWEEP_ROUNDS = 3
 """At most: it is for a picture."""
+LEAST_EVENTS = 4 * BARE.prefetch
+"""The first prefetch window does not count, nor do the outer tenths: half of it has to be left."""
+
+CALLS = {
+    f"{kind}, {answer_ms} ms, {at_once:,} at once": (kind, answer_ms, at_once)
+    for answer_ms in (0, 10, 100)
+    for kind in ("coroutine", "plain")
+    for at_once in (100, 1000)
+}
+"""Calls by `notify`, a coroutine on aiohttp, or a plain handler on urllib3; when the receiver
+answers; and how many are made at once."""
+_SLOTS, _CLIENT = 0.9, 0.6
+"""Calls to a slow receiver reach so much of what the slots allow, or of the client alone."""
+_BOUND = f"({_SLOTS:g} of the slots or {_CLIENT:g} of the client alone)"
+_OF_CLIENT, _OF_SLOTS, _OF_BOUND = "of the client alone", "of what the slots allow", f"of {_BOUND}"
+UNCONFIRMED, CONFIRMED = "pika without confirms", "library, all confirmed"
+
 _COSTS_MS = {0: 60_000, 1: 12_000, 10: 2_000}
 """What a handler takes, and how many events are worked off: about as long, by one replica."""
 _REPLICAS, _WORKED_OFF_S = (1, 2, 3), 300.0
 _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
-class Asked(NamedTuple):
-    """How much to measure."""
+def series(subject: Subject, length: int) -> list[bytes]:
+    """Return the bodies of a series.
 
-    rounds: int
-    events: int
-    sizes: Sequence[int]
-    minutes: float
-    say: Callable[[str], None]
-
-
-Run = Callable[[], dict[str, dict[str, Any]]]
-"""Measures once: figures by row and column."""
-
-
-def rounds(site: Site, asked: Asked, runs: Sequence[Run]) -> dict[str, dict[str, list[Any]]]:
-    """Run everything once a round, so that all meet the same machine, and empty etcd in between.
-
-    Each round begins with another run: what the one before leaves behind (a warm page cache, a
-    broker that still writes) shall not always meet the same one.
+    `BARE` gets it twice: the second time it consists of duplicates of what the same process has
+    just recorded, so the cache is as warm as can be, with no restart and no import in between.
+    `HALF` gets half of it, each event twice, shuffled, in the same order in each run.
     """
-    table: dict[str, dict[str, list[Any]]] = {}
-    for number in range(asked.rounds):
-        turn = number % len(runs)
-        for run in (*runs[turn:], *runs[:turn]):
-            for row, figures in run().items():
-                for column, value in figures.items():
-                    table.setdefault(row, {}).setdefault(column, []).append(value)
-                told = (f"{v:,.6g} {name}" for name, v in figures.items() if isinstance(v, float))
-                asked.say(f"round {number + 1} of {asked.rounds}: {row}: {', '.join(told)}")
-            site.clear()
-    return table
+    if subject is HALF:
+        bodies = 2 * new_events(length // 2)
+        random.Random(4).shuffle(bodies)
+        return bodies
+    bodies = new_events(length // _NAIVE_GETS_ONE_IN if subject is NAIVE else length)
+    return 2 * bodies if subject is BARE else bodies
 
 
-def consuming(site: Site, asked: Asked) -> list[Table]:
-    """Measure each consumer beside the ceiling."""
-    runs = [partial(_consume, site, subject, asked.events) for subject in CONSUMERS]
-    return [add_shares(rounds(site, asked, runs), CEILING.name, "of the ceiling")]
-
-
-def batches(site: Site, asked: Asked) -> list[Table]:
-    """Measure services by their batch size."""
-    swept = (subject for pair in SWEEP.values() for subject in pair)
-    runs = [partial(_consume, site, subject, asked.events) for subject in (CEILING, *swept)]
-    few = asked._replace(rounds=min(asked.rounds, _SWEEP_ROUNDS))
-    return [add_shares(rounds(site, few, runs), CEILING.name, "of the ceiling")]
-
-
-def _consume(site: Site, subject: Subject, events: int) -> dict[str, dict[str, float]]:
+def _consume(site: Site, subject: Subject, length: int) -> dict[str, dict[str, float]]:
     """Preload the subject's queue, let it consume everything, and check what it has recorded."""
-    bodies, recorded = subject.series(events // subject.one_in)
+    bodies = series(subject, length)
+    events = len(set(bodies))
     with site.queue(subject) as channel:
-        site.preload(subject.queue, bodies)
+        site.preload(subject, bodies)
         with site.run(subject) as child:
-            seen = follow(channel, subject.queue, child)
-            for prefix in subject.records:
-                # The queue is empty before the last batches are recorded.
-                becomes(partial(site.keys.count, prefix), recorded)
-    if subject.order == "the whole series twice":
-        return {
-            subject.name: rate(seen, recorded, behind=recorded, prefetch=subject.prefetch),
-            DUPLICATES: rate(seen, recorded, prefetch=subject.prefetch),
-        }
-    return {subject.name: rate(seen, len(bodies), prefetch=subject.prefetch)}
+            seen = runner.follow(channel, subject.queue, child)
+            # The queue is empty before the last batches are recorded.
+            if subject is not CEILING:
+                site.wait_recorded(subject, events)
+            if subject.command == ORDER.command:
+                becomes(partial(site.keys.count, "/orders/"), events)
+    rate = partial(runner.rate, seen, prefetch=subject.prefetch)
+    if subject is BARE:
+        return {subject.name: rate(events, behind=events), DUPLICATES: rate(events)}
+    return {subject.name: rate(len(bodies))}
 
 
-def calling(site: Site, asked: Asked) -> list[Table]:
-    """Measure services that make a call for each event, beside their clients alone."""
-    with site.start(("benchmarks.calls", "receiver"), {}) as receiver:
+def _add_shares(table: Table, reference: str, column: str) -> list[Table]:
+    """Add to each row its events/s over those of a reference row."""
+    for row in table.values():
+        row[column] = ratio(row["events/s"], table[reference]["events/s"])
+    return [table]
 
-        def url() -> str:
+
+def _consuming(site: Site, asked: Namespace) -> list[Table]:
+    runs = [partial(_consume, site, subject, asked.events) for subject in CONSUMERS]
+    return _add_shares(in_rounds(site, asked.rounds, runs), CEILING.name, "of the ceiling")
+
+
+def _batches(site: Site, asked: Namespace) -> list[Table]:
+    swept = (CEILING, *(subject for pair in SWEEP.values() for subject in pair))
+    runs = [partial(_consume, site, subject, asked.events) for subject in swept]
+    rounds = min(asked.rounds, _SWEEP_ROUNDS)
+    return _add_shares(in_rounds(site, rounds, runs), CEILING.name, "of the ceiling")
+
+
+def _calling(site: Site, asked: Namespace) -> list[Table]:
+    with site.run(program("", "receiver")) as receiver:
+
+        def its_url() -> str:
             said = receiver.output()
             assert said.endswith("\n"), f"the receiver does not listen: {said}"
             return said.strip()
 
-        receiver_url = eventually(url)
+        receiver_url = eventually(its_url)
         runs: list[Run] = []
-        for calls in CALLS:
-            subject = calls.subject(receiver_url)
+        for name, (kind, answer_ms, at_once) in CALLS.items():
+            url = f"{receiver_url}/{answer_ms}"
+            subject = program(
+                name, "plain", **BARE.settings, CALLS_AT_ONCE=str(at_once), NOTIFY_URL=url
+            )
+            if kind == "coroutine":
+                subject = subject._replace(queue="notify", command=("notify",))
             # Calls are slow. What leaves the queue before the first ack does not count.
             runs.append(partial(_consume, site, subject, subject.prefetch + asked.events // 4))
-            runs.append(partial(_call_alone, receiver_url, calls))
-        table = rounds(site, asked, runs)
-    return [add_call_shares(table)]
+            runs.append(partial(_call_alone, name, url))
+        return [add_call_shares(in_rounds(site, asked.rounds, runs))]
+
+
+def _call_alone(name: str, url: str) -> dict[str, dict[str, float]]:
+    """Let a process make these calls by the client alone; raises CommandFailedError."""
+    kind, _, at_once = CALLS[name]
+    number = max(10_000, 20 * at_once)  # To connect is a small part of so many.
+    told = runner.outcome(f"{kind}_client", url, str(at_once), str(number))
+    return {name: {"client alone, calls/s": told["events/s"]}}
 
 
 def add_call_shares(table: Table) -> Table:
     """Add what the calls reach of their client alone, and of what their slots allow."""
-    for calls in CALLS:
-        row = table[calls.name]
-        client = row[OF_CLIENT] = ratio(row["events/s"], row["client alone, calls/s"])
-        if not calls.answer_ms:
-            continue
-        most = 1000 * calls.at_once / calls.answer_ms
-        slots = row[OF_SLOTS] = [each / most for each in row["events/s"]]
-        if calls.answer_ms == 100:
-            row[OF_BOUND] = [max(median(slots) / _SLOTS, median(client) / _CLIENT)]
+    for name, (_, answer_ms, at_once) in CALLS.items():
+        row = table[name]
+        client = row[_OF_CLIENT] = ratio(row["events/s"], row["client alone, calls/s"])
+        if answer_ms:
+            slots = row[_OF_SLOTS] = [each * answer_ms / 1000 / at_once for each in row["events/s"]]
+            if answer_ms == 100:
+                row[_OF_BOUND] = [max(median(slots) / _SLOTS, median(client) / _CLIENT)]
     return table
 
 
-def _call_alone(receiver_url: str, calls: Calls) -> dict[str, dict[str, float]]:
-    """Let a process make these calls by the client alone; raises CommandFailedError."""
-    number = max(10_000, 20 * calls.at_once)  # To connect is a small part of so many.
-    url, at_once = f"{receiver_url}/{calls.answer_ms}", str(calls.at_once)
-    told = outcome("benchmarks.calls", calls.kind, url, at_once, str(number))
-    return {calls.name: {"client alone, calls/s": told["events/s"]}}
-
-
-def publishing(site: Site, asked: Asked) -> list[Table]:
-    """Measure the library's producer beside pika without confirms."""
-    runs = [partial(_publish, site, name, asked.events) for name in subjects.PUBLISHERS]
-    return [
-        add_shares(rounds(site, asked, runs), subjects.UNCONFIRMED, f"of {subjects.UNCONFIRMED}")
+def _publishing(site: Site, asked: Namespace) -> list[Table]:
+    runs = [
+        partial(_publish, site, UNCONFIRMED, "unconfirmed", asked.events),
+        partial(_publish, site, CONFIRMED, "library", asked.events),
     ]
+    return _add_shares(in_rounds(site, asked.rounds, runs), UNCONFIRMED, f"of {UNCONFIRMED}")
 
 
-def _publish(site: Site, name: str, events: int) -> dict[str, dict[str, float]]:
+def _publish(site: Site, name: str, publisher: str, events: int) -> dict[str, dict[str, float]]:
     """Let a publisher fill an empty quorum queue, and see that the broker has everything."""
-    with site.queue(subjects.BARE):
-        told = outcome("benchmarks.publishers", subjects.PUBLISHERS[name], site.url, str(events))
-        becomes(partial(site.broker.ready, subjects.BARE.queue), events)
+    with site.queue(BARE):
+        told = runner.outcome(publisher, site.url, str(events))
+        becomes(partial(site.broker.ready, BARE.queue), events)
     return {name: told}
 
 
-def replicas(site: Site, asked: Asked) -> list[Table]:
-    """Let 1, 2 and 3 replicas work off a backlog, with handlers that wait for so long."""
+def _replicas(site: Site, asked: Namespace) -> list[Table]:
     runs = [
         partial(_work_off, site, number, cost_ms, events)
         for cost_ms, events in _COSTS_MS.items()
         for number in _REPLICAS
     ]
-    return [rounds(site, asked, runs)]
+    return [in_rounds(site, asked.rounds, runs)]
 
 
 def _work_off(site: Site, number: int, cost_ms: int, events: int) -> dict[str, dict[str, float]]:
-    subject = Subject("order", "order", {"BATCH_SIZE": "512", "HANDLER_MS": str(cost_ms)})
+    """Let so many replicas, which have started, work off a backlog."""
+    subject = program("", "order", BATCH_SIZE="512", HANDLER_MS=str(cost_ms))
     with site.queue(subject), ExitStack() as stack:
         running = [stack.enter_context(site.run(subject)) for _ in range(number)]
         for replica in running:
             replica.wait_ready()
             replica.pause()
-        pour(site.url, subject.queue, new_events(events))
+        site.publish(subject, new_events(events))
         before_s, busy_s = time.monotonic(), _busy_s()
-        used_s = [cpu_s(replica.pid) for replica in running]
+        used_s = [runner.cpu_s(replica.pid) for replica in running]
         for replica in running:
             replica.resume()
-        becomes(partial(site.keys.count, subject.records[0]), events, _WORKED_OFF_S)
+        site.wait_recorded(subject, events, _WORKED_OFF_S)
         took_s, busy_s = time.monotonic() - before_s, _busy_s() - busy_s
-        used_s = [cpu_s(one.pid) - before for one, before in zip(running, used_s, strict=True)]
+        used_s = [runner.cpu_s(one.pid) - s for one, s in zip(running, used_s, strict=True)]
         eventually(partial(site.broker.assert_drained, subject.queue))
     figures = {
         "events/s": events / took_s,
@@ -194,3 +210,92 @@ def _busy_s() -> float:
     """Return the processor time that was not idle on any core since the start (proc_stat(5))."""
     fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
     return (sum(map(int, fields[:8])) - int(fields[3]) - int(fields[4])) / _TICKS_A_SECOND
+
+
+def _cluster() -> AbstractContextManager[Servers]:
+    # Imported here: a machine without Docker has not all that this needs.
+    from cluster.cluster import start_cluster
+
+    return start_cluster()
+
+
+# Each mark: its name, the row of its figure, the row that this is divided by, and its target.
+_RATES = (
+    ("durable, no effect / ceiling", BARE.name, CEILING.name, "at least 0.6"),
+    ("durable, one effect / ceiling", ORDER.name, CEILING.name, "at least 0.5"),
+    (
+        "durable, no effect / ceiling, 128 operations",
+        BARE_SMALL.name,
+        CEILING.name,
+        "at least 0.45",
+    ),
+    (
+        "durable, one effect / ceiling, 128 operations",
+        ORDER_SMALL.name,
+        CEILING.name,
+        "at least 0.35",
+    ),
+    ("half duplicates / ceiling", HALF.name, CEILING.name, ""),
+    ("all duplicates, cache warm / ceiling", DUPLICATES, CEILING.name, "at least 0.7"),
+    ("durable, no effect / naive", BARE.name, NAIVE.name, "at least 25"),
+    ("confirmed publishing / pika without confirms", CONFIRMED, UNCONFIRMED, "at least 0.6"),
+)
+*_CONSUMED, _PUBLISHED = (
+    Mark(name, row, "events/s", reference, target, kept=True)
+    for name, row, reference, target in _RATES
+)
+_CALLED = tuple(
+    Mark(f"calls / {what}: {name}", name, column, target=target, kept=column != _OF_BOUND)
+    for what, column, to_ms, target in (
+        ("client alone", _OF_CLIENT, (0,), "at least 0.4"),
+        ("client alone", _OF_CLIENT, (10, 100), ""),
+        ("what the slots allow", _OF_SLOTS, (10, 100), ""),
+        (_BOUND, _OF_BOUND, (100,), "at least 1"),
+    )
+    for name, (_, answer_ms, _) in CALLS.items()
+    if answer_ms in to_ms
+)
+
+
+SCENARIOS = {
+    "consuming": Scenario(
+        ("Consuming",),
+        "A consumer works off a full queue: pika alone (the ceiling), a transaction and an ack for "
+        "each event (the naive way), or a service. Its rate is that of its acks, the CPU time is "
+        "of its process. The two numbers of a service are `ETCD_MAX_TXN_OPS` and `BATCH_SIZE`. Of "
+        "duplicates, deliveries count.",
+        _consuming,
+        tuple(_CONSUMED),
+    ),
+    "calls": Scenario(
+        ("Calls",),
+        "A service makes a call for each event, under its claim, to a receiver that answers after "
+        "so long, at most `CALLS_AT_ONCE` at once. `notify` is the coroutine, on aiohttp; the "
+        "plain handler runs on threads, on urllib3. The client alone makes the same calls without "
+        "a broker and etcd, as many at once.",
+        _calling,
+        _CALLED,
+    ),
+    "publishing": Scenario(
+        ("Publishing",),
+        "The library's producer, or pika without confirms, publishes to an empty queue.",
+        _publishing,
+        (_PUBLISHED,),
+    ),
+    "batches": Scenario(
+        ("Batch size",),
+        "Services work off a full queue with `ETCD_MAX_TXN_OPS=1024` and each `BATCH_SIZE`, "
+        "without and with an effect, beside the ceiling; at most three rounds.",
+        _batches,
+    ),
+    "replicas": Scenario(
+        ("Replicas",),
+        "On the cluster of three nodes each, 1, 2 and 3 replicas work off a backlog with a handler "
+        "that waits for so long. A replica's core, its handler or the machine is the limit if it "
+        "is in use nearly all of the time.",
+        _replicas,
+        rounds=3,
+        events=0,
+        servers=_cluster,
+    ),
+}

@@ -1,0 +1,320 @@
+"""What runs as a process of its own, by its name: consumers, publishers, clients, their receiver.
+
+Consumers find the servers as a service does, by RABBITMQ_URL and ETCD_ENDPOINTS. `bare` and
+`order` wait for HANDLER_MS in each handler, `ceiling` and `naive` take PREFETCH events at once.
+Publishers and clients have arguments, and print in the end, as JSON, how fast they were. aiohttp
+and urllib3 are imported where they are used: the start of a consumer without them is measured.
+"""
+
+import asyncio
+import json
+import os
+import re
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import cache
+from statistics import median
+from typing import Any
+
+import etcd3
+import orjson
+import pika
+from pika import frame, spec
+from pika.exceptions import ConnectionClosedByClient
+
+from idempotent_consumer import Event, Producer, Service, Settings
+from idempotent_consumer.names import EXCHANGE
+
+PERSISTENT = pika.BasicProperties(content_type="application/json", delivery_mode=2)
+
+_UNCONFIRMED_AT_ONCE = 500
+"""Events between two looks at the socket: it sends these while the next are made ready."""
+_OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+_HEAD = re.compile(rb"\w+ /(\d+) .*?\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE | re.DOTALL)
+
+
+def body(event_id: object) -> bytes:
+    """Return the body of an event."""
+    text = f'{{"id":"{event_id}","type":"new_order","args":{{"item":"tea","quantity":1}}}}'
+    return text.encode()
+
+
+def new_events(number: int) -> list[bytes]:
+    """Return the bodies of so many events with fresh ids."""
+    return [body(uuid.uuid4()) for _ in range(number)]
+
+
+@contextmanager
+def firehose(url: str, queue: str) -> Iterator[Callable[[Sequence[bytes]], None]]:
+    """Give what publishes bodies to a queue, persistent, with hardly any CPU time.
+
+    pika's channel takes 16 µs an event (measured), a large part of what two cores have for those
+    that are measured; frames that go out over its socket take about one. Without confirms: whoever
+    uses it counts what has arrived. At the end, the broker answers the close behind everything.
+    """
+    # No heartbeats: between two publishings nobody would send them.
+    with closing(pika.BlockingConnection(pika.URLParameters(f"{url}?heartbeat=0"))) as connection:
+        number = connection.channel().channel_number
+        raw = connection._impl._transport._sock  # noqa: SLF001
+        # An event that is due goes out at once, whatever TCP still waits for.
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        method = frame.Method(number, spec.Basic.Publish(routing_key=queue)).marshal()
+
+        @cache
+        def before(size_bytes: int) -> bytes:
+            return bytes(method + frame.Header(number, size_bytes, PERSISTENT).marshal())
+
+        def publish(bodies: Sequence[bytes]) -> None:
+            raw.setblocking(True)
+            raw.sendall(b"".join(before(len(b)) + frame.Body(number, b).marshal() for b in bodies))
+            raw.setblocking(False)
+
+        yield publish
+
+
+@contextmanager
+def timed(events: int) -> Iterator[None]:
+    """Print how fast the block works off so many events, and what CPU time each of them costs."""
+    started_s, cpu_s = time.monotonic(), time.process_time()
+    yield
+    took_s = time.monotonic() - started_s
+    cpu_us = (time.process_time() - cpu_s) / events * 1e6
+    print(json.dumps({"events/s": events / took_s, "CPU µs an event": cpu_us}))
+
+
+def library(url: str, events: str) -> None:
+    """Publish by the library's producer, from the first publish to the last confirm."""
+    bodies = new_events(int(events))
+    with Producer(Settings.from_environ({"RABBITMQ_URL": url})) as producer:
+        producer.publish(bodies[:1])  # It connects at its first event.
+        with timed(len(bodies) - 1):
+            producer.publish(bodies[1:])
+
+
+def unconfirmed(url: str, events: str) -> None:
+    """Publish by pika without confirms, until the broker has answered the close behind all."""
+    bodies, sent, timer = new_events(int(events)), 0, ExitStack()
+
+    def opened(channel: Any) -> None:
+        def publish() -> None:
+            nonlocal sent
+            for each in bodies[sent : sent + _UNCONFIRMED_AT_ONCE]:
+                channel.basic_publish(EXCHANGE, "new_order", each, PERSISTENT)
+            sent += _UNCONFIRMED_AT_ONCE
+            if sent < len(bodies):
+                connection.ioloop.add_callback_threadsafe(publish)
+            else:
+                connection.close()
+
+        timer.enter_context(timed(len(bodies)))
+        publish()
+
+    def closed(_connection: Any, reason: Any) -> None:
+        if not isinstance(reason, ConnectionClosedByClient):
+            raise reason
+        timer.close()
+        connection.ioloop.stop()
+
+    connection = pika.SelectConnection(
+        pika.URLParameters(url),
+        on_open_callback=lambda connection: connection.channel(on_open_callback=opened),
+        on_close_callback=closed,
+    )
+    connection.ioloop.start()
+
+
+def open_loop(url: str, queue: str, per_s: str, events: str) -> None:
+    """Publish at a steady rate that waits for nobody.
+
+    Event number n, which is its id, is due n / per_s seconds after the start, and published then
+    or as soon as can be. In the end it tells its start, on the monotonic clock that all processes
+    of a machine share (clock_gettime(2)), and how late it was itself.
+    """
+    rate, bodies = float(per_s), [body(f"{number:07}") for number in range(int(events))]
+    late_s: list[float] = []
+    with firehose(url, queue) as publish:
+        start_s = time.monotonic()
+        while (first := len(late_s)) < len(bodies):
+            passed_s = time.monotonic() - start_s
+            due = min(int(passed_s * rate) + 1, len(bodies))
+            if due > first:
+                publish(bodies[first:due])
+                late_s += [passed_s - number / rate for number in range(first, due)]
+            else:
+                time.sleep(max(0.0, first / rate - passed_s))
+    found = {"late_ms": 1000 * median(late_s), "reached_per_s": reached_per_s(rate, late_s)}
+    print(json.dumps({"start_s": start_s, **found}))
+
+
+def reached_per_s(per_s: float, late_s: Sequence[float]) -> float:
+    """Return the rate from the first event, due at once, to the last, by how late they were."""
+    intervals = len(late_s) - 1
+    return intervals / (intervals / per_s + late_s[-1])
+
+
+def bare(name: str = "bare", noun: str = "events") -> int:
+    """Run a service whose handler computes nothing and wants nothing recorded but the event."""
+    service = Service(name, noun=noun)
+    wait_s = float(os.environ.get("HANDLER_MS", "0")) / 1000
+
+    @service.handler("new_order")
+    def wait(_event: Event) -> None:
+        """Wait, as for an answer of something outside, and return no effect."""
+        if wait_s:
+            time.sleep(wait_s)
+
+    return service.run()
+
+
+def order() -> int:
+    """Run the same under the name of the order service, for a cluster's queues and counters."""
+    return bare("order", "orders")
+
+
+def plain() -> int:
+    """Run a service whose handler is a plain function, which makes notify's request by urllib3."""
+    service = Service("plain", noun="calls")
+    post = _poster(os.environ["NOTIFY_URL"], Settings.from_environ(os.environ).calls_at_once)
+
+    @service.claimed_handler("new_order", timeout_s=5.0)
+    def notify(event: Event, _timeout_s: float) -> None:
+        """Make one call."""
+        post({"id": event.id, "type": event.type, "args": event.args})
+
+    return service.run()
+
+
+def ceiling() -> None:
+    """Take and ack what a quorum queue delivers, and do nothing with it.
+
+    The same pika connection as the library's, the same prefetch, and like there one multiple ack
+    for what one read from the socket brought. Nothing is decoded and nothing is recorded.
+    """
+    unacked = 0  # The last tag that waits for the ack, 0 for none.
+
+    def opened(channel: Any) -> None:
+        def on_message(_channel: Any, method: Any, _properties: Any, _body: bytes) -> None:
+            nonlocal unacked
+            if not unacked:
+                # Comes round when everything of this read has been handed over.
+                connection.ioloop.add_callback_threadsafe(ack)
+            unacked = method.delivery_tag
+
+        def ack() -> None:
+            nonlocal unacked
+            channel.basic_ack(unacked, multiple=True)
+            unacked = 0
+
+        channel.basic_qos(
+            prefetch_count=int(os.environ["PREFETCH"]),
+            callback=lambda _: channel.basic_consume("ceiling", on_message),
+        )
+
+    connection = pika.SelectConnection(
+        pika.URLParameters(os.environ["RABBITMQ_URL"]),
+        on_open_callback=lambda connection: connection.channel(on_open_callback=opened),
+    )
+    connection.ioloop.start()
+
+
+def naive() -> None:
+    """For each event make one etcd transaction and one ack, one after the other.
+
+    What the tutorials of pika and etcd3 lead to: a blocking connection, a callback for each
+    message, and the client's own transaction that asks whether the key was never created.
+    """
+    host, port = os.environ["ETCD_ENDPOINTS"].rsplit(":", 1)
+    etcd = etcd3.client(host=host, port=int(port))
+
+    def on_message(channel: Any, method: Any, _properties: Any, body: bytes) -> None:
+        key = f"/service/naive/{orjson.loads(body)['id']}"
+        etcd.transaction(
+            compare=[etcd.transactions.create(key) == 0],
+            success=[etcd.transactions.put(key, "done")],
+            failure=[],
+        )
+        channel.basic_ack(method.delivery_tag)
+
+    channel = pika.BlockingConnection(pika.URLParameters(os.environ["RABBITMQ_URL"])).channel()
+    channel.basic_qos(prefetch_count=int(os.environ["PREFETCH"]))
+    channel.basic_consume("naive", on_message)
+    channel.start_consuming()
+
+
+def receiver() -> None:
+    """Answer every request with 200, so many milliseconds later as its path says.
+
+    `POST /100` takes a tenth of a second. It prints its URL, and knows no more of HTTP than what
+    its callers send: requests with a Content-Length, one after the other on open connections.
+    """
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):  # The caller has gone.
+            while found := _HEAD.match(await reader.readuntil(b"\r\n\r\n")):
+                await reader.readexactly(int(found[2]))
+                if answer_ms := int(found[1]):
+                    await asyncio.sleep(answer_ms / 1000)
+                writer.write(_OK)
+
+    async def serve() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=2048)
+        print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+        await server.serve_forever()
+
+    asyncio.run(serve())
+
+
+def plain_client(url: str, at_once: str, calls: str) -> None:
+    """Make so many calls as `plain` does, without a broker and etcd."""
+    post, bodies = _poster(url, int(at_once)), new_events(int(calls))
+    with timed(len(bodies)), ThreadPoolExecutor(int(at_once)) as pool:
+        list(pool.map(lambda body: post(orjson.loads(body)), bodies))
+
+
+def coroutine_client(url: str, at_once: str, calls: str) -> None:
+    """Make so many calls as `notify` does, without a broker and etcd."""
+    import aiohttp
+
+    bodies = iter(new_events(int(calls)))
+
+    async def make_all(session: aiohttp.ClientSession) -> None:
+        for each in bodies:
+            event = orjson.loads(each)
+            key = {"Idempotency-Key": event["id"]}
+            async with session.post(url, json=event, headers=key) as response:
+                await response.read()
+
+    async def make() -> None:
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector, raise_for_status=True) as session:
+            await asyncio.gather(*(make_all(session) for _ in range(int(at_once))))
+
+    with timed(int(calls)):
+        asyncio.run(make())
+
+
+def _poster(url: str, at_once: int) -> Callable[[dict[str, Any]], None]:
+    """Return what makes a call for an event on a thread, with notify's request."""
+    import urllib3
+
+    http = urllib3.PoolManager(maxsize=at_once, retries=False)
+
+    def post(event: dict[str, Any]) -> None:
+        key = {"Idempotency-Key": event["id"]}
+        response = http.request("POST", url, json=event, headers=key, redirect=False)
+        if response.status != 200:
+            raise RuntimeError(f"the receiver answered {response.status}")
+
+    return post
+
+
+if __name__ == "__main__":
+    programs: list[Callable[..., int | None]] = [bare, order, plain, ceiling, naive, receiver]
+    programs += [library, unconfirmed, open_loop, plain_client, coroutine_client]
+    by_name = {program.__name__: program for program in programs}
+    sys.exit(by_name[sys.argv[1]](*sys.argv[2:]))

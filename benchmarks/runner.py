@@ -1,0 +1,316 @@
+"""A run: its servers, what is started on them, what is read from them, and its rounds.
+
+How fast a consumer works is seen from the broker. A passive declare tells the exact count of ready
+messages (the management API's is seconds old). While a consumer's prefetch window is full, each ack
+lets one more message out, so the count falls as fast as acks arrive: the same measure for all, with
+nothing added to any of them.
+"""
+
+import json
+import os
+import platform
+import queue
+import re
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import etcd3
+import pika
+
+from chaos.checks import becomes
+from idempotent_consumer import Settings
+from idempotent_consumer.bus import Topology, prefetch
+from servers.broker import Broker
+from servers.counters import StatsdListener, listen_statsd
+from servers.etcd import EtcdClient
+from servers.processes import run_tool
+from servers.servers import Servers, start_servers
+from servers.services import Service, run_service
+from servers.web import fetch_json, open_json
+
+from .programs import firehose
+from .report import Mark, NotMeasuredError, Table
+
+LOST_AFTER_S = 60.0
+_LOOK_EVERY_S, _STALLED_AFTER_S = 0.01, 30.0
+_ANSWER_S = 60.0  # etcd takes a while to delete a million records.
+_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+_PACKAGES = ("pika", "cslab-etcd3", "grpcio", "protobuf", "orjson")
+_TXN = 'grpc_method="Txn",grpc_service="etcdserverpb.KV",grpc_type="unary"'
+_GAUGES = {
+    # Its resident size, which includes what it has mapped of its file.
+    "etcd MB": ("process_resident_memory_bytes", 1e-6),
+    "file MB": ("etcd_mvcc_db_total_size_in_bytes", 1e-6),
+    "in use MB": ("etcd_mvcc_db_total_size_in_use_in_bytes", 1e-6),
+    "records": ("etcd_debugging_mvcc_keys_total", 1),
+    # Totals since its start.
+    "granted": ("etcd_debugging_lease_granted_total", 1),
+    "revoked": ("etcd_debugging_lease_revoked_total", 1),
+    "written": ("etcd_mvcc_put_total", 1),
+    "transactions": (f"grpc_server_started_total{{{_TXN}}}", 1),
+}
+
+
+class Subject(NamedTuple):
+    """A consumer: its name in tables, its queue, the module that it runs, and its settings."""
+
+    name: str
+    queue: str
+    command: tuple[str, ...]
+    settings: Mapping[str, str]
+
+    @property
+    def prefetch(self) -> int:
+        """How many deliveries it may have unacked."""
+        set_to = self.settings.get("PREFETCH")
+        return int(set_to) if set_to else prefetch(int(self.settings["BATCH_SIZE"]))
+
+    @property
+    def records(self) -> str:
+        """The prefix below which each event leaves one key."""
+        return f"/service/{self.queue}/"
+
+
+def program(name: str, queue: str, **settings: str) -> Subject:
+    """Return the consumer in `programs` that is called like its queue."""
+    return Subject(name, queue, ("benchmarks.programs", queue), settings)
+
+
+def service(queue: str, batch_size: int = 512, operations: int = 1024) -> Subject:
+    """Return a service, set as in the compose files: `bare` has no effect, `order` has one."""
+    name = {"bare": "library, no effect", "order": "order, one effect"}[queue]
+    settings = {"ETCD_MAX_TXN_OPS": str(operations), "BATCH_SIZE": str(batch_size)}
+    subject = program(f"{name}, {operations}/{batch_size}", queue, **settings)
+    return subject._replace(command=("order",)) if queue == "order" else subject
+
+
+BARE = service("bare")
+
+
+class Site:
+    """The servers, what listens for the services' metrics, and clients that ask the servers.
+
+    `etcd` is etcd3's own client.
+    """
+
+    def __init__(self, servers: Servers, statsd: StatsdListener, etcd: Any) -> None:
+        self.servers, self.statsd, self.etcd = servers, statsd, etcd
+        self.url = servers.rabbitmq.url
+        self.broker = Broker(servers.rabbitmq)
+        self.keys = EtcdClient(servers.etcd.endpoint, _ANSWER_S)
+
+    def publish(self, subject: Subject, bodies: Sequence[bytes]) -> None:
+        """Publish to a consumer's queue, without confirms."""
+        with firehose(self.url, subject.queue) as publish:
+            publish(bodies)
+
+    def preload(self, subject: Subject, bodies: Sequence[bytes]) -> None:
+        """Publish to a queue that nobody consumes, and wait until it holds everything."""
+        self.publish(subject, bodies)
+        becomes(partial(self.broker.ready, subject.queue), len(bodies))
+
+    def wait_recorded(self, subject: Subject, events: int, within_s: float = LOST_AFTER_S) -> None:
+        """Wait until a consumer has recorded so many events."""
+        becomes(partial(self.keys.count, subject.records), events, within_s)
+
+    def run(self, subject: Subject) -> AbstractContextManager[Service]:
+        """Run a consumer while the block runs."""
+        servers = {**self.servers.settings(), **self.statsd.settings(), "ENABLE_ETCD": "true"}
+        command = _python(*subject.command)
+        return run_service("benchmarks", {**servers, **subject.settings}, command=command)
+
+    @contextmanager
+    def queue(self, subject: Subject) -> Iterator[Any]:
+        """Give a channel on which a consumer's queue, like a service's, is there for the block."""
+        # No heartbeats: between two questions nobody would send them.
+        parameters = pika.URLParameters(f"{self.url}?heartbeat=0")
+        with closing(pika.BlockingConnection(parameters)) as connection:
+            channel = connection.channel()
+            Topology(subject.queue, retry_delays=Settings().retry_delays).declare(channel)
+            yield channel
+        self.broker.delete_queues(subject.queue)
+
+    def clear(self, prefix: str = "") -> None:
+        """Delete everything below a prefix, and the history of all."""
+        # Where nothing is new, etcd refuses to compact once more.
+        if self.keys.count(prefix or "/"):
+            revision = self.keys.delete(prefix)
+            # --physical waits until the space is given back, which would slow the next run down.
+            self.servers.etcd.ctl("compact", "--physical", str(revision))
+
+    @contextmanager
+    def watch(self, prefix: str) -> Iterator[Callable[[], tuple[str, float]]]:
+        """Give what waits for the next change below a prefix: its key, and when it was seen.
+
+        The time is on the monotonic clock. The watch is there when the block begins.
+        """
+        seen: queue.SimpleQueue[tuple[str, float]] = queue.SimpleQueue()
+
+        def changed(answer: Any) -> None:
+            at_s = time.monotonic()
+            for event in answer.events:
+                seen.put((event.key.decode(), at_s))
+
+        def following() -> tuple[str, float]:
+            try:
+                return seen.get(timeout=LOST_AFTER_S)
+            except queue.Empty:
+                raise NotMeasuredError(f"no record for {LOST_AFTER_S:g} s") from None
+
+        watch_id = self.etcd.add_watch_prefix_callback(prefix, changed)
+        try:
+            yield following
+        finally:
+            self.etcd.cancel_watch(watch_id)
+
+    def gauges(self) -> dict[str, float]:
+        """Read what etcd says of itself; raises OSError."""
+        with open_json("GET", f"http://{self.servers.etcd.endpoint}/metrics") as page:
+            return gauges_of(page.read().decode())
+
+    def machine(self) -> str:
+        """Return what a reader needs to judge the figures by: the machine, and all versions."""
+        broker: Any = self.servers.rabbitmq.management("GET", "/api/overview")
+        etcd = fetch_json("GET", f"http://{self.servers.etcd.endpoint}/version")["etcdserver"]
+        cpus = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        servers = "containers" if self.servers.kind == "docker" else "processes"
+        packages = ", ".join(f"{package} {version(package)}" for package in _PACKAGES)
+        return (
+            f"cores {len(os.sched_getaffinity(0))}, processor {(cpus or [platform.machine()])[0]}, "
+            f"load before {os.getloadavg()[0]:.2f}, "
+            f"system {platform.system()} {platform.release()}, servers {servers}, "
+            f"rabbitmq {broker['rabbitmq_version']} (Erlang {broker['erlang_version']}), "
+            f"etcd {etcd}, python {platform.python_version()}, {packages}"
+        )
+
+
+def gauges_of(page: str) -> dict[str, float]:
+    """Read etcd's metrics page; raises KeyError if one of them is not there."""
+    lines = (line.rpartition(" ") for line in page.splitlines() if not line.startswith("#"))
+    values = {name: float(value) for name, _, value in lines if name}
+    found = {ours: unit * values[name] for ours, (name, unit) in _GAUGES.items()}
+    return {**found, "leases": found["granted"] - found["revoked"]}
+
+
+@contextmanager
+def open_site(start: Callable[[], AbstractContextManager[Servers]]) -> Iterator[Site]:
+    """Start servers for as long as the block runs."""
+    with start() as servers, listen_statsd() as statsd:
+        host, port = servers.etcd.endpoint.rsplit(":", 1)
+        with closing(etcd3.client(host=host, port=int(port), timeout=_ANSWER_S)) as etcd:
+            yield Site(servers, statsd, etcd)
+
+
+def outcome(*command: str) -> dict[str, float]:
+    """Run a program to its end, and return the JSON that it prints; raises CommandFailedError."""
+    told: dict[str, float] = json.loads(run_tool(_python("benchmarks.programs", *command)))
+    return told
+
+
+def _python(*command: str) -> list[str]:
+    # -P: modules are found where they are installed, whatever lies in the working directory.
+    return [sys.executable, "-P", "-m", *command]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What `about` says, measured on a site with the options of the command line.
+
+    `measure` gives a table for each heading; the marks are of the last one.
+    """
+
+    headings: tuple[str, ...]
+    about: str
+    measure: Callable[[Site, Namespace], list[Table]]
+    marks: tuple[Mark, ...] = ()
+    rounds: int = 5
+    events: int = 40_000
+    servers: Callable[[], AbstractContextManager[Servers]] = start_servers
+
+
+def say(text: str) -> None:
+    """Tell whoever waits how far it is."""
+    print(text, file=sys.stderr, flush=True)
+
+
+Run = Callable[[], dict[str, dict[str, Any]]]
+"""Measures once: figures by row and column."""
+
+
+def in_rounds(site: Site, rounds: int, runs: Sequence[Run]) -> dict[str, dict[str, list[Any]]]:
+    """Run everything once a round, so that all meet the same machine, and empty etcd in between.
+
+    Each round begins with another run, so that none always meets what another leaves behind.
+    """
+    table: dict[str, dict[str, list[Any]]] = {}
+    for number in range(rounds):
+        turn = number % len(runs)
+        for run in (*runs[turn:], *runs[:turn]):
+            for row, figures in run().items():
+                for column, value in figures.items():
+                    table.setdefault(row, {}).setdefault(column, []).append(value)
+                told = (f"{v:,.6g} {name}" for name, v in figures.items() if isinstance(v, float))
+                say(f"round {number + 1} of {rounds}: {row}: {', '.join(told)}")
+            site.clear()
+    return table
+
+
+class Progress(NamedTuple):
+    """How many messages were ready at a time, and what CPU time the consumer had used."""
+
+    at_s: float
+    ready: int
+    cpu_s: float
+
+
+def follow(channel: Any, queue: str, child: Service) -> list[Progress]:
+    """Watch a queue until it is empty; raises NotMeasuredError if its consumer ends or stalls."""
+    seen: list[Progress] = []
+    moved_s = time.perf_counter()
+    while not seen or seen[-1].ready:
+        ready: int = channel.queue_declare(queue, passive=True).method.message_count
+        now_s = time.perf_counter()
+        if not seen or ready != seen[-1].ready:
+            moved_s = now_s
+        if not child.running or now_s - moved_s > _STALLED_AFTER_S:
+            what = "stalled" if child.running else "its consumer ended"
+            raise NotMeasuredError(f"{queue}: {what} at {ready}:\n{child.output()[-2000:]}")
+        seen.append(Progress(now_s, ready, cpu_s(child.pid)))
+        time.sleep(_LOOK_EVERY_S)
+    return seen
+
+
+def rate(
+    seen: Sequence[Progress], events: int, behind: int = 0, prefetch: int = 0
+) -> dict[str, float]:
+    """Return the rate over a series of `events`, with `behind` more messages queued behind it.
+
+    The outer tenths are left out: in the first the process starts and its window fills (`prefetch`
+    events leave the queue before the first ack), in the last it empties. From the first fall inside
+    to the last: a consumer that acks hundreds at a time makes a staircase of exact edges.
+    """
+    trim = events // 10
+    most, least = behind + events - max(trim, prefetch), behind + trim
+    falls = [now for before, now in pairwise(seen) if now.ready != before.ready]
+    inside = [now for now in falls if least <= now.ready < most]
+    if len(inside) < 2:
+        raise NotMeasuredError("too few events to measure: raise --events")
+    first, last = inside[0], inside[-1]
+    done = first.ready - last.ready
+    cpu_us = (last.cpu_s - first.cpu_s) / done * 1e6
+    return {"events/s": done / (last.at_s - first.at_s), "CPU µs an event": cpu_us}
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time of a process with all its threads (proc(5), fields utime and stime)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND
