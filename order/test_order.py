@@ -1,7 +1,5 @@
 """The order service: one document for each event, under the event's own key."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

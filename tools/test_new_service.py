@@ -1,7 +1,5 @@
 """A service made in a copy of the repository works there, and a wrong name changes nothing."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

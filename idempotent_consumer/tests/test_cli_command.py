@@ -1,7 +1,5 @@
 """How the command is called, how it ends, and how it writes numbers, times and strangers' texts."""
 
-from __future__ import annotations
-
 import tomllib
 from pathlib import Path
 from pkgutil import resolve_name

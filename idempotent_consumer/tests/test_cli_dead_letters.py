@@ -1,7 +1,5 @@
 """``dead-letters``: what is selected, shown, sent back, held back and removed."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Any
 

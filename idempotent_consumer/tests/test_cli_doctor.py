@@ -1,7 +1,5 @@
 """``doctor``: each fault is found, and nothing is where there is none."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from datetime import UTC, datetime
 

@@ -1,7 +1,5 @@
 """Where published events come from, and what is said of them."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A service's records: one is shown, and deleted as it was seen; all are counted."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from pathlib import Path

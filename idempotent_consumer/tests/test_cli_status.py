@@ -1,7 +1,5 @@
 """``status``, ``find`` and ``remove``: what is where, what is not known, and what is given up."""
 
-from __future__ import annotations
-
 import orjson
 import pytest
 

@@ -1,7 +1,5 @@
 """Where the servers' pages are looked for, and how they are got."""
 
-from __future__ import annotations
-
 import base64
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """CloudEvents are read in both modes, and what is none is the sender's fault."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import orjson

@@ -1,7 +1,5 @@
 """What is an event and what is not, and when two bodies are one event."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """/livez, /readyz and /duplicates, whatever their clients do."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 import struct

@@ -1,7 +1,5 @@
 """Log lines, and that nobody waits for whoever reads them."""
 
-from __future__ import annotations
-
 import io
 import json
 import logging

@@ -1,7 +1,5 @@
 """Headers, traces, decoders of a service's own and models: what a message brings, and takes on."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

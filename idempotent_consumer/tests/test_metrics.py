@@ -1,7 +1,5 @@
 """Counters and timers as a statsd server sees them; outcomes as counters and log lines."""
 
-from __future__ import annotations
-
 import socket
 import threading
 from collections.abc import Iterator

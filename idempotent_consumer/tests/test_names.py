@@ -1,7 +1,5 @@
 """Keys in which no two ids meet, and the names that a service may have."""
 
-from __future__ import annotations
-
 from hashlib import sha256
 
 import pytest

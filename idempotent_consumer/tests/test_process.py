@@ -1,7 +1,5 @@
 """A service's process whose handlers hang, or that has a defect. Its broker is in it, in memory."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """A producer without a broker: where it cannot be used, and that it says so."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import socket

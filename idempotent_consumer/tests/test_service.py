@@ -1,7 +1,5 @@
 """What a service refuses when it is made, and when it starts."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from typing import Any
@@ -120,7 +118,11 @@ def takes_a_keyword(_event: Event, *, limit: int) -> None: ...
 @pytest.mark.parametrize(
     ("options", "function", "says"),
     [
-        ({}, takes_two, "takes_two(_event: 'Event', _order: 'object') -> 'None' cannot be called"),
+        (
+            {},
+            takes_two,
+            "_order: object) -> None cannot be called with (event): missing a required",
+        ),
         ({}, takes_a_keyword, "with (event): missing a required"),
         ({}, lambda: None, "<lambda>() cannot be called with (event): too many positional"),
         ({"model": dict}, returns_nothing, "with (event, model): too many positional"),

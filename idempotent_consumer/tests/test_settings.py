@@ -1,7 +1,5 @@
 """Each variable of the contract: its default, what it takes, and the line for what it is not."""
 
-from __future__ import annotations
-
 import ast
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How long is waited between attempts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from random import Random
 

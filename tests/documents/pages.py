@@ -1,7 +1,5 @@
 """The documents of this repository, and what of them can be checked."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """The code in the documents: all of it compiles, and whole services register their handlers."""
 
-from __future__ import annotations
-
 import ast
 import runpy
 import sys

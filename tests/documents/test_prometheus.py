@@ -1,7 +1,5 @@
 """The mapping for Prometheus's exporter has a rule for each metric that the library sends."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The reference pages have what the code has, all of it and nothing else."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re

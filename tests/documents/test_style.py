@@ -1,7 +1,5 @@
 """The pages are short, say each thing once, and use the field's words."""
 
-from __future__ import annotations
-
 import re
 from itertools import combinations
 from pathlib import Path

@@ -199,16 +199,15 @@ def numbers(version: str) -> tuple[int, ...]:
 def _version(about: str, version: str, releases: Releases) -> Finding:
     """Return whether a server's version is out of support, or has known faults, or neither."""
     oldest, faults = releases
-    series, amiss, upgrade_to = numbers(version)[:2], [], ""
-    for faulty, (fixed_in, what) in faults.items():
-        if numbers(faulty) == series and numbers(version) < numbers(fixed_in):
-            amiss.append(f"has known faults, fixed in {fixed_in}: {what}")
-            upgrade_to = fixed_in
+    series, amiss = numbers(version)[:2], []
+    fixed_in, what = faults.get(".".join(map(str, series)), ("", ""))
     if series < numbers(oldest):
-        amiss.insert(0, "is out of support")
-        upgrade_to = oldest
+        amiss.append("is out of support")
+    if numbers(version) < numbers(fixed_in):
+        amiss.append(f"has known faults, fixed in {fixed_in}: {what}")
     if not amiss:
         return Finding(OK, about, f"version {version}")
+    upgrade_to = oldest if series < numbers(oldest) else fixed_in
     what = f"version {version} {', and '.join(amiss)}"
     return Finding(WARNING, about, what, f"upgrade it to {upgrade_to} or newer")
 
@@ -304,15 +303,12 @@ def _queues(
         fine = f"all {len(expected)} queues are as they should be"
         yield from faults or [Finding(OK, name, fine)]
         there = found.facts.keys() & set(found.retries(name, settings).values())
-        yield from map(_retries_of_others, sorted(there - expected.keys()))
+        for queue in sorted(there - expected.keys()):
+            what = "RETRY_DELAYS does not have its delay; a handler's retry_delays may"
+            yield Finding(UNKNOWN, queue, what, "if none does, delete it once it is empty")
         if bindings is not None:
             yield from _bindings(name, bindings, asked)
         yield _consumer_timeout(name, found.facts[name], policies, asked.longest_call_s)
-
-
-def _retries_of_others(queue: str) -> Finding:
-    what = "RETRY_DELAYS does not have its delay; a handler's retry_delays may"
-    return Finding(UNKNOWN, queue, what, "if none does, delete it once it is empty")
 
 
 _WITHOUT = {

@@ -4,8 +4,6 @@ What is valid is built so, and what is not is spoilt in one known way: nothing h
 under test.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Header tables, written byte by byte: pika does not write all that others do."""
 
-from __future__ import annotations
-
 import math
 import struct
 from typing import Any

@@ -1,7 +1,5 @@
 """What tests of real sockets and threads need: a port, a probe of health, a deadline."""
 
-from __future__ import annotations
-
 import json
 import socket
 import threading
