@@ -56,13 +56,9 @@ def make(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """
     # What a make around this one has set for its own.
     environ = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    command = ("make", "BIN=.bin", "PYTHON=false", *arguments)
     return subprocess.run(
-        ["make", "BIN=.bin", "PYTHON=false", *arguments],
-        cwd=copy,
-        env=environ,
-        capture_output=True,
-        text=True,
-        check=False,
+        command, cwd=copy, env=environ, capture_output=True, text=True, check=False
     )
 
 
@@ -78,16 +74,6 @@ def run(copy: Path, *command: str, **environ: str) -> str:
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
-
-
-def compose_is_here() -> bool:
-    """Return whether there is the program; it needs no engine to read its files."""
-    return (
-        shutil.which("docker") is not None
-        and not subprocess.run(
-            ["docker", "compose", "version"], capture_output=True, check=False
-        ).returncode
-    )
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -161,7 +147,10 @@ def test_its_code_is_clean_and_only_it_and_its_compose_entries_are_new(
     run(copy, sys.executable, "-m", "ruff", "check", "--no-cache", name)
 
 
-@pytest.mark.skipif(not compose_is_here(), reason="docker compose is not here")
+@pytest.mark.skipif(
+    os.system("docker compose version >/dev/null 2>&1") != 0,
+    reason="docker compose, which needs no engine to read its files, is not here",
+)
 @pytest.mark.parametrize("overlay", [(), ("-f", "docker-compose.cluster.yaml")])
 def test_compose_takes_its_entry_as_it_takes_orders(made: Path, overlay: tuple[str, ...]) -> None:
     assert new_service(made, f"NAME={ANOTHER}").returncode == 0
