@@ -175,15 +175,16 @@ class Management:
 
     def page(self, path: str) -> Page:
         """Return the same, unread."""
-        path = path.replace("{vhost}", self._vhost)
-        for left, url in zip(reversed(range(len(self._urls))), self._urls, strict=True):
+        path, failed = path.replace("{vhost}", self._vhost), WebError("it has no address")
+        for url in self._urls:
             try:
                 return self._fetch(f"{url}/api{path}", self._tls)
             except WebError as error:
-                if error.status or not left:
-                    why = f"RabbitMQ's management API: {error} ({_VARIABLE} says where it is)"
-                    raise WebError(why, error.status, error.body) from None
-        raise AssertionError("there is an address at least")
+                failed = error
+                if error.status:
+                    break
+        why = f"RabbitMQ's management API: {failed} ({_VARIABLE} says where it is)"
+        raise WebError(why, failed.status, failed.body)
 
     def queues(self) -> Queues:
         """Return all queues, or why they cannot be had."""

@@ -7,7 +7,7 @@ import base64
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, TypeVar
@@ -93,11 +93,9 @@ class Letter:
         self.tag, self.properties, self.body = tag, properties, body
         self.headers: dict[str, Any] = properties.headers or {}
         self.id = self.type = None
-        try:
+        with suppress(InvalidEvent):
             event = decode(body)
             self.id, self.type = event.id, event.type
-        except InvalidEvent:
-            pass
         # What is parked has no deaths any more, so those that are there are the broker's own.
         deaths = self.headers.get("x-death")
         latest = deaths[0] if isinstance(deaths, list) and deaths else None

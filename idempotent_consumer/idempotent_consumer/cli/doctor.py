@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -255,10 +255,9 @@ def _alarms(management: Management, now_s: float) -> Findings:
         yield Finding(OK, "rabbitmq", "no alarm is on")
     except WebError as error:
         if error.status == 503:
-            try:
+            reason = "it does not say which"
+            with suppress(orjson.JSONDecodeError, KeyError, TypeError):
                 reason = orjson.loads(error.body)["reason"]
-            except (orjson.JSONDecodeError, KeyError, TypeError):
-                reason = "it does not say which"
             what = f"an alarm is on: {reason}; nothing can be published, nor retried or parked"
             yield Finding(PROBLEM, "rabbitmq", what, "free memory or disk space")
         else:
@@ -457,12 +456,10 @@ def _member(context: Context, host: str, port: int) -> Findings:
     tls = Tls(settings.etcd_ca_cert, settings.etcd_cert, settings.etcd_key)
     url = f"{'https' if tls.ca_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
     metrics, variables, date = "", "", None
-    try:
+    with suppress(WebError):
         page = context.fetch(f"{url}/metrics", tls)
         variables = context.fetch(f"{url}/debug/vars", tls).body.decode(errors="replace")
         metrics, date = page.body.decode(errors="replace"), page.date
-    except WebError:
-        pass
     try:
         with context.etcd((host, port)) as etcd:
             status = etcd.status()

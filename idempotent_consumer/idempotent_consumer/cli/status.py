@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -74,9 +75,7 @@ def _status(arguments: argparse.Namespace, context: Context) -> Report:
             versions["etcd"] = etcd.status().version
     except EtcdError as error:
         problems.append(str(error))
-    ready = [
-        {**_ready(url, context), "duplicates": _duplicates(url, context)} for url in arguments.ready
-    ]
+    ready = [_ready(url, context) for url in arguments.ready]
     problems += [
         f"{each['url']} is not ready: {_missing(each)}" for each in ready if not each["ready"]
     ]
@@ -128,17 +127,16 @@ def _records(records: Records, all_states: bool) -> dict[str, object]:
 
 
 def _ready(url: str, context: Context) -> dict[str, Any]:
-    """Ask a service whether it is ready."""
+    """Ask a service whether it is ready, and how late its duplicates came."""
     asked = url if urlsplit(url).path.strip("/") else f"{url.rstrip('/')}/readyz"
+    answer: dict[str, Any] = {"url": without_login(url), "ready": True}
     try:
-        missing = context.fetch(asked, Tls()).json()["missing"]
-        return {"url": without_login(url), "ready": True, "missing": missing}
+        answer["missing"] = context.fetch(asked, Tls()).json()["missing"]
     except (WebError, KeyError, TypeError) as error:
-        try:
-            missing = orjson.loads(getattr(error, "body", b""))["missing"]
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            missing = {"answer": str(error)}
-        return {"url": without_login(url), "ready": False, "missing": missing}
+        answer |= {"ready": False, "missing": {"answer": str(error)}}
+        with suppress(orjson.JSONDecodeError, KeyError, TypeError):
+            answer["missing"] = orjson.loads(getattr(error, "body", b""))["missing"]
+    return {**answer, "duplicates": _duplicates(url, context)}
 
 
 def _duplicates(url: str, context: Context) -> dict[str, Any] | None:
@@ -167,10 +165,9 @@ def _text(document: dict[str, Any], why_not: str) -> str:
     parts.append(table(rows) if rows else "no service has declared its queues yet")
     if why_not:
         parts.append(f"what is unacked is not known. {why_not}")
-    parts += [f"{each['url']} is ready" for each in document["ready"] if each["ready"]]
-    parts += [
-        _ages(each["url"], each["duplicates"]) for each in document["ready"] if each["duplicates"]
-    ]
+    ready = document["ready"]
+    parts += [f"{each['url']} is ready" for each in ready if each["ready"]]
+    parts += [_ages(each["url"], each["duplicates"]) for each in ready if each["duplicates"]]
     parts += [plain(problem, 500) for problem in document["problems"]]
     return "\n".join(parts)
 
