@@ -212,7 +212,7 @@ def test_a_few_deliveries_get_a_line_each_once(
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
-def test_many_get_one_line_with_their_numbers_a_warning_where_one_is_in_trouble(
+def test_many_get_one_line_with_their_numbers_a_warning_where_one_failed(
     tally: Tally, lines: LogCapture, counts: Counts, outcome: Outcome
 ) -> None:
     for number in range(200):
