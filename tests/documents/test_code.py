@@ -82,12 +82,6 @@ def test_what_shows_a_service_registers_its_handlers(block: str) -> None:
             check_effects(handler.function(*handler.arguments(event)), service.name, event)
 
 
-def test_whole_services_are_in_the_readme_and_in_the_guide() -> None:
-    """So the test above has something to run."""
-    pages = {page for page, block in BLOCKS if "service = Service(" in block}
-    assert {GUIDE, LIBRARY} <= pages
-
-
 @pytest.mark.parametrize("block", blocks(TUTORIAL, "python"))
 def test_the_tutorial_quotes_the_services_as_they_are(block: str) -> None:
     sources = [(REPOSITORY / each / f"{each}.py").read_text() for each in ("order", "notify")]
@@ -105,7 +99,9 @@ def test_a_pages_test_passes_on_the_pages_service(
     for file, contains in written.items():
         (block,) = (each for each in blocks(page, "python") if contains in each)
         (tmp_path / file).write_text(block)
-    run_pytest(tmp_path, passed)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    out = run(*PYTHON, "pytest", "-q", "-p", "no:cacheprovider", directory=tmp_path)
+    assert f"\n{passed} passed" in out
 
 
 @pytest.mark.parametrize("block", blocks(RECIPES, "python"))
@@ -115,13 +111,6 @@ def test_each_recipe_does_what_its_last_lines_say(tmp_path: Path, block: str) ->
     runpy.run_path(str(recipe))
     assert "world.publish(" in block.partition("InMemory(service)")[2]
     assert "\nassert " in block
-
-
-def run_pytest(directory: Path, passed: int) -> None:
-    """Run the tests there, by themselves."""
-    (directory / "pytest.ini").write_text("[pytest]\n")
-    out = run(*PYTHON, "pytest", "-q", "-p", "no:cacheprovider", directory=directory)
-    assert f"\n{passed} passed" in out
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
