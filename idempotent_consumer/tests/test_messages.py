@@ -258,16 +258,6 @@ def test_a_handler_gets_what_its_model_makes_of_the_args(model: Any, *, claimed:
     assert world.counts["retried"] == 0
 
 
-def test_a_models_words_are_bounded() -> None:
-    def refuse(_args: dict[str, Any]) -> None:
-        raise ValueError("x\n" * 10_000)
-
-    made = Service("billing", noun="invoices")
-    made.handler("new_order", model=refuse)(lambda _event, _order: None)
-    (parked,) = published(made, ORDER).parked
-    assert len(parked.error) == 500
-
-
 def test_a_model_that_fails_does_not_open_the_circuit_breaker() -> None:
     made, seen = Service("billing", noun="invoices"), list[str]()
     made.claimed_handler("new_order", timeout_s=5, model=Order)(
