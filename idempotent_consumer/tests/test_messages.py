@@ -136,7 +136,7 @@ def test_lines_that_are_logged_while_a_handler_runs_tell_its_event() -> None:
     ]
 
 
-# A service's own topology and decoder.
+# A service's own decoder.
 
 
 def text(message: bytes, properties: Properties) -> Event:
@@ -195,25 +195,6 @@ def test_what_the_sender_got_wrong_is_parked_whatever_the_decoder_is(message: by
 
     world = published(service(decode=decode), message)
     assert [parked.reason for parked in world.parked] == ["invalid"]
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"exchange": ""}, "exchange"),
-        ({"exchange": "amq.topic"}, "amq."),
-        ({"exchange": "a" * 256}, "exchange"),
-        ({"bindings": "order.#"}, "list of keys"),
-        ({"bindings": []}, "list of keys"),
-        ({"bindings": ["a" * 256]}, "255"),
-        ({"decode": "json"}, "decode is a function"),
-    ],
-)
-def test_a_wrong_topology_is_told_when_the_service_is_made(
-    options: dict[str, Any], says: str
-) -> None:
-    with pytest.raises((ValueError, TypeError), match=says):
-        Service("billing", noun="invoices", **options)
 
 
 # Models.
