@@ -242,18 +242,18 @@ def test_drop_asks_with_their_number(operator: Operator) -> None:
 
 
 def test_drop_leaves_what_came_while_it_asked(operator: Operator) -> None:
-    """Even one with the same body: who said yes has not seen it."""
+    """Even one that is equal in all: who said yes has not seen it."""
 
     class Slow(Typed):
         def readline(self, _size: int | None = -1, /) -> bytes:
-            operator.has_letter(b"\xff", reason="invalid", error="not JSON", parked_at=ago(0))
+            operator.has_letter(b"\xff", reason="invalid", error="not JSON")
             return b"y\n"
 
     operator.stdin = Slow()
     ran = operator.run("dead-letters", "drop", "order", "--reason", "invalid")
     assert ran[:2] == (0, "1 dead letter of order removed\n")
     assert operator.removed == [b"\xff"]
-    assert (operator.dead[-1][0].headers["x-parked-at"], len(operator.dead)) == (ago(0), 4)
+    assert [body for _, body in operator.dead].count(b"\xff") == 1
 
 
 # What a message of the queue says of itself.

@@ -65,12 +65,7 @@ def test_a_file_that_is_not_there(operator: Operator) -> None:
 
 @pytest.mark.parametrize(
     ("line", "reason"),
-    [
-        (b"{", "not JSON"),
-        (b'{"id":"","type":"a"}', "id is not"),
-        (b"\xff", "not JSON"),
-        (b'{"id":"1","type":"a","args":null}', "args is not"),
-    ],
+    [(b"{", "not JSON"), (b'{"id":"1","type":"a","args":null}', "args is not")],
 )
 def test_a_line_that_is_no_event_is_named_and_what_stands_before_it_is_confirmed(
     operator: Operator, line: bytes, reason: str

@@ -136,7 +136,7 @@ def test_lines_that_are_logged_while_a_handler_runs_tell_its_event() -> None:
     ]
 
 
-# A service's own topology and decoder.
+# A service's own decoder.
 
 
 def text(message: bytes, properties: Properties) -> Event:
@@ -197,25 +197,6 @@ def test_what_the_sender_got_wrong_is_parked_whatever_the_decoder_is(message: by
     assert [parked.reason for parked in world.parked] == ["invalid"]
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"exchange": ""}, "exchange"),
-        ({"exchange": "amq.topic"}, "amq."),
-        ({"exchange": "a" * 256}, "exchange"),
-        ({"bindings": "order.#"}, "list of keys"),
-        ({"bindings": []}, "list of keys"),
-        ({"bindings": ["a" * 256]}, "255"),
-        ({"decode": "json"}, "decode is a function"),
-    ],
-)
-def test_a_wrong_topology_is_told_when_the_service_is_made(
-    options: dict[str, Any], says: str
-) -> None:
-    with pytest.raises((ValueError, TypeError), match=says):
-        Service("billing", noun="invoices", **options)
-
-
 # Models.
 
 
@@ -256,16 +237,6 @@ def test_a_handler_gets_what_its_model_makes_of_the_args(model: Any, *, claimed:
     assert "Error: " in parked.error
     assert world.counts["invalid"] == 1
     assert world.counts["retried"] == 0
-
-
-def test_a_models_words_are_bounded() -> None:
-    def refuse(_args: dict[str, Any]) -> None:
-        raise ValueError("x\n" * 10_000)
-
-    made = Service("billing", noun="invoices")
-    made.handler("new_order", model=refuse)(lambda _event, _order: None)
-    (parked,) = published(made, ORDER).parked
-    assert len(parked.error) == 500
 
 
 def test_a_model_that_fails_does_not_open_the_circuit_breaker() -> None:

@@ -37,11 +37,6 @@ def test_nothing_but_records_lies_under_a_services_prefix() -> None:
     assert not names.record_prefix("order-eu").startswith(names.record_prefix("order"))
 
 
-def test_queues_are_named_after_the_service() -> None:
-    assert names.dead_letter_queue("order") == "order.dead-letter"
-    assert names.retry_queue("order", "10s") == "order.retry.10s"
-
-
 @pytest.mark.parametrize("name", ["order", "o", "order-2", "a" * 63])
 def test_a_service_name_that_is_fine(name: str) -> None:
     assert names.check_service_name(name) == name

@@ -1,13 +1,10 @@
-"""A service's process whose handlers hang, or that has a defect. Its broker is in it, in memory."""
+"""A service's process: how it starts and ends. Its broker is in it, in memory."""
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -21,7 +18,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
-from pika import spec
 from pika.exceptions import ConnectionClosedByClient
 
 from idempotent_consumer import Service, Settings, service as module
@@ -32,7 +28,7 @@ def fail():
     raise RuntimeError("as no broker does")
 
 def connect(_parameters, on_open_callback, on_open_error_callback, on_close_callback):
-    \"\"\"Open a connection: a consumer is given one event, and one message is confirmed.\"\"\"
+    \"\"\"Open a connection: a consumer is given one event.\"\"\"
     soon = asyncio.get_running_loop().call_soon
 
     def consume(_queue, on_message, callback):
@@ -48,13 +44,7 @@ def connect(_parameters, on_open_callback, on_open_error_callback, on_close_call
     connection.close = lambda: soon(on_close_callback, connection, closed)
     channel = MagicMock(connection=connection, channel_number=1, basic_consume=consume)
     channel.basic_qos = lambda prefetch_count, callback: soon(callback, None)
-
-    def confirm(on_confirm, callback):
-        soon(callback, None)
-        confirmed = SimpleNamespace(method=spec.Basic.Ack(1))
-        channel.basic_publish = lambda *_, **__: soon(on_confirm, confirmed)
-
-    channel.confirm_delivery = confirm
+    channel.confirm_delivery = lambda on_confirm, callback: soon(callback, None)
     if "ack fails" in sys.argv:
         channel.basic_ack = lambda *_, **__: fail()
     if "callback fails" in sys.argv:
@@ -68,23 +58,6 @@ service = Service("order", "orders")
 RUN = """
 system = replace(real_system(), connect=connect)
 os._exit(module._Process(service, Settings.from_environ(os.environ), system).run())
-"""
-
-PLAIN_CALL_HANGS = """
-@service.claimed_handler("new_order", timeout_s=0.01)
-def call(event, timeout_s):
-    sys.stdin.readline()
-"""
-
-COROUTINE_HANGS = """
-@service.claimed_handler("new_order", timeout_s=0.01)
-async def call(event, timeout_s):
-    reading = asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
-    while not reading.done():
-        try:
-            await asyncio.wait({reading})
-        except asyncio.CancelledError:
-            pass
 """
 
 LOOP_HANGS = """
@@ -116,7 +89,6 @@ def start() -> Iterator[Start]:
                     [sys.executable, "-c", f"{PROGRAM}{handlers}{RUN}", *arguments],
                     env={**os.environ, "ENABLE_ETCD": "false", **environ},
                     text=True,
-                    stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                 )
@@ -127,38 +99,16 @@ def start() -> Iterator[Start]:
         yield started
 
 
-@pytest.mark.parametrize("handler", [PLAIN_CALL_HANGS, COROUTINE_HANGS])
-def test_a_call_that_does_not_return_is_told_once_and_not_alive_until_it_does(
-    start: Start, handler: str
-) -> None:
+def test_it_shows_its_health_until_it_is_told_to_stop_and_ends_with_code_0(start: Start) -> None:
     port = free_port()
-    process = start(handler, HEALTH_PORT=str(port))
-    wait_for_livez(port, 503)
-    assert "a restart frees their events" in str(get(port, "/readyz"))
-    assert process.stdin
-    process.stdin.write("\n")
-    process.stdin.flush()
-    wait_for_livez(port, 200)
+    process = start(HANDLED, HEALTH_PORT=str(port))
+    assert process.stdout
+    assert "starting" in process.stdout.readline()
+    assert get(port, "/livez") == (200, {"alive": True})
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=DEADLINE_S)
-    (told,) = [line for line in out.splitlines() if "calls do not return" in line]
-    assert (json.loads(told)["level"], json.loads(told)["calls"]) == ("error", 1)
     assert "stopped" in out.splitlines()[-1]
     assert process.returncode == 0
-
-
-def wait_for_livez(port: int, status: int) -> None:
-    until_s = time.monotonic() + DEADLINE_S
-    while livez(port) != status:
-        assert time.monotonic() < until_s, f"/livez has not answered {status}"
-
-
-def livez(port: int) -> int:
-    """Return the status, or 0 where nobody listens yet."""
-    try:
-        return get(port, "/livez")[0]
-    except urllib.error.URLError:
-        return 0
 
 
 def test_a_handler_that_holds_the_loop_does_not_keep_the_process_from_ending(start: Start) -> None:

@@ -142,7 +142,11 @@ def test_a_service_logs_no_secret_where_a_server_is_away(servers: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["amqp://u:s3cret@h", "http://u:s3cret@h:no", "http://u:1/s3cret@h"]
+    "url",
+    [
+        *("amqp://u:s3cret@h", "http://u:s3cret@h:no", "http://u:1/s3cret@h"),
+        *("localhost:15672", "amqp://localhost", "http://"),
+    ],
 )
 def test_a_wrong_url_of_the_management_api_is_not_shown(url: str) -> None:
     code, said = run({**RIGHT, "RABBITMQ_MANAGEMENT_URL": url}, "status", "order")

@@ -14,15 +14,23 @@ def service() -> Service:
     return Service("order", noun="orders")
 
 
-def test_a_name_that_fits_no_key_and_no_queue() -> None:
-    with pytest.raises(ValueError, match="service name"):
-        Service("Order", noun="orders")
-
-
-@pytest.mark.parametrize("noun", ["", "my orders", "orders:1|c", "orders.eu", "bestellungén"])
-def test_a_noun_that_fits_no_metric(noun: str) -> None:
-    with pytest.raises(ValueError, match="noun"):
-        Service("order", noun=noun)
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"name": "Order"}, "service name"),
+        *(({"noun": noun}, "noun") for noun in ("", "my orders", "orders:1|c", "orders.eu", "ñs")),
+        ({"exchange": ""}, "exchange"),
+        ({"exchange": "amq.topic"}, "amq."),
+        ({"exchange": "a" * 256}, "exchange"),
+        ({"bindings": "order.#"}, "list of keys"),
+        ({"bindings": []}, "list of keys"),
+        ({"bindings": ["a" * 256]}, "255"),
+        ({"decode": "json"}, "decode is a function"),
+    ],
+)
+def test_what_a_service_cannot_be_made_with(options: dict[str, Any], says: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=says):
+        Service(**{"name": "order", "noun": "orders", **options})
 
 
 def test_a_type_has_one_handler(service: Service) -> None:
@@ -118,7 +126,11 @@ def takes_a_keyword(_event: Event, *, limit: int) -> None: ...
 @pytest.mark.parametrize(
     ("options", "function", "says"),
     [
-        ({}, takes_two, "takes_two(_event: 'Event', _order: 'object') -> 'None' cannot be called"),
+        (
+            {},
+            takes_two,
+            "_order: object) -> None cannot be called with (event): missing a required",
+        ),
         ({}, takes_a_keyword, "with (event): missing a required"),
         ({}, lambda: None, "<lambda>() cannot be called with (event): too many positional"),
         ({"model": dict}, returns_nothing, "with (event, model): too many positional"),

@@ -19,6 +19,7 @@ TUTORIAL = DOCS / "tutorial.md"
 GUIDE = DOCS / "write-a-service.md"
 DATABASE = DOCS / "your-own-database.md"
 RECIPES = DOCS / "recipes.md"
+LIBRARY = REPOSITORY / "idempotent_consumer" / "README.md"
 
 
 def define(block: str) -> Service:
@@ -81,12 +82,6 @@ def test_what_shows_a_service_registers_its_handlers(block: str) -> None:
             check_effects(handler.function(*handler.arguments(event)), service.name, event)
 
 
-def test_whole_services_are_in_the_readme_and_in_the_guide() -> None:
-    """So the test above has something to run."""
-    pages = {page for page, block in BLOCKS if "service = Service(" in block}
-    assert {GUIDE, REPOSITORY / "idempotent_consumer" / "README.md"} <= pages
-
-
 @pytest.mark.parametrize("block", blocks(TUTORIAL, "python"))
 def test_the_tutorial_quotes_the_services_as_they_are(block: str) -> None:
     sources = [(REPOSITORY / each / f"{each}.py").read_text() for each in ("order", "notify")]
@@ -95,7 +90,7 @@ def test_the_tutorial_quotes_the_services_as_they_are(block: str) -> None:
 
 @pytest.mark.parametrize(
     ("page", "service", "passed"),
-    [(GUIDE, "billing", 4), (GUIDE, "mailing", 2), (DATABASE, "bank", 3)],
+    [(LIBRARY, "order", 2), (GUIDE, "billing", 4), (GUIDE, "mailing", 2), (DATABASE, "bank", 3)],
 )
 def test_a_pages_test_passes_on_the_pages_service(
     tmp_path: Path, page: Path, service: str, passed: int
@@ -104,7 +99,9 @@ def test_a_pages_test_passes_on_the_pages_service(
     for file, contains in written.items():
         (block,) = (each for each in blocks(page, "python") if contains in each)
         (tmp_path / file).write_text(block)
-    run_pytest(tmp_path, passed)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    out = run(*PYTHON, "pytest", "-q", "-p", "no:cacheprovider", directory=tmp_path)
+    assert f"\n{passed} passed" in out
 
 
 @pytest.mark.parametrize("block", blocks(RECIPES, "python"))
@@ -114,20 +111,6 @@ def test_each_recipe_does_what_its_last_lines_say(tmp_path: Path, block: str) ->
     runpy.run_path(str(recipe))
     assert "world.publish(" in block.partition("InMemory(service)")[2]
     assert "\nassert " in block
-
-
-def test_the_librarys_test_passes_on_order(tmp_path: Path) -> None:
-    page = REPOSITORY / "idempotent_consumer" / "README.md"
-    (block,) = (each for each in blocks(page, "python") if "def test_" in each)
-    (tmp_path / "test_order.py").write_text(block)
-    run_pytest(tmp_path, passed=2)
-
-
-def run_pytest(directory: Path, passed: int) -> None:
-    """Run the tests there, by themselves."""
-    (directory / "pytest.ini").write_text("[pytest]\n")
-    out = run(*PYTHON, "pytest", "-q", "-p", "no:cacheprovider", directory=directory)
-    assert f"\n{passed} passed" in out
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -82,11 +82,11 @@ class FakeEtcd(Etcd):
 
 
 class FakeRabbit(Broker):
-    """RabbitMQ with the operator's queues."""
+    """RabbitMQ with the operator's queues, and the one channel on which they are consumed."""
 
     def __init__(self, operator: Operator) -> None:
-        self._operator = operator
-        self.version = operator.rabbitmq_version
+        self._operator, self.version = operator, operator.rabbitmq_version
+        self._unacked: list[tuple[Any, bytes]] = []
 
     def __exit__(self, *_: object) -> None: ...
 
@@ -98,35 +98,25 @@ class FakeRabbit(Broker):
 
     @contextmanager
     def channel(self) -> Iterator[Any]:
-        yield FakeChannel(self._operator)
+        yield self
 
     def wait(self, seconds: float) -> None: ...
-
-
-class FakeChannel:
-    """A channel on which the operator's dead letters are consumed."""
-
-    def __init__(self, operator: Operator) -> None:
-        self._operator = operator
-        self._unacked: list[tuple[Any, bytes]] = []
 
     def confirm_delivery(self) -> None: ...
 
     def queue_declare(self, queue: str, *, passive: bool) -> Any:
-        return SimpleNamespace(method=SimpleNamespace(message_count=len(self._queue(queue))))
+        number = len(self._operator.waiting[queue])
+        return SimpleNamespace(method=SimpleNamespace(message_count=number))
 
     def queue_delete(self, queue: str) -> Any:
         self._operator.deleted.append(queue)
-        return SimpleNamespace(method=SimpleNamespace(message_count=len(self._queue(queue))))
-
-    def _queue(self, name: str) -> list[tuple[Any, bytes]]:
-        return self._operator.waiting[name]
+        return self.queue_declare(queue, passive=True)
 
     def consume(self, queue: str, *, inactivity_timeout: float) -> Iterator[Any]:
         """Deliver those there are, and then none in time."""
-        for tag, (properties, body) in enumerate(list(self._queue(queue))):
+        self._unacked = list(self._operator.waiting[queue])
+        for tag, (properties, body) in enumerate(self._unacked):
             self._operator.looked_at += 1
-            self._unacked.append((properties, body))
             yield SimpleNamespace(delivery_tag=tag), properties, body
         while inactivity_timeout:
             yield None, None, None
