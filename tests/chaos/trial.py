@@ -1,7 +1,7 @@
 """One trial: a fault under load, and the verdict on what came of it. All of them as a table."""
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -87,6 +87,8 @@ class Trial:
         self.broker, self.store = rig.broker, rig.store
         self.injected = 0
         self.recoveries_s: list[float] = []
+        self.parked = Counter[bytes]()
+        """The bodies that `judge` has found parked."""
         self._results, self._audit = results, audit
         self._sent: list[Event] = []
         self._confirmed: list[Event] = []
@@ -213,7 +215,8 @@ class Trial:
         queues = (self.service, *retries, self.service)
         self.rig.drained(*queues, timeout_s=drained_within_s)
         dead = self.broker.drain(f"{self.service}.dead-letter")
-        assert {message.body for message in dead} == self._poison, "something else is parked"
+        self.parked = Counter(message.body for message in dead)
+        assert set(self.parked) == self._poison, "something else is parked"
         assert {message.headers["x-reason"] for message in dead} <= {"invalid"}
         parked, audit = set(parked), self._audit
         verdict = self.rig.verdict(

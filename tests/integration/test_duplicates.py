@@ -140,7 +140,7 @@ def test_an_id_is_used_again_with_another_body(trial: StartTrial) -> None:
     after = stored(store)
     assert {key: after[key] for key in before} == before
     firsts = [first for first, _ in (*apart, *together)]
-    placed = store.orders()
+    placed = store.effects("/orders/")
     for first in firsts:
         assert json.loads(placed[first["id"]].value)["args"] == first["args"]
     attempt.judge(at_least=len(firsts), parked=ids(seconds))

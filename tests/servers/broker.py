@@ -1,10 +1,8 @@
 """The broker as a test uses it: publish, count, read out, clean up."""
 
 import json
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -57,7 +55,6 @@ class Message:
 
     body: bytes
     headers: Mapping[str, Any]
-    routing_key: str
 
 
 class Broker:
@@ -79,31 +76,7 @@ class Broker:
         outcome is not sent again and not confirmed; one that no queue takes is not confirmed.
         Raises TimeoutError.
         """
-        return Publishing(events, rate_per_s).run(self._rabbitmq.url, timeout_s)
-
-    def publish_aside(
-        self,
-        events: Iterable[Event],
-        *,
-        rate_per_s: float | None = None,
-        timeout_s: float = 120.0,
-    ) -> Future[list[Event]]:
-        """Do the same on a thread of its own, while the test breaks something.
-
-        A daemon: where a test has failed with the broker away, it does not hold up the exit.
-        """
-        published: Future[list[Event]] = Future()
-
-        def publish() -> None:
-            try:
-                confirmed = self.publish(events, rate_per_s=rate_per_s, timeout_s=timeout_s)
-            except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it.
-                published.set_exception(error)
-            else:
-                published.set_result(confirmed)
-
-        threading.Thread(target=publish, name="publisher", daemon=True).start()
-        return published
+        return _Publishing(self._rabbitmq.url, events, rate_per_s).run(timeout_s)
 
     def publish_raw(
         self,
@@ -215,7 +188,7 @@ class Broker:
                     method, properties, body = channel.basic_get(queue, auto_ack=True)
                     if method is None:
                         return
-                    yield Message(body, properties.headers or {}, method.routing_key)
+                    yield Message(body, properties.headers or {})
                     continue
                 ready = min(ready, _PREFETCH_AT_MOST)
                 # No more is sent than is taken, so that nothing is requeued.
@@ -224,7 +197,7 @@ class Broker:
                 for method, properties, body in islice(sent, ready):
                     if method is None:  # Somebody else has taken it.
                         break
-                    yield Message(body, properties.headers or {}, method.routing_key)
+                    yield Message(body, properties.headers or {})
                 channel.basic_ack(multiple=True)
                 channel.cancel()
 
@@ -266,77 +239,62 @@ def _absence(queue: str) -> Iterator[None]:
         raise
 
 
-class Publishing:
-    """What is to be published, and what has been confirmed, over all connections.
+class _Publishing:
+    """What is to be published, and what has been confirmed, over one connection after the other.
 
     pika's blocking channel waits for each confirm by itself: about 1,000 events/s. Under load a
-    test needs more, so this is the asynchronous way: one `_Session` per connection, all on the
-    caller's thread.
+    test needs more, so this is the asynchronous way, all on the caller's thread. pika has no type
+    marker, so its objects are Any here.
     """
 
-    def __init__(self, events: Iterable[Event], rate_per_s: float | None) -> None:
-        self._events: Iterator[Event] = iter(events)
-        self._rate_per_s = rate_per_s
-        self._started = time.monotonic()
-        self._sent = 0
-        self.exhausted = False
-        self.confirmed: list[Event] = []
+    def __init__(self, url: str, events: Iterable[Event], rate_per_s: float | None) -> None:
+        self._events, self._rate_per_s = iter(events), rate_per_s
+        self._parameters = pika.URLParameters(url)
+        self._parameters.heartbeat = 10
+        self._parameters.stack_timeout = 5
+        self._started, self._sent, self._exhausted = time.monotonic(), 0, False
+        self._confirmed: list[Event] = []
 
-    def next(self) -> Event | None:
-        """Return the next event; None when it is not due yet, or when `exhausted`."""
-        if self._rate_per_s is not None:
-            due = (time.monotonic() - self._started) * self._rate_per_s
-            if self._sent >= due:
-                return None
-        event = next(self._events, None)
-        self.exhausted = event is None
-        self._sent += event is not None
-        return event
-
-    def run(self, url: str, timeout_s: float) -> list[Event]:
+    def run(self, timeout_s: float) -> list[Event]:
         """Publish everything and return the confirmed events, in the order of their confirms.
 
-        An event whose outcome is unknown (its connection was lost first) is not sent again and
-        not confirmed, and so is one that no queue was bound for. Raises TimeoutError.
+        Raises TimeoutError.
         """
         deadline = time.monotonic() + timeout_s
         while (left := deadline - time.monotonic()) > 0:
-            _Session(url, self).run(left)
-            if self.exhausted and time.monotonic() < deadline:
-                return self.confirmed
-        raise TimeoutError(f"{timeout_s:g} s: {self._sent} sent, {len(self.confirmed)} confirmed")
+            self._connect(left)
+            if self._exhausted and time.monotonic() < deadline:
+                return self._confirmed
+        raise TimeoutError(f"{timeout_s:g} s: {self._sent} sent, {len(self._confirmed)} confirmed")
 
-
-class _Session:
-    """One connection: sends while it lives, and ends when all it has sent is answered.
-
-    pika has no type marker, so its objects are Any here.
-    """
-
-    def __init__(self, url: str, publishing: Publishing) -> None:
-        self._publishing = publishing
+    def _connect(self, timeout_s: float) -> None:
+        """Send on one connection until all is answered, it is lost, or the time is over."""
         self._outstanding: dict[int, Event] = {}
         self._returned: set[int] = set()
         self._tag = 0
-        self._channel: Any = None
-        parameters = pika.URLParameters(url)
-        parameters.heartbeat = 10
-        parameters.stack_timeout = 5
         self._connection: Any = pika.SelectConnection(
-            parameters,
+            self._parameters,
             on_open_callback=self._opened,
             on_open_error_callback=self._lost,
             on_close_callback=self._lost,
         )
-
-    def run(self, timeout_s: float) -> None:
-        """Run until everything is answered, the connection is lost, or the time is over."""
         loop = self._connection.ioloop
         loop.call_later(timeout_s, self._abort)
         try:
             loop.start()
         finally:
             loop.close()
+
+    def _next(self) -> Event | None:
+        """Return the next event; None when it is not due yet, or when there is no more."""
+        if self._rate_per_s is not None:
+            due = (time.monotonic() - self._started) * self._rate_per_s
+            if self._sent >= due:
+                return None
+        event = next(self._events, None)
+        self._exhausted = event is None
+        self._sent += event is not None
+        return event
 
     def _abort(self) -> None:
         if not self._connection.is_closed:
@@ -348,7 +306,7 @@ class _Session:
         connection.channel(on_open_callback=self._channel_opened)
 
     def _channel_opened(self, channel: Any) -> None:
-        self._channel = channel
+        self._channel: Any = channel
         channel.add_on_close_callback(self._channel_lost)
         channel.add_on_return_callback(self._unroutable)
         # As the services declare it: a test may publish before any of them has ever run.
@@ -366,12 +324,12 @@ class _Session:
             self._connection.ioloop.call_later(_PACE_S, self._pace)
 
     def _fill(self) -> None:
-        while len(self._outstanding) < _WINDOW and not self._publishing.exhausted:
-            event = self._publishing.next()
+        while len(self._outstanding) < _WINDOW and not self._exhausted:
+            event = self._next()
             if event is None:
                 break
             self._send(event)
-        if self._publishing.exhausted and not self._outstanding and self._connection.is_open:
+        if self._exhausted and not self._outstanding and self._connection.is_open:
             self._connection.close()
 
     def _send(self, event: Event) -> None:
@@ -393,7 +351,7 @@ class _Session:
             event = self._outstanding.pop(tag, None)
             landed = method.NAME == "Basic.Ack" and tag not in self._returned
             if event is not None and landed:
-                self._publishing.confirmed.append(event)
+                self._confirmed.append(event)
         self._fill()
 
     def _unroutable(self, _channel: Any, _method: Any, properties: Any, _body: bytes) -> None:
@@ -405,7 +363,7 @@ class _Session:
             self._connection.close()
 
     def _lost(self, connection: Any, _reason: Any) -> None:
-        wait_s = 0 if self._publishing.exhausted else _RECONNECT_S
+        wait_s = 0 if self._exhausted else _RECONNECT_S
         connection.ioloop.call_later(wait_s, connection.ioloop.stop)
 
 
