@@ -15,13 +15,20 @@ from chaos.trial import Result, table
 from servers.broker import Broker
 from servers.counters import StatsdListener, listen_statsd
 from servers.etcd import Store
-from servers.servers import Servers, start_servers
+from servers.servers import Servers, docker_available, start_servers
 from servers.services import Service, run_service
 
 RunService = Callable[..., Service]
 
 _started = pytest.StashKey[list[Service]]()
 _results = pytest.StashKey[list[Result]]()
+
+
+@pytest.fixture(scope="session")
+def docker() -> None:
+    """Skip what needs a Docker engine where none answers."""
+    if not docker_available():
+        pytest.skip("it needs Docker, which does not answer")
 
 
 @pytest.fixture(scope="session")

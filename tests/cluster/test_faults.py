@@ -22,7 +22,7 @@ from cluster.trial import Replica
 from servers.broker import Broker
 from servers.wait import eventually, stands_still
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.usefixtures("docker"), pytest.mark.timeout(400)]
 
 # Longer than it takes the broker's nodes to find one missing, which net_ticktime bounds.
 CUT_FOR_S = 20.0

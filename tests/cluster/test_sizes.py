@@ -14,7 +14,7 @@ from chaos.rig import Rig
 from cluster.cluster import Cluster
 from cluster.conftest import Measured, StartReplicas
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.usefixtures("docker"), pytest.mark.timeout(300)]
 
 BATCH_SIZE = 512
 SMALL_BATCH = 8

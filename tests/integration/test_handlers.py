@@ -91,15 +91,14 @@ def test_a_backlog_for_a_slow_handler_is_recorded_and_acked_as_it_is_handled(
     events = orders(BACKLOG)
     rig.broker.publish(events)
     passes(lambda: handled(service), 0)
-    throughout(
-        LASTS_S, partial(keeps_up, service, rig.store, most_unrecorded=2 + int(1 / handler_s))
-    )
+    # Without the bound on a turn nothing would be recorded before the backlog's end.
+    throughout(LASTS_S, partial(keeps_up, service, rig.store, 2 + int(5 / handler_s)))
     passes(lambda: rig.statsd.count("orders_processed"), 0)
     assert "returned" not in rig.counters("orders")
     warnings = lines(service, "a pure handler took long")
     assert {(line["level"], line["handler"]) for line in warnings} == {("warning", "place")}
     seconds = [line["seconds"] for line in warnings]
-    assert handler_s <= seconds[0] < handler_s + 1
+    assert handler_s <= seconds[0]
     # A loaded machine can hold a call up: only one that takes twice as long is warned about again.
     assert all(later >= 1.99 * sooner for sooner, later in pairwise(seconds))
     assert lines(service, "no connection to RabbitMQ") == []

@@ -147,7 +147,6 @@ def test_a_run_without_fault_passes() -> None:
         attempted="abcd", confirmed="abd", recorded="abc", parked="d", double=doubles([put(1, "a")])
     )
     verdict.require(confirmed_at_least=3)
-    assert verdict.recovered == {"c"}
 
 
 @pytest.mark.parametrize(
