@@ -284,11 +284,15 @@ class _Connection:
         down = self._proxy.down.carry(server, self._writers[0], sees_down)
         ways = [asyncio.create_task(up), asyncio.create_task(down)]
         try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            if any(way.done() and isinstance(way.exception(), CutError) for way in ways):
+            done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            errors = [error for way in done if (error := way.exception()) is not None]
+            if any(isinstance(error, CutError) for error in errors):
                 self.cut()
             else:
                 await self._proxy.linger()
+            for error in errors:  # Of an onlooker: asyncio logs it.
+                if not isinstance(error, OSError):
+                    raise error
         finally:
             for way in ways:
                 way.cancel()

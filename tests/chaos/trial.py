@@ -125,10 +125,10 @@ class Trial:
         """Publish new events and duplicates of them all through the block."""
         with Load(self.broker, rate_per_s, seed) as load:
             yield load
-            self.took(load)
+            self.finish(load)
 
-    def took(self, load: Load) -> None:
-        """End a load, whose events are this trial's."""
+    def finish(self, load: Load) -> None:
+        """End a load and take its events for this trial's."""
         self._confirmed += load.finish()
         self._sent += load.sent
 

@@ -79,7 +79,7 @@ def test_calls_at_once(
     at_once, in_hand = number * CALLS_OF_A_REPLICA, number * 8 * SMALL_BATCH
 
     def claims() -> int:
-        return len(rig.store.having("notify", "claimed"))
+        return len(rig.store.in_state("notify", "claimed"))
 
     start_replicas(
         "notify",

@@ -182,7 +182,7 @@ def test_etcd_frozen_for_longer_than_the_claims_leases(
         receiver.hold()
         # Enough that each slot of both has a call in it, and more wait for one.
         attempt.publish(orders(3 * CALLS_AT_ONCE, "burst"))
-        becomes(lambda: len(store.having("notify", "claimed")), 2 * CALLS_AT_ONCE)
+        becomes(lambda: len(store.in_state("notify", "claimed")), 2 * CALLS_AT_ONCE)
         etcd.pause()
         frozen_s = time.monotonic()
         receiver.let_through("first")
@@ -234,7 +234,7 @@ def test_channels_dropped_in_mid_call(
             if drop % 2:
                 # Each event is back, and in flight beside its call, before that call ends.
                 becomes(partial(statsd.count, f"{name}.notifications_received"), 10 * drop)
-                assert ids(events) <= store.having("notify", "claimed")
+                assert ids(events) <= store.in_state("notify", "claimed")
             receiver.release()
             eventually(partial(all_done, ids(events), store), 30)
         assert service.terminate(10) == 0

@@ -33,7 +33,7 @@ from chaos.receiver import Receiver, ended_claims
 from chaos.trial import StartTrial, Trial
 from idempotent_consumer.flow import WAITS_FOR_ITS_EVENTS
 from idempotent_consumer.system import claim_wait
-from servers.broker import EXCHANGE, Event
+from servers.broker import Event
 from servers.etcd import Store
 from servers.services import Service, ServiceEndedError
 from servers.wait import eventually
@@ -138,7 +138,7 @@ def test_killed_at_a_step(at: Cell, trial: StartTrial) -> None:
             attempt.publish(batch)
     proof = killed_at(killed, at)
     attempt.fired()
-    unfinished = store.having(at.service, "publishing")
+    unfinished = store.in_state(at.service, "publishing")
     if not others:
         assert_was_there(at, proof, attempt, unfinished)
         attempt.start(wait=False, **SETTINGS)
@@ -288,10 +288,7 @@ def assert_done(store: Store, service: str, sent: set[str]) -> None:
 def observe(attempt: Trial) -> None:
     """Bind a queue of the test's own to what shipping publishes, and to which nobody listens."""
     attempt.acks.unhandled.add(SHIPPED)
-    with attempt.broker.channel() as channel:
-        channel.exchange_declare(EXCHANGE, "topic", durable=True)
-        channel.queue_declare(OBSERVED, durable=True, arguments={"x-queue-type": "quorum"})
-        channel.queue_bind(OBSERVED, EXCHANGE, SHIPPED)
+    attempt.broker.bind(OBSERVED, SHIPPED)
 
 
 def assert_recorded_in_two_steps(store: Store) -> None:

@@ -94,6 +94,13 @@ class Broker:
             for body in bodies:
                 channel.basic_publish(exchange, routing_key, body, properties, mandatory=True)
 
+    def bind(self, queue: str, routing_key: str = "#") -> None:
+        """Declare a quorum queue and bind it to the exchange, as a service does."""
+        with self.channel() as channel:
+            channel.exchange_declare(EXCHANGE, "topic", durable=True)
+            channel.queue_declare(queue, durable=True, arguments={"x-queue-type": "quorum"})
+            channel.queue_bind(queue, EXCHANGE, routing_key)
+
     def ready(self, queue: str) -> int:
         """Return the number of ready messages: exact, and cheap. Raises QueueUnavailableError."""
         return self._declared(queue).ready

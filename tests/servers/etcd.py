@@ -230,13 +230,13 @@ class Store:
         found = self.client.get(prefix)
         return {stored.key.removeprefix(prefix): _state(stored.value) for stored in found}
 
-    def having(self, service: str, state: str) -> set[str]:
+    def in_state(self, service: str, state: str) -> set[str]:
         """Return the ids whose record is in this state."""
         return {id_ for id_, found in self.records(service).items() if found == state}
 
     def done(self, service: str) -> set[str]:
         """Return the ids whose record is done."""
-        return self.having(service, "done")
+        return self.in_state(service, "done")
 
     def is_done(self, service: str, event_id: str) -> bool:
         """Return whether this event's record is done, without reading the others."""
