@@ -19,7 +19,7 @@ import random
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain, product
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from chaos.checks import passes
 from chaos.crash_points import PROOF
 from chaos.durations import often
 from chaos.load import ids, order
+from chaos.outages import frozen
 from chaos.receiver import Receiver, ended_claims
 from chaos.trial import StartTrial, Trial
 from idempotent_consumer.flow import WAITS_FOR_ITS_EVENTS
@@ -231,12 +232,11 @@ def all_frozen(services: list[Service]) -> Iterator[None]:
 
     So each of them finds many batches there at once, and they are full.
     """
-    alive = [service for service in services if service.running]
-    for service in alive:
-        service.pause()
-    yield
-    for service in alive:
-        service.resume()
+    with ExitStack() as stack:
+        for service in services:
+            if service.running:
+                stack.enter_context(frozen(service))
+        yield
 
 
 def batches(number: int, prefix: str = "order") -> list[list[Event]]:
