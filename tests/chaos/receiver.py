@@ -8,8 +8,8 @@ import json
 import socket
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import combinations, pairwise
@@ -48,9 +48,9 @@ class Call:
 
 
 class Receiver:
-    """Accepts POSTs with 204 until told otherwise. Made by `listen_http`."""
+    """Accepts POSTs with 204 until told otherwise. `close` ends it."""
 
-    def __init__(self, latency_s: float) -> None:
+    def __init__(self, latency_s: float = 0.0) -> None:
         self._latency_s = latency_s
         self._calls: list[Call] = []
         self._failures: dict[str, int | None] = {}
@@ -194,16 +194,6 @@ async def _hangs_up(reader: asyncio.StreamReader) -> None:
     """Wait for the end: a caller that has sent its request sends nothing more."""
     with suppress(OSError):
         await reader.read(1)
-
-
-@contextmanager
-def listen_http(latency_s: float = 0.0) -> Iterator[Receiver]:
-    """Listen on a free port for as long as the block runs; each call takes at least so long."""
-    receiver = Receiver(latency_s)
-    try:
-        yield receiver
-    finally:
-        receiver.close()
 
 
 def account(

@@ -205,7 +205,7 @@ def start_crashing(attempt: Trial, at: Cell, **settings: str) -> Service:
     try:
         crashing.wait_ready()
     except ServiceEndedError:
-        if PROOF not in crashing.logs():
+        if PROOF not in crashing.output():
             raise
     return crashing
 
@@ -218,7 +218,7 @@ def killed_at(service: Service, at: Cell) -> dict[str, Any]:
     code = service.wait_end()
     proofs = [
         json.loads(line.removeprefix(PROOF))
-        for line in service.logs().splitlines()
+        for line in service.output().splitlines()
         if line.startswith(PROOF)
     ]
     assert code == -signal.SIGKILL, f"it ended with exit code {code}"

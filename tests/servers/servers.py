@@ -114,10 +114,6 @@ class Server(ABC):
         elif self.state == "down":
             self.start()
 
-    def logs(self) -> str:
-        """Return the server's log."""
-        return self.runner.output()
-
     def close(self) -> None:
         """End it and remove what it has left."""
         self.runner.close()
