@@ -9,10 +9,11 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import pika
-from pika.exceptions import ChannelClosedByBroker
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
+from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from servers.servers import RabbitMQ
-from servers.wait import eventually
+from servers.wait import eventually, lasts
 
 Event = Mapping[str, Any]
 
@@ -24,7 +25,7 @@ _SILENT_S = 1.0
 _PREFETCH_AT_MOST = 65_535
 _WINDOW = 500  # confirms outstanding at once
 _RECONNECT_S = 0.2
-_PACE_S = 0.02
+_PACE_S = 0.01
 
 
 class QueueUnavailableError(AssertionError):
@@ -76,7 +77,15 @@ class Broker:
         outcome is not sent again and not confirmed; one that no queue takes is not confirmed.
         Raises TimeoutError.
         """
-        return _Publishing(self._rabbitmq.url, events, rate_per_s).run(timeout_s)
+        publishing = _Publishing(events, rate_per_s, timeout_s)
+        while not publishing.exhausted:
+            try:
+                with self.channel(blocked_connection_timeout=None, heartbeat=10) as channel:
+                    publishing.run(channel)
+            except (AMQPError, AMQPConnectorException, OSError):
+                lasts(_RECONNECT_S)
+            publishing.check_time()
+        return publishing.confirmed
 
     def publish_raw(
         self,
@@ -222,12 +231,12 @@ class Broker:
                 channel.queue_delete(name)
 
     @contextmanager
-    def channel(self) -> Iterator[Any]:
+    def channel(self, **options: Any) -> Iterator[Any]:
         """Open one of pika's blocking channels, for what has no method here."""
         parameters = pika.URLParameters(self._rabbitmq.url)
-        parameters.socket_timeout = 5
-        parameters.stack_timeout = 10
-        parameters.blocked_connection_timeout = 30
+        usual = {"socket_timeout": 5, "stack_timeout": 10, "blocked_connection_timeout": 30}
+        for name, value in {**usual, **options}.items():
+            setattr(parameters, name, value)
         connection = pika.BlockingConnection(parameters)
         try:
             yield connection.channel()
@@ -250,47 +259,55 @@ class _Publishing:
     """What is to be published, and what has been confirmed, over one connection after the other.
 
     pika's blocking channel waits for each confirm by itself: about 1,000 events/s. Under load a
-    test needs more, so this is the asynchronous way, all on the caller's thread. pika has no type
-    marker, so its objects are Any here.
+    test needs more, so this sends on the channel inside it, and hears of many confirms at once.
     """
 
-    def __init__(self, url: str, events: Iterable[Event], rate_per_s: float | None) -> None:
-        self._events, self._rate_per_s = iter(events), rate_per_s
-        self._parameters = pika.URLParameters(url)
-        self._parameters.heartbeat = 10
-        self._parameters.stack_timeout = 5
-        self._started, self._sent, self._exhausted = time.monotonic(), 0, False
-        self._confirmed: list[Event] = []
+    def __init__(self, events: Iterable[Event], rate_per_s: float | None, timeout_s: float) -> None:
+        self._events, self._rate_per_s, self._timeout_s = iter(events), rate_per_s, timeout_s
+        self._started, self._sent = time.monotonic(), 0
+        self.exhausted = False
+        self.confirmed: list[Event] = []
 
-    def run(self, timeout_s: float) -> list[Event]:
-        """Publish everything and return the confirmed events, in the order of their confirms.
+    def check_time(self) -> None:
+        """Raise TimeoutError when the time is over."""
+        if time.monotonic() - self._started > self._timeout_s:
+            counts = f"{self._sent} sent, {len(self.confirmed)} confirmed"
+            raise TimeoutError(f"{self._timeout_s:g} s: {counts}")
 
-        Raises TimeoutError.
-        """
-        deadline = time.monotonic() + timeout_s
-        while (left := deadline - time.monotonic()) > 0:
-            self._connect(left)
-            if self._exhausted and time.monotonic() < deadline:
-                return self._confirmed
-        raise TimeoutError(f"{timeout_s:g} s: {self._sent} sent, {len(self._confirmed)} confirmed")
+    def run(self, blocking: Any) -> None:
+        """Send until there is no more and all is answered; raises pika's errors, TimeoutError."""
+        channel, outstanding, returned = blocking._impl, dict[int, Event](), set[int]()  # noqa: SLF001
 
-    def _connect(self, timeout_s: float) -> None:
-        """Send on one connection until all is answered, it is lost, or the time is over."""
-        self._outstanding: dict[int, Event] = {}
-        self._returned: set[int] = set()
-        self._tag = 0
-        self._connection: Any = pika.SelectConnection(
-            self._parameters,
-            on_open_callback=self._opened,
-            on_open_error_callback=self._lost,
-            on_close_callback=self._lost,
-        )
-        loop = self._connection.ioloop
-        loop.call_later(timeout_s, self._abort)
-        try:
-            loop.start()
-        finally:
-            loop.close()
+        def on_return(_channel: Any, _method: Any, properties: Any, _body: bytes) -> None:
+            # The broker returns an event that no queue takes before it confirms it.
+            returned.add(int(properties.message_id))
+
+        def on_answer(frame: Any) -> None:
+            last, multiple = frame.method.delivery_tag, frame.method.multiple
+            # Tags are sent in order, so the first outstanding one is the lowest.
+            first = next(iter(outstanding), last) if multiple else last
+            for tag in range(first, last + 1):
+                event = outstanding.pop(tag, None)
+                landed = frame.method.NAME == "Basic.Ack" and tag not in returned
+                if event is not None and landed:
+                    self.confirmed.append(event)
+
+        # As the services declare it: a test may publish before any of them has ever run.
+        blocking.exchange_declare(EXCHANGE, "topic", durable=True)
+        channel.add_on_return_callback(on_return)
+        channel.confirm_delivery(on_answer)
+        tag = 0
+        while outstanding or not self.exhausted:
+            self.check_time()
+            while len(outstanding) < _WINDOW and (event := self._next()) is not None:
+                tag += 1
+                outstanding[tag] = event
+                properties = pika.BasicProperties(
+                    content_type="application/json", delivery_mode=2, message_id=str(tag)
+                )
+                key = str(event.get("type", ""))
+                channel.basic_publish(EXCHANGE, key, encode(event), properties, mandatory=True)
+            blocking.connection.process_data_events(_PACE_S)
 
     def _next(self) -> Event | None:
         """Return the next event; None when it is not due yet, or when there is no more."""
@@ -299,79 +316,9 @@ class _Publishing:
             if self._sent >= due:
                 return None
         event = next(self._events, None)
-        self._exhausted = event is None
+        self.exhausted = event is None
         self._sent += event is not None
         return event
-
-    def _abort(self) -> None:
-        if not self._connection.is_closed:
-            # pika's close() waits for the broker's answer, and a frozen one gives none; without
-            # this the socket would stay open. `_lost` follows.
-            self._connection._terminate_stream(TimeoutError("publishing took too long"))  # noqa: SLF001
-
-    def _opened(self, connection: Any) -> None:
-        connection.channel(on_open_callback=self._channel_opened)
-
-    def _channel_opened(self, channel: Any) -> None:
-        self._channel: Any = channel
-        channel.add_on_close_callback(self._channel_lost)
-        channel.add_on_return_callback(self._unroutable)
-        # As the services declare it: a test may publish before any of them has ever run.
-        channel.exchange_declare(
-            EXCHANGE, exchange_type="topic", durable=True, callback=self._declared
-        )
-
-    def _declared(self, _frame: Any) -> None:
-        self._channel.confirm_delivery(self._answered, callback=self._pace)
-
-    def _pace(self, _frame: Any = None) -> None:
-        """Send what is due, now and every 20 ms."""
-        if self._channel.is_open:
-            self._fill()
-            self._connection.ioloop.call_later(_PACE_S, self._pace)
-
-    def _fill(self) -> None:
-        while len(self._outstanding) < _WINDOW and not self._exhausted:
-            event = self._next()
-            if event is None:
-                break
-            self._send(event)
-        if self._exhausted and not self._outstanding and self._connection.is_open:
-            self._connection.close()
-
-    def _send(self, event: Event) -> None:
-        self._tag += 1
-        self._outstanding[self._tag] = event
-        properties = pika.BasicProperties(
-            content_type="application/json", delivery_mode=2, message_id=str(self._tag)
-        )
-        self._channel.basic_publish(
-            EXCHANGE, str(event.get("type", "")), encode(event), properties, mandatory=True
-        )
-
-    def _answered(self, frame: Any) -> None:
-        method = frame.method
-        last = method.delivery_tag
-        # Tags are sent in order, so the first outstanding one is the lowest.
-        first = next(iter(self._outstanding), last) if method.multiple else last
-        for tag in range(first, last + 1):
-            event = self._outstanding.pop(tag, None)
-            landed = method.NAME == "Basic.Ack" and tag not in self._returned
-            if event is not None and landed:
-                self._confirmed.append(event)
-        self._fill()
-
-    def _unroutable(self, _channel: Any, _method: Any, properties: Any, _body: bytes) -> None:
-        # The broker returns an event that no queue takes before it confirms it.
-        self._returned.add(int(properties.message_id))
-
-    def _channel_lost(self, _channel: Any, _reason: Any) -> None:
-        if self._connection.is_open:
-            self._connection.close()
-
-    def _lost(self, connection: Any, _reason: Any) -> None:
-        wait_s = 0 if self._exhausted else _RECONNECT_S
-        connection.ioloop.call_later(wait_s, connection.ioloop.stop)
 
 
 def encode(event: Event) -> bytes:
