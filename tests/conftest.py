@@ -3,25 +3,32 @@
 import logging
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
 from chaos.crash_points import VARIABLE
-from chaos.receiver import Receiver, listen_http
+from chaos.receiver import Receiver
 from chaos.rig import Rig
 from chaos.trial import Result, table
 from servers.broker import Broker
 from servers.counters import StatsdListener, listen_statsd
 from servers.etcd import Store
-from servers.servers import Servers, start_servers
+from servers.servers import Servers, docker_available, start_servers
 from servers.services import Service, run_service
 
 RunService = Callable[..., Service]
 
 _started = pytest.StashKey[list[Service]]()
 _results = pytest.StashKey[list[Result]]()
+
+
+@pytest.fixture(scope="session")
+def docker() -> None:
+    """Skip what needs a Docker engine where none answers."""
+    if not docker_available():
+        pytest.skip("it needs Docker, which does not answer")
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +73,7 @@ def statsd() -> Iterator[StatsdListener]:
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     """Give a receiver that takes a while for each call, so that faults fall into calls."""
-    with listen_http(latency_s=0.05) as running:
+    with closing(Receiver(latency_s=0.05)) as running:
         yield running
 
 
@@ -163,6 +170,6 @@ def pytest_runtest_makereport(
     if report.failed:
         for service in item.stash.get(_started, []):
             report.sections.append(
-                (f"log of {service.name} ({service.pid})", service.logs()[-8000:])
+                (f"log of {service.name} ({service.pid})", service.output()[-8000:])
             )
     return report

@@ -35,32 +35,6 @@ class Seen(NamedTuple):
     body: bytes = b""
 
 
-class Reader:
-    """Cuts one direction of a connection into frames, and puts content back together."""
-
-    def __init__(self) -> None:
-        self._left = b""
-        self._contents: defaultdict[int, ContentFrameAssembler] = defaultdict(ContentFrameAssembler)
-
-    def frames(self, data: bytes) -> Iterator[tuple[bytes, Seen | None]]:
-        """Yield each whole frame as it came, with the method that it completes, if any."""
-        self._left += data
-        while True:
-            size, found = frame.decode_frame(self._left)
-            if not size:
-                return
-            passing, self._left = self._left[:size], self._left[size:]
-            yield passing, self._completed(found)
-
-    def _completed(self, found: Any) -> Seen | None:
-        if isinstance(found, frame.ProtocolHeader | frame.Heartbeat):
-            return None
-        if isinstance(found, frame.Method) and not spec.has_content(found.method.INDEX):
-            return Seen(found.channel_number, found.method)
-        content = self._contents[found.channel_number].process(found)
-        return Seen(found.channel_number, content[0].method, content[2]) if content else None
-
-
 class AckAudit(Proxy):
     """Passes AMQP on as it comes, and holds each ack until etcd has been asked about its record.
 
@@ -183,15 +157,28 @@ def _take(waiting: dict[tuple[int, int], T], ack: Seen) -> list[T]:
 
 
 def _reading(note: Callable[[Seen], Awaitable[None]]) -> Onlooker:
-    """Return what passes on one direction frame by frame, each noted before."""
-    reader = Reader()
+    """Cut one direction into frames, put content back together, and note it before it passes."""
+    contents: defaultdict[int, ContentFrameAssembler] = defaultdict(ContentFrameAssembler)
+    left = b""
+
+    def completed(found: Any) -> Seen | None:
+        if isinstance(found, frame.ProtocolHeader | frame.Heartbeat):
+            return None
+        if isinstance(found, frame.Method) and not spec.has_content(found.method.INDEX):
+            return Seen(found.channel_number, found.method)
+        content = contents[found.channel_number].process(found)
+        return Seen(found.channel_number, content[0].method, content[2]) if content else None
 
     async def look(data: bytes) -> bytes:
+        nonlocal left
+        left += data
         passing = []
-        for one, seen in reader.frames(data):
-            if seen is not None:
+        while (decoded := frame.decode_frame(left))[0]:
+            size, found = decoded
+            if (seen := completed(found)) is not None:
                 await note(seen)
-            passing.append(one)
+            passing.append(left[:size])
+            left = left[size:]
         return b"".join(passing)
 
     return look

@@ -75,7 +75,7 @@ def lines(service: Service, text: str) -> list[dict[str, Any]]:
     """Return the log lines whose message contains a text."""
     return [
         line
-        for raw in service.logs().splitlines(keepends=True)
+        for raw in service.output().splitlines(keepends=True)
         if raw.startswith("{")
         and raw.endswith("}\n")
         and text in (line := json.loads(raw)).get("event", "")

@@ -22,14 +22,14 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from operator import attrgetter
+from types import SimpleNamespace
+from typing import Any, Literal
 
 from servers.etcd import EtcdClient
 
 VARIABLE = "CRASH_POINT"
 PROOF = "killed at a crash point: "
-
-_LIBRARY = "idempotent_consumer"
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,9 @@ class Call:
     answer: Any = None
 
 
-def _true(_: Call) -> bool:
-    return True
-
-
-def _nothing(_: Call) -> dict[str, object]:
-    return {}
-
-
 @dataclass(frozen=True)
 class Point:
-    """Where a step is, by a function and the time ``when`` a call of it passes the step.
+    """Where a step is, by a function of the library's or pika's, and when a call passes it.
 
     It is about to run: "before". It has returned: "after"; of a coroutine function that is what
     its body returns. It waits, so what it has asked for is on its way: "waiting". The future that
@@ -62,42 +54,24 @@ class Point:
     to hold.
     """
 
+    when: Literal["before", "after", "waiting", "resolved"]
     where: str
-    when: str
-    counts: Callable[[Call], bool] = _true
+    counts: Callable[[Call], bool] = lambda _: True
     reaches: Callable[[Call], int] | None = None
-    last_act: Callable[[Call], dict[str, object]] = _nothing
-
-
-def before(where: str, **more: Any) -> Point:
-    """Return the point at which a function is about to run."""
-    return Point(where, "before", **more)
-
-
-def after(where: str, **more: Any) -> Point:
-    """Return the point at which a function has returned (one that raises does not pass it)."""
-    return Point(where, "after", **more)
-
-
-def waiting(where: str, **more: Any) -> Point:
-    """Return the point at which a coroutine function waits for what it has asked for."""
-    return Point(where, "waiting", **more)
-
-
-def resolved(where: str, **more: Any) -> Point:
-    """Return the point at which the future that a function has returned has its result."""
-    return Point(where, "resolved", **more)
+    last_act: Callable[[Call], dict[str, object]] = lambda _: {}
 
 
 # What the proof of some points holds, and what some have to wait for.
 
 
-def _event(call: Call) -> dict[str, object]:
-    return {"id": call.arguments["event"].id}
+def _shows(name: str, path: str) -> Callable[[Call], dict[str, object]]:
+    """Let the proof hold a part of an argument, such as `event.id`."""
 
+    def part(call: Call) -> dict[str, object]:
+        found = attrgetter(path)(SimpleNamespace(**call.arguments))
+        return {name: found.decode() if isinstance(found, bytes) else found}
 
-def _flight(call: Call) -> dict[str, object]:
-    return {"id": call.arguments["flight"].event.id}
+    return part
 
 
 def _ours(call: Call) -> bool:
@@ -111,14 +85,6 @@ def _made(call: Call) -> bool:
 
 def _confirmed(call: Call) -> bool:
     return call.answer is True
-
-
-def _body(call: Call) -> dict[str, object]:
-    return {"body": call.arguments["delivery"].body.decode()}
-
-
-def _message(call: Call) -> dict[str, object]:
-    return {"body": call.arguments["message"].body.decode()}
 
 
 def _tag(call: Call) -> int:
@@ -163,43 +129,50 @@ def _seen_in_etcd(call: Call) -> dict[str, object]:
     return {"key": found.key, "revision": found.mod_revision}
 
 
+_EVENT, _FLIGHT = _shows("id", "event.id"), _shows("id", "flight.event.id")
+_CALL, _SEND, _ACK = (
+    "etcd:Client.call",
+    "publisher:Publisher.send",
+    "pika.channel:Channel.basic_ack",
+)
+
 POINTS: dict[str, Point] = {
     # pika has handed a delivery over.
-    "received": after(f"{_LIBRARY}.bus:Epoch.arrived"),
-    "decoded": after(f"{_LIBRARY}.bus:Delivery.event"),
+    "received": Point("after", "bus:Epoch.arrived"),
+    "decoded": Point("after", "bus:Delivery.event"),
     # A pure handler, on the loop's thread; its effects exist nowhere else when it is left.
-    "handler entered": before(f"{_LIBRARY}.calls:Calls.run", last_act=_event),
-    "handler left": after(f"{_LIBRARY}.calls:Calls.run", last_act=_event),
+    "handler entered": Point("before", "calls:Calls.run", last_act=_EVENT),
+    "handler left": Point("after", "calls:Calls.run", last_act=_EVENT),
     # The batch takes no more; nothing has been sent.
-    "batch sealed": before(f"{_LIBRARY}.ledger:EtcdLedger.commit"),
+    "batch sealed": Point("before", "ledger:EtcdLedger.commit"),
     # gRPC has the transaction: it may apply or not.
-    "txn sent": waiting(f"{_LIBRARY}.etcd:Client.call", counts=_puts_records),
+    "txn sent": Point("waiting", _CALL, counts=_puts_records),
     # gRPC has the reply, before the ledger hears of it.
-    "applied but reply unread": after(
-        f"{_LIBRARY}.etcd:Client.call", counts=_applied, last_act=_seen_in_etcd
-    ),
+    "applied but reply unread": Point("after", _CALL, counts=_applied, last_act=_seen_in_etcd),
     # The reply is judged, and nothing has been done about it.
-    "reply read": after(f"{_LIBRARY}.ledger:EtcdLedger.commit"),
+    "reply read": Point("after", "ledger:EtcdLedger.commit"),
     # One ack covers what has been settled meanwhile: how many that are is the commits' luck.
-    "before ack": before("pika.channel:Channel.basic_ack", reaches=_tag, last_act=_acked),
-    "after ack": after("pika.channel:Channel.basic_ack", reaches=_tag, last_act=_acked_and_sent),
-    "before park": before(f"{_LIBRARY}.settle:forwarded_message", last_act=_body),
+    "before ack": Point("before", _ACK, reaches=_tag, last_act=_acked),
+    "after ack": Point("after", _ACK, reaches=_tag, last_act=_acked_and_sent),
+    "before park": Point(
+        "before", "settle:forwarded_message", last_act=_shows("body", "delivery.body")
+    ),
     # The broker has confirmed the dead letter; its delivery is not acked.
-    "after park": resolved(
-        f"{_LIBRARY}.publisher:Publisher.send", counts=_confirmed, last_act=_message
+    "after park": Point(
+        "resolved", _SEND, counts=_confirmed, last_act=_shows("body", "message.body")
     ),
     # The record is there with its events; none of them has been sent.
-    "events recorded": before(f"{_LIBRARY}.flow:Consumer._publish", last_act=_flight),
+    "events recorded": Point("before", "flow:Consumer._publish", last_act=_FLIGHT),
     # pika has an event: it may arrive at the broker or not.
-    "event sent": after(f"{_LIBRARY}.publisher:Publisher.send"),
+    "event sent": Point("after", _SEND),
     # The broker has it, and the record still says publishing.
-    "event confirmed": resolved(f"{_LIBRARY}.publisher:Publisher.send", counts=_confirmed),
+    "event confirmed": Point("resolved", _SEND, counts=_confirmed),
     # The claim has landed; its call has not begun.
-    "claim taken": before(f"{_LIBRARY}.calls:Calls.call", last_act=_event),
+    "claim taken": Point("before", "calls:Calls.call", last_act=_EVENT),
     # A claimed handler has returned, and nothing has been done about it.
-    "call made": after(f"{_LIBRARY}.calls:Calls.call", counts=_made, last_act=_event),
+    "call made": Point("after", "calls:Calls.call", counts=_made, last_act=_EVENT),
     # The record is done in place of the claim; nothing has been acked.
-    "claim completed": before(f"{_LIBRARY}.settle:Settler.recorded", counts=_ours, last_act=_event),
+    "claim completed": Point("before", "settle:Settler.recorded", counts=_ours, last_act=_EVENT),
 }
 
 
@@ -210,8 +183,9 @@ def find(point: Point) -> tuple[Any, str, Callable[..., Any]]:
     """
     module, _, path = point.where.partition(":")
     *owners, name = path.split(".")
+    within = module if module.startswith("pika.") else f"idempotent_consumer.{module}"
     try:
-        owner = functools.reduce(getattr, owners, importlib.import_module(module))
+        owner = functools.reduce(getattr, owners, importlib.import_module(within))
         function = getattr(owner, name)
     except (ImportError, AttributeError) as error:
         raise LookupError(f"{point.where} is no longer there: {error}") from error

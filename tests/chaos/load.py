@@ -3,12 +3,13 @@
 import random
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from itertools import count
 from typing import Self
 
 from servers.broker import Broker, Event
 
-_LASTS_AT_MOST_S = 86_400.0
+_A_DAY_S = 86_400.0
 
 
 def order(id_: str, **args: object) -> Event:
@@ -43,9 +44,19 @@ class Load:
         self.sent: list[Event] = []
         self._ending = threading.Event()
         self._random = random.Random(seed)
-        self._future = broker.publish_aside(
-            self._stream(), rate_per_s=rate_per_s, timeout_s=_LASTS_AT_MOST_S
-        )
+        self._confirmed: Future[list[Event]] = Future()
+
+        def publish() -> None:
+            stream = self._stream()
+            try:
+                confirmed = broker.publish(stream, rate_per_s=rate_per_s, timeout_s=_A_DAY_S)
+            except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it.
+                self._confirmed.set_exception(error)
+            else:
+                self._confirmed.set_result(confirmed)
+
+        # A daemon: where a test has failed with the broker away, it does not hold up the exit.
+        threading.Thread(target=publish, name="load", daemon=True).start()
 
     def __enter__(self) -> Self:
         return self
@@ -56,12 +67,12 @@ class Load:
     @property
     def running(self) -> bool:
         """Whether it still publishes; one that has failed does not."""
-        return not self._future.done()
+        return not self._confirmed.done()
 
     def finish(self) -> list[Event]:
         """End the stream and return the confirmed events; raises TimeoutError."""
         self._ending.set()
-        return self._future.result(timeout=90)
+        return self._confirmed.result(timeout=90)
 
     def _stream(self) -> Iterator[Event]:
         for number in count():

@@ -1,7 +1,9 @@
 """Faults of the servers as blocks: each begins with the block and is healed at its end."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any
 from urllib.error import HTTPError
 
@@ -9,47 +11,42 @@ from chaos.checks import true
 from servers.servers import RabbitMQ, Server
 from servers.wait import eventually
 
-Outage = Callable[[Any], AbstractContextManager[None]]
-
 ALARMS = {
     "memory": (("set_vm_memory_high_watermark", "0"), ("set_vm_memory_high_watermark", "0.6")),
     "disk": (("set_disk_free_limit", "1000GB"), ("set_disk_free_limit", "50MB")),
 }
 
 
-@contextmanager
-def stopped(server: Server) -> Iterator[None]:
-    """Stop a server in order."""
-    server.stop()
-    yield
-    server.start()
+@dataclass(frozen=True)
+class Outage:
+    """A fault of a server, or of a service, that begins with a block and ends with it."""
+
+    name: str
+    begin: Callable[[Any], object]
+    end: Callable[[Any], object]
+
+    @contextmanager
+    def __call__(self, victim: Any) -> Iterator[None]:
+        """Let it happen to a victim."""
+        self.begin(victim)
+        try:
+            yield
+        finally:
+            self.end(victim)
 
 
-@contextmanager
-def killed(server: Server) -> Iterator[None]:
-    """End a server with SIGKILL."""
-    server.kill()
-    yield
-    server.start()
+def _start_application(rabbitmq: RabbitMQ) -> None:
+    rabbitmq.ctl("start_app")
+    rabbitmq.wait_ready()
 
 
-@contextmanager
-def frozen(server: Server) -> Iterator[None]:
-    """Freeze a server."""
-    server.pause()
-    yield
-    server.resume()
-
-
-@contextmanager
-def application_stopped(rabbitmq: RabbitMQ) -> Iterator[None]:
-    """Stop the broker within its Erlang VM, which stays."""
-    rabbitmq.ctl("stop_app")
-    try:
-        yield
-    finally:
-        rabbitmq.ctl("start_app")
-        rabbitmq.wait_ready()
+stopped = Outage("stopped", methodcaller("stop"), methodcaller("start"))
+killed = Outage("killed", methodcaller("kill"), methodcaller("start"))
+frozen = Outage("frozen", methodcaller("pause"), methodcaller("resume"))
+application_stopped = Outage(
+    "application stopped", methodcaller("ctl", "stop_app"), _start_application
+)
+"""The broker within its Erlang VM, which stays."""
 
 
 @contextmanager

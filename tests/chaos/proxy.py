@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 import socket
 import struct
-import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
+
+from chaos.threads import LoopThread
 
 Direction = Literal["up", "down"]
 
@@ -152,10 +153,8 @@ class Proxy:
         self._connections: dict[asyncio.Task[None], _Connection] = {}
         self.accepted = self.resets = self.closed_late = 0
         self.up, self.down = Way(), Way()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
-        self._thread.start()
-        self._server: asyncio.Server = self._await(
+        self._thread = LoopThread("proxy")
+        self._server: asyncio.Server = self._thread.run(
             asyncio.start_server(self._serve, sock=listener, limit=_BUFFER_BYTES)
         )
 
@@ -208,7 +207,7 @@ class Proxy:
             for way in (self.up, self.down):
                 way.release()
 
-        self._await(run())
+        self._thread.run(run())
 
     def cut_in_next(self, direction: Direction) -> None:
         """Pass on half of what comes next, then reset that connection on both sides."""
@@ -216,10 +215,8 @@ class Proxy:
 
     def close(self) -> None:
         """End every connection, and listen no more."""
-        self._await(self._end())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._thread.run(self._end())
+        self._thread.stop()
 
     # On the loop's thread.
 
@@ -264,10 +261,7 @@ class Proxy:
             for way in ways:
                 order(way)
 
-        self._await(run())
-
-    def _await(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+        self._thread.run(run())
 
 
 class _Connection:
@@ -290,11 +284,15 @@ class _Connection:
         down = self._proxy.down.carry(server, self._writers[0], sees_down)
         ways = [asyncio.create_task(up), asyncio.create_task(down)]
         try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            if any(way.done() and isinstance(way.exception(), CutError) for way in ways):
+            done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            errors = [error for way in done if (error := way.exception()) is not None]
+            if any(isinstance(error, CutError) for error in errors):
                 self.cut()
             else:
                 await self._proxy.linger()
+            for error in errors:  # Of an onlooker: asyncio logs it.
+                if not isinstance(error, OSError):
+                    raise error
         finally:
             for way in ways:
                 way.cancel()

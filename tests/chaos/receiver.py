@@ -3,22 +3,20 @@
 And the account of them: who called for what, how often, and why again.
 """
 
-import contextlib
+import asyncio
 import json
-import select
 import socket
-import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import combinations, pairwise
 from typing import Any
 
 from chaos.checks import lines
+from chaos.threads import LoopThread
 from servers.etcd import Store
 from servers.services import Service
 
@@ -50,20 +48,23 @@ class Call:
 
 
 class Receiver:
-    """Accepts POSTs with 204 until told otherwise. Made by `listen_http`."""
+    """Accepts POSTs with 204 until told otherwise. `close` ends it."""
 
-    def __init__(self, latency_s: float) -> None:
+    def __init__(self, latency_s: float = 0.0) -> None:
         self._latency_s = latency_s
-        self._lock = threading.Lock()
         self._calls: list[Call] = []
         self._failures: dict[str, int | None] = {}
         self.status: int = HTTPStatus.NO_CONTENT
         """What calls are answered with, but for those with a key that is refused."""
         self._open = True
         self._let_through: set[str] = set()
-        self._server = _Server(("127.0.0.1", 0), _handler(self))
-        self._thread = threading.Thread(target=self._server.serve_forever, name="receiver")
-        self._thread.start()
+        # The default backlog refuses some of a service's calls when they come all at once.
+        listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self._port: int = listener.getsockname()[1]
+        self._thread = LoopThread("receiver")
+        self._server: asyncio.Server = self._thread.run(
+            asyncio.start_server(self._serve, sock=listener)
+        )
 
     def url_for(self, caller: str) -> str:
         """Where a process of this name POSTs, so that its calls are known to be its own."""
@@ -72,15 +73,14 @@ class Receiver:
     @property
     def url(self) -> str:
         """Where to POST."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}/notifications"
+        return f"http://127.0.0.1:{self._port}/notifications"
 
     # What it has seen.
 
     @property
     def calls(self) -> list[Call]:
         """Every call so far, in order of arrival, the refused and the held ones too."""
-        with self._lock:
-            return list(self._calls)
+        return list(self._calls)
 
     def per_key(self) -> Counter[str]:
         """Return how many calls each idempotency key has had."""
@@ -117,8 +117,7 @@ class Receiver:
 
     def refuse(self, key: str, times: int | None = None) -> None:
         """Answer the next calls with this key with 500: so many of them, or all."""
-        with self._lock:
-            self._failures[key] = times
+        self._failures[key] = times
 
     def hold(self) -> None:
         """Leave calls without an answer until `release`."""
@@ -134,88 +133,67 @@ class Receiver:
         self._open = True
 
     def close(self) -> None:
-        """Stop listening."""
-        self.release()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        """Stop listening; calls under way are not answered."""
+        self._thread.run(self._end())
+        self._thread.stop()
 
-    # On a thread of each connection.
+    # On the loop's thread.
 
-    def serve(
-        self, key: str, body: Any, path: str, caller: socket.socket, answer: Callable[[int], None]
-    ) -> None:
+    async def _end(self) -> None:
+        self._server.close()
+        mine = asyncio.current_task()
+        calls = [task for task in asyncio.all_tasks() if task is not mine]
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Take a call, hold it if so told, and answer it unless its caller hangs up before."""
-        call = Call(key, body, path.rpartition("/")[2], time.monotonic())
-        with self._lock:
-            self._calls.append(call)
-            left = self._failures.get(key, 0)
-            call.status = 500 if left is None or left > 0 else self.status
-            if left:
-                self._failures[key] = left - 1
-        gone = self._wait(call, caller)
-        if not gone:
-            answer(call.status)
-        call.answered, call.ended_s = not gone, time.monotonic()
+        with suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            call = await self._taken(reader)
+            if await self._waited(call, reader):
+                head = f"HTTP/1.1 {call.status} As told\r\nContent-Length: 0\r\n"
+                writer.write(f"{head}Connection: close\r\n\r\n".encode())
+                call.answered = True
+            call.ended_s = time.monotonic()
+        writer.close()
 
-    def _wait(self, call: Call, caller: socket.socket) -> bool:
-        """Wait as told; returns whether the caller has hung up meanwhile."""
+    async def _taken(self, reader: asyncio.StreamReader) -> Call:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        request, *lines = head.splitlines()[:-1]
+        headers = {name.lower(): value for name, _, value in (s.partition(": ") for s in lines)}
+        body = json.loads(await reader.readexactly(int(headers["content-length"])))
+        caller = request.split()[1].rpartition("/")[2]
+        call = Call(headers["idempotency-key"], body, caller, time.monotonic())
+        left = self._failures.get(call.key, 0)
+        call.status = 500 if left is None or left > 0 else self.status
+        if left:
+            self._failures[call.key] = left - 1
+        self._calls.append(call)
+        return call
+
+    async def _waited(self, call: Call, reader: asyncio.StreamReader) -> bool:
+        """Wait as told; returns False where the caller has hung up meanwhile."""
+        hanging_up = asyncio.create_task(_hangs_up(reader))
         due_s = call.began_s + self._latency_s
-        while time.monotonic() < due_s or self._holds(call):
-            call.held = self._holds(call)
-            if _hangs_up(caller, _LOOK_EVERY_S):
-                return True
-        return False
+        try:
+            while (left_s := due_s - time.monotonic()) > 0 or self._holds(call):
+                call.held = self._holds(call)
+                look_s = min(left_s, _LOOK_EVERY_S) if left_s > 0 else _LOOK_EVERY_S
+                if (await asyncio.wait({hanging_up}, timeout=look_s))[0]:
+                    return False
+            return True
+        finally:
+            hanging_up.cancel()
 
     def _holds(self, call: Call) -> bool:
         return not self._open and call.caller not in self._let_through
 
 
-def _hangs_up(caller: socket.socket, within_s: float) -> bool:
-    poll = select.poll()
-    poll.register(caller, select.POLLIN)
-    readable = poll.poll(within_s * 1000)
-    try:
-        # A caller that has sent its request sends nothing more, so there is an end to be read.
-        return bool(readable) and not caller.recv(1, socket.MSG_PEEK)
-    except OSError:
-        return True
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    # The default of 5 refuses some of a service's calls when they come all at once.
-    request_queue_size = 512
-
-
-def _handler(receiver: Receiver) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            key = self.headers["Idempotency-Key"]
-            receiver.serve(key, body, self.path, self.connection, self._answer)
-
-        def _answer(self, status: int) -> None:
-            # The caller may have been killed, or have given up.
-            with contextlib.suppress(OSError):
-                self.send_response(status)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    return Handler
-
-
-@contextmanager
-def listen_http(latency_s: float = 0.0) -> Iterator[Receiver]:
-    """Listen on a free port for as long as the block runs; each call takes at least so long."""
-    receiver = Receiver(latency_s)
-    try:
-        yield receiver
-    finally:
-        receiver.close()
+async def _hangs_up(reader: asyncio.StreamReader) -> None:
+    """Wait for the end: a caller that has sent its request sends nothing more."""
+    with suppress(OSError):
+        await reader.read(1)
 
 
 def account(

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from chaos.crash_points import POINTS, VARIABLE, Point, before, find, waiting
+from chaos.crash_points import POINTS, VARIABLE, Point, find
 from integration.test_crash_points import CLAIM_STEPS, SHIPPING_STEPS, STEPS
 from servers.servers import REPOSITORY
 
@@ -20,9 +20,9 @@ def test_a_point_is_there_and_has_its_cells(name: str) -> None:
 @pytest.mark.parametrize(
     "point",
     [
-        before("idempotent_consumer.flow:Consumer.no_such_step"),
-        before("idempotent_consumer.no_such_module:run"),
-        waiting("idempotent_consumer.flow:decode"),
+        Point("before", "flow:Consumer.no_such_step"),
+        Point("before", "no_such_module:run"),
+        Point("waiting", "flow:decode"),
     ],
 )
 def test_a_point_that_the_library_no_longer_has_is_an_error(point: Point) -> None:

@@ -1,12 +1,13 @@
 """The account of calls finds what it is there to find, and the receiver sees when a call ends."""
 
 import socket
+from contextlib import closing
 from urllib.parse import urlsplit
 
 import pytest
 
 from chaos.checks import becomes
-from chaos.receiver import Call, Receiver, account, listen_http
+from chaos.receiver import Call, Receiver, account
 from servers.web import fetch_json
 
 
@@ -36,7 +37,7 @@ def test_an_account_finds(calls: list[Call], done: set[str], found: str) -> None
 
 
 def test_a_call_ends_when_it_is_answered() -> None:
-    with listen_http(0.05) as receiver:
+    with closing(Receiver(0.05)) as receiver:
         fetch_json(
             "POST", receiver.url_for("p0"), {"id": "e-1"}, headers={"Idempotency-Key": "e-1"}
         )
@@ -51,7 +52,7 @@ def test_a_call_ends_when_it_is_answered() -> None:
 def test_what_is_answered_with_another_status_is_not_accepted(
     status: int, accepted: set[str]
 ) -> None:
-    with listen_http() as receiver:
+    with closing(Receiver()) as receiver:
         receiver.status = status
         with _post(receiver, "p0") as caller:
             assert caller.recv(64).split()[1] == str(status).encode()
@@ -60,7 +61,7 @@ def test_what_is_answered_with_another_status_is_not_accepted(
 
 
 def test_a_call_ends_when_its_caller_hangs_up_and_only_held_ones_wait() -> None:
-    with listen_http(0.05) as receiver:
+    with closing(Receiver(0.05)) as receiver:
         receiver.hold()
         receiver.let_through("p1")
         callers = {name: _post(receiver, name) for name in ("p0", "p1")}

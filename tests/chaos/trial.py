@@ -1,7 +1,7 @@
 """One trial: a fault under load, and the verdict on what came of it. All of them as a table."""
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -87,6 +87,8 @@ class Trial:
         self.broker, self.store = rig.broker, rig.store
         self.injected = 0
         self.recoveries_s: list[float] = []
+        self.parked = Counter[bytes]()
+        """The bodies that `judge` has found parked."""
         self._results, self._audit = results, audit
         self._sent: list[Event] = []
         self._confirmed: list[Event] = []
@@ -123,10 +125,10 @@ class Trial:
         """Publish new events and duplicates of them all through the block."""
         with Load(self.broker, rate_per_s, seed) as load:
             yield load
-            self.took(load)
+            self.finish(load)
 
-    def took(self, load: Load) -> None:
-        """End a load, whose events are this trial's."""
+    def finish(self, load: Load) -> None:
+        """End a load and take its events for this trial's."""
         self._confirmed += load.finish()
         self._sent += load.sent
 
@@ -213,7 +215,8 @@ class Trial:
         queues = (self.service, *retries, self.service)
         self.rig.drained(*queues, timeout_s=drained_within_s)
         dead = self.broker.drain(f"{self.service}.dead-letter")
-        assert {message.body for message in dead} == self._poison, "something else is parked"
+        self.parked = Counter(message.body for message in dead)
+        assert set(self.parked) == self._poison, "something else is parked"
         assert {message.headers["x-reason"] for message in dead} <= {"invalid"}
         parked, audit = set(parked), self._audit
         verdict = self.rig.verdict(

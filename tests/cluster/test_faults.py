@@ -22,7 +22,7 @@ from cluster.trial import Replica
 from servers.broker import Broker
 from servers.wait import eventually, stands_still
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.usefixtures("docker"), pytest.mark.timeout(400)]
 
 # Longer than it takes the broker's nodes to find one missing, which net_ticktime bounds.
 CUT_FOR_S = 20.0
@@ -244,18 +244,29 @@ def replicas(start_replicas: StartReplicas, receiver: Receiver) -> list[Replica]
     ]
 
 
-def test_a_replica_is_killed_in_its_calls(
-    trial: StartTrial, replicas: list[Replica], receiver: Receiver
+@pytest.mark.parametrize("end", ["killed", "stopped"])
+def test_a_replica_ends_in_its_calls(
+    trial: StartTrial, replicas: list[Replica], receiver: Receiver, end: str
 ) -> None:
-    """Its calls are made again by the others once its lease has ended, and no others are."""
-    attempt = trial("notify's replica killed in its calls", replicas)
+    """Of one that is killed, the others make its calls again once its lease has ended.
+
+    One that is stopped finishes them. No other call is repeated.
+    """
+    attempt = trial(f"notify's replica {end} in its calls", replicas)
+    service = replicas[0].service
     with attempt.load(CALLS_PER_S):
         attempt.works()
-        receiver.hold()
-        passes(partial(receiver.number_held, "r0"), 3)
+        if end == "killed":
+            receiver.hold()
+            passes(partial(receiver.number_held, "r0"), 3)
+        else:
+            passes(partial(receiver.number_under_way, "r0"), 0)
         with attempt.stall_measured():
-            replicas[0].service.kill()
-            killed_s = time.monotonic()
+            if end == "killed":
+                service.kill()
+            else:
+                assert service.terminate(10) == 0
+            ended_s = time.monotonic()
             receiver.release()
             attempt.fired()
             attempt.works()
@@ -264,37 +275,14 @@ def test_a_replica_is_killed_in_its_calls(
     attempt.judge()
 
     def was_killed(before: Call, again: Call) -> bool:
-        return before.caller == "r0" and not before.answered and again.began_s > killed_s
+        return before.caller == "r0" and not before.answered and again.began_s > ended_s
 
     repeated = account(receiver.calls, attempt.store.done("notify"), was_killed)
-    assert repeated
-    began_s = [
-        span.began_s for span in receiver.calls if span.key in repeated and span.caller != "r0"
-    ]
-    took_s = max(began_s) - killed_s
-    print(f"{len(repeated)} calls were made again, the last one {took_s:.1f} s after the kill")
+    assert bool(repeated) == (end == "killed")
+    again = [call for call in receiver.calls if call.key in repeated and call.caller != "r0"]
+    took_s = max((call.began_s for call in again), default=ended_s) - ended_s
+    print(f"{len(repeated)} calls were made again, the last one {took_s:.1f} s after the end")
     assert took_s < LEASE_S + 5
-
-
-def test_a_replica_is_stopped_in_its_calls(
-    trial: StartTrial, replicas: list[Replica], receiver: Receiver
-) -> None:
-    """It finishes them, and nobody repeats any."""
-    attempt = trial("notify's replica stopped in its calls", replicas)
-    with attempt.load(CALLS_PER_S):
-        attempt.works()
-        passes(partial(receiver.number_under_way, "r0"), 0)
-        with attempt.stall_measured():
-            assert replicas[0].service.terminate(10) == 0
-            attempt.fired()
-            attempt.works()
-            attempt.probed()
-    attempt.replicas.pop(0)
-    attempt.judge()
-    assert (
-        account(receiver.calls, attempt.store.done("notify"), lambda _before, _again: False)
-        == set()
-    )
 
 
 def test_etcds_leader_is_killed_under_calls(

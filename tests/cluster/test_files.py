@@ -10,13 +10,13 @@ import pytest
 
 from cluster.cluster import FILES
 from demo.command import run
-from servers.servers import REPOSITORY, docker_available
+from servers.servers import REPOSITORY
+
+pytestmark = pytest.mark.usefixtures("docker")
 
 
 def read(*files: str) -> Any:
     """Return what compose makes of the files."""
-    if not docker_available():
-        pytest.skip("it takes Docker to read its files")
     arguments = [part for file in files for part in ("-f", str(REPOSITORY / file))]
     return json.loads(
         run(["docker", "compose", *arguments, "config", "--format", "json"], os.environ)

@@ -26,9 +26,11 @@ from demo.play import Play
 from demo.screen import Screen
 from demo.stage import SERVICES
 from servers.etcd import Store
-from servers.servers import REPOSITORY, docker_available
+from servers.servers import REPOSITORY
 from servers.wait import eventually
 from servers.web import fetch_json
+
+pytestmark = pytest.mark.usefixtures("docker")
 
 SERVERS = ("rabbitmq", "rabbitmq2", "rabbitmq3", "etcd", "etcd2", "etcd3")
 REPLICAS = 3
@@ -126,8 +128,6 @@ def test_the_restore_of_the_guide(
 @pytest.mark.timeout(200)
 def test_the_restore_of_a_single_etcd(tmp_path: Path) -> None:
     """It holds what the snapshot does, and the new incarnations."""
-    if not docker_available():
-        pytest.skip("it takes Docker to play compose commands")
     shell = Shell(tmp_path, {"COMPOSE_FILE": ":".join(FILES[:2])})
 
     def etcdctl(arguments: str) -> str:
@@ -212,8 +212,6 @@ def graphite_url(ports: Ports) -> str:
 @pytest.fixture
 def stage(ports: Ports) -> Iterator[ComposeStage]:
     """Start the servers, and take it all down in the end."""
-    if not docker_available():
-        pytest.skip("the cluster needs Docker, which does not answer")
     compose = ClusterCompose(f"cluster-acts-{secrets.token_hex(3)}", ports)
     try:
         since = time.time()

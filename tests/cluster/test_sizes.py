@@ -14,7 +14,7 @@ from chaos.rig import Rig
 from cluster.cluster import Cluster
 from cluster.conftest import Measured, StartReplicas
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.usefixtures("docker"), pytest.mark.timeout(300)]
 
 BATCH_SIZE = 512
 SMALL_BATCH = 8
@@ -79,7 +79,7 @@ def test_calls_at_once(
     at_once, in_hand = number * CALLS_OF_A_REPLICA, number * 8 * SMALL_BATCH
 
     def claims() -> int:
-        return sum(record.state == "claimed" for record in rig.store.records("notify").values())
+        return len(rig.store.in_state("notify", "claimed"))
 
     start_replicas(
         "notify",

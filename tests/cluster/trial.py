@@ -166,7 +166,7 @@ class Trial(chaos.trial.Trial):
             ]
             yield loads[0]
             for load in loads:
-                self.took(load)
+                self.finish(load)
 
     @contextmanager
     def under_load(self, rate_per_s: float = 60, **judged: Any) -> Iterator[Load]:

@@ -13,10 +13,9 @@ from chaos.rig import Rig
 def test_an_ack_without_a_record_is_early_be_it_covered_by_a_later_one(
     rig: Rig, acks: AckAudit
 ) -> None:
+    rig.broker.bind("order")
     with pika.BlockingConnection(pika.URLParameters(acks.url)) as connection:
         channel = connection.channel()
-        channel.queue_declare("order", durable=True, arguments={"x-queue-type": "quorum"})
-        channel.queue_bind("order", "events", "#")
         rig.broker.publish([order("e-1"), order("e-2"), order("e-3")])
         rig.broker.publish_raw(b"not json")
         deliveries = channel.consume("order", inactivity_timeout=30)

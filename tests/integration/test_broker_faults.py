@@ -17,6 +17,7 @@ from chaos.outages import (
     alarm,
     alarmed,
     application_stopped,
+    frozen,
     killed,
     silent,
     stopped,
@@ -44,10 +45,9 @@ def test_the_broker_is_down_for_a_while(trial: StartTrial, fault: str, down: Out
     attempt = trial(fault)
     service = attempt.start()
     with attempt.under_load(at_least=200):
-        service.pause()
-        for _ in range(5):
-            attempt.poison()
-        service.resume()
+        with frozen(service):
+            for _ in range(5):
+                attempt.poison()
         with down(attempt.servers.rabbitmq):
             eventually(lambda: not_ready(service, "rabbitmq"))
             attempt.fired()

@@ -19,10 +19,9 @@ import random
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from itertools import chain, product
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -30,11 +29,12 @@ from chaos.checks import passes
 from chaos.crash_points import PROOF
 from chaos.durations import often
 from chaos.load import ids, order
+from chaos.outages import frozen
 from chaos.receiver import Receiver, ended_claims
 from chaos.trial import StartTrial, Trial
 from idempotent_consumer.flow import WAITS_FOR_ITS_EVENTS
 from idempotent_consumer.system import claim_wait
-from servers.broker import EXCHANGE, Event
+from servers.broker import Event
 from servers.etcd import Store
 from servers.services import Service, ServiceEndedError
 from servers.wait import eventually
@@ -93,8 +93,7 @@ AT_ONCE = 16
 LEASE_S = 15.0
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """A crash point of a service, the passage of it that kills, and how many are at work."""
 
     service: str
@@ -134,12 +133,13 @@ def test_killed_at_a_step(at: Cell, trial: StartTrial) -> None:
     others = [attempt.start(**SETTINGS) for _ in range(at.replicas - 1)]
     backlog = batches(BATCHES_FOR_TWO if others else BATCHES)
     with all_frozen([killed, *others]):
-        poison = publish(attempt, backlog, with_poison="park" in at.point)
+        for batch in backlog:
+            if "park" in at.point:
+                attempt.poison()
+            attempt.publish(batch)
     proof = killed_at(killed, at)
     attempt.fired()
-    unfinished = {
-        id_ for id_, record in store.records(at.service).items() if record.state == "publishing"
-    }
+    unfinished = store.in_state(at.service, "publishing")
     if not others:
         assert_was_there(at, proof, attempt, unfinished)
         attempt.start(wait=False, **SETTINGS)
@@ -147,12 +147,14 @@ def test_killed_at_a_step(at: Cell, trial: StartTrial) -> None:
     sent = ids(list(chain.from_iterable(backlog)))
     within_s = REDELIVERY_TIMEOUT_S + (LEFT_ALONE_S if at.service == "shipping" else 0)
     eventually(lambda: assert_done(store, at.service, sent), within_s)
-    if poison:
-        attempt.rig.drained(at.service)
-        assert_parked(at, proof, attempt, poison)
     attempt.judge(at_least=len(sent))
+    if "park" in at.point:
+        # Twice what was parked and then not acked.
+        assert max(attempt.parked.values()) <= 2
+        assert attempt.parked[proof["body"].encode()] == (2 if at.point == "after park" else 1)
     if at.point == "applied but reply unread":
-        assert revisions(store, proof["key"]) == [proof["revision"]]
+        changed = [change.revision for change in store.history() if change.key == proof["key"]]
+        assert changed == [proof["revision"]]
     if at.service == "shipping":
         assert_recorded_in_two_steps(store)
         assert_published(attempt, may_repeat=unfinished if not others else None)
@@ -203,7 +205,7 @@ def start_crashing(attempt: Trial, at: Cell, **settings: str) -> Service:
     try:
         crashing.wait_ready()
     except ServiceEndedError:
-        if PROOF not in crashing.logs():
+        if PROOF not in crashing.output():
             raise
     return crashing
 
@@ -216,7 +218,7 @@ def killed_at(service: Service, at: Cell) -> dict[str, Any]:
     code = service.wait_end()
     proofs = [
         json.loads(line.removeprefix(PROOF))
-        for line in service.logs().splitlines()
+        for line in service.output().splitlines()
         if line.startswith(PROOF)
     ]
     assert code == -signal.SIGKILL, f"it ended with exit code {code}"
@@ -230,12 +232,11 @@ def all_frozen(services: list[Service]) -> Iterator[None]:
 
     So each of them finds many batches there at once, and they are full.
     """
-    alive = [service for service in services if service.running]
-    for service in alive:
-        service.pause()
-    yield
-    for service in alive:
-        service.resume()
+    with ExitStack() as stack:
+        for service in services:
+            if service.running:
+                stack.enter_context(frozen(service))
+        yield
 
 
 def batches(number: int, prefix: str = "order") -> list[list[Event]]:
@@ -251,18 +252,6 @@ def batches(number: int, prefix: str = "order") -> list[list[Event]]:
         made.append(mixed)
         sent += new
     return made
-
-
-def publish(attempt: Trial, backlog: list[list[Event]], *, with_poison: bool) -> set[bytes]:
-    """Publish the batches, with poison at the head of each if so told; return the poison."""
-    if not with_poison:
-        attempt.publish(list(chain.from_iterable(backlog)))
-        return set()
-    poison = [f"not json: {number}".encode() for number in range(len(backlog))]
-    for body, batch in zip(poison, backlog, strict=True):
-        attempt.broker.publish_raw(body)
-        attempt.publish(batch)
-    return set(poison)
 
 
 # What it leaves behind, and what becomes of it.
@@ -293,29 +282,13 @@ def assert_done(store: Store, service: str, sent: set[str]) -> None:
     assert not missing, f"{len(missing)} are not done, such as {sorted(missing)[:3]}"
 
 
-def assert_parked(at: Cell, proof: dict[str, str], attempt: Trial, poison: set[bytes]) -> None:
-    """Check the dead letters: all the poison, and twice what was parked and then not acked."""
-    found = Counter(message.body for message in attempt.broker.drain("order.dead-letter"))
-    assert set(found) == poison
-    assert max(found.values()) <= 2
-    assert found[proof["body"].encode()] == (2 if at.point == "after park" else 1)
-
-
-def revisions(store: Store, key: str) -> list[int]:
-    """Return each revision at which a key was changed."""
-    return [change.revision for change in store.history() if change.key == key]
-
-
 # Shipping's events.
 
 
 def observe(attempt: Trial) -> None:
     """Bind a queue of the test's own to what shipping publishes, and to which nobody listens."""
     attempt.acks.unhandled.add(SHIPPED)
-    with attempt.broker.channel() as channel:
-        channel.exchange_declare(EXCHANGE, "topic", durable=True)
-        channel.queue_declare(OBSERVED, durable=True, arguments={"x-queue-type": "quorum"})
-        channel.queue_bind(OBSERVED, EXCHANGE, SHIPPED)
+    attempt.broker.bind(OBSERVED, SHIPPED)
 
 
 def assert_recorded_in_two_steps(store: Store) -> None:

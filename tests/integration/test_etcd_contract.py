@@ -46,7 +46,7 @@ class Subject:
     revoke: Callable[[int], None]
     alarm: Callable[[str], None]
     compact: Callable[[], None]
-    passes: Callable[[float], None]
+    wait: Callable[[float], None]
 
     def __post_init__(self) -> None:
         self.base = self.run(self.client.call("Txn", pb.TxnRequest())).header.revision
@@ -293,7 +293,7 @@ def test_leases(agree: Agree) -> None:
         # So a duplicate is told as such although the lease has gone.
         unknown = [etcd.put("a", lease=UNKNOWN_LEASE)]
         answers.append(etcd.txn([etcd.unchanged("a", 0)], unknown, [etcd.get("a")]))
-        etcd.passes(4.0)  # The first one has 2 s, and etcd looks at them twice a second.
+        etcd.wait(4.0)  # The first one has 2 s, and etcd looks at them twice a second.
         answers.append(etcd.ask("Range", **etcd.whole))
         return answers
 

@@ -66,7 +66,7 @@ def own_etcd(*flags: str) -> pytest.MarkDecorator:
 )
 def test_etcd_is_away_for_a_while(trial: StartTrial, down: Outage, seconds: float) -> None:
     """What is in flight stays bounded, and every delivery comes once: none goes back."""
-    attempt = trial(f"etcd {down.__name__} for {seconds:g} s")
+    attempt = trial(f"etcd {down.name} for {seconds:g} s")
     broker, service = attempt.broker, attempt.start(BATCH_SIZE=str(BATCH))
     # A call is given 5 s before it has failed.
     noticed = down is not frozen or seconds > 5

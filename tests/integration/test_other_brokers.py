@@ -5,7 +5,7 @@ plugin's metrics are announced for removal.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from secrets import token_hex
@@ -19,8 +19,10 @@ from chaos.rig import Rig
 from integration.command import Command
 from servers.broker import Broker, encode
 from servers.processes import free_port, run_tool
-from servers.servers import RabbitMQ, Servers, docker_available, image, start_etcd
+from servers.servers import RabbitMQ, Servers, booted, image, start_etcd
 from servers.wait import eventually
+
+pytestmark = pytest.mark.usefixtures("docker")
 
 OLD, NEW = "rabbitmq:4.0-management", "rabbitmq:4.3-management"
 RETRIED_AFTER_S = 20
@@ -43,16 +45,14 @@ class Place:
         if conf is not None:
             mounts[str(conf)] = "/etc/rabbitmq/conf.d/30-test.conf"
         runner = prepare_container(image_name, self.ports, mounts=mounts, hostname="rabbitmq")
-        with closing(RabbitMQ(runner, *self.ports.values())) as rabbitmq:
-            rabbitmq.start()
+        rabbitmq = RabbitMQ(runner, *self.ports.values())
+        with booted(rabbitmq):
             yield rabbitmq
 
 
 @pytest.fixture
 def place() -> Iterator[Place]:
     """Give the place of a broker, whose data is removed in the end."""
-    if not docker_available():
-        pytest.skip("other brokers need Docker, which does not answer")
     volume = f"test-{token_hex(4)}"
     run_tool(["docker", "volume", "create", volume])
     try:

@@ -8,7 +8,6 @@ signs.
 import os
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +19,11 @@ from chaos.load import ids, orders, repeated
 from chaos.outages import alarm
 from chaos.rig import Rig
 from servers.processes import free_port, run_tool
-from servers.servers import Etcd, RabbitMQ, Servers, docker_available, image
+from servers.servers import Etcd, RabbitMQ, Servers, booted, image
 from servers.services import Service
 from servers.wait import eventually
+
+pytestmark = pytest.mark.usefixtures("docker")
 
 _WATCHED_S = 4.0
 
@@ -107,8 +108,6 @@ class TlsServers(Servers):
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServers]:
     """Give servers with certificates for 127.0.0.1 in the place of the plain ones."""
-    if not docker_available():
-        pytest.skip("servers with TLS need Docker, which does not answer")
     from servers.containers import prepare_container
 
     directory = tmp_path_factory.mktemp("tls")
@@ -123,13 +122,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServers]:
         image("IMAGE_RABBITMQ"), {5672: amqp, 15672: management, 5671: amqps}, mounts=of_broker
     )
     store = prepare_container(image("IMAGE_ETCD"), {2379: http, 2381: https}, _ETCD, mounts=tls)
-    with ExitStack() as stack:
-        rabbitmq = stack.enter_context(closing(RabbitMQ(broker, amqp, management)))
-        etcd = stack.enter_context(closing(Etcd(store, http)))
-        for server in (rabbitmq, etcd):
-            server.launch()
-        for server in (rabbitmq, etcd):
-            server.wait_ready()
+    rabbitmq, etcd = RabbitMQ(broker, amqp, management), Etcd(store, http)
+    with booted(rabbitmq, etcd):
         yield TlsServers("docker", rabbitmq, etcd, authority, amqps, https)
 
 

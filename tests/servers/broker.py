@@ -1,20 +1,19 @@
 """The broker as a test uses it: publish, count, read out, clean up."""
 
 import json
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
 import pika
-from pika.exceptions import ChannelClosedByBroker
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
+from pika.exceptions import AMQPError, ChannelClosedByBroker
 
 from servers.servers import RabbitMQ
-from servers.wait import eventually
+from servers.wait import eventually, lasts
 
 Event = Mapping[str, Any]
 
@@ -26,7 +25,7 @@ _SILENT_S = 1.0
 _PREFETCH_AT_MOST = 65_535
 _WINDOW = 500  # confirms outstanding at once
 _RECONNECT_S = 0.2
-_PACE_S = 0.02
+_PACE_S = 0.01
 
 
 class QueueUnavailableError(AssertionError):
@@ -57,7 +56,6 @@ class Message:
 
     body: bytes
     headers: Mapping[str, Any]
-    routing_key: str
 
 
 class Broker:
@@ -79,31 +77,15 @@ class Broker:
         outcome is not sent again and not confirmed; one that no queue takes is not confirmed.
         Raises TimeoutError.
         """
-        return Publishing(events, rate_per_s).run(self._rabbitmq.url, timeout_s)
-
-    def publish_aside(
-        self,
-        events: Iterable[Event],
-        *,
-        rate_per_s: float | None = None,
-        timeout_s: float = 120.0,
-    ) -> Future[list[Event]]:
-        """Do the same on a thread of its own, while the test breaks something.
-
-        A daemon: where a test has failed with the broker away, it does not hold up the exit.
-        """
-        published: Future[list[Event]] = Future()
-
-        def publish() -> None:
+        publishing = _Publishing(events, rate_per_s, timeout_s)
+        while not publishing.exhausted:
             try:
-                confirmed = self.publish(events, rate_per_s=rate_per_s, timeout_s=timeout_s)
-            except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it.
-                published.set_exception(error)
-            else:
-                published.set_result(confirmed)
-
-        threading.Thread(target=publish, name="publisher", daemon=True).start()
-        return published
+                with self.channel(blocked_connection_timeout=None, heartbeat=10) as channel:
+                    publishing.run(channel)
+            except (AMQPError, AMQPConnectorException, OSError):
+                lasts(_RECONNECT_S)
+            publishing.check_time()
+        return publishing.confirmed
 
     def publish_raw(
         self,
@@ -120,6 +102,13 @@ class Broker:
             channel.confirm_delivery()
             for body in bodies:
                 channel.basic_publish(exchange, routing_key, body, properties, mandatory=True)
+
+    def bind(self, queue: str, routing_key: str = "#") -> None:
+        """Declare a quorum queue and bind it to the exchange, as a service does."""
+        with self.channel() as channel:
+            channel.exchange_declare(EXCHANGE, "topic", durable=True)
+            channel.queue_declare(queue, durable=True, arguments={"x-queue-type": "quorum"})
+            channel.queue_bind(queue, EXCHANGE, routing_key)
 
     def ready(self, queue: str) -> int:
         """Return the number of ready messages: exact, and cheap. Raises QueueUnavailableError."""
@@ -215,7 +204,7 @@ class Broker:
                     method, properties, body = channel.basic_get(queue, auto_ack=True)
                     if method is None:
                         return
-                    yield Message(body, properties.headers or {}, method.routing_key)
+                    yield Message(body, properties.headers or {})
                     continue
                 ready = min(ready, _PREFETCH_AT_MOST)
                 # No more is sent than is taken, so that nothing is requeued.
@@ -224,7 +213,7 @@ class Broker:
                 for method, properties, body in islice(sent, ready):
                     if method is None:  # Somebody else has taken it.
                         break
-                    yield Message(body, properties.headers or {}, method.routing_key)
+                    yield Message(body, properties.headers or {})
                 channel.basic_ack(multiple=True)
                 channel.cancel()
 
@@ -242,12 +231,12 @@ class Broker:
                 channel.queue_delete(name)
 
     @contextmanager
-    def channel(self) -> Iterator[Any]:
+    def channel(self, **options: Any) -> Iterator[Any]:
         """Open one of pika's blocking channels, for what has no method here."""
         parameters = pika.URLParameters(self._rabbitmq.url)
-        parameters.socket_timeout = 5
-        parameters.stack_timeout = 10
-        parameters.blocked_connection_timeout = 30
+        usual = {"socket_timeout": 5, "stack_timeout": 10, "blocked_connection_timeout": 30}
+        for name, value in {**usual, **options}.items():
+            setattr(parameters, name, value)
         connection = pika.BlockingConnection(parameters)
         try:
             yield connection.channel()
@@ -266,24 +255,62 @@ def _absence(queue: str) -> Iterator[None]:
         raise
 
 
-class Publishing:
-    """What is to be published, and what has been confirmed, over all connections.
+class _Publishing:
+    """What is to be published, and what has been confirmed, over one connection after the other.
 
     pika's blocking channel waits for each confirm by itself: about 1,000 events/s. Under load a
-    test needs more, so this is the asynchronous way: one `_Session` per connection, all on the
-    caller's thread.
+    test needs more, so this sends on the channel inside it, and hears of many confirms at once.
     """
 
-    def __init__(self, events: Iterable[Event], rate_per_s: float | None) -> None:
-        self._events: Iterator[Event] = iter(events)
-        self._rate_per_s = rate_per_s
-        self._started = time.monotonic()
-        self._sent = 0
+    def __init__(self, events: Iterable[Event], rate_per_s: float | None, timeout_s: float) -> None:
+        self._events, self._rate_per_s, self._timeout_s = iter(events), rate_per_s, timeout_s
+        self._started, self._sent = time.monotonic(), 0
         self.exhausted = False
         self.confirmed: list[Event] = []
 
-    def next(self) -> Event | None:
-        """Return the next event; None when it is not due yet, or when `exhausted`."""
+    def check_time(self) -> None:
+        """Raise TimeoutError when the time is over."""
+        if time.monotonic() - self._started > self._timeout_s:
+            counts = f"{self._sent} sent, {len(self.confirmed)} confirmed"
+            raise TimeoutError(f"{self._timeout_s:g} s: {counts}")
+
+    def run(self, blocking: Any) -> None:
+        """Send until there is no more and all is answered; raises pika's errors, TimeoutError."""
+        channel, outstanding, returned = blocking._impl, dict[int, Event](), set[int]()  # noqa: SLF001
+
+        def on_return(_channel: Any, _method: Any, properties: Any, _body: bytes) -> None:
+            # The broker returns an event that no queue takes before it confirms it.
+            returned.add(int(properties.message_id))
+
+        def on_answer(frame: Any) -> None:
+            last, multiple = frame.method.delivery_tag, frame.method.multiple
+            # Tags are sent in order, so the first outstanding one is the lowest.
+            first = next(iter(outstanding), last) if multiple else last
+            for tag in range(first, last + 1):
+                event = outstanding.pop(tag, None)
+                landed = frame.method.NAME == "Basic.Ack" and tag not in returned
+                if event is not None and landed:
+                    self.confirmed.append(event)
+
+        # As the services declare it: a test may publish before any of them has ever run.
+        blocking.exchange_declare(EXCHANGE, "topic", durable=True)
+        channel.add_on_return_callback(on_return)
+        channel.confirm_delivery(on_answer)
+        tag = 0
+        while outstanding or not self.exhausted:
+            self.check_time()
+            while len(outstanding) < _WINDOW and (event := self._next()) is not None:
+                tag += 1
+                outstanding[tag] = event
+                properties = pika.BasicProperties(
+                    content_type="application/json", delivery_mode=2, message_id=str(tag)
+                )
+                key = str(event.get("type", ""))
+                channel.basic_publish(EXCHANGE, key, encode(event), properties, mandatory=True)
+            blocking.connection.process_data_events(_PACE_S)
+
+    def _next(self) -> Event | None:
+        """Return the next event; None when it is not due yet, or when there is no more."""
         if self._rate_per_s is not None:
             due = (time.monotonic() - self._started) * self._rate_per_s
             if self._sent >= due:
@@ -292,121 +319,6 @@ class Publishing:
         self.exhausted = event is None
         self._sent += event is not None
         return event
-
-    def run(self, url: str, timeout_s: float) -> list[Event]:
-        """Publish everything and return the confirmed events, in the order of their confirms.
-
-        An event whose outcome is unknown (its connection was lost first) is not sent again and
-        not confirmed, and so is one that no queue was bound for. Raises TimeoutError.
-        """
-        deadline = time.monotonic() + timeout_s
-        while (left := deadline - time.monotonic()) > 0:
-            _Session(url, self).run(left)
-            if self.exhausted and time.monotonic() < deadline:
-                return self.confirmed
-        raise TimeoutError(f"{timeout_s:g} s: {self._sent} sent, {len(self.confirmed)} confirmed")
-
-
-class _Session:
-    """One connection: sends while it lives, and ends when all it has sent is answered.
-
-    pika has no type marker, so its objects are Any here.
-    """
-
-    def __init__(self, url: str, publishing: Publishing) -> None:
-        self._publishing = publishing
-        self._outstanding: dict[int, Event] = {}
-        self._returned: set[int] = set()
-        self._tag = 0
-        self._channel: Any = None
-        parameters = pika.URLParameters(url)
-        parameters.heartbeat = 10
-        parameters.stack_timeout = 5
-        self._connection: Any = pika.SelectConnection(
-            parameters,
-            on_open_callback=self._opened,
-            on_open_error_callback=self._lost,
-            on_close_callback=self._lost,
-        )
-
-    def run(self, timeout_s: float) -> None:
-        """Run until everything is answered, the connection is lost, or the time is over."""
-        loop = self._connection.ioloop
-        loop.call_later(timeout_s, self._abort)
-        try:
-            loop.start()
-        finally:
-            loop.close()
-
-    def _abort(self) -> None:
-        if not self._connection.is_closed:
-            # pika's close() waits for the broker's answer, and a frozen one gives none; without
-            # this the socket would stay open. `_lost` follows.
-            self._connection._terminate_stream(TimeoutError("publishing took too long"))  # noqa: SLF001
-
-    def _opened(self, connection: Any) -> None:
-        connection.channel(on_open_callback=self._channel_opened)
-
-    def _channel_opened(self, channel: Any) -> None:
-        self._channel = channel
-        channel.add_on_close_callback(self._channel_lost)
-        channel.add_on_return_callback(self._unroutable)
-        # As the services declare it: a test may publish before any of them has ever run.
-        channel.exchange_declare(
-            EXCHANGE, exchange_type="topic", durable=True, callback=self._declared
-        )
-
-    def _declared(self, _frame: Any) -> None:
-        self._channel.confirm_delivery(self._answered, callback=self._pace)
-
-    def _pace(self, _frame: Any = None) -> None:
-        """Send what is due, now and every 20 ms."""
-        if self._channel.is_open:
-            self._fill()
-            self._connection.ioloop.call_later(_PACE_S, self._pace)
-
-    def _fill(self) -> None:
-        while len(self._outstanding) < _WINDOW and not self._publishing.exhausted:
-            event = self._publishing.next()
-            if event is None:
-                break
-            self._send(event)
-        if self._publishing.exhausted and not self._outstanding and self._connection.is_open:
-            self._connection.close()
-
-    def _send(self, event: Event) -> None:
-        self._tag += 1
-        self._outstanding[self._tag] = event
-        properties = pika.BasicProperties(
-            content_type="application/json", delivery_mode=2, message_id=str(self._tag)
-        )
-        self._channel.basic_publish(
-            EXCHANGE, str(event.get("type", "")), encode(event), properties, mandatory=True
-        )
-
-    def _answered(self, frame: Any) -> None:
-        method = frame.method
-        last = method.delivery_tag
-        # Tags are sent in order, so the first outstanding one is the lowest.
-        first = next(iter(self._outstanding), last) if method.multiple else last
-        for tag in range(first, last + 1):
-            event = self._outstanding.pop(tag, None)
-            landed = method.NAME == "Basic.Ack" and tag not in self._returned
-            if event is not None and landed:
-                self._publishing.confirmed.append(event)
-        self._fill()
-
-    def _unroutable(self, _channel: Any, _method: Any, properties: Any, _body: bytes) -> None:
-        # The broker returns an event that no queue takes before it confirms it.
-        self._returned.add(int(properties.message_id))
-
-    def _channel_lost(self, _channel: Any, _reason: Any) -> None:
-        if self._connection.is_open:
-            self._connection.close()
-
-    def _lost(self, connection: Any, _reason: Any) -> None:
-        wait_s = 0 if self._publishing.exhausted else _RECONNECT_S
-        connection.ioloop.call_later(wait_s, connection.ioloop.stop)
 
 
 def encode(event: Event) -> bytes:

@@ -19,14 +19,13 @@ class Verdict:
     confirmed: int
     lost: AbstractSet[str]
     unexpected: AbstractSet[str]
-    recovered: AbstractSet[str]
     torn: AbstractSet[str] = frozenset()
     double: dict[str, list[Change]] = field(default_factory=dict)
 
     def require(self, *, confirmed_at_least: int) -> None:
         """Raise AssertionError unless the run is without fault and large enough to mean it.
 
-        `recovered` is no fault: events that landed although their confirm was never seen.
+        Events that landed although their confirm was never seen are no fault.
         `torn` are records without their effect, and effects without a record.
         """
         faults = [
@@ -60,7 +59,6 @@ def judge(
         confirmed=len(confirmed),
         lost=confirmed - recorded - set(parked),
         unexpected=recorded - attempted,
-        recovered=recorded - confirmed,
         torn=frozenset() if effected is None else recorded ^ set(effected),
         double=double or {},
     )

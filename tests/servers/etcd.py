@@ -207,12 +207,6 @@ def _change(event: Mapping[str, Any]) -> Change:
     )
 
 
-class Record(NamedTuple):
-    """A record as it is now."""
-
-    state: str
-
-
 class Store:
     """Reads etcd. `since` is the revision up to which history belongs to earlier tests.
 
@@ -230,38 +224,37 @@ class Store:
         """Delete every key, and let history begin after that. No service may be running."""
         self.since = self.client.delete()
 
-    def records(self, service: str) -> dict[str, Record]:
-        """Return a service's records by event id, the claimed ones too."""
+    def records(self, service: str) -> dict[str, str]:
+        """Return the states of a service's records by event id."""
         prefix = record_prefix(service)
-        return {
-            stored.key.removeprefix(prefix): _record(stored) for stored in self.client.get(prefix)
-        }
+        found = self.client.get(prefix)
+        return {stored.key.removeprefix(prefix): _state(stored.value) for stored in found}
+
+    def in_state(self, service: str, state: str) -> set[str]:
+        """Return the ids whose record is in this state."""
+        return {id_ for id_, found in self.records(service).items() if found == state}
 
     def done(self, service: str) -> set[str]:
         """Return the ids whose record is done."""
-        return {id_ for id_, record in self.records(service).items() if record.state == "done"}
+        return self.in_state(service, "done")
 
     def is_done(self, service: str, event_id: str) -> bool:
         """Return whether this event's record is done, without reading the others."""
         found = self.client.get_all([record_prefix(service) + event_id])
-        return any(_record(stored).state == "done" for stored in found)
+        return any(_state(stored.value) == "done" for stored in found)
 
     def steps(self, service: str) -> dict[str, list[str]]:
         """Return by event id the states that its record has gone through; `gone` is a delete."""
         prefix = record_prefix(service)
         found: defaultdict[str, list[str]] = defaultdict(list)
         for change in self.history(prefix):
-            state = json.loads(change.value)["state"] if change.kind == "put" else "gone"
+            state = _state(change.value) if change.kind == "put" else "gone"
             found[change.key.removeprefix(prefix)].append(state)
         return found
 
     def effects(self, prefix: str) -> dict[str, KeyValue]:
         """Return effects by event id; a `version` over 1 is a double."""
         return {effect.key.removeprefix(prefix): effect for effect in self.client.get(prefix)}
-
-    def orders(self) -> dict[str, KeyValue]:
-        """Return the order documents by event id."""
-        return self.effects("/orders/")
 
     def history(self, *prefixes: str, first: int | None = None) -> list[Change]:
         """Return every change since the last `clear` (or from revision `first`), oldest first.
@@ -287,5 +280,5 @@ def record_prefix(service: str) -> str:
     return f"/service/{service}/"
 
 
-def _record(stored: KeyValue) -> Record:
-    return Record(json.loads(stored.value)["state"])
+def _state(value: bytes) -> str:
+    return str(json.loads(value)["state"])

@@ -114,10 +114,6 @@ class Server(ABC):
         elif self.state == "down":
             self.start()
 
-    def logs(self) -> str:
-        """Return the server's log."""
-        return self.runner.output()
-
     def close(self) -> None:
         """End it and remove what it has left."""
         self.runner.close()
@@ -271,11 +267,7 @@ def start_servers(*, kind: Kind | None = None, etcd_flags: Sequence[str] = ()) -
     with ExitStack() as stack:
         rabbitmq = _prepare_rabbitmq(stack, chosen)
         etcd = _prepare_etcd(stack, chosen, etcd_flags)
-        # Both boot side by side: the broker's three seconds hide etcd's half.
-        for server in (rabbitmq, etcd):
-            server.launch()
-        for server in (rabbitmq, etcd):
-            server.wait_ready()
+        stack.enter_context(booted(rabbitmq, etcd))
         yield Servers(chosen, rabbitmq, etcd)
 
 
@@ -284,8 +276,20 @@ def start_etcd(kind: Kind, *flags: str) -> Iterator[Etcd]:
     """Start an etcd node beside those that there are, and leave nothing behind."""
     with ExitStack() as stack:
         etcd = _prepare_etcd(stack, kind, (f"--quota-backend-bytes={8 << 30}", *flags))
-        etcd.start()
+        stack.enter_context(booted(etcd))
         yield etcd
+
+
+@contextmanager
+def booted(*servers: Server) -> Iterator[None]:
+    """Boot servers side by side, and end them: a broker's three seconds hide etcd's half."""
+    with ExitStack() as stack:
+        for server in servers:
+            stack.enter_context(closing(server))
+            server.launch()
+        for server in servers:
+            server.wait_ready()
+        yield
 
 
 def _prepare_rabbitmq(stack: ExitStack, kind: Kind) -> RabbitMQ:
@@ -298,7 +302,7 @@ def _prepare_rabbitmq(stack: ExitStack, kind: Kind) -> RabbitMQ:
         runner = prepare_container(image("IMAGE_RABBITMQ"), ports, environment=RABBITMQ_ENVIRONMENT)
     else:
         runner = rabbitmq_process(_home(stack), amqp_port, management_port)
-    return stack.enter_context(closing(RabbitMQ(runner, amqp_port, management_port)))
+    return RabbitMQ(runner, amqp_port, management_port)
 
 
 def _prepare_etcd(stack: ExitStack, kind: Kind, more_flags: Sequence[str]) -> Etcd:
@@ -331,7 +335,7 @@ def _prepare_etcd(stack: ExitStack, kind: Kind, more_flags: Sequence[str]) -> Et
         )
     else:
         runner = etcd_process(_home(stack), port, flags)
-    return stack.enter_context(closing(Etcd(runner, port)))
+    return Etcd(runner, port)
 
 
 def _home(stack: ExitStack) -> Path:

@@ -79,7 +79,7 @@ class Service(Child):
         try:
             eventually(ready, timeout_s, also=(OSError,))
         except (ServiceEndedError, AssertionError, OSError) as error:
-            error.add_note(f"log of {self.name}:\n{self.logs()[-4000:]}")
+            error.add_note(f"log of {self.name}:\n{self.output()[-4000:]}")
             raise
 
     def wait_end(self, timeout_s: float = 30.0) -> int:
@@ -94,10 +94,6 @@ class Service(Child):
             return code
 
         return eventually(ended, timeout_s)
-
-    def logs(self) -> str:
-        """Return everything it has written to stdout and stderr."""
-        return self.output()
 
 
 @contextmanager
