@@ -268,11 +268,8 @@ class SimulatedBroker(amqp.FakeBroker):
 
     # What is consumed.
 
-    def pick(self, queue: Queue) -> tuple[Message, amqp.Consumer] | None:
+    def pick(self, queue: Queue, free: list[amqp.Consumer]) -> tuple[Message, amqp.Consumer]:
         """Take out the next message, or any other one, for any consumer that has room."""
-        free = [consumer for consumer in queue.consumers if consumer.room]
-        if not queue.ready or not free:
-            return None
         at = 0
         if len(queue.ready) > 1 and self.run.happens("reordered", "broker"):
             at = self.rng.randrange(len(queue.ready))

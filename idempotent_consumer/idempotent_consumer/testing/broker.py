@@ -107,9 +107,8 @@ class FakeBroker:
     ``away`` refuses connections. ``confirms`` off holds confirms back, for the test to send them
     by ``ServerChannel.confirm``. ``nacks`` says of a queue's name whether it takes no message.
     ``exchanges`` are topic exchanges, with their bindings: keys and queues. ``sinks`` has exchanges
-    whose messages all go to one queue. ``arrived`` is how many deliveries
-    have come to each process, and ``consumed`` how many consumers there have been.
-    A subclass can decide what else there is to decide, such as the order of deliveries.
+    whose messages all go to one queue. ``arrived`` is how many deliveries have come to each
+    process, ``consumed`` how many consumers there have been. A subclass can decide more.
     """
 
     def __init__(self, agenda: Agenda) -> None:
@@ -201,11 +200,8 @@ class FakeBroker:
 
     # What the broker decides.
 
-    def pick(self, queue: Queue) -> tuple[Message, Consumer] | None:
-        """Take out the next message for a consumer that may have one; they take turns."""
-        free = [consumer for consumer in queue.consumers if consumer.room]
-        if not queue.ready or not free:
-            return None
+    def pick(self, queue: Queue, free: list[Consumer]) -> tuple[Message, Consumer]:
+        """Take out the next message, for one of the consumers with room for it; they take turns."""
         queue.consumers.remove(free[0])
         queue.consumers.append(free[0])
         return queue.ready.pop(0), free[0]
@@ -256,12 +252,18 @@ class FakeBroker:
         queue.ready.append(message)
         if "x-message-ttl" in queue.arguments:
             ttl_s = queue.arguments["x-message-ttl"] / 1000
-            self.agenda.later(ttl_s, partial(self._expire, queue, message))
+
+            def expire() -> None:
+                if message in queue.ready:
+                    queue.ready.remove(message)
+                    self.dead_letter(queue, message, "expired")
+
+            self.agenda.later(ttl_s, expire)
         self.dispatch(queue)
 
     def dispatch(self, queue: Queue) -> None:
-        while (picked := self.pick(queue)) is not None:
-            message, consumer = picked
+        while queue.ready and (free := [each for each in queue.consumers if each.room]):
+            message, consumer = self.pick(queue, free)
             consumer.channel.deliver(consumer, message)
 
     def take_back(self, queue: Queue, messages: list[Message]) -> None:
@@ -269,12 +271,11 @@ class FakeBroker:
         limit = queue.arguments.get("x-delivery-limit", 20)
         for message in messages:
             message.returns += 1
-        returned = next((n for n, m in enumerate(queue.ready) if not m.returns), len(queue.ready))
-        kept = [m for m in messages if limit < 0 or m.returns <= limit]
-        queue.ready[returned:returned] = kept
-        for message in messages:
-            if 0 <= limit < message.returns:
-                self.dead_letter(queue, message, "delivery_limit")
+        spent = [message for message in messages if 0 <= limit < message.returns]
+        at = next((n for n, m in enumerate(queue.ready) if not m.returns), len(queue.ready))
+        queue.ready[at:at] = [message for message in messages if message not in spent]
+        for message in spent:
+            self.dead_letter(queue, message, "delivery_limit")
         if self.queues.get(queue.name) is queue:
             self.dispatch(queue)
 
@@ -294,11 +295,6 @@ class FakeBroker:
         encoded = with_headers(message.encoded, {"x-death": deaths})
         for target in targets:
             self.store(target, message.body, encoded, exchange, routing_key)
-
-    def _expire(self, queue: Queue, message: Message) -> None:
-        if message in queue.ready:
-            queue.ready.remove(message)
-            self.dead_letter(queue, message, "expired")
 
 
 class Session:
