@@ -170,19 +170,6 @@ class Seen:
     yes: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     complaints: list[str] = field(default_factory=list)
 
-    def add(self, case: Case, fault: str, seed: int, world: World) -> None:
-        self.runs += 1
-        self.fired += any(f"{kind} ".startswith(f"{fault} ") for kind in world.run.fired)
-        self.complaints += [
-            f"seed {seed}: {violation}"
-            for violation in world.run.violations
-            if not violation.startswith(case.excused)
-        ]
-        for column, times in counted(world, case.copies).items():
-            self.judged[column] += len(times)
-            if any(times):
-                self.yes[column].append(seed)
-
 
 def look(case: Case, wanted: Collection[str]) -> dict[str, Seen]:
     """Do a case's runs and count by fault and event what is repeated.
@@ -195,10 +182,18 @@ def look(case: Case, wanted: Collection[str]) -> dict[str, Seen]:
         found = {column for one in seen.values() for column in one.yes}
         if seed >= case.runs and found.issuperset(wanted):
             break
-        for fault in case.faults:
+        for fault, one in seen.items():
             world = run(case, fault, seed)
-            if world is not None:
-                seen[fault].add(case, fault, seed, world)
+            if world is None:
+                continue
+            one.runs += 1
+            one.fired += any(f"{kind} ".startswith(f"{fault} ") for kind in world.run.fired)
+            violations = [v for v in world.run.violations if not v.startswith(case.excused)]
+            one.complaints += [f"seed {seed}: {violation}" for violation in violations]
+            for column, times in counted(world, case.copies).items():
+                one.judged[column] += len(times)
+                if any(times):
+                    one.yes[column].append(seed)
     return seen
 
 

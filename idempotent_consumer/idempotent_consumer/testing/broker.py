@@ -340,7 +340,10 @@ class Session:
         if channel is None or not self.alive:
             return
         try:
-            getattr(channel, method.NAME.replace(".", "_").lower())(method, *sent.content)
+            do = getattr(channel, method.NAME.replace(".", "_").lower())
+            answer = do(method, *sent.content)
+            if answer is not None and not getattr(method, "nowait", False):
+                self.send(number, answer)
         except ChannelError as error:
             self.broker.refused(channel, error)
             self.close_channel(channel, error)
@@ -380,7 +383,7 @@ class ServerChannel:
 
     ``unacked`` has consumer and message by delivery tag; ``unconfirmed`` whether the message was
     taken, by its number on this channel; ``cancelled`` the tags of the consumers that the client
-    has ended. The methods are AMQP's.
+    has ended. The methods are AMQP's, and return what they are answered with.
     """
 
     def __init__(self, session: Session, number: int) -> None:
@@ -402,10 +405,8 @@ class ServerChannel:
         encoded = message.encoded
         if message.returns:
             encoded = with_headers(encoded, {"x-delivery-count": message.returns})
-        redelivered = message.returns > 0
-        method = spec.Basic.Deliver(
-            consumer.tag, self._tag, redelivered, message.exchange, message.routing_key
-        )
+        source = (message.exchange, message.routing_key)
+        method = spec.Basic.Deliver(consumer.tag, self._tag, message.returns > 0, *source)
         self._send(method, encoded, message.body)
 
     def confirm(self, number: int, multiple: bool = False) -> None:
@@ -423,25 +424,21 @@ class ServerChannel:
     def _send(self, method: Any, *content: bytes) -> None:
         self.session.send(self.number, method, *content)
 
-    def _answer(self, method: Any, answer: Any) -> None:
-        if not getattr(method, "nowait", False):
-            self._send(answer)
-
     # What the client sends.
 
-    def channel_open(self, method: Any) -> None:
-        self._answer(method, spec.Channel.OpenOk())
+    def channel_open(self, _method: Any) -> Any:
+        return spec.Channel.OpenOk()
 
-    def channel_close(self, method: Any) -> None:
+    def channel_close(self, _method: Any) -> Any:
         self.session.channels.pop(self.number)
         self.end()
-        self._answer(method, spec.Channel.CloseOk())
+        return spec.Channel.CloseOk()
 
-    def exchange_declare(self, method: Any) -> None:
+    def exchange_declare(self, method: Any) -> Any:
         self.broker.exchanges.setdefault(method.exchange, [])
-        self._answer(method, spec.Exchange.DeclareOk())
+        return spec.Exchange.DeclareOk()
 
-    def queue_declare(self, method: Any) -> None:
+    def queue_declare(self, method: Any) -> Any:
         name, arguments = method.queue, method.arguments or {}
         queue = self._queue(name) if method.passive else self.broker.queues.get(name)
         if queue is None:
@@ -453,20 +450,19 @@ class ServerChannel:
                     inequivalent = f"inequivalent arg '{key}' for queue '{name}' in vhost '/'"
                     values = f"received {_shown(received)} but current is {_shown(current)}"
                     raise ChannelError(406, f"PRECONDITION_FAILED - {inequivalent}: {values}")
-        counts = {"message_count": len(queue.ready), "consumer_count": len(queue.consumers)}
-        self._answer(method, spec.Queue.DeclareOk(name, **counts))
+        return spec.Queue.DeclareOk(name, len(queue.ready), len(queue.consumers))
 
-    def queue_bind(self, method: Any) -> None:
+    def queue_bind(self, method: Any) -> Any:
         self._queue(method.queue)
         self.broker.route(method.exchange, "")
         bindings = self.broker.exchanges[method.exchange]
         if (method.routing_key, method.queue) not in bindings:
             bindings.append((method.routing_key, method.queue))
-        self._answer(method, spec.Queue.BindOk())
+        return spec.Queue.BindOk()
 
-    def basic_qos(self, method: Any) -> None:
+    def basic_qos(self, method: Any) -> Any:
         self._prefetch = method.prefetch_count
-        self._answer(method, spec.Basic.QosOk())
+        return spec.Basic.QosOk()
 
     def basic_consume(self, method: Any) -> None:
         tag = method.consumer_tag
@@ -476,16 +472,16 @@ class ServerChannel:
         self._epoch = self.broker.consumed
         consumer.queue.consumers.append(consumer)
         # The answer precedes the first delivery.
-        self._answer(method, spec.Basic.ConsumeOk(tag))
+        self._send(spec.Basic.ConsumeOk(tag))
         self.broker.dispatch(consumer.queue)
 
-    def basic_cancel(self, method: Any) -> None:
+    def basic_cancel(self, method: Any) -> Any:
         """Consume no more; what was delivered stays unacked."""
         tag = method.consumer_tag
         self.cancelled.add(tag)
         if tag in self.consumers:
             self._end_consumer(self.consumers[tag])
-        self._answer(method, spec.Basic.CancelOk(tag))
+        return spec.Basic.CancelOk(tag)
 
     def basic_ack(self, method: Any) -> None:
         tags = self._tags(method.delivery_tag, method.multiple)
@@ -503,9 +499,9 @@ class ServerChannel:
             else:
                 self.broker.dead_letter(consumer.queue, message, "rejected")
 
-    def confirm_select(self, method: Any) -> None:
+    def confirm_select(self, _method: Any) -> Any:
         self.confirming = True
-        self._answer(method, spec.Confirm.SelectOk())
+        return spec.Confirm.SelectOk()
 
     def basic_publish(self, method: Any, encoded: bytes, body: bytes) -> None:
         broker, exchange, routing_key = self.broker, method.exchange, method.routing_key
