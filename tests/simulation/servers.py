@@ -102,7 +102,6 @@ class SimulatedEtcd(etcd.FakeEtcd):
         super().answer(call, error)
 
     def apply(self, call: Call) -> None:
-        """Do what a request says, if it still can."""
         number, lives = call.context
         if lives != len(self.store.lives):
             return
@@ -116,7 +115,6 @@ class SimulatedEtcd(etcd.FakeEtcd):
         super().apply(call)
 
     def watch(self, watch: etcd.Watch) -> None:
-        """Open a watch, if it can be reached."""
         if self.away:
             wait_s = self.run.rng.uniform(0.0, CALL_TIMEOUT_S)
             self.agenda.later(wait_s, partial(watch.deliver, CLOSED))
@@ -124,7 +122,6 @@ class SimulatedEtcd(etcd.FakeEtcd):
             super().watch(watch)
 
     def _fate(self, call: Call) -> Fate:
-        """Let the network do what it does to a request."""
         rng = self.run.rng
         arrives_s = self.latency_s()
         returns_s = arrives_s + self.latency_s()
@@ -281,7 +278,6 @@ class SimulatedBroker(amqp.FakeBroker):
         return message, consumer
 
     def take_back(self, queue: Queue, messages: list[Message]) -> None:
-        """Make messages ready again, in any order at times."""
         if len(messages) > 1 and self.run.happens("reordered", "broker"):
             self.rng.shuffle(messages)
         super().take_back(queue, messages)
@@ -324,7 +320,6 @@ class SimulatedBroker(amqp.FakeBroker):
         self.run.violation(str(error), channel.loop.name)
 
     def dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
-        """Move a message at the end of its wait, or twice."""
         super().dead_letter(queue, message, reason)
         if self.run.happens("dead-lettered twice", "broker", f"#{message.number}"):
             super().dead_letter(queue, message, reason)

@@ -137,7 +137,6 @@ class FakeBroker:
     # What the test does.
 
     def publish(self, exchange: str, routing_key: str, body: bytes, properties: Any = None) -> None:
-        """Publish as some other client would."""
         for queue in self.route(exchange, routing_key):
             self.store(queue, body, _encoded(properties), exchange, routing_key)
 
@@ -186,7 +185,6 @@ class FakeBroker:
     # What the test looks at.
 
     def connections_of(self, loop: Loop) -> list[Connection]:
-        """Return the connections of one process."""
         return [connection for connection in self.connections if connection.loop is loop]
 
     @property
