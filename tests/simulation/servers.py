@@ -334,14 +334,15 @@ class SimulatedBroker(amqp.FakeBroker):
 
     def go_silent(self, life: Life, seconds: float) -> None:
         """Give up the connections of a process that is frozen, where it is for long."""
+
+        def give_up(connection: Connection) -> None:
+            if connection.session.alive:
+                self.run.fault("heartbeats missed", life.name)
+                self.lose(connection, (0, connection.to_client.under_way))
+
         for connection in self.connections_of(life):
             if connection.session.alive and seconds >= HEARTBEATS_S:
-                self.agenda.later(HEARTBEATS_S, partial(self._give_up, connection))
-
-    def _give_up(self, connection: Connection) -> None:
-        if connection.session.alive:
-            self.run.fault("heartbeats missed", connection.loop.name)
-            self.lose(connection, (0, connection.to_client.under_way))
+                self.agenda.later(HEARTBEATS_S, partial(give_up, connection))
 
     def be_away(self, away: bool) -> None:
         """Restart: connections are lost, and refused until it is back."""

@@ -611,17 +611,21 @@ class Connection(amqp.Connection):
             self._on_stream_terminated(error)
 
     def receive(self, number: int, method: Any, *content: bytes) -> None:
-        """Read what the broker sends: a message is read as it is on the wire."""
+        """Read what the broker sends, as it is on the wire."""
         if self.is_closed:
-            return
-        if not content:
-            self._process_frame(frame.Method(number, method))
             return
         if isinstance(method, spec.Basic.Deliver):
             # What comes behind a cancel pika hands back by itself.
             cancelled = self._channels[number]._cancelled  # noqa: SLF001
             self.broker.arrived[self.loop] += method.consumer_tag not in cancelled
-        self._on_data_available(_marshalled(number, method, *content))
+        frames: list[Any] = [frame.Method(number, method)]
+        if content:
+            encoded, body = content
+            # As they are: some properties are such as pika would not write.
+            properties = SimpleNamespace(INDEX=spec.Basic.INDEX, encode=lambda: [encoded])
+            frames.append(frame.Header(number, len(body), properties))
+            frames += [frame.Body(number, body)] if body else []
+        self._on_data_available(b"".join(each.marshal() for each in frames))
 
     # Where pika reaches the network.
 
@@ -647,12 +651,3 @@ class Connection(amqp.Connection):
         self.loop.act("before", sent)
         self.to_broker.send(arrive)
         self.loop.act("behind", sent)
-
-
-def _marshalled(number: int, method: Any, encoded: bytes, body: bytes) -> bytes:
-    """Return the frames of a message, as one read from the socket may bring them."""
-    # As they are: some properties are such as pika would not write.
-    properties = SimpleNamespace(INDEX=spec.Basic.INDEX, encode=lambda: [encoded])
-    header = frame.Header(number, len(body), properties)
-    frames = [frame.Method(number, method), header, *([frame.Body(number, body)] if body else [])]
-    return b"".join(each.marshal() for each in frames)
