@@ -8,7 +8,6 @@ import logging
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar
-from functools import partial
 
 import pytest
 
@@ -268,17 +267,6 @@ def test_a_wire_brings_frames_in_order_and_a_burst_in_one_step() -> None:
     send("c")
     agenda.run()
     assert seen == [("a", 2.0, 1), ("b", 2.0, 1), ("c", 2.5, 2)]
-
-
-def test_a_wire_that_is_cut_loses_what_is_under_way_behind_the_kept() -> None:
-    agenda, seen = Agenda(), list[str]()
-    wire = Wire(agenda, None, lambda: 1.0)
-    for what in "abc":
-        wire.send(partial(seen.append, what))
-    assert wire.cut(1) == 2
-    wire.send(lambda: seen.append("behind the cut"))
-    agenda.run()
-    assert seen == ["a"]
 
 
 def test_sockets_are_refused_with_a_line_that_says_why() -> None:

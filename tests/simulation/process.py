@@ -42,7 +42,6 @@ class Life(Loop):
         self.lineage: int | None = None
 
     def between_steps(self) -> None:
-        """Count a step, and die or freeze if it is the one."""
         self.steps += 1
         if self.steps == self.dies_at:
             self.run.fault("killed between two steps", self.name)
@@ -51,7 +50,6 @@ class Life(Loop):
             self.freeze(self.freezes_at[self.steps])
 
     def act(self, when: str, what: Any) -> None:
-        """Stand before or behind an action that the outside sees."""
         super().act(when, what)
         if when == "before" and isinstance(what, Sent):
             if isinstance(what.method, spec.Basic.Consume) and not self.answered:
@@ -79,7 +77,6 @@ class Life(Loop):
                     self.told_s[key] = self.agenda.now_s
 
     def freeze(self, seconds: float) -> None:
-        """Do nothing for a time, as after SIGSTOP."""
         self.run.fault("frozen", self.name, round(seconds, 2))
         super().freeze(seconds)
         self.process.broker.go_silent(self, seconds)
@@ -139,7 +136,6 @@ class SimulatedProcess(Process):
         )
 
     def judge_counts(self) -> None:
-        """Hold the contract's sum."""
         if miscounted := self.miscounted():
             self.life.run.violation("the counters do not add up", self.life.name, miscounted)
 

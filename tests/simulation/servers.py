@@ -102,7 +102,6 @@ class SimulatedEtcd(etcd.FakeEtcd):
         super().answer(call, error)
 
     def apply(self, call: Call) -> None:
-        """Do what a request says, if it still can."""
         number, lives = call.context
         if lives != len(self.store.lives):
             return
@@ -116,7 +115,6 @@ class SimulatedEtcd(etcd.FakeEtcd):
         super().apply(call)
 
     def watch(self, watch: etcd.Watch) -> None:
-        """Open a watch, if it can be reached."""
         if self.away:
             wait_s = self.run.rng.uniform(0.0, CALL_TIMEOUT_S)
             self.agenda.later(wait_s, partial(watch.deliver, CLOSED))
@@ -124,7 +122,6 @@ class SimulatedEtcd(etcd.FakeEtcd):
             super().watch(watch)
 
     def _fate(self, call: Call) -> Fate:
-        """Let the network do what it does to a request."""
         rng = self.run.rng
         arrives_s = self.latency_s()
         returns_s = arrives_s + self.latency_s()
@@ -268,11 +265,8 @@ class SimulatedBroker(amqp.FakeBroker):
 
     # What is consumed.
 
-    def pick(self, queue: Queue) -> tuple[Message, amqp.Consumer] | None:
+    def pick(self, queue: Queue, free: list[amqp.Consumer]) -> tuple[Message, amqp.Consumer]:
         """Take out the next message, or any other one, for any consumer that has room."""
-        free = [consumer for consumer in queue.consumers if consumer.room]
-        if not queue.ready or not free:
-            return None
         at = 0
         if len(queue.ready) > 1 and self.run.happens("reordered", "broker"):
             at = self.rng.randrange(len(queue.ready))
@@ -284,7 +278,6 @@ class SimulatedBroker(amqp.FakeBroker):
         return message, consumer
 
     def take_back(self, queue: Queue, messages: list[Message]) -> None:
-        """Make messages ready again, in any order at times."""
         if len(messages) > 1 and self.run.happens("reordered", "broker"):
             self.rng.shuffle(messages)
         super().take_back(queue, messages)
@@ -327,7 +320,6 @@ class SimulatedBroker(amqp.FakeBroker):
         self.run.violation(str(error), channel.loop.name)
 
     def dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
-        """Move a message at the end of its wait, or twice."""
         super().dead_letter(queue, message, reason)
         if self.run.happens("dead-lettered twice", "broker", f"#{message.number}"):
             super().dead_letter(queue, message, reason)
@@ -342,14 +334,15 @@ class SimulatedBroker(amqp.FakeBroker):
 
     def go_silent(self, life: Life, seconds: float) -> None:
         """Give up the connections of a process that is frozen, where it is for long."""
+
+        def give_up(connection: Connection) -> None:
+            if connection.session.alive:
+                self.run.fault("heartbeats missed", life.name)
+                self.lose(connection, (0, connection.to_client.under_way))
+
         for connection in self.connections_of(life):
             if connection.session.alive and seconds >= HEARTBEATS_S:
-                self.agenda.later(HEARTBEATS_S, partial(self._give_up, connection))
-
-    def _give_up(self, connection: Connection) -> None:
-        if connection.session.alive:
-            self.run.fault("heartbeats missed", connection.loop.name)
-            self.lose(connection, (0, connection.to_client.under_way))
+                self.agenda.later(HEARTBEATS_S, partial(give_up, connection))
 
     def be_away(self, away: bool) -> None:
         """Restart: connections are lost, and refused until it is back."""

@@ -275,8 +275,7 @@ class Outside:
         lasts_s = self._rng.uniform(0.0, self._plan.call_s)
         end_s = math.inf if "slow" in self._states else start_s + lasts_s
         raises = self._rng.random() < TYPES[event.type].raises or bool(self._states)
-        rejects = "rejecting" in self._states
-        call = Call(event, life, decided_s, start_s, end_s, raises, rejects)
+        call = Call(event, life, decided_s, start_s, end_s, raises, "rejecting" in self._states)
         self.calls.append(call)
         self._run.note(life.name, "calls", event.id, f"until {call.end_s:.3f}")
         return call

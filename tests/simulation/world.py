@@ -63,7 +63,6 @@ class World:
             later(rng.uniform(0.0, plan.faulty_s), self._take_snapshot)
 
     def play(self) -> None:
-        """Run to the end, and judge."""
         self._pass_s(self.plan.faulty_s)
         self.run.note("", "no more faults from here on")
         self.run.faulty = False

@@ -107,9 +107,8 @@ class FakeBroker:
     ``away`` refuses connections. ``confirms`` off holds confirms back, for the test to send them
     by ``ServerChannel.confirm``. ``nacks`` says of a queue's name whether it takes no message.
     ``exchanges`` are topic exchanges, with their bindings: keys and queues. ``sinks`` has exchanges
-    whose messages all go to one queue. ``arrived`` is how many deliveries
-    have come to each process, and ``consumed`` how many consumers there have been.
-    A subclass can decide what else there is to decide, such as the order of deliveries.
+    whose messages all go to one queue. ``arrived`` is how many deliveries have come to each
+    process, ``consumed`` how many consumers there have been. A subclass can decide more.
     """
 
     def __init__(self, agenda: Agenda) -> None:
@@ -138,7 +137,6 @@ class FakeBroker:
     # What the test does.
 
     def publish(self, exchange: str, routing_key: str, body: bytes, properties: Any = None) -> None:
-        """Publish as some other client would."""
         for queue in self.route(exchange, routing_key):
             self.store(queue, body, _encoded(properties), exchange, routing_key)
 
@@ -187,7 +185,6 @@ class FakeBroker:
     # What the test looks at.
 
     def connections_of(self, loop: Loop) -> list[Connection]:
-        """Return the connections of one process."""
         return [connection for connection in self.connections if connection.loop is loop]
 
     @property
@@ -201,11 +198,8 @@ class FakeBroker:
 
     # What the broker decides.
 
-    def pick(self, queue: Queue) -> tuple[Message, Consumer] | None:
-        """Take out the next message for a consumer that may have one; they take turns."""
-        free = [consumer for consumer in queue.consumers if consumer.room]
-        if not queue.ready or not free:
-            return None
+    def pick(self, queue: Queue, free: list[Consumer]) -> tuple[Message, Consumer]:
+        """Take out the next message, for one of the consumers with room for it; they take turns."""
         queue.consumers.remove(free[0])
         queue.consumers.append(free[0])
         return queue.ready.pop(0), free[0]
@@ -256,12 +250,18 @@ class FakeBroker:
         queue.ready.append(message)
         if "x-message-ttl" in queue.arguments:
             ttl_s = queue.arguments["x-message-ttl"] / 1000
-            self.agenda.later(ttl_s, partial(self._expire, queue, message))
+
+            def expire() -> None:
+                if message in queue.ready:
+                    queue.ready.remove(message)
+                    self.dead_letter(queue, message, "expired")
+
+            self.agenda.later(ttl_s, expire)
         self.dispatch(queue)
 
     def dispatch(self, queue: Queue) -> None:
-        while (picked := self.pick(queue)) is not None:
-            message, consumer = picked
+        while queue.ready and (free := [each for each in queue.consumers if each.room]):
+            message, consumer = self.pick(queue, free)
             consumer.channel.deliver(consumer, message)
 
     def take_back(self, queue: Queue, messages: list[Message]) -> None:
@@ -269,12 +269,11 @@ class FakeBroker:
         limit = queue.arguments.get("x-delivery-limit", 20)
         for message in messages:
             message.returns += 1
-        returned = next((n for n, m in enumerate(queue.ready) if not m.returns), len(queue.ready))
-        kept = [m for m in messages if limit < 0 or m.returns <= limit]
-        queue.ready[returned:returned] = kept
-        for message in messages:
-            if 0 <= limit < message.returns:
-                self.dead_letter(queue, message, "delivery_limit")
+        spent = [message for message in messages if 0 <= limit < message.returns]
+        at = next((n for n, m in enumerate(queue.ready) if not m.returns), len(queue.ready))
+        queue.ready[at:at] = [message for message in messages if message not in spent]
+        for message in spent:
+            self.dead_letter(queue, message, "delivery_limit")
         if self.queues.get(queue.name) is queue:
             self.dispatch(queue)
 
@@ -294,11 +293,6 @@ class FakeBroker:
         encoded = with_headers(message.encoded, {"x-death": deaths})
         for target in targets:
             self.store(target, message.body, encoded, exchange, routing_key)
-
-    def _expire(self, queue: Queue, message: Message) -> None:
-        if message in queue.ready:
-            queue.ready.remove(message)
-            self.dead_letter(queue, message, "expired")
 
 
 class Session:
@@ -344,7 +338,10 @@ class Session:
         if channel is None or not self.alive:
             return
         try:
-            getattr(channel, method.NAME.replace(".", "_").lower())(method, *sent.content)
+            do = getattr(channel, method.NAME.replace(".", "_").lower())
+            answer = do(method, *sent.content)
+            if answer is not None and not getattr(method, "nowait", False):
+                self.send(number, answer)
         except ChannelError as error:
             self.broker.refused(channel, error)
             self.close_channel(channel, error)
@@ -384,7 +381,7 @@ class ServerChannel:
 
     ``unacked`` has consumer and message by delivery tag; ``unconfirmed`` whether the message was
     taken, by its number on this channel; ``cancelled`` the tags of the consumers that the client
-    has ended. The methods are AMQP's.
+    has ended. The methods are AMQP's, and return what they are answered with.
     """
 
     def __init__(self, session: Session, number: int) -> None:
@@ -406,10 +403,8 @@ class ServerChannel:
         encoded = message.encoded
         if message.returns:
             encoded = with_headers(encoded, {"x-delivery-count": message.returns})
-        redelivered = message.returns > 0
-        method = spec.Basic.Deliver(
-            consumer.tag, self._tag, redelivered, message.exchange, message.routing_key
-        )
+        source = (message.exchange, message.routing_key)
+        method = spec.Basic.Deliver(consumer.tag, self._tag, message.returns > 0, *source)
         self._send(method, encoded, message.body)
 
     def confirm(self, number: int, multiple: bool = False) -> None:
@@ -427,25 +422,21 @@ class ServerChannel:
     def _send(self, method: Any, *content: bytes) -> None:
         self.session.send(self.number, method, *content)
 
-    def _answer(self, method: Any, answer: Any) -> None:
-        if not getattr(method, "nowait", False):
-            self._send(answer)
-
     # What the client sends.
 
-    def channel_open(self, method: Any) -> None:
-        self._answer(method, spec.Channel.OpenOk())
+    def channel_open(self, _method: Any) -> Any:
+        return spec.Channel.OpenOk()
 
-    def channel_close(self, method: Any) -> None:
+    def channel_close(self, _method: Any) -> Any:
         self.session.channels.pop(self.number)
         self.end()
-        self._answer(method, spec.Channel.CloseOk())
+        return spec.Channel.CloseOk()
 
-    def exchange_declare(self, method: Any) -> None:
+    def exchange_declare(self, method: Any) -> Any:
         self.broker.exchanges.setdefault(method.exchange, [])
-        self._answer(method, spec.Exchange.DeclareOk())
+        return spec.Exchange.DeclareOk()
 
-    def queue_declare(self, method: Any) -> None:
+    def queue_declare(self, method: Any) -> Any:
         name, arguments = method.queue, method.arguments or {}
         queue = self._queue(name) if method.passive else self.broker.queues.get(name)
         if queue is None:
@@ -457,20 +448,19 @@ class ServerChannel:
                     inequivalent = f"inequivalent arg '{key}' for queue '{name}' in vhost '/'"
                     values = f"received {_shown(received)} but current is {_shown(current)}"
                     raise ChannelError(406, f"PRECONDITION_FAILED - {inequivalent}: {values}")
-        counts = {"message_count": len(queue.ready), "consumer_count": len(queue.consumers)}
-        self._answer(method, spec.Queue.DeclareOk(name, **counts))
+        return spec.Queue.DeclareOk(name, len(queue.ready), len(queue.consumers))
 
-    def queue_bind(self, method: Any) -> None:
+    def queue_bind(self, method: Any) -> Any:
         self._queue(method.queue)
         self.broker.route(method.exchange, "")
         bindings = self.broker.exchanges[method.exchange]
         if (method.routing_key, method.queue) not in bindings:
             bindings.append((method.routing_key, method.queue))
-        self._answer(method, spec.Queue.BindOk())
+        return spec.Queue.BindOk()
 
-    def basic_qos(self, method: Any) -> None:
+    def basic_qos(self, method: Any) -> Any:
         self._prefetch = method.prefetch_count
-        self._answer(method, spec.Basic.QosOk())
+        return spec.Basic.QosOk()
 
     def basic_consume(self, method: Any) -> None:
         tag = method.consumer_tag
@@ -480,16 +470,16 @@ class ServerChannel:
         self._epoch = self.broker.consumed
         consumer.queue.consumers.append(consumer)
         # The answer precedes the first delivery.
-        self._answer(method, spec.Basic.ConsumeOk(tag))
+        self._send(spec.Basic.ConsumeOk(tag))
         self.broker.dispatch(consumer.queue)
 
-    def basic_cancel(self, method: Any) -> None:
+    def basic_cancel(self, method: Any) -> Any:
         """Consume no more; what was delivered stays unacked."""
         tag = method.consumer_tag
         self.cancelled.add(tag)
         if tag in self.consumers:
             self._end_consumer(self.consumers[tag])
-        self._answer(method, spec.Basic.CancelOk(tag))
+        return spec.Basic.CancelOk(tag)
 
     def basic_ack(self, method: Any) -> None:
         tags = self._tags(method.delivery_tag, method.multiple)
@@ -507,9 +497,9 @@ class ServerChannel:
             else:
                 self.broker.dead_letter(consumer.queue, message, "rejected")
 
-    def confirm_select(self, method: Any) -> None:
+    def confirm_select(self, _method: Any) -> Any:
         self.confirming = True
-        self._answer(method, spec.Confirm.SelectOk())
+        return spec.Confirm.SelectOk()
 
     def basic_publish(self, method: Any, encoded: bytes, body: bytes) -> None:
         broker, exchange, routing_key = self.broker, method.exchange, method.routing_key
@@ -621,17 +611,21 @@ class Connection(amqp.Connection):
             self._on_stream_terminated(error)
 
     def receive(self, number: int, method: Any, *content: bytes) -> None:
-        """Read what the broker sends: a message is read as it is on the wire."""
+        """Read what the broker sends, as it is on the wire."""
         if self.is_closed:
-            return
-        if not content:
-            self._process_frame(frame.Method(number, method))
             return
         if isinstance(method, spec.Basic.Deliver):
             # What comes behind a cancel pika hands back by itself.
             cancelled = self._channels[number]._cancelled  # noqa: SLF001
             self.broker.arrived[self.loop] += method.consumer_tag not in cancelled
-        self._on_data_available(_marshalled(number, method, *content))
+        frames: list[Any] = [frame.Method(number, method)]
+        if content:
+            encoded, body = content
+            # As they are: some properties are such as pika would not write.
+            properties = SimpleNamespace(INDEX=spec.Basic.INDEX, encode=lambda: [encoded])
+            frames.append(frame.Header(number, len(body), properties))
+            frames += [frame.Body(number, body)] if body else []
+        self._on_data_available(b"".join(each.marshal() for each in frames))
 
     # Where pika reaches the network.
 
@@ -657,12 +651,3 @@ class Connection(amqp.Connection):
         self.loop.act("before", sent)
         self.to_broker.send(arrive)
         self.loop.act("behind", sent)
-
-
-def _marshalled(number: int, method: Any, encoded: bytes, body: bytes) -> bytes:
-    """Return the frames of a message, as one read from the socket may bring them."""
-    # As they are: some properties are such as pika would not write.
-    properties = SimpleNamespace(INDEX=spec.Basic.INDEX, encode=lambda: [encoded])
-    header = frame.Header(number, len(body), properties)
-    frames = [frame.Method(number, method), header, *([frame.Body(number, body)] if body else [])]
-    return b"".join(each.marshal() for each in frames)

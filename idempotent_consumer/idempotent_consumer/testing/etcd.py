@@ -169,7 +169,6 @@ class Store:
         return self._data.revision
 
     def snapshot(self) -> Data:
-        """Return the present state, for ``restore``."""
         self.expire()
         return self._data.copy()
 
@@ -507,7 +506,6 @@ class FakeEtcd:
             call.answer.set_result(error or call.outcome)
 
     def watch(self, watch: Watch) -> None:
-        """Open a watch."""
         self._watches.append(watch)
         self.store.watch(watch)
         self._tell_of_ends()

@@ -181,9 +181,17 @@ class _Life(Loop):
 
     def act(self, when: str, what: Any) -> None:
         super().act(when, what)
-        if described := _described(what):
-            done, unread = described
-            self.note(f"before {done}" if when == "before" else f"{done}, its {unread} is unread")
+        # What is there when a request has been done, and what it is answered with.
+        if isinstance(what, Call) and what.method == "Txn" and what.request.success:
+            puts = [operation.request_put.key.decode() for operation in what.request.success]
+            done, unread = f"etcd has {', '.join(filter(None, puts)) or 'a read'}", "answer"
+        elif isinstance(what, Sent) and what.content:
+            method, (_, body) = what
+            shown, queue, unread = repr(body[:80]), method.routing_key, "confirm"
+            done = f"{shown} is published" if method.exchange else f"{queue} has {shown}"
+        else:
+            return
+        self.note(f"before {done}" if when == "before" else f"{done}, its {unread} is unread")
 
     def note(self, step: str) -> None:
         """Note a step; raises Killed where the process dies at it."""
@@ -191,18 +199,6 @@ class _Life(Loop):
         if len(self.steps) == self._dies_at:
             self.kill()
             raise Killed
-
-
-def _described(what: Any) -> tuple[str, str] | None:
-    """Return what is there when a request has been done, and what it is answered with."""
-    if isinstance(what, Call) and what.method == "Txn" and what.request.success:
-        puts = [operation.request_put.key for operation in what.request.success]
-        return f"etcd has {', '.join(key.decode() for key in puts if key) or 'a read'}", "answer"
-    if isinstance(what, Sent) and what.content:
-        method, (_, body) = what
-        shown, queue = repr(body[:80]), method.routing_key
-        return f"{shown} is published" if method.exchange else f"{queue} has {shown}", "confirm"
-    return None
 
 
 def _watched(handler: Handler, life: _Life, raised: list[BaseException]) -> Callable[..., Any]:
