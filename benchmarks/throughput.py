@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from chaos.checks import becomes
+from chaos.checks import becomes, says
 from servers.servers import Servers
 from servers.wait import eventually
 
@@ -114,16 +114,10 @@ def _batches(site: Site, asked: Namespace) -> list[Table]:
 
 def _calling(site: Site, asked: Namespace) -> list[Table]:
     with site.run(program("", "receiver")) as receiver:
-
-        def its_url() -> str:
-            said = receiver.output()
-            assert said.endswith("\n"), f"the receiver does not listen: {said}"
-            return said.strip()
-
-        receiver_url = eventually(its_url)
+        listening, *_ = eventually(partial(says, receiver, "listening"))
         runs: list[Run] = []
         for name, (kind, answer_ms, at_once) in CALLS.items():
-            url = f"{receiver_url}/{answer_ms}"
+            url = f"http://127.0.0.1:{listening['port']}/{answer_ms}"
             subject = program(
                 name, "plain", **BARE.settings, CALLS_AT_ONCE=str(at_once), NOTIFY_URL=url
             )
