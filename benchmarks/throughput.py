@@ -23,11 +23,8 @@ CEILING = program("ceiling: pika alone", "ceiling", PREFETCH=str(BARE.prefetch))
 NAIVE = program("naive: one txn, one ack each", "naive", PREFETCH="100")
 _NAIVE_GETS_ONE_IN = 20
 # 128 is what etcd allows unless told otherwise, and the services' own default.
-BARE_SMALL, ORDER, ORDER_SMALL = (
-    service("bare", 128, 128),
-    service("order"),
-    service("order", 128, 128),
-)
+BARE_SMALL, ORDER_SMALL = service("bare", 128, 128), service("order", 128, 128)
+ORDER = service("order")
 HALF, DUPLICATES = BARE._replace(name="half duplicates"), "duplicates, cache warm"
 CONSUMERS = (CEILING, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, HALF)
 SWEEP = {
