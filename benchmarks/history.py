@@ -1,6 +1,5 @@
 """What a history costs: by its length, and while it is written and ends at full rate."""
 
-import json
 import time
 import uuid
 from argparse import Namespace
@@ -10,7 +9,7 @@ from itertools import groupby, pairwise
 from statistics import median
 from typing import Any
 
-from chaos.checks import becomes
+from chaos.checks import becomes, says, true
 from servers.processes import resident_bytes
 from servers.servers import start_servers
 from servers.services import Service
@@ -103,15 +102,8 @@ def _start(site: Site) -> dict[str, float]:
 
 def _imported_s(child: Service) -> float:
     """Wait until a service has said that its import is done, and return how long that took."""
-
-    def said() -> float:
-        # The last line may be half written.
-        for line in map(json.loads, child.output().rpartition("\n")[0].splitlines()):
-            if line["event"].startswith("records imported"):
-                return float(line["seconds"])
-        raise AssertionError(f"no import has ended:\n{child.output()[-2000:]}")
-
-    return eventually(said, LOST_AFTER_S)
+    line, *_ = eventually(partial(says, child, "records imported"), LOST_AFTER_S)
+    return float(line["seconds"])
 
 
 def _on_history(site: Site, size: int, events: int) -> dict[str, list[float]]:
@@ -171,12 +163,8 @@ def _steady(site: Site, asked: Namespace) -> list[Table]:
         drained_s, full = time.monotonic(), samples[-1]
 
         def seconds_until(name: str, most: float) -> float:
-            def holds() -> float:
-                found = site.gauges()
-                assert found[name] <= most, f"etcd is not empty: {found}"
-                return time.monotonic() - drained_s
-
-            return eventually(holds, _EMPTY_WITHIN_S, interval_s=0.5)
+            eventually(lambda: true(site.gauges()[name] <= most), _EMPTY_WITHIN_S, interval_s=0.5)
+            return time.monotonic() - drained_s
 
         after: dict[str, list[float]] = {
             "events published, and recorded": [published],

@@ -249,7 +249,7 @@ def naive() -> None:
 def receiver() -> None:
     """Answer every request with 200, so many milliseconds later as its path says.
 
-    `POST /100` takes a tenth of a second. It prints its URL, and knows no more of HTTP than what
+    `POST /100` takes a tenth of a second. It prints its port, and knows no more of HTTP than what
     its callers send: requests with a Content-Length, one after the other on open connections.
     """
 
@@ -263,7 +263,8 @@ def receiver() -> None:
 
     async def serve() -> None:
         server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=2048)
-        print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+        port = server.sockets[0].getsockname()[1]
+        print(json.dumps({"event": "listening", "port": port}), flush=True)
         await server.serve_forever()
 
     asyncio.run(serve())

@@ -11,7 +11,7 @@ from .__main__ import RESULTS, SCENARIOS, marks_of
 from .latency import RECORDED, latencies_ms, pooled, steps_table, summary
 from .programs import reached_per_s
 from .report import Mark, NotMeasuredError, Report, Table, compare, medians, page, percentile
-from .runner import BARE, Progress, gauges_of, rate
+from .runner import _GAUGES, BARE, Progress, gauges_of, rate
 
 PER_S = {
     throughput.CEILING.name: 1000.0,
@@ -284,21 +284,12 @@ def test_pictures_place_a_greater_figure_higher() -> None:
 
 
 def test_each_of_etcds_metrics_is_read_by_its_whole_name() -> None:
-    labels = 'grpc_service="etcdserverpb.KV",grpc_type="unary"'
-    page = f"""# TYPE etcd_mvcc_put_total counter
-etcd_mvcc_put_total 3.00002e+05
-etcd_mvcc_put_total_of_another 7
-etcd_debugging_lease_granted_total 30
-etcd_debugging_lease_revoked_total 4
-grpc_server_started_total{{grpc_method="Txn",{labels}}} 12
-grpc_server_started_total{{grpc_method="TxnOfAnother",{labels}}} 5
-process_resident_memory_bytes 2e6
-etcd_mvcc_db_total_size_in_bytes 2e6
-etcd_mvcc_db_total_size_in_use_in_bytes 2e6
-etcd_debugging_mvcc_keys_total 3
-"""
-    found = gauges_of(page)
+    lines = [
+        f"# TYPE {name} gauge\n{name}_of_another 7\n{name} {number}e+06"
+        for number, (name, _) in enumerate(_GAUGES.values())
+    ]
+    found = gauges_of("\n".join(lines))
 
-    assert (found["written"], found["leases"], found["transactions"]) == (300_002, 26, 12)
+    assert list(found.values()) == [0, 1, 2, 3e6, 4e6, 5e6, 6e6, 7e6, -1e6]
     with pytest.raises(KeyError):
         gauges_of("")

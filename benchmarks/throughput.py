@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from chaos.checks import becomes
+from chaos.checks import becomes, says
 from servers.servers import Servers
 from servers.wait import eventually
 
@@ -23,11 +23,8 @@ CEILING = program("ceiling: pika alone", "ceiling", PREFETCH=str(BARE.prefetch))
 NAIVE = program("naive: one txn, one ack each", "naive", PREFETCH="100")
 _NAIVE_GETS_ONE_IN = 20
 # 128 is what etcd allows unless told otherwise, and the services' own default.
-BARE_SMALL, ORDER, ORDER_SMALL = (
-    service("bare", 128, 128),
-    service("order"),
-    service("order", 128, 128),
-)
+BARE_SMALL, ORDER_SMALL = service("bare", 128, 128), service("order", 128, 128)
+ORDER = service("order")
 HALF, DUPLICATES = BARE._replace(name="half duplicates"), "duplicates, cache warm"
 CONSUMERS = (CEILING, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, HALF)
 SWEEP = {
@@ -114,16 +111,10 @@ def _batches(site: Site, asked: Namespace) -> list[Table]:
 
 def _calling(site: Site, asked: Namespace) -> list[Table]:
     with site.run(program("", "receiver")) as receiver:
-
-        def its_url() -> str:
-            said = receiver.output()
-            assert said.endswith("\n"), f"the receiver does not listen: {said}"
-            return said.strip()
-
-        receiver_url = eventually(its_url)
+        listening, *_ = eventually(partial(says, receiver, "listening"))
         runs: list[Run] = []
         for name, (kind, answer_ms, at_once) in CALLS.items():
-            url = f"{receiver_url}/{answer_ms}"
+            url = f"http://127.0.0.1:{listening['port']}/{answer_ms}"
             subject = program(
                 name, "plain", **BARE.settings, CALLS_AT_ONCE=str(at_once), NOTIFY_URL=url
             )

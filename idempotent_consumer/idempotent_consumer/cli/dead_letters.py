@@ -84,7 +84,7 @@ def _positive(text: str) -> int:
 class Letter:
     """A dead letter. Its headers are anybody's, and can be of any type.
 
-    ``id`` and ``type`` are None where its body is no event. ``reason`` is the one it was parked
+    ``id`` and ``type`` are None if its body is not valid. ``reason`` is the one it was parked
     for, or RabbitMQ's own word where the broker put it here. ``since`` is when that was, by the
     clock of the machine that did it; None where nobody said.
     """

@@ -63,7 +63,7 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _publish(arguments: argparse.Namespace, context: Context) -> Report:
-    """Publish, and say how many events are confirmed. What is no event ends it."""
+    """Publish, and say how many events are confirmed. It ends at an invalid one."""
     terminal = context.err if context.err.isatty() else None
     before = confirmed = 0
 

@@ -1,4 +1,4 @@
-"""A corpus of bodies: what is no event, and what looks odd and is one."""
+"""A corpus of bodies: invalid events, and valid ones that look odd."""
 
 import gzip
 import json
