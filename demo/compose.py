@@ -26,6 +26,7 @@ PROJECT = "reliable-demo"
 
 FILES = ("docker-compose.yaml", "docker-compose.services.yaml")
 RECEIVER = "demo/receiver.yaml"
+CRASH = "demo/crash.yaml"
 _SERVERS = ("rabbitmq", "etcd", "graphite-statsd")
 _PULLED = (*_SERVERS, "receiver")
 _DOWN_WITHIN_S = 60.0
@@ -161,6 +162,7 @@ class Compose:
     ) -> None:
         named = [argument for name in files for argument in ("-f", str(repository / name))]
         self._command = ["docker", "compose", "-p", project, *named]
+        self._crash = ["-f", str(repository / CRASH)]
         # The acts rely on the services' defaults, and example1, in a profile, would publish too.
         self._environment = {**environment(), **settings}
 
@@ -174,6 +176,15 @@ class Compose:
         """Run one command and return its output; raises CannotPlayError."""
         command = [*self._command, *arguments]
         return run(command, self._environment, timeout_s=timeout_s, show_progress=show_progress)
+
+    def crash_at(self, point: str, service: str) -> None:
+        """Run a service, as one replica, that ends itself with SIGKILL at a crash point.
+
+        `point` is one of `chaos.crash_points` with a number, such as "reply read:1". The service
+        stays down then, and is the plain one when its container is started again.
+        """
+        up = ("up", "--detach", "--no-deps", "--no-build", f"--scale={service}=1", service)
+        run([*self._command, *self._crash, *up], {**self._environment, "CRASH_POINT": point})
 
     def images_missing(self) -> bool:
         """Return whether an image of the servers has to be downloaded."""
