@@ -1,6 +1,6 @@
 """``gauges``: what RabbitMQ and etcd hold, counted and sent to statsd, once or again and again.
 
-A service's own counters lose what it had not sent when it was killed. These are counted anew each
+A service's own counters lose what it had not sent when it was killed. These are counted afresh each
 time, by a process that is no service: they also tell what waits for a service that is down.
 """
 
