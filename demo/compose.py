@@ -31,6 +31,7 @@ RECEIVER = "demo/receiver.yaml"
 CRASH = "demo/crash.yaml"
 _SERVERS = ("rabbitmq", "etcd", "graphite-statsd")
 _PULLED = (*_SERVERS, "receiver")
+_GAUGES = "gauges"
 _DOWN_WITHIN_S = 60.0
 _READY_WITHIN_S = 30.0
 _FRESH_WITHIN_S = 15.0
@@ -234,10 +235,10 @@ def compose_servers(
         screen.say("Downloading the images of RabbitMQ, etcd and Graphite ...")
         compose.run("pull", *_PULLED, show_progress=True)
     screen.say("Building the images of order and notify (a minute or two at the first time) ...")
-    compose.run("--progress", "plain", "build", *SERVICES)
+    compose.run("--progress", "plain", "build", *SERVICES, _GAUGES)
     try:
         screen.say("Starting RabbitMQ, etcd and Graphite ...")
-        compose.run("up", "--detach", "--wait", *_SERVERS)
+        compose.run("up", "--detach", "--wait", *_SERVERS, _GAUGES)
         yield compose
     finally:
         interrupt_no_more()

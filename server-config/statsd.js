@@ -12,6 +12,11 @@
   deleteCounters: false,
   deleteTimers: true,
 
+  // Nor may a gauge that nobody sends any more look as if it still held: its line ends after so many flushes. Whoever
+  // sends gauges sends them more often than that.
+  deleteGauges: true,
+  gaugesMaxTTL: 15,
+
   // Counters appear as stats_counts.<name> (events per flush) and stats.<name> (events per second).
   graphite: { legacyNamespace: true },
   percentThreshold: [90, 99]

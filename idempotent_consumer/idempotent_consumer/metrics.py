@@ -152,7 +152,7 @@ class Tally:
         self._noun, self._metrics, self._log = noun, metrics, log
         self._lines: list[tuple[Outcome, Mapping[str, object]]] = []
         self._settled: Counter[str] = Counter()
-        self._open_breakers = 0
+        self.open_breakers = 0
         for name in ("received", *Outcome):
             self.count(name, 0)
 
@@ -166,8 +166,8 @@ class Tally:
 
     def breakers(self, opened: int = 0) -> None:
         """Show how many handlers' circuit breakers are open, so many more than before."""
-        self._open_breakers += opened
-        self._metrics.gauge(f"{self._noun}_breaker_open", self._open_breakers)
+        self.open_breakers += opened
+        self._metrics.gauge(f"{self._noun}_breaker_open", self.open_breakers)
 
     def settled(self, outcome: Outcome, about: Event | dict[str, object]) -> None:
         """Count a delivery that has been settled; what it was about goes into its line."""

@@ -288,6 +288,8 @@ class Running:
             if overdue and not self.health.hanging:
                 self.log.error("calls do not return; a restart frees their events", calls=overdue)
             self.health.hanging = overdue > 0
+            if self.tally.open_breakers:
+                self.tally.breakers()  # statsd may forget a gauge that is not sent again.
             self._metrics.send()
             due_s = self._loop.time() + SEND_EVERY_S
             await asyncio.sleep(SEND_EVERY_S)

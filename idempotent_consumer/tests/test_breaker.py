@@ -13,6 +13,7 @@ from fakes.events import body
 from fakes.world import DEAD_LETTERS, Order, World
 from idempotent_consumer import Event, Reject, RetryAfter, Service
 from idempotent_consumer.calls import FIRST_PROBE_S, LONGEST_PROBE_S, Handler
+from idempotent_consumer.metrics import SEND_EVERY_S
 from idempotent_consumer.records import DONE, RELEASED
 from idempotent_consumer.testing.process import SETTINGS
 
@@ -85,7 +86,10 @@ def test_it_opens_after_so_many_failures_in_a_row_and_says_so(
     process.deliver(body("6"))
     (why,) = process.running.health.missing.values()
     assert why.startswith("open: ConnectionError: refused (test_breaker.py:")
-    assert process.metrics.gauges == {"orders_breaker_open": 1}
+    for _ in range(2):  # It is sent again for as long as it is open.
+        assert process.metrics.gauges == {"orders_breaker_open": 1}
+        process.metrics.gauges.clear()
+        process.advance(SEND_EVERY_S)
     (line,) = process.logged("circuit breaker opened")
     assert (line["log_level"], line["type"], line["failures"]) == ("warning", "new_order", FAILURES)
 

@@ -24,6 +24,7 @@ VERBS: list[tuple[str, ...]] = [
     ("dead-letters", "drop", "order", "--all", "--yes"),
     ("forget", "order", "1", "--yes"),
     ("doctor", "order"),
+    ("gauges", "order"),
 ]
 
 

@@ -65,7 +65,7 @@ class Dashboard:
 
     def open(self) -> None:
         """Open the page and wait until all of its graphs are drawn."""
-        self._chromium.open(self._url, 1200, 900)
+        self._chromium.open(self._url, 1200, 1195)
         eventually(self._drawn)
 
     def show_past(self, seconds: int) -> None:

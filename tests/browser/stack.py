@@ -84,6 +84,14 @@ class _Player:
         self._expected.update(dict.fromkeys(counters, more))
         eventually(self._counted, also=(OSError,))
 
+    def holds(self, gauge: str, number: int) -> None:
+        """Wait until Graphite shows that so many are held."""
+
+        def held() -> None:
+            assert self._stack.counters.gauge(gauge) == number
+
+        eventually(held, also=(OSError,))
+
     def _counted(self) -> None:
         counted = {name: self._stack.counters.count(name) for name in self._expected}
         assert counted == self._expected
@@ -99,6 +107,7 @@ def play(stack: Stack) -> KnownRun:
     player.publish(range(20), *both)
     stack.compose("stop", "notify")
     player.publish(range(20, 50), "orders_processed")
+    player.holds("notify_ready", 30)
     stack.compose("start", "notify")
     player.expect(30, "notifications_processed")
     player.publish(range(50, EVENTS), *both)

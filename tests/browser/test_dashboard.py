@@ -11,6 +11,7 @@ from browser.chromium import Chromium
 from browser.dashboard import DEFINITION, NAME, WIDTH, Dashboard, counters_url
 from browser.stack import EVENTS, REPEATED, KnownRun, Stack
 from demo.command import CommandFailedError
+from demo.stage import SERVICES
 from servers.wait import eventually
 from servers.web import fetch_json
 
@@ -18,6 +19,7 @@ from servers.web import fetch_json
 pytestmark = pytest.mark.timeout(400)
 
 NOUNS = {"orders", "notifications"}
+KEPT = {"order records", "order effects", "notify records"}
 # What Graphite's own pages ask for in vain, with any dashboard.
 GRAPHITES_OWN = ("/favicon.ico", "//fonts.googleapis.com/")
 
@@ -100,7 +102,10 @@ def test_the_graphs_show_the_counts_of_the_run(dashboard: Dashboard) -> None:
     dashboard.open()
     graphs = dashboard.graphs()
     assert list(graphs) == [graph["title"] for graph in DEFINITION["graphs"]]
-    processed, skipped, received, commit_ms, handle_ms, rare = graphs.values()
+    kept, queued, processed, skipped, received, rare, commit_ms, handle_ms = graphs.values()
+    assert set(kept) == {f"{what}: {EVENTS}" for what in KEPT}
+    (waited,) = (values for line, values in queued.items() if line.startswith("notify ready"))
+    assert (max(waited), waited[-1]) == (30, 0)
     assert set(processed) == {f"{noun}: {EVENTS}" for noun in NOUNS}
     assert {values[-1] for values in processed.values()} == {EVENTS}
     assert set(skipped) == {f"{noun}: {REPEATED}" for noun in NOUNS}
@@ -109,7 +114,15 @@ def test_the_graphs_show_the_counts_of_the_run(dashboard: Dashboard) -> None:
     assert arrived == dict.fromkeys(NOUNS, EVENTS + REPEATED)
     assert set(commit_ms) == set(handle_ms) == NOUNS
     assert min(map(min, (*commit_ms.values(), *handle_ms.values()))) > 0
+    eventually(lambda: _assert_nothing_queued(dashboard))
     assert set(rare) == {"retried: 0", "parked: 0", "returned: 0", "breakers open: 0"}
+
+
+def _assert_nothing_queued(dashboard: Dashboard) -> None:
+    """RabbitMQ counts what is unacked every five seconds only."""
+    queued = dashboard.graphs()[DEFINITION["graphs"][1]["title"]]
+    services = {f"{service} {what}: 0" for service in SERVICES for what in ("ready", "unacked")}
+    assert set(queued) == services | {"retries: 0", "dead letters: 0"}
 
 
 def test_pictures_are_taken(

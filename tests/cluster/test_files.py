@@ -51,7 +51,7 @@ def test_every_node_is_known_to_the_services() -> None:
     """Each waits for all of them at its first start, and may use any of them."""
     cluster = read(*FILES)["services"]
     nodes = {"rabbitmq", "rabbitmq2", "rabbitmq3", "etcd", "etcd2", "etcd3"}
-    for service in (cluster["order"], cluster["notify"]):
+    for service in (cluster["order"], cluster["notify"], cluster["gauges"]):
         urls, endpoints = (
             service["environment"][name] for name in ("RABBITMQ_URL", "ETCD_ENDPOINTS")
         )

@@ -50,6 +50,14 @@ def test_each_metric_has_one_rule_and_its_noun_is_a_label(
     assert set(labels.values()) <= {metric}
 
 
+@pytest.mark.parametrize("prefix", ["", "shop.eu."])
+@pytest.mark.parametrize("gauge", first_cells(section(SIGNALS, "What is held")))
+def test_each_gauge_of_what_is_held_has_one_rule(gauge: str, prefix: str) -> None:
+    what = gauge.removeprefix("order_")
+    expected = [("events_held", {"service": "new-order", "what": what})]
+    assert mapped("gauge", f"{prefix}new-order_{what}") == expected
+
+
 def test_no_two_metrics_become_one_series() -> None:
     series = [str(mapped(kind, f"orders_{metric}")) for kind, metric in METRICS]
     assert len(set(series)) == len(series) == 16

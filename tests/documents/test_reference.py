@@ -11,6 +11,7 @@ import pytest
 
 import idempotent_consumer
 from documents.pages import DOCS, PAGES, REPOSITORY, blocks, commands, first_cells, name, section
+from fakes.operator import Operator
 from idempotent_consumer import Settings, names, testing
 from idempotent_consumer.bus import queue_arguments
 from idempotent_consumer.cli.command import main
@@ -58,6 +59,13 @@ def test_each_metric_that_the_library_sends_is_explained() -> None:
     for heading, kind in (("Counters", "count"), ("Timers", "timing"), ("Gauge", "gauge")):
         cells = first_cells(section(SIGNALS, heading))
         assert {cell.partition("_")[2] for cell in cells} == sent[kind], heading
+
+
+def test_each_gauge_of_what_is_held_is_explained() -> None:
+    operator = Operator()
+    operator.has_service("order")
+    sent = operator.run("gauges", "--effects", "order=/orders/", "--json").json["gauges"]
+    assert first_cells(section(SIGNALS, "What is held")) == list(sent)
 
 
 def test_each_name_of_what_is_missing_is_explained() -> None:

@@ -1,6 +1,7 @@
 """The operator's command on real servers: each verb does what it says, and says why where not."""
 
 import json
+import signal
 from typing import Any
 
 import pika
@@ -49,6 +50,42 @@ def ids(command: Command, *arguments: str) -> list[str]:
     """Return the ids of order's dead letters, as they lie there."""
     found = command.json("dead-letters", "list", "order", *arguments)
     return [letter["id"] for letter in found["letters"]]
+
+
+def test_what_is_held_is_sent_while_a_service_or_a_server_is_away(rig: Rig) -> None:
+    """Frozen, dead or stopped, a service could not count itself what waits for it."""
+    service = rig.start("order")
+    command = Command(rig.servers, rig.statsd.settings())
+    gauges = command.start("gauges", "--every", "1s")
+
+    def publish(**held: int) -> None:
+        rig.broker.publish(orders(1, str(held)))
+        shows(**held)
+
+    def shows(**held: int) -> None:
+        becomes(lambda: {what: rig.statsd.gauge(f"order_{what}") for what in held}, held)
+
+    publish(records=1)
+    service.pause()
+    publish(ready=0, unacked=1)
+    service.kill()
+    publish(ready=2, unacked=0)
+    rig.servers.etcd.stop()
+    publish(ready=3)
+    rig.servers.etcd.start()
+    rig.servers.rabbitmq.stop()
+    rig.store.client.delete("/service/")
+    shows(records=0)
+    rig.servers.rabbitmq.start()
+    publish(ready=4, dead_letters=0)
+    park(rig.servers, ONE, reason="failed")
+    shows(ready=4, dead_letters=1)
+    gauges.send_signal(signal.SIGINT)
+    _, err = gauges.communicate(timeout=20)
+    said = [line.split(": ")[1:3] for line in err.decode().splitlines()]
+    for server in ("etcd", "rabbitmq"):
+        about = [line for line in said if line[-1] == server]
+        assert about == [["not counted", server], ["counted again", server]], err
 
 
 def test_published_events_are_processed_and_shown_and_their_service_is_removed(

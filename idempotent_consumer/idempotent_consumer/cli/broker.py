@@ -114,8 +114,11 @@ class Broker:
             raise BrokerError(_REFUSALS.get(type(error), lost)) from None
 
     def wait(self, seconds: float) -> None:
-        """Let what has been sent be read."""
-        self._connection.sleep(seconds)
+        """Let what has been sent be read, and answer heartbeats."""
+        try:
+            self._connection.sleep(seconds)
+        except pika.exceptions.AMQPError as error:
+            raise BrokerError(f"the connection to RabbitMQ was lost: {explain(error)}") from None
 
 
 _VARIABLE = "RABBITMQ_MANAGEMENT_URL"

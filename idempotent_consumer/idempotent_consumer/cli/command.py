@@ -11,7 +11,7 @@ import orjson
 
 from ..etcd import EtcdError
 from ..settings import SettingsError
-from . import dead_letters, doctor, find, publish, records, status
+from . import dead_letters, doctor, find, gauges, publish, records, status
 from .context import Context
 from .output import CommandError, Report, UsageError
 
@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     dead_letters.add(verbs, common)
     records.add_forget(verbs, common)
     doctor.add(verbs, common)
+    gauges.add(verbs, common)
     return parser
 
 

@@ -13,6 +13,7 @@ from typing import TextIO, TypeVar, cast
 
 import structlog
 
+from ..metrics import Metrics
 from ..names import check_service_name
 from ..producer import Producer
 from ..settings import Settings, duration_s
@@ -48,6 +49,11 @@ class Context:
         """Open a producer that logs nothing: what counts is in the error that it ends with."""
         log = structlog.wrap_logger(None, processors=[_drop])
         return Producer(self.settings, log, exchange=exchange)
+
+    def metrics(self) -> Metrics:
+        """Return what sends to statsd, to be closed."""
+        given = self.settings
+        return Metrics(given.statsd_host, given.statsd_port, given.statsd_prefix)
 
     def fetch(self, url: str, tls: web.Tls) -> web.Page:
         """Get a page by HTTP. Raises WebError."""

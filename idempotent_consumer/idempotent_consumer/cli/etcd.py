@@ -42,6 +42,12 @@ class Etcd:
                 raise EtcdError(error.failure, f"etcd at {at}: {error} ({hint})") from None
         raise AssertionError("there is a member at least")
 
+    def count(self, prefix: str) -> int:
+        """Return how many keys begin so: etcd counts them in its index and reads none of them."""
+        key = prefix.encode()
+        request = RangeRequest(key=key, range_end=prefix_end(key), count_only=True)
+        return int(self.ask("Range", request).count)
+
     def status(self) -> Any:
         """Ask the member that answers for its version, its size and whether it has a leader."""
         return self.ask("Status", StatusRequest())
@@ -95,10 +101,8 @@ class Records:
         return kv.value.decode(errors="replace") if kv is not None else None
 
     def count(self) -> int:
-        """Return how many there are: etcd counts keys in its index and reads none of them."""
-        end = prefix_end(self._prefix)
-        request = RangeRequest(key=self._prefix, range_end=end, count_only=True)
-        return int(self._etcd.ask("Range", request).count)
+        """Return how many there are."""
+        return self._etcd.count(names.record_prefix(self._service))
 
     def states(self) -> Counter[str]:
         """Return how many there are in each state. It reads them all, at one revision."""

@@ -64,7 +64,7 @@ def _status(arguments: argparse.Namespace, context: Context) -> Report:
         with context.rabbitmq() as broker:
             versions["rabbitmq"] = broker.version
             for name, row in rows.items():
-                row.update(_queues(name, context, broker, found))
+                row.update(queues(name, context, broker, found))
                 problems += _idle(name, row)
     except BrokerError as error:
         problems.append(str(error))
@@ -90,11 +90,14 @@ def _library() -> str:
         return "not installed"
 
 
-def _queues(name: str, context: Context, broker: Broker, found: Queues) -> dict[str, object]:
-    """Return a service's queues: what is ready is exact, what is unacked is not."""
+def queues(name: str, context: Context, broker: Broker, found: Queues) -> dict[str, Any]:
+    """Return a service's queues: what is ready is exact, what is unacked is five seconds old."""
     own, dead = broker.depth(name), broker.depth(names.dead_letter_queue(name))
+    # RabbitMQ logs an error for each queue that is asked for and not there.
     retries = {
-        delay: broker.depth(queue) for delay, queue in found.retries(name, context.settings).items()
+        delay: broker.depth(queue)
+        for delay, queue in found.retries(name, context.settings).items()
+        if found.why_not or queue in found.facts
     }
     return {
         "ready": own and own.ready,

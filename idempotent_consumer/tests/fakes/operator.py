@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager, nullcontext, redirect_stderr, re
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import orjson
 import pika
@@ -26,6 +26,7 @@ from idempotent_consumer.cli.etcd import Etcd
 from idempotent_consumer.cli.web import Page, Tls, WebError
 from idempotent_consumer.etcd import EtcdError, Failure
 from idempotent_consumer.event import Outgoing
+from idempotent_consumer.metrics import Metrics
 from idempotent_consumer.producer import Producer
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.etcd import Store
@@ -100,7 +101,8 @@ class FakeRabbit(Broker):
     def channel(self) -> Iterator[Any]:
         yield self
 
-    def wait(self, seconds: float) -> None: ...
+    def wait(self, seconds: float) -> None:
+        self._operator.waits()
 
     def confirm_delivery(self) -> None: ...
 
@@ -183,6 +185,10 @@ class Operator:
         self.rabbitmq_version = "4.3.6"
         self.meanwhile: Callable[[], None] = lambda: None
         """What happens after each request for data in etcd."""
+        self.waits: Callable[[], None] = lambda: None
+        """What happens while the command lets RabbitMQ have its time."""
+        self.sent: list[dict[str, int]] = []
+        """The gauges of each sending to statsd."""
         self.etcd = FakeEtcd(self)
 
     def run(self, *arguments: str, **environ: str) -> Ran:
@@ -257,6 +263,16 @@ class FakeContext(Context):
 
     def producer(self, _exchange: str) -> ContextManager[Producer]:
         return nullcontext(self._operator.producer)
+
+    def metrics(self) -> Metrics:
+        gauges: dict[str, int] = {}
+
+        def send() -> None:
+            self._operator.sent.append(dict(gauges))
+            gauges.clear()
+
+        statsd: Any = SimpleNamespace(gauge=gauges.__setitem__, send=send, close=gauges.clear)
+        return cast("Metrics", statsd)
 
     def now_s(self) -> float:
         return self._operator.now_s
