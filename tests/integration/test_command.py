@@ -52,6 +52,27 @@ def ids(command: Command, *arguments: str) -> list[str]:
     return [letter["id"] for letter in found["letters"]]
 
 
+def test_an_event_is_found_wherever_it_is(rig: Rig, command: Command) -> None:
+    rig.start("order")
+    rig.start("notify", NOTIFY_URL=f"http://127.0.0.1:{free_port()}/", RETRY_DELAYS="60s")
+    assert command.run("find", "1").code == 1
+    command.run("publish", ONE)
+    becomes(lambda: rig.statsd.count("notifications_retried"), 1)
+    becomes(lambda: rig.store.done("order"), {"1"})
+    park(rig.broker, ONE, reason="failed", error="KeyError: 'EUR'")
+    ran = command.run("find", "1", RETRY_DELAYS="60s")
+    assert ran.code == 0, ran
+    waits, released, *order = sorted(ran.out.splitlines(), key=lambda line: "order" in line)
+    assert released.startswith("notify: waits in notify.retry.60s for its next attempt, after 1:")
+    assert waits.startswith("notify: released")
+    assert [line.partition(",")[0].partition(" for ")[0] for line in order] == [
+        "order: done",
+        "order: a dead letter: failed: KeyError: 'EUR'",
+    ]
+    # Nothing was taken away by looking.
+    assert command.run("find", "1", RETRY_DELAYS="60s").out.count("\n") == len(order) + 2
+
+
 def test_what_is_held_is_sent_while_a_service_or_a_server_is_away(rig: Rig) -> None:
     """Frozen, dead or stopped, a service could not count itself what waits for it."""
     service = rig.start("order")
@@ -78,7 +99,7 @@ def test_what_is_held_is_sent_while_a_service_or_a_server_is_away(rig: Rig) -> N
     shows(records=0)
     rig.servers.rabbitmq.start()
     publish(ready=4, dead_letters=0)
-    park(rig.servers, ONE, reason="failed")
+    park(rig.broker, ONE, reason="failed")
     shows(ready=4, dead_letters=1)
     gauges.send_signal(signal.SIGINT)
     _, err = gauges.communicate(timeout=20)
