@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from servers.servers import REPOSITORY, Servers
@@ -22,7 +23,7 @@ class Ran(NamedTuple):
 class Command:
     """Runs the command against the servers, with the settings given and no others."""
 
-    def __init__(self, servers: Servers) -> None:
+    def __init__(self, servers: Servers, settings: Mapping[str, str] = {}) -> None:
         rabbitmq = servers.rabbitmq
         management = rabbitmq.management_url.replace(
             "://", f"://{rabbitmq.user}:{rabbitmq.password}@"
@@ -32,6 +33,7 @@ class Command:
             **servers.settings(),
             "RABBITMQ_MANAGEMENT_URL": management,
             "ENABLE_ETCD": "true",
+            **settings,
         }
 
     def run(self, *arguments: str, stdin: str = "", **settings: str) -> Ran:
