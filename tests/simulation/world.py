@@ -88,10 +88,11 @@ class World:
             process.life.kill()
 
     def _pass_s(self, seconds: float, enough: Callable[[], bool] = lambda: False) -> None:
-        """Let time pass, until it is enough, as is looked at now and then, or the run is broken."""
-        self.agenda.run(
-            self.agenda.now_s + seconds,
-            lambda: self._broken() or (self.agenda.happened % _LOOKED_AT_EVERY == 0 and enough()),
+        """Let time pass, until it is enough or the run is broken, as is looked at now and then."""
+        agenda = self.agenda
+        agenda.run(
+            agenda.now_s + seconds,
+            lambda: agenda.happened % _LOOKED_AT_EVERY == 0 and (self._broken() or enough()),
         )
 
     def _broken(self) -> bool:
