@@ -21,7 +21,6 @@ from idempotent_consumer.testing.etcd import (
     FakeEtcd,
     Fate,
     answered_late,
-    applied_late,
     refused,
 )
 from idempotent_consumer.testing.loop import Loop
@@ -121,15 +120,6 @@ def test_a_request_meets_its_fate(
     assert client.outcome()[0] is True
 
 
-def test_a_request_can_apply_long_after_its_error(client: Client) -> None:
-    client.etcd.script("Txn", applied_late(30.0))
-    assert client.outcome() == (TIMED_OUT, 0.0)
-    client.loop.advance(29.9)
-    assert client.store.get("key") is None
-    client.loop.advance(0.1)
-    assert client.store.get("key") is not None
-
-
 def test_a_call_that_is_cancelled_applies_all_the_same(client: Client) -> None:
     client.etcd.fate = lambda _: Fate(2.0)
     task = client.loop.create_task(client.put("key"))
@@ -180,13 +170,3 @@ def test_progress_is_told_where_it_is_wanted(client: Client) -> None:
     client.loop.run_until_idle()
     assert [len(seen) for seen in (wanting, other)] == [3, 2]
     assert (wanting[-1].header.revision, list(wanting[-1].events)) == (2, [])
-
-
-def test_a_dead_process_hears_nothing(client: Client) -> None:
-    client.etcd.fate = lambda _: answered_late(1.0)
-    task = client.loop.create_task(client.put("key"))
-    client.loop.run_until_idle()
-    client.loop.kill()
-    client.loop.advance(10)
-    assert not task.done()
-    assert client.store.get("key") is not None

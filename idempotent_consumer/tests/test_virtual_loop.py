@@ -167,6 +167,7 @@ def test_a_process_dies_within_a_step_and_does_nothing_more(
                 do(what)
 
     loop.create_task(work())
+    loop.call_later(2, seen.append, "what is due after its end")
     with caplog.at_level(logging.DEBUG):
         loop.agenda.run()
         gc.collect()

@@ -317,7 +317,7 @@ class SimulatedBroker(amqp.FakeBroker):
 
     def refused(self, channel: amqp.ServerChannel, error: ChannelError) -> None:
         """Judge what the broker closes a channel for: the library never asks for it."""
-        self.run.violation(str(error), channel.loop.name)
+        self.run.violation(error.args[1], channel.loop.name)
 
     def dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
         super().dead_letter(queue, message, reason)

@@ -88,10 +88,11 @@ class World:
             process.life.kill()
 
     def _pass_s(self, seconds: float, enough: Callable[[], bool] = lambda: False) -> None:
-        """Let time pass, until it is enough, as is looked at now and then, or the run is broken."""
-        self.agenda.run(
-            self.agenda.now_s + seconds,
-            lambda: self._broken() or (self.agenda.happened % _LOOKED_AT_EVERY == 0 and enough()),
+        """Let time pass, until it is enough or the run is broken, as is looked at now and then."""
+        agenda = self.agenda
+        agenda.run(
+            agenda.now_s + seconds,
+            lambda: agenda.happened % _LOOKED_AT_EVERY == 0 and (self._broken() or enough()),
         )
 
     def _broken(self) -> bool:
@@ -133,18 +134,18 @@ class World:
         service = Service(SERVICE, noun="orders")
         Handlers(service, life, self.outside)
         process = SimulatedProcess(life, service, self.broker, self.etcd)
-        life.on_ended = lambda: self._ended(process, slot, number)
         self.processes.append(process)
         run.note(life.name, "starts")
 
-    def _ended(self, process: SimulatedProcess, slot: int, number: int) -> None:
-        if not process.life.in_step:
-            process.judge_counts()
-        self.outside.process_ended(process.life)
-        self.broker.leave(process.life)
-        rng = self.run.rng
-        again_s = rng.choice([rng.uniform(0.05, 2.0), rng.uniform(2.0, 30.0)])
-        self.agenda.later(again_s, partial(self._start, slot, number + 1))
+        def ended() -> None:
+            if not life.in_step:
+                process.judge_counts()
+            self.outside.process_ended(life)
+            self.broker.leave(life)
+            again_s = rng.choice([rng.uniform(0.05, 2.0), rng.uniform(2.0, 30.0)])
+            self.agenda.later(again_s, partial(self._start, slot, number + 1))
+
+        life.on_ended = ended
 
     def living(self) -> list[SimulatedProcess]:
         return [process for process in self.processes if process.life.alive]
@@ -157,17 +158,15 @@ class World:
             seconds = (_NOTICED_WITHIN_S / 2, 2 * _NOTICED_WITHIN_S)
             run.lasts("alarm", "broker", seconds, self.broker.set_alarm)
             self._pass_s(_NOTICED_WITHIN_S / 3)
-        now_s = self.agenda.now_s
         # Each commit on its way applies before its sender sees a reply, and takes the revision on.
-        on_their_way = COMMITS_IN_FLIGHT * self.plan.replicas + 4
-        known = self._snapshot.revision + on_their_way
-        living = self.living()
+        known = self._snapshot.revision + COMMITS_IN_FLIGHT * self.plan.replicas + 4
+        living = [process.life for process in self.living()]
         knowing = [
-            process.life
-            for process in living
-            if process.life.frozen_until_s < now_s
-            and process.life.answered
-            and (kind == "etcd wiped" or process.life.highest_revision > known)
+            life
+            for life in living
+            if life.frozen_until_s < self.agenda.now_s
+            and life.answered
+            and (kind == "etcd wiped" or life.highest_revision > known)
         ]
         run.fault(kind, "etcd", f"{len(knowing)} processes know better")
         self._may_start = False

@@ -94,11 +94,7 @@ class Ack(NamedTuple):
 
 
 class ChannelError(Exception):
-    """What the broker closes a channel for."""
-
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(text)
-        self.code = code
+    """What the broker closes a channel for: AMQP's code, and a text."""
 
 
 class FakeBroker:
@@ -359,7 +355,7 @@ class Session:
         """Close a channel for an error; the connection is still there."""
         if self.channels.pop(channel.number, None) is not None:
             channel.end()
-            self.send(channel.number, spec.Channel.Close(error.code, str(error), 0, 0))
+            self.send(channel.number, spec.Channel.Close(*error.args, 0, 0))
 
     def end(self) -> None:
         """Take back what is not acked; what is not confirmed never will be.

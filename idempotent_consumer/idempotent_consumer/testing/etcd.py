@@ -520,9 +520,8 @@ class FakeChannel:
     """The part of ``grpc.aio.Channel`` that etcd's client uses, as ``system.Channel`` has it."""
 
     def __init__(self, etcd: FakeEtcd, endpoint: str) -> None:
-        self._etcd, self._endpoint = etcd, endpoint
-        self._closed = False
-        self._pending: dict[Call, None] = {}
+        self._etcd, self._endpoint, self._closed = etcd, endpoint, False
+        self._calls: list[Call] = []
         self._watches: list[Watch] = []
 
     def unary_unary(
@@ -536,11 +535,9 @@ class FakeChannel:
             self._etcd.send(call)
             call.loop.act("behind", call)
             timer = call.loop.call_later(timeout, self._etcd.answer, call, TIMED_OUT)
-            self._pending[call] = None
             try:
                 outcome = await call.answer
             finally:
-                del self._pending[call]
                 timer.cancel()
             if isinstance(outcome, AioRpcError):
                 raise _again(outcome)
@@ -572,7 +569,7 @@ class FakeChannel:
     async def close(self, grace: float | None = None) -> None:
         """End every call under way: it is cancelled, as gRPC does it."""
         self._closed = True
-        for call in list(self._pending):
+        for call in self._calls:
             call.answer.cancel()
         for watch in self._watches:
             watch.deliver(CLOSED)
@@ -584,7 +581,9 @@ class FakeChannel:
         name = method.rpartition("/")[2]
         sent = getattr(pb, f"{name}Request").FromString(request)
         answer = loop.create_future()
-        return Call(loop.time(), name, sent, loop, self._endpoint, tuple(metadata), answer)
+        call = Call(loop.time(), name, sent, loop, self._endpoint, tuple(metadata), answer)
+        self._calls.append(call)
+        return call
 
 
 class Watch:

@@ -215,6 +215,7 @@ class Loop(_Base):  # type: ignore[misc]
         return not self.alive
 
     close = kill
+    get_debug = staticmethod(bool)  # False, as fast as can be: each future asks.
 
     async def _no_sockets(self, *_: Any, **_options: Any) -> NoReturn:
         raise RuntimeError("there is no network in memory: give the code under test a fake of it")
@@ -242,8 +243,8 @@ class Loop(_Base):  # type: ignore[misc]
             step._run()  # noqa: SLF001 - as event loops do
         finally:
             self.in_step = False
-        if spent_s := self.take_spent_s():
-            self.frozen_until_s = max(self.frozen_until_s, agenda.now_s + spent_s)
+        if self._spent_s:
+            self.frozen_until_s = max(self.frozen_until_s, agenda.now_s + self.take_spent_s())
         if not self.alive:
             self._unwind()
 
