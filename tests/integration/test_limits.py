@@ -80,8 +80,8 @@ def test_a_leases_end_of_more_than_grpc_receives_is_heard_of(rig: Rig) -> None:
 
 @pytest.mark.timeout(180)
 def test_a_batch_of_more_records_than_grpc_receives_is_settled(rig: Rig) -> None:
-    """Each of them holds an event to publish, whose process has died."""
-    events = orders(200)
+    """Each of them holds an event to publish, whose process has died: 69 MiB, and gRPC takes 64."""
+    events = orders(80)
     for event in events:
         held = {"id": f"{event['id']}/order/0", "type": "shipped", "args": {"a": "x" * 900_000}}
         value = encode(PUBLISHING, digest_of(event), "t", "now", [Outgoing(encode_event(held))])
@@ -89,7 +89,7 @@ def test_a_batch_of_more_records_than_grpc_receives_is_settled(rig: Rig) -> None
     assert rig.start("order").terminate() == 0
     rig.broker.publish(events)  # So that they come all at once.
     service = rig.start("order")
-    becomes(lambda: rig.statsd.count("orders_processed_skipped"), len(events), 60)
+    becomes(lambda: rig.statsd.count("orders_processed_skipped"), len(events), 120)
     rig.drained("order")
     assert rig.store.done("order") == ids(events)
     assert rig.statsd.count("orders_ignored") == len(events), "what was published came back"
