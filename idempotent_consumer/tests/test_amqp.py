@@ -515,16 +515,3 @@ def test_pika_still_has_the_method_or_the_attributes(
         assert expected <= {*found.__init__.__code__.co_names}, sentence
     else:
         assert list(inspect.signature(found).parameters) == expected, sentence
-
-
-def test_pika_keeps_the_beginning_of_a_frame_in_its_buffer() -> None:
-    """What the reader leaves there is taken for the start of what comes next."""
-    connection = pika.SelectConnection(
-        pika.ConnectionParameters(), internal_connection_workflow=False
-    )
-    try:
-        connection._on_data_available(b"\x01\x00")
-        connection._on_data_available(b"\x01")
-        assert connection._frame_buffer == b"\x01\x00\x01"
-    finally:
-        connection.ioloop.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -64,14 +65,16 @@ def test_it_holds_what_a_set_holds(seed: int) -> None:
     assert not any(map(cache.holds, model))
 
 
-def test_it_never_grows_past_its_bound_and_keeps_the_youngest() -> None:
-    cache = Cache(100)
+@pytest.mark.parametrize(("bound", "youngest"), [(1, 1), (100, 20)])
+def test_it_never_grows_past_its_bound_and_keeps_the_youngest(bound: int, youngest: int) -> None:
+    cache = Cache(bound)
     for number in range(1000):
         cache.add(digest(number))
-        assert len(cache) <= 100
-        assert all(cache.holds(digest(n)) for n in range(max(0, number - 20), number + 1))
+        assert len(cache) <= bound
+        first = max(0, number + 1 - youngest)
+        assert all(cache.holds(digest(n)) for n in range(first, number + 1))
     assert not any(cache.holds(digest(n)) for n in range(700))
-    assert len(cache) > 90
+    assert len(cache) > 0.9 * bound
 
 
 def test_half_its_bound_finds_room() -> None:
@@ -81,14 +84,6 @@ def test_half_its_bound_finds_room() -> None:
         cache.add(digest(number))
     forgotten = sum(not cache.holds(digest(number)) for number in range(bound // 2))
     assert forgotten < bound // 2 / 1000
-
-
-def test_the_smallest_cache_still_works() -> None:
-    cache = Cache(1)
-    cache.add(digest(1))
-    assert cache.holds(digest(1))
-    cache.add(digest(2))
-    assert not cache.holds(digest(1))
 
 
 # The import: every record once, at one revision; then the deletions.
@@ -250,13 +245,19 @@ def test_all_pages_are_of_one_revision_and_the_watch_begins_after_it(following: 
     assert watch.start_revision == revision + 1
 
 
-def test_only_what_is_done_is_held(following: Following) -> None:
-    following.record("1")
-    following.record("2", state="claimed")
-    following.record("3", state="released")
-    following.store.put(PREFIX + "4", b"an operator's")
-    following.start()
-    assert [following.holds(each) for each in "1234"] == [True, False, False, False]
+def test_only_what_is_done_at_its_revision_is_imported(following: Following) -> None:
+    """What the process that starts it has recorded since, it has put in the cache by itself."""
+    following.record("done")
+    following.record("claimed", state="claimed")
+    following.record("released", state="released")
+    following.store.put(PREFIX + "foreign", b"an operator's")
+    revision = following.store.revision
+    following.record("later")
+    following.cache.add(digest_of("its own"))
+    watch = following.start(revision)
+    ids = ("done", "claimed", "released", "foreign", "later", "its own")
+    assert {each for each in ids if following.holds(each)} == {"done", "its own"}
+    assert watch.start_revision == revision + 1
 
 
 @pytest.mark.parametrize(
@@ -341,29 +342,6 @@ def test_an_import_whose_first_page_takes_long_is_not_begun_again(following: Fol
     assert len(following.pages) == 1
 
 
-def test_a_watch_in_which_nothing_happens_is_not_given_up(following: Following) -> None:
-    following.record("1")
-    following.start()
-    for _ in range(10):
-        following.store.progress()
-        following.reconnect()
-    assert (len(following.pages), len(following.etcd.sent("Watch"))) == (1, 11)
-    assert following.holds("1")
-
-
-def test_records_from_after_its_revision_are_left_out(following: Following) -> None:
-    """The process that starts it has put those in the cache by itself."""
-    following.record("before")
-    revision = following.store.revision
-    following.record("later")
-    following.cache.add(digest_of("its own"))
-    watch = following.start(revision)
-    assert following.holds("before")
-    assert not following.holds("later")
-    assert following.holds("its own")
-    assert watch.start_revision == revision + 1
-
-
 @pytest.mark.parametrize("imported", [True, False])
 def test_cancelled_it_ends_its_watch_or_reads_nothing(following: Following, imported: bool) -> None:
     following.begin()
@@ -428,11 +406,15 @@ def test_a_watch_that_keeps_failing_at_one_revision_is_given_up(following: Follo
     assert line["log_level"] == "warning"
 
 
-def test_a_watch_that_fails_now_and_then_is_not_given_up(following: Following) -> None:
+def nothing_happens(following: Following) -> None:
+    for _ in range(10):
+        following.store.progress()
+        following.reconnect()
+    assert len(following.etcd.sent("Watch")) == 11
+
+
+def fails_now_and_then(following: Following) -> None:
     """It has told of what was deleted in between, or would have had the time to."""
-    following.record(*MANY)
-    following.start()
-    pages = len(following.pages)
     for each in MANY[:8]:
         following.etcd.breaks, following.etcd.replies = 3, 1
         following.etcd.end_watches()
@@ -441,21 +423,25 @@ def test_a_watch_that_fails_now_and_then_is_not_given_up(following: Following) -
     for _ in range(8):
         following.loop.advance(60)
         following.reconnect()
-    assert following.stuck() == []
-    assert len(following.pages) == pages
 
 
-def test_an_etcd_that_is_away_for_long_is_not_stuck(following: Following) -> None:
-    following.record("1")
-    following.start()
-    pages = len(following.pages)
+def is_away_for_long(following: Following) -> None:
     following.etcd.breaks, following.etcd.replies = 100, 0
     following.etcd.end_watches()
     following.loop.advance(100 * LONGER_THAN_ANY_BACKOFF_S)
     assert following.etcd.breaks == 0
+
+
+@pytest.mark.parametrize("happens", [nothing_happens, fails_now_and_then, is_away_for_long])
+def test_a_watch_that_gets_further_is_not_given_up(
+    following: Following, happens: Callable[[Following], None]
+) -> None:
+    following.record("kept", *MANY)
+    following.start()
+    happens(following)
     assert following.stuck() == []
-    assert len(following.pages) == pages
-    assert following.holds("1")
+    assert len(following.pages) == 1
+    assert following.holds("kept")
 
 
 def test_what_went_before_a_second_import_is_not_held(following: Following) -> None:

@@ -93,16 +93,6 @@ async def fail() -> None:
     raise ConnectionError("closed")
 
 
-def test_what_a_coroutine_returns_is_its_effects(bench: Bench) -> None:
-    async def write(event: Event, timeout_s: float) -> Put:
-        await asyncio.sleep(timeout_s - 1)
-        return Put(f"/seen/{event.id}", b"x")
-
-    returned = bench.wait(write)
-    assert (returned.effects.puts, returned.error) == ((Put("/seen/1", b"x"),), "")
-    assert returned.elapsed_s == TIMEOUT_S - 1
-
-
 @pytest.mark.parametrize(
     "error", [ConnectionError("no"), SystemExit("no"), asyncio.CancelledError("no")]
 )

@@ -13,14 +13,12 @@ from idempotent_consumer.calls import Handler
 from idempotent_consumer.event import Event
 from idempotent_consumer.flow import ACK_ALL_EVERY_S
 from idempotent_consumer.records import CLAIMED, DONE, RELEASED
-from idempotent_consumer.records import decode as decode_record
 from idempotent_consumer.service import FINISH_WITHIN_S
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.broker import Ack
 from idempotent_consumer.testing.etcd import (
     FINE,
     REQUEST_LOST,
-    TIMED_OUT,
     Call,
     Fate,
     answered_late,
@@ -86,17 +84,6 @@ def test_an_event_is_claimed_then_called_then_done_then_acked(order: Order) -> N
     assert order.counts() == {"received": 1, "processed": 1, "sent": 1}
 
 
-def test_duplicates_share_the_end_of_the_call_and_another_body_waits(order: Order) -> None:
-    order.deliver(body("1"), body("1"), body("1", n=2))
-    order.deliver(body("1"))
-    assert (order.acks, order.forwarded) == ([], [])
-    order.claimed.end()
-    order.deliver(body("1"))
-    assert order.claimed.calls == ["1"]
-    ended = {"processed": 1, "processed_skipped": 3, "conflicted": 1}
-    assert order.counts() == {"received": 5, **ended, "sent": 1}
-
-
 def test_a_slow_call_holds_up_nothing_else(order: Order) -> None:
     """Its ack is missing, so the others' are single, in a moment."""
     order.deliver(body("1"), body("2"), body("3"))
@@ -130,94 +117,34 @@ def test_a_call_that_raises_releases_the_claim_then_retries_then_acks(order: Ord
     assert order.count("processed") == 1
 
 
-def test_without_etcd_the_call_is_made_or_retried_without_a_claim(order: Order) -> None:
-    order = order.world.start(Claimed(fails=1), settings=Settings())
-    order.deliver(body("1"), body("1"), body("1"))
-    assert order.claimed.calls == ["1", "1", "1"]
-    assert order.counts() == {"received": 3, "processed": 2, "retried": 1, "sent": 2}
-
-
 # Slots.
 
 
 @pytest.mark.parametrize("is_coroutine", [True, False])
 def test_no_more_is_claimed_than_can_be_called(order: Order, is_coroutine: bool) -> None:
-    """A slot is taken before the claim: a process that dies leaves two claims behind, not fifty."""
-    claimed, plain = Claimed(waits=True), Plain(order.world, takes_s=1.0)
-    calls = claimed.calls if is_coroutine else plain.calls
-    handler = claimed.handler if is_coroutine else plain.handler
-    order = order.world.start(handler, settings=TWO_AT_ONCE)
-    order.deliver(*(body(str(n)) for n in range(50)))
-    assert (len(calls), order.claims()) == (2, 2)
-    most = 0
-    while order.count("processed") < 50:
-        claimed.end(*calls[-2:])
-        order.advance(0.1)
-        most = max(most, order.claims())
-    assert most == 2
-    assert len(calls) == 50
+    """A process that dies leaves two claims behind for their lease, not fifty.
 
-
-def test_no_more_is_claimed_while_records_of_finished_calls_are_not_there(order: Order) -> None:
-    """etcd loses requests: each such claim would stay behind for a lease if the process died."""
+    etcd loses requests, so the records of finished calls are not there at once.
+    """
     chance, most = Random(1), 0
 
-    def fate(call: Call) -> Fate:
-        if call.method != "Txn":
-            return FINE
+    def fate(_: Call) -> Fate:
         late_s = chance.random()
         return REQUEST_LOST if chance.random() < 0.3 else Fate(late_s, late_s)
 
-    order = order.world.start(Claimed(), settings=TWO_AT_ONCE)
+    plain = Plain(order.world, takes_s=1.0)
+    handler = Claimed().handler if is_coroutine else plain.handler
+    order = order.world.start(handler, settings=TWO_AT_ONCE)
     order.etcd.fate = fate
     order.deliver(*(body(str(n)) for n in range(50)))
     while order.count("processed") < 50:
         order.advance(0.05)
         most = max(most, order.claims())
     assert most == 2
-
-
-def test_a_slot_is_free_again_after_each_end_of_a_call(order: Order) -> None:
-    """However the one before has ended: done, failed, or not made at all."""
-    order.world.start(Claimed()).deliver(body("done by another"))
-    order = order.world.start(Claimed(fails=3), settings=ONE_AT_ONCE)
-    order.deliver(*map(body, ("1", "2", "3", "done by another", "4", "5")))
-    ended = {"retried": 3, "processed": 2, "processed_skipped": 1}
-    assert order.counts() == {"received": 6, **ended, "sent": 2}
+    assert all(change.lease for change in order.store.puts("/service/order/"))
 
 
 # Two processes.
-
-
-@pytest.mark.parametrize(
-    ("their_end", "waited_s", "ended"),
-    [
-        ("done", 30.0, {"processed_skipped": 1}),
-        ("released", 0.0, {"processed": 1, "sent": 1}),
-        ("killed", 14.0, {"processed": 1, "sent": 1}),
-    ],
-)
-def test_a_claim_of_another_is_waited_for_until_it_ends(
-    order: Order, their_end: str, waited_s: float, ended: dict[str, int]
-) -> None:
-    """By its record, its release, or soon after its lease where its process was killed."""
-    theirs = Claimed(fails=int(their_end == "released"), waits=True, timeout_s=60.0)
-    if their_end == "killed":
-        theirs = Claimed(waits=True)
-    other = order.world.start(theirs, settings=RETRIES_MUCH_LATER)
-    other.deliver(body("1"))
-    order.deliver(body("1"))
-    if their_end == "killed":
-        other.kill()
-    order.advance(waited_s)
-    assert (order.acks, order.forwarded, order.claimed.calls) == ([], [], [])
-    if their_end != "killed":
-        theirs.end()
-    order.advance(OTHERS_TURN_S + (their_end == "killed"))
-    order.claimed.end()
-    assert order.claimed.calls == (["1"] if "sent" in ended else [])
-    assert order.counts() == {"received": 1, **ended}
-    assert order.record().state == DONE
 
 
 def test_who_waits_for_another_asks_a_few_times_a_second_and_is_named_once(order: Order) -> None:
@@ -251,19 +178,6 @@ def test_an_attempt_to_claim_that_applies_late_ends_by_itself(order: Order) -> N
 # The lease and the call.
 
 
-def test_a_call_that_its_lease_does_not_cover_is_claimed_anew(order: Order, plain: Plain) -> None:
-    """etcd has been away for so long that the claim might end during the call."""
-    order = order.world.start(plain.handler, threads=threads_that_start_after(10.5))
-    order.deliver(body("1"))
-    order.etcd.fate = lambda _: REQUEST_LOST
-    order.advance(10.5)
-    assert plain.calls == []
-    order.etcd.fate = lambda _: FINE
-    order.advance(6)
-    assert plain.calls == ["1"]
-    assert order.counts() == {"received": 1, "processed": 1, "sent": 1}
-
-
 def test_a_call_that_waited_for_a_thread_is_not_made_under_a_claim_that_is_gone(
     order: Order, plain: Plain
 ) -> None:
@@ -287,18 +201,32 @@ def test_a_call_that_waited_for_a_thread_is_not_made_under_a_claim_that_is_gone(
     assert order.count("processed_skipped") == 1
 
 
-@pytest.mark.parametrize("suspended", [False, True])
-def test_a_process_that_stood_still_does_not_call_under_a_lease_that_has_ended(
-    order: Order, plain: Plain, suspended: bool
+def etcd_is_away(order: Order) -> None:
+    """With its lease of 15 s the claim might end during the call."""
+    order.etcd.fate = lambda _: REQUEST_LOST
+    order.advance(10.5)
+    assert order.count("sent") == 0
+    order.etcd.fate = lambda _: FINE
+
+
+@pytest.mark.parametrize(
+    ("waits_s", "happens"),
+    [
+        (10.5, etcd_is_away),
+        (1.0, lambda order: order.world.skip(60)),
+        # The loop's clock stands still meanwhile, etcd's does not.
+        (1.0, lambda order: order.world.suspend(3600)),
+    ],
+    ids=["etcd is away", "the process is frozen", "its machine is suspended"],
+)
+def test_a_call_that_its_lease_does_not_cover_is_claimed_again(
+    order: Order, plain: Plain, waits_s: float, happens: Callable[[Order], None]
 ) -> None:
-    """Frozen alone, or with its machine: then its loop's clock has stood still, etcd's has not."""
-    order = order.world.start(plain.handler, threads=threads_that_start_after(1.0))
+    """It waits for a thread, and by then the claim may end during the call, or has ended."""
+    order = order.world.start(plain.handler, threads=threads_that_start_after(waits_s))
     order.deliver(body("1"))
-    if suspended:
-        order.world.suspend(3600)
-    else:
-        order.world.skip(60)
-    order.advance(1 + OTHERS_TURN_S)
+    happens(order)
+    order.advance(6)
     assert plain.states == [CLAIMED]
     assert order.counts() == {"received": 1, "processed": 1, "sent": 1}
 
@@ -419,25 +347,6 @@ def test_a_defect_in_any_task_ends_the_run(order: Order, method: str) -> None:
         order.advance(10)
     assert raised.group_contains(RuntimeError, match="a defect")
     assert order.task.done()
-
-
-def test_no_claim_is_ever_put_without_a_lease(order: Order) -> None:
-    """A lease of 0 is none to etcd: such a claim of a dead process would never end."""
-    order = order.world.start(Claimed())
-    order.deliver(body("1"))
-    order.advance(601)  # The window's bucket is over; the claims' lease is kept alive.
-    order.etcd.fate = lambda _: Fate(None, 5.0, TIMED_OUT)
-    order.deliver(body("2"))  # The claims' lease is there, the window's is waited for.
-    order.advance(40)
-    order.etcd.fate = lambda _: FINE
-    order.advance(30)
-    claims = [
-        change
-        for change in order.store.puts("/service/order/")
-        if decode_record(change.value or b"").state == CLAIMED
-    ]
-    assert {change.key for change in claims} == {b"/service/order/1", b"/service/order/2"}
-    assert all(change.lease for change in claims)
 
 
 def test_deliveries_that_went_back_are_not_kept(order: Order) -> None:

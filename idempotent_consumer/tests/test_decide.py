@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from idempotent_consumer.event import Checked, Outgoing
@@ -50,100 +52,93 @@ def record(state: str, token: str, digest: str = DIGEST) -> Record:
     return Record(state, digest, token, "2026-01-01T00:00:00+00:00", FOUND, events)
 
 
-def decided(
-    kind: Kind, found: Record | None, *, published: bool = False, waits: int = 0, held: bool = False
-) -> Action:
-    return decide(Answer(ask(kind), False, found=found), MINE, PROCESS, published, waits, held)
-
-
-@pytest.mark.parametrize(
-    ("kind", "action"),
-    [
-        (Kind.RECORD, Done(MINE)),
-        (Kind.PUBLISH, PublishEvents(PUT, EVENTS, MINE)),
-        (Kind.CLAIM, Call(PUT, LEASE)),
-        (Kind.RELEASE, Fail()),
-    ],
-)
-def test_what_has_landed_goes_on_to_its_next_step(kind: Kind, action: Action) -> None:
-    assert decide(Answer(ask(kind), True, LEASE), MINE, PROCESS, False, 0, False) == action
-
-
-def test_a_record_is_done_by_whoever_has_begun_it() -> None:
-    """Whoever ends a publishing record of another process leaves that one's token in it."""
-    answer = Answer(ask(Kind.RECORD, THEIRS), True)
-    assert decide(answer, MINE, PROCESS, True, 0, False) == Done(THEIRS)
-
-
 def each(look: Action, release: Action, others: Action) -> dict[Kind, Action]:
     """Return the row of a record that stands in nobody's way."""
     return {**dict.fromkeys(Kind, others), Kind.LOOK: look, Kind.RELEASE: release}
 
 
-TABLE: list[tuple[Record | None, dict[Kind, Action]]] = [
-    (None, each(Fail(), Fail(), Again(None))),
-    (record(RELEASED, THEIRS), each(Fail(), Fail(), Again(FOUND))),
-    (record(CLAIMED, OURS), each(Wait(), Again(FOUND), Again(FOUND))),
-    (record(CLAIMED, THEIRS), dict.fromkeys(Kind, Wait())),
-    (record(CLAIMED, THEIRS, OTHER_DIGEST), dict.fromkeys(Kind, Wait())),
-    (record(PUBLISHING, THEIRS), dict.fromkeys(Kind, Wait())),
-    (record(PUBLISHING, OURS), dict.fromkeys(Kind, Wait())),
-    (record(PUBLISHING, THEIRS, OTHER_DIGEST), dict.fromkeys(Kind, Conflict(OTHER_DIGEST))),
-    (record(DONE, THEIRS), dict.fromkeys(Kind, Done(THEIRS, record(DONE, THEIRS)))),
-    (record(DONE, MINE), dict.fromkeys(Kind, Done(MINE))),
-    (record(DONE, THEIRS, OTHER_DIGEST), dict.fromkeys(Kind, Conflict(OTHER_DIGEST))),
-    (record(DONE, MINE, OTHER_DIGEST), dict.fromkeys(Kind, Conflict(OTHER_DIGEST))),
+def every(action: Action) -> dict[Kind, Action]:
+    return dict.fromkeys(Kind, action)
+
+
+ENOUGH = WAITS_FOR_ITS_EVENTS
+TABLE: list[tuple[Record | None, dict[str, Any], dict[Kind, Action]]] = [
+    (None, {}, each(Fail(), Fail(), Again(None))),
+    (record(RELEASED, THEIRS), {}, each(Fail(), Fail(), Again(FOUND))),
+    (record(RELEASED, MINE), {}, each(Fail(), Fail(), Again(FOUND))),
+    (record(CLAIMED, OURS), {}, each(Wait(), Again(FOUND), Again(FOUND))),
+    (record(CLAIMED, THEIRS), {}, every(Wait())),
+    (record(CLAIMED, THEIRS, OTHER_DIGEST), {}, every(Wait())),
+    (record(PUBLISHING, THEIRS), {}, every(Wait())),
+    (record(PUBLISHING, OURS), {}, every(Wait())),
+    (record(PUBLISHING, THEIRS, OTHER_DIGEST), {}, every(Conflict(OTHER_DIGEST))),
+    (record(DONE, THEIRS), {}, every(Done(THEIRS, record(DONE, THEIRS)))),
+    (record(DONE, MINE), {}, every(Done(MINE))),
+    (record(DONE, THEIRS, OTHER_DIGEST), {}, every(Conflict(OTHER_DIGEST))),
+    (record(DONE, MINE, OTHER_DIGEST), {}, every(Conflict(OTHER_DIGEST))),
+    # Another's claim is waited for however long it takes, its events for so long and no longer.
+    (record(CLAIMED, THEIRS), {"waits": 1000}, every(Wait())),
+    (record(PUBLISHING, THEIRS), {"waits": ENOUGH - 1}, every(Wait())),
+    (record(PUBLISHING, THEIRS), {"waits": ENOUGH}, every(PublishEvents(FOUND, EVENTS, THEIRS))),
+    # An event whose record has gone before its last step starts over.
+    (None, {"published": True}, {Kind.RECORD: StartOver()}),
+    (record(RELEASED, THEIRS), {"published": True}, {Kind.RECORD: StartOver()}),
+    (record(CLAIMED, OURS), {"published": True}, {Kind.RECORD: StartOver()}),
+    # An event that is held is called again instead of retried.
+    (None, {"held": True}, {Kind.RELEASE: StartOver()}),
+    (record(RELEASED, THEIRS), {"held": True}, {Kind.RELEASE: StartOver()}),
+    (record(RELEASED, MINE), {"held": True}, {Kind.RELEASE: StartOver()}),
 ]
+"""By what is found and what has been so far, what follows for each kind of ask."""
+
+
+def decided(answer: Answer, published: bool = False, waits: int = 0, held: bool = False) -> Action:
+    return decide(answer, MINE, PROCESS, published, waits, held)
 
 
 @pytest.mark.parametrize(
-    ("kind", "found", "action"),
-    [(kind, found, action) for found, row in TABLE for kind, action in row.items()],
+    ("kind", "found", "so_far", "action"),
+    [(kind, found, so_far, row[kind]) for found, so_far, row in TABLE for kind in row],
 )
-def test_what_stands_in_the_way_decides(kind: Kind, found: Record | None, action: Action) -> None:
-    assert decided(kind, found) == action
-
-
-@pytest.mark.parametrize("kind", list(Kind))
-def test_events_that_nobody_publishes_are_published_after_enough_waits(kind: Kind) -> None:
-    found = record(PUBLISHING, THEIRS)
-    assert decided(kind, found, waits=WAITS_FOR_ITS_EVENTS - 1) == Wait()
-    assert decided(kind, found, waits=WAITS_FOR_ITS_EVENTS) == PublishEvents(FOUND, EVENTS, THEIRS)
-
-
-@pytest.mark.parametrize("waits", [0, WAITS_FOR_ITS_EVENTS, 1000])
-def test_a_claim_of_another_process_is_waited_for_however_long_it_takes(waits: int) -> None:
-    assert decided(Kind.CLAIM, record(CLAIMED, THEIRS), waits=waits) == Wait()
-
-
-@pytest.mark.parametrize("found", [None, record(RELEASED, THEIRS), record(CLAIMED, OURS)])
-def test_an_event_whose_record_has_gone_before_its_last_step_starts_over(
-    found: Record | None,
+def test_what_stands_in_the_way_decides(
+    kind: Kind, found: Record | None, so_far: dict[str, Any], action: Action
 ) -> None:
-    assert decided(Kind.RECORD, found, published=True) == StartOver()
+    answer = Answer(ask(kind), False, found=found)
+    assert decided(answer, **so_far) == action
+    if kind in (Kind.CLAIM, Kind.RECORD):
+        assert decided(answer, **so_far, held=True) == action, "it decides about failures alone"
 
 
-@pytest.mark.parametrize("found", [None, record(RELEASED, THEIRS), record(RELEASED, MINE)])
-def test_an_event_that_is_held_is_called_again_instead_of_retried(found: Record | None) -> None:
-    assert decided(Kind.RELEASE, found) == Fail()
-    assert decided(Kind.RELEASE, found, held=True) == StartOver()
-    assert decide(Answer(ask(Kind.RELEASE), True), MINE, PROCESS, False, 0, True) == StartOver()
+@pytest.mark.parametrize(
+    ("landed", "held", "action"),
+    [
+        (ask(Kind.RECORD), False, Done(MINE)),
+        # Whoever ends a publishing record of another process leaves that one's token in it.
+        (ask(Kind.RECORD, THEIRS), False, Done(THEIRS)),
+        (ask(Kind.PUBLISH), False, PublishEvents(PUT, EVENTS, MINE)),
+        (ask(Kind.CLAIM), False, Call(PUT, LEASE)),
+        (ask(Kind.RELEASE), False, Fail()),
+        (ask(Kind.RELEASE), True, StartOver()),
+    ],
+)
+def test_what_has_landed_goes_on_to_its_next_step(landed: Ask, held: bool, action: Action) -> None:
+    assert decided(Answer(landed, True, LEASE), held=held) == action
 
 
-@pytest.mark.parametrize("kind", [Kind.CLAIM, Kind.RECORD])
-@pytest.mark.parametrize("found", [None, *(found for found, _ in TABLE if found)])
-def test_whether_it_is_held_decides_nothing_else(kind: Kind, found: Record | None) -> None:
-    assert decided(kind, found, held=True) == decided(kind, found)
-
-
-def test_a_look_that_lands_cannot_be() -> None:
-    with pytest.raises(ValueError, match="look"):
-        decide(Answer(ask(Kind.LOOK), True), MINE, PROCESS, False, 0, False)
-
-
-@pytest.mark.parametrize("kind", sorted(set(Kind) - {Kind.LOOK}))
-def test_an_ask_refused_by_the_record_that_it_expects_cannot_be(kind: Kind) -> None:
-    """A record as expected stands in nobody's way: such an ask is sent again, not answered."""
-    found = record(CLAIMED, THEIRS)._replace(value=EXPECTED)
-    with pytest.raises(ValueError, match="refused"):
-        decided(kind, found)
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (Answer(ask(Kind.LOOK), True), "look"),
+        # A record as expected stands in nobody's way: such an ask is sent again, not answered.
+        *(
+            (
+                Answer(ask(kind), False, found=record(CLAIMED, THEIRS)._replace(value=EXPECTED)),
+                "ref",
+            )
+            for kind in sorted(set(Kind) - {Kind.LOOK})
+        ),
+    ],
+)
+def test_an_answer_that_cannot_be_is_refused(answer: Answer, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        decided(answer)

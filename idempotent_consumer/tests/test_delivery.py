@@ -1,4 +1,4 @@
-"""A delivery: which ack settles it, on its own channel alone, and what it is sent on with."""
+"""A delivery: which ack settles it, and what it is sent on with."""
 
 from __future__ import annotations
 
@@ -14,23 +14,11 @@ from idempotent_consumer.bus import Delivery, Epoch
 
 
 class Channel:
-    """Keeps the acks; it is its own connection too."""
+    """Keeps the acks."""
 
     def __init__(self) -> None:
-        self.is_open = self.is_read = True
+        self.is_open = True
         self.acks: list[tuple[int, bool]] = []
-
-    @property
-    def connection(self) -> Channel:
-        return self
-
-    def pause_reading(self) -> None:
-        assert self.is_read
-        self.is_read = False
-
-    def resume_reading(self) -> None:
-        assert not self.is_read
-        self.is_read = True
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
         self.acks.append((delivery_tag, multiple))
@@ -40,40 +28,8 @@ def epoch_with(deliveries: int) -> tuple[Epoch, Channel, list[Delivery]]:
     channel = Channel()
     epoch = Epoch(1, channel)
     for tag in range(1, deliveries + 1):
-        epoch.arrived(tag, 10.0 * tag)
+        epoch.arrived(tag)
     return epoch, channel, [Delivery(epoch, t, None, b"") for t in range(1, deliveries + 1)]
-
-
-@pytest.mark.parametrize(
-    ("steps", "acks"),
-    [
-        ("flush", []),
-        ("1 2 3 flush", [(3, True)]),
-        # A multiple ack over a gap would ack what is still in flight.
-        ("1 2 4 6 flush", [(2, True)]),
-        ("1 2 4 6 flush past-gap", [(2, True), (4, False), (6, False)]),
-        ("2 3 past-gap", [(2, False), (3, False)]),
-        ("3 flush 2 1 4 flush", [(4, True)]),
-        ("1 flush past-gap flush", [(1, True)]),
-        ("1 closing past-gap", []),
-    ],
-)
-def test_a_settled_prefix_is_one_ack_and_what_is_past_a_gap_is_acked_singly_in_the_end(
-    steps: str, acks: list[tuple[int, bool]]
-) -> None:
-    epoch, channel, deliveries = epoch_with(6)
-    for step in steps.split():
-        match step:
-            case "flush":
-                epoch.flush()
-            case "past-gap":
-                epoch.flush_past_gap()
-            case "closing":
-                channel.is_open = False
-            case tag:
-                assert deliveries[int(tag) - 1].settle()
-    assert channel.acks == acks
-    assert epoch.in_hand == 6 - len({step for step in steps.split() if step.isdigit()})
 
 
 def test_after_the_end_nothing_is_settled_and_what_was_in_hand_is_counted() -> None:
@@ -105,22 +61,7 @@ def test_in_any_order_exactly_the_settled_are_acked(number: int, data: Any) -> N
                 unacked -= {t for t in unacked if t <= tag} if multiple else {tag}
             channel.acks.clear()
             assert unacked == set(range(1, number + 1)) - settled
-
-
-def test_with_too_many_bytes_in_hand_nothing_is_read_until_half_of_them_are_settled() -> None:
-    """A channel that ends is read on: the broker's agreement to its close has to be read."""
-    channel = Channel()
-    epoch = Epoch(1, channel, max_bytes=100)
-    assert [epoch.arrived(tag, size_bytes=40) for tag in (1, 2)] == [False, False]
-    assert channel.is_read
-    assert [epoch.arrived(tag, size_bytes=40) for tag in (3, 4)] == [True, False]
-    for tag, is_read in ((3, False), (1, False), (2, True), (4, True)):
-        epoch.settle(tag)
-        assert channel.is_read == is_read
-    epoch.arrived(5, size_bytes=101)
-    assert (channel.is_read, epoch.pauses) == (False, 2)
-    epoch.end()
-    assert channel.is_read
+            assert epoch.in_hand == len(unacked)
 
 
 # What it is sent on with. All else stays the bytes that came.

@@ -13,11 +13,8 @@ from types import FrameType
 
 import pika
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from fakes.bodies import INVALID, Json, events, written
-from fakes.corpus import LARGE, shown
+from fakes.corpus import LARGE, NO_EVENTS, ODD_EVENTS
 from fakes.events import Claimed, Pure, body
 from fakes.ledger import OTHER_DIGEST
 from fakes.world import DEAD_LETTERS, FIRST_RETRY, Order, World
@@ -27,7 +24,6 @@ from idempotent_consumer.event import Event, Outgoing, Publish, Put, decode
 from idempotent_consumer.metrics import BOUNDS_S
 from idempotent_consumer.names import encode_id
 from idempotent_consumer.records import CLAIMED, DONE, PUBLISHING, RELEASED, encode
-from idempotent_consumer.records import decode as decode_record
 from idempotent_consumer.service import FINISH_WITHIN_S
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.broker import Ack
@@ -41,7 +37,7 @@ from idempotent_consumer.testing.etcd import (
 )
 from idempotent_consumer.testing.process import SETTINGS
 
-BODIES = 800
+BODIES = 200
 RETRIED_S = 72.0
 """The retry delays together, and a second."""
 
@@ -70,72 +66,48 @@ def test_an_event_is_handled_recorded_and_then_acked(order: Order) -> None:
     assert order.acks == [Ack(1, (1,), True)]
     assert (order.pure.seen, batch_sizes(order)) == (["1"], [1])
     assert order.counts() == {"received": 1, "processed": 1}
-
-
-def test_nothing_is_acked_while_the_outcome_is_unknown(order: Order) -> None:
-    """Whatever was sent meanwhile, each event is processed once."""
-    order.etcd.fate = lambda _: ANSWER_LOST
-    order.deliver(body("1"), body("2"))
-    order.advance(600)
-    assert (order.acks, order.forwarded, order.in_hand) == ([], [], 2)
-    order.etcd.fate = lambda _: FINE
-    order.advance(30)
-    assert order.acks == [Ack(1, (1, 2), True)]
-    assert order.counts() == {"received": 2, "processed": 2}
-    assert order.pure.seen == ["1", "2"]
-    assert order.store.get("/orders/1").version == 1
+    order.deliver(body("1", n=1), body("1", n=2))
+    ended = {"processed": 1, "processed_skipped": 1, "conflicted": 1}
+    assert order.counts() == {"received": 3, **ended}
+    assert [message.headers["x-reason"] for message in order.parked] == ["conflict"]
+    assert order.store.get("/orders/1").value == b'{"n":1}'
 
 
 @pytest.mark.parametrize(
-    ("theirs", "fails", "arrive", "recorded", "skipped", "parked"),
+    ("event_type", "fails", "fate", "ended"),
     [
-        ("", 0, "1 1", 1, 1, ""),
-        ("", 0, "11111", 1, 4, ""),
-        ("", 0, "1 2", 1, 0, "2"),
-        # The others wait for the first's record; their duplicates are judged against it, too.
-        ("", 0, "12132", 1, 1, "223"),
-        # Nothing is recorded of what fails, so the next one is the event, and no retry of another.
-        ("", 1, "12", 2, 0, "1"),
-        ("", 2, "12343", 3, 1, "124"),
-        ("1", 0, "1", 1, 1, ""),
-        ("3", 0, "123432", 3, 2, "1224"),
-        # The record is looked at first: an ack was lost, and a retry would process it again.
-        ("1", 1, "1", 1, 1, ""),
-        ("1", 1, "2", 1, 0, "2"),
+        ("new_order", 0, ANSWER_LOST, {"processed": 2}),
+        # It may be a duplicate, or another replica may have begun it: that is not known yet.
+        ("new_order", 2, REQUEST_LOST, {"retried": 2, "processed": 2}),
+        ("refund", 0, REQUEST_LOST, {"ignored": 2}),
     ],
 )
-def test_of_the_bodies_of_one_id_the_first_that_is_recorded_is_the_event(
-    order: Order, theirs: str, fails: int, arrive: str, recorded: int, skipped: int, parked: str
+def test_nothing_is_settled_while_etcd_does_not_answer(
+    order: Order, event_type: str, fails: int, fate: Fate, ended: dict[str, int]
 ) -> None:
-    """Each digit is a body. ``theirs`` is another replica's; a space lets all before it end."""
-    for digit in theirs:
-        order.world.start().deliver(body("1", n=int(digit)))
     order.pure.fails = fails
-    for batch in arrive.split():
-        order.deliver(*(body("1", n=int(digit)) for digit in batch))
-    processed, retried = int(not theirs), 0 if theirs else fails
-    assert (order.count("processed"), order.count("retried")) == (processed, retried)
-    order.advance(2.0)
-    assert order.count("received") == len(arrive.replace(" ", "")) + retried
-    counts = [order.count(name) for name in ("processed", "processed_skipped", "retried")]
-    assert counts == [processed, skipped, retried]
-    assert order.count("conflicted") == len(parked)
-    bodies = [body("1", n=int(digit)) for digit in parked]
-    assert sorted(message.body for message in order.parked) == bodies
-    assert {message.headers["x-reason"] for message in order.parked} <= {"conflict"}
-    assert order.store.get("/orders/1").value == b'{"n":%d}' % recorded
-    assert order.store.get("/orders/1").version == order.store.get("/service/order/1").version == 1
+    order.etcd.fate = lambda _: fate
+    order.deliver(body("1", event_type), body("2", event_type))
+    order.advance(600)
+    assert (order.acks, order.forwarded, order.in_hand) == ([], [], 2)
+    assert len(order.pure.seen) == 2 * (event_type == "new_order"), "each is handled once"
+    order.etcd.fate = lambda _: FINE
+    order.advance(30)
+    assert order.counts() == {"received": sum(ended.values()), **ended}
 
 
 def test_without_etcd_every_delivery_is_processed_or_retried_and_parked(order: Order) -> None:
-    order = order.world.start(Pure(), settings=Settings())
-    order.deliver(body("1"), body("1"))
+    """A call is made without a claim, and events are published each time."""
+    call, publish = Claimed(fails=1).handler, Handler(lambda _: Publish("shipped"))
+    handlers = {"new_order": Pure(fails=4).handler, "call": call, "ship": publish}
+    order = order.world.start(handlers, settings=Settings())
     order.deliver(body("1"))
-    order.pure.fails = 9
-    order.deliver(body("2"))
+    order.deliver(*(body("1", event_type) for event_type in ("call", "ship") for _ in range(2)))
     order.advance(RETRIED_S)
-    assert order.counts() == {"received": 7, "processed": 3, "retried": 3, "failed": 1}
-    assert len(order.parked) == 1
+    ended = {"processed": 4, "retried": 4, "failed": 1}
+    assert order.counts() == {"received": 9, **ended, "sent": 2}
+    assert [message.body for message in order.parked] == [body("1")]
+    assert len(order.published) == 2
     assert order.etcd.calls == []
 
 
@@ -163,55 +135,7 @@ def test_a_type_without_a_handler_is_held_until_its_record_is_done(
     assert len(said) == held
 
 
-def test_what_a_dead_process_with_a_handler_recorded_is_published(order: Order) -> None:
-    """The broker gives its delivery to the one without; that hands it on until another has one."""
-    handlers = {"refund": Handler(lambda _: Publish("refunded"))}
-    died = order.world.start(handlers)
-    died.broker.confirms = False
-    died.deliver(body("1", "refund"))
-    died.kill()
-    order.deliver(body("1", "refund"))
-    order.advance(3 * 61)
-    assert order.counts() == {"received": 4, "retried": 4}
-    newer = order.world.start(handlers)
-    newer.deliver(order.forwarded[-1].body)
-    order.advance(15)
-    assert len(newer.published) == 1
-    assert newer.counts() == {"received": 1, "processed_skipped": 1}
-    order.advance(61)
-    assert order.counts() == {"received": 5, "retried": 4, "ignored": 1}
-
-
-@pytest.mark.parametrize(("event_type", "ended"), [("refund", "ignored"), ("new_order", "retried")])
-def test_what_has_no_effects_is_held_as_well_while_etcd_is_away(
-    order: Order, event_type: str, ended: str
-) -> None:
-    """Whether another replica has begun it, or it is a duplicate, is not known yet."""
-    order.pure.fails = 1
-    order.etcd.fate = lambda _: REQUEST_LOST
-    order.deliver(body("1", event_type))
-    order.advance(60)
-    assert (order.acks, order.forwarded) == ([], [])
-    order.etcd.fate = lambda _: FINE
-    order.advance(10)
-    assert order.count(ended) == 1
-
-
 # Sent on.
-
-
-@pytest.mark.parametrize(("event", "ended"), [(b"bad", "invalid"), (body("1"), "retried")])
-def test_what_is_sent_on_is_acked_only_once_the_broker_has_confirmed_it(
-    order: Order, event: bytes, ended: str
-) -> None:
-    order.pure.fails = 1
-    order.broker.confirms = False
-    order.deliver(event)
-    assert len(order.forwarded) == 1
-    assert (order.acks, order.count(ended)) == ([], 0)
-    order.confirm()
-    assert order.acks == [Ack(1, (1,), True)]
-    assert order.count(ended) == 1
 
 
 def test_a_failing_event_is_retried_and_then_parked_with_its_error(order: Order) -> None:
@@ -246,9 +170,6 @@ def test_merged_deliveries_are_each_retried_by_their_own_count(order: Order) -> 
     ]
 
 
-# Many bodies of one id.
-
-
 def decodings(work: Callable[[], object]) -> int:
     """Return how many bodies are decoded by the way of an event while some work is done."""
     calls = 0
@@ -265,31 +186,23 @@ def decodings(work: Callable[[], object]) -> int:
     return calls
 
 
+@pytest.mark.parametrize("fails", [0, BODIES])
 @pytest.mark.parametrize("handlers", [Pure, Claimed])
 def test_many_bodies_of_one_id_are_each_decoded_and_judged_once(
-    order: Order, handlers: type[Pure | Claimed]
+    order: Order, handlers: type[Pure | Claimed], fails: int
 ) -> None:
     """What is recorded decides about all that wait: going over them after each is quadratic."""
-    order = order.world.start(handlers())
-    bodies = [body("1", n=n) for n in range(BODIES)]
-    for n in range(BODIES // 8):
-        bodies.insert(n * 9, body(f"good {n}"))
-    assert decodings(lambda: order.deliver(*bodies)) == len(bodies)
-    assert order.count("processed") == 1 + BODIES // 8
-    assert order.count("conflicted") == BODIES - 1
-    # Those that waited are judged without another question, those that came later in batches.
-    assert len(order.etcd.sent("Txn")) < BODIES / 8
-
-
-@pytest.mark.parametrize("handlers", [Pure, Claimed])
-def test_bodies_of_one_id_that_all_fail_are_each_tried(
-    order: Order, handlers: type[Pure | Claimed]
-) -> None:
     settings = replace(SETTINGS, breaker_failures=0)
-    order = order.world.start(handlers(fails=200), settings=settings)
-    assert decodings(lambda: order.deliver(*(body("1", n=n) for n in range(200)))) == 200
-    assert len(order.pure.seen) + len(order.claimed.calls) == 200
-    assert order.counts() == {"received": 200, "retried": 200}
+    order = order.world.start(handlers(fails), settings=settings)
+    assert decodings(lambda: order.deliver(*(body("1", n=n) for n in range(BODIES)))) == BODIES
+    called = len(order.pure.seen) + len(order.claimed.calls)
+    if fails:
+        assert order.counts() == {"received": BODIES, "retried": BODIES}
+        assert called == BODIES
+    else:
+        assert order.count("conflicted") == BODIES - order.count("processed") == BODIES - 1
+        # Those that waited are judged without another question, those that came later in batches.
+        assert len(order.etcd.sent("Txn")) < BODIES / 8
 
 
 # What handlers return, and how long they take.
@@ -377,17 +290,12 @@ def test_what_took_long_is_warned_about_and_again_when_it_takes_twice_as_long(
 
 
 def test_a_redelivery_joins_the_event_that_is_still_in_flight(order: Order) -> None:
-    """The commit was under way when the channel went; its answer settles the new deliveries.
-
-    The first of them counts as the one that was processed: those of the dead channel do not.
-    """
+    """Its answer settles the new deliveries, the first of which counts as processed."""
     order.etcd.script("Txn", answered_late(2.0))
     order.deliver(body("1"), body("1"))
     order.reconnect()
-    assert order.count("received") == 4
     order.advance(2.0)
     assert order.pure.seen == ["1"]
-    assert order.store.get("/orders/1").version == 1
     assert order.acks == [Ack(2, (1, 2), True)]
     ended = {"returned": 2, "processed": 1, "processed_skipped": 1}
     assert order.counts() == {"received": 4, **ended}
@@ -433,11 +341,6 @@ def steps_until_sent(order: Order, event: bytes, batches: int) -> int:
     return order.world.agenda.happened - before
 
 
-def test_what_arrived_together_is_one_transaction_up_to_the_batch_size(order: Order) -> None:
-    order.deliver(*(body(str(n)) for n in range(100)))
-    assert batch_sizes(order) == [64, 36], "128 operations, two an event"
-
-
 def test_a_turn_is_bounded_and_recorded_before_the_next_one(order: Order) -> None:
     """Else nothing is recorded, and no heartbeat sent, before the whole backlog is handled."""
     order.pure.takes_s = 0.1
@@ -460,14 +363,16 @@ def test_a_turn_is_bounded_and_recorded_before_the_next_one(order: Order) -> Non
 
 
 def test_commits_in_flight_are_bounded_and_the_next_batch_fills_meanwhile(order: Order) -> None:
+    """Up to the batch size: 128 operations, two an event."""
     order.etcd.fate = slow_commits
-    for number in range(20):
+    for number in range(100):
         order.deliver(body(str(number)))
-    assert batch_sizes(order) == [1] * COMMITS_IN_FLIGHT
+    sent = [1] * COMMITS_IN_FLIGHT
+    assert batch_sizes(order) == sent
     order.advance(1.0)
-    assert batch_sizes(order) == [1] * COMMITS_IN_FLIGHT + [20 - COMMITS_IN_FLIGHT]
+    assert batch_sizes(order) == [*sent, 64, 100 - COMMITS_IN_FLIGHT - 64]
     order.advance(1.0)
-    assert order.count("processed") == 20
+    assert order.count("processed") == 100
 
 
 def test_a_commit_that_is_sent_again_still_counts_as_one_in_flight(order: Order) -> None:
@@ -487,22 +392,8 @@ def test_a_commit_that_is_sent_again_still_counts_as_one_in_flight(order: Order)
 # The stop.
 
 
-def test_the_stop_settles_what_has_arrived_and_takes_no_more(order: Order) -> None:
-    order.pure.takes_s = 0.1
-    order.deliver(*(body(str(n)) for n in range(20)))
-    order.stop()
-    order.advance(1.0)
-    order.deliver(body("later"))
-    assert not order.task.done()
-    order.advance(5.0)
-    assert order.task.done()
-    assert order.counts() == {"received": 20, "processed": 20}
-    assert order.broker.queues["order"].bodies == [body("later")]
-    assert order.broker.connections == []
-
-
 @pytest.mark.parametrize("handlers", [Pure(), Claimed(waits=True, timeout_s=60.0)])
-def test_the_stop_waits_no_longer_than_its_time_and_hands_back_what_is_left(
+def test_the_stop_takes_no_more_and_hands_back_what_is_left_when_its_time_is_over(
     order: Order, handlers: Pure | Claimed
 ) -> None:
     """Whether an event waits for etcd, or for its call."""
@@ -511,104 +402,59 @@ def test_the_stop_waits_no_longer_than_its_time_and_hands_back_what_is_left(
         order.etcd.fate = lambda _: REQUEST_LOST
     order.deliver(body("1"))
     order.stop()
+    order.deliver(body("later"))
     order.advance(FINISH_WITHIN_S - 0.1)
     assert not order.task.done()
     order.advance(1.5)
     assert order.task.done()
     assert order.counts() == {"received": 1, "returned": 1}
-    assert order.broker.queues["order"].bodies == [body("1")]
-
-
-def test_a_process_that_has_not_reached_etcd_can_be_stopped(order: Order) -> None:
-    order = order.world.start(reaches_etcd=False)
-    order.advance(60)
-    order.stop()
-    order.advance(2)
-    assert order.task.done()
+    assert sorted(order.broker.queues["order"].bodies) == [body("1"), body("later")]
 
 
 # An etcd that is not the one seen before.
 
 
-def test_what_is_settled_past_a_gap_is_not_acked_once_etcd_is_another(order: Order) -> None:
-    """It was judged by records that are gone."""
-    order.etcd.script("Txn", answered_late(5.0))
-    order.deliver(body("1"), body("2"))
-    order.deliver(body("3"))
-    order.store.wipe()
-    order.deliver(body("4"))
-    assert order.running.ledger.halted
-    order.advance(60)
-    assert order.acks == []
-
-
 def test_when_etcd_is_another_nothing_is_settled_any_more(order: Order) -> None:
-    """Not even what the cache knew, nor what rests on no record: all of it is held."""
+    """Not what is past a gap, nor what the cache knew or what rests on no record: all is held."""
     order.deliver(body("1"))
+    order.etcd.script("Txn", answered_late(5.0))
+    order.deliver(body("the gap"))
+    order.deliver(body("past the gap"))
     order.broker.confirms = False
     order.deliver(b"parked before, confirmed after")
     order.store.wipe()
     order.deliver(body("2"))
     order.deliver(body("1"), body("3"))
-    order.advance(5)
+    order.advance(6)
     order.confirm()
     order.deliver(body("1"), b"not JSON", body("4", "a type without a handler"))
     order.advance(600)
     assert order.acks == [Ack(1, (1,), True)]
-    assert (order.in_hand, len(order.forwarded)) == (7, 1)
+    assert (order.in_hand, len(order.forwarded)) == (8, 1)
     assert "etcd" in order.running.health.missing
 
 
 # Whatever arrives.
 
 
-@st.composite
-def batches(draw: st.DrawFn) -> tuple[list[Json], list[bytes], list[bytes]]:
-    """Draw events of different ids, bodies that are none, and all of them in one order."""
-    valid = draw(st.lists(events(), max_size=8, unique_by=lambda event: event["id"]))
-    invalid = draw(st.lists(INVALID, max_size=8))
-    bodies = [draw(written(event)) for event in valid] + invalid
-    return valid, invalid, draw(st.permutations(bodies))
-
-
 @pytest.mark.parametrize("handlers", [Pure, Claimed])
-@settings(max_examples=60, deadline=None)
-@given(batch=batches())
 def test_in_one_batch_every_event_is_recorded_and_all_else_is_parked(
-    handlers: type[Pure | Claimed], batch: tuple[list[Json], list[bytes], list[bytes]]
+    order: Order, handlers: type[Pure | Claimed]
 ) -> None:
-    """Untouched, with a reason for people, and acked; what comes after it is handled."""
-    valid, invalid, bodies = batch
-    with World() as world:
-        order = world.start(handlers())
-        order.deliver(*bodies)
-        assert Counter(message.body for message in order.parked) == Counter(invalid)
-        for message in order.parked:
-            assert message.headers["x-reason"] == "invalid"
-            error = message.headers["x-error"]
-            assert isinstance(error, str)
-            assert 0 < len(error.encode()) < 1000
-            assert "x-attempts" not in message.headers
-        keys = ["/service/order/" + encode_id(event["id"]) for event in valid]
-        assert sorted(order.store.keys("/service/")) == sorted(keys)
-        assert {decode_record(order.store.get(key).value).state for key in keys} <= {DONE}
-        assert order.count("processed") == len(valid)
-        assert order.count("invalid") == len(invalid) == len(order.forwarded)
-        assert len(order.acked) == len(bodies)
-        assert order.miscounted() == ""
-        order.deliver(body("the next", after="all this"))
-        assert order.count("processed") + order.count("conflicted") == len(valid) + 1
-
-
-@pytest.mark.parametrize("bad", [b"rubbish", b"", *LARGE], ids=shown)
-def test_equal_bodies_that_are_no_event_are_parked_one_by_one_and_their_batch_mates_go_on(
-    order: Order, bad: bytes
-) -> None:
-    """Without an id nothing says that they are one: each is kept for a person to look at."""
-    order.deliver(body("1"), bad, body("2"), bad)
-    order.deliver(bad)
-    assert order.counts() == {"received": 5, "processed": 2, "invalid": 3}
-    assert [message.body for message in order.parked] == [bad] * 3
+    """Untouched, each with a reason for people: without an id, no two are known to be one."""
+    order = order.world.start(handlers())
+    invalid = [each for each in NO_EVENTS if each not in LARGE]
+    order.deliver(*invalid, *ODD_EVENTS.values(), *invalid)
+    assert Counter(message.body for message in order.parked) == Counter(invalid * 2)
+    for message in order.parked:
+        assert message.headers["x-reason"] == "invalid"
+        assert 0 < len(str(message.headers["x-error"]).encode()) < 1000
+        assert "x-attempts" not in message.headers
+    keys = ["/service/order/" + encode_id(event_id) for event_id in ODD_EVENTS]
+    assert sorted(order.store.keys("/service/")) == sorted(keys)
+    ended = {"processed": len(ODD_EVENTS), "invalid": 2 * len(invalid)}
+    assert [order.count(name) for name in ended] == list(ended.values())
+    assert len(order.acked) == sum(ended.values())
 
 
 # How long after its record a duplicate came.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from fakes.ledger import OTHER_DIGEST, Replica, digest_of
+from fakes.ledger import LONGER_THAN_ANY_BACKOFF_S, OTHER_DIGEST, Replica, digest_of
 from idempotent_consumer.event import Event, Publish, Put, check_effects
 from idempotent_consumer.ledger import GUARD_EVERY_S, RELEASED_S
 from idempotent_consumer.records import DONE, PUBLISHING, RELEASED, Kind
@@ -43,9 +43,6 @@ def fill(store: Store) -> None:
         store.put("/elsewhere", b"%d" % number)
 
 
-# Landing.
-
-
 def test_effects_outlive_the_window_and_the_record_does_not(replica: Replica) -> None:
     """A record stands under a lease, an order does not."""
     replica.commit(replica.ask("1", effects=(EFFECT,)))
@@ -57,11 +54,7 @@ def test_effects_outlive_the_window_and_the_record_does_not(replica: Replica) ->
 
 @pytest.mark.parametrize(
     "fates",
-    [
-        [ANSWER_LOST],
-        [REQUEST_LOST, REQUEST_LOST],
-        *([applied_late(late_s), applied_late(late_s / 2), FINE] for late_s in (0.001, 0.5, 3, 29)),
-    ],
+    [[ANSWER_LOST], [REQUEST_LOST, REQUEST_LOST], [applied_late(29), applied_late(3), FINE]],
 )
 def test_what_was_sent_several_times_is_put_once(replica: Replica, fates: list[Fate]) -> None:
     """Whichever attempt comes first, the others find it there by its token."""
@@ -70,64 +63,8 @@ def test_what_was_sent_several_times_is_put_once(replica: Replica, fates: list[F
     assert replica.answers == []
     replica.wait()
     assert [answer.landed for answer in replica.answers] == [True, True]
-    assert [change.key for change in replica.store.puts("")[1:]] == [
-        b"/service/order/1",
-        b"/orders/1",
-        b"/service/order/2",
-    ]
-
-
-# What stands in the way.
-
-
-@pytest.mark.parametrize("digest", [digest_of("1"), OTHER_DIGEST])
-@pytest.mark.parametrize("kind", [Kind.RECORD, Kind.CLAIM])
-def test_a_record_of_another_replica_is_shown_and_stays_as_it_is(
-    replica: Replica, other: Replica, kind: Kind, digest: str
-) -> None:
-    """With its owner and its digest, which tell a duplicate from a conflict."""
-    theirs = other.ask("1", kind)
-    other.commit(theirs)
-    before = replica.store.get("/service/order/1")
-    replica.commit(replica.ask("1", kind, digest=digest, effects=(EFFECT,)))
-    assert not replica.answer.landed
-    found = replica.answer.found
-    assert found is not None
-    assert (found.state, found.digest, found.token) == (kind, digest_of("1"), theirs.token)
-    assert replica.store.get("/service/order/1") == before
-    assert replica.store.get("/orders/1") is None
-
-
-def test_what_stands_in_nobodys_way_is_committed_again(replica: Replica, other: Replica) -> None:
-    """One duplicate in a batch costs the others a second transaction, and nothing else.
-
-    Its answer may be lost as well.
-    """
-    other.commit(other.ask("2"))
-    replica.etcd.script("Txn", FINE, ANSWER_LOST, FINE)
-    replica.commit(*(replica.ask(str(n), effects=(Put(f"/orders/{n}", b"x"),)) for n in range(5)))
-    replica.wait()
-    landed = {answer.ask.key[-1:]: answer.landed for answer in replica.answers}
-    assert landed == {b"0": True, b"1": True, b"2": False, b"3": True, b"4": True}
-    orders = replica.store.keys("/orders/")
-    assert orders == ["/orders/0", "/orders/1", "/orders/3", "/orders/4"]
-    assert all(replica.store.get(key).version == 1 for key in orders)
-    assert len(replica.store.puts("/service/order/")) == 5
-
-
-def test_a_look_changes_nothing_whatever_it_is_sent_with(replica: Replica, other: Replica) -> None:
-    other.commit(other.ask("1"))
-    before = replica.store.revision
-    found, absent = replica.commit(replica.ask("1", Kind.LOOK), replica.ask("2", Kind.LOOK))
-    assert found.found is not None
-    assert found.found.state == DONE
-    assert (absent.landed, absent.found) == (False, None)
-    assert replica.store.revision == before
-    answers = replica.commit(
-        replica.ask("1"), replica.ask("1x", Kind.LOOK), replica.ask("2"), replica.ask("3")
-    )
-    landed = {answer.ask.key.rpartition(b"/")[2]: answer.landed for answer in answers}
-    assert landed == {b"1": False, b"1x": False, b"2": True, b"3": True}
+    puts = [change.key for change in replica.store.puts("")[1:]]
+    assert puts == [b"/service/order/1", b"/orders/1", b"/service/order/2"]
 
 
 # Replies that are larger than gRPC receives.
@@ -145,7 +82,7 @@ def room_for_reads(number: int) -> Callable[[Call], Fate]:
     return fate
 
 
-@pytest.mark.parametrize("kind", [Kind.RECORD, Kind.LOOK, Kind.CLAIM])
+@pytest.mark.parametrize("kind", [Kind.RECORD, Kind.LOOK])
 def test_records_that_are_too_large_for_one_reply_are_read_in_several(
     replica: Replica, other: Replica, kind: Kind
 ) -> None:
@@ -171,26 +108,29 @@ def test_looks_beside_what_has_landed_are_read_in_several_replies_too(replica: R
     assert len(replica.store.puts("/service/order/")) == 1
 
 
-# Claims, and leases that etcd does not know.
+# Leases.
+
+
+def release(replica: Replica, event_id: str) -> None:
+    (claimed,) = replica.commit(replica.ask(event_id, Kind.CLAIM))
+    replica.commit(replica.ask(event_id, Kind.RELEASE, expect=claimed.ask.value))
+    replica.wait()
+    assert replica.record(event_id).state == RELEASED
 
 
 def test_a_released_record_ends_by_itself_though_its_process_goes_on(replica: Replica) -> None:
-    """Under the claims' lease, which is kept alive, each failure would stay for good."""
-    (claimed,) = replica.commit(replica.ask("1", Kind.CLAIM))
-    replica.commit(replica.ask("1", Kind.RELEASE, expect=claimed.ask.value))
-    replica.loop.advance(RELEASED_S)
-    assert replica.record().state == RELEASED
+    """Under the claims' lease, which is kept alive, each failure would stay for good.
+
+    Where etcd has ended the lease for released records, the next one is under another.
+    """
+    release(replica, "1")
+    replica.loop.advance(RELEASED_S - LONGER_THAN_ANY_BACKOFF_S)
+    assert replica.record("1").state == RELEASED
     replica.loop.advance(RELEASED_S / 5)
     assert replica.store.get("/service/order/1") is None
-
-
-def test_a_lost_lease_of_released_records_is_replaced(replica: Replica) -> None:
-    for event_id in "12":
-        (claimed,) = replica.commit(replica.ask(event_id, Kind.CLAIM))
-        replica.commit(replica.ask(event_id, Kind.RELEASE, expect=claimed.ask.value))
-        replica.wait()
-        assert replica.record(event_id).state == RELEASED
-        replica.store.revoke(replica.store.get(f"/service/order/{event_id}").lease)
+    release(replica, "2")
+    replica.store.revoke(replica.store.get("/service/order/2").lease)
+    release(replica, "3")
 
 
 def test_a_lost_window_lease_is_replaced_and_the_same_values_are_put(replica: Replica) -> None:
@@ -217,13 +157,6 @@ def test_a_lost_window_lease_is_replaced_and_the_same_values_are_put(replica: Re
     "error",
     [
         refused("mvcc: database space exceeded"),
-        refused("request timed out"),
-        refused("leader changed"),
-        refused("no leader"),
-        refused("too many requests"),
-        refused("request is too large"),
-        refused("user name is empty"),
-        refused("invalid auth token"),
         refused("permission denied"),
         REQUEST_LOST,
     ],
@@ -414,17 +347,6 @@ def test_a_claim_is_no_other_record_at_its_revision(replica: Replica, other: Rep
     assert len(replica.store.puts("/orders/")) == 1
 
 
-def test_an_answer_that_was_overtaken_is_no_older_state(replica: Replica) -> None:
-    """Held against what was seen before its request was sent, not before it came."""
-    replica.etcd.script("Txn", answered_late(2.0))
-    replica.commit(replica.ask("1"))
-    for number in range(2, 9):
-        replica.commit(replica.ask(str(number)))
-    replica.loop.advance(2.1)
-    assert len(replica.answers) == 8
-    assert replica.health.missing == {}
-
-
 def test_an_answer_on_its_way_at_a_wipe_settles_nothing(replica: Replica) -> None:
     replica.commit(replica.ask("0"))
     replica.etcd.script("Txn", answered_late(4.0))
@@ -433,18 +355,6 @@ def test_an_answer_on_its_way_at_a_wipe_settles_nothing(replica: Replica) -> Non
     replica.commit(replica.ask("2"))
     replica.loop.advance(10)
     assert len(replica.answers) == 1
-
-
-@pytest.mark.parametrize("fate", [answered_late(1.0), REQUEST_LOST])
-def test_a_process_that_ends_takes_no_answer_and_asks_no_more(replica: Replica, fate: Fate) -> None:
-    replica.etcd.script("Txn", fate)
-    replica.commit(replica.ask("1"))
-    sent = len(replica.etcd.calls)
-    replica.end()
-    replica.loop.run_until_complete(replica.ledger.close())
-    replica.loop.advance(60)
-    assert replica.answers == []
-    assert len(replica.etcd.calls) == sent
 
 
 def test_what_was_committed_or_found_done_is_known(replica: Replica, other: Replica) -> None:

@@ -70,45 +70,25 @@ def outcomes(futures: list[asyncio.Future[bool]]) -> list[bool | None]:
 # Confirms.
 
 
-def test_a_confirmed_message_waits_for_nothing_more(rabbit: Sending) -> None:
-    assert rabbit.send().result() is True
-    rabbit.loop.advance(60)
-    assert rabbit.sent == ["whole"]
-    assert len(rabbit.attempts) == 1
-
-
+@pytest.mark.parametrize("nacked", [False, True])
 @pytest.mark.parametrize(
-    ("multiple", "confirmed"),
+    ("multiple", "answered"),
     [(True, [True, True, True, None]), (False, [None, None, True, None])],
 )
-def test_a_confirm_is_for_one_message_or_for_all_up_to_it(
-    rabbit: Sending, multiple: bool, confirmed: list[bool | None]
+def test_a_confirm_and_a_nack_are_for_one_message_or_for_all_up_to_it(
+    rabbit: Sending, multiple: bool, answered: list[bool | None], nacked: bool
 ) -> None:
-    rabbit.broker.confirms = False
+    """What is nacked is sent again; and whoever waits may have been cancelled."""
+    rabbit.broker.confirms, rabbit.broker.nacks = False, lambda _: nacked
     futures = [rabbit.send() for _ in range(4)]
-    rabbit.channel.confirm(3, multiple)
-    rabbit.loop.run_until_idle()
-    assert outcomes(futures) == confirmed
-
-
-def test_what_was_sent_before_there_is_a_connection_is_sent_then(rabbit: Sending) -> None:
-    """Messages are numbered again on it."""
-    assert rabbit.send().result() is True
-    rabbit.broker.away = True
-    rabbit.lose()
-    futures = [rabbit.send() for _ in range(2)]
-    rabbit.broker.away = False
-    rabbit.loop.advance(10)
-    assert outcomes(futures) == [True, True]
-
-
-def test_whoever_waits_for_a_confirm_may_be_cancelled(rabbit: Sending) -> None:
-    rabbit.broker.confirms = False
-    futures = [rabbit.send(), rabbit.send()]
     futures[0].cancel()
-    rabbit.channel.confirm(2, multiple=True)
+    rabbit.channel.confirm(3, multiple)
+    if nacked:
+        rabbit.broker.confirms, rabbit.broker.nacks = True, lambda _: False
+        rabbit.loop.advance(2)
+        assert len(rabbit.sent) == 4 + answered.count(True)
     rabbit.loop.run_until_idle()
-    assert futures[1].result() is True
+    assert outcomes(futures[1:]) == answered[1:]
 
 
 # Nacks and losses.
@@ -141,26 +121,6 @@ def test_after_a_confirm_a_nacked_message_is_sent_again_soon(rabbit: Sending) ->
         rabbit.broker.nacks = lambda _: False
         rabbit.loop.advance(1.25)
         assert future.result() is True
-
-
-def test_a_multiple_nack_is_for_all_up_to_it(rabbit: Sending) -> None:
-    rabbit.broker.confirms, rabbit.broker.nacks = False, lambda _: True
-    futures = [rabbit.send() for _ in range(3)]
-    rabbit.channel.confirm(2, multiple=True)
-    rabbit.broker.nacks = lambda _: False
-    rabbit.loop.advance(2)
-    assert len(rabbit.sent) == 5
-    rabbit.channel.confirm(5)
-    rabbit.loop.run_until_idle()
-    assert outcomes(futures) == [None, True, None]
-
-
-def test_a_message_that_channels_are_lost_with_is_sent_bare(rabbit: Sending) -> None:
-    rabbit.broker.confirms = False
-    rabbit.send()
-    for _ in range(3):
-        rabbit.lose_and_wait_s()
-    assert rabbit.sent == ["whole", "whole", "whole", "bare"]
 
 
 def test_messages_that_channels_are_lost_with_together_are_sent_whole_one_after_the_other(
@@ -274,7 +234,9 @@ def test_an_event_that_no_queue_takes_is_named(rabbit: Sending) -> None:
 def test_during_an_alarm_no_confirm_is_late_and_after_it_each_has_its_whole_time(
     rabbit: Sending,
 ) -> None:
-    """The broker has not read the message, and needs a moment when it reads on."""
+    """The broker does not read: it has not had the message, and needs a moment when it reads on."""
+    assert rabbit.connection.params.tcp_options == KEEPALIVE
+    assert "TCP_USER_TIMEOUT" not in KEEPALIVE
     rabbit.broker.confirms = False
     rabbit.broker.set_alarm(True)
     rabbit.send()
@@ -298,20 +260,12 @@ def test_what_is_sent_during_an_alarm_waits_for_its_end(rabbit: Sending) -> None
     rabbit.loop.run_until_idle()
     assert outcomes(futures) == [True] * 3
     assert rabbit.publisher.trouble == ""
-
-
-def test_an_alarm_is_over_for_the_connection_that_is_opened_after_it(rabbit: Sending) -> None:
     rabbit.broker.set_alarm(True)
-    future = rabbit.send()
+    futures.append(rabbit.send())
     rabbit.lose()
     rabbit.broker.set_alarm(False)
     rabbit.next_attempt_s()
-    assert future.result() is True
-
-
-def test_a_publisher_outlasts_an_alarm_in_which_the_broker_does_not_read(rabbit: Sending) -> None:
-    assert rabbit.connection.params.tcp_options == KEEPALIVE
-    assert "TCP_USER_TIMEOUT" not in KEEPALIVE
+    assert outcomes(futures) == [True] * 4, "it is over for the next connection too"
 
 
 # What is no longer wanted.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import orjson
 import pytest
 
@@ -59,66 +61,45 @@ def test_headers_stand_beside_the_events_where_older_versions_do_not_look() -> N
     assert decode(value).events == events
 
 
-@pytest.mark.parametrize(
-    "headers",
-    ["[{}]", "[1,{}]", '[{"a":[]},{}]', '[{"a":null},{}]', '[{"x-error":"a"},{}]', "7", '"a"'],
-)
-def test_a_record_whose_headers_are_none_is_unreadable(headers: str) -> None:
-    value = encode(PUBLISHING, DIGEST, "t", "now", EVENTS)[:-1] + f',"headers":{headers}}}'.encode()
-    assert decode(value) == UNREADABLE._replace(value=value)
+DONE_VALUE = encode(DONE, DIGEST, "t", "now")
+PUBLISHING_VALUE = encode(PUBLISHING, DIGEST, "t", "now", EVENTS)
+NO_EVENTS: list[Any] = [[], {}, {"a": 1}, None, "x"]
+NO_HEADERS: list[Any] = [[{}], [1, {}], [{"a": []}, {}], [{"x-error": "a"}, {}], 7, "a"]
 
 
-UNREADABLE = Record(DONE, "unreadable", "", "", b"")
-"""It is done, with a digest that no event has."""
+def changed(value: bytes, **members: Any) -> bytes:
+    return orjson.dumps({**orjson.loads(value), **members})
 
 
 @pytest.mark.parametrize(
     "value",
     [
-        b"",
-        b"x",
-        b"[]",
-        b'{"state":"done"}',
-        b'{"state":"publishing"}',
-        encode(DONE, DIGEST, "t", "now").replace(b'"now"', b"NaN"),
-        encode(DONE, DIGEST, "t", "now").replace(b'"now"', b"1e999"),
+        *(b"", b"x", b"[]", b'{"state":"done"}', b'{"state":"publishing"}'),
+        DONE_VALUE.replace(b'"now"', b"NaN"),
+        DONE_VALUE.replace(b'"now"', b"1e999"),
+        *(
+            changed(DONE_VALUE, **{member: value})
+            for member in ("state", "digest", "token", "time")
+            for value in (None, 7, ["done"], {"done": "done"})
+        ),
+        # Without events that can be published it would never be done.
+        *(changed(PUBLISHING_VALUE, events=events) for events in NO_EVENTS),
+        *(
+            encode(PUBLISHING, DIGEST, "t", "now", [EVENTS[0], Outgoing(event)])
+            for event in (b"1", b"null", b"{}", b'{"id":"1"}', b"NaN", b"[" * 2000 + b"]" * 2000)
+        ),
+        *(changed(PUBLISHING_VALUE, headers=headers) for headers in NO_HEADERS),
     ],
 )
-def test_a_value_that_nobody_here_wrote_is_unreadable(value: bytes) -> None:
-    assert decode(value) == UNREADABLE._replace(value=value)
+def test_a_value_that_nobody_here_wrote_is_done_with_a_digest_that_no_event_has(
+    value: bytes,
+) -> None:
+    assert decode(value) == Record(DONE, "unreadable", "", "", value)
+
+
+@pytest.mark.parametrize("value", [b"", b"x", b"[]", b'{"state":"done"}'])
+def test_the_digest_of_a_value_that_nobody_here_wrote_is_no_events(value: bytes) -> None:
     assert digest_if_done(value) == "unreadable"
-
-
-@pytest.mark.parametrize("member", ["state", "digest", "token", "time"])
-@pytest.mark.parametrize("value", [None, 7, ["done"], {"done": "done"}])
-def test_a_record_whose_members_are_no_texts_is_unreadable(member: str, value: object) -> None:
-    members = orjson.loads(encode(DONE, DIGEST, "t", "now"))
-    assert decode(orjson.dumps({**members, member: value})).digest == "unreadable"
-
-
-@pytest.mark.parametrize(
-    "events",
-    [
-        "[]",
-        "[1]",
-        "[null]",
-        "[{}]",
-        '[{"id":"1"}]',
-        '[{"id":"1","type":"t","args":{}},1]',
-        "{}",
-        '{"a":1}',
-        "null",
-        '"x"',
-        "[NaN]",
-        "[" * 2000 + "]" * 2000,
-    ],
-)
-def test_a_record_whose_events_are_none_is_unreadable(events: str) -> None:
-    """What can be published never ends it, and so it would never be done."""
-    value = encode(PUBLISHING, DIGEST, "t", "now", [Outgoing(b"1")]).replace(
-        b"[1]", events.encode()
-    )
-    assert decode(value) == UNREADABLE._replace(value=value)
 
 
 # Batches.

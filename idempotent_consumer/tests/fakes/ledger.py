@@ -43,10 +43,7 @@ def system_of(etcd: FakeEtcd, seed: str = "") -> System:
 
 
 class Replica:
-    """One process's ledger of the service "order", alone or ``beside`` another on its etcd.
-
-    ``suspended_s`` is how long its machine, though not etcd's, has stood still.
-    """
+    """One process's ledger of the service "order", alone or ``beside`` another on its etcd."""
 
     def __init__(
         self,
@@ -64,7 +61,7 @@ class Replica:
         self.etcd, self.health = FakeEtcd(self.loop.agenda, self.store), Health()
         self.lines = LogCapture()
         self.answers: list[Answer] = []
-        self.opened, self.suspended_s = False, 0.0
+        self.opened = False
         self._asked = 0
         self._tasks = asyncio.TaskGroup()
         self.ledger = EtcdLedger(
@@ -76,7 +73,7 @@ class Replica:
             Cache(),
             longest_call_s,
             self._tasks,
-            lambda: self.loop.time() + self.suspended_s,
+            self.loop.time,
         )
         self._running: Any = None
 
@@ -86,11 +83,6 @@ class Replica:
         self._running.add_done_callback(lambda run: run.cancelled() or run.result())
         self.loop.run_until_idle()
         return self
-
-    def end(self) -> None:
-        """End the process: nothing is answered or kept alive any more."""
-        self._running.cancel()
-        self.loop.run_until_idle()
 
     def ask(
         self,

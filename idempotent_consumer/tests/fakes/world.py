@@ -9,18 +9,17 @@ from typing import Any, Self
 from fakes.events import Claimed, Pure
 from idempotent_consumer import Service, Settings, names
 from idempotent_consumer.calls import Handler
-from idempotent_consumer.event import Decoder, InvalidEvent, decode
-from idempotent_consumer.records import CLAIMED, DONE, Record
+from idempotent_consumer.event import Decoder
+from idempotent_consumer.records import CLAIMED, Record
 from idempotent_consumer.records import decode as decode_record
 from idempotent_consumer.testing.broker import (
     Ack,
-    Consumer,
     FakeBroker,
     Message,
     Queue,
     Session,
 )
-from idempotent_consumer.testing.etcd import REQUEST_LOST, FakeEtcd, Store
+from idempotent_consumer.testing.etcd import FakeEtcd, Store
 from idempotent_consumer.testing.loop import Agenda
 from idempotent_consumer.testing.process import SETTINGS, Process
 
@@ -44,7 +43,6 @@ class Order(Process):
         handlers: Handlers,
         settings: Settings = SETTINGS,
         *,
-        reaches_etcd: bool = True,
         decode: Decoder | None = None,
         **options: Any,
     ) -> None:
@@ -57,13 +55,13 @@ class Order(Process):
         service.handlers = (
             {"new_order": handlers} if isinstance(handlers, Handler) else dict(handlers)
         )
-        etcd = FakeEtcd(world.agenda, world.store)
-        if not reaches_etcd:
-            etcd.fate = lambda _: REQUEST_LOST
+        broker = FakeBroker(world.agenda)
+        # The service gets none of the events that it publishes itself.
+        broker.sinks[names.EXCHANGE] = Queue(names.EXCHANGE, {})
         super().__init__(
             service,
-            _Broker(world, audited=settings.enable_etcd),
-            etcd,
+            broker,
+            FakeEtcd(world.agenda, world.store),
             settings,
             random=Random(len(world.processes)),
             elapsed_s=world.elapsed_s,
@@ -152,7 +150,7 @@ class Order(Process):
 class World:
     """An etcd's data, a clock, and processes. Time passes for all of them.
 
-    At its end, whatever the test has done, each delivery is counted once and acked when it may.
+    At its end, whatever the test has done, each delivery is counted once.
     """
 
     def __init__(self) -> None:
@@ -192,36 +190,3 @@ class World:
             process.loop.kill()
         if any(miscounted):
             raise AssertionError(f"deliveries are not counted once each: {miscounted}")
-
-
-class _Broker(FakeBroker):
-    """A broker that hands the service none of its own events, and looks at its acks.
-
-    With etcd an event has to be recorded when it is acked, or sent on and confirmed.
-    """
-
-    def __init__(self, world: World, *, audited: bool) -> None:
-        super().__init__(world.agenda)
-        self._world, self._audited = world, audited
-        self.sinks[names.EXCHANGE] = Queue(names.EXCHANGE, {})
-
-    def settled(self, consumer: Consumer, message: Message) -> None:
-        """Take the ack of a message. Raises AssertionError for one that came too early."""
-        super().settled(consumer, message)
-        body = message.body
-        if self._audited and not (self._sent_on(body) or self._is_recorded(body)):
-            raise AssertionError(f"acked before it was recorded: {body[:80]!r}")
-
-    def _sent_on(self, body: bytes) -> bool:
-        return any(sent.body == body and not sent.exchange for sent in self.published)
-
-    def _is_recorded(self, body: bytes) -> bool:
-        try:
-            event = decode(body)
-        except InvalidEvent:
-            return False
-        if event.type not in self._world.processes[0].service.handlers:
-            return True
-        puts = self._world.store.puts(names.record_key("order", event.id).decode())
-        records = [decode_record(put.value or b"") for put in puts]
-        return any((one.state, one.digest) == (DONE, event.digest) for one in records)
