@@ -52,13 +52,15 @@ def test_what_is_counted_between_two_sendings_is_one_sum_and_goes_ahead_of_timer
     statsd: Statsd, metrics: Metrics
 ) -> None:
     """Zeros too: a graph begins at 0. Graphite may limit how many series it makes at a time."""
+    metrics.gauge("g", 1)
+    metrics.gauge("g", 2)
     metrics.timing("t", 0.25)
     for _ in range(5):
         metrics.count("a")
     metrics.count("b", 7)
     metrics.count("c", 0)
     metrics.send()
-    assert statsd.lines(4) == ["a:5|c", "b:7|c", "c:0|c", "t:250.000000|ms"]
+    assert statsd.lines(5) == ["a:5|c", "b:7|c", "c:0|c", "t:250.000000|ms", "g:2|g"]
     metrics.count("a")
     metrics.send()
     assert statsd.lines(1) == ["a:1|c"]
