@@ -34,7 +34,7 @@ def clean(servers: Servers) -> Servers:
     two tests.
     """
     servers.heal()
-    Broker(servers.rabbitmq).delete_queues("order", "notify", "shipping")
+    Broker(servers.rabbitmq).delete_queues("order", "notify", "shipment")
     Store(servers.etcd).clear()
     return servers
 

@@ -13,8 +13,8 @@ from idempotent_consumer.testing import InMemory, Parked, Receiver, check_crashe
 EVENTS = [{"id": str(n), "type": "new_order", "args": {"n": n}} for n in range(3)]
 
 
-def shipping() -> Service:
-    service = Service("shipping", noun="parcels")
+def shipment() -> Service:
+    service = Service("shipment", noun="parcels")
 
     @service.handler("new_order")
     def ship(event: Event) -> list[Put | Publish]:
@@ -62,12 +62,12 @@ def made(handle: Handle, *, has_key: bool) -> Callable[[], tuple[Service, Callab
 
 
 def test_a_run_in_memory_shows_what_came_of_it() -> None:
-    world = InMemory(shipping())
+    world = InMemory(shipment())
     world.publish(*EVENTS, EVENTS[0])
     assert world.effects == {f"/parcels/{n}": b"packed" for n in range(3)}
     assert world.records == {"0": "done", "1": "done", "2": "done"}
     assert [(event["id"], event["args"]) for event in world.published] == [
-        (f"{n}/shipping/0", {"order": str(n)}) for n in range(3)
+        (f"{n}/shipment/0", {"order": str(n)}) for n in range(3)
     ]
     assert world.counts == {"received": 4, "processed": 3, "processed_skipped": 1}
 
@@ -91,8 +91,8 @@ def test_what_fails_is_retried_and_then_parked() -> None:
 
 
 def test_what_is_recorded_once_passes_both_checks() -> None:
-    check_duplicates(lambda: (shipping(), lambda: None), EVENTS)
-    check_crashes(lambda: (shipping(), lambda: None), EVENTS)
+    check_duplicates(lambda: (shipment(), lambda: None), EVENTS)
+    check_crashes(lambda: (shipment(), lambda: None), EVENTS)
 
 
 @pytest.mark.parametrize("handle", [calling, awaiting])
@@ -154,14 +154,14 @@ def test_effects_that_depend_on_how_often_a_handler_runs_are_found() -> None:
 
 
 def test_each_step_is_named_and_one_is_the_last_where_the_process_dies() -> None:
-    world = InMemory(shipping(), dies_at=5)
+    world = InMemory(shipment(), dies_at=5)
     world.publish(EVENTS[0])
     assert world.steps == [
-        "before etcd has /incarnation/shipping",
-        "etcd has /incarnation/shipping, its answer is unread",
+        "before etcd has /incarnation/shipment",
+        "etcd has /incarnation/shipment, its answer is unread",
         "new_order 0: before its handler",
         "new_order 0: behind its handler, before its record",
-        "before etcd has /service/shipping/0, /parcels/0",
+        "before etcd has /service/shipment/0, /parcels/0",
     ]
     assert world.records == {"0": "done"}
 

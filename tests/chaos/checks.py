@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 StartService = Callable[..., Service]
 
-_EFFECTS = {"order": "/orders/", "shipping": "/parcels/"}
+_EFFECTS = {"order": "/orders/", "shipment": "/parcels/"}
 """Where services write beside their records, a key for each event."""
 
-_IN_STEPS = ("notify", "shipping")
+_IN_STEPS = ("notify", "shipment")
 """Services whose records are claimed, or publishing, before they are done."""
 
 

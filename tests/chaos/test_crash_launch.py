@@ -7,14 +7,14 @@ import sys
 import pytest
 
 from chaos.crash_points import POINTS, VARIABLE, Point, before, find, waiting
-from integration.test_crash_points import CLAIM_STEPS, SHIPPING_STEPS, STEPS
+from integration.test_crash_points import CLAIM_STEPS, SHIPMENT_STEPS, STEPS
 from servers.servers import REPOSITORY
 
 
 @pytest.mark.parametrize("name", POINTS)
 def test_a_point_is_there_and_has_its_cells(name: str) -> None:
     find(POINTS[name])
-    assert name in {*STEPS, *SHIPPING_STEPS, *CLAIM_STEPS}
+    assert name in {*STEPS, *SHIPMENT_STEPS, *CLAIM_STEPS}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 What is killed finds eight full batches at once, and may have four in flight. A step that each
 event takes for itself is deadly for the first of the first batch, for one amid the fourth, or for
 the last of the last; a step that a batch takes as a whole, for the first, the fourth or the eighth;
-an ack, for the one that covers such a delivery. Shipping, the library's example, publishes an event
+an ack, for the one that covers such a delivery. Shipment, the library's example, publishes an event
 for each order.
 
 A claim of notify's ends with its lease, 15 s after its process. So that the cells share one wait
@@ -86,9 +86,9 @@ UNRECORDED = {
     "before park",
 }
 
-SHIPPING_STEPS = dict.fromkeys(("events recorded", "event sent", "event confirmed"), EVENT)
+SHIPMENT_STEPS = dict.fromkeys(("events recorded", "event sent", "event confirmed"), EVENT)
 SHIPPED = "order_shipped"
-OBSERVED = "shipping.observed"
+OBSERVED = "shipment.observed"
 
 CLAIM_STEPS = ("claim taken", "call made", "claim completed")
 AT_ONCE = 16
@@ -111,7 +111,7 @@ CELLS = [
         id=f"{service}, {step}, {position}, {replicas} at work, run {run}",
         marks=[pytest.mark.quick] if (position, replicas) == ("middle", 1) else [],
     )
-    for service, steps in (("order", STEPS), ("shipping", SHIPPING_STEPS))
+    for service, steps in (("order", STEPS), ("shipment", SHIPMENT_STEPS))
     for (step, passages), position, replicas, run in product(
         steps.items(), POSITIONS, (1, 2), range(1, 1 + often(1, 5))
     )
@@ -130,7 +130,7 @@ def test_killed_at_a_step(at: Cell, trial: StartTrial) -> None:
     """Another process, or one started in its place, has all of it done within seconds."""
     attempt = trial(f"killed: {at.point}", service=at.service)
     store = attempt.store
-    if at.service == "shipping":
+    if at.service == "shipment":
         observe(attempt)
     killed = start_crashing(attempt, at)
     others = [attempt.start(**SETTINGS) for _ in range(at.replicas - 1)]
@@ -147,7 +147,7 @@ def test_killed_at_a_step(at: Cell, trial: StartTrial) -> None:
         attempt.start(wait=False, **SETTINGS)
     attempt.recovers()
     sent = ids(list(chain.from_iterable(backlog)))
-    within_s = REDELIVERY_TIMEOUT_S + (LEFT_ALONE_S if at.service == "shipping" else 0)
+    within_s = REDELIVERY_TIMEOUT_S + (LEFT_ALONE_S if at.service == "shipment" else 0)
     eventually(lambda: assert_done(store, at.service, sent), within_s)
     if poison:
         attempt.rig.drained(at.service)
@@ -155,7 +155,7 @@ def test_killed_at_a_step(at: Cell, trial: StartTrial) -> None:
     attempt.judge(at_least=len(sent))
     if at.point == "applied but reply unread":
         assert revisions(store, proof["key"]) == [proof["revision"]]
-    if at.service == "shipping":
+    if at.service == "shipment":
         assert_recorded_in_two_steps(store)
         assert_published(attempt, may_repeat=unfinished if not others else None)
 
@@ -276,7 +276,7 @@ def publish(attempt: Trial, backlog: list[list[Event]], *, with_poison: bool) ->
 
 def assert_was_there(at: Cell, proof: dict[str, str], attempt: Trial, unfinished: set[str]) -> None:
     """Check that the step lies where its name says, by what the only replica has left behind."""
-    if at.service == "shipping":
+    if at.service == "shipment":
         assert unfinished, "it was killed with an event that it owed"
         return
     acks, done = attempt.acks, attempt.store.done("order")
@@ -312,11 +312,11 @@ def revisions(store: Store, key: str) -> list[int]:
     return [change.revision for change in store.history() if change.key == key]
 
 
-# Shipping's events.
+# Shipment's events.
 
 
 def observe(attempt: Trial) -> None:
-    """Bind a queue of the test's own to what shipping publishes, and to which nobody listens."""
+    """Bind a queue of the test's own to what shipment publishes, and to which nobody listens."""
     attempt.acks.unhandled.add(SHIPPED)
     connection = pika.BlockingConnection(pika.URLParameters(attempt.servers.rabbitmq.url))
     channel = connection.channel()
@@ -328,10 +328,10 @@ def observe(attempt: Trial) -> None:
 
 def assert_recorded_in_two_steps(store: Store) -> None:
     """Check each record's history, and that its parcel was written in the first of the two."""
-    assert set(map(tuple, store.steps("shipping").values())) == {("publishing", "done")}
+    assert set(map(tuple, store.steps("shipment").values())) == {("publishing", "done")}
     recorded = {
         change.key.rpartition("/")[2]: change.revision
-        for change in store.history("/service/shipping/")
+        for change in store.history("/service/shipment/")
         if json.loads(change.value)["state"] == "publishing"
     }
     parcels = {
@@ -343,9 +343,9 @@ def assert_recorded_in_two_steps(store: Store) -> None:
 def assert_published(attempt: Trial, *, may_repeat: set[str] | None) -> None:
     """Check what others have seen: an event for each order, and again only what was cut off."""
     seen = Counter(json.loads(message.body)["id"] for message in attempt.broker.drain(OBSERVED))
-    assert set(seen) == {f"{id_}/shipping/0" for id_ in attempt.store.done("shipping")}
+    assert set(seen) == {f"{id_}/shipment/0" for id_ in attempt.store.done("shipment")}
     if may_repeat is not None:
-        repeated = {id_.removesuffix("/shipping/0") for id_, times in seen.items() if times > 1}
+        repeated = {id_.removesuffix("/shipment/0") for id_, times in seen.items() if times > 1}
         assert repeated <= may_repeat
     assert max(seen.values()) <= 2
 

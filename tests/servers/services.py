@@ -17,7 +17,7 @@ from servers.servers import REPOSITORY
 from servers.wait import eventually
 from servers.web import fetch_json
 
-_DIRECTORIES = {"shipping": "idempotent_consumer/examples"}
+_DIRECTORIES = {"shipment": "idempotent_consumer/examples"}
 
 
 def environment() -> dict[str, str]:

@@ -1,6 +1,6 @@
 """A service that publishes: it ships each order, and tells the others by an event of its own.
 
-    python idempotent_consumer/examples/shipping.py
+    python idempotent_consumer/examples/shipment.py
 
 The parcel, the record of the order and the event to come are one transaction in etcd. The event
 is published after that, with the broker's confirm, and by whoever comes next if this process dies
@@ -13,7 +13,7 @@ import sys
 
 from idempotent_consumer import Effects, Event, Publish, Put, Service, encode_id
 
-service = Service("shipping", noun="parcels")
+service = Service("shipment", noun="parcels")
 
 
 @service.handler("new_order")
