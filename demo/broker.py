@@ -2,9 +2,12 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pika
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError
 
 from demo.stage import Step, StepFailedError
@@ -46,24 +49,33 @@ class Broker:
 
         A passive declare, since the management API shows the count of up to 5 s ago.
         """
+        with self.connected() as connection:
+            declared = connection.channel().queue_declare(queue, passive=True)
+            count: int = declared.method.message_count
+            return count
+
+    @contextmanager
+    def connected(self) -> Iterator[Any]:
+        """Yield a connection while the block runs; raises OSError for all that pika raises."""
         parameters = pika.ConnectionParameters(
             self._host,
             self._amqp_port,
             credentials=pika.PlainCredentials(_USER, _PASSWORD),
+            heartbeat=4,
             socket_timeout=5,
             stack_timeout=5,
         )
         try:
-            connection = pika.BlockingConnection(parameters)
-            try:
-                declared = connection.channel().queue_declare(queue, passive=True)
-                count: int = declared.method.message_count
-                return count
-            finally:
-                if connection.is_open:
-                    connection.close()
-        except AMQPError as error:
-            raise OSError(f"RabbitMQ does not tell the depth of {queue}: {error!r}") from error
+            with pika.BlockingConnection(parameters) as connection:
+                yield connection
+        except (AMQPError, AMQPConnectorException) as error:
+            raise OSError(f"RabbitMQ does not answer: {error!r}") from error
+
+    def unacked(self) -> dict[str, int]:
+        """Return by queue how many messages were unacked up to 5 s ago; raises OSError."""
+        url = f"{self._management_url}/api/queues?columns=name,messages_unacknowledged"
+        listed: Any = fetch_json("GET", url, login=(_USER, _PASSWORD), timeout_s=2)
+        return {queue["name"]: queue.get("messages_unacknowledged", 0) for queue in listed}
 
     def version(self) -> str:
         """Return its name and version; raises OSError."""

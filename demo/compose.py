@@ -61,9 +61,13 @@ class Ports:
         return "127.0.0.1" if self.address in _EVERY_ADDRESS else self.address
 
     @classmethod
-    def read(cls) -> Ports:
-        """Read `.env`; as with Compose, the environment wins. Raises CannotPlayError."""
+    def read(cls, **others: str) -> Ports:
+        """Read `.env`, and `others` with what they are unless the environment sets them.
+
+        As with Compose, the environment wins. Raises CannotPlayError.
+        """
         settings, numbers = compose_settings(), {}
+        settings |= {name: os.environ.get(name) or port for name, port in others.items()}
         for name, value in settings.items():
             if name.startswith("PORT_"):
                 if not value.isdecimal() or not 0 < int(value) < 65_536:

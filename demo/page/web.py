@@ -1,23 +1,23 @@
-"""The page over HTTP: its three files, the board as server-sent events, and its buttons."""
+"""The page over HTTP: its files, the board as server-sent events, and its buttons."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from html import escape
+from itertools import groupby
 from pathlib import Path
 
 from aiohttp import web
 
-from demo.page.controls import Controls, RefusedError
+from demo.page.controls import Button, Controls, RefusedError
 
 HOST = "127.0.0.1"
 _EVERY_S = 0.2
 _HERE = Path(__file__).parent
-_TYPES = {"page.css": "text/css", "page.js": "text/javascript"}
 _POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:"
 )
@@ -32,16 +32,14 @@ class Page:
         self.token = secrets.token_urlsafe(24)
         self._controls = controls
         self._names = {f"{name}:{port}" for name in ("localhost", HOST)}
-        self._origins = {f"http://{name}" for name in self._names}
 
     def application(self) -> web.Application:
         """Return it as aiohttp serves it."""
         app = web.Application(middlewares=[self._guard])
         app.router.add_get("/", self._page)
+        app.router.add_get("/{name:page\\.(css|js)}", self._file)
         app.router.add_get("/events", self._events)
         app.router.add_post("/press", self._press)
-        for name in _TYPES:
-            app.router.add_get(f"/{name}", self._file)
         return app
 
     @web.middleware
@@ -52,24 +50,25 @@ class Page:
         if request.method != "GET":
             given = request.headers.get("X-Token", "").encode()
             known = secrets.compare_digest(given, self.token.encode())
-            if not known or request.headers.get("Origin") not in self._origins:
+            origins = {f"http://{name}" for name in self._names}
+            if not known or request.headers.get("Origin") not in origins:
                 raise web.HTTPForbidden(text="Only the page's own buttons work.")
         return await handler(request)
 
     async def _page(self, _: web.Request) -> web.Response:
         text = (_HERE / "page.html").read_text().replace("{token}", self.token)
+        text = text.replace("{buttons}", _fieldsets(self._controls.buttons))
         headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-store"}
         return web.Response(text=text, content_type="text/html", headers=headers)
 
-    async def _file(self, request: web.Request) -> web.Response:
-        name = request.path.removeprefix("/")
-        return web.Response(text=(_HERE / name).read_text(), content_type=_TYPES[name])
+    async def _file(self, request: web.Request) -> web.FileResponse:
+        return web.FileResponse(_HERE / request.match_info["name"])
 
     async def _press(self, request: web.Request) -> web.Response:
         try:
             pressed = json.loads(await request.text())
-            self._controls.press(str(pressed["action"]), str(pressed.get("target", "")))
-        except (ValueError, TypeError, KeyError, AttributeError, RefusedError) as error:
+            self._controls.press(str(pressed["key"]), str(pressed["target"]))
+        except (ValueError, TypeError, KeyError, RefusedError) as error:
             raise web.HTTPBadRequest(text=str(error)) from None
         return web.Response(status=204)
 
@@ -81,9 +80,21 @@ class Page:
         said = ""
         with suppress(ConnectionError):
             while True:
-                shown = json.dumps(self._controls.board.snapshot() | asdict(self._controls.told))
+                shown = json.dumps(self._controls.snapshot())
                 if shown != said:
                     await stream.write(f"data: {shown}\n\n".encode())
                 said = shown
                 await asyncio.sleep(_EVERY_S)
         return stream
+
+
+def _fieldsets(buttons: Mapping[str, Button]) -> str:
+    """Return the buttons in HTML, by their groups."""
+    lines = []
+    for group, members in groupby(buttons.items(), key=lambda item: item[1].group):
+        lines.append(f"<fieldset><legend>{escape(group)}</legend>")
+        for key, button in members:
+            keys = f'data-key="{escape(key)}" aria-keyshortcuts="{escape(key)}"'
+            lines.append(f"<button {keys}>{escape(button.label)}</button>")
+        lines.append("</fieldset>")
+    return "\n".join(lines)

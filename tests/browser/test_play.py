@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from browser.chromium import Chromium
 from browser.play import DESK, PHONE, Play, start_play
-from demo.page.acts import KILLED
+from demo.page.controls import ACTS
 from servers.servers import REPOSITORY
 from servers.wait import eventually, lasts
 
@@ -20,7 +22,7 @@ from servers.wait import eventually, lasts
 pytestmark = [pytest.mark.timeout(400), pytest.mark.long]
 
 MINUTES = float(os.environ.get("PLAY_MINUTES") or 1)
-_RANDOM = "gkftsgt+-qleu"  # Not "w" and "m": without etcd's data there is no guarantee.
+_RANDOM = "gkftsgt+-qleuj/."  # Not "w" and "m": without etcd's data there is no guarantee.
 _GROWTH_BYTES = 2_000_000
 
 
@@ -29,7 +31,6 @@ def play(chromium: Chromium, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """Run the page for this module, open."""
     with start_play(chromium, tmp_path_factory.mktemp("play")) as running:
         running.open()
-        running.all_run()
         yield running
 
 
@@ -41,50 +42,45 @@ def without_errors(play: Play) -> Iterator[None]:
     assert play.chromium.errors() == []
 
 
-def counts(play: Play, service: str, **expected: int) -> None:
-    """Wait for the numbers of a lane."""
-    play.shows(**{service: lambda seen: {name: seen[name] for name in expected} == expected})
+def both(**expected: Any) -> dict[str, Any]:
+    """Return what is expected of both services' numbers."""
+    return {
+        f"{service} {n}": value for service in ("order", "notify") for n, value in expected.items()
+    }
 
 
 def test_what_is_published_comes_to_rest_in_etcd(play: Play) -> None:
     before = play.etcd.count("/orders/")
-    play.keys("po")
-    counts(play, "order", processed=11, waiting=0, in_flight=0)
-    counts(play, "notify", processed=11, waiting=0, in_flight=0)
-    play.shows(confirmed=11, calls=11, lost=0, double=0)
+    play.press("po")
+    play.shows(**both(processed=11, waiting=0), confirmed=11, calls=11, lost=0, double=0)
     assert play.etcd.count("/orders/") - before == 11
 
 
 def test_what_is_repeated_is_skipped_and_what_is_wrong_is_parked_with_its_reason(
     play: Play,
 ) -> None:
-    play.keys("p")
-    counts(play, "order", processed=1)
-    play.keys("a")
-    counts(play, "order", skipped=1)
-    play.keys("bi")
-    for service in ("order", "notify"):
-        counts(play, service, processed=1, skipped=1, parked=2)
-        assert play.broker.waiting(f"{service}.dead-letter") == 2
-    play.shows(about=lambda dots: any("parked, conflict: " in dot for dot in dots))
-    play.chromium.run("document.querySelector('#order .dot.parked').click()")
-    assert ": parked, " in play.chromium.run("return document.querySelector('#told').textContent")
-    play.has(lost=0, double=0)
+    play.press("p")
+    play.shows(**both(processed=1))
+    play.press("abi")
+    play.shows(
+        **both(processed=1, skipped=1, parked=2), dots="parked, conflict: ", lost=0, double=0
+    )
+    assert [play.broker.waiting(f"{name}.dead-letter") for name in ("order", "notify")] == [2, 2]
+    play.chromium.run("document.querySelector('#order .dot[data-state=parked]').click()")
+    play.shows(told=": parked, ")
 
 
 def test_a_hundred_a_second_until_pressed_again(play: Play) -> None:
-    play.keys("h")
-    play.shows(rate="true", published=lambda number: number > 200)
-    play.keys("h")
-    play.shows(rate="false")
+    play.press("h")
+    play.shows(h="true", published=lambda number: number > 200)
+    play.press("h")
+    play.shows(h="false")
     published = play.seen()["published"]
-    counts(play, "order", processed=published)
-    play.has(published=published, double=0)
+    play.shows(**both(processed=published), published=published, double=0)
 
 
 @pytest.mark.parametrize("name", ["order-1", "notify-1", "rabbitmq-1", "etcd-1", "receiver-1"])
 def test_a_process_is_killed_frozen_stopped_and_comes_back(play: Play, name: str) -> None:
-    play.choose(name)
     for key, shown, state in (
         ("k", "killed", "exited"),
         ("g", "running", "running"),
@@ -93,104 +89,109 @@ def test_a_process_is_killed_frozen_stopped_and_comes_back(play: Play, name: str
         ("s", "stopped", "exited"),
         ("g", "running", "running"),
     ):
-        play.keys(key)
-        play.shows(cards=lambda cards, shown=shown: cards[name][0] == shown)
+        play.press(key, name)
+        play.shows(**{name: shown})
         assert play.inspect(name, "{{.State.Status}}") == state
-    play.keys("p")
-    counts(play, "order", processed=1)
-    counts(play, "notify", processed=1)
+    play.press("p")
+    play.shows(**both(processed=1))
 
 
 def test_an_event_waits_for_the_service_that_is_stopped(play: Play) -> None:
-    play.choose("notify-1")
-    play.keys("s")
-    play.shows(cards=lambda cards: cards["notify-1"][0] == "stopped")
-    play.keys("p")
-    counts(play, "order", processed=1)
-    counts(play, "notify", processed=0, waiting=1)
+    play.press("s", "notify-1")
+    play.shows(**{"notify-1": "stopped"})
+    play.press("p")
+    play.shows(**{"order processed": 1, "notify processed": 0, "notify waiting": 1})
     assert play.broker.waiting("notify") == 1
-    play.keys("g")
-    counts(play, "notify", processed=1, waiting=0)
+    play.press("g")
+    play.shows(**both(processed=1, waiting=0))
 
 
-def test_replicas_come_and_go(play: Play) -> None:
-    play.choose("order-1")
-    play.keys("+")
-    play.all_run("order-2")
-    play.shows(cards=lambda cards: "order-2" in cards)
-    assert play.inspect("order-2", "{{.State.Status}}") == "running"
-    play.keys("-")
-    play.shows(cards=lambda cards: sum(name.startswith("order") for name in cards) == 1)
+def test_three_replicas_come_and_go(play: Play) -> None:
+    play.press("++", "order-1")
+    play.shows(**{"order-2": "running", "order-3": "running"})
+    assert play.inspect("order-3", "{{.State.Status}}") == "running"
+    play.press("--")
+    play.shows(keys=lambda keys: sum(name.startswith("order") for name in keys) == 1)
+
+
+@pytest.mark.parametrize("name", ["order", "notify"])
+@pytest.mark.parametrize(
+    ("key", "recorded", "again"),
+    [
+        ("/", 0, {"processed": 1, "skipped": 0}),
+        ("j", 1, {"processed": 1, "skipped": 1}),
+        (".", 1, {"processed": 1, "skipped": 0}),
+    ],
+    ids=["before its record", "between record and ack", "after its ack"],
+)
+def test_a_service_kills_itself_at_a_crash_point(
+    play: Play, name: str, key: str, recorded: int, again: dict[str, int]
+) -> None:
+    play.press(key, f"{name}-1")
+    eventually(lambda: is_armed(play, f"{name}-1"), also=(subprocess.CalledProcessError,))
+    play.press("p")
+    play.shows(**{f"{name}-1": "killed", f"{name} processed": recorded})
+    play.shows(**{f"{name} waiting": int(key != ".")})
+    play.press("g")
+    play.shows(**{f"{name} {number}": value for number, value in again.items()})
+    play.shows(**both(processed=1, waiting=0), lost=0, double=0)
+
+
+def is_armed(play: Play, name: str) -> None:
+    assert "CRASH_POINT=" in play.inspect(name, "{{.Config.Env}}")
 
 
 def test_without_etcd_a_duplicate_is_double(play: Play) -> None:
-    play.keys("m")
-    play.shows(memory="false", cards=lambda cards: "order-1" in cards)
-    eventually(lambda: has_setting(play, "ENABLE_ETCD=false"))
-    play.all_run()
-    play.keys("pa")
-    counts(play, "order", processed=2, skipped=0)
-    counts(play, "notify", processed=2, skipped=0)
-    play.shows(double=2)
-    play.keys("m")
-    play.shows(memory="true")
-    eventually(lambda: has_setting(play, "ENABLE_ETCD=true"))
-
-
-def has_setting(play: Play, setting: str) -> None:
+    play.press("m")
+    play.shows(m="false", **{"order-1": "running", "notify-1": "running"})
     for name in ("order-1", "notify-1"):
-        assert setting in play.inspect(name, "{{.Config.Env}}")
+        assert "ENABLE_ETCD=false" in play.inspect(name, "{{.Config.Env}}")
+    play.press("pa")
+    play.shows(**both(processed=2, skipped=0), double=2)
+    play.press("m")
+    play.shows(m="true")
 
 
 def test_services_notice_that_etcd_was_wiped(play: Play) -> None:
-    play.keys("p")
-    counts(play, "order", processed=1)
-    play.keys("w")
-    play.shows(cards=lambda cards: "etcd: wiped" in cards["order-1"][1])
-    play.shows(cards=lambda cards: "etcd: wiped" in cards["notify-1"][1])
+    play.press("p")
+    play.shows(**both(processed=1))
+    play.press("w")
+    for name in ("order-1", "notify-1"):
+        play.shows(why=lambda why, name=name: "etcd: wiped" in why[name])
     assert play.etcd.count("/orders/") == 0
     play.reset()
-    play.keys("p")
-    counts(play, "order", processed=1)
+    play.press("p")
+    play.shows(**both(processed=1))
 
 
 def test_the_receiver_is_slow_failing_down_and_well(play: Play) -> None:
-    play.keys("l")
+    play.press("l")
     play.shows(receiver="slow")
-    play.keys("p")
-    play.shows(about=lambda dots: any("notify: claimed" in dot for dot in dots))
-    counts(play, "notify", processed=1)
-    play.keys("e")
+    play.press("p")
+    play.shows(dots="notify: claimed")
+    play.shows(**both(processed=1))
+    play.press("e")
     play.shows(receiver="failing")
-    play.keys("p")
-    play.shows(about=lambda dots: any("the receiver answered 500" in dot for dot in dots))
-    play.keys("d")
-    play.shows(receiver="down", cards=lambda cards: cards["receiver-1"][0] != "running")
-    play.keys("q")
-    play.shows(receiver="well")
-    counts(play, "notify", processed=2, retry=0)
-    play.has(calls=2, lost=0, double=0)
+    play.press("p")
+    play.shows(dots="the receiver answered 500")
+    play.press("d")
+    play.shows(receiver="down", **{"receiver-1": "stopped"})
+    play.press("q")
+    play.shows(receiver="well", **both(processed=2, retry=0), calls=2, lost=0, double=0)
 
 
-@pytest.mark.parametrize(
-    ("key", "last", "double"),
-    [
-        ("z", "Act 1: both have it", 0),
-        ("x", "Act 2: notify has caught up", 0),
-        ("c", "Act 3: still skipped", 4),
-        ("v", "Act 4: all 30 are called for", 0),
-        ("n", f"{KILLED} It came again", 0),
-    ],
-)
-def test_an_act_plays_to_its_end(play: Play, key: str, last: str, double: int) -> None:
-    play.keys(key)
-    play.shows(120, caption=lambda caption: caption.startswith(last), lost=0, double=double)
+@pytest.mark.parametrize("key", ACTS)
+def test_an_act_plays_to_its_end(play: Play, key: str) -> None:
+    play.press(key)
+    doubles = 4 if key == "c" else 0
+    play.shows(120, caption=ACTS[key]["steps"][-1][0], lost=0, double=doubles)
 
 
 def test_the_fault_is_quoted_from_its_page() -> None:
     page = (REPOSITORY / "docs" / "when-can-my-code-run-twice.md").read_text()
     text = " ".join(page.replace("**", "").split())
-    assert all(f"{sentence.strip('.')}" in text for sentence in KILLED.split(". "))
+    (quoted,) = (step[0] for step in ACTS["n"]["steps"] if step[0].startswith("Killed: "))
+    assert all(sentence.strip(".") in text for sentence in quoted.split(". "))
 
 
 @pytest.mark.timeout(60 * MINUTES + 400)
@@ -198,22 +199,21 @@ def test_random_buttons_at_a_hundred_a_second_lose_and_double_nothing(play: Play
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     choice, until_s = random.Random(seed), time.monotonic() + 60 * MINUTES
-    play.keys("h")
+    play.press("h")
     play.shows(published=lambda number: number > 300)
     heap = play.chromium.heap()
     while time.monotonic() < until_s:
-        cards = play.seen()["cards"]
-        play.keys(str(choice.randint(1, len(cards))))
-        play.keys(choice.choice(_RANDOM))
+        play.press(choice.choice(_RANDOM), choice.choice(list(play.seen()["keys"])))
         lasts(choice.uniform(0.2, 2.0))
-    play.keys("hu")
-    play.shows(rate="false", receiver="well")
-    play.all_run()
+    play.press("hu")
+    play.shows(150, h="false", receiver="well", **{"order-1": "running", "notify-1": "running"})
     published = play.seen()["published"]
+    # A dead process's claims end with its lease, and a retry waits for a minute.
+    at_rest = {"waiting": 0, "in flight": 0, "retry": 0}
+    play.shows(150, **both(**at_rest), confirmed=published, lost=0, double=0)
+    seen = play.seen()
     for service in ("order", "notify"):
-        # A dead process's claims end with its lease, and a retry waits for a minute.
-        play.shows(150, **{service: lambda seen: seen["processed"] + seen["parked"] == published})
-    play.shows(confirmed=published, lost=0, double=0)
+        assert seen[f"{service} processed"] + seen[f"{service} parked"] == published
     orders = play.etcd.get(f"/orders/{play.seen()['round']}-")
     assert [order.version for order in orders] == [1] * published
     assert play.chromium.heap() - heap < _GROWTH_BYTES
@@ -238,22 +238,21 @@ def test_its_picture_is_taken(
     play: Play, pictures: Path, tmp_path: Path, size: tuple[int, int], scheme: str
 ) -> None:
     play.open(size, scheme=scheme)
-    play.choose("notify-1")
-    play.keys("oaaai")
-    counts(play, "notify", processed=10, skipped=3, parked=1)
-    play.keys("k")
-    play.shows(cards=lambda cards: cards["notify-1"][0] == "killed")
-    play.keys("o")
-    counts(play, "notify", waiting=10)
+    play.press("oaaai")
+    play.shows(**both(processed=10, skipped=3, parked=1))
+    play.press("k", "notify-1")
+    play.shows(**{"notify-1": "killed"})
+    play.press("o")
+    play.shows(**{"notify waiting": 10})
     assert play.chromium.overflow() == 0
     # What moves is to be where it goes, and the page at its top.
     play.chromium.run("document.activeElement.blur(); scrollTo(0, 0)")
-    eventually(lambda: at_rest(play))
+    eventually(lambda: stands_still(play))
     kept = (size, scheme) == (DESK, "light")
     name = "play.png" if kept else f"play-{size[0]}-{scheme}.png"
     play.chromium.picture((pictures if kept else tmp_path) / name)
     play.open()
 
 
-def at_rest(play: Play) -> None:
+def stands_still(play: Play) -> None:
     assert play.chromium.run("return document.getAnimations().length") == 0
