@@ -1,4 +1,4 @@
-"""The demo: four acts on real servers, each of them checked.
+"""The demo: five acts on real servers, each of them checked.
 
 `python -m demo` plays them. A `Stage` is what they are played on: the compose stack where Docker
 answers, else child processes.

@@ -13,8 +13,7 @@ from demo.live import open_screen
 from demo.local import local_stage
 from demo.panel import panel
 from demo.play import CheckFailedError, Play
-from demo.report import write_report
-from demo.run import run_of
+from demo.report import run_of, write_report
 from demo.screen import Screen, wait_for_enter
 from demo.stage import CannotPlayError, Stage, StepFailedError
 from demo.watch import Watch, watch
@@ -27,7 +26,7 @@ def main() -> int:
     """Choose the stage, play, and return the exit code."""
     parser = argparse.ArgumentParser(prog="demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave the compose stack running")
-    parser.add_argument("--act", default="", metavar="N", help="play this act alone: 1 to 4")
+    parser.add_argument("--act", default="", metavar="N", help="play this act alone: 1 to 5")
     parser.add_argument("--step", action="store_true", help="wait for Enter before each command")
     options = parser.parse_args()
     if options.step and not sys.stdin.isatty():

@@ -1,15 +1,20 @@
-"""The four acts. Each can be played alone: it first has both services run as it needs them."""
+"""The five acts. Each can be played alone: it first has both services run as it needs them."""
 
 from collections.abc import Callable, Sequence
 
 from demo.play import Change, Play
-from demo.stage import CannotPlayError
+from demo.stage import SERVICES, CannotPlayError
 
 Act = Callable[[Play], None]
 
 _TIMES = 3
 _CALLS = 30
 """More than the failures in a row that open the circuit breaker."""
+
+_CRASH_POINT = "reply read:1"
+"""etcd has answered that the first batch is recorded, and nothing has been acked."""
+
+_REPLICAS = 3
 
 
 def play_all(play: Play) -> None:
@@ -27,7 +32,7 @@ def chosen(number: str) -> Sequence[Act]:
         return list(ACTS.values())
     if number not in ACTS:
         raise CannotPlayError(
-            f"ACT is {number!r}: write 1, 2, 3 or 4, or leave it out for all four"
+            f"ACT is {number!r}: write a number from 1 to {len(ACTS)}, or leave it out for all"
         )
     return [ACTS[number]]
 
@@ -134,10 +139,57 @@ def the_receiver_is_down(play: Play) -> None:
     play.expect_called([first, *others])
 
 
+def killed_then_three(play: Play) -> None:
+    """Act 5: what is recorded and not acked is skipped, and replicas share a queue."""
+    play.screen.heading(
+        "Act 5: a kill between record and ack, then three replicas",
+        "An event comes again, perhaps to another replica, and each order is still placed once.",
+    )
+    play.run_services(enable_etcd=True)
+    first = 5 + _CALLS
+    _killed(play, f"order-{first}")
+    _three_replicas(play, [f"order-{first + number}" for number in range(1, 1 + _CALLS)])
+
+
+def _killed(play: Play, event_id: str) -> None:
+    play.screen.say("order kills itself when etcd has recorded the event, before it acks it:")
+    play.do(play.stage.crash_at(_CRASH_POINT, "order"))
+    play.publish(event_id, text=f"the id {event_id}")
+    play.expect_killed("order")
+    play.expect_orders([event_id], "the order is placed")
+    play.expect_waiting("order", 1, "nobody has acked the event: it is in the queue order again")
+    play.do(play.stage.start("order"))
+    play.expect(
+        Change("order is back and skips it", "orders_processed_skipped", 1),
+        Change("order places nothing", "orders_processed", 0),
+        Change("notify sends it once", "notifications_processed", 1),
+    )
+    play.expect_orders([event_id], "the order was placed once")
+
+
+def _three_replicas(play: Play, event_ids: Sequence[str]) -> None:
+    play.screen.say(
+        "Three replicas share a queue: the copies of an event reach two of them at once:"
+    )
+    play.run_services(enable_etcd=True, replicas=_REPLICAS)
+    for service in SERVICES:
+        play.expect_consumers(service, _REPLICAS)
+    text = f"the ids {event_ids[0]} to {event_ids[-1]}, each twice"
+    play.publish(*(event_id for event_id in event_ids for _ in range(2)), text=text)
+    play.expect(
+        Change("order places each once", "orders_processed", len(event_ids)),
+        Change("order skips the others", "orders_processed_skipped", len(event_ids)),
+        Change("notify sends each once", "notifications_processed", len(event_ids)),
+        Change("notify skips the others", "notifications_processed_skipped", len(event_ids)),
+    )
+    play.expect_orders(event_ids, "each order was placed once")
+
+
 ACTS: dict[str, Act] = {
     "1": both_consume,
     "2": notify_is_down,
     "3": the_same_again,
     "4": the_receiver_is_down,
+    "5": killed_then_three,
 }
 """The acts by their number, as ACT= names them."""

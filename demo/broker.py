@@ -45,14 +45,19 @@ class Broker:
         return Step(curl, lambda: self._post(body))
 
     def waiting(self, queue: str) -> int:
-        """Return how many messages a queue holds that no consumer has; raises OSError.
+        """Return how many messages a queue holds that no consumer has; raises OSError."""
+        count: int = self._declared(queue).message_count
+        return count
 
-        A passive declare, since the management API shows the count of up to 5 s ago.
-        """
+    def consumers(self, queue: str) -> int:
+        """Return how many consumers a queue has; raises OSError."""
+        count: int = self._declared(queue).consumer_count
+        return count
+
+    def _declared(self, queue: str) -> Any:
+        """Declare passively: the management API shows the counts of up to 5 s ago."""
         with self.connected() as connection:
-            declared = connection.channel().queue_declare(queue, passive=True)
-            count: int = declared.method.message_count
-            return count
+            return connection.channel().queue_declare(queue, passive=True).method
 
     @contextmanager
     def connected(self) -> Iterator[Any]:
@@ -87,12 +92,6 @@ class Broker:
         answer: Any = fetch_json("POST", self._url, body, login=(_USER, _PASSWORD))
         if answer != {"routed": True}:
             raise StepFailedError("no queue is bound to the exchange: the event is lost", "order")
-
-
-def etcd_version(url: str) -> str:
-    """Return etcd's name and version; raises OSError."""
-    answer: Any = fetch_json("GET", f"{url}/version")
-    return f"etcd {answer['etcdserver']}"
 
 
 def _compact(value: object) -> str:

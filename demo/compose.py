@@ -9,13 +9,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
-from demo.broker import Broker, etcd_version
+from demo.broker import Broker
 from demo.command import CommandFailedError, run
 from demo.interrupt import interrupt_no_more
 from demo.screen import Screen
-from demo.stage import SERVICES, CannotPlayError, Points, State, Step, StepFailedError
+from demo.stage import SERVICES, CannotPlayError, Stage, Step, StepFailedError
 from servers.counters import GraphiteCounters
 from servers.processes import free_port
 from servers.servers import REPOSITORY, compose_settings
@@ -260,37 +262,38 @@ def _check_plugins() -> None:
             ) from None
 
 
-class ComposeStage:
+class ComposeStage(Stage):
     """Shows the commands as they are typed after `export COMPOSE_FILE=...`."""
 
     place = "Docker containers, of a compose project of their own."
 
     def __init__(self, compose: Compose, ports: Ports, since: float, *, keep: bool) -> None:
-        self._compose, self._since, self._keep = compose, since, keep
+        self._compose, self._keep = compose, keep
         numbers = ports.numbers
-        self._broker = Broker(ports.host, numbers["PORT_RABBITMQ"], numbers["PORT_RABBITMQ_UI"])
-        self._etcd_url = f"http://{ports.host}:{numbers['PORT_ETCD']}"
         port = "" if numbers["PORT_GRAPHITE"] == 80 else f":{numbers['PORT_GRAPHITE']}"
         self._graphite_url = f"http://{ports.host}{port}"
-        self._counters = GraphiteCounters(self._graphite_url, since)
-        self.states: dict[str, State] = dict.fromkeys(SERVICES, "not started")
+        counters = GraphiteCounters(self._graphite_url, since)
+        broker = Broker(ports.host, numbers["PORT_RABBITMQ"], numbers["PORT_RABBITMQ_UI"])
+        super().__init__(broker, f"{ports.host}:{numbers['PORT_ETCD']}", counters)
 
-    def versions(self) -> list[str]:
-        """Ask RabbitMQ and etcd."""
-        return [self._broker.version(), etcd_version(self._etcd_url)]
-
-    def publish(self, event_id: str) -> Step:
-        """Publish over the management API."""
-        return self._broker.publish(event_id)
-
-    def run_services(self, *, enable_etcd: bool, calls: bool) -> Step:
+    def run_services(self, *, enable_etcd: bool, calls: bool, replicas: int) -> Step:
         """Bring the services up; those that run with another setting are replaced."""
-        settings = {"ENABLE_ETCD": "true" if enable_etcd else "false"}
-        if calls:
-            settings["NOTIFY_URL"] = "http://receiver:8000"
-        self._compose.set(**{"NOTIFY_URL": "", **settings})
-        typed = "".join(f"{name}={value} " for name, value in settings.items())
-        return self._step(typed, "up", "-d", *["receiver"] * calls, *SERVICES)
+        url = "http://receiver:8000" if calls else ""
+        self._set(enable_etcd=enable_etcd, receiver_url=url, replicas=replicas)
+        self._compose.set(**{"NOTIFY_URL": "", **self._settings})
+        scales = [("--scale", f"{name}={replicas}") for name in SERVICES if replicas > 1]
+        return self._step("up", "-d", *chain(*scales), *["receiver"] * calls, *SERVICES)
+
+    def crash_at(self, point: str, service: str) -> Step:
+        """Bring it up with one more file."""
+        more = f'COMPOSE_FILE=$COMPOSE_FILE:{CRASH} CRASH_POINT="{point}" '
+        typed = f"{self._typed_settings()}{more}docker compose up -d {service}"
+        crash = partial(self._compose.crash_at, point, service)
+        return Step(typed, partial(self._bring_up, [service], crash))
+
+    def ended(self, service: str) -> bool:
+        """Ask Docker."""
+        return bool(self._compose.run("ps", "--status", "exited", "--quiet", service))
 
     def stop(self, service: str) -> Step:
         """Stop the service's container."""
@@ -298,31 +301,11 @@ class ComposeStage:
 
     def start(self, service: str) -> Step:
         """Start the service's container."""
-        return self._step("", "start", service)
+        return self._step("start", service)
 
     def restart_services(self) -> Step:
         """Restart the containers of both services."""
-        return self._step("", "restart", *SERVICES)
-
-    def waiting(self, queue: str) -> int:
-        """Ask the broker."""
-        return self._broker.waiting(queue)
-
-    def count(self, counter: str) -> int:
-        """Sum up Graphite's points since the demo began."""
-        return self._counters.count(counter)
-
-    def gauge(self, name: str) -> int:
-        """Ask Graphite for its newest point."""
-        return self._counters.gauge(name)
-
-    def points(self, counter: str) -> Points:
-        """Return Graphite's points since the demo began, one a second."""
-        return self._counters.points(counter)
-
-    def shown(self, counter: str) -> bool:
-        """Ask Graphite for any point since the demo began."""
-        return self._counters.seen(counter)
+        return self._step("restart", *SERVICES)
 
     def wait_counted(self, counters: Sequence[str]) -> None:
         """Wait for a newer point of each: statsd adds one each second, be it 0.
@@ -357,20 +340,15 @@ class ComposeStage:
             f"To take it down: docker compose -p {PROJECT} down --volumes"
         )
 
-    def _step(self, setting: str, verb: str, *arguments: str) -> Step:
+    def _step(self, verb: str, *arguments: str) -> Step:
         """Return a step that starts services and waits for them."""
-        typed = f"{setting}docker compose {' '.join((verb, *arguments))}"
+        setting = self._typed_settings() if verb == "up" else ""
         services = [name for name in arguments if name in SERVICES]
         # The images are built and the servers healthy: nothing else is to be done here.
         flags = ("--no-build", "--no-deps") if verb == "up" else ()
-
-        def start() -> None:
-            self.states.update(dict.fromkeys(services, "starting"))
-            self._compose.run(verb, *flags, *arguments)
-            for service in services:
-                self._wait_ready(service)
-
-        return Step(typed, start)
+        start = partial(self._compose.run, verb, *flags, *arguments)
+        typed = f"{setting}docker compose {' '.join((verb, *arguments))}"
+        return Step(typed, partial(self._bring_up, services, start))
 
     def _stop(self, service: str) -> None:
         self.states[service] = "stopping"
@@ -384,9 +362,7 @@ class ComposeStage:
         try:
             eventually(ask, _READY_WITHIN_S, also=(CommandFailedError,), interval_s=0.2)
         except CommandFailedError as error:
-            self.states[service] = "not ready"
             raise StepFailedError(f"{service} does not get ready: {error.said}", service) from error
-        self.states[service] = "running"
 
 
 @contextmanager

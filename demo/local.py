@@ -5,15 +5,16 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from demo.broker import Broker, etcd_version
+from chaos.crash_points import VARIABLE as CRASH_POINT
+from demo.broker import Broker
 from demo.interrupt import interrupt_no_more
 from demo.screen import Screen
-from demo.stage import SERVICES, CannotPlayError, State, Step, StepFailedError
+from demo.stage import SERVICES, CannotPlayError, Stage, Step, StepFailedError
 from servers.counters import StatsdListener, listen_statsd
 from servers.processes import Child, ServersUnavailableError, free_port
 from servers.servers import REPOSITORY, Servers, start_servers
@@ -21,7 +22,7 @@ from servers.services import Service, ServiceEndedError, environment, run_servic
 from servers.wait import eventually
 
 
-class LocalStage:
+class LocalStage(Stage):
     """Runs each start of a service as a new process; a listener takes Graphite's place."""
 
     place = "Processes of this machine; a statsd listener counts in Graphite's place."
@@ -30,61 +31,38 @@ class LocalStage:
         self, servers: Servers, statsd: StatsdListener, directory: Path, processes: ExitStack
     ) -> None:
         self._statsd, self._directory, self._processes = statsd, directory, processes
-        self._settings = {**servers.settings(), **statsd.settings(), "LOG_FORMAT": "console"}
-        self._shown: dict[str, str] = {}
-        self._running: dict[str, Child] = {}
+        self._always = {**servers.settings(), **statsd.settings(), "LOG_FORMAT": "console"}
+        self._running: dict[str, list[Child]] = {}
         self._receiver = ["demo/receiver.py", "127.0.0.1", str(free_port())]
         management_port = urlsplit(servers.rabbitmq.management_url).port or 0
-        self._etcd_url = f"http://{servers.etcd.endpoint}"
-        self.states: dict[str, State] = dict.fromkeys(SERVICES, "not started")
-        self._broker = Broker("127.0.0.1", servers.rabbitmq.amqp_port, management_port)
+        broker = Broker("127.0.0.1", servers.rabbitmq.amqp_port, management_port)
+        super().__init__(broker, servers.etcd.endpoint, statsd)
 
-    def versions(self) -> list[str]:
-        """Ask RabbitMQ and etcd."""
-        return [self._broker.version(), etcd_version(self._etcd_url)]
-
-    def publish(self, event_id: str) -> Step:
-        """Publish over the management API, as with Docker."""
-        return self._broker.publish(event_id)
-
-    def run_services(self, *, enable_etcd: bool, calls: bool) -> Step:
+    def run_services(self, *, enable_etcd: bool, calls: bool, replicas: int) -> Step:
         """End the services that run, and run both with or without etcd."""
-        self._shown = {"ENABLE_ETCD": "true" if enable_etcd else "false"}
-        if calls:
-            self._shown["NOTIFY_URL"] = f"http://{':'.join(self._receiver[1:])}"
-        return self._restarted(*["receiver"] * calls, *SERVICES)
+        url = f"http://{':'.join(self._receiver[1:])}" if calls else ""
+        self._set(enable_etcd=enable_etcd, receiver_url=url, replicas=replicas)
+        return self._restarted(SERVICES, *["receiver"] * calls, *SERVICES)
+
+    def crash_at(self, point: str, service: str) -> Step:
+        """End the service, and run it by the launcher of the tests."""
+        return self._restarted([service], service, point=point)
+
+    def ended(self, service: str) -> bool:
+        """Look at its processes."""
+        return not any(process.running for process in self._running[service])
 
     def stop(self, service: str) -> Step:
-        """End the service's process with SIGTERM."""
-        typed = f"kill {self._running[service].pid}   # {service}"
-        return Step(typed, partial(self._stop, service))
+        """End the service's processes with SIGTERM."""
+        return Step(self._kill_command(service), partial(self._stop, service))
 
     def start(self, service: str) -> Step:
         """Run the service as it was."""
-        return Step(self._start_command(service), partial(self._start, service))
+        return self._restarted([], service)
 
     def restart_services(self) -> Step:
         """End both services and run them as they were."""
-        return self._restarted(*SERVICES)
-
-    def waiting(self, queue: str) -> int:
-        """Ask the broker."""
-        return self._broker.waiting(queue)
-
-    def count(self, counter: str) -> int:
-        """Ask the listener."""
-        return self._statsd.count(counter)
-
-    def gauge(self, name: str) -> int:
-        """Ask the listener."""
-        return self._statsd.gauge(name)
-
-    def points(self, counter: str) -> None:
-        """Return None: the listener keeps sums."""
-
-    def shown(self, counter: str) -> bool:
-        """Ask the listener."""
-        return self._statsd.seen(counter)
+        return self._restarted(SERVICES, *SERVICES)
 
     def wait_counted(self, counters: Sequence[str]) -> None:
         """Send a counter of our own after theirs: one socket's packets come out in order."""
@@ -99,77 +77,76 @@ class LocalStage:
         eventually(arrived)
 
     def log(self, service: str) -> str:
-        """Return what the service's newest process has written."""
-        return self._running[service].output() if service in self._running else ""
+        """Return what the service's newest processes have written."""
+        return "".join(process.output() for process in self._running.get(service, ()))
 
     def farewell(self) -> str:
         """Say where to look next."""
         return "Where Docker runs, `make up` starts all of it to stay, with graphs at http://localhost/"
 
-    def _start(self, *services: str) -> None:
+    def _start(self, services: Sequence[str], point: str) -> None:
         for service in services:
-            self.states[service] = "starting"
-            self._running[service] = self._processes.enter_context(self._run(service))
-        for service in services:
-            process = self._running[service]
+            self._running[service] = [
+                self._run(service, point)
+                for _ in range(self._replicas if service in SERVICES else 1)
+            ]
+
+    def _wait_ready(self, service: str) -> None:
+        for process in self._running[service]:
             try:
                 if isinstance(process, Service):
                     process.wait_ready()
             except (AssertionError, OSError, ServiceEndedError) as error:
-                self.states[service] = "not ready"
                 raise StepFailedError(str(error), service) from error
-            self.states[service] = "running"
 
     def _stop(self, *services: str) -> None:
         for service in services:
-            if service in self._running:
-                self.states[service] = "stopping"
+            self.states[service] = "stopping"
+            for process in self._running[service]:
                 try:
-                    self._running[service].terminate()
+                    process.terminate()
                 except TimeoutError as error:
                     raise StepFailedError(str(error), service) from error
-                self.states[service] = "stopped"
+            self.states[service] = "stopped"
 
-    def _run(self, service: str) -> AbstractContextManager[Child]:
+    def _run(self, service: str, point: str) -> Child:
         if service == "receiver":
-            return _run_receiver(self._receiver, self._directory)
-        settings = {**self._settings, **self._shown}
-        return run_service(service, settings, log_directory=self._directory)
+            command, log = [sys.executable, *self._receiver], self._directory / "receiver.log"
+            receiver = Child(command, env=environment(), cwd=REPOSITORY, log=log)
+            receiver.start()
+            self._processes.callback(receiver.kill)
+            return receiver
+        settings = {**self._always, **self._settings, CRASH_POINT: point}
+        command = [sys.executable, "-m", *_module(service, point).split()]
+        running = run_service(service, settings, log_directory=self._directory, command=command)
+        return self._processes.enter_context(running)
 
-    def _restarted(self, *services: str) -> Step:
-        """Return a step that ends the services that run, and starts these."""
+    def _restarted(self, ended: Sequence[str], *services: str, point: str = "") -> Step:
+        """Return a step that ends services where they run, and starts these."""
 
         def restart() -> None:
-            self._stop(*SERVICES)
-            self._start(*services)
+            self._stop(*(service for service in ended if service in self._running))
+            self._bring_up(services, partial(self._start, services, point))
 
-        return Step(self._kill_command() + self._start_command(*services), restart)
+        typed = [self._kill_command(*ended), *(self._start_command(s, point) for s in services)]
+        return Step("\n".join(filter(None, typed)), restart)
 
-    def _start_command(self, *services: str) -> str:
-        shown = " ".join(f"{name}={value}" for name, value in self._shown.items())
-        commands = {name: f"(cd {name} && {shown} python -m {name}) &" for name in SERVICES}
-        commands["receiver"] = f"python {' '.join(self._receiver)} &"
-        return "\n".join(commands[service] for service in services)
+    def _start_command(self, service: str, point: str) -> str:
+        if service == "receiver":
+            return f"python {' '.join(self._receiver)} &"
+        settings = self._typed_settings() + f'{CRASH_POINT}="{point}" ' * bool(point)
+        command = f"(cd {service} && {settings}python -m {_module(service, point)}) &"
+        each = " ".join(str(number + 1) for number in range(self._replicas))
+        return f"for n in {each}; do {command} done" if self._replicas > 1 else command
 
-    def _kill_command(self) -> str:
-        pids = [str(self._running[name].pid) for name in SERVICES if name in self._running]
-        return f"kill {' '.join(pids)}   # {' and '.join(SERVICES)}\n" if pids else ""
+    def _kill_command(self, *services: str) -> str:
+        processes = [process for name in services for process in self._running.get(name, ())]
+        pids = " ".join(str(process.pid) for process in processes)
+        return f"kill {pids}   # {' and '.join(services)}" if pids else ""
 
 
-@contextmanager
-def _run_receiver(command: Sequence[str], directory: Path) -> Iterator[Child]:
-    receiver = Child(
-        [sys.executable, *command],
-        env=environment(),
-        cwd=REPOSITORY,
-        log=directory / "receiver.log",
-    )
-    receiver.start()
-    try:
-        yield receiver
-    finally:
-        if receiver.running:
-            receiver.kill()
+def _module(service: str, point: str) -> str:
+    return f"chaos.crash_points {service}" if point else service
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from chaos.crash_points import PROOF
 from demo.screen import Screen
 from demo.stage import Stage, Step
 from servers.wait import eventually
@@ -56,7 +57,7 @@ class Play:
         self.screen = screen
         self.passed = 0
         self._counts = dict.fromkeys(COUNTERS, 0)
-        self._settings: dict[str, bool] = {}
+        self._settings: dict[str, int] = {}
         self._event_id, self._repeats = "", False
 
     def do(self, step: Step) -> None:
@@ -65,20 +66,20 @@ class Play:
         self._hold()
         step.run()
 
-    def run_services(self, *, enable_etcd: bool, calls: bool = False) -> None:
+    def run_services(self, *, enable_etcd: bool, calls: bool = False, replicas: int = 1) -> None:
         """Have both services run so: nothing is done where they do already."""
-        settings = {"enable_etcd": enable_etcd, "calls": calls}
+        settings = {"enable_etcd": enable_etcd, "calls": calls, "replicas": replicas}
         if settings == self._settings:
             return
         first = not self._settings
-        self.do(self.stage.run_services(enable_etcd=enable_etcd, calls=calls))
+        self.do(self.stage.run_services(enable_etcd=enable_etcd, calls=calls, replicas=replicas))
         self._settings = settings
         if first:
             self._expect_zeros()
 
     def publish(self, *event_ids: str, text: str = "") -> None:
         """Publish; once the command has been shown, `text` says what differs from it."""
-        steps = [self.stage.publish(event_id) for event_id in event_ids]
+        steps = [self.stage.broker.publish(event_id) for event_id in event_ids]
         if self._event_id:
             typed = f"curl ...   ({text})"
         else:
@@ -100,18 +101,42 @@ class Play:
 
     def expect_waiting(self, queue: str, messages: int, text: str) -> None:
         """Check that so many messages wait in a queue."""
-        passed = self._comes_true(partial(self._waiting, queue, messages))
+        passed = self._comes_true(lambda: self.stage.broker.waiting(queue) == messages)
         self._check(passed, text, queue.partition(".")[0])
+
+    def expect_consumers(self, service: str, consumers: int) -> None:
+        """Check that so many replicas consume from a service's queue."""
+        passed = self._comes_true(lambda: self.stage.broker.consumers(service) == consumers)
+        self._check(passed, f"{consumers} replicas of {service} consume from one queue", service)
 
     def expect_breaker(self, text: str, *, is_open: bool) -> None:
         """Wait until notify's circuit breaker is open, or closed."""
-        passed = self._comes_true(partial(self._breaker, is_open), _PROBED_WITHIN_S)
+        gauge = BREAKERS["notify"]
+        passed = self._comes_true(
+            lambda: bool(self.stage.counters.gauge(gauge)) == is_open, _PROBED_WITHIN_S
+        )
         self._check(passed, text, "notify")
 
     def expect_called(self, event_ids: Sequence[str]) -> None:
         """Check that the receiver has accepted one call for each of these events, and no more."""
-        passed = self._comes_true(partial(self._called, sorted(event_ids)))
-        self._check(passed, f"the receiver was called once for each of {len(event_ids)}", "notify")
+        called = sorted(event_ids)
+        passed = self._comes_true(lambda: sorted(self.stage.log("receiver").split()) == called)
+        self._check(passed, f"the receiver was called once for each of {len(called)}", "notify")
+
+    def expect_killed(self, service: str) -> None:
+        """Check that a service has killed itself: what it has in hand comes again."""
+        stage = self.stage
+        passed = self._comes_true(lambda: stage.ended(service) and PROOF in stage.log(service))
+        if passed:
+            stage.states[service], self._repeats = "killed", True
+        self._check(passed, f"{service} is gone: it has killed itself", service)
+
+    def expect_orders(self, event_ids: Sequence[str], text: str) -> None:
+        """Check that etcd has an order for each of these events, written once."""
+        versions, writers = self.stage.orders(event_ids)
+        once = versions.count(1)
+        seen = f"{once} of {len(event_ids)} in etcd with version 1, recorded by {writers} process"
+        self._check(once == len(event_ids), text, "order", seen + "es" * (writers != 1))
 
     def expect(self, *changes: Change) -> None:
         """Wait for changes of the counters, and check that they are exactly these."""
@@ -132,7 +157,7 @@ class Play:
         self._check(True, "both services are ready, and their counters show as 0", "order")
 
     def _matches(self, change: Change) -> bool:
-        before, after = self._counts[change.counter], self.stage.count(change.counter)
+        before, after = self._counts[change.counter], self.stage.counters.count(change.counter)
         expected = before + change.by
         self._counts[change.counter] = after
         seen = f"stays at {after}" if after == before else f"{before} -> {after}"
@@ -141,35 +166,25 @@ class Play:
         self.passed += after == expected
         return after == expected
 
-    def _check(self, passed: bool, text: str, service: str) -> None:
-        self.screen.check(passed, text)
+    def _check(self, passed: bool, text: str, service: str, seen: str = "") -> None:
+        self.screen.check(passed, text, seen)
         if not passed:
             raise CheckFailedError(service)
         self.passed += 1
 
-    def _comes_true(self, assertion: Callable[[], None], within_s: float = _WITHIN_S) -> bool:
+    def _comes_true(self, holds: Callable[[], bool], within_s: float = _WITHIN_S) -> bool:
+        def check() -> None:
+            if not holds():
+                raise AssertionError("not yet")
+
         try:
-            eventually(assertion, within_s, also=(OSError,))
+            eventually(check, within_s, also=(OSError,))
         except (AssertionError, OSError):
             return False
         return True
 
-    def _shown_as_zero(self, counter: str) -> None:
-        if not self.stage.shown(counter) or self.stage.count(counter):
-            raise AssertionError(counter)
+    def _shown_as_zero(self, counter: str) -> bool:
+        return self.stage.counters.seen(counter) and not self.stage.counters.count(counter)
 
-    def _reached(self, change: Change) -> None:
-        if self.stage.count(change.counter) < self._counts[change.counter] + change.by:
-            raise AssertionError(change.counter)
-
-    def _waiting(self, queue: str, messages: int) -> None:
-        if self.stage.waiting(queue) != messages:
-            raise AssertionError(queue)
-
-    def _breaker(self, is_open: bool) -> None:
-        if bool(self.stage.gauge(BREAKERS["notify"])) != is_open:
-            raise AssertionError("the circuit breaker")
-
-    def _called(self, event_ids: list[str]) -> None:
-        if sorted(self.stage.log("receiver").split()) != event_ids:
-            raise AssertionError("the receiver")
+    def _reached(self, change: Change) -> bool:
+        return self.stage.counters.count(change.counter) >= self._counts[change.counter] + change.by

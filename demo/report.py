@@ -1,15 +1,16 @@
 """The report of a run: one HTML page that needs nothing else, neither a server nor a script."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from demo.chart import Axes, Band, chart
-from demo.play import COUNTERS
-from demo.run import Line, Run
+from demo.play import COUNTERS, Play
 from demo.screen import Entry
-from demo.stage import SERVICES
+from demo.stage import NO_ANSWER, SERVICES
+from demo.watch import Sample, Watch
 from servers.servers import REPOSITORY
 
 REPORT = REPOSITORY / "demo-report.html"
@@ -23,6 +24,31 @@ _LEGEND = {
 }
 _MARGIN = 0.03
 """Of the time of the run, after its end: what came last is to be seen too."""
+
+
+Line = Sequence[tuple[float, float]]
+"""A number over time: from each time on (Unix, in seconds) it has the value beside it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that the report shows."""
+
+    story: Sequence[Entry]
+    place: str
+    versions: Sequence[str]
+    samples: Sequence[Sample]
+    ended_at: float
+
+
+def run_of(play: Play, watch: Watch) -> Run:
+    """Put together what has been told and seen."""
+    try:
+        versions = play.stage.versions()
+    except NO_ANSWER:
+        versions = []
+    story, samples = list(play.screen.story), list(watch.samples)
+    return Run(story, play.stage.place, versions, samples, ended_at=time.time())
 
 
 def write_report(run: Run, path: Path = REPORT) -> str:
@@ -61,7 +87,7 @@ def page(run: Run) -> str:
 {"".join(_graphs(run))}
 {"".join(_acts(run.story))}
 </main>
-<footer><p>{_sources(run)}</p></footer>
+<footer><p>{_SOURCES}</p></footer>
 </body>
 </html>
 """
@@ -78,12 +104,10 @@ def _facts(run: Run) -> str:
     return f"<dl>{''.join(rows)}</dl>"
 
 
-def _sources(run: Run) -> str:
-    return (
-        f"The counters of the graphs come from {escape(run.counted_by)}, the depths of the queues "
-        "from RabbitMQ, asked twice a second. To play it again: <code>make demo</code>, or one "
-        "act of it: <code>make demo ACT=2</code>."
-    )
+_SOURCES = (
+    "Counters and queues were read twice a second; Graphite shows a count a second or two late. "
+    "To play it again: <code>make demo</code>, or one act of it: <code>make demo ACT=2</code>."
+)
 
 
 def _bands(run: Run) -> list[Band]:
@@ -95,11 +119,7 @@ def _graphs(run: Run) -> Iterator[str]:
     axes = _axes(run)
     yield '<section class="graphs"><h2>What the services counted</h2>'
     for service in SERVICES:
-        processed, skipped = (run.totals[name] for name in COUNTERS if COUNTERS[name] == service)
-        lines = {"waiting": run.waiting[service], "processed": processed, "skipped": skipped}
-        breaker = [(at, axes.top * (value > 0)) for at, value in run.breakers.get(service, ())]
-        if any(value for _, value in breaker):
-            lines["open"] = breaker
+        lines = _lines(run, service, axes.top)
         most = {name: _most(line) for name, line in lines.items()}
         text = (
             f"At the end {most['processed']} processed and {most['skipped']} skipped; "
@@ -110,11 +130,30 @@ def _graphs(run: Run) -> Iterator[str]:
     yield "</section>"
 
 
+def _lines(run: Run, service: str, top: int) -> dict[str, Line]:
+    processed, skipped = (name for name in COUNTERS if COUNTERS[name] == service)
+    lines = {
+        "waiting": _line(run, lambda sample: sample.waiting[service]),
+        "processed": _line(run, lambda sample: sample.counts[processed]),
+        "skipped": _line(run, lambda sample: sample.counts[skipped]),
+    }
+    breaker = _line(run, lambda sample: sample.breakers.get(service))
+    if any(value for _, value in breaker):
+        lines["open"] = [(at, top * (value > 0)) for at, value in breaker]
+    return lines
+
+
 def _axes(run: Run) -> Axes:
     bands = _bands(run)
     margin = (run.ended_at - bands[0].begin) * _MARGIN
-    top = max(_most(line) for line in (*run.totals.values(), *run.waiting.values()))
+    read = [(*sample.counts.values(), *sample.waiting.values()) for sample in run.samples]
+    top = max((value or 0 for values in read for value in values), default=0)
     return Axes(bands, run.ended_at + margin, max(1, top))
+
+
+def _line(run: Run, read: Callable[[Sample], int | None]) -> Line:
+    values = ((sample.at, read(sample)) for sample in run.samples)
+    return [(at, value) for at, value in values if value is not None]
 
 
 def _most(line: Line) -> int:

@@ -1,9 +1,14 @@
 """What the acts are played on: the same few actions, whatever the servers run in."""
 
+import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
-from typing import Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
+
+from servers.etcd import EtcdClient, record_prefix
+from servers.web import fetch_json
 
 SERVICES = ("order", "notify")
 
@@ -35,12 +40,48 @@ class Step:
     run: Callable[[], None]
 
 
-State = Literal["not started", "starting", "running", "not ready", "stopping", "stopped"]
-Points = Sequence[tuple[float, float]]
-"""A counter's increases, each with its Unix time in seconds."""
+State = Literal["not started", "starting", "running", "not ready", "stopping", "stopped", "killed"]
 
 
-class Stage(Protocol):
+class Orders(NamedTuple):
+    """What etcd holds of some orders."""
+
+    versions: Sequence[int]
+    """How often each of those that are there has been written."""
+    writers: int
+    """How many processes have recorded their events."""
+
+
+class Queues(Protocol):
+    """The broker: what is published, and what comes of it in the queues."""
+
+    def publish(self, event_id: str) -> Step:
+        """Publish a new_order event over the broker's HTTP API."""
+
+    def waiting(self, queue: str) -> int:
+        """Return how many messages a queue holds that no consumer has; raises OSError."""
+
+    def consumers(self, queue: str) -> int:
+        """Return how many consumers a queue has; raises OSError."""
+
+    def version(self) -> str:
+        """Return its name and version; raises OSError."""
+
+
+class Counters(Protocol):
+    """What the services count, since the demo began."""
+
+    def count(self, name: str) -> int:
+        """Return the sum of a counter so far; raises OSError."""
+
+    def seen(self, name: str) -> bool:
+        """Return whether the counter has shown up, be it as 0; raises OSError."""
+
+    def gauge(self, name: str) -> int:
+        """Return the value of a gauge, 0 for one that nobody has set; raises OSError."""
+
+
+class Stage(ABC):
     """The services and their servers. Until the first `run_services` no service runs.
 
     A receiver of notifications, `receiver`, is stopped, started and has a log as they do.
@@ -49,53 +90,92 @@ class Stage(Protocol):
     place: str
     """Where all of it runs, as a sentence."""
 
-    states: dict[str, State]
-    """What each service does, as far as the steps tell."""
+    def __init__(self, broker: Queues, etcd: str, counters: Counters) -> None:
+        self.broker, self.counters, self._etcd = broker, counters, etcd
+        self.states: dict[str, State] = dict.fromkeys(SERVICES, "not started")
+        """What each service does, as far as the steps tell."""
+        self._settings: dict[str, str] = {}
+        self._replicas = 1
 
     def versions(self) -> list[str]:
         """Return the servers' names and versions; raises OSError."""
+        answer: Any = fetch_json("GET", f"http://{self._etcd}/version")
+        return [self.broker.version(), f"etcd {answer['etcdserver']}"]
 
-    def publish(self, event_id: str) -> Step:
-        """Publish a new_order event over the broker's HTTP API."""
+    def orders(self, event_ids: Sequence[str]) -> Orders:
+        """Return what etcd holds of the orders of these events; raises OSError."""
+        etcd, records = EtcdClient(self._etcd), record_prefix("order")
+        orders = etcd.get_all([f"/orders/{event_id}" for event_id in event_ids])
+        recorded = etcd.get_all([records + event_id for event_id in event_ids])
+        # A token begins with what is random for each start of a process.
+        tokens = [json.loads(record.value)["token"] for record in recorded]
+        writers = {token.partition("/")[0] for token in tokens}
+        return Orders([order.version for order in orders], len(writers))
 
-    def run_services(self, *, enable_etcd: bool, calls: bool) -> Step:
+    @abstractmethod
+    def run_services(self, *, enable_etcd: bool, calls: bool, replicas: int) -> Step:
         """Run both services anew, with or without etcd, and wait until they are ready.
 
         With `calls` the receiver runs too, and notify calls it.
         """
 
+    @abstractmethod
+    def crash_at(self, point: str, service: str) -> Step:
+        """Run a service anew that kills itself, as `chaos.crash_points` does, and wait likewise."""
+
+    @abstractmethod
+    def ended(self, service: str) -> bool:
+        """Return whether a service that has run is gone."""
+
+    @abstractmethod
     def stop(self, service: str) -> Step:
         """Stop a service and wait for its end."""
 
+    @abstractmethod
     def start(self, service: str) -> Step:
         """Start it again and wait until it is ready."""
 
+    @abstractmethod
     def restart_services(self) -> Step:
         """Restart both services as they are, and wait until they are ready."""
 
-    def waiting(self, queue: str) -> int:
-        """Return how many messages a queue holds that no consumer has; raises OSError."""
-
-    def count(self, counter: str) -> int:
-        """Return the sum of a counter so far; raises OSError."""
-
-    def gauge(self, name: str) -> int:
-        """Return the value of a gauge, 0 for one that nobody has set; raises OSError."""
-
-    def points(self, counter: str) -> Points | None:
-        """Return what is stored of a counter, None where nothing is stored; raises OSError."""
-
-    def shown(self, counter: str) -> bool:
-        """Return whether the counter has shown up, be it as 0; raises OSError."""
-
+    @abstractmethod
     def wait_counted(self, counters: Sequence[str]) -> None:
-        """Return when all that services have sent until now is in `count`.
+        """Return when all that services have sent until now is in `counters`.
 
         Raises AssertionError or OSError if that does not come to pass.
         """
 
+    @abstractmethod
     def log(self, service: str) -> str:
         """Return the service's log, or the end of it."""
 
+    @abstractmethod
     def farewell(self) -> str:
         """Say where to look next."""
+
+    @abstractmethod
+    def _wait_ready(self, service: str) -> None:
+        """Raise StepFailedError if the service does not get ready."""
+
+    def _set(self, *, enable_etcd: bool, receiver_url: str, replicas: int) -> None:
+        """Fix how the services are run from now on; they make no calls without a URL."""
+        self._settings = {"ENABLE_ETCD": "true" if enable_etcd else "false"}
+        if receiver_url:
+            self._settings["NOTIFY_URL"] = receiver_url
+        self._replicas = replicas
+
+    def _typed_settings(self) -> str:
+        return "".join(f"{name}={value} " for name, value in self._settings.items())
+
+    def _bring_up(self, services: Sequence[str], start: Callable[[], object]) -> None:
+        """Start services and wait for them; raises StepFailedError."""
+        self.states.update(dict.fromkeys(services, "starting"))
+        start()
+        for service in services:
+            try:
+                self._wait_ready(service)
+            except StepFailedError:
+                self.states[service] = "not ready"
+                raise
+            self.states[service] = "running"

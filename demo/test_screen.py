@@ -65,7 +65,7 @@ def test_a_live_screen_keeps_the_whole_story_above_its_panel() -> None:
         play_all(play)
     shown = written(console)
     told = [entry.text for entry in screen.story if entry.kind in {"heading", "passed"}]
-    assert len(told) == 4 + 28
+    assert len(told) == 5 + 42
     assert [text for text in told if text not in shown] == []
     assert "\033[?1049h" not in shown, "the other screen of a terminal has no history"
     assert shown.rindex("\033[?25h") > shown.rindex("\033[?25l"), "the cursor is hidden"
@@ -133,7 +133,7 @@ def test_a_tiny_terminal_is_no_error(width: int, height: int) -> None:
     play = Play(FakeStage(), screen)
     with watch(play.stage) as watching, screen.watching(lambda: panel(play, watching)):
         play_all(play)
-    assert play.passed == 28
+    assert play.passed == 42
 
 
 def test_a_reader_that_has_gone_ends_nothing() -> None:

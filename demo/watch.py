@@ -44,9 +44,10 @@ class Watch:
         """Take a sample now: what an act has changed is to be seen before the next begins."""
         # One at a time: of two, the one that read later might else come first.
         with self._looking:
-            counts = {counter: _read(self._stage.count, counter) for counter in COUNTERS}
-            waiting = {service: _read(self._stage.waiting, service) for service in SERVICES}
-            breakers = {name: _read(self._stage.gauge, gauge) for name, gauge in BREAKERS.items()}
+            broker, counters = self._stage.broker, self._stage.counters
+            counts = {counter: _read(counters.count, counter) for counter in COUNTERS}
+            waiting = {service: _read(broker.waiting, service) for service in SERVICES}
+            breakers = {name: _read(counters.gauge, gauge) for name, gauge in BREAKERS.items()}
             self.samples.append(Sample(time.time(), counts, waiting, breakers))
 
     def end(self) -> None:
