@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,6 +76,14 @@ class Broker:
         except (AMQPError, AMQPConnectorException) as error:
             raise OSError(f"RabbitMQ does not answer: {error!r}") from error
 
+    def purge(self, queues: Mapping[str, dict[str, object]]) -> None:
+        """Empty queues, given their arguments: also where none is there yet. Raises OSError."""
+        with self.connected() as connection:
+            channel = connection.channel()
+            for queue, arguments in queues.items():
+                channel.queue_declare(queue, durable=True, arguments=arguments)
+                channel.queue_purge(queue)
+
     def unacked(self) -> dict[str, int]:
         """Return by queue how many messages were unacked up to 5 s ago; raises OSError."""
         url = f"{self._management_url}/api/queues?columns=name,messages_unacknowledged"
@@ -96,3 +104,20 @@ class Broker:
 
 def _compact(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
+
+
+def ready(connection: Any, queues: Iterable[str]) -> dict[str, int]:
+    """Return how many messages are ready in each queue."""
+    with connection.channel() as channel:
+        declared = {queue: channel.queue_declare(queue, passive=True) for queue in queues}
+    return {queue: answer.method.message_count for queue, answer in declared.items()}
+
+
+def headers(connection: Any, queue: str, most: int) -> Iterator[Mapping[str, Any]]:
+    """Yield the headers of the first messages: unacked, they go back with the channel."""
+    with connection.channel() as channel:
+        for _ in range(most):
+            method, properties, _body = channel.basic_get(queue)
+            if method is None:
+                return
+            yield properties.headers or {}

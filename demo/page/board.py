@@ -57,21 +57,17 @@ class Process:
 
     service: str
     state: str = "stopped"
-    why: str = ""
     recorded: int = 0
     has_records: bool = True
     missing: Mapping[str, str] | None = None
 
     def shown(self) -> tuple[str, str]:
         """Return its state, and what is to be said of it."""
-        why = self.why
         if self.state == "running" and self.missing:
-            why = "; ".join(f"{name}: {reason}" for name, reason in self.missing.items())
-        elif self.state == "running" and self.missing is None and self.service in SERVICES:
-            why = "starting"
-        if self.state == "running" and why:
-            return "not ready", why
-        return self.state, why or (f"recorded {self.recorded}" if self.recorded else "")
+            return "not ready", "; ".join(f"{name}: {why}" for name, why in self.missing.items())
+        if self.state == "running" and self.missing is None and self.service in SERVICES:
+            return "not ready", "starting"
+        return self.state, f"recorded {self.recorded}" if self.recorded else ""
 
 
 class Lane:
@@ -127,49 +123,39 @@ class Lane:
             if copy.event_id == event_id:
                 copy.why = f"came again and was skipped {why}"
 
-    def judge(self, readings: int) -> None:
+    def lose(self, readings: int) -> None:
         """Count what should be in a queue and is not.
 
         What was confirmed before all of the last readings is compared with the most that the
         queues held in one of them.
         """
-        if len(self.held) < READINGS:
-            return
         old = [copy for copy in self.confirmed() if readings - copy.confirmed_at > READINGS]
         done = [copy for copy in old if copy.kind != "other" and self.records[copy.event_id]]
         self.lost = max(0, len(old) - len(done) - max(self.held))
         for copy in done if not any(self.held) else ():
             self.rest(copy, "skipped", "it is in no queue, and has its record")
 
-    def places(self) -> dict[str, str]:
-        """Return by label where the copies under way are: those in the queue are the newest."""
-        arrived = [copy for copy in self.confirmed() if copy.state in ("arrived", "claimed")]
-        left = len(arrived) - self.ready
-        places = {copy.label: copy.state for copy in self.under_way.values()}
-        for number, copy in enumerate(arrived):
-            if copy.state == "arrived":
-                places[copy.label] = "in flight" if number < left else "waiting"
-        return places
-
-    def numbers(self) -> dict[str, int]:
-        """Return what was counted."""
-        places = Counter(self.places().values())
-        return {
+    def shown(self) -> tuple[dict[str, int], list[tuple[str, str, str]]]:
+        """Return what was counted, and what is drawn: labels, states, and what to say of each."""
+        arrived = [copy for copy in self.confirmed() if copy.state == "arrived"]
+        # First in, first out: those in the queue are the newest.
+        in_flight = {copy.label for copy in arrived[: max(0, len(arrived) - self.ready)]}
+        ends = copies = list(self.under_way.values())
+        if len(copies) > 2 * _ENDS_DRAWN:
+            ends = copies[:_ENDS_DRAWN] + copies[-_ENDS_DRAWN:]
+        dots = []
+        for copy in (copy for some in (*self.at_rest.values(), ends) for copy in some):
+            place = "in flight" if copy.label in in_flight else "waiting"
+            dots.append((copy.label, place if copy.state == "arrived" else copy.state, copy.why))
+        numbers = {
             "waiting": self.ready,
-            "in flight": places["in flight"] + places["claimed"],
+            "in flight": len(in_flight) + sum(copy.state == "claimed" for copy in copies),
             "processed": self.records.total(),
             "skipped": self.skipped,
-            "retry": places["retry"],
+            "retry": sum(copy.state == "retry" for copy in copies),
             "parked": self.dead_letters,
         }
-
-    def dots(self) -> list[tuple[str, str, str]]:
-        """Return what is drawn: labels, states, and what is to be said of each."""
-        places, ends = self.places(), list(self.under_way.values())
-        if len(ends) > 2 * _ENDS_DRAWN:
-            ends = ends[:_ENDS_DRAWN] + ends[-_ENDS_DRAWN:]
-        copies = [copy for rested in self.at_rest.values() for copy in rested] + ends
-        return [(copy.label, places.get(copy.label, copy.state), copy.why) for copy in copies]
+        return numbers, dots
 
 
 class Board:
@@ -269,7 +255,8 @@ class Board:
             retries = [queue for queue in ready if queue.startswith(retry_queue(service, ""))]
             held = sum(ready.get(queue, 0) + unacked.get(queue, 0) for queue in (service, *retries))
             lane.held.append(held + max(0, lane.dead_letters - len(lane.parked)))
-            lane.judge(self._readings)
+            if len(lane.held) == READINGS:
+                lane.lose(self._readings)
 
     def park(self, service: str, label: str, why: str) -> None:
         """Take note of a dead letter, and of its reason."""
@@ -278,12 +265,14 @@ class Board:
             lane.parked.add(label)
             lane.rest(copy, "parked", why)
 
-    def containers(self, seen: Iterable[tuple[str, str, str, str]]) -> None:
-        """Take note of all containers there are, in their order: name, service, state, and why."""
+    def containers(self, seen: Iterable[tuple[str, str, str]]) -> None:
+        """Take note of all containers there are, in their order: name, service, and state."""
         before, self.processes = self.processes, {}
-        for name, service, state, why in seen:
+        for name, service, state in seen:
             process = self.processes[name] = before.get(name, Process(service))
-            process.state, process.why = state, why
+            process.state = state
+            if state in ("stopped", "killed"):
+                process.missing = None
 
     def answers(self, name: str, missing: Mapping[str, str] | None) -> None:
         """Take note of what a process lacks; None for no answer. Without RabbitMQ none is lost."""
@@ -293,26 +282,22 @@ class Board:
             lane.held.clear()
 
     def snapshot(self) -> dict[str, Any]:
-        """Return what the page draws, as JSON has it."""
-        lanes = self.lanes.items()
-        shown = [process.shown() for process in self.processes.values()]
+        """Return what the page draws, as JSON has it; the numbers tell how many run, too."""
+        lanes = {service: lane.shown() for service, lane in self.lanes.items()}
+        cards = [(name, *process.shown()) for name, process in self.processes.items()]
         numbers = {
-            "lost": sum(lane.lost for _, lane in lanes),
-            "double": sum(lane.double for _, lane in lanes),
+            "lost": sum(lane.lost for lane in self.lanes.values()),
+            "double": sum(lane.double for lane in self.lanes.values()),
             "published": self.published,
             "confirmed": self.confirmed,
             "calls": self.calls,
             "repeated": self.repeated,
-            "not ready": sum(state == "not ready" for state, _ in shown),
+            **Counter(state for _, state, _ in cards),
         }
-        for service, lane in lanes:
-            numbers |= {f"{service} {name}": number for name, number in lane.numbers().items()}
-        return {
-            "round": self.round,
-            "numbers": numbers,
-            "processes": [(name, *each) for name, each in zip(self.processes, shown, strict=True)],
-            "dots": {service: lane.dots() for service, lane in lanes},
-        }
+        for service, (of_lane, _) in lanes.items():
+            numbers |= {f"{service} {name}": number for name, number in of_lane.items()}
+        dots = {service: drawn for service, (_, drawn) in lanes.items()}
+        return {"round": self.round, "numbers": numbers, "processes": cards, "dots": dots}
 
     def _is_current(self, label: str) -> bool:
         return label.startswith(f"{self.round}-")

@@ -6,21 +6,19 @@ Nothing here comes from a request but the key of a button, and the name of a pro
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 import tomllib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from demo.command import CommandFailedError, run
+from demo.command import CommandFailedError
 from demo.compose import Compose
-from demo.page.board import Board, Kind, Process
+from demo.page.board import Board, Kind
 from demo.page.sources import Sources
 from demo.stage import SERVICES, CannotPlayError
 from servers.wait import eventually
@@ -34,7 +32,10 @@ _BEFORE_RECORD = {"order": "handler left:1", "notify": "call made:1"}
 _BEFORE_ACK = {"order": "reply read:1", "notify": "claim completed:1"}
 _AFTER_ACK = {"order": "after ack:1", "notify": "after ack:1"}
 
-_MOST_REPLICAS, _MOST_UNPUBLISHED = 3, 500
+_AT_FIRST = {"memory": True, "rate": False, "receiver": "well", "playing": "", "caption": "Press."}
+"""What the page says beside the board: how it is set, what plays, and what happens."""
+
+_MOST_REPLICAS = 3
 _BEAT_S, _A_BEAT = 0.1, 10
 _WITHIN_S = 90.0
 
@@ -51,31 +52,15 @@ class Button(NamedTuple):
     work: Work
 
 
-@dataclass
-class Told:
-    """What the page says beside the board: how it is set, what plays, and what happens."""
-
-    memory: bool = True
-    rate: bool = False
-    receiver: str = "well"
-    playing: str = ""
-    caption: str = "Press a button, or its key."
-
-
 class Controls:
     """The stack's buttons, by their keys. Their work goes on in `tasks`."""
 
     def __init__(
-        self,
-        compose: Compose,
-        project: str,
-        board: Board,
-        sources: Sources,
-        tasks: asyncio.TaskGroup,
+        self, compose: Compose, board: Board, sources: Sources, tasks: asyncio.TaskGroup
     ) -> None:
-        self.told = Told()
-        self._compose, self._project, self._board, self._sources = compose, project, board, sources
-        self._tasks, self._stack = tasks, asyncio.Lock()
+        self.told: dict[str, Any] = dict(_AT_FIRST)
+        self._compose, self._board, self._sources, self._tasks = compose, board, sources, tasks
+        self._stack = asyncio.Lock()
         self._act: asyncio.Task[None] | None = None
         self.buttons = {
             "s": Button(CHOSEN, "Stop", partial(self._process, "stop")),
@@ -110,7 +95,7 @@ class Controls:
         """Take what is seen and publish at the rate, ten times a second."""
         while True:
             self._sources.take()
-            if self.told.rate:
+            if self.told["rate"]:
                 await self._publish("new", _A_BEAT)
             await asyncio.sleep(_BEAT_S)
 
@@ -121,24 +106,22 @@ class Controls:
 
     def press(self, key: str, target: str) -> None:
         """Begin what a button does; raises RefusedError."""
-        if key not in self.buttons:
-            raise RefusedError(f"there is no button {key!r}")
-        if target not in self._board.processes:
-            raise RefusedError(f"there is no process {target!r}")
+        if key not in self.buttons or target not in self._board.processes:
+            raise RefusedError(f"there is no button {key!r}, or no process {target!r}")
         button = self.buttons[key]
-        if button.group in (CHOSEN, DIES) and not self.told.playing:
-            self.told.caption = f"{target}: {button.label}"
+        if button.group in (CHOSEN, DIES) and not self.told["playing"]:
+            self.told["caption"] = f"{target}: {button.label}"
         self._tasks.create_task(self._told(button.work(target)))
 
     def snapshot(self) -> dict[str, Any]:
         """Return all that the page shows."""
-        return self._board.snapshot() | asdict(self.told)
+        return self._board.snapshot() | self.told
 
     async def _told(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
         except (CannotPlayError, RefusedError, OSError) as error:
-            self.told.caption = str(error)
+            self.told["caption"] = str(error)
 
     # Processes.
 
@@ -148,7 +131,8 @@ class Controls:
         try:
             await self._docker(verb, name)
         except CommandFailedError:
-            state, _ = self._board.processes[name].shown()
+            known = self._board.processes.get(name)
+            state = known.state if known else "gone"
             raise RefusedError(f"{name} is {state}: no {verb}") from None
 
     async def _receiver(self, mood: str, _: str) -> None:
@@ -156,7 +140,7 @@ class Controls:
         if mood != "down":
             write = f"echo {mood} >/tmp/receiver/mood"
             await self._docker("exec", "receiver-1", "sh", "-c", write)
-        self.told.receiver = mood
+        self.told["receiver"] = mood
 
     async def _scale(self, by: int, name: str) -> None:
         async with self._stack:
@@ -164,40 +148,43 @@ class Controls:
             replicas = self._replicas()[service] + by
             if 0 < replicas <= _MOST_REPLICAS:
                 await self._up("--no-recreate", **{service: replicas})
+                await self._until(lambda: self._replicas()[service] == replicas)
 
     async def _die(self, points: Mapping[str, str], name: str) -> None:
         async with self._stack:
             service = self._service(name)
             await self._quietly("unpause", name)
             await asyncio.to_thread(self._compose.crash_at, points[service], service)
+        if not self.told["playing"]:
+            self.told["caption"] = f"{service} will kill itself, once: publish an event."
 
     # The producer.
 
     async def _publish(self, kind: Kind, times: int, _: str = "") -> None:
-        for _i in range(times):
-            if len(self._sources.outbox) < _MOST_UNPUBLISHED:
-                self._sources.outbox.append(self._board.publish(kind))
+        self._sources.outbox += [self._board.publish(kind) for _i in range(times)]
 
     async def _rate(self, _: str) -> None:
-        self.told.rate = not self.told.rate
+        self.told["rate"] = not self.told["rate"]
 
     # All of them.
 
     async def _memory(self, wanted: str) -> None:
         """Run both services with records in etcd ("on") or without, or the other way round."""
-        on = wanted == "on" or (wanted != "off" and not self.told.memory)
         async with self._stack:
+            on = wanted == "on" or (wanted != "off" and not self.told["memory"])
             self._compose.set(ENABLE_ETCD="true" if on else "false")
-            self.told.memory = on
             await self._up(**self._replicas())
-        await self._until(lambda: all(process.has_records == on for process in self._services()))
+            await self._until(lambda: self._have_records() == {on})
+            self.told["memory"] = on
+
+    def _have_records(self) -> set[bool]:
+        services = [each for each in self._board.processes.values() if each.service in SERVICES]
+        return {process.has_records for process in services}
 
     async def _wipe(self, _: str) -> None:
         """Remove etcd with its data, and start one that has none."""
         async with self._stack:
-            await self._compose_run("rm", "--stop", "--force", "etcd")
-            volume = f"{self._project}_etcd-data"
-            await asyncio.to_thread(run, ["docker", "volume", "rm", volume], os.environ)
+            await asyncio.to_thread(self._compose.wipe, "etcd")
             await self._up(etcd=1)
 
     async def _heal(self, _: str) -> None:
@@ -208,7 +195,7 @@ class Controls:
 
     async def _reset(self, _: str) -> None:
         """Begin another round as at the start: one replica each, with memory, nothing queued."""
-        self.told.rate = False
+        self.told["rate"] = False
         if self._act is not None:
             self._act.cancel()
         async with self._stack:
@@ -221,42 +208,41 @@ class Controls:
             self._board.begin()
             await self.start()
         await self._receiver("well", "")
-        self.told = Told()
+        self.told = dict(_AT_FIRST)
 
     # Acts.
 
     async def _play(self, act: Mapping[str, Any], _: str) -> None:
         """Play it, one at a time; a reset ends it."""
-        if self.told.playing:
-            raise RefusedError(f"{self.told.playing} is still played.")
-        self.told.playing, self._act = act["label"], asyncio.current_task()
+        if self.told["playing"]:
+            raise RefusedError(f"{self.told['playing']} is still played.")
+        self.told["playing"], self._act = act["label"], asyncio.current_task()
         try:
             for step in act["steps"]:
                 await self._step(*step)
         finally:
-            self.told.playing = ""
+            self.told["playing"] = ""
 
     async def _step(
         self, text: str, presses: str = "", grows: Mapping[str, int] = MappingProxyType({})
     ) -> None:
         """Say what it does, press buttons, and wait until numbers of the board have grown."""
-        self.told.caption, before = text, self._numbers()
+        self.told["caption"], before = text, self._numbers()
         for press in presses.split():
             key, _, target = press.partition(":")
             await self.buttons[key].work(target)
         goals = {name: before[name] + more for name, more in grows.items()}
         await self._until(lambda: all(self._numbers()[name] >= goals[name] for name in goals))
 
-    def _numbers(self) -> dict[str, int]:
-        numbers: dict[str, int] = self._board.snapshot()["numbers"]
-        return numbers
+    def _numbers(self) -> Counter[str]:
+        return Counter(self._board.snapshot()["numbers"])
 
     async def _until(self, seen: Callable[[], bool]) -> None:
         """Wait until the board shows something; raises RefusedError if it does not."""
         deadline = time.monotonic() + _WITHIN_S
         while not seen():
             if time.monotonic() > deadline:
-                raise RefusedError(f"Not seen within {_WITHIN_S:g} s: {self.told.caption}")
+                raise RefusedError(f"Not seen within {_WITHIN_S:g} s: {self.told['caption']}")
             await asyncio.sleep(_BEAT_S)
 
     # Commands.
@@ -267,9 +253,6 @@ class Controls:
             raise RefusedError(f"{name}: that is for order and notify")
         return service
 
-    def _services(self) -> list[Process]:
-        return [each for each in self._board.processes.values() if each.service in SERVICES]
-
     def _names(self, *services: str) -> list[str]:
         return [name for name, each in self._board.processes.items() if each.service in services]
 
@@ -277,8 +260,7 @@ class Controls:
         return {service: len(self._names(service)) or 1 for service in SERVICES}
 
     async def _docker(self, verb: str, name: str, *arguments: str) -> None:
-        command = ["docker", verb, f"{self._project}-{name}", *arguments]
-        await asyncio.to_thread(run, command, os.environ, timeout_s=_WITHIN_S)
+        await asyncio.to_thread(self._compose.docker, verb, name, *arguments)
 
     async def _quietly(self, verb: str, *names: str) -> None:
         """Do it to each for which there is something to do."""
@@ -287,11 +269,6 @@ class Controls:
                 await self._docker(verb, name)
 
     async def _up(self, *flags: str, **replicas: int) -> None:
-        """Have so many of each run, as the settings are."""
+        """Have so many of each run."""
         await self._quietly("unpause", *self._names(*replicas))
-        scale = [f"--scale={service}={number}" for service, number in replicas.items()]
-        up = ("up", "--detach", "--no-deps", "--no-build", *flags, *scale, *replicas)
-        await self._compose_run(*up)
-
-    async def _compose_run(self, *arguments: str) -> None:
-        await asyncio.to_thread(self._compose.run, *arguments, timeout_s=_WITHIN_S)
+        await asyncio.to_thread(self._compose.up, *flags, **replicas)

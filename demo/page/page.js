@@ -1,23 +1,24 @@
 // Draws what /events sends, five times a second at the most, and sends what is pressed.
 "use strict";
 
-const stations = [
-  ["waiting", "queue"], ["in flight", "replicas: in flight"], ["processed", ""],
-  ["skipped", "skipped"], ["retry", "retry"], ["parked", "parked"],
-];
-const arrow = `<svg aria-hidden="true"><use href="#arrow"/></svg>`;
+const titles = {
+  waiting: "queue", "in flight": "replicas: in flight", processed: "recorded in etcd",
+  skipped: "skipped", retry: "retry", parked: "parked",
+};
 const placeOf = { claimed: "in flight", recorded: "processed" };
+const arrow = `<svg aria-hidden="true"><use href="#arrow"/></svg>`;
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const find = (selector, within = document) => within.querySelector(selector);
+const all = (selector) => document.querySelectorAll(selector);
 const dots = new Map(); // By service and label.
 
 for (const service of ["order", "notify"]) {
+  const stations = Object.entries(titles).map(([place, title]) => `
+    <div class="station"><h3>${title}</h3><b data-number="${service} ${place}">0</b>
+      <div class="dots" data-place="${place}"></div></div>`);
   find("#lanes").insertAdjacentHTML("beforeend", `
-    <section class="lane" id="${service}" aria-label="${service}"><h2>${service}</h2>` +
-    stations.map(([place, title]) => `
-      <div class="station"><h3>${title}</h3><b data-number="${service} ${place}">0</b>
-        <div class="dots" data-place="${place}"></div></div>`,
-    ).join(arrow) + "</section>");
+    <section class="lane" id="${service}" aria-label="${service}">
+      <h2>${service}</h2>${stations.join(arrow)}</section>`);
 }
 
 function write(element, text) {
@@ -29,9 +30,12 @@ function write(element, text) {
 function drawDots(service, seen) {
   const kept = new Set(), moved = [];
   for (const [label, state, why] of seen) {
-    const key = `${service} ${label}`, dot = dots.get(key) || makeDot(key);
+    const key = `${service} ${label}`;
+    const about = `${label} at ${service}: ${state}${why && ", "}${why}`;
     kept.add(key);
-    dot.dataset.about = `${label} at ${service}: ${state}${why && ", "}${why}`;
+    if (!dots.has(key)) dots.set(key, document.createElement("button"));
+    const dot = dots.get(key);
+    if (dot.title !== about) dot.ariaLabel = dot.title = about;
     if (dot.dataset.state !== state) moved.push([dot, state]);
   }
   for (const [key, dot] of dots)
@@ -42,21 +46,12 @@ function drawDots(service, seen) {
   move(find("#" + service), moved);
 }
 
-function makeDot(key) {
-  const dot = document.createElement("button");
-  dot.className = "dot";
-  dot.onclick = () => write(find("#told"), dot.dataset.about);
-  dot.onmouseenter = () => { dot.title = dot.dataset.about; };
-  dots.set(key, dot);
-  return dot;
-}
-
 function move(lane, moved) {
   const from = ([dot]) => (dot.isConnected ? dot : find("#producer")).getBoundingClientRect();
   const starts = moved.map(from);
   for (const [dot, state] of moved) {
+    dot.className = "dot";
     dot.dataset.state = state;
-    dot.setAttribute("aria-label", dot.dataset.about);
     dot.tabIndex = state === "parked" ? 0 : -1;
     const within = state === "publishing" ? find("#producer") : lane;
     find(`[data-place="${placeOf[state] || state}"]`, within).prepend(dot);
@@ -70,6 +65,8 @@ function move(lane, moved) {
 }
 
 // Processes, as a group of radio buttons.
+
+const chosen = () => find("#processes :checked")?.value;
 
 function drawProcesses(processes) {
   const group = find("#processes");
@@ -92,25 +89,20 @@ function makeProcess(group, number) {
   return group.appendChild(card);
 }
 
-function chosen() {
-  return find("#processes :checked")?.value;
-}
-
 // The whole page.
 
 function draw(next) {
   document.body.dataset.round = next.round;
-  for (const element of document.querySelectorAll("[data-number]")) {
+  for (const element of all("[data-number]")) {
     const number = next.numbers[element.dataset.number];
     write(element, number);
     element.classList.toggle("some", number > 0);
   }
-  write(find("#caption"), next.caption);
-  write(find("#mood"), next.receiver);
-  for (const pressed of [["h", next.rate], ["m", next.memory]])
-    find(`[data-key=${pressed[0]}]`).setAttribute("aria-pressed", pressed[1]);
-  for (const place of document.querySelectorAll("[data-place=processed]"))
-    write(find("h3", place.parentNode), next.memory ? "recorded in etcd" : "processed, no record");
+  for (const name of ["caption", "receiver"]) write(find("#" + name), next[name]);
+  find("[data-key=h]").ariaPressed = next.rate;
+  find("[data-key=m]").ariaPressed = next.memory;
+  for (const title of all("h3:has(~ [data-place=processed])"))
+    write(title, next.memory ? titles.processed : "processed, no record");
   for (const service in next.dots) drawDots(service, next.dots[service]);
   drawProcesses(next.processes);
 }
@@ -122,8 +114,10 @@ async function press(key) {
   if (!answer.ok) write(find("#told"), await answer.text());
 }
 
-for (const button of document.querySelectorAll("nav button"))
-  button.onclick = () => press(button.dataset.key);
+document.onclick = ({ target }) => {
+  if (target.matches("nav button")) press(target.dataset.key);
+  if (target.matches(".dot")) write(find("#told"), target.title);
+};
 
 document.onkeydown = (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey || event.repeat) return;

@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
@@ -21,7 +21,7 @@ from typing import Any
 
 import pika
 
-from demo.broker import Broker
+from demo.broker import Broker, headers, ready
 from demo.command import run
 from demo.compose import Ports
 from demo.page.board import READINGS, Board
@@ -32,10 +32,9 @@ from idempotent_consumer.names import EXCHANGE, dead_letter_queue
 from servers.etcd import EtcdClient
 from servers.services import ask_health
 
-_QUEUES: dict[str, dict[str, object]] = {}
+_DELAYS = Settings().retry_delays
+_QUEUES = dict(queue for service in SERVICES for queue in queue_arguments(service, _DELAYS).items())
 """Of both services: the arguments by the name."""
-for _service in SERVICES:
-    _QUEUES |= queue_arguments(_service, Settings().retry_delays)
 
 _LABEL = "x-play"
 """The header with a publication's label."""
@@ -70,12 +69,8 @@ class Sources:
             self._seen.get()()
 
     def purge(self) -> None:
-        """Empty each queue of the services, also where none is yet; raises OSError."""
-        with self._broker.connected() as connection:
-            channel = connection.channel()
-            for queue, arguments in _QUEUES.items():
-                channel.queue_declare(queue, durable=True, arguments=arguments)
-                channel.queue_purge(queue)
+        """Empty each queue of the services; raises OSError."""
+        self._broker.purge(_QUEUES)
 
     def _see(self, method: Callable[..., None], *arguments: Any) -> None:
         self._seen.put(partial(method, *arguments))
@@ -90,21 +85,21 @@ class Sources:
 
     def _docker(self) -> None:
         """List the containers. Docker tells of a change too, but of a pause before its list."""
-        label, seen = f"label=com.docker.compose.project={self._project}", []
+        label = f"label=com.docker.compose.project={self._project}"
         listing = ("docker", "ps", "--all", "--no-trunc", "--filter", label, "--format", "json")
-        found = [json.loads(line) for line in run(listing, os.environ, timeout_s=10).splitlines()]
-        before, self._containers = self._containers, {each["ID"] for each in found}
-        for each in found:
-            name = each["Names"].removeprefix(f"{self._project}-")
-            service, _, number = name.rpartition("-")
-            if service not in _SHOWN:
-                continue
-            seen.append((_SHOWN.index(service), number, name, service, *_state(each)))
-            if service in SERVICES and each["State"] == "running":
-                self._see(self._board.answers, name, _missing(each["Ports"]))
-            if service in (*SERVICES, "receiver") and each["ID"] not in before:
-                Thread(target=self._log, args=[name, each["ID"]], daemon=True).start()
-        self._see(self._board.containers, [card for _, _, *card in sorted(seen)])
+        found = {}
+        for each in map(json.loads, run(listing, os.environ, timeout_s=10).splitlines()):
+            found[each["Names"].removeprefix(f"{self._project}-")] = each
+        names = sorted(name for name in found if _service(name) in _SHOWN)
+        names.sort(key=lambda name: _SHOWN.index(_service(name)))
+        cards = [(name, _service(name), _state(found[name])) for name in names]
+        self._see(self._board.containers, cards)
+        before, self._containers = self._containers, {found[name]["ID"] for name in names}
+        for name, service, state in cards:
+            if service in (*SERVICES, "receiver") and found[name]["ID"] not in before:
+                Thread(target=self._log, args=[name, found[name]["ID"]], daemon=True).start()
+            if service in SERVICES and state == "running":
+                self._see(self._board.answers, name, _missing(found[name]["Ports"]))
 
     def _log(self, name: str, container: str) -> None:
         """Read each line once; a log ends when its container stops, and may go on."""
@@ -154,34 +149,24 @@ class Sources:
     # RabbitMQ.
 
     def _depths(self) -> None:
-        """Read the depths, over a connection that is kept."""
-        read = dict.fromkeys(SERVICES, 0)
+        """Read the depths, and new dead letters, over a connection that is kept."""
+        read: dict[str, int] = {}
         try:
             with self._broker.connected() as connection:
                 while True:
                     unacked = self._broker.unacked()
-                    ready = _ready(connection, [queue for queue in _QUEUES if queue in unacked])
+                    depths = ready(connection, [queue for queue in _QUEUES if queue in unacked])
                     for service in SERVICES:
-                        letters = ready.get(dead_letter_queue(service), 0)
-                        if letters != read[service]:
-                            self._read_dead_letters(connection, service)
-                        read[service] = letters
+                        queue = dead_letter_queue(service)
+                        if depths.get(queue) != read.get(queue):
+                            for letter in headers(connection, queue, _DEAD_LETTERS_AT_ONCE):
+                                self._see(self._board.park, service, *_letter(letter))
+                    read = depths
                     self._see(self._board.answers, "rabbitmq-1", {})
-                    self._see(self._board.depths, ready, unacked)
+                    self._see(self._board.depths, depths, unacked)
                     connection.sleep(_EVERY_S)
         except NO_ANSWER:
             self._see(self._board.answers, "rabbitmq-1", {"rabbitmq": "does not answer"})
-
-    def _read_dead_letters(self, connection: Any, service: str) -> None:
-        """Read some, and leave them there: what is not acked goes back with its channel."""
-        with connection.channel() as channel:
-            for _ in range(_DEAD_LETTERS_AT_ONCE):
-                method, properties, _body = channel.basic_get(dead_letter_queue(service))
-                if method is None:
-                    return
-                headers = properties.headers or {}
-                why = f"{headers.get('x-reason', 'by RabbitMQ')}: {headers.get('x-error', '')}"
-                self._see(self._board.park, service, str(headers.get(_LABEL, "")), why)
 
     def _produce(self) -> None:
         """Publish in order, each until RabbitMQ has confirmed it and has a queue for it."""
@@ -200,11 +185,14 @@ class Sources:
                 self._see(self._board.confirm, label)
 
 
-def _ready(connection: Any, queues: list[str]) -> dict[str, int]:
-    """Return the ready messages of each queue: exact, by passive declares."""
-    with connection.channel() as channel:
-        declared = {queue: channel.queue_declare(queue, passive=True) for queue in queues}
-    return {queue: answer.method.message_count for queue, answer in declared.items()}
+def _service(name: str) -> str:
+    return name.rpartition("-")[0]
+
+
+def _letter(headers: Mapping[str, Any]) -> tuple[str, str]:
+    """Return a dead letter's label, and why it is one."""
+    reason, error = headers.get("x-reason", "by RabbitMQ"), headers.get("x-error", "")
+    return str(headers.get(_LABEL, "")), f"{reason}: {error}"
 
 
 def _missing(ports: str) -> dict[str, str] | None:
@@ -218,12 +206,10 @@ def _missing(ports: str) -> dict[str, str] | None:
     return missing
 
 
-def _state(container: dict[str, str]) -> tuple[str, str]:
-    """Return Docker's state and status in the page's words: the state, and why."""
-    state, status = container["State"], container["Status"]
-    if state == "paused":
-        return "frozen", ""
-    if state != "running":
-        return ("killed", "by signal 9") if "(137)" in status else ("stopped", "")
-    health = re.search(r"\((health: starting|unhealthy)\)", status)
-    return "running", health[1] if health else ""
+_STATES = {"running": "running", "paused": "frozen"}
+
+
+def _state(container: dict[str, str]) -> str:
+    """Return Docker's state in the page's words."""
+    ended = "killed" if "(137)" in container["Status"] else "stopped"
+    return _STATES.get(container["State"], ended)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from browser.chromium import Chromium
-from browser.play import DESK, PHONE, Play, start_play
+from browser.play import Play, start_play
 from demo.page.controls import ACTS
+from demo.stage import SERVICES
 from servers.servers import REPOSITORY
 from servers.wait import eventually, lasts
 
@@ -25,12 +26,90 @@ MINUTES = float(os.environ.get("PLAY_MINUTES") or 1)
 _RANDOM = "gkftsgt+-qleuj/."  # Not "w" and "m": without etcd's data there is no guarantee.
 _GROWTH_BYTES = 2_000_000
 
+DESK, PHONE = (1280, 720), (390, 844)
+
+
+def both(**expected: Any) -> dict[str, Any]:
+    """Return what is expected of both services' numbers."""
+    return {f"{service} {name}": expected[name] for service in SERVICES for name in expected}
+
+
+PROCESSES = ("order-1", "notify-1", "rabbitmq-1", "etcd-1", "receiver-1")
+LIFE = {"k": "killed", "g": "running", "f": "frozen", "t": "running", "s": "stopped"}
+DOCKER = {"killed": "exited", "running": "running", "frozen": "paused", "stopped": "exited"}
+DEATHS = {"before-record": ("/", 0, 0), "before-ack": ("j", 1, 1), "after-ack": (".", 1, 0)}
+"""A button, what is recorded when the process is dead, and what is skipped when it runs again."""
+
+BOTH_RUN = {"order-1": "running", "notify-1": "running"}
+NONE_WRONG = {"lost": 0, "double": 0}
+
+SCRIPTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "published": [
+        ("p o", both(processed=11, waiting=0) | NONE_WRONG | {"confirmed": 11, "calls": 11}),
+        ("", {"/orders/": 11}),
+    ],
+    "repeated-and-wrong": [
+        ("p", both(processed=1)),
+        ("a b i", both(processed=1, skipped=1, parked=2) | NONE_WRONG),
+        ("", {"dots": "parked, conflict: ", "order.dead-letter": 2, "notify.dead-letter": 2}),
+    ],
+    "stopped": [
+        ("s:notify-1", {"notify-1": "stopped", "docker notify-1": "exited"}),
+        ("p", {"order processed": 1, "notify processed": 0, "notify waiting": 1}),
+        ("g:notify-1", both(processed=1, waiting=0)),
+    ],
+    "three-replicas": [
+        ("+:order-1 +:order-1", {"order-2": "running", "order-3": "running"}),
+        ("o", both(processed=10) | {"docker order-2": "running", "docker order-3": "running"}),
+        ("-:order-1 -:order-1", {"docker order-2": "", "docker order-3": ""}),
+    ],
+    "without-records": [
+        ("m", {"m": "false", **BOTH_RUN}),
+        ("p a", both(processed=2, skipped=0) | {"double": 2, "/orders/": 0}),
+        ("m", {"m": "true", **BOTH_RUN}),
+    ],
+    "wiped": [
+        ("p", both(processed=1) | {"/orders/": 1}),
+        ("w", {"why order-1": "etcd: wiped", "why notify-1": "etcd: wiped", "/orders/": 0}),
+        ("r", {"published": 0, **BOTH_RUN}),
+        ("p", both(processed=1) | {"/orders/": 1}),
+    ],
+    "receiver": [
+        ("l", {"receiver": "slow"}),
+        ("p", {"dots": "notify: claimed"}),
+        ("e", {"receiver": "failing", **both(processed=1)}),
+        ("p", {"dots": "the receiver answered 500"}),
+        ("d", {"receiver": "down", "receiver-1": "stopped", "docker receiver-1": "exited"}),
+        ("q", both(processed=2, retry=0) | NONE_WRONG | {"receiver": "well", "calls": 2}),
+    ],
+    "hundred-a-second": [
+        ("h", {"h": "true", "published": lambda number: number > 200}),
+        ("h", {"h": "false", **both(processed=lambda number: number > 200, waiting=0)}),
+    ],
+}
+for name in PROCESSES:
+    SCRIPTS[name] = [
+        (f"{key}:{name}", {name: state, f"docker {name}": DOCKER[state]})
+        for key, state in LIFE.items()
+    ]
+    SCRIPTS[name].append((f"g:{name} p", both(processed=1) | {"/orders/": 1}))
+for service, (death, (key, recorded, skipped)) in product(SERVICES, DEATHS.items()):
+    name = f"{service}-1"
+    SCRIPTS[f"{service}-{death}"] = [
+        (f"{key}:{name}", {"caption": f"{service} will kill itself"}),
+        ("p", {name: "killed", f"{service} processed": recorded}),
+        (f"g:{name}", both(processed=1) | NONE_WRONG | {f"{service} skipped": skipped}),
+    ]
+for key, act in ACTS.items():
+    last, doubles = act["steps"][-1][0], 4 if key == "c" else 0
+    SCRIPTS[f"act-{key}"] = [(key, {"caption": last, "lost": 0, "double": doubles})]
+
 
 @pytest.fixture(scope="module")
 def play(chromium: Chromium, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Play]:
     """Run the page for this module, open."""
     with start_play(chromium, tmp_path_factory.mktemp("play")) as running:
-        running.open()
+        running.open(DESK)
         yield running
 
 
@@ -42,149 +121,18 @@ def without_errors(play: Play) -> Iterator[None]:
     assert play.chromium.errors() == []
 
 
-def both(**expected: Any) -> dict[str, Any]:
-    """Return what is expected of both services' numbers."""
-    return {
-        f"{service} {n}": value for service in ("order", "notify") for n, value in expected.items()
-    }
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_button_does_what_it_says(play: Play, name: str) -> None:
+    for presses, expected in SCRIPTS[name]:
+        play.press(presses)
+        play.shows(120, **expected)
 
 
-def test_what_is_published_comes_to_rest_in_etcd(play: Play) -> None:
-    before = play.etcd.count("/orders/")
-    play.press("po")
-    play.shows(**both(processed=11, waiting=0), confirmed=11, calls=11, lost=0, double=0)
-    assert play.etcd.count("/orders/") - before == 11
-
-
-def test_what_is_repeated_is_skipped_and_what_is_wrong_is_parked_with_its_reason(
-    play: Play,
-) -> None:
-    play.press("p")
-    play.shows(**both(processed=1))
-    play.press("abi")
-    play.shows(
-        **both(processed=1, skipped=1, parked=2), dots="parked, conflict: ", lost=0, double=0
-    )
-    assert [play.broker.waiting(f"{name}.dead-letter") for name in ("order", "notify")] == [2, 2]
+def test_a_dead_letter_tells_its_reason(play: Play) -> None:
+    play.press("i")
+    play.shows(**both(parked=1), dots="parked, invalid: ")
     play.chromium.run("document.querySelector('#order .dot[data-state=parked]').click()")
-    play.shows(told=": parked, ")
-
-
-def test_a_hundred_a_second_until_pressed_again(play: Play) -> None:
-    play.press("h")
-    play.shows(h="true", published=lambda number: number > 200)
-    play.press("h")
-    play.shows(h="false")
-    published = play.seen()["published"]
-    play.shows(**both(processed=published), published=published, double=0)
-
-
-@pytest.mark.parametrize("name", ["order-1", "notify-1", "rabbitmq-1", "etcd-1", "receiver-1"])
-def test_a_process_is_killed_frozen_stopped_and_comes_back(play: Play, name: str) -> None:
-    for key, shown, state in (
-        ("k", "killed", "exited"),
-        ("g", "running", "running"),
-        ("f", "frozen", "paused"),
-        ("t", "running", "running"),
-        ("s", "stopped", "exited"),
-        ("g", "running", "running"),
-    ):
-        play.press(key, name)
-        play.shows(**{name: shown})
-        assert play.inspect(name, "{{.State.Status}}") == state
-    play.press("p")
-    play.shows(**both(processed=1))
-
-
-def test_an_event_waits_for_the_service_that_is_stopped(play: Play) -> None:
-    play.press("s", "notify-1")
-    play.shows(**{"notify-1": "stopped"})
-    play.press("p")
-    play.shows(**{"order processed": 1, "notify processed": 0, "notify waiting": 1})
-    assert play.broker.waiting("notify") == 1
-    play.press("g")
-    play.shows(**both(processed=1, waiting=0))
-
-
-def test_three_replicas_come_and_go(play: Play) -> None:
-    play.press("++", "order-1")
-    play.shows(**{"order-2": "running", "order-3": "running"})
-    assert play.inspect("order-3", "{{.State.Status}}") == "running"
-    play.press("--")
-    play.shows(keys=lambda keys: sum(name.startswith("order") for name in keys) == 1)
-
-
-@pytest.mark.parametrize("name", ["order", "notify"])
-@pytest.mark.parametrize(
-    ("key", "recorded", "again"),
-    [
-        ("/", 0, {"processed": 1, "skipped": 0}),
-        ("j", 1, {"processed": 1, "skipped": 1}),
-        (".", 1, {"processed": 1, "skipped": 0}),
-    ],
-    ids=["before its record", "between record and ack", "after its ack"],
-)
-def test_a_service_kills_itself_at_a_crash_point(
-    play: Play, name: str, key: str, recorded: int, again: dict[str, int]
-) -> None:
-    play.press(key, f"{name}-1")
-    eventually(lambda: is_armed(play, f"{name}-1"), also=(subprocess.CalledProcessError,))
-    play.press("p")
-    play.shows(**{f"{name}-1": "killed", f"{name} processed": recorded})
-    play.shows(**{f"{name} waiting": int(key != ".")})
-    play.press("g")
-    play.shows(**{f"{name} {number}": value for number, value in again.items()})
-    play.shows(**both(processed=1, waiting=0), lost=0, double=0)
-
-
-def is_armed(play: Play, name: str) -> None:
-    assert "CRASH_POINT=" in play.inspect(name, "{{.Config.Env}}")
-
-
-def test_without_etcd_a_duplicate_is_double(play: Play) -> None:
-    play.press("m")
-    play.shows(m="false", **{"order-1": "running", "notify-1": "running"})
-    for name in ("order-1", "notify-1"):
-        assert "ENABLE_ETCD=false" in play.inspect(name, "{{.Config.Env}}")
-    play.press("pa")
-    play.shows(**both(processed=2, skipped=0), double=2)
-    play.press("m")
-    play.shows(m="true")
-
-
-def test_services_notice_that_etcd_was_wiped(play: Play) -> None:
-    play.press("p")
-    play.shows(**both(processed=1))
-    play.press("w")
-    for name in ("order-1", "notify-1"):
-        play.shows(why=lambda why, name=name: "etcd: wiped" in why[name])
-    assert play.etcd.count("/orders/") == 0
-    play.reset()
-    play.press("p")
-    play.shows(**both(processed=1))
-
-
-def test_the_receiver_is_slow_failing_down_and_well(play: Play) -> None:
-    play.press("l")
-    play.shows(receiver="slow")
-    play.press("p")
-    play.shows(dots="notify: claimed")
-    play.shows(**both(processed=1))
-    play.press("e")
-    play.shows(receiver="failing")
-    play.press("p")
-    play.shows(dots="the receiver answered 500")
-    play.press("d")
-    play.shows(receiver="down", **{"receiver-1": "stopped"})
-    play.press("q")
-    play.shows(receiver="well", **both(processed=2, retry=0), calls=2, lost=0, double=0)
-
-
-@pytest.mark.parametrize("key", ACTS)
-def test_an_act_plays_to_its_end(play: Play, key: str) -> None:
-    play.press(key)
-    doubles = 4 if key == "c" else 0
-    play.shows(120, caption=ACTS[key]["steps"][-1][0], lost=0, double=doubles)
+    play.shows(told="parked, invalid: ")
 
 
 def test_the_fault_is_quoted_from_its_page() -> None:
@@ -203,18 +151,19 @@ def test_random_buttons_at_a_hundred_a_second_lose_and_double_nothing(play: Play
     play.shows(published=lambda number: number > 300)
     heap = play.chromium.heap()
     while time.monotonic() < until_s:
-        play.press(choice.choice(_RANDOM), choice.choice(list(play.seen()["keys"])))
+        process = choice.choice(list(play.seen()["numbers"]))
+        play.press(f"{choice.choice(_RANDOM)}:{process}")
         lasts(choice.uniform(0.2, 2.0))
-    play.press("hu")
-    play.shows(150, h="false", receiver="well", **{"order-1": "running", "notify-1": "running"})
+    play.press("h u")
+    play.shows(150, h="false", receiver="well", **dict.fromkeys(PROCESSES, "running"))
     published = play.seen()["published"]
     # A dead process's claims end with its lease, and a retry waits for a minute.
-    at_rest = {"waiting": 0, "in flight": 0, "retry": 0}
-    play.shows(150, **both(**at_rest), confirmed=published, lost=0, double=0)
+    rest = both(**{"waiting": 0, "in flight": 0, "retry": 0})
+    play.shows(150, **rest, confirmed=published, lost=0, double=0)
     seen = play.seen()
-    for service in ("order", "notify"):
-        assert seen[f"{service} processed"] + seen[f"{service} parked"] == published
-    orders = play.etcd.get(f"/orders/{play.seen()['round']}-")
+    done = [seen[f"{service} processed"] + seen[f"{service} parked"] for service in SERVICES]
+    assert done == [published, published]
+    orders = play.etcd.get(f"/orders/{seen['round']}-")
     assert [order.version for order in orders] == [1] * published
     assert play.chromium.heap() - heap < _GROWTH_BYTES
     assert play.chromium.run("return document.querySelectorAll('*').length") < 400
@@ -238,21 +187,21 @@ def test_its_picture_is_taken(
     play: Play, pictures: Path, tmp_path: Path, size: tuple[int, int], scheme: str
 ) -> None:
     play.open(size, scheme=scheme)
-    play.press("oaaai")
+    play.press("o a a a i")
     play.shows(**both(processed=10, skipped=3, parked=1))
-    play.press("k", "notify-1")
+    play.press("k:notify-1")
     play.shows(**{"notify-1": "killed"})
     play.press("o")
     play.shows(**{"notify waiting": 10})
     assert play.chromium.overflow() == 0
     # What moves is to be where it goes, and the page at its top.
     play.chromium.run("document.activeElement.blur(); scrollTo(0, 0)")
-    eventually(lambda: stands_still(play))
+    eventually(lambda: at_rest(play))
     kept = (size, scheme) == (DESK, "light")
     name = "play.png" if kept else f"play-{size[0]}-{scheme}.png"
     play.chromium.picture((pictures if kept else tmp_path) / name)
-    play.open()
+    play.open(DESK)
 
 
-def stands_still(play: Play) -> None:
+def at_rest(play: Play) -> None:
     assert play.chromium.run("return document.getAnimations().length") == 0
