@@ -61,7 +61,6 @@ OBSERVED: dict[str, Callable[[Board], object]] = {
     "long-unacked": partial(reads, READINGS + 1, {}, 1),
     "long-in-retry": partial(reads, READINGS + 1, {"order.retry.10s": 1}, 0),
     "long-a-dead-letter": partial(reads, READINGS + 1, {"order.dead-letter": 1}, 0),
-    "rabbitmq-away": lambda board: board.answers("rabbitmq-1", {"rabbitmq": "does not answer"}),
     "next-round": Board.begin,
 }
 """Each is about the first event, r-1, or makes another. `long` is as long as makes it lost."""
@@ -113,8 +112,6 @@ BY, UNRECORDED = "by order-1", "by order-1, without a record"
             [f"recorded {BY}", "skipped it is in no queue, and has its record"],
             {"lost": 0},
         ),
-        ("rabbitmq-away long read", ["in flight"], {"lost": 1}),
-        ("one-ready rabbitmq-away read", ["in flight"], {"lost": 0}),
         ("next-round done skipped effect called repeated", [], {"calls": 0, "order processed": 0}),
     ],
 )

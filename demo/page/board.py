@@ -127,7 +127,7 @@ class Lane:
         """Count what should be in a queue and is not.
 
         What was confirmed before all of the last readings is compared with the most that the
-        queues held in one of them.
+        queues held in one of them. Neither grows older while RabbitMQ does not answer.
         """
         old = [copy for copy in self.confirmed() if readings - copy.confirmed_at > READINGS]
         done = [copy for copy in old if copy.kind != "other" and self.records[copy.event_id]]
@@ -255,8 +255,7 @@ class Board:
             retries = [queue for queue in ready if queue.startswith(retry_queue(service, ""))]
             held = sum(ready.get(queue, 0) + unacked.get(queue, 0) for queue in (service, *retries))
             lane.held.append(held + max(0, lane.dead_letters - len(lane.parked)))
-            if len(lane.held) == READINGS:
-                lane.lose(self._readings)
+            lane.lose(self._readings)
 
     def park(self, service: str, label: str, why: str) -> None:
         """Take note of a dead letter, and of its reason."""
@@ -275,11 +274,9 @@ class Board:
                 process.missing = None
 
     def answers(self, name: str, missing: Mapping[str, str] | None) -> None:
-        """Take note of what a process lacks; None for no answer. Without RabbitMQ none is lost."""
+        """Take note of what a process lacks; None for no answer."""
         if name in self.processes:
             self.processes[name].missing = missing
-        for lane in self.lanes.values() if name == "rabbitmq-1" and missing else ():
-            lane.held.clear()
 
     def snapshot(self) -> dict[str, Any]:
         """Return what the page draws, as JSON has it; the numbers tell how many run, too."""

@@ -190,7 +190,9 @@ class Controls:
     async def _heal(self, _: str) -> None:
         """Have each process run, and the receiver well."""
         async with self._stack:
-            await self._up(rabbitmq=1, etcd=1, receiver=1, **self._replicas())
+            await self._up(rabbitmq=1, etcd=1, receiver=1)
+            # Apart: else Compose waits until they are healthy, and gives up where one is not.
+            await self._up(**self._replicas())
         await self._receiver("well", "")
 
     async def _reset(self, _: str) -> None:
