@@ -40,7 +40,7 @@ $(READY): requirements.lock $(PROJECTS:%=%/pyproject.toml)
 new-service: $(READY) ## Write a service of your own, with an image and a test: NAME=billing
 	@$(BIN)/python tools/new_service.py "$$NAME"
 
-demo: $(READY) ## Play the four acts on real servers, check each, write demo-report.html: ACT=2 for one, STEP=1 by Enter
+demo: $(READY) ## Play the acts on real servers, check each, write demo-report.html: ACT=2 for one, STEP=1 by Enter
 	$(BIN)/python -m demo$(if $(ACT), --act "$$ACT")$(if $(STEP), --step)
 
 play: docker $(READY) ## Open a page to break the system on, at http://localhost:8090: PORT_PLAY=8091

@@ -2,10 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from chaos.crash_points import PROOF
+from demo.broker import Broker
 from demo.play import COUNTERS
-from demo.stage import SERVICES, Orders, Stage, Step, StepFailedError
+from demo.stage import SERVICES, Stage, Step, StepFailedError
+from servers.counters import StatsdListener
 
 NOUNS = {"order": "orders", "notify": "notifications"}
 
@@ -16,7 +19,7 @@ class FakeStage(Stage):
     place = "Nowhere <but in memory>."
 
     def __init__(self, *, miscounts: bool = False) -> None:
-        super().__init__(self, "", self)
+        super().__init__(cast("Broker", self), "", cast("StatsdListener", self))
         self.typed: list[str] = []
         self.answers = True
         self.written: Counter[str] = Counter()
@@ -27,7 +30,7 @@ class FakeStage(Stage):
         self._calls, self._crashing = False, ""
         self._called: list[str] = []
 
-    def version(self) -> str:
+    def versions(self) -> list[str]:
         """Raise OSError: it has none."""
         raise OSError("nobody answers")
 
@@ -58,9 +61,9 @@ class FakeStage(Stage):
         """Return how many replicas run."""
         return self._replicas
 
-    def orders(self, event_ids: Sequence[str]) -> Orders:
+    def orders(self, event_ids: Sequence[str]) -> tuple[list[int], int]:
         """Return what has been written, as if by every replica."""
-        return Orders([self.written[event_id] for event_id in event_ids], self._replicas)
+        return [self.written[event_id] for event_id in event_ids], self._replicas
 
     def stop(self, service: str) -> Step:
         """Stop it."""

@@ -1,14 +1,20 @@
 """What the acts are played on: the same few actions, whatever the servers run in."""
 
+from __future__ import annotations
+
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from servers.etcd import EtcdClient, record_prefix
 from servers.web import fetch_json
+
+if TYPE_CHECKING:
+    from demo.broker import Broker
+    from servers.counters import GraphiteCounters, StatsdListener
 
 SERVICES = ("order", "notify")
 
@@ -43,44 +49,6 @@ class Step:
 State = Literal["not started", "starting", "running", "not ready", "stopping", "stopped", "killed"]
 
 
-class Orders(NamedTuple):
-    """What etcd holds of some orders."""
-
-    versions: Sequence[int]
-    """How often each of those that are there has been written."""
-    writers: int
-    """How many processes have recorded their events."""
-
-
-class Queues(Protocol):
-    """The broker: what is published, and what comes of it in the queues."""
-
-    def publish(self, event_id: str) -> Step:
-        """Publish a new_order event over the broker's HTTP API."""
-
-    def waiting(self, queue: str) -> int:
-        """Return how many messages a queue holds that no consumer has; raises OSError."""
-
-    def consumers(self, queue: str) -> int:
-        """Return how many consumers a queue has; raises OSError."""
-
-    def version(self) -> str:
-        """Return its name and version; raises OSError."""
-
-
-class Counters(Protocol):
-    """What the services count, since the demo began."""
-
-    def count(self, name: str) -> int:
-        """Return the sum of a counter so far; raises OSError."""
-
-    def seen(self, name: str) -> bool:
-        """Return whether the counter has shown up, be it as 0; raises OSError."""
-
-    def gauge(self, name: str) -> int:
-        """Return the value of a gauge, 0 for one that nobody has set; raises OSError."""
-
-
 class Stage(ABC):
     """The services and their servers. Until the first `run_services` no service runs.
 
@@ -90,7 +58,9 @@ class Stage(ABC):
     place: str
     """Where all of it runs, as a sentence."""
 
-    def __init__(self, broker: Queues, etcd: str, counters: Counters) -> None:
+    def __init__(
+        self, broker: Broker, etcd: str, counters: GraphiteCounters | StatsdListener
+    ) -> None:
         self.broker, self.counters, self._etcd = broker, counters, etcd
         self.states: dict[str, State] = dict.fromkeys(SERVICES, "not started")
         """What each service does, as far as the steps tell."""
@@ -102,19 +72,19 @@ class Stage(ABC):
         answer: Any = fetch_json("GET", f"http://{self._etcd}/version")
         return [self.broker.version(), f"etcd {answer['etcdserver']}"]
 
-    def orders(self, event_ids: Sequence[str]) -> Orders:
-        """Return what etcd holds of the orders of these events; raises OSError."""
+    def orders(self, event_ids: Sequence[str]) -> tuple[list[int], int]:
+        """Return how often each order was written, and by how many processes; raises OSError."""
         etcd, records = EtcdClient(self._etcd), record_prefix("order")
         orders = etcd.get_all([f"/orders/{event_id}" for event_id in event_ids])
         recorded = etcd.get_all([records + event_id for event_id in event_ids])
         # A token begins with what is random for each start of a process.
         tokens = [json.loads(record.value)["token"] for record in recorded]
         writers = {token.partition("/")[0] for token in tokens}
-        return Orders([order.version for order in orders], len(writers))
+        return [order.version for order in orders], len(writers)
 
     @abstractmethod
     def run_services(self, *, enable_etcd: bool, calls: bool, replicas: int) -> Step:
-        """Run both services anew, with or without etcd, and wait until they are ready.
+        """Run replicas of both services anew, and wait until the first of each is ready.
 
         With `calls` the receiver runs too, and notify calls it.
         """
