@@ -32,7 +32,13 @@ _BEFORE_RECORD = {"order": "handler left:1", "notify": "call made:1"}
 _BEFORE_ACK = {"order": "reply read:1", "notify": "claim completed:1"}
 _AFTER_ACK = {"order": "after ack:1", "notify": "after ack:1"}
 
-_AT_FIRST = {"memory": True, "rate": False, "receiver": "well", "playing": "", "caption": "Press."}
+_AT_FIRST = {
+    "memory": True,
+    "rate": False,
+    "receiver": "well",
+    "playing": "",
+    "caption": "Press a button, or its key.",
+}
 """What the page says beside the board: how it is set, what plays, and what happens."""
 
 _MOST_REPLICAS = 3
