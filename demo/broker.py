@@ -2,9 +2,12 @@
 
 import json
 import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pika
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError
 
 from demo.stage import Step, StepFailedError
@@ -53,22 +56,39 @@ class Broker:
 
     def _declared(self, queue: str) -> Any:
         """Declare passively: the management API shows the counts of up to 5 s ago."""
+        with self.connected() as connection:
+            return connection.channel().queue_declare(queue, passive=True).method
+
+    @contextmanager
+    def connected(self) -> Iterator[Any]:
+        """Yield a connection while the block runs; raises OSError for all that pika raises."""
         parameters = pika.ConnectionParameters(
             self._host,
             self._amqp_port,
             credentials=pika.PlainCredentials(_USER, _PASSWORD),
+            heartbeat=4,
             socket_timeout=5,
             stack_timeout=5,
         )
         try:
-            connection = pika.BlockingConnection(parameters)
-            try:
-                return connection.channel().queue_declare(queue, passive=True).method
-            finally:
-                if connection.is_open:
-                    connection.close()
-        except AMQPError as error:
-            raise OSError(f"RabbitMQ does not tell of the queue {queue}: {error!r}") from error
+            with pika.BlockingConnection(parameters) as connection:
+                yield connection
+        except (AMQPError, AMQPConnectorException) as error:
+            raise OSError(f"RabbitMQ does not answer: {error!r}") from error
+
+    def purge(self, queues: Mapping[str, dict[str, object]]) -> None:
+        """Empty queues, given their arguments: also where none is there yet. Raises OSError."""
+        with self.connected() as connection:
+            channel = connection.channel()
+            for queue, arguments in queues.items():
+                channel.queue_declare(queue, durable=True, arguments=arguments)
+                channel.queue_purge(queue)
+
+    def unacked(self) -> dict[str, int]:
+        """Return by queue how many messages were unacked up to 5 s ago; raises OSError."""
+        url = f"{self._management_url}/api/queues?columns=name,messages_unacknowledged"
+        listed: Any = fetch_json("GET", url, login=(_USER, _PASSWORD), timeout_s=2)
+        return {queue["name"]: queue.get("messages_unacknowledged", 0) for queue in listed}
 
     def version(self) -> str:
         """Return its name and version; raises OSError."""
@@ -84,3 +104,20 @@ class Broker:
 
 def _compact(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
+
+
+def ready(connection: Any, queues: Iterable[str]) -> dict[str, int]:
+    """Return how many messages are ready in each queue."""
+    with connection.channel() as channel:
+        declared = {queue: channel.queue_declare(queue, passive=True) for queue in queues}
+    return {queue: answer.method.message_count for queue, answer in declared.items()}
+
+
+def headers(connection: Any, queue: str, most: int) -> Iterator[Mapping[str, Any]]:
+    """Yield the headers of the first messages: unacked, they go back with the channel."""
+    with connection.channel() as channel:
+        for _ in range(most):
+            method, properties, _body = channel.basic_get(queue)
+            if method is None:
+                return
+            yield properties.headers or {}

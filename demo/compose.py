@@ -32,6 +32,7 @@ CRASH = "demo/crash.yaml"
 _SERVERS = ("rabbitmq", "etcd", "graphite-statsd")
 _PULLED = (*_SERVERS, "receiver")
 _GAUGES = "gauges"
+_UP_WITHIN_S = 90.0
 _DOWN_WITHIN_S = 60.0
 _READY_WITHIN_S = 30.0
 _FRESH_WITHIN_S = 15.0
@@ -64,9 +65,13 @@ class Ports:
         return "127.0.0.1" if self.address in _EVERY_ADDRESS else self.address
 
     @classmethod
-    def read(cls) -> Ports:
-        """Read `.env`; as with Compose, the environment wins. Raises CannotPlayError."""
+    def read(cls, **others: str) -> Ports:
+        """Read `.env`, and `others` with what they are unless the environment sets them.
+
+        As with Compose, the environment wins. Raises CannotPlayError.
+        """
         settings, numbers = compose_settings(), {}
+        settings |= {name: os.environ.get(name) or port for name, port in others.items()}
         for name, value in settings.items():
             if name.startswith("PORT_"):
                 if not value.isdecimal() or not 0 < int(value) < 65_536:
@@ -164,7 +169,7 @@ class Compose:
         files: Sequence[str] = FILES,
     ) -> None:
         named = [argument for name in files for argument in ("-f", str(repository / name))]
-        self._command = ["docker", "compose", "-p", project, *named]
+        self._project, self._command = project, ["docker", "compose", "-p", project, *named]
         self._crash = ["-f", str(repository / CRASH)]
         # The acts rely on the services' defaults, and example1, in a profile, would publish too.
         self._environment = {**environment(), **settings}
@@ -180,14 +185,28 @@ class Compose:
         command = [*self._command, *arguments]
         return run(command, self._environment, timeout_s=timeout_s, show_progress=show_progress)
 
+    def up(self, *flags: str, **replicas: int) -> None:
+        """Have so many containers of each service, as the settings are; raises CannotPlayError."""
+        self.run(*_up(replicas), *flags, timeout_s=_UP_WITHIN_S)
+
     def crash_at(self, point: str, service: str) -> None:
         """Run a service, as one replica, that ends itself with SIGKILL at a crash point.
 
         `point` is one of `chaos.crash_points` with a number, such as "reply read:1". The service
         stays down then, and is the plain one when its container is started again.
         """
-        up = ("up", "--detach", "--no-deps", "--no-build", f"--scale={service}=1", service)
-        run([*self._command, *self._crash, *up], {**self._environment, "CRASH_POINT": point})
+        environment = {**self._environment, "CRASH_POINT": point}
+        run([*self._command, *self._crash, *_up({service: 1})], environment)
+
+    def docker(self, verb: str, name: str, *arguments: str) -> None:
+        """Run a command of docker on a container, such as order-1; raises CannotPlayError."""
+        command = ["docker", verb, f"{self._project}-{name}", *arguments]
+        run(command, self._environment, timeout_s=_UP_WITHIN_S)
+
+    def wipe(self, service: str) -> None:
+        """Remove a server with its data; raises CannotPlayError."""
+        self.run("rm", "--stop", "--force", service, timeout_s=_DOWN_WITHIN_S)
+        run(["docker", "volume", "rm", f"{self._project}_{service}-data"], self._environment)
 
     def images_missing(self) -> bool:
         """Return whether an image of the servers has to be downloaded."""
@@ -210,6 +229,12 @@ class Compose:
         if self.containers():
             # One was still being created, by a command that was interrupted.
             self.run(*arguments, timeout_s=_DOWN_WITHIN_S)
+
+
+def _up(replicas: Mapping[str, int]) -> list[str]:
+    # The images are built and the servers run: nothing else is to be done.
+    scale = [f"--scale={service}={number}" for service, number in replicas.items()]
+    return ["up", "--detach", "--no-deps", "--no-build", *scale, *replicas]
 
 
 @contextmanager

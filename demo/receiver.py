@@ -1,13 +1,12 @@
 """What notify calls: it accepts each notification, and prints its key.
 
-    python receiver.py HOST PORT [KEYS]
+    python receiver.py HOST PORT [DIRECTORY]
 
 A key that it has accepted before is printed after "again": it drops such a call, as a receiver
-should. With a file for the keys it knows them after a restart too, and signals change how it is:
-HUP well, USR1 slow, USR2 failing.
+should. With a directory it knows its keys after a restart too, and does what the file `mood` in it
+says: well, slow or failing.
 """
 
-import signal
 import sys
 import threading
 import time
@@ -16,16 +15,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 _SLOW_S = 3.0
-_MOODS = {signal.SIGHUP: "well", signal.SIGUSR1: "slow", signal.SIGUSR2: "failing"}
 
 
 class _Receiver:
-    def __init__(self, keys: Path | None) -> None:
-        self.mood = "well"
-        self._lock, self._keys = threading.Lock(), keys
-        self._known = set(keys.read_text().splitlines()) if keys and keys.exists() else set()
-        for number in _MOODS if keys else ():
-            signal.signal(number, self._change)
+    def __init__(self, directory: Path | None) -> None:
+        self._lock, self._known = threading.Lock(), set[str]()
+        self._keys = self._mood = None
+        if directory:
+            directory.mkdir(exist_ok=True)
+            self._keys, self._mood = directory / "keys", directory / "mood"
+            self._keys.touch()
+            self._known.update(self._keys.read_text().splitlines())
+
+    @property
+    def mood(self) -> str:
+        return self._mood.read_text().strip() if self._mood and self._mood.exists() else "well"
 
     def accept(self, key: str) -> None:
         with self._lock:
@@ -37,22 +41,19 @@ class _Receiver:
                     file.write(f"{key}\n")
             print(f"again {key}" if again else key, flush=True)
 
-    def _change(self, number: int, _frame: object) -> None:
-        self.mood = _MOODS[signal.Signals(number)]
-
 
 class _Handler(BaseHTTPRequestHandler):
     receiver: _Receiver
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        failing = self.receiver.mood == "failing"
-        if not failing:
+        mood = self.receiver.mood
+        if mood != "failing":
             self.receiver.accept(self.headers["Idempotency-Key"])
-        if self.receiver.mood == "slow":
+        if mood == "slow":
             time.sleep(_SLOW_S)
         with suppress(OSError):  # The caller may have been killed meanwhile.
-            self.send_response(500 if failing else 204)
+            self.send_response(500 if mood == "failing" else 204)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
@@ -66,6 +67,6 @@ class _Server(ThreadingHTTPServer):
 
 
 if __name__ == "__main__":
-    host, port, *keys = sys.argv[1:]
-    _Handler.receiver = _Receiver(Path(keys[0]) if keys else None)
+    host, port, *directory = sys.argv[1:]
+    _Handler.receiver = _Receiver(Path(directory[0]) if directory else None)
     _Server((host, int(port)), _Handler).serve_forever()

@@ -1,28 +1,114 @@
-"""Start the stack, serve the page until Ctrl-C, and take down what was started."""
+"""Start the stack, serve the page until Ctrl-C, and take down what was started.
+
+Over HTTP there are the page's files, the board as server-sent events, and the buttons.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import json
+import secrets
 import signal
-import socket
 import sys
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from itertools import groupby
+from pathlib import Path
 
 from aiohttp import web
 
 from demo.compose import FILES, RECEIVER, Compose, Ports, Project, compose_servers
 from demo.interrupt import interrupt_once
-from demo.page.acts import add_acts
-from demo.page.controls import Controls
-from demo.page.sources import Servers, Sources
-from demo.page.web import HOST, Page
+from demo.page.board import Board
+from demo.page.controls import Button, Controls, RefusedError
+from demo.page.sources import Sources
 from demo.screen import Screen
 from demo.stage import CannotPlayError
 from servers.servers import REPOSITORY, docker_available
 
 PROJECT = Project("reliable-play", "play", (*FILES, RECEIVER, "demo/page/page.yaml"), "json")
-_PORT = "8090"
+_HOST = "127.0.0.1"
+_EVERY_S = 0.2
+_HERE = Path(__file__).parent
+_POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:"
+)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Page:
+    """The page of one stack. It answers to no other name than its own."""
+
+    def __init__(self, controls: Controls, port: int) -> None:
+        self.token = secrets.token_urlsafe(24)
+        self._controls = controls
+        self._names = {f"{name}:{port}" for name in ("localhost", _HOST)}
+
+    def application(self) -> web.Application:
+        """Return it as aiohttp serves it."""
+        app = web.Application(middlewares=[self._guard])
+        app.router.add_get("/", self._page)
+        app.router.add_get("/{name:page\\.(css|js)}", self._file)
+        app.router.add_get("/events", self._events)
+        app.router.add_post("/press", self._press)
+        return app
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuse who reached us by another name, and a POST that is not the page's own."""
+        if request.host not in self._names:
+            raise web.HTTPForbidden(text="This page is http://localhost.")
+        if request.method != "GET":
+            given = request.headers.get("X-Token", "").encode()
+            known = secrets.compare_digest(given, self.token.encode())
+            origins = {f"http://{name}" for name in self._names}
+            if not known or request.headers.get("Origin") not in origins:
+                raise web.HTTPForbidden(text="Only the page's own buttons work.")
+        return await handler(request)
+
+    async def _page(self, _: web.Request) -> web.Response:
+        text = (_HERE / "page.html").read_text().replace("{token}", self.token)
+        text = text.replace("{buttons}", _fieldsets(self._controls.buttons))
+        headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-store"}
+        return web.Response(text=text, content_type="text/html", headers=headers)
+
+    async def _file(self, request: web.Request) -> web.FileResponse:
+        return web.FileResponse(_HERE / request.match_info["name"])
+
+    async def _press(self, request: web.Request) -> web.Response:
+        try:
+            pressed = json.loads(await request.text())
+            self._controls.press(str(pressed["key"]), str(pressed["target"]))
+        except (ValueError, TypeError, KeyError, RefusedError) as error:
+            raise web.HTTPBadRequest(text=str(error)) from None
+        return web.Response(status=204)
+
+    async def _events(self, request: web.Request) -> web.StreamResponse:
+        """Send what the page draws, whole, whenever it has changed."""
+        stream = web.StreamResponse(headers={"Cache-Control": "no-store"})
+        stream.content_type = "text/event-stream"
+        await stream.prepare(request)
+        said = ""
+        with suppress(ConnectionError):
+            while True:
+                before, said = said, json.dumps(self._controls.snapshot())
+                if said != before:
+                    await stream.write(f"data: {said}\n\n".encode())
+                await asyncio.sleep(_EVERY_S)
+        return stream
+
+
+def _fieldsets(buttons: Mapping[str, Button]) -> str:
+    """Return the buttons in HTML, by their groups."""
+    lines = []
+    for group, members in groupby(buttons.items(), key=lambda item: item[1].group):
+        lines.append(f"<fieldset><legend>{group}</legend>")
+        for key, button in members:
+            keys = f'data-key="{key}" aria-keyshortcuts="{key}"'
+            lines.append(f"<button {keys}>{button.label}</button>")
+        lines.append("</fieldset>")
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -32,9 +118,10 @@ def main() -> int:
         print("play: it needs a Docker engine, and none answers", file=sys.stderr)
         return 2
     try:
-        port, ports, screen = _port(), Ports.read(), Screen()
-        with compose_servers(REPOSITORY, ports, screen, keep=False, project=PROJECT) as compose:
-            asyncio.run(_serve(compose, ports, port, screen))
+        ports, screen = Ports.read(PORT_PLAY="8090"), Screen()
+        stack = compose_servers(REPOSITORY, ports, screen, keep=False, project=PROJECT)
+        with stack as compose, suppress(asyncio.CancelledError):
+            asyncio.run(_serve(compose, ports, screen))
         return 0
     except CannotPlayError as error:
         print(f"play: {error}", file=sys.stderr)
@@ -43,46 +130,22 @@ def main() -> int:
         return 130
 
 
-def _port() -> int:
-    text = os.environ.get("PORT_PLAY") or _PORT
-    if not text.isdecimal() or not 0 < int(text) < 65_536:
-        raise CannotPlayError(f"PORT_PLAY is {text!r}: write a port, as in PORT_PLAY={_PORT}")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, int(text)))
-        except OSError as error:
-            raise CannotPlayError(f"port {text} (PORT_PLAY): {error.strerror}") from None
-    return int(text)
-
-
-async def _serve(compose: Compose, ports: Ports, port: int, screen: Screen) -> None:
-    host, numbers = ports.host, ports.numbers
-    servers = Servers(
-        PROJECT.name,
-        f"amqp://guest:guest@{host}:{numbers['PORT_RABBITMQ']}/",
-        f"http://{host}:{numbers['PORT_RABBITMQ_UI']}",
-        f"http://{host}:{numbers['PORT_ETCD']}",
-    )
-    controls = Controls(compose, PROJECT.name, servers.amqp_url)
-    add_acts(controls)
-    sources = asyncio.create_task(Sources(servers, lambda: controls.board).run())
+async def _serve(compose: Compose, ports: Ports, screen: Screen) -> None:
+    board, port, loop = Board(), ports.numbers["PORT_PLAY"], asyncio.get_running_loop()
+    sources, serving = Sources(PROJECT.name, ports, board), asyncio.current_task()
+    assert serving is not None
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, sources.cancel)
-    page = Page(controls, port).application()
-    runner = web.AppRunner(page, access_log=None, shutdown_timeout=1)
-    try:
+        loop.add_signal_handler(number, serving.cancel)
+    async with asyncio.TaskGroup() as tasks:
+        controls = Controls(compose, board, sources, tasks)
+        runner = web.AppRunner(Page(controls, port).application(), shutdown_timeout=1)
         await runner.setup()
-        await web.TCPSite(runner, HOST, port).start()
+        await web.TCPSite(runner, _HOST, port).start()
         screen.say("Starting order, notify and their receiver ...")
         await controls.start()
+        sources.start()
         screen.say(f"Open http://localhost:{port} and break something. Ctrl-C ends it all.")
-        with suppress(asyncio.CancelledError):
-            await sources
-    finally:
-        sources.cancel()
-        await runner.cleanup()
-        await controls.end()
+        await controls.run()
 
 
 if __name__ == "__main__":

@@ -1,368 +1,300 @@
 """What the page shows, from what was observed: publications, records, log lines, depths, processes.
 
-Pure: it asks nobody, and has no clock of its own. Each time `now_s` is one of `time.monotonic`.
+Pure: it asks nobody, and has no clock.
 """
 
 from __future__ import annotations
 
+import json
+import secrets
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from demo.stage import SERVICES
+from idempotent_consumer.names import dead_letter_queue, retry_queue
 
 Kind = Literal["new", "again", "other", "invalid"]
 """A new id, a copy, a known id with another body, something that is not a valid event."""
 
-SETTLES_WITHIN_S = 12.0
-"""What is confirmed, in no queue for so long and not done is lost. RabbitMQ's count of unacked
-messages may be 5 s old."""
+READINGS = 24
+"""What is confirmed, in no queue for so many readings of RabbitMQ and not done is lost. They take
+12 s, for its count of unacked messages may be 5 s old."""
 
-_DOTS, _PARKED_DOTS = 30, 10
-_WITHOUT_MEMORY = "ENABLE_ETCD is false"
+_DRAWN = {"recorded": 28, "skipped": 12, "parked": 12}
+"""Where a copy comes to rest, and how many of the newest are drawn there."""
+
+_ENDS_DRAWN = 15
+"""So many of the newest under way are drawn, and of the oldest."""
 
 
 @dataclass
 class Copy:
-    """One service's copy of one publication, which has a label of its own.
+    """One service's copy of one publication, and what was last seen of it.
 
-    The state is the last that was seen; "arrived" is in the queue or with a replica.
+    The label of an event's first copy is its id; what follows a dot tells later ones apart.
+    `confirmed_at` counts readings of RabbitMQ, and is 0 before its confirm.
     """
 
     label: str
-    event_id: str
     kind: Kind
-    confirmed_s: float | None = None
+    confirmed_at: int = 0
     state: str = "publishing"
     why: str = ""
-    rests: bool = False
 
-    def becomes(self, state: str, why: str = "", *, rests: bool = False) -> None:
-        """Take a state; one that rests has had its end."""
-        self.state, self.why, self.rests = state, why, rests
+    @property
+    def event_id(self) -> str:  # noqa: D102
+        return self.label.partition(".")[0]
 
 
 @dataclass
 class Process:
-    """A container: what Docker says of it, and what it says of itself."""
+    """A container: what Docker says of it, and what is missing, as it says itself.
 
-    name: str
+    `missing` is a service's /readyz, or what was met by who asks a server; None for no answer.
+    """
+
     service: str
     state: str = "stopped"
-    why: str = ""
     recorded: int = 0
-    remembers: bool = True
-    """Whether its service runs with records in etcd."""
-    missing: dict[str, str] | None = None
-    """What it lacks, as a service's /readyz says, and who asks a server; None for no answer."""
+    has_records: bool = True
+    missing: Mapping[str, str] | None = None
 
-    def shown(self) -> dict[str, object]:
-        """Return it as a card: its state, and why where it is not well."""
-        state, why = self.state, self.why
-        if state == "running" and self.missing is None:
-            why = "starting" if self.service in SERVICES else why
-        elif state == "running" and self.missing:
-            why = "; ".join(f"{name}: {reason}" for name, reason in self.missing.items())
-        return {
-            "name": self.name,
-            "service": self.service,
-            "state": "not ready" if state == "running" and why else state,
-            "why": why,
-            "recorded": self.recorded,
-        }
+    def shown(self) -> tuple[str, str]:
+        """Return its state, and what is to be said of it."""
+        if self.state == "running" and self.missing:
+            return "not ready", "; ".join(f"{name}: {why}" for name, why in self.missing.items())
+        if self.state == "running" and self.missing is None and self.service in SERVICES:
+            return "not ready", "starting"
+        return self.state, f"recorded {self.recorded}" if self.recorded else ""
 
 
-@dataclass
 class Lane:
-    """One service's side: the copies under way, the newest to draw, and what was counted."""
+    """One service's side: its copies, oldest first, and what was counted.
 
-    copies: dict[str, Copy] = field(default_factory=dict)
-    """Those that have not come to rest, and the newest; by label, oldest first."""
-    by_id: dict[str, list[Copy]] = field(default_factory=dict)
-    times: Counter[str] = field(default_factory=Counter)
-    """How often each id was recorded, or processed without a record."""
-    outside: Counter[str] = field(default_factory=Counter)
-    """How often its effect was seen: written in etcd, or accepted by the receiver."""
-    parked: dict[str, Copy] = field(default_factory=dict)
-    skipped: int = 0
-    ready: int = 0
-    depths: deque[tuple[float, int]] = field(default_factory=deque)
-    """When, and how much all of its queues held: ready, unacked, retries, and unread dead
-    letters."""
-    dead_letters: int = 0
-    lost: int = 0
+    `records` tells how often each id was recorded, or processed without a record; `effects` how
+    often its effect was seen: written in etcd, or accepted by the receiver. `held` are the last
+    readings of all that its queues hold.
+    """
 
-    @property
-    def double(self) -> int:
-        """How often an id had its effect once more than it should."""
-        return sum(most - 1 for most in (self.times | self.outside).values() if most > 1)
+    def __init__(self) -> None:
+        self.under_way: dict[str, Copy] = {}
+        self.at_rest = {state: deque[Copy](maxlen=drawn) for state, drawn in _DRAWN.items()}
+        self.records, self.effects = Counter[str](), Counter[str]()
+        self.parked: set[str] = set()
+        self.skipped = self.double = self.lost = self.ready = self.dead_letters = 0
+        self.held: deque[int] = deque(maxlen=READINGS)
 
-    def under_way(self) -> list[Copy]:
-        """Return the confirmed copies that have not come to rest, oldest first."""
-        return [
-            copy for copy in self.copies.values() if not copy.rests and copy.confirmed_s is not None
-        ]
+    def confirmed(self) -> list[Copy]:
+        """Return the confirmed copies that have not come to rest."""
+        return [copy for copy in self.under_way.values() if copy.confirmed_at]
 
-    def of(self, event_id: str) -> Copy | None:
+    def find(self, event_id: str) -> Copy | None:
         """Return the copy of an id that something said of it is about: the oldest under way."""
-        found = self.by_id.get(event_id, [])
-        return next((copy for copy in found if not copy.rests), found[-1] if found else None)
+        first = self.under_way.get(event_id)
+        return first or next((c for c in self.under_way.values() if c.event_id == event_id), None)
 
-    def knows(self, event_id: str) -> bool:
-        """Return whether the id is one of this round."""
-        return event_id in self.by_id or event_id in self.times
+    def rest(self, copy: Copy, state: str, why: str) -> None:
+        """End a copy's way."""
+        del self.under_way[copy.label]
+        copy.state, copy.why = state, why
+        self.at_rest["recorded" if state == "processed" else state].append(copy)
 
-    def add(self, copy: Copy) -> None:
-        """Begin with a copy."""
-        self.copies[copy.label] = copy
-        self.by_id.setdefault(copy.event_id, []).append(copy)
+    def count(self, seen: Counter[str], event_id: str) -> None:
+        """Count a record or an effect; an id is double once for each that is one too many."""
+        before = max(1, self.records[event_id], self.effects[event_id])
+        seen[event_id] += 1
+        self.double += max(before, seen[event_id]) - before
 
-    def forget(self) -> None:
-        """Drop what is at rest and too old to be drawn."""
-        old = [
-            copy
-            for copy in list(self.copies.values())[:-_DOTS]
-            if copy.rests and copy.confirmed_s is not None
-        ]
-        for copy in old:
-            del self.copies[copy.label]
-            same = self.by_id[copy.event_id]
-            same.remove(copy)
-            if not same:
-                del self.by_id[copy.event_id]
+    def record(self, event_id: str, state: str, why: str) -> None:
+        """Take note that an event was recorded, or processed without a record."""
+        self.count(self.records, event_id)
+        if copy := self.find(event_id):
+            self.rest(copy, state, why)
+
+    def skip(self, event_id: str, why: str) -> None:
+        """Take note of a skipped duplicate; it may be of a copy that is at rest."""
+        self.skipped += 1
+        if copy := self.find(event_id):
+            self.rest(copy, "skipped", why)
+            return
+        for copy in self.at_rest["recorded"]:
+            if copy.event_id == event_id:
+                copy.why = f"came again and was skipped {why}"
+
+    def lose(self, readings: int) -> None:
+        """Count what should be in a queue and is not.
+
+        What was confirmed before all of the last readings is compared with the most that the
+        queues held in one of them. Neither grows older while RabbitMQ does not answer.
+        """
+        old = [copy for copy in self.confirmed() if readings - copy.confirmed_at > READINGS]
+        done = [copy for copy in old if copy.kind != "other" and self.records[copy.event_id]]
+        self.lost = max(0, len(old) - len(done) - max(self.held))
+        for copy in done if not any(self.held) else ():
+            self.rest(copy, "skipped", "it is in no queue, and has its record")
+
+    def shown(self) -> tuple[dict[str, int], list[tuple[str, str, str]]]:
+        """Return what was counted, and what is drawn: labels, states, and what to say of each."""
+        arrived = [copy for copy in self.confirmed() if copy.state == "arrived"]
+        # First in, first out: those in the queue are the newest.
+        in_flight = {copy.label for copy in arrived[: max(0, len(arrived) - self.ready)]}
+        ends = copies = list(self.under_way.values())
+        if len(copies) > 2 * _ENDS_DRAWN:
+            ends = copies[:_ENDS_DRAWN] + copies[-_ENDS_DRAWN:]
+        dots = []
+        for copy in (copy for some in (*self.at_rest.values(), ends) for copy in some):
+            place = "in flight" if copy.label in in_flight else "waiting"
+            dots.append((copy.label, place if copy.state == "arrived" else copy.state, copy.why))
+        numbers = {
+            "waiting": self.ready,
+            "in flight": len(in_flight) + sum(copy.state == "claimed" for copy in copies),
+            "processed": self.records.total(),
+            "skipped": self.skipped,
+            "retry": sum(copy.state == "retry" for copy in copies),
+            "parked": self.dead_letters,
+        }
+        return numbers, dots
 
 
 class Board:
-    """All observations of one round, from a reset to the next."""
+    """All observations of one round. Its labels begin with its name; others are not counted."""
 
     def __init__(self) -> None:
-        self.lanes = {service: Lane() for service in SERVICES}
         self.processes: dict[str, Process] = {}
-        self.published = self.confirmed = self.repeated_calls = self.calls = 0
         self._writers: dict[str, str] = {}
+        self.begin()
 
-    # The producer.
+    def begin(self) -> None:
+        """Begin a round, with the same processes."""
+        self.round, self.lanes = secrets.token_hex(2), {service: Lane() for service in SERVICES}
+        self.published = self.confirmed = self.calls = self.repeated = 0
+        self._readings, self._last = 1, ""
+        for process in self.processes.values():
+            process.recorded = 0
 
-    def sent(self, label: str, event_id: str, kind: Kind) -> None:
-        """Take note that a publication has begun: each service is to get a copy."""
+    def publish(self, kind: Kind) -> tuple[str, bytes]:
+        """Begin a publication, of which each service is to get a copy: its label and its body."""
+        if not self._last and kind in ("again", "other"):
+            kind = "new"
         self.published += 1
+        label = f"{self.round}-{self.published}"
+        if kind in ("again", "other"):
+            label = f"{self._last}.{self.published}"
+        self._last = label if kind == "new" else self._last
         for lane in self.lanes.values():
-            lane.add(Copy(label, event_id, kind))
+            lane.under_way[label] = Copy(label, kind)
+        event: dict[str, object] = {"id": label.partition(".")[0], "type": "new_order"}
+        if kind == "other":
+            event["args"] = {"other": self.published}
+        return label, b"not an event" if kind == "invalid" else json.dumps(event).encode()
 
-    def confirm(self, label: str, now_s: float) -> None:
+    def confirm(self, label: str) -> None:
         """Take note that RabbitMQ has confirmed it: from now on it must not be lost."""
-        self.confirmed += label in self.lanes["order"].copies
+        self.confirmed += self._is_current(label)
         for lane in self.lanes.values():
-            copy = lane.copies.get(label)
-            if copy is not None:
-                copy.confirmed_s = now_s
-                if copy.state == "publishing":
-                    copy.state = "arrived"
-
-    # etcd.
+            if copy := lane.under_way.get(label):
+                copy.confirmed_at = self._readings
+                copy.state = "arrived" if copy.state == "publishing" else copy.state
 
     def record(self, service: str, event_id: str, state: str, token: str) -> None:
         """Take note of a record that was put: claimed, released, publishing or done."""
-        lane = self.lanes[service]
-        if not lane.knows(event_id):
-            return
-        copy = lane.of(event_id)
-        if state == "done":
-            lane.times[event_id] += 1
-            writer = self._writers.get(token.partition("/")[0], "")
+        lane, writer = self.lanes[service], self._writers.get(token.partition("/")[0], "")
+        if state == "done" and self._is_current(event_id):
+            lane.record(event_id, "recorded", f"by {writer}" if writer else "")
             if writer in self.processes:
                 self.processes[writer].recorded += 1
-            if copy is not None and not copy.rests:
-                copy.becomes("recorded", f"by {writer}" if writer else "", rests=True)
-        elif copy is not None and not copy.rests:
-            copy.becomes("claimed" if state == "claimed" else "arrived")
+        elif state != "done" and (copy := lane.find(event_id)):
+            copy.state = "claimed" if state == "claimed" else "arrived"
 
-    def effect(self, event_id: str) -> None:
-        """Take note that an order was put."""
-        if self.lanes["order"].knows(event_id):
-            self.lanes["order"].outside[event_id] += 1
+    def effect(self, service: str, event_id: str) -> None:
+        """Take note that an order was put in etcd, or that the receiver accepted a call."""
+        if self._is_current(event_id):
+            self.lanes[service].count(self.lanes[service].effects, event_id)
+            self.calls += service == "notify"
 
-    # The receiver.
-
-    def called(self, event_id: str, *, again: bool) -> None:
-        """Take note of a call that was accepted; `again`: dropped, since its key was known."""
-        lane = self.lanes["notify"]
-        if lane.knows(event_id):
-            self.calls += 1
-            self.repeated_calls += again
-            lane.outside[event_id] += not again
-
-    # The services' logs.
+    def repeat(self, event_id: str) -> None:
+        """Take note that the receiver dropped a repeated call, by its key."""
+        self.calls += self._is_current(event_id)
+        self.repeated += self._is_current(event_id)
 
     def line(self, name: str, line: Mapping[str, Any]) -> None:
         """Take note of a line in a replica's log."""
         process = self.processes.get(name)
-        if process is None or process.service not in SERVICES:
+        if process is None:
             return
-        text, lane = str(line.get("event", "")), self.lanes[process.service]
+        text, event_id = str(line.get("event")), str(line.get("event_id"))
+        lane = self.lanes[process.service]
+        by, unrecorded = f"by {name}", f"by {name}, without a record"
         if text == "starting":
-            process.remembers = True
-            self._writers[str(line.get("process"))] = name
-        elif text.startswith(_WITHOUT_MEMORY):
-            process.remembers = False
+            process.has_records, self._writers[str(line.get("process"))] = True, name
+        elif text.startswith("ENABLE_ETCD is false"):
+            process.has_records = False
         elif text == "settled a batch":
-            self._batch(process, lane, line)
-        elif "event_id" in line:
-            self._single(process, lane, text, line)
+            # It tells only numbers: the oldest, as in the queue.
+            known = [copy for copy in lane.confirmed() if lane.records[copy.event_id]]
+            lane.skipped += line.get("processed_skipped", 0)
+            for each in known[: line.get("processed_skipped", 0)]:
+                lane.rest(each, "skipped", by)
+            for each in lane.confirmed()[: 0 if process.has_records else line.get("processed", 0)]:
+                lane.record(each.event_id, "processed", unrecorded)
+        elif self._is_current(event_id) and text == "processed" and not process.has_records:
+            lane.record(event_id, "processed", unrecorded)
+        elif self._is_current(event_id) and text.startswith("skipped"):
+            lane.skip(event_id, by)
+        elif text.startswith("failed") and (copy := lane.find(event_id)):
+            copy.state, copy.why = "retry", f"again in {line.get('again_in')}: {line.get('error')}"
 
-    def _single(self, process: Process, lane: Lane, text: str, line: Mapping[str, Any]) -> None:
-        event_id, error = str(line["event_id"]), str(line.get("error", ""))
-        copy = lane.of(event_id)
-        if copy is None:
-            return
-        if text == "processed" and not process.remembers:
-            lane.times[event_id] += 1
-            copy.becomes("processed", f"by {process.name}, without a record", rests=True)
-        elif text.startswith("skipped"):
-            lane.skipped += 1
-            came = "came again and was skipped" if copy.rests else f"by {process.name}"
-            copy.becomes(copy.state if copy.rests else "skipped", came, rests=True)
-        elif text.startswith("failed") and not copy.rests:
-            copy.becomes("retry", f"again in {line.get('again_in')}: {error}")
-
-    def _batch(self, process: Process, lane: Lane, line: Mapping[str, Any]) -> None:
-        """Rest what a line tells only the number of: the oldest first, as in the queue."""
-        skipped = int(line.get("processed_skipped", 0))
-        lane.skipped += skipped
-        known = [copy for copy in lane.under_way() if lane.times[copy.event_id]]
-        for copy in known[:skipped]:
-            copy.becomes("skipped", f"by {process.name}", rests=True)
-        if not process.remembers:
-            for copy in lane.under_way()[: int(line.get("processed", 0))]:
-                lane.times[copy.event_id] += 1
-                copy.becomes("processed", f"by {process.name}, without a record", rests=True)
-
-    # RabbitMQ.
-
-    def depths(self, ready: Mapping[str, int], unacked: Mapping[str, int], now_s: float) -> None:
-        """Take note of what each queue holds: ready now, unacked at most 5 s ago."""
+    def depths(self, ready: Mapping[str, int], unacked: Mapping[str, int]) -> None:
+        """Take note of a reading: what each queue holds ready now, and unacked at most 5 s ago."""
+        self._readings += 1
         for service, lane in self.lanes.items():
             lane.ready = ready.get(service, 0)
-            lane.dead_letters = ready.get(f"{service}.dead-letter", 0)
-            held = sum(
-                ready[queue] + unacked.get(queue, 0)
-                for queue in ready
-                if queue == service or queue.startswith(f"{service}.retry.")
-            )
-            unread = max(0, lane.dead_letters - len(lane.parked))
-            lane.depths.append((now_s, held + unread))
-            self._judge(lane, now_s)
+            lane.dead_letters = ready.get(dead_letter_queue(service), 0)
+            retries = [queue for queue in ready if queue.startswith(retry_queue(service, ""))]
+            held = sum(ready.get(queue, 0) + unacked.get(queue, 0) for queue in (service, *retries))
+            lane.held.append(held + max(0, lane.dead_letters - len(lane.parked)))
+            lane.lose(self._readings)
 
-    def park(self, service: str, label: str, reason: str, error: str) -> None:
+    def park(self, service: str, label: str, why: str) -> None:
         """Take note of a dead letter, and of its reason."""
         lane = self.lanes[service]
-        copy = lane.copies.get(label)
-        if copy is not None and label not in lane.parked:
-            copy.becomes("parked", f"{reason}: {error}", rests=True)
-            lane.parked[label] = copy
+        if copy := lane.under_way.get(label):
+            lane.parked.add(label)
+            lane.rest(copy, "parked", why)
 
-    def _judge(self, lane: Lane, now_s: float) -> None:
-        """Count what should be in a queue and is not.
-
-        What is under way and older than the window is compared with the most that the queues
-        held in that window. The gap while RabbitMQ did not answer makes the window begin again.
-        """
-        depths = lane.depths
-        if len(depths) > 1 and depths[-1][0] - depths[-2][0] > SETTLES_WITHIN_S / 4:
-            lane.depths = depths = deque([depths[-1]])
-        while len(depths) > 1 and depths[1][0] <= now_s - SETTLES_WITHIN_S:
-            depths.popleft()
-        if now_s - depths[0][0] < SETTLES_WITHIN_S:
-            return
-        most = max(held for _, held in depths)
-        old = [copy for copy in lane.under_way() if _since(copy, now_s) > SETTLES_WITHIN_S]
-        done = [copy for copy in old if copy.kind in ("new", "again") and lane.times[copy.event_id]]
-        if not most:
-            for copy in done:
-                copy.becomes("skipped", "it is in no queue, and has its record", rests=True)
-        lane.lost = max(0, len(old) - len(done) - most)
-
-    # The processes.
-
-    def containers(self, seen: Iterable[tuple[str, str, str, str]]) -> None:
-        """Take note of all containers there are: name, service, state, and why."""
+    def containers(self, seen: Iterable[tuple[str, str, str]]) -> None:
+        """Take note of all containers there are, in their order: name, service, and state."""
         before, self.processes = self.processes, {}
-        for name, service, state, why in sorted(seen, key=_order):
-            process = before.get(name, Process(name, service))
+        for name, service, state in seen:
+            process = self.processes[name] = before.get(name, Process(service))
+            process.state = state
             if state in ("stopped", "killed"):
                 process.missing = None
-            process.state, process.why = state, why
-            self.processes[name] = process
 
-    def ready(self, name: str, missing: dict[str, str] | None) -> None:
+    def answers(self, name: str, missing: Mapping[str, str] | None) -> None:
         """Take note of what a process lacks; None for no answer."""
         if name in self.processes:
             self.processes[name].missing = missing
 
-    # What comes of it.
-
-    def next_round(self) -> Board:
-        """Return an empty board for the same processes."""
-        board = Board()
-        board.processes, board._writers = self.processes, self._writers
-        for process in board.processes.values():
-            process.recorded = 0
-        return board
-
     def snapshot(self) -> dict[str, Any]:
-        """Return what the page draws, as JSON has it."""
-        for lane in self.lanes.values():
-            lane.forget()
-        return {
+        """Return what the page draws, as JSON has it; the numbers tell how many run, too."""
+        lanes = {service: lane.shown() for service, lane in self.lanes.items()}
+        cards = [(name, *process.shown()) for name, process in self.processes.items()]
+        numbers = {
             "lost": sum(lane.lost for lane in self.lanes.values()),
             "double": sum(lane.double for lane in self.lanes.values()),
             "published": self.published,
             "confirmed": self.confirmed,
             "calls": self.calls,
-            "repeated": self.repeated_calls,
-            "processes": [process.shown() for process in self.processes.values()],
-            "lanes": {service: _drawn(lane) for service, lane in self.lanes.items()},
+            "repeated": self.repeated,
+            **Counter(state for _, state, _ in cards),
         }
+        for service, (of_lane, _) in lanes.items():
+            numbers |= {f"{service} {name}": number for name, number in of_lane.items()}
+        dots = {service: drawn for service, (_, drawn) in lanes.items()}
+        return {"round": self.round, "numbers": numbers, "processes": cards, "dots": dots}
 
-
-def _drawn(lane: Lane) -> dict[str, Any]:
-    under_way = lane.under_way()
-    retry = sum(copy.state == "retry" for copy in under_way)
-    arrived = [copy for copy in under_way if copy.state in ("arrived", "claimed")]
-    # The queue is first in, first out: those that it still holds are the newest.
-    in_flight = {copy.label for copy in arrived[: max(0, len(arrived) - lane.ready)]}
-    newest = list(lane.copies.values())[-_DOTS:]
-    older = [copy for copy in list(lane.parked.values())[-_PARKED_DOTS:] if copy not in newest]
-    return {
-        "waiting": lane.ready,
-        "in_flight": len(in_flight),
-        "retry": retry,
-        "processed": sum(lane.times.values()),
-        "skipped": lane.skipped,
-        "parked": lane.dead_letters,
-        "lost": lane.lost,
-        "double": lane.double,
-        "dots": [
-            [copy.label, copy.event_id, _place(copy, in_flight), copy.why]
-            for copy in older + newest
-        ],
-    }
-
-
-def _place(copy: Copy, in_flight: set[str]) -> str:
-    if copy.state == "arrived":
-        return "in flight" if copy.label in in_flight else "waiting"
-    return copy.state
-
-
-def _since(copy: Copy, now_s: float) -> float:
-    return now_s - (now_s if copy.confirmed_s is None else copy.confirmed_s)
-
-
-_FIRST = ("rabbitmq", "etcd", "receiver", *SERVICES)
-
-
-def _order(seen: tuple[str, str, str, str]) -> tuple[int, int]:
-    name, service, *_ = seen
-    return _FIRST.index(service), int(name.rpartition("-")[2])
+    def _is_current(self, label: str) -> bool:
+        return label.startswith(f"{self.round}-")

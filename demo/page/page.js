@@ -1,22 +1,24 @@
 // Draws what /events sends, five times a second at the most, and sends what is pressed.
 "use strict";
 
-const token = document.querySelector("meta[name=token]").content;
+const titles = {
+  waiting: "queue", "in flight": "replicas: in flight", processed: "recorded in etcd",
+  skipped: "skipped", retry: "retry", parked: "parked",
+};
+const placeOf = { claimed: "in flight", recorded: "processed" };
+const arrow = `<svg aria-hidden="true"><use href="#arrow"/></svg>`;
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const find = (selector, within = document) => within.querySelector(selector);
-const signs = {
-  publishing: "↑", waiting: "", "in flight": "→", claimed: "!", recorded: "✓",
-  processed: "✓", skipped: "=", retry: "↻", parked: "×",
-};
+const all = (selector) => document.querySelectorAll(selector);
 const dots = new Map(); // By service and label.
-let shown = null, chosen = "order-1";
 
 for (const service of ["order", "notify"]) {
-  const lane = find("#lane").content.cloneNode(true).firstElementChild;
-  lane.id = service;
-  lane.setAttribute("aria-label", service);
-  find("h2", lane).textContent = service;
-  find("#lanes").append(lane);
+  const stations = Object.entries(titles).map(([place, title]) => `
+    <div class="station"><h3>${title}</h3><b data-number="${service} ${place}">0</b>
+      <div class="dots" data-place="${place}"></div></div>`);
+  find("#lanes").insertAdjacentHTML("beforeend", `
+    <section class="lane" id="${service}" aria-label="${service}">
+      <h2>${service}</h2>${stations.join(arrow)}</section>`);
 }
 
 function write(element, text) {
@@ -25,126 +27,97 @@ function write(element, text) {
 
 // Dots. Each goes to the place of its state, and only its way there is animated.
 
-function drawLane(service, seen) {
-  const lane = find("#" + service), moved = [], kept = new Set();
-  for (const station of lane.querySelectorAll("[data-of]"))
-    write(find("b", station), seen[station.dataset.of]);
-  for (const [label, id, state, why] of seen.dots) {
-    const key = service + label;
+function drawDots(service, seen) {
+  const kept = new Set(), moved = [];
+  for (const [label, state, why] of seen) {
+    const key = `${service} ${label}`;
+    const about = `${label} at ${service}: ${state}${why && ", "}${why}`;
     kept.add(key);
-    let dot = dots.get(key);
-    const from = dot ? dot.dataset.state : null;
-    if (!dot) dots.set(key, dot = makeDot(service, label));
-    dot.dataset.about = `${id} at ${service}: ${state}${why ? ", " + why : ""}`;
-    if (from !== state) moved.push([dot, from ? dot : find("#producer"), state]);
+    if (!dots.has(key)) dots.set(key, document.createElement("button"));
+    const dot = dots.get(key);
+    if (dot.title !== about) dot.ariaLabel = dot.title = about;
+    if (dot.dataset.state !== state) moved.push([dot, state]);
   }
   for (const [key, dot] of dots)
     if (key.startsWith(service) && !kept.has(key)) {
       dot.remove();
       dots.delete(key);
     }
-  move(lane, moved);
-}
-
-function makeDot(service, label) {
-  const dot = document.createElement("button");
-  dot.onclick = () => write(find("#told"), dot.dataset.about);
-  dot.onmouseenter = () => { dot.title = dot.dataset.about; };
-  return dot;
+  move(find("#" + service), moved);
 }
 
 function move(lane, moved) {
-  const starts = moved.map(([, from]) => from.getBoundingClientRect());
-  for (const [dot, , state] of moved) {
+  const from = ([dot]) => (dot.isConnected ? dot : find("#producer")).getBoundingClientRect();
+  const starts = moved.map(from);
+  for (const [dot, state] of moved) {
+    dot.className = "dot";
     dot.dataset.state = state;
-    dot.dataset.sign = signs[state];
-    dot.className = "dot " + state.replace(" ", "-");
-    dot.setAttribute("aria-label", dot.dataset.about);
     dot.tabIndex = state === "parked" ? 0 : -1;
     const within = state === "publishing" ? find("#producer") : lane;
-    find(`[data-place~="${state.split(" ").pop()}"]`, within).prepend(dot);
+    find(`[data-place="${placeOf[state] || state}"]`, within).prepend(dot);
   }
   if (still.matches || document.hidden) return;
-  const ends = moved.map(([dot]) => dot.getBoundingClientRect());
+  const ends = moved.map(from);
   moved.forEach(([dot], index) => {
-    const x = starts[index].left - ends[index].left, y = starts[index].top - ends[index].top;
+    const x = starts[index].x - ends[index].x, y = starts[index].y - ends[index].y;
     dot.animate([{ transform: `translate(${x}px, ${y}px)` }, { transform: "none" }], 300);
   });
 }
 
-// Processes. They are one radio group: a number, or an arrow key in it, chooses.
+// Processes, as a group of radio buttons.
+
+const chosen = () => find("#processes :checked")?.value;
 
 function drawProcesses(processes) {
   const group = find("#processes");
   while (group.children.length > processes.length) group.lastChild.remove();
-  if (!processes.some(({ name }) => name === chosen) && processes.length)
-    chosen = processes.at(-1).name;
-  processes.forEach((process, index) => {
-    const card = group.children[index] || group.appendChild(makeProcess(index));
-    const [name, state, why] = card.children;
-    card.dataset.name = process.name;
-    card.dataset.state = process.state;
-    card.setAttribute("aria-checked", process.name === chosen);
-    card.tabIndex = process.name === chosen ? 0 : -1;
-    write(name, process.name);
-    write(state, process.state);
-    write(why, process.why || (process.recorded ? `recorded ${process.recorded}` : ""));
+  processes.forEach(([name, state, why], index) => {
+    const card = group.children[index] || makeProcess(group, index + 1);
+    card.dataset.state = state;
+    find("input", card).value = name;
+    [name, state, why].forEach((text, child) => write(card.children[child + 1], text));
   });
-  write(find("#chosen"), chosen);
+  if (!chosen() && processes.length) find("input", group.lastChild).checked = true;
 }
 
-function makeProcess(index) {
-  const card = document.createElement("button");
+function makeProcess(group, number) {
+  const card = document.createElement("label");
   card.className = "process";
-  card.dataset.key = index + 1;
-  card.setAttribute("role", "radio");
-  card.setAttribute("aria-keyshortcuts", index + 1);
-  card.append(...["b", "i", "small"].map((tag) => document.createElement(tag)));
-  card.onclick = () => choose(card);
-  card.onkeydown = (event) => {
-    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    const cards = [...card.parentNode.children];
-    if (step) choose(cards.at((index + step) % cards.length));
-  };
-  return card;
-}
-
-function choose(card) {
-  chosen = card.dataset.name;
-  drawProcesses(shown.processes);
-  card.focus();
+  card.dataset.key = number;
+  card.innerHTML = `<input type="radio" name="process" aria-keyshortcuts="${number}">
+    <b></b><i></i><small></small>`;
+  return group.appendChild(card);
 }
 
 // The whole page.
 
 function draw(next) {
-  shown = next;
-  for (const name of ["lost", "double"]) {
-    write(find("#" + name), next[name]);
-    find("#" + name).parentNode.classList.toggle("bad", next[name] > 0);
-  }
-  for (const name of ["published", "confirmed", "calls", "repeated", "caption"])
-    write(find("#" + name), next[name]);
-  write(find("#mood"), next.receiver);
-  find("[data-action=rate]").setAttribute("aria-pressed", next.rate);
-  find("[data-action=memory]").setAttribute("aria-pressed", next.memory);
   document.body.dataset.round = next.round;
-  for (const title of document.querySelectorAll("[data-of=processed] h3"))
-    write(title, next.memory ? "recorded in etcd" : "processed, no record");
-  for (const service in next.lanes) drawLane(service, next.lanes[service]);
+  for (const element of all("[data-number]")) {
+    const number = next.numbers[element.dataset.number];
+    write(element, number);
+    element.classList.toggle("some", number > 0);
+  }
+  for (const name of ["caption", "receiver"]) write(find("#" + name), next[name]);
+  find("[data-key=h]").ariaPressed = next.rate;
+  find("[data-key=m]").ariaPressed = next.memory;
+  for (const title of all("h3:has(~ [data-place=processed])"))
+    write(title, next.memory ? titles.processed : "processed, no record");
+  for (const service in next.dots) drawDots(service, next.dots[service]);
   drawProcesses(next.processes);
 }
 
-async function press(button) {
-  const body = JSON.stringify({ action: button.dataset.action, target: chosen });
-  const answer = await fetch("press", { method: "POST", headers: { "X-Token": token }, body });
+async function press(key) {
+  const headers = { "X-Token": find("meta[name=token]").content };
+  const body = JSON.stringify({ key, target: chosen() });
+  const answer = await fetch("press", { method: "POST", headers, body });
   if (!answer.ok) write(find("#told"), await answer.text());
 }
 
-for (const button of document.querySelectorAll("[data-action]")) {
-  button.setAttribute("aria-keyshortcuts", button.dataset.key);
-  button.onclick = () => press(button);
-}
+document.onclick = ({ target }) => {
+  if (target.matches("nav button")) press(target.dataset.key);
+  if (target.matches(".dot")) write(find("#told"), target.title);
+};
 
 document.onkeydown = (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey || event.repeat) return;

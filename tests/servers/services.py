@@ -40,6 +40,15 @@ class Health(NamedTuple):
     body: Any
 
 
+def ask_health(url: str, timeout_s: float = 5.0) -> Health:
+    """Ask a health endpoint; raises OSError when it does not answer."""
+    try:
+        return Health(200, fetch_json("GET", url, timeout_s=timeout_s))
+    except HTTPError as error:
+        with error:
+            return Health(error.code, _json_or_text(error.read()))
+
+
 class Service(Child):
     """One service process. Made by `run_service`."""
 
@@ -57,11 +66,7 @@ class Service(Child):
 
     def health(self, path: str = "/readyz") -> Health:
         """Ask the health endpoint; raises OSError when it does not answer."""
-        try:
-            return Health(200, fetch_json("GET", self._health_url + path, timeout_s=5))
-        except HTTPError as error:
-            with error:
-                return Health(error.code, _json_or_text(error.read()))
+        return ask_health(self._health_url + path)
 
     def wait_ready(self, timeout_s: float = 30.0) -> None:
         """Wait until /readyz answers 200.
