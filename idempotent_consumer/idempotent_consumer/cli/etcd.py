@@ -34,12 +34,11 @@ class Etcd:
             try:
                 return self._runner.run(self._client.call(method, request))
             except EtcdError as error:
-                if left and error.failure is Failure.UNKNOWN:
-                    continue
-                hint = "ETCD_ENDPOINTS says where it is"
-                if error.failure is Failure.AUTHENTICATION:
-                    hint = "ETCD_USER and ETCD_PASSWORD say who asks"
-                raise EtcdError(error.failure, f"etcd at {at}: {error} ({hint})") from None
+                if not left or error.failure is not Failure.UNKNOWN:
+                    hint = "ETCD_ENDPOINTS says where it is"
+                    if error.failure is Failure.AUTHENTICATION:
+                        hint = "ETCD_USER and ETCD_PASSWORD say who asks"
+                    raise EtcdError(error.failure, f"etcd at {at}: {error} ({hint})") from None
         raise AssertionError("there is a member at least")
 
     def count(self, prefix: str) -> int:
