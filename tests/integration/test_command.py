@@ -102,6 +102,13 @@ def test_a_service_that_is_given_up_is_removed(rig: Rig, command: Command) -> No
 # gauges
 
 
+def test_a_broker_that_is_frozen_is_told_in_one_line(rig: Rig, command: Command) -> None:
+    rig.servers.rabbitmq.pause()
+    ran = command.run("gauges", "order")
+    assert (ran.code, ran.err) == (1, "")
+    assert "\nnot counted: rabbitmq: RabbitMQ at 127.0.0.1:" in f"\n{ran.out}"
+
+
 def test_what_is_held_is_sent_while_a_service_or_a_server_is_away(rig: Rig) -> None:
     """Frozen, dead or stopped, a service could not count itself what waits for it."""
     service = rig.start("order")
@@ -133,6 +140,7 @@ def test_what_is_held_is_sent_while_a_service_or_a_server_is_away(rig: Rig) -> N
     gauges.send_signal(signal.SIGINT)
     _, err = gauges.communicate(timeout=20)
     said = [line.split(": ")[1:3] for line in err.decode().splitlines()]
+    assert (gauges.returncode, said[-1]) == (130, ["interrupted"])
     for server in ("etcd", "rabbitmq"):
         about = [line for line in said if line[-1] == server]
         assert about == [["not counted", server], ["counted again", server]], err
