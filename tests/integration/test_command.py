@@ -73,6 +73,13 @@ def test_an_event_is_found_wherever_it_is(rig: Rig, command: Command) -> None:
     assert command.run("find", "1", RETRY_DELAYS="60s").out.count("\n") == len(order) + 2
 
 
+def test_a_broker_that_is_frozen_is_told_in_one_line(rig: Rig, command: Command) -> None:
+    rig.servers.rabbitmq.pause()
+    ran = command.run("gauges", "order")
+    assert (ran.code, ran.err) == (1, "")
+    assert "\nnot counted: rabbitmq: RabbitMQ at 127.0.0.1:" in f"\n{ran.out}"
+
+
 def test_what_is_held_is_sent_while_a_service_or_a_server_is_away(rig: Rig) -> None:
     """Frozen, dead or stopped, a service could not count itself what waits for it."""
     service = rig.start("order")
@@ -104,6 +111,7 @@ def test_what_is_held_is_sent_while_a_service_or_a_server_is_away(rig: Rig) -> N
     gauges.send_signal(signal.SIGINT)
     _, err = gauges.communicate(timeout=20)
     said = [line.split(": ")[1:3] for line in err.decode().splitlines()]
+    assert (gauges.returncode, said[-1]) == (130, ["interrupted"])
     for server in ("etcd", "rabbitmq"):
         about = [line for line in said if line[-1] == server]
         assert about == [["not counted", server], ["counted again", server]], err

@@ -9,6 +9,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import pika
 import pika.exceptions
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
 
 from .. import names
 from ..amqp import explain, keep_header_bytes, parameters_of
@@ -56,7 +57,7 @@ class Broker:
         where = ", ".join(f"{each.host}:{each.port}" for each in parameters)
         try:
             self._connection = pika.BlockingConnection(parameters)
-        except (pika.exceptions.AMQPError, OSError) as error:
+        except (pika.exceptions.AMQPError, AMQPConnectorException, OSError) as error:
             raise BrokerError(
                 f"RabbitMQ at {where} cannot be used: {explain(error)} "
                 "(RABBITMQ_URL says where it is)"
