@@ -12,7 +12,8 @@ from demo.screen import Entry
 from demo.stage import SERVICES
 from demo.watch import Sample, Watch
 
-_STYLES = {"running": "green", "stopped": "red", "starting": "yellow", "stopping": "yellow"}
+_STYLES = {"running": "green", "starting": "yellow", "stopping": "yellow"}
+_STYLES |= {"stopped": "red", "killed": "red"}
 _HELD = "events stay unacked; one at a time is called, until a call succeeds"
 _DOTS = {"processed": ("●", "cyan"), "skipped": ("○", "magenta"), "waiting": ("■", "yellow")}
 _MOST_DOTS = 8
