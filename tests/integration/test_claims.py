@@ -1,5 +1,6 @@
 """Calls to the outside, under claims: every event is called for, and each repeat has its cause."""
 
+import json
 import time
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -23,6 +24,7 @@ RATE_PER_S = 100
 CALLS_AT_ONCE = 100
 LEASE_S = 15
 BREAKER_FAILURES = 20
+RETRIES = 3
 OPEN_BREAKER = "circuit breaker of new_order"
 TAKEN_OVER = ["claimed", "gone", "claimed", "done"]
 
@@ -118,6 +120,47 @@ def test_a_receiver_that_is_down(
         for replica in replicas:
             replica.wait_ready()
     assert attempt.judge(at_least=100, drained_within_s=300).held
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.quick
+def test_a_receiver_that_flaps(trial: StartTrial, receiver: Receiver) -> None:
+    """The breaker opens and closes with it. Each time costs an event one attempt at the most."""
+    attempt = trial("notify: receiver flapping", service="notify")
+    service = start(attempt, receiver, "p0")
+    with attempt.load(RATE_PER_S):
+        for flaps in range(1, RETRIES + 1):
+            attempt.works()
+            receiver.status = 500
+            eventually(partial(not_ready, service, OPEN_BREAKER))
+            attempt.fired()
+            receiver.status = 204
+            service.wait_ready()
+            eventually(partial(says, service, "circuit breaker closed", flaps))
+        attempt.recovers()
+    assert attempt.judge(drained_within_s=120).held
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.quick
+def test_a_receiver_that_rejects(trial: StartTrial, receiver: Receiver) -> None:
+    """What it rejects is parked at once, and the breaker does not open for it."""
+    attempt = trial("notify: receiver rejecting", service="notify")
+    service, parked = start(attempt, receiver, "p0"), "notify.dead-letter"
+    with attempt.load(RATE_PER_S):
+        attempt.works(100)
+        receiver.status = 404
+        passes(partial(attempt.broker.ready, parked), 2 * BREAKER_FAILURES)
+        attempt.fired()
+        service.wait_ready(0)
+        receiver.status = 204
+        attempt.recovers()
+    attempt.rig.drained("notify")
+    dead = attempt.broker.drain(parked)
+    assert {message.headers["x-reason"] for message in dead} == {"rejected"}
+    assert {message.headers.get("x-attempts") for message in dead} == {None}
+    rejected = {json.loads(message.body)["id"] for message in dead}
+    assert not attempt.judge(parked=rejected).held
 
 
 @pytest.mark.timeout(300)
