@@ -207,8 +207,10 @@ class Controls:
         if self._act is not None:
             self._act.cancel()
         async with self._stack:
-            # Killed, for they may hold much; what they hold is not of the round that begins.
-            await self._quietly("kill", *self._names(*SERVICES))
+            # What they hold is not of the round that begins, and new ones are numbered from 1.
+            for name in self._names(*SERVICES):
+                with suppress(CommandFailedError):
+                    await self._docker("rm", name, "--force")
             await self._up(rabbitmq=1, etcd=1, receiver=1)
             purge = partial(eventually, self._sources.purge, _WITHIN_S, also=(OSError,))
             await asyncio.to_thread(purge)
