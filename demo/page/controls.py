@@ -9,7 +9,7 @@ import asyncio
 import time
 import tomllib
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -133,7 +133,7 @@ class Controls:
 
     async def _process(self, verb: str, name: str) -> None:
         if verb in ("stop", "start"):
-            await self._quietly("unpause", name)  # A frozen one would not hear of it.
+            await self._quietly([name], "unpause")  # A frozen one would not hear of it.
         try:
             await self._docker(verb, name)
         except CommandFailedError:
@@ -159,7 +159,7 @@ class Controls:
     async def _die(self, points: Mapping[str, str], name: str) -> None:
         async with self._stack:
             service = self._service(name)
-            await self._quietly("unpause", name)
+            await self._quietly([name], "unpause")
             await asyncio.to_thread(self._compose.crash_at, points[service], service)
         if not self.told["playing"]:
             self.told["caption"] = f"{service} will kill itself, once: publish an event."
@@ -208,9 +208,7 @@ class Controls:
             self._act.cancel()
         async with self._stack:
             # What they hold is not of the round that begins, and new ones are numbered from 1.
-            for name in self._names(*SERVICES):
-                with suppress(CommandFailedError):
-                    await self._docker("rm", name, "--force")
+            await self._quietly(self._names(*SERVICES), "rm", "--force")
             await self._up(rabbitmq=1, etcd=1, receiver=1)
             purge = partial(eventually, self._sources.purge, _WITHIN_S, also=(OSError,))
             await asyncio.to_thread(purge)
@@ -272,13 +270,13 @@ class Controls:
     async def _docker(self, verb: str, name: str, *arguments: str) -> None:
         await asyncio.to_thread(self._compose.docker, verb, name, *arguments)
 
-    async def _quietly(self, verb: str, *names: str) -> None:
+    async def _quietly(self, names: Iterable[str], verb: str, *arguments: str) -> None:
         """Do it to each for which there is something to do."""
         for name in names:
             with suppress(CommandFailedError):
-                await self._docker(verb, name)
+                await self._docker(verb, name, *arguments)
 
     async def _up(self, *flags: str, **replicas: int) -> None:
         """Have so many of each run."""
-        await self._quietly("unpause", *self._names(*replicas))
+        await self._quietly(self._names(*replicas), "unpause")
         await asyncio.to_thread(self._compose.up, *flags, **replicas)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -184,7 +184,7 @@ class Consumer:
     def _handle(self, flight: InFlight) -> Ask:
         returned = self._calls.run(flight.handler, flight.event)
         event_type, elapsed_s = flight.event.type, returned.elapsed_s
-        if elapsed_s >= max(SLOW_HANDLER_S, 2 * self._slowest_s.get(event_type, 0.0)):
+        if elapsed_s >= SLOW_HANDLER_S and elapsed_s >= 2 * self._slowest_s.get(event_type, 0.0):
             self._slowest_s[event_type] = elapsed_s
             self._log.warning(
                 "a pure handler took long: heartbeats and all other events waited",
@@ -522,7 +522,7 @@ def decide(  # noqa: PLR0911 - one table, read from top to bottom
     is still on its way can land where a claim has ended.
     """
     ask, found = answer.ask, answer.found
-    failed = StartOver() if held else Fail()
+    failed = StartOver if held else Fail
     if answer.landed:
         return _landed(answer, failed)
     if ask.kind is not Kind.LOOK and ask.expect == (found.value if found else None):
@@ -531,7 +531,7 @@ def decide(  # noqa: PLR0911 - one table, read from top to bottom
         return StartOver()
     if found is None or found.state == RELEASED:
         nothing_to_do = ask.kind in (Kind.LOOK, Kind.RELEASE)
-        return failed if nothing_to_do else Again(found.value if found else None)
+        return failed() if nothing_to_do else Again(found.value if found else None)
     if found.state in (DONE, PUBLISHING) and found.digest != ask.digest:
         return Conflict(found.digest)
     if found.state == DONE:
@@ -544,7 +544,7 @@ def decide(  # noqa: PLR0911 - one table, read from top to bottom
     return Wait()
 
 
-def _landed(answer: Answer, failed: Action) -> Action:
+def _landed(answer: Answer, failed: Callable[[], Action]) -> Action:
     ask = answer.ask
     match ask.kind:
         case Kind.RECORD:
@@ -554,6 +554,6 @@ def _landed(answer: Answer, failed: Action) -> Action:
         case Kind.CLAIM:
             return Call(ask.value, answer.lease)
         case Kind.RELEASE:
-            return failed
+            return failed()
         case Kind.LOOK:
             raise ValueError("a look changes nothing, so it cannot land")

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from fakes.operator import Operator
-from idempotent_consumer.cli.broker import BrokerError, Depth
+from fakes.operator import Operator, of_order
+from idempotent_consumer.cli.broker import BrokerError
 from idempotent_consumer.cli.web import WebError
 from idempotent_consumer.etcd import EtcdError, Failure
 
@@ -22,13 +22,7 @@ EFFECTS = ("--effects", "order=/orders/")
 
 @pytest.fixture
 def operator() -> Operator:
-    operator = Operator()
-    operator.has_service("order", dead=2)
-    operator.depths |= {"order": Depth(7, 0), "order.retry.10s": Depth(4, 0)}
-    operator.queue("order")["messages_unacknowledged"] = 5
-    operator.has_record("order", "1")
-    operator.has_record("order", "2", state="claimed")
-    operator.has_record("order-2", "1")
+    operator = of_order()
     operator.store.put("/orders/1", b"{}")
     operator.store.put("/ordersheet", b"{}")
     return operator

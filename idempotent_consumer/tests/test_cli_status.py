@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from fakes.operator import Operator
+from fakes.operator import Operator, of_order
 from idempotent_consumer.cli import find, status
 from idempotent_consumer.cli.broker import BrokerError, Depth
 from idempotent_consumer.cli.web import WebError
@@ -16,14 +16,7 @@ BODY = b'{"id":"1","type":"a"}'
 
 @pytest.fixture
 def operator() -> Operator:
-    operator = Operator()
-    operator.has_service("order", dead=2)
-    operator.depths |= {"order": Depth(7, 3), "order.retry.10s": Depth(4, 0)}
-    operator.queue("order")["messages_unacknowledged"] = 5
-    operator.has_record("order", "1")
-    operator.has_record("order", "2", state="claimed")
-    operator.has_record("order-2", "1")
-    return operator
+    return of_order()
 
 
 def test_a_service_in_numbers(operator: Operator) -> None:

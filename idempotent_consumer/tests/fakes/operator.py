@@ -245,6 +245,18 @@ class Operator:
         return next(queue for queue in self.queues if queue["name"] == name)
 
 
+def of_order() -> Operator:
+    """Return an operator whose service order holds something of each kind."""
+    operator = Operator()
+    operator.has_service("order", dead=2)
+    operator.depths |= {"order": Depth(7, 3), "order.retry.10s": Depth(4, 0)}
+    operator.queue("order")["messages_unacknowledged"] = 5
+    operator.has_record("order", "1")
+    operator.has_record("order", "2", state="claimed")
+    operator.has_record("order-2", "1")
+    return operator
+
+
 class FakeContext(Context):
     """What the command has around it: the operator's servers, terminal and clock."""
 
