@@ -1,6 +1,6 @@
 """Counters: shown from the start, adding up for any load, and never in the way of an event."""
 
-from chaos.checks import becomes
+from chaos.checks import becomes, true
 from chaos.load import order, orders, repeated
 from chaos.receiver import Receiver
 from chaos.rig import OUTCOMES, Rig
@@ -28,18 +28,23 @@ def test_counters_of_a_mixed_load_add_up(rig: Rig, receiver: Receiver) -> None:
     eventually(all_zero)
     receiver.refuse("fails")
     receiver.refuse("recovers", times=1)
-    rig.broker.publish(repeated(orders(300), 2))
+    events = orders(300)
+    rig.broker.publish(repeated(events, 2))
     ignored = [{"id": f"ignored-{index}", "type": "order_paid"} for index in range(7)]
     rig.broker.publish([order("fails"), order("recovers"), *ignored])
     rig.broker.publish([order("order-1", other="body"), order("order-2", other="body")])
     rig.broker.publish_raw(b"not json")
     becomes(lambda: rig.statsd.count("notifications_failed"), 1)
     rig.drained("order", "notify", "notify.retry.1s", "notify")
+    # A duplicate that comes together with its first has no age.
+    rig.broker.publish(events[:1])
+    eventually(lambda: true(rig.statsd.timers_ms("orders_duplicate_age")))
+    rig.drained("order", "notify")
     for service in services:
         assert service.terminate() == 0
-    same = {"processed_skipped": 300, "conflicted": 2, "ignored": 7, "invalid": 1}
-    last = {"received": 615, "processed": 301, "retried": 3, "failed": 1}
-    becomes(lambda: rig.counters("orders"), {**same, "received": 612, "processed": 302})
+    same = {"processed_skipped": 301, "conflicted": 2, "ignored": 7, "invalid": 1}
+    last = {"received": 616, "processed": 301, "retried": 3, "failed": 1}
+    becomes(lambda: rig.counters("orders"), {**same, "received": 613, "processed": 302})
     becomes(lambda: rig.counters("notifications"), {**same, **last})
     becomes(lambda: rig.statsd.count("notifications_sent"), 301)
     assert len(rig.parked("order", 3)) + 1 == len(rig.parked("notify", 4))
