@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SIMULATION = "simulation"
 """The suite of a mutant that the simulation finds; all others name files of unit tests."""
 
-FILES = (
-    "ten.toml",
-    "claims.toml",
-    "more.toml",
-    "outbox.toml",
-    "loop.toml",
-    "breaker.toml",
-    "messages.toml",
-)
+FILES = ("ten", "claims", "more", "outbox", "loop", "breaker", "messages")
+
+_PROJECT = "idempotent_consumer"
 
 
 class OutOfDate(Exception):
@@ -44,19 +40,34 @@ class Mutant:
 
 
 def read_catalogue() -> list[Mutant]:
-    """Return all mutants in the order of their files."""
-    here = Path(__file__).parent
-    return [
-        Mutant(
-            one["name"],
-            one["wrong"],
-            one.get("suite", SIMULATION),
-            # One edit stands in the mutant itself.
-            tuple(Edit(edit["file"], edit["old"], edit["new"]) for edit in one.get("edit", [one])),
-        )
-        for file in FILES
-        for one in tomllib.loads((here / file).read_text())["mutant"]
-    ]
+    """Return all mutants, file by file."""
+    return [mutant for file in FILES for mutant in _read(Path(__file__).with_name(f"{file}.toml"))]
+
+
+def _read(path: Path) -> Iterator[Mutant]:
+    modules = tomllib.loads(path.read_text())
+    usual = modules.pop("suite", SIMULATION)
+    for module, mutants in modules.items():
+        for name, given in mutants.items():
+            files = given.get("suite", usual).split()
+            suite = [file if file == SIMULATION else f"{_PROJECT}/tests/{file}" for file in files]
+            yield Mutant(name, given["wrong"], " ".join(suite), tuple(_edits(module, given)))
+
+
+def _edits(module: str, given: dict[str, Any]) -> Iterator[Edit]:
+    """Yield one for each hunk of the mutant's diff, or the one text that it names."""
+    if "diff" not in given:
+        yield Edit(_file(module), given["old"], given.get("new", ""))
+        return
+    for hunk in f"\n@@ {module}\n{given['diff']}".split("\n@@")[1:]:
+        head, *lines = hunk.rstrip("\n").split("\n")
+        module = head.strip() or module
+        old, new = ("\n".join(line[1:] for line in lines if line[:1] != other) for other in "+-")
+        yield Edit(_file(module), old, new)
+
+
+def _file(module: str) -> str:
+    return f"{_PROJECT}/{_PROJECT}/{module}.py"
 
 
 def mutate(root: Path, mutant: Mutant) -> None:
