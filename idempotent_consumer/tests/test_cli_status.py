@@ -4,7 +4,7 @@ import orjson
 import pytest
 
 from fakes.operator import Operator, of_order
-from idempotent_consumer.cli import find, status
+from idempotent_consumer.cli import records, status
 from idempotent_consumer.cli.broker import BrokerError, Depth
 from idempotent_consumer.cli.web import WebError
 from idempotent_consumer.etcd import EtcdError, Failure
@@ -233,7 +233,7 @@ def test_what_nobody_has_is_not_found(several: Operator) -> None:
 def test_a_large_queue_is_looked_into_when_asked_to(
     several: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(find, "LOOKED_AT_MOST", 1)
+    monkeypatch.setattr(records, "LOOKED_AT_MOST", 1)
     for _ in range(2):
         several.has_letter(BODY, "order")
     assert lines(several, "order") == [

@@ -11,11 +11,23 @@ import orjson
 
 from ..etcd import EtcdError
 from ..settings import SettingsError
-from . import dead_letters, doctor, find, gauges, publish, records, status
-from .context import Context
+from . import dead_letters, doctor, publish, records, status
+from .context import Context, Verb, flag
 from .output import CommandError, Report, UsageError
 
 NAME = "idempotent-consumer"
+
+VERBS = (
+    publish.PUBLISH,
+    status.STATUS,
+    status.REMOVE,
+    records.FIND,
+    records.INSPECT,
+    dead_letters.DEAD_LETTERS,
+    records.FORGET,
+    doctor.DOCTOR,
+    status.GAUGES,
+)
 
 
 def main(
@@ -44,23 +56,25 @@ def main(
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--json", action="store_true", help="print one JSON document")
     parser = argparse.ArgumentParser(
         prog=NAME,
         description="Look after services built on idempotent_consumer.",
         epilog="The services' environment variables say where RabbitMQ and etcd are.",
     )
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-    publish.add(verbs, common)
-    status.add(verbs, common)
-    find.add(verbs, common)
-    records.add_inspect(verbs, common)
-    dead_letters.add(verbs, common)
-    records.add_forget(verbs, common)
-    doctor.add(verbs, common)
-    gauges.add(verbs, common)
+    _add(parser, VERBS)
     return parser
+
+
+def _add(parser: argparse.ArgumentParser, verbs: Sequence[Verb]) -> None:
+    own = parser.add_subparsers(required=True, metavar="VERB")
+    for verb in verbs:
+        child = own.add_parser(verb.name, help=verb.text)
+        if not callable(verb.run):
+            _add(child, verb.run)
+            continue
+        child.set_defaults(run=verb.run)
+        for names, options in (flag("--json", "print one JSON document"), *verb.arguments):
+            child.add_argument(*names, **options)
 
 
 def _failed(why: object, code: int) -> int:

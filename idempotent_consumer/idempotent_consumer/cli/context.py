@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from io import BufferedIOBase
-from typing import TextIO, TypeVar, cast
+from typing import Any, NamedTuple, TextIO, TypeVar, cast
 
 import structlog
 
@@ -20,7 +20,7 @@ from ..settings import Settings, duration_s
 from . import web
 from .broker import Broker, Management
 from .etcd import Etcd
-from .output import CommandError
+from .output import CommandError, Report
 
 T = TypeVar("T")
 
@@ -102,12 +102,36 @@ service = _argument(check_service_name)
 """Reads the name of a service."""
 
 
-def add_services(parser: argparse.ArgumentParser) -> None:
-    """Add the names of services, any number of them."""
-    parser.add_argument(
-        "service",
-        nargs="*",
-        type=service,
-        metavar="SERVICE",
-        help="a service; without any, all that have a dead-letter queue",
-    )
+Argument = tuple[tuple[str, ...], dict[str, Any]]
+"""What argparse's ``add_argument`` takes."""
+
+
+def argument(*names: str, **options: Any) -> Argument:
+    """Return an argument of a verb."""
+    return names, options
+
+
+def flag(name: str, text: str) -> Argument:
+    """Return an option without a value."""
+    return argument(name, action="store_true", help=text)
+
+
+SERVICE = argument("service", type=service, metavar="SERVICE")
+SERVICES = argument(
+    "service",
+    nargs="*",
+    type=service,
+    metavar="SERVICE",
+    help="a service; without any, all that have a dead-letter queue",
+)
+EVENT_ID = argument("id", metavar="ID", help="the event's id")
+YES = flag("--yes", "do not ask")
+
+
+class Verb(NamedTuple):
+    """A verb: what runs it, or the verbs that it has of its own."""
+
+    name: str
+    text: str
+    run: Callable[[argparse.Namespace, Context], Report] | Sequence[Verb]
+    arguments: Sequence[Argument] = ()

@@ -20,7 +20,7 @@ from ..bus import LAST_ACKS_S, queue_arguments
 from ..etcd import EtcdError
 from ..event import InvalidEvent, decode
 from .broker import Broker, BrokerError
-from .context import Context, service
+from .context import SERVICE, YES, Argument, Context, Verb, argument, flag
 from .etcd import Etcd, Records
 from .output import CommandError, Report, UsageError, counted, duration, plain, table
 
@@ -30,55 +30,6 @@ _ARRIVE_WITHIN_S = 10.0
 _SHOWN_CHARACTERS = 20_000
 _VARYING = re.compile(r"\b[\w-]*\d[\w-]*\b")
 _OURS = (names.REASON_HEADER, names.ERROR_HEADER, names.ATTEMPTS_HEADER, names.PARKED_AT_HEADER)
-
-
-def add(verbs: Any, common: argparse.ArgumentParser) -> None:
-    """Add the verb, with verbs of its own."""
-    parser = verbs.add_parser("dead-letters", help="list, group, show, replay or drop dead letters")
-    own = parser.add_subparsers(required=True, metavar="VERB")
-    for name, run, limit, summary in (
-        ("list", _list, 100, "list them; none is removed"),
-        ("groups", _groups, None, "count them by reason, type and error; none is removed"),
-        ("show", _show, 1, "show bodies and headers; none is removed"),
-        ("replay", _replay, None, "send them back to their service"),
-        ("drop", _drop, None, "remove them for good; asks first"),
-    ):
-        verb = own.add_parser(name, parents=[common], help=summary)
-        verb.set_defaults(run=run)
-        verb.add_argument("service", type=service, metavar="SERVICE")
-        verb.add_argument(
-            "--reason", help="invalid, conflict, failed, or RabbitMQ's delivery_limit"
-        )
-        verb.add_argument("--type", help="the event's type")
-        verb.add_argument("--id", help="the event's id")
-        verb.add_argument(
-            "--error", metavar="TEXT", help="a part of the error, as it is or as `groups` shows it"
-        )
-        if name == "groups":
-            verb.set_defaults(limit=None, all=True)
-            continue
-        verb.add_argument(
-            "--limit",
-            type=_positive,
-            default=limit,
-            metavar="N",
-            help="at most so many" + (f" (default {limit})" if limit else ""),
-        )
-        if not limit:
-            verb.add_argument("--all", action="store_true", help="all that there are")
-    own.choices["replay"].add_argument(
-        "--force",
-        action="store_true",
-        help="also what may have been processed before the window: it would be "
-        "processed again; etcd is not asked",
-    )
-    own.choices["drop"].add_argument("--yes", action="store_true", help="do not ask")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError("write a whole number from 1")
-    return int(text)
 
 
 class Letter:
@@ -116,15 +67,6 @@ class Letter:
         own_id = rf"(?<!\w){re.escape(self.id)}(?!\w)" if self.id else "(?!)"
         return _VARYING.sub("#", re.sub(own_id, "#", self.error))
 
-    def matches(self, wanted: Mapping[str, str]) -> bool:
-        """Return whether it has this reason, type and id, and this text in its error."""
-        return all(
-            value in self.error or value in self.kind_of_error
-            if name == "error"
-            else getattr(self, name) == value
-            for name, value in wanted.items()
-        )
-
     @property
     def fingerprint(self) -> bytes:
         """Return what tells it from others over two looks; a look changes its delivery count."""
@@ -147,14 +89,19 @@ class Letter:
             "bytes": len(self.body),
         }
 
-    def group(self, _now_s: float) -> tuple[tuple[str, str | None, str], str | None]:
-        """Return what it shares with others of its group, and since when it is here, in UTC."""
-        since = self.since.astimezone(UTC).isoformat() if self.since else None
+    def group(self, _now_s: float) -> tuple[tuple[str, str | None, str], list[datetime]]:
+        """Return what it shares with others of its group, and since when it is here, if known."""
+        since = [self.since.astimezone(UTC)] if self.since else []
         return (self.reason, self.type, self.kind_of_error), since
 
     def whole(self, now_s: float) -> dict[str, Any]:
-        """Return all of it."""
-        headers = {name: _header(value) for name, value in self.headers.items()}
+        """Return all of it. AMQP has times, decimals and bytes in headers, and JSON has not."""
+        headers = dict(self.headers)
+        for name, value in headers.items():
+            try:
+                orjson.dumps(value)
+            except TypeError:
+                headers[name] = str(value)
         try:
             body, encoding = self.body.decode(), "text"
         except UnicodeDecodeError:
@@ -163,23 +110,13 @@ class Letter:
 
 
 def _time(value: object) -> datetime | None:
+    """Return a header's time; pika's are naive, and in UTC."""
     if isinstance(value, str):
-        try:
+        with suppress(ValueError):
             value = datetime.fromisoformat(value)
-        except ValueError:
-            return None
     if not isinstance(value, datetime):
         return None
     return value if value.tzinfo else value.replace(tzinfo=UTC)
-
-
-def _header(value: object) -> object:
-    """Return a header as JSON can have it: AMQP has times, decimals and bytes too."""
-    try:
-        orjson.dumps(value)
-        return value
-    except TypeError:
-        return str(value)
 
 
 class DeadLetterQueue:
@@ -256,10 +193,10 @@ class _Selection:
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        given = {name: getattr(arguments, name) for name in _SELECTORS}
-        self._wanted = {name: value for name, value in given.items() if value is not None}
-        self._limit = arguments.limit
-        if not self._wanted and self._limit is None and not arguments.all:
+        given = {"limit": None, "all": True, **vars(arguments)}
+        self._wanted = {name: given[name] for name in _SELECTORS if given[name] is not None}
+        self._limit = given["limit"]
+        if not self._wanted and self._limit is None and not given["all"]:
             raise UsageError("say which: --id, --type, --reason, --error, --limit, or --all")
         self.reasons, self.matching = Counter[str](), 0
 
@@ -267,10 +204,15 @@ class _Selection:
         """Yield those, and read on to the last letter, so that all go back in their order."""
         for letter in letters:
             self.reasons[letter.reason] += 1
-            if letter.matches(self._wanted):
+            if all(self._has(letter, name, value) for name, value in self._wanted.items()):
                 self.matching += 1
                 if self._limit is None or self.matching <= self._limit:
                     yield letter
+
+    def _has(self, letter: Letter, name: str, value: str) -> bool:
+        if name == "error":
+            return value in letter.error or value in letter.kind_of_error
+        return bool(getattr(letter, name) == value)
 
 
 def _look(
@@ -297,73 +239,78 @@ def _look(
 
 
 def _report(
-    name: str, parts: list[str], warning: str | None, document: Mapping[str, object]
+    name: str, lines: list[str], warning: str | None, document: Mapping[str, object]
 ) -> Report:
     """Return what there is to say of a service's letters, and the warning behind it."""
-    if warning:
-        parts.append(f"warning: {warning}")
-    return Report({"service": name, **document, "warning": warning}, "\n".join(parts))
+    lines += [f"warning: {warning}"] * bool(warning)
+    return Report({"service": name, **document, "warning": warning}, "\n".join(lines))
 
 
 def _list(arguments: argparse.Namespace, context: Context) -> Report:
     chosen, name = _Selection(arguments), arguments.service
-    facts, warning = _look(chosen, arguments, context, Letter.facts)
-    reasons = chosen.reasons
-    parts = [table([_row(each) for each in facts])] if facts else []
-    by_reason = ", ".join(f"{number} {plain(reason, 40)}" for reason, number in reasons.items())
-    total = f"{counted(reasons.total(), 'dead letter')} of {name}"
-    parts.append(f"{total}: {by_reason}; {len(facts)} listed" if reasons else f"no {total[2:]}")
-    document = {"total": reasons.total(), "reasons": dict(reasons), "letters": facts}
-    return _report(name, parts, warning, document)
+    letters, warning = _look(chosen, arguments, context, Letter.facts)
+    rows = [
+        {
+            "ID": plain(each["id"] or "-", 40),
+            "TYPE": plain(each["type"] or "-", 24),
+            "REASON": plain(each["reason"], 16),
+            "ATTEMPTS": "-" if each["attempts"] is None else str(each["attempts"]),
+            "AGE": "?" if each["age_s"] is None else duration(each["age_s"]),
+            "ERROR": plain(each["error"], 80),
+        }
+        for each in letters
+    ]
+    reasons, total = chosen.reasons, chosen.reasons.total()
+    by_reason = ", ".join(f"{number} {plain(why, 40)}" for why, number in reasons.items())
+    end = f"{_total(total, name)}: {by_reason}; {len(letters)} listed"
+    lines = [*([table(rows)] if rows else []), end if total else f"no dead letters of {name}"]
+    document = {"total": total, "reasons": dict(reasons), "letters": letters}
+    return _report(name, lines, warning, document)
 
 
-def _row(facts: dict[str, Any]) -> dict[str, str]:
-    age_s, attempts = facts["age_s"], facts["attempts"]
-    return {
-        "ID": plain(facts["id"] or "-", 40),
-        "TYPE": plain(facts["type"] or "-", 24),
-        "REASON": plain(facts["reason"], 16),
-        "ATTEMPTS": "-" if attempts is None else str(attempts),
-        "AGE": "?" if age_s is None else duration(age_s),
-        "ERROR": plain(facts["error"], 80),
-    }
+def _total(number: int, name: str) -> str:
+    return f"{counted(number, 'dead letter')} of {name}"
 
 
 def _groups(arguments: argparse.Namespace, context: Context) -> Report:
-    chosen, name = _Selection(arguments), arguments.service
+    """Count those that have a reason, a type and a kind of error in common."""
+    chosen, name, now_s = _Selection(arguments), arguments.service, context.now_s()
     letters, warning = _look(chosen, arguments, context, Letter.group)
-    times: dict[tuple[str, str | None, str], list[str | None]] = {}
+    times: dict[tuple[str, str | None, str], list[datetime]] = {}
     for shared, since in letters:
-        times.setdefault(shared, []).append(since)
-    groups: list[dict[str, Any]] = []
-    for (reason, event_type, error), all_since in times.items():
-        known = sorted(since for since in all_since if since)
-        first, last = (known[0], known[-1]) if known else (None, None)
-        group = {"reason": reason, "type": event_type, "error": error, "count": len(all_since)}
-        groups.append({**group, "first": first, "last": last})
-    groups.sort(key=lambda group: -group["count"])
-    now_s = context.now_s()
-    parts = [table([_group_row(group, now_s) for group in groups])] if groups else []
-    total = f"{counted(len(letters), 'dead letter')} of {name}"
-    parts.append(f"{total} in {counted(len(groups), 'group')}" if groups else f"no {total[2:]}")
-    return _report(name, parts, warning, {"total": len(letters), "groups": groups})
+        times.setdefault(shared, []).extend(since)
+    sizes = Counter(shared for shared, _ in letters)
+    groups, rows = list[dict[str, object]](), list[dict[str, object]]()
+    for shared, number in sizes.most_common():
+        (reason, event_type, error), known = shared, times[shared]
+        first, last = (min(known), max(known)) if known else (None, None)
+        groups.append(
+            {
+                "reason": reason,
+                "type": event_type,
+                "error": error,
+                "count": number,
+                "first": first and first.isoformat(),
+                "last": last and last.isoformat(),
+            }
+        )
+        rows.append(
+            {
+                "COUNT": number,
+                "REASON": plain(reason, 16),
+                "TYPE": plain(event_type or "-", 24),
+                "FIRST": _ago(first, now_s),
+                "LAST": _ago(last, now_s),
+                "ERROR": plain(error, 80),
+            }
+        )
+    end = f"{_total(len(letters), name)} in {counted(len(groups), 'group')}"
+    lines = [table(rows), end] if rows else [f"no dead letters of {name}"]
+    return _report(name, lines, warning, {"total": len(letters), "groups": groups})
 
 
-def _group_row(group: dict[str, Any], now_s: float) -> dict[str, str]:
-    return {
-        "COUNT": f"{group['count']:,}",
-        "REASON": plain(group["reason"], 16),
-        "TYPE": plain(group["type"] or "-", 24),
-        "FIRST": _age(group["first"], now_s),
-        "LAST": _age(group["last"], now_s),
-        "ERROR": plain(group["error"], 80),
-    }
-
-
-def _age(since: str | None, now_s: float) -> str:
-    if since is None:
-        return "?"
-    return f"{duration(max(0, now_s - datetime.fromisoformat(since).timestamp()))} ago"
+def _ago(since: datetime | None, now_s: float) -> str:
+    return f"{duration(max(0, now_s - since.timestamp()))} ago" if since else "?"
 
 
 def _show(arguments: argparse.Namespace, context: Context) -> Report:
@@ -371,26 +318,21 @@ def _show(arguments: argparse.Namespace, context: Context) -> Report:
     shown, warning = _look(chosen, arguments, context, Letter.whole)
     if not shown:
         raise CommandError(f"no such dead letter of {name}")
-    parts = ["\n\n".join(map(_text, shown))]
+    lines = ["\n\n".join(map(_text, shown))]
     if chosen.matching > len(shown):
-        parts.append(f"\n{len(shown)} of {chosen.matching:,} shown; --limit says how many")
-    return _report(name, parts, warning, {"total": chosen.matching, "letters": shown})
+        lines.append(f"\n{len(shown)} of {chosen.matching:,} shown; --limit says how many")
+    return _report(name, lines, warning, {"total": chosen.matching, "letters": shown})
 
 
 def _text(shown: dict[str, Any]) -> str:
-    age_s = shown["age_s"]
-    lines = [
-        (name, "-" if shown[name] is None else plain(str(shown[name]), 1000))
-        for name in ("id", "type", "reason", "error", "attempts")
-    ]
+    age_s, facts = shown["age_s"], ["id", "type", "reason", "error", "attempts"]
     if shown["replays"]:
-        lines.append(("replays", str(shown["replays"])))
+        facts.append("replays")
+    lines = [(name, "-" if shown[name] is None else str(shown[name])) for name in facts]
     lines.append(("age", "unknown" if age_s is None else f"{duration(age_s)}, {shown['since']}"))
-    lines += [
-        (plain(name, 40), plain(str(value), 1000)) for name, value in shown["headers"].items()
-    ]
-    lines.append(("body", plain(shown["body"], _SHOWN_CHARACTERS)))
-    return "\n".join(f"{name:<18}{text}" for name, text in lines)
+    lines += [(plain(name, 40), str(value)) for name, value in shown["headers"].items()]
+    texts = [f"{name:<18}{plain(text, 1000)}" for name, text in lines]
+    return "\n".join([*texts, f"{'body':<18}{plain(shown['body'], _SHOWN_CHARACTERS)}"])
 
 
 def _replay(arguments: argparse.Namespace, context: Context) -> Report:
@@ -441,12 +383,10 @@ def _risk(letter: Letter, service: str, context: Context, etcd: Etcd) -> str | N
     if letter.since is None:
         return "nothing says how long it has been here, so its record may be gone with the window"
     age_s = context.now_s() - letter.since.timestamp()
-    if age_s >= window_s:
-        return (
-            f"it has been here for {duration(age_s)}, and the window is "
-            f"{duration(window_s)}: a record of it would be gone"
-        )
-    return None
+    if age_s < window_s:
+        return None
+    window = f"the window is {duration(window_s)}: a record of it would be gone"
+    return f"it has been here for {duration(age_s)}, and {window}"
 
 
 def _drop(arguments: argparse.Namespace, context: Context) -> Report:
@@ -459,12 +399,52 @@ def _drop(arguments: argparse.Namespace, context: Context) -> Report:
         seen = Counter(letter.fingerprint for letter in chosen.of(letters))
     if not seen:
         raise CommandError(f"no such dead letter of {name}")
-    number = counted(seen.total(), "dead letter")
-    context.confirm(f"Remove {number} of {name} for good?", arguments.yes)
+    context.confirm(f"Remove {_total(seen.total(), name)} for good?", arguments.yes)
     with context.rabbitmq() as broker, open_dead_letter_queue(broker, name) as letters:
         for letter in letters:
             if seen[letter.fingerprint]:
                 seen[letter.fingerprint] -= 1
                 letters.remove(letter)
-    text = f"{counted(letters.removed, 'dead letter')} of {name} removed"
-    return Report({"service": name, "dropped": letters.removed}, text)
+    document = {"service": name, "dropped": letters.removed}
+    return Report(document, f"{_total(letters.removed, name)} removed")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError("write a whole number from 1")
+    return int(text)
+
+
+def _limit(number: int | None = None) -> Argument:
+    text = "at most so many" + (f" (default {number})" if number else "")
+    return argument("--limit", type=_positive, default=number, metavar="N", help=text)
+
+
+_FORCE = (
+    "also what may have been processed before the window: it would be processed again; etcd is not "
+    "asked"
+)
+_WHICH = (
+    SERVICE,
+    argument("--reason", help="invalid, conflict, failed, or RabbitMQ's delivery_limit"),
+    argument("--type", help="the event's type"),
+    argument("--id", help="the event's id"),
+    argument(
+        "--error", metavar="TEXT", help="a part of the error, as it is or as `groups` shows it"
+    ),
+)
+_MANY = (*_WHICH, _limit(), flag("--all", "all that there are"))
+
+DEAD_LETTERS = Verb(
+    "dead-letters",
+    "list, group, show, replay or drop dead letters",
+    [
+        Verb("list", "list them; none is removed", _list, [*_WHICH, _limit(100)]),
+        Verb("groups", "count them by reason, type and error; none is removed", _groups, _WHICH),
+        Verb("show", "show bodies and headers; none is removed", _show, [*_WHICH, _limit(1)]),
+        Verb(
+            "replay", "send them back to their service", _replay, [*_MANY, flag("--force", _FORCE)]
+        ),
+        Verb("drop", "remove them for good; asks first", _drop, [*_MANY, YES]),
+    ],
+)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -18,7 +20,7 @@ from ..bus import DELIVERY_LIMIT, queue_arguments
 from ..etcd import EtcdError, get
 from ..settings import Settings
 from .broker import BrokerError, Management, Queues
-from .context import Context, add_services, seconds
+from .context import SERVICES, Context, Verb, argument, seconds
 from .etcd import Etcd, Records
 from .output import Report, counted, duration, plain, size
 from .web import Tls, WebError
@@ -42,41 +44,10 @@ Policies = list[tuple[str, str, Facts]]
 """Of each: the member of a queue's facts that names it, its name, and its definition."""
 
 
-def add(verbs: Any, common: argparse.ArgumentParser) -> None:
-    """Add the verb."""
-    parser = verbs.add_parser(
-        "doctor", parents=[common], help="find what would break the guarantee; changes nothing"
-    )
-    add_services(parser)
-    parser.add_argument(
-        "--longest-call",
-        type=seconds,
-        metavar="TIME",
-        help="the longest time-out of a handler, to hold against the broker's",
-    )
-    parser.add_argument(
-        "--exchange", metavar="NAME", help="the exchange that the services are made with (events)"
-    )
-    parser.add_argument(
-        "--binding",
-        action="append",
-        metavar="KEY",
-        help='a binding key that the services are made with, once for each ("#")',
-    )
-    parser.set_defaults(run=_doctor)
-
-
 def _doctor(arguments: argparse.Namespace, context: Context) -> Report:
     """Look at everything, and say what was found. Not ok where there is a problem."""
-    asked = Asked(arguments.exchange, arguments.binding, arguments.longest_call)
-    findings = list(_findings(arguments.service, asked, context))
-    levels = [each.level for each in findings]
-    problems, warnings = levels.count(PROBLEM), levels.count(WARNING)
-    document = {
-        "findings": [each._asdict() for each in findings],
-        "problems": problems,
-        "warnings": warnings,
-    }
+    findings = list(_findings(arguments, context))
+    levels = Counter(each.level for each in findings)
     said: dict[tuple[str, str, str], list[str]] = {}
     for level, about, what, do in findings:
         said.setdefault((level, what, do), []).append(about)
@@ -84,24 +55,19 @@ def _doctor(arguments: argparse.Namespace, context: Context) -> Report:
         f"{level:<8} {', '.join(abouts)}: {plain(what, 1000)}" + (f"  -> {do}" if do else "")
         for (level, what, do), abouts in said.items()
     ]
-    lines.append(
-        f"{counted(problems, PROBLEM)}, {counted(warnings, WARNING)}, "
-        f"{levels.count(UNKNOWN)} not looked at"
-    )
-    return Report(document, "\n".join(lines), not problems)
+    counts = [counted(levels[level], level) for level in (PROBLEM, WARNING)]
+    lines.append(f"{', '.join(counts)}, {levels[UNKNOWN]} not looked at")
+    document = {
+        "findings": [each._asdict() for each in findings],
+        "problems": levels[PROBLEM],
+        "warnings": levels[WARNING],
+    }
+    return Report(document, "\n".join(lines), not levels[PROBLEM])
 
 
-class Asked(NamedTuple):
-    """What the services themselves say, which no server knows; None: it was not given."""
-
-    exchange: str | None
-    bindings: list[str] | None
-    longest_call_s: int | None
-
-
-def _findings(given: Sequence[str], asked: Asked, context: Context) -> Findings:
-    settings, management = context.settings, context.management()
-    yield from _settings(settings)
+def _findings(arguments: argparse.Namespace, context: Context) -> Findings:
+    management, given = context.management(), arguments.service
+    yield from _settings(context.settings)
     yield from _nodes(context)
     found = management.queues()
     if found.why_not:
@@ -114,9 +80,9 @@ def _findings(given: Sequence[str], asked: Asked, context: Context) -> Findings:
     if not known:
         yield Finding(UNKNOWN, "services", "there is none, or none was found: name them")
     if not found.why_not:
-        yield from _queues(known, found, management, settings, asked)
+        yield from _queues(known, found, management, context.settings, arguments)
     yield from _counts([name for name in known if found.why_not or name in found.facts], context)
-    for host, port in settings.etcd_endpoints:
+    for host, port in context.settings.etcd_endpoints:
         yield from _member(context, host, port)
     yield from _cluster(context, known)
 
@@ -270,7 +236,7 @@ def _queues(
     found: Queues,
     management: Management,
     settings: Settings,
-    asked: Asked,
+    arguments: argparse.Namespace,
 ) -> Findings:
     """Check each service's queues, and what else of RabbitMQ the guarantee rests on."""
     running = [name for name in services if name in found.facts]
@@ -278,26 +244,20 @@ def _queues(
         if name not in running:
             what = "there is no such queue: it has not run yet, or this is another name"
             yield Finding(PROBLEM, name, what, "start it: it makes its queues")
-    policies: Policies = []
-    bindings: list[Facts] | None = None
-    try:
-        # A queue shows its policies' names at once, what they amount to only seconds later.
-        for kind, path in (("policy", "policies"), ("operator_policy", "operator-policies")):
-            found_here = management.get(f"/{path}/{{vhost}}")
-            policies += [(kind, each["name"], each["definition"]) for each in found_here]
-    except WebError as error:
-        policies = []
-        yield Finding(UNKNOWN, "rabbitmq", f"policies were not looked at: {error}")
-    try:
-        bindings = management.get("/bindings/{vhost}")
-    except WebError as error:
-        yield Finding(UNKNOWN, "rabbitmq", f"bindings were not looked at: {error}")
+    # A queue shows its policies' names at once, what they amount to only seconds later.
+    pages = yield from _seen(management, "policies", "policies", "operator-policies")
+    policies = [
+        (kind, each["name"], each["definition"])
+        for kind, page in zip(("policy", "operator_policy"), pages or ((), ()), strict=True)
+        for each in page
+    ]
+    bindings = yield from _seen(management, "bindings", "bindings")
     for name in running:
         expected = queue_arguments(name, settings.retry_delays)
         faults = [
             fault
-            for queue, arguments in expected.items()
-            for fault in _faults(queue, arguments, found.facts.get(queue), policies)
+            for queue, has in expected.items()
+            for fault in _faults(queue, has, found.facts.get(queue), policies)
         ]
         fine = f"all {len(expected)} queues are as they should be"
         yield from faults or [Finding(OK, name, fine)]
@@ -306,8 +266,19 @@ def _queues(
             what = "RETRY_DELAYS does not have its delay; a handler's retry_delays may"
             yield Finding(UNKNOWN, queue, what, "if none does, delete it once it is empty")
         if bindings is not None:
-            yield from _bindings(name, bindings, asked)
-        yield _consumer_timeout(name, found.facts[name], policies, asked.longest_call_s)
+            yield from _bindings(name, bindings[0], arguments)
+        yield _consumer_timeout(name, found.facts[name], policies, arguments.longest_call)
+
+
+def _seen(
+    management: Management, what: str, *paths: str
+) -> Generator[Finding, None, list[list[Facts]] | None]:
+    """Return what the management API has at each of these, or None and say so."""
+    try:
+        return [management.get(f"/{path}/{{vhost}}") for path in paths]
+    except WebError as error:
+        yield Finding(UNKNOWN, "rabbitmq", f"{what} were not looked at: {error}")
+        return None
 
 
 _WITHOUT = {
@@ -367,7 +338,7 @@ def _policies_of(facts: Facts, policies: Policies) -> list[tuple[str, Facts]]:
     return [(name, definition) for kind, name, definition in policies if facts.get(kind) == name]
 
 
-def _bindings(service: str, bindings: list[Facts], asked: Asked) -> Findings:
+def _bindings(service: str, bindings: list[Facts], arguments: argparse.Namespace) -> Findings:
     """Check that the service gets the events it asks for, and no others.
 
     Only the service itself knows these. Where they are not given, they are taken to be all of the
@@ -378,9 +349,9 @@ def _bindings(service: str, bindings: list[Facts], asked: Asked) -> Findings:
         for each in bindings
         if each["destination"] == service and each["source"]  # All are bound to the nameless one.
     ]
-    exchange, keys = asked.exchange or names.EXCHANGE, asked.bindings or [names.BINDING_KEY]
-    expected = [(exchange, key) for key in keys]
-    if not (asked.exchange or asked.bindings) and found and expected[0] not in found:
+    exchange, keys = arguments.exchange, arguments.binding
+    expected = [(exchange or names.EXCHANGE, key) for key in keys or [names.BINDING_KEY]]
+    if not (exchange or keys) and found and expected[0] not in found:
         what = f"bound to {_listed(found)}: --exchange and --binding hold that against the service"
         yield Finding(OK, service, what)
         return
@@ -421,24 +392,22 @@ def _consumer_timeout(
     return Finding(level, service, what, do)
 
 
+_GONE = "where it is gone for good, delete its queues: they keep all events"
+
+
 def _counts(services: Sequence[str], context: Context) -> Findings:
     """Check that somebody consumes, and that nothing waits for an operator."""
-    try:
-        with context.rabbitmq() as broker:
-            for name in services:
-                own, dead = broker.depth(name), broker.depth(names.dead_letter_queue(name))
-                if not own or not own.consumers:
-                    do = (
-                        "start it, or see its log; where it is gone for good, delete its queues: "
-                        "they keep all events"
-                    )
-                    yield Finding(WARNING, name, "nobody consumes its queue", do)
-                if dead and dead.ready:
-                    what = f"{counted(dead.ready, 'dead letter')} waiting"
-                    do = f"idempotent-consumer dead-letters list {name}"
-                    yield Finding(WARNING, name, what, do)
-    except BrokerError:
-        return  # Its being unreachable has been found.
+    # Its being unreachable has been found.
+    with suppress(BrokerError), context.rabbitmq() as broker:
+        for name in services:
+            own, dead = broker.depth(name), broker.depth(names.dead_letter_queue(name))
+            if not own or not own.consumers:
+                do = f"start it, or see its log; {_GONE}"
+                yield Finding(WARNING, name, "nobody consumes its queue", do)
+            if dead and dead.ready:
+                what = f"{counted(dead.ready, 'dead letter')} waiting"
+                do = f"idempotent-consumer dead-letters list {name}"
+                yield Finding(WARNING, name, what, do)
 
 
 # etcd's members: reachable, with room, and with limits that the services' settings keep to.
@@ -514,25 +483,19 @@ def _compaction(about: str, metrics: str, variables: str) -> Finding:
 
 def _cluster(context: Context, services: Sequence[str]) -> Findings:
     """Check what all members share. A user may be allowed to see some of it and not the rest."""
+    checks: dict[str, Callable[[Etcd], Finding]] = {"alarms": _raised}
+    if services:
+        operations = context.settings.etcd_max_txn_ops
+        checks["limit of operations"] = partial(_operations, operations, services[0])
+    if context.settings.enable_etcd:  # Else etcd knows none of them, which has been said.
+        checks |= {f"records of {name}": partial(_incarnation, name) for name in services}
     unseen: dict[str, list[str]] = {}
-
-    @contextmanager
-    def part(name: str) -> Iterator[None]:
-        try:
-            yield
-        except EtcdError as error:
-            unseen.setdefault(str(error), []).append(name)
-
     with context.etcd() as etcd:
-        with part("alarms"):
-            yield _raised(etcd)
-        if services:
-            with part("limit of operations"):
-                yield _operations(etcd, context.settings.etcd_max_txn_ops, services[0])
-        # Else etcd knows none of them, which has been said.
-        for name in services if context.settings.enable_etcd else ():
-            with part(f"records of {name}"):
-                yield _incarnation(etcd, name)
+        for part, check in checks.items():
+            try:
+                yield check(etcd)
+            except EtcdError as error:
+                unseen.setdefault(str(error), []).append(part)
     for why, parts in unseen.items():
         yield Finding(UNKNOWN, "etcd", f"its {', '.join(parts)} could not be looked at: {why}")
 
@@ -546,7 +509,7 @@ def _raised(etcd: Etcd) -> Finding:
     return Finding(PROBLEM, "etcd", f"alarm {raised} is on: no record can be written", do)
 
 
-def _operations(etcd: Etcd, operations: int, service: str) -> Finding:
+def _operations(operations: int, service: str, etcd: Etcd) -> Finding:
     """Check that etcd takes so many operations in a transaction: here each reads one key."""
     request, limit = TxnRequest(), f"ETCD_MAX_TXN_OPS ({operations}) operations"
     for _ in range(operations):
@@ -562,9 +525,26 @@ def _operations(etcd: Etcd, operations: int, service: str) -> Finding:
     return Finding(OK, "etcd", f"takes {limit} in a transaction")
 
 
-def _incarnation(etcd: Etcd, service: str) -> Finding:
+def _incarnation(service: str, etcd: Etcd) -> Finding:
     incarnation = Records(etcd, service).incarnation()
     if incarnation is not None:
         return Finding(OK, service, f"etcd has its history (incarnation {incarnation[:8]})")
     what = "etcd does not know it: it has never run with ENABLE_ETCD=true, or this etcd was wiped"
     return Finding(WARNING, service, what, "start it, and see its log")
+
+
+_LONGEST_CALL = "the longest time-out of a handler, to hold against the broker's"
+_EXCHANGE = "the exchange that the services are made with (events)"
+_BINDING = 'a binding key that the services are made with, once for each ("#")'
+
+DOCTOR = Verb(
+    "doctor",
+    "find what would break the guarantee; changes nothing",
+    _doctor,
+    [
+        SERVICES,
+        argument("--longest-call", type=seconds, metavar="TIME", help=_LONGEST_CALL),
+        argument("--exchange", metavar="NAME", help=_EXCHANGE),
+        argument("--binding", action="append", metavar="KEY", help=_BINDING),
+    ],
+)

@@ -61,11 +61,15 @@ def plain(text: str, width: int = 200) -> str:
     return shown if len(shown) <= width else shown[: width - 1] + "…"
 
 
-def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Write rows of cells by their headers, each column as wide as its widest cell."""
-    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+def table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Write rows of cells by their headers, each column as wide as its widest cell.
+
+    A number is written for people, and one that is not known as ``?``.
+    """
+    lines = [list(rows[0]), *(list(map(_cell, row.values())) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _cell(value: object) -> str:
+    return "?" if value is None else f"{value:,}" if isinstance(value, int) else str(value)

@@ -14,7 +14,7 @@ import orjson
 from ..event import MAX_BODY_BYTES, InvalidEvent, decode
 from ..names import EXCHANGE
 from ..producer import PublishError
-from .context import Context, seconds
+from .context import Context, Verb, argument, seconds
 from .output import CommandError, Report, UsageError, counted
 
 _SAFE = (
@@ -26,30 +26,6 @@ _READ_BYTES = 1024 * 1024
 
 Lines = list[tuple[str, bytes]]
 """Bodies, each with its place, for the person who has to find it."""
-
-
-def add(verbs: Any, common: argparse.ArgumentParser) -> None:
-    """Add the verb."""
-    parser = verbs.add_parser("publish", parents=[common], help="publish events, confirmed")
-    parser.add_argument(
-        "event",
-        nargs="*",
-        metavar="EVENT",
-        help="an event as JSON, or - for standard input with one a line",
-    )
-    parser.add_argument("--file", type=Path, metavar="PATH", help="a file with one event a line")
-    parser.add_argument("--id", help="the event's id, with --type and perhaps --args, for JSON")
-    parser.add_argument("--type", help="the event's type")
-    parser.add_argument("--args", type=_object, metavar="JSON", help="the event's args, an object")
-    parser.add_argument("--exchange", default=EXCHANGE, metavar="NAME", help="default: events")
-    parser.add_argument(
-        "--timeout",
-        type=seconds,
-        default=30,
-        metavar="TIME",
-        help="give up when nothing is confirmed for so long (default 30s)",
-    )
-    parser.set_defaults(run=_publish)
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -146,3 +122,23 @@ def chunks(source: BufferedIOBase) -> Iterator[Lines]:
         if not data:
             return
         number += len(whole)
+
+
+_EVENT = "an event as JSON, or - for standard input with one a line"
+_ID = "the event's id, with --type and perhaps --args, for JSON"
+_TIMEOUT = "give up when nothing is confirmed for so long (default 30s)"
+
+PUBLISH = Verb(
+    "publish",
+    "publish events, confirmed",
+    _publish,
+    [
+        argument("event", nargs="*", metavar="EVENT", help=_EVENT),
+        argument("--file", type=Path, metavar="PATH", help="a file with one event a line"),
+        argument("--id", help=_ID),
+        argument("--type", help="the event's type"),
+        argument("--args", type=_object, metavar="JSON", help="the event's args, an object"),
+        argument("--exchange", default=EXCHANGE, metavar="NAME", help="default: events"),
+        argument("--timeout", type=seconds, default=30, metavar="TIME", help=_TIMEOUT),
+    ],
+)

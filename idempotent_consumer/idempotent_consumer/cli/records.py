@@ -1,4 +1,4 @@
-"""``inspect`` shows an event's record; ``forget`` deletes it, so that the event is new again."""
+"""One event: ``inspect`` shows its record, ``find`` where it is, ``forget`` makes it new again."""
 
 from __future__ import annotations
 
@@ -9,41 +9,17 @@ from typing import Any
 
 import orjson
 
+from .. import names
 from ..event import Event, InvalidEvent, decode
-from ..names import record_key
 from ..records import CLAIMED, PUBLISHING, RELEASED, Record
-from .context import Context, service
+from .broker import Broker, Queues
+from .context import EVENT_ID, SERVICE, SERVICES, YES, Context, Verb, argument, flag
+from .dead_letters import open_dead_letter_queue
 from .etcd import Records
 from .output import CommandError, Report, duration, plain
 
-
-def add_inspect(verbs: Any, common: argparse.ArgumentParser) -> None:
-    """Add the verb that shows."""
-    parser = verbs.add_parser("inspect", parents=[common], help="show an event's record")
-    _add_event(parser)
-    parser.add_argument(
-        "--body",
-        type=Path,
-        metavar="FILE",
-        help="say whether this body is the same event, or a conflict",
-    )
-    parser.set_defaults(run=_inspect)
-
-
-def add_forget(verbs: Any, common: argparse.ArgumentParser) -> None:
-    """Add the verb that deletes."""
-    parser = verbs.add_parser("forget", parents=[common], help="make an event new again")
-    _add_event(parser)
-    parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.add_argument(
-        "--force", action="store_true", help="also a record that a replica is at work on"
-    )
-    parser.set_defaults(run=_forget)
-
-
-def _add_event(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("service", type=service, metavar="SERVICE")
-    parser.add_argument("id", metavar="ID", help="the event's id")
+LOOKED_AT_MOST = 1000
+"""In a queue with more messages, the event is looked for only when asked to: all are fetched."""
 
 
 def _inspect(arguments: argparse.Namespace, context: Context) -> Report:
@@ -53,12 +29,8 @@ def _inspect(arguments: argparse.Namespace, context: Context) -> Report:
         records = Records(etcd, name)
         found = records.get(event_id)
         remaining_s = records.remaining_s(found.lease) if found else None
-    document: dict[str, object] = {
-        "service": name,
-        "id": event_id,
-        "key": record_key(name, event_id).decode(),
-        "found": found is not None,
-    }
+    key = names.record_key(name, event_id).decode()
+    document = {"service": name, "id": event_id, "key": key, "found": found is not None}
     if found is None:
         raise CommandError(
             f"{name} has no record of '{plain(event_id)}'. idempotent-consumer find tells whether "
@@ -76,9 +48,10 @@ def _inspect(arguments: argparse.Namespace, context: Context) -> Report:
         "events": [orjson.loads(each.body) for each in record.events],
         "remaining_s": remaining_s,
     }
+    ago = _ago(record.time, context)
     texts = [
         ("state", record.state),
-        ("time", _time(record.time, context.now_s())),
+        ("time", f"{record.time} ({ago})" if ago else "unknown"),
         ("replica", plain(_replica(record)) or "none: it was not written by this library"),
         ("digest", plain(record.digest)),
         ("claim" if record.state == CLAIMED else "kept", _remaining(record, remaining_s)),
@@ -110,17 +83,12 @@ def _replica(record: Record) -> str:
     return record.token.partition("/")[0]
 
 
-def age_s(time: str, now_s: float) -> float | None:
-    """Return how many seconds ago a record was written, or None where its time is no time."""
+def _ago(time: str, context: Context) -> str:
+    """Say how long ago a record was written; nothing where its time is no time."""
     try:
-        return max(0, now_s - datetime.fromisoformat(time).timestamp())
+        return f"{duration(max(0, context.now_s() - datetime.fromisoformat(time).timestamp()))} ago"
     except ValueError:
-        return None
-
-
-def _time(text: str, now_s: float) -> str:
-    ago_s = age_s(text, now_s)
-    return "unknown" if ago_s is None else f"{text} ({duration(ago_s)} ago)"
+        return ""
 
 
 def _remaining(record: Record, remaining_s: int | None) -> str:
@@ -129,6 +97,78 @@ def _remaining(record: Record, remaining_s: int | None) -> str:
     # Both are under the lease that a replica keeps alive for all its claims.
     renewed = record.state in (CLAIMED, RELEASED)
     return f"for another {duration(remaining_s)}" + ", unless its replica renews it" * renewed
+
+
+def _find(arguments: argparse.Namespace, context: Context) -> Report:
+    """Look everywhere. Not ok where no service has it.
+
+    The records are read last: an event that leaves a queue meanwhile has its record then.
+    """
+    known = context.management().queues()
+    found: dict[str, dict[str, Any]] = {name: {} for name in known.services(arguments.service)}
+    with context.rabbitmq() as broker:
+        for name, places in found.items():
+            places.update(_messages(broker, name, arguments, context, known))
+    with context.etcd() as etcd:
+        for name, places in found.items():
+            kept = Records(etcd, name).get(arguments.id)
+            places["record"] = kept and {"state": kept.record.state, "time": kept.record.time}
+    lines = [line for name, places in found.items() for line in _lines(name, places, context)]
+    is_found = any(places["record"] or places["messages"] for places in found.values())
+    text = "\n".join(lines) if found else "no service has declared its queues yet"
+    return Report({"id": arguments.id, "services": found}, text, is_found)
+
+
+def _messages(
+    broker: Broker, name: str, arguments: argparse.Namespace, context: Context, known: Queues
+) -> dict[str, Any]:
+    """Return the event's messages in a service's queues, and the queues not looked into."""
+    messages, skipped = list[dict[str, Any]](), dict[str, int]()
+    for queue in known.of(name, context.settings):
+        depth = broker.depth(queue)
+        if depth is None or not depth.ready:
+            continue
+        if depth.ready > LOOKED_AT_MOST and not arguments.all:
+            skipped[queue] = depth.ready
+            continue
+        with open_dead_letter_queue(broker, name, queue) as letters:
+            messages += [
+                {"queue": queue, **letter.facts(context.now_s())}
+                for letter in letters
+                if letter.id == arguments.id
+            ]
+    unacked = known.facts.get(name, {}).get("messages_unacknowledged")
+    return {"messages": messages, "not_looked_into": skipped, "unacked": unacked}
+
+
+def _lines(name: str, places: dict[str, Any], context: Context) -> list[str]:
+    """Return what there is to say of a service, a line each."""
+    texts = []
+    if record := places["record"]:
+        in_flight = " (in flight)" * (record["state"] in (CLAIMED, PUBLISHING))
+        ago = _ago(record["time"], context)
+        texts.append(f"{record['state']}{', ' * bool(ago)}{ago}{in_flight}")
+    texts += [_message(name, message) for message in places["messages"]]
+    if not texts:
+        unacked = places["unacked"] or 0
+        may_be = f"; its replicas have {unacked:,} in flight, which may include it"
+        texts.append("not found" + may_be * bool(unacked))
+    texts += [
+        f"not looked for among the {number:,} messages of {queue}: --all does"
+        for queue, number in places["not_looked_into"].items()
+    ]
+    return [f"{name}: {text}" for text in texts]
+
+
+def _message(name: str, message: dict[str, Any]) -> str:
+    queue, error = message["queue"], plain(message["error"], 200)
+    if queue == name:
+        return f"waits in {queue}"
+    if queue == names.dead_letter_queue(name):
+        age = message["age_s"]
+        since = "" if age is None else f" for {duration(age)}"
+        return f"a dead letter{since}: {plain(message['reason'], 40)}: {error}"
+    return f"waits in {queue} for its next attempt, after {message['attempts']}: {error}"
 
 
 def _forget(arguments: argparse.Namespace, context: Context) -> Report:
@@ -166,3 +206,29 @@ def _forget(arguments: argparse.Namespace, context: Context) -> Report:
         f"{name} has forgotten '{event_id}'. Running replicas learn it from their watch of etcd, "
         "in a moment; the effects of the first time stay. Publish the event to have it processed.",
     )
+
+
+_BODY = "say whether this body is the same event, or a conflict"
+_ALL = (
+    f"look into queues with over {LOOKED_AT_MOST:,} messages, too: all of them are fetched, and "
+    "put back"
+)
+
+INSPECT = Verb(
+    "inspect",
+    "show an event's record",
+    _inspect,
+    [SERVICE, EVENT_ID, argument("--body", type=Path, metavar="FILE", help=_BODY)],
+)
+FIND = Verb(
+    "find",
+    "tell where an event is: record, queue, retry, dead letter",
+    _find,
+    [EVENT_ID, SERVICES, flag("--all", _ALL)],
+)
+FORGET = Verb(
+    "forget",
+    "make an event new again",
+    _forget,
+    [SERVICE, EVENT_ID, YES, flag("--force", "also a record that a replica is at work on")],
+)

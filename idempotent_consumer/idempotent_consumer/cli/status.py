@@ -1,9 +1,14 @@
-"""``status``: what is where, at a glance. ``remove``: a service's queues are taken away."""
+"""What is where: ``status`` shows it, ``gauges`` sends it to statsd, ``remove`` takes queues away.
+
+A service's own counters lose what it had not sent when it was killed. Gauges are counted afresh
+each time, by a process that is no service: they also tell what waits for a service that is down.
+"""
 
 from __future__ import annotations
 
 import argparse
-from contextlib import suppress
+import time
+from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -12,40 +17,16 @@ import orjson
 
 from .. import names
 from ..etcd import EtcdError
+from ..metrics import Metrics
 from ..records import CLAIMED, DONE, PUBLISHING, RELEASED
 from .broker import Broker, BrokerError, Queues
-from .context import Context, add_services, service
-from .etcd import Records
+from .context import SERVICE, SERVICES, YES, Context, Verb, argument, flag, seconds
+from .etcd import Etcd, Records
 from .output import CommandError, Report, counted, duration, plain, table
 from .web import Tls, WebError, is_address, without_login
 
 READ_AT_MOST = 20_000
 """So many records are read for their states; of more only the number is told, unless asked for."""
-
-
-def add(verbs: Any, common: argparse.ArgumentParser) -> None:
-    """Add the verb."""
-    parser = verbs.add_parser("status", parents=[common], help="show queues, records and versions")
-    add_services(parser)
-    parser.add_argument(
-        "--ready",
-        action="append",
-        default=[],
-        type=_address,
-        metavar="URL",
-        help="ask the service at http://host:port for /readyz and /duplicates, too",
-    )
-    parser.add_argument(
-        "--states",
-        action="store_true",
-        help=f"count by state also where there are over {READ_AT_MOST:,} records: "
-        "all of them are read, which takes seconds for a million",
-    )
-    parser.set_defaults(run=_status)
-    parser = verbs.add_parser("remove", parents=[common], help="delete a service's queues for good")
-    parser.add_argument("service", type=service, metavar="SERVICE")
-    parser.add_argument("--yes", action="store_true", help="do not ask")
-    parser.set_defaults(run=_remove)
 
 
 def _address(text: str) -> str:
@@ -64,7 +45,7 @@ def _status(arguments: argparse.Namespace, context: Context) -> Report:
         with context.rabbitmq() as broker:
             versions["rabbitmq"] = broker.version
             for name, row in rows.items():
-                row.update(queues(name, context, broker, found))
+                row.update(_queues(name, context, broker, found))
                 problems += _idle(name, row)
     except BrokerError as error:
         problems.append(str(error))
@@ -76,11 +57,23 @@ def _status(arguments: argparse.Namespace, context: Context) -> Report:
     except EtcdError as error:
         problems.append(str(error))
     ready = [_ready(url, context) for url in arguments.ready]
-    problems += [
-        f"{each['url']} is not ready: {_missing(each)}" for each in ready if not each["ready"]
+    for each in ready:
+        if not each["ready"]:
+            missing = ", ".join(f"{what}: {why}" for what, why in each["missing"].items())
+            problems.append(f"{each['url']} is not ready: {missing or 'it says no why'}")
+    parts = [
+        ", ".join(f"{name} {number}" for name, number in versions.items()),
+        table([_row(*each) for each in rows.items()])
+        if rows
+        else "no service has declared its queues yet",
     ]
+    if found.why_not:
+        parts.append(f"what is unacked is not known. {found.why_not}")
+    parts += [f"{each['url']} is ready" for each in ready if each["ready"]]
+    parts += [_ages(each["url"], each["duplicates"]) for each in ready if each["duplicates"]]
+    parts += [plain(problem, 500) for problem in problems]
     document = {"versions": versions, "services": rows, "problems": problems, "ready": ready}
-    return Report(document, _text(document, found.why_not), not problems)
+    return Report(document, "\n".join(parts), not problems)
 
 
 def _library() -> str:
@@ -90,7 +83,7 @@ def _library() -> str:
         return "not installed"
 
 
-def queues(name: str, context: Context, broker: Broker, found: Queues) -> dict[str, Any]:
+def _queues(name: str, context: Context, broker: Broker, found: Queues) -> dict[str, Any]:
     """Return a service's queues: what is ready is exact, what is unacked is five seconds old."""
     own, dead = broker.depth(name), broker.depth(names.dead_letter_queue(name))
     # RabbitMQ logs an error for each queue that is asked for and not there.
@@ -145,34 +138,15 @@ def _ready(url: str, context: Context) -> dict[str, Any]:
 def _duplicates(url: str, context: Context) -> dict[str, Any] | None:
     """Ask a service for the ages of its duplicates; None where there are none, or no answer."""
     asked = urlunsplit(urlsplit(url)._replace(path="/duplicates", query="", fragment=""))
-    try:
+    with suppress(WebError, KeyError, TypeError, ValueError):
         ages = context.fetch(asked, Tls()).json()
-        if not ages["read"]:
-            return None
-        return {
-            "read": int(ages["read"]),
-            "oldest_s": float(ages["oldest_s"]),
-            "within": dict(ages["within"]),
-        }
-    except (WebError, KeyError, TypeError, ValueError):
-        return None
-
-
-def _missing(ready: dict[str, Any]) -> str:
-    return ", ".join(f"{what}: {why}" for what, why in ready["missing"].items()) or "it says no why"
-
-
-def _text(document: dict[str, Any], why_not: str) -> str:
-    parts = [", ".join(f"{name} {number}" for name, number in document["versions"].items())]
-    rows = [_row(name, row) for name, row in document["services"].items()]
-    parts.append(table(rows) if rows else "no service has declared its queues yet")
-    if why_not:
-        parts.append(f"what is unacked is not known. {why_not}")
-    ready = document["ready"]
-    parts += [f"{each['url']} is ready" for each in ready if each["ready"]]
-    parts += [_ages(each["url"], each["duplicates"]) for each in ready if each["duplicates"]]
-    parts += [plain(problem, 500) for problem in document["problems"]]
-    return "\n".join(parts)
+        if ages["read"]:
+            return {
+                "read": int(ages["read"]),
+                "oldest_s": float(ages["oldest_s"]),
+                "within": dict(ages["within"]),
+            }
+    return None
 
 
 def _ages(url: str, ages: dict[str, Any]) -> str:
@@ -185,36 +159,29 @@ def _ages(url: str, ages: dict[str, Any]) -> str:
     return plain(", ".join([f"{url}: {late} after the record", *within]), 500)
 
 
-def _row(name: str, row: dict[str, Any]) -> dict[str, str]:
+def _row(name: str, row: dict[str, Any]) -> dict[str, object]:
     """Return a service's line, by the columns' headers."""
     states, retries = row.get("states") or {}, row.get("retries", {})
     return {
         "SERVICE": name,
-        "READY": _cell(row.get("ready")),
-        "UNACKED": _cell(row.get("unacked")),
-        "CONSUMERS": _cell(row.get("consumers")),
+        "READY": row.get("ready"),
+        "UNACKED": row.get("unacked"),
+        "CONSUMERS": row.get("consumers"),
         "RETRIES": " ".join(f"{delay}:{n}" for delay, n in retries.items() if n) or "0",
-        "DEAD": _cell(row.get("dead_letters")),
-        "RECORDS": _cell(row.get("records")),
-        "CLAIMED": _cell(states.get(CLAIMED)),
-        "PUBLISHING": _cell(states.get(PUBLISHING)),
+        "DEAD": row.get("dead_letters"),
+        "RECORDS": row.get("records"),
+        "CLAIMED": states.get(CLAIMED),
+        "PUBLISHING": states.get(PUBLISHING),
         "INCARNATION": (row.get("incarnation", "?") or "none")[:8],
     }
-
-
-def _cell(value: int | None) -> str:
-    return "?" if value is None else f"{value:,}"
 
 
 def _remove(arguments: argparse.Namespace, context: Context) -> Report:
     """Delete the queues of a service that does not run. Raises CommandError for one that does."""
     name, known = arguments.service, context.management().queues()
     with context.rabbitmq() as broker:
-        depths = {
-            queue: depth
-            for queue in known.of(name, context.settings)
-            if (depth := broker.depth(queue)) is not None
-        }
+        found = {queue: broker.depth(queue) for queue in known.of(name, context.settings)}
+    depths = {queue: depth for queue, depth in found.items() if depth is not None}
     if not depths:
         raise CommandError(f"{name} has no queues: it has not run yet, or this is another name")
     if any(depth.consumers for depth in depths.values()):
@@ -232,3 +199,109 @@ def _remove(arguments: argparse.Namespace, context: Context) -> Report:
     ]
     lines.append(f"{name}'s records stay in etcd until their window ends")
     return Report({"service": name, "deleted": deleted}, "\n".join(lines))
+
+
+def _gauges(arguments: argparse.Namespace, context: Context) -> Report:
+    """Send once and show it, or send until interrupted."""
+    every_s = arguments.every
+    with context.etcd() as etcd, closing(context.metrics()) as metrics:
+        sender = _Sender(arguments, context, etcd, metrics)
+        while True:
+            try:
+                # One connection for all rounds: RabbitMQ logs each that is opened.
+                with context.rabbitmq() as broker:
+                    report = sender.send(broker)
+                    while every_s:
+                        broker.wait(every_s)
+                        sender.send(broker)
+            except BrokerError as error:
+                report = sender.send(None, str(error))
+                time.sleep(every_s or 0)
+            if not every_s:
+                return report
+
+
+class _Sender:
+    """Counts and sends. What cannot be counted is not sent: no old number passes for a new one."""
+
+    def __init__(
+        self, arguments: argparse.Namespace, context: Context, etcd: Etcd, metrics: Metrics
+    ) -> None:
+        self._arguments, self._context, self._etcd = arguments, context, etcd
+        self._metrics, self._services = metrics, arguments.service
+        self._missing: dict[str, str] = {}
+
+    def send(self, broker: Broker | None, why_not: str = "") -> Report:
+        """Count what can be counted, once. Raises BrokerError where the connection is lost."""
+        gauges: dict[str, int | None] = {}
+        missing = {} if broker else {"rabbitmq": why_not}
+        if broker:
+            found = self._context.management().queues()
+            try:
+                # Those seen last, while the management API does not say which there are.
+                given = self._services if found.why_not else self._arguments.service
+                self._services = found.services(given)
+            except CommandError as error:
+                missing["services"] = str(error)
+            for name in self._services:
+                held = _queues(name, self._context, broker, found)
+                held["retries"] = sum(held["retries"].values())
+                if held["unacked"] is None and held["ready"] is not None:
+                    missing["unacked"] = found.why_not or "RabbitMQ's management API does not tell"
+                counts = ("ready", "unacked", "retries", "dead_letters")
+                gauges |= {f"{name}_{what}": held[what] for what in counts}
+        try:
+            for name in self._services:
+                gauges[f"{name}_records"] = self._etcd.count(names.record_prefix(name))
+            for name, _, prefix in (text.partition("=") for text in self._arguments.effects):
+                gauges[f"{name}_effects"] = self._etcd.count(prefix)
+        except EtcdError as error:
+            missing["etcd"] = str(error)
+        sent = {name: number for name, number in gauges.items() if number is not None}
+        for name, number in sent.items():
+            self._metrics.gauge(name, number)
+        self._metrics.send()
+        faults = {what: f"not counted: {what}: {plain(why, 500)}" for what, why in missing.items()}
+        if self._arguments.every:
+            self._say(faults)
+        lines = [f"{name} {number:,}" for name, number in sent.items()] + list(faults.values())
+        return Report({"gauges": sent, "missing": missing}, "\n".join(lines), not missing)
+
+    def _say(self, missing: dict[str, str]) -> None:
+        """Say on standard error what has begun to be missing, and what is there again."""
+        was, self._missing = self._missing, missing
+        lines = [line for what, line in missing.items() if what not in was]
+        lines += [f"counted again: {what}" for what in was if what not in missing]
+        for line in lines:
+            print(f"idempotent-consumer: {line}", file=self._context.err, flush=True)
+
+
+_READY = "ask the service at http://host:port for /readyz and /duplicates, too"
+_STATES = (
+    f"count by state also where there are over {READ_AT_MOST:,} records: all of them are read, "
+    "which takes seconds for a million"
+)
+_EFFECTS = "count the keys in etcd that begin with PREFIX as SERVICE's effects, too"
+_EVERY = "do it again after that time, until stopped"
+
+STATUS = Verb(
+    "status",
+    "show queues, records and versions",
+    _status,
+    [
+        SERVICES,
+        argument("--ready", action="append", default=[], type=_address, metavar="URL", help=_READY),
+        flag("--states", _STATES),
+    ],
+)
+REMOVE = Verb("remove", "delete a service's queues for good", _remove, [SERVICE, YES])
+GAUGES = Verb(
+    "gauges",
+    "count what RabbitMQ and etcd hold, and send it to statsd",
+    _gauges,
+    [
+        SERVICES,
+        argument("--effects", action="append", default=[], metavar="SERVICE=PREFIX", help=_EFFECTS),
+        argument("--every", type=seconds, metavar="TIME", help=_EVERY),
+    ],
+)
