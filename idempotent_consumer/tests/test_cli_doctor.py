@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
-from fakes.operator import NOW_S, Operator
-from idempotent_consumer.cli.broker import BrokerError, Depth
+from fakes.operator import ETCD_AWAY, NO_QUEUES, NOW_S, PAGE_AWAY, RABBITMQ_AWAY, Operator
+from idempotent_consumer.cli.broker import Depth
 from idempotent_consumer.cli.doctor import clock
 from idempotent_consumer.cli.web import WebError
-from idempotent_consumer.etcd import EtcdError, Failure
 
 METRICS = (
     b"etcd_server_quota_backend_bytes 8.589934592e+09\n"
@@ -75,43 +75,25 @@ def absent(*names: str) -> Fault:
     return change
 
 
-def pages(*, metrics: bytes = METRICS, variables: bytes = COMPACTS) -> Fault:
-    """Let etcd show these of itself."""
-    return lambda operator: operator.pages.update({"metrics": metrics, "debug/vars": variables})
+def others(facts_of: Callable[[Operator], dict[str, Any]]) -> Callable[..., Fault]:
+    """Return what lets some of these facts be others."""
+    return lambda given=(), **facts: lambda operator: facts_of(operator).update(given, **facts)
 
 
-def has(**facts: object) -> Fault:
-    """Let a fact of the operator's world be another."""
-    return lambda operator: vars(operator).update(facts)
+has, etcd = others(vars), others(lambda operator: vars(operator.store))
+setting, queue = others(lambda operator: operator.given), others(lambda it: it.queue(ORDER))
+pages, depths = others(lambda operator: operator.pages), others(lambda operator: operator.depths)
 
 
-def etcd(**facts: object) -> Fault:
-    return lambda operator: vars(operator.store).update(facts)
-
-
-def setting(**environ: str) -> Fault:
-    return lambda operator: operator.environ.update(environ)
-
-
-def depth(queue: str, ready: int) -> Fault:
-    return lambda operator: operator.depths.update({queue: Depth(ready, 0)})
+def history(metrics: bytes, variables: bytes) -> Fault:
+    return pages({"metrics": metrics, "debug/vars": variables})
 
 
 def quota(text: str) -> Fault:
     return pages(metrics=f"etcd_server_quota_backend_bytes {text}\n".encode())
 
 
-def classic(operator: Operator) -> None:
-    operator.queue(ORDER)["type"] = "classic"
-
-
-def alarm(operator: Operator) -> None:
-    page = WebError("503", 503, b'{"reason":"memory"}')
-    operator.pages["api/health/checks/alarms"] = page
-
-
-RABBITMQ_AWAY = has(rabbitmq_error=BrokerError("RabbitMQ is away"))
-ETCD_AWAY = has(etcd_error=EtcdError(Failure.UNKNOWN, "etcd is away"))
+ALARM = pages({"api/health/checks/alarms": WebError("503", 503, b'{"reason":"memory"}')})
 COMPACTS_NOT = b'{"cmdline": ["etcd","--auto-compaction-retention=0"]}'
 MUCH_HISTORY = METRICS.replace(b"revision 12", b"revision 5e6")
 LOST, KNOWN = "can be lost on their way", "has known faults, fixed in"
@@ -126,15 +108,15 @@ PROBLEMS: list[tuple[str, str, Fault]] = [
     (ORDER, LOST, declared(overflow=None)),
     (ORDER, "x-message-ttl throws messages away", declared(message_ttl=1000)),
     (RETRY, "not 1000", declared(RETRY, message_ttl=1)),
-    (ORDER, "x-queue-type is 'classic', not 'quorum'", classic),
+    (ORDER, "x-queue-type is 'classic', not 'quorum'", queue(type="classic")),
     (ORDER, "policy p has max-length", policy(max_length=10)),
     (ORDER, "policy p has delivery-limit 5", policy(delivery_limit=5)),
     (RETRY, "there is no such queue", absent(RETRY)),
-    ("rabbitmq", "an alarm is on: memory", alarm),
+    ("rabbitmq", "an alarm is on: memory", ALARM),
     ("etcd", "alarm NOSPACE is on", etcd(out_of_space=True)),
     ("etcd", "refuses a transaction of ETCD_MAX_TXN_OPS (128)", etcd(max_txn_ops=127)),
-    (RABBITMQ, "RabbitMQ is away", RABBITMQ_AWAY),
-    (ETCD, "etcd is away", ETCD_AWAY),
+    (RABBITMQ, "RabbitMQ is away", has(rabbitmq_error=RABBITMQ_AWAY)),
+    (ETCD, "etcd is away", has(etcd_error=ETCD_AWAY)),
     (ETCD, "2.0 KiB of its quota of 2.1 KiB in use", quota("2.1e3")),
     ("settings", "a retry can come 1m 11s later", setting(DEDUP_WINDOW="71s")),
     ("settings", "a retry can come 1d later", setting(RETRY_DELAYS="1d")),
@@ -150,11 +132,11 @@ WARNINGS: list[tuple[str, str, Fault]] = [
     (ETCD, f"version 3.5.9 {KNOWN} 3.5.28: ", etcd(version="3.5.9")),
     (ETCD, f"version 3.6.8 {KNOWN} 3.6.9: ", etcd(version="3.6.8")),
     (ETCD, f"version 3.6.8-rc.1 {KNOWN} 3.6.9: ", etcd(version="3.6.8-rc.1")),
-    (ETCD, "seems not to compact by itself", pages(variables=COMPACTS_NOT)),
-    (ETCD, "5,000,000 revisions of history", pages(metrics=MUCH_HISTORY, variables=b"{}")),
+    (ETCD, "seems not to compact by itself", history(METRICS, COMPACTS_NOT)),
+    (ETCD, "5,000,000 revisions of history", history(MUCH_HISTORY, b"{}")),
     (ETCD, "of its quota", quota("2.6e3")),
-    (ORDER, "nobody consumes", depth(ORDER, 5)),
-    (ORDER, "2 dead letters waiting", depth(DEAD, 2)),
+    (ORDER, "nobody consumes", depths({ORDER: Depth(5, 0)})),
+    (ORDER, "2 dead letters waiting", depths({DEAD: Depth(2, 0)})),
     (ORDER, "etcd does not know it", lambda operator: operator.store.wipe()),
     ("settings", STUCK, setting(DEDUP_WINDOW="72s")),
     ("settings", STUCK, setting(DEDUP_WINDOW="31m")),
@@ -175,7 +157,7 @@ def test_a_fault_is_found_and_it_is_said_what_to_do(
     ran = operator.run("doctor")
     assert ran.code == (1 if level == "problem" else 0)
     start = f"{level}  {about}: "
-    assert any(line.startswith(start) and "  -> " in line for line in ran.out.splitlines())
+    assert any(line.startswith(start) and "  -> " in line for line in ran.lines)
 
 
 @pytest.mark.parametrize(
@@ -192,8 +174,7 @@ def test_nothing_is_found_where_all_is_well(operator: Operator, setup: Fault) ->
     setup(operator)
     assert found(operator) == {}
     ran = operator.run("doctor")
-    assert ran.code == 0
-    assert ran.out.splitlines()[-1].startswith("0 problems, 0 warnings")
+    assert (ran.code, ran.lines[-1][:22]) == (0, "0 problems, 0 warnings")
 
 
 @pytest.mark.parametrize(
@@ -218,22 +199,19 @@ def test_a_call_is_held_against_the_brokers_consumer_timeout(
 # What is said once, and what is not judged.
 
 
-def lines(operator: Operator, *more: str) -> list[str]:
-    return operator.run("doctor", *more).out.splitlines()
-
-
 def test_however_much_is_wrong_with_a_queue_it_is_said_once_what_to_do(operator: Operator) -> None:
     declared(overflow=None, delivery_limit=20, expires=1000)(operator)
     what = found(operator)["problem", "order"]
     assert all(name in what for name in ("x-overflow", "x-delivery-limit", "x-expires"))
-    assert "\n".join(lines(operator)).count("  -> a queue's arguments never change") == 1
+    said = operator.run("doctor").out
+    assert said.count("  -> a queue's arguments never change") == 1
 
 
 def test_what_is_true_of_several_is_said_once(operator: Operator) -> None:
     operator.has_service("notify")
     missing = RETRY, "order.retry.10s"
     absent(*missing)(operator)
-    said = lines(operator)
+    said = operator.run("doctor").lines
     sentences = [line.partition(": ")[2] for line in said]
     assert len(set(sentences)) == len(sentences)
     assert "ok       notify, order: bound to exchange events by #" in said
@@ -247,16 +225,16 @@ def test_without_etcd_that_is_the_one_warning(operator: Operator) -> None:
 
 
 def test_what_cannot_be_seen_for_one_reason_is_said_once(operator: Operator) -> None:
-    ETCD_AWAY(operator)
+    operator.etcd_error = ETCD_AWAY
     unseen = "its alarms, limit of operations, records of order could not be looked at"
-    assert f"unknown  etcd: {unseen}: etcd is away" in lines(operator)
+    assert f"unknown  etcd: {unseen}: etcd is away" in operator.run("doctor").lines
 
 
 def test_a_service_without_its_queue_is_one_problem(operator: Operator) -> None:
-    said = lines(operator, "oder")
-    (problem,) = (line for line in said if line.startswith("problem"))
+    ran = operator.run("doctor", "oder")
+    (problem,) = (line for line in ran.lines if line.startswith("problem"))
     assert problem.startswith("problem  oder: there is no such queue")
-    assert "nobody consumes" not in "\n".join(said)
+    assert "nobody consumes" not in ran.out
 
 
 def test_out_of_support_and_faulty_is_one_finding_that_names_a_series_with_support(
@@ -264,27 +242,25 @@ def test_out_of_support_and_faulty_is_one_finding_that_names_a_series_with_suppo
 ) -> None:
     """Not the release that mends the faults: that one is out of support as well."""
     has(rabbitmq_version="4.0.5")(operator)
-    (line,) = (each for each in lines(operator) if "4.0.5" in each)
+    (line,) = (each for each in operator.run("doctor").lines if "4.0.5" in each)
     assert line.endswith("  -> upgrade it to 4.2 or newer")
 
 
-def away(page: str) -> Fault:
-    return lambda operator: operator.pages.update({page: WebError("away")})
-
-
-NO_QUEUES = away("api/queues/%2F")
+NOT = "were not looked at"
 OTHERS_RETRIES = {"name": "order.retry.5m", "type": "quorum", "arguments": {}}
 
 
 @pytest.mark.parametrize(
     ("setup", "says"),
     [
-        (NO_QUEUES, "rabbitmq: queue arguments, policies, bindings and alarms were not looked at"),
-        (NO_QUEUES, "services: there is none, or none was found: name them"),
-        (away("api/bindings/%2F"), "rabbitmq: bindings were not looked at: "),
-        (away("metrics"), f"{ETCD}: 2.0 KiB in use; its quota is not shown"),
-        (away("metrics"), f"{ETCD}: whether it compacts by itself is not shown"),
-        (lambda operator: operator.queues.append(OTHERS_RETRIES), "order.retry.5m: RETRY_DELAYS"),
+        (pages(NO_QUEUES), f"rabbitmq: queue arguments, policies, bindings and alarms {NOT}"),
+        (pages(NO_QUEUES), "services: there is none, or none was found: name them"),
+        (pages({"api/health/checks/alarms": PAGE_AWAY}), f"rabbitmq: alarms {NOT}: "),
+        (pages({"api/policies/%2F": PAGE_AWAY}), f"rabbitmq: policies {NOT}: "),
+        (pages({"api/bindings/%2F": PAGE_AWAY}), f"rabbitmq: bindings {NOT}: "),
+        (pages(metrics=PAGE_AWAY), f"{ETCD}: 2.0 KiB in use; its quota is not shown"),
+        (pages(metrics=PAGE_AWAY), f"{ETCD}: whether it compacts by itself is not shown"),
+        (lambda it: it.queues.append(OTHERS_RETRIES), "order.retry.5m: RETRY_DELAYS"),
     ],
 )
 def test_what_cannot_be_seen_is_told_and_is_no_problem(
@@ -292,12 +268,11 @@ def test_what_cannot_be_seen_is_told_and_is_no_problem(
 ) -> None:
     setup(operator)
     ran = operator.run("doctor")
-    assert ran.code == 0
-    assert f"unknown  {says}" in ran.out
+    assert (ran.code, f"unknown  {says}" in ran.out) == (0, True)
 
 
 def test_without_the_management_api_services_that_are_named_are_counted(operator: Operator) -> None:
-    NO_QUEUES(operator)
+    operator.pages |= NO_QUEUES
     assert "dead letters" not in operator.run("doctor", "order").out
     operator.depths[DEAD] = Depth(3, 0)
     assert "warning  order: 3 dead letters" in operator.run("doctor", "order").out

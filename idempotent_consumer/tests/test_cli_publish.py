@@ -11,7 +11,6 @@ from idempotent_consumer.producer import PublishError
 
 ONE, TWO = b'{"id":"1","type":"a"}', b'{"id":"2","type":"a"}'
 LINES = ONE + b"\r\n\n  \n" + TWO + b"\n"
-SAID = "2 events confirmed\n"
 
 
 @pytest.fixture
@@ -27,70 +26,63 @@ def operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Operator:
 @pytest.mark.parametrize(
     ("arguments", "bodies"),
     [
-        ((ONE.decode(), TWO.decode()), [ONE, TWO]),
-        (("-",), [ONE, TWO]),
-        (("--file", "events"), [ONE, TWO]),
-        (("--id", "1", "--type", "a"), [ONE]),
-        (
-            ("--id", "ü", "--type", "a", "--args", '{"n":1}'),
-            ['{"id":"ü","type":"a","args":{"n":1}}'.encode()],
-        ),
-        (("--id", "1", "--type", "a", "--args", "{}"), [b'{"id":"1","type":"a","args":{}}']),
+        (f"{ONE.decode()} {TWO.decode()}", [ONE, TWO]),
+        ("-", [ONE, TWO]),
+        ("--file events", [ONE, TWO]),
+        ("--id 1 --type a", [ONE]),
+        ('--id ü --type a --args {"n":1}', ['{"id":"ü","type":"a","args":{"n":1}}'.encode()]),
+        ("--id 1 --type a --args {}", [b'{"id":"1","type":"a","args":{}}']),
     ],
 )
 def test_events_come_from_the_arguments_a_file_or_standard_input_without_blank_lines(
-    operator: Operator, arguments: tuple[str, ...], bodies: list[bytes]
+    operator: Operator, arguments: str, bodies: list[bytes]
 ) -> None:
-    ran = operator.run("publish", *arguments, "--json")
+    ran = operator.run("publish", *arguments.split(), "--json")
     assert (ran.code, ran.json) == (0, {"confirmed": len(bodies)})
-    assert operator.producer.published == bodies
+    assert operator.published == bodies
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "code", "why"),
     [
-        *("", "--id 1", "--type a", "--args {}"),
-        *("{} --id 1 --type a", "--file f {}", "--file f --id 1"),
+        *((each, 2, "one of these") for each in ("", "{} --id 1 --type a", "--file f {}")),
+        *((each, 2, "give both") for each in ("--id 1", "--type a", "--args {}")),
+        ("--file f --id 1", 2, "one of these"),
+        ("--file none", 1, "none cannot be read: No such file"),
     ],
 )
-def test_one_source_and_a_whole_event_are_asked_for(operator: Operator, arguments: str) -> None:
-    assert operator.run("publish", *arguments.split()).code == 2
-    assert operator.producer.published == []
-
-
-def test_a_file_that_is_not_there(operator: Operator) -> None:
-    ran = operator.run("publish", "--file", "none")
-    assert (ran.code, "none cannot be read: No such file" in ran.err) == (1, True)
+def test_one_source_and_a_whole_event_are_asked_for(
+    operator: Operator, arguments: str, code: int, why: str
+) -> None:
+    ran = operator.run("publish", *arguments.split())
+    assert (ran.code, why in ran.err, operator.published) == (code, True, [])
 
 
 @pytest.mark.parametrize(
-    ("line", "reason"),
-    [(b"{", "not JSON"), (b'{"id":"1","type":"a","args":null}', "args is not")],
+    ("rest", "error", "says"),
+    [
+        (b"{\n" + TWO, None, "line 3 is no event: not JSON"),
+        (b'{"id":"1","type":"a","args":null}', None, "line 3 is no event: args is not"),
+        (b"", PublishError("nothing was confirmed for 30 s", 0), "nothing was confirmed for 30 s"),
+    ],
 )
-def test_a_line_that_is_no_event_is_named_and_what_stands_before_it_is_confirmed(
-    operator: Operator, line: bytes, reason: str
+def test_what_ends_a_publication_is_named_and_what_was_confirmed_before_it(
+    operator: Operator, rest: bytes, error: Exception | None, says: str
 ) -> None:
-    operator.stdin = io.BytesIO(b"\n".join([ONE, b"", line, TWO]))
+    operator.publish_error = error
+    operator.stdin = io.BytesIO(b"\n".join([ONE, b"", rest]))
     ran = operator.run("publish", "-", "--json")
-    assert ran.code == 1
-    assert f"line 3 is no event: {reason}" in ran.err
-    assert "confirmed before: 1 event" in ran.err
-    assert ran.json["confirmed"] == 1
-    assert operator.producer.published == [ONE]
-
-
-def test_what_was_confirmed_is_told_when_the_broker_ceases_to_confirm(operator: Operator) -> None:
-    operator.producer.error = PublishError("nothing was confirmed for 30 s", 0)
-    ran = operator.run("publish", ONE.decode(), "--json")
-    assert ran.code == 1
-    assert "nothing was confirmed for 30 s; confirmed before: 1 event" in ran.err
+    assert (ran.code, ran.json["confirmed"], operator.published) == (1, 1, [ONE])
+    assert says in ran.err
+    assert "; confirmed before: 1 event" in ran.err
 
 
 def test_progress_is_shown_on_a_terminal_alone(operator: Operator) -> None:
-    assert operator.run("publish", ONE.decode(), TWO.decode()) == (0, SAID, "")
+    said = "2 events confirmed\n"
+    assert operator.run("publish", ONE.decode(), TWO.decode()) == (0, said, "")
     operator.types("")
     progress = "\r1 confirmed\r2 confirmed\n"
-    assert operator.run("publish", ONE.decode(), TWO.decode()) == (0, SAID, progress)
+    assert operator.run("publish", ONE.decode(), TWO.decode()) == (0, said, progress)
 
 
 class Trickle(io.BufferedIOBase):

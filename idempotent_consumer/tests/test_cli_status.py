@@ -1,16 +1,22 @@
-"""``status``, ``find`` and ``remove``: what is where, what is not known, and what is given up."""
+"""``status``, ``gauges`` and ``remove``: what is where, what is not known, what is given up.
+
+And ``find``, which looks for one event there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import orjson
 import pytest
 
-from fakes.operator import Operator, of_order
+from fakes.operator import ETCD_AWAY, NO_QUEUES, PAGE_AWAY, RABBITMQ_AWAY, Operator, of_order
 from idempotent_consumer.cli import records, status
-from idempotent_consumer.cli.broker import BrokerError, Depth
+from idempotent_consumer.cli.broker import Depth
 from idempotent_consumer.cli.web import WebError
-from idempotent_consumer.etcd import EtcdError, Failure
 from idempotent_consumer.event import Outgoing
 
-AWAY = WebError("127.0.0.1 does not answer")
 BODY = b'{"id":"1","type":"a"}'
 
 
@@ -19,10 +25,13 @@ def operator() -> Operator:
     return of_order()
 
 
-def test_a_service_in_numbers(operator: Operator) -> None:
-    ran = operator.run("status", "--json")
-    assert ran.code == 0
-    assert ran.json["services"] == {
+def services(operator: Operator, *arguments: str) -> Any:
+    return operator.run("status", *arguments, "--json").json["services"]
+
+
+def test_a_service_in_numbers_and_in_a_line(operator: Operator) -> None:
+    found = operator.run("status", "--json").json
+    assert found["services"] == {
         "order": {
             "ready": 7,
             "unacked": 5,
@@ -34,14 +43,11 @@ def test_a_service_in_numbers(operator: Operator) -> None:
             "incarnation": "first",
         }
     }
-    assert set(ran.json["versions"]) == {"idempotent-consumer", "rabbitmq", "etcd"}
-
-
-def test_a_service_in_a_line(operator: Operator) -> None:
+    assert set(found["versions"]) == {"idempotent-consumer", "rabbitmq", "etcd"}
     names = "SERVICE READY UNACKED CONSUMERS RETRIES DEAD RECORDS CLAIMED PUBLISHING INCARNATION"
-    lines = operator.run("status").out.splitlines()
-    assert lines[1].split() == names.split()
-    assert lines[2].split() == ["order", "7", "5", "3", "10s:4", "2", "2", "1", "0", "first"]
+    ran = operator.run("status")
+    assert (ran.code, ran.lines[1].split()) == (0, names.split())
+    assert ran.lines[2].split() == ["order", "7", "5", "3", "10s:4", "2", "2", "1", "0", "first"]
 
 
 def test_services_are_found_by_their_dead_letter_queues_with_retries_of_other_settings(
@@ -51,10 +57,9 @@ def test_services_are_found_by_their_dead_letter_queues_with_retries_of_other_se
     for name in ("lone.dead-letter", "somebody-elses", "order.retry.5m"):
         operator.queues.append({"name": name})
     operator.depths["order.retry.5m"] = Depth(1, 0)
-    services = operator.run("status", "--json").json["services"]
-    assert list(services) == ["notify", "order"]
-    assert services["order"]["retries"]["5m"] == 1
-    assert list(operator.run("status", "notify", "--json").json["services"]) == ["notify"]
+    assert list(services(operator)) == ["notify", "order"]
+    assert services(operator)["order"]["retries"]["5m"] == 1
+    assert list(services(operator, "notify")) == ["notify"]
 
 
 @pytest.mark.parametrize(
@@ -69,32 +74,32 @@ def test_a_service_that_does_not_run_is_a_problem(
 ) -> None:
     operator.depths = {"order": depth} if depth else {}
     ran = operator.run("status", "order")
-    assert ran.code == 1
-    assert problem in ran.out
-    row = operator.run("status", "order", "--json").json["services"]["order"]
+    assert (ran.code, problem in ran.out) == (1, True)
+    row = services(operator, "order")["order"]
     assert (row["ready"], row["dead_letters"]) == (depth and depth.ready, None)
     assert (row["retries"], row["records"]) == ({}, 2)
 
 
 def test_without_the_management_api_services_have_to_be_named(operator: Operator) -> None:
-    operator.pages["api/queues/%2F"] = AWAY
+    operator.pages |= NO_QUEUES
     ran = operator.run("status")
-    assert ran.code == 1
-    assert "or name the services" in ran.err
-    ran = operator.run("status", "order", "--json")
-    assert ran.code == 0
-    assert ran.json["services"]["order"]["ready"] == 7
-    assert ran.json["services"]["order"]["unacked"] is None
-    assert ran.json["services"]["order"]["retries"] == {"1s": 0, "10s": 4, "60s": 0}
+    assert (ran.code, "or name the services" in ran.err) == (1, True)
+    assert "; or name the services\n" in operator.run("gauges").out
+    assert operator.sent == [{}]
+    ran = operator.run("status", "order")
+    assert (ran.code, "what is unacked is not known. " in ran.out) == (0, True)
+    row = services(operator, "order")["order"]
+    assert (row["ready"], row["unacked"]) == (7, None)
+    assert row["retries"] == {"1s": 0, "10s": 4, "60s": 0}
+    assert operator.run("find", "3", "order").out == "order: not found\n"
 
 
 def test_what_can_be_seen_is_shown_while_a_server_is_away(operator: Operator) -> None:
-    operator.etcd_error = EtcdError(Failure.UNKNOWN, "etcd is away")
+    operator.etcd_error = ETCD_AWAY
     ran = operator.run("status")
-    assert ran.code == 1
-    assert "etcd is away" in ran.out
-    assert ran.out.splitlines()[2].split()[:2] == ["order", "7"]
-    operator.etcd_error, operator.rabbitmq_error = None, BrokerError("RabbitMQ is away")
+    assert (ran.code, ran.lines[-1]) == (1, "etcd is away")
+    assert ran.lines[2].split()[:2] == ["order", "7"]
+    operator.etcd_error, operator.rabbitmq_error = None, RABBITMQ_AWAY
     ran = operator.run("status", "--json")
     assert ran.json["problems"] == ["RabbitMQ is away"]
     assert ran.json["services"]["order"]["records"] == 2
@@ -104,42 +109,38 @@ def test_states_of_many_records_are_counted_when_asked_for(
     operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(status, "READ_AT_MOST", 1)
-    row = operator.run("status", "--json").json["services"]["order"]
+    row = services(operator)["order"]
     assert (row["records"], row["states"]) == (2, None)
-    assert operator.run("status").out.splitlines()[2].split()[6:9] == ["2", "?", "?"]
-    row = operator.run("status", "--states", "--json").json["services"]["order"]
-    assert row["states"]["claimed"] == 1
+    assert operator.run("status").lines[2].split()[6:9] == ["2", "?", "?"]
+    assert services(operator, "--states")["order"]["states"]["claimed"] == 1
 
 
 READY = b'{"ready":true,"missing":{}}'
+URL = "http://order:8080"
 
 
 def test_services_that_are_ready(operator: Operator) -> None:
     operator.pages["readyz"] = READY
-    ran = operator.run("status", "--ready", "http://order:8080", "--ready", "http://other/readyz")
+    ran = operator.run("status", "--ready", URL, "--ready", "http://other/readyz")
     assert ran.code == 0
-    assert "http://order:8080 is ready\nhttp://other/readyz is ready" in ran.out
+    assert f"{URL} is ready\nhttp://other/readyz is ready" in ran.out
 
 
 def test_how_late_duplicates_came(operator: Operator) -> None:
     ages = {"read": 5, "oldest_s": 93.0, "within": {"1s": 0, "10s": 3, "1m": 4, "10m": 5}}
     operator.pages |= {"readyz": READY, "duplicates": orjson.dumps(ages)}
-    ran = operator.run("status", "--ready", "http://order:8080/readyz")
-    assert ran.out.splitlines()[-1] == (
-        "http://order:8080/readyz: 5 duplicates looked at: 1m 33s at most after the record, "
+    assert operator.run("status", "--ready", f"{URL}/readyz").lines[-1] == (
+        f"{URL}/readyz: 5 duplicates looked at: 1m 33s at most after the record, "
         "3 within 10s, 4 within 1m"
     )
-    ready = operator.run("status", "--ready", "http://order:8080", "--json").json["ready"]
+    ready = operator.run("status", "--ready", URL, "--json").json["ready"]
     assert ready[0]["duplicates"] == ages
 
 
 @pytest.mark.parametrize(
     "page",
     [
-        AWAY,
-        b"<html>",
-        b"[]",
-        b"{}",
+        *(PAGE_AWAY, b"<html>", b"[]", b"{}"),
         b'{"read":0,"oldest_s":0,"within":{}}',
         b'{"read":"many","oldest_s":0,"within":{}}',
     ],
@@ -148,16 +149,15 @@ def test_without_ages_nothing_is_said_of_duplicates(
     operator: Operator, page: bytes | WebError
 ) -> None:
     operator.pages |= {"readyz": READY, "duplicates": page}
-    ran = operator.run("status", "--ready", "http://order:8080")
-    assert ran.code == 0
-    assert ran.out.splitlines()[-1] == "http://order:8080 is ready"
+    ran = operator.run("status", "--ready", URL)
+    assert (ran.code, ran.lines[-1]) == (0, f"{URL} is ready")
 
 
 @pytest.mark.parametrize(
     ("answer", "says"),
     [
         (WebError("503", 503, b'{"ready":false,"missing":{"etcd":"wiped"}}'), "etcd: wiped"),
-        (AWAY, "answer: 127.0.0.1 does not answer"),
+        (PAGE_AWAY, "answer: 127.0.0.1 does not answer"),
         (b"[]", "answer: "),
         (b"{}", "answer: "),
         (b"<html>", "answer: the answer is not JSON"),
@@ -167,9 +167,79 @@ def test_one_that_is_not_ready_says_why(
     operator: Operator, answer: bytes | WebError, says: str
 ) -> None:
     operator.pages["readyz"] = answer
-    ran = operator.run("status", "--ready", "http://order:8080")
-    assert ran.code == 1
-    assert f"http://order:8080 is not ready: {says}" in ran.out
+    ran = operator.run("status", "--ready", URL)
+    assert (ran.code, f"{URL} is not ready: {says}" in ran.out) == (1, True)
+
+
+# gauges
+
+QUEUES = {"order_ready": 7, "order_retries": 4, "order_dead_letters": 2}
+UNACKED, KEYS = {"order_unacked": 5}, {"order_records": 2, "order_effects": 1}
+ALL = QUEUES | UNACKED | KEYS
+
+
+def gauges(operator: Operator, *more: str) -> Any:
+    operator.store.put("/orders/1", b"{}")
+    operator.store.put("/ordersheet", b"{}")
+    return operator.run("gauges", "--effects", "order=/orders/", *more)
+
+
+def test_all_that_is_held_is_sent_and_shown(operator: Operator) -> None:
+    assert gauges(operator, "--json").json == {"gauges": ALL, "missing": {}}
+    assert operator.sent == [ALL]
+    assert "order_records 2\n" in gauges(operator).out
+
+
+@pytest.mark.parametrize(
+    ("fault", "what", "left"),
+    [
+        ({"etcd_error": ETCD_AWAY}, "etcd: etcd is away", QUEUES | UNACKED),
+        ({"rabbitmq_error": RABBITMQ_AWAY}, "rabbitmq: RabbitMQ is away", KEYS),
+        ({"pages": NO_QUEUES}, "unacked: RabbitMQ's management API: 127.0.0.1", QUEUES | KEYS),
+    ],
+)
+def test_what_cannot_be_counted_is_told_in_one_line_and_the_rest_is_sent(
+    operator: Operator, fault: dict[str, object], what: str, left: dict[str, int]
+) -> None:
+    vars(operator).update(fault)
+    ran = gauges(operator, "order")
+    assert (ran.code, operator.sent) == (1, [left])
+    (line,) = [line for line in ran.lines if "not counted" in line]
+    assert line.startswith(f"not counted: {what}")
+
+
+def test_an_api_that_no_longer_counts_what_is_unacked(operator: Operator) -> None:
+    del operator.queue("order")["messages_unacknowledged"]
+    missing = {"unacked": "RabbitMQ's management API does not tell"}
+    assert gauges(operator, "--json").json["missing"] == missing
+    assert operator.sent == [QUEUES | KEYS]
+
+
+def test_faults_are_said_when_they_begin_and_end_and_no_old_number_is_sent(
+    operator: Operator,
+) -> None:
+    """Round after round. Without the management API, the services seen before are counted."""
+    steps: list[Callable[[], object]] = [
+        lambda: setattr(operator, "etcd_error", ETCD_AWAY),
+        lambda: operator.has_record("order", "3"),
+        lambda: setattr(operator, "etcd_error", None),
+        lambda: operator.pages.update(NO_QUEUES),
+    ]
+
+    def wait() -> None:
+        if not steps:
+            raise KeyboardInterrupt
+        steps.pop(0)()
+
+    operator.waits = wait
+    said = gauges(operator, "--every", "1s").err.splitlines()
+    assert [line.split(": ")[1:3] for line in said] == [
+        *(["not counted", "etcd"], ["counted again", "etcd"], ["not counted", "unacked"]),
+        ["interrupted"],
+    ]
+    three = {"order_records": 3}
+    without = [QUEUES | UNACKED] * 2
+    assert operator.sent == [ALL, *without, ALL | three, QUEUES | KEYS | three]
 
 
 # find and remove
@@ -184,10 +254,6 @@ def several() -> Operator:
     return operator
 
 
-def lines(operator: Operator, *arguments: str) -> list[str]:
-    return operator.run("find", "1", *arguments).out.splitlines()
-
-
 def test_an_event_is_looked_for_in_every_place_of_every_service(several: Operator) -> None:
     several.has_record("order", "1")
     several.has_letter(BODY, "notify.retry.10s", attempts=2, error="ConnectionError: no")
@@ -195,35 +261,33 @@ def test_an_event_is_looked_for_in_every_place_of_every_service(several: Operato
     several.has_letter(BODY, "billing.dead-letter", reason="failed", error="KeyError: 'EUR'")
     several.has_letter(BODY, "billing")
     ran = several.run("find", "1")
-    assert ran.code == 0
-    assert ran.out.splitlines() == [
-        "billing: waits in billing",
-        "billing: a dead letter: failed: KeyError: 'EUR'",
-        "notify: waits in notify.retry.10s for its next attempt, after 2: ConnectionError: no",
-        "order: done, 1m 40s ago",
-    ]
+    assert (ran.code, ran.lines) == (
+        0,
+        [
+            "billing: waits in billing",
+            "billing: a dead letter: failed: KeyError: 'EUR'",
+            "notify: waits in notify.retry.10s for its next attempt, after 2: ConnectionError: no",
+            "order: done, 1m 40s ago",
+        ],
+    )
     found = several.run("find", "1", "--json").json["services"]
-    assert [message["queue"] for message in found["billing"]["messages"]] == [
-        "billing",
-        "billing.dead-letter",
-    ]
-    assert found["order"]["record"]["state"] == "done"
-    assert not several.removed
-    assert not several.resent
+    held = [message["queue"] for message in found["billing"]["messages"]]
+    assert (held, found["order"]["record"]["state"]) == (["billing", "billing.dead-letter"], "done")
+    assert (several.removed, several.resent) == ([], [])
 
 
 @pytest.mark.parametrize("state", ["claimed", "publishing"])
 def test_what_is_in_flight_is_told_by_its_record(several: Operator, state: str) -> None:
     events = (Outgoing(BODY),) if state == "publishing" else ()
     several.has_record("order", "1", state=state, events=events)
-    assert lines(several, "order") == [f"order: {state}, 1m 40s ago (in flight)"]
+    assert several.run("find", "1", "order").out == f"order: {state}, 1m 40s ago (in flight)\n"
 
 
 def test_what_nobody_has_is_not_found(several: Operator) -> None:
     several.queue("order")["messages_unacknowledged"] = 3
     ran = several.run("find", "1", "order", "notify")
     assert ran.code == 1
-    assert ran.out.splitlines() == [
+    assert ran.lines == [
         "order: not found; its replicas have 3 in flight, which may include it",
         "notify: not found",
     ]
@@ -236,15 +300,12 @@ def test_a_large_queue_is_looked_into_when_asked_to(
     monkeypatch.setattr(records, "LOOKED_AT_MOST", 1)
     for _ in range(2):
         several.has_letter(BODY, "order")
-    assert lines(several, "order") == [
+    assert several.run("find", "1", "order").lines == [
         "order: not found",
         "order: not looked for among the 2 messages of order: --all does",
     ]
     assert several.looked_at == 0
-    assert lines(several, "order", "--all") == ["order: waits in order"] * 2
-
-
-# remove
+    assert several.run("find", "1", "order", "--all").lines == ["order: waits in order"] * 2
 
 
 def test_a_services_queues_are_removed_after_showing_what_is_in_them(several: Operator) -> None:
@@ -273,5 +334,4 @@ def test_nothing_is_removed_of_a_service_that_runs_or_is_not_there(
     several.depths["billing"] = Depth(2, 0)
     several.types(typed)
     ran = several.run("remove", service)
-    assert (ran.code, several.deleted) == (1, [])
-    assert why in ran.err
+    assert (ran.code, several.deleted, why in ran.err) == (1, [], True)

@@ -28,6 +28,8 @@ from .web import Tls, WebError, is_address, without_login
 READ_AT_MOST = 20_000
 """So many records are read for their states; of more only the number is told, unless asked for."""
 
+_NOT_RUN = "it has not run yet, or this is another name"
+
 
 def _address(text: str) -> str:
     if not is_address(text):
@@ -39,8 +41,9 @@ def _status(arguments: argparse.Namespace, context: Context) -> Report:
     """Show what can be seen. Not ok where a server does not answer, or a service does not run."""
     found = context.management().queues()
     rows: dict[str, dict[str, Any]] = {name: {} for name in found.services(arguments.service)}
-    versions = {"idempotent-consumer": _library()}
-    problems = []
+    versions, problems = {"idempotent-consumer": "not installed"}, list[str]()
+    with suppress(PackageNotFoundError):
+        versions["idempotent-consumer"] = version("idempotent-consumer")
     try:
         with context.rabbitmq() as broker:
             versions["rabbitmq"] = broker.version
@@ -76,11 +79,14 @@ def _status(arguments: argparse.Namespace, context: Context) -> Report:
     return Report(document, "\n".join(parts), not problems)
 
 
-def _library() -> str:
-    try:
-        return version("idempotent-consumer")
-    except PackageNotFoundError:
-        return "not installed"
+def _idle(name: str, row: dict[str, Any]) -> list[str]:
+    """Return what is wrong where nobody consumes a service's queue."""
+    if row["ready"] is None:
+        return [f"{name} has no queue: {_NOT_RUN}"]
+    if not row["consumers"]:
+        why = f"{name} has no consumer, and its queue grows with each event: start it, or take its"
+        return [f"{why} queues away with idempotent-consumer remove {name}"]
+    return []
 
 
 def _queues(name: str, context: Context, broker: Broker, found: Queues) -> dict[str, Any]:
@@ -99,16 +105,6 @@ def _queues(name: str, context: Context, broker: Broker, found: Queues) -> dict[
         "dead_letters": dead and dead.ready,
         "retries": {delay: depth.ready for delay, depth in retries.items() if depth},
     }
-
-
-def _idle(name: str, row: dict[str, Any]) -> list[str]:
-    """Return what is wrong where nobody consumes a service's queue."""
-    if row["ready"] is None:
-        return [f"{name} has no queue: it has not run yet, or this is another name"]
-    if not row["consumers"]:
-        why = f"{name} has no consumer, and its queue grows with each event: start it, or take its"
-        return [f"{why} queues away with idempotent-consumer remove {name}"]
-    return []
 
 
 def _records(records: Records, all_states: bool) -> dict[str, object]:
@@ -183,7 +179,7 @@ def _remove(arguments: argparse.Namespace, context: Context) -> Report:
         found = {queue: broker.depth(queue) for queue in known.of(name, context.settings)}
     depths = {queue: depth for queue, depth in found.items() if depth is not None}
     if not depths:
-        raise CommandError(f"{name} has no queues: it has not run yet, or this is another name")
+        raise CommandError(f"{name} has no queues: {_NOT_RUN}")
     if any(depth.consumers for depth in depths.values()):
         raise CommandError(f"{name} is running: stop its replicas first")
     held = [f"{queue} with {counted(depth.ready, 'message')}" for queue, depth in depths.items()]

@@ -6,9 +6,7 @@ import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager as ContextManager
-from contextlib import closing, contextmanager, nullcontext, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
-from functools import partial
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
@@ -26,13 +24,18 @@ from idempotent_consumer.cli.etcd import Etcd
 from idempotent_consumer.cli.web import Page, Tls, WebError
 from idempotent_consumer.etcd import EtcdError, Failure
 from idempotent_consumer.event import Outgoing
-from idempotent_consumer.metrics import Metrics
-from idempotent_consumer.producer import Producer
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.etcd import Store
 
 NOW_S = 1_800_000_000.0
 TOKEN = "a" * 32 + "/1/7"
+ETCD_AWAY, RABBITMQ_AWAY = (
+    EtcdError(Failure.UNKNOWN, "etcd is away"),
+    BrokerError("RabbitMQ is away"),
+)
+PAGE_AWAY = WebError("127.0.0.1 does not answer")
+NO_QUEUES = {"api/queues/%2F": PAGE_AWAY}
+"""The management API does not answer."""
 
 
 class Ran(NamedTuple):
@@ -45,6 +48,10 @@ class Ran(NamedTuple):
     @property
     def json(self) -> Any:
         return orjson.loads(self.out)
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.splitlines()
 
 
 class Terminal(io.StringIO):
@@ -68,18 +75,15 @@ class FakeEtcd(Etcd):
         self._operator = operator
 
     def ask(self, method: str, request: Any) -> Any:
-        operator = self._operator
-        if operator.etcd_error is not None:
-            raise operator.etcd_error
+        if self._operator.etcd_error is not None:
+            raise self._operator.etcd_error
         try:
-            reply = operator.store.apply(method, request)
+            reply = self._operator.store.apply(method, request)
         except AioRpcError as error:
             raise EtcdError(Failure.UNKNOWN, str(error.details())) from None
         if method in ("Range", "Txn"):
-            operator.meanwhile()
+            self._operator.meanwhile()
         return reply
-
-    def close(self) -> None: ...
 
 
 class FakeRabbit(Broker):
@@ -137,36 +141,13 @@ class FakeRabbit(Broker):
         self._operator.dead.remove(self._unacked[tag])
 
 
-@dataclass
-class FakeProducer(Producer):
-    """A producer whose broker confirms so many, and then ends as it is told."""
-
-    published: list[bytes]
-    error: Exception | None = None
-
-    def publish(
-        self,
-        bodies: Iterable[bytes],
-        timeout_s: float = 30.0,
-        progress: Callable[[int], None] | None = None,
-        **_: Any,
-    ) -> int:
-        number = 0
-        for number, body in enumerate(bodies, 1):
-            self.published.append(body)
-            if progress is not None:
-                progress(number)
-        if self.error is not None:
-            raise self.error
-        return number
-
-
-class Operator:
-    """Somebody at the command line, with an etcd, a broker and a clock of the test's own."""
+class Operator(Context):
+    """Somebody at the command line, with servers, a terminal and a clock of the test's own."""
 
     def __init__(self) -> None:
-        self.now_s, self.environ = NOW_S, {"ENABLE_ETCD": "true"}
-        self.store = Store(lambda: self.now_s, max_txn_ops=1024)
+        self.given = {"ENABLE_ETCD": "true"}
+        self.time_s = NOW_S
+        self.store = Store(lambda: self.time_s, max_txn_ops=1024)
         self.stdin, self.err = io.BytesIO(), io.StringIO()
         self.depths: dict[str, Depth] = {}
         self.queues: list[dict[str, Any]] = []
@@ -179,7 +160,8 @@ class Operator:
         self.removed: list[bytes] = []
         self.looked_at = 0
         self.pages: dict[str, bytes | WebError] = {}
-        self.producer = FakeProducer([])
+        self.published: list[bytes] = []
+        self.publish_error: Exception | None = None
         self.etcd_error: EtcdError | None = None
         self.rabbitmq_error: BrokerError | None = None
         self.rabbitmq_version = "4.3.6"
@@ -189,17 +171,22 @@ class Operator:
         """What happens while the command lets RabbitMQ have its time."""
         self.sent: list[dict[str, int]] = []
         """The gauges of each sending to statsd."""
-        self.etcd = FakeEtcd(self)
 
     def run(self, *arguments: str, **environ: str) -> Ran:
         """Run the command to its end."""
-        given, context = {**self.environ, **environ}, partial(FakeContext, self)
+
+        def context(environ: Mapping[str, str]) -> Operator:
+            self.environ, self.settings = environ, Settings.from_environ(environ)
+            return self
+
         with redirect_stdout(io.StringIO()) as out, redirect_stderr(self.err):
             try:
-                code = main(arguments, given, context)
+                code = main(arguments, {**self.given, **environ}, context)
             except SystemExit as ended:  # argparse's own way out.
                 code = int(str(ended.code))
-        return Ran(code, out.getvalue(), self.err.getvalue())
+        return Ran(code, out.getvalue(), cast("io.StringIO", self.err).getvalue())
+
+    # What was there before.
 
     def types(self, text: str) -> None:
         """Sit at a terminal and type this."""
@@ -244,6 +231,56 @@ class Operator:
         """Return what the management API shows of a queue."""
         return next(queue for queue in self.queues if queue["name"] == name)
 
+    # What the command works with.
+
+    def rabbitmq(self, url: str = "") -> ContextManager[Broker]:
+        if self.rabbitmq_error is not None:
+            raise self.rabbitmq_error
+        return FakeRabbit(self)
+
+    def etcd(self, address: tuple[str, int] | None = None) -> ContextManager[Etcd]:
+        return nullcontext(FakeEtcd(self))
+
+    def producer(self, _exchange: str) -> ContextManager[Any]:
+        """Open one whose broker confirms all that comes, and then ends as it is told."""
+
+        def publish(bodies: Iterable[bytes], _: float, progress: Callable[[int], None]) -> None:
+            for number, body in enumerate(bodies, 1):
+                self.published.append(body)
+                progress(number)
+            if self.publish_error is not None:
+                raise self.publish_error
+
+        return nullcontext(SimpleNamespace(publish=publish))
+
+    def metrics(self) -> Any:
+        gauges: dict[str, int] = {}
+
+        def send() -> None:
+            self.sent.append(dict(gauges))
+            gauges.clear()
+
+        return SimpleNamespace(gauge=gauges.__setitem__, send=send, close=gauges.clear)
+
+    def now_s(self) -> float:
+        return self.time_s
+
+    def fetch(self, url: str, tls: Tls) -> Page:
+        """Get one of the operator's pages."""
+        known: dict[str, Any] = {
+            "api/queues/%2F": self.queues,
+            "api/health/checks/alarms": {"status": "ok"},
+            "api/policies/%2F": self.policies,
+            "api/operator-policies/%2F": [],
+            "api/bindings/%2F": self.bindings,
+        }
+        pages = {name: orjson.dumps(found) for name, found in known.items()} | self.pages
+        path = url.partition("://")[2].partition("/")[2].partition("?")[0]
+        page = pages.get(path, WebError("no such page", 404))
+        if isinstance(page, WebError):
+            raise page
+        return Page(page)
+
 
 def of_order() -> Operator:
     """Return an operator whose service order holds something of each kind."""
@@ -255,52 +292,3 @@ def of_order() -> Operator:
     operator.has_record("order", "2", state="claimed")
     operator.has_record("order-2", "1")
     return operator
-
-
-class FakeContext(Context):
-    """What the command has around it: the operator's servers, terminal and clock."""
-
-    def __init__(self, operator: Operator, environ: Mapping[str, str]) -> None:
-        self.environ, self.settings = environ, Settings.from_environ(environ)
-        self.stdin, self.err = operator.stdin, operator.err
-        self._operator = operator
-
-    def rabbitmq(self, url: str = "") -> ContextManager[Broker]:
-        if self._operator.rabbitmq_error is not None:
-            raise self._operator.rabbitmq_error
-        return FakeRabbit(self._operator)
-
-    def etcd(self, address: tuple[str, int] | None = None) -> ContextManager[Etcd]:
-        return closing(self._operator.etcd)
-
-    def producer(self, _exchange: str) -> ContextManager[Producer]:
-        return nullcontext(self._operator.producer)
-
-    def metrics(self) -> Metrics:
-        gauges: dict[str, int] = {}
-
-        def send() -> None:
-            self._operator.sent.append(dict(gauges))
-            gauges.clear()
-
-        statsd: Any = SimpleNamespace(gauge=gauges.__setitem__, send=send, close=gauges.clear)
-        return cast("Metrics", statsd)
-
-    def now_s(self) -> float:
-        return self._operator.now_s
-
-    def fetch(self, url: str, tls: Tls) -> Page:
-        """Get one of the operator's pages."""
-        path = url.partition("://")[2].partition("/")[2].partition("?")[0]
-        known: dict[str, Any] = {
-            "api/queues/%2F": self._operator.queues,
-            "api/health/checks/alarms": {"status": "ok"},
-            "api/policies/%2F": self._operator.policies,
-            "api/operator-policies/%2F": [],
-            "api/bindings/%2F": self._operator.bindings,
-        }
-        pages = {name: orjson.dumps(found) for name, found in known.items()} | self._operator.pages
-        page = pages.get(path, WebError("no such page", 404))
-        if isinstance(page, WebError):
-            raise page
-        return Page(page)
