@@ -154,8 +154,8 @@ def test_a_letter_with_any_headers_is_shown_and_sent_back_with_their_bytes_and_n
 
 @pytest.mark.parametrize("verb", ["replay", "drop"])
 def test_all_of_them_only_if_that_is_said(operator: Operator, verb: str) -> None:
-    ran = operator.run("dead-letters", verb, "order")
-    assert (ran.code, "--all" in ran.err, len(operator.dead)) == (2, True, 4)
+    operator.ends(2, "--all", "dead-letters", verb, "order")
+    assert len(operator.dead) == 4
 
 
 REPLAY = ("dead-letters", "replay", "order", "--all")
@@ -216,9 +216,9 @@ def test_a_replay_is_counted_in_a_header(before: object, after: int) -> None:
 
 def test_drop_asks_with_their_number(operator: Operator) -> None:
     operator.types("n\n")
-    ran = operator.run("dead-letters", "drop", "order", "--all")
-    assert (ran.code, operator.removed) == (1, [])
-    assert "Remove 4 dead letters of order for good? [y/N]" in ran.err
+    said = "Remove 4 dead letters of order for good? [y/N]"
+    operator.ends(1, said, "dead-letters", "drop", "order", "--all")
+    assert operator.removed == []
 
 
 def test_drop_leaves_what_came_while_it_asked(operator: Operator) -> None:

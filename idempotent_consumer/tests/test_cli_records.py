@@ -73,8 +73,7 @@ def test_how_long_a_record_stays_and_what_it_publishes_is_shown(
 
 def test_what_somebody_else_wrote_there_is_called_that(operator: Operator) -> None:
     operator.store.put("/service/order/1", b"hands off")
-    ran = operator.run("inspect", "order", "1")
-    assert (ran.code, "it was not written by this library" in ran.out) == (0, True)
+    operator.ends(0, "it was not written by this library", "inspect", "order", "1")
 
 
 @pytest.mark.parametrize(
@@ -126,11 +125,9 @@ def test_a_record_is_deleted_and_it_is_said_how_replicas_learn_it(
 ) -> None:
     operator.has_record("order", "1", state=state)
     operator.has_record("order", "2")
-    ran = operator.run(*FORGET)
-    assert (ran.code, "their watch" in ran.out) == (0, True)
+    operator.ends(0, "their watch", *FORGET)
     assert operator.store.keys("/service/order/") == ["/service/order/2"]
-    ran = operator.run(*FORGET)
-    assert (ran.code, "it is new to it already" in ran.err) == (1, True)
+    operator.ends(1, "it is new to it already", *FORGET)
 
 
 @pytest.mark.parametrize(
@@ -144,8 +141,7 @@ def test_what_a_replica_is_at_work_on_is_deleted_by_force_alone(
     operator: Operator, record: dict[str, Any], says: str
 ) -> None:
     operator.has_record("order", "1", **record)
-    ran = operator.run(*FORGET)
-    assert (ran.code, says in ran.err) == (1, True)
+    operator.ends(1, says, *FORGET)
     assert operator.store.keys("/service/order/") == ["/service/order/1"]
     assert operator.run(*FORGET, "--force").code == 0
     assert operator.store.keys("/service/order/") == []
@@ -160,8 +156,7 @@ def test_a_record_that_has_changed_meanwhile_stays(operator: Operator) -> None:
         operator.has_record("order", "1", state="claimed")
 
     operator.meanwhile = claim
-    ran = operator.run(*FORGET)
-    assert (ran.code, "has changed meanwhile" in ran.err) == (1, True)
+    operator.ends(1, "has changed meanwhile", *FORGET)
     assert operator.store.keys("/service/order/") == ["/service/order/1"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import ssl
+from contextlib import suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
@@ -68,7 +69,10 @@ def fetch(url: str, tls: Tls) -> Page:
             context.load_cert_chain(tls.cert, tls.key)
         opener = build_opener(ProxyHandler({}), HTTPSHandler(context=context))
         with opener.open(request, timeout=_TIMEOUT_S) as answer:
-            return Page(answer.read(), _date(answer.headers))
+            date = None
+            with suppress(TypeError, ValueError):
+                date = parsedate_to_datetime(answer.headers["Date"])
+            return Page(answer.read(), date)
     except HTTPError as error:
         with error:
             answers = f"{where} answers {error.code} {error.reason}"
@@ -76,13 +80,6 @@ def fetch(url: str, tls: Tls) -> Page:
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise WebError(f"{where} does not answer: {reason}") from None
-
-
-def _date(headers: Any) -> datetime | None:
-    try:
-        return parsedate_to_datetime(headers["Date"])
-    except (TypeError, ValueError):
-        return None
 
 
 def without_login(url: str) -> str:

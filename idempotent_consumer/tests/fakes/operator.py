@@ -150,17 +150,13 @@ class Operator(Context):
         self.store = Store(lambda: self.time_s, max_txn_ops=1024)
         self.stdin, self.err = io.BytesIO(), io.StringIO()
         self.depths: dict[str, Depth] = {}
-        self.queues: list[dict[str, Any]] = []
-        self.bindings: list[dict[str, Any]] = []
-        self.policies: list[dict[str, Any]] = []
+        self.queues, self.bindings, self.policies = (list[dict[str, Any]]() for _ in range(3))
         self.waiting = defaultdict[str, list[tuple[Any, bytes]]](list)
         self.dead = self.waiting["order.dead-letter"]
-        self.deleted: list[str] = []
-        self.resent: list[tuple[str, Any, bytes]] = []
-        self.removed: list[bytes] = []
+        self.resent = list[tuple[str, Any, bytes]]()
+        self.removed, self.deleted, self.published = list[bytes](), list[str](), list[bytes]()
         self.looked_at = 0
         self.pages: dict[str, bytes | WebError] = {}
-        self.published: list[bytes] = []
         self.publish_error: Exception | None = None
         self.etcd_error: EtcdError | None = None
         self.rabbitmq_error: BrokerError | None = None
@@ -185,6 +181,12 @@ class Operator(Context):
             except SystemExit as ended:  # argparse's own way out.
                 code = int(str(ended.code))
         return Ran(code, out.getvalue(), cast("io.StringIO", self.err).getvalue())
+
+    def ends(self, code: int, says: str, *arguments: str) -> None:
+        """Run the command, and see with what exit code it ends and that it says this."""
+        ran = self.run(*arguments)
+        if ran.code != code or says not in ran.out + ran.err:
+            raise AssertionError(f"{ran}, and not {code}, {says!r}")
 
     # What was there before.
 
