@@ -70,9 +70,7 @@ def opened(world: World, receiver: Receiver, events: int = FAILURES, **changes: 
     return process
 
 
-def test_it_opens_after_so_many_failures_in_a_row_and_says_so(
-    world: World, receiver: Receiver
-) -> None:
+def test_it_opens_after_so_many_failures_in_a_row(world: World, receiver: Receiver) -> None:
     process = start(world, receiver)
     process.deliver(body("1"))
     process.deliver(body("2"))
@@ -94,9 +92,7 @@ def test_it_opens_after_so_many_failures_in_a_row_and_says_so(
     assert (line["log_level"], line["type"], line["failures"]) == ("warning", "new_order", FAILURES)
 
 
-def test_while_it_is_open_events_are_neither_called_nor_retried_nor_parked(
-    world: World, receiver: Receiver
-) -> None:
+def test_while_it_is_open_events_are_held(world: World, receiver: Receiver) -> None:
     """Nor claimed: another replica, which decides for itself, may call meanwhile."""
     process = opened(world, receiver)
     called = len(receiver.calls)
@@ -120,9 +116,7 @@ def test_one_event_at_a_time_probes_after_waits_that_grow(world: World, receiver
     assert receiver.ids[before : before + 5] == ["2", "a", "b", "0", "1"]
 
 
-def test_the_first_success_closes_it_and_all_that_was_held_is_called_once(
-    world: World, receiver: Receiver
-) -> None:
+def test_the_first_success_closes_it(world: World, receiver: Receiver) -> None:
     process = opened(world, receiver)
     process.deliver(*(body(f"more {number}") for number in range(50)))
     process.advance(120)
@@ -179,9 +173,7 @@ def test_a_breaker_that_opens_again_at_once_waits_as_long_as_the_first_time(worl
     assert receiver.ids == ["2", "2"]
 
 
-def test_an_event_that_comes_when_a_probe_is_due_is_the_probe(
-    world: World, receiver: Receiver
-) -> None:
+def test_an_event_that_comes_when_one_is_due_probes(world: World, receiver: Receiver) -> None:
     process = opened(world, receiver, 1, breaker_failures=1)
     process.lose_channel()
     process.broker.queues["order"].ready.clear()
@@ -192,9 +184,7 @@ def test_an_event_that_comes_when_a_probe_is_due_is_the_probe(
     assert process.running.health.missing == {}
 
 
-def test_zero_keeps_it_closed_and_every_failure_is_an_attempt(
-    world: World, receiver: Receiver
-) -> None:
+def test_zero_failures_keep_it_closed(world: World, receiver: Receiver) -> None:
     process = world.start(receiver.handler, settings=replace(SETTINGS, breaker_failures=0))
     process.deliver(*(body(str(number)) for number in range(50)))
     process.advance(100)
@@ -203,7 +193,7 @@ def test_zero_keeps_it_closed_and_every_failure_is_an_attempt(
 
 
 @pytest.mark.parametrize("etcd", [True, False])
-def test_a_stop_while_it_is_open_waits_for_nothing_that_is_held(
+def test_a_stop_does_not_wait_for_what_is_held(
     world: World, receiver: Receiver, etcd: bool
 ) -> None:
     process = opened(world, receiver, enable_etcd=etcd)
@@ -217,7 +207,7 @@ def test_a_stop_while_it_is_open_waits_for_nothing_that_is_held(
 
 
 @pytest.mark.parametrize("before_probe_s", [0.1, 0.3, 0.9])
-def test_no_probe_is_sent_while_a_stopped_process_closes_its_connections(
+def test_no_probe_is_sent_after_the_stop(
     world: World, receiver: Receiver, before_probe_s: float
 ) -> None:
     """It would be cut off, and its event called again."""
@@ -277,7 +267,7 @@ def test_rejections_open_nothing_and_close_nothing(world: World, receiver: Recei
         (-1, "order.retry.1s"),
     ],
 )
-def test_retry_after_takes_the_shortest_delay_that_is_long_enough_and_is_an_attempt(
+def test_retry_after_takes_a_long_enough_delay(
     world: World, receiver: Receiver, seconds: float, queue: str
 ) -> None:
     receiver.down = RetryAfter(seconds, "the receiver answered 503")

@@ -433,7 +433,7 @@ def is_away_for_long(following: Following) -> None:
 
 
 @pytest.mark.parametrize("happens", [nothing_happens, fails_now_and_then, is_away_for_long])
-def test_a_watch_that_gets_further_is_not_given_up(
+def test_a_watch_that_gets_further_stays(
     following: Following, happens: Callable[[Following], None]
 ) -> None:
     following.record("kept", *MANY)

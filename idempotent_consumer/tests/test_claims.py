@@ -178,9 +178,7 @@ def test_an_attempt_to_claim_that_applies_late_ends_by_itself(order: Order) -> N
 # The lease and the call.
 
 
-def test_a_call_that_waited_for_a_thread_is_not_made_under_a_claim_that_is_gone(
-    order: Order, plain: Plain
-) -> None:
+def test_no_call_is_made_under_a_claim_that_is_gone(order: Order, plain: Plain) -> None:
     """The process has a fresh lease by then, but this claim was under the one before.
 
     Without the difference it would call while the other process does.
@@ -243,7 +241,7 @@ def test_a_call_that_its_lease_does_not_cover_is_claimed_again(
         (1, 1, "calls", {"processed_skipped": 1}),
     ],
 )
-def test_a_claim_that_is_lost_during_the_call_is_counted_and_what_is_there_now_decides(
+def test_a_claim_that_is_lost_during_the_call_is_counted(
     order: Order, fails: int, n: int, others: str, ended: dict[str, int]
 ) -> None:
     """Where nobody else has taken it, done is put, or the failed call retried."""
@@ -269,9 +267,7 @@ def test_a_claim_that_is_lost_during_the_call_is_counted_and_what_is_there_now_d
 # The stop.
 
 
-def test_a_process_that_ends_starts_no_call_that_it_would_cut_off(
-    order: Order, plain: Plain
-) -> None:
+def test_a_process_that_ends_starts_no_call_to_cut_off(order: Order, plain: Plain) -> None:
     """It lets go of it, and another takes it at once, not when the lease has ended.
 
     The others go on: what has time left is done, and needs nobody else.

@@ -81,7 +81,7 @@ OURS: dict[str, object] = {"x-reason": "invalid", "x-error": "not JSON"}
         pika.BasicProperties(headers={"x": {"y": [object()]}}),
     ],
 )
-def test_what_cannot_be_written_in_one_frame_gives_way_to_our_headers(
+def test_what_does_not_fit_a_frame_gives_way_to_our_headers(
     properties: pika.BasicProperties,
 ) -> None:
     """The body and the reason arrive; a message that closes the connection each time does not."""

@@ -156,9 +156,7 @@ def cluster() -> Cluster:
         ("", Failure.UNKNOWN, ""),
     ],
 )
-def test_an_error_of_etcds_is_known_by_its_text_and_every_other_is_unknown(
-    text: str, failure: Failure, hint: str
-) -> None:
+def test_an_error_of_etcds_is_known_by_its_text(text: str, failure: Failure, hint: str) -> None:
     """None of them says that the request did not apply; some come with the setting to look at.
 
     The texts are those of real servers, in the integration tests.
@@ -187,9 +185,7 @@ LEADERLESS = Fate(None, error=NO_LEADER)
         (1, SILENCE, "Deadline Exceeded", CALL_TIMEOUT_S),
     ],
 )
-def test_a_member_that_fails_is_left_at_once_and_a_silent_one_after_the_deadline(
-    members: int, fate: Fate, why: str, after_s: float
-) -> None:
+def test_a_member_that_fails_is_left(members: int, fate: Fate, why: str, after_s: float) -> None:
     cluster = Cluster(members)
     cluster.members[0].fate = lambda _: fate
     with pytest.raises(EtcdError, match=why) as raised:
@@ -252,9 +248,7 @@ def test_the_first_member_asked_is_a_random_one(cluster: Cluster) -> None:
     assert {cluster.ask(cluster.client_of(random)) for _ in range(40)} == {2, 3, 4}
 
 
-def test_a_token_that_has_expired_is_dropped_and_the_next_call_logs_in_again(
-    cluster: Cluster,
-) -> None:
+def test_after_an_expired_token_the_next_call_logs_in_again(cluster: Cluster) -> None:
     """Every other member would refuse it as well."""
     login = ("order", "hunter2")
     client = cluster.client_of(FirstOf(), etcd_user=login[0], etcd_password=login[1])

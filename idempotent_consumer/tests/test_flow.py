@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,7 +13,6 @@ from types import FrameType
 import pika
 import pytest
 
-from fakes.corpus import LARGE, NO_EVENTS, ODD_EVENTS
 from fakes.events import Claimed, Pure, body
 from fakes.ledger import OTHER_DIGEST
 from fakes.world import DEAD_LETTERS, FIRST_RETRY, Order, World
@@ -22,7 +20,6 @@ from idempotent_consumer.bus import COMMITS_IN_FLIGHT, Delivery
 from idempotent_consumer.calls import Handler
 from idempotent_consumer.event import Event, Outgoing, Publish, Put, decode
 from idempotent_consumer.metrics import BOUNDS_S
-from idempotent_consumer.names import encode_id
 from idempotent_consumer.records import CLAIMED, DONE, PUBLISHING, RELEASED, encode
 from idempotent_consumer.service import FINISH_WITHIN_S
 from idempotent_consumer.settings import Settings
@@ -116,7 +113,7 @@ def test_without_etcd_every_delivery_is_processed_or_retried_and_parked(order: O
 
 @pytest.mark.parametrize("state", ["", CLAIMED, RELEASED, PUBLISHING, DONE])
 @pytest.mark.parametrize("ours", [True, False])
-def test_a_type_without_a_handler_is_held_until_its_record_is_done(
+def test_without_a_handler_it_is_held_until_it_is_done(
     order: Order, state: str, ours: bool
 ) -> None:
     """It counts as no attempt; a record of another body says nothing of this one."""
@@ -188,7 +185,7 @@ def decodings(work: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("fails", [0, BODIES])
 @pytest.mark.parametrize("handlers", [Pure, Claimed])
-def test_many_bodies_of_one_id_are_each_decoded_and_judged_once(
+def test_many_bodies_of_one_id_are_judged_once(
     order: Order, handlers: type[Pure | Claimed], fails: int
 ) -> None:
     """What is recorded decides about all that wait: going over them after each is quadratic."""
@@ -233,9 +230,7 @@ def test_many_bodies_of_one_id_are_each_decoded_and_judged_once(
         Publish("t", [1]),  # type: ignore[arg-type]
     ],
 )
-def test_effects_that_cannot_be_recorded_or_published_are_the_handlers_failure(
-    order: Order, returned: object
-) -> None:
+def test_wrong_effects_are_the_handlers_failure(order: Order, returned: object) -> None:
     """Retried, and never sent to etcd; its batch mates are recorded."""
 
     def handler(event: Event) -> object:
@@ -269,7 +264,7 @@ def test_effects_may_be_none_one_or_many(order: Order) -> None:
         ("the event loop was blocked", [0.9, 2.0, 2.0, 5.0], [1, 3]),
     ],
 )
-def test_what_took_long_is_warned_about_and_again_when_it_takes_twice_as_long(
+def test_what_took_long_is_warned_about(
     order: Order, warning: str, takes_s: list[float], warned: list[int]
 ) -> None:
     warnings = [0]
@@ -393,9 +388,7 @@ def test_a_commit_that_is_sent_again_still_counts_as_one_in_flight(order: Order)
 
 
 @pytest.mark.parametrize("handlers", [Pure(), Claimed(waits=True, timeout_s=60.0)])
-def test_the_stop_takes_no_more_and_hands_back_what_is_left_when_its_time_is_over(
-    order: Order, handlers: Pure | Claimed
-) -> None:
+def test_the_stop_hands_back_what_is_left(order: Order, handlers: Pure | Claimed) -> None:
     """Whether an event waits for etcd, or for its call."""
     order = order.world.start(handlers)
     if isinstance(handlers, Pure):
@@ -434,29 +427,6 @@ def test_when_etcd_is_another_nothing_is_settled_any_more(order: Order) -> None:
     assert "etcd" in order.running.health.missing
 
 
-# Whatever arrives.
-
-
-@pytest.mark.parametrize("handlers", [Pure, Claimed])
-def test_in_one_batch_every_event_is_recorded_and_all_else_is_parked(
-    order: Order, handlers: type[Pure | Claimed]
-) -> None:
-    """Untouched, each with a reason for people: without an id, no two are known to be one."""
-    order = order.world.start(handlers())
-    invalid = [each for each in NO_EVENTS if each not in LARGE]
-    order.deliver(*invalid, *ODD_EVENTS.values(), *invalid)
-    assert Counter(message.body for message in order.parked) == Counter(invalid * 2)
-    for message in order.parked:
-        assert message.headers["x-reason"] == "invalid"
-        assert 0 < len(str(message.headers["x-error"]).encode()) < 1000
-        assert "x-attempts" not in message.headers
-    keys = ["/service/order/" + encode_id(event_id) for event_id in ODD_EVENTS]
-    assert sorted(order.store.keys("/service/")) == sorted(keys)
-    ended = {"processed": len(ODD_EVENTS), "invalid": 2 * len(invalid)}
-    assert [order.count(name) for name in ended] == list(ended.values())
-    assert len(order.acked) == sum(ended.values())
-
-
 # How long after its record a duplicate came.
 
 
@@ -487,7 +457,7 @@ def ages(order: Order) -> tuple[int, float]:
         ("9999-99-99T00:00:00+00:00", 0, 0.0),
     ],
 )
-def test_one_that_etcd_was_asked_about_is_as_old_as_its_record_says(
+def test_a_duplicate_is_as_old_as_its_record_says(
     order: Order, time: str, read: int, age_s: float
 ) -> None:
     record(order, "1", time)

@@ -173,9 +173,7 @@ WRONG_EVENTS = [{"id": ""}, {"type": 7}, {"args": None}, {"args": {"a": object()
         *(lambda *_, wrong=wrong: ORDER_EVENT._replace(**wrong) for wrong in WRONG_EVENTS),
     ],
 )
-def test_what_else_a_decoder_does_wrong_holds_the_message_for_a_version_that_reads_it(
-    decode: Any,
-) -> None:
+def test_a_decoder_that_fails_holds_the_message_for_a_later_version(decode: Any) -> None:
     with World() as world:
         process = world.start({"new_order": Handler(lambda _event: None)}, decode=decode)
         process.deliver(b"1 bug")

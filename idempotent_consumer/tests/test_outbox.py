@@ -71,9 +71,7 @@ def test_events_are_recorded_then_published_then_done_then_acked(
     assert order.published == [SHIPPED, BILLED]
 
 
-def test_events_that_a_stopped_process_leaves_unpublished_are_published_by_another(
-    order: Order, other: Order
-) -> None:
+def test_what_a_stop_leaves_unpublished_another_publishes(order: Order, other: Order) -> None:
     order.broker.confirms = False
     order.deliver(body("1", n=1))
     order.stop()

@@ -20,10 +20,6 @@ QUEUE = "order.retry.1s"
 ALARM = "RabbitMQ has an alarm and takes no messages"
 
 
-class Defect(Exception):
-    """What no code of ours should raise."""
-
-
 class Sending(Rabbit):
     """RabbitMQ and a publisher that is connected to it."""
 
@@ -75,7 +71,7 @@ def outcomes(futures: list[asyncio.Future[bool]]) -> list[bool | None]:
     ("multiple", "answered"),
     [(True, [True, True, True, None]), (False, [None, None, True, None])],
 )
-def test_a_confirm_and_a_nack_are_for_one_message_or_for_all_up_to_it(
+def test_a_confirm_is_for_one_message_or_for_all_up_to_it(
     rabbit: Sending, multiple: bool, answered: list[bool | None], nacked: bool
 ) -> None:
     """What is nacked is sent again; and whoever waits may have been cancelled."""
@@ -123,9 +119,7 @@ def test_after_a_confirm_a_nacked_message_is_sent_again_soon(rabbit: Sending) ->
         assert future.result() is True
 
 
-def test_messages_that_channels_are_lost_with_together_are_sent_whole_one_after_the_other(
-    rabbit: Sending,
-) -> None:
+def test_messages_lost_together_are_sent_whole_one_after_the_other(rabbit: Sending) -> None:
     """Only of one that is alone in flight is it known that it may be to blame."""
     rabbit.broker.confirms = False
     futures = [rabbit.send(body=body) for body in (b"1", b"2")]
@@ -140,9 +134,7 @@ def test_messages_that_channels_are_lost_with_together_are_sent_whole_one_after_
     assert set(rabbit.sent) == {"whole"}
 
 
-def test_the_one_message_that_the_broker_closes_connections_for_is_sent_bare(
-    rabbit: Sending,
-) -> None:
+def test_a_message_that_the_broker_closes_connections_for_is_sent_bare(rabbit: Sending) -> None:
     def close_for_it(_queue: str) -> bool:
         last = rabbit.broker.published[-1]
         if (last.body, last.properties.message_id) == (b"it", "whole"):
@@ -231,9 +223,7 @@ def test_an_event_that_no_queue_takes_is_named(rabbit: Sending) -> None:
 # Alarms.
 
 
-def test_during_an_alarm_no_confirm_is_late_and_after_it_each_has_its_whole_time(
-    rabbit: Sending,
-) -> None:
+def test_after_an_alarm_each_confirm_has_its_whole_time(rabbit: Sending) -> None:
     """The broker does not read: it has not had the message, and needs a moment when it reads on."""
     assert rabbit.connection.params.tcp_options == KEEPALIVE
     assert "TCP_USER_TIMEOUT" not in KEEPALIVE
@@ -280,9 +270,7 @@ class Wanted:
         return self.yet
 
 
-def test_what_is_not_wanted_any_more_is_not_sent_nor_again_after_a_loss_or_a_nack(
-    rabbit: Sending,
-) -> None:
+def test_what_is_not_wanted_any_more_is_not_sent_nor_sent_again(rabbit: Sending) -> None:
     rabbit.broker.nacks = lambda _: True
     wanted = Wanted()
     futures = [rabbit.send(wanted)]
@@ -327,26 +315,6 @@ def test_what_is_not_confirmed_when_it_closes_is_given_up(rabbit: Sending, answe
     rabbit.loop.run_until_idle()
     assert outcomes(futures) == [False, False]
     assert rabbit.running.result() is None
-
-
-def test_a_defect_in_what_the_broker_sets_off_ends_it(rabbit: Sending) -> None:
-    """Not the connection, by pika, nor nothing at all, by the loop."""
-
-    def wanted() -> bool:
-        if rabbit.broker.alarm:
-            return True
-        raise Defect
-
-    rabbit.broker.set_alarm(True)
-    rabbit.send()
-    rabbit.send(wanted)
-    rabbit.broker.set_alarm(False)
-    rabbit.loop.run_until_idle()
-    assert rabbit.running.done()
-    with pytest.raises(ExceptionGroup) as raised:
-        rabbit.running.result()
-    assert raised.group_contains(Defect)
-    assert len(rabbit.attempts) == 1
 
 
 # Messages.

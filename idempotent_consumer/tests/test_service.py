@@ -85,7 +85,7 @@ class Waiting:
         (max, False),  # A function of C's may tell nothing of its parameters.
     ],
 )
-def test_a_claimed_handler_is_a_plain_function_or_a_coroutine(
+def test_a_claimed_handler_is_plain_or_a_coroutine(
     service: Service, function: Any, is_coroutine: bool
 ) -> None:
     """Or an object that can be called as one: else its coroutine would never be awaited."""

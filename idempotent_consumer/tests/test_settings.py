@@ -142,7 +142,7 @@ def test_what_tls_needs_is_taken(given: list[str], tmp_path: Path) -> None:
         ("RABBITMQ_CA_CERT", "certificate", ""),
     ],
 )
-def test_a_file_that_does_not_hold_what_it_should_is_refused(
+def test_a_file_without_what_it_should_hold_is_refused(
     variable: str, what: str, held: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "a.pem"
@@ -155,9 +155,7 @@ def test_a_file_that_does_not_hold_what_it_should_is_refused(
     "kinds",
     [{"ca_certs": "CA_CERT"}, {"ca_certs": "CA_CERT", "certfile": "CERT", "keyfile": "KEY"}],
 )
-def test_each_url_of_the_broker_gets_the_certificates(
-    kinds: dict[str, str], tmp_path: Path
-) -> None:
+def test_each_url_gets_the_certificates(kinds: dict[str, str], tmp_path: Path) -> None:
     """As pika's URLs take them: one option, whose value is a literal."""
     given = files(tmp_path, *(f"RABBITMQ_{kind}" for kind in kinds.values()))
     settings = read(RABBITMQ_URL="amqps://a/,amqps://b/v?heartbeat=5", **given)
