@@ -31,7 +31,6 @@ from fakes.headers import (
     table,
 )
 from idempotent_consumer.amqp import (
-    LARGEST_READ_BYTES,
     TCP_OPTIONS,
     Connection,
     Properties,
@@ -170,19 +169,6 @@ def test_one_turn_is_one_write_unless_it_is_large(
     assert asyncio.run(send()) == writes
 
 
-def test_what_is_sent_behind_the_end_is_dropped() -> None:
-    async def send() -> list[bytes]:
-        wire, defects = WrittenTo(), list[Any]()
-        asyncio.get_running_loop().set_exception_handler(lambda _, error: defects.append(error))
-        wire.emit(b"1")
-        wire.end()
-        await asyncio.sleep(0)
-        assert defects == []
-        return wire.writes
-
-    assert asyncio.run(send()) == []
-
-
 # Read: deliveries taken from the socket's bytes are the ones that pika would have made of them.
 
 CHANNEL, CONSUMER = 1, "ctag1.1"
@@ -291,22 +277,6 @@ def test_a_frame_without_its_end_is_an_error_as_it_is_to_pika(number: int) -> No
     data[ends[number]] = 0
     with pytest.raises(pika.exceptions.InvalidFrameError):
         ReadFrom().feed(bytes(data), [])
-
-
-def test_a_large_body_is_pikas_from_its_first_bytes_on() -> None:
-    wire, body = ReadFrom(), b"x" * (LARGEST_READ_BYTES + 1)
-    data = delivery(1, body)
-    wire.feed(data, list(range(0, len(data), 4096)))
-    assert wire.seen[0][4] == body
-    assert wire.left_to_pika == 2 + len(range(0, len(body), FRAME_BYTES))
-
-
-def test_without_a_consumer_everything_is_pikas() -> None:
-    """After a cancel pika hands back what still arrives."""
-    wire = ReadFrom()
-    wire.reader = None
-    wire.feed(delivery(1, b"body"), [])
-    assert wire.left_to_pika == 3
 
 
 # Properties with any headers: how they are read, and that they are written as they came.
@@ -419,13 +389,6 @@ def test_whatever_bytes_arrive_are_read_and_sent_on(data: bytes) -> None:
     read = Properties().decode(data)
     assert read.encode() == [data] or (read.encode(), read) == ([b"\0\0"], pika.BasicProperties())
     assert forwarded_properties(read, OURS).headers["x-attempts"] == 1
-
-
-@given(st.dictionaries(st.text(), st.integers(-(2**63), 2**63 - 1) | st.text()))
-def test_what_pika_writes_is_read_as_pika_reads_it(headers: dict[str, Any]) -> None:
-    properties = pika.BasicProperties(headers=headers, type="t", timestamp=5, priority=1)
-    data = b"".join(properties.encode())
-    assert Properties().decode(data) == pika.BasicProperties().decode(data) == properties
 
 
 def test_pika_reads_messages_with_the_bytes_of_their_headers() -> None:

@@ -14,12 +14,10 @@ from fakes.world import DEAD_LETTERS, Order, World
 from idempotent_consumer import Event, Reject, RetryAfter, Service
 from idempotent_consumer.calls import FIRST_PROBE_S, LONGEST_PROBE_S, Handler
 from idempotent_consumer.metrics import SEND_EVERY_S
-from idempotent_consumer.records import DONE, RELEASED
 from idempotent_consumer.testing.process import SETTINGS
 
 NAME = "circuit breaker of new_order"
 FAILURES = 3
-LATER_S = 300.0
 DOWN = ConnectionError("refused")
 
 
@@ -92,18 +90,6 @@ def test_it_opens_after_so_many_failures_in_a_row(world: World, receiver: Receiv
     assert (line["log_level"], line["type"], line["failures"]) == ("warning", "new_order", FAILURES)
 
 
-def test_while_it_is_open_events_are_held(world: World, receiver: Receiver) -> None:
-    """Nor claimed: another replica, which decides for itself, may call meanwhile."""
-    process = opened(world, receiver)
-    called = len(receiver.calls)
-    process.deliver(*(body(f"more {number}") for number in range(50)))
-    assert (len(receiver.calls), process.claims()) == (called, 0)
-    process.advance(LATER_S)
-    assert process.count("failed") == 0
-    assert process.count("retried") == FAILURES - 1  # Those that failed before it opened.
-    assert process.parked == []
-
-
 def test_one_event_at_a_time_probes_after_waits_that_grow(world: World, receiver: Receiver) -> None:
     process = opened(world, receiver)
     process.deliver(body("a"), body("b"))
@@ -133,18 +119,6 @@ def test_the_first_success_closes_it(world: World, receiver: Receiver) -> None:
     assert NAME in process.running.health.missing
     process.advance(FIRST_PROBE_S)
     assert receiver.ids == ["again 0", "again 1", "again 2", "again 2"], "it waits for 1 s again"
-
-
-def test_a_probe_that_fails_costs_its_event_no_attempt(world: World, receiver: Receiver) -> None:
-    """With one retry, an event that fails twice is parked: here it fails at each of its probes."""
-    process = opened(world, receiver, retry_delays=(("1s", 1),))
-    process.advance(120)
-    assert receiver.ids.count("2") > 2
-    assert process.record("2").state == RELEASED
-    receiver.down = None
-    process.advance(LONGEST_PROBE_S + 1)
-    assert process.record("2").state == DONE
-    assert process.count("failed") == 0
 
 
 def test_a_breaker_that_opens_again_at_once_waits_as_long_as_the_first_time(world: World) -> None:
@@ -182,14 +156,6 @@ def test_an_event_that_comes_when_one_is_due_probes(world: World, receiver: Rece
     process.deliver(body("late"))
     assert receiver.ids[:1] == ["late"]
     assert process.running.health.missing == {}
-
-
-def test_zero_failures_keep_it_closed(world: World, receiver: Receiver) -> None:
-    process = world.start(receiver.handler, settings=replace(SETTINGS, breaker_failures=0))
-    process.deliver(*(body(str(number)) for number in range(50)))
-    process.advance(100)
-    assert process.running.health.missing == {}
-    assert process.count("failed") == 50
 
 
 @pytest.mark.parametrize("etcd", [True, False])

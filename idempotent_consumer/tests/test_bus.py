@@ -99,21 +99,6 @@ def test_what_held_is_followed_at_once_else_ever_more_slowly(rabbit: Recovering)
     assert max(later - sooner for sooner, later in pairwise(times_s)) > 4 * AT_ONCE_S
 
 
-def test_health_and_log_say_what_is_missing_and_since_when_it_is_back(rabbit: Recovering) -> None:
-    assert rabbit.health.missing == {"rabbitmq": "not connected yet"}
-    rabbit.run()
-    assert rabbit.health.missing == {}
-    rabbit.lose()
-    assert rabbit.health.missing == {"rabbitmq": RESET}
-    rabbit.next_attempt_s()
-    assert rabbit.health.missing == {}
-    warning, connected = rabbit.lines.entries[1:]
-    assert 0 <= warning.pop("again_in_s") <= AT_ONCE_S
-    which = {"connection": "rabbitmq", "node": "h:5672"}
-    assert warning == {"event": LOSS, "log_level": "warning", "error": RESET, **which}
-    assert connected == {"event": "connected to RabbitMQ", "log_level": "info", **which}
-
-
 def test_a_failure_that_stays_the_same_is_said_now_and_then(rabbit: Recovering) -> None:
     """A refused login would be said several times a second."""
 
@@ -261,24 +246,6 @@ def test_it_closes_while_a_connection_is_being_opened(rabbit: Recovering) -> Non
     rabbit.loop.advance(60)
     assert running.result() is None
     assert rabbit.broker.sessions == []
-
-
-def test_a_silent_broker_does_not_hold_up_the_next_connection(rabbit: Recovering) -> None:
-    clients: list[ClientChannel] = []
-
-    async def use(client: ClientChannel) -> None:
-        clients.append(client)
-        await client.reply()
-
-    rabbit.run(use)
-    rabbit.fall_silent()
-    clients[0].lose("it is of no use")
-    lost_s = rabbit.loop.time()
-    assert rabbit.next_attempt_s() - lost_s <= CLOSE_TIMEOUT_S + AT_ONCE_S
-    called: list[object] = []
-    clients[0].callback(called.append)("what the broker sends when it goes on")
-    clients[1].callback(called.append)("what it sends on the connection that is used")
-    assert called == ["what it sends on the connection that is used"]
 
 
 # Deliveries on their way in.
@@ -525,18 +492,6 @@ def test_what_is_in_hand_is_bounded_in_bytes(start: Start) -> None:
         "what is in flight is large: no more is read until half of it is settled"
     )
     assert (warning["deliveries"], warning["bytes"]) == (3, 100)
-
-
-def test_a_channel_lost_while_nothing_is_read_is_followed_by_another(start: Start) -> None:
-    """One delivery that is larger than the bound is taken, alone; the close is agreed."""
-    order = start(max_bytes=0)
-    order.publish(b"1", b"2")
-    order.lose_and_wait_s()
-    order.loop.run_until_idle()
-    assert [(d.body, d.alive) for d in order.arrived()] == [(b"1", False), (b"1", True)]
-    order.do(order.intake.stop)
-    order.close()
-    assert sorted(order.ready) == [b"1", b"2"]
 
 
 # The stop.

@@ -342,36 +342,9 @@ def test_an_import_whose_first_page_takes_long_is_not_begun_again(following: Fol
     assert len(following.pages) == 1
 
 
-@pytest.mark.parametrize("imported", [True, False])
-def test_cancelled_it_ends_its_watch_or_reads_nothing(following: Following, imported: bool) -> None:
-    following.begin()
-    following.loop.advance(IMPORT_AFTER_S * (1.5 if imported else 0.5))
-    assert following.store.watched == bool(following.pages) == imported
-    following.task.cancel()
-    following.loop.run_until_idle()
-    assert following.task.cancelled()
-    calls = len(following.etcd.calls)
-    following.loop.advance(LONGER_THAN_ANY_BACKOFF_S)
-    assert len(following.etcd.calls) == calls
-    assert not following.store.watched
-
-
 # A revision with more deletions than one reply has room for.
 
 MANY = [f"{number:02}" for number in range(10)]
-
-
-def test_a_revision_of_many_deletions_comes_in_fragments(following: Following) -> None:
-    """One reply with all of them may be larger than gRPC receives, at each attempt again."""
-    lease = following.under_one_lease(*MANY)
-    following.record("kept")
-    following.start()
-    following.store.events_a_reply = 3
-    following.store.revoke(lease)
-    following.loop.run_until_idle()
-    assert not any(following.holds(each) for each in MANY)
-    assert following.holds("kept")
-    assert len(following.etcd.sent("Watch")) == 1
 
 
 def test_a_watch_that_breaks_between_fragments_resumes_there(following: Following) -> None:

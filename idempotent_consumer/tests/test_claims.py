@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from fakes.events import Claimed, body
-from fakes.world import FIRST_RETRY, Order, World
+from fakes.world import Order, World
 from idempotent_consumer.calls import Handler
 from idempotent_consumer.event import Event
 from idempotent_consumer.flow import ACK_ALL_EVERY_S
@@ -29,7 +29,6 @@ from idempotent_consumer.testing.loop import Threads
 TIMEOUT_S = 5.0
 OTHERS_TURN_S = 2.0
 TWO_AT_ONCE = Settings(enable_etcd=True, calls_at_once=2)
-ONE_AT_ONCE = Settings(enable_etcd=True, calls_at_once=1)
 RETRIES_MUCH_LATER = Settings(enable_etcd=True, retry_delays=(("1h", 3600),))
 
 
@@ -93,28 +92,6 @@ def test_a_slow_call_holds_up_nothing_else(order: Order) -> None:
     assert order.acks == [Ack(1, (2,), False), Ack(1, (3,), False)]
     order.claimed.end("1")
     assert order.acks[-1] == Ack(1, (1,), True)
-
-
-def test_a_call_that_raises_releases_the_claim_then_retries_then_acks(order: Order) -> None:
-    order.claimed.fails = 1
-    order.broker.confirms = False
-    order.deliver(body("1"))
-    order.etcd.script("Txn", answered_late(2.0))
-    order.claimed.end()
-    assert (order.record().state, order.forwarded) == (RELEASED, [])
-    order.advance(2.0)
-    (retry,) = order.forwarded
-    assert retry.routing_key == FIRST_RETRY
-    assert retry.headers["x-error"].startswith("ConnectionError: refused (events.py:")
-    assert order.acks == []
-    order.confirm()
-    assert order.counts() == {"received": 1, "retried": 1}
-    order.broker.confirms = True
-    order.advance(1.0)
-    order.claimed.end()
-    assert order.claimed.calls == ["1", "1"]
-    assert order.record().state == DONE
-    assert order.count("processed") == 1
 
 
 # Slots.
@@ -284,18 +261,6 @@ def test_a_process_that_ends_starts_no_call_to_cut_off(order: Order, plain: Plai
     other = order.world.start(Claimed())
     other.deliver(body("2"))
     assert other.counts() == {"received": 1, "processed": 1, "sent": 1}
-
-
-def test_a_process_that_ends_claims_nothing_that_it_has_no_time_to_call(order: Order) -> None:
-    order = order.world.start(Claimed(waits=True), settings=ONE_AT_ONCE)
-    order.deliver(body("1"), body("2"))
-    order.stop()
-    order.advance(FINISH_WITHIN_S - TIMEOUT_S)
-    order.claimed.end()
-    order.advance(3)
-    assert order.claimed.calls == ["1"]
-    assert order.states() == [CLAIMED, DONE]
-    assert order.task.done()
 
 
 def test_the_stop_waits_for_a_call_whose_delivery_has_gone_back(order: Order) -> None:

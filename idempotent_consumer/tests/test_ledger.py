@@ -84,13 +84,6 @@ def test_large_records_are_read_in_several_replies(
     assert replica.health.missing == {}
 
 
-def test_looks_beside_what_has_landed_are_read_in_several_replies_too(replica: Replica) -> None:
-    replica.etcd.fate = room_for_reads(3)
-    replica.commit(replica.ask("1"), *(replica.ask(f"x{n}", Kind.LOOK) for n in range(10)))
-    assert [answer.landed for answer in replica.answers] == [True, *[False] * 10]
-    assert len(replica.store.puts("/service/order/")) == 1
-
-
 # Leases.
 
 
@@ -268,20 +261,6 @@ def test_what_the_import_is_told_counts(replica: Replica, other: Replica, told_s
     assert len(replica.answers) == (0 if told_s else 1)
     if told_s:
         assert_halted(replica, REVISION)
-
-
-def test_a_start_and_one_after_a_wipe_say_what_they_found_and_accept_it(replica: Replica) -> None:
-    again = Replica(replica, "b" * 32).open()
-    assert replica.has_logged("info", "new, or was wiped")
-    assert again.has_logged("info", "it holds this service's history")
-    assert len(replica.store.puts("/incarnation/order")) == 1
-    replica.store.wipe()
-    replica.loop.advance(GUARD_EVERY_S + 0.1)
-    assert "etcd" in replica.health.missing
-    restarted = Replica(replica, "c" * 32).open()
-    restarted.commit(restarted.ask("1"))
-    assert restarted.answer.landed
-    assert restarted.has_logged("info", "new, or was wiped")
 
 
 def test_a_start_that_spans_a_wipe_does_not_bring_the_old_incarnation_back() -> None:
