@@ -12,23 +12,9 @@ import pika
 import pytest
 
 from fakes.amqp import Rabbit
+from idempotent_consumer import bus
 from idempotent_consumer.amqp import TCP_OPTIONS
-from idempotent_consumer.bus import (
-    ANSWERS_WITHIN_S,
-    ASKED_EVERY_S,
-    CLOSE_TIMEOUT_S,
-    GONE_WITHIN_S,
-    LAST_ACKS_S,
-    MAX_BYTES_IN_FLIGHT,
-    SAID_EVERY_S,
-    ClientChannel,
-    Delivery,
-    Intake,
-    RecoveringConnection,
-    Topology,
-    prefetch,
-    queue_arguments,
-)
+from idempotent_consumer.bus import ClientChannel, Delivery
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.broker import Queue
 
@@ -53,7 +39,7 @@ class Recovering(Rabbit):
     def __init__(self, nodes: str = "h") -> None:
         super().__init__()
         urls = [f"amqp://{node}/" for node in nodes]
-        self.kept = RecoveringConnection(
+        self.kept = bus.RecoveringConnection(
             "rabbitmq", urls, TCP_OPTIONS, self.system, self.health, self.log
         )
 
@@ -110,7 +96,7 @@ def test_a_failure_that_stays_the_same_is_said_now_and_then(rabbit: Recovering) 
         at_s = rabbit.next_attempt_s()
         said_s += [at_s] * (len(rabbit.said(LOSS)) - before)
     assert 3 <= len(said_s) < TIMES / 3
-    assert min(later - sooner for sooner, later in pairwise(said_s)) >= SAID_EVERY_S
+    assert min(later - sooner for sooner, later in pairwise(said_s)) >= bus.SAID_EVERY_S
     rabbit.broker.away = False
     rabbit.next_attempt_s()
     before = len(rabbit.said(LOSS))
@@ -220,7 +206,7 @@ def test_a_defect_ends_it_as_no_loss_does(
     [
         (lambda *_: None, 0),
         (lambda rabbit, _: rabbit.lose(), 0),
-        (lambda rabbit, _: rabbit.fall_silent(), CLOSE_TIMEOUT_S),
+        (lambda rabbit, _: rabbit.fall_silent(), bus.CLOSE_TIMEOUT_S),
         # As when another task of the service has a defect.
         (lambda _, running: running.cancel(), 0),
     ],
@@ -242,7 +228,7 @@ def test_it_closes_its_connection_and_opens_no_other(
 def test_it_closes_while_a_connection_is_being_opened(rabbit: Recovering) -> None:
     rabbit.broker.latency_s = lambda: 5.0
     running = rabbit.run(fail)
-    assert rabbit.close() <= CLOSE_TIMEOUT_S
+    assert rabbit.close() <= bus.CLOSE_TIMEOUT_S
     rabbit.loop.advance(60)
     assert running.result() is None
     assert rabbit.broker.sessions == []
@@ -261,14 +247,14 @@ class Consuming(Rabbit):
     def __init__(
         self,
         settings: Settings = ONE,
-        max_bytes: int = MAX_BYTES_IN_FLIGHT,
+        max_bytes: int = bus.MAX_BYTES_IN_FLIGHT,
         latency_s: float = 0.0,
     ) -> None:
         super().__init__()
         self.broker.latency_s = lambda: latency_s
         self.returned: list[int] = []
-        self.intake = Intake(
-            Topology("order", retry_delays=settings.retry_delays),
+        self.intake = bus.Intake(
+            bus.Topology("order", retry_delays=settings.retry_delays),
             *(settings.rabbitmq_urls, PREFETCH, self.system, self.health, self.log),
             *(self.returned.append, max_bytes),
         )
@@ -303,7 +289,7 @@ class Consuming(Rabbit):
         """Close it, which takes as long as the last acks need."""
         began_s = self.loop.time()
         self.loop.run_until_complete(self.intake.close())
-        assert self.loop.time() - began_s == LAST_ACKS_S
+        assert self.loop.time() - began_s == bus.LAST_ACKS_S
 
     @property
     def acked(self) -> list[bytes]:
@@ -343,7 +329,7 @@ def order(start: Start) -> Consuming:
 
 def test_what_a_service_consumes_is_declared_and_bound(order: Consuming) -> None:
     declared = {queue.name: queue.arguments for queue in order.broker.queues.values()}
-    assert declared == queue_arguments("order", ONE.retry_delays)
+    assert declared == bus.queue_arguments("order", ONE.retry_delays)
     assert order.broker.exchanges == {"events": [("#", "order")]}
     assert order.health.missing == {}
     assert order.connection.params.tcp_options == TCP_OPTIONS
@@ -363,7 +349,7 @@ def test_whoever_waits_for_deliveries_gets_what_comes_of_any_form(order: Consumi
 
 
 def test_the_prefetch_is_for_twice_the_batches_in_flight(order: Consuming) -> None:
-    assert [prefetch(batch_size) for batch_size in (1, 512, 100_000)] == [8, 4096, 32_767]
+    assert [bus.prefetch(batch_size) for batch_size in (1, 512, 100_000)] == [8, 4096, 32_767]
     order.publish(*(b"%d" % number for number in range(PREFETCH + 5)))
     assert len(order.arrived()) == PREFETCH
 
@@ -414,7 +400,7 @@ def test_it_is_said_why_the_broker_cancels_a_consumer(
 ) -> None:
     """The channel would keep the deliveries that are not overdue, and get no others."""
     fault(order)
-    order.loop.advance(GONE_WITHIN_S)
+    order.loop.advance(bus.GONE_WITHIN_S)
     (lost,) = order.why
     assert lost.endswith(says)
     assert order.returned == [held]
@@ -435,10 +421,10 @@ def test_a_cancel_that_comes_with_the_answer_to_consuming_is_not_missed(start: S
 
 # A broker that is cut off from the others.
 
-LONG_S = 20 * (ASKED_EVERY_S + ANSWERS_WITHIN_S)
+LONG_S = 20 * (bus.ASKED_EVERY_S + bus.ANSWERS_WITHIN_S)
 
 
-@pytest.mark.parametrize("after_s", [ASKED_EVERY_S / 2, ASKED_EVERY_S, LONG_S])
+@pytest.mark.parametrize("after_s", [bus.ASKED_EVERY_S / 2, bus.ASKED_EVERY_S, LONG_S])
 def test_a_broker_that_has_a_majority_is_kept(start: Start, after_s: float) -> None:
     order = start(SEVERAL)
     order.loop.advance(after_s)
@@ -446,7 +432,7 @@ def test_a_broker_that_has_a_majority_is_kept(start: Start, after_s: float) -> N
     order.publish(b"1")
     assert order.bodies() == [b"1"]
     order.cancel()
-    order.loop.advance(ASKED_EVERY_S + GONE_WITHIN_S)
+    order.loop.advance(bus.ASKED_EVERY_S + bus.GONE_WITHIN_S)
     assert "the broker cancelled the consumer" in order.why[0]
 
 
@@ -455,7 +441,7 @@ def test_a_broker_that_answers_nothing_is_left_where_there_is_another(start: Sta
     order, alone = start(SEVERAL), start(ONE)
     for each in (order, alone):
         each.fall_silent()
-        each.loop.advance(ASKED_EVERY_S + ANSWERS_WITHIN_S + 1)
+        each.loop.advance(bus.ASKED_EVERY_S + bus.ANSWERS_WITHIN_S + 1)
     assert order.why == ["no answer within 5 s: this broker may be cut off from the others"]
     order.next_attempt_s()
     assert {host for _, host in order.attempts} == {"a", "b"}
@@ -471,7 +457,7 @@ def test_a_broker_of_several_is_not_left_while_nothing_is_read(start: Start) -> 
     (delivery,) = order.arrived()
     delivery.settle()
     order.fall_silent()
-    order.loop.advance(ASKED_EVERY_S + 2 * ANSWERS_WITHIN_S + 1)
+    order.loop.advance(bus.ASKED_EVERY_S + 2 * bus.ANSWERS_WITHIN_S + 1)
     assert len(order.why) == 1
 
 

@@ -15,15 +15,9 @@ from idempotent_consumer.flow import ACK_ALL_EVERY_S
 from idempotent_consumer.records import CLAIMED, DONE, RELEASED
 from idempotent_consumer.service import FINISH_WITHIN_S
 from idempotent_consumer.settings import Settings
+from idempotent_consumer.testing import etcd
 from idempotent_consumer.testing.broker import Ack
-from idempotent_consumer.testing.etcd import (
-    FINE,
-    REQUEST_LOST,
-    Call,
-    Fate,
-    answered_late,
-    applied_late,
-)
+from idempotent_consumer.testing.etcd import Call, Fate
 from idempotent_consumer.testing.loop import Threads
 
 TIMEOUT_S = 5.0
@@ -71,7 +65,7 @@ def threads_that_start_after(*delays_s: float) -> Callable[[int], Threads]:
 
 
 def test_an_event_is_claimed_then_called_then_done_then_acked(order: Order) -> None:
-    order.etcd.script("Txn", answered_late(1.0))
+    order.etcd.script("Txn", etcd.answered_late(1.0))
     order.deliver(body("1"))
     assert (order.record().state, order.claimed.calls) == (CLAIMED, [])
     order.advance(1.0)
@@ -107,7 +101,7 @@ def test_no_more_is_claimed_than_can_be_called(order: Order, is_coroutine: bool)
 
     def fate(_: Call) -> Fate:
         late_s = chance.random()
-        return REQUEST_LOST if chance.random() < 0.3 else Fate(late_s, late_s)
+        return etcd.REQUEST_LOST if chance.random() < 0.3 else Fate(late_s, late_s)
 
     plain = Plain(order.world, takes_s=1.0)
     handler = Claimed().handler if is_coroutine else plain.handler
@@ -141,7 +135,7 @@ def test_who_waits_for_another_asks_a_few_times_a_second_and_is_named_once(order
 def test_an_attempt_to_claim_that_applies_late_ends_by_itself(order: Order) -> None:
     """Its lease is not kept alive, so what it holds up is held up for one lease at the most."""
     order = order.world.start(Claimed(fails=1), settings=RETRIES_MUCH_LATER)
-    order.etcd.script("Txn", applied_late(12))
+    order.etcd.script("Txn", etcd.applied_late(12))
     order.deliver(body("1"))
     order.advance(1)
     assert order.record().state == RELEASED
@@ -178,10 +172,10 @@ def test_no_call_is_made_under_a_claim_that_is_gone(order: Order, plain: Plain) 
 
 def etcd_is_away(order: Order) -> None:
     """With its lease of 15 s the claim might end during the call."""
-    order.etcd.fate = lambda _: REQUEST_LOST
+    order.etcd.fate = lambda _: etcd.REQUEST_LOST
     order.advance(10.5)
     assert order.count("sent") == 0
-    order.etcd.fate = lambda _: FINE
+    order.etcd.fate = lambda _: etcd.FINE
 
 
 @pytest.mark.parametrize(
@@ -300,7 +294,7 @@ def test_a_defect_in_any_task_ends_the_run(order: Order, method: str) -> None:
     def fate(call: object) -> Fate:
         if getattr(call, "method", "") == method:
             raise RuntimeError("a defect")
-        return FINE
+        return etcd.FINE
 
     order.etcd.fate = fate
     order.broker.publish("", "order", body("1"))
@@ -312,7 +306,7 @@ def test_a_defect_in_any_task_ends_the_run(order: Order, method: str) -> None:
 
 def test_deliveries_that_went_back_are_not_kept(order: Order) -> None:
     """While etcd is away each lost channel brings the same events again."""
-    order.etcd.fate = lambda call: REQUEST_LOST if call.method == "Txn" else FINE
+    order.etcd.fate = lambda call: etcd.REQUEST_LOST if call.method == "Txn" else etcd.FINE
     order.deliver(body("1"), body("1", item="other"))
     for _ in range(20):
         order.lose_channel()

@@ -11,14 +11,7 @@ from fakes.ledger import Replica
 from fakes.world import World
 from idempotent_consumer.records import Kind
 from idempotent_consumer.settings import Settings
-from idempotent_consumer.testing.etcd import (
-    FINE,
-    REQUEST_LOST,
-    Call,
-    Fate,
-    answered_late,
-    refused,
-)
+from idempotent_consumer.testing import etcd
 
 
 def replica_with(window_s: int = 3600, call_s: float = 5.0) -> Replica:
@@ -95,11 +88,11 @@ def test_a_lease_that_was_granted_late_is_not_used(others: list[Kind]) -> None:
     replica = replica_with(window_s=10)
     late_ttls_s = {15 if others else 11}
 
-    def fate(call: Call) -> Fate:
+    def fate(call: etcd.Call) -> etcd.Fate:
         if call.method == "LeaseGrant" and call.request.TTL in late_ttls_s:
             late_ttls_s.clear()
-            return answered_late(3.0)
-        return FINE
+            return etcd.answered_late(3.0)
+        return etcd.FINE
 
     replica.etcd.fate = fate
     replica.commit(replica.ask("1"), *(replica.ask("2", kind) for kind in others))
@@ -160,11 +153,11 @@ def test_what_remains_is_never_more_than_etcd_grants(replica: Replica) -> None:
     lease = claim(replica)
     replica.etcd.script(
         "LeaseKeepAlive",
-        answered_late(3.0),
-        REQUEST_LOST,
-        Fate(2.0, 4.0),
-        refused("leader changed"),
-        answered_late(1.0),
+        etcd.answered_late(3.0),
+        etcd.REQUEST_LOST,
+        etcd.Fate(2.0, 4.0),
+        etcd.refused("leader changed"),
+        etcd.answered_late(1.0),
     )
     for _ in range(400):
         replica.loop.advance(0.1)

@@ -10,16 +10,7 @@ from fakes.ledger import LONGER_THAN_ANY_BACKOFF_S, OTHER_DIGEST, Replica, diges
 from idempotent_consumer.event import Event, Publish, Put, check_effects
 from idempotent_consumer.ledger import GUARD_EVERY_S, RELEASED_S
 from idempotent_consumer.records import DONE, PUBLISHING, RELEASED, Kind
-from idempotent_consumer.testing.etcd import (
-    ANSWER_LOST,
-    FINE,
-    REQUEST_LOST,
-    TOO_LARGE,
-    Call,
-    Fate,
-    Store,
-    refused,
-)
+from idempotent_consumer.testing import etcd
 
 EFFECT = Put("/orders/1", b"placed")
 
@@ -35,7 +26,7 @@ def other(replica: Replica) -> Replica:
     return Replica(replica, "b" * 32).open()
 
 
-def fill(store: Store) -> None:
+def fill(store: etcd.Store) -> None:
     """Let others write so much that etcd's revision tells nothing."""
     for number in range(100):
         store.put("/elsewhere", b"%d" % number)
@@ -53,14 +44,14 @@ def test_effects_outlive_the_window_and_the_record_does_not(replica: Replica) ->
 # Replies that are larger than gRPC receives.
 
 
-def room_for_reads(number: int) -> Callable[[Call], Fate]:
+def room_for_reads(number: int) -> Callable[[etcd.Call], etcd.Fate]:
     """Let a transaction's reply have room for so many reads; a larger one has applied as well."""
 
-    def fate(call: Call) -> Fate:
+    def fate(call: etcd.Call) -> etcd.Fate:
         reads = call.method == "Txn" and sum(
             operation.HasField("request_range") for operation in call.request.success
         )
-        return FINE if reads <= number else Fate(error=TOO_LARGE)
+        return etcd.FINE if reads <= number else etcd.Fate(error=etcd.TOO_LARGE)
 
     return fate
 
@@ -132,12 +123,12 @@ def test_a_lost_window_lease_is_replaced_and_the_same_values_are_put(replica: Re
 @pytest.mark.parametrize(
     "error",
     [
-        refused("mvcc: database space exceeded"),
-        refused("permission denied"),
-        REQUEST_LOST,
+        etcd.refused("mvcc: database space exceeded"),
+        etcd.refused("permission denied"),
+        etcd.REQUEST_LOST,
     ],
 )
-def test_an_error_holds_the_batch_until_it_is_over(replica: Replica, error: Fate) -> None:
+def test_an_error_holds_the_batch_until_it_is_over(replica: Replica, error: etcd.Fate) -> None:
     """No status parks, splits or settles: the same transaction is sent until it is answered."""
     replica.etcd.fate = lambda _: error
     replica.commit(replica.ask("1"), replica.ask("2"))
@@ -148,7 +139,7 @@ def test_an_error_holds_the_batch_until_it_is_over(replica: Replica, error: Fate
     warnings = [line for line in replica.lines.entries if line["log_level"] == "warning"]
     assert [line["error"] for line in warnings] == [error.error.details()], "one for all"
     assert 300 < len(replica.etcd.sent("LeaseGrant")) < 1500, "about one a second, with jitter"
-    replica.etcd.fate = lambda _: FINE
+    replica.etcd.fate = lambda _: etcd.FINE
     replica.wait()
     assert [answer.landed for answer in replica.answers] == [True, True]
     assert replica.health.missing == {}
@@ -266,7 +257,7 @@ def test_what_the_import_is_told_counts(replica: Replica, other: Replica, told_s
 def test_a_start_that_spans_a_wipe_does_not_bring_the_old_incarnation_back() -> None:
     """Its first attempt applied, unseen, and gave the old data their name."""
     starting = Replica()
-    starting.etcd.script("Txn", ANSWER_LOST, REQUEST_LOST, REQUEST_LOST, REQUEST_LOST)
+    starting.etcd.script("Txn", etcd.ANSWER_LOST, *[etcd.REQUEST_LOST] * 3)
     starting.open()
     running = Replica(starting, "b" * 32).open()
     running.store.wipe()
