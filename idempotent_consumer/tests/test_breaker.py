@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -306,16 +305,3 @@ def test_a_handler_has_a_bound_of_its_own_beside_that_of_all(world: World) -> No
     process.advance(60)
     assert (most["few"], most["many"] >= 8) == (2, True)
     assert process.count("processed") == 40
-
-
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        ({"at_once": 0}, "at_once is 0: write a whole number from 1"),
-        ({"retry_delays": ["soon"]}, "retry_delays: write a whole number and a unit"),
-        ({"retry_delays": "1s"}, "retry_delays is '1s': write a list"),
-    ],
-)
-def test_what_is_set_wrongly_is_told_at_registration(options: dict[str, Any], why: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=why):
-        Service("order", noun="orders").claimed_handler("a", timeout_s=1, **options)
