@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import inspect
-import socket
 import struct
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -16,7 +14,6 @@ from typing import Any
 import pika
 import pika.exceptions as amqp
 import pytest
-import structlog
 from hypothesis import example, given
 from hypothesis import strategies as st
 from pika import frame, spec
@@ -34,7 +31,6 @@ from fakes.headers import (
     table,
 )
 from idempotent_consumer.amqp import (
-    LARGEST_READ_BYTES,
     TCP_OPTIONS,
     Connection,
     Properties,
@@ -44,9 +40,6 @@ from idempotent_consumer.amqp import (
     keep_header_bytes,
     parameters_of,
 )
-from idempotent_consumer.bus import ClientChannel, RecoveringConnection
-from idempotent_consumer.health import Health
-from idempotent_consumer.service import real_system
 from idempotent_consumer.settings import SettingsError
 
 
@@ -102,9 +95,7 @@ def test_a_failure_of_rabbitmqs_is_told_in_one_line(error: Exception, part: str)
         ("amqp://h/" + "v" * 255, "virtual_host", "v" * 255),
     ],
 )
-def test_a_url_gets_the_librarys_options_unless_it_names_others(
-    url: str, name: str, value: object
-) -> None:
+def test_a_url_gets_options_unless_it_names_others(url: str, name: str, value: object) -> None:
     assert getattr(parameters_of(url, "test"), name) == value
 
 
@@ -161,7 +152,7 @@ LARGE = b"x" * 100_000
     ],
     ids=["small", "large"],
 )
-def test_what_is_sent_in_one_turn_of_the_loop_is_one_write_unless_it_is_large(
+def test_one_turn_is_one_write_unless_it_is_large(
     turns: list[list[bytes]], writes: list[bytes]
 ) -> None:
     """What is large is written at once, and not joined with more and more."""
@@ -176,50 +167,6 @@ def test_what_is_sent_in_one_turn_of_the_loop_is_one_write_unless_it_is_large(
         return wire.writes
 
     assert asyncio.run(send()) == writes
-
-
-def test_what_is_sent_behind_the_end_is_dropped() -> None:
-    async def send() -> list[bytes]:
-        wire, defects = WrittenTo(), list[Any]()
-        asyncio.get_running_loop().set_exception_handler(lambda _, error: defects.append(error))
-        wire.emit(b"1")
-        wire.end()
-        await asyncio.sleep(0)
-        assert defects == []
-        return wire.writes
-
-    assert asyncio.run(send()) == []
-
-
-# Connected.
-
-
-def test_a_connection_that_is_being_opened_can_be_closed() -> None:
-    """To a server that takes connections and says nothing, as a frozen broker does."""
-    connections: list[Connection] = []
-
-    def connect(*parameters: Any, **callbacks: Any) -> Connection:
-        connections.append(Connection(*parameters, **callbacks))
-        return connections[0]
-
-    async def never(_: ClientChannel) -> None:
-        raise AssertionError("it was never open")
-
-    async def run() -> None:
-        system = dataclasses.replace(real_system(), connect=connect)
-        log = structlog.get_logger()
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            server.setblocking(False)
-            url = f"amqp://127.0.0.1:{server.getsockname()[1]}/"
-            recovering = RecoveringConnection("test", [url], TCP_OPTIONS, system, Health(), log)
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(recovering.run(never))
-                accepted, _ = await asyncio.get_running_loop().sock_accept(server)
-                with accepted:
-                    await recovering.close()
-
-    asyncio.run(run())
-    assert [connection.is_closed for connection in connections] == [True]
 
 
 # Read: deliveries taken from the socket's bytes are the ones that pika would have made of them.
@@ -302,9 +249,7 @@ OTHERS = (
 
 
 @given(st.lists(DELIVERIES | OTHERS, max_size=8), st.lists(st.integers(0, 4000), max_size=12))
-def test_whatever_comes_in_whatever_pieces_is_read_as_pika_reads_it(
-    parts: list[bytes], cuts: list[int]
-) -> None:
+def test_what_comes_in_pieces_is_read_as_pika_reads_it(parts: list[bytes], cuts: list[int]) -> None:
     data = b"".join(parts)
     ours, pikas = ReadFrom(), ReadFrom(reads=False)
     ours.feed(data, cuts)
@@ -332,22 +277,6 @@ def test_a_frame_without_its_end_is_an_error_as_it_is_to_pika(number: int) -> No
     data[ends[number]] = 0
     with pytest.raises(pika.exceptions.InvalidFrameError):
         ReadFrom().feed(bytes(data), [])
-
-
-def test_a_large_body_is_pikas_from_its_first_bytes_on() -> None:
-    wire, body = ReadFrom(), b"x" * (LARGEST_READ_BYTES + 1)
-    data = delivery(1, body)
-    wire.feed(data, list(range(0, len(data), 4096)))
-    assert wire.seen[0][4] == body
-    assert wire.left_to_pika == 2 + len(range(0, len(body), FRAME_BYTES))
-
-
-def test_without_a_consumer_everything_is_pikas() -> None:
-    """After a cancel pika hands back what still arrives."""
-    wire = ReadFrom()
-    wire.reader = None
-    wire.feed(delivery(1, b"body"), [])
-    assert wire.left_to_pika == 3
 
 
 # Properties with any headers: how they are read, and that they are written as they came.
@@ -432,9 +361,7 @@ def test_all_properties_that_can_be_sent_on_are_the_same_bytes() -> None:
         (b"l", (2).to_bytes(8), 2),
     ],
 )
-def test_a_header_is_read_as_what_it_is_or_as_its_bytes(
-    kind: bytes, value: bytes, read: object
-) -> None:
+def test_a_header_is_read_as_a_value_or_its_bytes(kind: bytes, value: bytes, read: object) -> None:
     """A whole number of any size is an int: pika has a class of its own for long ones."""
     (found,) = Properties().decode(encoded(table(entry(b"h", kind, value)))).headers.values()
     assert (type(found), found) == (type(read), read)
@@ -462,13 +389,6 @@ def test_whatever_bytes_arrive_are_read_and_sent_on(data: bytes) -> None:
     read = Properties().decode(data)
     assert read.encode() == [data] or (read.encode(), read) == ([b"\0\0"], pika.BasicProperties())
     assert forwarded_properties(read, OURS).headers["x-attempts"] == 1
-
-
-@given(st.dictionaries(st.text(), st.integers(-(2**63), 2**63 - 1) | st.text()))
-def test_what_pika_writes_is_read_as_pika_reads_it(headers: dict[str, Any]) -> None:
-    properties = pika.BasicProperties(headers=headers, type="t", timestamp=5, priority=1)
-    data = b"".join(properties.encode())
-    assert Properties().decode(data) == pika.BasicProperties().decode(data) == properties
 
 
 def test_pika_reads_messages_with_the_bytes_of_their_headers() -> None:
@@ -499,7 +419,7 @@ IO = "pika.adapters.utils.io_services_utils"
         ("pika:BlockingConnection", {"_impl"}, "cli/broker.py"),
     ],
 )
-def test_pika_still_has_the_method_or_the_attributes(
+def test_pika_still_has_its_private_name(
     name: str, expected: list[str] | set[str], used_in: str
 ) -> None:
     """A method is there with these parameters, and a class sets these attributes at first."""

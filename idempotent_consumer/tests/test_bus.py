@@ -12,23 +12,9 @@ import pika
 import pytest
 
 from fakes.amqp import Rabbit
+from idempotent_consumer import bus
 from idempotent_consumer.amqp import TCP_OPTIONS
-from idempotent_consumer.bus import (
-    ANSWERS_WITHIN_S,
-    ASKED_EVERY_S,
-    CLOSE_TIMEOUT_S,
-    GONE_WITHIN_S,
-    LAST_ACKS_S,
-    MAX_BYTES_IN_FLIGHT,
-    SAID_EVERY_S,
-    ClientChannel,
-    Delivery,
-    Intake,
-    RecoveringConnection,
-    Topology,
-    prefetch,
-    queue_arguments,
-)
+from idempotent_consumer.bus import ClientChannel, Delivery
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.broker import Queue
 
@@ -53,7 +39,7 @@ class Recovering(Rabbit):
     def __init__(self, nodes: str = "h") -> None:
         super().__init__()
         urls = [f"amqp://{node}/" for node in nodes]
-        self.kept = RecoveringConnection(
+        self.kept = bus.RecoveringConnection(
             "rabbitmq", urls, TCP_OPTIONS, self.system, self.health, self.log
         )
 
@@ -88,9 +74,7 @@ def hold(rabbit: Recovering, seconds: float) -> float:
     return rabbit.lose_and_wait_s()
 
 
-def test_a_connection_is_followed_by_another_at_once_where_it_held_else_ever_more_slowly(
-    rabbit: Recovering,
-) -> None:
+def test_what_held_is_followed_at_once_else_ever_more_slowly(rabbit: Recovering) -> None:
     """Each of them costs every delivery in flight one of its returns."""
     rabbit.run()
     assert max(hold(rabbit, 11) for _ in range(TIMES)) <= AT_ONCE_S
@@ -99,21 +83,6 @@ def test_a_connection_is_followed_by_another_at_once_where_it_held_else_ever_mor
     assert hold(rabbit, 11) <= AT_ONCE_S
     times_s = [rabbit.next_attempt_s() for _ in range(TIMES)]
     assert max(later - sooner for sooner, later in pairwise(times_s)) > 4 * AT_ONCE_S
-
-
-def test_health_and_log_say_what_is_missing_and_since_when_it_is_back(rabbit: Recovering) -> None:
-    assert rabbit.health.missing == {"rabbitmq": "not connected yet"}
-    rabbit.run()
-    assert rabbit.health.missing == {}
-    rabbit.lose()
-    assert rabbit.health.missing == {"rabbitmq": RESET}
-    rabbit.next_attempt_s()
-    assert rabbit.health.missing == {}
-    warning, connected = rabbit.lines.entries[1:]
-    assert 0 <= warning.pop("again_in_s") <= AT_ONCE_S
-    which = {"connection": "rabbitmq", "node": "h:5672"}
-    assert warning == {"event": LOSS, "log_level": "warning", "error": RESET, **which}
-    assert connected == {"event": "connected to RabbitMQ", "log_level": "info", **which}
 
 
 def test_a_failure_that_stays_the_same_is_said_now_and_then(rabbit: Recovering) -> None:
@@ -127,7 +96,7 @@ def test_a_failure_that_stays_the_same_is_said_now_and_then(rabbit: Recovering) 
         at_s = rabbit.next_attempt_s()
         said_s += [at_s] * (len(rabbit.said(LOSS)) - before)
     assert 3 <= len(said_s) < TIMES / 3
-    assert min(later - sooner for sooner, later in pairwise(said_s)) >= SAID_EVERY_S
+    assert min(later - sooner for sooner, later in pairwise(said_s)) >= bus.SAID_EVERY_S
     rabbit.broker.away = False
     rabbit.next_attempt_s()
     before = len(rabbit.said(LOSS))
@@ -148,9 +117,7 @@ def nodes_tried(nodes: str, times: int, seed: int = 1) -> str:
 
 
 @pytest.mark.parametrize("nodes", ["a", "ab", "abc"])
-def test_each_node_is_tried_before_any_is_again_and_never_the_one_that_was_lost_next(
-    nodes: str,
-) -> None:
+def test_each_node_is_tried_before_any_is_tried_again(nodes: str) -> None:
     tried = nodes_tried(nodes, 300)
     rounds = [tried[at : at + len(nodes)] for at in range(0, 300, len(nodes))]
     assert all(sorted(each) == list(nodes) for each in rounds)
@@ -180,7 +147,7 @@ async def ask_a_channel_that_has_gone(client: ClientChannel) -> None:
         (ask_a_channel_that_has_gone, "the first reason"),
     ],
 )
-def test_a_channel_that_has_gone_is_a_loss_with_its_reason_and_followed_by_another_connection(
+def test_a_lost_channel_is_followed_by_another_connection(
     rabbit: Recovering, use: Callable[[ClientChannel], Any], says: str
 ) -> None:
     rabbit.broker.queues["order"] = Queue("order", {"x-max-length": 2})
@@ -220,7 +187,7 @@ def defects(error: BaseException) -> list[type[BaseException]]:
     [fail, failing_in_a_callback(), failing_in_a_callback("a loss")],
     ids=["at once", "in a callback", "in a callback behind the loss"],
 )
-def test_a_defect_ends_it_and_is_no_lost_connection(
+def test_a_defect_ends_it_as_no_loss_does(
     rabbit: Recovering, use: Callable[[ClientChannel], Any]
 ) -> None:
     running = rabbit.run(use)
@@ -236,65 +203,35 @@ def test_a_defect_ends_it_and_is_no_lost_connection(
 
 @pytest.mark.parametrize(
     ("before", "takes_s"),
-    [(lambda _: None, 0), (Rabbit.lose, 0), (Rabbit.fall_silent, CLOSE_TIMEOUT_S)],
-    ids=["the broker answers", "before the next attempt", "no answer"],
+    [
+        (lambda *_: None, 0),
+        (lambda rabbit, _: rabbit.lose(), 0),
+        (lambda rabbit, _: rabbit.fall_silent(), bus.CLOSE_TIMEOUT_S),
+        # As when another task of the service has a defect.
+        (lambda _, running: running.cancel(), 0),
+    ],
+    ids=["the broker answers", "before the next attempt", "no answer", "cancelled"],
 )
 def test_it_closes_its_connection_and_opens_no_other(
-    rabbit: Recovering, before: Callable[[Rabbit], None], takes_s: float
+    rabbit: Recovering, before: Callable[..., object], takes_s: float
 ) -> None:
     """A broker that does not answer is left to itself."""
     running = rabbit.run()
-    before(rabbit)
+    before(rabbit, running)
     assert rabbit.close() == takes_s
     assert rabbit.connection.is_closed == (takes_s == 0)
     rabbit.loop.advance(60)
-    assert running.result() is None
+    assert running.cancelled() or running.result() is None
     assert len(rabbit.attempts) == 1
 
 
 def test_it_closes_while_a_connection_is_being_opened(rabbit: Recovering) -> None:
     rabbit.broker.latency_s = lambda: 5.0
     running = rabbit.run(fail)
-    assert rabbit.close() <= CLOSE_TIMEOUT_S
+    assert rabbit.close() <= bus.CLOSE_TIMEOUT_S
     rabbit.loop.advance(60)
     assert running.result() is None
     assert rabbit.broker.sessions == []
-
-
-def test_closed_before_it_was_run_it_does_not_connect(rabbit: Recovering) -> None:
-    assert rabbit.close() == 0
-    assert rabbit.run(fail).result() is None
-    assert rabbit.attempts == []
-
-
-def test_a_broker_that_does_not_answer_the_end_of_a_connection_does_not_hold_up_the_next(
-    rabbit: Recovering,
-) -> None:
-    clients: list[ClientChannel] = []
-
-    async def use(client: ClientChannel) -> None:
-        clients.append(client)
-        await client.reply()
-
-    rabbit.run(use)
-    rabbit.fall_silent()
-    clients[0].lose("it is of no use")
-    lost_s = rabbit.loop.time()
-    assert rabbit.next_attempt_s() - lost_s <= CLOSE_TIMEOUT_S + AT_ONCE_S
-    called: list[object] = []
-    clients[0].callback(called.append)("what the broker sends when it goes on")
-    clients[1].callback(called.append)("what it sends on the connection that is used")
-    assert called == ["what it sends on the connection that is used"]
-
-
-def test_a_cancelled_run_closes_its_connection(rabbit: Recovering) -> None:
-    """As when another task of the service has a defect."""
-    running = rabbit.run()
-    running.cancel()
-    rabbit.loop.run_until_idle()
-    assert running.cancelled()
-    assert rabbit.connection.is_closed
-    assert rabbit.close() == 0
 
 
 # Deliveries on their way in.
@@ -310,18 +247,17 @@ class Consuming(Rabbit):
     def __init__(
         self,
         settings: Settings = ONE,
-        max_bytes: int = MAX_BYTES_IN_FLIGHT,
+        max_bytes: int = bus.MAX_BYTES_IN_FLIGHT,
         latency_s: float = 0.0,
-        told: Callable[[int], None] | None = None,
     ) -> None:
         super().__init__()
         self.broker.latency_s = lambda: latency_s
         self.returned: list[int] = []
-        told = told or self.returned.append
-        system, health, log = self.system, self.health, self.log
-        topology = Topology("order", retry_delays=settings.retry_delays)
-        urls = settings.rabbitmq_urls
-        self.intake = Intake(topology, urls, PREFETCH, system, health, log, told, max_bytes)
+        self.intake = bus.Intake(
+            bus.Topology("order", retry_delays=settings.retry_delays),
+            *(settings.rabbitmq_urls, PREFETCH, self.system, self.health, self.log),
+            *(self.returned.append, max_bytes),
+        )
         self.running = self.start(self.intake.run())
 
     def publish(self, *bodies: bytes, properties: Any = None) -> None:
@@ -353,7 +289,7 @@ class Consuming(Rabbit):
         """Close it, which takes as long as the last acks need."""
         began_s = self.loop.time()
         self.loop.run_until_complete(self.intake.close())
-        assert self.loop.time() - began_s == LAST_ACKS_S
+        assert self.loop.time() - began_s == bus.LAST_ACKS_S
 
     @property
     def acked(self) -> list[bytes]:
@@ -393,7 +329,7 @@ def order(start: Start) -> Consuming:
 
 def test_what_a_service_consumes_is_declared_and_bound(order: Consuming) -> None:
     declared = {queue.name: queue.arguments for queue in order.broker.queues.values()}
-    assert declared == queue_arguments("order", ONE.retry_delays)
+    assert declared == bus.queue_arguments("order", ONE.retry_delays)
     assert order.broker.exchanges == {"events": [("#", "order")]}
     assert order.health.missing == {}
     assert order.connection.params.tcp_options == TCP_OPTIONS
@@ -412,26 +348,10 @@ def test_whoever_waits_for_deliveries_gets_what_comes_of_any_form(order: Consumi
     assert not order.start(order.intake.deliveries()).done()
 
 
-def test_the_prefetch_is_for_the_batches_in_flight_and_as_many_behind_them(
-    order: Consuming,
-) -> None:
-    assert [prefetch(batch_size) for batch_size in (1, 512, 100_000)] == [8, 4096, 32_767]
+def test_the_prefetch_is_for_twice_the_batches_in_flight(order: Consuming) -> None:
+    assert [bus.prefetch(batch_size) for batch_size in (1, 512, 100_000)] == [8, 4096, 32_767]
     order.publish(*(b"%d" % number for number in range(PREFETCH + 5)))
     assert len(order.arrived()) == PREFETCH
-
-
-def test_each_channel_is_told_once_as_returned(order: Consuming) -> None:
-    """What had arrived on it is handed over all the same: so it is counted as received."""
-    order.publish(b"1")
-    order.broker.delete_queue("order")
-    order.loop.advance(GONE_WITHIN_S)
-    assert order.returned == [1]
-    order.next_attempt_s()
-    order.lose_and_wait_s()
-    assert order.returned == [1, 0]
-    order.publish(b"2")
-    found = [(delivery.body, delivery.alive) for delivery in order.arrived()]
-    assert found == [(b"1", False), (b"2", True)]
 
 
 # A consumer that the broker cancels.
@@ -475,12 +395,12 @@ CANCELLED = (
     ],
     ids=["deleted", "cancelled, and deleted", "cancelled", "two unacked", "cancelled, and lost"],
 )
-def test_it_is_said_why_the_broker_cancels_a_consumer_and_another_consumes(
+def test_it_is_said_why_the_broker_cancels_a_consumer(
     order: Consuming, fault: Callable[[Consuming], None], says: str, held: int
 ) -> None:
     """The channel would keep the deliveries that are not overdue, and get no others."""
     fault(order)
-    order.loop.advance(GONE_WITHIN_S)
+    order.loop.advance(bus.GONE_WITHIN_S)
     (lost,) = order.why
     assert lost.endswith(says)
     assert order.returned == [held]
@@ -501,40 +421,31 @@ def test_a_cancel_that_comes_with_the_answer_to_consuming_is_not_missed(start: S
 
 # A broker that is cut off from the others.
 
-LONG_S = 20 * (ASKED_EVERY_S + ANSWERS_WITHIN_S)
+LONG_S = 20 * (bus.ASKED_EVERY_S + bus.ANSWERS_WITHIN_S)
 
 
-@pytest.mark.parametrize("after_s", [ASKED_EVERY_S / 2, ASKED_EVERY_S, LONG_S])
-def test_a_broker_of_several_that_has_a_majority_is_kept_until_it_cancels(
-    start: Start, after_s: float
-) -> None:
+@pytest.mark.parametrize("after_s", [bus.ASKED_EVERY_S / 2, bus.ASKED_EVERY_S, LONG_S])
+def test_a_broker_that_has_a_majority_is_kept(start: Start, after_s: float) -> None:
     order = start(SEVERAL)
     order.loop.advance(after_s)
     assert len(order.attempts) == 1
     order.publish(b"1")
     assert order.bodies() == [b"1"]
     order.cancel()
-    order.loop.advance(ASKED_EVERY_S + GONE_WITHIN_S)
+    order.loop.advance(bus.ASKED_EVERY_S + bus.GONE_WITHIN_S)
     assert "the broker cancelled the consumer" in order.why[0]
 
 
-def test_a_broker_that_answers_nothing_that_takes_a_majority_is_left_for_another(
-    start: Start,
-) -> None:
+def test_a_broker_that_answers_nothing_is_left_where_there_is_another(start: Start) -> None:
     """It still answers heartbeats, so nothing else would tell."""
-    order = start(SEVERAL)
-    order.fall_silent()
-    order.loop.advance(ASKED_EVERY_S + ANSWERS_WITHIN_S + 1)
+    order, alone = start(SEVERAL), start(ONE)
+    for each in (order, alone):
+        each.fall_silent()
+        each.loop.advance(bus.ASKED_EVERY_S + bus.ANSWERS_WITHIN_S + 1)
     assert order.why == ["no answer within 5 s: this broker may be cut off from the others"]
     order.next_attempt_s()
     assert {host for _, host in order.attempts} == {"a", "b"}
-
-
-def test_a_single_broker_is_not_asked(order: Consuming) -> None:
-    """There is no other to go to."""
-    order.fall_silent()
-    order.loop.advance(LONG_S)
-    assert order.why == []
+    assert alone.why == []
 
 
 def test_a_broker_of_several_is_not_left_while_nothing_is_read(start: Start) -> None:
@@ -546,16 +457,14 @@ def test_a_broker_of_several_is_not_left_while_nothing_is_read(start: Start) -> 
     (delivery,) = order.arrived()
     delivery.settle()
     order.fall_silent()
-    order.loop.advance(ASKED_EVERY_S + 2 * ANSWERS_WITHIN_S + 1)
+    order.loop.advance(bus.ASKED_EVERY_S + 2 * bus.ANSWERS_WITHIN_S + 1)
     assert len(order.why) == 1
 
 
 # Large deliveries.
 
 
-def test_what_is_in_hand_is_bounded_in_bytes_and_read_on_when_half_is_settled(
-    start: Start,
-) -> None:
+def test_what_is_in_hand_is_bounded_in_bytes(start: Start) -> None:
     """The bodies and what stands in the properties, which is two bytes at the least."""
     order = start(max_bytes=100)
     order.publish(*(b"%d" % number * 48 for number in range(1, 6)))
@@ -571,24 +480,10 @@ def test_what_is_in_hand_is_bounded_in_bytes_and_read_on_when_half_is_settled(
     assert (warning["deliveries"], warning["bytes"]) == (3, 100)
 
 
-def test_a_channel_lost_while_nothing_is_read_is_followed_by_another(start: Start) -> None:
-    """One delivery that is larger than the bound is taken, alone; the close is agreed."""
-    order = start(max_bytes=0)
-    order.publish(b"1", b"2")
-    order.lose_and_wait_s()
-    order.loop.run_until_idle()
-    assert [(d.body, d.alive) for d in order.arrived()] == [(b"1", False), (b"1", True)]
-    order.do(order.intake.stop)
-    order.close()
-    assert sorted(order.ready) == [b"1", b"2"]
-
-
 # The stop.
 
 
-def test_after_the_stop_nothing_more_is_taken_and_what_is_in_hand_can_be_settled(
-    order: Consuming,
-) -> None:
+def test_after_the_stop_what_is_in_hand_can_be_settled(order: Consuming) -> None:
     """It closes when the last acks are safe, and the rest goes back."""
     order.publish(b"1", b"2")
     delivery, _ = order.arrived()
@@ -605,16 +500,6 @@ def test_after_the_stop_nothing_more_is_taken_and_what_is_in_hand_can_be_settled
     assert order.running.result() is None
 
 
-def test_what_is_on_its_way_at_the_stop_goes_back(start: Start) -> None:
-    order = start(latency_s=0.1)
-    order.loop.advance(5)
-    order.broker.publish("events", "new_order", b"1")
-    order.do(order.intake.stop)
-    order.loop.advance(1)
-    assert (order.arrived(), order.intake.in_hand) == ([], 0)
-    assert order.ready == [b"1"]
-
-
 def test_stopped_before_it_is_connected_it_consumes_nothing(start: Start) -> None:
     order = start(latency_s=0.1)
     order.do(order.intake.stop)
@@ -623,12 +508,3 @@ def test_stopped_before_it_is_connected_it_consumes_nothing(start: Start) -> Non
     assert order.broker.sessions == []
     order.close()
     assert (order.running.result(), order.returned) == (None, [])
-
-
-def test_a_defect_in_what_is_told_ends_it(start: Start) -> None:
-    def fail_at(_: int) -> None:
-        raise Defect
-
-    order = start(told=fail_at)
-    order.lose()
-    assert defects(order.running.exception()) == [Defect]

@@ -138,9 +138,7 @@ def test_a_call_whose_process_ends_has_neither_failed_nor_succeeded(
 
 
 @pytest.mark.parametrize("leave", [SystemExit(1), KeyboardInterrupt(), GeneratorExit("odd")])
-def test_an_exit_in_a_plain_handler_is_a_failure_like_others(
-    bench: Bench, leave: BaseException
-) -> None:
+def test_an_exit_in_a_plain_handler_is_a_failure(bench: Bench, leave: BaseException) -> None:
     """It would end a thread, and its event would stay in flight."""
 
     def handle(_event: Event) -> Effects:
@@ -200,9 +198,7 @@ def test_a_call_is_made_where_neither_its_claim_nor_the_process_can_end_during_i
 
 
 @pytest.mark.parametrize("is_coroutine", [True, False])
-def test_a_call_that_does_not_return_is_overdue_until_it_does(
-    bench: Bench, is_coroutine: bool
-) -> None:
+def test_a_call_that_hangs_is_overdue_until_it_returns(bench: Bench, is_coroutine: bool) -> None:
     def plain(_event: Event, _timeout_s: float) -> None:
         bench.loop.spend(4 * TIMEOUT_S)
 
@@ -241,8 +237,6 @@ def test_a_call_that_waits_for_a_thread_is_not_overdue() -> None:
         (ValueError("ä\udcff" * 10_000), "ValueError: " + "ä?" * 244),
     ],
 )
-def test_an_exception_is_written_in_one_line_that_is_bounded_and_can_be_encoded(
-    error: Exception, expected: str
-) -> None:
+def test_an_exception_is_written_in_one_short_line(error: Exception, expected: str) -> None:
     assert one_line(error) == expected
     assert len(expected.encode()) < 1000

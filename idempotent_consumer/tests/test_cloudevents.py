@@ -61,7 +61,7 @@ def test_data_of_every_kind_become_args(members: dict[str, Any], args: dict[str,
         (b'{"n":1}', "text/plain", {"data_base64": "eyJuIjoxfQ=="}),
     ],
 )
-def test_a_body_is_read_by_its_content_type(
+def test_a_body_is_read_by_its_type(
     body: bytes, content_type: str | None, args: dict[str, Any]
 ) -> None:
     assert binary(body, content_type).args == args

@@ -31,25 +31,17 @@ from idempotent_consumer.etcd import (
 )
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.system import Channel, System
-from idempotent_consumer.testing.etcd import (
-    CLOSED,
-    FINE,
-    Call,
-    FakeEtcd,
-    Fate,
-    Store,
-    refusal,
-    refused,
-)
+from idempotent_consumer.testing import etcd as fake
+from idempotent_consumer.testing.etcd import Call, Fate
 from idempotent_consumer.testing.loop import Agenda, Loop, Threads
 
-NO_LEADER = refusal(StatusCode.UNAVAILABLE, "no leader")
+NO_LEADER = fake.refusal(StatusCode.UNAVAILABLE, "no leader")
 SILENCE = Fate(None)
 RANGE = RangeRequest(key=b"key")
 WATCH = WatchRequest(create_request=WatchCreateRequest(key=b"key"))
 
 
-class AuthenticatingStore(Store):
+class AuthenticatingStore(fake.Store):
     """An etcd's data with users; ``token`` is the one that is valid."""
 
     def __init__(self, now_s: Callable[[], float]) -> None:
@@ -63,7 +55,7 @@ class AuthenticatingStore(Store):
         return AuthenticateResponse(token=self.token)
 
 
-class Member(FakeEtcd):
+class Member(fake.FakeEtcd):
     """A member of a cluster that answers as it is told to. Its revision is its port."""
 
     def __init__(self, agenda: Agenda, port: int) -> None:
@@ -79,8 +71,8 @@ class Member(FakeEtcd):
             return Fate(None, error=NO_LEADER)
         token = self.users.token
         if token and call.method != "Authenticate" and ("token", token) not in call.metadata:
-            return refused("invalid auth token", StatusCode.UNAUTHENTICATED)
-        return FINE
+            return fake.refused("invalid auth token", StatusCode.UNAUTHENTICATED)
+        return fake.FINE
 
 
 class Cluster:
@@ -141,13 +133,9 @@ def cluster() -> Cluster:
         ("etcdserver: authentication failed, invalid user ID", Failure.AUTHENTICATION, ""),
         ("etcdserver: authentication is not enabled", Failure.AUTHENTICATION, ""),
         ("etcdserver: mvcc: database space exceeded", Failure.UNKNOWN, ""),
-        ("etcdserver: request timed out, possibly due to leader failure", Failure.UNKNOWN, ""),
-        ("etcdserver: leader changed", Failure.UNKNOWN, ""),
-        ("etcdserver: too many requests", Failure.UNKNOWN, ""),
         ("etcdserver: duplicate key given in txn request", Failure.UNKNOWN, ""),
         ("etcdserver: too many operations in txn", Failure.UNKNOWN, "ETCD_MAX_TXN_OPS"),
         ("etcdserver: request is too large", Failure.UNKNOWN, ""),
-        ("Deadline Exceeded", Failure.UNKNOWN, ""),
         ("failed to connect to all addresses; last error:\n refused", Failure.UNKNOWN, ""),
         ("Tls: CERTIFICATE_VERIFY_FAILED: unable", Failure.UNKNOWN, "ETCD_CA_CERT"),
         ("Hostname Verification Check failed.", Failure.UNKNOWN, "ETCD_ENDPOINTS"),
@@ -156,9 +144,7 @@ def cluster() -> Cluster:
         ("", Failure.UNKNOWN, ""),
     ],
 )
-def test_an_error_of_etcds_is_known_by_its_text_and_every_other_is_unknown(
-    text: str, failure: Failure, hint: str
-) -> None:
+def test_an_error_of_etcds_is_known_by_its_text(text: str, failure: Failure, hint: str) -> None:
     """None of them says that the request did not apply; some come with the setting to look at.
 
     The texts are those of real servers, in the integration tests.
@@ -173,7 +159,7 @@ def test_an_error_of_etcds_is_known_by_its_text_and_every_other_is_unknown(
 # Which member is asked.
 
 
-GONE = Fate(None, error=CLOSED)
+GONE = Fate(None, error=fake.CLOSED)
 LEADERLESS = Fate(None, error=NO_LEADER)
 
 
@@ -187,16 +173,14 @@ LEADERLESS = Fate(None, error=NO_LEADER)
         (1, SILENCE, "Deadline Exceeded", CALL_TIMEOUT_S),
     ],
 )
-def test_a_member_that_fails_is_left_at_once_and_a_silent_one_after_the_deadline(
-    members: int, fate: Fate, why: str, after_s: float
-) -> None:
+def test_a_member_that_fails_is_left(members: int, fate: Fate, why: str, after_s: float) -> None:
     cluster = Cluster(members)
     cluster.members[0].fate = lambda _: fate
     with pytest.raises(EtcdError, match=why) as raised:
         cluster.ask()
     assert raised.value.failure is Failure.UNKNOWN
     assert cluster.loop.time() == after_s
-    cluster.members[0].fate = lambda _: FINE
+    cluster.members[0].fate = lambda _: fake.FINE
     assert [cluster.ask(), cluster.ask()] == ([3, 3] if members > 1 else [2, 2])
     assert CALL_TIMEOUT_S > FAILOVER_TIMEOUT_S
 
@@ -213,7 +197,7 @@ def test_calls_that_fail_together_go_one_member_on_and_not_several(cluster: Clus
     assert cluster.run(fail_together()) == 4
     assert cluster.ask() == 3
     assert cluster.members[2].calls == []
-    cluster.members[0].fate = lambda _: FINE
+    cluster.members[0].fate = lambda _: fake.FINE
     cluster.members[1].leaderless = cluster.members[2].leaderless = True
     for _ in range(2):
         with pytest.raises(EtcdError, match="no leader"):
@@ -225,10 +209,10 @@ def test_a_name_that_did_not_resolve_is_looked_up_by_a_new_channel() -> None:
     """The channel that has not found it would not look again for up to two minutes."""
     cluster = Cluster(1)
     why = "DNS resolution failed for etcd:2: Domain name not found"
-    cluster.members[0].fate = lambda _: refused(why, StatusCode.UNAVAILABLE)
+    cluster.members[0].fate = lambda _: fake.refused(why, StatusCode.UNAVAILABLE)
     with pytest.raises(EtcdError, match=why):
         cluster.ask()
-    cluster.members[0].fate = lambda _: FINE
+    cluster.members[0].fate = lambda _: fake.FINE
     assert [cluster.ask(), cluster.ask()] == [2, 2]
     assert cluster.opened == [2, 2]
 
@@ -247,14 +231,7 @@ def test_a_watch_ends_with_its_members_leader_and_the_next_is_elsewhere(cluster:
     assert cluster.run(watch()) == 3
 
 
-def test_the_first_member_asked_is_a_random_one(cluster: Cluster) -> None:
-    random = Random(1)
-    assert {cluster.ask(cluster.client_of(random)) for _ in range(40)} == {2, 3, 4}
-
-
-def test_a_token_that_has_expired_is_dropped_and_the_next_call_logs_in_again(
-    cluster: Cluster,
-) -> None:
+def test_after_an_expired_token_the_next_call_logs_in_again(cluster: Cluster) -> None:
     """Every other member would refuse it as well."""
     login = ("order", "hunter2")
     client = cluster.client_of(FirstOf(), etcd_user=login[0], etcd_password=login[1])

@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from types import FrameType
 
-import pika
 import pytest
 
-from fakes.corpus import LARGE, NO_EVENTS, ODD_EVENTS
 from fakes.events import Claimed, Pure, body
 from fakes.ledger import OTHER_DIGEST
 from fakes.world import DEAD_LETTERS, FIRST_RETRY, Order, World
 from idempotent_consumer.bus import COMMITS_IN_FLIGHT, Delivery
 from idempotent_consumer.calls import Handler
-from idempotent_consumer.event import Event, Outgoing, Publish, Put, decode
+from idempotent_consumer.event import Outgoing, Publish, decode
 from idempotent_consumer.metrics import BOUNDS_S
-from idempotent_consumer.names import encode_id
 from idempotent_consumer.records import CLAIMED, DONE, PUBLISHING, RELEASED, encode
 from idempotent_consumer.service import FINISH_WITHIN_S
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.broker import Ack
 from idempotent_consumer.testing.etcd import (
-    ANSWER_LOST,
     FINE,
     REQUEST_LOST,
     Call,
@@ -73,29 +68,6 @@ def test_an_event_is_handled_recorded_and_then_acked(order: Order) -> None:
     assert order.store.get("/orders/1").value == b'{"n":1}'
 
 
-@pytest.mark.parametrize(
-    ("event_type", "fails", "fate", "ended"),
-    [
-        ("new_order", 0, ANSWER_LOST, {"processed": 2}),
-        # It may be a duplicate, or another replica may have begun it: that is not known yet.
-        ("new_order", 2, REQUEST_LOST, {"retried": 2, "processed": 2}),
-        ("refund", 0, REQUEST_LOST, {"ignored": 2}),
-    ],
-)
-def test_nothing_is_settled_while_etcd_does_not_answer(
-    order: Order, event_type: str, fails: int, fate: Fate, ended: dict[str, int]
-) -> None:
-    order.pure.fails = fails
-    order.etcd.fate = lambda _: fate
-    order.deliver(body("1", event_type), body("2", event_type))
-    order.advance(600)
-    assert (order.acks, order.forwarded, order.in_hand) == ([], [], 2)
-    assert len(order.pure.seen) == 2 * (event_type == "new_order"), "each is handled once"
-    order.etcd.fate = lambda _: FINE
-    order.advance(30)
-    assert order.counts() == {"received": sum(ended.values()), **ended}
-
-
 def test_without_etcd_every_delivery_is_processed_or_retried_and_parked(order: Order) -> None:
     """A call is made without a claim, and events are published each time."""
     call, publish = Claimed(fails=1).handler, Handler(lambda _: Publish("shipped"))
@@ -116,7 +88,7 @@ def test_without_etcd_every_delivery_is_processed_or_retried_and_parked(order: O
 
 @pytest.mark.parametrize("state", ["", CLAIMED, RELEASED, PUBLISHING, DONE])
 @pytest.mark.parametrize("ours", [True, False])
-def test_a_type_without_a_handler_is_held_until_its_record_is_done(
+def test_without_a_handler_it_is_held_until_it_is_done(
     order: Order, state: str, ours: bool
 ) -> None:
     """It counts as no attempt; a record of another body says nothing of this one."""
@@ -158,18 +130,6 @@ def test_a_failing_event_is_retried_and_then_parked_with_its_error(order: Order)
     assert len(order.acked) == 4
 
 
-def test_merged_deliveries_are_each_retried_by_their_own_count(order: Order) -> None:
-    order.pure.fails = 1
-    order.etcd.script("Txn", answered_late(1.0))
-    order.deliver(body("1"))
-    order.deliver(body("1"), properties=pika.BasicProperties(headers={"x-attempts": 2}))
-    order.advance(1.0)
-    assert [(m.routing_key, m.headers["x-attempts"]) for m in order.forwarded] == [
-        (FIRST_RETRY, 1),
-        ("order.retry.60s", 3),
-    ]
-
-
 def decodings(work: Callable[[], object]) -> int:
     """Return how many bodies are decoded by the way of an event while some work is done."""
     calls = 0
@@ -188,7 +148,7 @@ def decodings(work: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("fails", [0, BODIES])
 @pytest.mark.parametrize("handlers", [Pure, Claimed])
-def test_many_bodies_of_one_id_are_each_decoded_and_judged_once(
+def test_many_bodies_of_one_id_are_judged_once(
     order: Order, handlers: type[Pure | Claimed], fails: int
 ) -> None:
     """What is recorded decides about all that wait: going over them after each is quadratic."""
@@ -209,59 +169,6 @@ def test_many_bodies_of_one_id_are_each_decoded_and_judged_once(
 
 
 @pytest.mark.parametrize(
-    "returned",
-    [
-        "text",
-        7,
-        [b"x"],
-        [Put("/a", "text")],  # type: ignore[arg-type]
-        [Put("", b"")],
-        [Put("/service/order/2", b"x")],
-        [Put("/incarnation/order", b"x")],
-        [Put("/a", b"1"), Put("/a", b"2")],
-        [Put("/a", b"x" * 2_000_000)],
-        [Put(f"/a/{n}", b"") for n in range(200)],
-        [Put("\ud800", b"")],
-        [Put(None, b"")],  # type: ignore[arg-type]
-        [Put(b"/a", b"")],  # type: ignore[arg-type]
-        Publish(""),
-        Publish(7),  # type: ignore[arg-type]
-        Publish("t", {"a": object()}),
-        Publish("t", {"a": "x" * 1_100_000}),
-        Publish("t", {1: "a"}),  # type: ignore[dict-item]
-        Publish("t", {"a": "\ud800"}),
-        Publish("t", [1]),  # type: ignore[arg-type]
-    ],
-)
-def test_effects_that_cannot_be_recorded_or_published_are_the_handlers_failure(
-    order: Order, returned: object
-) -> None:
-    """Retried, and never sent to etcd; its batch mates are recorded."""
-
-    def handler(event: Event) -> object:
-        return returned if event.id == "bad" else None
-
-    order = order.world.start(Handler(handler))
-    order.deliver(body("1"), body("bad"), body("2"))
-    assert order.counts() == {"received": 3, "processed": 2, "retried": 1}
-    assert order.store.keys("/service/") == ["/service/order/1", "/service/order/2"]
-
-
-def test_effects_may_be_none_one_or_many(order: Order) -> None:
-    returned = {
-        "none": None,
-        "one": Put("/effect/one", b"1"),
-        "list": [Put("/effect/l", b"1")],
-        "generator": (Put(f"/effect/g{n}", b"") for n in range(2)),
-    }
-    order = order.world.start(Handler(lambda event: returned[event.id]))
-    order.deliver(*map(body, returned))
-    assert order.count("processed") == 4
-    assert order.store.keys("/effect/") == [f"/effect/{name}" for name in ("g0", "g1", "l", "one")]
-    assert len(order.store.keys("/service/order/")) == 4
-
-
-@pytest.mark.parametrize(
     ("warning", "takes_s", "warned"),
     [
         # Heartbeats have waited for it, and so have all other events.
@@ -269,7 +176,7 @@ def test_effects_may_be_none_one_or_many(order: Order) -> None:
         ("the event loop was blocked", [0.9, 2.0, 2.0, 5.0], [1, 3]),
     ],
 )
-def test_what_took_long_is_warned_about_and_again_when_it_takes_twice_as_long(
+def test_what_took_long_is_warned_about(
     order: Order, warning: str, takes_s: list[float], warned: list[int]
 ) -> None:
     warnings = [0]
@@ -287,30 +194,6 @@ def test_what_took_long_is_warned_about_and_again_when_it_takes_twice_as_long(
 
 
 # The channel goes.
-
-
-def test_a_redelivery_joins_the_event_that_is_still_in_flight(order: Order) -> None:
-    """Its answer settles the new deliveries, the first of which counts as processed."""
-    order.etcd.script("Txn", answered_late(2.0))
-    order.deliver(body("1"), body("1"))
-    order.reconnect()
-    order.advance(2.0)
-    assert order.pure.seen == ["1"]
-    assert order.acks == [Ack(2, (1, 2), True)]
-    ended = {"returned": 2, "processed": 1, "processed_skipped": 1}
-    assert order.counts() == {"received": 4, **ended}
-
-
-def test_a_delivery_that_went_back_before_it_was_looked_at_is_not_handled(order: Order) -> None:
-    """The turns before it took so long that its channel had gone by then."""
-    order.pure.takes_s = 1.0
-    order.deliver(*(body(str(n)) for n in range(10)))
-    assert order.pure.seen == ["0"]
-    order.broker.away = True
-    order.lose_channel()
-    order.advance(20.0)
-    assert len(order.pure.seen) < 5, "a few have their turn before the loss is read"
-    assert order.counts() == {"received": 10, "returned": 10}
 
 
 # Turns and batches.
@@ -393,9 +276,7 @@ def test_a_commit_that_is_sent_again_still_counts_as_one_in_flight(order: Order)
 
 
 @pytest.mark.parametrize("handlers", [Pure(), Claimed(waits=True, timeout_s=60.0)])
-def test_the_stop_takes_no_more_and_hands_back_what_is_left_when_its_time_is_over(
-    order: Order, handlers: Pure | Claimed
-) -> None:
+def test_the_stop_hands_back_what_is_left(order: Order, handlers: Pure | Claimed) -> None:
     """Whether an event waits for etcd, or for its call."""
     order = order.world.start(handlers)
     if isinstance(handlers, Pure):
@@ -434,29 +315,6 @@ def test_when_etcd_is_another_nothing_is_settled_any_more(order: Order) -> None:
     assert "etcd" in order.running.health.missing
 
 
-# Whatever arrives.
-
-
-@pytest.mark.parametrize("handlers", [Pure, Claimed])
-def test_in_one_batch_every_event_is_recorded_and_all_else_is_parked(
-    order: Order, handlers: type[Pure | Claimed]
-) -> None:
-    """Untouched, each with a reason for people: without an id, no two are known to be one."""
-    order = order.world.start(handlers())
-    invalid = [each for each in NO_EVENTS if each not in LARGE]
-    order.deliver(*invalid, *ODD_EVENTS.values(), *invalid)
-    assert Counter(message.body for message in order.parked) == Counter(invalid * 2)
-    for message in order.parked:
-        assert message.headers["x-reason"] == "invalid"
-        assert 0 < len(str(message.headers["x-error"]).encode()) < 1000
-        assert "x-attempts" not in message.headers
-    keys = ["/service/order/" + encode_id(event_id) for event_id in ODD_EVENTS]
-    assert sorted(order.store.keys("/service/")) == sorted(keys)
-    ended = {"processed": len(ODD_EVENTS), "invalid": 2 * len(invalid)}
-    assert [order.count(name) for name in ended] == list(ended.values())
-    assert len(order.acked) == sum(ended.values())
-
-
 # How long after its record a duplicate came.
 
 
@@ -487,7 +345,7 @@ def ages(order: Order) -> tuple[int, float]:
         ("9999-99-99T00:00:00+00:00", 0, 0.0),
     ],
 )
-def test_one_that_etcd_was_asked_about_is_as_old_as_its_record_says(
+def test_a_duplicate_is_as_old_as_its_record_says(
     order: Order, time: str, read: int, age_s: float
 ) -> None:
     record(order, "1", time)

@@ -73,9 +73,7 @@ def send(client: socket.socket, data: bytes, times: int) -> None:
 # What it answers.
 
 
-def test_readyz_names_what_is_missing_and_why_while_it_stays_alive(
-    port: int, health: Health
-) -> None:
+def test_readyz_names_what_is_missing_and_why(port: int, health: Health) -> None:
     """Restarting it would not bring etcd back."""
     assert get(port, "/readyz") == (200, {"ready": True, "missing": {}})
     missing = {"etcd": "not reached yet", "rabbitmq": "connection refused"}
@@ -108,10 +106,6 @@ def test_what_hangs_is_named_whatever_the_machines_clock_does(
         assert (status, document["ready"], list(document["missing"])) == (503, False, [what])
 
 
-def test_duplicates_are_told_as_they_are(port: int) -> None:
-    assert get(port, "/duplicates") == (200, {"read": 0})
-
-
 def test_what_the_http_thread_reads_is_never_changed_in_place(health: Health) -> None:
     health.lacks("etcd", "away")
     read = health.missing
@@ -142,9 +136,7 @@ def test_livez_is_answered_while_the_event_loop_is_blocked(serve: Serve) -> None
     assert asyncio.run(block()) == (200, {"alive": True})
 
 
-def test_a_client_that_goes_on_sending_a_byte_is_cut_off_at_the_deadline(
-    serve: Serve, connect: Connect
-) -> None:
+def test_a_client_that_goes_on_sending_bytes_is_cut_off(serve: Serve, connect: Connect) -> None:
     """300 of them, who send each time they can: a deadline for each read would never pass."""
     port = serve(deadline_s=1.0, most=400)
     left = {connect(port) for _ in range(300)}
@@ -171,9 +163,7 @@ def test_above_the_cap_the_oldest_connection_gives_way(serve: Serve, connect: Co
         assert read_all(client).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-def test_a_slow_reader_is_cut_off_at_the_deadline_and_hinders_nobody(
-    serve: Serve, connect: Connect
-) -> None:
+def test_a_slow_reader_is_cut_off_and_hinders_nobody(serve: Serve, connect: Connect) -> None:
     answer = {"read": "a" * 50_000_000}
     port = serve(lambda: answer, deadline_s=1.0)
     client = connect(port)

@@ -102,9 +102,7 @@ def test_calls_with_the_events_key_pass_both_checks(handle: Handle) -> None:
 
 
 @pytest.mark.parametrize("handle", [calling, awaiting, touching])
-def test_calls_without_one_are_found_where_a_process_dies_behind_its_call(
-    handle: Handle,
-) -> None:
+def test_calls_without_one_are_found_where_a_process_dies_behind_its_call(handle: Handle) -> None:
     """Also one that is called from a pure handler, which must touch nothing outside."""
     check_duplicates(made(handle, has_key=False), EVENTS)
     with pytest.raises(AssertionError, match=r"outside differs killed at .* behind its handler"):

@@ -11,14 +11,7 @@ from fakes.ledger import Replica
 from fakes.world import World
 from idempotent_consumer.records import Kind
 from idempotent_consumer.settings import Settings
-from idempotent_consumer.testing.etcd import (
-    FINE,
-    REQUEST_LOST,
-    Call,
-    Fate,
-    answered_late,
-    refused,
-)
+from idempotent_consumer.testing import etcd
 
 
 def replica_with(window_s: int = 3600, call_s: float = 5.0) -> Replica:
@@ -86,16 +79,6 @@ def test_a_window_of_zero_keeps_records_for_good() -> None:
     assert replica.store.keys("/service/") == ["/service/order/1"]
 
 
-def test_batches_that_wait_for_a_lease_share_it(replica: Replica) -> None:
-    replica.etcd.script("LeaseGrant", answered_late(1.0))
-    for number in range(4):
-        replica.commit(replica.ask(str(number)))
-    assert replica.answers == []
-    replica.loop.advance(1.0)
-    assert len(replica.answers) == 4
-    assert len(replica.etcd.sent("LeaseGrant")) == 1
-
-
 @pytest.mark.parametrize("others", [[], [Kind.CLAIM]])
 def test_a_lease_that_was_granted_late_is_not_used(others: list[Kind]) -> None:
     """It has less than the window left: etcd's clock for it started with its request.
@@ -105,11 +88,11 @@ def test_a_lease_that_was_granted_late_is_not_used(others: list[Kind]) -> None:
     replica = replica_with(window_s=10)
     late_ttls_s = {15 if others else 11}
 
-    def fate(call: Call) -> Fate:
+    def fate(call: etcd.Call) -> etcd.Fate:
         if call.method == "LeaseGrant" and call.request.TTL in late_ttls_s:
             late_ttls_s.clear()
-            return answered_late(3.0)
-        return FINE
+            return etcd.answered_late(3.0)
+        return etcd.FINE
 
     replica.etcd.fate = fate
     replica.commit(replica.ask("1"), *(replica.ask("2", kind) for kind in others))
@@ -170,11 +153,11 @@ def test_what_remains_is_never_more_than_etcd_grants(replica: Replica) -> None:
     lease = claim(replica)
     replica.etcd.script(
         "LeaseKeepAlive",
-        answered_late(3.0),
-        REQUEST_LOST,
-        Fate(2.0, 4.0),
-        refused("leader changed"),
-        answered_late(1.0),
+        etcd.answered_late(3.0),
+        etcd.REQUEST_LOST,
+        etcd.Fate(2.0, 4.0),
+        etcd.refused("leader changed"),
+        etcd.answered_late(1.0),
     )
     for _ in range(400):
         replica.loop.advance(0.1)
@@ -197,25 +180,3 @@ def test_a_lease_that_ended_at_etcd_is_replaced(replica: Replica, noticed: bool)
     assert second != first
     assert left_s(replica, second) > 0
     assert left_s(replica, first) <= 0, "the claims under it are nobody's"
-
-
-def test_a_late_keep_alive_brings_back_no_lease_that_was_given_up(replica: Replica) -> None:
-    lease = claim(replica)
-    replica.etcd.script("LeaseKeepAlive", answered_late(3.0))
-    replica.loop.advance(5.5)
-    replica.etcd.script("Txn", REQUEST_LOST)
-    replica.commit(replica.ask("2", Kind.CLAIM))
-    replica.wait()
-    assert left_s(replica, lease) <= 0
-    assert left_s(replica, lease_of(replica, "2")) > 0
-
-
-def test_the_end_of_the_windows_lease_does_not_end_the_claims(replica: Replica) -> None:
-    """Which lease etcd did not know, its error does not say; the claim is still there."""
-    lease = claim(replica)
-    replica.commit(replica.ask("0"))
-    replica.store.revoke(lease_of(replica, "0"))
-    replica.commit(replica.ask("2"))
-    replica.loop.advance(14)
-    assert lease_of(replica, "1") == lease
-    assert replica.answers[-1].landed

@@ -10,18 +10,7 @@ from fakes.ledger import LONGER_THAN_ANY_BACKOFF_S, OTHER_DIGEST, Replica, diges
 from idempotent_consumer.event import Event, Publish, Put, check_effects
 from idempotent_consumer.ledger import GUARD_EVERY_S, RELEASED_S
 from idempotent_consumer.records import DONE, PUBLISHING, RELEASED, Kind
-from idempotent_consumer.testing.etcd import (
-    ANSWER_LOST,
-    FINE,
-    REQUEST_LOST,
-    TOO_LARGE,
-    Call,
-    Fate,
-    Store,
-    answered_late,
-    applied_late,
-    refused,
-)
+from idempotent_consumer.testing import etcd
 
 EFFECT = Put("/orders/1", b"placed")
 
@@ -37,7 +26,7 @@ def other(replica: Replica) -> Replica:
     return Replica(replica, "b" * 32).open()
 
 
-def fill(store: Store) -> None:
+def fill(store: etcd.Store) -> None:
     """Let others write so much that etcd's revision tells nothing."""
     for number in range(100):
         store.put("/elsewhere", b"%d" % number)
@@ -52,38 +41,23 @@ def test_effects_outlive_the_window_and_the_record_does_not(replica: Replica) ->
     assert replica.store.get("/orders/1").value == b"placed"
 
 
-@pytest.mark.parametrize(
-    "fates",
-    [[ANSWER_LOST], [REQUEST_LOST, REQUEST_LOST], [applied_late(29), applied_late(3), FINE]],
-)
-def test_what_was_sent_several_times_is_put_once(replica: Replica, fates: list[Fate]) -> None:
-    """Whichever attempt comes first, the others find it there by its token."""
-    replica.etcd.script("Txn", *fates)
-    replica.commit(replica.ask("1", effects=(EFFECT,)), replica.ask("2"))
-    assert replica.answers == []
-    replica.wait()
-    assert [answer.landed for answer in replica.answers] == [True, True]
-    puts = [change.key for change in replica.store.puts("")[1:]]
-    assert puts == [b"/service/order/1", b"/orders/1", b"/service/order/2"]
-
-
 # Replies that are larger than gRPC receives.
 
 
-def room_for_reads(number: int) -> Callable[[Call], Fate]:
+def room_for_reads(number: int) -> Callable[[etcd.Call], etcd.Fate]:
     """Let a transaction's reply have room for so many reads; a larger one has applied as well."""
 
-    def fate(call: Call) -> Fate:
+    def fate(call: etcd.Call) -> etcd.Fate:
         reads = call.method == "Txn" and sum(
             operation.HasField("request_range") for operation in call.request.success
         )
-        return FINE if reads <= number else Fate(error=TOO_LARGE)
+        return etcd.FINE if reads <= number else etcd.Fate(error=etcd.TOO_LARGE)
 
     return fate
 
 
 @pytest.mark.parametrize("kind", [Kind.RECORD, Kind.LOOK])
-def test_records_that_are_too_large_for_one_reply_are_read_in_several(
+def test_large_records_are_read_in_several_replies(
     replica: Replica, other: Replica, kind: Kind
 ) -> None:
     """Asking for all of them again would fail again, for ever."""
@@ -99,13 +73,6 @@ def test_records_that_are_too_large_for_one_reply_are_read_in_several(
     assert sum(record is not None and record.state == PUBLISHING for record in found.values()) == 20
     assert not replica.has_logged("warning", "")
     assert replica.health.missing == {}
-
-
-def test_looks_beside_what_has_landed_are_read_in_several_replies_too(replica: Replica) -> None:
-    replica.etcd.fate = room_for_reads(3)
-    replica.commit(replica.ask("1"), *(replica.ask(f"x{n}", Kind.LOOK) for n in range(10)))
-    assert [answer.landed for answer in replica.answers] == [True, *[False] * 10]
-    assert len(replica.store.puts("/service/order/")) == 1
 
 
 # Leases.
@@ -156,14 +123,12 @@ def test_a_lost_window_lease_is_replaced_and_the_same_values_are_put(replica: Re
 @pytest.mark.parametrize(
     "error",
     [
-        refused("mvcc: database space exceeded"),
-        refused("permission denied"),
-        REQUEST_LOST,
+        etcd.refused("mvcc: database space exceeded"),
+        etcd.refused("permission denied"),
+        etcd.REQUEST_LOST,
     ],
 )
-def test_an_error_holds_the_batch_and_makes_the_service_unready_until_it_is_over(
-    replica: Replica, error: Fate
-) -> None:
+def test_an_error_holds_the_batch_until_it_is_over(replica: Replica, error: etcd.Fate) -> None:
     """No status parks, splits or settles: the same transaction is sent until it is answered."""
     replica.etcd.fate = lambda _: error
     replica.commit(replica.ask("1"), replica.ask("2"))
@@ -174,7 +139,7 @@ def test_an_error_holds_the_batch_and_makes_the_service_unready_until_it_is_over
     warnings = [line for line in replica.lines.entries if line["log_level"] == "warning"]
     assert [line["error"] for line in warnings] == [error.error.details()], "one for all"
     assert 300 < len(replica.etcd.sent("LeaseGrant")) < 1500, "about one a second, with jitter"
-    replica.etcd.fate = lambda _: FINE
+    replica.etcd.fate = lambda _: etcd.FINE
     replica.wait()
     assert [answer.landed for answer in replica.answers] == [True, True]
     assert replica.health.missing == {}
@@ -196,17 +161,6 @@ def test_a_full_etcd_is_not_back_because_it_answers_a_look(replica: Replica) -> 
     replica.wait()
     assert replica.health.missing == {}
     assert replica.record("1").state == DONE
-
-
-def test_an_outage_at_the_start_is_waited_out() -> None:
-    replica = Replica()
-    replica.etcd.fate = lambda _: REQUEST_LOST
-    replica.open()
-    replica.loop.advance(300)
-    assert (replica.opened, list(replica.health.missing)) == (False, ["etcd"])
-    replica.etcd.fate = lambda _: FINE
-    replica.wait()
-    assert (replica.opened, replica.health.missing) == (True, {})
 
 
 # An etcd that is not the one seen before: wiped, or restored from an older state.
@@ -300,24 +254,10 @@ def test_what_the_import_is_told_counts(replica: Replica, other: Replica, told_s
         assert_halted(replica, REVISION)
 
 
-def test_a_start_and_one_after_a_wipe_say_what_they_found_and_accept_it(replica: Replica) -> None:
-    again = Replica(replica, "b" * 32).open()
-    assert replica.has_logged("info", "new, or was wiped")
-    assert again.has_logged("info", "it holds this service's history")
-    assert len(replica.store.puts("/incarnation/order")) == 1
-    replica.store.wipe()
-    replica.loop.advance(GUARD_EVERY_S + 0.1)
-    assert "etcd" in replica.health.missing
-    restarted = Replica(replica, "c" * 32).open()
-    restarted.commit(restarted.ask("1"))
-    assert restarted.answer.landed
-    assert restarted.has_logged("info", "new, or was wiped")
-
-
 def test_a_start_that_spans_a_wipe_does_not_bring_the_old_incarnation_back() -> None:
     """Its first attempt applied, unseen, and gave the old data their name."""
     starting = Replica()
-    starting.etcd.script("Txn", ANSWER_LOST, REQUEST_LOST, REQUEST_LOST, REQUEST_LOST)
+    starting.etcd.script("Txn", etcd.ANSWER_LOST, *[etcd.REQUEST_LOST] * 3)
     starting.open()
     running = Replica(starting, "b" * 32).open()
     running.store.wipe()
@@ -345,23 +285,3 @@ def test_a_claim_is_no_other_record_at_its_revision(replica: Replica, other: Rep
     assert answer.found is not None
     assert answer.found.state == DONE
     assert len(replica.store.puts("/orders/")) == 1
-
-
-def test_an_answer_on_its_way_at_a_wipe_settles_nothing(replica: Replica) -> None:
-    replica.commit(replica.ask("0"))
-    replica.etcd.script("Txn", answered_late(4.0))
-    replica.commit(replica.ask("1"))
-    replica.store.wipe()
-    replica.commit(replica.ask("2"))
-    replica.loop.advance(10)
-    assert len(replica.answers) == 1
-
-
-def test_what_was_committed_or_found_done_is_known(replica: Replica, other: Replica) -> None:
-    """The next duplicate asks nobody; another body does."""
-    other.commit(other.ask("2"))
-    other.commit(other.ask("3", Kind.CLAIM))
-    replica.commit(replica.ask("1"), replica.ask("2"), replica.ask("3"))
-    known = [replica.ledger.is_done(digest_of(each)) for each in "123"]
-    assert known == [True, True, False]
-    assert not replica.ledger.is_done(OTHER_DIGEST)

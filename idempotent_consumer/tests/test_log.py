@@ -43,9 +43,7 @@ def logged(
     return capsys.readouterr().out
 
 
-def test_a_line_is_json_with_the_service_where_no_terminal_reads(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_line_is_json_where_no_terminal_reads(capsys: pytest.CaptureFixture[str]) -> None:
     line = json.loads(logged(capsys))
     assert line.pop("timestamp").endswith("Z")
     assert line == {"service": "order", "event": "processed", "event_id": "ä\n1", "level": "info"}
@@ -59,9 +57,7 @@ def test_people_get_words(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("level", "lines"), [("debug", 2), ("warning", 0)])
-def test_the_level_says_what_is_written(
-    capsys: pytest.CaptureFixture[str], level: str, lines: int
-) -> None:
+def test_the_level_is_kept(capsys: pytest.CaptureFixture[str], level: str, lines: int) -> None:
     assert logged(capsys, level).count("\n") == lines
 
 
@@ -127,9 +123,7 @@ class Closing(io.StringIO):
         self.flushed = self.getvalue()
 
 
-def test_the_last_line_is_flushed_though_the_end_comes_right_behind_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_last_line_is_flushed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that ends by os._exit loses what is not."""
     stream = Closing()
     monkeypatch.setattr(sys, "stdout", stream)
@@ -155,9 +149,7 @@ def logs_of_a_program() -> Iterator[logging.Logger]:
     root.handlers, root.level = kept, level
 
 
-def test_the_standard_librarys_lines_come_in_the_services_format_and_level(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_standard_librarys_lines_come_in_our_format(capsys: pytest.CaptureFixture[str]) -> None:
     with logs_of_a_program() as own:
         own.debug("detail")
         with structlog.contextvars.bound_contextvars(event_id="1"):
@@ -173,9 +165,7 @@ def test_the_standard_librarys_lines_come_in_the_services_format_and_level(
     assert err == "", "what basicConfig has set up would write each line once more"
 
 
-def test_a_line_whose_format_does_not_fit_is_told_and_ends_nothing(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_line_that_cannot_be_formatted_ends_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with logs_of_a_program() as own:
         own.info("%d", "EUR")
         own.info("after")

@@ -52,7 +52,7 @@ def test_nothing_is_published_once_it_is_closed(producer: Producer) -> None:
         ([EVENT.decode()], "not str"),
     ],
 )
-def test_what_is_not_a_list_of_bodies_is_told_with_what_to_write(
+def test_what_is_not_a_list_of_bodies_is_refused(
     producer: Producer, bodies: Any, says: str
 ) -> None:
     with pytest.raises(TypeError, match=says):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections.abc import Callable, Iterator
 
 import pika
@@ -11,17 +10,13 @@ import pytest
 
 from fakes.amqp import Rabbit
 from idempotent_consumer.amqp import KEEPALIVE
-from idempotent_consumer.bus import CLOSE_TIMEOUT_S, Delivery, Epoch
+from idempotent_consumer.bus import CLOSE_TIMEOUT_S
 from idempotent_consumer.event import InvalidEvent, Outgoing
-from idempotent_consumer.publisher import Message, Publisher, event_message, forwarded_message
+from idempotent_consumer.publisher import Message, Publisher, event_message
 
 WHOLE, BARE = pika.BasicProperties(message_id="whole"), pika.BasicProperties(message_id="bare")
 QUEUE = "order.retry.1s"
 ALARM = "RabbitMQ has an alarm and takes no messages"
-
-
-class Defect(Exception):
-    """What no code of ours should raise."""
 
 
 class Sending(Rabbit):
@@ -75,7 +70,7 @@ def outcomes(futures: list[asyncio.Future[bool]]) -> list[bool | None]:
     ("multiple", "answered"),
     [(True, [True, True, True, None]), (False, [None, None, True, None])],
 )
-def test_a_confirm_and_a_nack_are_for_one_message_or_for_all_up_to_it(
+def test_a_confirm_is_for_one_message_or_for_all_up_to_it(
     rabbit: Sending, multiple: bool, answered: list[bool | None], nacked: bool
 ) -> None:
     """What is nacked is sent again; and whoever waits may have been cancelled."""
@@ -109,23 +104,7 @@ def test_a_nacked_message_is_sent_again_with_all_its_properties(rabbit: Sending)
     assert (line["log_level"], line["exchange"], line["routing_key"]) == ("warning", "", QUEUE)
 
 
-def test_after_a_confirm_a_nacked_message_is_sent_again_soon(rabbit: Sending) -> None:
-    for _ in range(20):
-        rabbit.broker.nacks = lambda _: True
-        rabbit.send()
-        rabbit.loop.advance(20)
-        rabbit.broker.nacks = lambda _: False
-        rabbit.loop.advance(6)
-        rabbit.broker.nacks = lambda _: True
-        future = rabbit.send()
-        rabbit.broker.nacks = lambda _: False
-        rabbit.loop.advance(1.25)
-        assert future.result() is True
-
-
-def test_messages_that_channels_are_lost_with_together_are_sent_whole_one_after_the_other(
-    rabbit: Sending,
-) -> None:
+def test_messages_lost_together_are_sent_whole_one_after_the_other(rabbit: Sending) -> None:
     """Only of one that is alone in flight is it known that it may be to blame."""
     rabbit.broker.confirms = False
     futures = [rabbit.send(body=body) for body in (b"1", b"2")]
@@ -140,9 +119,7 @@ def test_messages_that_channels_are_lost_with_together_are_sent_whole_one_after_
     assert set(rabbit.sent) == {"whole"}
 
 
-def test_the_one_message_that_the_broker_closes_connections_for_is_sent_bare(
-    rabbit: Sending,
-) -> None:
+def test_a_message_that_the_broker_closes_connections_for_is_sent_bare(rabbit: Sending) -> None:
     def close_for_it(_queue: str) -> bool:
         last = rabbit.broker.published[-1]
         if (last.body, last.properties.message_id) == (b"it", "whole"):
@@ -159,20 +136,6 @@ def test_the_one_message_that_the_broker_closes_connections_for_is_sent_bare(
     assert outcomes(futures) == [True] * 5
     bare = {each.body for each in rabbit.broker.published if each.properties.message_id == "bare"}
     assert bare == {b"it"}
-
-
-def test_a_nack_clears_a_message_that_channels_were_lost_with(rabbit: Sending) -> None:
-    """The broker has read it: it is sent with all the others again, not alone."""
-    rabbit.broker.confirms = False
-    futures = [rabbit.send(body=body) for body in (b"1", b"2")]
-    for _ in range(2):
-        rabbit.lose_and_wait_s()
-    rabbit.broker.confirms, rabbit.broker.nacks = True, lambda _: True
-    rabbit.lose_and_wait_s()
-    assert rabbit.bodies == [b"1", b"2"] * 5
-    rabbit.broker.nacks = lambda _: False
-    rabbit.loop.advance(10)
-    assert outcomes(futures) == [True, True]
 
 
 def test_a_message_without_a_confirm_is_sent_again_on_another_connection(rabbit: Sending) -> None:
@@ -220,20 +183,10 @@ def test_a_returned_message_is_sent_again_when_its_queue_was_declared_anew(rabbi
     assert rabbit.publisher.trouble == ""
 
 
-def test_an_event_that_no_queue_takes_is_named(rabbit: Sending) -> None:
-    rabbit.broker.exchanges["events"] = []
-    rabbit.do(
-        lambda: rabbit.publisher.send(event_message(Outgoing(b'{"id":"1","type":"new_order"}')))
-    )
-    assert rabbit.publisher.trouble == "no queue takes what is sent to 'events' as 'new_order'"
-
-
 # Alarms.
 
 
-def test_during_an_alarm_no_confirm_is_late_and_after_it_each_has_its_whole_time(
-    rabbit: Sending,
-) -> None:
+def test_after_an_alarm_each_confirm_has_its_whole_time(rabbit: Sending) -> None:
     """The broker does not read: it has not had the message, and needs a moment when it reads on."""
     assert rabbit.connection.params.tcp_options == KEEPALIVE
     assert "TCP_USER_TIMEOUT" not in KEEPALIVE
@@ -271,43 +224,18 @@ def test_what_is_sent_during_an_alarm_waits_for_its_end(rabbit: Sending) -> None
 # What is no longer wanted.
 
 
-class Wanted:
-    """Whether a message is still wanted."""
-
-    yet = True
-
-    def __call__(self) -> bool:
-        return self.yet
-
-
-def test_what_is_not_wanted_any_more_is_not_sent_nor_again_after_a_loss_or_a_nack(
-    rabbit: Sending,
-) -> None:
+def test_what_is_not_wanted_any_more_is_not_sent_nor_sent_again(rabbit: Sending) -> None:
     rabbit.broker.nacks = lambda _: True
-    wanted = Wanted()
-    futures = [rabbit.send(wanted)]
+    wanted = {"yet": True}
+    futures = [rabbit.send(lambda: wanted["yet"])]
     rabbit.broker.confirms = False
-    futures.append(rabbit.send(wanted))
-    wanted.yet = False
-    assert rabbit.send(wanted).result() is False
+    futures.append(rabbit.send(lambda: wanted["yet"]))
+    wanted["yet"] = False
+    assert rabbit.send(lambda: False).result() is False
     rabbit.lose_and_wait_s()
     rabbit.loop.advance(2)
     assert outcomes(futures) == [False, False]
     assert len(rabbit.sent) == 2
-
-
-def test_what_nobody_wants_any_more_is_not_kept_until_a_broker_is_there(rabbit: Sending) -> None:
-    """It would be for ever, with its body, where an application tries again and again."""
-    wanted = Wanted()
-    rabbit.broker.away = True
-    rabbit.lose()
-    future = rabbit.send(wanted)
-    wanted.yet, kept = False, weakref.ref(wanted)
-    del wanted
-    assert kept() is not None
-    rabbit.loop.advance(2)
-    assert kept() is None
-    assert future.result() is False
 
 
 # The end.
@@ -329,26 +257,6 @@ def test_what_is_not_confirmed_when_it_closes_is_given_up(rabbit: Sending, answe
     assert rabbit.running.result() is None
 
 
-def test_a_defect_in_what_the_broker_sets_off_ends_it(rabbit: Sending) -> None:
-    """Not the connection, by pika, nor nothing at all, by the loop."""
-
-    def wanted() -> bool:
-        if rabbit.broker.alarm:
-            return True
-        raise Defect
-
-    rabbit.broker.set_alarm(True)
-    rabbit.send()
-    rabbit.send(wanted)
-    rabbit.broker.set_alarm(False)
-    rabbit.loop.run_until_idle()
-    assert rabbit.running.done()
-    with pytest.raises(ExceptionGroup) as raised:
-        rabbit.running.result()
-    assert raised.group_contains(Defect)
-    assert len(rabbit.attempts) == 1
-
-
 # Messages.
 
 
@@ -360,16 +268,3 @@ def test_an_event_is_published_by_its_type_as_far_as_amqp_takes_it() -> None:
     assert event_message(long).routing_key == "ä" * 127
     with pytest.raises(InvalidEvent):
         event_message(Outgoing(b"{}"))
-
-
-def test_a_forwarded_message_is_wanted_while_its_delivery_can_be_settled() -> None:
-    epoch = Epoch(1, None)
-    delivery = Delivery(epoch, 1, pika.BasicProperties(headers={"trace": "1"}), b"{}")
-    epoch.arrived(1)
-    forwarded = forwarded_message(delivery, QUEUE, {"x-attempts": 1})
-    assert (forwarded.exchange, forwarded.routing_key, forwarded.body) == ("", QUEUE, b"{}")
-    assert forwarded.properties.headers == {"trace": "1", "x-attempts": 1}
-    assert forwarded.bare.headers == {"x-attempts": 1}
-    assert forwarded.wanted()
-    epoch.end()
-    assert not forwarded.wanted()

@@ -91,9 +91,7 @@ def changed(value: bytes, **members: Any) -> bytes:
         *(changed(PUBLISHING_VALUE, headers=headers) for headers in NO_HEADERS),
     ],
 )
-def test_a_value_that_nobody_here_wrote_is_done_with_a_digest_that_no_event_has(
-    value: bytes,
-) -> None:
+def test_a_value_that_nobody_here_wrote_is_done_and_no_events(value: bytes) -> None:
     assert decode(value) == Record(DONE, "unreadable", "", "", value)
 
 
@@ -191,7 +189,7 @@ def test_an_event_alone_is_always_taken(replica: Replica, effects: int, bytes_ea
         ([Publish("t", {"a": "x" * 900_000})] * 2, "bytes"),
     ],
 )
-def test_effects_that_fit_into_no_transaction_are_refused_with_the_reason(
+def test_effects_that_fit_no_transaction_are_refused(
     effects: list[Put | Publish], part: str
 ) -> None:
     assert part in (why_never(check_effects(effects, "order", EVENT), 128) or "")
@@ -199,7 +197,7 @@ def test_effects_that_fit_into_no_transaction_are_refused_with_the_reason(
 
 @pytest.mark.parametrize("effects", [0, 1, 5, 126])
 @pytest.mark.parametrize("id_bytes", [1, 128])
-def test_the_size_of_an_ask_is_never_underestimated(
+def test_the_size_of_an_ask_is_not_underestimated(
     replica: Replica, effects: int, id_bytes: int
 ) -> None:
     ask = replica.ask(

@@ -106,7 +106,7 @@ def test_a_wrong_setting_is_told_in_one_line_without_the_secret(environ: dict[st
     ],
     ids=" ".join,
 )
-def test_the_command_names_no_secret_where_a_server_is_away(
+def test_the_command_names_no_secret_of_an_absent_server(
     verb: tuple[str, ...], more: tuple[str, ...]
 ) -> None:
     code, said = run(RIGHT, *verb, *more)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from random import Random
 
 import pytest
-from tenacity import RetryCallState, Retrying
 
 from idempotent_consumer.system import Backoff, claim_wait, commit_wait, reconnect_wait
 
@@ -27,14 +26,6 @@ def test_a_backoff_grows_up_to_its_bound_and_begins_anew_after_a_success(backoff
     backoff.waits = 0
     assert backoff.waits == 0
     assert backoff.next_s() == 1
-
-
-def test_tenacity_waits_by_the_number_of_its_attempts(backoff: Backoff) -> None:
-    """Which begins again whenever the policy says so."""
-    state, waits = RetryCallState(Retrying(), None, (), {}), []
-    for state.attempt_number in (1, 2, 3, 1, 100_000):
-        waits.append(backoff(state))
-    assert waits == [1, 2, 4, 1, 8]
 
 
 @pytest.mark.parametrize(
