@@ -68,7 +68,7 @@ def test_a_call_ends_when_its_caller_hangs_up_and_only_held_ones_wait() -> None:
         becomes(lambda: [each.answered for each in receiver.calls if each.caller == "p1"], [True])
         assert receiver.under_way("p0") == {"e-1"}
         callers["p0"].close()
-        becomes(lambda: receiver.number_under_way("p0"), 0)
+        becomes(lambda: receiver.under_way("p0"), set[str]())
         assert {each.caller: each.answered for each in receiver.calls} == {"p0": False, "p1": True}
         callers["p1"].close()
 

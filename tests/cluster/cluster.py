@@ -133,6 +133,9 @@ class Cluster(Servers):
     def heal(self) -> None:
         """Start and resume what a failed test has left, and wait until everybody sees everybody."""
         for server in (*self.brokers, *self.members):
+            # All are launched before any is waited for: one alone does not answer.
+            if server.state == "down":
+                server.launch()
             server.heal()
         eventually(self.whole, 120, also=(OSError,), interval_s=0.5)
 

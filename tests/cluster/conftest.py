@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from chaos.rig import Rig
 from chaos.trial import Result, aligned
 from cluster.cluster import Cluster, start_cluster
-from cluster.trial import Progress, Replica, Trial
+from cluster.trial import Replica, Trial
 from servers.counters import listen_statsd
 
 StartReplicas = Callable[..., list[Replica]]
@@ -59,18 +59,13 @@ def start_replicas(rig: Rig) -> Iterator[StartReplicas]:
 @pytest.fixture
 def trial(
     cluster: Cluster, start_replicas: StartReplicas, rig: Rig, results: list[Result]
-) -> Iterator[StartTrial]:
+) -> StartTrial:
     """Begin a trial: `trial("queue's leader killed")`, with three replicas of order or others."""
-    endpoints = [member.endpoint for member in cluster.members]
-    with ExitStack() as stack:
 
-        def begin(fault: str, replicas: list[Replica] | None = None) -> Trial:
-            at_work = replicas or start_replicas()
-            watching = Progress(at_work[0].service.name, endpoints, rig.store.since + 1)
-            progress = stack.enter_context(closing(watching))
-            return Trial(fault, rig, results, cluster, at_work, progress)
+    def begin(fault: str, replicas: list[Replica] | None = None) -> Trial:
+        return Trial(fault, rig, results, cluster, replicas or start_replicas())
 
-        yield begin
+    return begin
 
 
 @pytest.fixture
