@@ -16,13 +16,7 @@ import docker
 from docker.errors import DockerException, NotFound
 from testcontainers.core.container import DockerContainer
 
-from servers.processes import (
-    SHOW_RULES,
-    CommandFailedError,
-    ServersUnavailableError,
-    dropped_packets,
-    run_tool,
-)
+from servers.processes import CommandFailedError, PacketFilter, ServersUnavailableError
 
 _STOP_TIMEOUT_S = 30
 _NONE: Mapping[Any, Any] = MappingProxyType({})
@@ -100,21 +94,19 @@ class Container:
     def cut_off(self, peers: Iterable[Container]) -> Iterator[None]:
         """Drop what comes from other containers and goes to them; clients still reach it."""
         for peer in peers:
-            self._iptables("-A", "INPUT", "-s", peer.address, "-j", "DROP")
-            self._iptables("-A", "OUTPUT", "-d", peer.address, "-j", "DROP")
+            self._packets().drop("INPUT", "-s", peer.address)
+            self._packets().drop("OUTPUT", "-d", peer.address)
         try:
             yield
         finally:
-            self._iptables("-F")
+            self._packets().clear()
 
     def dropped(self) -> int:
         """Return how many packets that cut has dropped."""
-        return dropped_packets(self._iptables(*SHOW_RULES))
+        return self._packets().dropped()
 
     def erase(self) -> None:
         """Remove the container with its data; the next start makes a new one."""
-        if self._recipe is None:
-            raise NotImplementedError(f"{self.name} was not made here")
         self.close()
 
     def replace(self, made: PurePath) -> None:
@@ -141,11 +133,9 @@ class Container:
 
     def output(self) -> str:
         """Return the server's log."""
-        try:
-            log: bytes = self._container.logs()
-        except NotFound:
-            return ""
-        return log.decode(errors="replace")
+        with suppress(NotFound):
+            return str(self._container.logs().decode(errors="replace"))
+        return ""
 
     def close(self) -> None:
         """Remove what was made of the recipe, with its anonymous volume."""
@@ -157,9 +147,9 @@ class Container:
     def _container(self) -> Any:
         return _engine().containers.get(self.name)
 
-    def _iptables(self, *arguments: str) -> str:
+    def _packets(self) -> PacketFilter:
         pid = self._container.attrs["State"]["Pid"]
-        return run_tool(["nsenter", f"--net=/proc/{pid}/ns/net", "iptables", *arguments])
+        return PacketFilter("nsenter", f"--net=/proc/{pid}/ns/net")
 
 
 def prepare_container(

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import socket
-import subprocess
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -22,12 +20,14 @@ from servers.etcd import Login, log_in
 from servers.processes import (
     ETCD_ENVIRONMENT,
     RABBITMQ_ENVIRONMENT,
+    CommandFailedError,
     ServerProcess,
     ServersUnavailableError,
     ensure_installed,
     etcd_process,
     free_port,
     rabbitmq_process,
+    run_tool,
 )
 from servers.wait import eventually, lasts
 from servers.web import fetch_json
@@ -199,14 +199,8 @@ class Etcd(Server):
         self._saved = snapshot.with_suffix(".restored")
         self.ctl("snapshot", "save", str(snapshot))
         # Of etcd 3.5; from 3.6 on `etcdutl` alone restores, which not every image of 3.5 has.
-        self.ctl(
-            "snapshot",
-            "restore",
-            str(snapshot),
-            f"--data-dir={self._saved}",
-            "--name=harness",
-            "--initial-cluster=harness=http://localhost:2380",
-        )
+        cluster = ["--name=harness", "--initial-cluster=harness=http://localhost:2380"]
+        self.ctl("snapshot", "restore", str(snapshot), f"--data-dir={self._saved}", *cluster)
 
     def restore(self) -> None:
         """Kill it and start it with the data of the snapshot, once for each snapshot."""
@@ -275,7 +269,7 @@ def start_servers(*, kind: Kind | None = None, etcd_flags: Sequence[str] = ()) -
 def start_etcd(kind: Kind, *flags: str) -> Iterator[Etcd]:
     """Start an etcd node beside those that there are, and leave nothing behind."""
     with ExitStack() as stack:
-        etcd = _prepare_etcd(stack, kind, (f"--quota-backend-bytes={8 << 30}", *flags))
+        etcd = _prepare_etcd(stack, kind, flags)
         stack.enter_context(booted(etcd))
         yield etcd
 
@@ -306,9 +300,12 @@ def _prepare_rabbitmq(stack: ExitStack, kind: Kind) -> RabbitMQ:
 
 
 def _prepare_etcd(stack: ExitStack, kind: Kind, more_flags: Sequence[str]) -> Etcd:
+    port, data = free_port(), "/etcd-data"
     # Those of the compose files but for one: it never compacts by itself, since tests read its
     # history from the first revision.
     flags = [
+        "--name=harness",
+        f"--advertise-client-urls=http://127.0.0.1:{port}",
         f"--max-txn-ops={_MAX_TXN_OPS}",
         f"--quota-backend-bytes={8 << 30}",
         "--snapshot-count=1000",
@@ -317,19 +314,12 @@ def _prepare_etcd(stack: ExitStack, kind: Kind, more_flags: Sequence[str]) -> Et
         "--log-level=warn",
         *more_flags,
     ]
-    port, data = free_port(), "/etcd-data"
     runner: Runner
     if kind == "docker":
         from servers.containers import prepare_container
 
-        command = [
-            "/usr/local/bin/etcd",
-            "--name=harness",
-            f"--data-dir={data}",
-            "--listen-client-urls=http://0.0.0.0:2379",
-            f"--advertise-client-urls=http://127.0.0.1:{port}",
-            *flags,
-        ]
+        own = [f"--data-dir={data}", "--listen-client-urls=http://0.0.0.0:2379"]
+        command = ["/usr/local/bin/etcd", *own, *flags]
         runner = prepare_container(
             image("IMAGE_ETCD"), {2379: port}, command, data, ETCD_ENVIRONMENT
         )
@@ -343,22 +333,14 @@ def _home(stack: ExitStack) -> Path:
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="servers-")))
 
 
-def docker_available(timeout_s: float = 10.0) -> bool:
+def docker_available() -> bool:
     """Return whether `docker info` answers: the command can be there without an engine."""
-    if shutil.which("docker") is None:
-        return False
     try:
-        result = subprocess.run(
-            ["docker", "info", "--format", "{{.ServerVersion}}"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+        # An unreachable engine is an error; older clients print it, and an empty version.
+        version = run_tool(["docker", "info", "--format={{.ServerVersion}}"], timeout_s=10)
+    except CommandFailedError:
         return False
-    # An unreachable engine is an error; older clients print it and exit 0 with an empty version.
-    return result.returncode == 0 and bool(result.stdout.strip())
+    return bool(version.strip())
 
 
 def compose_settings() -> dict[str, str]:
