@@ -90,9 +90,9 @@ def says(service: Service, text: str, times: int = 1) -> list[dict[str, Any]]:
     return found
 
 
-def losses(service: Service, because: str = "", *, connection: str = "rabbitmq") -> int:
+def losses(service: Service, because: str = "") -> int:
     """Return how often the service has lost, or failed to open, its connection for consuming."""
     return sum(
-        line["connection"] == connection and because in line["error"]
+        line["connection"] == "rabbitmq" and because in line["error"]
         for line in lines(service, "no connection to RabbitMQ")
     )

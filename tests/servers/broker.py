@@ -164,20 +164,19 @@ class Broker:
         found: list[dict[str, Any]] = json.loads(answer)
         return found
 
-    def drain(self, queue: str, *, expect: int = 0, timeout_s: float = 30.0) -> list[Message]:
+    def drain(self, queue: str, *, expect: int = 0) -> list[Message]:
         """Take all messages out of a queue and return them in order.
 
-        Waits until `expect` have come, then takes what else is there. Raises AssertionError
+        Waits 30 s until `expect` have come, then takes what else is there. Raises AssertionError
         when they do not come in time: those taken by then are in its message, and gone.
         """
         messages: list[Message] = []
 
         def enough() -> None:
             messages.extend(self._take_all(queue))
-            if len(messages) < expect:
-                raise AssertionError(f"{len(messages)} of {expect} in {queue}: {messages}")
+            assert len(messages) >= expect, f"{len(messages)} of {expect} in {queue}: {messages}"
 
-        eventually(enough, timeout_s)
+        eventually(enough)
         return messages
 
     def _take_all(self, queue: str) -> Iterator[Message]:

@@ -1,5 +1,6 @@
 """What services count: as a statsd listener hears it, and as Graphite has stored it."""
 
+import re
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ from servers.web import fetch_json
 
 _LARGEST_PACKET = 65_535
 _RECEIVE_BUFFER = 8 << 20
+_LINE = re.compile(r"([^:]+):(-?[0-9.]+(?:e-?\d+)?)\|(c|ms|g)(?:\|@([0-9.]+))?")
 
 
 class StatsdListener:
@@ -83,19 +85,15 @@ class StatsdListener:
 
     def _take(self, line: str) -> None:
         """Take `name:value|type` with an optional `|@rate`; anything else is passed over."""
-        name, _, rest = line.partition(":")
-        value, *kind = rest.split("|")
-        try:
-            number = float(value)
-            rate = float(kind[1][1:]) if len(kind) > 1 and kind[1].startswith("@") else 1.0
-        except ValueError:
+        if (found := _LINE.fullmatch(line)) is None:
             return
+        name, number, kind, rate = found[1], float(found[2]), found[3], float(found[4] or 1)
         with self._lock:
-            if kind[:1] == ["c"]:
+            if kind == "c":
                 self._counters[name] += number / rate
-            elif kind[:1] == ["ms"]:
+            elif kind == "ms":
                 self._timers_ms[name].append(number)
-            elif kind[:1] == ["g"]:
+            else:
                 self._gauges[name] = number
 
 
