@@ -52,15 +52,6 @@ class Login(NamedTuple):
     password: str
 
 
-def log_in(url: str, login: Login | None, timeout_s: float) -> dict[str, str]:
-    """Return the headers that a request needs: none without a login. Raises OSError."""
-    if login is None:
-        return {}
-    body = {"name": login.user, "password": login.password}
-    answer = fetch_json("POST", f"{url}/auth/authenticate", body, timeout_s=timeout_s)
-    return {"Authorization": answer["token"]}
-
-
 class EtcdClient:
     """Reads and deletes whole prefixes; every call raises OSError when etcd does not answer.
 
@@ -99,12 +90,11 @@ class EtcdClient:
 
     def count(self, prefix: str) -> int:
         """Return how many keys start with `prefix`, without reading any."""
-        return int(self.post("/kv/range", {**_span(prefix), "count_only": True}).get("count", 0))
+        return int(self._counted(prefix).get("count", 0))
 
     def revision(self) -> int:
         """Return the revision of the newest change."""
-        answer = self.post("/kv/range", {**_span("\0"), "count_only": True})
-        return int(answer["header"]["revision"])
+        return int(self._counted("\0")["header"]["revision"])
 
     def put(self, key: str, value: bytes, lease: str = "0") -> int:
         """Put one key, under a lease where it is to end with one; returns the revision of that."""
@@ -140,8 +130,9 @@ class EtcdClient:
         """
         request = {"create_request": {**_span(prefix), "start_revision": str(first)}}
         url, timeout_s = f"{self._url}/watch", timeout_s or self._timeout_s
-        headers = self._headers()
-        with open_json("POST", url, request, headers=headers, timeout_s=timeout_s) as stream:
+        with open_json(
+            "POST", url, request, headers=self._headers(), timeout_s=timeout_s
+        ) as stream:
             for line in stream:
                 answer = json.loads(line)
                 if "error" in answer or answer["result"].get("canceled"):
@@ -150,25 +141,28 @@ class EtcdClient:
 
     def post(self, path: str, body: Mapping[str, object]) -> Any:
         """Ask etcd's gateway for what has no method here."""
-
-        def ask() -> Any:
-            headers = self._headers()
-            url = self._url + path
-            return fetch_json("POST", url, body, headers=headers, timeout_s=self._timeout_s)
-
+        url, timeout_s = self._url + path, self._timeout_s
         try:
-            return ask()
+            return fetch_json("POST", url, body, headers=self._headers(), timeout_s=timeout_s)
         except HTTPError as error:
             if not self._token:
                 raise
             error.close()
             self._token = {}
-            return ask()
+            return fetch_json("POST", url, body, headers=self._headers(), timeout_s=timeout_s)
+
+    def _counted(self, prefix: str) -> Any:
+        return self.post("/kv/range", {**_span(prefix), "count_only": True})
 
     def _headers(self) -> dict[str, str]:
         login = self._login()
-        if login is None or not self._token:
-            self._token = log_in(self._url, login, self._timeout_s)
+        if login is None:
+            self._token = {}
+        elif not self._token:
+            body = {"name": login.user, "password": login.password}
+            url = f"{self._url}/auth/authenticate"
+            answer = fetch_json("POST", url, body, timeout_s=self._timeout_s)
+            self._token = {"Authorization": answer["token"]}
         return self._token
 
 

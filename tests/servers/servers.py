@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from servers.etcd import Login, log_in
+from servers.etcd import EtcdClient, Login
 from servers.processes import (
     ETCD_ENVIRONMENT,
     RABBITMQ_ENVIRONMENT,
@@ -180,10 +180,7 @@ class Etcd(Server):
 
     def probe(self) -> None:
         """Do a linearizable read: it needs a leader, a TCP connection or /health may not."""
-        url = f"http://{self.endpoint}/v3"
-        headers = log_in(url, self.login, 5)
-        # "AA==" is the key of one zero byte; that it is absent does not matter.
-        fetch_json("POST", f"{url}/kv/range", {"key": "AA=="}, headers=headers, timeout_s=5)
+        EtcdClient(self.endpoint, 5, lambda: self.login).revision()
 
     def wipe(self) -> None:
         """Lose all data: kill it and start it at the same address with an empty directory."""
