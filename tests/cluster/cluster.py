@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from demo.command import run
 from demo.compose import Ports
 from documents.pages import DOCS, section
 from servers.containers import Container
-from servers.processes import CommandFailedError
+from servers.processes import CommandFailedError, run_tool
 from servers.servers import REPOSITORY, Etcd, RabbitMQ, Servers
 from servers.services import environment
 from servers.wait import eventually
@@ -91,13 +90,13 @@ class Shell:
             **more,
         }
 
-    def do(self, commands: str, timeout_s: float = 300.0) -> str:
+    def do(self, commands: str) -> str:
         """Run commands up to the first that fails, and return their output.
 
-        Raises CommandFailedError, CannotPlayError after the time.
+        Raises CommandFailedError, also after five minutes.
         """
         script = f"set -euo pipefail\ncd {shlex.quote(str(self.directory))}\n{commands}"
-        return run(["bash", "-c", script], self._environment, timeout_s=timeout_s)
+        return run_tool(["bash", "-c", script], self._environment, timeout_s=300)
 
 
 @dataclass(frozen=True)

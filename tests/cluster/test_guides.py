@@ -18,12 +18,12 @@ from chaos.rig import Rig
 from cluster.cluster import FILES, Cluster, Shell, documented
 from cluster.conftest import StartReplicas, StartTrial
 from demo.acts import ACTS
-from demo.command import CommandFailedError
 from demo.compose import Compose, ComposeStage, Ports
 from demo.play import Play
 from demo.screen import Screen
 from demo.stage import SERVICES
 from servers.etcd import Store
+from servers.processes import CommandFailedError
 from servers.servers import REPOSITORY
 from servers.wait import eventually
 from servers.web import fetch_json

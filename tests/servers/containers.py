@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import PurePath
 from secrets import token_hex
-from types import MappingProxyType
 from typing import Any
 
 import docker
@@ -19,7 +18,6 @@ from testcontainers.core.container import DockerContainer
 from servers.processes import CommandFailedError, PacketFilter, ServersUnavailableError
 
 _STOP_TIMEOUT_S = 30
-_NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
 @cache
@@ -123,13 +121,13 @@ class Container:
     def run(self, command: Sequence[str]) -> str:
         """Run a tool in the container; raises CommandFailedError."""
         try:
-            code, (output, errors) = self._container.exec_run(list(command), demux=True)
+            code, said = self._container.exec_run(list(command), demux=True)
         except DockerException as error:
             raise CommandFailedError(f"{command[0]}: {error}") from error
-        said = (output or b"").decode(errors="replace")
+        output, errors = ((part or b"").decode(errors="replace") for part in said)
         if code != 0:
-            raise CommandFailedError(f"{' '.join(command)}: {said}{(errors or b'').decode()}")
-        return said
+            raise CommandFailedError(f"{' '.join(command)}: {output}{errors}")
+        return output
 
     def output(self) -> str:
         """Return the server's log."""
@@ -157,8 +155,8 @@ def prepare_container(
     ports: Mapping[int, int],
     command: Sequence[str] = (),
     data: str = "",
-    environment: Mapping[str, str] = _NONE,
-    mounts: Mapping[str, str] = _NONE,
+    environment: Mapping[str, str] = {},
+    mounts: Mapping[str, str] = {},
     hostname: str = "server",
 ) -> Container:
     """Prepare a container with {port in it: port on this machine}; it is not started yet.

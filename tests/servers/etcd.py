@@ -130,9 +130,8 @@ class EtcdClient:
         """
         request = {"create_request": {**_span(prefix), "start_revision": str(first)}}
         url, timeout_s = f"{self._url}/watch", timeout_s or self._timeout_s
-        with open_json(
-            "POST", url, request, headers=self._headers(), timeout_s=timeout_s
-        ) as stream:
+        headers = self._headers()
+        with open_json("POST", url, request, headers=headers, timeout_s=timeout_s) as stream:
             for line in stream:
                 answer = json.loads(line)
                 if "error" in answer or answer["result"].get("canceled"):
