@@ -4,8 +4,8 @@ import asyncio
 import socket
 import struct
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractContextManager, closing, suppress
 from typing import Any, Literal
 
 Direction = Literal["up", "down"]
@@ -254,11 +254,6 @@ class Proxy:
         await asyncio.gather(*self._connections, return_exceptions=True)
 
 
-@contextmanager
-def relay(port: int, listener: socket.socket | None = None) -> Iterator[Proxy]:
+def relay(port: int, listener: socket.socket | None = None) -> AbstractContextManager[Proxy]:
     """Relay to a port of 127.0.0.1 for as long as the block runs; by default from another one."""
-    proxy = Proxy(port, listener or socket.create_server(("127.0.0.1", 0)))
-    try:
-        yield proxy
-    finally:
-        proxy.close()
+    return closing(Proxy(port, listener or socket.create_server(("127.0.0.1", 0))))

@@ -108,15 +108,15 @@ class Container:
         self.close()
 
     def replace(self, made: PurePath) -> None:
-        """Put what a directory holds in place of what its data has under the same names."""
+        """Put etcd's data from another directory in place of its own."""
         chunks, _ = self._container.get_archive(f"{made}/.")
-        tree = b"".join(chunks)
-        with tarfile.open(fileobj=io.BytesIO(tree)) as archive:
-            names = {parts[0] for member in archive if (parts := PurePath(member.name).parts)}
+        tree, emptied = b"".join(chunks), io.BytesIO()
         # Docker merges a directory into one that is there, but puts a file in its place: what it
         # held is then gone.
-        self._container.put_archive(self._data, _empty_files(names))
-        self._container.put_archive(self._data, tree)
+        with tarfile.open(fileobj=emptied, mode="w") as archive:
+            archive.addfile(tarfile.TarInfo("member"))
+        for put in (emptied.getvalue(), tree):
+            self._container.put_archive(self._data, put)
 
     def run(self, command: Sequence[str]) -> str:
         """Run a tool in the container; raises CommandFailedError."""
@@ -173,11 +173,3 @@ def prepare_container(
     if command:
         recipe.with_command(list(command))
     return Container(name, recipe=recipe, data=data)
-
-
-def _empty_files(names: Iterable[str]) -> bytes:
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w") as archive:
-        for name in names:
-            archive.addfile(tarfile.TarInfo(name))
-    return made.getvalue()
