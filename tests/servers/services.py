@@ -95,8 +95,8 @@ class Service(Child):
         """
 
         def ended() -> int:
-            if (code := self.exit_code) is None:
-                raise AssertionError(f"{self.name} still runs after {timeout_s:g} s")
+            code = self.exit_code
+            assert code is not None, f"{self.name} still runs"
             return code
 
         return eventually(ended, timeout_s)
