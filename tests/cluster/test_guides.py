@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
@@ -172,21 +173,14 @@ class ClusterCompose(Compose):
         settings = {"LOG_FORMAT": "console", **ports.settings()}
         super().__init__(REPOSITORY, project, settings, FILES)
 
-    def run(
-        self, *arguments: str, timeout_s: float | None = None, show_progress: bool = False
-    ) -> str:
+    def run(self, *arguments: str, **options: Any) -> str:
         """Run one command; `up` brings all replicas, `exec` runs in each of them."""
         verb, *rest = arguments
-        if verb == "up":
-            rest = [f"--scale={one}={REPLICAS}" for one in SERVICES if one in rest] + rest
-        indices = range(1, REPLICAS + 1) if verb == "exec" else ()
-        commands = [(verb, f"--index={index}", *rest) for index in indices] or [(verb, *rest)]
-        return "".join(
-            super(ClusterCompose, self).run(
-                *command, timeout_s=timeout_s, show_progress=show_progress
-            )
-            for command in commands
-        )
+        run = partial(super().run, verb, **options)
+        if verb == "exec":
+            return "".join(run(f"--index={index + 1}", *rest) for index in range(REPLICAS))
+        scaled = [f"--scale={one}={REPLICAS}" for one in SERVICES if verb == "up" and one in rest]
+        return run(*scaled, *rest)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.error import HTTPError
 
 from servers.web import fetch_json, open_json
@@ -40,7 +40,7 @@ class Change:
     """One step of a key's history; a delete has an empty value."""
 
     revision: int
-    kind: Literal["put", "delete"]
+    kind: str  # "put" or "delete"
     key: str
     value: bytes
 
@@ -177,27 +177,18 @@ def _encode(raw: bytes) -> str:
     return base64.b64encode(raw).decode()
 
 
-def _text(encoded: str) -> str:
-    return base64.b64decode(encoded).decode(errors="surrogateescape")
+def _decoded(kv: Mapping[str, str]) -> tuple[str, bytes]:
+    key, value = (base64.b64decode(kv.get(name, "")) for name in ("key", "value"))
+    return key.decode(errors="surrogateescape"), value
 
 
-def _key_value(found: Mapping[str, str]) -> KeyValue:
-    return KeyValue(
-        key=_text(found["key"]),
-        value=base64.b64decode(found.get("value", "")),
-        version=int(found["version"]),
-        mod_revision=int(found["mod_revision"]),
-    )
+def _key_value(kv: Mapping[str, str]) -> KeyValue:
+    return KeyValue(*_decoded(kv), int(kv["version"]), int(kv["mod_revision"]))
 
 
 def _change(event: Mapping[str, Any]) -> Change:
-    kv = event["kv"]
-    return Change(
-        revision=int(kv["mod_revision"]),
-        kind="delete" if event.get("type") == "DELETE" else "put",
-        key=_text(kv["key"]),
-        value=base64.b64decode(kv.get("value", "")),
-    )
+    kv, kind = event["kv"], "delete" if event.get("type") == "DELETE" else "put"
+    return Change(int(kv["mod_revision"]), kind, *_decoded(kv))
 
 
 class Store:
