@@ -47,10 +47,7 @@ class Way:
         return text in self.held
 
     async def carry(
-        self,
-        source: asyncio.StreamReader,
-        sink: asyncio.StreamWriter,
-        onlooker: Onlooker | None,
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, onlooker: Onlooker | None
     ) -> None:
         """Carry what comes from one side to the other until it ends; raises OSError, CutError."""
         chunks: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()

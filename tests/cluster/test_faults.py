@@ -57,11 +57,7 @@ def test_etcds_leader_is_lost(trial: StartTrial, cluster: Cluster, way: str) -> 
     ("way", "on_it"), [("killed", None), (FROM_ALL, 3), (FROM_PEERS, 3), (FROM_PEERS, 2)]
 )
 def test_the_queues_leader_is_lost(
-    trial: StartTrial,
-    cluster: Cluster,
-    start_replicas: StartReplicas,
-    way: str,
-    on_it: int | None,
+    trial: StartTrial, cluster: Cluster, start_replicas: StartReplicas, way: str, on_it: int | None
 ) -> None:
     """Another node leads the queue, and consumers go there.
 

@@ -67,11 +67,7 @@ def test_deliveries_in_hand_while_etcd_is_away(
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_calls_at_once(
-    start_replicas: StartReplicas,
-    receiver: Receiver,
-    rig: Rig,
-    measured: Measured,
-    number: int,
+    start_replicas: StartReplicas, receiver: Receiver, rig: Rig, measured: Measured, number: int
 ) -> None:
     """The receiver meets so many of each replica, and no more are claimed; the others wait."""
     at_once, in_hand = number * CALLS_OF_A_REPLICA, number * 8 * SMALL_BATCH

@@ -70,12 +70,7 @@ class Trial(chaos.trial.Trial):
     """A trial of a service's replicas, whose recovery is the longest time without a record."""
 
     def __init__(
-        self,
-        fault: str,
-        rig: Rig,
-        results: list[Result],
-        cluster: Cluster,
-        replicas: list[Replica],
+        self, fault: str, rig: Rig, results: list[Result], cluster: Cluster, replicas: list[Replica]
     ) -> None:
         super().__init__(fault, replicas[0].service.name, rig, results)
         self.cluster, self.replicas = cluster, replicas

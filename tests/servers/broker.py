@@ -48,11 +48,7 @@ class Broker:
         self._rabbitmq = rabbitmq
 
     def publish(
-        self,
-        events: Iterable[Event],
-        *,
-        rate_per_s: float | None = None,
-        timeout_s: float = 120.0,
+        self, events: Iterable[Event], *, rate_per_s: float | None = None, timeout_s: float = 120.0
     ) -> list[Event]:
         """Publish events in order, reconnecting where needed, and return the confirmed ones.
 
