@@ -138,13 +138,10 @@ class Proxy:
 
     def hold(self, direction: Direction | Literal["both"]) -> None:
         """Keep what comes, neither lost nor passed on, until `release`: a one-way silence."""
-
-        async def close() -> None:
-            for name, way in (("up", self.up), ("down", self.down)):
-                if direction in (name, "both"):
-                    way.open.clear()
-
-        self._run(close())
+        if direction != "down":
+            self.up.open.clear()
+        if direction != "up":
+            self.down.open.clear()
 
     def swallow(self, direction: Direction) -> None:
         """Lose what comes until `release`; the stream makes no sense after: follow with a cut."""

@@ -106,22 +106,19 @@ class GraphiteCounters:
 
     def count(self, name: str) -> int:
         """Return the sum of a counter since then; 0 for one never seen. Raises OSError."""
-        return round(sum(value for _, value in self.points(name)))
+        return round(sum(value for _, value in self._points(f"stats_counts.{name}")))
 
     def seen(self, name: str) -> bool:
         """Return whether the counter has a point since then, be it 0. Raises OSError."""
-        return bool(self.points(name))
+        return bool(self._points(f"stats_counts.{name}"))
 
     def gauge(self, name: str) -> int:
         """Return a gauge's newest value since then; 0 for one never seen. Raises OSError."""
         points = self._points(f"stats.gauges.{name}")
         return round(points[-1][1]) if points else 0
 
-    def points(self, name: str) -> list[tuple[int, float]]:
-        """Return the flushes of a counter since then: Unix time and increase. Raises OSError."""
-        return self._points(f"stats_counts.{name}")
-
     def _points(self, target: str) -> list[tuple[int, float]]:
+        """Return the flushes since then: Unix time and increase, or a gauge's value."""
         query = {
             "target": target,
             # Graphite gives the points after `from`: the second itself would be left out.
