@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from itertools import count, islice
 from typing import Any
 
 import pytest
@@ -12,7 +12,6 @@ from chaos.rig import Rig
 from chaos.trial import Result, aligned
 from cluster.cluster import Cluster, start_cluster
 from cluster.trial import Replica, Trial
-from servers.counters import listen_statsd
 
 StartReplicas = Callable[..., list[Replica]]
 StartTrial = Callable[..., Trial]
@@ -41,19 +40,17 @@ def cluster(clean: Cluster) -> Cluster:
 
 
 @pytest.fixture
-def start_replicas(rig: Rig) -> Iterator[StartReplicas]:
+def start_replicas(rig: Rig) -> StartReplicas:
     """Start replicas: `start_replicas("order", 3)`. Each waits until it is ready."""
-    with ExitStack() as stack:
+    prefixes = map("replica-{}".format, count())
 
-        def start(name: str = "order", number: int = 3, **settings: Any) -> list[Replica]:
-            replicas = []
-            for _ in range(number):
-                statsd = stack.enter_context(listen_statsd())
-                service = rig.start(name, **{**statsd.settings(), **settings})
-                replicas.append(Replica(service, statsd))
-            return replicas
+    def start(name: str = "order", number: int = 3, **settings: Any) -> list[Replica]:
+        return [
+            Replica(rig.start(name, STATSD_PREFIX=prefix, **settings), rig.statsd, prefix)
+            for prefix in islice(prefixes, number)
+        ]
 
-        yield start
+    return start
 
 
 @pytest.fixture

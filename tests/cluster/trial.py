@@ -34,14 +34,15 @@ ENOUGH = 2 * WORKS
 
 @dataclass(frozen=True)
 class Replica:
-    """One process, and what it counts."""
+    """One process, and what it counts under a prefix of its own."""
 
     service: Service
     statsd: StatsdListener
+    prefix: str
 
     def count(self, outcome: str) -> int:
         """Return how many deliveries have ended so."""
-        return self.statsd.count(f"{_NOUNS[self.service.name]}_{outcome}")
+        return self.statsd.count(f"{self.prefix}.{_NOUNS[self.service.name]}_{outcome}")
 
     def settled(self) -> int:
         """Return how many deliveries it has processed or skipped."""
