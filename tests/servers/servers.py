@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal
 
+from servers.containers import Container, prepare_container
 from servers.etcd import EtcdClient, Login
 from servers.processes import (
     ETCD_ENVIRONMENT,
@@ -32,14 +33,10 @@ from servers.processes import (
 from servers.wait import eventually, lasts
 from servers.web import fetch_json
 
-if TYPE_CHECKING:
-    # Imported where it is used: a machine without Docker needs no testcontainers.
-    from servers.containers import Container
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 Kind = Literal["docker", "local"]
-Runner: TypeAlias = "Container | ServerProcess"
+Runner = Container | ServerProcess
 """What a server runs in. Its data and its ports outlive a stop."""
 
 _MAX_TXN_OPS = 1024
@@ -287,8 +284,6 @@ def _prepare_rabbitmq(stack: ExitStack, kind: Kind) -> RabbitMQ:
     amqp_port, management_port = free_port(), free_port()
     runner: Runner
     if kind == "docker":
-        from servers.containers import prepare_container
-
         ports = {5672: amqp_port, 15672: management_port}
         runner = prepare_container(image("IMAGE_RABBITMQ"), ports, environment=RABBITMQ_ENVIRONMENT)
     else:
@@ -313,8 +308,6 @@ def _prepare_etcd(stack: ExitStack, kind: Kind, more_flags: Sequence[str]) -> Et
     ]
     runner: Runner
     if kind == "docker":
-        from servers.containers import prepare_container
-
         own = [f"--data-dir={data}", "--listen-client-urls=http://0.0.0.0:2379"]
         command = ["/usr/local/bin/etcd", *own, *flags]
         runner = prepare_container(
