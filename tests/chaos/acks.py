@@ -7,12 +7,11 @@ decodes frames, and neither its connection nor its states.
 import asyncio
 import json
 import socket
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from pika import frame, spec
 from pika.channel import ContentFrameAssembler
@@ -21,8 +20,6 @@ from chaos.proxy import Onlooker, Proxy
 from servers.etcd import EtcdClient, record_prefix
 from servers.servers import Etcd, RabbitMQ
 from servers.wait import stands_still
-
-T = TypeVar("T")
 
 _ETCD_TIMEOUT_S = 2.0
 
@@ -45,59 +42,72 @@ class AckAudit(Proxy):
 
     def __init__(self, rabbitmq: RabbitMQ, etcd: Etcd) -> None:
         self._etcd = EtcdClient(etcd.endpoint, _ETCD_TIMEOUT_S, lambda: etcd.login)
-        self._lock = threading.Lock()
-        self._early: set[str] = set()
-        self._forwarded: set[bytes] = set()
         self._silent_until_s = 0.0
         self.unhandled: set[str] = set()
         """The types for which no service has a handler: their acks need no record."""
+        # Written on the loop's thread alone.
+        self._early: set[str] = set()
+        self._forwarded: set[bytes] = set()
         self.checked = self.unknown = 0
         super().__init__(rabbitmq.amqp_port, socket.create_server(("127.0.0.1", 0)))
         self.url = f"amqp://{rabbitmq.user}:{rabbitmq.password}@{self.address}/"
 
     def early(self) -> set[str]:
         """Return the ids (or the body, where it holds none) of what was acked too early."""
-        with self._lock:
-            return set(self._early)
+        return set(self._early)
 
     @contextmanager
     def none_pass(self) -> Iterator[None]:
         """Let the last acks pass, then none in the block, be it one that could not be judged."""
-        seen = stands_still(self._passed)
+        seen = stands_still(lambda: (self.checked, self.unknown))
         yield
-        assert self._passed() == seen, f"something was acked: {seen} to {self._passed()}"
-
-    def _passed(self) -> tuple[int, int]:
-        return self.checked, self.unknown
+        now = self.checked, self.unknown
+        assert now == seen, f"something was acked: {seen} to {now}"
 
     def onlookers(self) -> tuple[Onlooker, Onlooker]:
         """Read both directions of a connection."""
-        connection = _Connection(self)
-        return _reading(connection.from_client), _reading(connection.from_server)
+        queue = ""
+        delivered: dict[tuple[int, int], bytes] = {}
+        published: dict[tuple[int, int], bytes] = {}
+        tags: defaultdict[int, int] = defaultdict(int)
 
-    def forwarded(self, body: bytes) -> None:
-        """Note that the broker has confirmed a body in another queue of the service."""
-        with self._lock:
-            self._forwarded.add(body)
+        async def from_client(seen: Seen) -> None:
+            """Take note of what the service sends; an ack waits here, and all behind it."""
+            nonlocal queue
+            match seen.method:
+                case spec.Basic.Consume():
+                    queue = seen.method.queue
+                case spec.Basic.Publish():
+                    tags[seen.channel] += 1
+                    published[seen.channel, tags[seen.channel]] = seen.body
+                case spec.Basic.Ack():
+                    await self._acked(queue, _take(delivered, seen))
 
-    def acked(self, service: str, bodies: list[bytes]) -> None:
+        async def from_server(seen: Seen) -> None:
+            match seen.method:
+                case spec.Basic.Deliver():
+                    delivered[seen.channel, seen.method.delivery_tag] = seen.body
+                case spec.Basic.Ack():
+                    self._forwarded.update(_take(published, seen))
+
+        return _reading(from_client), _reading(from_server)
+
+    async def _acked(self, service: str, bodies: list[bytes]) -> None:
         """Judge an ack of these bodies, before the broker sees it."""
-        with self._lock:
-            open_bodies = [body for body in bodies if body not in self._forwarded]
-        if self.unhandled:
-            open_bodies = [
-                body for body in open_bodies if _member(body, "type") not in self.unhandled
-            ]
-        ids = {event_id: body for body in open_bodies if (event_id := _member(body, "id"))}
-        done = self._done(service, list(ids))
-        with self._lock:
-            if done is None:
-                self.unknown += len(bodies)
-                return
+        to_record = [
+            body
+            for body in bodies
+            if body not in self._forwarded and _member(body, "type") not in self.unhandled
+        ]
+        ids = {event_id for body in to_record if (event_id := _member(body, "id"))}
+        done = await asyncio.to_thread(self._done, service, ids)
+        if done is None:
+            self.unknown += len(bodies)
+        else:
             self.checked += len(bodies)
-            self._early |= {_member(body, "id") or repr(body[:100]) for body in open_bodies} - done
+            self._early |= {_member(body, "id") or repr(body[:100]) for body in to_record} - done
 
-    def _done(self, service: str, ids: list[str]) -> set[str] | None:
+    def _done(self, service: str, ids: set[str]) -> set[str] | None:
         """Return which of these are done, None where etcd does not answer.
 
         It is left alone for a while then: each ack of many would wait, and heartbeats behind them.
@@ -113,45 +123,12 @@ class AckAudit(Proxy):
         return {keys[one.key] for one in records if json.loads(one.value)["state"] == "done"}
 
 
-class _Connection:
-    """What has been seen of one connection: what was delivered, and what was published."""
-
-    def __init__(self, audit: AckAudit) -> None:
-        self._audit = audit
-        self._queue = ""
-        self._delivered: dict[tuple[int, int], bytes] = {}
-        self._published: dict[tuple[int, int], bytes] = {}
-        self._published_tags: dict[int, int] = {}
-
-    async def from_client(self, seen: Seen) -> None:
-        """Take note of what the service sends; an ack waits here, and what follows behind it."""
-        match seen.method:
-            case spec.Basic.Consume():
-                self._queue = seen.method.queue
-            case spec.Basic.Publish():
-                tag = self._published_tags.get(seen.channel, 0) + 1
-                self._published_tags[seen.channel] = tag
-                self._published[seen.channel, tag] = seen.body
-            case spec.Basic.Ack():
-                bodies = _take(self._delivered, seen)
-                await asyncio.to_thread(self._audit.acked, self._queue, bodies)
-
-    async def from_server(self, seen: Seen) -> None:
-        """Take note of what the broker sends."""
-        match seen.method:
-            case spec.Basic.Deliver():
-                self._delivered[seen.channel, seen.method.delivery_tag] = seen.body
-            case spec.Basic.Ack():
-                for body in _take(self._published, seen):
-                    self._audit.forwarded(body)
-
-
-def _take(waiting: dict[tuple[int, int], T], ack: Seen) -> list[T]:
-    tag, multiple = ack.method.delivery_tag, ack.method.multiple
+def _take(waiting: dict[tuple[int, int], bytes], ack: Seen) -> list[bytes]:
+    last, multiple = ack.method.delivery_tag, ack.method.multiple
     keys = [
-        key
-        for key in waiting
-        if key[0] == ack.channel and (key[1] == tag or (multiple and key[1] < tag))
+        (channel, tag)
+        for channel, tag in waiting
+        if channel == ack.channel and (tag == last or (multiple and tag < last))
     ]
     return [waiting.pop(key) for key in keys]
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from servers.services import Health, Service
+from servers.services import Service
 from servers.wait import eventually
 
 
@@ -19,8 +19,8 @@ def becomes(read: Callable[[], object], expected: object, timeout_s: float = 30.
     """Wait until what is read equals what is expected; raises AssertionError with the last."""
 
     def equal() -> None:
-        if (found := read()) != expected:
-            raise AssertionError(f"{found!r} is not {expected!r}")
+        found = read()
+        assert found == expected, f"{found!r} is not {expected!r}"
 
     eventually(equal, timeout_s)
 
@@ -29,35 +29,33 @@ def passes(read: Callable[[], int], limit: int, timeout_s: float = 30.0) -> None
     """Wait until what is read is above a limit; raises AssertionError with the last."""
 
     def above() -> None:
-        if (found := read()) <= limit:
-            raise AssertionError(f"{found} is not above {limit}")
+        found = read()
+        assert found > limit, f"{found} is not above {limit}"
 
     eventually(above, timeout_s)
 
 
 def throughout(duration_s: float, assertion: Callable[[], object]) -> None:
     """Let a fault last, and check all the while."""
-    until = time.monotonic() + duration_s
+    until_s = time.monotonic() + duration_s
 
     def over() -> None:
         try:
             assertion()
         except AssertionError as error:
             raise RuntimeError(f"meanwhile: {error}") from error
-        if time.monotonic() < until:
-            raise AssertionError("not over")
+        assert time.monotonic() >= until_s, "not over"
 
     eventually(over, duration_s + 60)
 
 
 def not_ready(service: Service, *missing: str) -> dict[str, str]:
     """Return why a service is not ready; raises AssertionError unless these are among them."""
-    health: Health = service.health()
-    if health.status != 503 or not set(missing) <= set(health.body["missing"]):
-        raise AssertionError(f"{health}, where {missing} should be missing")
-    if not service.running:
-        raise AssertionError("it has ended")
+    health = service.health()
     reasons: dict[str, str] = health.body["missing"]
+    lacks = health.status == 503 and set(missing) <= set(reasons)
+    assert lacks, f"{health}, where {missing} should be missing"
+    assert service.running, "it has ended"
     return reasons
 
 
@@ -85,14 +83,13 @@ def lines(service: Service, text: str) -> list[dict[str, Any]]:
 def says(service: Service, text: str, times: int = 1) -> list[dict[str, Any]]:
     """Return the log lines with a text; raises AssertionError unless there are so many."""
     found = lines(service, text)
-    if len(found) < times:
-        raise AssertionError(f"{len(found)} times {text!r}")
+    assert len(found) >= times, f"{len(found)} times {text!r}"
     return found
 
 
-def losses(service: Service, because: str = "", *, connection: str = "rabbitmq") -> int:
+def losses(service: Service, because: str = "") -> int:
     """Return how often the service has lost, or failed to open, its connection for consuming."""
     return sum(
-        line["connection"] == connection and because in line["error"]
+        line["connection"] == "rabbitmq" and because in line["error"]
         for line in lines(service, "no connection to RabbitMQ")
     )

@@ -19,7 +19,7 @@ import re
 import runpy
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
@@ -33,14 +33,6 @@ PROOF = "killed at a crash point: "
 
 
 @dataclass(frozen=True)
-class Call:
-    """A call of the wrapped function: its arguments by name, and its answer, where there is one."""
-
-    arguments: Mapping[str, Any]
-    answer: Any = None
-
-
-@dataclass(frozen=True)
 class Point:
     """Where a step is, by a function of the library's or pika's, and when a call passes it.
 
@@ -48,6 +40,7 @@ class Point:
     its body returns. It waits, so what it has asked for is on its way: "waiting". The future that
     it has returned has its result: "resolved".
 
+    A call has the function's arguments as its attributes, and ``answer`` where there is one.
     ``counts`` says which calls pass the step. ``reaches`` tells the passage that a call comes to,
     where one call is several; else each is one more. ``last_act`` is done at the passage that
     kills, for what the function leaves to be done a moment later, and returns what the proof is
@@ -56,50 +49,29 @@ class Point:
 
     when: Literal["before", "after", "waiting", "resolved"]
     where: str
-    counts: Callable[[Call], bool] = lambda _: True
-    reaches: Callable[[Call], int] | None = None
-    last_act: Callable[[Call], dict[str, object]] = lambda _: {}
+    counts: Callable[[Any], object] = lambda _: True
+    reaches: Callable[[Any], int] | None = None
+    last_act: Callable[[Any], dict[str, object]] = lambda _: {}
 
 
 # What the proof of some points holds, and what some have to wait for.
 
 
-def _shows(name: str, path: str) -> Callable[[Call], dict[str, object]]:
-    """Let the proof hold a part of an argument, such as `event.id`."""
-
-    def part(call: Call) -> dict[str, object]:
-        found = attrgetter(path)(SimpleNamespace(**call.arguments))
-        return {name: found.decode() if isinstance(found, bytes) else found}
-
-    return part
+def _id(of: str) -> Callable[[Any], dict[str, object]]:
+    return lambda call: {"id": attrgetter(of)(call).id}
 
 
-def _ours(call: Call) -> bool:
-    return bool(call.arguments["ours"])
+def _body(of: str) -> Callable[[Any], dict[str, object]]:
+    return lambda call: {"body": getattr(call, of).body.decode()}
 
 
-def _made(call: Call) -> bool:
-    """Tell whether a call was made: there may have been no time left for it."""
-    return call.answer is not None
+def _acked(call: Any) -> dict[str, object]:
+    return {"acked": call.delivery_tag if call.multiple else 1}
 
 
-def _confirmed(call: Call) -> bool:
-    return call.answer is True
-
-
-def _tag(call: Call) -> int:
-    tag: int = call.arguments["delivery_tag"]
-    return tag
-
-
-def _acked(call: Call) -> dict[str, object]:
-    tag, multiple = call.arguments["delivery_tag"], call.arguments["multiple"]
-    return {"acked": tag if multiple else 1}
-
-
-def _acked_and_sent(call: Call) -> dict[str, object]:
+def _acked_and_sent(call: Any) -> dict[str, object]:
     """Send the ack: it lies in buffers, and comes to the socket in one of the next turns."""
-    connection = call.arguments["self"].connection
+    connection = call.self.connection
     getattr(connection, "_write", lambda: None)()  # What waits for the end of the turn.
     transport = connection._transport  # noqa: SLF001
     while transport.get_write_buffer_size():
@@ -108,28 +80,20 @@ def _acked_and_sent(call: Call) -> dict[str, object]:
     return _acked(call)
 
 
-def _puts_records(call: Call) -> bool:
-    return call.arguments["method"] == "Txn" and bool(_records(call.arguments["request"]))
+def _records(call: Any) -> list[str]:
+    """Return the keys of the records that a call to etcd puts."""
+    puts = call.request.success if call.method == "Txn" else ()
+    keys = (operation.request_put.key.decode() for operation in puts)
+    return [key for key in keys if key.startswith("/service/")]
 
 
-def _applied(call: Call) -> bool:
-    """Tell whether this is the reply to a transaction that has put a record."""
-    return _puts_records(call) and bool(call.answer.succeeded)
-
-
-def _records(request: Any) -> list[str]:
-    puts = (operation.request_put.key.decode() for operation in request.success)
-    return [key for key in puts if key.startswith("/service/")]
-
-
-def _seen_in_etcd(call: Call) -> dict[str, object]:
+def _seen_in_etcd(call: Any) -> dict[str, object]:
     """Read one record of the transaction from etcd, by a client that is not the library's."""
-    key = _records(call.arguments["request"])[0]
-    (found,) = EtcdClient(os.environ["ETCD_ENDPOINTS"]).get(key)[:1]
+    (found,) = EtcdClient(os.environ["ETCD_ENDPOINTS"]).get(_records(call)[0])[:1]
     return {"key": found.key, "revision": found.mod_revision}
 
 
-_EVENT, _FLIGHT = _shows("id", "event.id"), _shows("id", "flight.event.id")
+_EVENT = _id("event")
 _CALL, _SEND, _ACK = (
     "etcd:Client.call",
     "publisher:Publisher.send",
@@ -146,33 +110,38 @@ POINTS: dict[str, Point] = {
     # The batch takes no more; nothing has been sent.
     "batch sealed": Point("before", "ledger:EtcdLedger.commit"),
     # gRPC has the transaction: it may apply or not.
-    "txn sent": Point("waiting", _CALL, counts=_puts_records),
+    "txn sent": Point("waiting", _CALL, counts=_records),
     # gRPC has the reply, before the ledger hears of it.
-    "applied but reply unread": Point("after", _CALL, counts=_applied, last_act=_seen_in_etcd),
+    "applied but reply unread": Point(
+        "after",
+        _CALL,
+        counts=lambda call: _records(call) and call.answer.succeeded,
+        last_act=_seen_in_etcd,
+    ),
     # The reply is judged, and nothing has been done about it.
     "reply read": Point("after", "ledger:EtcdLedger.commit"),
     # One ack covers what has been settled meanwhile: how many that are is the commits' luck.
-    "before ack": Point("before", _ACK, reaches=_tag, last_act=_acked),
-    "after ack": Point("after", _ACK, reaches=_tag, last_act=_acked_and_sent),
-    "before park": Point(
-        "before", "settle:forwarded_message", last_act=_shows("body", "delivery.body")
-    ),
+    "before ack": Point("before", _ACK, reaches=attrgetter("delivery_tag"), last_act=_acked),
+    "after ack": Point("after", _ACK, reaches=attrgetter("delivery_tag"), last_act=_acked_and_sent),
+    "before park": Point("before", "settle:forwarded_message", last_act=_body("delivery")),
     # The broker has confirmed the dead letter; its delivery is not acked.
-    "after park": Point(
-        "resolved", _SEND, counts=_confirmed, last_act=_shows("body", "message.body")
-    ),
+    "after park": Point("resolved", _SEND, counts=attrgetter("answer"), last_act=_body("message")),
     # The record is there with its events; none of them has been sent.
-    "events recorded": Point("before", "flow:Consumer._publish", last_act=_FLIGHT),
+    "events recorded": Point("before", "flow:Consumer._publish", last_act=_id("flight.event")),
     # pika has an event: it may arrive at the broker or not.
     "event sent": Point("after", _SEND),
     # The broker has it, and the record still says publishing.
-    "event confirmed": Point("resolved", _SEND, counts=_confirmed),
+    "event confirmed": Point("resolved", _SEND, counts=attrgetter("answer")),
     # The claim has landed; its call has not begun.
     "claim taken": Point("before", "calls:Calls.call", last_act=_EVENT),
     # A claimed handler has returned, and nothing has been done about it.
-    "call made": Point("after", "calls:Calls.call", counts=_made, last_act=_EVENT),
+    "call made": Point(
+        "after", "calls:Calls.call", counts=lambda call: call.answer is not None, last_act=_EVENT
+    ),
     # The record is done in place of the claim; nothing has been acked.
-    "claim completed": Point("before", "settle:Settler.recorded", counts=_ours, last_act=_EVENT),
+    "claim completed": Point(
+        "before", "settle:Settler.recorded", counts=attrgetter("ours"), last_act=_EVENT
+    ),
 }
 
 
@@ -194,44 +163,41 @@ def find(point: Point) -> tuple[Any, str, Callable[..., Any]]:
     return owner, name, function
 
 
-def plant(point: Point, reached: Callable[[Call], None]) -> None:
+def plant(point: Point, reached: Callable[[Any], None]) -> None:
     """Wrap the point's function so that `reached` is called at each passage; raises LookupError."""
     owner, name, function = find(point)
     signature = inspect.signature(function)
 
-    def begins(*args: Any, **kwargs: Any) -> Call:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        call = Call(dict(bound.arguments))
-        passes("before", call)
-        if point.when == "waiting":
-            # Its body runs at once, until it waits; gRPC takes a request over in the turn after
-            # that, in a task of its own, which is in the line ahead of the second of these.
-            loop = asyncio.get_running_loop()
-            loop.call_soon(loop.call_soon, passes, "waiting", call)
-        return call
-
-    def passes(when: str, call: Call) -> None:
+    def passes(when: str, call: Any, answer: Any = None) -> None:
+        call.answer = answer
         if point.when == when and point.counts(call):
             reached(call)
 
+    def begins(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        passes("before", call := SimpleNamespace(**bound.arguments))
+        return call
+
     @functools.wraps(function)
     def plain(*args: Any, **kwargs: Any) -> Any:
-        call = begins(*args, **kwargs)
-        answer = function(*args, **kwargs)
-        passes("after", Call(call.arguments, answer))
+        call, answer = begins(*args, **kwargs), function(*args, **kwargs)
+        passes("after", call, answer)
         if point.when == "resolved":
             # The first of its callbacks: whoever waits for it adds another, which comes later.
-            answer.add_done_callback(
-                lambda future: passes("resolved", Call(call.arguments, future.result()))
-            )
+            answer.add_done_callback(lambda future: passes("resolved", call, future.result()))
         return answer
 
     @functools.wraps(function)
     async def coroutine(*args: Any, **kwargs: Any) -> Any:
         call = begins(*args, **kwargs)
+        if point.when == "waiting":
+            # Its body runs at once, until it waits; gRPC takes a request over in the turn after
+            # that, in a task of its own, which is in the line ahead of the second of these.
+            loop = asyncio.get_running_loop()
+            loop.call_soon(lambda: loop.call_soon(passes, "waiting", call))
         answer = await function(*args, **kwargs)
-        passes("after", Call(call.arguments, answer))
+        passes("after", call, answer)
         return answer
 
     setattr(owner, name, coroutine if inspect.iscoroutinefunction(function) else plain)
@@ -248,7 +214,7 @@ def kill_at(setting: str) -> None:
     name, number = found[1], int(found[2])
     point, passages = POINTS[name], itertools.count(1)
 
-    def reached(call: Call) -> None:
+    def reached(call: Any) -> None:
         passage = point.reaches(call) if point.reaches else next(passages)
         if passage >= number:
             proof = {"point": name, "passage": number, **point.last_act(call)}

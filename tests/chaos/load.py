@@ -22,10 +22,10 @@ def orders(number: int, prefix: str = "order") -> list[Event]:
     return [order(f"{prefix}-{index}", number=index) for index in range(number)]
 
 
-def repeated(events: list[Event], times: int, seed: int = 1) -> list[Event]:
+def repeated(events: list[Event], times: int) -> list[Event]:
     """Return each event so many times, shuffled: some repeats lie close, some far apart."""
-    copies = [event for event in events for _ in range(times)]
-    random.Random(seed).shuffle(copies)
+    copies = events * times
+    random.Random(times).shuffle(copies)
     return copies
 
 

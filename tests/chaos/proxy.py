@@ -1,14 +1,12 @@
 """A TCP proxy that misbehaves on demand: late, silent, in crumbs, cut off, slow to hang up."""
 
 import asyncio
-import contextlib
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import Literal
-
-from chaos.threads import LoopThread
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractContextManager, closing, suppress
+from typing import Any, Literal
 
 Direction = Literal["up", "down"]
 
@@ -19,84 +17,49 @@ _BUFFER_BYTES = 65_536
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER with no time to linger: close() sends a RST.
 
 
-class CutError(OSError):
+class CutError(Exception):
     """The connection is to be reset now, in the middle of what it was sending."""
 
 
 class Way:
-    """Carries bytes of all connections in one direction, as it is told to.
+    """Carries bytes of all connections in one direction, as the proxy has been told.
 
-    The tellers run on the proxy's loop; counters and `holds` can be read from any thread.
+    What it counts can be read from any thread. ``appearances`` are those of a text that is looked
+    for, ``slices`` are writes of a part, and ``broken`` the connections cut in mid-write.
     """
 
     def __init__(self) -> None:
-        self._delay_s = 0.0
-        self._slice: int | None = None
-        self._swallowing = self._breaking = False
-        self._open = asyncio.Event()
-        self._open.set()
-        self._held = bytearray()
-        self._text = b""
+        self.delay_s, self.slice_bytes = 0.0, 0
+        self.swallowing = self.breaking = False
+        self.text = b""
+        self.open = asyncio.Event()
+        self.open.set()
+        self.held = bytearray()
         self.appearances = self.passed_bytes = self.swallowed_bytes = self.slices = self.broken = 0
-
-    def delay(self, seconds: float) -> None:
-        """Let what comes from now on arrive so much later."""
-        self._delay_s = seconds
-
-    def slice(self, size: int | None) -> None:
-        """Write at most so many bytes at a time."""
-        self._slice = size
-
-    def hold(self) -> None:
-        """Pass nothing on."""
-        self._open.clear()
-
-    def swallow(self) -> None:
-        """Lose what comes."""
-        self._swallowing = True
-
-    def break_next(self) -> None:
-        """Break the connection in the middle of the next bytes."""
-        self._breaking = True
-
-    def count(self, text: bytes) -> None:
-        """Count in ``appearances`` how often these bytes are sent from now on."""
-        self._text, self.appearances = text, 0
-
-    def release(self) -> None:
-        """Pass everything on, what was held first."""
-        self._swallowing = False
-        self._open.set()
-        self._held.clear()
 
     @property
     def held_bytes(self) -> int:
         """How much is held."""
-        return len(self._held)
+        return len(self.held)
 
     def holds(self, text: bytes) -> bool:
         """Return whether these bytes are among what is held."""
-        return text in self._held
+        return text in self.held
 
     async def carry(
-        self,
-        source: asyncio.StreamReader,
-        sink: asyncio.StreamWriter,
-        onlooker: Onlooker | None = None,
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, onlooker: Onlooker | None
     ) -> None:
-        """Carry what comes from one connection to the other until it ends; raises OSError."""
+        """Carry what comes from one side to the other until it ends; raises OSError, CutError."""
         chunks: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
         reading = asyncio.create_task(self._read(source, chunks))
         try:
             while True:
                 due_s, chunk = await chunks.get()
                 await asyncio.sleep(due_s - asyncio.get_running_loop().time())
-                await self._open.wait()
+                await self.open.wait()
                 if not chunk:
                     return
-                if onlooker is not None:
-                    chunk = await onlooker(chunk)
-                await self._write(chunk, sink)
+                await self._write(await onlooker(chunk) if onlooker else chunk, sink)
         finally:
             reading.cancel()
 
@@ -107,35 +70,32 @@ class Way:
         chunk, tail = b"more", b""
         while chunk:
             try:
-                chunk = await source.read(65_536)
+                chunk = await source.read(_BUFFER_BYTES)
             except OSError:
                 chunk = b""
-            if not self._open.is_set():
-                self._held += chunk
-            if self._text:
+            if not self.open.is_set():
+                self.held += chunk
+            if self.text:
                 tail += chunk
-                self.appearances += tail.count(self._text)
-                tail = tail[1 - len(self._text) :]
-            chunks.put_nowait((asyncio.get_running_loop().time() + self._delay_s, chunk))
+                self.appearances += tail.count(self.text)
+                tail = tail[1 - len(self.text) :]
+            chunks.put_nowait((asyncio.get_running_loop().time() + self.delay_s, chunk))
 
     async def _write(self, chunk: bytes, sink: asyncio.StreamWriter) -> None:
-        if self._swallowing:
+        if self.swallowing:
             self.swallowed_bytes += len(chunk)
             return
-        if self._breaking and len(chunk) > 1:
-            self._breaking = False
+        if self.breaking and len(chunk) > 1:
+            self.breaking = False
             self.broken += 1
             sink.write(chunk[: len(chunk) // 2])
             raise CutError("cut in the middle of a frame")
-        if self._slice is None:
-            sink.write(chunk)
-        else:
-            for at in range(0, len(chunk), self._slice):
-                sink.write(chunk[at : at + self._slice])
-                await sink.drain()
-                self.slices += 1
+        size = self.slice_bytes or len(chunk) or 1
+        for at in range(0, len(chunk), size):
+            sink.write(chunk[at : at + size])
+            await sink.drain()
+            self.slices += size < len(chunk)
         self.passed_bytes += len(chunk)
-        await sink.drain()
 
 
 class Proxy:
@@ -148,21 +108,18 @@ class Proxy:
     def __init__(self, port: int, listener: socket.socket) -> None:
         """Relay what `listener` accepts to a port of 127.0.0.1."""
         self._upstream = port
-        self._listener = listener
+        host, listens_at = listener.getsockname()
+        self.address = f"{host}:{listens_at}"
         self._close_delay_s = 0.0
-        self._connections: dict[asyncio.Task[None], _Connection] = {}
-        self.accepted = self.resets = self.closed_late = 0
+        self._connections: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
+        self.resets = self.closed_late = 0
         self.up, self.down = Way(), Way()
-        self._thread = LoopThread("proxy")
-        self._server: asyncio.Server = self._thread.run(
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+        self._thread.start()
+        self._server: asyncio.Server = self._run(
             asyncio.start_server(self._serve, sock=listener, limit=_BUFFER_BYTES)
         )
-
-    @property
-    def address(self) -> str:
-        """Where it listens, as host:port."""
-        host, port = self._listener.getsockname()
-        return f"{host}:{port}"
 
     @property
     def connections(self) -> int:
@@ -173,23 +130,26 @@ class Proxy:
 
     def delay(self, seconds: float) -> None:
         """Let each byte be on its way for so long, in both directions."""
-        self._tell("both", lambda way: way.delay(seconds))
+        self.up.delay_s = self.down.delay_s = seconds
 
     def slice(self, size: int | None) -> None:
         """Pass on so many bytes at a time, each in a write of its own; None is as they come."""
-        self._tell("both", lambda way: way.slice(size))
+        self.up.slice_bytes = self.down.slice_bytes = size or 0
 
     def hold(self, direction: Direction | Literal["both"]) -> None:
         """Keep what comes, neither lost nor passed on, until `release`: a one-way silence."""
-        self._tell(direction, Way.hold)
+        if direction != "down":
+            self.up.open.clear()
+        if direction != "up":
+            self.down.open.clear()
 
     def swallow(self, direction: Direction) -> None:
         """Lose what comes until `release`; the stream makes no sense after: follow with a cut."""
-        self._tell(direction, Way.swallow)
+        self._way(direction).swallowing = True
 
     def release(self) -> None:
         """Pass on what has been held, and everything as it comes from now on."""
-        self._tell("both", Way.release)
+        self._run(self._release())
 
     def close_slowly(self, seconds: float) -> None:
         """Let one side learn so late that the other has closed."""
@@ -197,26 +157,29 @@ class Proxy:
 
     def count(self, direction: Direction, text: bytes) -> None:
         """Count from now on how often these bytes are sent, in the way's ``appearances``."""
-        self._tell(direction, lambda way: way.count(text))
+        way = self._way(direction)
+        way.text, way.appearances = text, 0
 
     def cut(self) -> None:
         """Reset every connection on both sides, with what is on its way; hold nothing any more."""
-
-        async def run() -> None:
-            self._reset_all()
-            for way in (self.up, self.down):
-                way.release()
-
-        self._thread.run(run())
+        self._run(self._cut())
 
     def cut_in_next(self, direction: Direction) -> None:
         """Pass on half of what comes next, then reset that connection on both sides."""
-        self._tell(direction, Way.break_next)
+        self._way(direction).breaking = True
 
     def close(self) -> None:
         """End every connection, and listen no more."""
-        self._thread.run(self._end())
-        self._thread.stop()
+        self._run(self._end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _way(self, direction: Direction) -> Way:
+        return self.up if direction == "up" else self.down
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
 
     # On the loop's thread.
 
@@ -227,99 +190,64 @@ class Proxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self.accepted += 1
-        connection = self._connections[task] = _Connection(self, writer)
+        writers = self._connections[task] = [writer]
         try:
-            with contextlib.suppress(asyncio.CancelledError):  # It has been cut.
-                await connection.run(reader, self._upstream)
+            # It has been cut; or the server is down, and the client sees its connection end.
+            with suppress(asyncio.CancelledError, OSError):
+                server, to_server = await asyncio.open_connection("127.0.0.1", self._upstream)
+                writers.append(to_server)
+                sees_up, sees_down = self.onlookers()
+                up = self.up.carry(reader, to_server, sees_up)
+                await self._relay(up, self.down.carry(server, writer, sees_down))
+        except CutError:
+            self._reset(writers)
         finally:
             del self._connections[task]
-            connection.abort()
+            for each in writers:
+                each.transport.abort()
 
-    def _reset_all(self) -> None:
-        for task, connection in self._connections.items():
-            connection.cut()
-            task.cancel()
-
-    async def _end(self) -> None:
-        self._server.close()
-        self._reset_all()
-        await asyncio.gather(*self._connections, return_exceptions=True)
-
-    async def linger(self) -> None:
-        """Wait with a close as told."""
-        if self._close_delay_s:
-            self.closed_late += 1
-            await asyncio.sleep(self._close_delay_s)
-
-    # From the test's thread to the loop's.
-
-    def _tell(self, direction: Direction | Literal["both"], order: Callable[[Way], None]) -> None:
-        ways = {"up": [self.up], "down": [self.down], "both": [self.up, self.down]}[direction]
-
-        async def run() -> None:
-            for way in ways:
-                order(way)
-
-        self._thread.run(run())
-
-
-class _Connection:
-    """One relayed connection: two ways, and one end for both."""
-
-    def __init__(self, proxy: Proxy, client: asyncio.StreamWriter) -> None:
-        self._proxy = proxy
-        self._writers = [client]
-        self._cut = False
-
-    async def run(self, client: asyncio.StreamReader, port: int) -> None:
-        """Relay until a side closes, or it is cut."""
-        try:
-            server, writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            return  # The server is down: the client sees its connection end.
-        self._writers.append(writer)
-        sees_up, sees_down = self._proxy.onlookers()
-        up = self._proxy.up.carry(client, writer, sees_up)
-        down = self._proxy.down.carry(server, self._writers[0], sees_down)
-        ways = [asyncio.create_task(up), asyncio.create_task(down)]
+    async def _relay(self, *carrying: Coroutine[Any, Any, None]) -> None:
+        """Relay until a side closes; an error that is not of a side's goes to asyncio's log."""
+        ways = [asyncio.create_task(way) for way in carrying]
         try:
             done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            errors = [error for way in done if (error := way.exception()) is not None]
-            if any(isinstance(error, CutError) for error in errors):
-                self.cut()
-            else:
-                await self._proxy.linger()
-            for error in errors:  # Of an onlooker: asyncio logs it.
-                if not isinstance(error, OSError):
-                    raise error
+            for way in done:
+                with suppress(OSError):
+                    way.result()
+            if self._close_delay_s:
+                self.closed_late += 1
+                await asyncio.sleep(self._close_delay_s)
         finally:
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
 
-    def cut(self) -> None:
-        """Reset both sides: what is on its way is lost."""
-        if not self._cut:
-            self._cut = True
-            self._proxy.resets += 1
-            for writer in self._writers:
+    def _reset(self, writers: list[asyncio.StreamWriter]) -> None:
+        self.resets += 1
+        for writer in writers:
+            with suppress(OSError):
                 plain: socket.socket = writer.get_extra_info("socket")
-                with contextlib.suppress(OSError):
-                    plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            self.abort()
-
-    def abort(self) -> None:
-        """Drop both sockets."""
-        for writer in self._writers:
+                plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             writer.transport.abort()
 
+    async def _cut(self) -> None:
+        for task, writers in self._connections.items():
+            self._reset(writers)
+            task.cancel()
+        await self._release()
 
-@contextmanager
-def relay(port: int, listener: socket.socket | None = None) -> Iterator[Proxy]:
+    async def _release(self) -> None:
+        for way in (self.up, self.down):
+            way.swallowing = False
+            way.open.set()
+            way.held.clear()
+
+    async def _end(self) -> None:
+        self._server.close()
+        await self._cut()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+
+def relay(port: int, listener: socket.socket | None = None) -> AbstractContextManager[Proxy]:
     """Relay to a port of 127.0.0.1 for as long as the block runs; by default from another one."""
-    proxy = Proxy(port, listener or socket.create_server(("127.0.0.1", 0)))
-    try:
-        yield proxy
-    finally:
-        proxy.close()
+    return closing(Proxy(port, listener or socket.create_server(("127.0.0.1", 0))))

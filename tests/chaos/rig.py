@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chaos.load import ids
+from idempotent_consumer.metrics import Outcome
 from servers.broker import Broker, Event, Message
 from servers.checker import Verdict, doubles, judge
 from servers.counters import StatsdListener
@@ -13,16 +14,7 @@ from servers.servers import Servers
 from servers.services import Service
 from servers.wait import eventually
 
-OUTCOMES = (
-    "processed",
-    "processed_skipped",
-    "ignored",
-    "conflicted",
-    "invalid",
-    "failed",
-    "retried",
-    "returned",
-)
+OUTCOMES = tuple(map(str, Outcome))
 
 StartService = Callable[..., Service]
 
@@ -75,20 +67,14 @@ class Rig:
         )
 
     def handled_once(
-        self,
-        service: str,
-        sent: Sequence[Event],
-        confirmed: Sequence[Event] | None = None,
-        *,
-        parked: Iterable[str] = (),
+        self, service: str, sent: Sequence[Event], confirmed: Sequence[Event] | None = None
     ) -> None:
         """Drain a service's queue, and check that nothing is lost, twice, torn or made up.
 
         Each event must have been confirmed.
         """
         self.drained(service)
-        confirmed = sent if confirmed is None else confirmed
-        verdict = self.verdict(service, sent, confirmed, parked=parked)
+        verdict = self.verdict(service, sent, sent if confirmed is None else confirmed)
         verdict.require(confirmed_at_least=len(ids(sent)))
 
     def parked(self, service: str, expect: int) -> list[Message]:

@@ -8,7 +8,6 @@ import pytest
 
 from chaos.checks import becomes
 from chaos.receiver import Call, Receiver, account
-from servers.web import fetch_json
 
 
 def call(key: str, began_s: float, ended_s: float | None, caller: str = "p0") -> Call:
@@ -36,28 +35,19 @@ def test_an_account_finds(calls: list[Call], done: set[str], found: str) -> None
         account(calls, done, lambda *_: found == "at the same time")
 
 
-def test_a_call_ends_when_it_is_answered() -> None:
-    with closing(Receiver(0.05)) as receiver:
-        fetch_json(
-            "POST", receiver.url_for("p0"), {"id": "e-1"}, headers={"Idempotency-Key": "e-1"}
-        )
-        becomes(lambda: receiver.under_way("p0"), set[str]())
-        (seen,) = receiver.calls
-    assert (seen.key, seen.caller, seen.answered) == ("e-1", "p0", True)
-    assert seen.ended_s is not None
-    assert seen.ended_s > seen.began_s
-
-
 @pytest.mark.parametrize(("status", "accepted"), [(204, {"e-1"}), (404, set[str]())])
-def test_what_is_answered_with_another_status_is_not_accepted(
-    status: int, accepted: set[str]
-) -> None:
-    with closing(Receiver()) as receiver:
+def test_a_call_ends_when_it_is_answered(status: int, accepted: set[str]) -> None:
+    """One that is answered with another status than 204 is not accepted."""
+    with closing(Receiver(0.05)) as receiver:
         receiver.status = status
         with _post(receiver, "p0") as caller:
             assert caller.recv(64).split()[1] == str(status).encode()
         becomes(lambda: receiver.under_way("p0"), set[str]())
+        (seen,) = receiver.calls
         assert receiver.accepted() == accepted
+    assert (seen.key, seen.body, seen.caller, seen.answered) == ("e-1", {}, "p0", True)
+    assert seen.ended_s is not None
+    assert seen.ended_s >= seen.began_s + 0.05
 
 
 def test_a_call_ends_when_its_caller_hangs_up_and_only_held_ones_wait() -> None:
@@ -68,7 +58,7 @@ def test_a_call_ends_when_its_caller_hangs_up_and_only_held_ones_wait() -> None:
         becomes(lambda: [each.answered for each in receiver.calls if each.caller == "p1"], [True])
         assert receiver.under_way("p0") == {"e-1"}
         callers["p0"].close()
-        becomes(lambda: receiver.number_under_way("p0"), 0)
+        becomes(lambda: receiver.under_way("p0"), set[str]())
         assert {each.caller: each.answered for each in receiver.calls} == {"p0": False, "p1": True}
         callers["p1"].close()
 

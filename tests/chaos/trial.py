@@ -163,10 +163,6 @@ class Trial:
         """Return how many events are done."""
         return len(self.store.done(self.service))
 
-    def is_done(self, event_id: str) -> bool:
-        """Return whether an event is done; raises OSError."""
-        return self.store.is_done(self.service, event_id)
-
     def fired(self, times: int = 1) -> None:
         """Say that the fault was seen to happen, so many times."""
         self.injected += times
@@ -189,7 +185,7 @@ class Trial:
         probe = order(f"probe-{next(self._probes)}")
 
         def done() -> None:
-            assert self.is_done(probe["id"]), "no event is done"
+            assert self.store.is_done(self.service, probe["id"]), "no event is done"
 
         while not self.publish([probe], timeout_s):
             assert time.monotonic() < until_s, "the broker confirms nothing"

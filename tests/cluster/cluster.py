@@ -16,11 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from demo.command import run
 from demo.compose import Ports
 from documents.pages import DOCS, section
 from servers.containers import Container
-from servers.processes import CommandFailedError
+from servers.processes import CommandFailedError, run_tool
 from servers.servers import REPOSITORY, Etcd, RabbitMQ, Servers
 from servers.services import environment
 from servers.wait import eventually
@@ -45,20 +44,6 @@ class BrokerNode(RabbitMQ):
         status = json.loads(self.ctl("cluster_status", "--formatter", "json"))
         return {name.removeprefix("rabbit@") for name in status["running_nodes"]}
 
-    def leader(self, queue: str) -> str:
-        """Return which node leads a queue; raises AssertionError."""
-        try:
-            answer = self.runner.run(
-                ["rabbitmq-queues", "--quiet", "quorum_status", queue, "--formatter=json"]
-            )
-        except CommandFailedError as error:
-            raise AssertionError(f"queue {queue}: {error}") from error
-        members = json.loads(answer)
-        leaders = [each["Node Name"] for each in members if each["Raft State"] == "leader"]
-        if len(leaders) != 1:
-            raise AssertionError(f"queue {queue}: {answer}")
-        return str(leaders[0]).removeprefix("rabbit@")
-
 
 class Status(NamedTuple):
     """What a member says of itself: its id, its leader's ("0": it has none), and its data."""
@@ -78,9 +63,9 @@ class Member(Etcd):
     def status(self) -> Status:
         """Return how it is; raises OSError."""
         url = f"http://{self.endpoint}/v3/maintenance/status"
-        answer = fetch_json("POST", url, {}, timeout_s=2)
-        used_bytes = int(answer["dbSizeInUse"])
-        return Status(answer["header"]["member_id"], answer.get("leader", "0"), used_bytes)
+        found = fetch_json("POST", url, {}, timeout_s=2)
+        leader, used_bytes = found.get("leader", "0"), int(found["dbSizeInUse"])
+        return Status(found["header"]["member_id"], leader, used_bytes)
 
 
 class Shell:
@@ -105,13 +90,13 @@ class Shell:
             **more,
         }
 
-    def do(self, commands: str, timeout_s: float = 300.0) -> str:
+    def do(self, commands: str) -> str:
         """Run commands up to the first that fails, and return their output.
 
-        Raises CommandFailedError, CannotPlayError after the time.
+        Raises CommandFailedError, also after five minutes.
         """
         script = f"set -euo pipefail\ncd {shlex.quote(str(self.directory))}\n{commands}"
-        return run(["bash", "-c", script], self._environment, timeout_s=timeout_s)
+        return run_tool(["bash", "-c", script], self._environment, timeout_s=300)
 
 
 @dataclass(frozen=True)
@@ -133,6 +118,9 @@ class Cluster(Servers):
     def heal(self) -> None:
         """Start and resume what a failed test has left, and wait until everybody sees everybody."""
         for server in (*self.brokers, *self.members):
+            # All are launched before any is waited for: one alone does not answer.
+            if server.state == "down":
+                server.launch()
             server.heal()
         eventually(self.whole, 120, also=(OSError,), interval_s=0.5)
 
@@ -151,20 +139,25 @@ class Cluster(Servers):
         Raises AssertionError while there is none.
         """
         asked = next(broker for broker in self.brokers if broker is not without)
-        leader = asked.leader(queue)
-        return next(broker for broker in self.brokers if broker.host == leader)
+        command = ["rabbitmq-queues", "--quiet", "quorum_status", queue, "--formatter=json"]
+        try:
+            members = json.loads(asked.runner.run(command))
+        except CommandFailedError as error:
+            raise AssertionError(f"queue {queue}: {error}") from error
+        led_by = {each["Node Name"] for each in members if each["Raft State"] == "leader"}
+        leaders = [broker for broker in self.brokers if f"rabbit@{broker.host}" in led_by]
+        assert len(leaders) == 1, f"queue {queue}: {members}"
+        return leaders[0]
 
     def etcd_leader(self, without: Member | None = None) -> Member:
         """Return the member that leads, as all others than `without` say.
 
         Raises AssertionError while there is none, OSError when one does not answer.
         """
-        asked = [member for member in self.members if member is not without]
-        answers = {member: member.status() for member in asked}
+        answers = {member: member.status() for member in self.members if member is not without}
         leaders = {status.leader for status in answers.values()}
         found = [member for member, status in answers.items() if leaders == {status.id}]
-        if not found:
-            raise AssertionError(f"no leader among them: {answers.values()}")
+        assert found, f"no leader among them: {answers.values()}"
         return found[0]
 
 

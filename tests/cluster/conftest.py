@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from itertools import count, islice
 from typing import Any
 
 import pytest
@@ -11,8 +11,7 @@ import pytest
 from chaos.rig import Rig
 from chaos.trial import Result, aligned
 from cluster.cluster import Cluster, start_cluster
-from cluster.trial import Progress, Replica, Trial
-from servers.counters import listen_statsd
+from cluster.trial import Replica, Trial
 
 StartReplicas = Callable[..., list[Replica]]
 StartTrial = Callable[..., Trial]
@@ -41,36 +40,29 @@ def cluster(clean: Cluster) -> Cluster:
 
 
 @pytest.fixture
-def start_replicas(rig: Rig) -> Iterator[StartReplicas]:
+def start_replicas(rig: Rig) -> StartReplicas:
     """Start replicas: `start_replicas("order", 3)`. Each waits until it is ready."""
-    with ExitStack() as stack:
+    prefixes = map("replica-{}".format, count())
 
-        def start(name: str = "order", number: int = 3, **settings: Any) -> list[Replica]:
-            replicas = []
-            for _ in range(number):
-                statsd = stack.enter_context(listen_statsd())
-                service = rig.start(name, **{**statsd.settings(), **settings})
-                replicas.append(Replica(service, statsd))
-            return replicas
+    def start(name: str = "order", number: int = 3, **settings: Any) -> list[Replica]:
+        return [
+            Replica(rig.start(name, STATSD_PREFIX=prefix, **settings), rig.statsd, prefix)
+            for prefix in islice(prefixes, number)
+        ]
 
-        yield start
+    return start
 
 
 @pytest.fixture
 def trial(
     cluster: Cluster, start_replicas: StartReplicas, rig: Rig, results: list[Result]
-) -> Iterator[StartTrial]:
+) -> StartTrial:
     """Begin a trial: `trial("queue's leader killed")`, with three replicas of order or others."""
-    endpoints = [member.endpoint for member in cluster.members]
-    with ExitStack() as stack:
 
-        def begin(fault: str, replicas: list[Replica] | None = None) -> Trial:
-            at_work = replicas or start_replicas()
-            watching = Progress(at_work[0].service.name, endpoints, rig.store.since + 1)
-            progress = stack.enter_context(closing(watching))
-            return Trial(fault, rig, results, cluster, at_work, progress)
+    def begin(fault: str, replicas: list[Replica] | None = None) -> Trial:
+        return Trial(fault, rig, results, cluster, replicas or start_replicas())
 
-        yield begin
+    return begin
 
 
 @pytest.fixture

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import pytest
 
 from cluster.cluster import FILES
-from demo.command import run
+from servers.processes import run_tool
 from servers.servers import REPOSITORY
 
 pytestmark = pytest.mark.usefixtures("docker")
@@ -18,9 +17,7 @@ pytestmark = pytest.mark.usefixtures("docker")
 def read(*files: str) -> Any:
     """Return what compose makes of the files."""
     arguments = [part for file in files for part in ("-f", str(REPOSITORY / file))]
-    return json.loads(
-        run(["docker", "compose", *arguments, "config", "--format", "json"], os.environ)
-    )
+    return json.loads(run_tool(["docker", "compose", *arguments, "config", "--format=json"]))
 
 
 def test_each_etcd_member_has_the_single_nodes_flags() -> None:

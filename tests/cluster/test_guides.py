@@ -18,14 +18,13 @@ from chaos.load import ids, orders
 from chaos.rig import Rig
 from cluster.cluster import FILES, Cluster, Shell, documented
 from cluster.conftest import StartReplicas, StartTrial
-from cluster.trial import Replica
 from demo.acts import ACTS
-from demo.command import CommandFailedError
 from demo.compose import Compose, ComposeStage, Ports
 from demo.play import Play
 from demo.screen import Screen
 from demo.stage import SERVICES
 from servers.etcd import Store
+from servers.processes import CommandFailedError
 from servers.servers import REPOSITORY
 from servers.wait import eventually
 from servers.web import fetch_json
@@ -49,13 +48,11 @@ def new_images(cluster: Cluster) -> Iterator[set[str]]:
     written = env_file.read_text()
     images = re.findall("^IMAGE_(?:RABBITMQ|ETCD)=(.+)$", written, re.MULTILINE)
     named = {image: f"{shell.project}-new:{number}" for number, image in enumerate(images)}
+    new_version = written
     for image, new in named.items():
         shell.do(f"docker tag {image} {new}")
-    env_file.write_text(
-        re.sub(
-            "(?<==).+$", lambda found: named.get(found[0], found[0]), written, flags=re.MULTILINE
-        )
-    )
+        new_version = new_version.replace(f"={image}\n", f"={new}\n")
+    env_file.write_text(new_version)
     try:
         yield set(named.values())
     finally:
@@ -71,13 +68,10 @@ def test_every_node_is_upgraded_in_turn(
     attempt = trial("every node upgraded in turn")
     with attempt.under_load():
         cluster.shell.do(documented("upgrade.md", "A cluster, node by node"))
-        attempt.fired(sum(image in new_images for image in _images(cluster.shell)))
+        # Each container's image, as it was named when that was made.
+        listing = "docker ps --filter name=$COMPOSE_PROJECT_NAME --format '{{.Image}}'"
+        attempt.fired(sum(image in new_images for image in cluster.shell.do(listing).split()))
     assert attempt.injected == len(SERVERS)
-
-
-def _images(shell: Shell) -> list[str]:
-    """Return the image of each container, as it was named when that was made."""
-    return shell.do("docker ps --filter name=$COMPOSE_PROJECT_NAME --format '{{.Image}}'").split()
 
 
 @pytest.mark.timeout(400)
@@ -114,14 +108,23 @@ def test_the_restore_of_the_guide(
         assert found["incarnation"].startswith("restored ")
     again = broker.publish([*saved, *gone, *orders(200, "new")])
     becomes(lambda: broker.ready("order"), 0)
-    throughout(5, lambda: _settle_nothing(overlooked, settled))
+
+    def settle_nothing() -> None:
+        for replica in overlooked:
+            holds(replica.service, ANOTHER)
+        assert [replica.settled() for replica in overlooked] == settled
+
+    throughout(5, settle_nothing)
     for replica in overlooked:
         assert replica.service.terminate(10) == 0
     rig.handled_once("order", again)
     assert broker.ready("order.dead-letter") == 0
     assert len(again) == 600
-    becomes(lambda: _count(new_ones, "processed_skipped"), 200)
-    becomes(lambda: _count(new_ones, "processed"), 400)
+
+    def counts(outcome: str) -> int:
+        return sum(replica.count(outcome) for replica in new_ones)
+
+    becomes(lambda: (counts("processed"), counts("processed_skipped")), (400, 200))
     assert [replica.settled() for replica in overlooked] == settled
 
 
@@ -163,16 +166,6 @@ def _write_elsewhere(store: Store) -> None:
         store.client.put("/elsewhere", str(number).encode())
 
 
-def _settle_nothing(replicas: list[Replica], settled: list[int]) -> None:
-    for replica in replicas:
-        holds(replica.service, ANOTHER)
-    assert [replica.settled() for replica in replicas] == settled
-
-
-def _count(replicas: list[Replica], outcome: str) -> int:
-    return sum(replica.statsd.count(f"orders_{outcome}") for replica in replicas)
-
-
 class ClusterCompose(Compose):
     """`docker compose` with the cluster's files, and three replicas of each service."""
 
@@ -180,33 +173,20 @@ class ClusterCompose(Compose):
         settings = {"LOG_FORMAT": "console", **ports.settings()}
         super().__init__(REPOSITORY, project, settings, FILES)
 
-    def run(
-        self, *arguments: str, timeout_s: float | None = None, show_progress: bool = False
-    ) -> str:
+    def run(self, *arguments: str, **options: Any) -> str:
         """Run one command; `up` brings all replicas, `exec` runs in each of them."""
         verb, *rest = arguments
-        if verb == "up":
-            rest = [f"--scale={one}={REPLICAS}" for one in SERVICES if one in rest] + rest
-        indices = range(1, REPLICAS + 1) if verb == "exec" else ()
-        commands = [(verb, f"--index={index}", *rest) for index in indices] or [(verb, *rest)]
-        return "".join(
-            super(ClusterCompose, self).run(
-                *command, timeout_s=timeout_s, show_progress=show_progress
-            )
-            for command in commands
-        )
+        run = partial(super().run, verb, **options)
+        if verb == "exec":
+            return "".join(run(f"--index={index + 1}", *rest) for index in range(REPLICAS))
+        scaled = [f"--scale={one}={REPLICAS}" for one in SERVICES if verb == "up" and one in rest]
+        return run(*scaled, *rest)
 
 
 @pytest.fixture
 def ports() -> Ports:
     """Give free ports for all that is published."""
     return Ports.read().elsewhere()
-
-
-@pytest.fixture
-def graphite_url(ports: Ports) -> str:
-    """Give Graphite's address."""
-    return f"http://127.0.0.1:{ports.numbers['PORT_GRAPHITE']}"
 
 
 @pytest.fixture
@@ -223,27 +203,22 @@ def stage(ports: Ports) -> Iterator[ComposeStage]:
 
 
 @pytest.mark.timeout(600)
-def test_the_three_acts(stage: ComposeStage, graphite_url: str) -> None:
+def test_the_three_acts(stage: ComposeStage, ports: Ports) -> None:
     """Each check of the demo passes, and Graphite knows what the guide tells people to watch."""
     play = Play(stage, Screen())
     # In the fourth 30 calls fail, of 20 in a row in one process: too few for three replicas.
     for number in "123":
         ACTS[number](play)
-    found = {expression: _series(graphite_url, expression) for expression in _expressions()}
-    # Nobody has lost a claim, so there is no such counter yet.
-    unknown = [expression for expression, series in found.items() if not series]
-    assert unknown == [one for one in found if "claim_lost" in one]
-    assert len(found) > 5
-    assert play.passed == 19
-
-
-def _expressions() -> list[str]:
-    """Return the Graphite expressions of the guide: what stands first in the rows of a table."""
+    # What stands first in the rows of a table.
     guide = (REPOSITORY / "docs/cluster.md").read_text()
-    return re.findall(r"^\| `(\w+\(.*?\))` \|", guide, re.MULTILINE)
+    expressions = re.findall(r"^\| `(\w+\(.*?\))` \|", guide, re.MULTILINE)
+    render = f"http://127.0.0.1:{ports.numbers['PORT_GRAPHITE']}/render?from=-10min&format=json&"
 
+    def is_known(expression: str) -> bool:
+        return bool(fetch_json("GET", render + urlencode({"target": expression})))
 
-def _series(graphite_url: str, expression: str) -> Any:
-    """Return the names of the series that Graphite makes of it; raises OSError for a wrong one."""
-    query = urlencode({"target": expression, "from": "-10min", "format": "json"})
-    return [one["target"] for one in fetch_json("GET", f"{graphite_url}/render?{query}")]
+    # Nobody has lost a claim, so there is no such counter yet.
+    unknown = [expression for expression in expressions if not is_known(expression)]
+    assert unknown == [one for one in expressions if "claim_lost" in one]
+    assert len(expressions) > 5
+    assert play.passed == 19

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
@@ -19,13 +17,8 @@ from chaos.trial import RECOVERY_TIMEOUT_S, Result
 from cluster.cluster import Cluster
 from servers.broker import Broker, Event
 from servers.counters import StatsdListener
-from servers.etcd import Change, EtcdClient, record_prefix
 from servers.services import Service
 from servers.wait import eventually, lasts
-
-# A watch that was silent for so long is opened again, at the next revision: its member may be cut
-# off without knowing it.
-_SILENT_S = 3.0
 
 _NOUNS = {"order": "orders", "notify": "notifications"}
 
@@ -41,16 +34,27 @@ ENOUGH = 2 * WORKS
 
 @dataclass(frozen=True)
 class Replica:
-    """One process, and what it counts."""
+    """One process, and what it counts under a prefix of its own."""
 
     service: Service
     statsd: StatsdListener
+    prefix: str
+
+    def count(self, outcome: str) -> int:
+        """Return how many deliveries have ended so."""
+        return self.statsd.count(f"{self.prefix}.{_NOUNS[self.service.name]}_{outcome}")
 
     def settled(self) -> int:
         """Return how many deliveries it has processed or skipped."""
-        noun = _NOUNS[self.service.name]
-        counts = ("processed", "processed_skipped")
-        return sum(self.statsd.count(f"{noun}_{name}") for name in counts)
+        return self.count("processed") + self.count("processed_skipped")
+
+    def processed_at(self) -> list[datetime]:
+        """Return when it has recorded and acked events, by its log."""
+        return [
+            datetime.fromisoformat(line["timestamp"])
+            for line in lines(self.service, "")
+            if line["event"] == "processed" or line.get("processed")
+        ]
 
     def node(self) -> str:
         """Return the address of the broker that it was last connected to for consuming."""
@@ -63,89 +67,18 @@ class Replica:
         return found
 
 
-class Progress:
-    """The moments at which the records of a service appeared, for as long as it is not closed.
-
-    A record counts from when the first member has shown it, so one that is down, cut off or
-    behind delays nothing.
-    """
-
-    def __init__(self, service: str, endpoints: Iterable[str], first_revision: int) -> None:
-        self._prefix = record_prefix(service)
-        self._first = first_revision
-        self._lock = threading.Lock()
-        self._seen_s: dict[str, float] = {}
-        self._closing = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._follow, args=(endpoint,), daemon=True)
-            for endpoint in endpoints
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def count(self) -> int:
-        """Return how many events are recorded."""
-        with self._lock:
-            return len(self._seen_s)
-
-    def shows(self, event_id: str) -> bool:
-        """Return whether an event is recorded."""
-        with self._lock:
-            return event_id in self._seen_s
-
-    def longest_gap_s(self, since_s: float, until_s: float) -> float:
-        """Return the longest time between two moments without a new record in between."""
-        with self._lock:
-            inside = sorted(at for at in self._seen_s.values() if since_s < at < until_s)
-        return max(after - before for before, after in pairwise([since_s, *inside, until_s]))
-
-    def close(self) -> None:
-        """End the watches."""
-        self._closing.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _follow(self, endpoint: str) -> None:
-        client, revision = EtcdClient(endpoint), self._first
-        while not self._closing.is_set():
-            # A RuntimeError ends a watch, and a ValueError is a line that was cut off.
-            with suppress(OSError, RuntimeError, ValueError):
-                for changes in client.watch(revision, self._prefix, timeout_s=_SILENT_S):
-                    for change in changes:
-                        self._note(change)
-                        revision = max(revision, change.revision + 1)
-                    if self._closing.is_set():
-                        return
-            self._closing.wait(0.1)
-
-    def _note(self, change: Change) -> None:
-        if change.kind == "put" and json.loads(change.value)["state"] == "done":
-            with self._lock:
-                self._seen_s.setdefault(change.key.removeprefix(self._prefix), time.monotonic())
-
-
 class Trial(chaos.trial.Trial):
     """A trial of a service's replicas, whose recovery is the longest time without a record."""
 
     def __init__(
-        self,
-        fault: str,
-        rig: Rig,
-        results: list[Result],
-        cluster: Cluster,
-        replicas: list[Replica],
-        progress: Progress,
+        self, fault: str, rig: Rig, results: list[Result], cluster: Cluster, replicas: list[Replica]
     ) -> None:
         super().__init__(fault, replicas[0].service.name, rig, results)
-        self.cluster, self.replicas, self.progress = cluster, replicas, progress
+        self.cluster, self.replicas = cluster, replicas
 
     def done(self) -> int:
-        """Return how many events are recorded."""
-        return self.progress.count()
-
-    def is_done(self, event_id: str) -> bool:
-        """Return whether an event is recorded."""
-        return self.progress.shows(event_id)
+        """Return how many events the replicas have recorded, whichever nodes answer."""
+        return sum(replica.count("processed") for replica in self.replicas)
 
     def publish(self, events: list[Event], timeout_s: float = RECOVERY_TIMEOUT_S) -> list[Event]:
         """Publish events at a node that is up, and return the confirmed ones."""
@@ -204,9 +137,13 @@ class Trial(chaos.trial.Trial):
     @contextmanager
     def stall_measured(self) -> Iterator[None]:
         """Measure the longest time without a record from the fault (now) to the block's end."""
-        since_s = time.monotonic()
+        since = datetime.now(UTC)
         yield
-        self.recoveries_s.append(self.progress.longest_gap_s(since_s, time.monotonic()))
+        until = datetime.now(UTC)
+        recorded = (at for replica in self.replicas for at in replica.processed_at())
+        moments = [since, *sorted(at for at in recorded if since < at < until), until]
+        longest = max(after - before for before, after in pairwise(moments))
+        self.recoveries_s.append(longest.total_seconds())
 
     def works(self, events: int = WORKS, timeout_s: float = RECOVERY_TIMEOUT_S) -> None:
         """Wait until so many more events are recorded than are now."""

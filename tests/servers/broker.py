@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count
 from typing import Any, NamedTuple
 
 import pika
@@ -21,19 +21,9 @@ EXCHANGE = "events"
 
 _NOT_FOUND = 404
 _STEADY_WITHIN_S = 30.0
-_SILENT_S = 1.0
-_PREFETCH_AT_MOST = 65_535
 _WINDOW = 500  # confirms outstanding at once
 _RECONNECT_S = 0.2
 _PACE_S = 0.01
-
-
-class QueueUnavailableError(AssertionError):
-    """The queue is absent or leaderless; an AssertionError, so that `eventually` waits for it."""
-
-
-class QueueChangesError(AssertionError):
-    """Messages moved while the queue was read, so its counts are not of one instant."""
 
 
 class Depth(NamedTuple):
@@ -41,13 +31,6 @@ class Depth(NamedTuple):
 
     ready: int
     unacked: int
-
-
-class _Declared(NamedTuple):
-    """What a passive declare tells, as the queue's Raft leader knows it."""
-
-    ready: int
-    consumers: int
 
 
 @dataclass(frozen=True)
@@ -65,11 +48,7 @@ class Broker:
         self._rabbitmq = rabbitmq
 
     def publish(
-        self,
-        events: Iterable[Event],
-        *,
-        rate_per_s: float | None = None,
-        timeout_s: float = 120.0,
+        self, events: Iterable[Event], *, rate_per_s: float | None = None, timeout_s: float = 120.0
     ) -> list[Event]:
         """Publish events in order, reconnecting where needed, and return the confirmed ones.
 
@@ -77,7 +56,7 @@ class Broker:
         outcome is not sent again and not confirmed; one that no queue takes is not confirmed.
         Raises TimeoutError.
         """
-        publishing = _Publishing(events, rate_per_s, timeout_s)
+        publishing = _Publishing(_paced(events, rate_per_s), timeout_s)
         while not publishing.exhausted:
             try:
                 with self.channel(blocked_connection_timeout=None, heartbeat=10) as channel:
@@ -111,12 +90,15 @@ class Broker:
             channel.queue_bind(queue, EXCHANGE, routing_key)
 
     def ready(self, queue: str) -> int:
-        """Return the number of ready messages: exact, and cheap. Raises QueueUnavailableError."""
-        return self._declared(queue).ready
+        """Return the number of ready messages: exact, and cheap.
+
+        Raises AssertionError where the queue is absent or has no leader: `eventually` waits for it.
+        """
+        return self._declared(queue)[0]
 
     def consumers(self, queue: str) -> int:
-        """Return the number of consumers: exact, and cheap. Raises QueueUnavailableError."""
-        return self._declared(queue).consumers
+        """Return the number of consumers: exact, and cheap. Raises AssertionError likewise."""
+        return self._declared(queue)[1]
 
     def unacked(self, queue: str) -> int:
         """Return how many messages of a queue are delivered and not acked.
@@ -132,7 +114,7 @@ class Broker:
         """Return the ready and unacked messages of a queue, of one instant.
 
         Waits up to 30 s for an instant at which nothing moves: while events are published, ask for
-        one of the two. Raises QueueUnavailableError, QueueChangesError, CommandFailedError.
+        one of the two. Raises AssertionError, CommandFailedError.
         """
         self.ready(queue)
         return eventually(lambda: self._steady_depth(queue), _STEADY_WITHIN_S)
@@ -147,20 +129,19 @@ class Broker:
                 raise AssertionError(f"queue {queue}: {depth}")
 
     def _steady_depth(self, queue: str) -> Depth:
-        before = self._declared(queue)
-        channels = self._channels()
-        unacked = self._held(queue, channels)
-        after = self._declared(queue)
+        before, channels = self._declared(queue), self._channels()
+        unacked, after = self._held(queue, channels), self._declared(queue)
         # A queue keeps a consumer whose channel is gone, and what that held, until it has noticed.
         listed = sum(channel["consumer_count"] for channel in channels)
-        if before != after or after.consumers > listed:
-            raise QueueChangesError(f"queue {queue}: {before}, {unacked} unacked, then {after}")
-        return Depth(after.ready, unacked)
+        if before != after or after[1] > listed:
+            raise AssertionError(f"queue {queue} moves: {before}, {unacked} unacked, then {after}")
+        return Depth(after[0], unacked)
 
-    def _declared(self, queue: str) -> _Declared:
+    def _declared(self, queue: str) -> tuple[int, int]:
+        """Return the ready messages and the consumers, as the queue's Raft leader knows them."""
         with self.channel() as channel, _absence(queue):
             answer = channel.queue_declare(queue, passive=True).method
-            return _Declared(answer.message_count, answer.consumer_count)
+            return answer.message_count, answer.consumer_count
 
     def _channels(self) -> list[dict[str, Any]]:
         return self._list("channels", "pid", "consumer_count", "messages_unacknowledged")
@@ -172,50 +153,33 @@ class Broker:
         consumed: dict[str, set[str]] = {}
         for consumer in self._list("consumers", "channel_pid", "queue_name"):
             consumed.setdefault(consumer["channel_pid"], set()).add(consumer["queue_name"])
-        return sum(count for pid, count in held.items() if queue in consumed.get(pid, {queue}))
+        return sum(number for pid, number in held.items() if queue in consumed.get(pid, {queue}))
 
     def _list(self, what: str, *columns: str) -> list[dict[str, Any]]:
         answer = self._rabbitmq.ctl(f"list_{what}", *columns, "--formatter=json")
         found: list[dict[str, Any]] = json.loads(answer)
         return found
 
-    def drain(self, queue: str, *, expect: int = 0, timeout_s: float = 30.0) -> list[Message]:
+    def drain(self, queue: str, *, expect: int = 0) -> list[Message]:
         """Take all messages out of a queue and return them in order.
 
-        Waits until `expect` have come, then takes what else is there. Raises AssertionError
+        Waits 30 s until `expect` have come, then takes what else is there. Raises AssertionError
         when they do not come in time: those taken by then are in its message, and gone.
         """
         messages: list[Message] = []
 
         def enough() -> None:
             messages.extend(self._take_all(queue))
-            if len(messages) < expect:
-                raise AssertionError(f"{len(messages)} of {expect} in {queue}: {messages}")
+            assert len(messages) >= expect, f"{len(messages)} of {expect} in {queue}: {messages}"
 
-        eventually(enough, timeout_s)
+        eventually(enough)
         return messages
 
     def _take_all(self, queue: str) -> Iterator[Message]:
         with self.channel() as channel, _absence(queue):
-            while True:
-                ready = channel.queue_declare(queue, passive=True).method.message_count
-                if not ready:
-                    # The count of a queue that has just been recovered lags behind.
-                    method, properties, body = channel.basic_get(queue, auto_ack=True)
-                    if method is None:
-                        return
-                    yield Message(body, properties.headers or {})
-                    continue
-                ready = min(ready, _PREFETCH_AT_MOST)
-                # No more is sent than is taken, so that nothing is requeued.
-                channel.basic_qos(prefetch_count=ready)
-                sent = channel.consume(queue, inactivity_timeout=_SILENT_S)
-                for method, properties, body in islice(sent, ready):
-                    if method is None:  # Somebody else has taken it.
-                        break
-                    yield Message(body, properties.headers or {})
-                channel.basic_ack(multiple=True)
-                channel.cancel()
+            # The count of a queue that has just been recovered lags behind: none is asked for.
+            while (got := channel.basic_get(queue, auto_ack=True))[0]:
+                yield Message(got[2], got[1].headers or {})
 
     def queues(self) -> list[str]:
         """Return the names of all queues."""
@@ -251,7 +215,7 @@ def _absence(queue: str) -> Iterator[None]:
         yield
     except ChannelClosedByBroker as error:
         if error.reply_code == _NOT_FOUND:
-            raise QueueUnavailableError(f"queue {queue}: {error.reply_text}") from error
+            raise AssertionError(f"queue {queue}: {error.reply_text}") from error
         raise
 
 
@@ -262,17 +226,15 @@ class _Publishing:
     test needs more, so this sends on the channel inside it, and hears of many confirms at once.
     """
 
-    def __init__(self, events: Iterable[Event], rate_per_s: float | None, timeout_s: float) -> None:
-        self._events, self._rate_per_s, self._timeout_s = iter(events), rate_per_s, timeout_s
-        self._started, self._sent = time.monotonic(), 0
-        self.exhausted = False
+    def __init__(self, stream: Iterator[Event | None], timeout_s: float) -> None:
+        self._stream, self._timeout_s = stream, timeout_s
+        self._started_s, self.exhausted = time.monotonic(), False
         self.confirmed: list[Event] = []
 
     def check_time(self) -> None:
         """Raise TimeoutError when the time is over."""
-        if time.monotonic() - self._started > self._timeout_s:
-            counts = f"{self._sent} sent, {len(self.confirmed)} confirmed"
-            raise TimeoutError(f"{self._timeout_s:g} s: {counts}")
+        if time.monotonic() - self._started_s > self._timeout_s:
+            raise TimeoutError(f"{self._timeout_s:g} s: {len(self.confirmed)} confirmed")
 
     def run(self, blocking: Any) -> None:
         """Send until there is no more and all is answered; raises pika's errors, TimeoutError."""
@@ -283,42 +245,47 @@ class _Publishing:
             returned.add(int(properties.message_id))
 
         def on_answer(frame: Any) -> None:
-            last, multiple = frame.method.delivery_tag, frame.method.multiple
+            last = frame.method.delivery_tag
             # Tags are sent in order, so the first outstanding one is the lowest.
-            first = next(iter(outstanding), last) if multiple else last
-            for tag in range(first, last + 1):
-                event = outstanding.pop(tag, None)
-                landed = frame.method.NAME == "Basic.Ack" and tag not in returned
-                if event is not None and landed:
-                    self.confirmed.append(event)
+            first = next(iter(outstanding), last) if frame.method.multiple else last
+            answered = {tag: outstanding.pop(tag, None) for tag in range(first, last + 1)}
+            if frame.method.NAME == "Basic.Ack":
+                landed = (event for tag, event in answered.items() if tag not in returned)
+                self.confirmed.extend(filter(None, landed))
+
+        def listen() -> None:
+            self.check_time()
+            blocking.connection.process_data_events(_PACE_S)
 
         # As the services declare it: a test may publish before any of them has ever run.
         blocking.exchange_declare(EXCHANGE, "topic", durable=True)
         channel.add_on_return_callback(on_return)
         channel.confirm_delivery(on_answer)
-        tag = 0
-        while outstanding or not self.exhausted:
-            self.check_time()
-            while len(outstanding) < _WINDOW and (event := self._next()) is not None:
-                tag += 1
-                outstanding[tag] = event
+        tags = count(1)
+        for event in self._stream:
+            if event is not None:
+                outstanding[tag := next(tags)] = event
                 properties = pika.BasicProperties(
                     content_type="application/json", delivery_mode=2, message_id=str(tag)
                 )
                 key = str(event.get("type", ""))
                 channel.basic_publish(EXCHANGE, key, encode(event), properties, mandatory=True)
-            blocking.connection.process_data_events(_PACE_S)
+            if event is None:
+                listen()
+            while len(outstanding) == _WINDOW:
+                listen()
+        self.exhausted = True
+        while outstanding:
+            listen()
 
-    def _next(self) -> Event | None:
-        """Return the next event; None when it is not due yet, or when there is no more."""
-        if self._rate_per_s is not None:
-            due = (time.monotonic() - self._started) * self._rate_per_s
-            if self._sent >= due:
-                return None
-        event = next(self._events, None)
-        self.exhausted = event is None
-        self._sent += event is not None
-        return event
+
+def _paced(events: Iterable[Event], rate_per_s: float | None) -> Iterator[Event | None]:
+    """Yield each event when it is due, and None as long as it is not."""
+    started_s = time.monotonic()
+    for number, event in enumerate(events):
+        while rate_per_s and number >= (time.monotonic() - started_s) * rate_per_s:
+            yield None
+        yield event
 
 
 def encode(event: Event) -> bytes:

@@ -28,10 +28,9 @@ class Verdict:
         Events that landed although their confirm was never seen are no fault.
         `torn` are records without their effect, and effects without a record.
         """
+        found = {name: getattr(self, name) for name in ("lost", "unexpected", "torn", "double")}
         faults = [
-            f"{name}: {len(found)}, such as {sorted(found)[:5]}"
-            for name in ("lost", "unexpected", "torn", "double")
-            if (found := getattr(self, name))
+            f"{name}: {len(ids)}, such as {sorted(ids)[:5]}" for name, ids in found.items() if ids
         ]
         faults += [f"  {change}" for steps in list(self.double.values())[:3] for change in steps]
         if self.confirmed < confirmed_at_least:
@@ -77,18 +76,13 @@ def doubles(history: Iterable[Change], *, claimed: tuple[str, ...] = ()) -> dict
     return {
         key: changes
         for key, changes in steps.items()
-        if not (_one_done(changes) if claimed and key.startswith(claimed) else _one_put(changes))
+        if _is_double(changes, claimed=bool(claimed) and key.startswith(claimed))
     }
 
 
-def _one_put(changes: Sequence[Change]) -> bool:
-    return len(changes) == 1 and changes[0].kind == "put"
-
-
-def _one_done(changes: Sequence[Change]) -> bool:
-    # None at all is no double: a claim that was released because its event is parked.
-    return not any(_is_done(change) for change in changes[:-1])
-
-
-def _is_done(change: Change) -> bool:
-    return change.kind == "put" and json.loads(change.value).get("state") == "done"
+def _is_double(changes: Sequence[Change], *, claimed: bool) -> bool:
+    if not claimed:
+        return [change.kind for change in changes] != ["put"]
+    # Not done at all is no double: a claim that was released because its event is parked.
+    before = (json.loads(change.value) for change in changes[:-1] if change.kind == "put")
+    return any(record["state"] == "done" for record in before)

@@ -9,23 +9,15 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import PurePath
 from secrets import token_hex
-from types import MappingProxyType
 from typing import Any
 
 import docker
 from docker.errors import DockerException, NotFound
 from testcontainers.core.container import DockerContainer
 
-from servers.processes import (
-    SHOW_RULES,
-    CommandFailedError,
-    ServersUnavailableError,
-    dropped_packets,
-    run_tool,
-)
+from servers.processes import CommandFailedError, PacketFilter, ServersUnavailableError
 
 _STOP_TIMEOUT_S = 30
-_NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
 @cache
@@ -100,52 +92,48 @@ class Container:
     def cut_off(self, peers: Iterable[Container]) -> Iterator[None]:
         """Drop what comes from other containers and goes to them; clients still reach it."""
         for peer in peers:
-            self._iptables("-A", "INPUT", "-s", peer.address, "-j", "DROP")
-            self._iptables("-A", "OUTPUT", "-d", peer.address, "-j", "DROP")
+            self._packets().drop("INPUT", "-s", peer.address)
+            self._packets().drop("OUTPUT", "-d", peer.address)
         try:
             yield
         finally:
-            self._iptables("-F")
+            self._packets().clear()
 
     def dropped(self) -> int:
         """Return how many packets that cut has dropped."""
-        return dropped_packets(self._iptables(*SHOW_RULES))
+        return self._packets().dropped()
 
     def erase(self) -> None:
         """Remove the container with its data; the next start makes a new one."""
-        if self._recipe is None:
-            raise NotImplementedError(f"{self.name} was not made here")
         self.close()
 
     def replace(self, made: PurePath) -> None:
-        """Put what a directory holds in place of what its data has under the same names."""
+        """Put etcd's data from another directory in place of its own."""
         chunks, _ = self._container.get_archive(f"{made}/.")
-        tree = b"".join(chunks)
-        with tarfile.open(fileobj=io.BytesIO(tree)) as archive:
-            names = {parts[0] for member in archive if (parts := PurePath(member.name).parts)}
+        tree, emptied = b"".join(chunks), io.BytesIO()
         # Docker merges a directory into one that is there, but puts a file in its place: what it
         # held is then gone.
-        self._container.put_archive(self._data, _empty_files(names))
-        self._container.put_archive(self._data, tree)
+        with tarfile.open(fileobj=emptied, mode="w") as archive:
+            archive.addfile(tarfile.TarInfo("member"))
+        for put in (emptied.getvalue(), tree):
+            self._container.put_archive(self._data, put)
 
     def run(self, command: Sequence[str]) -> str:
         """Run a tool in the container; raises CommandFailedError."""
         try:
-            code, (output, errors) = self._container.exec_run(list(command), demux=True)
+            code, said = self._container.exec_run(list(command), demux=True)
         except DockerException as error:
             raise CommandFailedError(f"{command[0]}: {error}") from error
-        said = (output or b"").decode(errors="replace")
+        output, errors = ((part or b"").decode(errors="replace") for part in said)
         if code != 0:
-            raise CommandFailedError(f"{' '.join(command)}: {said}{(errors or b'').decode()}")
-        return said
+            raise CommandFailedError(f"{' '.join(command)}: {output}{errors}")
+        return output
 
     def output(self) -> str:
         """Return the server's log."""
-        try:
-            log: bytes = self._container.logs()
-        except NotFound:
-            return ""
-        return log.decode(errors="replace")
+        with suppress(NotFound):
+            return str(self._container.logs().decode(errors="replace"))
+        return ""
 
     def close(self) -> None:
         """Remove what was made of the recipe, with its anonymous volume."""
@@ -157,9 +145,9 @@ class Container:
     def _container(self) -> Any:
         return _engine().containers.get(self.name)
 
-    def _iptables(self, *arguments: str) -> str:
+    def _packets(self) -> PacketFilter:
         pid = self._container.attrs["State"]["Pid"]
-        return run_tool(["nsenter", f"--net=/proc/{pid}/ns/net", "iptables", *arguments])
+        return PacketFilter("nsenter", f"--net=/proc/{pid}/ns/net")
 
 
 def prepare_container(
@@ -167,8 +155,8 @@ def prepare_container(
     ports: Mapping[int, int],
     command: Sequence[str] = (),
     data: str = "",
-    environment: Mapping[str, str] = _NONE,
-    mounts: Mapping[str, str] = _NONE,
+    environment: Mapping[str, str] = {},
+    mounts: Mapping[str, str] = {},
     hostname: str = "server",
 ) -> Container:
     """Prepare a container with {port in it: port on this machine}; it is not started yet.
@@ -185,11 +173,3 @@ def prepare_container(
     if command:
         recipe.with_command(list(command))
     return Container(name, recipe=recipe, data=data)
-
-
-def _empty_files(names: Iterable[str]) -> bytes:
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w") as archive:
-        for name in names:
-            archive.addfile(tarfile.TarInfo(name))
-    return made.getvalue()

@@ -1,11 +1,12 @@
 """What services count: as a statsd listener hears it, and as Graphite has stored it."""
 
+import re
 import socket
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 from typing import Any
 from urllib.parse import urlencode
 
@@ -13,12 +14,13 @@ from servers.web import fetch_json
 
 _LARGEST_PACKET = 65_535
 _RECEIVE_BUFFER = 8 << 20
+_LINE = re.compile(r"([^:]+):(-?[0-9.]+(?:e-?\d+)?)\|(c|ms|g)(?:\|@([0-9.]+))?")
 
 
 class StatsdListener:
     """Sums the counters and keeps timers and gauges that come in over UDP on 127.0.0.1.
 
-    Names are as sent, prefix included. Made by `listen_statsd`.
+    Names are as sent, prefix included. Made by `listen_statsd`. One thread of its own writes.
     """
 
     def __init__(self) -> None:
@@ -26,18 +28,12 @@ class StatsdListener:
         # The kernel drops what does not fit, and grants less than asked where it must.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         self._socket.bind(("127.0.0.1", 0))
-        self._lock = threading.Lock()
-        self._counters: defaultdict[str, float] = defaultdict(float)
-        self._timers_ms: defaultdict[str, list[float]] = defaultdict(list)
+        self.port: int = self._socket.getsockname()[1]
+        self._counters: dict[str, float] = {}
+        self._timers_ms: dict[str, list[float]] = {}
         self._gauges: dict[str, float] = {}
         self._thread = threading.Thread(target=self._receive, name="statsd", daemon=True)
         self._thread.start()
-
-    @property
-    def port(self) -> int:
-        """The UDP port."""
-        port: int = self._socket.getsockname()[1]
-        return port
 
     def settings(self) -> dict[str, str]:
         """Return the contract's variables that lead a service here."""
@@ -45,28 +41,23 @@ class StatsdListener:
 
     def count(self, name: str) -> int:
         """Return the sum of a counter so far; 0 for one never seen."""
-        with self._lock:
-            return round(self._counters.get(name, 0))
+        return round(self._counters.get(name, 0))
 
     def seen(self, name: str) -> bool:
         """Return whether the counter has shown up at all, be it as 0."""
-        with self._lock:
-            return name in self._counters
+        return name in self._counters
 
     def counts(self) -> dict[str, int]:
         """Return all counters seen so far."""
-        with self._lock:
-            return {name: round(value) for name, value in self._counters.items()}
+        return {name: round(value) for name, value in self._counters.copy().items()}
 
     def timers_ms(self, name: str) -> list[float]:
         """Return a timer's values so far, in milliseconds, in order of arrival."""
-        with self._lock:
-            return list(self._timers_ms.get(name, ()))
+        return list(self._timers_ms.get(name, ()))
 
     def gauge(self, name: str) -> int:
         """Return a gauge's last value; 0 for one never seen."""
-        with self._lock:
-            return round(self._gauges.get(name, 0))
+        return round(self._gauges.get(name, 0))
 
     def close(self) -> None:
         """Stop listening."""
@@ -79,34 +70,22 @@ class StatsdListener:
     def _receive(self) -> None:
         while packet := self._socket.recv(_LARGEST_PACKET):
             for line in packet.decode(errors="replace").splitlines():
-                self._take(line)
+                # `name:value|type` with an optional `|@rate`; anything else is passed over.
+                if found := _LINE.fullmatch(line):
+                    self._take(*found.groups(default="1"))
 
-    def _take(self, line: str) -> None:
-        """Take `name:value|type` with an optional `|@rate`; anything else is passed over."""
-        name, _, rest = line.partition(":")
-        value, *kind = rest.split("|")
-        try:
-            number = float(value)
-            rate = float(kind[1][1:]) if len(kind) > 1 and kind[1].startswith("@") else 1.0
-        except ValueError:
-            return
-        with self._lock:
-            if kind[:1] == ["c"]:
-                self._counters[name] += number / rate
-            elif kind[:1] == ["ms"]:
-                self._timers_ms[name].append(number)
-            elif kind[:1] == ["g"]:
-                self._gauges[name] = number
+    def _take(self, name: str, value: str, kind: str, rate: str) -> None:
+        if kind == "c":
+            self._counters[name] = self._counters.get(name, 0) + float(value) / float(rate)
+        elif kind == "ms":
+            self._timers_ms.setdefault(name, []).append(float(value))
+        else:
+            self._gauges[name] = float(value)
 
 
-@contextmanager
-def listen_statsd() -> Iterator[StatsdListener]:
+def listen_statsd() -> AbstractContextManager[StatsdListener]:
     """Listen on a free port for as long as the block runs."""
-    listener = StatsdListener()
-    try:
-        yield listener
-    finally:
-        listener.close()
+    return closing(StatsdListener())
 
 
 class GraphiteCounters:
@@ -127,22 +106,19 @@ class GraphiteCounters:
 
     def count(self, name: str) -> int:
         """Return the sum of a counter since then; 0 for one never seen. Raises OSError."""
-        return round(sum(value for _, value in self.points(name)))
+        return round(sum(value for _, value in self._points(f"stats_counts.{name}")))
 
     def seen(self, name: str) -> bool:
         """Return whether the counter has a point since then, be it 0. Raises OSError."""
-        return bool(self.points(name))
+        return bool(self._points(f"stats_counts.{name}"))
 
     def gauge(self, name: str) -> int:
         """Return a gauge's newest value since then; 0 for one never seen. Raises OSError."""
         points = self._points(f"stats.gauges.{name}")
         return round(points[-1][1]) if points else 0
 
-    def points(self, name: str) -> list[tuple[int, float]]:
-        """Return the flushes of a counter since then: Unix time and increase. Raises OSError."""
-        return self._points(f"stats_counts.{name}")
-
     def _points(self, target: str) -> list[tuple[int, float]]:
+        """Return the flushes since then: Unix time and increase, or a gauge's value."""
         query = {
             "target": target,
             # Graphite gives the points after `from`: the second itself would be left out.

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.error import HTTPError
 
 from servers.web import fetch_json, open_json
@@ -40,7 +40,7 @@ class Change:
     """One step of a key's history; a delete has an empty value."""
 
     revision: int
-    kind: Literal["put", "delete"]
+    kind: str  # "put" or "delete"
     key: str
     value: bytes
 
@@ -50,15 +50,6 @@ class Login(NamedTuple):
 
     user: str
     password: str
-
-
-def log_in(url: str, login: Login | None, timeout_s: float) -> dict[str, str]:
-    """Return the headers that a request needs: none without a login. Raises OSError."""
-    if login is None:
-        return {}
-    body = {"name": login.user, "password": login.password}
-    answer = fetch_json("POST", f"{url}/auth/authenticate", body, timeout_s=timeout_s)
-    return {"Authorization": answer["token"]}
 
 
 class EtcdClient:
@@ -99,12 +90,11 @@ class EtcdClient:
 
     def count(self, prefix: str) -> int:
         """Return how many keys start with `prefix`, without reading any."""
-        return int(self.post("/kv/range", {**_span(prefix), "count_only": True}).get("count", 0))
+        return int(self._counted(prefix).get("count", 0))
 
     def revision(self) -> int:
         """Return the revision of the newest change."""
-        answer = self.post("/kv/range", {**_span("\0"), "count_only": True})
-        return int(answer["header"]["revision"])
+        return int(self._counted("\0")["header"]["revision"])
 
     def put(self, key: str, value: bytes, lease: str = "0") -> int:
         """Put one key, under a lease where it is to end with one; returns the revision of that."""
@@ -150,25 +140,28 @@ class EtcdClient:
 
     def post(self, path: str, body: Mapping[str, object]) -> Any:
         """Ask etcd's gateway for what has no method here."""
-
-        def ask() -> Any:
-            headers = self._headers()
-            url = self._url + path
-            return fetch_json("POST", url, body, headers=headers, timeout_s=self._timeout_s)
-
+        url, timeout_s = self._url + path, self._timeout_s
         try:
-            return ask()
+            return fetch_json("POST", url, body, headers=self._headers(), timeout_s=timeout_s)
         except HTTPError as error:
             if not self._token:
                 raise
             error.close()
             self._token = {}
-            return ask()
+            return fetch_json("POST", url, body, headers=self._headers(), timeout_s=timeout_s)
+
+    def _counted(self, prefix: str) -> Any:
+        return self.post("/kv/range", {**_span(prefix), "count_only": True})
 
     def _headers(self) -> dict[str, str]:
         login = self._login()
-        if login is None or not self._token:
-            self._token = log_in(self._url, login, self._timeout_s)
+        if login is None:
+            self._token = {}
+        elif not self._token:
+            body = {"name": login.user, "password": login.password}
+            url = f"{self._url}/auth/authenticate"
+            answer = fetch_json("POST", url, body, timeout_s=self._timeout_s)
+            self._token = {"Authorization": answer["token"]}
         return self._token
 
 
@@ -184,27 +177,18 @@ def _encode(raw: bytes) -> str:
     return base64.b64encode(raw).decode()
 
 
-def _text(encoded: str) -> str:
-    return base64.b64decode(encoded).decode(errors="surrogateescape")
+def _decoded(kv: Mapping[str, str]) -> tuple[str, bytes]:
+    key, value = (base64.b64decode(kv.get(name, "")) for name in ("key", "value"))
+    return key.decode(errors="surrogateescape"), value
 
 
-def _key_value(found: Mapping[str, str]) -> KeyValue:
-    return KeyValue(
-        key=_text(found["key"]),
-        value=base64.b64decode(found.get("value", "")),
-        version=int(found["version"]),
-        mod_revision=int(found["mod_revision"]),
-    )
+def _key_value(kv: Mapping[str, str]) -> KeyValue:
+    return KeyValue(*_decoded(kv), int(kv["version"]), int(kv["mod_revision"]))
 
 
 def _change(event: Mapping[str, Any]) -> Change:
-    kv = event["kv"]
-    return Change(
-        revision=int(kv["mod_revision"]),
-        kind="delete" if event.get("type") == "DELETE" else "put",
-        key=_text(kv["key"]),
-        value=base64.b64decode(kv.get("value", "")),
-    )
+    kv, kind = event["kv"], "delete" if event.get("type") == "DELETE" else "put"
+    return Change(int(kv["mod_revision"]), kind, *_decoded(kv))
 
 
 class Store:

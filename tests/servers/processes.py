@@ -21,7 +21,7 @@ from servers.wait import eventually
 # The contract gives a service 10 s; what is over that is the test's to judge, not ours to hide.
 _TERMINATE_TIMEOUT_S = 20.0
 _STOP_TIMEOUT_S = 30.0
-_TOOL_TIMEOUT_S = 60.0
+_INSTALL_TIMEOUT_S = 900.0
 
 # Debian's own rabbitmq-server on the PATH changes to the user rabbitmq, and then cannot write
 # into our directory; the script it wraps runs as whoever calls it.
@@ -114,7 +114,7 @@ class Child:
     @property
     def running(self) -> bool:
         """Whether the process exists (a frozen one does)."""
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and self.exit_code is None
 
     def start(self) -> None:
         """Start the command; raises OSError if that is impossible."""
@@ -187,8 +187,10 @@ def resident_bytes(pid: int, which: Literal["VmRSS", "VmHWM"] = "VmRSS") -> int:
     return 1024 * int(found[1])
 
 
-def run_tool(command: Sequence[str], env: Mapping[str, str] | None = None) -> str:
-    """Run a command and return its output; raises CommandFailedError, also after 60 s."""
+def run_tool(
+    command: Sequence[str], env: Mapping[str, str] | None = None, timeout_s: float = 60.0
+) -> str:
+    """Run a command and return its output; raises CommandFailedError, also after the time."""
     try:
         result = subprocess.run(
             list(command),
@@ -196,7 +198,7 @@ def run_tool(command: Sequence[str], env: Mapping[str, str] | None = None) -> st
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=_TOOL_TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
     except (subprocess.TimeoutExpired, OSError) as error:
@@ -206,12 +208,24 @@ def run_tool(command: Sequence[str], env: Mapping[str, str] | None = None) -> st
     return result.stdout
 
 
-SHOW_RULES = ("-L", "-v", "-n", "-x")
+class PacketFilter:
+    """iptables in a network namespace, given the command that runs another in there."""
 
+    def __init__(self, *enter: str) -> None:
+        self._iptables = (*enter, "iptables")
 
-def dropped_packets(rules: str) -> int:
-    """Return how many packets iptables has dropped, by what it shows of its rules."""
-    return sum(map(int, re.findall(r"^\s*(\d+)\s+\d+\s+DROP\s", rules, re.MULTILINE)))
+    def drop(self, *matching: str) -> None:
+        """Drop what comes next and is so; raises CommandFailedError."""
+        run_tool([*self._iptables, "-A", *matching, "-j", "DROP"])
+
+    def dropped(self) -> int:
+        """Return how many packets have been dropped."""
+        rules = run_tool([*self._iptables, "-L", "-v", "-n", "-x"])
+        return sum(map(int, re.findall(r"^\s*(\d+)\s+\d+\s+DROP\s", rules, re.MULTILINE)))
+
+    def clear(self) -> None:
+        """Drop nothing any more."""
+        run_tool([*self._iptables, "-F"])
 
 
 class ServerProcess(Child):
@@ -261,7 +275,7 @@ class ServerProcess(Child):
 
 def rabbitmq_process(home: Path, amqp_port: int, management_port: int) -> ServerProcess:
     """Prepare a broker in a directory; it is not started yet, but its epmd is."""
-    env = _rabbitmq_environment(home, epmd_port=free_port())
+    env = _rabbitmq_environment(home)
     _write_rabbitmq_files(home, amqp_port, management_port)
     # rabbitmq-server becomes the Erlang VM itself only when it believes that a shell is wanted;
     # then a signal to our child is a signal to the VM. -noinput takes that shell away again.
@@ -273,7 +287,7 @@ def rabbitmq_process(home: Path, amqp_port: int, management_port: int) -> Server
     )
 
 
-def _rabbitmq_environment(home: Path, epmd_port: int) -> dict[str, str]:
+def _rabbitmq_environment(home: Path) -> dict[str, str]:
     # Everything has a place of its own: a broker that the machine runs already, and its settings
     # in /etc/rabbitmq, neither disturb this one nor notice it.
     return {
@@ -282,7 +296,7 @@ def _rabbitmq_environment(home: Path, epmd_port: int) -> dict[str, str]:
         "HOME": str(home),
         "ERL_INETRC": str(home / "inetrc"),
         "ERL_EPMD_ADDRESS": "127.0.0.1",
-        "ERL_EPMD_PORT": str(epmd_port),
+        "ERL_EPMD_PORT": str(free_port()),
         "RABBITMQ_NODENAME": f"harness-{secrets.token_hex(4)}@localhost",
         "RABBITMQ_DIST_PORT": str(free_port()),
         "RABBITMQ_CONF_ENV_FILE": str(home / "env.conf"),
@@ -300,9 +314,7 @@ def _rabbitmq_environment(home: Path, epmd_port: int) -> dict[str, str]:
 def _write_rabbitmq_files(home: Path, amqp_port: int, management_port: int) -> None:
     (home / "env.conf").touch()
     # Names from the file alone: the native way starts resolver processes, which a SIGKILL orphans.
-    (home / "inetrc").write_text(
-        '{host, {127,0,0,1}, ["localhost"]}.\n{lookup, [file]}.\n',
-    )
+    (home / "inetrc").write_text('{host, {127,0,0,1}, ["localhost"]}.\n{lookup, [file]}.\n')
     (home / "enabled_plugins").write_text("[rabbitmq_management].\n")
     (home / "rabbitmq.conf").write_text(
         f"listeners.tcp.1 = 127.0.0.1:{amqp_port}\n"
@@ -319,42 +331,27 @@ def _start_epmd(home: Path, env: Mapping[str, str]) -> Child:
 
     The Erlang VM would otherwise start one as a daemon, which outlives the VM.
     """
-    port = env["ERL_EPMD_PORT"]
-    epmd = Child(
-        ["epmd", "-port", port, "-address", env["ERL_EPMD_ADDRESS"]],
-        env=env,
-        cwd=home,
-        log=home / "epmd.log",
-    )
+    address = env["ERL_EPMD_ADDRESS"], int(env["ERL_EPMD_PORT"])
+    command = ["epmd", "-address", address[0], "-port", str(address[1])]
+    epmd = Child(command, env=env, cwd=home, log=home / "epmd.log")
     epmd.start()
     try:
-        eventually(lambda: _connect(int(port)), 10, also=(OSError,))
+        connection = eventually(lambda: socket.create_connection(address, 1), 10, also=(OSError,))
+        connection.close()
     except OSError:
         epmd.kill()
         raise
     return epmd
 
 
-def _connect(port: int) -> None:
-    socket.create_connection(("127.0.0.1", port), timeout=1).close()
-
-
 def etcd_process(home: Path, port: int, flags: Sequence[str]) -> ServerProcess:
     """Prepare an etcd node in a directory with more `flags`; it is not started yet."""
     client, peer = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{free_port()}"
-    command = [
-        "etcd",
-        "--name=harness",
-        f"--data-dir={home / 'data'}",
-        f"--listen-client-urls={client}",
-        f"--advertise-client-urls={client}",
-        f"--listen-peer-urls={peer}",
-        f"--initial-advertise-peer-urls={peer}",
-        f"--initial-cluster=harness={peer}",
-        *flags,
-    ]
+    peers = [f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}"]
+    own = [f"--listen-client-urls={client}", *peers, f"--initial-cluster=harness={peer}"]
     path = os.environ.get("PATH", os.defpath)
     env = {"PATH": path, "ETCDCTL_ENDPOINTS": client, **ETCD_ENVIRONMENT}
+    command = ["etcd", f"--data-dir={home / 'data'}", *own, *flags]
     return ServerProcess(command, env=env, home=home)
 
 
@@ -366,12 +363,15 @@ def ensure_installed() -> None:
     with _INSTALLS.open("w") as lock:
         # Tests run side by side: one of their processes installs, and the others wait for it.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _install(_missing())
+        if missing := _missing():
+            _install(missing)
+
+
+def _missing() -> list[str]:
+    return [name for name, program in _PROGRAMS.items() if shutil.which(program) is None]
 
 
 def _install(missing: Sequence[str]) -> None:
-    if not missing:
-        return
     names = " ".join(missing)
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise ServersUnavailableError(
@@ -386,22 +386,13 @@ def _install(missing: Sequence[str]) -> None:
         raise ServersUnavailableError(f"apt-get ended well, but {' '.join(still)} is still missing")
 
 
-def _missing() -> list[str]:
-    return [name for name, program in _PROGRAMS.items() if shutil.which(program) is None]
-
-
 def _apt_get(*arguments: str) -> None:
-    result = subprocess.run(
-        ["apt-get", *arguments],
-        env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if result.returncode != 0:
-        reason = (result.stderr.strip() or result.stdout.strip()).splitlines()[-1:]
-        raise ServersUnavailableError(f"apt-get {arguments[0]} failed: {' '.join(reason)}")
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        run_tool(["apt-get", *arguments], env, _INSTALL_TIMEOUT_S)
+    except CommandFailedError as error:
+        reason = str(error).splitlines()[-1]
+        raise ServersUnavailableError(f"apt-get {arguments[0]} failed: {reason}") from None
 
 
 @contextmanager
@@ -411,12 +402,11 @@ def _no_service_start() -> Iterator[None]:
     Debian Policy, "Running initscripts": a policy-rc.d that exits 101 forbids it. One that is
     there already belongs to the administrator and stays.
     """
-    if _POLICY.exists():
-        yield
-        return
-    _POLICY.write_text("#!/bin/sh\nexit 101\n")
-    _POLICY.chmod(0o755)
+    if made := not _POLICY.exists():
+        _POLICY.write_text("#!/bin/sh\nexit 101\n")
+        _POLICY.chmod(0o755)
     try:
         yield
     finally:
-        _POLICY.unlink(missing_ok=True)
+        if made:
+            _POLICY.unlink(missing_ok=True)

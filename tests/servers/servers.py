@@ -7,39 +7,36 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import socket
-import subprocess
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal
 
-from servers.etcd import Login, log_in
+from servers.containers import Container, prepare_container
+from servers.etcd import EtcdClient, Login
 from servers.processes import (
     ETCD_ENVIRONMENT,
     RABBITMQ_ENVIRONMENT,
+    CommandFailedError,
     ServerProcess,
     ServersUnavailableError,
     ensure_installed,
     etcd_process,
     free_port,
     rabbitmq_process,
+    run_tool,
 )
 from servers.wait import eventually, lasts
 from servers.web import fetch_json
 
-if TYPE_CHECKING:
-    # Imported where it is used: a machine without Docker needs no testcontainers.
-    from servers.containers import Container
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 Kind = Literal["docker", "local"]
-Runner: TypeAlias = "Container | ServerProcess"
+Runner = Container | ServerProcess
 """What a server runs in. Its data and its ports outlive a stop."""
 
 _MAX_TXN_OPS = 1024
@@ -180,10 +177,7 @@ class Etcd(Server):
 
     def probe(self) -> None:
         """Do a linearizable read: it needs a leader, a TCP connection or /health may not."""
-        url = f"http://{self.endpoint}/v3"
-        headers = log_in(url, self.login, 5)
-        # "AA==" is the key of one zero byte; that it is absent does not matter.
-        fetch_json("POST", f"{url}/kv/range", {"key": "AA=="}, headers=headers, timeout_s=5)
+        EtcdClient(self.endpoint, 5, lambda: self.login).revision()
 
     def wipe(self) -> None:
         """Lose all data: kill it and start it at the same address with an empty directory."""
@@ -199,14 +193,8 @@ class Etcd(Server):
         self._saved = snapshot.with_suffix(".restored")
         self.ctl("snapshot", "save", str(snapshot))
         # Of etcd 3.5; from 3.6 on `etcdutl` alone restores, which not every image of 3.5 has.
-        self.ctl(
-            "snapshot",
-            "restore",
-            str(snapshot),
-            f"--data-dir={self._saved}",
-            "--name=harness",
-            "--initial-cluster=harness=http://localhost:2380",
-        )
+        cluster = ["--name=harness", "--initial-cluster=harness=http://localhost:2380"]
+        self.ctl("snapshot", "restore", str(snapshot), f"--data-dir={self._saved}", *cluster)
 
     def restore(self) -> None:
         """Kill it and start it with the data of the snapshot, once for each snapshot."""
@@ -275,7 +263,7 @@ def start_servers(*, kind: Kind | None = None, etcd_flags: Sequence[str] = ()) -
 def start_etcd(kind: Kind, *flags: str) -> Iterator[Etcd]:
     """Start an etcd node beside those that there are, and leave nothing behind."""
     with ExitStack() as stack:
-        etcd = _prepare_etcd(stack, kind, (f"--quota-backend-bytes={8 << 30}", *flags))
+        etcd = _prepare_etcd(stack, kind, flags)
         stack.enter_context(booted(etcd))
         yield etcd
 
@@ -296,8 +284,6 @@ def _prepare_rabbitmq(stack: ExitStack, kind: Kind) -> RabbitMQ:
     amqp_port, management_port = free_port(), free_port()
     runner: Runner
     if kind == "docker":
-        from servers.containers import prepare_container
-
         ports = {5672: amqp_port, 15672: management_port}
         runner = prepare_container(image("IMAGE_RABBITMQ"), ports, environment=RABBITMQ_ENVIRONMENT)
     else:
@@ -306,9 +292,12 @@ def _prepare_rabbitmq(stack: ExitStack, kind: Kind) -> RabbitMQ:
 
 
 def _prepare_etcd(stack: ExitStack, kind: Kind, more_flags: Sequence[str]) -> Etcd:
+    port, data = free_port(), "/etcd-data"
     # Those of the compose files but for one: it never compacts by itself, since tests read its
     # history from the first revision.
     flags = [
+        "--name=harness",
+        f"--advertise-client-urls=http://127.0.0.1:{port}",
         f"--max-txn-ops={_MAX_TXN_OPS}",
         f"--quota-backend-bytes={8 << 30}",
         "--snapshot-count=1000",
@@ -317,19 +306,10 @@ def _prepare_etcd(stack: ExitStack, kind: Kind, more_flags: Sequence[str]) -> Et
         "--log-level=warn",
         *more_flags,
     ]
-    port, data = free_port(), "/etcd-data"
     runner: Runner
     if kind == "docker":
-        from servers.containers import prepare_container
-
-        command = [
-            "/usr/local/bin/etcd",
-            "--name=harness",
-            f"--data-dir={data}",
-            "--listen-client-urls=http://0.0.0.0:2379",
-            f"--advertise-client-urls=http://127.0.0.1:{port}",
-            *flags,
-        ]
+        own = [f"--data-dir={data}", "--listen-client-urls=http://0.0.0.0:2379"]
+        command = ["/usr/local/bin/etcd", *own, *flags]
         runner = prepare_container(
             image("IMAGE_ETCD"), {2379: port}, command, data, ETCD_ENVIRONMENT
         )
@@ -343,22 +323,14 @@ def _home(stack: ExitStack) -> Path:
     return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="servers-")))
 
 
-def docker_available(timeout_s: float = 10.0) -> bool:
+def docker_available() -> bool:
     """Return whether `docker info` answers: the command can be there without an engine."""
-    if shutil.which("docker") is None:
-        return False
     try:
-        result = subprocess.run(
-            ["docker", "info", "--format", "{{.ServerVersion}}"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+        # An unreachable engine is an error; older clients print it, and an empty version.
+        version = run_tool(["docker", "info", "--format={{.ServerVersion}}"], timeout_s=10)
+    except CommandFailedError:
         return False
-    # An unreachable engine is an error; older clients print it and exit 0 with an empty version.
-    return result.returncode == 0 and bool(result.stdout.strip())
+    return bool(version.strip())
 
 
 def compose_settings() -> dict[str, str]:

@@ -5,7 +5,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError
@@ -22,11 +22,8 @@ _DIRECTORIES = {"shipment": "idempotent_consumer/examples"}
 def environment() -> dict[str, str]:
     """Return the shell's variables, without those that configure services or Compose."""
     settings = {*_VARIABLES, "NOTIFY_URL"}
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name not in settings and not name.startswith("COMPOSE_")
-    }
+    ours = {name for name in os.environ if name in settings or name.startswith("COMPOSE_")}
+    return {name: value for name, value in os.environ.items() if name not in ours}
 
 
 class ServiceEndedError(Exception):
@@ -46,7 +43,11 @@ def ask_health(url: str, timeout_s: float = 5.0) -> Health:
         return Health(200, fetch_json("GET", url, timeout_s=timeout_s))
     except HTTPError as error:
         with error:
-            return Health(error.code, _json_or_text(error.read()))
+            body = error.read()
+        try:
+            return Health(error.code, json.loads(body))
+        except ValueError:
+            return Health(error.code, body.decode(errors="replace"))
 
 
 class Service(Child):
@@ -94,8 +95,8 @@ class Service(Child):
         """
 
         def ended() -> int:
-            if (code := self.exit_code) is None:
-                raise AssertionError(f"{self.name} still runs after {timeout_s:g} s")
+            code = self.exit_code
+            assert code is not None, f"{self.name} still runs"
             return code
 
         return eventually(ended, timeout_s)
@@ -119,10 +120,8 @@ def run_service(
     """
     health_port = settings.get("HEALTH_PORT") or str(free_port())
     env = {**environment(), "LOG_FORMAT": "json", **settings, "HEALTH_PORT": health_port}
-    with ExitStack() as stack:
-        directory = log_directory or Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="service-"))
-        )
+    with tempfile.TemporaryDirectory(prefix="service-") as temporary:
+        directory = log_directory or Path(temporary)
         service = Service(name, command or [sys.executable, "-m", name], env, directory)
         service.start()
         try:
@@ -130,10 +129,3 @@ def run_service(
         finally:
             if service.running:
                 service.kill()
-
-
-def _json_or_text(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except ValueError:
-        return body.decode(errors="replace")
