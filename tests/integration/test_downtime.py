@@ -14,6 +14,7 @@ from chaos.load import orders
 from chaos.network import port_of
 from chaos.proxy import relay
 from chaos.trial import StartTrial
+from servers.processes import free_port
 from servers.services import Service
 from servers.wait import eventually
 
@@ -90,19 +91,18 @@ def test_etcd_moves_to_another_address(trial: StartTrial, tmp_path: Path) -> Non
     hosts = Hosts(tmp_path)
     hosts.point("etcd.invalid", "127.0.0.1")
     etcd_port = port_of(attempt.servers.etcd.endpoint)
-    with socket.create_server(("127.0.0.2", 0)) as there:
-        port = port_in_use(there)
-        here = socket.create_server(("127.0.0.1", port))
-        with relay(etcd_port, there), ExitStack() as until_it_moves:
-            until_it_moves.enter_context(relay(etcd_port, here))
-            service = attempt.start(ETCD_ENDPOINTS=f"etcd.invalid:{port}", **hosts.settings())
-            with attempt.under_load():
-                until_it_moves.close()
-                eventually(lambda: not_ready(service, "etcd"))
-                throughout(2, lambda: not_ready(service, "etcd"))
-                attempt.fired()
-                hosts.point("etcd.invalid", "127.0.0.2")
-                attempt.recovers(READY_WITHIN_S)
+    port = free_port()
+    here, there = (socket.create_server((f"127.0.0.{number}", port)) for number in (1, 2))
+    with relay(etcd_port, there), ExitStack() as until_it_moves:
+        until_it_moves.enter_context(relay(etcd_port, here))
+        service = attempt.start(ETCD_ENDPOINTS=f"etcd.invalid:{port}", **hosts.settings())
+        with attempt.under_load():
+            until_it_moves.close()
+            eventually(lambda: not_ready(service, "etcd"))
+            throughout(2, lambda: not_ready(service, "etcd"))
+            attempt.fired()
+            hosts.point("etcd.invalid", "127.0.0.2")
+            attempt.recovers(READY_WITHIN_S)
 
 
 @pytest.mark.timeout(200)
@@ -110,8 +110,9 @@ def test_statsd_is_unknown_then_closed_then_moved(trial: StartTrial, tmp_path: P
     """Events go on all the while, and statsd is found again where it has gone."""
     attempt = trial("statsd unknown, closed, moved")
     hosts = Hosts(tmp_path)
-    with listen("127.0.0.1", 0) as first, listen("127.0.0.2", port_in_use(first)) as second:
-        settings = {"STATSD_HOST": "statsd.invalid", "STATSD_PORT": str(port_in_use(first))}
+    port = free_port()
+    with listen("127.0.0.1", port) as first, listen("127.0.0.2", port) as second:
+        settings = {"STATSD_HOST": "statsd.invalid", "STATSD_PORT": str(port)}
         attempt.start(**settings, **hosts.settings())
         with attempt.under_load(rate_per_s=100):
             attempt.fired()
@@ -131,12 +132,6 @@ def listen(address: str, port: int) -> socket.socket:
     listener.settimeout(MOVED_WITHIN_S)
     listener.bind((address, port))
     return listener
-
-
-def port_in_use(listener: socket.socket) -> int:
-    """Return the port of a socket."""
-    port: int = listener.getsockname()[1]
-    return port
 
 
 def lacks_both(service: Service, seconds: float) -> None:

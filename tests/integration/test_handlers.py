@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from chaos.checks import becomes, lines, not_ready, passes, says, throughout
 from chaos.load import ids, order, orders
 from chaos.rig import Rig
 from servers.broker import Depth
-from servers.etcd import Store
 from servers.servers import Servers
 from servers.services import Health, Service
 from servers.wait import eventually
@@ -88,11 +86,17 @@ def test_a_backlog_for_a_slow_handler_is_recorded_and_acked_as_it_is_handled(
         HANDLER_S=str(handler_s),
         RABBITMQ_URL=f"{rig.servers.rabbitmq.url}?heartbeat={HEARTBEAT_S}",
     )
+
+    def keeps_up() -> None:
+        returned = len(lines(service, "handled"))
+        assert returned - len(rig.store.done("order")) <= 2 + int(5 / handler_s)
+        assert service.health("/livez") == Health(200, {"alive": True})
+
     events = orders(BACKLOG)
     rig.broker.publish(events)
-    passes(lambda: handled(service), 0)
+    eventually(lambda: says(service, "handled"))
     # Without the bound on a turn nothing would be recorded before the backlog's end.
-    throughout(LASTS_S, partial(keeps_up, service, rig.store, 2 + int(5 / handler_s)))
+    throughout(LASTS_S, keeps_up)
     passes(lambda: rig.statsd.count("orders_processed"), 0)
     assert "returned" not in rig.counters("orders")
     warnings = lines(service, "a pure handler took long")
@@ -175,15 +179,3 @@ def test_a_delivery_that_outlasts_the_consumer_timeout_is_neither_lost_nor_handl
     assert rig.store.steps("notify")["held"] == ["claimed", "done"]
     assert len(lines(service, "holds")) == 1
     assert rig.broker.ready("notify.dead-letter") == 0
-
-
-def handled(service: Service) -> int:
-    """Return how many events its handler has returned for."""
-    return len(lines(service, "handled"))
-
-
-def keeps_up(service: Service, store: Store, most_unrecorded: int) -> None:
-    """Raise AssertionError unless what is handled is recorded soon, and the process is alive."""
-    returned = handled(service)
-    assert returned - len(store.done("order")) <= most_unrecorded
-    assert service.health("/livez") == Health(200, {"alive": True})

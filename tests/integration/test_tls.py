@@ -7,7 +7,7 @@ signs.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,61 +47,57 @@ _ETCD = (
     "--max-txn-ops=1024",
 )
 
-_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc")
-# Nothing of the machine's own openssl.cnf: what a certificate is for is said here.
-_CONFIG = "[req]\ndistinguished_name = name\n[name]\n"
 
+def authority(directory: Path) -> Path:
+    """Make an authority in a directory, and return the file of its certificate.
 
-class Authority:
-    """Signs certificates, whose files lie in its directory. Any user of the machine can read them.
-
-    A server in a container runs as another user than the tests.
+    A server in a container runs as another user than the tests: any user can read what is there.
     """
+    directory.mkdir(exist_ok=True)
+    directory.chmod(0o755)
+    # Nothing of the machine's own openssl.cnf: what a certificate is for is said here.
+    (directory / "openssl.cnf").write_text("[req]\ndistinguished_name = name\n[name]\n")
+    _make(directory, "ca", "basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign")
+    return directory / "ca.pem"
 
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir(exist_ok=True)
-        directory.chmod(0o755)
-        self.directory = directory
-        self.certificate = directory / "ca.pem"
-        (directory / "openssl.cnf").write_text(_CONFIG)
-        self._make("ca", "basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign")
 
-    def sign(self, name: str, *extensions: str) -> tuple[Path, Path]:
-        """Return the files of a certificate and its key, for a client or for a server."""
-        usual = ("basicConstraints=CA:FALSE", "extendedKeyUsage=serverAuth,clientAuth")
-        authority = ("-CA", str(self.certificate), "-CAkey", str(self.directory / "ca.key"))
-        return self._make(name, *usual, *extensions, signed_by=authority)
+def sign(directory: Path, name: str, *extensions: str) -> None:
+    """Let the authority there sign a certificate with a key, for a client or for a server."""
+    usual = ("basicConstraints=CA:FALSE", "extendedKeyUsage=serverAuth,clientAuth")
+    signed = ("-CA", f"{directory}/ca.pem", "-CAkey", f"{directory}/ca.key")
+    _make(directory, name, *usual, *extensions, signed=signed)
 
-    def _make(
-        self, name: str, *extensions: str, signed_by: tuple[str, ...] = ()
-    ) -> tuple[Path, Path]:
-        certificate, key = self.directory / f"{name}.pem", self.directory / f"{name}.key"
-        files = ("-config", f"{self.directory}/openssl.cnf", "-keyout", f"{key}")
-        named = ("-out", f"{certificate}", "-days", "2", "-subj", f"/CN={name}")
-        added = [part for extension in extensions for part in ("-addext", extension)]
-        run_tool(["openssl", "req", "-x509", *files, *_KEY, *named, *signed_by, *added])
-        key.chmod(0o644)
-        return certificate, key
+
+def _make(directory: Path, name: str, *extensions: str, signed: Iterable[str] = ()) -> None:
+    key = directory / f"{name}.key"
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc", "-days", "2"]
+    files = ("-config", f"{directory}/openssl.cnf", "-out", f"{directory}/{name}.pem")
+    added = [f"-addext={extension}" for extension in extensions]
+    run = ["openssl", "req", "-x509", *kind, *files, "-keyout", f"{key}", "-subj", f"/CN={name}"]
+    run_tool([*run, *signed, *added])
+    key.chmod(0o644)
 
 
 @dataclass(frozen=True)
 class TlsServers(Servers):
     """The servers; their settings lead a service to the ports with TLS."""
 
-    authority: Authority
+    directory: Path
     amqps_port: int
     https_port: int
 
     def settings(self) -> dict[str, str]:
         """Return the contract's variables, with all that TLS needs."""
-        certificate, key = (str(file) for file in self.authority.sign("order"))
-        files = {"CA_CERT": str(self.authority.certificate), "CERT": certificate, "KEY": key}
+        files = {"CA_CERT": "ca.pem", "CERT": "order.pem", "KEY": "order.key"}
         return {
             "RABBITMQ_URL": f"amqps://guest:guest@127.0.0.1:{self.amqps_port}/",
             "ETCD_ENDPOINTS": f"https://127.0.0.1:{self.https_port}",
             "ETCD_MAX_TXN_OPS": str(self.etcd.max_txn_ops),
-            **{f"RABBITMQ_{name}": file for name, file in files.items()},
-            **{f"ETCD_{name}": file for name, file in files.items()},
+            **{
+                f"{server}_{name}": f"{self.directory}/{file}"
+                for server in ("RABBITMQ", "ETCD")
+                for name, file in files.items()
+            },
         }
 
 
@@ -111,8 +107,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServers]:
     from servers.containers import prepare_container
 
     directory = tmp_path_factory.mktemp("tls")
-    authority = Authority(directory)
-    authority.sign("server", "subjectAltName=IP:127.0.0.1")
+    authority(directory)
+    sign(directory, "server", "subjectAltName=IP:127.0.0.1")
+    sign(directory, "order")
     conf = directory / "rabbitmq.conf"
     conf.write_text(_RABBITMQ_CONF)
     amqp, management, amqps, http, https = (free_port() for _ in range(5))
@@ -124,7 +121,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServers]:
     store = prepare_container(image("IMAGE_ETCD"), {2379: http, 2381: https}, _ETCD, mounts=tls)
     rabbitmq, etcd = RabbitMQ(broker, amqp, management), Etcd(store, http)
     with booted(rabbitmq, etcd):
-        yield TlsServers("docker", rabbitmq, etcd, authority, amqps, https)
+        yield TlsServers("docker", rabbitmq, etcd, directory, amqps, https)
 
 
 def test_events_are_handled_once_over_tls(rig: Rig) -> None:
@@ -140,6 +137,7 @@ def test_events_are_handled_once_over_tls(rig: Rig) -> None:
     rig.handled_once("order", events, confirmed)
 
 
+PLAIN = {"ETCD_ENDPOINTS": "127.0.0.1:{https}"}
 BROKER = {
     "another authority": ("certificate verify failed", {"RABBITMQ_CA_CERT": "{other}"}),
     "another name": (
@@ -158,12 +156,7 @@ ETCD = {
     "no certificate": ("ETCD_CERT", {"ETCD_CERT": "", "ETCD_KEY": ""}),
     "no TLS": (
         "ETCD_CA_CERT",
-        {
-            "ETCD_ENDPOINTS": "127.0.0.1:{https}",
-            "ETCD_CA_CERT": "",
-            "ETCD_CERT": "",
-            "ETCD_KEY": "",
-        },
+        PLAIN | dict.fromkeys(("ETCD_CA_CERT", "ETCD_CERT", "ETCD_KEY"), ""),
     ),
 }
 
@@ -176,22 +169,15 @@ ETCD = {
     ],
 )
 def test_what_is_wrong_is_said_and_waited_for(
-    rig: Rig,
-    servers: TlsServers,
-    tmp_path: Path,
-    missing: str,
-    why: str,
-    wrong: dict[str, str],
+    rig: Rig, servers: TlsServers, tmp_path: Path, missing: str, why: str, wrong: dict[str, str]
 ) -> None:
     """Alive, not ready, one clear reason, no busy loop, and nothing is consumed."""
     assert rig.start("order").terminate(10) == 0
     events = orders(20)
     rig.broker.publish(events)
-    other = Authority(tmp_path / "other").certificate
-    settings = {
-        name: text.format(other=other, amqps=servers.amqps_port, https=servers.https_port)
-        for name, text in wrong.items()
-    }
+    other = authority(tmp_path / "other")
+    known = {"other": other, "amqps": servers.amqps_port, "https": servers.https_port}
+    settings = {name: text.format(**known) for name, text in wrong.items()}
     hosts = Hosts(tmp_path)
     hosts.point("elsewhere.example", "127.0.0.1")
     service = rig.start("order", wait=False, **settings, **hosts.settings())
