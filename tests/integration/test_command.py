@@ -174,6 +174,7 @@ def test_a_record_is_inspected_and_forgotten_and_the_event_is_new_again(
     assert 86_000 < found["remaining_s"] < 90_000
     command.run("publish", ONE)
     becomes(lambda: rig.statsd.count("orders_processed_skipped"), 1)
+    becomes(lambda: len(rig.statsd.timers_ms("orders_duplicate_age")), 1)
     assert command.json("forget", "order", "1", "--yes")["forgotten"] is True
     assert command.json("inspect", "order", "1", code=1)["found"] is False
     again = command.json("forget", "order", "1", "--yes", code=1)

@@ -22,14 +22,17 @@ from contextlib import ExitStack
 from itertools import chain, product
 from typing import Any, NamedTuple
 
+import pika
 import pytest
 
-from chaos.checks import passes
+from chaos.acks import AckAudit
+from chaos.checks import becomes, passes
 from chaos.crash_points import PROOF
 from chaos.durations import often
 from chaos.load import ids, order
 from chaos.outages import frozen
 from chaos.receiver import Receiver, ended_claims
+from chaos.rig import Rig
 from chaos.trial import StartTrial, Trial
 from idempotent_consumer.flow import WAITS_FOR_ITS_EVENTS
 from idempotent_consumer.system import claim_wait
@@ -309,3 +312,25 @@ def assert_called(
     assert "claim-taken" not in callers[killed_with["claim-taken"]]
     assert "call-made" in callers[killed_with["call-made"]][:-1], "it was not made again"
     assert callers[killed_with["claim-completed"]][-1] == "claim-completed", "it was made again"
+
+
+# The audit of acks, which each trial has.
+
+
+@pytest.mark.chaos
+def test_an_ack_without_a_record_is_early_be_it_covered_by_a_later_one(
+    rig: Rig, acks: AckAudit
+) -> None:
+    rig.broker.bind("order")
+    with pika.BlockingConnection(pika.URLParameters(acks.url)) as connection:
+        channel = connection.channel()
+        rig.broker.publish([order("e-1"), order("e-2"), order("e-3")])
+        rig.broker.publish_raw(b"not json")
+        deliveries = channel.consume("order", inactivity_timeout=30)
+        tags = [next(deliveries)[0].delivery_tag for _ in range(4)]
+        rig.store.client.put("/service/order/e-1", b'{"state":"done"}')
+        rig.store.client.put("/service/order/e-2", b'{"state":"claimed"}')
+        channel.basic_ack(tags[0])
+        channel.basic_ack(tags[3], multiple=True)
+        becomes(lambda: acks.checked, 4)
+    assert acks.early() == {"e-2", "e-3", "b'not json'"}

@@ -3,6 +3,7 @@
 import socket
 from contextlib import ExitStack
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ from chaos.network import port_of
 from chaos.proxy import relay
 from chaos.trial import StartTrial
 from servers.processes import free_port
-from servers.services import Service
 from servers.wait import eventually
 
 pytestmark = pytest.mark.short
@@ -25,63 +25,65 @@ READY_WITHIN_S = 10.0
 MOVED_WITHIN_S = 40.0
 
 
+ABSENT = "broker and etcd absent at the start"
+UNKNOWN = "names not resolvable at the start"
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("last", ["etcd", "rabbitmq"])
-@pytest.mark.parametrize("seconds", [quick(1), *lasting(5, 120)])
-def test_broker_and_etcd_come_late(trial: StartTrial, last: str, seconds: float) -> None:
-    """Alive, not ready, saying what is missing and why; without etcd nothing is consumed."""
-    attempt = trial("broker and etcd absent at the start")
+@pytest.mark.parametrize(
+    ("fault", "seconds"), [quick(ABSENT, 1), *product((ABSENT, UNKNOWN), lasting(5, 120))]
+)
+def test_broker_and_etcd_come_late(
+    trial: StartTrial, tmp_path: Path, last: str, fault: str, seconds: float
+) -> None:
+    """Alive, not ready, saying what is missing and why; without etcd nothing is consumed.
+
+    A name that does not resolve is like a server that is not there.
+    """
+    attempt, hosts, settings = trial(fault), Hosts(tmp_path), dict[str, str]()
     assert attempt.start().terminate() == 0
     attempt.publish(orders(100, "before"))
     servers = {"rabbitmq": attempt.servers.rabbitmq, "etcd": attempt.servers.etcd}
-    for server in servers.values():
-        server.stop()
-    service = attempt.start(wait=False)
+    if fault == ABSENT:
+        for server in servers.values():
+            server.stop()
+        come = {name: server.start for name, server in servers.items()}
+    else:
+        port = port_of(attempt.servers.etcd.endpoint)
+        url = attempt.acks.url.replace("127.0.0.1", "rabbitmq.invalid")
+        settings = {"RABBITMQ_URL": url, "ETCD_ENDPOINTS": f"etcd.invalid:{port}"}
+        settings |= hosts.settings()
+        come = {name: partial(hosts.point, f"{name}.invalid", "127.0.0.1") for name in servers}
+    service = attempt.start(wait=False, **settings)
+
+    def waits(*missing: str, tried: str) -> None:
+        reasons = not_ready(service, *missing)
+        assert reasons.get(tried) not in ("not connected yet", "not reached yet"), reasons
+        assert service.health("/livez").status == 200
+
     # Nothing is asked of the broker before etcd is there.
-    lacks_both(service, seconds)
+    both_away = partial(waits, "rabbitmq", "etcd", tried="etcd")
+    eventually(both_away, also=(OSError,))
+    throughout(seconds, both_away)
     attempt.fired()
     (first,) = set(servers) - {last}
-    servers[first].start()
+    come[first]()
     if first == "etcd":
-        becomes(lambda: "etcd" in not_ready(service, last), expected=False)
-    eventually(partial(alive, service, last, tried=last))
+        becomes(lambda: "etcd" in not_ready(service, last), False, READY_WITHIN_S)
+    eventually(partial(waits, last, tried=last))
 
     def still_waits() -> None:
-        alive(service, last, tried=last)
+        waits(last, tried=last)
         if last == "etcd":
             assert attempt.broker.depth("order") == (100, 0)
             assert attempt.broker.consumers("order") == 0
 
     throughout(seconds, still_waits)
     attempt.fired()
-    servers[last].start()
+    come[last]()
     attempt.recovers(READY_WITHIN_S)
     service.wait_ready()
-    attempt.judge(at_least=100)
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("seconds", lasting(5, 120))
-def test_names_are_known_late(trial: StartTrial, tmp_path: Path, seconds: float) -> None:
-    """A name that does not resolve is like a server that is not there."""
-    attempt = trial("names not resolvable at the start")
-    hosts = Hosts(tmp_path)
-    service = attempt.start(
-        wait=False,
-        RABBITMQ_URL=attempt.acks.url.replace("127.0.0.1", "rabbitmq.invalid"),
-        ETCD_ENDPOINTS=f"etcd.invalid:{port_of(attempt.servers.etcd.endpoint)}",
-        **hosts.settings(),
-    )
-    lacks_both(service, seconds)
-    attempt.fired()
-    hosts.point("etcd.invalid", "127.0.0.1")
-    becomes(lambda: "etcd" in not_ready(service), expected=False, timeout_s=READY_WITHIN_S)
-    throughout(seconds, partial(alive, service, "rabbitmq"))
-    attempt.fired()
-    hosts.point("rabbitmq.invalid", "127.0.0.1")
-    attempt.recovers(READY_WITHIN_S)
-    service.wait_ready()
-    attempt.publish(orders(100))
     attempt.judge(at_least=100)
 
 
@@ -132,17 +134,3 @@ def listen(address: str, port: int) -> socket.socket:
     listener.settimeout(MOVED_WITHIN_S)
     listener.bind((address, port))
     return listener
-
-
-def lacks_both(service: Service, seconds: float) -> None:
-    """Wait until a service lacks both servers, and see that it stays so, and alive."""
-    both_away = partial(alive, service, "rabbitmq", "etcd", tried="etcd")
-    eventually(both_away, also=(OSError,))
-    throughout(seconds, both_away)
-
-
-def alive(service: Service, *missing: str, tried: str = "") -> None:
-    """Raise AssertionError unless it is alive and lacks these, one of which it has tried."""
-    reasons = not_ready(service, *missing)
-    assert reasons.get(tried) not in ("not connected yet", "not reached yet"), reasons
-    assert service.health("/livez").status == 200

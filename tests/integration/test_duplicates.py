@@ -45,6 +45,8 @@ def test_a_storm_of_duplicates(trial: StartTrial) -> None:
             "processed_skipped": storms * (TIMES - 1),
         },
     )
+    assert attempt.statsd.timers_ms("orders_handle")
+    assert attempt.statsd.timers_ms("orders_commit")
     attempt.fired(storms)
     attempt.judge(at_least=storms)
 

@@ -9,7 +9,7 @@ from urllib.error import HTTPError
 
 import pytest
 
-from chaos.checks import becomes, holds, lines, losses, not_ready, passes, says, throughout
+from chaos.checks import becomes, holds, losses, not_ready, passes, says, throughout
 from chaos.durations import lasting, often, quick, rate
 from chaos.load import ids, orders
 from chaos.outages import Outage, frozen, killed, stopped
@@ -293,34 +293,19 @@ def test_etcd_refuses_a_service_that_starts(trial: StartTrial, fault: str, why: 
     attempt.judge(at_least=50)
 
 
-@own_etcd(JWT.format(ttl="2s"))
-def test_tokens_expire_under_load(trial: StartTrial) -> None:
-    """Each time the service logs in again, and no delivery comes twice for it."""
-    attempt = trial("etcd authentication: expired token")
-    service, times = logged_in(attempt), often(5, 50)
-
-    def refused() -> int:
-        errors = [line["error"] for line in lines(service, "etcd does not answer")]
-        return sum("invalid auth token" in error for error in errors)
-
-    with attempt.under_load(RATE_PER_S):
-        passes(refused, times - 1, 20 * times)
-        attempt.fired(times)
-    assert attempt.statsd.count("orders_returned") == 0
-
-
 # A restart forgets simple tokens; a change of any user ends those from before it.
 @pytest.mark.parametrize(
     ("clean", "fault", "times"),
     [
+        ((JWT.format(ttl="2s"),), "expired token", often(5, 50)),
         ((), "token forgotten", often(3, 10)),
         ((JWT.format(ttl="10m"),), "users changed", often(8, 20)),
     ],
     indirect=["clean"],
-    ids=["token forgotten", "users changed"],
+    ids=["expired token", "token forgotten", "users changed"],
 )
 def test_etcd_knows_the_token_no_more(trial: StartTrial, fault: str, times: int) -> None:
-    """The service logs in again at once."""
+    """The service logs in again at once, and no delivery comes twice for it."""
     attempt = trial(f"etcd authentication: {fault}")
     service, etcd = logged_in(attempt), attempt.servers.etcd
     with attempt.under_load(RATE_PER_S):
@@ -328,12 +313,15 @@ def test_etcd_knows_the_token_no_more(trial: StartTrial, fault: str, times: int)
             attempt.works()
             if fault == "users changed":
                 etcd.ctl("user", "add", f"other-{number}:and its own")
-            else:
+            elif fault == "token forgotten":
                 etcd.restart()
             eventually(partial(says, service, "etcd does not answer", number))
             attempt.fired()
             attempt.recovers()
+    errors = [line["error"] for line in says(service, "etcd does not answer")]
+    assert fault != "expired token" or all("invalid auth token" in error for error in errors)
     assert says(service, "etcd answers again")
+    assert attempt.statsd.count("orders_returned") == 0
 
 
 def logged_in(attempt: Trial) -> Service:
