@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -10,13 +9,11 @@ import pytest
 from chaos.checks import becomes, not_ready, passes, says, throughout, true
 from chaos.durations import lasting, often, quick
 from chaos.load import ids, orders
-from chaos.network import port_of
-from chaos.proxy import Proxy, relay
+from chaos.proxy import Proxy
 from chaos.receiver import Call, Receiver, account, ended_claims, lost_claims
 from chaos.trial import RECOVERY_TIMEOUT_S, StartTrial, Trial
 from idempotent_consumer.calls import LONGEST_PROBE_S
 from servers.broker import Event
-from servers.servers import Servers
 from servers.services import Service
 from servers.wait import eventually, lasts
 
@@ -27,13 +24,6 @@ BREAKER_FAILURES = 20
 RETRIES = 3
 OPEN_BREAKER = "circuit breaker of new_order"
 TAKEN_OVER = ["claimed", "gone", "claimed", "done"]
-
-
-@pytest.fixture
-def way(clean: Servers) -> Iterator[Proxy]:
-    """Give a way to etcd that can be held."""
-    with relay(port_of(clean.etcd.endpoint)) as running:
-        yield running
 
 
 def start(attempt: Trial, receiver: Receiver, name: str, **settings: str) -> Service:

@@ -60,17 +60,19 @@ def test_an_event_is_found_wherever_it_is(rig: Rig, command: Command) -> None:
     becomes(lambda: rig.statsd.count("notifications_retried"), 1)
     becomes(lambda: rig.store.done("order"), {"1"})
     park(rig.broker, ONE, reason="failed", error="KeyError: 'EUR'")
-    ran = command.run("find", "1", RETRY_DELAYS="60s")
-    assert ran.code == 0, ran
-    waits, released, *order = sorted(ran.out.splitlines(), key=lambda line: "order" in line)
-    assert released.startswith("notify: waits in notify.retry.60s for its next attempt, after 1:")
-    assert waits.startswith("notify: released")
-    assert [line.partition(",")[0].partition(" for ")[0] for line in order] == [
-        "order: done",
-        "order: a dead letter: failed: KeyError: 'EUR'",
-    ]
+
+    def find() -> list[str]:
+        out = command.run("find", "1", RETRY_DELAYS="60s").out
+        return sorted(line.partition(",")[0].partition(" for ")[0] for line in out.splitlines())
+
     # Nothing was taken away by looking.
-    assert command.run("find", "1", RETRY_DELAYS="60s").out.count("\n") == len(order) + 2
+    assert find() == find()
+    assert find() == [
+        "notify: released",
+        "notify: waits in notify.retry.60s",
+        "order: a dead letter: failed: KeyError: 'EUR'",
+        "order: done",
+    ]
 
 
 def test_a_broker_that_is_frozen_is_told_in_one_line(rig: Rig, command: Command) -> None:
@@ -177,8 +179,6 @@ def test_a_record_is_inspected_and_forgotten_and_the_event_is_new_again(
     becomes(lambda: len(rig.statsd.timers_ms("orders_duplicate_age")), 1)
     assert command.json("forget", "order", "1", "--yes")["forgotten"] is True
     assert command.json("inspect", "order", "1", code=1)["found"] is False
-    again = command.json("forget", "order", "1", "--yes", code=1)
-    assert again["error"].endswith("new to it already")
 
     def processed_anew() -> None:
         command.run("publish", ONE)

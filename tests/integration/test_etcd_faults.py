@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from operator import methodcaller
@@ -73,21 +74,16 @@ def test_etcd_is_away_for_a_while(trial: StartTrial, down: Outage, seconds: floa
     noticed = down is not frozen or seconds > 5
 
     def held() -> None:
+        if seconds > 5:
+            holds(service)
+            assert broker.unacked("order") == IN_FLIGHT_AT_MOST
         assert broker.unacked("order") <= IN_FLIGHT_AT_MOST
-
-    def held_to_the_last() -> None:
-        holds(service)
-        assert broker.unacked("order") == IN_FLIGHT_AT_MOST
 
     with attempt.under_load(rate(seconds + 10)), down(attempt.servers.etcd):
         until_s = time.monotonic() + seconds
         passes(lambda: broker.unacked("order"), BATCH)
-        if seconds > 5:
-            becomes(lambda: broker.unacked("order"), IN_FLIGHT_AT_MOST)
-            eventually(partial(holds, service))
-            with attempt.acks.none_pass():
-                throughout(until_s - time.monotonic(), held_to_the_last)
-        else:
+        eventually(held)
+        with attempt.acks.none_pass() if seconds > 5 else nullcontext():
             throughout(until_s - time.monotonic(), held)
         if noticed:
             eventually(partial(not_ready, service, "etcd"))

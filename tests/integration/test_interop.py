@@ -1,4 +1,4 @@
-"""Services among programs that know nothing of them: producers, traces, exchanges of others."""
+"""Services among programs that know nothing of them: producers and exchanges of others."""
 
 from typing import Any
 
@@ -9,14 +9,10 @@ from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
 from pika.exceptions import UnroutableError
 
-from chaos.checks import becomes, says
+from chaos.checks import becomes
 from chaos.rig import Rig
-from servers.broker import Depth
-from servers.wait import eventually
 
 EXCHANGE = "shop"
-TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
-TRACE = {"traceparent": f"00-{TRACE_ID}-b7ad6b7169203331-01", "tracestate": "vendor=1"}
 
 PLACES = """
 import sys
@@ -29,35 +25,6 @@ service = Service("order", noun="orders", decode=cloudevents.decode, **shop)
 @service.handler("com.example.order")
 def place(event):
     return Put("/orders/" + encode_id(event.id), orjson.dumps(event.args))
-
-sys.exit(service.run())
-"""
-
-SHIPS = """
-import sys
-import structlog
-from idempotent_consumer import Publish, Service
-
-service = Service("order", noun="orders")
-
-@service.handler("new_order")
-def ship(event):
-    structlog.get_logger().info("ships")
-    return Publish("order_shipped", headers={"tenant": event.headers["tenant"]})
-
-sys.exit(service.run())
-"""
-
-TELLS = """
-import logging
-import sys
-from idempotent_consumer import Service
-
-service = Service("notify", noun="notifications")
-
-@service.claimed_handler("order_shipped", timeout_s=5)
-async def tell(event, timeout_s):
-    logging.getLogger("mails").info("tells", extra={"headers": dict(event.headers)})
 
 sys.exit(service.run())
 """
@@ -86,26 +53,6 @@ def test_what_the_cloudevents_sdk_publishes_is_handled_once_in_either_mode(rig: 
     placed = rig.store.effects("/orders/").items()
     found = {id_: (effect.version, effect.value) for id_, effect in placed}
     assert found == dict.fromkeys(("/shop 1", "/shop 2"), (1, b'{"amount":42}'))
-
-
-def test_one_trace_goes_through_two_services_although_the_first_dies_on_its_way(rig: Rig) -> None:
-    """It is killed with the event recorded and unpublished; the next process publishes that.
-
-    For that one the order is a duplicate, as its record is there.
-    """
-    tells = rig.start("notify", script=TELLS)
-    killed = rig.start("order", script=SHIPS, crash_at="events recorded:1")
-    properties = pika.BasicProperties(headers={**TRACE, "tenant": "a"})
-    rig.broker.publish_raw(b'{"id":"1","type":"new_order"}', properties=properties)
-    killed.wait_end()
-    becomes(lambda: rig.broker.depth("order"), Depth(1, 0))
-    ships = rig.start("order", script=SHIPS)
-    (told,) = eventually(lambda: says(tells, "tells"))
-    assert told["headers"] == {**TRACE, "tenant": "a"}
-    settled = eventually(lambda: says(ships, "skipped: a duplicate") + says(tells, "processed"))
-    own = [*says(ships, "ships"), told]
-    assert [line["event_id"] for line in own + settled] == ["1", "1/order/0"] * 2
-    assert {line["trace_id"] for line in own + settled} == {TRACE_ID}
 
 
 def test_queues_have_the_arguments_that_the_guarantee_rests_on(rig: Rig) -> None:

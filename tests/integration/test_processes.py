@@ -3,7 +3,6 @@
 import random
 import signal
 import time
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -16,7 +15,6 @@ from chaos.proxy import Proxy, relay
 from chaos.receiver import Receiver, account
 from chaos.rig import Rig
 from chaos.trial import StartTrial
-from servers.servers import Servers
 from servers.services import Service
 from servers.wait import eventually, lasts
 
@@ -162,22 +160,15 @@ def stopped(service: Service, by: signal.Signals = signal.SIGTERM) -> int:
     return service.wait_end(STOPPED_WITHIN_S)
 
 
-@pytest.fixture
-def slow_way(clean: Servers) -> Iterator[Proxy]:
-    """Give a way to etcd that takes a while."""
-    with relay(port_of(clean.etcd.endpoint)) as running:
-        running.delay(COMMIT_S / 2)
-        yield running
-
-
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("stops", [quick(4), STOPS])
 def test_stopped_again_and_again_in_the_middle_of_a_backlog(
-    trial: StartTrial, slow_way: Proxy, stops: int
+    trial: StartTrial, way: Proxy, stops: int
 ) -> None:
     """Each id is published once, so a skipped delivery would be one of an event recorded before."""
     attempt = trial("stopped under load")
-    store, slow = attempt.store, {**SLOW, "ETCD_ENDPOINTS": slow_way.address}
+    store, slow = attempt.store, {**SLOW, "ETCD_ENDPOINTS": way.address}
+    way.delay(COMMIT_S / 2)
     assert stopped(attempt.start(**slow)) == 0
     published, in_flight = 0, []
     for number in range(stops):

@@ -7,7 +7,7 @@ signs.
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,8 +48,17 @@ _ETCD = (
 )
 
 
-def authority(directory: Path) -> Path:
-    """Make an authority in a directory, and return the file of its certificate.
+_KEY = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -days 2"
+_CA = ("basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign")
+_SIGNED = (
+    "basicConstraints=CA:FALSE",
+    "extendedKeyUsage=serverAuth,clientAuth",
+    "subjectAltName=IP:127.0.0.1",
+)
+
+
+def make_certificates(directory: Path, *names: str) -> None:
+    """Make an authority, ca, and certificates that it signs, for a server or for a client.
 
     A server in a container runs as another user than the tests: any user can read what is there.
     """
@@ -57,25 +66,14 @@ def authority(directory: Path) -> Path:
     directory.chmod(0o755)
     # Nothing of the machine's own openssl.cnf: what a certificate is for is said here.
     (directory / "openssl.cnf").write_text("[req]\ndistinguished_name = name\n[name]\n")
-    _make(directory, "ca", "basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign")
-    return directory / "ca.pem"
-
-
-def sign(directory: Path, name: str, *extensions: str) -> None:
-    """Let the authority there sign a certificate with a key, for a client or for a server."""
-    usual = ("basicConstraints=CA:FALSE", "extendedKeyUsage=serverAuth,clientAuth")
-    signed = ("-CA", f"{directory}/ca.pem", "-CAkey", f"{directory}/ca.key")
-    _make(directory, name, *usual, *extensions, signed=signed)
-
-
-def _make(directory: Path, name: str, *extensions: str, signed: Iterable[str] = ()) -> None:
-    key = directory / f"{name}.key"
-    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc", "-days", "2"]
-    files = ("-config", f"{directory}/openssl.cnf", "-out", f"{directory}/{name}.pem")
-    added = [f"-addext={extension}" for extension in extensions]
-    run = ["openssl", "req", "-x509", *kind, *files, "-keyout", f"{key}", "-subj", f"/CN={name}"]
-    run_tool([*run, *signed, *added])
-    key.chmod(0o644)
+    for name in ("ca", *names):
+        files = f"-config {directory}/openssl.cnf -keyout {directory}/{name}.key"
+        if name != "ca":
+            files += f" -CA {directory}/ca.pem -CAkey {directory}/ca.key"
+        command = f"openssl req -x509 {_KEY} {files} -out {directory}/{name}.pem -subj /CN={name}"
+        added = [f"-addext={each}" for each in (_CA if name == "ca" else _SIGNED)]
+        run_tool([*command.split(), *added])
+        (directory / f"{name}.key").chmod(0o644)
 
 
 @dataclass(frozen=True)
@@ -107,9 +105,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServers]:
     from servers.containers import prepare_container
 
     directory = tmp_path_factory.mktemp("tls")
-    authority(directory)
-    sign(directory, "server", "subjectAltName=IP:127.0.0.1")
-    sign(directory, "order")
+    make_certificates(directory, "server", "order")
     conf = directory / "rabbitmq.conf"
     conf.write_text(_RABBITMQ_CONF)
     amqp, management, amqps, http, https = (free_port() for _ in range(5))
@@ -137,46 +133,37 @@ def test_events_are_handled_once_over_tls(rig: Rig) -> None:
     rig.handled_once("order", events, confirmed)
 
 
-PLAIN = {"ETCD_ENDPOINTS": "127.0.0.1:{https}"}
-BROKER = {
-    "another authority": ("certificate verify failed", {"RABBITMQ_CA_CERT": "{other}"}),
-    "another name": (
+NO_FILES = dict.fromkeys(("ETCD_CA_CERT", "ETCD_CERT", "ETCD_KEY"), "")
+WRONG: dict[str, tuple[str, dict[str, str]]] = {
+    "broker, another authority": ("certificate verify failed", {"RABBITMQ_CA_CERT": "{other}"}),
+    "broker, another name": (
         "certificate is not valid for 'elsewhere.example'",
         {"RABBITMQ_URL": "amqps://guest:guest@elsewhere.example:{amqps}/"},
     ),
-    "no certificate": ("certificate", {"RABBITMQ_CERT": "", "RABBITMQ_KEY": ""}),
-    "a wrong password": (
+    "broker, no certificate": ("certificate", {"RABBITMQ_CERT": "", "RABBITMQ_KEY": ""}),
+    "broker, a wrong password": (
         "refuses the user or the password",
         {"RABBITMQ_URL": "amqps://guest:no@127.0.0.1:{amqps}/"},
     ),
-}
-ETCD = {
-    "another authority": ("not from the authority", {"ETCD_CA_CERT": "{other}"}),
-    "another name": ("other names", {"ETCD_ENDPOINTS": "https://elsewhere.example:{https}"}),
-    "no certificate": ("ETCD_CERT", {"ETCD_CERT": "", "ETCD_KEY": ""}),
-    "no TLS": (
-        "ETCD_CA_CERT",
-        PLAIN | dict.fromkeys(("ETCD_CA_CERT", "ETCD_CERT", "ETCD_KEY"), ""),
-    ),
+    "etcd, another authority": ("not from the authority", {"ETCD_CA_CERT": "{other}"}),
+    "etcd, another name": ("other names", {"ETCD_ENDPOINTS": "https://elsewhere.example:{https}"}),
+    "etcd, no certificate": ("ETCD_CERT", {"ETCD_CERT": "", "ETCD_KEY": ""}),
+    "etcd, no TLS": ("ETCD_CA_CERT", NO_FILES | {"ETCD_ENDPOINTS": "127.0.0.1:{https}"}),
 }
 
 
-@pytest.mark.parametrize(
-    ("missing", "why", "wrong"),
-    [
-        *(pytest.param("rabbitmq", *case, id=f"broker, {name}") for name, case in BROKER.items()),
-        *(pytest.param("etcd", *case, id=f"etcd, {name}") for name, case in ETCD.items()),
-    ],
-)
+@pytest.mark.parametrize("fault", WRONG)
 def test_what_is_wrong_is_said_and_waited_for(
-    rig: Rig, servers: TlsServers, tmp_path: Path, missing: str, why: str, wrong: dict[str, str]
+    rig: Rig, servers: TlsServers, tmp_path: Path, fault: str
 ) -> None:
     """Alive, not ready, one clear reason, no busy loop, and nothing is consumed."""
+    why, wrong = WRONG[fault]
+    missing = "etcd" if fault.startswith("etcd") else "rabbitmq"
     assert rig.start("order").terminate(10) == 0
     events = orders(20)
     rig.broker.publish(events)
-    other = authority(tmp_path / "other")
-    known = {"other": other, "amqps": servers.amqps_port, "https": servers.https_port}
+    make_certificates(other := tmp_path / "other")
+    known = {"other": other / "ca.pem", "amqps": servers.amqps_port, "https": servers.https_port}
     settings = {name: text.format(**known) for name, text in wrong.items()}
     hosts = Hosts(tmp_path)
     hosts.point("elsewhere.example", "127.0.0.1")
