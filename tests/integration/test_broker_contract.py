@@ -236,6 +236,7 @@ async def test_what_is_wrong_closes_the_channel_alone(
     assert client.connection.is_open
 
 
+@pytest.mark.short
 @scenario
 async def test_a_queue_keeps_its_arguments(subject: Subject) -> None:
     client, queue = await subject.client(), subject.prefix

@@ -283,7 +283,7 @@ NAMELESS = [pb.RequestOp(request_put=pb.PutRequest(key=b"", value=b"v"))]
 LEASELESS = pb.RequestOp(request_put=pb.PutRequest(key=b"/b", value=b"1", lease=UNKNOWN_LEASE))
 READ = pb.RequestOp(request_range=pb.RangeRequest(key=b"/a"))
 FULL = {part: [READ] * MAX_TXN_OPS for part in ("success", "failure")}
-FULL["compare"] = [pb.Compare(key=b"/a", target=pb.Compare.MOD)] * MAX_TXN_OPS
+FULL["compare"] = [pb.Compare(key=b"/a", target=pb.Compare.MOD, mod_revision=0)] * MAX_TXN_OPS
 REFUSED: list[tuple[str, dict[str, Any], Failure, str]] = [
     *(
         ("Txn", {part: [*full, full[0]]}, Failure.UNKNOWN, "too many operations")

@@ -187,6 +187,11 @@ def test_replies_of_etcd_come_when_their_channel_has_gone(trial: StartTrial) -> 
     attempt = trial("reply of etcd after its channel has gone")
     depth = partial(attempt.broker.depth, "order")
     with way_to("etcd", attempt) as (proxy, service):
+
+        def consumes() -> int:
+            said = lines(service, "connected to RabbitMQ")
+            return sum(line["connection"] == "rabbitmq" for line in said)
+
         attempt.publish(orders(5, "warm"))
         becomes(attempt.done, 5)
         for number in range(often(4, 20)):
@@ -198,7 +203,7 @@ def test_replies_of_etcd_come_when_their_channel_has_gone(trial: StartTrial) -> 
             becomes(attempt.done, 5 + 20 * number + 10)
             becomes(depth, (0, 10))
             attempt.servers.rabbitmq.ctl("close_all_connections", "closed by the test")
-            passes(partial(connected, service), number + 1)
+            passes(consumes, number + 1)
             attempt.publish(orders(10, f"new-{number}"))
             becomes(depth, (0, 20))
             proxy.release()
@@ -217,12 +222,6 @@ def way_to(
     """Start the service with a proxy before one of its dependencies."""
     with relayed(dependency, attempt.servers, attempt.acks) as (proxy, way):
         yield proxy, attempt.start(**settings, **way)
-
-
-def connected(service: Service) -> int:
-    """Return how often a service has connected for consuming."""
-    said = lines(service, "connected to RabbitMQ")
-    return sum(line["connection"] == "rabbitmq" for line in said)
 
 
 def takes_s(attempt: Trial, event_id: str) -> float:
