@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 from servers.servers import REPOSITORY, Servers
 from servers.services import environment
 
-_COMMAND = [sys.executable, "-m", "idempotent_consumer"]
-
 
 class Ran(NamedTuple):
     """How the command ended."""
@@ -25,45 +23,35 @@ class Command:
 
     def __init__(self, servers: Servers, settings: Mapping[str, str] = {}) -> None:
         rabbitmq = servers.rabbitmq
-        management = rabbitmq.management_url.replace(
-            "://", f"://{rabbitmq.user}:{rabbitmq.password}@"
+        login = f"://{rabbitmq.user}:{rabbitmq.password}@"
+        management = {"RABBITMQ_MANAGEMENT_URL": rabbitmq.management_url.replace("://", login)}
+        given = {**servers.settings(), **management, "ENABLE_ETCD": "true", **settings}
+        self._env = {**environment(), **given}
+
+    def start(self, *arguments: str, **settings: str) -> subprocess.Popen[str]:
+        """Start it with pipes."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "idempotent_consumer", *arguments],
+            cwd=REPOSITORY,
+            env={**self._env, **settings},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        self._env = {
-            **environment(),
-            **servers.settings(),
-            "RABBITMQ_MANAGEMENT_URL": management,
-            "ENABLE_ETCD": "true",
-            **settings,
-        }
 
     def run(self, *arguments: str, stdin: str = "", **settings: str) -> Ran:
         """Run it to its end."""
-        ended = subprocess.run(
-            [*_COMMAND, *arguments],
-            cwd=REPOSITORY,
-            env={**self._env, **settings},
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert "Traceback" not in ended.stderr, ended
-        return Ran(ended.returncode, ended.stdout, ended.stderr)
+        running = self.start(*arguments, **settings)
+        try:
+            out, err = running.communicate(stdin, timeout=60)
+        finally:
+            running.kill()
+        assert "Traceback" not in err, err
+        return Ran(running.returncode, out, err)
 
     def json(self, *arguments: str, code: int = 0, **settings: str) -> Any:
         """Run it with --json, and return its document; raises AssertionError for another code."""
         ran = self.run(*arguments, "--json", **settings)
         assert ran.code == code, ran
         return json.loads(ran.out)
-
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start it with a pipe as its input."""
-        return subprocess.Popen(
-            [*_COMMAND, *arguments],
-            cwd=REPOSITORY,
-            env=self._env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )

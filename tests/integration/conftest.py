@@ -7,6 +7,8 @@ import pytest
 
 from chaos.acks import AckAudit
 from chaos.durations import MINUTES, SEED
+from chaos.network import port_of
+from chaos.proxy import Proxy, relay
 from chaos.rig import Rig
 from chaos.trial import Result, StartTrial, Trial
 from servers.servers import Servers
@@ -45,3 +47,10 @@ def trial(rig: Rig, acks: AckAudit, results: list[Result]) -> StartTrial:
         return Trial(fault, service, rig, results, acks)
 
     return begin
+
+
+@pytest.fixture
+def way(clean: Servers) -> Iterator[Proxy]:
+    """Give a way to etcd that can be held."""
+    with relay(port_of(clean.etcd.endpoint)) as running:
+        yield running

@@ -15,7 +15,7 @@ from typing import Any
 
 import pika
 import pytest
-from pika.exceptions import ChannelClosedByBroker, ChannelWrongStateError
+from pika.exceptions import ChannelWrongStateError
 
 from idempotent_consumer.amqp import Connection
 from idempotent_consumer.testing.broker import FakeBroker
@@ -41,7 +41,7 @@ class Client:
         """Call a method of the channel and return the broker's answer."""
         answered = asyncio.get_running_loop().create_future()
         getattr(self.channel, method)(*arguments, callback=answered.set_result, **options)
-        return (await asyncio.wait_for(answered, DEADLINE_S)).method
+        return (await answered).method
 
     async def declare(self, queue: str, **arguments: Any) -> Any:
         """Declare a quorum queue."""
@@ -83,17 +83,15 @@ class Client:
 
     async def is_closed_for(self) -> str:
         """Wait until the channel is closed, and return why."""
-        await until(lambda: any(one[0] == "closed" for one in self.seen))
+        await until(lambda: bool(self.channel.is_closed))
         error = self.seen[-1][1]
-        assert isinstance(error, ChannelClosedByBroker)
         return f"{error.reply_code} {error.reply_text}"
 
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait until something holds."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not condition():
-            await asyncio.sleep(0.01)
+    while not condition():
+        await asyncio.sleep(0.01)
 
 
 @dataclass
@@ -111,9 +109,8 @@ class Subject:
         """Run a test's scenario, and close what it has opened."""
 
         async def run() -> None:
-            try:
+            async with asyncio.timeout(DEADLINE_S):
                 await scenario
-            finally:
                 for connection in self.connections:
                     if connection.is_open:
                         connection.close()
@@ -130,20 +127,19 @@ class Subject:
             on_open_error_callback=lambda _, error: opened.set_exception(error),
             on_close_callback=lambda *_: None,
         )
-        connection = await asyncio.wait_for(opened, DEADLINE_S)
-        self.connections.append(connection)
+        self.connections.append(await opened)
         channel = loop.create_future()
-        connection.channel(on_open_callback=channel.set_result)
-        client = Client(connection, await asyncio.wait_for(channel, DEADLINE_S))
+        opened.result().channel(on_open_callback=channel.set_result)
+        client = Client(opened.result(), await channel)
         client.channel.add_on_close_callback(lambda _, why: client.seen.append(("closed", why)))
         client.channel.add_on_cancel_callback(
             lambda method: client.seen.append(("cancelled", method.method.consumer_tag))
         )
         return client
 
-    async def consuming(self, *bodies: bytes, prefetch: int = 0, name: str = "") -> Client:
+    async def consuming(self, *bodies: bytes, prefetch: int = 0) -> Client:
         """Return a client that has been delivered messages of a new queue, as many as it takes."""
-        client, queue = await self.client(), self.prefix + name
+        client, queue = await self.client(), self.prefix
         await client.declare(queue)
         for body in bodies:
             client.publish(queue, body)
@@ -157,22 +153,20 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
     """Give each of the two."""
     if request.param == "in memory":
         loop = Loop()
-        broker = FakeBroker(loop.agenda)
-
-        connect, run = partial(broker.connect, None), loop.run_until_complete
-        yield Subject(connect, run, broker.set_alarm, broker.delete_queue, "contract.1")
+        fake = FakeBroker(loop.agenda)
+        connect, run = partial(fake.connect, None), loop.run_until_complete
+        yield Subject(connect, run, fake.set_alarm, fake.delete_queue, "contract.1")
         loop.kill()
         return
     servers: Servers = request.getfixturevalue("servers")
     servers.heal()
-    connect_to_real = partial(Connection, pika.URLParameters(servers.rabbitmq.url))
+    connect = partial(Connection, pika.URLParameters(servers.rabbitmq.url))
 
     def set_alarm(alarm: bool) -> None:
         servers.rabbitmq.ctl("set_vm_memory_high_watermark", "0" if alarm else "0.6")
 
     delete_queues = Broker(servers.rabbitmq).delete_queues
-    prefix = f"contract.{next(_numbers)}"
-    yield Subject(connect_to_real, asyncio.run, set_alarm, delete_queues, prefix)
+    yield Subject(connect, asyncio.run, set_alarm, delete_queues, f"contract.{next(_numbers)}")
     # Other tests look at all the queues there are.
     delete_queues("contract.")
 
@@ -220,17 +214,39 @@ async def test_an_ack_of_several_leaves_those_behind_it(subject: Subject) -> Non
     assert only[3]["x-delivery-count"] == 1
 
 
-@pytest.mark.parametrize("multiple", [False, True])
+WRONG = [
+    ("basic_ack", (7,), "406 PRECONDITION_FAILED - unknown delivery tag 7"),
+    ("basic_ack", (7, True), "406 PRECONDITION_FAILED - unknown delivery tag 7"),
+    ("queue_declare", ("absent", True), "404 NOT_FOUND - no queue 'absent' in vhost '/'"),
+    ("basic_consume", ("absent", print), "404 NOT_FOUND - no queue 'absent' in vhost '/'"),
+    ("basic_publish", ("absent", "", b"a"), "404 NOT_FOUND - no exchange 'absent' in vhost '/'"),
+]
+
+
+@pytest.mark.parametrize(("method", "arguments", "why"), WRONG)
 @scenario
-async def test_an_ack_of_an_unknown_tag_closes_the_channel(
-    subject: Subject, multiple: bool
+async def test_what_is_wrong_closes_the_channel_alone(
+    subject: Subject, method: str, arguments: tuple[Any, ...], why: str
 ) -> None:
-    client = await subject.consuming(b"a", name=str(multiple))
-    client.channel.basic_ack(7, multiple=multiple)
-    assert await client.is_closed_for() == "406 PRECONDITION_FAILED - unknown delivery tag 7"
+    client = await subject.consuming(b"a")
+    getattr(client.channel, method)(*arguments)
+    assert await client.is_closed_for() == why
     with pytest.raises(ChannelWrongStateError):
         client.channel.basic_ack(1)
     assert client.connection.is_open
+
+
+@pytest.mark.short
+@scenario
+async def test_a_queue_keeps_its_arguments(subject: Subject) -> None:
+    client, queue = await subject.client(), subject.prefix
+    for _ in range(2):
+        await client.declare(queue, message_ttl=1000)
+    client.channel.queue_declare(queue, durable=True, arguments={**QUORUM, "x-message-ttl": 2000})
+    assert await client.is_closed_for() == (
+        f"406 PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue '{queue}' "
+        "in vhost '/': received '2000' but current is '1000'"
+    )
 
 
 @scenario
@@ -267,45 +283,14 @@ async def test_what_comes_while_nothing_is_read_is_told_afterwards(subject: Subj
 
 
 @scenario
-async def test_a_queue_keeps_its_arguments(subject: Subject) -> None:
-    client, queue = await subject.client(), subject.prefix
-    await client.declare(queue, message_ttl=1000)
-    await client.declare(queue, message_ttl=1000)
-    client.channel.queue_declare(queue, durable=True, arguments={**QUORUM, "x-message-ttl": 2000})
-    assert await client.is_closed_for() == (
-        f"406 PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue '{queue}' "
-        "in vhost '/': received '2000' but current is '1000'"
-    )
-
-
-@pytest.mark.parametrize("method", ["queue_declare", "basic_consume", "basic_publish"])
-@scenario
-async def test_what_is_not_there_closes_the_channel(subject: Subject, method: str) -> None:
-    client, name = await subject.client(), subject.prefix + ".absent"
-    if method == "queue_declare":
-        client.channel.queue_declare(name, passive=True)
-    elif method == "basic_consume":
-        client.channel.basic_consume(name, lambda *_: None)
-    else:
-        client.publish("", b"a", exchange=name)
-    kind = "exchange" if method == "basic_publish" else "queue"
-    assert await client.is_closed_for() == f"404 NOT_FOUND - no {kind} '{name}' in vhost '/'"
-
-
-@scenario
 async def test_a_message_that_waits_out_its_time_goes_where_its_queue_says(
     subject: Subject,
 ) -> None:
     client, queue = await subject.client(), subject.prefix
     await client.declare(queue)
-    await client.declare(
-        queue + ".retry",
-        message_ttl=300,
-        dead_letter_exchange="",
-        dead_letter_routing_key=queue,
-        dead_letter_strategy="at-least-once",
-        overflow="reject-publish",
-    )
+    dead = {"dead_letter_exchange": "", "dead_letter_routing_key": queue}
+    strategy = {"dead_letter_strategy": "at-least-once", "overflow": "reject-publish"}
+    await client.declare(queue + ".retry", message_ttl=300, **dead, **strategy)
     await client.consume(queue)
     client.publish(queue + ".retry", b"a", mine=1)
     await asyncio.sleep(0.1)
@@ -322,14 +307,10 @@ async def test_a_message_that_waits_out_its_time_goes_where_its_queue_says(
 async def test_a_message_that_comes_back_too_often_is_dead_lettered(
     subject: Subject, way: str
 ) -> None:
-    client, queue = await subject.client(), f"{subject.prefix}.{way[:2]}"
+    client, queue = await subject.client(), subject.prefix
     await client.declare(queue + ".dead")
-    await client.declare(
-        queue,
-        delivery_limit=1,
-        dead_letter_exchange="",
-        dead_letter_routing_key=queue + ".dead",
-    )
+    dead = {"dead_letter_exchange": "", "dead_letter_routing_key": queue + ".dead"}
+    await client.declare(queue, delivery_limit=1, **dead)
     client.publish(queue, b"a")
     for _ in range(2):
         other = await subject.client()
@@ -387,12 +368,10 @@ async def test_in_an_alarm_a_connection_that_publishes_is_read_no_further(subjec
     await client.confirm()
     other = await subject.consuming()
     for each in (client, other):
-        each.connection.add_on_connection_blocked_callback(
-            lambda *_, each=each: each.seen.append(("blocked",))
-        )
-        each.connection.add_on_connection_unblocked_callback(
-            lambda *_, each=each: each.seen.append(("unblocked",))
-        )
+        for name in ("blocked", "unblocked"):
+            told = partial(each.seen.append, (name,))
+            add = getattr(each.connection, f"add_on_connection_{name}_callback")
+            add(lambda *_, told=told: told())
     client.publish(queue, b"a")
     await client.sees(1)
     await other.sees(1)

@@ -8,23 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from chaos.checks import becomes, lines, losses, not_ready, passes, says, throughout
+from chaos import outages
+from chaos.checks import becomes, losses, not_ready, passes, says, throughout
 from chaos.durations import FULL, lasting, often, quick, rate
 from chaos.load import ids, orders
-from chaos.outages import (
-    ALARMS,
-    Outage,
-    alarm,
-    alarmed,
-    application_stopped,
-    frozen,
-    killed,
-    silent,
-    stopped,
-)
-from chaos.rig import Rig
 from chaos.trial import StartTrial
-from servers.services import Service
 from servers.wait import eventually, lasts
 
 pytestmark = pytest.mark.short
@@ -35,17 +23,19 @@ STUCK_AFTER_S = 25.0
 @pytest.mark.parametrize(
     ("fault", "down"),
     [
-        ("broker restarted (stop_app, start_app)", application_stopped),
-        quick("broker restarted (its process)", stopped),
-        quick("broker killed -9", killed),
+        ("broker restarted (stop_app, start_app)", outages.application_stopped),
+        quick("broker restarted (its process)", outages.stopped),
+        quick("broker killed -9", outages.killed),
     ],
 )
-def test_the_broker_is_down_for_a_while(trial: StartTrial, fault: str, down: Outage) -> None:
+def test_the_broker_is_down_for_a_while(
+    trial: StartTrial, fault: str, down: outages.Outage
+) -> None:
     """Confirmed events survive it; the service comes back by itself, without a hot loop."""
     attempt = trial(fault)
     service = attempt.start()
     with attempt.under_load(at_least=200):
-        with frozen(service):
+        with outages.frozen(service):
             for _ in range(5):
                 attempt.poison()
         with down(attempt.servers.rabbitmq):
@@ -62,20 +52,31 @@ def test_the_broker_is_frozen(trial: StartTrial, seconds: float) -> None:
     """Heartbeats notice, the publisher's deadline too, and the loop comes round all the while."""
     attempt = trial(f"broker frozen for {seconds:g} s")
     rabbitmq, service = attempt.servers.rabbitmq, attempt.start()
+    status = Path(f"/proc/{service.pid}/task/{service.pid}/status")
+    turns, seen_s = "", time.monotonic()
+
+    def comes_round() -> None:
+        """See that the main thread, its loop, has woken up lately, and that health is told."""
+        nonlocal turns, seen_s
+        (found,) = re.findall(r"^voluntary_ctxt_switches:.*$", status.read_text(), re.MULTILINE)
+        if found != turns:
+            turns, seen_s = found, time.monotonic()
+        assert time.monotonic() - seen_s < STUCK_AFTER_S, "the loop is stuck"
+        assert service.health("/livez").status == 200
+
     with attempt.under_load(rate(seconds + 10)):
         service.pause()
         attempt.poison()
         becomes(lambda: attempt.broker.ready("order"), 0)
         rabbitmq.pause()
         service.resume()
-        throughout(seconds, Pulse(service).check)
+        throughout(seconds, comes_round)
         passes(partial(losses, service), 0)
-        silent(rabbitmq)
+        outages.silent(rabbitmq)
         attempt.fired()
         rabbitmq.resume()
     service.wait_ready()
-    errors = [line["error"] for line in lines(service, "no connection to RabbitMQ")]
-    assert any(error.startswith("no confirm within") for error in errors)
+    assert losses(service, "no confirm within", connection="rabbitmq-publishing")
 
 
 @pytest.mark.quick
@@ -139,7 +140,7 @@ def test_connections_are_closed_by_an_operator(trial: StartTrial, times: int) ->
     attempt.rig.counters_add_up("orders")
 
 
-@pytest.mark.parametrize("kind", ALARMS)
+@pytest.mark.parametrize("kind", outages.ALARMS)
 def test_the_broker_has_an_alarm(trial: StartTrial, kind: str) -> None:
     """A backlog is acked during the alarm; what must be published waits, and goes on after it."""
     attempt = trial(f"{kind} alarm")
@@ -147,57 +148,14 @@ def test_the_broker_has_an_alarm(trial: StartTrial, kind: str) -> None:
     service.pause()
     backlog = attempt.publish(orders(2000, "backlog"))
     attempt.poison()
-    with alarm(rabbitmq, kind), attempt.load():
+    with outages.alarm(rabbitmq, kind), attempt.load():
         service.resume()
         becomes(lambda: attempt.store.done("order") >= ids(backlog), expected=True)
         eventually(lambda: says(service, "RabbitMQ has an alarm"))
         becomes(lambda: attempt.broker.depth("order"), (0, 1))
-        assert alarmed(rabbitmq)
+        assert outages.alarmed(rabbitmq)
         attempt.fired()
-        rabbitmq.ctl(*ALARMS[kind][1])
+        rabbitmq.ctl(*outages.ALARMS[kind][1])
         attempt.recovers()
         attempt.works()
     attempt.judge(at_least=2000)
-
-
-def test_a_queue_with_other_arguments_is_explained(rig: Rig) -> None:
-    """Not ready, with one line that says what to do, no hot loop; ready when it is done."""
-    rig.servers.rabbitmq.management(
-        "PUT", "/api/queues/%2f/order", {"durable": True, "arguments": {}}
-    )
-    service = rig.start("order", wait=False)
-
-    def explained() -> str:
-        reason = not_ready(service, "rabbitmq")["rabbitmq"]
-        assert "PRECONDITION_FAILED" in reason
-        return reason
-
-    reason = eventually(explained, also=(OSError,))
-    assert "delete" in reason
-    assert "\n" not in reason
-    before = len(lines(service, "no connection to RabbitMQ"))
-    throughout(3, explained)
-    # Two connections with growing pauses: some ten attempts. A hot loop makes thousands.
-    assert len(lines(service, "no connection to RabbitMQ")) - before < 50
-    rig.servers.rabbitmq.ctl("delete_queue", "order")
-    service.wait_ready()
-    rig.broker.publish(orders(3))
-    becomes(lambda: len(rig.store.done("order")), 3)
-
-
-class Pulse:
-    """Whether a service's main thread, its loop, comes round, and its health endpoint answers."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._status = Path(f"/proc/{service.pid}/task/{service.pid}/status")
-        self._turns, self._seen_s = "", time.monotonic()
-
-    def check(self) -> None:
-        """Raise AssertionError if the loop has not woken up for too long."""
-        found = re.search(r"^voluntary_ctxt_switches:.*$", self._status.read_text(), re.MULTILINE)
-        assert found, "no such line in /proc"
-        if found[0] != self._turns:
-            self._turns, self._seen_s = found[0], time.monotonic()
-        assert time.monotonic() - self._seen_s < STUCK_AFTER_S, "the loop is stuck"
-        assert self._service.health("/livez").status == 200

@@ -18,26 +18,27 @@ import json
 import random
 import signal
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, suppress
 from itertools import chain, product
 from typing import Any, NamedTuple
 
+import pika
 import pytest
 
-from chaos.checks import passes
+from chaos.acks import AckAudit
+from chaos.checks import becomes, passes
 from chaos.crash_points import PROOF
 from chaos.durations import often
 from chaos.load import ids, order
 from chaos.outages import frozen
 from chaos.receiver import Receiver, ended_claims
+from chaos.rig import Rig
 from chaos.trial import StartTrial, Trial
 from idempotent_consumer.flow import WAITS_FOR_ITS_EVENTS
 from idempotent_consumer.system import claim_wait
 from servers.broker import Event
 from servers.etcd import Store
 from servers.services import Service, ServiceEndedError
-from servers.wait import eventually
 
 BATCH = 16
 SETTINGS = {"BATCH_SIZE": str(BATCH)}
@@ -73,16 +74,9 @@ STEPS = {
 }
 """The steps of order, and the passages that are first, in the middle and last."""
 
-# What etcd must and must not hold where the first of all is killed there.
-RECORDED = {"applied but reply unread", "reply read", "before ack", "after ack"}
-UNRECORDED = {
-    "received",
-    "decoded",
-    "handler entered",
-    "handler left",
-    "batch sealed",
-    "before park",
-}
+# Where the first of all is killed before "txn sent", etcd has no record; behind it there is one.
+UNRECORDED = {*list(STEPS)[:5], "before park"}
+RECORDED = set(list(STEPS)[6:10])
 
 SHIPMENT_STEPS = dict.fromkeys(("events recorded", "event sent", "event confirmed"), EVENT)
 SHIPPED = "order_shipped"
@@ -102,23 +96,22 @@ class Cell(NamedTuple):
     replicas: int
 
 
+RUNS = range(1, 1 + often(1, 5))
 CELLS = [
     pytest.param(
-        Cell(service, step, passages[POSITIONS.index(position)], replicas),
+        Cell(service, step, passage, replicas),
         id=f"{service}, {step}, {position}, {replicas} at work, run {run}",
         marks=[pytest.mark.quick] if (position, replicas) == ("middle", 1) else [],
     )
     for service, steps in (("order", STEPS), ("shipment", SHIPMENT_STEPS))
-    for (step, passages), position, replicas, run in product(
-        steps.items(), POSITIONS, (1, 2), range(1, 1 + often(1, 5))
-    )
+    for step, passages in steps.items()
+    for position, passage in zip(POSITIONS, passages, strict=True)
+    for replicas, run in product((1, 2), RUNS)
 ]
-
 CLAIM_CELLS = [
     pytest.param(passage, replicas, id=f"{position}, {replicas} at work, run {run}")
-    for (passage, position), replicas, run in product(
-        zip((1, BATCH // 2, BATCH), POSITIONS, strict=True), (1, 2), range(1, 1 + often(1, 5))
-    )
+    for position, passage in zip(POSITIONS, (1, BATCH // 2, BATCH), strict=True)
+    for replicas, run in product((1, 2), RUNS)
 ]
 
 
@@ -127,26 +120,21 @@ def test_killed_at_a_step(at: Cell, trial: StartTrial) -> None:
     """Another process, or one started in its place, has all of it done within seconds."""
     attempt = trial(f"killed: {at.point}", service=at.service)
     store = attempt.store
-    if at.service == "shipment":
-        observe(attempt)
+    if at.service == "shipment":  # A queue of the test's own: to its events nobody listens.
+        attempt.acks.unhandled.add(SHIPPED)
+        attempt.broker.bind(OBSERVED, SHIPPED)
     killed = start_crashing(attempt, at)
     others = [attempt.start(**SETTINGS) for _ in range(at.replicas - 1)]
     backlog = batches(BATCHES_FOR_TWO if others else BATCHES)
-    with all_frozen([killed, *others]):
-        for batch in backlog:
-            if "park" in at.point:
-                attempt.poison()
-            attempt.publish(batch)
-    proof = killed_at(killed, at)
-    attempt.fired()
+    proof = killed_by(backlog, attempt, at, killed, others)
     unfinished = store.in_state(at.service, "publishing")
     if not others:
         assert_was_there(at, proof, attempt, unfinished)
         attempt.start(wait=False, **SETTINGS)
     attempt.recovers()
-    sent = ids(list(chain.from_iterable(backlog)))
+    sent = ids(chain.from_iterable(backlog))
     within_s = REDELIVERY_TIMEOUT_S + (LEFT_ALONE_S if at.service == "shipment" else 0)
-    eventually(lambda: assert_done(store, at.service, sent), within_s)
+    becomes(lambda: sent - store.done(at.service), set(), within_s)
     attempt.judge(at_least=len(sent))
     if "park" in at.point:
         # Twice what was parked and then not acked.
@@ -156,8 +144,7 @@ def test_killed_at_a_step(at: Cell, trial: StartTrial) -> None:
         changed = [change.revision for change in store.history() if change.key == proof["key"]]
         assert changed == [proof["revision"]]
     if at.service == "shipment":
-        assert_recorded_in_two_steps(store)
-        assert_published(attempt, may_repeat=unfinished if not others else None)
+        assert_shipped(attempt, may_repeat=unfinished if not others else None)
 
 
 @pytest.mark.parametrize(("passage", "replicas"), CLAIM_CELLS)
@@ -177,17 +164,14 @@ def test_killed_with_claims(
     for step in CLAIM_STEPS:
         at, caller = Cell("notify", step, passage, replicas), step.replace(" ", "-")
         killed = start_crashing(attempt, at, **settings(caller))
-        backlog = list(chain.from_iterable(batches(2 * replicas, prefix=caller)))
-        sent |= ids(backlog)
-        with all_frozen([killed, *others]):
-            attempt.publish(backlog)
-        killed_with[caller] = killed_at(killed, at)["id"]
-        attempt.fired()
+        backlog = batches(2 * replicas, prefix=caller)
+        sent |= ids(chain.from_iterable(backlog))
+        killed_with[caller] = killed_by(backlog, attempt, at, killed, others)["id"]
     if not others:
         attempt.start(wait=False, **settings("successor"))
     attempt.recovers()
     within_s = LEASE_S + REDELIVERY_TIMEOUT_S
-    eventually(lambda: assert_done(attempt.store, "notify", sent), within_s)
+    becomes(lambda: sent - attempt.store.done("notify"), set(), within_s)
     attempt.judge(at_least=len(sent))
     assert_called(receiver, attempt.store, killed_with, passage)
 
@@ -202,41 +186,34 @@ def start_crashing(attempt: Trial, at: Cell, **settings: str) -> Service:
     """
     at_passage = f"{at.point}:{at.passage}"
     crashing = attempt.start(wait=False, crash_at=at_passage, **{**SETTINGS, **settings})
-    try:
+    with suppress(ServiceEndedError):
         crashing.wait_ready()
-    except ServiceEndedError:
-        if PROOF not in crashing.output():
-            raise
     return crashing
 
 
-def killed_at(service: Service, at: Cell) -> dict[str, Any]:
-    """Wait until the service is gone, and return what it has left as proof of where it was.
+def killed_by(
+    backlog: list[list[Event]], attempt: Trial, at: Cell, killed: Service, others: list[Service]
+) -> dict[str, Any]:
+    """Let one die of a backlog, and return what it has left as proof of where it was.
 
-    Raises AssertionError unless it was this point that has ended it.
-    """
-    code = service.wait_end()
-    proofs = [
-        json.loads(line.removeprefix(PROOF))
-        for line in service.output().splitlines()
-        if line.startswith(PROOF)
-    ]
-    assert code == -signal.SIGKILL, f"it ended with exit code {code}"
-    assert [(proof["point"], proof["passage"]) for proof in proofs] == [(at.point, at.passage)]
-    return dict(proofs[0])
-
-
-@contextmanager
-def all_frozen(services: list[Service]) -> Iterator[None]:
-    """Freeze services while a backlog is published: it waits in their sockets, dealt out in turn.
-
-    So each of them finds many batches there at once, and they are full.
+    Both are frozen while that is published: it waits in their sockets, dealt out in turn. So each
+    finds many batches there at once, and they are full. Raises AssertionError unless it was this
+    point that has ended it.
     """
     with ExitStack() as stack:
-        for service in services:
+        for service in (killed, *others):
             if service.running:
                 stack.enter_context(frozen(service))
-        yield
+        for batch in backlog:
+            if "park" in at.point:
+                attempt.poison()
+            attempt.publish(batch)
+    assert killed.wait_end() == -signal.SIGKILL
+    proofs = [line for line in killed.output().splitlines() if line.startswith(PROOF)]
+    (proof,) = (json.loads(line.removeprefix(PROOF)) for line in proofs)
+    assert (proof["point"], proof["passage"]) == (at.point, at.passage)
+    attempt.fired()
+    return dict(proof)
 
 
 def batches(number: int, prefix: str = "order") -> list[list[Event]]:
@@ -276,46 +253,25 @@ def assert_was_there(at: Cell, proof: dict[str, str], attempt: Trial, unfinished
         assert not done
 
 
-def assert_done(store: Store, service: str, sent: set[str]) -> None:
-    """Raise AssertionError unless all of these are done."""
-    missing = sent - store.done(service)
-    assert not missing, f"{len(missing)} are not done, such as {sorted(missing)[:3]}"
+def assert_shipped(attempt: Trial, *, may_repeat: set[str] | None) -> None:
+    """Check that each record had two steps, and its parcel was written in the first of them.
 
-
-# Shipment's events.
-
-
-def observe(attempt: Trial) -> None:
-    """Bind a queue of the test's own to what shipment publishes, and to which nobody listens."""
-    attempt.acks.unhandled.add(SHIPPED)
-    attempt.broker.bind(OBSERVED, SHIPPED)
-
-
-def assert_recorded_in_two_steps(store: Store) -> None:
-    """Check each record's history, and that its parcel was written in the first of the two."""
+    Others have seen an event for each order, and again only what was cut off.
+    """
+    store = attempt.store
     assert set(map(tuple, store.steps("shipment").values())) == {("publishing", "done")}
-    recorded = {
-        change.key.rpartition("/")[2]: change.revision
-        for change in store.history("/service/shipment/")
-        if json.loads(change.value)["state"] == "publishing"
-    }
-    parcels = {
-        change.key.rpartition("/")[2]: change.revision for change in store.history("/parcels/")
-    }
-    assert parcels == recorded
-
-
-def assert_published(attempt: Trial, *, may_repeat: set[str] | None) -> None:
-    """Check what others have seen: an event for each order, and again only what was cut off."""
-    seen = Counter(json.loads(message.body)["id"] for message in attempt.broker.drain(OBSERVED))
-    assert set(seen) == {f"{id_}/shipment/0" for id_ in attempt.store.done("shipment")}
+    placed = defaultdict(set)
+    for change in store.history("/service/shipment/", "/parcels/"):
+        _, *kind, name = change.key.split("/")
+        if kind == ["parcels"] or json.loads(change.value)["state"] == "publishing":
+            placed[kind[0]].add((name, change.revision))
+    assert placed["parcels"] == placed["service"]
+    published = (json.loads(message.body)["id"] for message in attempt.broker.drain(OBSERVED))
+    seen = Counter(id_.removesuffix("/shipment/0") for id_ in published)
+    assert set(seen) == store.done("shipment")
     if may_repeat is not None:
-        repeated = {id_.removesuffix("/shipment/0") for id_, times in seen.items() if times > 1}
-        assert repeated <= may_repeat
+        assert {id_ for id_, times in seen.items() if times > 1} <= may_repeat
     assert max(seen.values()) <= 2
-
-
-# Notify's calls.
 
 
 def assert_called(
@@ -339,3 +295,25 @@ def assert_called(
     assert "claim-taken" not in callers[killed_with["claim-taken"]]
     assert "call-made" in callers[killed_with["call-made"]][:-1], "it was not made again"
     assert callers[killed_with["claim-completed"]][-1] == "claim-completed", "it was made again"
+
+
+# The audit of acks, which each trial has.
+
+
+@pytest.mark.chaos
+def test_an_ack_without_a_record_is_early_be_it_covered_by_a_later_one(
+    rig: Rig, acks: AckAudit
+) -> None:
+    rig.broker.bind("order")
+    with pika.BlockingConnection(pika.URLParameters(acks.url)) as connection:
+        channel = connection.channel()
+        rig.broker.publish([order("e-1"), order("e-2"), order("e-3")])
+        rig.broker.publish_raw(b"not json")
+        deliveries = channel.consume("order", inactivity_timeout=30)
+        tags = [next(deliveries)[0].delivery_tag for _ in range(4)]
+        rig.store.client.put("/service/order/e-1", b'{"state":"done"}')
+        rig.store.client.put("/service/order/e-2", b'{"state":"claimed"}')
+        channel.basic_ack(tags[0])
+        channel.basic_ack(tags[3], multiple=True)
+        becomes(lambda: acks.checked, 4)
+    assert acks.early() == {"e-2", "e-3", "b'not json'"}

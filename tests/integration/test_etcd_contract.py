@@ -223,55 +223,7 @@ def test_every_comparison(agree: Agree) -> None:
     holds = dict(zip(COMPARISONS, agree(scenario), strict=True))
     assert holds["MOD", "EQUAL", "present", 0]
     assert holds["MOD", "EQUAL", "absent", 0]
-    assert not any(
-        held
-        for (target, _, name, _), held in holds.items()
-        if (target, name) == ("VALUE", "absent")
-    )
-
-
-def test_each_part_of_a_transaction_has_the_bound_of_its_own(agree: Agree) -> None:
-    def scenario(etcd: Subject) -> Replies:
-        answers = []
-        for part, number in product(("compare", "success", "failure"), (MAX_TXN_OPS, 1025)):
-            names = map(str, range(number))
-            make = partial(etcd.unchanged, revision=0) if part == "compare" else etcd.put
-            full = {"success": [etcd.get("x")] * MAX_TXN_OPS, part: [make(n) for n in names]}
-            answers.append(etcd.txn(**full))
-        return answers
-
-    assert ["too many operations" in str(answer) for answer in agree(scenario)] == [False, True] * 3
-
-
-def test_reads(agree: Agree) -> None:
-    """Keys in order, and what a limit leaves out; values or all but the count left out; the past.
-
-    And what is left when a range of keys has been deleted.
-    """
-    names = ["a", "a\0", "a/b", "aa", "b", "\x7f", "ä"]
-    options: list[dict[str, Any]] = [
-        {},
-        {"limit": 3},
-        {"limit": 7},
-        {"limit": 100},
-        {"count_only": True},
-    ]
-
-    def scenario(etcd: Subject) -> Replies:
-        for name in reversed(names):
-            etcd.txn(success=[etcd.put(name)])
-        etcd.txn(success=[etcd.put("a", b"new"), etcd.delete("aa")])
-        etcd.txn(success=[etcd.put("c"), etcd.delete("a/", "b")])
-        ranges = [etcd.whole, {**etcd.whole, "key": etcd.key("a/b")}, {"key": etcd.key("a")}]
-        revisions = [0, *(etcd.base + past for past in range(1, 10))]
-        return [
-            etcd.ask("Range", **keys, revision=revision, **more)
-            for keys, revision, more in product(ranges, revisions, options)
-        ]
-
-    answers = agree(scenario)
-    assert {int(answer["count"]) for answer in answers if "count" in answer} == set(range(1, 8))
-    assert any(answer.get("more") for answer in answers)
+    assert not any(held for of, held in holds.items() if (of[0], of[2]) == ("VALUE", "absent"))
 
 
 def test_leases(agree: Agree) -> None:
@@ -329,7 +281,14 @@ def test_an_etcd_without_space_writes_nothing_and_reads_everything(agree: Agree)
 TWICE = [pb.RequestOp(request_put=pb.PutRequest(key=b"/a", value=value)) for value in (b"1", b"2")]
 NAMELESS = [pb.RequestOp(request_put=pb.PutRequest(key=b"", value=b"v"))]
 LEASELESS = pb.RequestOp(request_put=pb.PutRequest(key=b"/b", value=b"1", lease=UNKNOWN_LEASE))
+READ = pb.RequestOp(request_range=pb.RangeRequest(key=b"/a"))
+FULL = {part: [READ] * MAX_TXN_OPS for part in ("success", "failure")}
+FULL["compare"] = [pb.Compare(key=b"/a", target=pb.Compare.MOD, mod_revision=0)] * MAX_TXN_OPS
 REFUSED: list[tuple[str, dict[str, Any], Failure, str]] = [
+    *(
+        ("Txn", {part: [*full, full[0]]}, Failure.UNKNOWN, "too many operations")
+        for part, full in FULL.items()
+    ),
     ("Range", {}, Failure.UNKNOWN, "key is not provided"),
     ("Range", {"key": b"a", "revision": 1 << 40}, Failure.UNKNOWN, "is a future revision"),
     ("Txn", {"success": NAMELESS}, Failure.UNKNOWN, "key is not provided"),
@@ -342,8 +301,11 @@ REFUSED: list[tuple[str, dict[str, Any], Failure, str]] = [
 
 
 def test_a_refusal_has_its_meaning_and_its_text_and_writes_nothing(agree: Agree) -> None:
+    """Each part of a transaction has the bound of its own: what is full in all three is done."""
+
     def scenario(etcd: Subject) -> Replies:
-        return [*(etcd.ask(method, **fields) for method, fields, *_ in REFUSED), etcd.txn()]
+        asked = (etcd.ask(method, **fields) for method, fields, *_ in REFUSED)
+        return [*asked, etcd.txn(**FULL)]
 
     *refusals, last = agree(scenario)
     for (failure, text), (*_, expected, part) in zip(refusals, REFUSED, strict=True):
@@ -352,7 +314,10 @@ def test_a_refusal_has_its_meaning_and_its_text_and_writes_nothing(agree: Agree)
 
 
 def test_watches(agree: Agree) -> None:
-    """From a revision everything is told since, and of deletions what a lease takes with it."""
+    """From a revision everything is told since, and of deletions what a lease takes with it.
+
+    What is compacted can be neither read nor watched.
+    """
 
     def scenario(etcd: Subject) -> Replies:
         etcd.ask("LeaseGrant", ID=etcd.lease(1), TTL=60)
@@ -362,53 +327,59 @@ def test_watches(agree: Agree) -> None:
         etcd.txn(success=[etcd.put(name, lease=1) for name in "bc"])
         past = {"start_revision": etcd.base + 2, "prev_kv": True}
         ends = partial(etcd.revoke, etcd.lease(1))
-        deletions = {**past, "filters": [pb.WatchCreateRequest.NOPUT]}
-        told = etcd.watch(3, ends, **deletions)
-        return [etcd.watch(6, **past), sorted(told, key=lambda event: event["kv"]["key"])]
-
-    since, deleted = agree(scenario)
-    assert [event.get("type", "PUT") for event in since] == ["PUT", "DELETE"] + ["PUT"] * 2 + [
-        "DELETE"
-    ] * 2
-    assert len(deleted) == 3
-
-
-def test_what_is_compacted_can_be_neither_read_nor_watched(agree: Agree) -> None:
-    def scenario(etcd: Subject) -> Replies:
-        for value in (b"1", b"2", b"3"):
-            etcd.txn(success=[etcd.put("a", value)])
+        told = etcd.watch(3, ends, **past, filters=[pb.WatchCreateRequest.NOPUT])
+        deleted = sorted(told, key=lambda event: event["kv"]["key"])
+        since = etcd.watch(6, **past)
         etcd.compact()
-        return [
-            *(etcd.ask("Range", **etcd.whole, revision=etcd.base + past) for past in (1, 3)),
-            etcd.watch(1, start_revision=etcd.base + 1),
-        ]
+        read = [etcd.ask("Range", **etcd.whole, revision=etcd.base + past) for past in (4, 5)]
+        return [since, deleted, *read, etcd.watch(1, **past)]
 
-    (failure, _), present, watched = agree(scenario)
+    since, deleted, (failure, _), present, watched = agree(scenario)
+    kinds = ["PUT", "DELETE", "PUT", "PUT", "DELETE", "DELETE"]
+    assert [event.get("type", "PUT") for event in since] == kinds
+    assert len(deleted) == 3
     assert (failure, watched) == (Failure.COMPACTED, Failure.COMPACTED)
-    assert present["count"] == "1"
+    assert "count" not in present
+
+
+KEYS = ["a", "a\0", "a/b", "aa", "\x7f", "ä"]
+LIMITED: list[dict[str, Any]] = [{}, {"limit": 3}, {"limit": 100}, {"count_only": True}]
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_random_history(seed: int, agree: Agree) -> None:
-    """The same requests to both, and the same replies from both, to the last revision."""
-    succeeded = [step.get("succeeded", False) for step in agree(partial(history, seed=seed))]
-    assert {True, False} == set(succeeded)
+    """The same requests to both, and the same replies from both, to the last revision.
+
+    Then all of the past is read: keys in order, what a limit leaves out, and the count alone.
+    """
+
+    def scenario(etcd: Subject) -> Replies:
+        steps = history(etcd, seed)
+        ranges = [etcd.whole, {**etcd.whole, "key": etcd.key("a/b")}, {"key": etcd.key("a")}]
+        revisions = [0, *(etcd.base + past for past in range(1, steps[-1]["header"] + 1, 7))]
+        return steps + [
+            etcd.ask("Range", **keys, revision=revision, **more)
+            for keys, revision, more in product(ranges, revisions, LIMITED)
+        ]
+
+    answers = agree(scenario)
+    assert {True, False} == {answer.get("succeeded", False) for answer in answers[:50]}
+    assert len({answer.get("count") for answer in answers[50:]}) > 3
+    assert any(answer.get("more") for answer in answers)
 
 
 def history(etcd: Subject, seed: int) -> Replies:
-    """Do fifty transactions over five keys, and return what each was answered."""
+    """Do fifty transactions over the keys, and return what each was answered."""
     chance, steps, alive = random.Random(seed), Replies(), [1, 2, 3]
     for lease in alive:
         etcd.ask("LeaseGrant", ID=etcd.lease(lease), TTL=60)
 
     def operations() -> Replies:
-        puts = {
-            chance.choice("abcde"): chance.choice([0, *alive]) for _ in range(chance.randrange(3))
-        }
+        puts = {chance.choice(KEYS): chance.choice([0, *alive]) for _ in range(chance.randrange(3))}
         chosen = [etcd.put(k, b"%d" % chance.randrange(9), lease) for k, lease in puts.items()]
-        chosen += [etcd.get(chance.choice("abcde")) for _ in range(chance.randrange(3))]
+        chosen += [etcd.get(chance.choice(KEYS)) for _ in range(chance.randrange(3))]
         if not puts and chance.random() < 0.5:
-            chosen.append(etcd.delete(chance.choice("abcde")))
+            chosen.append(etcd.delete(chance.choice(KEYS), chance.choice(["", "b"])))
         chance.shuffle(chosen)
         return chosen
 
@@ -417,7 +388,7 @@ def history(etcd: Subject, seed: int) -> Replies:
             etcd.revoke(etcd.lease(alive.pop(chance.randrange(len(alive)))))
         seen = [0, 0, *(step["header"] for step in steps[-3:])]
         compare = [
-            etcd.unchanged(chance.choice("abcde"), chance.choice(seen))
+            etcd.unchanged(chance.choice(KEYS), chance.choice(seen))
             for _ in range(chance.randrange(3))
         ]
         steps.append(etcd.txn(compare, operations(), operations()))

@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from operator import methodcaller
 from urllib.error import HTTPError
 
 import pytest
 
-from chaos.checks import becomes, holds, lines, losses, not_ready, passes, says, throughout
+from chaos.checks import becomes, holds, losses, not_ready, passes, says, throughout
 from chaos.durations import lasting, often, quick, rate
 from chaos.load import ids, orders
 from chaos.outages import Outage, frozen, killed, stopped
@@ -72,21 +74,18 @@ def test_etcd_is_away_for_a_while(trial: StartTrial, down: Outage, seconds: floa
     noticed = down is not frozen or seconds > 5
 
     def held() -> None:
-        assert broker.unacked("order") <= IN_FLIGHT_AT_MOST
-
-    def held_to_the_last() -> None:
-        holds(service)
-        assert broker.unacked("order") == IN_FLIGHT_AT_MOST
+        unacked = broker.unacked("order")
+        assert unacked <= IN_FLIGHT_AT_MOST
+        if seconds > 5:
+            holds(service)
+            assert unacked == IN_FLIGHT_AT_MOST
 
     with attempt.under_load(rate(seconds + 10)), down(attempt.servers.etcd):
         until_s = time.monotonic() + seconds
         passes(lambda: broker.unacked("order"), BATCH)
         if seconds > 5:
-            becomes(lambda: broker.unacked("order"), IN_FLIGHT_AT_MOST)
-            eventually(partial(holds, service))
-            with attempt.acks.none_pass():
-                throughout(until_s - time.monotonic(), held_to_the_last)
-        else:
+            eventually(held)
+        with attempt.acks.none_pass() if seconds > 5 else nullcontext():
             throughout(until_s - time.monotonic(), held)
         if noticed:
             eventually(partial(not_ready, service, "etcd"))
@@ -224,14 +223,8 @@ def test_etcd_is_full(trial: StartTrial) -> None:
 # Authentication.
 
 
-def revoke(etcd: Etcd) -> None:
-    """Take from the service's user what it may do."""
-    etcd.ctl("user", "revoke-role", "order", "order")
-
-
-def grant(etcd: Etcd) -> None:
-    """Give it back."""
-    etcd.ctl("user", "grant-role", "order", "order")
+revoke = methodcaller("ctl", "user", "revoke-role", "order", "order")
+grant = methodcaller("ctl", "user", "grant-role", "order", "order")
 
 
 @own_etcd()
@@ -272,10 +265,10 @@ def test_etcd_refuses_a_service_at_work(
 )
 def test_etcd_refuses_a_service_that_starts(trial: StartTrial, fault: str, why: str) -> None:
     """Alive, consuming nothing, saying why; ready without a restart once its login is right."""
-    attempt = trial(f"etcd authentication: {fault}")
+    attempt, wrong = trial(f"etcd authentication: {fault}"), fault == "wrong password"
     etcd, broker = attempt.servers.etcd, attempt.broker
     assert attempt.start().terminate(10) == 0
-    if fault == "wrong password":
+    if wrong:
         etcd.require_login()
         allow(etcd, "another's")
     attempt.publish(orders(50))
@@ -284,71 +277,49 @@ def test_etcd_refuses_a_service_that_starts(trial: StartTrial, fault: str, why: 
 
     def nothing_is_taken() -> None:
         holds(service, why)
-        assert broker.depth("order") == (50, 0)
-        assert broker.consumers("order") == 0
+        assert (broker.depth("order"), broker.consumers("order")) == ((50, 0), 0)
 
     throughout(3, nothing_is_taken)
     attempt.fired()
-    if fault == "wrong password":
+    if wrong:
         etcd.ctl("user", "delete", LOGIN["ETCD_USER"])
-        allow(etcd)
-    else:
-        allow(etcd)
+    allow(etcd)
+    if not wrong:
         etcd.require_login()
     attempt.recovers()
     service.wait_ready()
     attempt.judge(at_least=50)
 
 
-@own_etcd(JWT.format(ttl="2s"))
-def test_tokens_expire_under_load(trial: StartTrial) -> None:
-    """Each time the service logs in again, and no delivery comes twice for it."""
-    attempt = trial("etcd authentication: expired token")
-    service, times = logged_in(attempt), often(5, 50)
-
-    def refused() -> int:
-        errors = [line["error"] for line in lines(service, "etcd does not answer")]
-        return sum("invalid auth token" in error for error in errors)
-
-    with attempt.under_load(RATE_PER_S):
-        passes(refused, times - 1, 20 * times)
-        attempt.fired(times)
-    assert attempt.statsd.count("orders_returned") == 0
-
-
-def restart(etcd: Etcd, _number: int) -> None:
-    """Let it forget its simple tokens."""
-    etcd.restart()
-
-
-def add_user(etcd: Etcd, number: int) -> None:
-    """Let it refuse the tokens from before a change of any user."""
-    etcd.ctl("user", "add", f"other-{number}:and its own")
-
-
+# A restart forgets simple tokens; a change of any user ends those from before it.
 @pytest.mark.parametrize(
-    ("clean", "fault", "forget", "times"),
+    ("clean", "fault", "times"),
     [
-        ((), "token forgotten", restart, often(3, 10)),
-        ((JWT.format(ttl="10m"),), "users changed", add_user, often(8, 20)),
+        ((JWT.format(ttl="2s"),), "expired token", often(5, 50)),
+        ((), "token forgotten", often(3, 10)),
+        ((JWT.format(ttl="10m"),), "users changed", often(8, 20)),
     ],
     indirect=["clean"],
-    ids=["token forgotten", "users changed"],
+    ids=["expired token", "token forgotten", "users changed"],
 )
-def test_etcd_knows_the_token_no_more(
-    trial: StartTrial, fault: str, forget: Callable[[Etcd, int], None], times: int
-) -> None:
-    """The service logs in again at once."""
+def test_etcd_knows_the_token_no_more(trial: StartTrial, fault: str, times: int) -> None:
+    """The service logs in again at once, and no delivery comes twice for it."""
     attempt = trial(f"etcd authentication: {fault}")
-    service = logged_in(attempt)
+    service, etcd = logged_in(attempt), attempt.servers.etcd
     with attempt.under_load(RATE_PER_S):
         for number in range(1, times + 1):
             attempt.works()
-            forget(attempt.servers.etcd, number)
+            if fault == "users changed":
+                etcd.ctl("user", "add", f"other-{number}:and its own")
+            elif fault == "token forgotten":
+                etcd.restart()
             eventually(partial(says, service, "etcd does not answer", number))
             attempt.fired()
             attempt.recovers()
+    errors = [line["error"] for line in says(service, "etcd does not answer")]
+    assert fault != "expired token" or all("invalid auth token" in error for error in errors)
     assert says(service, "etcd answers again")
+    assert attempt.statsd.count("orders_returned") == 0
 
 
 def logged_in(attempt: Trial) -> Service:
@@ -370,14 +341,9 @@ def allow(etcd: Etcd, password: str = LOGIN["ETCD_PASSWORD"]) -> None:
 
 def fill(etcd: Etcd, store: Store) -> None:
     """Write until etcd raises its alarm."""
-    megabyte = b"x" * 1_000_000
-
-    def fill_up() -> None:
-        for number in range(2 * QUOTA_BYTES // len(megabyte)):
-            store.client.put(f"{FILLER}{number}", megabyte)
-
-    with pytest.raises(HTTPError) as refused:
-        fill_up()
+    with pytest.raises(HTTPError) as refused:  # noqa: PT012 - one of them is.
+        for number in range(2 * QUOTA_BYTES // 1_000_000):
+            store.client.put(f"{FILLER}{number}", b"x" * 1_000_000)
     refused.value.close()
     assert "NOSPACE" in etcd.ctl("alarm", "list")
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,46 +12,37 @@ from chaos.checks import becomes, lines, not_ready, passes, says, throughout
 from chaos.load import ids, order, orders
 from chaos.rig import Rig
 from servers.broker import Depth
-from servers.etcd import Store
 from servers.servers import Servers
 from servers.services import Health, Service
 from servers.wait import eventually
 
 _SCRIPT = """
-import os
-import sys
-import threading
-
+import os, sys, threading
 import structlog
-
 from idempotent_consumer import Put, Service
 
-log = structlog.get_logger()
-service = Service("{name}", noun="{noun}")
-
-
-@service.{decorator}
+log, service = structlog.get_logger(), Service("{name}", noun="{noun}")
 {handler}
-
-
 sys.exit(service.run())
 """
 
 _SLOW = """
+@service.handler("new_order")
 def place(event):
     threading.Event().wait(float(os.environ["HANDLER_S"]))  # For an answer that does not come.
     log.info("handled")
     return [Put(f"/orders/{event.id}", b"placed")]
 """
 
-
 _HANGS_AT_ONE = """
+@service.claimed_handler("new_order", timeout_s=0.5)
 def hang_at_one(event, timeout_s):
     if event.id == "hangs":
         threading.Event().wait()
 """
 
 _HOLDS_ONE = """
+@service.claimed_handler("new_order", timeout_s=60)
 def hold_one(event, timeout_s):
     if event.id == "held":
         log.info("holds")
@@ -68,10 +58,9 @@ CONSUMER_TIMEOUT_MS = 2_000
 WITHIN_S = 10
 
 
-def start_handler(rig: Rig, name: str, decorator: str, handler: str, **settings: str) -> Service:
-    """Start a service with a handler of the test's: its decorator, and its text."""
-    noun = {"order": "orders", "notify": "notifications"}[name]
-    script = _SCRIPT.format(name=name, noun=noun, decorator=decorator, handler=handler.strip())
+def start_handler(rig: Rig, name: str, noun: str, handler: str, **settings: str) -> Service:
+    """Start a service with a handler of the test's."""
+    script = _SCRIPT.format(name=name, noun=noun, handler=handler)
     return rig.start(name, script=script, **settings)
 
 
@@ -80,19 +69,20 @@ def test_a_backlog_for_a_slow_handler_is_recorded_and_acked_as_it_is_handled(
     rig: Rig, handler_s: float
 ) -> None:
     """Heartbeats go on, so nothing is requeued; it is alive; and a warning says what is slow."""
-    service = start_handler(
-        rig,
-        "order",
-        'handler("new_order")',
-        _SLOW,
-        HANDLER_S=str(handler_s),
-        RABBITMQ_URL=f"{rig.servers.rabbitmq.url}?heartbeat={HEARTBEAT_S}",
-    )
+    url = f"{rig.servers.rabbitmq.url}?heartbeat={HEARTBEAT_S}"
+    settings = {"HANDLER_S": str(handler_s), "RABBITMQ_URL": url}
+    service = start_handler(rig, "order", "orders", _SLOW, **settings)
+
+    def keeps_up() -> None:
+        returned = len(lines(service, "handled"))
+        assert returned - len(rig.store.done("order")) <= 2 + int(5 / handler_s)
+        assert service.health("/livez") == Health(200, {"alive": True})
+
     events = orders(BACKLOG)
     rig.broker.publish(events)
-    passes(lambda: handled(service), 0)
+    eventually(lambda: says(service, "handled"))
     # Without the bound on a turn nothing would be recorded before the backlog's end.
-    throughout(LASTS_S, partial(keeps_up, service, rig.store, 2 + int(5 / handler_s)))
+    throughout(LASTS_S, keeps_up)
     passes(lambda: rig.statsd.count("orders_processed"), 0)
     assert "returned" not in rig.counters("orders")
     warnings = lines(service, "a pure handler took long")
@@ -109,9 +99,7 @@ def test_a_backlog_for_a_slow_handler_is_recorded_and_acked_as_it_is_handled(
 
 def test_a_claimed_handler_that_hangs_is_told_and_the_others_get_done(rig: Rig) -> None:
     """/livez asks for a restart, which frees the event: its next process claims it again."""
-    service = start_handler(
-        rig, "notify", 'claimed_handler("new_order", timeout_s=0.5)', _HANGS_AT_ONE
-    )
+    service = start_handler(rig, "notify", "notifications", _HANGS_AT_ONE)
     before = orders(20, "before")
     rig.broker.publish(before)
     becomes(lambda: rig.store.done("notify"), ids(before))
@@ -155,9 +143,7 @@ def test_a_delivery_that_outlasts_the_consumer_timeout_is_neither_lost_nor_handl
 ) -> None:
     """The log says why; other events are handled meanwhile; the call that goes on is joined."""
     os.mkfifo(gate := tmp_path / "gate")
-    service = start_handler(
-        rig, "notify", 'claimed_handler("new_order", timeout_s=60)', _HOLDS_ONE, GATE=str(gate)
-    )
+    service = start_handler(rig, "notify", "notifications", _HOLDS_ONE, GATE=str(gate))
     rig.broker.publish([order("held")])
     eventually(lambda: says(service, "deliveries went back to the broker and will come again"))
     # The next line, and so not always there with this one.
@@ -175,15 +161,3 @@ def test_a_delivery_that_outlasts_the_consumer_timeout_is_neither_lost_nor_handl
     assert rig.store.steps("notify")["held"] == ["claimed", "done"]
     assert len(lines(service, "holds")) == 1
     assert rig.broker.ready("notify.dead-letter") == 0
-
-
-def handled(service: Service) -> int:
-    """Return how many events its handler has returned for."""
-    return len(lines(service, "handled"))
-
-
-def keeps_up(service: Service, store: Store, most_unrecorded: int) -> None:
-    """Raise AssertionError unless what is handled is recorded soon, and the process is alive."""
-    returned = handled(service)
-    assert returned - len(store.done("order")) <= most_unrecorded
-    assert service.health("/livez") == Health(200, {"alive": True})

@@ -5,7 +5,7 @@ plugin's metrics are announced for removal.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from secrets import token_hex
@@ -62,29 +62,20 @@ def place() -> Iterator[Place]:
 
 
 @pytest.fixture
-def first_broker() -> Iterator[ExitStack]:
-    """Give what ends the first broker, before the test's end or at it."""
-    with ExitStack() as stack:
-        yield stack
-
-
-@pytest.fixture
-def servers(
-    place: Place, first_broker: ExitStack, tmp_path: Path, request: pytest.FixtureRequest
-) -> Iterator[Servers]:
+def servers(place: Place, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Servers]:
     """Give the old broker, or one whose parameter is its configuration; an etcd of the test's."""
     starting = place.start(OLD)
     if conf := getattr(request, "param", ""):
         (tmp_path / "test.conf").write_text(conf)
         starting = place.start(image("IMAGE_RABBITMQ"), tmp_path / "test.conf")
-    with start_etcd("docker") as etcd, first_broker:
-        yield Servers("docker", first_broker.enter_context(starting), etcd)
+    with start_etcd("docker") as etcd, starting as rabbitmq:
+        yield Servers("docker", rabbitmq, etcd)
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("store_of_metadata", ["Khepri", "Mnesia"])
 def test_a_volume_of_rabbitmq_4_0_is_opened_by_4_3_with_messages_in_flight(
-    rig: Rig, place: Place, first_broker: ExitStack, store_of_metadata: str
+    rig: Rig, place: Place, store_of_metadata: str
 ) -> None:
     """The service runs on: it reconnects by itself, and handles each event once."""
     service = rig.start("order", RETRY_DELAYS=f"{RETRIED_AFTER_S}s")
@@ -105,7 +96,7 @@ def test_a_volume_of_rabbitmq_4_0_is_opened_by_4_3_with_messages_in_flight(
     waiting = {"exchange": "", "routing_key": f"order.retry.{RETRIED_AFTER_S}s"}
     rig.broker.publish_raw(encode(order("retried")), properties=retried, **waiting)
     rig.servers.rabbitmq.stop()
-    first_broker.close()
+    rig.servers.rabbitmq.close()
     eventually(lambda: not_ready(service, "rabbitmq"))
     with place.start(NEW) as rabbitmq:
         rig.servers.etcd.resume()

@@ -47,61 +47,55 @@ _ETCD = (
     "--max-txn-ops=1024",
 )
 
-_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc")
-# Nothing of the machine's own openssl.cnf: what a certificate is for is said here.
-_CONFIG = "[req]\ndistinguished_name = name\n[name]\n"
+
+_KEY = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -days 2"
+_CA = ("basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign")
+_SIGNED = (
+    "basicConstraints=CA:FALSE",
+    "extendedKeyUsage=serverAuth,clientAuth",
+    "subjectAltName=IP:127.0.0.1",
+)
 
 
-class Authority:
-    """Signs certificates, whose files lie in its directory. Any user of the machine can read them.
+def make_certificates(directory: Path, *names: str) -> None:
+    """Make an authority, ca, and certificates that it signs, for a server or for a client.
 
-    A server in a container runs as another user than the tests.
+    A server in a container runs as another user than the tests: any user can read what is there.
     """
-
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir(exist_ok=True)
-        directory.chmod(0o755)
-        self.directory = directory
-        self.certificate = directory / "ca.pem"
-        (directory / "openssl.cnf").write_text(_CONFIG)
-        self._make("ca", "basicConstraints=critical,CA:TRUE", "keyUsage=critical,keyCertSign")
-
-    def sign(self, name: str, *extensions: str) -> tuple[Path, Path]:
-        """Return the files of a certificate and its key, for a client or for a server."""
-        usual = ("basicConstraints=CA:FALSE", "extendedKeyUsage=serverAuth,clientAuth")
-        authority = ("-CA", str(self.certificate), "-CAkey", str(self.directory / "ca.key"))
-        return self._make(name, *usual, *extensions, signed_by=authority)
-
-    def _make(
-        self, name: str, *extensions: str, signed_by: tuple[str, ...] = ()
-    ) -> tuple[Path, Path]:
-        certificate, key = self.directory / f"{name}.pem", self.directory / f"{name}.key"
-        files = ("-config", f"{self.directory}/openssl.cnf", "-keyout", f"{key}")
-        named = ("-out", f"{certificate}", "-days", "2", "-subj", f"/CN={name}")
-        added = [part for extension in extensions for part in ("-addext", extension)]
-        run_tool(["openssl", "req", "-x509", *files, *_KEY, *named, *signed_by, *added])
-        key.chmod(0o644)
-        return certificate, key
+    directory.mkdir(exist_ok=True)
+    directory.chmod(0o755)
+    # Nothing of the machine's own openssl.cnf: what a certificate is for is said here.
+    (directory / "openssl.cnf").write_text("[req]\ndistinguished_name = name\n[name]\n")
+    for name in ("ca", *names):
+        files = f"-config {directory}/openssl.cnf -keyout {directory}/{name}.key"
+        if name != "ca":
+            files += f" -CA {directory}/ca.pem -CAkey {directory}/ca.key"
+        command = f"openssl req -x509 {_KEY} {files} -out {directory}/{name}.pem -subj /CN={name}"
+        added = [f"-addext={each}" for each in (_CA if name == "ca" else _SIGNED)]
+        run_tool([*command.split(), *added])
+        (directory / f"{name}.key").chmod(0o644)
 
 
 @dataclass(frozen=True)
 class TlsServers(Servers):
     """The servers; their settings lead a service to the ports with TLS."""
 
-    authority: Authority
+    directory: Path
     amqps_port: int
     https_port: int
 
     def settings(self) -> dict[str, str]:
         """Return the contract's variables, with all that TLS needs."""
-        certificate, key = (str(file) for file in self.authority.sign("order"))
-        files = {"CA_CERT": str(self.authority.certificate), "CERT": certificate, "KEY": key}
+        files = {"CA_CERT": "ca.pem", "CERT": "order.pem", "KEY": "order.key"}
         return {
             "RABBITMQ_URL": f"amqps://guest:guest@127.0.0.1:{self.amqps_port}/",
             "ETCD_ENDPOINTS": f"https://127.0.0.1:{self.https_port}",
             "ETCD_MAX_TXN_OPS": str(self.etcd.max_txn_ops),
-            **{f"RABBITMQ_{name}": file for name, file in files.items()},
-            **{f"ETCD_{name}": file for name, file in files.items()},
+            **{
+                f"{server}_{name}": f"{self.directory}/{file}"
+                for server in ("RABBITMQ", "ETCD")
+                for name, file in files.items()
+            },
         }
 
 
@@ -111,8 +105,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServers]:
     from servers.containers import prepare_container
 
     directory = tmp_path_factory.mktemp("tls")
-    authority = Authority(directory)
-    authority.sign("server", "subjectAltName=IP:127.0.0.1")
+    make_certificates(directory, "server", "order")
     conf = directory / "rabbitmq.conf"
     conf.write_text(_RABBITMQ_CONF)
     amqp, management, amqps, http, https = (free_port() for _ in range(5))
@@ -124,7 +117,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServers]:
     store = prepare_container(image("IMAGE_ETCD"), {2379: http, 2381: https}, _ETCD, mounts=tls)
     rabbitmq, etcd = RabbitMQ(broker, amqp, management), Etcd(store, http)
     with booted(rabbitmq, etcd):
-        yield TlsServers("docker", rabbitmq, etcd, authority, amqps, https)
+        yield TlsServers("docker", rabbitmq, etcd, directory, amqps, https)
 
 
 def test_events_are_handled_once_over_tls(rig: Rig) -> None:
@@ -140,58 +133,38 @@ def test_events_are_handled_once_over_tls(rig: Rig) -> None:
     rig.handled_once("order", events, confirmed)
 
 
-BROKER = {
-    "another authority": ("certificate verify failed", {"RABBITMQ_CA_CERT": "{other}"}),
-    "another name": (
+NO_FILES = dict.fromkeys(("ETCD_CA_CERT", "ETCD_CERT", "ETCD_KEY"), "")
+WRONG: dict[str, tuple[str, dict[str, str]]] = {
+    "broker, another authority": ("certificate verify failed", {"RABBITMQ_CA_CERT": "{other}"}),
+    "broker, another name": (
         "certificate is not valid for 'elsewhere.example'",
         {"RABBITMQ_URL": "amqps://guest:guest@elsewhere.example:{amqps}/"},
     ),
-    "no certificate": ("certificate", {"RABBITMQ_CERT": "", "RABBITMQ_KEY": ""}),
-    "a wrong password": (
+    "broker, no certificate": ("certificate", {"RABBITMQ_CERT": "", "RABBITMQ_KEY": ""}),
+    "broker, a wrong password": (
         "refuses the user or the password",
         {"RABBITMQ_URL": "amqps://guest:no@127.0.0.1:{amqps}/"},
     ),
-}
-ETCD = {
-    "another authority": ("not from the authority", {"ETCD_CA_CERT": "{other}"}),
-    "another name": ("other names", {"ETCD_ENDPOINTS": "https://elsewhere.example:{https}"}),
-    "no certificate": ("ETCD_CERT", {"ETCD_CERT": "", "ETCD_KEY": ""}),
-    "no TLS": (
-        "ETCD_CA_CERT",
-        {
-            "ETCD_ENDPOINTS": "127.0.0.1:{https}",
-            "ETCD_CA_CERT": "",
-            "ETCD_CERT": "",
-            "ETCD_KEY": "",
-        },
-    ),
+    "etcd, another authority": ("not from the authority", {"ETCD_CA_CERT": "{other}"}),
+    "etcd, another name": ("other names", {"ETCD_ENDPOINTS": "https://elsewhere.example:{https}"}),
+    "etcd, no certificate": ("ETCD_CERT", {"ETCD_CERT": "", "ETCD_KEY": ""}),
+    "etcd, no TLS": ("ETCD_CA_CERT", NO_FILES | {"ETCD_ENDPOINTS": "127.0.0.1:{https}"}),
 }
 
 
-@pytest.mark.parametrize(
-    ("missing", "why", "wrong"),
-    [
-        *(pytest.param("rabbitmq", *case, id=f"broker, {name}") for name, case in BROKER.items()),
-        *(pytest.param("etcd", *case, id=f"etcd, {name}") for name, case in ETCD.items()),
-    ],
-)
+@pytest.mark.parametrize("fault", WRONG)
 def test_what_is_wrong_is_said_and_waited_for(
-    rig: Rig,
-    servers: TlsServers,
-    tmp_path: Path,
-    missing: str,
-    why: str,
-    wrong: dict[str, str],
+    rig: Rig, servers: TlsServers, tmp_path: Path, fault: str
 ) -> None:
     """Alive, not ready, one clear reason, no busy loop, and nothing is consumed."""
+    why, wrong = WRONG[fault]
+    missing = "etcd" if fault.startswith("etcd") else "rabbitmq"
     assert rig.start("order").terminate(10) == 0
     events = orders(20)
     rig.broker.publish(events)
-    other = Authority(tmp_path / "other").certificate
-    settings = {
-        name: text.format(other=other, amqps=servers.amqps_port, https=servers.https_port)
-        for name, text in wrong.items()
-    }
+    make_certificates(other := tmp_path / "other")
+    known = {"other": other / "ca.pem", "amqps": servers.amqps_port, "https": servers.https_port}
+    settings = {name: text.format(**known) for name, text in wrong.items()}
     hosts = Hosts(tmp_path)
     hosts.point("elsewhere.example", "127.0.0.1")
     service = rig.start("order", wait=False, **settings, **hosts.settings())
