@@ -155,7 +155,8 @@ class Producer:
         self._types = plan.types or rng.choice(_MIXES)
         # Those next to each other are alike.
         first = rng.randrange(len(AWKWARD_IDS))
-        self._awkward_ids = AWKWARD_IDS[first : first + 10]
+        self._ids = [*AWKWARD_IDS[first : first + 10]]
+        rng.shuffle(self._ids)
         self._invalid = rng.sample(_INVALID, len(_INVALID))
         ends_s, at_s = plan.faulty_s * rng.choice([0.2, 0.8]), 0.0
         if any(kind in plan.rates for kind in OF_DATA):
@@ -180,9 +181,8 @@ class Producer:
                 if rng.random() < 0.3:
                     event_type = rng.choice(self._types)
             else:
-                free = {*self._awkward_ids} - {event_id for event_id, _, _ in self._drawn}
-                is_awkward = free and rng.random() < 0.25
-                event_id = rng.choice(sorted(free)) if is_awkward else f"e{number}"
+                is_awkward = self._ids and rng.random() < 0.25
+                event_id = self._ids.pop() if is_awkward else f"e{number}"
                 event_type = rng.choice(self._types)
             drawn = (event_id, event_type, number)
             self._drawn.append(drawn)
