@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from idempotent_consumer.names import ATTEMPTS_HEADER, REASON_HEADER
@@ -17,47 +17,42 @@ if TYPE_CHECKING:
     from simulation.world import World
 
 _MAY_PARK_TWICE = (
-    "killed between two steps",
-    "killed within a step",
-    "stopped",
-    "frozen",
-    "confirm late",
-    "confirm lost",
-    "connection lost",
-    "channel closed",
-    "consumer cancelled",
-    "broker restarted",
-    "publish returned",
-    "dead-lettered twice",
-    "publish not confirmed",
-    "alarm",
-    "publish refused",
+    *("killed between two steps", "killed within a step", "stopped", "frozen"),
+    *("connection lost", "channel closed", "consumer cancelled", "broker restarted", "alarm"),
+    *("confirm late", "confirm lost", "dead-lettered twice"),
+    *("publish returned", "publish refused", "publish not confirmed"),
     *OF_DATA,
 )
 _MAY_OVERLAP = ("frozen", "lease revoked", *OF_DATA)
 
 
 class Checker:
-    """Judges a world at its end."""
+    """Judges a world at its end.
+
+    ``calls`` has them by event id, in the order of their starts; ``parked`` how often each body
+    was; ``done`` each put of a record as done, in all lives of etcd's data.
+    """
 
     def __init__(self, world: World) -> None:
         self._world, self._run, self._broker = world, world.run, world.broker
-        self._violation, self._lives = world.run.violation, world.store.lives
+        self._violation, self._data = world.run.violation, world.store.lives
         self._handled = {
             (one.key, one.digest): one for one in world.broker.sent.values() if one.handled
         }
         """What is handled, by its record."""
-        self._puts = [list(records(data.changes)) for data in self._lives]
-        self._done = [put for put in chain(*self._puts) if put[1]["state"] == "done"]
-        self._calls: dict[str, list[Call]] = defaultdict(list)
+        self._puts = list(records(world.store.history))
+        self._kept = list(records(self._data[-1].changes))
+        self.done = [put for put in self._puts if put[1]["state"] == "done"]
+        self.parked = Counter(message.body for message in world.broker.dead)
+        self.calls: dict[str, list[Call]] = defaultdict(list)
         for call in sorted(world.outside.calls, key=lambda call: call.start_s):
-            self._calls[call.event.id].append(call)
+            self.calls[call.event.id].append(call)
 
     def judge(self) -> None:
         """Find whatever must not be."""
         self._judge_lost()
         self._judge_parked()
-        for data in self._lives:
+        for data in self._data:
             self._judge_data(data)
         self._judge_calls()
         self._judge_claims()
@@ -66,10 +61,9 @@ class Checker:
 
     def _judge_lost(self) -> None:
         """Lost = confirmed - (recorded or parked), body by body."""
-        parked = {message.body for message in self._broker.dead}
-        recorded = {(change.key, record["digest"]) for change, record in self._done}
+        recorded = {(change.key, record["digest"]) for change, record in self.done}
         for one in self._broker.sent.values():
-            if one.body not in self._world.producer.confirmed or one.body in parked:
+            if one.body not in self._world.producer.confirmed or one.body in self.parked:
                 continue
             if not one.digest:
                 self._violation("an invalid body was not parked", one.body)
@@ -83,7 +77,7 @@ class Checker:
             call.event.digest for call in self._world.outside.calls if call.cut_s is not None
         )
         recorded_s: dict[tuple[bytes, str], float] = {}
-        for change, record in self._puts[-1]:
+        for change, record in self._kept:
             if record["state"] in RECORDED:
                 recorded_s.setdefault((change.key, record["digest"]), change.at_s)
         may_park_twice = self._run.has_fired(*_MAY_PARK_TWICE)
@@ -107,7 +101,7 @@ class Checker:
             at_s = recorded_s.get((one.key, one.digest), math.inf)
             if not may_park_twice and at_s < self._broker.given_out_s[message.body]:
                 self._violation("parked though it was recorded before", one.body)
-        for body, copies in Counter(message.body for message in self._broker.dead).items():
+        for body, copies in self.parked.items():
             if copies > 1 and body and not may_park_twice:
                 self._violation("parked twice without cause", body)
 
@@ -117,10 +111,10 @@ class Checker:
         shared = 0
         for key in [key for key in data.by_key if key.startswith(RECORDS)]:
             expected.add(key)
-            done = self._judge_record(key, data.by_key[key])
-            if done is None:
+            recorded = self._judge_record(key, data.by_key[key])
+            if recorded is None:
                 continue
-            one, revision = done
+            one, revision = recorded
             shared += one.handler.shared
             for effect in map(str.encode, effect_keys(one.event_type, one.event_id)):
                 expected.add(effect)
@@ -175,7 +169,7 @@ class Checker:
         """Hold that events are published after the record with them, and before it is done."""
         published_s = self._broker.published_s
         due_s: dict[bytes, float] = {}
-        for change, record in chain(*self._puts):
+        for change, record in self._puts:
             for body in self._handled[change.key, record["digest"]].announcements:
                 first_s = published_s.get(body, [math.inf])[0]
                 if record["state"] == "publishing":
@@ -195,25 +189,22 @@ class Checker:
             if call.life.alive and math.isinf(call.end_s):
                 self._violation("a call was not cancelled at its time-out", call.event.id)
         # At least once: each claimed event that is done was called, with success, before.
-        for change, record in self._done:
+        for change, record in self.done:
             one = self._handled.get((change.key, record["digest"]))
-            if (
-                one is not None
-                and one.handler.claimed
-                and not any(
-                    call.returned
-                    and not call.raised
-                    and call.end_s <= change.at_s + 1e-6
-                    and call.event.digest == one.digest
-                    for call in self._calls[one.event_id]
-                )
-            ):
+            if one is None or not one.handler.claimed:
+                continue
+            ends_s = [
+                call.end_s
+                for call in self.calls.get(one.event_id, [])
+                if call.returned and not call.raised and call.event.digest == one.digest
+            ]
+            if min(ends_s, default=math.inf) > change.at_s + 1e-6:
                 self._violation("done without a call", change.key)
         if self._run.has_fired(*OF_DATA):
             return
-        for calls in self._calls.values():
-            key = record_key(calls[0].event.id)
-            deleted_s = [c.at_s for c in self._lives[-1].by_key.get(key, []) if c.value is None]
+        for event_id, calls in self.calls.items():
+            changes = self._data[-1].by_key.get(record_key(event_id), [])
+            deleted_s = [change.at_s for change in changes if change.value is None]
             for first, second in pairwise(calls):
                 self._judge_pair(first, second, deleted_s)
 
@@ -242,9 +233,7 @@ class Checker:
 
     def _judge_counts(self) -> None:
         """Hold the contract's sum for each process that lives, and what it has processed."""
-        done = Counter(
-            _process(record) for _, record in self._puts[-1] if record["state"] == "done"
-        )
+        done = Counter(_process(record) for _, record in self._kept if record["state"] == "done")
         for process in self._world.processes:
             alive, name = process.life.alive, process.life.name
             if alive:

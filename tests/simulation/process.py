@@ -37,7 +37,7 @@ class Life(Loop):
         self.ended_s: float | None = None
         self.steps, self.dies_at = 0, 0
         self.freezes_at: dict[int, float] = {}
-        self.sent = self.answered = self.last_answered = self.highest_revision = 0
+        self.answered = self.last_answered = self.highest_revision = 0
         self.told_s: dict[bytes, float] = {}
         self.lineage: int | None = None
 
@@ -63,14 +63,14 @@ class Life(Loop):
             self.end()
             raise Killed
 
-    def hear(self, call: Call, number: int, life_of_data: int) -> None:
+    def hear(self, call: Call) -> None:
         """Remember what etcd has told: how these records stand is known from now on."""
         self.answered += 1
-        self.last_answered = max(self.last_answered, number)
+        self.last_answered = max(self.last_answered, call.number)
         self.highest_revision = max(self.highest_revision, call.outcome.header.revision)
         if call.method == "Txn":
             if self.lineage is None:
-                self.lineage = life_of_data
+                self.lineage = call.life - 1
             if call.outcome.succeeded:
                 for operation in call.request.success:
                     key = getattr(operation, operation.WhichOneof("request")).key

@@ -12,8 +12,11 @@ from functools import partial
 from random import Random
 from typing import TypeVar
 
+from grpc import StatusCode
+
+from idempotent_consumer.etcd import CALL_TIMEOUT_S
 from idempotent_consumer.settings import Settings
-from idempotent_consumer.testing.etcd import Change
+from idempotent_consumer.testing.etcd import TIMED_OUT, Change, Fate, refused
 from idempotent_consumer.testing.loop import Agenda
 
 # The keys as the contract has them, written down apart from the library's code.
@@ -24,15 +27,23 @@ INCARNATION = b"/incarnation/order"
 RECORDED = ("publishing", "done")
 """The states of a record that is there for good."""
 
-PER_REQUEST = (
-    "request lost",
-    "reply lost",
-    "applied late",
-    "answered late",
-    "refused",
-    "refused login",
-)
-"""Faults of a single request to etcd."""
+PER_REQUEST: dict[str, Callable[[Random, float, float], Fate]] = {
+    "request lost": lambda _, _arrives_s, fails_s: Fate(None, fails_s, TIMED_OUT),
+    "reply lost": lambda _, arrives_s, fails_s: Fate(arrives_s, arrives_s + fails_s, TIMED_OUT),
+    "applied late": lambda rng, _, fails_s: Fate(
+        fails_s + rng.uniform(0.0, rng.choice([3.0, 30.0])), fails_s, TIMED_OUT
+    ),
+    "answered late": lambda rng, arrives_s, _: Fate(
+        arrives_s, arrives_s + rng.uniform(0.0, CALL_TIMEOUT_S)
+    ),
+    "refused": lambda _, arrives_s, _fails_s: refused(
+        "too many requests", StatusCode.RESOURCE_EXHAUSTED, 2 * arrives_s
+    ),
+    "refused login": lambda _, arrives_s, _fails_s: refused(
+        "invalid auth token", StatusCode.UNAUTHENTICATED, 2 * arrives_s
+    ),
+}
+"""Faults of a single request to etcd: its fate, by when it arrives, and fails where it fails."""
 
 PER_MESSAGE = (
     "reordered",
@@ -130,7 +141,7 @@ class Run:
         """Let a fault hit one of those that it can hit, if any."""
         if targets:
             target = self.rng.choice(targets)
-            self.fault(fault, "", target if isinstance(target, str | int) else "")
+            self.fault(fault, target.loop.name if hasattr(target, "loop") else str(target))
             hit(target)
 
     def fault(self, kind: str, who: str, *about: object) -> None:
@@ -142,7 +153,6 @@ class Run:
         return any(self.fired[kind] for kind in kinds)
 
     def latency_s(self) -> float:
-        """Draw how long a frame is under way."""
         return self.rng.expovariate(1 / self.plan.latency_s)
 
     # The account.

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 
-from grpc import StatusCode
 from grpc.aio import AioRpcError
 
 from idempotent_consumer.amqp import with_headers
@@ -18,9 +17,9 @@ from idempotent_consumer.names import CONFLICT, FAILED, REASON_HEADER
 from idempotent_consumer.testing import broker as amqp
 from idempotent_consumer.testing import etcd
 from idempotent_consumer.testing.broker import ChannelError, Connection, Message, Queue
-from idempotent_consumer.testing.etcd import CLOSED, TIMED_OUT, Call, Change, Data, Fate, refused
+from idempotent_consumer.testing.etcd import CLOSED, TIMED_OUT, Call, Change, Data, Fate
 from simulation.process import Life
-from simulation.run import EXCHANGE, RECORDED, RECORDS, SERVICE, Run, records
+from simulation.run import EXCHANGE, PER_REQUEST, RECORDED, RECORDS, SERVICE, Run, records
 from simulation.workload import Sent
 
 DEAD_LETTERS = "order.dead-letter"
@@ -31,8 +30,8 @@ _COPY_OF = "copy-of"
 _NEVER_S = 15.0
 """A confirm that is later than this does not come at all, as of a queue that has no leader."""
 
-_READ_WITHIN_S = 10.0
-"""So long a request can wait in the socket of an etcd that does not read."""
+_REPEATED_WITHIN_S = 10.0
+"""So long TCP may wait before it sends a request again to an etcd that does not answer."""
 
 
 class NotedStore(etcd.Store):
@@ -68,27 +67,21 @@ class SimulatedEtcd(etcd.FakeEtcd):
         super().__init__(run.agenda, NotedStore(run))
         self.run, self.away, self.applies_until_s = run, False, 0.0
         self.fate, self.latency_s = self._fate, run.latency_s
-        self._unread: list[tuple[float, Call]] = []
-
-    def be_full(self, full: bool) -> None:
-        self.store.out_of_space = full
 
     def be_away(self, away: bool) -> None:
         self.away = away
         if away and self.run.rng.random() < 0.5:
             self.end_watches()
-        if not away:
-            unread, self._unread = self._unread, []
-            for since_s, call in unread:
-                if self.agenda.now_s - since_s < _READ_WITHIN_S:
-                    self.apply(call)
 
-    def send(self, call: Call) -> None:
-        """Take a request, and note which of its process it is, and to which life of the data."""
-        call.loop.sent += 1
-        # Wiped or restored, it is another server: what was under way went with the connections.
-        call.context = (call.loop.sent, len(self.store.lives))
-        super().send(call)
+    def apply(self, call: Call) -> None:
+        if not self.away:
+            super().apply(call)
+            if call.outcome is not None and call.number < call.loop.last_answered:
+                self.run.fault("applied after a later request was answered", call.loop.name)
+        elif self.run.rng.random() < 0.5:
+            wait_s = self.run.rng.uniform(0.0, _REPEATED_WITHIN_S)
+            self._applies_within(wait_s)
+            self.agenda.later(wait_s, partial(self.apply, call))
 
     def answer(self, call: Call, error: AioRpcError | None = None) -> None:
         """Let a process have its answer, if it gets through, and remember what it is told."""
@@ -97,22 +90,8 @@ class SimulatedEtcd(etcd.FakeEtcd):
             self.agenda.later(0.5, partial(self.answer, call, TIMED_OUT), call.loop)
             return
         if error is None and not isinstance(call.outcome, AioRpcError):
-            number, lives = call.context
-            call.loop.hear(call, number, lives - 1)
+            call.loop.hear(call)
         super().answer(call, error)
-
-    def apply(self, call: Call) -> None:
-        number, lives = call.context
-        if lives != len(self.store.lives):
-            return
-        if self.away:
-            # It waits in a socket until etcd reads on, or was lost with it.
-            if self.run.rng.random() < 0.5:
-                self._unread.append((self.agenda.now_s, call))
-            return
-        if number < call.loop.last_answered:
-            self.run.fault("applied after a later request was answered", call.loop.name)
-        super().apply(call)
 
     def watch(self, watch: etcd.Watch) -> None:
         if self.away:
@@ -122,29 +101,19 @@ class SimulatedEtcd(etcd.FakeEtcd):
             super().watch(watch)
 
     def _fate(self, call: Call) -> Fate:
-        rng = self.run.rng
-        arrives_s = self.latency_s()
-        returns_s = arrives_s + self.latency_s()
-        fails_s = rng.choice([0.01, rng.uniform(0.0, CALL_TIMEOUT_S), CALL_TIMEOUT_S])
-
-        def happens(fault: str) -> bool:
-            return self.run.happens(fault, call.loop.name, call.method)
-
-        if self.away or happens("request lost"):
+        run, arrives_s = self.run, self.latency_s()
+        fails_s = run.rng.choice([0.01, run.rng.uniform(0.0, CALL_TIMEOUT_S), CALL_TIMEOUT_S])
+        if self.away:
             return Fate(None, fails_s, TIMED_OUT)
-        if happens("refused"):
-            return refused("too many requests", StatusCode.RESOURCE_EXHAUSTED, returns_s)
-        if happens("refused login"):
-            return refused("invalid auth token", StatusCode.UNAUTHENTICATED, returns_s)
-        if happens("reply lost"):
-            return Fate(arrives_s, max(fails_s, arrives_s), TIMED_OUT)
-        if happens("applied late"):
-            applies_s = fails_s + rng.uniform(0.0, rng.choice([3.0, 30.0]))
-            self.applies_until_s = max(self.applies_until_s, self.agenda.now_s + applies_s)
-            return Fate(applies_s, fails_s, TIMED_OUT)
-        if happens("answered late"):
-            returns_s = arrives_s + rng.uniform(0.0, CALL_TIMEOUT_S)
-        return Fate(arrives_s, returns_s)
+        for fault, fate_of in PER_REQUEST.items():
+            if run.happens(fault, call.loop.name, call.method):
+                fate = fate_of(run.rng, arrives_s, fails_s)
+                self._applies_within(fate.applies_s or 0.0)
+                return fate
+        return Fate(arrives_s, arrives_s + self.latency_s())
+
+    def _applies_within(self, seconds: float) -> None:
+        self.applies_until_s = max(self.applies_until_s, self.agenda.now_s + seconds)
 
 
 class SimulatedBroker(amqp.FakeBroker):
@@ -167,7 +136,7 @@ class SimulatedBroker(amqp.FakeBroker):
         self._sent_on: Counter[bytes] = Counter()
         self._rested_on_copies: Counter[bytes] = Counter()
         self._given_s: dict[tuple[int, Life], float] = {}
-        self._silent: dict[amqp.ServerChannel, list[bool]] = {}
+        self._silent: set[amqp.ServerChannel] = set()
         self.queues[SERVICE] = Queue(SERVICE, queue_arguments(SERVICE, ())[SERVICE])
 
     @property
@@ -181,13 +150,13 @@ class SimulatedBroker(amqp.FakeBroker):
         return [*self.unacked, *(message for queue in queues for message in queue.ready)]
 
     @property
-    def idle_retry_queues(self) -> list[str]:
+    def idle_retries(self) -> list[str]:
         kept = (SERVICE, DEAD_LETTERS)
         return [n for n, queue in self.queues.items() if n not in kept and not queue.ready]
 
     @property
-    def consumers(self) -> list[amqp.Consumer]:
-        return [consumer for channel in self.channels for consumer in channel.consumers.values()]
+    def consuming(self) -> list[amqp.ServerChannel]:
+        return [channel for channel in self.channels if channel.consumers]
 
     # What is published.
 
@@ -236,7 +205,7 @@ class SimulatedBroker(amqp.FakeBroker):
             wait_s = self.rng.uniform(0.1, 20.0)
             if wait_s > _NEVER_S:
                 self.run.fault("confirm never", channel.loop.name)
-                self._silent.setdefault(channel, []).append(channel.unconfirmed.pop(number))
+                self._silent.add(channel)
                 return
 
         def confirm() -> None:
@@ -252,9 +221,8 @@ class SimulatedBroker(amqp.FakeBroker):
 
     def ended(self, channel: amqp.ServerChannel) -> None:
         """Learn that a channel has ended: what is not confirmed never will be."""
-        for stored in (*channel.unconfirmed.values(), *self._silent.pop(channel, [])):
-            if stored:
-                self.run.fault("confirm lost", channel.loop.name)
+        for _ in filter(None, channel.unconfirmed.values()):
+            self.run.fault("confirm lost", channel.loop.name)
 
     def is_conflict(self, sent: Sent) -> bool:
         """Return whether another body is recorded under an event's id."""
@@ -361,13 +329,11 @@ class SimulatedBroker(amqp.FakeBroker):
 
     def close(self, channel: amqp.ServerChannel) -> None:
         """Close a channel, as after an error of the broker's own."""
-        self.run.note(channel.loop.name, "loses its channel")
         channel.session.close_channel(channel, ChannelError(541, "INTERNAL_ERROR"))
 
-    def cancel(self, consumer: amqp.Consumer) -> None:
+    def cancel(self, channel: amqp.ServerChannel) -> None:
         """Cancel a consumer, as where its queue gets another leader."""
-        self.run.note(consumer.channel.loop.name, "loses its consumer")
-        consumer.channel.cancelled_by_broker(consumer)
+        channel.cancelled_by_broker(self.rng.choice([*channel.consumers.values()]))
 
 
 def _of(sent: Sent, lives: Iterable[Data]) -> Iterable[dict[str, str]]:

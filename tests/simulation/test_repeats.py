@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from idempotent_consumer.bus import MAX_BYTES_IN_FLIGHT
-from simulation.run import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, Plan, records
-from simulation.workload import Call
+from simulation.checker import Checker
+from simulation.run import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, Plan
 from simulation.world import TIMED, World, draw_plan, simulate
 
 PAGE = Path(__file__).parents[2] / "docs" / "when-can-my-code-run-twice.md"
@@ -152,12 +152,6 @@ def draw(case: Case, fault: str, rng: Random) -> Plan:
     return replace(plan, **case.changes)
 
 
-def run(case: Case, fault: str, seed: int) -> World | None:
-    """Do one run, and return it if it is one of the case."""
-    world = simulate(seed, partial(draw, case, fault))
-    return None if case.claims_hold and world.run.fired["claim ended by its lease"] else world
-
-
 @dataclass
 class Seen:
     """What the runs of a case have shown. ``yes`` has the seeds in which a column's repeat was."""
@@ -181,8 +175,8 @@ def look(case: Case, wanted: Collection[str]) -> dict[str, Seen]:
         if seed >= case.runs and found.issuperset(wanted):
             break
         for fault, one in seen.items():
-            world = run(case, fault, seed)
-            if world is None:
+            world = simulate(seed, partial(draw, case, fault))
+            if case.claims_hold and world.run.fired["claim ended by its lease"]:
                 continue
             one.runs += 1
             one.fired += any(f"{kind} ".startswith(f"{fault} ") for kind in world.run.fired)
@@ -197,52 +191,44 @@ def look(case: Case, wanted: Collection[str]) -> dict[str, Seen]:
 
 def counted(world: World, copies: bool) -> dict[str, list[int]]:
     """Return by column how often each event had the repeat."""
-    sent = Counter(one.event_id for one in world.broker.sent.values())
+    seen, sent = Checker(world), Counter(one.event_id for one in world.broker.sent.values())
     # Of all ids, or of those that were sent once.
     runs = Counter(event.id for event in world.outside.runs if copies or sent[event.id] == 1)
-    calls: dict[str, list[Call]] = defaultdict(list)
-    for call in sorted(world.outside.calls, key=lambda call: call.start_s):
-        if call.reached:
-            calls[call.event.id].append(call)
-    parked = Counter(message.body for message in world.broker.dead if message.body)
-    return {
-        RUNS_AGAIN: [times - 1 for times in runs.values()],
-        RECORDED_TWICE: [len(times_s) - 1 for times_s in recorded_s(world).values()],
-        CALLED_AGAIN: [len(of_one) - 1 for of_one in calls.values()],
-        OVERLAP: [
-            sum(second.start_s < first.end_s for first, second in pairwise(of_one))
-            for of_one in calls.values()
-        ],
-        PARKED_TWICE: [times - 1 for times in parked.values()],
-        PUBLISHED_AGAIN: [len(times_s) - 1 for times_s in world.broker.published_s.values()],
+    reached = [[call for call in calls if call.reached] for calls in seen.calls.values()]
+    times = {
+        RUNS_AGAIN: runs.values(),
+        RECORDED_TWICE: map(len, recorded_s(seen).values()),
+        CALLED_AGAIN: filter(None, map(len, reached)),
+        PARKED_TWICE: (number for body, number in seen.parked.items() if body),
+        PUBLISHED_AGAIN: map(len, world.broker.published_s.values()),
     }
+    overlaps = [
+        sum(second.start_s < first.end_s for first, second in pairwise(calls))
+        for calls in filter(None, reached)
+    ]
+    return {OVERLAP: overlaps, **{column: [n - 1 for n in ns] for column, ns in times.items()}}
 
 
-def recorded_s(world: World) -> dict[bytes, list[float]]:
-    """Return when each record was put as done, over all lives of etcd's data."""
+def recorded_s(seen: Checker) -> dict[bytes, list[float]]:
+    """Return when each record was put as done."""
     done: dict[bytes, list[float]] = defaultdict(list)
-    for change, record in records(world.store.history):
-        if record["state"] == "done":
-            done[change.key].append(change.at_s)
+    for change, _ in seen.done:
+        done[change.key].append(change.at_s)
     return done
 
 
 def read_table() -> dict[str, dict[str, bool]]:
     """Return the page's table of faults: by row and column, whether there can be a repeat."""
-    table: dict[str, dict[str, bool]] = {}
-    inside = False
-    for line in PAGE.read_text().splitlines():
-        first, *cells = (cell.strip() for cell in line.strip("|").split("|"))
-        if cells == list(COLUMNS):
-            inside = True
-        elif not line.startswith("|"):
-            inside = False
-        elif inside and not set(first) <= set("-"):
-            assert set(cells) <= {"yes", "no"}, f"{first}: {cells}"
-            table[first] = {
-                column: cell == "yes" for column, cell in zip(COLUMNS, cells, strict=True)
-            }
-    return table
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in PAGE.read_text().splitlines()
+    ]
+    head = next(number for number, (_, *cells) in enumerate(lines) if cells == list(COLUMNS))
+    can_be = {"yes": True, "no": False}
+    return {
+        first: {column: can_be[cell] for column, cell in zip(COLUMNS, cells, strict=True)}
+        for first, *cells in takewhile(lambda row: len(row) > 1, lines[head + 2 :])
+    }
 
 
 def test_the_page_has_a_row_for_each_case() -> None:
@@ -273,12 +259,11 @@ def test_the_page_says_what_the_runs_show(row: str) -> None:
 
 def test_a_record_is_kept_for_the_window_at_least() -> None:
     case = CASES["A duplicate comes after the window"]
-    worlds = [run(case, "", seed) for seed in range(case.runs)]
+    worlds = [simulate(seed, partial(draw, case, "")) for seed in range(case.runs)]
     apart_s = [
         later_s - earlier_s
         for world in worlds
-        if world is not None
-        for times_s in recorded_s(world).values()
+        for times_s in recorded_s(Checker(world)).values()
         for earlier_s, later_s in pairwise(times_s)
     ]
     assert len(apart_s) >= 10

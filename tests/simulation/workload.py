@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pika
 
+from fakes.corpus import AWKWARD_IDS, NO_EVENTS
 from fakes.headers import encoded, entry, nested, table
 from idempotent_consumer import Reject, Service
 from idempotent_consumer.event import Event, Publish, Put, decode
@@ -82,27 +83,7 @@ _PROPERTIES = (
 )
 """Some of them have headers that pika cannot read, or more bytes than may be in flight."""
 
-_LONG = "x" * 150
-_IDS = (
-    *("a/b", "a/b/", "a", "A", "nul\0", "nul", "\u00e9", "e\u0301", "sha256:" + "0" * 64, " "),
-    *(_LONG + "1", _LONG + "2", _LONG, "\U0001f600" * 40, "x" * 128, "x" * 129),
-)
-"""Ids that a careless key would bring together, or could not write."""
-
-_INVALID = (
-    b"",
-    b"no json %d",
-    b"[%d]",
-    b'{"id":%d,"type":"order"}',
-    b'{"id":"","type":"order","n":%d}',
-    b'{"id":"i%d","type":null}',
-    b'{"id":"i%d","type":"order","args":null}',
-    b'{"id":"i%d"}',
-    b'{"id":"i%d","type":"order","args":{"a":NaN}}',
-    b"\xff\xfe%d",
-    b'{"id":"\\ud800%d","type":"order"}',
-    b'{"id":"i%d","type":"order","args":{"a":' + b"[" * 600 + b"]" * 600 + b"}}",
-)
+_INVALID = sorted({body for body in NO_EVENTS if len(body) < 2000})
 _KINDS = ("new", "duplicate", "conflict", "stranger", "invalid")
 _MIXES = (
     tuple(TYPES),
@@ -172,6 +153,11 @@ class Producer:
         self.unsent = plan.events
         self._drawn: list[tuple[str, str, int]] = []
         self._types = plan.types or rng.choice(_MIXES)
+        # Those next to each other are alike.
+        first = rng.randrange(len(AWKWARD_IDS))
+        self._ids = [*AWKWARD_IDS[first : first + 10]]
+        rng.shuffle(self._ids)
+        self._invalid = rng.sample(_INVALID, len(_INVALID))
         ends_s, at_s = plan.faulty_s * rng.choice([0.2, 0.8]), 0.0
         if any(kind in plan.rates for kind in OF_DATA):
             ends_s = plan.faulty_s + 30.0  # Something must come to those that must not settle.
@@ -184,8 +170,7 @@ class Producer:
         """Return the next body of a kind; what is not in its digest differs each time."""
         rng = self._rng
         if kind == "invalid":
-            body = rng.choice(_INVALID)
-            return Sent(body % number if body else body)
+            return Sent(self._invalid.pop())
         if kind == "stranger":
             drawn = (f"s{number}", STRANGER, 0)
         elif kind == "duplicate" and self._drawn:
@@ -196,9 +181,8 @@ class Producer:
                 if rng.random() < 0.3:
                     event_type = rng.choice(self._types)
             else:
-                used = {event_id for event_id, _, _ in self._drawn}
-                free = [event_id for event_id in _IDS if event_id not in used]
-                event_id = rng.choice(free) if free and rng.random() < 0.25 else f"e{number}"
+                is_awkward = self._ids and rng.random() < 0.25
+                event_id = self._ids.pop() if is_awkward else f"e{number}"
                 event_type = rng.choice(self._types)
             drawn = (event_id, event_type, number)
             self._drawn.append(drawn)

@@ -66,8 +66,9 @@ class World:
         self._pass_s(self.plan.faulty_s)
         self.run.note("", "no more faults from here on")
         self.run.faulty = False
-        for switch in (self.etcd.be_away, self.etcd.be_full, self.broker.be_away):
-            switch(False)
+        self.etcd.be_away(False)
+        self.broker.be_away(False)
+        self.store.out_of_space = False
         for process in self.living():
             process.life.dies_at = 0
             process.life.freezes_at.clear()
@@ -77,7 +78,7 @@ class World:
         self._pass_s(DRAINED_WITHIN_S, self._is_drained)
         if not self._broken() and not self._is_drained():
             left = [message.body for message in self.broker.unsettled]
-            held = sum(each.running.consumer.held for each in self.living() if each.token)
+            held = sum(process.running.consumer.held for process in self.running())
             self.run.violation("stuck", f"{len(left)} not settled, {held} held,", left[:3])
         # What is still under way may apply now, when everything seems settled.
         self._pass_s(_OVER_WITHIN_S, self._is_over)
@@ -150,6 +151,10 @@ class World:
     def living(self) -> list[SimulatedProcess]:
         return [process for process in self.processes if process.life.alive]
 
+    def running(self) -> list[SimulatedProcess]:
+        """Return the living processes whose first step is behind them."""
+        return [process for process in self.living() if process.token]
+
     def _lose_data(self, kind: str) -> None:
         """Wipe or restore etcd; whoever knows better must not settle; then restart everything."""
         run = self.run
@@ -214,7 +219,9 @@ def _flaps(world: World, kind: str) -> None:
 TIMED: dict[str, Timed] = {
     "etcd away": _lasts("etcd", (0.5, 8.0), lambda w: w.etcd.be_away),
     "etcd away for longer than a lease": _lasts("etcd", (16.0, 45.0), lambda w: w.etcd.be_away),
-    "etcd out of space": _lasts("etcd", (1.0, 10.0), lambda w: w.etcd.be_full),
+    "etcd out of space": _lasts(
+        "etcd", (1.0, 10.0), lambda w: partial(setattr, w.store, "out_of_space")
+    ),
     "broker restarted": _lasts("broker", (0.5, 10.0), lambda w: w.broker.be_away),
     "receiver down": _receiver("down"),
     "receiver slow": _receiver("slow"),
@@ -224,13 +231,9 @@ TIMED: dict[str, Timed] = {
     "lease revoked": lambda w, kind: w.run.hits(kind, w.store.leases_of_claims(), w.store.revoke),
     "connection lost": lambda w, kind: w.run.hits(kind, w.broker.connections, w.broker.cut),
     "channel closed": lambda w, kind: w.run.hits(kind, w.broker.channels, w.broker.close),
-    "consumer cancelled": lambda w, kind: w.run.hits(kind, w.broker.consumers, w.broker.cancel),
-    "queue deleted": lambda w, kind: w.run.hits(
-        kind, w.broker.idle_retry_queues, w.broker.delete_queue
-    ),
-    "stopped": lambda w, kind: w.run.hits(
-        kind, [process for process in w.living() if process.token], SimulatedProcess.stop
-    ),
+    "consumer cancelled": lambda w, kind: w.run.hits(kind, w.broker.consuming, w.broker.cancel),
+    "queue deleted": lambda w, kind: w.run.hits(kind, w.broker.idle_retries, w.broker.delete_queue),
+    "stopped": lambda w, kind: w.run.hits(kind, w.running(), SimulatedProcess.stop),
 }
 """Faults that happen at a time, and how."""
 

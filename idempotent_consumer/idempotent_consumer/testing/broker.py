@@ -24,14 +24,7 @@ from .loop import Agenda, Loop, Wire
 
 RESET = StreamLostError("Stream connection lost: ConnectionResetError(104, 'reset')")
 
-_HANDSHAKE = (
-    spec.Connection.Start(
-        server_properties={"capabilities": {"publisher_confirms": True, "basic.nack": True}}
-    ),
-    spec.Connection.Tune(channel_max=2047, frame_max=131072),
-    spec.Connection.OpenOk(),
-)
-"""Said in one go: pika's answers to it tell the broker nothing."""
+_CAPABILITIES = {"publisher_confirms": True, "basic.nack": True}
 
 
 @dataclass(eq=False)
@@ -104,7 +97,7 @@ class FakeBroker:
     by ``ServerChannel.confirm``. ``nacks`` says of a queue's name whether it takes no message.
     ``exchanges`` are topic exchanges, with their bindings: keys and queues. ``sinks`` has exchanges
     whose messages all go to one queue. ``arrived`` is how many deliveries have come to each
-    process, ``consumed`` how many consumers there have been. A subclass can decide more.
+    process, ``consumed`` how many consumers there have been.
     """
 
     def __init__(self, agenda: Agenda) -> None:
@@ -123,9 +116,8 @@ class FakeBroker:
         self.arrived: Counter[Loop] = Counter()
         self.consumed = self._stored = 0
 
-    # What a process reaches.
-
     def connect(self, parameters: Any, **callbacks: Any) -> Connection:
+        """Connect a process, for ``System.connect``."""
         connection = Connection(self, parameters, **callbacks)
         self.connections.append(connection)
         return connection
@@ -192,7 +184,7 @@ class FakeBroker:
         """What has been given out and is not acked."""
         return [message for one in self.channels for _, message in one.unacked.values()]
 
-    # What the broker decides.
+    # What the broker decides. A subclass may decide otherwise, or look on.
 
     def pick(self, queue: Queue, free: list[Consumer]) -> tuple[Message, Consumer]:
         """Take out the next message, for one of the consumers with room for it; they take turns."""
@@ -244,16 +236,14 @@ class FakeBroker:
 
     def put(self, queue: Queue, message: Message) -> None:
         queue.ready.append(message)
-        if "x-message-ttl" in queue.arguments:
-            ttl_s = queue.arguments["x-message-ttl"] / 1000
-
-            def expire() -> None:
-                if message in queue.ready:
-                    queue.ready.remove(message)
-                    self.dead_letter(queue, message, "expired")
-
-            self.agenda.later(ttl_s, expire)
+        if ttl_ms := queue.arguments.get("x-message-ttl"):
+            self.agenda.later(ttl_ms / 1000, partial(self._expire, queue, message))
         self.dispatch(queue)
+
+    def _expire(self, queue: Queue, message: Message) -> None:
+        if message in queue.ready:
+            queue.ready.remove(message)
+            self.dead_letter(queue, message, "expired")
 
     def dispatch(self, queue: Queue) -> None:
         while queue.ready and (free := [each for each in queue.consumers if each.room]):
@@ -263,21 +253,22 @@ class FakeBroker:
     def take_back(self, queue: Queue, messages: list[Message]) -> None:
         """Make messages ready again, behind other returned ones and ahead of the rest."""
         limit = queue.arguments.get("x-delivery-limit", 20)
+        at = sum(message.returns > 0 for message in queue.ready)
         for message in messages:
             message.returns += 1
-        spent = [message for message in messages if 0 <= limit < message.returns]
-        at = next((n for n, m in enumerate(queue.ready) if not m.returns), len(queue.ready))
-        queue.ready[at:at] = [message for message in messages if message not in spent]
-        for message in spent:
-            self.dead_letter(queue, message, "delivery_limit")
+            if 0 <= limit < message.returns:
+                self.dead_letter(queue, message, "delivery_limit")
+            else:
+                queue.ready.insert(at, message)
+                at += 1
         if self.queues.get(queue.name) is queue:
             self.dispatch(queue)
 
     def dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
         """Move a message to where its queue's dead letters go, if anywhere."""
-        if "x-dead-letter-exchange" not in queue.arguments:
+        exchange = queue.arguments.get("x-dead-letter-exchange")
+        if exchange is None:
             return
-        exchange = queue.arguments["x-dead-letter-exchange"]
         routing_key = queue.arguments.get("x-dead-letter-routing-key", message.routing_key)
         targets = self.route(exchange, routing_key)
         if not targets:
@@ -301,20 +292,21 @@ class Session:
         self._unread: list[Callable[[], None]] = []
 
     def accept(self) -> None:
-        connection = self.connection
         if self.broker.away:
             refused = AMQPConnectionError("Connection refused")
-            connection.to_client.send(partial(connection.lost, refused))
+            self.connection.to_client.send(partial(self.connection.lost, refused))
             return
         self.alive = True
         self.broker.sessions.append(self)
-        for method in _HANDSHAKE:
-            self.send(0, method)
+        # In one go: pika's answers tell the broker nothing.
+        self.send(0, spec.Connection.Start(server_properties={"capabilities": _CAPABILITIES}))
+        self.send(0, spec.Connection.Tune(channel_max=2047, frame_max=131072))
+        self.send(0, spec.Connection.OpenOk())
 
     def send(self, number: int, method: Any, *content: bytes) -> None:
         """Send a method on a channel, with a message's encoded properties and its body."""
-        connection = self.connection
-        connection.to_client.send(partial(connection.receive, number, method, *content))
+        receive = partial(self.connection.receive, number, method, *content)
+        self.connection.to_client.send(receive)
 
     def receive(self, number: int, sent: Sent) -> None:
         """Do what the client has sent on a channel."""
@@ -347,9 +339,8 @@ class Session:
         if self.blocked and not self.broker.alarm:
             self.blocked = False
             self.send(0, spec.Connection.Unblocked())
-            unread, self._unread = self._unread, []
-            for read in unread:
-                read()
+            while self._unread:
+                self._unread.pop(0)()
 
     def close_channel(self, channel: ServerChannel, error: ChannelError) -> None:
         """Close a channel for an error; the connection is still there."""
@@ -367,9 +358,9 @@ class Session:
         elif self.alive:
             self.alive = False
             self.broker.sessions.remove(self)
-            channels, self.channels = list(self.channels.values()), {}
-            for channel in channels:
+            for channel in list(self.channels.values()):
                 channel.end()
+            self.channels.clear()
 
 
 class ServerChannel:
@@ -434,16 +425,15 @@ class ServerChannel:
 
     def queue_declare(self, method: Any) -> Any:
         name, arguments = method.queue, method.arguments or {}
-        queue = self._queue(name) if method.passive else self.broker.queues.get(name)
-        if queue is None:
-            queue = self.broker.queues[name] = Queue(name, arguments)
-        elif not method.passive:
-            for key in {**queue.arguments, **arguments}:
-                received, current = arguments.get(key), queue.arguments.get(key)
+        if not method.passive:
+            known = self.broker.queues.setdefault(name, Queue(name, arguments)).arguments
+            for key in {**known, **arguments}:
+                received, current = arguments.get(key), known.get(key)
                 if received != current:
                     inequivalent = f"inequivalent arg '{key}' for queue '{name}' in vhost '/'"
                     values = f"received {_shown(received)} but current is {_shown(current)}"
                     raise ChannelError(406, f"PRECONDITION_FAILED - {inequivalent}: {values}")
+        queue = self._queue(name)
         return spec.Queue.DeclareOk(name, len(queue.ready), len(queue.consumers))
 
     def queue_bind(self, method: Any) -> Any:
@@ -471,11 +461,10 @@ class ServerChannel:
 
     def basic_cancel(self, method: Any) -> Any:
         """Consume no more; what was delivered stays unacked."""
-        tag = method.consumer_tag
-        self.cancelled.add(tag)
-        if tag in self.consumers:
-            self._end_consumer(self.consumers[tag])
-        return spec.Basic.CancelOk(tag)
+        self.cancelled.add(method.consumer_tag)
+        if method.consumer_tag in self.consumers:
+            self._end_consumer(self.consumers[method.consumer_tag])
+        return spec.Basic.CancelOk(method.consumer_tag)
 
     def basic_ack(self, method: Any) -> None:
         tags = self._tags(method.delivery_tag, method.multiple)
@@ -499,19 +488,17 @@ class ServerChannel:
 
     def basic_publish(self, method: Any, encoded: bytes, body: bytes) -> None:
         broker, exchange, routing_key = self.broker, method.exchange, method.routing_key
-        queues, taken = broker.route(exchange, routing_key), True
+        queues = broker.route(exchange, routing_key)
         self._published += 1
         number = self._published
         broker.publishing(self, Message(number, body, encoded, exchange, routing_key))
         if method.mandatory and not queues:
             self._send(spec.Basic.Return(312, "NO_ROUTE", exchange, routing_key), encoded, body)
-        for queue in queues:
-            if broker.nacks(queue.name):
-                taken = False
-            else:
-                broker.store(queue, body, encoded, exchange, routing_key)
+        accepting = [queue for queue in queues if not broker.nacks(queue.name)]
+        for queue in accepting:
+            broker.store(queue, body, encoded, exchange, routing_key)
         if self.confirming:
-            self.unconfirmed[number] = taken
+            self.unconfirmed[number] = len(accepting) == len(queues)
             broker.confirm(self, number)
 
     # The end.
@@ -521,9 +508,10 @@ class ServerChannel:
         self.broker.ended(self)
         for consumer in list(self.consumers.values()):
             self._end_consumer(consumer)
-        unacked = self._take(list(self.unacked))
-        for queue in dict.fromkeys(consumer.queue for consumer, _ in unacked):
-            messages = [message for consumer, message in unacked if consumer.queue is queue]
+        unacked: dict[Queue, list[Message]] = {}
+        for consumer, message in self._take(list(self.unacked)):
+            unacked.setdefault(consumer.queue, []).append(message)
+        for queue, messages in unacked.items():
             self.broker.take_back(queue, messages)
 
     def _tags(self, tag: int, multiple: bool) -> list[int]:
@@ -614,14 +602,14 @@ class Connection(amqp.Connection):
             # What comes behind a cancel pika hands back by itself.
             cancelled = self._channels[number]._cancelled  # noqa: SLF001
             self.broker.arrived[self.loop] += method.consumer_tag not in cancelled
-        frames: list[Any] = [frame.Method(number, method)]
+        read: bytes = frame.Method(number, method).marshal()
         if content:
             encoded, body = content
             # As they are: some properties are such as pika would not write.
             properties = SimpleNamespace(INDEX=spec.Basic.INDEX, encode=lambda: [encoded])
-            frames.append(frame.Header(number, len(body), properties))
-            frames += [frame.Body(number, body)] if body else []
-        self._on_data_available(b"".join(each.marshal() for each in frames))
+            read += frame.Header(number, len(body), properties).marshal()
+            read += frame.Body(number, body).marshal() if body else b""
+        self._on_data_available(read)
 
     # Where pika reaches the network.
 

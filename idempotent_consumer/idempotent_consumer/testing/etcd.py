@@ -275,25 +275,23 @@ class Store:
             lease = operation.request_put.lease
             if lease and lease not in self._data.leases:
                 raise refusal(StatusCode.NOT_FOUND, "requested lease not found")
-        revision, changes = self._data.revision + 1, list[Change]()
-        responses = [self._do(operation, revision, changes) for operation in operations]
-        self._committed(changes)
+        before = len(self._data.changes)
+        responses = [self._do(operation) for operation in operations]
+        self._committed(self._data.changes[before:])
         return pb.TxnResponse(succeeded=succeeded, responses=responses)
 
     def _check(self, request: Any) -> None:
         parts = (request.compare, request.success, request.failure)
         if max(map(len, parts)) > self.max_txn_ops:
             raise refusal(StatusCode.INVALID_ARGUMENT, "too many operations in txn request")
-        puts = [
-            [op.request_put.key for op in branch if op.HasField("request_put")]
-            for branch in parts[1:]
-        ]
-        if not all(map(all, puts)):
-            raise refusal(StatusCode.INVALID_ARGUMENT, "key is not provided")
-        if any(len(set(keys)) < len(keys) for keys in puts):
-            raise refusal(StatusCode.INVALID_ARGUMENT, "duplicate key given in txn request")
-        if any(puts):
-            self._check_space()
+        for branch in parts[1:]:
+            puts = [op.request_put.key for op in branch if op.HasField("request_put")]
+            if not all(puts):
+                raise refusal(StatusCode.INVALID_ARGUMENT, "key is not provided")
+            if len(set(puts)) < len(puts):
+                raise refusal(StatusCode.INVALID_ARGUMENT, "duplicate key given in txn request")
+            if puts:
+                self._check_space()
 
     def _check_space(self) -> None:
         if self.out_of_space:
@@ -308,32 +306,31 @@ class Store:
         found = getattr(kv or kv_pb2.KeyValue(), member)
         return bool(_COMPARISONS[compare.result](found, getattr(compare, member)))
 
-    def _do(self, operation: Any, revision: int, changes: list[Change]) -> Any:
+    def _do(self, operation: Any) -> Any:
         kind = operation.WhichOneof("request")
         if kind == "request_range":
             return pb.ResponseOp(response_range=self._read(operation.request_range))
         if kind == "request_put":
-            put = operation.request_put
+            put, revision = operation.request_put, self._data.revision + 1
             old = self._data.at(put.key) or kv_pb2.KeyValue(create_revision=revision)
             kv = kv_pb2.KeyValue(key=put.key, value=put.value, lease=put.lease)
             kv.create_revision, kv.mod_revision = old.create_revision, revision
             kv.version = old.version + 1
-            self._change(put.key, kv, revision, changes)
+            self._change(put.key, kv)
             return pb.ResponseOp(response_put=pb.PutResponse())
         if kind == "request_delete_range":
             delete = operation.request_delete_range
             gone = self._data.within(delete.key, delete.range_end)
             for key in gone:
-                self._change(key, None, revision, changes)
+                self._change(key, None)
             return pb.ResponseOp(response_delete_range=pb.DeleteRangeResponse(deleted=len(gone)))
         raise NotImplementedError(kind)
 
-    def _change(self, key: bytes, kv: Any, revision: int, changes: list[Change]) -> None:
+    def _change(self, key: bytes, kv: Any) -> None:
         value, lease = (None, 0) if kv is None else (kv.value, kv.lease)
-        change = Change(self._now_s(), revision, key, value, lease, kv)
+        change = Change(self._now_s(), self._data.revision + 1, key, value, lease, kv)
         self._data.add(change)
         self.history.append(change)
-        changes.append(change)
 
     def _range(self, request: Any) -> Any:
         if not request.key:
@@ -380,11 +377,11 @@ class Store:
 
     def _end_lease(self, lease: int) -> None:
         del self._data.leases[lease]
-        revision, changes = self._data.revision + 1, list[Change]()
+        before = len(self._data.changes)
         for key in self._data.within(b"\0", b"\0"):
             if self._data.at(key).lease == lease:
-                self._change(key, None, revision, changes)
-        self._committed(changes)
+                self._change(key, None)
+        self._committed(self._data.changes[before:])
 
 
 # What a process reaches.
@@ -426,10 +423,10 @@ def refused(text: str, code: StatusCode = StatusCode.UNKNOWN, answers_s: float =
 
 @dataclass(eq=False)
 class Call:
-    """A request that was sent by a process to a member.
+    """A request that was sent by a process to a member, in the ``life`` of its data then.
 
     ``outcome`` is the reply or the error, once it has applied; ``answer`` is what the process
-    waits for. ``context`` is a subclass's of FakeEtcd.
+    waits for. ``number`` counts the requests of all processes.
     """
 
     sent_s: float
@@ -440,7 +437,8 @@ class Call:
     metadata: tuple[tuple[str, str], ...]
     answer: asyncio.Future[Any] = field(repr=False)
     outcome: Any = field(default=None, repr=False)
-    context: Any = field(default=None, repr=False)
+    number: int = 0
+    life: int = 0
 
 
 class FakeEtcd:
@@ -483,6 +481,7 @@ class FakeEtcd:
     def send(self, call: Call) -> None:
         """Take a request, and answer it in a step of the process."""
         self.calls.append(call)
+        call.number, call.life = len(self.calls), len(self.store.lives)
         script, later = self._scripts[call.method], self.agenda.later
         fate = script.popleft() if script else self.fate(call)
         if fate.applies_s is not None:
@@ -493,6 +492,8 @@ class FakeEtcd:
             later(max(fate.answers_s, fate.applies_s), partial(self.answer, call), call.loop)
 
     def apply(self, call: Call) -> None:
+        if call.life != len(self.store.lives):
+            return  # Wiped or restored, it is another server: this went with the connections.
         try:
             call.outcome = self.store.apply(call.method, call.request)
         except AioRpcError as error:
@@ -521,8 +522,8 @@ class FakeChannel:
 
     def __init__(self, etcd: FakeEtcd, endpoint: str) -> None:
         self._etcd, self._endpoint, self._closed = etcd, endpoint, False
-        self._calls: list[Call] = []
-        self._watches: list[Watch] = []
+        self._under_way: list[Callable[[], object]] = []
+        """What ends each call."""
 
     def unary_unary(
         self, method: str, request_serializer: Any, response_deserializer: Any
@@ -555,7 +556,7 @@ class FakeChannel:
             call = self._call(method, request, metadata)
             self._etcd.calls.append(call)
             watch = Watch(self._etcd, call)
-            self._watches.append(watch)
+            self._under_way.append(partial(watch.deliver, CLOSED))
             self._etcd.watch(watch)
             try:
                 while not isinstance(reply := await watch.replies.get(), AioRpcError):
@@ -569,10 +570,8 @@ class FakeChannel:
     async def close(self, grace: float | None = None) -> None:
         """End every call under way: it is cancelled, as gRPC does it."""
         self._closed = True
-        for call in self._calls:
-            call.answer.cancel()
-        for watch in self._watches:
-            watch.deliver(CLOSED)
+        for end in self._under_way:
+            end()
 
     def _call(self, method: str, request: bytes, metadata: Any) -> Call:
         if self._closed:
@@ -581,9 +580,8 @@ class FakeChannel:
         name = method.rpartition("/")[2]
         sent = getattr(pb, f"{name}Request").FromString(request)
         answer = loop.create_future()
-        call = Call(loop.time(), name, sent, loop, self._endpoint, tuple(metadata), answer)
-        self._calls.append(call)
-        return call
+        self._under_way.append(answer.cancel)
+        return Call(loop.time(), name, sent, loop, self._endpoint, tuple(metadata), answer)
 
 
 class Watch:

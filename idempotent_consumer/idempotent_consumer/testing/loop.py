@@ -78,15 +78,13 @@ class Agenda:
 def _outer_loop_set_aside() -> Iterator[None]:
     """Let loops run here although one may be running: a test can be a coroutine itself."""
     outer = events._get_running_loop()  # noqa: SLF001 - asyncio's hook for event loops
-    task = asyncio.current_task(outer) if outer is not None else None
-    swap = getattr(asyncio.tasks, "_swap_current_task", None) if task is not None else None
-    if swap is not None:  # From Python 3.12 on.
-        swap(outer, None)
+    swap = getattr(asyncio.tasks, "_swap_current_task", None) if outer else None
+    task = swap(outer, None) if swap else None  # From Python 3.12 on.
     try:
         yield
     finally:
         events._set_running_loop(outer)  # noqa: SLF001
-        if swap is not None:
+        if swap:
             swap(outer, task)
 
 
@@ -274,46 +272,32 @@ class Threads(Executor):
     """
 
     def __init__(self, threads: int, starts_after_s: Callable[[], float] = lambda: 0.0) -> None:
-        self._free, self._starts_after_s = threads, starts_after_s
-        self._waiting: deque[tuple[Loop, Callback]] = deque()
+        self._free, self._starts_after_s = asyncio.Semaphore(threads), starts_after_s
 
     def run(self, loop: Loop, job: Callable[[], Any]) -> asyncio.Future[Any]:
         """Run a job as soon as a thread is free; its future can be cancelled until then."""
         result: asyncio.Future[Any] = loop.create_future()
-        self._waiting.append((loop, partial(self._start, loop, job, result)))
-        self._start_next()
+        loop.create_task(self._run(loop, job, result))
         return result
 
-    def _start_next(self) -> None:
-        if self._free and self._waiting:
-            self._free -= 1
-            loop, start = self._waiting.popleft()
-            loop.agenda.later(self._starts_after_s(), start, loop)
-
-    def _start(self, loop: Loop, job: Callable[[], Any], result: asyncio.Future[Any]) -> None:
-        resolve: Callable[[Any], None] = result.set_result
-        outcome: Any = None
-        if not result.cancelled():
+    async def _run(self, loop: Loop, job: Callable[[], Any], result: asyncio.Future[Any]) -> None:
+        async with self._free:
+            await asyncio.sleep(self._starts_after_s())
+            if result.cancelled():
+                return
             events._set_running_loop(None)  # noqa: SLF001 - another thread has no loop
+            resolve: Callable[[], None]
             try:
-                outcome = job()
+                resolve = partial(result.set_result, job())
             except Killed:
                 raise
             except BaseException as error:  # noqa: BLE001 - as an executor does
-                resolve, outcome = result.set_exception, error
+                resolve = partial(result.set_exception, error)
             finally:
                 events._set_running_loop(loop)  # noqa: SLF001
-
-        def end() -> None:
-            self._free += 1
+            await asyncio.sleep(loop.take_spent_s())
             if not result.cancelled():
-                resolve(outcome)
-            self._start_next()
-
-        if spent_s := loop.take_spent_s():
-            loop.agenda.later(spent_s, end, loop)
-        else:
-            end()
+                resolve()
 
 
 class Wire:

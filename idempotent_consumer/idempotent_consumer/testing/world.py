@@ -63,8 +63,6 @@ class InMemory:
         self._dead_letters = self._broker.queues[names.dead_letter_queue(service.name)]
         self._processes: list[Process] = []
         self._raised: list[BaseException] = []
-        # By the garbage collector its coroutines would end outside of a loop, which they say aloud.
-        finalize(self, _kill, self._processes)
         self._start(dies_at)
         self._first = self._life
         self._agenda.run(self._agenda.now_s)
@@ -151,21 +149,15 @@ class InMemory:
             kind: replace(handler, function=_watched(handler, life, self._raised))
             for kind, handler in self._service.handlers.items()
         }
-        self._processes.append(
-            Process(
-                service, self._broker, self._etcd, self._settings, loop=life, random=self._random
-            )
-        )
+        # By the garbage collector its coroutines would end outside of a loop, which they say aloud.
+        finalize(self, life.kill)
+        servers = (self._broker, self._etcd, self._settings)
+        self._processes.append(Process(service, *servers, loop=life, random=self._random))
 
     def _is_settled(self) -> bool:
         queues = self._broker.queues.values()
         ready = any(queue.ready for queue in queues if queue is not self._dead_letters)
         return not (ready or self._broker.unacked)
-
-
-def _kill(processes: list[Process]) -> None:
-    for process in processes:
-        process.loop.kill()
 
 
 class _Life(Loop):
@@ -288,15 +280,6 @@ _SEEDS = 20
 _TIMES = 3
 
 
-class Seen(NamedTuple):
-    """What came of a run."""
-
-    effects: dict[str, bytes]
-    published: list[str]
-    parked: list[tuple[bytes, str]]
-    outside: object
-
-
 def check_duplicates(make: Make, events: Events) -> None:
     """Deliver each event several times, in many orders and batches.
 
@@ -331,19 +314,24 @@ def check_crashes(make: Make, events: Events) -> None:
 
 def _run(
     make: Make, batches: Sequence[Events], dies_at: int | None = None
-) -> tuple[Seen, list[str]]:
+) -> tuple[dict[str, object], list[str]]:
+    """Return what came of a run, and the first process's steps."""
     service, outside = make()
     world = InMemory(service, dies_at=dies_at)
     for batch in batches:
         world.publish(*batch)
-    published = sorted({str(event) for event in world.published})
-    parked = sorted({(letter.body, letter.reason) for letter in world.parked})
-    return Seen(world.effects, published, parked, outside()), world.steps
+    seen = {
+        "effects": world.effects,
+        "published": sorted({str(event) for event in world.published}),
+        "parked": sorted({(letter.body, letter.reason) for letter in world.parked}),
+        "outside": outside(),
+    }
+    return seen, world.steps
 
 
-def _compare(undisturbed: Seen, seen: Seen, how: str) -> None:
-    for what, expected, found in zip(Seen._fields, undisturbed, seen, strict=True):
-        if found != expected:
+def _compare(undisturbed: dict[str, object], seen: dict[str, object], how: str) -> None:
+    for what, expected in undisturbed.items():
+        if seen[what] != expected:
             raise AssertionError(
-                f"{what} differs {how}:\n  {found!r}\nundisturbed it is\n  {expected!r}"
+                f"{what} differs {how}:\n  {seen[what]!r}\nundisturbed it is\n  {expected!r}"
             )
