@@ -78,10 +78,7 @@ def _numbered(numbers: Iterable[int]) -> list[bytes]:
 
 
 def _start(site: Site) -> dict[str, float]:
-    """Publish an event, start the service, and wait for the record and for the import's end.
-
-    The record is seen by a watch that was opened before, so its way back counts too.
-    """
+    """Publish an event, start the service, and wait for the record and for the import's end."""
     event_id = f"{_NEW}{uuid.uuid4()}"
     with site.queue(BARE), site.watch(RECORDS + event_id) as next_record:
         site.preload(BARE, [body(event_id)])
@@ -128,14 +125,11 @@ def _on_history(site: Site, size: int, events: int) -> dict[str, list[float]]:
 
 def _delete_all(site: Site) -> float:
     """Delete all records, and return what each deletion adds to etcd's file, in bytes."""
-
-    def used_now() -> float:
-        # What is in use changes once etcd has written to its file, every 0.1 s.
-        return stands_still(lambda: site.gauges()["in use MB"]) * 1e6
-
-    before, number = used_now(), site.keys.count(RECORDS)
+    # What is in use changes once etcd has written to its file, every 0.1 s.
+    used_mb = partial(stands_still, lambda: site.gauges()["in use MB"])
+    before_mb, number = used_mb(), site.keys.count(RECORDS)
     site.keys.delete(RECORDS)
-    return (used_now() - before) / number
+    return (used_mb() - before_mb) * 1e6 / number
 
 
 Sample = dict[str, float]
@@ -143,10 +137,7 @@ Sample = dict[str, float]
 
 
 def _steady(site: Site, asked: Namespace) -> list[Table]:
-    """Keep a service at full rate, stop the load, and wait until etcd is empty again.
-
-    Raises AssertionError if what was published is not recorded, or etcd not empty in time.
-    """
+    """Keep a service at full rate, stop the load, and wait until etcd is empty again."""
     subject = program("", "bare", **BARE.settings, DEDUP_WINDOW=f"{_WINDOW_S}s")
     with site.queue(subject) as channel, site.run(subject) as child:
         _imported_s(child)
@@ -208,10 +199,7 @@ def by_minute(samples: Sequence[Sample]) -> Table:
 
 
 def thirds(minutes: Table) -> dict[str, list[float]]:
-    """Hold the last third against the one before it; no figures where the run was too short.
-
-    The first third is left out: there everything grows.
-    """
+    """Hold the last third against the one before it, unless the run was too short."""
     third, figures = len(minutes) // 3, {name: list[float]() for name in _STEADY}
     if len(minutes) >= _LEAST_MINUTES:
         for name in ("events/s", *MEASURES):
@@ -224,15 +212,11 @@ def thirds(minutes: Table) -> dict[str, list[float]]:
 
 
 def oldest_lease_s(samples: Sequence[Sample]) -> list[float]:
-    """Return how old the oldest lease was at each sample, from above, to within two samples.
-
-    Leases all last equally long, so the first that is not revoked yet is the oldest.
-    """
-    ages_s, before = [], 0
+    """Return the oldest lease's age at each sample, from above: of the first not revoked yet."""
+    ages_s = []
     for sample in samples:
-        while before + 1 < len(samples) and samples[before + 1]["granted"] <= sample["revoked"]:
-            before += 1
-        ages_s.append(max(0.0, sample["at_s"] - samples[before]["at_s"]))
+        revoked_by_now = (one["at_s"] for one in samples if one["granted"] <= sample["revoked"])
+        ages_s.append(max(0.0, sample["at_s"] - max(revoked_by_now, default=samples[0]["at_s"])))
     return ages_s
 
 

@@ -31,50 +31,42 @@ def _idle(site: Site, _asked: Namespace) -> list[Table]:
     A record is there when a watch has brought it to this process: one clock for both ends, and the
     watch's way back counts against the service.
     """
+    samples: list[tuple[float, float, float]] = []
     delivered_s: list[float] = []
-    taken_ms: dict[str, list[float]] = {}
     with (
         site.queue(_REFERENCE) as channel,
         site.queue(BARE),
         site.run(BARE) as child,
         site.watch(RECORDS) as next_record,
     ):
-
-        def recorded(event: bytes) -> float:
-            channel.basic_publish("", BARE.queue, event, PERSISTENT)
-            return next_record()[1]
-
-        def round_trip(event: bytes) -> float:
-            channel.basic_publish("", _REFERENCE.queue, event, PERSISTENT)
-            while not delivered_s:
-                channel.connection.process_data_events(time_limit=LOST_AFTER_S)
-            return delivered_s.pop()
-
-        def put(_event: bytes) -> float:
-            site.etcd.put("/reference", "done")
-            return time.monotonic()
-
         child.wait_ready()
         channel.basic_consume(
             _REFERENCE.queue, lambda *_: delivered_s.append(time.monotonic()), auto_ack=True
         )
-        steps = {RECORDED: recorded, "bare: publish to consumed": round_trip, "bare: etcd put": put}
         for event in new_events(_WARM_UP_EVENTS + _SAMPLES):
-            for name, step in steps.items():
-                started_s = time.monotonic()
-                taken_ms.setdefault(name, []).append(1000 * (step(event) - started_s))
+            sent_s = time.monotonic()
+            channel.basic_publish("", BARE.queue, event, PERSISTENT)
+            recorded_s = next_record()[1] - sent_s
+            sent_s = time.monotonic()
+            channel.basic_publish("", _REFERENCE.queue, event, PERSISTENT)
+            while not delivered_s:
+                channel.connection.process_data_events(time_limit=LOST_AFTER_S)
+            consumed_s = delivered_s.pop() - sent_s
+            sent_s = time.monotonic()
+            site.etcd.put("/reference", "done")
+            samples.append((recorded_s, consumed_s, time.monotonic() - sent_s))
             channel.connection.sleep(0.02)
     site.clear()
-    return [steps_table({name: ms[_WARM_UP_EVENTS:] for name, ms in taken_ms.items()})]
+    return [steps_table(samples[_WARM_UP_EVENTS:])]
 
 
-def steps_table(taken_ms: dict[str, list[float]]) -> Table:
+def steps_table(samples_s: Sequence[tuple[float, float, float]]) -> Table:
     """Return a row for each step, and for both bare ones: through the broker, then into etcd."""
-    _, round_trip_ms, put_ms = taken_ms.values()
-    both_ms = [a + b for a, b in zip(round_trip_ms, put_ms, strict=True)]
+    steps = (RECORDED, "bare: publish to consumed", "bare: etcd put", BOTH)
+    in_ms = ([1000 * s for s in (*sample, sum(sample[1:]))] for sample in samples_s)
     return {
-        name: {"median, ms": [median(ms)], "p99, ms": percentile(ms, 990), "least, ms": [min(ms)]}
-        for name, ms in {**taken_ms, BOTH: both_ms}.items()
+        step: {"median, ms": [median(ms)], "p99, ms": percentile(ms, 990), "least, ms": [min(ms)]}
+        for step, ms in zip(steps, zip(*in_ms, strict=True), strict=True)
     }
 
 

@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -173,29 +174,15 @@ def ceiling() -> None:
     The same pika connection as the library's, the same prefetch, and like there one multiple ack
     for what one read from the socket brought. Nothing is decoded and nothing is recorded.
     """
-    unacked = 0  # The last tag that waits for the ack, 0 for none.
-
-    def opened(channel: Any) -> None:
-        def on_message(_channel: Any, method: Any, _properties: Any, _body: bytes) -> None:
-            nonlocal unacked
-            if not unacked:
-                # Comes round when everything of this read has been handed over.
-                connection.ioloop.add_callback_threadsafe(ack)
-            unacked = method.delivery_tag
-
-        def ack() -> None:
-            nonlocal unacked
-            channel.basic_ack(unacked, multiple=True)
-            unacked = 0
-
-        channel.basic_qos(prefetch_count=int(os.environ["PREFETCH"]))
-        channel.basic_consume("ceiling", on_message)
-
-    connection = pika.SelectConnection(
-        pika.URLParameters(os.environ["RABBITMQ_URL"]),
-        on_open_callback=lambda connection: connection.channel(on_open_callback=opened),
-    )
-    connection.ioloop.start()
+    channel, tags = _consumer(), deque[int](maxlen=1)
+    # The channel and connection within the blocking ones, which would hand over each by itself.
+    inner, loop = channel._impl, channel.connection._impl.ioloop  # noqa: SLF001
+    inner.basic_consume("ceiling", lambda _, method, *_content: tags.append(method.delivery_tag))
+    while True:
+        loop.poll()
+        loop.process_timeouts()
+        if tags:
+            inner.basic_ack(tags.pop(), multiple=True)
 
 
 def naive() -> None:
@@ -213,10 +200,15 @@ def naive() -> None:
         etcd.transaction(compare=[absent], success=[put], failure=[])
         channel.basic_ack(method.delivery_tag)
 
-    channel = pika.BlockingConnection(pika.URLParameters(os.environ["RABBITMQ_URL"])).channel()
-    channel.basic_qos(prefetch_count=int(os.environ["PREFETCH"]))
+    channel = _consumer()
     channel.basic_consume("naive", on_message)
     channel.start_consuming()
+
+
+def _consumer() -> Any:
+    channel = pika.BlockingConnection(pika.URLParameters(os.environ["RABBITMQ_URL"])).channel()
+    channel.basic_qos(prefetch_count=int(os.environ["PREFETCH"]))
+    return channel
 
 
 async def receiver() -> None:

@@ -71,23 +71,19 @@ def medians(marks: Marks) -> dict[str, float]:
 
 
 def compare(kept: Mapping[str, float], now: Mapping[str, float]) -> list[tuple[bool, str]]:
-    """Return for each ratio whether it has neither fallen nor got lost, and a line that says so.
+    """Return for each ratio whether it has neither fallen nor got lost, and a line that says so."""
 
-    In the order in which they were kept; what is new comes last, and passes.
-    """
-    found = []
-    for name, before in kept.items():
+    def compared(name: str) -> tuple[bool, str]:
+        if name not in kept:
+            return True, f"new      {name}: {now[name]:.3f}, not kept yet: make bench keeps it"
         if name not in now:
-            found.append((False, f"MISSING  {name}: kept {before:.3f}, not measured now"))
-            continue
-        passes = now[name] >= (1 - _ALLOWED_FALL) * before
-        change = f"kept {before:.3f}, now {now[name]:.3f} ({100 * (now[name] / before - 1):+.0f} %)"
-        found.append((passes, f"{'ok  ' if passes else 'FELL'}     {name}: {change}"))
-    return found + [
-        (True, f"new      {name}: {now[name]:.3f}, not kept yet: make bench keeps it")
-        for name in now
-        if name not in kept
-    ]
+            return False, f"MISSING  {name}: kept {kept[name]:.3f}, not measured now"
+        change = now[name] / kept[name] - 1
+        told = f"kept {kept[name]:.3f}, now {now[name]:.3f} ({100 * change:+.0f} %)"
+        fell = now[name] < (1 - _ALLOWED_FALL) * kept[name]
+        return not fell, f"{'FELL' if fell else 'ok  '}     {name}: {told}"
+
+    return [compared(name) for name in {**kept, **now}]
 
 
 def page(title: str, report: Report, marks: Marks, notes: Mapping[str, str]) -> str:

@@ -139,10 +139,7 @@ class Site:
 
     @contextmanager
     def watch(self, prefix: str) -> Iterator[Callable[[], tuple[str, float]]]:
-        """Give what waits for the next change below a prefix: its key, and when it was seen.
-
-        The time is on the monotonic clock. The watch is there when the block begins.
-        """
+        """Give what waits for the next change below a prefix: its key, and the time.monotonic()."""
         seen: queue.SimpleQueue[tuple[str, float]] = queue.SimpleQueue()
 
         def changed(answer: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from . import history, throughput
 from .__main__ import RESULTS, SCENARIOS, main, marks_of
-from .latency import RECORDED, latencies_ms, percentile, pooled, steps_table, summary
+from .latency import latencies_ms, percentile, pooled, steps_table, summary
 from .programs import reached_per_s
 from .report import Mark, Report, Table, compare, medians
 from .runner import BARE, GAUGES, Progress, gauges_of, rate
@@ -43,12 +43,11 @@ def bench(
         calls[name] = {"events/s": [reached], "client alone, calls/s": [reached / of_client]}
     batches = {each.name: [500.0] for pair in throughput.SWEEP.values() for each in pair}
     batches[throughput.CEILING.name] = [900.0, 1000.0, 1050.0]
-    steps = {RECORDED: [recorded_ms] * 200, "consumed": [1.0] * 200, "put": [1.0] * 200}
     tables: dict[str, Table] = {
         "Consuming": rates,
         "Calls": throughput.add_call_shares(calls),
         "Publishing": rates,
-        "Latency when idle": steps_table(steps),
+        "Latency when idle": steps_table([(recorded_ms / 1000, 0.001, 0.001)] * 200),
         "Batch size": {name: {"events/s": values} for name, values in batches.items()},
         "Latency by load": {
             "100": summary(100, [[1.0] * 60 + [20.0] * 40, [1.0] * 100], [0.1], [100.0, 99.1]),

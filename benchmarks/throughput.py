@@ -95,11 +95,11 @@ def _shares(table: Table, reference: str, column: str) -> list[Table]:
 
 
 def _consuming(
-    site: Site, asked: Namespace, subjects: Sequence[Subject] = CONSUMERS, most_rounds: int = 99
+    site: Site, asked: Namespace, subjects: Sequence[Subject] = CONSUMERS, most_rounds: int = 0
 ) -> list[Table]:
     runs = [partial(_consume, site, subject, asked.events) for subject in subjects]
-    table = in_rounds(site, min(asked.rounds, most_rounds), runs)
-    return _shares(table, CEILING.name, "of the ceiling")
+    rounds = min(asked.rounds, most_rounds or asked.rounds)
+    return _shares(in_rounds(site, rounds, runs), CEILING.name, "of the ceiling")
 
 
 def _calling(site: Site, asked: Namespace) -> list[Table]:
