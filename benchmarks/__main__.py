@@ -8,6 +8,8 @@ is no figure.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from etcd3 import Etcd3Exception
@@ -15,7 +17,7 @@ from etcd3 import Etcd3Exception
 from servers.processes import CommandFailedError, ServersUnavailableError
 
 from . import history, latency, pictures, throughput
-from .report import Marks, NotMeasuredError, Report, compare, medians, page
+from .report import Mark, Report, Table, compare, medians, page
 from .runner import open_site, say
 
 RESULTS = Path(__file__).parent / "results"
@@ -34,10 +36,7 @@ _PICTURES = {
     "Batch size": ("throughput.svg", pictures.throughput),
     "Latency by load": ("latency.svg", pictures.latency),
 }
-_NO_FIGURE = (
-    *(ServersUnavailableError, CommandFailedError, NotMeasuredError, Etcd3Exception),
-    *(AssertionError, OSError),
-)
+_NO_FIGURE = (ServersUnavailableError, CommandFailedError, Etcd3Exception, AssertionError, OSError)
 
 
 def measure(options: argparse.Namespace) -> Report:
@@ -55,7 +54,7 @@ def measure(options: argparse.Namespace) -> Report:
     return report
 
 
-def marks_of(report: Report) -> Marks:
+def marks_of(report: Report) -> list[tuple[Mark, Table]]:
     """Return the marks of what was measured, each with its table."""
     return [
         (mark, report.tables[each.headings[-1]])
@@ -65,17 +64,18 @@ def marks_of(report: Report) -> Marks:
     ]
 
 
-def show(what: str, report: Report, directory: Path) -> int:
-    """Print the page, write it with the pictures, and return the exit code."""
+def show(what: str, kept: Path) -> int:
+    """Print the page of what was kept, write it with the pictures, and return the exit code."""
+    report = Report(**json.loads(kept.read_text()))
     marks = marks_of(report)
     notes = {each.headings[0]: each.about for each in SCENARIOS.values()}
     text = page(f"Measured by `python -m benchmarks {what}`", report, marks, notes)
-    (directory / f"{_stem(what)}.md").write_text(f"{text}\n")
+    kept.with_suffix(".md").write_text(f"{text}\n")
     for heading, (name, draw) in _PICTURES.items():
         if heading in report.tables:
-            (directory / name).write_text(draw(report.tables[heading]))
+            kept.with_name(name).write_text(draw(report.tables[heading]))
     if what == "bench":
-        (directory / "ratios.json").write_text(json.dumps(medians(marks), indent=1) + "\n")
+        kept.with_name("ratios.json").write_text(json.dumps(medians(marks), indent=1) + "\n")
     judged = {mark.name: mark.met(table) for mark, table in marks if mark.target}
     missed = [f"MISSED: {name}" for name, met in judged.items() if met is False]
     met = f"{list(judged.values()).count(True)} of {len(judged)} marks are met."
@@ -95,11 +95,7 @@ def check(options: argparse.Namespace) -> int:
     return int(not all(passes for passes, _ in compared))
 
 
-def _stem(what: str) -> str:
-    return {"bench": "table"}.get(what, what)
-
-
-def _options() -> argparse.Namespace:
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     least = throughput.LEAST_EVENTS
     common = argparse.ArgumentParser(add_help=False)
     add = common.add_argument
@@ -115,23 +111,24 @@ def _options() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
     for name, about in _ABOUT.items():
         commands.add_parser(name, help=about, description=about, parents=[common])
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if (options.rounds or 1) < 1 or (options.events or least) < least:
         parser.error(f"a round and {least} events at least, or there is no figure")
     return options
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says, and return the exit code."""
-    options = _options()
+    options = _options(arguments)
     if options.what == "check":
         return check(options)
-    kept = options.to / f"{_stem(options.what)}.json"
+    kept = options.to / f"{'table' if options.what == 'bench' else options.what}.json"
     try:
         if not options.show:
             options.to.mkdir(parents=True, exist_ok=True)
-            measure(options).write(kept)
-        return show(options.what, Report.read(kept), options.to)
+            found = json.dumps(asdict(measure(options)), ensure_ascii=False, indent=1)
+            kept.write_text(f"{found}\n")
+        return show(options.what, kept)
     except _NO_FIGURE as error:
         say(str(error))
         return 1

@@ -3,7 +3,7 @@
 import time
 import uuid
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import groupby, pairwise
 from statistics import median
@@ -16,8 +16,8 @@ from servers.services import Service
 from servers.wait import eventually, stands_still
 
 from .programs import body, firehose, new_events
-from .report import Mark, NotMeasuredError, Table
-from .runner import BARE, LOST_AFTER_S, Scenario, Site, follow, program, rate, say
+from .report import Mark, Table
+from .runner import BARE, LOST_AFTER_S, RECORDS, Scenario, Site, follow, program, rate, say
 
 _COMPACTION = (
     "--auto-compaction-mode=periodic",
@@ -48,13 +48,15 @@ def _growth(site: Site, asked: Namespace) -> list[Table]:
     table: Table = {}
     for before, size in pairwise([0, *asked.sizes]):
         say(f"{size:,} records")
-        site.clear(BARE.records + _NEW)
-        _write_history(site, before, size)
+        site.clear(RECORDS + _NEW)
+        with site.queue(BARE), site.run(BARE):
+            for start in range(before, size, _PUBLISHED_AT_ONCE):
+                stop = min(start + _PUBLISHED_AT_ONCE, size)
+                site.publish(BARE, _numbered(range(start, stop)))
+                site.wait_recorded(BARE, stop)
         starts = [_start(site) for _ in range(asked.rounds)]
-        row = table[f"{size:,} records"] = {
-            **{name: [start[name] for start in starts] for name in starts[0]},
-            **_on_history(site, size, asked.events),
-        }
+        figures = {name: [start[name] for start in starts] for name in starts[0]}
+        row = table[f"{size:,} records"] = figures | _on_history(site, size, asked.events)
     row["bytes that the deletion of a record adds"] = [_delete_all(site)]
     return [add_growth(table, asked.sizes)]
 
@@ -70,27 +72,15 @@ def add_growth(table: Table, sizes: Sequence[int]) -> Table:
     return table
 
 
-def _write_history(site: Site, first: int, end: int) -> None:
-    """Let the service itself write the records of a long life, numbered."""
-    with site.queue(BARE), site.run(BARE):
-        for start in range(first, end, _PUBLISHED_AT_ONCE):
-            numbers = range(start, min(start + _PUBLISHED_AT_ONCE, end))
-            site.publish(BARE, [_history_body(number) for number in numbers])
-            site.wait_recorded(BARE, numbers.stop)
-
-
-def _history_body(number: int) -> bytes:
-    """Return the event of a number: its id looks random, and is the same each time."""
-    return body(uuid.uuid5(uuid.NAMESPACE_OID, str(number)))
+def _numbered(numbers: Iterable[int]) -> list[bytes]:
+    """Return the history's events of these numbers: ids look random, and are the same each time."""
+    return [body(uuid.uuid5(uuid.NAMESPACE_OID, str(number))) for number in numbers]
 
 
 def _start(site: Site) -> dict[str, float]:
-    """Publish an event, start the service, and wait for the record and for the import's end.
-
-    The record is seen by a watch that was opened before, so its way back counts too.
-    """
+    """Publish an event, start the service, and wait for the record and for the import's end."""
     event_id = f"{_NEW}{uuid.uuid4()}"
-    with site.queue(BARE), site.watch(BARE.records + event_id) as next_record:
+    with site.queue(BARE), site.watch(RECORDS + event_id) as next_record:
         site.preload(BARE, [body(event_id)])
         started_s = time.monotonic()
         with site.run(BARE) as child:
@@ -115,7 +105,7 @@ def _on_history(site: Site, size: int, events: int) -> dict[str, list[float]]:
     with site.queue(BARE) as channel, site.run(BARE) as child:
         _imported_s(child)
         transactions, before = site.gauges()["transactions"], skipped()
-        site.publish(BARE, [_history_body(number) for number in numbers])
+        site.publish(BARE, _numbered(numbers))
         becomes(skipped, before + len(numbers))
         transactions = site.gauges()["transactions"] - transactions
         # New events are published while the service is frozen.
@@ -135,14 +125,11 @@ def _on_history(site: Site, size: int, events: int) -> dict[str, list[float]]:
 
 def _delete_all(site: Site) -> float:
     """Delete all records, and return what each deletion adds to etcd's file, in bytes."""
-
-    def used_now() -> float:
-        # What is in use changes once etcd has written to its file, every 0.1 s.
-        return stands_still(lambda: site.gauges()["in use MB"]) * 1e6
-
-    before, number = used_now(), site.keys.count(BARE.records)
-    site.keys.delete(BARE.records)
-    return (used_now() - before) / number
+    # What is in use changes once etcd has written to its file, every 0.1 s.
+    used_mb = partial(stands_still, lambda: site.gauges()["in use MB"])
+    before_mb, number = used_mb(), site.keys.count(RECORDS)
+    site.keys.delete(RECORDS)
+    return (used_mb() - before_mb) * 1e6 / number
 
 
 Sample = dict[str, float]
@@ -150,10 +137,7 @@ Sample = dict[str, float]
 
 
 def _steady(site: Site, asked: Namespace) -> list[Table]:
-    """Keep a service at full rate, stop the load, and wait until etcd is empty again.
-
-    Raises AssertionError if what was published is not recorded, or etcd not empty in time.
-    """
+    """Keep a service at full rate, stop the load, and wait until etcd is empty again."""
     subject = program("", "bare", **BARE.settings, DEDUP_WINDOW=f"{_WINDOW_S}s")
     with site.queue(subject) as channel, site.run(subject) as child:
         _imported_s(child)
@@ -176,7 +160,7 @@ def _steady(site: Site, asked: Namespace) -> list[Table]:
     for name in ("leases", "in use MB", "file MB"):
         after |= {f"{name}, under load": [full[name]], f"{name}, then": [empty[name]]}
     minutes = by_minute(samples)
-    return [minutes, {"figure": {**after, **thirds(minutes)}}]
+    return [minutes, {"figure": after | thirds(minutes)}]
 
 
 def _load(site: Site, channel: Any, child: Service, load_s: float) -> tuple[list[Sample], int]:
@@ -186,14 +170,14 @@ def _load(site: Site, channel: Any, child: Service, load_s: float) -> tuple[list
     with firehose(site.url, BARE.queue) as publish:
         while (at_s := time.monotonic() - started_s) <= load_s:
             if not child.running:
-                raise NotMeasuredError(f"the service ended:\n{child.output()[-2000:]}")
+                raise AssertionError(f"the service ended:\n{child.output()[-2000:]}")
             ready = channel.queue_declare(BARE.queue, passive=True).method.message_count
             if ready < _LEAST_READY:
                 publish(new_events(_CHUNK))
                 published += _CHUNK
             if at_s >= len(samples) * _SAMPLE_EVERY_S:
-                seen = {"at_s": at_s, "ready": ready, "service MB": resident_bytes(child.pid) / 1e6}
-                samples.append({**seen, **site.gauges()})
+                seen = {"at_s": at_s, "ready": ready, _MEMORY: resident_bytes(child.pid) / 1e6}
+                samples.append(seen | site.gauges())
             channel.connection.sleep(_LOOK_AGAIN_S)
     return samples, published
 
@@ -204,9 +188,8 @@ def by_minute(samples: Sequence[Sample]) -> Table:
     aged = zip(samples, oldest_lease_s(samples), strict=True)
     for minute, group in groupby(aged, lambda pair: pair[0]["at_s"] // 60):
         seen, ages_s = zip(*group, strict=True)
-        first, last = seen[0], seen[-1]
-        if first is not last:
-            recorded, took_s = (last[name] - first[name] for name in ("written", "at_s"))
+        recorded, took_s = (seen[-1][name] - seen[0][name] for name in ("written", "at_s"))
+        if took_s:
             table[f"minute {minute + 1:.0f}"] = {
                 "events/s": [recorded / took_s],
                 **{name: [median(one[name] for one in seen)] for name in (*MEASURES, "ready")},
@@ -216,32 +199,24 @@ def by_minute(samples: Sequence[Sample]) -> Table:
 
 
 def thirds(minutes: Table) -> dict[str, list[float]]:
-    """Hold the last third against the one before it; no figures where the run was too short.
-
-    The first third is left out: there everything grows.
-    """
-    if len(minutes) < _LEAST_MINUTES:
-        return {name: [] for name in _STEADY}
-    columns = {name: [row[name][0] for row in minutes.values()] for name in minutes["minute 1"]}
-    third = len(minutes) // 3
-    ratios = {
-        f"{name}, {_THIRDS}": [median(values[2 * third :]) / median(values[third : 2 * third])]
-        for name, values in columns.items()
-    }
-    oldest = {_OLDEST: [max(columns["oldest lease, s"]) - _LEASE_S]}
-    return {name: (ratios | oldest)[name] for name in _STEADY}
+    """Hold the last third against the one before it, unless the run was too short."""
+    third, figures = len(minutes) // 3, {name: list[float]() for name in _STEADY}
+    if len(minutes) >= _LEAST_MINUTES:
+        for name in ("events/s", *MEASURES):
+            values = [row[name][0] for row in minutes.values()]
+            last, before = values[2 * third :], values[third : 2 * third]
+            figures[f"{name}, {_THIRDS}"] = [median(last) / median(before)]
+        oldest_s = max(row["oldest lease, s"][0] for row in minutes.values())
+        figures[_OLDEST] = [oldest_s - _LEASE_S]
+    return figures
 
 
 def oldest_lease_s(samples: Sequence[Sample]) -> list[float]:
-    """Return how old the oldest lease was at each sample, from above, to within two samples.
-
-    Leases all last equally long, so the first that is not revoked yet is the oldest.
-    """
-    ages_s, before = [], 0
+    """Return the oldest lease's age at each sample, from above: of the first not revoked yet."""
+    ages_s = []
     for sample in samples:
-        while before + 1 < len(samples) and samples[before + 1]["granted"] <= sample["revoked"]:
-            before += 1
-        ages_s.append(max(0.0, sample["at_s"] - samples[before]["at_s"]))
+        revoked_by_now = (one["at_s"] for one in samples if one["granted"] <= sample["revoked"])
+        ages_s.append(max(0.0, sample["at_s"] - max(revoked_by_now, default=samples[0]["at_s"])))
     return ages_s
 
 
@@ -250,6 +225,12 @@ _STEADY = {
     f"events/s, {_THIRDS}": "at least 0.9",
     _OLDEST: "at most 15",
 }
+_GROWTH = {
+    "first event ÷ without history": "at most 1.5",
+    "import, s": "at most 5",
+    "service bytes a record": "at most 100",
+    "transactions for duplicates": "at most 0",
+}
 
 SCENARIOS = {
     "growth": Scenario(
@@ -257,15 +238,10 @@ SCENARIOS = {
         "A service starts with so many records in etcd: the time to the first event, the import "
         "and what the records take; then it gets duplicates of them, and new events.",
         _growth,
-        tuple(
-            Mark(f"{name}, with the most records", "", name, target=f"at most {most}")
-            for name, most in (
-                ("first event ÷ without history", 1.5),
-                ("import, s", 5),
-                ("service bytes a record", 100),
-                ("transactions for duplicates", 0),
-            )
-        ),
+        [
+            Mark(f"{name}, with the most records", "", name, "", most)
+            for name, most in _GROWTH.items()
+        ],
         rounds=7,
         events=60_000,
     ),
@@ -275,7 +251,7 @@ SCENARIOS = {
         "minute, for so many minutes (less than nine are not judged); then until etcd is empty. "
         "Medians of each minute; of the oldest lease's age the most.",
         _steady,
-        tuple(Mark(name, "", name, target=target) for name, target in _STEADY.items()),
+        [Mark(name, "", name, "", target) for name, target in _STEADY.items()],
         rounds=1,
         events=0,
         servers=partial(start_servers, etcd_flags=_COMPACTION),

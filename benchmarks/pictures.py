@@ -1,6 +1,6 @@
 """The pictures of a run, in SVG: throughput by batch size, and latency by load."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from itertools import product
 from math import ceil, log10
@@ -10,15 +10,16 @@ from .latency import PER_MILLE
 from .report import Table
 from .throughput import CEILING, SWEEP
 
-_WIDTH, _HEIGHT = 720, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 700, 80, 390
 _COLORS = ("#0b62a4", "#d9730d", "#b3261e")
-_STYLE = (
-    "text{font:15px sans-serif;fill:#222}path{fill:none;stroke-width:2.5}"
-    ".grid{stroke:#ddd;stroke-width:1}.whisker{stroke-width:1.5}"
-)
+_START = """\
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 460" width="720" height="460">
+<style>text{font:15px sans-serif;fill:#222}path{fill:none;stroke-width:2.5}\
+.grid{stroke:#ddd;stroke-width:1}.whisker{stroke-width:1.5}</style>
+<rect width="100%" height="100%" fill="#fff"/>"""
 _ROUND_NUMBERS = [digit * 10.0**decade for decade, digit in product(range(-3, 9), (1, 2, 5))]
 
+Scale = Callable[[float], float]
 Lines = Mapping[str, Mapping[int, Sequence[float]]]
 """Figures by the label of their line and their place on the x axis."""
 
@@ -53,7 +54,7 @@ def latency(table: Table) -> str:
         {at: f"{at:,}" + ("" if ms else "\n(not reached)") for at, ms in lines["p50"].items()},
         _ROUND_NUMBERS[first - first % 3 : last + 1],
         lines,
-        log=True,
+        log10,
     )
 
 
@@ -63,28 +64,22 @@ def _draw(
     xs: Mapping[int, str],
     ticks: Sequence[float],
     lines: Lines,
-    *,
-    log: bool = False,
+    y_scale: Scale = float,
 ) -> str:
     """Draw lines over a logarithmic x axis, with its labels by value; the y axis is from `ticks`.
 
     A line goes through the medians; whiskers reach from the least to the greatest.
     """
-
-    def x_of(x: float) -> float:
-        return _place(x, (min(xs), max(xs)), (_LEFT + 30, _RIGHT - 30), log=True)
-
-    def y_of(y: float) -> float:
-        return _place(y, (ticks[0], ticks[-1]), (_BOTTOM, _TOP), log=log)
-
-    parts = [f'<text x="16" y="30" style="font-size:19px">{escape(title)}</text>']
+    x_of = _place((_LEFT + 30, _RIGHT - 30), (min(xs), max(xs)), log10)
+    y_of = _place((_BOTTOM, _TOP), (ticks[0], ticks[-1]), y_scale)
+    parts = [_START, f'<text x="16" y="30" style="font-size:19px">{escape(title)}</text>']
     for tick in ticks:
-        parts.append(f'<path d="M{_LEFT} {y_of(tick)}H{_RIGHT}" class="grid"/>')
-        parts.append(_text(_LEFT - 8, y_of(tick) + 5, f"{tick:,g}", "end"))
+        label = _text(_LEFT - 8, y_of(tick) + 5, f"{tick:,g}", "end")
+        parts.append(f'<path d="M{_LEFT} {y_of(tick)}H{_RIGHT}" class="grid"/>{label}')
     for x, label in xs.items():
-        for number, line in enumerate(label.splitlines()):
-            parts.append(_text(x_of(x), _BOTTOM + 22 + 18 * number, line))
-    parts.append(_text((_LEFT + _RIGHT) / 2, _HEIGHT - 12, x_label))
+        below = enumerate(label.splitlines())
+        parts.append("".join(_text(x_of(x), _BOTTOM + 22 + 18 * n, line) for n, line in below))
+    parts.append(_text((_LEFT + _RIGHT) / 2, 448, x_label))
     legend_x = float(_LEFT)
     for color, (label, points) in zip(_COLORS, lines.items(), strict=True):
         measured = {x_of(x): values for x, values in points.items() if values}
@@ -93,22 +88,20 @@ def _draw(
             circles = [(x, y) for x, (y, _, _) in found.items()] + [(legend_x + 8, _TOP - 25)]
             path = "L".join(f"{x} {y}" for x, (y, _, _) in found.items())
             whiskers = (f"M{x} {a}V{b}m-4 0h8M{x} {a}m-4 0h8" for x, (_, a, b) in found.items())
-            parts.append(f'<path d="M{path}" stroke="{color}"/>')
-            parts.append(f'<path d="{"".join(whiskers)}" class="whisker" stroke="{color}"/>')
-            parts += (f'<circle cx="{x}" cy="{y}" r="5" fill="{color}"/>' for x, y in circles)
-            parts.append(_text(legend_x + 20, _TOP - 20, label, "start"))
+            parts.append(
+                f'<path d="M{path}" stroke="{color}"/>'
+                f'<path d="{"".join(whiskers)}" class="whisker" stroke="{color}"/>'
+                + "".join(f'<circle cx="{x}" cy="{y}" r="5" fill="{color}"/>' for x, y in circles)
+                + _text(legend_x + 20, _TOP - 20, label, "start")
+            )
         legend_x += 50 + 8 * len(label)
-    body = "\n".join(parts)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
-        f'width="{_WIDTH}" height="{_HEIGHT}">\n<style>{_STYLE}</style>\n'
-        f'<rect width="100%" height="100%" fill="#fff"/>\n{body}\n</svg>\n'
-    )
+    return "\n".join([*parts, "</svg>\n"])
 
 
-def _place(value: float, ends: tuple[float, float], at: tuple[int, int], *, log: bool) -> float:
-    value, first, last = (log10(each) if log else each for each in (value, *ends))
-    return round(at[0] + (value - first) / (last - first) * (at[1] - at[0]), 1)
+def _place(at: tuple[int, int], ends: tuple[float, float], scale: Scale) -> Scale:
+    """Return what places a value on an axis that has these ends there."""
+    first, last = map(scale, ends)
+    return lambda value: round(at[0] + (scale(value) - first) / (last - first) * (at[1] - at[0]), 1)
 
 
 def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:

@@ -14,9 +14,10 @@ import socket
 import sys
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from statistics import median
 from typing import Any
@@ -25,7 +26,6 @@ import etcd3
 import orjson
 import pika
 from pika import frame, spec
-from pika.exceptions import ConnectionClosedByClient
 
 from idempotent_consumer import Event, Producer, Service, Settings
 from idempotent_consumer.names import EXCHANGE
@@ -33,7 +33,6 @@ from idempotent_consumer.names import EXCHANGE
 PERSISTENT = pika.BasicProperties(content_type="application/json", delivery_mode=2)
 
 _UNCONFIRMED_AT_ONCE = 500
-"""Events between two looks at the socket: it sends these while the next are made ready."""
 _OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 _HEAD = re.compile(rb"\w+ /(\d+) .*?\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE | re.DOTALL)
 
@@ -98,34 +97,16 @@ def library(url: str, events: str) -> None:
 
 def unconfirmed(url: str, events: str) -> None:
     """Publish by pika without confirms, until the broker has answered the close behind all."""
-    bodies, sent, timer = new_events(int(events)), 0, ExitStack()
-
-    def opened(channel: Any) -> None:
-        def publish() -> None:
-            nonlocal sent
-            for each in bodies[sent : sent + _UNCONFIRMED_AT_ONCE]:
-                channel.basic_publish(EXCHANGE, "new_order", each, PERSISTENT)
-            sent += _UNCONFIRMED_AT_ONCE
-            if sent < len(bodies):
-                connection.ioloop.add_callback_threadsafe(publish)
-            else:
-                connection.close()
-
-        timer.enter_context(timed(len(bodies)))
-        publish()
-
-    def closed(_connection: Any, reason: Any) -> None:
-        if not isinstance(reason, ConnectionClosedByClient):
-            raise reason
-        timer.close()
-        connection.ioloop.stop()
-
-    connection = pika.SelectConnection(
-        pika.URLParameters(url),
-        on_open_callback=lambda connection: connection.channel(on_open_callback=opened),
-        on_close_callback=closed,
-    )
-    connection.ioloop.start()
+    bodies = new_events(int(events))
+    connection = pika.BlockingConnection(pika.URLParameters(url))
+    # The channel within the blocking one, which would look at the socket after each event.
+    publish = connection.channel()._impl.basic_publish  # noqa: SLF001
+    with timed(len(bodies)):
+        for first in range(0, len(bodies), _UNCONFIRMED_AT_ONCE):
+            for each in bodies[first : first + _UNCONFIRMED_AT_ONCE]:
+                publish(EXCHANGE, "new_order", each, PERSISTENT)
+            connection.process_data_events()
+        connection.close()
 
 
 def open_loop(url: str, queue: str, per_s: str, events: str) -> None:
@@ -158,13 +139,12 @@ def reached_per_s(per_s: float, late_s: Sequence[float]) -> float:
 
 
 def bare(name: str = "bare", noun: str = "events") -> int:
-    """Run a service whose handler computes nothing and wants nothing recorded but the event."""
+    """Run a service whose handler waits, as for an answer, and returns no effect."""
     service = Service(name, noun=noun)
     wait_s = float(os.environ.get("HANDLER_MS", "0")) / 1000
 
     @service.handler("new_order")
     def wait(_event: Event) -> None:
-        """Wait, as for an answer of something outside, and return no effect."""
         if wait_s:
             time.sleep(wait_s)
 
@@ -183,7 +163,6 @@ def plain() -> int:
 
     @service.claimed_handler("new_order", timeout_s=5.0)
     def notify(event: Event, _timeout_s: float) -> None:
-        """Make one call."""
         post({"id": event.id, "type": event.type, "args": event.args})
 
     return service.run()
@@ -195,31 +174,15 @@ def ceiling() -> None:
     The same pika connection as the library's, the same prefetch, and like there one multiple ack
     for what one read from the socket brought. Nothing is decoded and nothing is recorded.
     """
-    unacked = 0  # The last tag that waits for the ack, 0 for none.
-
-    def opened(channel: Any) -> None:
-        def on_message(_channel: Any, method: Any, _properties: Any, _body: bytes) -> None:
-            nonlocal unacked
-            if not unacked:
-                # Comes round when everything of this read has been handed over.
-                connection.ioloop.add_callback_threadsafe(ack)
-            unacked = method.delivery_tag
-
-        def ack() -> None:
-            nonlocal unacked
-            channel.basic_ack(unacked, multiple=True)
-            unacked = 0
-
-        channel.basic_qos(
-            prefetch_count=int(os.environ["PREFETCH"]),
-            callback=lambda _: channel.basic_consume("ceiling", on_message),
-        )
-
-    connection = pika.SelectConnection(
-        pika.URLParameters(os.environ["RABBITMQ_URL"]),
-        on_open_callback=lambda connection: connection.channel(on_open_callback=opened),
-    )
-    connection.ioloop.start()
+    channel, tags = _consumer(), deque[int](maxlen=1)
+    # The channel and connection within the blocking ones, which would hand over each by itself.
+    inner, loop = channel._impl, channel.connection._impl.ioloop  # noqa: SLF001
+    inner.basic_consume("ceiling", lambda _, method, *_content: tags.append(method.delivery_tag))
+    while True:
+        loop.poll()
+        loop.process_timeouts()
+        if tags:
+            inner.basic_ack(tags.pop(), multiple=True)
 
 
 def naive() -> None:
@@ -233,20 +196,22 @@ def naive() -> None:
 
     def on_message(channel: Any, method: Any, _properties: Any, body: bytes) -> None:
         key = f"/service/naive/{orjson.loads(body)['id']}"
-        etcd.transaction(
-            compare=[etcd.transactions.create(key) == 0],
-            success=[etcd.transactions.put(key, "done")],
-            failure=[],
-        )
+        absent, put = etcd.transactions.create(key) == 0, etcd.transactions.put(key, "done")
+        etcd.transaction(compare=[absent], success=[put], failure=[])
         channel.basic_ack(method.delivery_tag)
 
-    channel = pika.BlockingConnection(pika.URLParameters(os.environ["RABBITMQ_URL"])).channel()
-    channel.basic_qos(prefetch_count=int(os.environ["PREFETCH"]))
+    channel = _consumer()
     channel.basic_consume("naive", on_message)
     channel.start_consuming()
 
 
-def receiver() -> None:
+def _consumer() -> Any:
+    channel = pika.BlockingConnection(pika.URLParameters(os.environ["RABBITMQ_URL"])).channel()
+    channel.basic_qos(prefetch_count=int(os.environ["PREFETCH"]))
+    return channel
+
+
+async def receiver() -> None:
     """Answer every request with 200, so many milliseconds later as its path says.
 
     `POST /100` takes a tenth of a second. It prints its port, and knows no more of HTTP than what
@@ -261,13 +226,10 @@ def receiver() -> None:
                     await asyncio.sleep(answer_ms / 1000)
                 writer.write(_OK)
 
-    async def serve() -> None:
-        server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=2048)
-        port = server.sockets[0].getsockname()[1]
-        print(json.dumps({"event": "listening", "port": port}), flush=True)
-        await server.serve_forever()
-
-    asyncio.run(serve())
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=2048)
+    port = server.sockets[0].getsockname()[1]
+    print(json.dumps({"event": "listening", "port": port}), flush=True)
+    await server.serve_forever()
 
 
 def plain_client(url: str, at_once: str, calls: str) -> None:
@@ -277,7 +239,7 @@ def plain_client(url: str, at_once: str, calls: str) -> None:
         list(pool.map(lambda body: post(orjson.loads(body)), bodies))
 
 
-def coroutine_client(url: str, at_once: str, calls: str) -> None:
+async def coroutine_client(url: str, at_once: str, calls: str) -> None:
     """Make so many calls as `notify` does, without a broker and etcd."""
     import aiohttp
 
@@ -290,13 +252,10 @@ def coroutine_client(url: str, at_once: str, calls: str) -> None:
             async with session.post(url, json=event, headers=key) as response:
                 await response.read()
 
-    async def make() -> None:
+    with timed(int(calls)):
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector, raise_for_status=True) as session:
             await asyncio.gather(*(make_all(session) for _ in range(int(at_once))))
-
-    with timed(int(calls)):
-        asyncio.run(make())
 
 
 def _poster(url: str, at_once: int) -> Callable[[dict[str, Any]], None]:
@@ -315,7 +274,5 @@ def _poster(url: str, at_once: int) -> Callable[[dict[str, Any]], None]:
 
 
 if __name__ == "__main__":
-    programs: list[Callable[..., int | None]] = [bare, order, plain, ceiling, naive, receiver]
-    programs += [library, unconfirmed, open_loop, plain_client, coroutine_client]
-    by_name = {program.__name__: program for program in programs}
-    sys.exit(by_name[sys.argv[1]](*sys.argv[2:]))
+    ended = globals()[sys.argv[1]](*sys.argv[2:])
+    sys.exit(asyncio.run(ended) if asyncio.iscoroutine(ended) else ended)

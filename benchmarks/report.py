@@ -1,23 +1,17 @@
-"""What a run has found, how it is judged and kept, and its page of tables in Markdown.
+"""What a run has found, how it is judged, and its page of tables in Markdown.
 
 A figure is a list with one value a round, and empty where there is none. A table has figures by
 row and column.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import median
 
 Table = dict[str, dict[str, list[float]]]
 
 _ALLOWED_FALL = 0.20
 _NONE = "-"
-
-
-class NotMeasuredError(Exception):
-    """The run gave no figure; the message says why."""
 
 
 @dataclass
@@ -28,15 +22,6 @@ class Report:
     rounds: int
     events: int
     tables: dict[str, Table]
-
-    def write(self, path: Path) -> None:
-        """Keep it as JSON."""
-        path.write_text(json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n")
-
-    @classmethod
-    def read(cls, path: Path) -> "Report":
-        """Read what was kept; raises OSError, or ValueError for what is no JSON."""
-        return cls(**json.loads(path.read_text()))
 
 
 @dataclass(frozen=True)
@@ -80,51 +65,36 @@ def ratio(values: Sequence[float], references: Sequence[float]) -> list[float]:
     return [value / reference for value, reference in zip(values, references, strict=True)]
 
 
-def percentile(values: Sequence[float], per_mille: int) -> float | None:
-    """Return the value that so many of a thousand samples do not exceed, by its rank.
-
-    None where there are too few samples for one of them to lie beyond it: the p99.9 of less than
-    a thousand would be their greatest by another name.
-    """
-    if len(values) * (1000 - per_mille) < 1000:
-        return None
-    rank = -(-len(values) * per_mille // 1000)
-    return sorted(values)[rank - 1]
-
-
 def medians(marks: Marks) -> dict[str, float]:
     """Return what of the marks is kept."""
     return {mark.name: round(median(mark.values(table)), 4) for mark, table in marks if mark.kept}
 
 
 def compare(kept: Mapping[str, float], now: Mapping[str, float]) -> list[tuple[bool, str]]:
-    """Return for each ratio whether it has neither fallen nor got lost, and a line that says so.
+    """Return for each ratio whether it has neither fallen nor got lost, and a line that says so."""
 
-    In the order in which they were kept; what is new comes last, and passes.
-    """
-    found = []
-    for name, before in kept.items():
+    def compared(name: str) -> tuple[bool, str]:
+        if name not in kept:
+            return True, f"new      {name}: {now[name]:.3f}, not kept yet: make bench keeps it"
         if name not in now:
-            found.append((False, f"MISSING  {name}: kept {before:.3f}, not measured now"))
-            continue
-        passes = now[name] >= (1 - _ALLOWED_FALL) * before
-        change = f"kept {before:.3f}, now {now[name]:.3f} ({100 * (now[name] / before - 1):+.0f} %)"
-        found.append((passes, f"{'ok  ' if passes else 'FELL'}     {name}: {change}"))
-    return found + [
-        (True, f"new      {name}: {now[name]:.3f}, not kept yet: make bench keeps it")
-        for name in now
-        if name not in kept
-    ]
+            return False, f"MISSING  {name}: kept {kept[name]:.3f}, not measured now"
+        change = now[name] / kept[name] - 1
+        told = f"kept {kept[name]:.3f}, now {now[name]:.3f} ({100 * change:+.0f} %)"
+        fell = now[name] < (1 - _ALLOWED_FALL) * kept[name]
+        return not fell, f"{'FELL' if fell else 'ok  '}     {name}: {told}"
+
+    return [compared(name) for name in {**kept, **now}]
 
 
 def page(title: str, report: Report, marks: Marks, notes: Mapping[str, str]) -> str:
     """Return the marks and all tables, each with its note below its heading."""
-    ratios = {m.name: {"ratio, round by round": m.values(table)} for m, table in marks if m.kept}
-    sections = {
-        "Marks": _marks(marks),
-        **{heading: _table(table) for heading, table in report.tables.items()},
-        "Ratios": _table(ratios),
-    }
+    met = {True: "yes", False: "NO", None: _NONE}
+    judged = [
+        [mark.name, _figure(mark.values(table)), mark.target or _NONE, met[mark.met(table)]]
+        for mark, table in marks
+    ]
+    sections = {"Marks": _grid([["mark", "figure", "target", "met"], *judged]) if judged else ""}
+    sections |= {heading: _table(table) for heading, table in report.tables.items()}
     events = f", of {report.events:,} events (slow consumers get fewer)" if report.events else ""
     how_to_read = (
         f"Rounds: {report.rounds}{events}. Each figure is a median (least to greatest). "
@@ -137,43 +107,30 @@ def page(title: str, report: Report, marks: Marks, notes: Mapping[str, str]) -> 
     return "\n\n".join(parts)
 
 
-def _marks(marks: Marks) -> str:
-    lines = [["mark", "median", "target", "met"]]
-    for mark, table in marks:
-        if mark.target:
-            values, met = mark.values(table), {True: "yes", False: "NO", None: _NONE}
-            shown = _number(median(values)) if values else _NONE
-            lines.append([mark.name, shown, mark.target, met[mark.met(table)]])
-    return _grid(lines)
-
-
 def _table(table: Table) -> str:
     """Return a table with a line a row; one that is much wider than long is turned."""
     columns = list(dict.fromkeys(column for row in table.values() for column in row))
     lines = [["", *columns]]
-    for name, row in table.items():
-        lines.append([name, *(_figure(row.get(column, [])) for column in columns)])
+    lines += (
+        [name, *(_figure(row.get(column, [])) for column in columns)] for name, row in table.items()
+    )
     is_wide = len(columns) > 2 * len(table)
     return _grid(list(map(list, zip(*lines, strict=True))) if is_wide else lines)
 
 
 def _figure(values: Sequence[float]) -> str:
-    """Write `median (least to greatest)`."""
+    """Write `median (least to greatest)`, each with three digits and all before the point."""
     if not values:
         return _NONE
-    middle, least, greatest = map(_number, (median(values), min(values), max(values)))
+    middle, least, greatest = (
+        f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+        for value in (median(values), min(values), max(values))
+    )
     return f"{middle} ({least} to {greatest})" if least != greatest else middle
-
-
-def _number(value: float) -> str:
-    """Write a figure with three digits, and all of those before the point."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _grid(lines: Sequence[Sequence[str]]) -> str:
     """Return the lines below the first, its head; all columns but the first hold numbers."""
-    if len(lines) < 2:
-        return ""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join(

@@ -24,29 +24,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import etcd3
-import pika
 
 from chaos.checks import becomes
 from idempotent_consumer import Settings
 from idempotent_consumer.bus import Topology, prefetch
 from servers.broker import Broker
 from servers.counters import StatsdListener, listen_statsd
-from servers.etcd import EtcdClient
+from servers.etcd import EtcdClient, record_prefix
 from servers.processes import run_tool
 from servers.servers import Servers, start_servers
 from servers.services import Service, run_service
 from servers.web import fetch_json, open_json
 
 from .programs import firehose
-from .report import Mark, NotMeasuredError, Table
+from .report import Mark, Table
 
 LOST_AFTER_S = 60.0
-_LOOK_EVERY_S, _STALLED_AFTER_S = 0.01, 30.0
+_LOOK_EVERY_S, _STALLED_LOOKS = 0.01, 3_000
 _ANSWER_S = 60.0  # etcd takes a while to delete a million records.
-_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 _PACKAGES = ("pika", "cslab-etcd3", "grpcio", "protobuf", "orjson")
 _TXN = 'grpc_method="Txn",grpc_service="etcdserverpb.KV",grpc_type="unary"'
-_GAUGES = {
+GAUGES = {
     # Its resident size, which includes what it has mapped of its file.
     "etcd MB": ("process_resident_memory_bytes", 1e-6),
     "file MB": ("etcd_mvcc_db_total_size_in_bytes", 1e-6),
@@ -74,11 +73,6 @@ class Subject(NamedTuple):
         set_to = self.settings.get("PREFETCH")
         return int(set_to) if set_to else prefetch(int(self.settings["BATCH_SIZE"]))
 
-    @property
-    def records(self) -> str:
-        """The prefix below which each event leaves one key."""
-        return f"/service/{self.queue}/"
-
 
 def program(name: str, queue: str, **settings: str) -> Subject:
     """Return the consumer in `programs` that is called like its queue."""
@@ -88,19 +82,17 @@ def program(name: str, queue: str, **settings: str) -> Subject:
 def service(queue: str, batch_size: int = 512, operations: int = 1024) -> Subject:
     """Return a service, set as in the compose files: `bare` has no effect, `order` has one."""
     name = {"bare": "library, no effect", "order": "order, one effect"}[queue]
+    command = {"bare": ("benchmarks.programs", "bare"), "order": ("order",)}[queue]
     settings = {"ETCD_MAX_TXN_OPS": str(operations), "BATCH_SIZE": str(batch_size)}
-    subject = program(f"{name}, {operations}/{batch_size}", queue, **settings)
-    return subject._replace(command=("order",)) if queue == "order" else subject
+    return Subject(f"{name}, {operations}/{batch_size}", queue, command, settings)
 
 
 BARE = service("bare")
+RECORDS = record_prefix(BARE.queue)
 
 
 class Site:
-    """The servers, what listens for the services' metrics, and clients that ask the servers.
-
-    `etcd` is etcd3's own client.
-    """
+    """The servers, what listens for the services' metrics, and etcd3's own client."""
 
     def __init__(self, servers: Servers, statsd: StatsdListener, etcd: Any) -> None:
         self.servers, self.statsd, self.etcd = servers, statsd, etcd
@@ -120,7 +112,7 @@ class Site:
 
     def wait_recorded(self, subject: Subject, events: int, within_s: float = LOST_AFTER_S) -> None:
         """Wait until a consumer has recorded so many events."""
-        becomes(partial(self.keys.count, subject.records), events, within_s)
+        becomes(partial(self.keys.count, record_prefix(subject.queue)), events, within_s)
 
     def run(self, subject: Subject) -> AbstractContextManager[Service]:
         """Run a consumer while the block runs."""
@@ -132,9 +124,7 @@ class Site:
     def queue(self, subject: Subject) -> Iterator[Any]:
         """Give a channel on which a consumer's queue, like a service's, is there for the block."""
         # No heartbeats: between two questions nobody would send them.
-        parameters = pika.URLParameters(f"{self.url}?heartbeat=0")
-        with closing(pika.BlockingConnection(parameters)) as connection:
-            channel = connection.channel()
+        with self.broker.channel(heartbeat=0) as channel:
             Topology(subject.queue, retry_delays=Settings().retry_delays).declare(channel)
             yield channel
         self.broker.delete_queues(subject.queue)
@@ -149,10 +139,7 @@ class Site:
 
     @contextmanager
     def watch(self, prefix: str) -> Iterator[Callable[[], tuple[str, float]]]:
-        """Give what waits for the next change below a prefix: its key, and when it was seen.
-
-        The time is on the monotonic clock. The watch is there when the block begins.
-        """
+        """Give what waits for the next change below a prefix: its key, and the time.monotonic()."""
         seen: queue.SimpleQueue[tuple[str, float]] = queue.SimpleQueue()
 
         def changed(answer: Any) -> None:
@@ -164,7 +151,7 @@ class Site:
             try:
                 return seen.get(timeout=LOST_AFTER_S)
             except queue.Empty:
-                raise NotMeasuredError(f"no record for {LOST_AFTER_S:g} s") from None
+                raise AssertionError(f"no record for {LOST_AFTER_S:g} s") from None
 
         watch_id = self.etcd.add_watch_prefix_callback(prefix, changed)
         try:
@@ -197,7 +184,7 @@ def gauges_of(page: str) -> dict[str, float]:
     """Read etcd's metrics page; raises KeyError if one of them is not there."""
     lines = (line.rpartition(" ") for line in page.splitlines() if not line.startswith("#"))
     values = {name: float(value) for name, _, value in lines if name}
-    found = {ours: unit * values[name] for ours, (name, unit) in _GAUGES.items()}
+    found = {ours: unit * values[name] for ours, (name, unit) in GAUGES.items()}
     return {**found, "leases": found["granted"] - found["revoked"]}
 
 
@@ -210,10 +197,9 @@ def open_site(start: Callable[[], AbstractContextManager[Servers]]) -> Iterator[
             yield Site(servers, statsd, etcd)
 
 
-def outcome(*command: str) -> dict[str, float]:
+def outcome(*command: object) -> Any:
     """Run a program to its end, and return the JSON that it prints; raises CommandFailedError."""
-    told: dict[str, float] = json.loads(run_tool(_python("benchmarks.programs", *command)))
-    return told
+    return json.loads(run_tool(_python("benchmarks.programs", *map(str, command))))
 
 
 def _python(*command: str) -> list[str]:
@@ -231,7 +217,7 @@ class Scenario:
     headings: tuple[str, ...]
     about: str
     measure: Callable[[Site, Namespace], list[Table]]
-    marks: tuple[Mark, ...] = ()
+    marks: Sequence[Mark] = ()
     rounds: int = 5
     events: int = 40_000
     servers: Callable[[], AbstractContextManager[Servers]] = start_servers
@@ -273,18 +259,15 @@ class Progress(NamedTuple):
 
 
 def follow(channel: Any, queue: str, child: Service) -> list[Progress]:
-    """Watch a queue until it is empty; raises NotMeasuredError if its consumer ends or stalls."""
+    """Watch a queue until it is empty; raises AssertionError if its consumer ends or stalls."""
     seen: list[Progress] = []
-    moved_s = time.perf_counter()
     while not seen or seen[-1].ready:
         ready: int = channel.queue_declare(queue, passive=True).method.message_count
-        now_s = time.perf_counter()
-        if not seen or ready != seen[-1].ready:
-            moved_s = now_s
-        if not child.running or now_s - moved_s > _STALLED_AFTER_S:
+        stalled = len(seen) > _STALLED_LOOKS and seen[-_STALLED_LOOKS].ready == ready
+        if stalled or not child.running:
             what = "stalled" if child.running else "its consumer ended"
-            raise NotMeasuredError(f"{queue}: {what} at {ready}:\n{child.output()[-2000:]}")
-        seen.append(Progress(now_s, ready, cpu_s(child.pid)))
+            raise AssertionError(f"{queue}: {what} at {ready}:\n{child.output()[-2000:]}")
+        seen.append(Progress(time.perf_counter(), ready, cpu_s(child.pid)))
         time.sleep(_LOOK_EVERY_S)
     return seen
 
@@ -303,7 +286,7 @@ def rate(
     falls = [now for before, now in pairwise(seen) if now.ready != before.ready]
     inside = [now for now in falls if least <= now.ready < most]
     if len(inside) < 2:
-        raise NotMeasuredError("too few events to measure: raise --events")
+        raise AssertionError("too few events to measure: raise --events")
     first, last = inside[0], inside[-1]
     done = first.ready - last.ready
     cpu_us = (last.cpu_s - first.cpu_s) / done * 1e6
@@ -313,4 +296,4 @@ def rate(
 def cpu_s(pid: int) -> float:
     """Return the CPU time of a process with all its threads (proc(5), fields utime and stime)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS_A_SECOND
+    return sum(map(int, fields[11:13])) / TICKS_A_SECOND

@@ -4,8 +4,10 @@ import os
 import random
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import median
 
@@ -27,12 +29,8 @@ BARE_SMALL, ORDER_SMALL = service("bare", 128, 128), service("order", 128, 128)
 ORDER = service("order")
 HALF, DUPLICATES = BARE._replace(name="half duplicates"), "duplicates, cache warm"
 CONSUMERS = (CEILING, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, HALF)
-SWEEP = {
-    size: (service("bare", size), service("order", size)) for size in (16, 32, 64, 128, 256, 512)
-}
+SWEEP = {n: (service("bare", n), service("order", n)) for n in (16, 32, 64, 128, 256, 512)}
 """By batch size, without and with an effect: with one, 512 events fill etcd's 1,024 operations."""
-_SWEEP_ROUNDS = 3
-"""At most: it is for a picture."""
 LEAST_EVENTS = 4 * BARE.prefetch
 """The first prefetch window does not count, nor do the outer tenths: half of it has to be left."""
 
@@ -52,8 +50,7 @@ UNCONFIRMED, CONFIRMED = "pika without confirms", "library, all confirmed"
 
 _COSTS_MS = {0: 60_000, 1: 12_000, 10: 2_000}
 """What a handler takes, and how many events are worked off: about as long, by one replica."""
-_REPLICAS, _WORKED_OFF_S = (1, 2, 3), 300.0
-_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+_WORKED_OFF_S = 300.0
 
 
 def series(subject: Subject, length: int) -> list[bytes]:
@@ -90,23 +87,19 @@ def _consume(site: Site, subject: Subject, length: int) -> dict[str, dict[str, f
     return {subject.name: rate(len(bodies))}
 
 
-def _add_shares(table: Table, reference: str, column: str) -> list[Table]:
+def _shares(table: Table, reference: str, column: str) -> list[Table]:
     """Add to each row its events/s over those of a reference row."""
     for row in table.values():
         row[column] = ratio(row["events/s"], table[reference]["events/s"])
     return [table]
 
 
-def _consuming(site: Site, asked: Namespace) -> list[Table]:
-    runs = [partial(_consume, site, subject, asked.events) for subject in CONSUMERS]
-    return _add_shares(in_rounds(site, asked.rounds, runs), CEILING.name, "of the ceiling")
-
-
-def _batches(site: Site, asked: Namespace) -> list[Table]:
-    swept = (CEILING, *(subject for pair in SWEEP.values() for subject in pair))
-    runs = [partial(_consume, site, subject, asked.events) for subject in swept]
-    rounds = min(asked.rounds, _SWEEP_ROUNDS)
-    return _add_shares(in_rounds(site, rounds, runs), CEILING.name, "of the ceiling")
+def _consuming(
+    site: Site, asked: Namespace, subjects: Sequence[Subject] = CONSUMERS, most_rounds: int = 0
+) -> list[Table]:
+    runs = [partial(_consume, site, subject, asked.events) for subject in subjects]
+    rounds = min(asked.rounds, most_rounds or asked.rounds)
+    return _shares(in_rounds(site, rounds, runs), CEILING.name, "of the ceiling")
 
 
 def _calling(site: Site, asked: Namespace) -> list[Table]:
@@ -115,22 +108,20 @@ def _calling(site: Site, asked: Namespace) -> list[Table]:
         runs: list[Run] = []
         for name, (kind, answer_ms, at_once) in CALLS.items():
             url = f"http://127.0.0.1:{listening['port']}/{answer_ms}"
-            subject = program(
-                name, "plain", **BARE.settings, CALLS_AT_ONCE=str(at_once), NOTIFY_URL=url
-            )
+            settings = {**BARE.settings, "CALLS_AT_ONCE": str(at_once), "NOTIFY_URL": url}
+            subject = program(name, "plain", **settings)
             if kind == "coroutine":
                 subject = subject._replace(queue="notify", command=("notify",))
             # Calls are slow. What leaves the queue before the first ack does not count.
             runs.append(partial(_consume, site, subject, subject.prefetch + asked.events // 4))
-            runs.append(partial(_call_alone, name, url))
+            runs.append(partial(_call_alone, name, f"{kind}_client", url, at_once))
         return [add_call_shares(in_rounds(site, asked.rounds, runs))]
 
 
-def _call_alone(name: str, url: str) -> dict[str, dict[str, float]]:
+def _call_alone(name: str, client: str, url: str, at_once: int) -> dict[str, dict[str, float]]:
     """Let a process make these calls by the client alone; raises CommandFailedError."""
-    kind, _, at_once = CALLS[name]
-    number = max(10_000, 20 * at_once)  # To connect is a small part of so many.
-    told = runner.outcome(f"{kind}_client", url, str(at_once), str(number))
+    # To connect is a small part of so many.
+    told = runner.outcome(client, url, at_once, max(10_000, 20 * at_once))
     return {name: {"client alone, calls/s": told["events/s"]}}
 
 
@@ -147,17 +138,15 @@ def add_call_shares(table: Table) -> Table:
 
 
 def _publishing(site: Site, asked: Namespace) -> list[Table]:
-    runs = [
-        partial(_publish, site, UNCONFIRMED, "unconfirmed", asked.events),
-        partial(_publish, site, CONFIRMED, "library", asked.events),
-    ]
-    return _add_shares(in_rounds(site, asked.rounds, runs), UNCONFIRMED, f"of {UNCONFIRMED}")
+    publishers = {UNCONFIRMED: "unconfirmed", CONFIRMED: "library"}
+    runs = [partial(_publish, site, *each, asked.events) for each in publishers.items()]
+    return _shares(in_rounds(site, asked.rounds, runs), UNCONFIRMED, f"of {UNCONFIRMED}")
 
 
 def _publish(site: Site, name: str, publisher: str, events: int) -> dict[str, dict[str, float]]:
     """Let a publisher fill an empty quorum queue, and see that the broker has everything."""
     with site.queue(BARE):
-        told = runner.outcome(publisher, site.url, str(events))
+        told = runner.outcome(publisher, site.url, events)
         becomes(partial(site.broker.ready, BARE.queue), events)
     return {name: told}
 
@@ -166,7 +155,7 @@ def _replicas(site: Site, asked: Namespace) -> list[Table]:
     runs = [
         partial(_work_off, site, number, cost_ms, events)
         for cost_ms, events in _COSTS_MS.items()
-        for number in _REPLICAS
+        for number in (1, 2, 3)
     ]
     return [in_rounds(site, asked.rounds, runs)]
 
@@ -180,13 +169,15 @@ def _work_off(site: Site, number: int, cost_ms: int, events: int) -> dict[str, d
             replica.wait_ready()
             replica.pause()
         site.publish(subject, new_events(events))
-        before_s, busy_s = time.monotonic(), _busy_s()
-        used_s = [runner.cpu_s(replica.pid) for replica in running]
+
+        def used() -> list[float]:
+            return [time.monotonic(), _busy_s(), *(runner.cpu_s(each.pid) for each in running)]
+
+        before = used()
         for replica in running:
             replica.resume()
         site.wait_recorded(subject, events, _WORKED_OFF_S)
-        took_s, busy_s = time.monotonic() - before_s, _busy_s() - busy_s
-        used_s = [runner.cpu_s(one.pid) - s for one, s in zip(running, used_s, strict=True)]
+        took_s, busy_s, *used_s = (now - s for now, s in zip(used(), before, strict=True))
         eventually(partial(site.broker.assert_drained, subject.queue))
     figures = {
         "events/s": events / took_s,
@@ -199,8 +190,8 @@ def _work_off(site: Site, number: int, cost_ms: int, events: int) -> dict[str, d
 
 def _busy_s() -> float:
     """Return the processor time that was not idle on any core since the start (proc_stat(5))."""
-    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
-    return (sum(map(int, fields[:8])) - int(fields[3]) - int(fields[4])) / _TICKS_A_SECOND
+    user, nice, system, _idle, _waiting, *others = Path("/proc/stat").read_text().split()[1:9]
+    return sum(map(int, (user, nice, system, *others))) / runner.TICKS_A_SECOND
 
 
 def _cluster() -> AbstractContextManager[Servers]:
@@ -210,42 +201,24 @@ def _cluster() -> AbstractContextManager[Servers]:
     return start_cluster()
 
 
-# Each mark: its name, the row of its figure, the row that this is divided by, and its target.
-_RATES = (
-    ("durable, no effect / ceiling", BARE.name, CEILING.name, "at least 0.6"),
-    ("durable, one effect / ceiling", ORDER.name, CEILING.name, "at least 0.5"),
-    (
-        "durable, no effect / ceiling, 128 operations",
-        BARE_SMALL.name,
-        CEILING.name,
-        "at least 0.45",
-    ),
-    (
-        "durable, one effect / ceiling, 128 operations",
-        ORDER_SMALL.name,
-        CEILING.name,
-        "at least 0.35",
-    ),
-    ("half duplicates / ceiling", HALF.name, CEILING.name, ""),
-    ("all duplicates, cache warm / ceiling", DUPLICATES, CEILING.name, "at least 0.7"),
-    ("durable, no effect / naive", BARE.name, NAIVE.name, "at least 25"),
-    ("confirmed publishing / pika without confirms", CONFIRMED, UNCONFIRMED, "at least 0.6"),
-)
-*_CONSUMED, _PUBLISHED = (
-    Mark(name, row, "events/s", reference, target, kept=True)
-    for name, row, reference, target in _RATES
-)
-_CALLED = tuple(
-    Mark(f"calls / {what}: {name}", name, column, target=target, kept=column != _OF_BOUND)
-    for what, column, to_ms, target in (
-        ("client alone", _OF_CLIENT, (0,), "at least 0.4"),
-        ("client alone", _OF_CLIENT, (10, 100), ""),
-        ("what the slots allow", _OF_SLOTS, (10, 100), ""),
-        (_BOUND, _OF_BOUND, (100,), "at least 1"),
-    )
-    for name, (_, answer_ms, _) in CALLS.items()
-    if answer_ms in to_ms
-)
+_ENOUGH = {
+    ("durable, no effect / ceiling", BARE.name): "at least 0.6",
+    ("durable, one effect / ceiling", ORDER.name): "at least 0.5",
+    ("durable, no effect / ceiling, 128 operations", BARE_SMALL.name): "at least 0.45",
+    ("durable, one effect / ceiling, 128 operations", ORDER_SMALL.name): "at least 0.35",
+    ("half duplicates / ceiling", HALF.name): "",
+    ("all duplicates, cache warm / ceiling", DUPLICATES): "at least 0.7",
+}
+"""What is to be reached of the ceiling, by the name of the mark and its row."""
+_TO_NAIVE, _TO_PIKA = "durable, no effect / naive", "confirmed publishing / pika without confirms"
+
+
+def _called(what: str, column: str, to_ms: Sequence[int], target: str = "") -> list[Mark]:
+    return [
+        Mark(f"calls / {what}: {name}", name, column, target=target, kept=column != _OF_BOUND)
+        for name, (_, answer_ms, _) in CALLS.items()
+        if answer_ms in to_ms
+    ]
 
 
 SCENARIOS = {
@@ -256,7 +229,13 @@ SCENARIOS = {
         "of its process. The two numbers of a service are `ETCD_MAX_TXN_OPS` and `BATCH_SIZE`. Of "
         "duplicates, deliveries count.",
         _consuming,
-        tuple(_CONSUMED),
+        (
+            *(
+                Mark(name, row, "events/s", CEILING.name, target, kept=True)
+                for (name, row), target in _ENOUGH.items()
+            ),
+            Mark(_TO_NAIVE, BARE.name, "events/s", NAIVE.name, "at least 25", kept=True),
+        ),
     ),
     "calls": Scenario(
         ("Calls",),
@@ -265,19 +244,24 @@ SCENARIOS = {
         "plain handler runs on threads, on urllib3. The client alone makes the same calls without "
         "a broker and etcd, as many at once.",
         _calling,
-        _CALLED,
+        (
+            *_called("client alone", _OF_CLIENT, (0,), "at least 0.4"),
+            *_called("client alone", _OF_CLIENT, (10, 100)),
+            *_called("what the slots allow", _OF_SLOTS, (10, 100)),
+            *_called(_BOUND, _OF_BOUND, (100,), "at least 1"),
+        ),
     ),
     "publishing": Scenario(
         ("Publishing",),
         "The library's producer, or pika without confirms, publishes to an empty queue.",
         _publishing,
-        (_PUBLISHED,),
+        (Mark(_TO_PIKA, CONFIRMED, "events/s", UNCONFIRMED, "at least 0.6", kept=True),),
     ),
     "batches": Scenario(
         ("Batch size",),
         "Services work off a full queue with `ETCD_MAX_TXN_OPS=1024` and each `BATCH_SIZE`, "
         "without and with an effect, beside the ceiling; at most three rounds.",
-        _batches,
+        partial(_consuming, subjects=(CEILING, *chain(*SWEEP.values())), most_rounds=3),
     ),
     "replicas": Scenario(
         ("Replicas",),
