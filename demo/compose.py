@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import time
@@ -217,9 +218,12 @@ class Compose:
             return True
         return False
 
-    def containers(self) -> list[str]:
-        """Return the ids of the project's containers, stopped ones too."""
-        return self.run("ps", "--all", "--quiet").split()
+    def containers(self) -> dict[str, dict[str, str]]:
+        """Return what `docker ps` says of each container, such as order-1, stopped ones too."""
+        label = f"label={_PROJECT}={self._project}"
+        listing = ("docker", "ps", "--all", "--no-trunc", "--filter", label, "--format", "json")
+        rows = map(json.loads, run(listing, self._environment, timeout_s=10).splitlines())
+        return {row["Names"].removeprefix(f"{self._project}-"): row for row in rows}
 
     def down(self) -> None:
         """Remove containers, volumes and network; raises CannotPlayError."""
