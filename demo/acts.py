@@ -17,15 +17,6 @@ _CRASH_POINT = "reply read:1"
 _REPLICAS = 3
 
 
-def play_all(play: Play) -> None:
-    """Play the acts in order.
-
-    Raises what the first failure raises: what comes after it would only fail as well.
-    """
-    for act in ACTS.values():
-        act(play)
-
-
 def chosen(number: str) -> Sequence[Act]:
     """Return the act of that number, all of them for none; raises CannotPlayError."""
     if not number:

@@ -86,7 +86,8 @@ class Sources:
             if name.rpartition("-")[0] == service
         ]
         self._see(self._board.containers, cards)
-        before, self._containers = self._containers, {each["ID"] for each in found.values()}
+        # Not of all: a container has another name for as long as the one it replaces is there.
+        before, self._containers = self._containers, {found[name]["ID"] for name, *_ in cards}
         for name, service, state in cards:
             if service in (*SERVICES, "receiver") and found[name]["ID"] not in before:
                 Thread(target=self._log, args=[name, found[name]["ID"]], daemon=True).start()
