@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from jinja2 import Template
+from jinja2 import Environment
 
 from demo.play import COUNTERS, Play
 from demo.screen import Entry
@@ -118,21 +118,25 @@ def page(run: Run) -> str:
     top = max([1, *(value or 0 for values in read for value in values)])
     when = time.strftime("%Y-%m-%d %H:%M %z", time.localtime(run.ended_at))
     template = (_HERE / "report.html").read_text("utf-8")
-    return Template(template, autoescape=True, trim_blocks=True).render(
-        title=f"A check failed, after {passed} that passed"
-        if failed
-        else f"All {passed} checks passed",
-        verdict="failed" if failed else "passed",
-        style=(_HERE / "report.css").read_text("utf-8"),
-        facts={
-            "When": f"{when}, for {length_s:.0f}\u00a0s",
-            "Where": run.place,
-            "Servers": ", ".join(run.versions) or "(they did not tell their versions)",
-        },
-        axes=Axes(bands, run.ended_at + length_s * _MARGIN, top),
-        graphs={service: _lines(run, service, top) for service in SERVICES},
-        most_of=_most,
-        acts=acts,
+    return (
+        Environment(autoescape=True, trim_blocks=True)
+        .from_string(template)
+        .render(
+            title=f"A check failed, after {passed} that passed"
+            if failed
+            else f"All {passed} checks passed",
+            verdict="failed" if failed else "passed",
+            style=(_HERE / "report.css").read_text("utf-8"),
+            facts={
+                "When": f"{when}, for {length_s:.0f}\u00a0s",
+                "Where": run.place,
+                "Servers": ", ".join(run.versions) or "(they did not tell their versions)",
+            },
+            axes=Axes(bands, run.ended_at + length_s * _MARGIN, top),
+            graphs={service: _lines(run, service, top) for service in SERVICES},
+            most_of=_most,
+            acts=acts,
+        )
     )
 
 
