@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer, unused_port
 
+from demo.compose import Compose
 from demo.page.__main__ import Page
 from demo.page.board import READINGS, Board, Kind
-from demo.page.controls import Controls, RefusedError
+from demo.page.controls import Controls
+from demo.page.sources import Sources
 
 CARDS = [("rabbitmq-1", "rabbitmq", "running"), ("order-1", "order", "running")]
 
@@ -134,26 +137,17 @@ def test_a_card_says_how_its_process_is(
     assert board.snapshot()["processes"] == [("order-1", *shown)]
 
 
-# Who is refused.
-
-
-class FakeControls:
-    def __init__(self) -> None:
-        self.pressed = False
-
-    def press(self, key: str, _target: str) -> None:
-        if key != "p":
-            raise RefusedError("there is no such button")
-        self.pressed = True
-
-
-async def _post(headers: dict[str, str], body: str) -> tuple[int, bool]:
-    controls, port = FakeControls(), unused_port()
-    page = Page(cast("Controls", controls), port)
-    async with TestClient(TestServer(page.application(), port=port)) as client:
-        own = {"Origin": f"http://localhost:{port}", "X-Token": page.token}
-        answer = await client.post("/press", data=body, headers={**own, **headers})
-        return answer.status, controls.pressed
+async def press(headers: dict[str, str], body: str) -> tuple[int, int]:
+    """Return the page's answer, and how many events its button publishes."""
+    board, sources, port = Board(), SimpleNamespace(outbox=[]), unused_port()
+    board.containers(CARDS)
+    async with asyncio.TaskGroup() as tasks:
+        controls = Controls(cast("Compose", None), board, cast("Sources", sources), tasks)
+        page = Page(controls, port)
+        async with TestClient(TestServer(page.application(), port=port)) as client:
+            own = {"Origin": f"http://localhost:{port}", "X-Token": page.token}
+            answer = await client.post("/press", data=body, headers={**own, **headers})
+    return answer.status, len(sources.outbox)
 
 
 @pytest.mark.parametrize(
@@ -167,10 +161,11 @@ async def _post(headers: dict[str, str], body: str) -> tuple[int, bool]:
         ({"Origin": "null"}, {"key": "p", "target": "order-1"}, 403),
         ({"Host": "elsewhere.invalid"}, {"key": "p", "target": "order-1"}, 403),
         ({}, {"key": "rm -rf", "target": "order-1"}, 400),
+        ({}, {"key": "p", "target": "/bin/sh"}, 400),
         ({}, ["p"], 400),
     ],
 )
 def test_only_the_pages_own_buttons_work(
     headers: dict[str, str], body: object, status: int
 ) -> None:
-    assert asyncio.run(_post(headers, json.dumps(body))) == (status, status == 204)
+    assert asyncio.run(press(headers, json.dumps(body))) == (status, status == 204)
