@@ -23,8 +23,6 @@ from demo.page.sources import Sources
 from demo.stage import SERVICES, CannotPlayError
 from servers.wait import eventually
 
-Work = Callable[[str], Coroutine[Any, Any, None]]
-
 ACTS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("acts.toml").read_text())
 
 CHOSEN, DIES = "Chosen process", "Dies by itself, once"
@@ -55,7 +53,7 @@ class Button(NamedTuple):
 
     group: str
     label: str
-    work: Work
+    work: Callable[[str], Coroutine[Any, Any, None]]
 
 
 class Controls:

@@ -67,21 +67,14 @@ function drawProcesses(processes) {
   const group = find("#processes");
   while (group.children.length > processes.length) group.lastChild.remove();
   processes.forEach(([name, state, why], index) => {
-    const card = group.children[index] || makeProcess(group, index + 1);
+    if (!group.children[index]) group.append(find("template").content.cloneNode(true));
+    const card = group.children[index], input = find("input", card);
+    card.dataset.key = input.ariaKeyShortcuts = index + 1;
     card.dataset.state = state;
-    find("input", card).value = name;
+    input.value = name;
     [name, state, why].forEach((text, child) => write(card.children[child + 1], text));
   });
   if (!chosen() && processes.length) find("input", group.lastChild).checked = true;
-}
-
-function makeProcess(group, number) {
-  const card = document.createElement("label");
-  card.className = "process";
-  card.dataset.key = number;
-  card.innerHTML = `<input type="radio" name="process" aria-keyshortcuts="${number}">
-    <b></b><i></i><small></small>`;
-  return group.appendChild(card);
 }
 
 // The whole page.
