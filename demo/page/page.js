@@ -64,10 +64,10 @@ function drawDots(service, seen) {
 const chosen = () => find("#processes :checked")?.value;
 
 function drawProcesses(processes) {
-  const group = find("#processes");
+  const group = find("#processes"), empty = find("template").content.firstElementChild;
   while (group.children.length > processes.length) group.lastChild.remove();
   processes.forEach(([name, state, why], index) => {
-    if (!group.children[index]) group.append(find("template").content.cloneNode(true));
+    if (!group.children[index]) group.append(empty.cloneNode(true));
     const card = group.children[index], input = find("input", card);
     card.dataset.key = input.ariaKeyShortcuts = index + 1;
     card.dataset.state = state;
