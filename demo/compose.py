@@ -222,7 +222,8 @@ class Compose:
         """Return what `docker ps` says of each container, such as order-1, stopped ones too."""
         label = f"label={_PROJECT}={self._project}"
         listing = ("docker", "ps", "--all", "--no-trunc", "--filter", label, "--format", "json")
-        rows = map(json.loads, run(listing, self._environment, timeout_s=10).splitlines())
+        listed = run(listing, self._environment, timeout_s=_DOWN_WITHIN_S)
+        rows = map(json.loads, listed.splitlines())
         return {row["Names"].removeprefix(f"{self._project}-"): row for row in rows}
 
     def down(self) -> None:
