@@ -9,14 +9,13 @@ from functools import partial
 from demo.acts import Act, chosen
 from demo.compose import compose_stage
 from demo.interrupt import interrupt_once
-from demo.live import open_screen
 from demo.local import local_stage
 from demo.panel import panel
 from demo.play import CheckFailedError, Play
 from demo.report import run_of, write_report
-from demo.screen import Screen, wait_for_enter
+from demo.screen import Screen, open_screen, wait_for_enter
 from demo.stage import CannotPlayError, Stage, StepFailedError
-from demo.watch import Watch, watch
+from demo.watch import Watch
 from servers.servers import docker_available
 
 _LOG_LINES = 15
@@ -60,7 +59,7 @@ def _play(stage: Stage, screen: Screen, acts: Sequence[Act], *, step: bool) -> t
     play = Play(stage, screen, wait_for_enter) if step else Play(stage, screen)
     if step:
         screen.say("Enter does each command once it is shown.")
-    with watch(stage) as watching, screen.watching(partial(panel, play, watching)):
+    with Watch(stage) as watching, screen.watching(partial(panel, play, watching)):
         failed = _first_failure(play, watching, acts)
     if failed:
         lines = stage.log(failed).rstrip().splitlines()[-_LOG_LINES:]

@@ -17,15 +17,6 @@ _CRASH_POINT = "reply read:1"
 _REPLICAS = 3
 
 
-def play_all(play: Play) -> None:
-    """Play the acts in order.
-
-    Raises what the first failure raises: what comes after it would only fail as well.
-    """
-    for act in ACTS.values():
-        act(play)
-
-
 def chosen(number: str) -> Sequence[Act]:
     """Return the act of that number, all of them for none; raises CannotPlayError."""
     if not number:
@@ -74,12 +65,6 @@ def the_same_again(play: Play) -> None:
         "Brokers and producers repeat an event whenever they cannot know that it has arrived.",
     )
     play.run_services(enable_etcd=False)
-    _without_etcd(play)
-    _with_etcd(play)
-    _after_a_restart(play)
-
-
-def _without_etcd(play: Play) -> None:
     play.screen.say("Without etcd every repetition is processed:")
     play.publish(*["order-3"] * _TIMES, text=f"the id order-3, {_TIMES} times")
     play.expect(
@@ -88,9 +73,6 @@ def _without_etcd(play: Play) -> None:
         Change("order skips nothing", "orders_processed_skipped", 0),
         Change("notify skips nothing", "notifications_processed_skipped", 0),
     )
-
-
-def _with_etcd(play: Play) -> None:
     play.screen.say("With etcd the first is recorded, and the others are skipped:")
     play.run_services(enable_etcd=True)
     play.publish(*["order-3"] * _TIMES, text=f"the id order-3, {_TIMES} times")
@@ -100,9 +82,6 @@ def _with_etcd(play: Play) -> None:
         Change("notify sends it once", "notifications_processed", 1),
         Change("notify skips the others", "notifications_processed_skipped", _TIMES - 1),
     )
-
-
-def _after_a_restart(play: Play) -> None:
     play.screen.say("After a restart it is still known, and skipped at once:")
     play.do(play.stage.restart_services())
     play.publish("order-3", text="the id order-3, once more")
@@ -146,12 +125,7 @@ def killed_then_three(play: Play) -> None:
         "An event comes again, perhaps to another replica, and each order is still placed once.",
     )
     play.run_services(enable_etcd=True)
-    first = 5 + _CALLS
-    _killed(play, f"order-{first}")
-    _three_replicas(play, [f"order-{first + number}" for number in range(1, 1 + _CALLS)])
-
-
-def _killed(play: Play, event_id: str) -> None:
+    event_id, *event_ids = (f"order-{number}" for number in range(5 + _CALLS, 6 + 2 * _CALLS))
     play.screen.say("order kills itself when etcd has recorded the event, before it acks it:")
     play.do(play.stage.crash_at(_CRASH_POINT, "order"))
     play.publish(event_id, text=f"the id {event_id}")
@@ -165,9 +139,6 @@ def _killed(play: Play, event_id: str) -> None:
         Change("notify sends it once", "notifications_processed", 1),
     )
     play.expect_orders([event_id], "the order was placed once")
-
-
-def _three_replicas(play: Play, event_ids: Sequence[str]) -> None:
     play.screen.say(
         "Three replicas share a queue: the copies of an event reach two of them at once:"
     )

@@ -1,10 +1,10 @@
 """Run a command to its end, also when the demo is interrupted in the middle of it."""
 
-import contextlib
 import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from demo.stage import CannotPlayError
 
@@ -44,11 +44,10 @@ def run(
     name = " ".join(command[:2])
     try:
         output, errors = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
+    except BaseException as error:
         _end(process)
-        raise CannotPlayError(f"{name} had not ended after {timeout_s:g} s") from None
-    except BaseException:
-        _end(process)
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise CannotPlayError(f"{name} had not ended after {timeout_s:g} s") from None
         raise
     if process.returncode != 0:
         said = [line.strip() for line in (errors or output).splitlines() if line.strip()]
@@ -58,11 +57,9 @@ def run(
 
 def _end(process: subprocess.Popen[str]) -> None:
     """End the command and what it has started: docker runs its plugins as processes."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.communicate(timeout=_ENDS_WITHIN_S)
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    for number, timeout_s in ((signal.SIGTERM, _ENDS_WITHIN_S), (signal.SIGKILL, None)):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=timeout_s)
+            return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import time
@@ -217,9 +218,13 @@ class Compose:
             return True
         return False
 
-    def containers(self) -> list[str]:
-        """Return the ids of the project's containers, stopped ones too."""
-        return self.run("ps", "--all", "--quiet").split()
+    def containers(self) -> dict[str, dict[str, str]]:
+        """Return what `docker ps` says of each container, such as order-1, stopped ones too."""
+        label = f"label={_PROJECT}={self._project}"
+        listing = ("docker", "ps", "--all", "--no-trunc", "--filter", label, "--format", "json")
+        listed = run(listing, self._environment, timeout_s=_DOWN_WITHIN_S)
+        rows = map(json.loads, listed.splitlines())
+        return {row["Names"].removeprefix(f"{self._project}-"): row for row in rows}
 
     def down(self) -> None:
         """Remove containers, volumes and network; raises CannotPlayError."""
@@ -299,7 +304,6 @@ class ComposeStage(Stage):
         super().__init__(broker, f"{ports.host}:{numbers['PORT_ETCD']}", counters)
 
     def run_services(self, *, enable_etcd: bool, calls: bool, replicas: int) -> Step:
-        """Bring the services up; those that run with another setting are replaced."""
         url = "http://receiver:8000" if calls else ""
         self._set(enable_etcd=enable_etcd, receiver_url=url, replicas=replicas)
         self._compose.set(**{"NOTIFY_URL": "", **self._settings})
@@ -307,26 +311,21 @@ class ComposeStage(Stage):
         return self._step("up", "-d", *chain(*scales), *["receiver"] * calls, *SERVICES)
 
     def crash_at(self, point: str, service: str) -> Step:
-        """Bring it up with one more file."""
         more = f'COMPOSE_FILE=$COMPOSE_FILE:{CRASH} CRASH_POINT="{point}" '
         typed = f"{self._typed_settings()}{more}docker compose up -d {service}"
         crash = partial(self._compose.crash_at, point, service)
         return Step(typed, partial(self._bring_up, [service], crash))
 
     def ended(self, service: str) -> bool:
-        """Ask Docker."""
         return bool(self._compose.run("ps", "--status", "exited", "--quiet", service))
 
     def stop(self, service: str) -> Step:
-        """Stop the service's container."""
         return Step(f"docker compose stop {service}", lambda: self._stop(service))
 
     def start(self, service: str) -> Step:
-        """Start the service's container."""
         return self._step("start", service)
 
     def restart_services(self) -> Step:
-        """Restart the containers of both services."""
         return self._step("restart", *SERVICES)
 
     def wait_counted(self, counters: Sequence[str]) -> None:
@@ -339,8 +338,7 @@ class ComposeStage(Stage):
 
         def fresh() -> None:
             missing = [counter for counter in counters if not newer.seen(counter)]
-            if missing:
-                raise AssertionError(f"Graphite shows no new point of {', '.join(missing)}")
+            assert not missing, f"Graphite shows no new point of {', '.join(missing)}"
 
         eventually(fresh, _FRESH_WITHIN_S, also=(OSError,))
 

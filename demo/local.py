@@ -39,29 +39,23 @@ class LocalStage(Stage):
         super().__init__(broker, servers.etcd.endpoint, statsd)
 
     def run_services(self, *, enable_etcd: bool, calls: bool, replicas: int) -> Step:
-        """End the services that run, and run both with or without etcd."""
         url = f"http://{':'.join(self._receiver[1:])}" if calls else ""
         self._set(enable_etcd=enable_etcd, receiver_url=url, replicas=replicas)
         return self._restarted(SERVICES, *["receiver"] * calls, *SERVICES)
 
     def crash_at(self, point: str, service: str) -> Step:
-        """End the service, and run it by the launcher of the tests."""
         return self._restarted([service], service, point=point)
 
     def ended(self, service: str) -> bool:
-        """Look at its processes."""
         return not any(process.running for process in self._running[service])
 
     def stop(self, service: str) -> Step:
-        """End the service's processes with SIGTERM."""
         return Step(self._kill_command(service), partial(self._stop, service))
 
     def start(self, service: str) -> Step:
-        """Run the service as it was."""
         return self._restarted([], service)
 
     def restart_services(self) -> Step:
-        """End both services and run them as they were."""
         return self._restarted(SERVICES, *SERVICES)
 
     def wait_counted(self, counters: Sequence[str]) -> None:
@@ -71,17 +65,14 @@ class LocalStage(Stage):
             sender.sendto(f"{marker}:1|c".encode(), ("127.0.0.1", self._statsd.port))
 
         def arrived() -> None:
-            if not self._statsd.seen(marker):
-                raise AssertionError("the statsd listener does not keep up")
+            assert self._statsd.seen(marker), "the statsd listener does not keep up"
 
         eventually(arrived)
 
     def log(self, service: str) -> str:
-        """Return what the service's newest processes have written."""
         return "".join(process.output() for process in self._running.get(service, ()))
 
     def farewell(self) -> str:
-        """Say where to look next."""
         return "Where Docker runs, `make up` starts all of it to stay, with graphs at http://localhost/"
 
     def _start(self, services: Sequence[str], point: str) -> None:

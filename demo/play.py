@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from chaos.crash_points import PROOF
 from demo.screen import Screen
@@ -113,7 +112,7 @@ class Play:
         """Wait until notify's circuit breaker is open, or closed."""
         gauge = BREAKERS["notify"]
         passed = self._comes_true(
-            lambda: bool(self.stage.counters.gauge(gauge)) == is_open, _PROBED_WITHIN_S
+            lambda: bool(self.stage.counters.gauge(gauge)) == is_open, within_s=_PROBED_WITHIN_S
         )
         self._check(passed, text, "notify")
 
@@ -140,8 +139,10 @@ class Play:
 
     def expect(self, *changes: Change) -> None:
         """Wait for changes of the counters, and check that they are exactly these."""
+        counters = self.stage.counters
         for change in changes:
-            self._comes_true(partial(self._reached, change))
+            reached = self._counts[change.counter] + change.by
+            self._comes_true(lambda name, n: counters.count(name) >= n, change.counter, reached)
         if any(change.by == 0 for change in changes):
             # That a counter stays is only known once all there was to count has been counted.
             self.stage.wait_counted([change.counter for change in changes])
@@ -151,8 +152,10 @@ class Play:
 
     def _expect_zeros(self) -> None:
         """Check that every counter shows up by itself, as 0."""
+        counters = self.stage.counters
         for counter, service in COUNTERS.items():
-            if not self._comes_true(partial(self._shown_as_zero, counter)):
+            shown = self._comes_true(lambda n: counters.seen(n) and not counters.count(n), counter)
+            if not shown:
                 self._check(False, f"{counter} shows as 0", service)
         self._check(True, "both services are ready, and their counters show as 0", "order")
 
@@ -172,19 +175,14 @@ class Play:
             raise CheckFailedError(service)
         self.passed += 1
 
-    def _comes_true(self, holds: Callable[[], bool], within_s: float = _WITHIN_S) -> bool:
+    def _comes_true(
+        self, holds: Callable[..., bool], *arguments: object, within_s: float = _WITHIN_S
+    ) -> bool:
         def check() -> None:
-            if not holds():
-                raise AssertionError("not yet")
+            assert holds(*arguments)
 
         try:
             eventually(check, within_s, also=(OSError,))
         except (AssertionError, OSError):
             return False
         return True
-
-    def _shown_as_zero(self, counter: str) -> bool:
-        return self.stage.counters.seen(counter) and not self.stage.counters.count(counter)
-
-    def _reached(self, change: Change) -> bool:
-        return self.stage.counters.count(change.counter) >= self._counts[change.counter] + change.by

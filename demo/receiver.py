@@ -17,25 +17,28 @@ from pathlib import Path
 _SLOW_S = 3.0
 
 
-class _Receiver:
-    def __init__(self, directory: Path | None) -> None:
+class _Receiver(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 512  # A service's calls come all at once.
+
+    def __init__(self, host: str, port: str, directory: str = "") -> None:
+        super().__init__((host, int(port)), _Handler)
         self._lock, self._known = threading.Lock(), set[str]()
-        self._keys = self._mood = None
-        if directory:
-            directory.mkdir(exist_ok=True)
-            self._keys, self._mood = directory / "keys", directory / "mood"
+        self._keys, self._mood = Path(directory, "keys"), Path(directory, "mood")
+        self._is_kept = bool(directory)
+        if self._is_kept:
+            Path(directory).mkdir(exist_ok=True)
             self._keys.touch()
             self._known.update(self._keys.read_text().splitlines())
 
-    @property
     def mood(self) -> str:
-        return self._mood.read_text().strip() if self._mood and self._mood.exists() else "well"
+        return self._mood.read_text().strip() if self._is_kept and self._mood.exists() else "well"
 
     def accept(self, key: str) -> None:
         with self._lock:
             again = key in self._known
             self._known.add(key)
-            if self._keys and not again:
+            if self._is_kept and not again:
                 # Before it is printed: what was printed must be known after a kill.
                 with self._keys.open("a") as file:
                     file.write(f"{key}\n")
@@ -43,13 +46,13 @@ class _Receiver:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    receiver: _Receiver
+    server: _Receiver
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
-        mood = self.receiver.mood
+        mood = self.server.mood()
         if mood != "failing":
-            self.receiver.accept(self.headers["Idempotency-Key"])
+            self.server.accept(self.headers["Idempotency-Key"])
         if mood == "slow":
             time.sleep(_SLOW_S)
         with suppress(OSError):  # The caller may have been killed meanwhile.
@@ -61,12 +64,5 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 512  # A service's calls come all at once.
-
-
 if __name__ == "__main__":
-    host, port, *directory = sys.argv[1:]
-    _Handler.receiver = _Receiver(Path(directory[0]) if directory else None)
-    _Server((host, int(port)), _Handler).serve_forever()
+    _Receiver(*sys.argv[1:]).serve_forever()

@@ -3,10 +3,11 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
+from itertools import pairwise
 from pathlib import Path
 
-from demo.chart import Axes, Band, chart
+from jinja2 import Environment, FileSystemLoader
+
 from demo.play import COUNTERS, Play
 from demo.screen import Entry
 from demo.stage import NO_ANSWER, SERVICES
@@ -15,19 +16,61 @@ from servers.servers import REPOSITORY
 
 REPORT = REPOSITORY / "demo-report.html"
 
-_STYLE = Path(__file__).with_name("report.css")
-_LEGEND = {
-    "processed": "<b>{}</b> processed",
-    "skipped": "<b>{}</b> skipped",
-    "waiting": "at most <b>{}</b> waiting in its queue",
-    "open": "circuit breaker open: events are held",
-}
+_FILES = FileSystemLoader(Path(__file__).parent)
+_PAGE = Environment(loader=_FILES, autoescape=True, trim_blocks=True).get_template("report.html")
 _MARGIN = 0.03
 """Of the time of the run, after its end: what came last is to be seen too."""
 
+_STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600)
+_MOST_TICKS = 6
+_LETTER = 7
 
 Line = Sequence[tuple[float, float]]
 """A number over time: from each time on (Unix, in seconds) it has the value beside it."""
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Where the graphs have times and values: from 26 to 394 and from 188 up to 20, of 400 x 210.
+
+    `acts` are their names, each with its begin; `top` is the largest value.
+    """
+
+    acts: Sequence[tuple[str, float]]
+    end: float
+    top: int
+
+    def x(self, at: float) -> float:
+        """Return where a time is; times outside are moved to the edge."""
+        begin = self.acts[0][1]
+        share = (at - begin) / max(self.end - begin, 1e-9)
+        return round(26 + 368 * min(max(share, 0.0), 1.0), 1)
+
+    def y(self, value: float) -> float:
+        """Return where a value is."""
+        return round(188 - 168 * value / self.top, 1)
+
+    def bands(self) -> Iterator[tuple[str, float, float]]:
+        """Yield each act's name, or its last letter where there is no room, and left and width."""
+        ends = [*(begin for _, begin in self.acts), self.end]
+        for (name, _), (begin, end) in zip(self.acts, pairwise(ends), strict=True):
+            width = round(self.x(end) - self.x(begin), 1)
+            yield name if len(name) * _LETTER <= width else name[-1:], self.x(begin), width
+
+    def values(self) -> range:
+        """Return the values that have a grid line."""
+        return range(0, self.top + 1, -(-self.top // 4))
+
+    def seconds(self) -> range:
+        """Return the times that are written, in seconds from the begin."""
+        length_s = int(self.end - self.acts[0][1])
+        step_s = next((s for s in _STEPS_S if length_s / s < _MOST_TICKS), length_s)
+        return range(0, length_s + 1, step_s)
+
+    def path(self, line: Line) -> str:
+        """Return a line in steps, from its zero to the end, as SVG has it."""
+        steps = "".join(f"H{self.x(at)}V{self.y(value)}" for at, value in line)
+        return f"M26 {self.y(0)}{steps}H{self.x(self.end)}"
 
 
 @dataclass(frozen=True)
@@ -62,75 +105,33 @@ def write_report(run: Run, path: Path = REPORT) -> str:
 
 def page(run: Run) -> str:
     """Return the whole page."""
-    passed = sum(entry.kind == "passed" for entry in run.story)
-    failed = any(entry.kind == "failed" for entry in run.story)
-    verdict = "A check failed, after {} that passed" if failed else "All {} checks passed"
-    title = escape(verdict.format(passed))
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-{_STYLE.read_text(encoding="utf-8")}</style>
-</head>
-<body>
-<header class="{"failed" if failed else "passed"}">
-<p>Reliability Nirvana: the demo</p>
-<h1>{title}</h1>
-{_facts(run)}
-</header>
-<main>
-{"".join(_graphs(run))}
-{"".join(_acts(run.story))}
-</main>
-<footer><p>{_SOURCES}</p></footer>
-</body>
-</html>
-"""
-
-
-def _facts(run: Run) -> str:
+    acts: list[tuple[Entry, list[Entry]]] = []
+    for entry in run.story:
+        if entry.kind == "heading":
+            acts.append((entry, []))
+        elif acts and entry.text:
+            acts[-1][1].append(entry)
+    bands = [(heading.text.partition(":")[0], heading.at) for heading, _ in acts]
+    length_s = run.ended_at - bands[0][1]
+    read = [(*sample.counts.values(), *sample.waiting.values()) for sample in run.samples]
+    top = max([1, *(value or 0 for values in read for value in values)])
     when = time.strftime("%Y-%m-%d %H:%M %z", time.localtime(run.ended_at))
-    facts = {
-        "When": f"{when}, for {run.ended_at - _bands(run)[0].begin:.0f}\u00a0s",
-        "Where": run.place,
-        "Servers": ", ".join(run.versions) or "(they did not tell their versions)",
-    }
-    rows = (f"<dt>{escape(name)}</dt><dd>{escape(fact)}</dd>" for name, fact in facts.items())
-    return f"<dl>{''.join(rows)}</dl>"
-
-
-_SOURCES = (
-    "Counters and queues were read twice a second; Graphite shows a count a second or two late. "
-    "To play it again: <code>make demo</code>, or one act of it: <code>make demo ACT=2</code>."
-)
-
-
-def _bands(run: Run) -> list[Band]:
-    headings = [entry for entry in run.story if entry.kind == "heading"]
-    return [Band(entry.text.partition(":")[0], entry.at) for entry in headings]
-
-
-def _graphs(run: Run) -> Iterator[str]:
-    axes = _axes(run)
-    yield '<section class="graphs"><h2>What the services counted</h2>'
-    for service in SERVICES:
-        lines = _lines(run, service, axes.top)
-        most = {name: _most(line) for name, line in lines.items()}
-        text = (
-            f"At the end {most['processed']} processed and {most['skipped']} skipped; "
-            f"at most {most['waiting']} waiting in its queue."
-        )
-        picture = chart(service, f"{service}, over the time of the run", text, axes, lines)
-        yield f"<figure><h3>{service}</h3>{picture}{_legend(most)}</figure>"
-    yield "</section>"
+    return _PAGE.render(
+        kinds=[entry.kind for entry in run.story],
+        facts={
+            "When": f"{when}, for {length_s:.0f}\u00a0s",
+            "Where": run.place,
+            "Servers": ", ".join(run.versions) or "(they did not tell their versions)",
+        },
+        axes=Axes(bands, run.ended_at + length_s * _MARGIN, top),
+        graphs={service: _lines(run, service, top) for service in SERVICES},
+        most_of=_most,
+        acts=acts,
+    )
 
 
 def _lines(run: Run, service: str, top: int) -> dict[str, Line]:
+    """Return a service's lines by their CSS classes."""
     processed, skipped = (name for name in COUNTERS if COUNTERS[name] == service)
     lines = {
         "waiting": _line(run, lambda sample: sample.waiting[service]),
@@ -143,52 +144,10 @@ def _lines(run: Run, service: str, top: int) -> dict[str, Line]:
     return lines
 
 
-def _axes(run: Run) -> Axes:
-    bands = _bands(run)
-    margin = (run.ended_at - bands[0].begin) * _MARGIN
-    read = [(*sample.counts.values(), *sample.waiting.values()) for sample in run.samples]
-    top = max((value or 0 for values in read for value in values), default=0)
-    return Axes(bands, run.ended_at + margin, max(1, top))
-
-
 def _line(run: Run, read: Callable[[Sample], int | None]) -> Line:
     values = ((sample.at, read(sample)) for sample in run.samples)
     return [(at, value) for at, value in values if value is not None]
 
 
-def _most(line: Line) -> int:
-    return round(max((value for _, value in line), default=0))
-
-
-def _legend(most: dict[str, int]) -> str:
-    items = (f'<li class="{name}">{_LEGEND[name].format(most[name])}</li>' for name in most)
-    return f"<figcaption><ul>{''.join(items)}</ul></figcaption>"
-
-
-def _acts(story: Sequence[Entry]) -> Iterator[str]:
-    """Return a section for each heading, with all that was told until the next."""
-    begun = False
-    for entry in story:
-        if entry.kind == "heading":
-            yield "</section>" * begun
-            yield f"<section><h2>{escape(entry.text)}</h2><p>{escape(entry.more)}</p>"
-            begun = True
-        elif begun and entry.text:
-            yield _told(entry)
-    yield "</section>" * begun
-
-
-def _told(entry: Entry) -> str:
-    text, more = escape(entry.text), escape(entry.more)
-    if entry.kind in {"passed", "failed"}:
-        mark = "✓" if entry.kind == "passed" else "✗"
-        seen = f" <code>{more}</code>" if more else ""
-        return (
-            f'<p class="check {entry.kind}"><b role="img" aria-label="{entry.kind}">{mark}</b>'
-            f"<span>{text}</span>{seen}</p>"
-        )
-    if entry.kind == "typed":
-        return f"<pre><code>{text}</code></pre>"
-    if entry.kind == "log":
-        return f'<h3>{text}</h3><pre class="log">{more}</pre>'
-    return f"<p>{text}</p>"
+def _most(lines: dict[str, Line]) -> dict[str, int]:
+    return {name: round(max((n for _, n in line), default=0)) for name, line in lines.items()}

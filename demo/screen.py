@@ -1,4 +1,7 @@
-"""What the demo prints: headings, commands, and a tick or a cross for each check."""
+"""What the demo prints: headings, commands, and a tick or a cross for each check.
+
+On a terminal the story scrolls by, and below it a panel stays and moves.
+"""
 
 import os
 import sys
@@ -8,12 +11,20 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import IO, Literal, TextIO, cast
+from typing import IO, Any, Literal, TextIO, cast
 
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
+from rich.constrain import Constrain
+from rich.live import Live
+from rich.text import Text
 
 _WIDTH = 96
 _BOLD, _DIM, _RED, _GREEN = "1", "2", "31", "32"
+_REFRESHED_PER_S = 5
+_ROOM = 3
+"""At the end of a line, for the ^C that a terminal shows: a broken line would break the panel."""
+
+_NOT_FOR_THESE = ("", "dumb", "unknown")
 
 
 @dataclass(frozen=True)
@@ -32,13 +43,14 @@ class Entry:
 class Screen:
     """Writes lines to standard output, and keeps the story that they tell.
 
-    Colours only where a terminal reads it and NO_COLOR is unset.
+    `live` is the terminal that keeps a panel below them; both then stay in its history. Colours
+    only where a terminal reads it and NO_COLOR is unset.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, live: Console | None = None) -> None:
         self.story: list[Entry] = []
-        self._out = Outlet(sys.stdout)
-        self._width = _WIDTH
+        self._live, self._out = live, cast("IO[str]", Outlet(sys.stdout))
+        self._width = min(_WIDTH, live.width) if live else _WIDTH
         self._colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         self._tick, self._cross = _marks(sys.stdout.encoding)
 
@@ -75,23 +87,44 @@ class Screen:
         self._wrapped(title)
         self._line(textwrap.indent(text, "  | ", lambda _line: True))
 
-    def watching(self, _panel: Callable[[], RenderableType]) -> AbstractContextManager[object]:
-        """Keep a panel below the story while the block runs, where it can be kept up to date."""
-        return nullcontext()
+    def watching(self, panel: Callable[[], RenderableType]) -> AbstractContextManager[object]:
+        """Keep a panel below the story while the block runs, where it can be kept up to date.
+
+        A thread draws it five times a second, and the play does not wait for it.
+        """
+        if self._live is None:
+            return nullcontext()
+        return Live(
+            get_renderable=lambda: Constrain(panel(), self._width - _ROOM),
+            console=self._live,
+            refresh_per_second=_REFRESHED_PER_S,
+            vertical_overflow="crop",
+        )
 
     def _wrapped(self, text: str) -> None:
+        wrapper = textwrap.TextWrapper(self._width, break_long_words=False, break_on_hyphens=False)
         for line in text.splitlines() or [""]:
-            filled = textwrap.fill(
-                line, self._width, break_long_words=False, break_on_hyphens=False
-            )
-            self._line(filled)
+            self._line(wrapper.fill(line))
 
     def _coloured(self, colour: str, text: str) -> str:
         return f"\033[{colour}m{text}\033[0m" if self._colours else text
 
     def _line(self, text: str) -> None:
-        # Flushed, so that a pipe's reader can follow too.
-        print(text, file=cast("IO[str]", self._out), flush=True)
+        if self._live:
+            # Not wrapped: a command has to be copied as one line.
+            self._live.print(Text.from_ansi(text), soft_wrap=True)
+        else:
+            # Flushed, so that a pipe's reader can follow too.
+            print(text, file=self._out, flush=True)
+
+
+def open_screen() -> Screen:
+    """Return a live screen on a terminal that can move its cursor, else one of lines."""
+    terminal = sys.stdout.isatty() and os.environ.get("TERM", "") not in _NOT_FOR_THESE
+    if not terminal or not sys.stdout.encoding.lower().startswith("utf"):
+        return Screen()
+    out = cast("IO[str]", Outlet(sys.stdout))
+    return Screen(Console(file=out, force_terminal=True, highlight=False))
 
 
 def wait_for_enter() -> None:
@@ -113,28 +146,19 @@ class Outlet:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    @property
-    def encoding(self) -> str:
-        """The stream's encoding."""
-        return self._stream.encoding
-
-    def write(self, text: str) -> int:
+    def write(self, text: str) -> None:
         """Write it, or nothing."""
-        try:
-            return self._stream.write(text)
-        except OSError:
-            return self._go_on_without()
+        self._try(self._stream.write, text)
 
     def flush(self) -> None:
         """Pass on what has been written."""
-        try:
-            self._stream.flush()
-        except OSError:
-            self._go_on_without()
+        self._try(self._stream.flush)
 
-    def _go_on_without(self) -> int:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-        return 0
+    def _try(self, do: Callable[..., object], *arguments: Any) -> None:
+        try:
+            do(*arguments)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
 def _marks(encoding: str) -> tuple[str, str]:

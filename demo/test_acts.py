@@ -5,12 +5,16 @@ import sys
 
 import pytest
 
-from demo.acts import ACTS, chosen, play_all
-from demo.fake_stage import FakeStage
+from demo.acts import ACTS, chosen
+from demo.fake_stage import FakeStage, played
 from demo.play import CheckFailedError, Play
 from demo.screen import Screen
 from demo.stage import CannotPlayError
 from servers.servers import REPOSITORY
+
+
+def typed(play: Play) -> list[str]:
+    return [entry.text for entry in play.screen.story if entry.kind == "typed"]
 
 
 @pytest.mark.parametrize(
@@ -18,22 +22,18 @@ from servers.servers import REPOSITORY
 )
 def test_an_act_alone_starts_what_it_needs(number: str, checks: int) -> None:
     """On fresh services, whichever act it is."""
-    stage = FakeStage()
-    play = Play(stage, Screen())
-    (act,) = chosen(number)
-    act(play)
+    play, _ = played(acts=number)
     assert play.passed == checks
+    assert chosen(number) == [ACTS[number]]
     calls, with_etcd = "NOTIFY_URL=receiver " * (number == "4"), str(number in "45").lower()
-    assert stage.typed[0] == f"ENABLE_ETCD={with_etcd} {calls}up"
-    assert [entry.text for entry in play.screen.story if "curl -i" in entry.text]
+    assert typed(play)[0] == f"ENABLE_ETCD={with_etcd} {calls}up"
+    assert any("curl -i" in command for command in typed(play))
 
 
 def test_in_a_row_the_services_are_started_once_with_each_setting() -> None:
-    stage = FakeStage()
-    play = Play(stage, Screen())
-    play_all(play)
+    play, _ = played()
     assert play.passed == 42
-    assert [typed for typed in stage.typed if "up" in typed] == [
+    assert [command for command in typed(play) if "up" in command] == [
         "ENABLE_ETCD=false up",
         "ENABLE_ETCD=true up",
         "ENABLE_ETCD=true NOTIFY_URL=receiver up",
@@ -45,7 +45,7 @@ def test_in_a_row_the_services_are_started_once_with_each_setting() -> None:
 def test_what_is_miscounted_fails_a_check() -> None:
     play = Play(FakeStage(miscounts=True), Screen())
     with pytest.raises(CheckFailedError):
-        play_all(play)
+        played(play)
     failed = [entry for entry in play.screen.story if entry.kind == "failed"]
     assert failed[0].more == "orders_processed 0 -> 2, but should be 1"
 

@@ -8,13 +8,11 @@ import threading
 import pytest
 from rich.console import Console
 
-from demo.acts import ACTS, play_all
-from demo.fake_stage import FakeStage
-from demo.live import LiveScreen, open_screen
+from demo.fake_stage import FakeStage, played
 from demo.panel import panel
 from demo.play import Play
-from demo.screen import Outlet, Screen, wait_for_enter
-from demo.watch import Watch, watch
+from demo.screen import Outlet, Screen, open_screen, wait_for_enter
+from demo.watch import Watch
 from servers.wait import eventually
 
 ACT_2 = """
@@ -33,8 +31,10 @@ Producer and order do not notice, and nobody has to repair anything afterwards.
 """
 
 
-def terminal(height: int = 24) -> Console:
-    return Console(file=io.StringIO(), force_terminal=True, width=80, height=height, _environ={})
+def terminal(width: int = 80, height: int = 24, *, force: bool | None = True) -> Console:
+    return Console(
+        file=io.StringIO(), force_terminal=force, width=width, height=height, _environ={}
+    )
 
 
 def written(console: Console) -> str:
@@ -42,29 +42,23 @@ def written(console: Console) -> str:
     return console.file.getvalue()
 
 
-def lines_of(play: Play, watching: Watch) -> list[str]:
+def lines_of(play: Play, watch: Watch) -> list[str]:
     """Draw the panel as an 80-column terminal shows it."""
-    console = Console(file=io.StringIO(), width=80, height=24, _environ={})
-    console.print(panel(play, watching))
+    console = terminal(force=None)
+    console.print(panel(play, watch))
     return written(console).splitlines()
 
 
 def test_off_a_terminal_there_are_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    screen = open_screen()
-    play = Play(FakeStage(), screen)
-    with watch(play.stage) as watching, screen.watching(lambda: panel(play, watching)):
-        ACTS["2"](play)
+    played(Play(FakeStage(), open_screen()), "2")
     assert capsys.readouterr().out == ACT_2
 
 
 def test_a_live_screen_keeps_the_whole_story_above_its_panel() -> None:
     console = terminal()
-    screen = LiveScreen(console)
-    play = Play(FakeStage(), screen)
-    with watch(play.stage) as watching, screen.watching(lambda: panel(play, watching)):
-        play_all(play)
+    play, _ = played(Play(FakeStage(), Screen(console)))
     shown = written(console)
-    told = [entry.text for entry in screen.story if entry.kind in {"heading", "passed"}]
+    told = [entry.text for entry in play.screen.story if entry.kind in {"heading", "passed"}]
     assert len(told) == 5 + 42
     assert [text for text in told if text not in shown] == []
     assert "\033[?1049h" not in shown, "the other screen of a terminal has no history"
@@ -73,20 +67,15 @@ def test_a_live_screen_keeps_the_whole_story_above_its_panel() -> None:
 
 def test_a_live_screen_ends_well_when_interrupted() -> None:
     console = terminal()
-    screen = LiveScreen(console)
-    play = Play(FakeStage(), screen)
-    watching = Watch(play.stage)
-    with pytest.raises(KeyboardInterrupt), screen.watching(lambda: panel(play, watching)):
+    play = Play(FakeStage(), Screen(console))
+    drawn = play.screen.watching(lambda: panel(play, Watch(play.stage)))
+    with pytest.raises(KeyboardInterrupt), drawn:
         raise KeyboardInterrupt
     assert written(console).rindex("\033[?25h") > written(console).rindex("\033[?25l")
 
 
 def test_the_panel_shows_each_service_and_why_copies_are_skipped() -> None:
-    play = Play(FakeStage(), Screen())
-    with watch(play.stage) as watching:
-        for number in "123":
-            ACTS[number](play)
-    lines = lines_of(play, watching)
+    lines = lines_of(*played(acts="123"))
     order, notify = (next(line for line in lines if name in line) for name in ("order ", "notify "))
     assert order.split()[1:9:2] == ["order", "6", "3", "0"]
     assert notify.split()[1:9:2] == ["notify", "6", "3", "0"]
@@ -97,11 +86,11 @@ def test_the_panel_shows_each_service_and_why_copies_are_skipped() -> None:
 
 def test_the_panel_shows_that_a_circuit_breaker_is_open() -> None:
     play = Play(FakeStage(), Screen())
-    with watch(play.stage) as watching:
+    with Watch(play.stage) as watch:
         play.run_services(enable_etcd=True, calls=True)
         play.do(play.stage.stop("receiver"))
         play.publish("order-4")
-    lines = lines_of(play, watching)
+    lines = lines_of(play, watch)
     (notify,) = [line for line in lines if "breaker open" in line]
     assert notify.split()[:4] == ["│", "notify", "breaker", "open"]
     assert any("held" in line and "one at a time is called" in line for line in lines)
@@ -111,11 +100,9 @@ def test_the_panel_shows_that_a_circuit_breaker_is_open() -> None:
 def test_what_cannot_be_read_is_a_dash() -> None:
     stage = FakeStage()
     stage.answers = False
-    play = Play(stage, Screen())
-    with watch(stage) as watching:
-        pass
-    assert len(watching.samples) >= 1
-    rows = [line for line in lines_of(play, watching) if "not started" in line]
+    play, watch = played(Play(stage, Screen()), acts="")
+    assert len(watch.samples) >= 1
+    rows = [line for line in lines_of(play, watch) if "not started" in line]
     assert [row.count(" - ") for row in rows] == [3, 3]
 
 
@@ -126,13 +113,7 @@ def test_before_the_first_sample_there_is_a_panel() -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(40, 10), (80, 6), (20, 3)])
 def test_a_tiny_terminal_is_no_error(width: int, height: int) -> None:
-    console = Console(
-        file=io.StringIO(), force_terminal=True, width=width, height=height, _environ={}
-    )
-    screen = LiveScreen(console)
-    play = Play(FakeStage(), screen)
-    with watch(play.stage) as watching, screen.watching(lambda: panel(play, watching)):
-        play_all(play)
+    play, _ = played(Play(FakeStage(), Screen(terminal(width, height))))
     assert play.passed == 42
 
 
@@ -152,7 +133,7 @@ def test_each_command_is_done_once_it_has_been_held(capsys: pytest.CaptureFixtur
     screen = Screen()
     stage = FakeStage()
     play = Play(stage, screen, lambda: shown.append(f"{screen.story[-1].text}, {stage.states}"))
-    ACTS["2"](play)
+    played(play, "2")
     capsys.readouterr()
     commands = [entry.text for entry in screen.story if entry.kind == "typed"]
     assert [line.partition(", {")[0] for line in shown] == commands

@@ -2,9 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from demo.play import BREAKERS, COUNTERS
 from demo.stage import NO_ANSWER, SERVICES, Stage
@@ -27,18 +27,22 @@ class Sample:
 
 
 class Watch:
-    """The samples so far, oldest first, taken by a thread. Made by `watch`."""
+    """The samples so far, oldest first: a thread takes them while the block runs, and one last."""
 
-    def __init__(self, stage: Stage, every_s: float = _EVERY_S) -> None:
+    def __init__(self, stage: Stage) -> None:
         self.samples: list[Sample] = []
-        self._stage, self._every_s = stage, every_s
+        self._stage = stage
         self._ended, self._looking = threading.Event(), threading.Lock()
         # A daemon: a server that answers no more holds it for some seconds, but not the demo.
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
-    def start(self) -> None:
-        """Begin to look."""
+    def __enter__(self) -> Self:
         self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join(_LAST_WITHIN_S)
 
     def look(self) -> None:
         """Take a sample now: what an act has changed is to be seen before the next begins."""
@@ -50,15 +54,10 @@ class Watch:
             breakers = {name: _read(counters.gauge, gauge) for name, gauge in BREAKERS.items()}
             self.samples.append(Sample(time.time(), counts, waiting, breakers))
 
-    def end(self) -> None:
-        """Take a last sample, unless that takes long."""
-        self._ended.set()
-        self._thread.join(_LAST_WITHIN_S)
-
     def _run(self) -> None:
         last = False
         while not last:
-            last = self._ended.wait(self._every_s if self.samples else 0)
+            last = self._ended.wait(_EVERY_S if self.samples else 0)
             self.look()
 
 
@@ -67,14 +66,3 @@ def _read(ask: Callable[[str], int], name: str) -> int | None:
         return ask(name)
     except NO_ANSWER:
         return None
-
-
-@contextmanager
-def watch(stage: Stage) -> Iterator[Watch]:
-    """Look at the stage for as long as the block runs."""
-    watching = Watch(stage)
-    watching.start()
-    try:
-        yield watching
-    finally:
-        watching.end()

@@ -21,13 +21,9 @@ def test_it_handles_exactly_new_order_and_has_no_effect_outside() -> None:
 
 
 def test_the_order_is_one_effect_under_its_events_id() -> None:
-    put = placed("123", item="bicycle", n=2)
+    put, args = placed("123", item="bicycle", n=2), {"item": "bicycle", "n": 2}
     assert put.key == "/orders/123"
-    assert json.loads(put.value) == {
-        "id": "123",
-        "status": "placed",
-        "args": {"item": "bicycle", "n": 2},
-    }
+    assert json.loads(put.value) == {"id": "123", "status": "placed", "args": args}
 
 
 @pytest.mark.parametrize("event_id", ["a/b", "é", "\0", "x" * 10_000, "sha256:0", "a b\n"])

@@ -10,17 +10,18 @@ import json
 import secrets
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
+from jinja2 import Template
 
 from demo.compose import FILES, RECEIVER, Compose, Ports, Project, compose_servers
 from demo.interrupt import interrupt_once
 from demo.page.board import Board
-from demo.page.controls import Button, Controls, RefusedError
+from demo.page.controls import Controls, RefusedError
 from demo.page.sources import Sources
 from demo.screen import Screen
 from demo.stage import CannotPlayError
@@ -33,8 +34,6 @@ _HERE = Path(__file__).parent
 _POLICY = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:"
 )
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Page:
@@ -68,8 +67,9 @@ class Page:
         return await handler(request)
 
     async def _page(self, _: web.Request) -> web.Response:
-        text = (_HERE / "page.html").read_text().replace("{token}", self.token)
-        text = text.replace("{buttons}", _fieldsets(self._controls.buttons))
+        groups = groupby(self._controls.buttons.items(), key=lambda item: item[1].group)
+        page = Template((_HERE / "page.html").read_text(), autoescape=True)
+        text = page.render(token=self.token, groups=groups)
         headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-store"}
         return web.Response(text=text, content_type="text/html", headers=headers)
 
@@ -99,18 +99,6 @@ class Page:
         return stream
 
 
-def _fieldsets(buttons: Mapping[str, Button]) -> str:
-    """Return the buttons in HTML, by their groups."""
-    lines = []
-    for group, members in groupby(buttons.items(), key=lambda item: item[1].group):
-        lines.append(f"<fieldset><legend>{group}</legend>")
-        for key, button in members:
-            keys = f'data-key="{key}" aria-keyshortcuts="{key}"'
-            lines.append(f"<button {keys}>{button.label}</button>")
-        lines.append("</fieldset>")
-    return "\n".join(lines)
-
-
 def main() -> int:
     """Return the exit code: 2 where it cannot run."""
     interrupt_once()
@@ -132,7 +120,7 @@ def main() -> int:
 
 async def _serve(compose: Compose, ports: Ports, screen: Screen) -> None:
     board, port, loop = Board(), ports.numbers["PORT_PLAY"], asyncio.get_running_loop()
-    sources, serving = Sources(PROJECT.name, ports, board), asyncio.current_task()
+    sources, serving = Sources(compose, ports, board), asyncio.current_task()
     assert serving is not None
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, serving.cancel)
@@ -142,7 +130,7 @@ async def _serve(compose: Compose, ports: Ports, screen: Screen) -> None:
         await runner.setup()
         await web.TCPSite(runner, _HOST, port).start()
         screen.say("Starting order, notify and their receiver ...")
-        await controls.start()
+        await controls.reset()
         sources.start()
         screen.say(f"Open http://localhost:{port} and break something. Ctrl-C ends it all.")
         await controls.run()

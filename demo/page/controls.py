@@ -18,12 +18,10 @@ from typing import Any, NamedTuple
 
 from demo.command import CommandFailedError
 from demo.compose import Compose
-from demo.page.board import Board, Kind
+from demo.page.board import Board, Kind, Process
 from demo.page.sources import Sources
 from demo.stage import SERVICES, CannotPlayError
 from servers.wait import eventually
-
-Work = Callable[[str], Coroutine[Any, Any, None]]
 
 ACTS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("acts.toml").read_text())
 
@@ -55,7 +53,7 @@ class Button(NamedTuple):
 
     group: str
     label: str
-    work: Work
+    work: Callable[[str], Coroutine[Any, Any, None]]
 
 
 class Controls:
@@ -86,7 +84,7 @@ class Controls:
             "m": Button("etcd", "ENABLE_ETCD", self._memory),
             "w": Button("etcd", "Wipe", self._wipe),
             "u": Button("All", "All well", self._heal),
-            "r": Button("All", "Reset", self._reset),
+            "r": Button("All", "Reset", self.reset),
             "p": Button("Publish", "One", partial(self._publish, "new", 1)),
             "o": Button("Publish", "Ten", partial(self._publish, "new", 10)),
             "h": Button("Publish", "100/s", self._rate),
@@ -98,17 +96,11 @@ class Controls:
             self.buttons[key] = Button("Acts", act["label"], partial(self._play, act))
 
     async def run(self) -> None:
-        """Take what is seen and publish at the rate, ten times a second."""
+        """Publish at the rate, ten times a second."""
         while True:
-            self._sources.take()
             if self.told["rate"]:
                 await self._publish("new", _A_BEAT)
             await asyncio.sleep(_BEAT_S)
-
-    async def start(self) -> None:
-        """Start the services and the receiver, as a reset leaves them."""
-        self._compose.set(ENABLE_ETCD="true", NOTIFY_URL="http://receiver:8000")
-        await self._up(receiver=1, order=1, notify=1)
 
     def press(self, key: str, target: str) -> None:
         """Begin what a button does; raises RefusedError."""
@@ -137,8 +129,7 @@ class Controls:
         try:
             await self._docker(verb, name)
         except CommandFailedError:
-            known = self._board.processes.get(name)
-            state = known.state if known else "gone"
+            state = getattr(self._board.processes.get(name), "state", "gone")
             raise RefusedError(f"{name} is {state}: no {verb}") from None
 
     async def _receiver(self, mood: str, _: str) -> None:
@@ -180,12 +171,9 @@ class Controls:
             on = wanted == "on" or (wanted != "off" and not self.told["memory"])
             self._compose.set(ENABLE_ETCD="true" if on else "false")
             await self._up(**self._replicas())
-            await self._until(lambda: self._have_records() == {on})
+            replicas = partial(self._containers, *SERVICES)
+            await self._until(lambda: {each.has_records for each in replicas().values()} == {on})
             self.told["memory"] = on
-
-    def _have_records(self) -> set[bool]:
-        services = [each for each in self._board.processes.values() if each.service in SERVICES]
-        return {process.has_records for process in services}
 
     async def _wipe(self, _: str) -> None:
         """Remove etcd with its data, and start one that has none."""
@@ -201,20 +189,21 @@ class Controls:
             await self._up(**self._replicas())
         await self._receiver("well", "")
 
-    async def _reset(self, _: str) -> None:
-        """Begin another round as at the start: one replica each, with memory, nothing queued."""
+    async def reset(self, _: str = "") -> None:
+        """Begin a round, also the first: one replica each, with memory, nothing queued."""
         self.told["rate"] = False
         if self._act is not None:
             self._act.cancel()
         async with self._stack:
             # What they hold is not of the round that begins, and new ones are numbered from 1.
-            await self._quietly(self._names(*SERVICES), "rm", "--force")
+            await self._quietly(self._containers(*SERVICES), "rm", "--force")
             await self._up(rabbitmq=1, etcd=1, receiver=1)
             purge = partial(eventually, self._sources.purge, _WITHIN_S, also=(OSError,))
             await asyncio.to_thread(purge)
             self._sources.outbox = deque()
             self._board.begin()
-            await self.start()
+            self._compose.set(ENABLE_ETCD="true", NOTIFY_URL="http://receiver:8000")
+            await self._up(order=1, notify=1)
         await self._receiver("well", "")
         self.told = dict(_AT_FIRST)
 
@@ -235,15 +224,12 @@ class Controls:
         self, text: str, presses: str = "", grows: Mapping[str, int] = MappingProxyType({})
     ) -> None:
         """Say what it does, press buttons, and wait until numbers of the board have grown."""
-        self.told["caption"], before = text, self._numbers()
+        self.told["caption"], before = text, self._board.snapshot()["numbers"]
         for press in presses.split():
             key, _, target = press.partition(":")
             await self.buttons[key].work(target)
-        goals = {name: before[name] + more for name, more in grows.items()}
-        await self._until(lambda: all(self._numbers()[name] >= goals[name] for name in goals))
-
-    def _numbers(self) -> Counter[str]:
-        return Counter(self._board.snapshot()["numbers"])
+        goals = Counter({name: before[name] + more for name, more in grows.items()})
+        await self._until(lambda: self._board.snapshot()["numbers"] >= goals)
 
     async def _until(self, seen: Callable[[], bool]) -> None:
         """Wait until the board shows something; raises RefusedError if it does not."""
@@ -261,11 +247,12 @@ class Controls:
             raise RefusedError(f"{name}: that is for order and notify")
         return service
 
-    def _names(self, *services: str) -> list[str]:
-        return [name for name, each in self._board.processes.items() if each.service in services]
+    def _containers(self, *services: str) -> dict[str, Process]:
+        found = self._board.processes.items()
+        return {name: process for name, process in found if process.service in services}
 
     def _replicas(self) -> dict[str, int]:
-        return {service: len(self._names(service)) or 1 for service in SERVICES}
+        return {service: len(self._containers(service)) or 1 for service in SERVICES}
 
     async def _docker(self, verb: str, name: str, *arguments: str) -> None:
         await asyncio.to_thread(self._compose.docker, verb, name, *arguments)
@@ -278,5 +265,5 @@ class Controls:
 
     async def _up(self, *flags: str, **replicas: int) -> None:
         """Have so many of each run."""
-        await self._quietly(self._names(*replicas), "unpause")
+        await self._quietly(self._containers(*replicas), "unpause")
         await asyncio.to_thread(self._compose.up, *flags, **replicas)

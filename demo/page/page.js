@@ -27,41 +27,36 @@ function write(element, text) {
 
 // Dots. Each goes to the place of its state, and only its way there is animated.
 
+const boxOf = (dot) => (dot.isConnected ? dot : find("#producer")).getBoundingClientRect();
+
 function drawDots(service, seen) {
-  const kept = new Set(), moved = [];
+  const gone = new Set([...dots.keys()].filter((key) => key.startsWith(service))), moved = [];
   for (const [label, state, why] of seen) {
     const key = `${service} ${label}`;
     const about = `${label} at ${service}: ${state}${why && ", "}${why}`;
-    kept.add(key);
+    gone.delete(key);
     if (!dots.has(key)) dots.set(key, document.createElement("button"));
     const dot = dots.get(key);
     if (dot.title !== about) dot.ariaLabel = dot.title = about;
-    if (dot.dataset.state !== state) moved.push([dot, state]);
+    if (dot.dataset.state !== state) moved.push({ dot, state, start: boxOf(dot) });
   }
-  for (const [key, dot] of dots)
-    if (key.startsWith(service) && !kept.has(key)) {
-      dot.remove();
-      dots.delete(key);
-    }
-  move(find("#" + service), moved);
-}
-
-function move(lane, moved) {
-  const from = ([dot]) => (dot.isConnected ? dot : find("#producer")).getBoundingClientRect();
-  const starts = moved.map(from);
-  for (const [dot, state] of moved) {
+  for (const key of gone) {
+    dots.get(key).remove();
+    dots.delete(key);
+  }
+  for (const { dot, state } of moved) {
     dot.className = "dot";
     dot.dataset.state = state;
     dot.tabIndex = state === "parked" ? 0 : -1;
-    const within = state === "publishing" ? find("#producer") : lane;
+    const within = find(state === "publishing" ? "#producer" : "#" + service);
     find(`[data-place="${placeOf[state] || state}"]`, within).prepend(dot);
   }
   if (still.matches || document.hidden) return;
-  const ends = moved.map(from);
-  moved.forEach(([dot], index) => {
-    const x = starts[index].x - ends[index].x, y = starts[index].y - ends[index].y;
-    dot.animate([{ transform: `translate(${x}px, ${y}px)` }, { transform: "none" }], 300);
-  });
+  for (const step of moved) step.end = boxOf(step.dot);
+  for (const { dot, start, end } of moved) {
+    const transform = `translate(${start.x - end.x}px, ${start.y - end.y}px)`;
+    dot.animate([{ transform }, { transform: "none" }], 300);
+  }
 }
 
 // Processes, as a group of radio buttons.
@@ -69,24 +64,17 @@ function move(lane, moved) {
 const chosen = () => find("#processes :checked")?.value;
 
 function drawProcesses(processes) {
-  const group = find("#processes");
+  const group = find("#processes"), empty = find("template").content.firstElementChild;
   while (group.children.length > processes.length) group.lastChild.remove();
   processes.forEach(([name, state, why], index) => {
-    const card = group.children[index] || makeProcess(group, index + 1);
+    if (!group.children[index]) group.append(empty.cloneNode(true));
+    const card = group.children[index], input = find("input", card);
+    card.dataset.key = input.ariaKeyShortcuts = index + 1;
     card.dataset.state = state;
-    find("input", card).value = name;
+    input.value = name;
     [name, state, why].forEach((text, child) => write(card.children[child + 1], text));
   });
   if (!chosen() && processes.length) find("input", group.lastChild).checked = true;
-}
-
-function makeProcess(group, number) {
-  const card = document.createElement("label");
-  card.className = "process";
-  card.dataset.key = number;
-  card.innerHTML = `<input type="radio" name="process" aria-keyshortcuts="${number}">
-    <b></b><i></i><small></small>`;
-  return group.appendChild(card);
 }
 
 // The whole page.
@@ -94,7 +82,7 @@ function makeProcess(group, number) {
 function draw(next) {
   document.body.dataset.round = next.round;
   for (const element of all("[data-number]")) {
-    const number = next.numbers[element.dataset.number];
+    const number = next.numbers[element.dataset.number] || 0;
     write(element, number);
     element.classList.toggle("some", number > 0);
   }

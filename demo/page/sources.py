@@ -1,20 +1,19 @@
 """Where the board's observations come from, and the producer: blocking clients on threads.
 
-Each goes on for as long as the page runs, whatever comes and goes meanwhile. What it sees waits
-until the page's loop takes it: the board is of that loop alone.
+Each goes on for as long as the page runs, whatever comes and goes meanwhile. What it sees is told
+on the page's loop: the board is of that loop alone.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
-from queue import SimpleQueue
+from itertools import product
 from subprocess import PIPE, STDOUT, Popen
 from threading import Thread
 from typing import Any
@@ -22,8 +21,7 @@ from typing import Any
 import pika
 
 from demo.broker import Broker, headers, ready
-from demo.command import run
-from demo.compose import Ports
+from demo.compose import Compose, Ports
 from demo.page.board import READINGS, Board
 from demo.stage import NO_ANSWER, SERVICES, CannotPlayError
 from idempotent_consumer import Settings
@@ -46,15 +44,15 @@ _DEAD_LETTERS_AT_ONCE = 100
 
 
 class Sources:
-    """What goes on in the stack of a compose project, told to the board by `take`."""
+    """What goes on in a compose project, told to the board. Made on the page's loop."""
 
-    def __init__(self, project: str, ports: Ports, board: Board) -> None:
+    def __init__(self, compose: Compose, ports: Ports, board: Board) -> None:
         self.outbox: deque[tuple[str, bytes]] = deque()
         """Labels and bodies to publish. A round that begins puts an empty one in its place."""
-        self._project, self._board, numbers = project, board, ports.numbers
+        self._compose, self._board, self._loop = compose, board, asyncio.get_running_loop()
+        numbers = ports.numbers
         self._broker = Broker(ports.host, numbers["PORT_RABBITMQ"], numbers["PORT_RABBITMQ_UI"])
         self._etcd = EtcdClient(f"{ports.host}:{numbers['PORT_ETCD']}", timeout_s=2)
-        self._seen: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._containers: set[str] = set()
         self._revision = 0
 
@@ -63,17 +61,13 @@ class Sources:
         for watch in (self._docker, self._changes, self._depths, self._produce):
             Thread(target=self._forever, args=[watch], daemon=True).start()
 
-    def take(self) -> None:
-        """Tell the board what was seen since the last call."""
-        while not self._seen.empty():
-            self._seen.get()()
-
     def purge(self) -> None:
         """Empty each queue of the services; raises OSError."""
         self._broker.purge(_QUEUES)
 
     def _see(self, method: Callable[..., None], *arguments: Any) -> None:
-        self._seen.put(partial(method, *arguments))
+        with suppress(RuntimeError):  # The page has ended, and its loop with it.
+            self._loop.call_soon_threadsafe(method, *arguments)
 
     def _forever(self, watch: Callable[[], None]) -> None:
         while True:
@@ -85,16 +79,15 @@ class Sources:
 
     def _docker(self) -> None:
         """List the containers. Docker tells of a change too, but of a pause before its list."""
-        label = f"label=com.docker.compose.project={self._project}"
-        listing = ("docker", "ps", "--all", "--no-trunc", "--filter", label, "--format", "json")
-        found = {}
-        for each in map(json.loads, run(listing, os.environ, timeout_s=10).splitlines()):
-            found[each["Names"].removeprefix(f"{self._project}-")] = each
-        names = sorted(name for name in found if _service(name) in _SHOWN)
-        names.sort(key=lambda name: _SHOWN.index(_service(name)))
-        cards = [(name, _service(name), _state(found[name])) for name in names]
+        found = self._compose.containers()
+        cards = [
+            (name, service, _state(found[name]))
+            for service, name in product(_SHOWN, sorted(found))
+            if name.rpartition("-")[0] == service
+        ]
         self._see(self._board.containers, cards)
-        before, self._containers = self._containers, {found[name]["ID"] for name in names}
+        # Not of all: a container has another name for as long as the one it replaces is there.
+        before, self._containers = self._containers, {found[name]["ID"] for name, *_ in cards}
         for name, service, state in cards:
             if service in (*SERVICES, "receiver") and found[name]["ID"] not in before:
                 Thread(target=self._log, args=[name, found[name]["ID"]], daemon=True).start()
@@ -118,10 +111,9 @@ class Sources:
         if text.startswith("{"):
             with suppress(ValueError):
                 self._see(self._board.line, name, json.loads(text))
-        elif text.startswith("again "):
-            self._see(self._board.repeat, text.removeprefix("again "))
         elif name.startswith("receiver"):
-            self._see(self._board.effect, "notify", text)
+            key = text.removeprefix("again ")
+            self._see(self._board.effect, "notify", key, key != text)
 
     # etcd.
 
@@ -160,7 +152,9 @@ class Sources:
                         queue = dead_letter_queue(service)
                         if depths.get(queue) != read.get(queue):
                             for letter in headers(connection, queue, _DEAD_LETTERS_AT_ONCE):
-                                self._see(self._board.park, service, *_letter(letter))
+                                reason = letter.get("x-reason", "by RabbitMQ")
+                                why = f"{reason}: {letter.get('x-error', '')}"
+                                self._see(self._board.park, service, letter.get(_LABEL), why)
                     read = depths
                     self._see(self._board.answers, "rabbitmq-1", {})
                     self._see(self._board.depths, depths, unacked)
@@ -185,16 +179,6 @@ class Sources:
                 self._see(self._board.confirm, label)
 
 
-def _service(name: str) -> str:
-    return name.rpartition("-")[0]
-
-
-def _letter(headers: Mapping[str, Any]) -> tuple[str, str]:
-    """Return a dead letter's label, and why it is one."""
-    reason, error = headers.get("x-reason", "by RabbitMQ"), headers.get("x-error", "")
-    return str(headers.get(_LABEL, "")), f"{reason}: {error}"
-
-
 def _missing(ports: str) -> dict[str, str] | None:
     """Ask a service what it lacks, by what Docker says of its ports; None for no answer."""
     published = re.search(r":(\d+)->8080/tcp", ports)
@@ -206,10 +190,7 @@ def _missing(ports: str) -> dict[str, str] | None:
     return missing
 
 
-_STATES = {"running": "running", "paused": "frozen"}
-
-
 def _state(container: dict[str, str]) -> str:
     """Return Docker's state in the page's words."""
     ended = "killed" if "(137)" in container["Status"] else "stopped"
-    return _STATES.get(container["State"], ended)
+    return {"running": "running", "paused": "frozen"}.get(container["State"], ended)

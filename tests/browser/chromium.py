@@ -7,10 +7,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from selenium.webdriver import Chrome
+from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService
 
 _ARGUMENTS = (
     "--headless=new",
@@ -44,8 +43,6 @@ class Chromium:
 
     def keys(self, keys: str) -> None:
         """Press keys, one after the other, wherever the focus is."""
-        from selenium.webdriver import ActionChains
-
         ActionChains(self._driver, duration=0).send_keys(keys).perform()
 
     def heap(self) -> int:
@@ -88,8 +85,6 @@ class Chromium:
 @contextmanager
 def start_chromium() -> Iterator[Chromium]:
     """Run a browser while the block runs; raises RuntimeError if there is none."""
-    from selenium.webdriver import Chrome, ChromeOptions, ChromeService
-
     driver = shutil.which("chromedriver")
     if driver is None:
         raise RuntimeError("chromedriver is missing: make browser-test installs it")

@@ -1,4 +1,4 @@
-"""The browser, the stack with the known run played on it, and where pictures go."""
+"""The browser, and where pictures go."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from browser.chromium import Chromium, start_chromium
-from browser.dashboard import Dashboard
-from browser.stack import KnownRun, Stack, play, start_stack
 from servers.servers import REPOSITORY
 
 
@@ -19,25 +17,6 @@ def chromium() -> Iterator[Chromium]:
     """Start one browser for the session."""
     with start_chromium() as running:
         yield running
-
-
-@pytest.fixture(scope="session")
-def stack() -> Iterator[Stack]:
-    """Start the stack for the session."""
-    with start_stack() as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
-def known_run(stack: Stack) -> KnownRun:
-    """Play the run once."""
-    return play(stack)
-
-
-@pytest.fixture
-def dashboard(chromium: Chromium, stack: Stack) -> Dashboard:
-    """Give the dashboard; it is not open yet."""
-    return Dashboard(chromium, stack.graphite)
 
 
 @pytest.fixture(scope="session")

@@ -1,92 +1,255 @@
-"""The stack brings the dashboard along, and the dashboard shows what has happened."""
+"""The stack brings the dashboard along, and the dashboard shows what has happened.
 
+The stack is the one of `make up`, on its own ports, with a run whose counts are known.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 
 from browser.chromium import Chromium
-from browser.dashboard import DEFINITION, NAME, WIDTH, Dashboard, counters_url
-from browser.stack import EVENTS, REPEATED, KnownRun, Stack
+from demo.broker import Broker
 from demo.command import CommandFailedError
+from demo.compose import Compose, Ports
 from demo.stage import SERVICES
+from servers.counters import GraphiteCounters
+from servers.servers import REPOSITORY
 from servers.wait import eventually
 from servers.web import fetch_json
 
 # The first test waits for the images to be built, and for the stack; another one for the run.
 pytestmark = pytest.mark.timeout(400)
 
+DEFINITION: dict[str, Any] = json.loads(
+    (REPOSITORY / "server-config/graphite-dashboard.json").read_text()
+)
+NAME = DEFINITION["name"]
+TITLES = [graph["title"] for graph in DEFINITION["graphs"]]
+EVENTS, WHILE_STOPPED, REPEATED = 70, 30, 30
+AT_A_TIME = 5
+
 NOUNS = {"orders", "notifications"}
 KEPT = {"order records", "order effects", "notify records"}
 # What Graphite's own pages ask for in vain, with any dashboard.
 GRAPHITES_OWN = ("/favicon.ico", "//fonts.googleapis.com/")
 
+# One graph of the four counters over the whole run, as the README shows it.
+APPEARANCE = {
+    "title": "Events counted since the start",
+    "width": 1600,
+    "height": 620,
+    "margin": 20,
+    "lineMode": "staircase",
+    "fontSize": 20,
+    "bgcolor": "ffffff",
+    "fgcolor": "333333",
+    "majorGridLineColor": "dddddd",
+    "minorGridLineColor": "f2f2f2",
+}
+# In the order of drawing: where two lines are one, the thin one lies on the thick one.
+LINES = (
+    ("orders_processed", "2266cc", 12),
+    ("notifications_processed", "ff9922", 5),
+    ("orders_processed_skipped", "99bbee", 12),
+    ("notifications_processed_skipped", "cc5500", 5),
+)
+
+# While a graph is drawn again its class is another one, and the image that was there stays.
+IMAGES = """
+return Array.from(document.querySelectorAll("img[class^=graph-img]"),
+                  (image) => [image.src, image.complete ? image.naturalWidth : 0])
+"""
+SHOW_PAST = """
+TimeRange.relativeStartQuantity = arguments[0]
+TimeRange.relativeStartUnits = "seconds"
+timeRangeUpdated()
+"""
+
+
+class Stack:
+    """The stack, and the counters that Graphite is to show of it."""
+
+    def __init__(self) -> None:
+        ports = Ports.read().elsewhere()
+        settings = {**ports.settings(), "PUBLISH_ADDRESS": "127.0.0.1", "ENABLE_ETCD": "true"}
+        self.compose = Compose(REPOSITORY, f"browser-{secrets.token_hex(3)}", settings)
+        numbers = ports.numbers
+        self.graphite = f"http://127.0.0.1:{numbers['PORT_GRAPHITE']}"
+        self._counters = GraphiteCounters(self.graphite, time.time())
+        self._broker = Broker("127.0.0.1", numbers["PORT_RABBITMQ"], numbers["PORT_RABBITMQ_UI"])
+        self._expected: Counter[str] = Counter()
+
+    def publish(self, ids: range, *counters: str) -> None:
+        """Publish a few events at a time, and go on once Graphite shows them.
+
+        So the lines rise in steps that can be seen, at the pace of the stack.
+        """
+        for first in ids[::AT_A_TIME]:
+            for number in range(first, first + AT_A_TIME):
+                self._broker.publish(f"order-{number}").run()
+            self.expect(AT_A_TIME, *counters)
+
+    def expect(self, more: int, *counters: str) -> None:
+        """Wait until Graphite shows so many more."""
+        self._expected.update(dict.fromkeys(counters, more))
+
+        def counted() -> None:
+            assert {name: self._counters.count(name) for name in self._expected} == self._expected
+
+        eventually(counted, also=(OSError,))
+
+    def holds(self, gauge: str, number: int) -> None:
+        """Wait until Graphite shows that so many are held."""
+
+        def held() -> None:
+            assert self._counters.gauge(gauge) == number
+
+        eventually(held, also=(OSError,))
+
+    def titles(self) -> list[str]:
+        """Return the titles of the graphs that the dashboard has now."""
+        state: Any = fetch_json("GET", f"{self.graphite}/dashboard/load/{NAME}")["state"]
+        return [parameters["title"] for _, parameters, *_ in state["graphs"]]
+
+    def delete(self) -> None:
+        """Delete the dashboard."""
+        answer = fetch_json("GET", f"{self.graphite}/dashboard/delete/{NAME}")
+        assert answer == {"success": True}
+
+    def check_health(self) -> None:
+        """Check it once more, as the engine does every few seconds."""
+        self.compose.run("exec", "-T", "graphite-statsd", "node", "/opt/graphite-healthcheck.js")
+
+
+class Dashboard:
+    """The dashboard's page in the browser, once it is open."""
+
+    def __init__(self, chromium: Chromium, graphite: str) -> None:
+        self._chromium = chromium
+        self._url = f"{graphite}/dashboard/{NAME}"
+
+    def open(self) -> None:
+        """Open the page and wait until all of its graphs are drawn."""
+        self._chromium.open(self._url, 1200, 1195)
+        eventually(self._drawn)
+
+    def show_past(self, seconds: int) -> None:
+        """Choose how far back it shows, as its "Relative Time Range" does."""
+        self._chromium.run(SHOW_PAST, str(seconds))
+        eventually(lambda: self._drawn(f"-{seconds}seconds"))
+
+    def graphs(self) -> dict[str, dict[str, list[float]]]:
+        """Return each graph by its title, as numbers: the lines' values by their legends."""
+        return {_query(url)["title"][0]: _lines(url) for url in self._images()}
+
+    def _drawn(self, since: str | None = None) -> None:
+        # The page brings the dashboard along, and loads it once more, as its name is in the URL.
+        assert not self._chromium.run("return Ext.Ajax.isLoading()")
+        images = self._images()
+        assert images
+        assert set(images.values()) == {DEFINITION["graphSize"]["width"]}
+        assert since is None or all(_query(url)["from"] == [since] for url in images)
+
+    def _images(self) -> dict[str, int]:
+        """Return the URL of each graph's image, and its width in pixels; 0 until it is there."""
+        return {str(url): int(width) for url, width in self._chromium.run(IMAGES)}
+
+
+def _query(url: str) -> dict[str, list[str]]:
+    return parse_qs(urlsplit(url).query)
+
+
+def _lines(url: str) -> dict[str, list[float]]:
+    return {
+        line["target"]: [value for value, _ in line["datapoints"] if value is not None]
+        for line in fetch_json("GET", f"{url}&format=json")
+    }
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """Build and start everything, yield when it is healthy, and leave nothing behind."""
+    stack = Stack()
+    try:
+        stack.compose.run("up", "--build", "--detach", "--wait", timeout_s=240)
+        yield stack
+    finally:
+        stack.compose.run(
+            "--profile", "example1", "down", "--volumes", "--rmi", "local", "--timeout", "1"
+        )
+
+
+@pytest.fixture(scope="module")
+def known_run(stack: Stack) -> tuple[int, int]:
+    """Play it, and return when it began and ended: in Unix time and whole seconds.
+
+    Of the events some come while notify is stopped. Then some are sent once more.
+    """
+    began, both = int(time.time()), ("orders_processed", "notifications_processed")
+    stack.publish(range(20), *both)
+    stack.compose.run("stop", "notify")
+    stack.publish(range(20, 20 + WHILE_STOPPED), "orders_processed")
+    stack.holds("notify_ready", WHILE_STOPPED)
+    stack.compose.run("start", "notify")
+    stack.expect(WHILE_STOPPED, "notifications_processed")
+    stack.publish(range(20 + WHILE_STOPPED, EVENTS), *both)
+    stack.publish(range(REPEATED), "orders_processed_skipped", "notifications_processed_skipped")
+    return began, int(time.time())
+
+
+@pytest.fixture
+def dashboard(chromium: Chromium, stack: Stack) -> Dashboard:
+    """Give the dashboard; it is not open yet."""
+    return Dashboard(chromium, stack.graphite)
+
 
 def test_it_is_there_once_the_stack_is_healthy(stack: Stack) -> None:
-    assert _titles(stack) == [graph["title"] for graph in DEFINITION["graphs"]]
+    assert stack.titles() == TITLES
 
 
 @pytest.fixture
 def restored(stack: Stack) -> Iterator[None]:
     """Load the dashboard again at the end."""
     yield
-    _delete(stack)
-    _check_health(stack)
+    stack.delete()
+    stack.check_health()
 
 
 @pytest.mark.usefixtures("restored")
-def test_one_that_somebody_has_edited_stays(stack: Stack, dashboard: Dashboard) -> None:
-    whole = _titles(stack)
+def test_one_that_somebody_has_edited_stays(
+    stack: Stack, dashboard: Dashboard, chromium: Chromium
+) -> None:
+    def edited() -> None:
+        assert stack.titles() == TITLES[1:]
+
     dashboard.open()
-    dashboard.remove_first_and_save()
-    eventually(lambda: _assert_titles(stack, whole[1:]))
-    _check_health(stack)
+    chromium.run("graphStore.removeAt(0); sendSaveRequest(arguments[0])", NAME)
+    eventually(edited)
+    stack.check_health()
     dashboard.open()
-    assert list(dashboard.graphs()) == whole[1:]
+    assert list(dashboard.graphs()) == TITLES[1:]
 
 
 def test_one_that_was_deleted_comes_back(stack: Stack) -> None:
-    whole = _titles(stack)
-    _delete(stack)
-    _check_health(stack)
-    _assert_titles(stack, whole)
+    stack.delete()
+    stack.check_health()
+    assert stack.titles() == TITLES
 
 
 def test_the_image_of_the_bare_example_runs_its_program(stack: Stack) -> None:
     """Up to its one setting; run for longer, its events would be counted on the dashboard."""
+    flags = ("--build", "--rm", "--no-deps", "-T", "-e", "RABBITMQ_URL=nowhere")
     with pytest.raises(CommandFailedError, match="RABBITMQ_URL is not of the form"):
-        stack.compose(
-            "run",
-            "--build",
-            "--rm",
-            "--no-deps",
-            "-T",
-            "-e",
-            "RABBITMQ_URL=nowhere",
-            "example1",
-            timeout_s=120,
-        )
-
-
-def _titles(stack: Stack) -> list[str]:
-    state: Any = fetch_json("GET", f"{stack.graphite}/dashboard/load/{NAME}")["state"]
-    return [parameters["title"] for _, parameters, *_ in state["graphs"]]
-
-
-def _assert_titles(stack: Stack, titles: list[str]) -> None:
-    assert _titles(stack) == titles
-
-
-def _delete(stack: Stack) -> None:
-    answer = fetch_json("GET", f"{stack.graphite}/dashboard/delete/{NAME}")
-    assert answer == {"success": True}
-
-
-def _check_health(stack: Stack) -> None:
-    """Check it once more, as the engine does every few seconds."""
-    stack.compose("exec", "-T", "graphite-statsd", "node", "/opt/graphite-healthcheck.js")
+        stack.compose.run("run", *flags, "example1", timeout_s=120)
 
 
 @pytest.mark.usefixtures("known_run")
@@ -101,11 +264,11 @@ def test_the_page_opens_without_a_fault(dashboard: Dashboard, chromium: Chromium
 def test_the_graphs_show_the_counts_of_the_run(dashboard: Dashboard) -> None:
     dashboard.open()
     graphs = dashboard.graphs()
-    assert list(graphs) == [graph["title"] for graph in DEFINITION["graphs"]]
+    assert list(graphs) == TITLES
     kept, queued, processed, skipped, received, rare, commit_ms, handle_ms = graphs.values()
     assert set(kept) == {f"{what}: {EVENTS}" for what in KEPT}
     (waited,) = (values for line, values in queued.items() if line.startswith("notify ready"))
-    assert (max(waited), waited[-1]) == (30, 0)
+    assert (max(waited), waited[-1]) == (WHILE_STOPPED, 0)
     assert set(processed) == {f"{noun}: {EVENTS}" for noun in NOUNS}
     assert {values[-1] for values in processed.values()} == {EVENTS}
     assert set(skipped) == {f"{noun}: {REPEATED}" for noun in NOUNS}
@@ -114,23 +277,33 @@ def test_the_graphs_show_the_counts_of_the_run(dashboard: Dashboard) -> None:
     assert arrived == dict.fromkeys(NOUNS, EVENTS + REPEATED)
     assert set(commit_ms) == set(handle_ms) == NOUNS
     assert min(map(min, (*commit_ms.values(), *handle_ms.values()))) > 0
-    eventually(lambda: _assert_nothing_queued(dashboard))
     assert set(rare) == {"retried: 0", "parked: 0", "returned: 0", "breakers open: 0"}
 
+    def nothing_queued() -> None:
+        """RabbitMQ counts what is unacked every five seconds only."""
+        services = {f"{service} {what}: 0" for service in SERVICES for what in ("ready", "unacked")}
+        assert set(dashboard.graphs()[TITLES[1]]) == services | {"retries: 0", "dead letters: 0"}
 
-def _assert_nothing_queued(dashboard: Dashboard) -> None:
-    """RabbitMQ counts what is unacked every five seconds only."""
-    queued = dashboard.graphs()[DEFINITION["graphs"][1]["title"]]
-    services = {f"{service} {what}: 0" for service in SERVICES for what in ("ready", "unacked")}
-    assert set(queued) == services | {"retries: 0", "dead letters: 0"}
+    eventually(nothing_queued)
 
 
 def test_pictures_are_taken(
-    dashboard: Dashboard, chromium: Chromium, stack: Stack, known_run: KnownRun, pictures: Path
+    dashboard: Dashboard,
+    chromium: Chromium,
+    stack: Stack,
+    known_run: tuple[int, int],
+    pictures: Path,
 ) -> None:
+    (began, ended), width = known_run, APPEARANCE["width"]
     dashboard.open()
-    dashboard.show_past(int(time.time()) - known_run.began + 5)
+    dashboard.show_past(int(time.time()) - began + 5)
     chromium.picture(pictures / "dashboard.png")
-    chromium.open(counters_url(stack.graphite, known_run), WIDTH, 900)
-    assert chromium.run("return document.querySelector('img').naturalWidth") == WIDTH
+    targets = [
+        f'lineWidth(color(alias(integral(stats_counts.{name}),"{name}"),"{color}"),{width})'
+        for name, color, width in LINES
+    ]
+    times = {"from": began - 3, "until": ended + 4}
+    query = urlencode({**APPEARANCE, **times, "target": targets}, doseq=True)
+    chromium.open(f"{stack.graphite}/render?{query}", 1600, 900)
+    assert chromium.run("return document.querySelector('img').naturalWidth") == width
     chromium.picture(pictures / "counters.png", "img")

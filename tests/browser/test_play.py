@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from itertools import product
@@ -14,10 +15,13 @@ from typing import Any
 import pytest
 
 from browser.chromium import Chromium
-from browser.play import Play, start_play
+from demo.broker import Broker
+from demo.compose import Ports
 from demo.page.__main__ import PROJECT
 from demo.page.controls import ACTS
 from demo.stage import SERVICES
+from servers.etcd import EtcdClient
+from servers.processes import Child
 from servers.servers import REPOSITORY
 from servers.wait import eventually, lasts
 
@@ -25,10 +29,122 @@ from servers.wait import eventually, lasts
 pytestmark = [pytest.mark.timeout(400), pytest.mark.long]
 
 MINUTES = float(os.environ.get("PLAY_MINUTES") or 1)
-_RANDOM = "gkftsgt+-qleuj/."  # Not "w" and "m": without etcd's data there is no guarantee.
-_GROWTH_BYTES = 2_000_000
+RANDOM = "gkftsgt+-qleuj/."  # Not "w" and "m": without etcd's data there is no guarantee.
+GROWTH_BYTES = 2_000_000
 
 DESK, PHONE = (1280, 720), (390, 844)
+
+SEEN = """
+const all = (selector, pair) =>
+  Object.fromEntries([...document.querySelectorAll(selector)].map(pair))
+const text = (selector) => document.querySelector(selector).textContent
+const process = (card) => card.querySelector("b").textContent
+return {
+  ...all("[data-number]", (each) => [each.dataset.number, Number(each.textContent)]),
+  ...all("nav [aria-pressed]", (each) => [each.dataset.key, each.ariaPressed]),
+  ...all(".process", (each) => [process(each), each.querySelector("i").textContent]),
+  ...all(".process", (each) => ["why " + process(each), each.querySelector("small").textContent]),
+  keys: all(".process", (each) => [process(each), each.dataset.key]),
+  states: Object.keys(all(".process", (each) => [each.dataset.state])),
+  dots: [...document.querySelectorAll(".dot")].map((each) => each.title).join("; "),
+  round: document.body.dataset.round, moving: document.getAnimations().length,
+  caption: text("#caption"), told: text("#told"), receiver: text("#receiver"),
+}
+"""
+
+
+class Play:
+    """The running page, in the browser."""
+
+    def __init__(self, chromium: Chromium, ports: Ports) -> None:
+        self.chromium, numbers = chromium, ports.numbers
+        self.url = f"http://127.0.0.1:{numbers['PORT_PLAY']}"
+        self.etcd = EtcdClient(f"127.0.0.1:{numbers['PORT_ETCD']}", timeout_s=5)
+        self._broker = Broker(ports.host, numbers["PORT_RABBITMQ"], numbers["PORT_RABBITMQ_UI"])
+
+    def open(self, size: tuple[int, int], *, scheme: str = "light") -> None:
+        """Open it, and wait until it shows the stack."""
+        self.chromium.prefer(scheme)
+        self.chromium.open(self.url, *size)
+        self.shows(60, keys=lambda keys: len(keys) >= len(PROCESSES))
+
+    def press(self, presses: str) -> None:
+        """Press keys, as in "k:order-1 p": a process that one acts on is chosen before."""
+        for press in presses.split():
+            key, _, process = press.partition(":")
+            self.chromium.keys((self.seen()["keys"][process] if process else "") + key)
+
+    def seen(self) -> Any:
+        return self.chromium.run(SEEN)
+
+    def shows(self, within_s: float = 40.0, /, **expected: Any) -> None:
+        """Wait for this: a value, a part of a text, or what a function takes.
+
+        What the page does not show the servers are asked for.
+        """
+
+        def shown() -> None:
+            seen = self.seen()
+            seen |= {name: self._ask(name, seen) for name in expected.keys() - seen.keys()}
+            for name, value in expected.items():
+                found = seen[name]
+                if callable(value):
+                    assert value(found), (name, seen)
+                elif value and isinstance(found, str):
+                    assert value in found, (name, seen)
+                else:
+                    assert found == value, (name, seen)
+
+        eventually(shown, within_s, also=(OSError,))
+
+    def _ask(self, name: str, seen: Any) -> Any:
+        """Return a container's state, the depth of a queue, or the number of the round's orders."""
+        if name == "/orders/":
+            return self.etcd.count(f"/orders/{seen['round']}-")
+        if name.endswith(".dead-letter"):
+            return self._broker.waiting(name)
+        container = f"name=^{PROJECT.name}-{name.removeprefix('docker ')}$"
+        listing = ["docker", "ps", "--all", "--format", "{{.State}}", "--filter", container]
+        return subprocess.check_output(listing, text=True).strip()
+
+    def reset(self) -> None:
+        """Begin another round, and wait for it."""
+        before = self.seen()["round"]
+        self.press("r")
+        running = dict.fromkeys(PROCESSES, "running")
+        self.shows(round=lambda after: after != before, published=0, m="true", **running)
+
+
+@pytest.fixture(scope="module")
+def play(chromium: Chromium, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Play]:
+    """Run the page for this module, open; it may leave nothing behind."""
+    ports, log = Ports.read(PORT_PLAY="8090").elsewhere(), tmp_path_factory.mktemp("play") / "log"
+    command, env = [sys.executable, "-m", "demo.page"], {**os.environ, **ports.settings()}
+    program = Child(command, env=env, cwd=REPOSITORY, log=log)
+
+    def is_open() -> None:
+        if not program.running:
+            raise RuntimeError(program.output())
+        assert "Open http://localhost" in program.output()
+
+    program.start()
+    try:
+        eventually(is_open, 240)
+        running = Play(chromium, ports)
+        running.open(DESK)
+        yield running
+    finally:
+        assert program.terminate(90) == 0, program.output()
+    label = f"label=com.docker.compose.project={PROJECT.name}"
+    assert not subprocess.check_output(["docker", "ps", "--all", "--quiet", "--filter", label])
+
+
+@pytest.fixture(autouse=True)
+def without_errors(play: Play) -> Iterator[None]:
+    """Begin each test with a round of its own; nothing may be wrong in the console after it."""
+    play.reset()
+    yield
+    assert play.chromium.errors() == []
 
 
 def both(**expected: Any) -> dict[str, Any]:
@@ -55,11 +171,6 @@ SCRIPTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("a b i", both(processed=1, skipped=1, parked=2) | NONE_WRONG),
         ("", {"dots": "parked, conflict: ", "order.dead-letter": 2, "notify.dead-letter": 2}),
     ],
-    "stopped": [
-        ("s:notify-1", {"notify-1": "stopped", "docker notify-1": "exited"}),
-        ("p", {"order processed": 1, "notify processed": 0, "notify waiting": 1}),
-        ("g:notify-1", both(processed=1, waiting=0)),
-    ],
     "three-replicas": [
         ("+:order-1 +:order-1", {"order-2": "running", "order-3": "running"}),
         ("o", both(processed=10) | {"docker order-2": "running", "docker order-3": "running"}),
@@ -84,10 +195,6 @@ SCRIPTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("d", {"receiver": "down", "receiver-1": "stopped", "docker receiver-1": "exited"}),
         ("q", both(processed=2, retry=0) | NONE_WRONG | {"receiver": "well", "calls": 2}),
     ],
-    "hundred-a-second": [
-        ("h", {"h": "true", "published": lambda number: number > 200}),
-        ("h", {"h": "false", **both(processed=lambda number: number > 200, waiting=0)}),
-    ],
 }
 for name in PROCESSES:
     SCRIPTS[name] = [
@@ -105,22 +212,6 @@ for service, (death, (key, recorded, skipped)) in product(SERVICES, DEATHS.items
 for key, act in ACTS.items():
     last, doubles = act["steps"][-1][0], 4 if key == "c" else 0
     SCRIPTS[f"act-{key}"] = [(key, {"caption": last, "lost": 0, "double": doubles})]
-
-
-@pytest.fixture(scope="module")
-def play(chromium: Chromium, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Play]:
-    """Run the page for this module, open."""
-    with start_play(chromium, tmp_path_factory.mktemp("play")) as running:
-        running.open(DESK)
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def without_errors(play: Play) -> Iterator[None]:
-    """Begin each test with a round of its own; nothing may be wrong in the console after it."""
-    play.reset()
-    yield
-    assert play.chromium.errors() == []
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -160,15 +251,14 @@ def test_random_buttons_at_a_hundred_a_second_lose_and_double_nothing(play: Play
     print(f"seed {seed}")
     choice, until_s = random.Random(seed), time.monotonic() + 60 * MINUTES
     play.press("h")
-    play.shows(published=lambda number: number > 300)
+    play.shows(h="true", published=lambda number: number > 300)
     heap = play.chromium.heap()
     while time.monotonic() < until_s:
-        process = choice.choice(list(play.seen()["numbers"]))
-        play.press(f"{choice.choice(_RANDOM)}:{process}")
+        process = choice.choice(list(play.seen()["keys"]))
+        play.press(f"{choice.choice(RANDOM)}:{process}")
         lasts(choice.uniform(0.2, 2.0))
     play.press("h u")
-    play.shows(150, h="false", receiver="well")
-    eventually(lambda: all_run(play), 150)
+    play.shows(150, h="false", receiver="well", states=["running"])
     published = play.seen()["published"]
     # A dead process's claims end with its lease, and a retry waits for a minute.
     rest = both(**{"waiting": 0, "in flight": 0, "retry": 0})
@@ -178,7 +268,7 @@ def test_random_buttons_at_a_hundred_a_second_lose_and_double_nothing(play: Play
     assert done == [published, published]
     orders = play.etcd.get(f"/orders/{seen['round']}-")
     assert [order.version for order in orders] == [1] * published
-    assert play.chromium.heap() - heap < _GROWTH_BYTES
+    assert play.chromium.heap() - heap < GROWTH_BYTES
     assert play.chromium.run("return document.querySelectorAll('*').length") < 400
 
 
@@ -209,19 +299,8 @@ def test_its_picture_is_taken(
     assert play.chromium.overflow() == 0
     # What moves is to be where it goes, and the page at its top.
     play.chromium.run("document.activeElement.blur(); scrollTo(0, 0)")
-    eventually(lambda: at_rest(play))
+    play.shows(moving=0)
     kept = (size, scheme) == (DESK, "light")
     name = "play.png" if kept else f"play-{size[0]}-{scheme}.png"
     play.chromium.picture((pictures if kept else tmp_path) / name)
     play.open(DESK)
-
-
-def all_run(play: Play) -> None:
-    seen = play.seen()
-    assert {name: seen[name] for name in seen["numbers"]} == dict.fromkeys(
-        seen["numbers"], "running"
-    )
-
-
-def at_rest(play: Play) -> None:
-    assert play.chromium.run("return document.getAnimations().length") == 0
