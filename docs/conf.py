@@ -46,9 +46,8 @@ def navigation(markdown: str) -> str:
         caption, _, text = section.partition("\n")
         pages = re.findall(r"^- \[[^]]*\]\(([^)#]+\.md)\)", text, re.MULTILINE)
         if pages:
-            trees.append(
-                "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```"])
-            )
+            tree = ["```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```"]
+            trees.append("\n".join(tree))
     return "\n\n".join([markdown, *trees])
 
 
@@ -67,12 +66,8 @@ def _directive(name: str) -> str:
         lines = [f".. py:data:: {path}", "   :value: " + re.sub(r"\w+\.", "", str(described))]
     elif hasattr(described, "_fields"):
         # Of a named tuple's fields and constructor Python itself writes the docstrings.
-        lines = [
-            f".. autoclass:: {path}",
-            "   :members:",
-            "   :class-doc-from: class",
-            f"   :exclude-members: {', '.join(described._fields)}",
-        ]
+        left_out = f"   :exclude-members: {', '.join(described._fields)}"
+        lines = [f".. autoclass:: {path}", "   :members:", "   :class-doc-from: class", left_out]
     else:
         kind = "exception" if issubclass(described, Exception) else "class"
         lines = [f".. auto{kind}:: {path}", "   :members:"]

@@ -72,17 +72,10 @@ def _taken_by(name: str, root: Path) -> Iterator[str]:
         yield "it is kept for tests and builds"
     if keyword.iskeyword(name) or hasattr(builtins, name) or name in sys.stdlib_module_names:
         yield "Python has it"
-    if name in packages_distributions() or name in _locked(root):
+    # Those that the lock names, written as modules are.
+    locked = re.findall(r"^([\w.-]+)==", (root / "requirements.lock").read_text(), re.MULTILINE)
+    if name in {*packages_distributions(), *(re.sub("[-.]", "_", each.lower()) for each in locked)}:
         yield "an installed package has it"
-
-
-def _locked(root: Path) -> set[str]:
-    """Return the packages that the services' locks name, written as modules are."""
-    lock = (root / "requirements.lock").read_text()
-    return {
-        package.lower().replace("-", "_").replace(".", "_")
-        for package in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)
-    }
 
 
 def files_of(name: str, root: Path) -> dict[Path, str]:
@@ -90,43 +83,26 @@ def files_of(name: str, root: Path) -> dict[Path, str]:
 
     The compose files come last: until then, what is there of the project is used by nobody.
     """
-    project = root / name
-    code = {
-        project / path.name.replace(_PLACEHOLDER, name): path.read_text().replace(
+    texts = {
+        root / name / path.name.replace(_PLACEHOLDER, name): path.read_text().replace(
             _PLACEHOLDER, name
         )
         for path in _TEMPLATE.glob("*.py")
     }
-    return code | _surroundings(name, root) | _entries(name, root)
-
-
-def _surroundings(name: str, root: Path) -> dict[Path, str]:
-    """Return the project file, the image and the lock: order's, under the new name."""
-    model, project = root / _MODEL, root / name
-    description = 'description = "Writes a document for each new_order event, once"'
-    settings = re.sub(
-        r"^description = .*",
-        description,
-        (model / "pyproject.toml").read_text(),
-        flags=re.MULTILINE,
-    )
-    return {
-        project / "pyproject.toml": _renamed(settings, name),
-        project / "Dockerfile": _renamed((model / "Dockerfile").read_text(), name),
-        project / "requirements.lock": (model / "requirements.lock").read_text(),
-    }
-
-
-def _entries(name: str, root: Path) -> dict[Path, str]:
-    """Return the compose files that have an entry of order's, with another one behind it."""
+    for file in ("pyproject.toml", "Dockerfile", "requirements.lock"):
+        texts[root / name / file] = re.sub(
+            "(?m)^description = .*",
+            'description = "Writes a document for each new_order event, once"',
+            _renamed((root / _MODEL / file).read_text(), name),
+        )
+    # Behind each entry of order's, another one.
     entry = re.compile(rf"^  {_MODEL}:.*\n(?:    .*\n)*\n?", re.MULTILINE)
-    changed = {}
     for compose in sorted(root.glob("docker-compose*.yaml")):
-        text = compose.read_text()
-        after = entry.sub(lambda found: found[0] + _renamed(found[0], name), text)
-        if after != text:
-            changed[compose] = after
-    return changed
+        before = compose.read_text()
+        after = entry.sub(lambda found: found[0] + _renamed(found[0], name), before)
+        if after != before:
+            texts[compose] = after
+    return texts
 
 
 def _renamed(text: str, name: str) -> str:

@@ -49,31 +49,29 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run make in the copy, which has a Python and nothing that could install anything.
-
-    A setup in earnest would install the copy's projects here, in the place of the real ones.
-    """
-    # What a make around this one has set for its own.
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
-    command = ("make", "BIN=.bin", "PYTHON=false", *arguments)
-    return subprocess.run(
-        command, cwd=copy, env=environ, capture_output=True, text=True, check=False
-    )
-
-
-def new_service(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Make a service in the copy, as if all were set up."""
-    return make(copy, "READY=ready", "--old-file=ready", "new-service", *arguments)
+def start(copy: Path, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in the copy to its end, without what a make around this one has set."""
+    env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")} | environ
+    return subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, check=False)
 
 
 def run(copy: Path, *command: str, **environ: str) -> str:
     """Run a program in the copy, and return its output once it has ended well."""
-    ended = subprocess.run(
-        command, cwd=copy, env=os.environ | environ, capture_output=True, text=True, check=False
-    )
+    ended = start(copy, *command, **environ)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
+
+
+MAKE = ("make", "BIN=.bin", "PYTHON=false")
+"""It has a Python and nothing that could install anything.
+
+A setup in earnest would install the copy's projects here, in the place of the real ones.
+"""
+
+
+def new_service(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Make a service in the copy, as if all were set up."""
+    return start(copy, *MAKE, "READY=ready", "--old-file=ready", "new-service", *arguments)
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -100,7 +98,7 @@ def test_its_own_tests_pass_and_pytest_finds_them_by_itself(made: Path) -> None:
 
 
 def test_make_sets_it_up_and_tests_and_types_it(made: Path) -> None:
-    out = make(made, "--dry-run", "setup", "unit-test", "typecheck", "lock").stdout
+    out = run(made, *MAKE, "--dry-run", "setup", "unit-test", "typecheck", "lock")
     assert f"-e ./{NAME}" in out
     options = "-n auto --dist loadfile --no-loadscope-reorder"
     assert f"/pytest {options}\n" in out, "a test's place is in pytest's settings"
@@ -108,8 +106,7 @@ def test_make_sets_it_up_and_tests_and_types_it(made: Path) -> None:
     assert f"lock.py {NAME}/requirements.lock" in out
 
 
-def test_an_image_can_be_built_of_it(made: Path) -> None:
-    """Its code and its lock are sent to the build, and nothing that only tests and documents."""
+def test_an_image_is_built_of_its_code_and_lock_alone(made: Path) -> None:
     lines = (made / ".dockerignore").read_text().splitlines()
     sent = exclude_paths(str(made), [line for line in lines if not line.startswith("#")])
     assert {path for path in sent if path.startswith(f"{NAME}/")} == {
