@@ -87,9 +87,9 @@ def says(service: Service, text: str, times: int = 1) -> list[dict[str, Any]]:
     return found
 
 
-def losses(service: Service, because: str = "") -> int:
-    """Return how often the service has lost, or failed to open, its connection for consuming."""
+def losses(service: Service, because: str = "", connection: str = "rabbitmq") -> int:
+    """Return how often a service has lost a connection, or failed to open it."""
     return sum(
-        line["connection"] == "rabbitmq" and because in line["error"]
+        line["connection"] == connection and because in line["error"]
         for line in lines(service, "no connection to RabbitMQ")
     )
