@@ -47,7 +47,7 @@ return {
   keys: all(".process", (each) => [process(each), each.dataset.key]),
   states: Object.keys(all(".process", (each) => [each.dataset.state])),
   dots: [...document.querySelectorAll(".dot")].map((each) => each.title).join("; "),
-  round: document.body.dataset.round, moving: document.getAnimations().length,
+  round: document.body.dataset.round,
   caption: text("#caption"), told: text("#told"), receiver: text("#receiver"),
 }
 """
@@ -98,7 +98,9 @@ class Play:
         eventually(shown, within_s, also=(OSError,))
 
     def _ask(self, name: str, seen: Any) -> Any:
-        """Return a container's state, the depth of a queue, or the number of the round's orders."""
+        """Return a container's state, a queue's depth, how many orders there are, or what moves."""
+        if name == "moving":
+            return self.chromium.run("return document.getAnimations().length")
         if name == "/orders/":
             return self.etcd.count(f"/orders/{seen['round']}-")
         if name.endswith(".dead-letter"):
