@@ -4,10 +4,10 @@ import sys
 import tarfile
 import tomllib
 import zipfile
-from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+from packaging.metadata import Metadata
 
 from documents.pages import REPOSITORY, blocks, run
 
@@ -120,12 +120,14 @@ def test_the_sdist_builds_the_same_wheel(built: Path, tmp_path: Path) -> None:
 
 
 def test_the_metadata_is_the_projects(wheel: dict[str, bytes]) -> None:
-    metadata = message_from_bytes(wheel[f"{named()}.dist-info/METADATA"])
-    assert metadata["Version"] == PROJECT["version"]
-    assert metadata["Author"] == "The idempotent-consumer authors"
-    assert metadata["License-Expression"] == "Apache-2.0"
-    assert metadata.get_all("License-File") == ["LICENSE"]
-    assert metadata.get_payload() == (LIBRARY / "README.md").read_text()
+    """And what an index would refuse is refused here."""
+    metadata = Metadata.from_email(wheel[f"{named()}.dist-info/METADATA"])
+    assert str(metadata.version) == PROJECT["version"]
+    assert metadata.author == "The idempotent-consumer authors"
+    assert metadata.license_expression == "Apache-2.0"
+    assert metadata.license_files == ["LICENSE"]
+    assert metadata.description == (LIBRARY / "README.md").read_text()
+    assert metadata.description_content_type == "text/markdown"
 
 
 def test_the_readmes_test_passes_on_the_readmes_service(environment: Path, tmp_path: Path) -> None:
