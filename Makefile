@@ -121,6 +121,7 @@ docs: $(READY) ## Build docs/build/html, with each link checked
 dist: $(READY) ## Build the library's wheel and sdist into dist, check them, and run the README's test on them
 	rm -rf dist
 	DIST=dist $(BIN)/pytest tests/distribution
+	$(BIN)/twine check --strict dist/*
 
 COMPOSE := docker compose -f docker-compose.yaml -f docker-compose.services.yaml
 CLUSTER := $(COMPOSE) -f docker-compose.cluster.yaml
