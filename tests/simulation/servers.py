@@ -84,7 +84,6 @@ class SimulatedEtcd(etcd.FakeEtcd):
             self.agenda.later(wait_s, partial(self.apply, call))
 
     def answer(self, call: Call, error: AioRpcError | None = None) -> None:
-        """Let a process have its answer, if it gets through, and remember what it is told."""
         if error is None and (call.outcome is None or self.away):
             self.run.fault("reply lost", call.loop.name, call.method)
             self.agenda.later(0.5, partial(self.answer, call, TIMED_OUT), call.loop)
