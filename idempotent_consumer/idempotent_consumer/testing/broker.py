@@ -153,9 +153,8 @@ class FakeBroker:
         So many to the broker and to the client arrive all the same; so long after them either side
         notices the end.
         """
-        wires = (connection.to_broker, connection.to_client)
-        ends = (connection.session.end, partial(connection.lost, RESET))
-        lost = sum(map(Wire.cut, wires, kept, ends, noticed_s))
+        lost = connection.to_broker.cut(kept[0], connection.session.end, noticed_s[0])
+        lost += connection.to_client.cut(kept[1], partial(connection.lost, RESET), noticed_s[1])
         if not connection.loop.alive:
             self.connections.remove(connection)
         return lost

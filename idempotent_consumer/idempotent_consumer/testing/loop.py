@@ -269,21 +269,26 @@ class Threads(Executor):
     """
 
     def __init__(self, threads: int, starts_after_s: Callable[[], float] = lambda: 0.0) -> None:
-        self._free, self._starts_after_s = asyncio.Semaphore(threads), starts_after_s
+        self._free, self._starts_after_s = threads, starts_after_s
+        self._waiting: deque[tuple[Loop, Callback]] = deque()
 
     def run(self, loop: Loop, job: Callable[[], Any]) -> asyncio.Future[Any]:
         """Run a job as soon as a thread is free; its future can be cancelled until then."""
         result: asyncio.Future[Any] = loop.create_future()
-        loop.create_task(self._run(loop, job, result))
+        self._waiting.append((loop, partial(self._start, loop, job, result)))
+        self._start_next()
         return result
 
-    async def _run(self, loop: Loop, job: Callable[[], Any], result: asyncio.Future[Any]) -> None:
-        async with self._free:
-            await _passed(loop, self._starts_after_s())
-            if result.cancelled():
-                return
+    def _start_next(self) -> None:
+        if self._free and self._waiting:
+            self._free -= 1
+            loop, start = self._waiting.popleft()
+            loop.agenda.later(self._starts_after_s(), start, loop)
+
+    def _start(self, loop: Loop, job: Callable[[], Any], result: asyncio.Future[Any]) -> None:
+        resolve: Callback = int
+        if not result.cancelled():
             events._set_running_loop(None)  # noqa: SLF001 - another thread has no loop
-            resolve: Callable[[], None]
             try:
                 resolve = partial(result.set_result, job())
             except Killed:
@@ -292,16 +297,17 @@ class Threads(Executor):
                 resolve = partial(result.set_exception, error)
             finally:
                 events._set_running_loop(loop)  # noqa: SLF001
-            await _passed(loop, loop.take_spent_s())
+
+        def end() -> None:
+            self._free += 1
             if not result.cancelled():
                 resolve()
+            self._start_next()
 
-
-def _passed(loop: Loop, seconds: float) -> asyncio.Future[None]:
-    """Return what is done so long from now by the agenda, which no process's clock rounds."""
-    passed: asyncio.Future[None] = loop.create_future()
-    loop.agenda.later(seconds, partial(passed.set_result, None), loop)
-    return passed
+        if spent_s := loop.take_spent_s():
+            loop.agenda.later(spent_s, end, loop)
+        else:
+            end()
 
 
 class Wire:
