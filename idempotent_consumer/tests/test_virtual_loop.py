@@ -173,6 +173,15 @@ def test_a_job_takes_the_time_that_it_spends_on_its_thread() -> None:
     assert seen == [(-1, 1.0), (0, 10.0), (1, 10.0), (2, 20.0)]
 
 
+def test_a_job_ends_when_its_time_is_over_to_the_last_bit() -> None:
+    """Else a process may be killed behind a call that, by the agenda, has not ended yet."""
+    loop = Loop(clock_s=98_765.4321)
+    for number in range(100):
+        ends_s = loop.agenda.now_s + number * 0.0137
+        loop.run_until_complete(loop.run_in_executor(None, loop.spend, number * 0.0137))
+        assert loop.agenda.now_s == ends_s
+
+
 def test_what_a_job_raises_is_raised_where_it_is_awaited() -> None:
     async def work() -> None:
         with pytest.raises(SystemExit):

@@ -145,7 +145,6 @@ class Run:
             hit(target)
 
     def fault(self, kind: str, who: str, *about: object) -> None:
-        """Count a fault that has fired, and add a line."""
         self.fired[kind] += 1
         self.note(who, f"FAULT {kind}", *about)
 
@@ -161,7 +160,6 @@ class Run:
         self._lines.append((self.agenda.now_s, who, what, about))
 
     def violation(self, kind: str, *about: object) -> None:
-        """Add something that must never happen."""
         text = " ".join([f"{kind}:", *map(_short, about)])
         self.violations.append(text)
         self.note("", f"VIOLATION {text}")

@@ -30,8 +30,8 @@ _COPY_OF = "copy-of"
 _NEVER_S = 15.0
 """A confirm that is later than this does not come at all, as of a queue that has no leader."""
 
-_REPEATED_WITHIN_S = 10.0
-"""So long TCP may wait before it sends a request again to an etcd that does not answer."""
+_READ_WITHIN_S = 10.0
+"""So long a request can wait in the socket of an etcd that does not read."""
 
 
 class NotedStore(etcd.Store):
@@ -67,11 +67,17 @@ class SimulatedEtcd(etcd.FakeEtcd):
         super().__init__(run.agenda, NotedStore(run))
         self.run, self.away, self.applies_until_s = run, False, 0.0
         self.fate, self.latency_s = self._fate, run.latency_s
+        self._unread: list[tuple[float, Call]] = []
 
     def be_away(self, away: bool) -> None:
         self.away = away
         if away and self.run.rng.random() < 0.5:
             self.end_watches()
+        if not away:
+            unread, self._unread = self._unread, []
+            for since_s, call in unread:
+                if self.agenda.now_s - since_s < _READ_WITHIN_S:
+                    self.apply(call)
 
     def apply(self, call: Call) -> None:
         if not self.away:
@@ -79,12 +85,10 @@ class SimulatedEtcd(etcd.FakeEtcd):
             if call.outcome is not None and call.number < call.loop.last_answered:
                 self.run.fault("applied after a later request was answered", call.loop.name)
         elif self.run.rng.random() < 0.5:
-            wait_s = self.run.rng.uniform(0.0, _REPEATED_WITHIN_S)
-            self._applies_within(wait_s)
-            self.agenda.later(wait_s, partial(self.apply, call))
+            # It waits in a socket until etcd reads on, or was lost with it.
+            self._unread.append((self.agenda.now_s, call))
 
     def answer(self, call: Call, error: AioRpcError | None = None) -> None:
-        """Let a process have its answer, if it gets through, and remember what it is told."""
         if error is None and (call.outcome is None or self.away):
             self.run.fault("reply lost", call.loop.name, call.method)
             self.agenda.later(0.5, partial(self.answer, call, TIMED_OUT), call.loop)
@@ -108,12 +112,10 @@ class SimulatedEtcd(etcd.FakeEtcd):
         for fault, fate_of in PER_REQUEST.items():
             if run.happens(fault, call.loop.name, call.method):
                 fate = fate_of(run.rng, arrives_s, fails_s)
-                self._applies_within(fate.applies_s or 0.0)
+                applies_at_s = self.agenda.now_s + (fate.applies_s or 0.0)
+                self.applies_until_s = max(self.applies_until_s, applies_at_s)
                 return fate
         return Fate(arrives_s, arrives_s + self.latency_s())
-
-    def _applies_within(self, seconds: float) -> None:
-        self.applies_until_s = max(self.applies_until_s, self.agenda.now_s + seconds)
 
 
 class SimulatedBroker(amqp.FakeBroker):

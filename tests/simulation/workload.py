@@ -111,7 +111,6 @@ class Sent:
 
     @cached_property
     def key(self) -> bytes:
-        """The key of its record."""
         return record_key(self.event_id)
 
     @property
@@ -231,7 +230,6 @@ class Call:
 
     @property
     def returned(self) -> bool:
-        """Whether the process has had the answer."""
         ended_s = self.life.ended_s
         return self.cut_s is None and (ended_s is None or ended_s >= self.end_s)
 
@@ -294,7 +292,9 @@ class Handlers:
     def _on_thread(self, event: Event, timeout_s: float) -> Result:
         call = self._outside.call(event, self._life)
         call.end_s = min(call.end_s, call.start_s + timeout_s)  # It bounds its call itself.
-        self._life.spend(call.end_s - self._life.agenda.now_s)
+        spent_s = call.end_s - self._life.agenda.now_s
+        self._life.spend(spent_s)
+        call.end_s = self._life.agenda.now_s + spent_s  # To the last bit, as its thread ends.
         return self._called(event, call)
 
     async def _on_loop(self, event: Event, _timeout_s: float) -> Result:

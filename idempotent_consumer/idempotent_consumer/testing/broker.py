@@ -153,14 +153,8 @@ class FakeBroker:
         So many to the broker and to the client arrive all the same; so long after them either side
         notices the end.
         """
-        wires = (connection.to_broker, connection.to_client)
-        lost = sum(wire.cut(keep) for wire, keep in zip(wires, kept, strict=True))
-        to_broker_s, to_client_s = (
-            max(0.0, wire.idle_at_s - self.agenda.now_s) + wait_s
-            for wire, wait_s in zip(wires, noticed_s, strict=True)
-        )
-        self.agenda.later(to_broker_s, connection.session.end)
-        self.agenda.later(to_client_s, partial(connection.lost, RESET), connection.loop)
+        lost = connection.to_broker.cut(kept[0], connection.session.end, noticed_s[0])
+        lost += connection.to_client.cut(kept[1], partial(connection.lost, RESET), noticed_s[1])
         if not connection.loop.alive:
             self.connections.remove(connection)
         return lost
@@ -181,7 +175,6 @@ class FakeBroker:
 
     @property
     def unacked(self) -> list[Message]:
-        """What has been given out and is not acked."""
         return [message for one in self.channels for _, message in one.unacked.values()]
 
     # What the broker decides. A subclass may decide otherwise, or look on.
@@ -309,7 +302,6 @@ class Session:
         self.connection.to_client.send(receive)
 
     def receive(self, number: int, sent: Sent) -> None:
-        """Do what the client has sent on a channel."""
         method = sent.method
         if isinstance(method, spec.Basic.Publish) and self.broker.alarm and not self.blocked:
             self.blocked = True
@@ -335,7 +327,6 @@ class Session:
             self.close_channel(channel, error)
 
     def unblock(self) -> None:
-        """Read on, if the alarm is over."""
         if self.blocked and not self.broker.alarm:
             self.blocked = False
             self.send(0, spec.Connection.Unblocked())
@@ -460,7 +451,6 @@ class ServerChannel:
         self.broker.dispatch(consumer.queue)
 
     def basic_cancel(self, method: Any) -> Any:
-        """Consume no more; what was delivered stays unacked."""
         self.cancelled.add(method.consumer_tag)
         if method.consumer_tag in self.consumers:
             self._end_consumer(self.consumers[method.consumer_tag])
@@ -595,7 +585,6 @@ class Connection(amqp.Connection):
             self._on_stream_terminated(error)
 
     def receive(self, number: int, method: Any, *content: bytes) -> None:
-        """Read what the broker sends, as it is on the wire."""
         if self.is_closed:
             return
         if isinstance(method, spec.Basic.Deliver):
@@ -618,8 +607,7 @@ class Connection(amqp.Connection):
 
     def _adapter_disconnect_stream(self) -> None:
         self.to_broker.send(self.session.end)
-        self.to_client.cut(0)
-        self.broker.agenda.later(0.0, partial(self.lost, None), self.loop)
+        self.to_client.cut(0, partial(self.lost, None))
 
     def _create_heartbeat_checker(self) -> None:
         pass

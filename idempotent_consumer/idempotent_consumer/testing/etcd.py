@@ -130,7 +130,6 @@ class Store:
         return int(self._do_alone(pb.RequestOp(request_put=put)).header.revision)
 
     def delete(self, key: str) -> None:
-        """Delete a key as an operator would."""
         delete = pb.DeleteRangeRequest(key=key.encode())
         self._do_alone(pb.RequestOp(request_delete_range=delete))
 
@@ -140,7 +139,6 @@ class Store:
         self._end_lease(lease)
 
     def compact(self) -> None:
-        """Forget the history before the present revision."""
         self._data.compacted_revision = self.revision
 
     def get(self, key: str) -> Any:
@@ -198,7 +196,6 @@ class Store:
         return reply
 
     def watch(self, watch: Watch) -> None:
-        """Deliver what a watch asks for, from now on."""
         self.expire()
         start, compacted = watch.request.start_revision, self._data.compacted_revision
         watch.deliver(pb.WatchResponse(created=True, header=self._header()))
@@ -228,7 +225,6 @@ class Store:
         return self.apply("Txn", pb.TxnRequest(success=[operation]))
 
     def _committed(self, changes: list[Change]) -> None:
-        """Take note of the changes of one revision, which the data has."""
         if changes:
             self._data.revision = changes[0].revision
             self._watches = [watch for watch in self._watches if not watch.ended]
@@ -460,7 +456,6 @@ class FakeEtcd:
     # What the test does.
 
     def script(self, method: str, *fates: Fate) -> None:
-        """Give the next requests of a method these fates."""
         self._scripts[method].extend(fates)
 
     def sent(self, method: str) -> list[Any]:
@@ -475,7 +470,6 @@ class FakeEtcd:
     # What a process reaches.
 
     def open_channel(self, _settings: Settings, host: str, port: int) -> FakeChannel:
-        """Open a channel to a member, for ``System.open_channel``."""
         return FakeChannel(self, f"{host}:{port}")
 
     def send(self, call: Call) -> None:
@@ -528,8 +522,6 @@ class FakeChannel:
     def unary_unary(
         self, method: str, request_serializer: Any, response_deserializer: Any
     ) -> Callable[..., Any]:
-        """Return a function of a request, which raises AioRpcError."""
-
         async def send(request: Any, timeout: float, metadata: Any) -> Any:
             call = self._call(method, request_serializer(request), metadata)
             call.loop.act("before", call)
@@ -549,8 +541,6 @@ class FakeChannel:
     def stream_stream(
         self, method: str, request_serializer: Any, response_deserializer: Any
     ) -> Callable[..., AsyncIterator[Any]]:
-        """Return a function of requests, whose replies raise AioRpcError at their end."""
-
         async def replies(requests: AsyncIterator[Any], metadata: Any) -> AsyncIterator[Any]:
             request = request_serializer(await anext(aiter(requests)))
             call = self._call(method, request, metadata)

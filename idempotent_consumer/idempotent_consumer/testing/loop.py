@@ -160,7 +160,6 @@ class Loop(_Base):  # type: ignore[misc]
     # asyncio.
 
     def time(self) -> float:
-        """Return the process's own monotonic clock."""
         return self._clock_s + self.agenda.now_s + self._spent_s
 
     def call_soon(
@@ -206,7 +205,6 @@ class Loop(_Base):  # type: ignore[misc]
             self.on_defect(context.get("exception") or RuntimeError(context["message"]))
 
     def on_defect(self, error: BaseException) -> None:
-        """Let it come out of ``Agenda.run``."""
         self.agenda.defects.append(error)
 
     def is_closed(self) -> bool:
@@ -247,7 +245,6 @@ class Loop(_Base):  # type: ignore[misc]
             self._unwind()
 
     def take_spent_s(self) -> float:
-        """Return what the code that ran just now has spent."""
         spent_s, self._spent_s = self._spent_s, 0.0
         return spent_s
 
@@ -272,21 +269,26 @@ class Threads(Executor):
     """
 
     def __init__(self, threads: int, starts_after_s: Callable[[], float] = lambda: 0.0) -> None:
-        self._free, self._starts_after_s = asyncio.Semaphore(threads), starts_after_s
+        self._free, self._starts_after_s = threads, starts_after_s
+        self._waiting: deque[tuple[Loop, Callback]] = deque()
 
     def run(self, loop: Loop, job: Callable[[], Any]) -> asyncio.Future[Any]:
         """Run a job as soon as a thread is free; its future can be cancelled until then."""
         result: asyncio.Future[Any] = loop.create_future()
-        loop.create_task(self._run(loop, job, result))
+        self._waiting.append((loop, partial(self._start, loop, job, result)))
+        self._start_next()
         return result
 
-    async def _run(self, loop: Loop, job: Callable[[], Any], result: asyncio.Future[Any]) -> None:
-        async with self._free:
-            await asyncio.sleep(self._starts_after_s())
-            if result.cancelled():
-                return
+    def _start_next(self) -> None:
+        if self._free and self._waiting:
+            self._free -= 1
+            loop, start = self._waiting.popleft()
+            loop.agenda.later(self._starts_after_s(), start, loop)
+
+    def _start(self, loop: Loop, job: Callable[[], Any], result: asyncio.Future[Any]) -> None:
+        resolve: Callback = int
+        if not result.cancelled():
             events._set_running_loop(None)  # noqa: SLF001 - another thread has no loop
-            resolve: Callable[[], None]
             try:
                 resolve = partial(result.set_result, job())
             except Killed:
@@ -295,9 +297,17 @@ class Threads(Executor):
                 resolve = partial(result.set_exception, error)
             finally:
                 events._set_running_loop(loop)  # noqa: SLF001
-            await asyncio.sleep(loop.take_spent_s())
+
+        def end() -> None:
+            self._free += 1
             if not result.cancelled():
                 resolve()
+            self._start_next()
+
+        if spent_s := loop.take_spent_s():
+            loop.agenda.later(spent_s, end, loop)
+        else:
+            end()
 
 
 class Wire:
@@ -311,18 +321,16 @@ class Wire:
         self._agenda, self._loop, self.latency_s = agenda, loop, latency_s
         self._frames: deque[tuple[float, Callback]] = deque()
         self._cut = self._paused = False
-        self.idle_at_s = 0.0
-        """When the last frame under way arrives."""
+        self._idle_at_s = 0.0
 
     def send(self, frame: Callback) -> None:
-        """Let a frame arrive, unless the wire is cut."""
         if self._cut:
             return
         now_s = self._agenda.now_s
         # A burst is sent in one segment, unless one before it is still under way.
-        arrives_s = max(self.idle_at_s, now_s + self.latency_s())
+        arrives_s = max(self._idle_at_s, now_s + self.latency_s())
         if not (self._frames and self._frames[-1][0] == arrives_s):
-            self.idle_at_s = arrives_s
+            self._idle_at_s = arrives_s
             self._agenda.later(arrives_s - now_s, self._arrive, self._loop)
         self._frames.append((arrives_s, frame))
 
@@ -333,13 +341,17 @@ class Wire:
             delay_s = max(0.0, self._frames[0][0] - self._agenda.now_s)
             self._agenda.later(delay_s, self._arrive, self._loop)
 
-    def cut(self, keep: int) -> int:
-        """Lose what is under way but for the first ``keep`` frames; return how many were lost."""
+    def cut(self, keep: int, end: Callback = int, noticed_s: float = 0.0) -> int:
+        """Lose what is under way but for the first ``keep`` frames; return how many were lost.
+
+        The ``end`` comes so long behind those, even where nothing is read.
+        """
         self._cut = True
         lost = max(0, len(self._frames) - keep)
         for _ in range(lost):
             self._frames.pop()
-        self.idle_at_s = self._frames[-1][0] if self._frames else 0.0
+        idle_in_s = max(0.0, self._frames[-1][0] - self._agenda.now_s) if self._frames else 0.0
+        self._agenda.later(idle_in_s + noticed_s, end, self._loop)
         return lost
 
     @property
