@@ -234,6 +234,12 @@ def test_it_closes_while_a_connection_is_being_opened(rabbit: Recovering) -> Non
     assert rabbit.broker.sessions == []
 
 
+def test_closed_before_it_was_run_it_does_not_connect(rabbit: Recovering) -> None:
+    assert rabbit.close() == 0
+    assert rabbit.run(fail).result() is None
+    assert rabbit.attempts == []
+
+
 # Deliveries on their way in.
 
 ONE = Settings(rabbitmq_urls=("amqp://h/",))
@@ -414,6 +420,7 @@ def test_a_cancel_that_comes_with_the_answer_to_consuming_is_not_missed(start: S
     order = start(latency_s=0.1)
     queues = order.broker.queues
     order.loop.agenda.run(enough=lambda: "order" in queues and bool(queues["order"].consumers))
+    order.broker.publish("events", "new_order", b"1")
     order.broker.delete_queue("order")
     order.loop.advance(10)
     assert len(queues["order"].consumers) == 1

@@ -11,7 +11,7 @@ import structlog
 
 from fakes.events import body
 from fakes.world import World
-from idempotent_consumer import Event, InvalidEvent, Publish, Put, Reject, Service
+from idempotent_consumer import Event, InvalidEvent, Publish, Put, Reject, Service, Settings
 from idempotent_consumer.calls import Handler
 from idempotent_consumer.event import Properties, check_headers
 from idempotent_consumer.testing import InMemory
@@ -227,6 +227,16 @@ def test_a_handler_gets_what_its_model_makes_of_the_args(model: Any, *, claimed:
     assert "Error: " in parked.error
     assert world.counts["invalid"] == 1
     assert world.counts["retried"] == 0
+
+
+def test_a_model_that_fails_does_not_open_the_circuit_breaker() -> None:
+    made, seen = Service("billing", noun="invoices"), list[str]()
+    made.claimed_handler("new_order", timeout_s=5, model=Order)(
+        lambda event, _order, _timeout_s: seen.append(event.id)
+    )
+    world = InMemory(made, Settings(enable_etcd=True, breaker_failures=1))
+    world.publish({"id": "1", "type": "new_order"}, {**ORDER, "id": "2"})
+    assert (seen, [parked.reason for parked in world.parked]) == (["2"], ["invalid"])
 
 
 # Failures.

@@ -138,6 +138,20 @@ def test_a_message_that_the_broker_closes_connections_for_is_sent_bare(rabbit: S
     assert bare == {b"it"}
 
 
+def test_a_nack_clears_a_message_that_channels_were_lost_with(rabbit: Sending) -> None:
+    """The broker has read it: it is sent with all the others again, not alone."""
+    rabbit.broker.confirms = False
+    futures = [rabbit.send(body=body) for body in (b"1", b"2")]
+    for _ in range(2):
+        rabbit.lose_and_wait_s()
+    rabbit.broker.confirms, rabbit.broker.nacks = True, lambda _: True
+    rabbit.lose_and_wait_s()
+    assert rabbit.bodies == [b"1", b"2"] * 5
+    rabbit.broker.nacks = lambda _: False
+    rabbit.loop.advance(10)
+    assert outcomes(futures) == [True, True]
+
+
 def test_a_message_without_a_confirm_is_sent_again_on_another_connection(rabbit: Sending) -> None:
     """With all its properties: a queue without a majority confirms nothing, and we gave it up."""
     rabbit.broker.confirms = False
