@@ -85,6 +85,21 @@ def test_what_held_is_followed_at_once_else_ever_more_slowly(rabbit: Recovering)
     assert max(later - sooner for sooner, later in pairwise(times_s)) > 4 * AT_ONCE_S
 
 
+def test_health_and_log_say_what_is_missing(rabbit: Recovering) -> None:
+    assert rabbit.health.missing == {"rabbitmq": "not connected yet"}
+    rabbit.run()
+    assert rabbit.health.missing == {}
+    rabbit.lose()
+    assert rabbit.health.missing == {"rabbitmq": RESET}
+    rabbit.next_attempt_s()
+    assert rabbit.health.missing == {}
+    warning, connected = rabbit.lines.entries[1:]
+    assert 0 <= warning.pop("again_in_s") <= AT_ONCE_S
+    which = {"connection": "rabbitmq", "node": "h:5672"}
+    assert warning == {"event": LOSS, "log_level": "warning", "error": RESET, **which}
+    assert connected == {"event": "connected to RabbitMQ", "log_level": "info", **which}
+
+
 def test_a_failure_that_stays_the_same_is_said_now_and_then(rabbit: Recovering) -> None:
     """A refused login would be said several times a second."""
 

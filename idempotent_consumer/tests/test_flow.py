@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from types import FrameType
 
+import pika
 import pytest
 
 from fakes.events import Claimed, Pure, body
@@ -128,6 +129,18 @@ def test_a_failing_event_is_retried_and_then_parked_with_its_error(order: Order)
     assert headers == {"x-reason": "failed", "x-attempts": 4}
     assert order.counts() == {"received": 4, "retried": 3, "failed": 1}
     assert len(order.acked) == 4
+
+
+def test_merged_deliveries_are_each_retried_by_their_own_count(order: Order) -> None:
+    order.pure.fails = 1
+    order.etcd.script("Txn", answered_late(1.0))
+    order.deliver(body("1"))
+    order.deliver(body("1"), properties=pika.BasicProperties(headers={"x-attempts": 2}))
+    order.advance(1.0)
+    assert [(m.routing_key, m.headers["x-attempts"]) for m in order.forwarded] == [
+        (FIRST_RETRY, 1),
+        ("order.retry.60s", 3),
+    ]
 
 
 def decodings(work: Callable[[], object]) -> int:

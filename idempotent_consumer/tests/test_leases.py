@@ -191,3 +191,14 @@ def test_a_late_keep_alive_brings_back_no_lease_that_was_given_up(replica: Repli
     replica.wait()
     assert left_s(replica, lease) <= 0
     assert left_s(replica, lease_of(replica, "2")) > 0
+
+
+def test_the_end_of_the_windows_lease_does_not_end_the_claims(replica: Replica) -> None:
+    """Which lease etcd did not know, its error does not say; the claim is still there."""
+    lease = claim(replica)
+    replica.commit(replica.ask("0"))
+    replica.store.revoke(lease_of(replica, "0"))
+    replica.commit(replica.ask("2"))
+    replica.loop.advance(14)
+    assert lease_of(replica, "1") == lease
+    assert replica.answers[-1].landed

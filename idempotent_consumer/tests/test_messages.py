@@ -69,6 +69,14 @@ def test_a_trace_goes_on_with_what_is_published_and_with_retries() -> None:
     assert world.published_headers == [{**TRACE, "tenant": "a", "baggage": "own=1"}, TRACE]
 
 
+@pytest.mark.parametrize("value", [7, b"\xff", ["a"], "ä" * 5000])
+def test_what_is_no_traces_header_is_not_passed_on(value: object) -> None:
+    """However large it is: a handler's own headers have to find room beside it."""
+    headers = {"traceparent": value, "baggage": "a=1"}
+    world = published(service(lambda _event: Publish("billed")), ORDER, headers=headers)
+    assert world.published_headers == [{"baggage": "a=1"}]
+
+
 def test_whoever_publishes_after_a_crash_passes_the_headers_on() -> None:
     seen = set()
     for dies_at in range(1, 12):

@@ -75,6 +75,13 @@ def test_timings_are_bounded_a_name_and_a_sending(statsd: Statsd, metrics: Metri
     assert lines.count("t:1.000000|ms") == 20
 
 
+def test_the_end_sends_what_is_left(statsd: Statsd) -> None:
+    metrics = Metrics(statsd.host, statsd.port, "shop.eu")
+    metrics.count("a", 3)
+    metrics.close()
+    assert statsd.lines(1) == ["shop.eu.a:3|c"]
+
+
 def test_many_names_go_out_in_several_datagrams(statsd: Statsd, metrics: Metrics) -> None:
     """None is larger than what every network carries."""
     for number in range(200):

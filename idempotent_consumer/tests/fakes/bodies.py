@@ -1,4 +1,4 @@
-"""Events as Hypothesis draws them, in every way of writing; nothing here asks the code under test."""
+"""Events as Hypothesis draws them, in every way of writing, without the code under test."""
 
 import json
 from typing import Any
