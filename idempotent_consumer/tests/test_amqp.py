@@ -31,6 +31,7 @@ from fakes.headers import (
     table,
 )
 from idempotent_consumer.amqp import (
+    LARGEST_READ_BYTES,
     TCP_OPTIONS,
     Connection,
     Properties,
@@ -169,6 +170,19 @@ def test_one_turn_is_one_write_unless_it_is_large(
     assert asyncio.run(send()) == writes
 
 
+def test_what_is_sent_behind_the_end_is_dropped() -> None:
+    async def send() -> list[bytes]:
+        wire, defects = WrittenTo(), list[Any]()
+        asyncio.get_running_loop().set_exception_handler(lambda _, error: defects.append(error))
+        wire.emit(b"1")
+        wire.end()
+        await asyncio.sleep(0)
+        assert defects == []
+        return wire.writes
+
+    assert asyncio.run(send()) == []
+
+
 # Read: deliveries taken from the socket's bytes are the ones that pika would have made of them.
 
 CHANNEL, CONSUMER = 1, "ctag1.1"
@@ -277,6 +291,14 @@ def test_a_frame_without_its_end_is_an_error_as_it_is_to_pika(number: int) -> No
     data[ends[number]] = 0
     with pytest.raises(pika.exceptions.InvalidFrameError):
         ReadFrom().feed(bytes(data), [])
+
+
+def test_a_large_body_is_pikas_from_its_first_bytes_on() -> None:
+    wire, body = ReadFrom(), b"x" * (LARGEST_READ_BYTES + 1)
+    data = delivery(1, body)
+    wire.feed(data, list(range(0, len(data), 4096)))
+    assert wire.seen[0][4] == body
+    assert wire.left_to_pika == 2 + len(range(0, len(body), FRAME_BYTES))
 
 
 # Properties with any headers: how they are read, and that they are written as they came.

@@ -33,13 +33,13 @@ class Receiver:
     """
 
     def __init__(self, world: World) -> None:
-        self._world = world
+        self.world = world
         self.down: BaseException | None = DOWN
         self.calls: list[tuple[float, str]] = []
         self.handler = Handler(self.call, 5.0)
 
     async def call(self, event: Event, _timeout_s: float) -> None:
-        self.calls.append((self._world.agenda.now_s, event.id))
+        self.calls.append((self.world.agenda.now_s, event.id))
         if self.down is not None:
             raise self.down
 
@@ -47,28 +47,27 @@ class Receiver:
     def ids(self) -> list[str]:
         return [event_id for _, event_id in self.calls]
 
+    def start(self, **changes: object) -> Order:
+        """Start a process that calls it."""
+        settings = replace(SETTINGS, **{"breaker_failures": FAILURES, **changes})  # type: ignore[arg-type]
+        return self.world.start(self.handler, settings=settings)
+
+    def opened(self, events: int = FAILURES, **changes: object) -> Order:
+        """Return a process whose breaker has been opened by its first calls."""
+        process = self.start(**changes)
+        for number in range(events):
+            process.deliver(body(str(number)))
+        assert NAME in process.running.health.missing
+        return process
+
 
 @pytest.fixture
 def receiver(world: World) -> Receiver:
     return Receiver(world)
 
 
-def start(world: World, receiver: Receiver, **changes: object) -> Order:
-    settings = replace(SETTINGS, **{"breaker_failures": FAILURES, **changes})  # type: ignore[arg-type]
-    return world.start(receiver.handler, settings=settings)
-
-
-def opened(world: World, receiver: Receiver, events: int = FAILURES, **changes: object) -> Order:
-    """Return a process whose breaker has been opened by its first calls."""
-    process = start(world, receiver, **changes)
-    for number in range(events):
-        process.deliver(body(str(number)))
-    assert NAME in process.running.health.missing
-    return process
-
-
-def test_it_opens_after_so_many_failures_in_a_row(world: World, receiver: Receiver) -> None:
-    process = start(world, receiver)
+def test_it_opens_after_so_many_failures_in_a_row(receiver: Receiver) -> None:
+    process = receiver.start()
     process.deliver(body("1"))
     process.deliver(body("2"))
     receiver.down = None
@@ -89,10 +88,10 @@ def test_it_opens_after_so_many_failures_in_a_row(world: World, receiver: Receiv
     assert (line["log_level"], line["type"], line["failures"]) == ("warning", "new_order", FAILURES)
 
 
-def test_one_event_at_a_time_probes_after_waits_that_grow(world: World, receiver: Receiver) -> None:
-    process = opened(world, receiver)
+def test_one_event_at_a_time_probes_after_waits_that_grow(receiver: Receiver) -> None:
+    process = receiver.opened()
     process.deliver(body("a"), body("b"))
-    opened_s, before = world.agenda.now_s, len(receiver.calls)
+    opened_s, before = receiver.world.agenda.now_s, len(receiver.calls)
     process.advance(200)
     at_s = [round(at_s - opened_s) for at_s, _ in receiver.calls[before:]]
     assert at_s == [1, 3, 7, 15, 31, 61, 91, 121, 151, 181]
@@ -101,8 +100,8 @@ def test_one_event_at_a_time_probes_after_waits_that_grow(world: World, receiver
     assert receiver.ids[before : before + 5] == ["2", "a", "b", "0", "1"]
 
 
-def test_the_first_success_closes_it(world: World, receiver: Receiver) -> None:
-    process = opened(world, receiver)
+def test_the_first_success_closes_it(receiver: Receiver) -> None:
+    process = receiver.opened()
     process.deliver(*(body(f"more {number}") for number in range(50)))
     process.advance(120)
     receiver.down, receiver.calls = None, []
@@ -146,8 +145,8 @@ def test_a_breaker_that_opens_again_at_once_waits_as_long_as_the_first_time(worl
     assert receiver.ids == ["2", "2"]
 
 
-def test_an_event_that_comes_when_one_is_due_probes(world: World, receiver: Receiver) -> None:
-    process = opened(world, receiver, 1, breaker_failures=1)
+def test_an_event_that_comes_when_one_is_due_probes(receiver: Receiver) -> None:
+    process = receiver.opened(1, breaker_failures=1)
     process.lose_channel()
     process.broker.queues["order"].ready.clear()
     process.advance(60)
@@ -158,10 +157,8 @@ def test_an_event_that_comes_when_one_is_due_probes(world: World, receiver: Rece
 
 
 @pytest.mark.parametrize("etcd", [True, False])
-def test_a_stop_does_not_wait_for_what_is_held(
-    world: World, receiver: Receiver, etcd: bool
-) -> None:
-    process = opened(world, receiver, enable_etcd=etcd)
+def test_a_stop_does_not_wait_for_what_is_held(receiver: Receiver, etcd: bool) -> None:
+    process = receiver.opened(enable_etcd=etcd)
     process.deliver(body("a"))
     process.advance(120)
     process.stop()
@@ -172,11 +169,9 @@ def test_a_stop_does_not_wait_for_what_is_held(
 
 
 @pytest.mark.parametrize("before_probe_s", [0.1, 0.3, 0.9])
-def test_no_probe_is_sent_after_the_stop(
-    world: World, receiver: Receiver, before_probe_s: float
-) -> None:
+def test_no_probe_is_sent_after_the_stop(receiver: Receiver, before_probe_s: float) -> None:
     """It would be cut off, and its event called again."""
-    process = opened(world, receiver)
+    process = receiver.opened()
     process.advance(FIRST_PROBE_S - before_probe_s)
     called = len(receiver.calls)
     process.stop()
@@ -190,13 +185,13 @@ def test_no_probe_is_sent_after_the_stop(
 
 
 @pytest.mark.parametrize("pure", [True, False])
-def test_a_rejected_event_is_parked_at_once(world: World, receiver: Receiver, pure: bool) -> None:
+def test_a_rejected_event_is_parked_at_once(receiver: Receiver, pure: bool) -> None:
     receiver.down = Reject("no such customer")
 
     def refuse(_event: Event) -> None:
         raise Reject("no such customer")
 
-    process = world.start(Handler(refuse) if pure else receiver.handler)
+    process = receiver.world.start(Handler(refuse) if pure else receiver.handler)
     process.deliver(body("1"))
     headers = [letter.properties.headers for letter in process.parked]
     assert [each["x-reason"] for each in headers] == ["rejected"]
@@ -206,8 +201,8 @@ def test_a_rejected_event_is_parked_at_once(world: World, receiver: Receiver, pu
     assert len(process.logged("parked: its handler rejected it")) == 1
 
 
-def test_rejections_open_nothing_and_close_nothing(world: World, receiver: Receiver) -> None:
-    process = start(world, receiver)
+def test_rejections_open_nothing_and_close_nothing(receiver: Receiver) -> None:
+    process = receiver.start()
     receiver.down = Reject("no")
     process.deliver(*(body(f"no {number}") for number in range(2 * FAILURES)))
     assert process.running.health.missing == {}
@@ -233,10 +228,10 @@ def test_rejections_open_nothing_and_close_nothing(world: World, receiver: Recei
     ],
 )
 def test_retry_after_takes_a_long_enough_delay(
-    world: World, receiver: Receiver, seconds: float, queue: str
+    receiver: Receiver, seconds: float, queue: str
 ) -> None:
     receiver.down = RetryAfter(seconds, "the receiver answered 503")
-    process = world.start(receiver.handler)
+    process = receiver.world.start(receiver.handler)
     process.deliver(body("1"))
     process.advance(300)
     assert [message.routing_key for message in process.forwarded] == [*[queue] * 3, DEAD_LETTERS]

@@ -85,6 +85,21 @@ def test_what_held_is_followed_at_once_else_ever_more_slowly(rabbit: Recovering)
     assert max(later - sooner for sooner, later in pairwise(times_s)) > 4 * AT_ONCE_S
 
 
+def test_health_and_log_say_what_is_missing(rabbit: Recovering) -> None:
+    assert rabbit.health.missing == {"rabbitmq": "not connected yet"}
+    rabbit.run()
+    assert rabbit.health.missing == {}
+    rabbit.lose()
+    assert rabbit.health.missing == {"rabbitmq": RESET}
+    rabbit.next_attempt_s()
+    assert rabbit.health.missing == {}
+    warning, connected = rabbit.lines.entries[1:]
+    assert 0 <= warning.pop("again_in_s") <= AT_ONCE_S
+    which = {"connection": "rabbitmq", "node": "h:5672"}
+    assert warning == {"event": LOSS, "log_level": "warning", "error": RESET, **which}
+    assert connected == {"event": "connected to RabbitMQ", "log_level": "info", **which}
+
+
 def test_a_failure_that_stays_the_same_is_said_now_and_then(rabbit: Recovering) -> None:
     """A refused login would be said several times a second."""
 
@@ -232,6 +247,12 @@ def test_it_closes_while_a_connection_is_being_opened(rabbit: Recovering) -> Non
     rabbit.loop.advance(60)
     assert running.result() is None
     assert rabbit.broker.sessions == []
+
+
+def test_closed_before_it_was_run_it_does_not_connect(rabbit: Recovering) -> None:
+    assert rabbit.close() == 0
+    assert rabbit.run(fail).result() is None
+    assert rabbit.attempts == []
 
 
 # Deliveries on their way in.
@@ -414,6 +435,7 @@ def test_a_cancel_that_comes_with_the_answer_to_consuming_is_not_missed(start: S
     order = start(latency_s=0.1)
     queues = order.broker.queues
     order.loop.agenda.run(enough=lambda: "order" in queues and bool(queues["order"].consumers))
+    order.broker.publish("events", "new_order", b"1")
     order.broker.delete_queue("order")
     order.loop.advance(10)
     assert len(queues["order"].consumers) == 1

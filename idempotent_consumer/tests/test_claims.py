@@ -149,27 +149,6 @@ def test_an_attempt_to_claim_that_applies_late_ends_by_itself(order: Order) -> N
 # The lease and the call.
 
 
-def test_no_call_is_made_under_a_claim_that_is_gone(order: Order, plain: Plain) -> None:
-    """The process has a fresh lease by then, but this claim was under the one before.
-
-    Without the difference it would call while the other process does.
-    """
-    order = order.world.start(plain.handler, threads=threads_that_start_after(7.0))
-    order.deliver(body("1"))
-    order.store.revoke(order.store.get("/service/order/1").lease)
-    theirs = Claimed(waits=True, timeout_s=60.0)
-    order.world.start(theirs).deliver(body("1"))
-    order.advance(6)
-    order.deliver(body("2"))
-    assert plain.calls == ["2"]
-    order.advance(10)
-    assert plain.calls == ["2"]
-    theirs.end()
-    order.advance(OTHERS_TURN_S)
-    assert (theirs.calls, plain.calls) == (["1"], ["2"])
-    assert order.count("processed_skipped") == 1
-
-
 def etcd_is_away(order: Order) -> None:
     """With its lease of 15 s the claim might end during the call."""
     order.etcd.fate = lambda _: etcd.REQUEST_LOST

@@ -32,6 +32,17 @@ def epoch_with(deliveries: int) -> tuple[Epoch, Channel, list[Delivery]]:
     return epoch, channel, [Delivery(epoch, t, None, b"") for t in range(1, deliveries + 1)]
 
 
+def test_after_the_end_nothing_is_settled_and_what_was_in_hand_is_counted() -> None:
+    epoch, channel, deliveries = epoch_with(3)
+    deliveries[0].settle()
+    assert epoch.end() == 2
+    assert not deliveries[1].alive
+    assert not deliveries[1].settle()
+    channel.is_open = False
+    epoch.flush_past_gap()
+    assert channel.acks == []
+
+
 @given(st.integers(1, 40), st.data())
 def test_in_any_order_exactly_the_settled_are_acked(number: int, data: Any) -> None:
     """Read as the broker reads it: multiple means everything up to the tag."""

@@ -231,6 +231,11 @@ def test_a_watch_ends_with_its_members_leader_and_the_next_is_elsewhere(cluster:
     assert cluster.run(watch()) == 3
 
 
+def test_the_first_member_asked_is_a_random_one(cluster: Cluster) -> None:
+    random = Random(1)
+    assert {cluster.ask(cluster.client_of(random)) for _ in range(40)} == {2, 3, 4}
+
+
 def test_after_an_expired_token_the_next_call_logs_in_again(cluster: Cluster) -> None:
     """Every other member would refuse it as well."""
     login = ("order", "hunter2")

@@ -180,3 +180,25 @@ def test_a_lease_that_ended_at_etcd_is_replaced(replica: Replica, noticed: bool)
     assert second != first
     assert left_s(replica, second) > 0
     assert left_s(replica, first) <= 0, "the claims under it are nobody's"
+
+
+def test_a_late_keep_alive_brings_back_no_lease_that_was_given_up(replica: Replica) -> None:
+    lease = claim(replica)
+    replica.etcd.script("LeaseKeepAlive", etcd.answered_late(3.0))
+    replica.loop.advance(5.5)
+    replica.etcd.script("Txn", etcd.REQUEST_LOST)
+    replica.commit(replica.ask("2", Kind.CLAIM))
+    replica.wait()
+    assert left_s(replica, lease) <= 0
+    assert left_s(replica, lease_of(replica, "2")) > 0
+
+
+def test_the_end_of_the_windows_lease_does_not_end_the_claims(replica: Replica) -> None:
+    """Which lease etcd did not know, its error does not say; the claim is still there."""
+    lease = claim(replica)
+    replica.commit(replica.ask("0"))
+    replica.store.revoke(lease_of(replica, "0"))
+    replica.commit(replica.ask("2"))
+    replica.loop.advance(14)
+    assert lease_of(replica, "1") == lease
+    assert replica.answers[-1].landed

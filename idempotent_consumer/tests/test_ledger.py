@@ -41,6 +41,25 @@ def test_effects_outlive_the_window_and_the_record_does_not(replica: Replica) ->
     assert replica.store.get("/orders/1").value == b"placed"
 
 
+@pytest.mark.parametrize(
+    "fates",
+    [
+        [etcd.ANSWER_LOST],
+        [etcd.REQUEST_LOST, etcd.REQUEST_LOST],
+        [etcd.applied_late(29), etcd.applied_late(3), etcd.FINE],
+    ],
+)
+def test_what_was_sent_several_times_is_put_once(replica: Replica, fates: list[etcd.Fate]) -> None:
+    """Whichever attempt comes first, the others find it there by its token."""
+    replica.etcd.script("Txn", *fates)
+    replica.commit(replica.ask("1", effects=(EFFECT,)), replica.ask("2"))
+    assert replica.answers == []
+    replica.wait()
+    assert [answer.landed for answer in replica.answers] == [True, True]
+    puts = [change.key for change in replica.store.puts("")[1:]]
+    assert puts == [b"/service/order/1", b"/orders/1", b"/service/order/2"]
+
+
 # Replies that are larger than gRPC receives.
 
 

@@ -11,7 +11,7 @@ import structlog
 
 from fakes.events import body
 from fakes.world import World
-from idempotent_consumer import Event, InvalidEvent, Publish, Put, Reject, Service
+from idempotent_consumer import Event, InvalidEvent, Publish, Put, Reject, Service, Settings
 from idempotent_consumer.calls import Handler
 from idempotent_consumer.event import Properties, check_headers
 from idempotent_consumer.testing import InMemory
@@ -67,6 +67,14 @@ def test_a_trace_goes_on_with_what_is_published_and_with_retries() -> None:
     world.publish(ORDER, headers={**TRACE, "secret": "b"})
     assert seen == [{**TRACE, "secret": "b"}] * 2
     assert world.published_headers == [{**TRACE, "tenant": "a", "baggage": "own=1"}, TRACE]
+
+
+@pytest.mark.parametrize("value", [7, b"\xff", ["a"], "ä" * 5000])
+def test_what_is_no_traces_header_is_not_passed_on(value: object) -> None:
+    """However large it is: a handler's own headers have to find room beside it."""
+    headers = {"traceparent": value, "baggage": "a=1"}
+    world = published(service(lambda _event: Publish("billed")), ORDER, headers=headers)
+    assert world.published_headers == [{"baggage": "a=1"}]
 
 
 def test_whoever_publishes_after_a_crash_passes_the_headers_on() -> None:
@@ -227,6 +235,16 @@ def test_a_handler_gets_what_its_model_makes_of_the_args(model: Any, *, claimed:
     assert "Error: " in parked.error
     assert world.counts["invalid"] == 1
     assert world.counts["retried"] == 0
+
+
+def test_a_model_that_fails_does_not_open_the_circuit_breaker() -> None:
+    made, seen = Service("billing", noun="invoices"), list[str]()
+    made.claimed_handler("new_order", timeout_s=5, model=Order)(
+        lambda event, _order, _timeout_s: seen.append(event.id)
+    )
+    world = InMemory(made, Settings(enable_etcd=True, breaker_failures=1))
+    world.publish({"id": "1", "type": "new_order"}, {**ORDER, "id": "2"})
+    assert (seen, [parked.reason for parked in world.parked]) == (["2"], ["invalid"])
 
 
 # Failures.

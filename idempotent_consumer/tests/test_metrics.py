@@ -75,6 +75,13 @@ def test_timings_are_bounded_a_name_and_a_sending(statsd: Statsd, metrics: Metri
     assert lines.count("t:1.000000|ms") == 20
 
 
+def test_the_end_sends_what_is_left(statsd: Statsd) -> None:
+    metrics = Metrics(statsd.host, statsd.port, "shop.eu")
+    metrics.count("a", 3)
+    metrics.close()
+    assert statsd.lines(1) == ["shop.eu.a:3|c"]
+
+
 def test_many_names_go_out_in_several_datagrams(statsd: Statsd, metrics: Metrics) -> None:
     """None is larger than what every network carries."""
     for number in range(200):
@@ -160,65 +167,58 @@ def test_the_end_does_not_wait_for_a_name_service(names: NameService) -> None:
 # Outcomes.
 
 
-@pytest.fixture
-def lines() -> LogCapture:
-    return LogCapture()
+class Told:
+    """A tally, and what it has logged and counted."""
+
+    def __init__(self) -> None:
+        self.lines, metrics = LogCapture(), Counts()
+        self.tally, self.counts = Tally("orders", metrics, captured(self.lines)), metrics.counts
 
 
 @pytest.fixture
-def counts() -> Counts:
-    return Counts()
+def told() -> Told:
+    return Told()
 
 
-@pytest.fixture
-def tally(lines: LogCapture, counts: Counts) -> Tally:
-    return Tally("orders", counts, captured(lines))
-
-
-@pytest.mark.usefixtures("tally")
-def test_every_counter_shows_as_zero_from_the_start(counts: Counts) -> None:
+def test_every_counter_shows_as_zero_from_the_start(told: Told) -> None:
     """The names of the contract."""
     parked = ("conflicted", "invalid", "rejected", "failed")
     others = ("received", "processed", "processed_skipped", "ignored", "retried", "returned")
-    assert counts.counts == {f"orders_{name}": 0 for name in (*others, *parked)}
+    assert told.counts == {f"orders_{name}": 0 for name in (*others, *parked)}
 
 
 OUTCOMES = [outcome for outcome in Outcome if outcome is not Outcome.RETURNED]
 FINE = (Outcome.PROCESSED, Outcome.SKIPPED, Outcome.IGNORED)
 
 
-def test_a_few_deliveries_get_a_line_each(tally: Tally, lines: LogCapture, counts: Counts) -> None:
+def test_a_few_deliveries_get_a_line_each(told: Told) -> None:
     settled = [*OUTCOMES, Outcome.PROCESSED, Outcome.PROCESSED]
     for number, outcome in enumerate(settled):
-        tally.settled(outcome, {"event_id": str(number)})
-    tally.flush()
-    tally.flush()
-    assert [line["event_id"] for line in lines.entries] == [str(n) for n in range(10)]
+        told.tally.settled(outcome, {"event_id": str(number)})
+    told.tally.flush()
+    told.tally.flush()
+    assert [line["event_id"] for line in told.lines.entries] == [str(n) for n in range(10)]
     levels = ["info" if outcome in FINE else "warning" for outcome in settled]
-    assert [line["log_level"] for line in lines.entries] == levels
+    assert [line["log_level"] for line in told.lines.entries] == levels
     for outcome in OUTCOMES:
-        assert counts.counts[f"orders_{outcome.value}"] == settled.count(outcome)
+        assert told.counts[f"orders_{outcome.value}"] == settled.count(outcome)
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
-def test_many_get_one_line_with_their_numbers(
-    tally: Tally, lines: LogCapture, counts: Counts, outcome: Outcome
-) -> None:
+def test_many_get_one_line_with_their_numbers(told: Told, outcome: Outcome) -> None:
     for number in range(200):
-        tally.settled(outcome if number == 100 else Outcome.PROCESSED, {})
-    tally.flush()
-    (line,) = lines.entries
+        told.tally.settled(outcome if number == 100 else Outcome.PROCESSED, {})
+    told.tally.flush()
+    (line,) = told.lines.entries
     for name, number in {"processed": 199, outcome.value: 1}.items():
         expected = 200 if outcome is Outcome.PROCESSED else number
-        assert line[name] == counts.counts[f"orders_{name}"] == expected
+        assert line[name] == told.counts[f"orders_{name}"] == expected
     assert line["log_level"] == ("info" if outcome in FINE else "warning")
 
 
-def test_returned_deliveries_are_counted_and_told(
-    tally: Tally, lines: LogCapture, counts: Counts
-) -> None:
-    tally.returned(0)
-    assert lines.entries == []
-    tally.returned(3)
-    assert counts.counts["orders_returned"] == 3
-    assert lines.entries[0]["deliveries"] == 3
+def test_returned_deliveries_are_counted_and_told(told: Told) -> None:
+    told.tally.returned(0)
+    assert told.lines.entries == []
+    told.tally.returned(3)
+    assert told.counts["orders_returned"] == 3
+    assert told.lines.entries[0]["deliveries"] == 3

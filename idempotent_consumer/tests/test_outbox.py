@@ -104,6 +104,21 @@ def test_a_duplicate_completes_its_event_where_its_writer_does_not(
     assert order.states() == [PUBLISHING, DONE]
 
 
+def test_who_waited_for_a_long_call_leaves_its_events_to_the_caller(other: Order) -> None:
+    """How long its claim was waited for says nothing of how long its events have been."""
+    calling = Claimed(returns=ship, waits=True, timeout_s=60.0)
+    order = start(other.world, calling)
+    order.broker.confirms = False
+    order.deliver(body("1", "call", n=1))
+    other.deliver(body("1", "call", n=1))
+    order.advance(PATIENCE_S)
+    calling.end()
+    order.advance(1)
+    order.confirm()
+    order.advance(PATIENCE_S)
+    assert (order.published, other.published) == ([SHIPPED, BILLED], [])
+
+
 def test_a_claim_is_not_lost_where_another_completed_its_event(other: Order) -> None:
     """The record is there, and its answers lost: another replica finds it and goes on with it."""
     calling = Claimed(returns=ship, waits=True)
@@ -118,6 +133,20 @@ def test_a_claim_is_not_lost_where_another_completed_its_event(other: Order) -> 
     assert order.states() == [CLAIMED, PUBLISHING, DONE]
     assert order.counts() == {"received": 1, "processed": 1, "sent": 1}
     assert order.published == [], "the other one has"
+
+
+def test_a_record_that_has_gone_is_made_anew_with_its_effects(order: Order) -> None:
+    """An operator has deleted it, or etcd is another: done without the effects would be a lie."""
+    order.broker.confirms = False
+    order.deliver(body("1", n=1))
+    order.store.delete("/service/order/1")
+    order.store.delete("/parcels/1")
+    order.confirm()
+    assert order.record().state == PUBLISHING
+    assert order.store.get("/parcels/1").value == b"x"
+    order.confirm()
+    assert order.record().state == DONE
+    assert order.count("processed") == 1
 
 
 @pytest.mark.parametrize("members", [{"events": []}, {"state": "finished"}])

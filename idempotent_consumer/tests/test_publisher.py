@@ -10,9 +10,9 @@ import pytest
 
 from fakes.amqp import Rabbit
 from idempotent_consumer.amqp import KEEPALIVE
-from idempotent_consumer.bus import CLOSE_TIMEOUT_S
+from idempotent_consumer.bus import CLOSE_TIMEOUT_S, Delivery, Epoch
 from idempotent_consumer.event import InvalidEvent, Outgoing
-from idempotent_consumer.publisher import Message, Publisher, event_message
+from idempotent_consumer.publisher import Message, Publisher, event_message, forwarded_message
 
 WHOLE, BARE = pika.BasicProperties(message_id="whole"), pika.BasicProperties(message_id="bare")
 QUEUE = "order.retry.1s"
@@ -104,6 +104,20 @@ def test_a_nacked_message_is_sent_again_with_all_its_properties(rabbit: Sending)
     assert (line["log_level"], line["exchange"], line["routing_key"]) == ("warning", "", QUEUE)
 
 
+def test_after_a_confirm_a_nacked_message_is_sent_again_soon(rabbit: Sending) -> None:
+    for _ in range(20):
+        rabbit.broker.nacks = lambda _: True
+        rabbit.send()
+        rabbit.loop.advance(20)
+        rabbit.broker.nacks = lambda _: False
+        rabbit.loop.advance(6)
+        rabbit.broker.nacks = lambda _: True
+        future = rabbit.send()
+        rabbit.broker.nacks = lambda _: False
+        rabbit.loop.advance(1.25)
+        assert future.result() is True
+
+
 def test_messages_lost_together_are_sent_whole_one_after_the_other(rabbit: Sending) -> None:
     """Only of one that is alone in flight is it known that it may be to blame."""
     rabbit.broker.confirms = False
@@ -136,6 +150,20 @@ def test_a_message_that_the_broker_closes_connections_for_is_sent_bare(rabbit: S
     assert outcomes(futures) == [True] * 5
     bare = {each.body for each in rabbit.broker.published if each.properties.message_id == "bare"}
     assert bare == {b"it"}
+
+
+def test_a_nack_clears_a_message_that_channels_were_lost_with(rabbit: Sending) -> None:
+    """The broker has read it: it is sent with all the others again, not alone."""
+    rabbit.broker.confirms = False
+    futures = [rabbit.send(body=body) for body in (b"1", b"2")]
+    for _ in range(2):
+        rabbit.lose_and_wait_s()
+    rabbit.broker.confirms, rabbit.broker.nacks = True, lambda _: True
+    rabbit.lose_and_wait_s()
+    assert rabbit.bodies == [b"1", b"2"] * 5
+    rabbit.broker.nacks = lambda _: False
+    rabbit.loop.advance(10)
+    assert outcomes(futures) == [True, True]
 
 
 def test_a_message_without_a_confirm_is_sent_again_on_another_connection(rabbit: Sending) -> None:
@@ -268,3 +296,16 @@ def test_an_event_is_published_by_its_type_as_far_as_amqp_takes_it() -> None:
     assert event_message(long).routing_key == "ä" * 127
     with pytest.raises(InvalidEvent):
         event_message(Outgoing(b"{}"))
+
+
+def test_a_forwarded_message_is_wanted_while_its_delivery_can_be_settled() -> None:
+    epoch = Epoch(1, None)
+    delivery = Delivery(epoch, 1, pika.BasicProperties(headers={"trace": "1"}), b"{}")
+    epoch.arrived(1)
+    forwarded = forwarded_message(delivery, QUEUE, {"x-attempts": 1})
+    assert (forwarded.exchange, forwarded.routing_key, forwarded.body) == ("", QUEUE, b"{}")
+    assert forwarded.properties.headers == {"trace": "1", "x-attempts": 1}
+    assert forwarded.bare.headers == {"x-attempts": 1}
+    assert forwarded.wanted()
+    epoch.end()
+    assert not forwarded.wanted()

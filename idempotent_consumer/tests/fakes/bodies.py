@@ -1,8 +1,4 @@
-"""Bodies as Hypothesis draws them: events in every way of writing, and what is none.
-
-What is valid is built so, and what is not is spoilt in one known way: nothing here asks the code
-under test.
-"""
+"""Events as Hypothesis draws them, in every way of writing, without the code under test."""
 
 import json
 from typing import Any
@@ -10,7 +6,7 @@ from typing import Any
 import orjson
 from hypothesis import strategies as st
 
-from fakes.corpus import AWKWARD_IDS, NO_VALUES
+from fakes.corpus import AWKWARD_IDS
 
 Json = dict[str, Any]
 
@@ -57,41 +53,3 @@ def written(draw: st.DrawFn, event: Json) -> bytes:
     )
     before, behind = draw(st.sampled_from(["", " ", "\r\n\t"])), draw(st.sampled_from(["", "\n"]))
     return (before + text + behind).encode()
-
-
-@st.composite
-def misshapen(draw: st.DrawFn) -> bytes:
-    """Draw JSON in which something is missing, or is not what it should be."""
-    event, spoilt = draw(events()), draw(st.sampled_from(["id", "type", "args", "all"]))
-    if spoilt == "all":
-        return orjson.dumps(draw(JSON_VALUES.filter(lambda value: not isinstance(value, dict))))
-    if spoilt == "args":
-        event["args"] = draw(_SCALARS | st.lists(st.none()))
-    elif draw(st.booleans()):
-        event[spoilt] = draw(st.sampled_from(["", None, True, 7]) | st.lists(st.text()) | ARGS)
-    else:
-        del event[spoilt]
-    return orjson.dumps(event)
-
-
-@st.composite
-def damaged(draw: st.DrawFn) -> bytes:
-    """Draw an event that was cut off, has something behind it, or a byte that UTF-8 has not."""
-    body = orjson.dumps(draw(events()))
-    at = draw(st.integers(0, len(body) - 1))
-    byte = draw(st.sampled_from([b"\xff", b"\xc0", b"\x80", b"\xed\xa0\x80", b"\xf5", b"\0"]))
-    cut, spoilt = body[:at], body[:at] + byte + body[at:]
-    behind = [body + b",", body + b"\0", body + body, b"\xef\xbb\xbf" + body]
-    return draw(st.sampled_from([cut, spoilt, *behind, body.decode().encode("utf-16")]))
-
-
-@st.composite
-def unwritable(draw: st.DrawFn) -> bytes:
-    """Draw an event with something in it that JSON, or this library, does not write."""
-    event = draw(events())
-    event["args"] = {**event.get("args", {}), "spoilt": "HERE"}
-    return orjson.dumps(event).replace(b'"HERE"', draw(st.sampled_from(NO_VALUES)))
-
-
-INVALID = st.one_of(misshapen(), damaged(), unwritable())
-"""Bodies that are to be parked."""
