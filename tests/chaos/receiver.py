@@ -138,12 +138,14 @@ class _Handler(BaseHTTPRequestHandler):
             caller = self.path.rpartition("/")[2]
             call = Call(self.headers["Idempotency-Key"], body, caller, time.monotonic())
             self.server.take(call)
-            call.answered = self._waited(call)
-            call.ended_s = time.monotonic()
-            if call.answered:
-                self.send_response(call.status)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
+            try:
+                if self._waited(call):
+                    self.send_response(call.status)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    call.answered = True  # Not before: its caller may be frozen from then on.
+            finally:
+                call.ended_s = time.monotonic()
 
     def _waited(self, call: Call) -> bool:
         """Wait as told; returns False where the caller has hung up meanwhile."""
