@@ -28,8 +28,12 @@ class NotSentError(Exception):
 def notify_url() -> URL | None:
     """Return where notifications go, or None for the log. Raises ValueError, without the URL."""
     text = os.environ.get("NOTIFY_URL", "").strip()
-    if not text:
-        return None
+    return parse(text) if text else None
+
+
+@cache
+def parse(text: str) -> URL:
+    """Return a URL that HTTP can go to. Raises ValueError, without the URL."""
     with suppress(ValueError):
         url = URL(text)
         # with_host() refuses what no host has in it, the codec what no name server could look up.
@@ -61,8 +65,12 @@ _BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 def session() -> aiohttp.ClientSession:
     """Return the session whose connections all calls share; the first call opens it on its loop."""
     connector = aiohttp.TCPConnector(limit=0)  # CALLS_AT_ONCE bounds the connections.
-    cookies = aiohttp.DummyCookieJar()
-    return aiohttp.ClientSession(connector=connector, cookie_jar=cookies, auto_decompress=False)
+    return aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        timeout=aiohttp.ClientTimeout(),  # None: the library cancels a call at its time-out.
+    )
 
 
 @service.claimed_handler("new_order", timeout_s=5.0)
@@ -79,8 +87,7 @@ async def notify(event: Event, _timeout_s: float) -> None:
             headers={"Idempotency-Key": idempotency_key(event.id)},
             allow_redirects=False,
         ) as response:
-            # Read to its end, so that the connection can be used again. The library cancels a call
-            # at its time-out, whatever it waits for.
+            # Read to its end, so that the connection can be used again.
             async for _ in response.content.iter_any():
                 pass
     except aiohttp.ClientResponseError as error:

@@ -34,6 +34,10 @@ PAUSE_S = 0.01
 """At most so long they have it to themselves. A commit takes several turns of the loop, and behind
 a handler of 1 s each of them would last a second."""
 
+SMALL_BATCH = 1 / 4
+"""Fewer asks than this part of BATCH_SIZE wait while any commit is under way: each transaction
+costs this process and etcd a fixed amount, which a small one spends on few events."""
+
 ACK_ALL_EVERY_S = 0.25
 SLOW_HANDLER_S = 2 * TURN_S
 """A pure handler that takes so long is warned about once, and again when it takes twice as long."""
@@ -111,6 +115,7 @@ class Consumer:
         self._slowest_s: dict[str, float] = {}
         self._waiting: deque[Ask] = deque()
         self._commits, self._is_due = 0, False
+        self._small_batch = int(SMALL_BATCH * run.settings.batch_size)
 
     @property
     def held(self) -> int:
@@ -208,8 +213,8 @@ class Consumer:
     def go_on(self) -> None:
         """Commit what waits, ack what is settled. The end of everything that changes either.
 
-        A batch is sent at once where nothing is under way; else in the loop's next turn, which
-        may bring more for it.
+        A batch is sent at once where nothing is under way. Else it is sent in the loop's next turn,
+        which may bring more for it, unless it is small.
         """
         if self._waiting:
             if not self._commits:
@@ -224,6 +229,8 @@ class Consumer:
     def _send_batches(self) -> None:
         self._is_due = False
         while self._waiting and self._commits < COMMITS_IN_FLIGHT:
+            if self._commits and len(self._waiting) < self._small_batch:
+                return  # The end of a commit comes back here.
             batch = self._ledger.batch()
             while self._waiting and batch.take(self._waiting[0]):
                 self._waiting.popleft()

@@ -19,6 +19,7 @@ from fakes.world import DEAD_LETTERS, FIRST_RETRY, Order, World
 from idempotent_consumer.bus import COMMITS_IN_FLIGHT, Delivery
 from idempotent_consumer.calls import Handler
 from idempotent_consumer.event import Outgoing, Publish, decode
+from idempotent_consumer.flow import SMALL_BATCH
 from idempotent_consumer.metrics import BOUNDS_S
 from idempotent_consumer.records import CLAIMED, DONE, PUBLISHING, RELEASED, encode
 from idempotent_consumer.service import FINISH_WITHIN_S
@@ -259,16 +260,16 @@ def test_a_turn_is_bounded_and_recorded_before_the_next_one(order: Order) -> Non
 
 
 def test_commits_in_flight_are_bounded_and_the_next_batch_fills_meanwhile(order: Order) -> None:
-    """Up to the batch size: 128 operations, two an event."""
+    """Up to the batch size: 128 operations, two an event. A small batch is sent alone."""
     order.etcd.fate = slow_commits
-    for number in range(100):
+    for number in range(200):
         order.deliver(body(str(number)))
-    sent = [1] * COMMITS_IN_FLIGHT
+    sent = [1] + [int(SMALL_BATCH * SETTINGS.batch_size)] * (COMMITS_IN_FLIGHT - 1)
     assert batch_sizes(order) == sent
     order.advance(1.0)
-    assert batch_sizes(order) == [*sent, 64, 100 - COMMITS_IN_FLIGHT - 64]
+    assert batch_sizes(order) == [*sent, 64, 200 - sum(sent) - 64]
     order.advance(1.0)
-    assert order.count("processed") == 100
+    assert order.count("processed") == 200
 
 
 def test_a_commit_that_is_sent_again_still_counts_as_one_in_flight(order: Order) -> None:
@@ -278,11 +279,11 @@ def test_a_commit_that_is_sent_again_still_counts_as_one_in_flight(order: Order)
     order.deliver(*(body(str(n)) for n in range(3)))
     order.etcd.fate = slow_commits
     before = len(batch_sizes(order))
-    for number in range(10, 30):
+    for number in range(10, 210):
         order.deliver(body(str(number)))
     assert len(batch_sizes(order)) - before == COMMITS_IN_FLIGHT - 1
     order.advance(10)
-    assert order.counts() == {"received": 23, "processed": 22, "processed_skipped": 1}
+    assert order.counts() == {"received": 203, "processed": 202, "processed_skipped": 1}
 
 
 # The stop.
