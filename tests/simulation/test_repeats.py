@@ -51,6 +51,14 @@ _MUCH_IN_HAND = {
     "shares": (50, 25, 0, 0, 25),
     "events": 60,
 }
+# Records lie half published for a second or so, and copies of their events wait at other replicas.
+_MANY_HALF_PUBLISHED = {
+    "types": ("announce", "announce", "call", "call"),
+    "shares": (40, 55, 0, 0, 5),
+    "events": 120,
+    "latency_s": 0.8,
+    "replicas": 3,
+}
 _WITH_OTHER_BODIES = {"shares": (40, 25, 25, 0, 10)}
 _SLOW_NETWORK = {"latency_s": 0.2}
 _IN_TIME = {"call_timeout_s": 5.0, "call_s": 2.0}
@@ -112,7 +120,7 @@ CASES = {
         ("etcd away", "etcd out of space", *PER_REQUEST), claims_hold=True
     ),
     "etcd away for longer than the claim's lease": Case(
-        ("etcd away for longer than a lease",), changes=_SLOW_CALLS
+        ("etcd away for longer than a lease",), changes={**_MANY_HALF_PUBLISHED, **_SLOW_CALLS}
     ),
     "An operator revokes the claim's lease": Case(("lease revoked",), changes=_SLOW_CALLS),
     "etcd wiped, and the service restarted": Case(
