@@ -23,6 +23,7 @@ from idempotent_consumer.testing.loop import Threads
 TIMEOUT_S = 5.0
 OTHERS_TURN_S = 2.0
 TWO_AT_ONCE = Settings(enable_etcd=True, calls_at_once=2)
+ONE_AT_ONCE = Settings(enable_etcd=True, calls_at_once=1)
 RETRIES_MUCH_LATER = Settings(enable_etcd=True, retry_delays=(("1h", 3600),))
 
 
@@ -234,6 +235,18 @@ def test_a_process_that_ends_starts_no_call_to_cut_off(order: Order, plain: Plai
     other = order.world.start(Claimed())
     other.deliver(body("2"))
     assert other.counts() == {"received": 1, "processed": 1, "sent": 1}
+
+
+def test_a_process_that_ends_claims_nothing_without_time_to_call(order: Order) -> None:
+    order = order.world.start(Claimed(waits=True), settings=ONE_AT_ONCE)
+    order.deliver(body("1"), body("2"))
+    order.stop()
+    order.advance(FINISH_WITHIN_S - TIMEOUT_S)
+    order.claimed.end()
+    order.advance(3)
+    assert order.claimed.calls == ["1"]
+    assert order.states() == [CLAIMED, DONE]
+    assert order.task.done()
 
 
 def test_the_stop_waits_for_a_call_whose_delivery_has_gone_back(order: Order) -> None:
