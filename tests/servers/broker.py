@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import Any, NamedTuple
 
 import pika
@@ -21,6 +21,8 @@ EXCHANGE = "events"
 
 _NOT_FOUND = 404
 _STEADY_WITHIN_S = 30.0
+_SILENT_S = 1.0
+_PREFETCH_AT_MOST = 65_535
 _WINDOW = 500  # confirms outstanding at once
 _RECONNECT_S = 0.2
 _PACE_S = 0.01
@@ -177,9 +179,26 @@ class Broker:
 
     def _take_all(self, queue: str) -> Iterator[Message]:
         with self.channel() as channel, _absence(queue):
-            # The count of a queue that has just been recovered lags behind: none is asked for.
-            while (got := channel.basic_get(queue, auto_ack=True))[0]:
-                yield Message(got[2], got[1].headers or {})
+            while True:
+                ready = channel.queue_declare(queue, passive=True).method.message_count
+                if not ready:
+                    # The count of a queue that has just been recovered lags behind.
+                    method, properties, body = channel.basic_get(queue, auto_ack=True)
+                    if method is None:
+                        return
+                    yield Message(body, properties.headers or {})
+                    continue
+                # One get for each would take minutes of a quorum queue with tens of thousands. No
+                # more is sent than is taken, so that nothing is requeued.
+                ready = min(ready, _PREFETCH_AT_MOST)
+                channel.basic_qos(prefetch_count=ready)
+                sent = channel.consume(queue, inactivity_timeout=_SILENT_S)
+                for method, properties, body in islice(sent, ready):
+                    if method is None:  # Somebody else has taken it.
+                        break
+                    yield Message(body, properties.headers or {})
+                channel.basic_ack(multiple=True)
+                channel.cancel()
 
     def queues(self) -> list[str]:
         """Return the names of all queues."""
