@@ -22,7 +22,8 @@ from idempotent_consumer.testing.loop import Threads
 
 TIMEOUT_S = 5.0
 OTHERS_TURN_S = 2.0
-TWO_AT_ONCE = Settings(enable_etcd=True, calls_at_once=2)
+# Each ask has a transaction of its own, so that none waits for another's.
+TWO_AT_ONCE = Settings(enable_etcd=True, calls_at_once=2, batch_size=1)
 ONE_AT_ONCE = Settings(enable_etcd=True, calls_at_once=1)
 RETRIES_MUCH_LATER = Settings(enable_etcd=True, retry_delays=(("1h", 3600),))
 
