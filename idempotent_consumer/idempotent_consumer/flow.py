@@ -234,8 +234,9 @@ class Consumer:
             batch = self._ledger.batch()
             while self._waiting and batch.take(self._waiting[0]):
                 self._waiting.popleft()
-            self._commits += 1
-            self._tasks.create_task(self._commit(batch.asks))
+            for asks in filter(None, (batch.puts, batch.looks)):
+                self._commits += 1
+                self._tasks.create_task(self._commit(asks))
 
     async def _commit(self, asks: Sequence[Ask]) -> None:
         now_s = asyncio.get_running_loop().time

@@ -131,24 +131,26 @@ class EtcdLedger:
     # The commit.
 
     async def commit(self, asks: Sequence[Ask]) -> tuple[list[Answer], list[Ask]]:
-        """Send a batch until its outcome is known, and return what became of its asks.
+        """Send a batch's puts, or its looks, until the outcome is known, and return the answers.
 
-        What is to be put is one transaction. Where something stands in the way of one, none has
-        applied, and the batch's records are read. Those with an answer are returned first, and
-        then those that are to be committed again: their records are as they expect them.
+        Puts are one transaction. Where something stands in the way of one, none has applied, and
+        their records are read. Those with an answer are returned first, and then those that are
+        to be committed again: their records are as they expect them, or have not been read.
+        All answers come from one reply: each is decided on in the step that has it.
         """
-        now = datetime.fromtimestamp(self._system.now_s(), UTC).isoformat(timespec="milliseconds")
-        puts = [ask for ask in asks if ask.kind is not Kind.LOOK]
-        for ask in puts:
-            ask.value = ask.value or records.encode(
-                ask.kind, ask.digest, ask.token, now, ask.effects.events
-            )
-        landed = await self._until_known(lambda: self._transact(puts)) if puts else []
+        if asks[0].kind is not Kind.LOOK:
+            now = datetime.fromtimestamp(self._system.now_s(), UTC)
+            written = now.isoformat(timespec="milliseconds")
+            for ask in asks:
+                ask.value = ask.value or records.encode(
+                    ask.kind, ask.digest, ask.token, written, ask.effects.events
+                )
+            if landed := await self._until_known(lambda: self._transact(asks)):
+                return landed, []
         # Read apart and not in an ELSE branch, which etcd would have to log with each batch.
-        unread = [ask for ask in asks if ask.kind is Kind.LOOK] if landed else asks
-        judged = await self._read_all(unread) if unread else []
-        again = [ask for ask, answer in zip(unread, judged, strict=True) if answer is None]
-        return landed + [answer for answer in judged if answer is not None], again
+        judged = await self._read(asks)
+        again = [ask for ask, answer in zip(asks, judged, strict=True) if answer is None]
+        return [answer for answer in judged if answer is not None], again
 
     async def _transact(self, asks: Sequence[Ask]) -> list[Answer]:
         """Send the transaction once, under leases that are good for it. Raises EtcdError.
@@ -193,11 +195,11 @@ class EtcdLedger:
                 etcd.put(success, put.key.encode(), put.value)
         return request
 
-    async def _read_all(self, asks: Sequence[Ask]) -> list[Answer | None]:
+    async def _read(self, asks: Sequence[Ask]) -> list[Answer | None]:
         """Read the records of asks that have not applied, and judge the asks by them.
 
-        The key that tells a wiped etcd is read with them. A reply that is too large is asked for
-        in two halves.
+        The key that tells a wiped etcd is read with them. Of those whose reply would be too large
+        only the first half is read.
         """
         request = TxnRequest()
         for key in (self._guard_key, *(ask.key for ask in asks)):
@@ -208,7 +210,7 @@ class EtcdLedger:
             if len(asks) < 2:
                 raise
             half = len(asks) // 2
-            return await self._read_all(asks[:half]) + await self._read_all(asks[half:])
+            return [*await self._read(asks[:half]), *[None] * (len(asks) - half)]
         guard, *reads = (response.response_range.kvs for response in reply.responses)
         await self._check_guard(guard)
         answers: list[Answer | None] = []

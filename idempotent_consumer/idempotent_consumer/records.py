@@ -146,7 +146,11 @@ _OVERHEAD_BYTES = 4096
 
 
 class Batch:
-    """Asks that fit into one transaction: no key twice, and within etcd's limits."""
+    """Asks that fit into one transaction: no key twice, and within etcd's limits.
+
+    ``puts`` are committed together, and ``looks`` apart from them: what has landed must not wait
+    for what is only read.
+    """
 
     def __init__(self, max_asks: int, max_operations: int) -> None:
         # One comparison of the transaction, and one read after a failure, are the incarnation's.
@@ -154,15 +158,17 @@ class Batch:
         self._max_operations = max_operations
         self._operations = self._size_bytes = 0
         self._effect_keys: set[str] = set()
-        self.asks: list[Ask] = []
+        self.puts: list[Ask] = []
+        self.looks: list[Ask] = []
 
     def take(self, ask: Ask) -> bool:
         """Add an ask, or return False where it belongs into the next batch."""
         operations = self._operations + 1 + len(ask.effects.puts)
         size_bytes = self._size_bytes + ask.size_bytes
         keys = {put.key for put in ask.effects.puts}
-        if self.asks and (
-            len(self.asks) >= self._max_asks
+        asks = len(self.puts) + len(self.looks)
+        if asks and (
+            asks >= self._max_asks
             or operations > self._max_operations
             or size_bytes > MAX_BATCH_BYTES
             or not self._effect_keys.isdisjoint(keys)
@@ -170,7 +176,7 @@ class Batch:
             return False
         self._operations, self._size_bytes = operations, size_bytes
         self._effect_keys |= keys
-        self.asks.append(ask)
+        (self.looks if ask.kind is Kind.LOOK else self.puts).append(ask)
         return True
 
 

@@ -50,6 +50,11 @@ def slow_commits(call: Call) -> Fate:
     return answered_late(1.0) if call.method == "Txn" else FINE
 
 
+def slow_reads(call: Call) -> Fate:
+    """Let transactions that only read be answered after three seconds."""
+    return answered_late(3.0) if call.method == "Txn" and not call.request.compare else FINE
+
+
 # Recorded, then acked.
 
 
@@ -83,6 +88,15 @@ def test_without_etcd_every_delivery_is_processed_or_retried_and_parked(order: O
     assert [message.body for message in order.parked] == [body("1")]
     assert len(order.published) == 2
     assert order.etcd.calls == []
+
+
+def test_what_has_landed_does_not_wait_for_what_is_read_beside_it(order: Order) -> None:
+    """A delivery that came meanwhile would share a fate that was decided before it came."""
+    order.etcd.fate = slow_reads
+    order.deliver(body("1", "refund"), body("2"))
+    assert order.counts() == {"received": 2, "processed": 1}
+    order.advance(3.0)
+    assert order.counts() == {"received": 2, "processed": 1, "ignored": 1}
 
 
 # Types without a handler.
