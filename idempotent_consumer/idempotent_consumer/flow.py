@@ -38,7 +38,9 @@ SMALL_BATCH = 1 / 4
 """Fewer asks than this part of BATCH_SIZE wait while any commit is under way: each transaction
 costs this process and etcd a fixed amount, which a small one spends on few events."""
 
-ACK_ALL_EVERY_S = 0.25
+CATCH_UP_EVERY_S = 0.25
+"""So often what waits for something that may never end goes on without it."""
+
 SLOW_HANDLER_S = 2 * TURN_S
 """A pure handler that takes so long is warned about once, and again when it takes twice as long."""
 
@@ -214,7 +216,7 @@ class Consumer:
         """Commit what waits, ack what is settled. The end of everything that changes either.
 
         A batch is sent at once where nothing is under way. Else it is sent in the loop's next turn,
-        which may bring more for it, unless it is small.
+        which may bring more for it, unless it is small: then it waits for the end of a commit.
         """
         if self._waiting:
             if not self._commits:
@@ -226,11 +228,11 @@ class Consumer:
             self._intake.flush()
         self._tally.flush()
 
-    def _send_batches(self) -> None:
+    def _send_batches(self, *, small: bool = False) -> None:
         self._is_due = False
         while self._waiting and self._commits < COMMITS_IN_FLIGHT:
-            if self._commits and len(self._waiting) < self._small_batch:
-                return  # The end of a commit comes back here.
+            if self._commits and len(self._waiting) < self._small_batch and not small:
+                return
             batch = self._ledger.batch()
             while self._waiting and batch.take(self._waiting[0]):
                 self._waiting.popleft()
@@ -437,14 +439,16 @@ class Consumer:
         if not self._ledger.halted:
             self._intake.flush_past_gap()
 
-    async def ack_past_gaps_now_and_then(self) -> None:
-        """Ack all that is settled, again and again, until cancelled.
+    async def catch_up_now_and_then(self) -> None:
+        """Send small batches, and ack all that is settled, again and again, until cancelled.
 
         Commits end out of order, so most gaps close within a moment, and one ack then covers all.
-        Past one that stays, such as a held claim, it is one for each delivery.
+        Past one that stays, such as a held claim, it is one for each delivery. A commit that etcd
+        refuses is sent again until it is taken: no small batch waits for that.
         """
         while True:
-            await asyncio.sleep(ACK_ALL_EVERY_S)
+            await asyncio.sleep(CATCH_UP_EVERY_S)
+            self._send_batches(small=True)
             self.ack_past_gaps()
 
 

@@ -275,7 +275,7 @@ class Running:
             self.intake.run,
             self.publisher.run,
             self.consumer.consume,
-            self.consumer.ack_past_gaps_now_and_then,
+            self.consumer.catch_up_now_and_then,
         ):
             self.tasks.create_task(forever())
 

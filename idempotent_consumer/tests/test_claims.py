@@ -11,7 +11,7 @@ from fakes.events import Claimed, body
 from fakes.world import Order, World
 from idempotent_consumer.calls import Handler
 from idempotent_consumer.event import Event
-from idempotent_consumer.flow import ACK_ALL_EVERY_S
+from idempotent_consumer.flow import CATCH_UP_EVERY_S
 from idempotent_consumer.records import CLAIMED, DONE, RELEASED
 from idempotent_consumer.service import FINISH_WITHIN_S
 from idempotent_consumer.settings import Settings
@@ -84,7 +84,7 @@ def test_a_slow_call_holds_up_nothing_else(order: Order) -> None:
     order.deliver(body("1"), body("2"), body("3"))
     order.claimed.end("2", "3")
     assert order.acks == []
-    order.advance(ACK_ALL_EVERY_S)
+    order.advance(CATCH_UP_EVERY_S)
     assert order.acks == [Ack(1, (2,), False), Ack(1, (3,), False)]
     order.claimed.end("1")
     assert order.acks[-1] == Ack(1, (1,), True)

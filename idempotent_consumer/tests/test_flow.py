@@ -19,7 +19,7 @@ from fakes.world import DEAD_LETTERS, FIRST_RETRY, Order, World
 from idempotent_consumer.bus import COMMITS_IN_FLIGHT, Delivery
 from idempotent_consumer.calls import Handler
 from idempotent_consumer.event import Outgoing, Publish, decode
-from idempotent_consumer.flow import SMALL_BATCH
+from idempotent_consumer.flow import CATCH_UP_EVERY_S, SMALL_BATCH
 from idempotent_consumer.metrics import BOUNDS_S
 from idempotent_consumer.records import CLAIMED, DONE, PUBLISHING, RELEASED, encode
 from idempotent_consumer.service import FINISH_WITHIN_S
@@ -284,6 +284,20 @@ def test_commits_in_flight_are_bounded_and_the_next_batch_fills_meanwhile(order:
     assert batch_sizes(order) == [*sent, 64, 200 - sum(sent) - 64]
     order.advance(1.0)
     assert order.count("processed") == 200
+
+
+def test_a_small_batch_does_not_wait_for_what_etcd_refuses_again_and_again(order: Order) -> None:
+    def refuse(call: Call) -> Fate:
+        return REQUEST_LOST if b"/refused" in call.request.SerializeToString() else FINE
+
+    order.etcd.fate = refuse
+    order.deliver(body("refused"))
+    order.deliver(body("1"))
+    order.advance(CATCH_UP_EVERY_S)
+    assert order.counts() == {"received": 2, "processed": 1}
+    order.etcd.fate = lambda _: FINE
+    order.advance(60.0)
+    assert order.counts() == {"received": 2, "processed": 2}
 
 
 def test_a_commit_that_is_sent_again_still_counts_as_one_in_flight(order: Order) -> None:
