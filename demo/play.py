@@ -123,7 +123,7 @@ class Play:
         self._check(passed, f"the receiver was called once for each of {len(called)}", "notify")
 
     def expect_killed(self, service: str) -> None:
-        """Check that a service has killed itself: what it has in hand comes again."""
+        """Check that a service has killed itself: what it has in flight comes again."""
         stage = self.stage
         passed = self._comes_true(lambda: stage.ended(service) and PROOF in stage.log(service))
         if passed:

@@ -84,14 +84,14 @@ class Stage(ABC):
 
     @abstractmethod
     def run_services(self, *, enable_etcd: bool, calls: bool, replicas: int) -> Step:
-        """Run replicas of both services anew, and wait until the first of each is ready.
+        """Start replicas of both services again, and wait until the first of each is ready.
 
         With `calls` the receiver runs too, and notify calls it.
         """
 
     @abstractmethod
     def crash_at(self, point: str, service: str) -> Step:
-        """Run a service anew that kills itself, as `chaos.crash_points` does, and wait likewise."""
+        """Start a service again that kills itself, as `chaos.crash_points` does, and wait likewise."""
 
     @abstractmethod
     def ended(self, service: str) -> bool:

@@ -56,7 +56,7 @@ def test_all_are_listed_and_none_is_removed(operator: Operator) -> None:
 
 
 def test_a_listing_is_a_document_too(operator: Operator) -> None:
-    """Each letter is read, whatever the limit, so that all go back in their order."""
+    """Each dead letter is read, whatever the limit, so that all go back in their order."""
     found = operator.run("dead-letters", "list", "order", "--limit", "1", "--json").json
     letter = {"id": "1", "type": "a", "reason": "failed", "error": FULL, "attempts": 4}
     letter |= {"replays": 0, "since": ago(90), "age_s": 90, "bytes": len(body("1"))}

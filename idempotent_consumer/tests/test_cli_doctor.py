@@ -240,7 +240,7 @@ def test_a_service_without_its_queue_is_one_problem(operator: Operator) -> None:
 def test_out_of_support_and_faulty_is_one_finding_that_names_a_series_with_support(
     operator: Operator,
 ) -> None:
-    """Not the release that mends the faults: that one is out of support as well."""
+    """Not the release that fixes the faults: that one is out of support as well."""
     has(rabbitmq_version="4.0.5")(operator)
     (line,) = (each for each in operator.run("doctor").lines if "4.0.5" in each)
     assert line.endswith("  -> upgrade it to 4.2 or newer")
