@@ -246,7 +246,9 @@ def test_all_of_many_that_may_be_replayed_are_and_the_others_stay_where_they_wer
     assert command.json("dead-letters", "replay", "order", "--all", "--force")["replayed"] == 3
 
 
-def test_a_dead_letter_whose_service_has_no_queue_stays(rig: Rig, command: Command, queues: str) -> None:
+def test_a_dead_letter_whose_service_has_no_queue_stays(
+    rig: Rig, command: Command, queues: str
+) -> None:
     park(rig.broker, ONE, reason="failed")
     rig.servers.rabbitmq.ctl("delete_queue", queues)
     ran = command.run("dead-letters", "replay", "order", "--all", "--force")

@@ -46,8 +46,8 @@ DUPLICATES = 4
 """So many to each batch of new events: half of its own events, half of all before."""
 
 BATCHES = 8
-# Two share them as they come, and each must get eight of them.
-BATCHES_FOR_TWO = 4 * BATCHES
+# Two share them as they come, and the one that is to die must get eight of them.
+BATCHES_FOR_TWO = 6 * BATCHES
 REDELIVERY_TIMEOUT_S = 5.0
 LEFT_ALONE_S = WAITS_FOR_ITS_EVENTS * claim_wait(random.Random()).longest_s
 """For so long at the most a record is left to the process that was killed: it may yet publish."""
@@ -197,11 +197,11 @@ def killed_by(
     """Let one die of a backlog, and return what it has left as proof of where it was.
 
     Both are frozen while that is published: it waits in their sockets, dealt out in turn. So each
-    finds many batches there at once, and they are full. Raises AssertionError unless it was this
-    point that has ended it.
+    finds many batches there at once, and they are full. The one that is to die goes on first.
+    Raises AssertionError unless it was this point that has ended it.
     """
     with ExitStack() as stack:
-        for service in (killed, *others):
+        for service in (*others, killed):
             if service.running:
                 stack.enter_context(frozen(service))
         for batch in backlog:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from servers.servers import Etcd
 
 _KEYS_AT_ONCE = 100  # etcd takes 128 operations at once unless told otherwise
+_LOGINS = 5  # where a token is known no more when it arrives
 
 
 @dataclass(frozen=True)
@@ -141,14 +142,15 @@ class EtcdClient:
     def post(self, path: str, body: Mapping[str, object]) -> Any:
         """Ask etcd's gateway for what has no method here."""
         url, timeout_s = self._url + path, self._timeout_s
-        try:
-            return fetch_json("POST", url, body, headers=self._headers(), timeout_s=timeout_s)
-        except HTTPError as error:
-            if not self._token:
-                raise
-            error.close()
-            self._token = {}
-            return fetch_json("POST", url, body, headers=self._headers(), timeout_s=timeout_s)
+        for _ in range(_LOGINS):
+            try:
+                return fetch_json("POST", url, body, headers=self._headers(), timeout_s=timeout_s)
+            except HTTPError as error:
+                if not self._token:
+                    raise
+                error.close()
+                self._token = {}
+        return fetch_json("POST", url, body, headers=self._headers(), timeout_s=timeout_s)
 
     def _counted(self, prefix: str) -> Any:
         return self.post("/kv/range", {**_span(prefix), "count_only": True})
