@@ -1,1 +1,0 @@
-"""`make play`: a page on which one breaks the system and watches events survive."""

@@ -1,1 +1,0 @@
-"""What stands in for the clock, etcd, RabbitMQ and the threads in tests: in memory, no threads."""

@@ -1,1 +1,0 @@
-"""Real servers, services as processes, and what tests, demo and benchmarks read from them."""
