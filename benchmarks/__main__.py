@@ -9,20 +9,18 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import closing
 from pathlib import Path
 
 from etcd3 import Etcd3Exception
 
 from servers.processes import CommandFailedError, ServersUnavailableError
 
-from . import history, latency, pictures, throughput
-from .report import Mark, Report, Table, compare, medians, page
-from .runner import open_site, say
+from . import history, pictures, report, scenarios
+from .report import Mark, Report, Table
+from .runner import SCENARIOS, Site, say
 
 RESULTS = Path(__file__).parent / "results"
-
-SCENARIOS = {**throughput.SCENARIOS, **latency.SCENARIOS, **history.SCENARIOS}
 _CHECKED = ("consuming", "calls", "publishing", "idle")
 _GROUPS = {"bench": ((*_CHECKED, "batches", "latency"), 5), "check": (_CHECKED, 3)}
 """The scenarios of each, and how many rounds unless told otherwise."""
@@ -42,40 +40,41 @@ _NO_FIGURE = (ServersUnavailableError, CommandFailedError, Etcd3Exception, Asser
 def measure(options: argparse.Namespace) -> Report:
     """Run the scenarios that were asked for, on one pair of servers."""
     names, rounds = _GROUPS.get(options.what, ((options.what,), None))
-    scenarios = [SCENARIOS[name] for name in names]
-    options.rounds = options.rounds or rounds or scenarios[0].rounds
-    options.events = options.events or scenarios[0].events
-    with open_site(scenarios[0].servers) as site:
-        report = Report(site.machine(), options.rounds, options.events, {})
-        for scenario in scenarios:
+    chosen = [SCENARIOS[name] for name in names]
+    options.rounds = options.rounds or rounds or chosen[0].rounds
+    options.events = options.events or chosen[0].events
+    with chosen[0].servers() as servers, closing(Site(servers)) as site:
+        found = Report(site.machine(), options.rounds, options.events, {})
+        for scenario in chosen:
             say(f"{scenario.headings[0]}:")
-            found = scenario.measure(site, options)
-            report.tables.update(zip(scenario.headings, found, strict=True))
-    return report
+            tables = scenario.measure(site, options)
+            found.tables.update(zip(scenario.headings, tables, strict=True))
+    return found
 
 
-def marks_of(report: Report) -> list[tuple[Mark, Table]]:
+def marks_of(found: Report) -> list[tuple[Mark, Table]]:
     """Return the marks of what was measured, each with its table."""
     return [
-        (mark, report.tables[each.headings[-1]])
+        (mark, found.tables[each.headings[-1]])
         for each in SCENARIOS.values()
-        if each.headings[-1] in report.tables
+        if each.headings[-1] in found.tables
         for mark in each.marks
     ]
 
 
 def show(what: str, kept: Path) -> int:
     """Print the page of what was kept, write it with the pictures, and return the exit code."""
-    report = Report(**json.loads(kept.read_text()))
-    marks = marks_of(report)
+    found = Report(**json.loads(kept.read_text()))
+    marks = marks_of(found)
     notes = {each.headings[0]: each.about for each in SCENARIOS.values()}
-    text = page(f"Measured by `python -m benchmarks {what}`", report, marks, notes)
+    text = report.page(f"Measured by `python -m benchmarks {what}`", found, marks, notes)
     kept.with_suffix(".md").write_text(f"{text}\n")
     for heading, (name, draw) in _PICTURES.items():
-        if heading in report.tables:
-            kept.with_name(name).write_text(draw(report.tables[heading]))
+        if heading in found.tables:
+            kept.with_name(name).write_text(draw(found.tables[heading]))
     if what == "bench":
-        kept.with_name("ratios.json").write_text(json.dumps(medians(marks), indent=1) + "\n")
+        ratios = report.medians(marks)
+        kept.with_name("ratios.json").write_text(json.dumps(ratios, indent=1) + "\n")
     judged = {mark.name: mark.met(table) for mark, table in marks if mark.target}
     missed = [f"MISSED: {name}" for name, met in judged.items() if met is False]
     met = f"{list(judged.values()).count(True)} of {len(judged)} marks are met."
@@ -87,22 +86,22 @@ def check(options: argparse.Namespace) -> int:
     """Compare the ratios with those that are kept, and return the exit code."""
     try:
         kept = json.loads((RESULTS / "ratios.json").read_text())
-        compared = compare(kept, medians(marks_of(measure(options))))
+        compared = report.compare(kept, report.medians(marks_of(measure(options))))
     except (ValueError, *_NO_FIGURE) as error:
         say(f"bench-check: {error}")
         return 2
-    print(*(line for _, line in compared), sep="\n")
-    return int(not all(passes for passes, _ in compared))
+    passed, lines = zip(*compared, strict=True)
+    print(*lines, sep="\n")
+    return int(not all(passed))
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    least = throughput.LEAST_EVENTS
+    least = scenarios.LEAST_EVENTS
     common = argparse.ArgumentParser(add_help=False)
     add = common.add_argument
     add("--rounds", type=int, help="how often (growth: starts at each size)")
     add("--events", type=int, help=f"of a series, at least {least}; slow consumers get fewer")
-    sizes = (0, 10_000, 100_000, 1_000_000)
-    add("--sizes", type=int, nargs="+", default=sizes, help="growth: records, 0 first")
+    add("--sizes", type=int, nargs="+", default=history.SIZES, help="growth: records, 0 first")
     add("--minutes", type=float, default=30, help="steady: how long (default: %(default)s)")
     add("--to", type=Path, metavar="DIRECTORY", default=RESULTS, help="default: %(default)s")
     add("--show", action="store_true", help="show what DIRECTORY has once more, measure nothing")
@@ -126,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not options.show:
             options.to.mkdir(parents=True, exist_ok=True)
-            found = json.dumps(asdict(measure(options)), ensure_ascii=False, indent=1)
+            found = json.dumps(measure(options)._asdict(), ensure_ascii=False, indent=1)
             kept.write_text(f"{found}\n")
         return show(options.what, kept)
     except _NO_FIGURE as error:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import groupby, pairwise
 from statistics import median
-from typing import Any
 
 from chaos.checks import becomes, says, true
 from servers.processes import resident_bytes
@@ -17,34 +16,33 @@ from servers.wait import eventually, stands_still
 
 from .programs import body, firehose, new_events
 from .report import Mark, Table
-from .runner import BARE, LOST_AFTER_S, RECORDS, Scenario, Site, follow, program, rate, say
-
-_COMPACTION = (
-    "--auto-compaction-mode=periodic",
-    "--auto-compaction-retention=1m",
-    "--experimental-compaction-batch-limit=10000",
-)
-"""Of history a minute, so that what is given back shows within the run; the last as in compose."""
-
-MEASURES = ("service MB", "etcd MB", "file MB", "in use MB", "records", "leases")
-"""What must not grow in a steady run."""
-_THIRDS, _OLDEST = "last third ÷ the one before", "the oldest lease, s over its time"
-_LEAST_MINUTES = 9
-"""A third of it has to hold the window and two compactions; before that everything grows."""
-_WINDOW_S = 60
-_LEASE_S = _WINDOW_S + 6
-"""The library grants a lease for the window and a tenth of it."""
+from .runner import BARE, LOST_AFTER_S, RECORDS, Scenario, Site, follow, rate, say
 
 _FIRST, _MEMORY, _USED = "first event recorded, ms", "service MB", "etcd's file, in use MB"
 _NEW = "new-"
 """What the ids of events begin with that are no part of the history."""
 _DUPLICATES, _PUBLISHED_AT_ONCE = 5_000, 50_000
-_SAMPLE_EVERY_S, _LOOK_AGAIN_S, _EMPTY_WITHIN_S = 5.0, 0.05, 400.0
-_LEAST_READY, _CHUNK = 20_000, 10_000
+SIZES = (0, 10_000, 100_000, 1_000_000)
 
 
-def _growth(site: Site, asked: Namespace) -> list[Table]:
-    """Let the history grow from one size to the next, and measure everything at each."""
+@Scenario(
+    ("By number of records",),
+    [
+        Mark(f"{name}, with the most records", "", name, target=most)
+        for name, most in {
+            "first event ÷ without history": "at most 1.5",
+            "import, s": "at most 5",
+            "service bytes a record": "at most 100",
+            "transactions for duplicates": "at most 0",
+        }.items()
+    ],
+    rounds=7,
+    events=60_000,
+)
+def growth(site: Site, asked: Namespace) -> list[Table]:
+    """A service starts with so many records in etcd: the time to the first event, the import and
+    what the records take; then it gets duplicates of them, and new events.
+    """
     table: Table = {}
     for before, size in pairwise([0, *asked.sizes]):
         say(f"{size:,} records")
@@ -52,12 +50,17 @@ def _growth(site: Site, asked: Namespace) -> list[Table]:
         with site.queue(BARE), site.run(BARE):
             for start in range(before, size, _PUBLISHED_AT_ONCE):
                 stop = min(start + _PUBLISHED_AT_ONCE, size)
-                site.publish(BARE, _numbered(range(start, stop)))
+                site.publish(BARE.queue, _numbered(range(start, stop)))
                 site.wait_recorded(BARE, stop)
         starts = [_start(site) for _ in range(asked.rounds)]
         figures = {name: [start[name] for start in starts] for name in starts[0]}
         row = table[f"{size:,} records"] = figures | _on_history(site, size, asked.events)
-    row["bytes that the deletion of a record adds"] = [_delete_all(site)]
+    # What is in use changes once etcd has written to its file, every 0.1 s.
+    used_mb = partial(stands_still, lambda: site.gauges()["in use MB"])
+    before_mb, number = used_mb(), site.keys.count(RECORDS)
+    site.keys.delete(RECORDS)
+    deletion_bytes = (used_mb() - before_mb) * 1e6 / number
+    row["bytes that the deletion of a record adds"] = [deletion_bytes]
     return [add_growth(table, asked.sizes)]
 
 
@@ -81,7 +84,7 @@ def _start(site: Site) -> dict[str, float]:
     """Publish an event, start the service, and wait for the record and for the import's end."""
     event_id = f"{_NEW}{uuid.uuid4()}"
     with site.queue(BARE), site.watch(RECORDS + event_id) as next_record:
-        site.preload(BARE, [body(event_id)])
+        site.publish(BARE.queue, [body(event_id)], preload=True)
         started_s = time.monotonic()
         with site.run(BARE) as child:
             first_s = next_record()[1] - started_s
@@ -105,12 +108,12 @@ def _on_history(site: Site, size: int, events: int) -> dict[str, list[float]]:
     with site.queue(BARE) as channel, site.run(BARE) as child:
         _imported_s(child)
         transactions, before = site.gauges()["transactions"], skipped()
-        site.publish(BARE, _numbered(numbers))
+        site.publish(BARE.queue, _numbered(numbers))
         becomes(skipped, before + len(numbers))
         transactions = site.gauges()["transactions"] - transactions
         # New events are published while the service is frozen.
         child.pause()
-        site.publish(BARE, [body(f"{_NEW}{uuid.uuid4()}") for _ in range(events)])
+        site.publish(BARE.queue, [body(f"{_NEW}{uuid.uuid4()}") for _ in range(events)])
         child.resume()
         new = rate(follow(channel, BARE.queue, child), events)
     return {
@@ -123,26 +126,61 @@ def _on_history(site: Site, size: int, events: int) -> dict[str, list[float]]:
     }
 
 
-def _delete_all(site: Site) -> float:
-    """Delete all records, and return what each deletion adds to etcd's file, in bytes."""
-    # What is in use changes once etcd has written to its file, every 0.1 s.
-    used_mb = partial(stands_still, lambda: site.gauges()["in use MB"])
-    before_mb, number = used_mb(), site.keys.count(RECORDS)
-    site.keys.delete(RECORDS)
-    return (used_mb() - before_mb) * 1e6 / number
-
+MEASURES = (_MEMORY, "etcd MB", "file MB", "in use MB", "records", "leases")
+"""What must not grow in a steady run."""
+_THIRDS, _OLDEST = "last third ÷ the one before", "the oldest lease, s over its time"
+_STEADY = {
+    **{f"{name}, {_THIRDS}": "at most 1.1" for name in MEASURES},
+    f"events/s, {_THIRDS}": "at least 0.9",
+    _OLDEST: "at most 15",
+}
+_LEAST_MINUTES = 9
+"""A third of it has to hold the window and two compactions; before that everything grows."""
+_WINDOW_S, _LEASE_S = 60, 66
+"""The library grants a lease for the window and a tenth of it."""
+_SAMPLE_EVERY_S, _LOOK_AGAIN_S, _EMPTY_WITHIN_S = 5.0, 0.05, 400.0
+_LEAST_READY, _CHUNK = 20_000, 10_000
+_COMPACTION = (
+    "--auto-compaction-mode=periodic",
+    "--auto-compaction-retention=1m",
+    "--experimental-compaction-batch-limit=10000",
+)
+"""Of history a minute, so that what is given back shows within the run; the last as in compose."""
 
 Sample = dict[str, float]
 """What was seen at one time: of etcd, the service and the queue, at so many s of the load."""
 
 
-def _steady(site: Site, asked: Namespace) -> list[Table]:
-    """Keep a service at full rate, stop the load, and wait until etcd is empty again."""
-    subject = program("", "bare", **BARE.settings, DEDUP_WINDOW=f"{_WINDOW_S}s")
+@Scenario(
+    ("By minute", "After the load"),
+    [Mark(name, "", name, target=target) for name, target in _STEADY.items()],
+    rounds=1,
+    events=0,
+    servers=partial(start_servers, etcd_flags=_COMPACTION),
+)
+def steady(site: Site, asked: Namespace) -> list[Table]:
+    """A service with a window of 60 s and no effect works at full rate, and etcd compacts each
+    minute, for so many minutes (less than nine are not judged); then until etcd is empty. Medians
+    of each minute; of the oldest lease's age the most.
+    """
+    subject = BARE._replace(settings={**BARE.settings, "DEDUP_WINDOW": f"{_WINDOW_S}s"})
+    samples: list[Sample] = []
+    published = 0
     with site.queue(subject) as channel, site.run(subject) as child:
         _imported_s(child)
-        before = site.gauges()["written"]
-        samples, published = _load(site, channel, child, 60 * asked.minutes)
+        before, started_s = site.gauges()["written"], time.monotonic()
+        with firehose(site.url, BARE.queue) as publish:
+            while (at_s := time.monotonic() - started_s) <= 60 * asked.minutes:
+                if not child.running:
+                    raise AssertionError(f"the service ended:\n{child.output()[-2000:]}")
+                ready = channel.queue_declare(BARE.queue, passive=True).method.message_count
+                if ready < _LEAST_READY:
+                    publish(new_events(_CHUNK))
+                    published += _CHUNK
+                if at_s >= len(samples) * _SAMPLE_EVERY_S:
+                    seen = {"at_s": at_s, "ready": ready, _MEMORY: resident_bytes(child.pid) / 1e6}
+                    samples.append(seen | site.gauges())
+                channel.connection.sleep(_LOOK_AGAIN_S)
         becomes(lambda: int(site.gauges()["written"] - before), published, LOST_AFTER_S)
         drained_s, full = time.monotonic(), samples[-1]
 
@@ -161,25 +199,6 @@ def _steady(site: Site, asked: Namespace) -> list[Table]:
         after |= {f"{name}, under load": [full[name]], f"{name}, then": [empty[name]]}
     minutes = by_minute(samples)
     return [minutes, {"figure": after | thirds(minutes)}]
-
-
-def _load(site: Site, channel: Any, child: Service, load_s: float) -> tuple[list[Sample], int]:
-    """Publish whenever few events wait, and return samples, and how many events were published."""
-    samples: list[Sample] = []
-    published, started_s = 0, time.monotonic()
-    with firehose(site.url, BARE.queue) as publish:
-        while (at_s := time.monotonic() - started_s) <= load_s:
-            if not child.running:
-                raise AssertionError(f"the service ended:\n{child.output()[-2000:]}")
-            ready = channel.queue_declare(BARE.queue, passive=True).method.message_count
-            if ready < _LEAST_READY:
-                publish(new_events(_CHUNK))
-                published += _CHUNK
-            if at_s >= len(samples) * _SAMPLE_EVERY_S:
-                seen = {"at_s": at_s, "ready": ready, _MEMORY: resident_bytes(child.pid) / 1e6}
-                samples.append(seen | site.gauges())
-            channel.connection.sleep(_LOOK_AGAIN_S)
-    return samples, published
 
 
 def by_minute(samples: Sequence[Sample]) -> Table:
@@ -218,42 +237,3 @@ def oldest_lease_s(samples: Sequence[Sample]) -> list[float]:
         revoked_by_now = (one["at_s"] for one in samples if one["granted"] <= sample["revoked"])
         ages_s.append(max(0.0, sample["at_s"] - max(revoked_by_now, default=samples[0]["at_s"])))
     return ages_s
-
-
-_STEADY = {
-    **{f"{name}, {_THIRDS}": "at most 1.1" for name in MEASURES},
-    f"events/s, {_THIRDS}": "at least 0.9",
-    _OLDEST: "at most 15",
-}
-_GROWTH = {
-    "first event ÷ without history": "at most 1.5",
-    "import, s": "at most 5",
-    "service bytes a record": "at most 100",
-    "transactions for duplicates": "at most 0",
-}
-
-SCENARIOS = {
-    "growth": Scenario(
-        ("By number of records",),
-        "A service starts with so many records in etcd: the time to the first event, the import "
-        "and what the records take; then it gets duplicates of them, and new events.",
-        _growth,
-        [
-            Mark(f"{name}, with the most records", "", name, "", most)
-            for name, most in _GROWTH.items()
-        ],
-        rounds=7,
-        events=60_000,
-    ),
-    "steady": Scenario(
-        ("By minute", "After the load"),
-        "A service with a window of 60 s and no effect works at full rate, and etcd compacts each "
-        "minute, for so many minutes (less than nine are not judged); then until etcd is empty. "
-        "Medians of each minute; of the oldest lease's age the most.",
-        _steady,
-        [Mark(name, "", name, "", target) for name, target in _STEADY.items()],
-        rounds=1,
-        events=0,
-        servers=partial(start_servers, etcd_flags=_COMPACTION),
-    ),
-}

@@ -6,9 +6,8 @@ from itertools import product
 from math import ceil, log10
 from statistics import median
 
-from .latency import PER_MILLE
 from .report import Table
-from .throughput import CEILING, SWEEP
+from .scenarios import CEILING, PER_MILLE, SWEEP
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 700, 80, 390
 _COLORS = ("#0b62a4", "#d9730d", "#b3261e")
@@ -82,15 +81,14 @@ def _draw(
     parts.append(_text((_LEFT + _RIGHT) / 2, 448, x_label))
     legend_x = float(_LEFT)
     for color, (label, points) in zip(_COLORS, lines.items(), strict=True):
-        measured = {x_of(x): values for x, values in points.items() if values}
-        if measured:
-            found = {x: list(map(y_of, (median(v), min(v), max(v)))) for x, v in measured.items()}
-            circles = [(x, y) for x, (y, _, _) in found.items()] + [(legend_x + 8, _TOP - 25)]
-            path = "L".join(f"{x} {y}" for x, (y, _, _) in found.items())
-            whiskers = (f"M{x} {a}V{b}m-4 0h8M{x} {a}m-4 0h8" for x, (_, a, b) in found.items())
+        found = [(x_of(x), *map(y_of, (median(v), min(v), max(v)))) for x, v in points.items() if v]
+        if found:
+            circles = [(x, y) for x, y, _, _ in found] + [(legend_x + 8, _TOP - 25)]
+            path = "L".join(f"{x} {y}" for x, y, _, _ in found)
+            whiskers = "".join(f"M{x} {a}V{b}m-4 0h8M{x} {a}m-4 0h8" for x, _, a, b in found)
             parts.append(
                 f'<path d="M{path}" stroke="{color}"/>'
-                f'<path d="{"".join(whiskers)}" class="whisker" stroke="{color}"/>'
+                f'<path d="{whiskers}" class="whisker" stroke="{color}"/>'
                 + "".join(f'<circle cx="{x}" cy="{y}" r="5" fill="{color}"/>' for x, y in circles)
                 + _text(legend_x + 20, _TOP - 20, label, "start")
             )

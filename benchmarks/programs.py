@@ -1,9 +1,8 @@
 """What runs as a process of its own, by its name: consumers, publishers, clients, their receiver.
 
-Consumers find the servers as a service does, by RABBITMQ_URL and ETCD_ENDPOINTS. `bare` and
-`order` wait for HANDLER_MS in each handler, `ceiling` and `naive` take PREFETCH events at once.
-Publishers and clients have arguments, and print in the end, as JSON, how fast they were. aiohttp
-and urllib3 are imported where they are used: the start of a consumer without them is measured.
+Consumers find the servers as a service does, by RABBITMQ_URL and ETCD_ENDPOINTS. Publishers and
+clients have arguments, and print in the end, as JSON, how fast they were. aiohttp and urllib3 are
+imported where they are used: the start of a consumer without them is measured.
 """
 
 import asyncio
@@ -128,18 +127,13 @@ def open_loop(url: str, queue: str, per_s: str, events: str) -> None:
                 late_s += [passed_s - number / rate for number in range(first, due)]
             else:
                 time.sleep(max(0.0, first / rate - passed_s))
-    found = {"late_ms": 1000 * median(late_s), "reached_per_s": reached_per_s(rate, late_s)}
-    print(json.dumps({"start_s": start_s, **found}))
-
-
-def reached_per_s(per_s: float, late_s: Sequence[float]) -> float:
-    """Return the rate from the first event, due at once, to the last, by how late they were."""
-    intervals = len(late_s) - 1
-    return intervals / (intervals / per_s + late_s[-1])
+    # From the first, due at once, to the last.
+    told = {"late_ms": 1000 * median(late_s), "reached_per_s": (len(bodies) - 1) / passed_s}
+    print(json.dumps({"start_s": start_s, **told}))
 
 
 def bare(name: str = "bare", noun: str = "events") -> int:
-    """Run a service whose handler waits, as for an answer, and returns no effect."""
+    """Run a service whose handler waits for HANDLER_MS, as for an answer, and has no effect."""
     service = Service(name, noun=noun)
     wait_s = float(os.environ.get("HANDLER_MS", "0")) / 1000
 
@@ -149,11 +143,6 @@ def bare(name: str = "bare", noun: str = "events") -> int:
             time.sleep(wait_s)
 
     return service.run()
-
-
-def order() -> int:
-    """Run the same under the name of the order service, for a cluster's queues and counters."""
-    return bare("order", "orders")
 
 
 def plain() -> int:
@@ -206,6 +195,7 @@ def naive() -> None:
 
 
 def _consumer() -> Any:
+    """Open a channel that takes PREFETCH events at once."""
     channel = pika.BlockingConnection(pika.URLParameters(os.environ["RABBITMQ_URL"])).channel()
     channel.basic_qos(prefetch_count=int(os.environ["PREFETCH"]))
     return channel

@@ -1,21 +1,19 @@
 """What a run has found, how it is judged, and its page of tables in Markdown.
 
-A figure is a list with one value a round, and empty where there is none. A table has figures by
-row and column.
+A figure is a list with one value a round, and empty where there is none.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
+from typing import NamedTuple
 
 Table = dict[str, dict[str, list[float]]]
-
+"""Figures by row and column."""
 _ALLOWED_FALL = 0.20
 _NONE = "-"
 
 
-@dataclass
-class Report:
+class Report(NamedTuple):
     """The tables of a run by their headings; `machine` is what the figures hold for."""
 
     machine: str
@@ -24,8 +22,7 @@ class Report:
     tables: dict[str, Table]
 
 
-@dataclass(frozen=True)
-class Mark:
+class Mark(NamedTuple):
     """A figure to watch: a cell of a table, over that of a reference row if one is named.
 
     Round by round: a machine that is slower for a minute is so for both. The median of such ratios
@@ -48,8 +45,7 @@ class Mark:
 
     def met(self, table: Table) -> bool | None:
         """Return whether the median is within the target; None without one, or without a figure."""
-        values = self.values(table)
-        if not values or not self.target:
+        if not self.target or not (values := self.values(table)):
             return None
         bound, limit = self.target.rsplit(maxsplit=1)
         over = median(values) - float(limit)
@@ -70,20 +66,17 @@ def medians(marks: Marks) -> dict[str, float]:
     return {mark.name: round(median(mark.values(table)), 4) for mark, table in marks if mark.kept}
 
 
-def compare(kept: Mapping[str, float], now: Mapping[str, float]) -> list[tuple[bool, str]]:
-    """Return for each ratio whether it has neither fallen nor got lost, and a line that says so."""
-
-    def compared(name: str) -> tuple[bool, str]:
-        if name not in kept:
-            return True, f"new      {name}: {now[name]:.3f}, not kept yet: make bench keeps it"
+def compare(kept: Mapping[str, float], now: Mapping[str, float]) -> Iterator[tuple[bool, str]]:
+    """Yield for each ratio whether it has neither fallen nor got lost, and a line that says so."""
+    for name, was in kept.items():
         if name not in now:
-            return False, f"MISSING  {name}: kept {kept[name]:.3f}, not measured now"
-        change = now[name] / kept[name] - 1
-        told = f"kept {kept[name]:.3f}, now {now[name]:.3f} ({100 * change:+.0f} %)"
-        fell = now[name] < (1 - _ALLOWED_FALL) * kept[name]
-        return not fell, f"{'FELL' if fell else 'ok  '}     {name}: {told}"
-
-    return [compared(name) for name in {**kept, **now}]
+            yield False, f"MISSING  {name}: kept {was:.3f}, not measured now"
+        else:
+            passes = now[name] >= (1 - _ALLOWED_FALL) * was
+            told = f"kept {was:.3f}, now {now[name]:.3f} ({100 * (now[name] / was - 1):+.0f} %)"
+            yield passes, f"{'ok  ' if passes else 'FELL'}     {name}: {told}"
+    for name in (name for name in now if name not in kept):
+        yield True, f"new      {name}: {now[name]:.3f}, not kept yet: make bench keeps it"
 
 
 def page(title: str, report: Report, marks: Marks, notes: Mapping[str, str]) -> str:
@@ -93,27 +86,26 @@ def page(title: str, report: Report, marks: Marks, notes: Mapping[str, str]) -> 
         [mark.name, _figure(mark.values(table)), mark.target or _NONE, met[mark.met(table)]]
         for mark, table in marks
     ]
-    sections = {"Marks": _grid([["mark", "figure", "target", "met"], *judged]) if judged else ""}
-    sections |= {heading: _table(table) for heading, table in report.tables.items()}
     events = f", of {report.events:,} events (slow consumers get fewer)" if report.events else ""
     how_to_read = (
         f"Rounds: {report.rounds}{events}. Each figure is a median (least to greatest). "
         f"{_NONE}: there is no figure. MB are 10⁶ bytes."
     )
     parts = [f"# {title}", f"{report.machine}.", how_to_read]
-    for heading, lines in sections.items():
-        if lines:
-            parts += filter(None, (f"## {heading}", notes.get(heading), lines))
+    if judged:
+        parts += ["## Marks", _grid([["mark", "figure", "target", "met"], *judged])]
+    for heading, table in report.tables.items():
+        parts += filter(None, (f"## {heading}", notes.get(heading), _table(table)))
     return "\n\n".join(parts)
 
 
 def _table(table: Table) -> str:
     """Return a table with a line a row; one that is much wider than long is turned."""
     columns = list(dict.fromkeys(column for row in table.values() for column in row))
-    lines = [["", *columns]]
-    lines += (
-        [name, *(_figure(row.get(column, [])) for column in columns)] for name, row in table.items()
-    )
+    rows = [
+        [name, *(_figure(row.get(each, [])) for each in columns)] for name, row in table.items()
+    ]
+    lines = [["", *columns], *rows]
     is_wide = len(columns) > 2 * len(table)
     return _grid(list(map(list, zip(*lines, strict=True))) if is_wide else lines)
 

@@ -15,13 +15,13 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import etcd3
 
@@ -29,7 +29,7 @@ from chaos.checks import becomes
 from idempotent_consumer import Settings
 from idempotent_consumer.bus import Topology, prefetch
 from servers.broker import Broker
-from servers.counters import StatsdListener, listen_statsd
+from servers.counters import StatsdListener
 from servers.etcd import EtcdClient, record_prefix
 from servers.processes import run_tool
 from servers.servers import Servers, start_servers
@@ -43,6 +43,8 @@ LOST_AFTER_S = 60.0
 _LOOK_EVERY_S, _STALLED_LOOKS = 0.01, 3_000
 _ANSWER_S = 60.0  # etcd takes a while to delete a million records.
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+# -P: modules are found where they are installed, whatever lies in the working directory.
+_PYTHON = (sys.executable, "-P", "-m")
 _PACKAGES = ("pika", "cslab-etcd3", "grpcio", "protobuf", "orjson")
 _TXN = 'grpc_method="Txn",grpc_service="etcdserverpb.KV",grpc_type="unary"'
 GAUGES = {
@@ -60,31 +62,23 @@ GAUGES = {
 
 
 class Subject(NamedTuple):
-    """A consumer: its name in tables, its queue, the module that it runs, and its settings."""
+    """A consumer: its name in tables, the program or service and its queue, and its settings."""
 
     name: str
     queue: str
-    command: tuple[str, ...]
-    settings: Mapping[str, str]
+    settings: Mapping[str, str] = {}
 
     @property
     def prefetch(self) -> int:
         """How many deliveries it may have unacked."""
-        set_to = self.settings.get("PREFETCH")
-        return int(set_to) if set_to else prefetch(int(self.settings["BATCH_SIZE"]))
-
-
-def program(name: str, queue: str, **settings: str) -> Subject:
-    """Return the consumer in `programs` that is called like its queue."""
-    return Subject(name, queue, ("benchmarks.programs", queue), settings)
+        return int(self.settings.get("PREFETCH") or prefetch(int(self.settings["BATCH_SIZE"])))
 
 
 def service(queue: str, batch_size: int = 512, operations: int = 1024) -> Subject:
     """Return a service, set as in the compose files: `bare` has no effect, `order` has one."""
     name = {"bare": "library, no effect", "order": "order, one effect"}[queue]
-    command = {"bare": ("benchmarks.programs", "bare"), "order": ("order",)}[queue]
     settings = {"ETCD_MAX_TXN_OPS": str(operations), "BATCH_SIZE": str(batch_size)}
-    return Subject(f"{name}, {operations}/{batch_size}", queue, command, settings)
+    return Subject(f"{name}, {operations}/{batch_size}", queue, settings)
 
 
 BARE = service("bare")
@@ -94,21 +88,24 @@ RECORDS = record_prefix(BARE.queue)
 class Site:
     """The servers, what listens for the services' metrics, and etcd3's own client."""
 
-    def __init__(self, servers: Servers, statsd: StatsdListener, etcd: Any) -> None:
-        self.servers, self.statsd, self.etcd = servers, statsd, etcd
-        self.url = servers.rabbitmq.url
-        self.broker = Broker(servers.rabbitmq)
+    def __init__(self, servers: Servers) -> None:
+        self.servers, self.statsd = servers, StatsdListener()
+        self.url, self.broker = servers.rabbitmq.url, Broker(servers.rabbitmq)
         self.keys = EtcdClient(servers.etcd.endpoint, _ANSWER_S)
+        host, port = servers.etcd.endpoint.rsplit(":", 1)
+        self.etcd: Any = etcd3.client(host=host, port=int(port), timeout=_ANSWER_S)
 
-    def publish(self, subject: Subject, bodies: Sequence[bytes]) -> None:
-        """Publish to a consumer's queue, without confirms."""
-        with firehose(self.url, subject.queue) as publish:
+    def close(self) -> None:
+        """Listen and ask no more."""
+        self.etcd.close()
+        self.statsd.close()
+
+    def publish(self, queue: str, bodies: Sequence[bytes], *, preload: bool = False) -> None:
+        """Publish without confirms; to `preload` waits until the queue holds everything."""
+        with firehose(self.url, queue) as publish:
             publish(bodies)
-
-    def preload(self, subject: Subject, bodies: Sequence[bytes]) -> None:
-        """Publish to a queue that nobody consumes, and wait until it holds everything."""
-        self.publish(subject, bodies)
-        becomes(partial(self.broker.ready, subject.queue), len(bodies))
+        if preload:
+            becomes(partial(self.broker.ready, queue), len(bodies))
 
     def wait_recorded(self, subject: Subject, events: int, within_s: float = LOST_AFTER_S) -> None:
         """Wait until a consumer has recorded so many events."""
@@ -117,8 +114,10 @@ class Site:
     def run(self, subject: Subject) -> AbstractContextManager[Service]:
         """Run a consumer while the block runs."""
         servers = {**self.servers.settings(), **self.statsd.settings(), "ENABLE_ETCD": "true"}
-        command = _python(*subject.command)
-        return run_service("benchmarks", {**servers, **subject.settings}, command=command)
+        is_service = subject.queue in ("order", "notify")
+        command = [subject.queue] if is_service else ["benchmarks.programs", subject.queue]
+        settings = {**servers, **subject.settings}
+        return run_service("benchmarks", settings, command=[*_PYTHON, *command])
 
     @contextmanager
     def queue(self, subject: Subject) -> Iterator[Any]:
@@ -188,39 +187,9 @@ def gauges_of(page: str) -> dict[str, float]:
     return {**found, "leases": found["granted"] - found["revoked"]}
 
 
-@contextmanager
-def open_site(start: Callable[[], AbstractContextManager[Servers]]) -> Iterator[Site]:
-    """Start servers for as long as the block runs."""
-    with start() as servers, listen_statsd() as statsd:
-        host, port = servers.etcd.endpoint.rsplit(":", 1)
-        with closing(etcd3.client(host=host, port=int(port), timeout=_ANSWER_S)) as etcd:
-            yield Site(servers, statsd, etcd)
-
-
 def outcome(*command: object) -> Any:
     """Run a program to its end, and return the JSON that it prints; raises CommandFailedError."""
-    return json.loads(run_tool(_python("benchmarks.programs", *map(str, command))))
-
-
-def _python(*command: str) -> list[str]:
-    # -P: modules are found where they are installed, whatever lies in the working directory.
-    return [sys.executable, "-P", "-m", *command]
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """What `about` says, measured on a site with the options of the command line.
-
-    `measure` gives a table for each heading; the marks are of the last one.
-    """
-
-    headings: tuple[str, ...]
-    about: str
-    measure: Callable[[Site, Namespace], list[Table]]
-    marks: Sequence[Mark] = ()
-    rounds: int = 5
-    events: int = 40_000
-    servers: Callable[[], AbstractContextManager[Servers]] = start_servers
+    return json.loads(run_tool([*_PYTHON, "benchmarks.programs", *map(str, command)]))
 
 
 def say(text: str) -> None:
@@ -228,8 +197,32 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-Run = Callable[[], dict[str, dict[str, Any]]]
-"""Measures once: figures by row and column."""
+@dataclass
+class Scenario:
+    """Makes a function a scenario, which measures with the options of the command line.
+
+    It returns a table for each heading. Its docstring stands below the first; the marks are of the
+    last.
+    """
+
+    headings: tuple[str, ...]
+    marks: Sequence[Mark] = ()
+    rounds: int = 5
+    events: int = 40_000
+    servers: Callable[[], AbstractContextManager[Servers]] = start_servers
+
+    def __call__(self, measure: Callable[[Site, Namespace], list[Table]]) -> Self:
+        """Take the function, and be found by its name."""
+        self.measure, self.about = measure, " ".join((measure.__doc__ or "").split())
+        SCENARIOS[measure.__name__] = self
+        return self
+
+
+SCENARIOS: dict[str, Scenario] = {}
+
+Figures = dict[str, dict[str, Any]]
+"""What was measured once, by row and column."""
+Run = Callable[[], Figures]
 
 
 def in_rounds(site: Site, rounds: int, runs: Sequence[Run]) -> dict[str, dict[str, list[Any]]]:

@@ -31,7 +31,7 @@ def test_etcds_data(
     replicas = start_replicas(
         number=2,
         BATCH_SIZE=str(BATCH_SIZE),
-        command=[sys.executable, "-m", "benchmarks.programs", "order"],
+        command=[sys.executable, "-m", "benchmarks.programs", "bare", "order", "orders"],
     )
     recorded = 0
     for more in (20_000, 40_000):

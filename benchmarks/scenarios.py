@@ -1,0 +1,396 @@
+"""How fast events are consumed, called for and published, and how long until they are recorded."""
+
+import os
+import random
+import time
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from importlib import import_module
+from itertools import chain
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from chaos.checks import becomes, says
+from servers.wait import eventually
+
+from . import runner
+from .programs import PERSISTENT, new_events
+from .report import Mark, Table, ratio
+from .runner import BARE, LOST_AFTER_S, RECORDS, Figures, Scenario, Site, Subject, service
+
+CEILING = Subject("ceiling: pika alone", "ceiling", {"PREFETCH": str(BARE.prefetch)})
+# One event is in flight at a time: a larger prefetch would only fill the outer tenths.
+NAIVE = Subject("naive: one txn, one ack each", "naive", {"PREFETCH": "100"})
+_NAIVE_GETS_ONE_IN = 20
+# 128 is what etcd allows unless told otherwise, and the services' own default.
+BARE_SMALL, ORDER_SMALL = service("bare", 128, 128), service("order", 128, 128)
+ORDER = service("order")
+HALF, DUPLICATES = BARE._replace(name="half duplicates"), "duplicates, cache warm"
+SWEEP = {n: (service("bare", n), service("order", n)) for n in (16, 32, 64, 128, 256, 512)}
+"""By batch size, without and with an effect: with one, 512 events fill etcd's 1,024 operations."""
+LEAST_EVENTS = 4 * BARE.prefetch
+"""The first prefetch window does not count, nor do the outer tenths: half of it has to be left."""
+_ENOUGH = {
+    "durable, no effect / ceiling": (BARE.name, CEILING, "at least 0.6"),
+    "durable, one effect / ceiling": (ORDER.name, CEILING, "at least 0.5"),
+    "durable, no effect / ceiling, 128 operations": (BARE_SMALL.name, CEILING, "at least 0.45"),
+    "durable, one effect / ceiling, 128 operations": (ORDER_SMALL.name, CEILING, "at least 0.35"),
+    "half duplicates / ceiling": (HALF.name, CEILING, ""),
+    "all duplicates, cache warm / ceiling": (DUPLICATES, CEILING, "at least 0.7"),
+    "durable, no effect / naive": (BARE.name, NAIVE, "at least 25"),
+}
+
+
+def series(subject: Subject, length: int) -> list[bytes]:
+    """Return the bodies of a series.
+
+    `BARE` gets it twice: the second time it consists of duplicates of what the same process has
+    just recorded, so the cache is as warm as can be, with no restart and no import in between.
+    `HALF` gets half of it, each event twice, shuffled, in the same order in each run.
+    """
+    if subject is HALF:
+        bodies = 2 * new_events(length // 2)
+        random.Random(4).shuffle(bodies)
+        return bodies
+    bodies = new_events(length // _NAIVE_GETS_ONE_IN if subject is NAIVE else length)
+    return 2 * bodies if subject is BARE else bodies
+
+
+def _consume(site: Site, subject: Subject, length: int) -> Figures:
+    """Preload the subject's queue, let it consume everything, and check what it has recorded."""
+    bodies = series(subject, length)
+    events = len(set(bodies))
+    with site.queue(subject) as channel:
+        site.publish(subject.queue, bodies, preload=True)
+        with site.run(subject) as child:
+            seen = runner.follow(channel, subject.queue, child)
+            # The queue is empty before the last batches are recorded.
+            if subject is not CEILING:
+                site.wait_recorded(subject, events)
+            if subject.queue == ORDER.queue:
+                becomes(partial(site.keys.count, "/orders/"), events)
+    rate = partial(runner.rate, seen, prefetch=subject.prefetch)
+    if subject is BARE:
+        return {subject.name: rate(events, behind=events), DUPLICATES: rate(events)}
+    return {subject.name: rate(len(bodies))}
+
+
+def _consumers(site: Site, asked: Namespace, rounds: int, subjects: Sequence[Subject]) -> Table:
+    runs = [partial(_consume, site, subject, asked.events) for subject in subjects]
+    return _share(runner.in_rounds(site, rounds, runs), CEILING.name, "of the ceiling")
+
+
+def _share(table: Table, reference: str, column: str) -> Table:
+    """Add to each row its events/s over those of a reference row."""
+    for row in table.values():
+        row[column] = ratio(row["events/s"], table[reference]["events/s"])
+    return table
+
+
+@Scenario(
+    ("Consuming",),
+    [
+        Mark(name, row, "events/s", reference.name, target, kept=True)
+        for name, (row, reference, target) in _ENOUGH.items()
+    ],
+)
+def consuming(site: Site, asked: Namespace) -> list[Table]:
+    """A consumer works off a full queue: pika alone (the ceiling), a transaction and an ack for
+    each event (the naive way), or a service. Its rate is that of its acks, the CPU time is of its
+    process. The two numbers of a service are `ETCD_MAX_TXN_OPS` and `BATCH_SIZE`. Of duplicates,
+    deliveries count.
+    """
+    subjects = (CEILING, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, HALF)
+    return [_consumers(site, asked, asked.rounds, subjects)]
+
+
+@Scenario(("Batch size",))
+def batches(site: Site, asked: Namespace) -> list[Table]:
+    """Services work off a full queue with `ETCD_MAX_TXN_OPS=1024` and each `BATCH_SIZE`, without
+    and with an effect, beside the ceiling; at most three rounds.
+    """
+    return [_consumers(site, asked, min(asked.rounds, 3), (CEILING, *chain(*SWEEP.values())))]
+
+
+CALLS = {
+    f"{kind}, {answer_ms} ms, {at_once:,} at once": (kind, answer_ms, at_once)
+    for answer_ms in (0, 10, 100)
+    for kind in ("coroutine", "plain")
+    for at_once in (100, 1000)
+}
+"""By whom calls are made, when the receiver answers, and how many are made at once."""
+_SLOTS, _CLIENT = 0.9, 0.6
+"""Calls to a slow receiver reach so much of what the slots allow, or of the client alone."""
+_BOUND = f"({_SLOTS:g} of the slots or {_CLIENT:g} of the client alone)"
+
+
+def add_call_shares(table: Table) -> Table:
+    """Add what the calls reach of their client alone, and of what their slots allow."""
+    for name, (_, answer_ms, at_once) in CALLS.items():
+        row = table[name]
+        client = row["of the client alone"] = ratio(row["events/s"], row["client alone, calls/s"])
+        if answer_ms:
+            slots = [each * answer_ms / 1000 / at_once for each in row["events/s"]]
+            row["of what the slots allow"] = slots
+            if answer_ms == 100:
+                row[f"of {_BOUND}"] = [max(median(slots) / _SLOTS, median(client) / _CLIENT)]
+    return table
+
+
+@Scenario(
+    ("Calls",),
+    [
+        Mark(f"calls / {of}: {name}", name, column, "", target, kept=of != _BOUND)
+        for of, column, to_ms, target in (
+            ("client alone", "of the client alone", (0,), "at least 0.4"),
+            ("client alone", "of the client alone", (10, 100), ""),
+            ("what the slots allow", "of what the slots allow", (10, 100), ""),
+            (_BOUND, f"of {_BOUND}", (100,), "at least 1"),
+        )
+        for name, (_, answer_ms, _) in CALLS.items()
+        if answer_ms in to_ms
+    ],
+)
+def calls(site: Site, asked: Namespace) -> list[Table]:
+    """A service makes a call for each event, under its claim, to a receiver that answers after so
+    long, at most `CALLS_AT_ONCE` at once. `notify` is the coroutine, on aiohttp; the plain handler
+    runs on threads, on urllib3. The client alone makes the same calls without a broker and etcd, as
+    many at once.
+    """
+    with site.run(Subject("", "receiver")) as receiver:
+        listening, *_ = eventually(partial(says, receiver, "listening"))
+        runs: list[runner.Run] = []
+        for name, (kind, answer_ms, at_once) in CALLS.items():
+            url = f"http://127.0.0.1:{listening['port']}/{answer_ms}"
+            settings = {**BARE.settings, "CALLS_AT_ONCE": str(at_once), "NOTIFY_URL": url}
+            subject = Subject(name, "notify" if kind == "coroutine" else "plain", settings)
+            # Calls are slow. What leaves the queue before the first ack does not count.
+            runs.append(partial(_consume, site, subject, subject.prefetch + asked.events // 4))
+            # To connect is a small part of so many.
+            client = (f"{kind}_client", url, at_once, max(10_000, 20 * at_once))
+            runs.append(partial(_call_alone, name, *client))
+        return [add_call_shares(runner.in_rounds(site, asked.rounds, runs))]
+
+
+def _call_alone(name: str, *client: object) -> Figures:
+    return {name: {"client alone, calls/s": runner.outcome(*client)["events/s"]}}
+
+
+UNCONFIRMED, CONFIRMED = "pika without confirms", "library, all confirmed"
+_PUBLISHED = "confirmed publishing / pika without confirms"
+
+
+@Scenario(
+    ("Publishing",),
+    [Mark(_PUBLISHED, CONFIRMED, "events/s", UNCONFIRMED, "at least 0.6", kept=True)],
+)
+def publishing(site: Site, asked: Namespace) -> list[Table]:
+    """The library's producer, or pika without confirms, publishes to an empty queue."""
+
+    def publish(name: str, publisher: str) -> Figures:
+        with site.queue(BARE):
+            told = runner.outcome(publisher, site.url, asked.events)
+            becomes(partial(site.broker.ready, BARE.queue), asked.events)
+        return {name: told}
+
+    publishers = {UNCONFIRMED: "unconfirmed", CONFIRMED: "library"}
+    runs = [partial(publish, *each) for each in publishers.items()]
+    return [_share(runner.in_rounds(site, asked.rounds, runs), UNCONFIRMED, f"of {UNCONFIRMED}")]
+
+
+def _cluster() -> Any:
+    # Imported here: a machine without Docker has not all that this needs.
+    return import_module("cluster.cluster").start_cluster()
+
+
+@Scenario(("Replicas",), rounds=3, events=0, servers=_cluster)
+def replicas(site: Site, asked: Namespace) -> list[Table]:
+    """On the cluster of three nodes each, 1, 2 and 3 replicas work off a backlog with a handler
+    that waits for so long. A replica's core, its handler or the machine is the limit if it is in
+    use nearly all of the time.
+    """
+    # Of so many events, which one replica works off in about the same time.
+    backlogs = {0: 60_000, 1: 12_000, 10: 2_000}.items()
+    runs = [partial(_work_off, site, n, *backlog) for backlog in backlogs for n in (1, 2, 3)]
+    return [runner.in_rounds(site, asked.rounds, runs)]
+
+
+def _work_off(site: Site, number: int, cost_ms: int, events: int) -> Figures:
+    """Let so many replicas, which have started, work off a backlog."""
+    subject = Subject("", "bare", {"BATCH_SIZE": "512", "HANDLER_MS": str(cost_ms)})
+    with site.queue(subject), ExitStack() as stack:
+        running = [stack.enter_context(site.run(subject)) for _ in range(number)]
+        for replica in running:
+            replica.wait_ready()
+            replica.pause()
+        site.publish(subject.queue, new_events(events))
+
+        def used() -> list[float]:
+            return [time.monotonic(), _busy_s(), *(runner.cpu_s(each.pid) for each in running)]
+
+        before = used()
+        for replica in running:
+            replica.resume()
+        site.wait_recorded(subject, events, within_s=300)
+        took_s, busy_s, *used_s = (now - s for now, s in zip(used(), before, strict=True))
+        eventually(partial(site.broker.assert_drained, subject.queue))
+    figures = {
+        "events/s": events / took_s,
+        "cores, the busiest replica": max(used_s) / took_s,
+        "share of its time in the handler": events / took_s / number * cost_ms / 1000,
+        f"cores of {os.cpu_count()}, all processes": busy_s / took_s,
+    }
+    return {f"{cost_ms} ms, {number} replica{'s' if number > 1 else ''}": figures}
+
+
+def _busy_s() -> float:
+    """Return the processor time that was not idle on any core since the start (proc_stat(5))."""
+    user, nice, system, _idle, _waiting, *others = Path("/proc/stat").read_text().split()[1:9]
+    return sum(map(int, (user, nice, system, *others))) / runner.TICKS_A_SECOND
+
+
+# How long an event takes until its record is there.
+
+PER_MILLE = {"p50": 500, "p99": 990, "p99.9": 999}
+"""The percentiles by their names."""
+RECORDED, BOTH = "publish to recorded", "bare: both"
+
+_LOAD_S = {1: 21, 100: 6, 1_000: 6, 10_000: 6}
+"""How long a round lasts by its events per second, with the first second, which does not count.
+
+At 1/s five rounds give the hundred samples that p99 needs."""
+_REFERENCE = Subject("", "reference")
+_SAMPLES, _WARM_UP_EVENTS, _WARM_UP_S = 200, 20, 1
+"""The first event waits for a lease, and the first of everything for its imports."""
+_KEPT = 0.99
+"""Of its rate, by a publisher: else the latencies are those of its own trouble."""
+_OF_BOTH = "bare steps / publish to recorded, idle, medians"
+_TO_BOTH = "publish to recorded, idle / bare steps, medians"
+
+
+@Scenario(
+    ("Latency when idle",),
+    [
+        Mark(_OF_BOTH, BOTH, "median, ms", RECORDED, kept=True),
+        Mark(_TO_BOTH, RECORDED, "median, ms", BOTH, "at most 1.4"),
+    ],
+)
+def idle(site: Site, _asked: Namespace) -> list[Table]:
+    """200 single events, one after the other: the time until a watch on etcd has brought the
+    record, beside that of the steps that nobody can avoid.
+    """
+    # In turns, so that all of them meet the same machine. The watch brings a record to this
+    # process: one clock for both ends, and its way back counts against the service.
+    samples: list[tuple[float, float, float]] = []
+    delivered_s: list[float] = []
+    with (
+        site.queue(_REFERENCE) as channel,
+        site.queue(BARE),
+        site.run(BARE) as child,
+        site.watch(RECORDS) as next_record,
+    ):
+        child.wait_ready()
+        channel.basic_consume(
+            _REFERENCE.queue, lambda *_: delivered_s.append(time.monotonic()), auto_ack=True
+        )
+        for event in new_events(_WARM_UP_EVENTS + _SAMPLES):
+            sent_s = time.monotonic()
+            channel.basic_publish("", BARE.queue, event, PERSISTENT)
+            recorded_s = next_record()[1] - sent_s
+            sent_s = time.monotonic()
+            channel.basic_publish("", _REFERENCE.queue, event, PERSISTENT)
+            while not delivered_s:
+                channel.connection.process_data_events(time_limit=LOST_AFTER_S)
+            consumed_s = delivered_s.pop() - sent_s
+            sent_s = time.monotonic()
+            site.etcd.put("/reference", "done")
+            samples.append((recorded_s, consumed_s, time.monotonic() - sent_s))
+            channel.connection.sleep(0.02)
+    site.clear()
+    return [steps_table(samples[_WARM_UP_EVENTS:])]
+
+
+def steps_table(samples_s: Sequence[tuple[float, float, float]]) -> Table:
+    """Return a row for each step, and for both bare ones: through the broker, then into etcd."""
+    steps = (RECORDED, "bare: publish to consumed", "bare: etcd put", BOTH)
+    in_ms = ([1000 * s for s in (*sample, sum(sample[1:]))] for sample in samples_s)
+    return {
+        step: {"median, ms": [median(ms)], "p99, ms": percentile(ms, 990), "least, ms": [min(ms)]}
+        for step, ms in zip(steps, zip(*in_ms, strict=True), strict=True)
+    }
+
+
+@Scenario(("Latency by load",))
+def latency(site: Site, asked: Namespace) -> list[Table]:
+    """Events are due at so many per second, whatever becomes of those before. The time is from when
+    an event is due until a watch on etcd has brought its record. A percentile is of all rounds
+    together (least to greatest of the rounds, where each has the samples for its own). The
+    publisher's own lateness, median, is part of it; if it did not keep the rate in some round,
+    there is no percentile.
+    """
+    runs = [partial(_load, site, per_s) for per_s in _LOAD_S]
+    rounds = runner.in_rounds(site, asked.rounds, runs)
+    return [{f"{per_s:,}": summary(per_s, **rounds[f"{per_s:,}"]) for per_s in _LOAD_S}]
+
+
+def _load(site: Site, per_s: int) -> Figures:
+    """Publish at a rate for a round.
+
+    Open loop: a latency begins when its event is due, whatever has become of those before, so a
+    stall counts in full. A closed loop would send fewer events then ("coordinated omission").
+    """
+    events = per_s * _LOAD_S[per_s]
+    with site.queue(BARE), site.run(BARE) as child, site.watch(RECORDS) as next_record:
+        child.wait_ready()
+        told = runner.outcome("open_loop", site.url, BARE.queue, per_s, events)
+        recorded_s = dict(next_record() for _ in range(events))
+    by_number = {int(key.removeprefix(RECORDS)): at_s for key, at_s in recorded_s.items()}
+    return {f"{per_s:,}": {"ms": latencies_ms(per_s, told.pop("start_s"), by_number), **told}}
+
+
+def latencies_ms(per_s: int, start_s: float, recorded_s: Mapping[int, float]) -> list[float]:
+    """Return each event's latency from when it was due; those of the first second are left out."""
+    return [
+        1000 * (recorded_s[number] - start_s - number / per_s)
+        for number in range(_WARM_UP_S * per_s, len(recorded_s))
+    ]
+
+
+def summary(
+    per_s: int, ms: Sequence[Sequence[float]], late_ms: list[float], reached_per_s: list[float]
+) -> dict[str, list[float]]:
+    """Return a row for all rounds at a rate: no percentile unless each round has kept the rate."""
+    slowest_per_s = min(reached_per_s)
+    kept = slowest_per_s >= _KEPT * per_s
+    return {
+        "samples": [sum(map(len, ms))],
+        **{f"{name}, ms": pooled(ms, n) if kept else [] for name, n in PER_MILLE.items()},
+        "publisher late, ms": late_ms,
+        "rate not kept, slowest": [] if kept else [slowest_per_s],
+    }
+
+
+def pooled(rounds: Sequence[Sequence[float]], per_mille: int) -> list[float]:
+    """Return the percentile of all rounds together, between the least and the greatest of them.
+
+    It always lies between these, so it is the median of the three. It is alone where a round has
+    too few samples for a percentile of its own.
+    """
+    whole = percentile(list(chain(*rounds)), per_mille)
+    own = [value for values in rounds for value in percentile(values, per_mille)]
+    return [min(own), *whole, max(own)] if len(own) == len(rounds) else whole
+
+
+def percentile(values: Sequence[float], per_mille: int) -> list[float]:
+    """Return the value that so many of a thousand samples do not exceed, by its rank.
+
+    There is none where none of them could lie beyond it: the p99.9 of less than a thousand would
+    be their greatest by another name.
+    """
+    if len(values) * (1000 - per_mille) < 1000:
+        return []
+    rank = -(-len(values) * per_mille // 1000)
+    return [sorted(values)[rank - 1]]
