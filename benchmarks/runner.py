@@ -41,7 +41,7 @@ from .report import Mark, Table
 
 LOST_AFTER_S = 60.0
 _LOOK_EVERY_S, _STALLED_LOOKS = 0.01, 3_000
-_ANSWER_S = 60.0  # etcd takes a while to delete a million records.
+_ANSWER_S = 60.0  # etcd takes a while to delete a million records, or to compact them.
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 # -P: modules are found where they are installed, whatever lies in the working directory.
 _PYTHON = (sys.executable, "-P", "-m")
@@ -134,7 +134,8 @@ class Site:
         if self.keys.count(prefix or "/"):
             revision = self.keys.delete(prefix)
             # --physical waits until the space is given back, which would slow the next run down.
-            self.servers.etcd.ctl("compact", "--physical", str(revision))
+            timeout = f"--command-timeout={_ANSWER_S:g}s"
+            self.servers.etcd.ctl("compact", "--physical", timeout, str(revision))
 
     @contextmanager
     def watch(self, prefix: str) -> Iterator[Callable[[], tuple[str, float]]]:
