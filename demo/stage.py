@@ -91,7 +91,7 @@ class Stage(ABC):
 
     @abstractmethod
     def crash_at(self, point: str, service: str) -> Step:
-        """Start a service again that kills itself, as `chaos.crash_points` says, and wait likewise."""
+        """Start a service again that kills itself, as `chaos.crash_points` says; wait likewise."""
 
     @abstractmethod
     def ended(self, service: str) -> bool:

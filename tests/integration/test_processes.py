@@ -181,7 +181,8 @@ def test_stopped_again_and_again_in_the_middle_of_a_backlog(
     store, slow = attempt.store, {**SLOW, "ETCD_ENDPOINTS": way.address}
     way.delay(COMMIT_S / 2)
     assert stopped(attempt.start(**slow)) == 0
-    published, number, in_flight = 0, 0, []
+    published, number = 0, 0
+    in_flight: list[int] = []
     while number < stops or sum(each > 0 for each in in_flight) <= stops / 2:
         if attempt.broker.ready("order") < 1000:
             published += len(attempt.publish(orders(3000, f"o{number}")))
