@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import signal
 import sys
 from contextlib import suppress
 from itertools import groupby
@@ -21,7 +20,7 @@ from jinja2 import Template
 from demo.compose import FILES, RECEIVER, Compose, Ports, Project, compose_servers
 from demo.interrupt import interrupt_once
 from demo.page.board import Board
-from demo.page.controls import Controls, RefusedError
+from demo.page.controls import Controls
 from demo.page.sources import Sources
 from demo.screen import Screen
 from demo.stage import CannotPlayError
@@ -31,27 +30,21 @@ PROJECT = Project("reliable-play", "play", (*FILES, RECEIVER, "demo/page/page.ya
 _HOST = "127.0.0.1"
 _EVERY_S = 0.2
 _HERE = Path(__file__).parent
-_POLICY = (
-    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:"
-)
+_CSP = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:"
 
 
 class Page:
-    """The page of one stack. It answers to no other name than its own."""
+    """The page of one stack, which aiohttp serves. It answers to no other name than its own."""
 
     def __init__(self, controls: Controls, port: int) -> None:
         self.token = secrets.token_urlsafe(24)
         self._controls = controls
         self._names = {f"{name}:{port}" for name in ("localhost", _HOST)}
-
-    def application(self) -> web.Application:
-        """Return it as aiohttp serves it."""
-        app = web.Application(middlewares=[self._guard])
-        app.router.add_get("/", self._page)
-        app.router.add_get("/{name:page\\.(css|js)}", self._file)
-        app.router.add_get("/events", self._events)
-        app.router.add_post("/press", self._press)
-        return app
+        self.application = web.Application(middlewares=[self._guard])
+        self.application.router.add_get("/", self._page)
+        self.application.router.add_get("/{name:page\\.(css|js)}", self._file)
+        self.application.router.add_get("/events", self._events)
+        self.application.router.add_post("/press", self._press)
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -61,8 +54,8 @@ class Page:
         if request.method != "GET":
             given = request.headers.get("X-Token", "").encode()
             known = secrets.compare_digest(given, self.token.encode())
-            origins = {f"http://{name}" for name in self._names}
-            if not known or request.headers.get("Origin") not in origins:
+            origin = request.headers.get("Origin", "").removeprefix("http://")
+            if not known or origin not in self._names:
                 raise web.HTTPForbidden(text="Only the page's own buttons work.")
         return await handler(request)
 
@@ -70,7 +63,7 @@ class Page:
         groups = groupby(self._controls.buttons.items(), key=lambda item: item[1].group)
         page = Template((_HERE / "page.html").read_text(), autoescape=True)
         text = page.render(token=self.token, groups=groups)
-        headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-store"}
+        headers = {"Content-Security-Policy": _CSP, "Cache-Control": "no-store"}
         return web.Response(text=text, content_type="text/html", headers=headers)
 
     async def _file(self, request: web.Request) -> web.FileResponse:
@@ -80,14 +73,14 @@ class Page:
         try:
             pressed = json.loads(await request.text())
             self._controls.press(str(pressed["key"]), str(pressed["target"]))
-        except (ValueError, TypeError, KeyError, RefusedError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise web.HTTPBadRequest(text=str(error)) from None
         return web.Response(status=204)
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         """Send what the page draws, whole, whenever it has changed."""
-        stream = web.StreamResponse(headers={"Cache-Control": "no-store"})
-        stream.content_type = "text/event-stream"
+        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
+        stream = web.StreamResponse(headers=headers)
         await stream.prepare(request)
         said = ""
         with suppress(ConnectionError):
@@ -108,25 +101,21 @@ def main() -> int:
     try:
         ports, screen = Ports.read(PORT_PLAY="8090"), Screen()
         stack = compose_servers(REPOSITORY, ports, screen, keep=False, project=PROJECT)
-        with stack as compose, suppress(asyncio.CancelledError):
+        with stack as compose, suppress(KeyboardInterrupt):
             asyncio.run(_serve(compose, ports, screen))
-        return 0
     except CannotPlayError as error:
         print(f"play: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    return 0
 
 
 async def _serve(compose: Compose, ports: Ports, screen: Screen) -> None:
-    board, port, loop = Board(), ports.numbers["PORT_PLAY"], asyncio.get_running_loop()
-    sources, serving = Sources(compose, ports, board), asyncio.current_task()
-    assert serving is not None
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, serving.cancel)
+    port, sources = ports.numbers["PORT_PLAY"], Sources(compose, ports, Board())
     async with asyncio.TaskGroup() as tasks:
-        controls = Controls(compose, board, sources, tasks)
-        runner = web.AppRunner(Page(controls, port).application(), shutdown_timeout=1)
+        controls = Controls(compose, sources, tasks)
+        runner = web.AppRunner(Page(controls, port).application, shutdown_timeout=1)
         await runner.setup()
         await web.TCPSite(runner, _HOST, port).start()
         screen.say("Starting order, notify and their receiver ...")

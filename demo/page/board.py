@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import secrets
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
+from math import inf
 from typing import Any, Literal
 
 from demo.stage import SERVICES
@@ -35,13 +36,13 @@ class Copy:
     """One service's copy of one publication, and what was last seen of it.
 
     The label of an event's first copy is its id; what follows a dot tells later ones apart.
-    `confirmed_at` counts readings of RabbitMQ, and is 0 before its confirm.
+    `confirmed_at` counts readings of RabbitMQ.
     """
 
     label: str
     event_id: str
     kind: Kind
-    confirmed_at: int = 0
+    confirmed_at: float = inf
     state: str = "publishing"
     why: str = ""
 
@@ -55,17 +56,16 @@ class Process:
 
     service: str
     state: str = "stopped"
-    recorded: int = 0
     has_records: bool = True
     missing: Mapping[str, str] | None = None
 
-    def shown(self) -> tuple[str, str]:
-        """Return its state, and what is to be said of it."""
+    def shown(self, recorded: int) -> tuple[str, str]:
+        """Return its state, and what is to be said of it, which has recorded so many events."""
         if self.state == "running" and self.missing:
             return "not ready", "; ".join(f"{name}: {why}" for name, why in self.missing.items())
         if self.state == "running" and self.missing is None and self.service in SERVICES:
             return "not ready", "starting"
-        return self.state, f"recorded {self.recorded}" if self.recorded else ""
+        return self.state, f"recorded {recorded}" if recorded else ""
 
 
 class Lane:
@@ -82,10 +82,6 @@ class Lane:
         self.records, self.effects, self.numbers = Counter[str](), Counter[str](), Counter[str]()
         self.held: deque[int] = deque(maxlen=READINGS)
         self.letters_seen = 0
-
-    def confirmed(self) -> list[Copy]:
-        """Return the confirmed copies that have not come to rest."""
-        return [copy for copy in self.under_way.values() if copy.confirmed_at]
 
     def find(self, event_id: str) -> Copy | None:
         """Return the copy of an id that something said of it is about: the oldest under way."""
@@ -125,17 +121,15 @@ class Lane:
         copies = list(self.under_way.values())
         arrived = [copy.label for copy in copies if copy.state == "arrived"]
         # First in, first out: those in the queue are the newest.
-        in_flight = set(arrived[: max(0, len(arrived) - self.numbers["waiting"])])
+        taken = arrived[: max(0, len(arrived) - self.numbers["waiting"])]
+        places = dict.fromkeys(arrived, "waiting") | dict.fromkeys(taken, "in flight")
         states = Counter(copy.state for copy in copies)
-        self.numbers["in flight"] = len(in_flight) + states["claimed"]
+        self.numbers["in flight"] = len(taken) + states["claimed"]
         self.numbers["retry"] = states["retry"]
         if len(copies) > 2 * _ENDS_DRAWN:
             copies = copies[:_ENDS_DRAWN] + copies[-_ENDS_DRAWN:]
-        dots = []
-        for copy in chain(*self.at_rest.values(), copies):
-            place = "in flight" if copy.label in in_flight else "waiting"
-            dots.append((copy.label, place if copy.state == "arrived" else copy.state, copy.why))
-        return dots
+        shown = chain(*self.at_rest.values(), copies)
+        return [(copy.label, places.get(copy.label, copy.state), copy.why) for copy in shown]
 
 
 class Board:
@@ -149,9 +143,8 @@ class Board:
     def begin(self) -> None:
         """Begin a round, with the same processes."""
         self.round, self.lanes = secrets.token_hex(2), {service: Lane() for service in SERVICES}
-        self._numbers, self._readings, self._last = Counter[str](), 1, ""
-        for process in self.processes.values():
-            process.recorded = 0
+        self._numbers, self._recorded = Counter[str](), Counter[str]()
+        self._readings, self._last = 1, ""
 
     def publish(self, kind: Kind) -> tuple[str, bytes]:
         """Begin a publication, of which each service is to get a copy: its label and its body."""
@@ -181,8 +174,7 @@ class Board:
         lane, writer = self.lanes[service], self._writers.get(token.partition("/")[0], "")
         if state == "done" and self._is_current(event_id):
             lane.record(event_id, "recorded", f"by {writer}" if writer else "")
-            if writer in self.processes:
-                self.processes[writer].recorded += 1
+            self._recorded[writer] += 1
         elif state != "done" and (copy := lane.find(event_id)):
             copy.state = "claimed" if state == "claimed" else "arrived"
 
@@ -210,12 +202,13 @@ class Board:
             process.has_records = False
         elif text == "settled a batch":
             # It tells only numbers: the oldest, as in the queue.
-            known = [copy for copy in lane.confirmed() if lane.records[copy.event_id]]
+            copies = list(lane.under_way.values())
+            known = [copy for copy in copies if lane.records[copy.event_id]]
             skipped = line.get("processed_skipped", 0)
             lane.numbers["skipped"] += skipped
             for copy in known[:skipped]:
                 lane.rest(copy, "skipped", by)
-            for copy in lane.confirmed()[: 0 if process.has_records else line.get("processed", 0)]:
+            for copy in copies[: 0 if process.has_records else line.get("processed", 0)]:
                 lane.record(copy.event_id, "processed", unrecorded)
         elif is_current and text == "processed" and not process.has_records:
             lane.record(event_id, "processed", unrecorded)
@@ -236,7 +229,8 @@ class Board:
             lane.held.append(held + max(0, letters - lane.letters_seen))
             # What was confirmed before all of the last readings is compared with the most that the
             # queues held in one of them. Neither grows older while RabbitMQ does not answer.
-            old = [c for c in lane.confirmed() if self._readings - c.confirmed_at > READINGS]
+            last = self._readings - READINGS
+            old = [copy for copy in lane.under_way.values() if copy.confirmed_at < last]
             done = [c for c in old if c.kind != "other" and lane.records[c.event_id]]
             lane.numbers["lost"] = max(0, len(old) - len(done) - max(lane.held))
             for copy in done if not any(lane.held) else ():
@@ -247,11 +241,11 @@ class Board:
         lane = self.lanes[service]
         lane.letters_seen += lane.rest(lane.under_way.get(label), "parked", why)
 
-    def containers(self, seen: Iterable[tuple[str, str, str]]) -> None:
-        """Take note of all containers there are, in their order: name, service, and state."""
+    def containers(self, states: Mapping[str, str]) -> None:
+        """Take note of all containers there are, in their order, with their states."""
         before, self.processes = self.processes, {}
-        for name, service, state in seen:
-            process = self.processes[name] = before.get(name, Process(service))
+        for name, state in states.items():
+            process = self.processes[name] = before.get(name, Process(name.rpartition("-")[0]))
             process.state = state
             if state in ("stopped", "killed"):
                 process.missing = None
@@ -264,7 +258,8 @@ class Board:
     def snapshot(self) -> dict[str, Any]:
         """Return what the page draws, as JSON has it; the numbers tell how many run, too."""
         dots = {service: lane.drawn() for service, lane in self.lanes.items()}
-        cards = [(name, *process.shown()) for name, process in self.processes.items()]
+        known, recorded = self.processes.items(), self._recorded
+        cards = [(name, *process.shown(recorded[name])) for name, process in known]
         numbers = self._numbers + Counter(state for _, state, _ in cards)
         for service, lane in self.lanes.items():
             for name, number in lane.numbers.items():

@@ -13,17 +13,16 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from demo.command import CommandFailedError
 from demo.compose import Compose
-from demo.page.board import Board, Kind, Process
+from demo.page.board import Kind, Process
 from demo.page.sources import Sources
 from demo.stage import SERVICES, CannotPlayError
 from servers.wait import eventually
 
-ACTS: dict[str, Any] = tomllib.loads(Path(__file__).with_name("acts.toml").read_text())
+ACTS: dict[str, list[Any]] = tomllib.loads(Path(__file__).with_name("acts.toml").read_text())
 
 CHOSEN, DIES = "Chosen process", "Dies by itself, once"
 _BEFORE_RECORD = {"order": "handler left:1", "notify": "call made:1"}
@@ -44,10 +43,6 @@ _BEAT_S, _A_BEAT = 0.1, 10
 _WITHIN_S = 90.0
 
 
-class RefusedError(Exception):
-    """There is no such button, or nothing that it could be done to; the message says which."""
-
-
 class Button(NamedTuple):
     """Where it stands, what it says, and what it does, given what it acts on."""
 
@@ -59,11 +54,10 @@ class Button(NamedTuple):
 class Controls:
     """The stack's buttons, by their keys. Their work goes on in `tasks`."""
 
-    def __init__(
-        self, compose: Compose, board: Board, sources: Sources, tasks: asyncio.TaskGroup
-    ) -> None:
+    def __init__(self, compose: Compose, sources: Sources, tasks: asyncio.TaskGroup) -> None:
         self.told: dict[str, Any] = dict(_AT_FIRST)
-        self._compose, self._board, self._sources, self._tasks = compose, board, sources, tasks
+        self._compose, self._sources, self._tasks = compose, sources, tasks
+        self._board = sources.board
         self._stack = asyncio.Lock()
         self._act: asyncio.Task[None] | None = None
         self.buttons = {
@@ -92,8 +86,8 @@ class Controls:
             "b": Button("Publish", "Same id, other body", partial(self._publish, "other", 1)),
             "i": Button("Publish", "Invalid", partial(self._publish, "invalid", 1)),
         }
-        for key, act in ACTS.items():
-            self.buttons[key] = Button("Acts", act["label"], partial(self._play, act))
+        for key, (label, *steps) in ACTS.items():
+            self.buttons[key] = Button("Acts", label, partial(self._play, label, steps))
 
     async def run(self) -> None:
         """Publish at the rate, ten times a second."""
@@ -103,13 +97,15 @@ class Controls:
             await asyncio.sleep(_BEAT_S)
 
     def press(self, key: str, target: str) -> None:
-        """Begin what a button does; raises RefusedError."""
-        if key not in self.buttons or target not in self._board.processes:
-            raise RefusedError(f"there is no button {key!r}, or no process {target!r}")
+        """Begin what a button does, to a process if it is for one; raises KeyError."""
         button = self.buttons[key]
-        if button.group in (CHOSEN, DIES) and not self.told["playing"]:
+        is_for_one = button.group in (CHOSEN, DIES)
+        if is_for_one and target not in self._board.processes:
+            self.told["caption"] = f"{target} is gone"  # The page may not know yet.
+            return
+        if is_for_one and not self.told["playing"]:
             self.told["caption"] = f"{target}: {button.label}"
-        self._tasks.create_task(self._told(button.work(target)))
+        self._tasks.create_task(self._told(button.work(target if is_for_one else "")))
 
     def snapshot(self) -> dict[str, Any]:
         """Return all that the page shows."""
@@ -118,10 +114,8 @@ class Controls:
     async def _told(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
-        except (CannotPlayError, RefusedError, OSError) as error:
+        except (CannotPlayError, OSError) as error:
             self.told["caption"] = str(error)
-
-    # Processes.
 
     async def _process(self, verb: str, name: str) -> None:
         if verb in ("stop", "start"):
@@ -130,7 +124,7 @@ class Controls:
             await self._docker(verb, name)
         except CommandFailedError:
             state = getattr(self._board.processes.get(name), "state", "gone")
-            raise RefusedError(f"{name} is {state}: no {verb}") from None
+            raise CannotPlayError(f"{name} is {state}: no {verb}") from None
 
     async def _receiver(self, mood: str, _: str) -> None:
         await self._process("stop" if mood == "down" else "start", "receiver-1")
@@ -155,15 +149,11 @@ class Controls:
         if not self.told["playing"]:
             self.told["caption"] = f"{service} will kill itself, once: publish an event."
 
-    # The producer.
-
     async def _publish(self, kind: Kind, times: int, _: str = "") -> None:
         self._sources.outbox += [self._board.publish(kind) for _i in range(times)]
 
     async def _rate(self, _: str) -> None:
         self.told["rate"] = not self.told["rate"]
-
-    # All of them.
 
     async def _memory(self, wanted: str) -> None:
         """Run both services with records in etcd ("on") or without, or the other way round."""
@@ -207,22 +197,18 @@ class Controls:
         await self._receiver("well", "")
         self.told = dict(_AT_FIRST)
 
-    # Acts.
-
-    async def _play(self, act: Mapping[str, Any], _: str) -> None:
+    async def _play(self, label: str, steps: list[Any], _: str) -> None:
         """Play it, one at a time; a reset ends it."""
         if self.told["playing"]:
-            raise RefusedError(f"{self.told['playing']} is still played.")
-        self.told["playing"], self._act = act["label"], asyncio.current_task()
+            raise CannotPlayError(f"{self.told['playing']} is still played.")
+        self.told["playing"], self._act = label, asyncio.current_task()
         try:
-            for step in act["steps"]:
+            for step in steps:
                 await self._step(*step)
         finally:
             self.told["playing"] = ""
 
-    async def _step(
-        self, text: str, presses: str = "", grows: Mapping[str, int] = MappingProxyType({})
-    ) -> None:
+    async def _step(self, text: str, presses: str, grows: Mapping[str, int]) -> None:
         """Say what it does, press buttons, and wait until numbers of the board have grown."""
         self.told["caption"], before = text, self._board.snapshot()["numbers"]
         for press in presses.split():
@@ -232,19 +218,17 @@ class Controls:
         await self._until(lambda: self._board.snapshot()["numbers"] >= goals)
 
     async def _until(self, seen: Callable[[], bool]) -> None:
-        """Wait until the board shows something; raises RefusedError if it does not."""
+        """Wait until the board shows something; raises CannotPlayError if it does not."""
         deadline = time.monotonic() + _WITHIN_S
         while not seen():
             if time.monotonic() > deadline:
-                raise RefusedError(f"Not seen within {_WITHIN_S:g} s: {self.told['caption']}")
+                raise CannotPlayError(f"Not seen within {_WITHIN_S:g} s: {self.told['caption']}")
             await asyncio.sleep(_BEAT_S)
-
-    # Commands.
 
     def _service(self, name: str) -> str:
         service = name.rpartition("-")[0]
         if service not in SERVICES:
-            raise RefusedError(f"{name}: that is for order and notify")
+            raise CannotPlayError(f"{name}: that is for order and notify")
         return service
 
     def _containers(self, *services: str) -> dict[str, Process]:

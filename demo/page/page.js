@@ -6,13 +6,15 @@ const titles = {
   skipped: "skipped", retry: "retry", parked: "parked",
 };
 const placeOf = { claimed: "in flight", recorded: "processed" };
-const arrow = `<svg aria-hidden="true"><use href="#arrow"/></svg>`;
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const find = (selector, within = document) => within.querySelector(selector);
 const all = (selector) => document.querySelectorAll(selector);
-const dots = new Map(); // By service and label.
+const arrow = find("svg").outerHTML;
+const card = `<label class="process">
+  <input type="radio" name="process"><b></b><i></i><small></small></label>`;
+const dots = { order: new Map(), notify: new Map() }; // Each by its label.
 
-for (const service of ["order", "notify"]) {
+for (const service in dots) {
   const stations = Object.entries(titles).map(([place, title]) => `
     <div class="station"><h3>${title}</h3><b data-number="${service} ${place}">0</b>
       <div class="dots" data-place="${place}"></div></div>`);
@@ -30,20 +32,17 @@ function write(element, text) {
 const boxOf = (dot) => (dot.isConnected ? dot : find("#producer")).getBoundingClientRect();
 
 function drawDots(service, seen) {
-  const gone = new Set([...dots.keys()].filter((key) => key.startsWith(service))), moved = [];
+  const before = dots[service], moved = [];
+  dots[service] = new Map();
   for (const [label, state, why] of seen) {
-    const key = `${service} ${label}`;
+    const dot = before.get(label) || document.createElement("button");
     const about = `${label} at ${service}: ${state}${why && ", "}${why}`;
-    gone.delete(key);
-    if (!dots.has(key)) dots.set(key, document.createElement("button"));
-    const dot = dots.get(key);
+    before.delete(label);
+    dots[service].set(label, dot);
     if (dot.title !== about) dot.ariaLabel = dot.title = about;
     if (dot.dataset.state !== state) moved.push({ dot, state, start: boxOf(dot) });
   }
-  for (const key of gone) {
-    dots.get(key).remove();
-    dots.delete(key);
-  }
+  for (const gone of before.values()) gone.remove();
   for (const { dot, state } of moved) {
     dot.className = "dot";
     dot.dataset.state = state;
@@ -64,20 +63,18 @@ function drawDots(service, seen) {
 const chosen = () => find("#processes :checked")?.value;
 
 function drawProcesses(processes) {
-  const group = find("#processes"), empty = find("template").content.firstElementChild;
-  while (group.children.length > processes.length) group.lastChild.remove();
+  const group = find("#processes"), cards = group.children;
+  while (cards.length > processes.length) group.lastElementChild.remove();
+  while (cards.length < processes.length) group.insertAdjacentHTML("beforeend", card);
   processes.forEach(([name, state, why], index) => {
-    if (!group.children[index]) group.append(empty.cloneNode(true));
-    const card = group.children[index], input = find("input", card);
-    card.dataset.key = input.ariaKeyShortcuts = index + 1;
-    card.dataset.state = state;
+    const [input, ...texts] = cards[index].children;
+    cards[index].dataset.key = input.ariaKeyShortcuts = index + 1;
+    cards[index].dataset.state = state;
     input.value = name;
-    [name, state, why].forEach((text, child) => write(card.children[child + 1], text));
+    [name, state, why].forEach((text, place) => write(texts[place], text));
   });
-  if (!chosen() && processes.length) find("input", group.lastChild).checked = true;
+  if (!chosen() && processes.length) find("input", group.lastElementChild).checked = true;
 }
-
-// The whole page.
 
 function draw(next) {
   document.body.dataset.round = next.round;
@@ -98,7 +95,9 @@ function draw(next) {
 async function press(key) {
   const headers = { "X-Token": find("meta[name=token]").content };
   const body = JSON.stringify({ key, target: chosen() });
-  const answer = await fetch("press", { method: "POST", headers, body });
+  const send = () => fetch("press", { method: "POST", headers, body });
+  // A container that comes or goes changes the network: what was not sent by then has failed.
+  const answer = await send().catch(send);
   if (!answer.ok) write(find("#told"), await answer.text());
 }
 

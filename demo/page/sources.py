@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from itertools import product
+from itertools import chain, product
 from subprocess import PIPE, STDOUT, Popen
 from threading import Thread
 from typing import Any
@@ -34,10 +34,8 @@ _DELAYS = Settings().retry_delays
 _QUEUES = dict(queue for service in SERVICES for queue in queue_arguments(service, _DELAYS).items())
 """Of both services: the arguments by the name."""
 
-_LABEL = "x-play"
-"""The header with a publication's label."""
-
 _SHOWN = ("rabbitmq", "etcd", "receiver", *SERVICES)
+_LABEL_HEADER = "x-play"
 _EVERY_S = 12 / READINGS
 _SILENT_S = 10.0
 _DEAD_LETTERS_AT_ONCE = 100
@@ -49,7 +47,8 @@ class Sources:
     def __init__(self, compose: Compose, ports: Ports, board: Board) -> None:
         self.outbox: deque[tuple[str, bytes]] = deque()
         """Labels and bodies to publish. A round that begins puts an empty one in its place."""
-        self._compose, self._board, self._loop = compose, board, asyncio.get_running_loop()
+        self.board = board
+        self._compose, self._loop = compose, asyncio.get_running_loop()
         numbers = ports.numbers
         self._broker = Broker(ports.host, numbers["PORT_RABBITMQ"], numbers["PORT_RABBITMQ_UI"])
         self._etcd = EtcdClient(f"{ports.host}:{numbers['PORT_ETCD']}", timeout_s=2)
@@ -58,8 +57,9 @@ class Sources:
 
     def start(self) -> None:
         """Start the threads: daemons, for a frozen server may hold one for some seconds."""
-        for watch in (self._docker, self._changes, self._depths, self._produce):
-            Thread(target=self._forever, args=[watch], daemon=True).start()
+        asks = {"docker": self._docker, "etcd": self._changes, "rabbitmq": self._depths}
+        for server, ask in {**asks, "producer": self._produce}.items():
+            Thread(target=self._forever, args=[server, ask], daemon=True).start()
 
     def purge(self) -> None:
         """Empty each queue of the services; raises OSError."""
@@ -69,30 +69,31 @@ class Sources:
         with suppress(RuntimeError):  # The page has ended, and its loop with it.
             self._loop.call_soon_threadsafe(method, *arguments)
 
-    def _forever(self, watch: Callable[[], None]) -> None:
+    def _forever(self, server: str, ask: Callable[[], None]) -> None:
+        """Ask again whenever that ends. Where it fails, the card of the server says so."""
         while True:
-            with suppress(*NO_ANSWER, CannotPlayError, RuntimeError):
-                watch()
+            try:
+                ask()
+            except (*NO_ANSWER, CannotPlayError, RuntimeError):
+                self._see(self.board.answers, f"{server}-1", {server: "does not answer"})
             time.sleep(_EVERY_S)
-
-    # Docker.
 
     def _docker(self) -> None:
         """List the containers. Docker tells of a change too, but of a pause before its list."""
         found = self._compose.containers()
-        cards = [
-            (name, service, _state(found[name]))
+        # Not all: a container has another name for as long as the one it replaces is there.
+        cards = {
+            name: found[name]
             for service, name in product(_SHOWN, sorted(found))
             if name.rpartition("-")[0] == service
-        ]
-        self._see(self._board.containers, cards)
-        # Not of all: a container has another name for as long as the one it replaces is there.
-        before, self._containers = self._containers, {found[name]["ID"] for name, *_ in cards}
-        for name, service, state in cards:
-            if service in (*SERVICES, "receiver") and found[name]["ID"] not in before:
-                Thread(target=self._log, args=[name, found[name]["ID"]], daemon=True).start()
-            if service in SERVICES and state == "running":
-                self._see(self._board.answers, name, _missing(found[name]["Ports"]))
+        }
+        self._see(self.board.containers, {name: _state(card) for name, card in cards.items()})
+        before, self._containers = self._containers, {card["ID"] for card in cards.values()}
+        for name, card in cards.items():
+            if name.startswith((*SERVICES, "receiver")) and card["ID"] not in before:
+                Thread(target=self._log, args=[name, card["ID"]], daemon=True).start()
+            if name.startswith(SERVICES) and _state(card) == "running":
+                self._see(self.board.answers, name, _missing(card["Ports"]))
 
     def _log(self, name: str, container: str) -> None:
         """Read each line once; a log ends when its container stops, and may go on."""
@@ -110,57 +111,47 @@ class Sources:
     def _say(self, name: str, text: str) -> None:
         if text.startswith("{"):
             with suppress(ValueError):
-                self._see(self._board.line, name, json.loads(text))
+                self._see(self.board.line, name, json.loads(text))
         elif name.startswith("receiver"):
             key = text.removeprefix("again ")
-            self._see(self._board.effect, "notify", key, key != text)
-
-    # etcd.
+            self._see(self.board.effect, "notify", key, key != text)
 
     def _changes(self) -> None:
         """Watch all keys behind the last change; an etcd that was wiped begins again."""
-        try:
-            newest = self._etcd.revision()
-        except OSError:
-            self._see(self._board.answers, "etcd-1", {"etcd": "does not answer"})
-            return
-        self._see(self._board.answers, "etcd-1", {})
+        newest = self._etcd.revision()
+        self._see(self.board.answers, "etcd-1", {})
         self._revision = self._revision if newest >= self._revision else 0
-        for changes in self._etcd.watch(self._revision + 1, timeout_s=_SILENT_S):
-            for change in changes:
+        watch = self._etcd.watch(self._revision + 1, timeout_s=_SILENT_S)
+        with suppress(OSError, RuntimeError):  # Silence, too: whether etcd answers is asked anew.
+            for change in chain.from_iterable(watch):
                 self._revision = change.revision
                 found = re.fullmatch(r"/(?:service/)?(orders|order|notify)/(.+)", change.key)
                 if not found or change.kind == "delete":
                     continue
                 if found[1] == "orders":
-                    self._see(self._board.effect, "order", found[2])
+                    self._see(self.board.effect, "order", found[2])
                 else:
                     record = json.loads(change.value)
-                    self._see(self._board.record, *found.groups(), record["state"], record["token"])
-
-    # RabbitMQ.
+                    self._see(self.board.record, *found.groups(), record["state"], record["token"])
 
     def _depths(self) -> None:
         """Read the depths, and new dead letters, over a connection that is kept."""
         read: dict[str, int] = {}
-        try:
-            with self._broker.connected() as connection:
-                while True:
-                    unacked = self._broker.unacked()
-                    depths = ready(connection, [queue for queue in _QUEUES if queue in unacked])
-                    for service in SERVICES:
-                        queue = dead_letter_queue(service)
-                        if depths.get(queue) != read.get(queue):
-                            for letter in headers(connection, queue, _DEAD_LETTERS_AT_ONCE):
-                                reason = letter.get("x-reason", "by RabbitMQ")
-                                why = f"{reason}: {letter.get('x-error', '')}"
-                                self._see(self._board.park, service, letter.get(_LABEL), why)
-                    read = depths
-                    self._see(self._board.answers, "rabbitmq-1", {})
-                    self._see(self._board.depths, depths, unacked)
-                    connection.sleep(_EVERY_S)
-        except NO_ANSWER:
-            self._see(self._board.answers, "rabbitmq-1", {"rabbitmq": "does not answer"})
+        with self._broker.connected() as connection:
+            while True:
+                unacked = self._broker.unacked()
+                depths = ready(connection, [queue for queue in _QUEUES if queue in unacked])
+                for service in SERVICES:
+                    queue = dead_letter_queue(service)
+                    if depths.get(queue) != read.get(queue):
+                        for letter in headers(connection, queue, _DEAD_LETTERS_AT_ONCE):
+                            reason = letter.get("x-reason", "by RabbitMQ")
+                            why = f"{reason}: {letter.get('x-error', '')}"
+                            self._see(self.board.park, service, letter.get(_LABEL_HEADER), why)
+                read = depths
+                self._see(self.board.answers, "rabbitmq-1", {})
+                self._see(self.board.depths, depths, unacked)
+                connection.sleep(_EVERY_S)
 
     def _produce(self) -> None:
         """Publish in order, each until RabbitMQ has confirmed it and has a queue for it."""
@@ -173,21 +164,19 @@ class Sources:
                     connection.sleep(0.02)
                     continue
                 label, body = outbox[0]
-                properties = pika.BasicProperties(headers={_LABEL: label}, delivery_mode=2)
+                properties = pika.BasicProperties(headers={_LABEL_HEADER: label}, delivery_mode=2)
                 channel.basic_publish(EXCHANGE, "play", body, properties, mandatory=True)
                 outbox.popleft()
-                self._see(self._board.confirm, label)
+                self._see(self.board.confirm, label)
 
 
 def _missing(ports: str) -> dict[str, str] | None:
     """Ask a service what it lacks, by what Docker says of its ports; None for no answer."""
     published = re.search(r":(\d+)->8080/tcp", ports)
-    try:
-        url = f"http://127.0.0.1:{published[1] if published else 0}/readyz"
-        missing: dict[str, str] = ask_health(url, timeout_s=1).body["missing"]
-    except NO_ANSWER:
-        return None
-    return missing
+    url = f"http://127.0.0.1:{published[1] if published else 0}/readyz"
+    with suppress(*NO_ANSWER):
+        return dict(ask_health(url, timeout_s=1).body["missing"])
+    return None
 
 
 def _state(container: dict[str, str]) -> str:
