@@ -11,13 +11,9 @@ from typing import Any, cast
 import pytest
 from aiohttp.test_utils import TestClient, TestServer, unused_port
 
-from demo.compose import Compose
 from demo.page.__main__ import Page
 from demo.page.board import READINGS, Board, Kind, Process
 from demo.page.controls import Controls
-from demo.page.sources import Sources
-
-CARDS = {"rabbitmq-1": "running", "order-1": "running"}
 
 LINES: dict[str, dict[str, object]] = {
     "memoryless": {"event": "ENABLE_ETCD is false: every delivery is processed"},
@@ -92,7 +88,7 @@ def test_what_is_observed_is_shown(row: str) -> None:
     observed, dots, numbers = row.replace("UNRECORDED", "BY, without a record").split("|")
     board = Board()
     board.round = "r"
-    board.containers(CARDS)
+    board.containers({"rabbitmq-1": "running", "order-1": "running"})
     board.line("order-1", {"event": "starting", "process": "aa"})
     for name in ("new", *observed.split()):
         observe(board, name)
@@ -124,10 +120,10 @@ def test_a_card_says_how_its_process_is() -> None:
 
 async def press(headers: dict[str, str], body: str) -> tuple[int, int]:
     """Return the page's answer, and how many events its button publishes."""
-    sources, port = SimpleNamespace(board=Board(), outbox=[]), unused_port()
+    sources: Any = SimpleNamespace(board=Board(), outbox=[])
+    port = unused_port()
     async with asyncio.TaskGroup() as tasks:
-        controls = Controls(cast("Compose", None), cast("Sources", sources), tasks)
-        page = Page(controls, port)
+        page = Page(Controls(cast("Any", None), sources, tasks), port)
         async with TestClient(TestServer(page.application, port=port)) as client:
             own = {"Origin": f"http://localhost:{port}", "X-Token": page.token}
             answer = await client.post("/press", data=body, headers={**own, **headers})

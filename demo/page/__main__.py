@@ -10,12 +10,10 @@ import json
 import secrets
 import sys
 from contextlib import suppress
-from itertools import groupby
 from pathlib import Path
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from jinja2 import Template
 
 from demo.compose import FILES, RECEIVER, Compose, Ports, Project, compose_servers
 from demo.interrupt import interrupt_once
@@ -24,12 +22,11 @@ from demo.page.controls import Controls
 from demo.page.sources import Sources
 from demo.screen import Screen
 from demo.stage import CannotPlayError
-from servers.servers import REPOSITORY, docker_available
+from servers.servers import REPOSITORY
 
 PROJECT = Project("reliable-play", "play", (*FILES, RECEIVER, "demo/page/page.yaml"), "json")
 _HOST = "127.0.0.1"
 _EVERY_S = 0.2
-_HERE = Path(__file__).parent
 _CSP = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:"
 
 
@@ -41,8 +38,7 @@ class Page:
         self._controls = controls
         self._names = {f"{name}:{port}" for name in ("localhost", _HOST)}
         self.application = web.Application(middlewares=[self._guard])
-        self.application.router.add_get("/", self._page)
-        self.application.router.add_get("/{name:page\\.(css|js)}", self._file)
+        self.application.router.add_get("/{name:(page\\.(css|js))?}", self._file)
         self.application.router.add_get("/events", self._events)
         self.application.router.add_post("/press", self._press)
 
@@ -59,15 +55,10 @@ class Page:
                 raise web.HTTPForbidden(text="Only the page's own buttons work.")
         return await handler(request)
 
-    async def _page(self, _: web.Request) -> web.Response:
-        groups = groupby(self._controls.buttons.items(), key=lambda item: item[1].group)
-        page = Template((_HERE / "page.html").read_text(), autoescape=True)
-        text = page.render(token=self.token, groups=groups)
-        headers = {"Content-Security-Policy": _CSP, "Cache-Control": "no-store"}
-        return web.Response(text=text, content_type="text/html", headers=headers)
-
     async def _file(self, request: web.Request) -> web.FileResponse:
-        return web.FileResponse(_HERE / request.match_info["name"])
+        path = Path(__file__).with_name(request.match_info["name"] or "page.html")
+        headers = {"Content-Security-Policy": _CSP, "Cache-Control": "no-store"}
+        return web.FileResponse(path, headers=headers)
 
     async def _press(self, request: web.Request) -> web.Response:
         try:
@@ -78,14 +69,14 @@ class Page:
         return web.Response(status=204)
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        """Send what the page draws, whole, whenever it has changed."""
+        """Send what the page draws, whole, whenever it has changed: no foreign page can read it."""
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
         stream = web.StreamResponse(headers=headers)
         await stream.prepare(request)
         said = ""
         with suppress(ConnectionError):
             while True:
-                before, said = said, json.dumps(self._controls.snapshot())
+                before, said = said, json.dumps(self._controls.snapshot() | {"token": self.token})
                 if said != before:
                     await stream.write(f"data: {said}\n\n".encode())
                 await asyncio.sleep(_EVERY_S)
@@ -95,9 +86,6 @@ class Page:
 def main() -> int:
     """Return the exit code: 2 where it cannot run."""
     interrupt_once()
-    if not docker_available():
-        print("play: it needs a Docker engine, and none answers", file=sys.stderr)
-        return 2
     try:
         ports, screen = Ports.read(PORT_PLAY="8090"), Screen()
         stack = compose_servers(REPOSITORY, ports, screen, keep=False, project=PROJECT)

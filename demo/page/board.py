@@ -11,7 +11,6 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
-from math import inf
 from typing import Any, Literal
 
 from demo.stage import SERVICES
@@ -24,11 +23,9 @@ READINGS = 24
 """What is confirmed, in no queue for so many readings of RabbitMQ and not done is lost. They take
 12 s, for its count of unacked messages may be 5 s old."""
 
-_DRAWN = {"recorded": 28, "skipped": 12, "parked": 12}
-"""Where a copy comes to rest, and how many of the newest are drawn there."""
-
-_ENDS_DRAWN = 15
-"""So many of the newest under way are drawn, and of the oldest."""
+_DRAWN, _ENDS_DRAWN = {"recorded": 28, "skipped": 12, "parked": 12}, 15
+"""Where a copy comes to rest, and how many of the newest are drawn there; of those under way as
+many of the oldest as of the newest."""
 
 
 @dataclass
@@ -42,7 +39,7 @@ class Copy:
     label: str
     event_id: str
     kind: Kind
-    confirmed_at: float = inf
+    confirmed_at: float = float("inf")
     state: str = "publishing"
     why: str = ""
 
@@ -229,8 +226,7 @@ class Board:
             lane.held.append(held + max(0, letters - lane.letters_seen))
             # What was confirmed before all of the last readings is compared with the most that the
             # queues held in one of them. Neither grows older while RabbitMQ does not answer.
-            last = self._readings - READINGS
-            old = [copy for copy in lane.under_way.values() if copy.confirmed_at < last]
+            old = [c for c in lane.under_way.values() if self._readings - c.confirmed_at > READINGS]
             done = [c for c in old if c.kind != "other" and lane.records[c.event_id]]
             lane.numbers["lost"] = max(0, len(old) - len(done) - max(lane.held))
             for copy in done if not any(lane.held) else ():

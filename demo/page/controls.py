@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from demo.command import CommandFailedError
 from demo.compose import Compose
 from demo.page.board import Kind, Process
-from demo.page.sources import Sources
+from demo.page.sources import QUEUES, Sources
 from demo.stage import SERVICES, CannotPlayError
 from servers.wait import eventually
 
@@ -92,8 +92,7 @@ class Controls:
     async def run(self) -> None:
         """Publish at the rate, ten times a second."""
         while True:
-            if self.told["rate"]:
-                await self._publish("new", _A_BEAT)
+            await self._publish("new", _A_BEAT if self.told["rate"] else 0)
             await asyncio.sleep(_BEAT_S)
 
     def press(self, key: str, target: str) -> None:
@@ -108,8 +107,9 @@ class Controls:
         self._tasks.create_task(self._told(button.work(target if is_for_one else "")))
 
     def snapshot(self) -> dict[str, Any]:
-        """Return all that the page shows."""
-        return self._board.snapshot() | self.told
+        """Return all that the page shows, its buttons too."""
+        buttons = [(button.group, key, button.label) for key, button in self.buttons.items()]
+        return self._board.snapshot() | self.told | {"buttons": buttons}
 
     async def _told(self, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -129,8 +129,7 @@ class Controls:
     async def _receiver(self, mood: str, _: str) -> None:
         await self._process("stop" if mood == "down" else "start", "receiver-1")
         if mood != "down":
-            write = f"echo {mood} >/tmp/receiver/mood"
-            await self._docker("exec", "receiver-1", "sh", "-c", write)
+            await self._docker("exec", "receiver-1", "sh", "-c", f"echo {mood} >/tmp/receiver/mood")
         self.told["receiver"] = mood
 
     async def _scale(self, by: int, name: str) -> None:
@@ -166,13 +165,11 @@ class Controls:
             self.told["memory"] = on
 
     async def _wipe(self, _: str) -> None:
-        """Remove etcd with its data, and start one that has none."""
         async with self._stack:
             await asyncio.to_thread(self._compose.wipe, "etcd")
             await self._up(etcd=1)
 
     async def _heal(self, _: str) -> None:
-        """Have each process run, and the receiver well."""
         async with self._stack:
             await self._up(rabbitmq=1, etcd=1, receiver=1)
             # Apart: else Compose waits until they are healthy, and gives up where one is not.
@@ -188,8 +185,8 @@ class Controls:
             # What they hold is not of the round that begins, and new ones are numbered from 1.
             await self._quietly(self._containers(*SERVICES), "rm", "--force")
             await self._up(rabbitmq=1, etcd=1, receiver=1)
-            purge = partial(eventually, self._sources.purge, _WITHIN_S, also=(OSError,))
-            await asyncio.to_thread(purge)
+            purge = partial(self._sources.broker.purge, QUEUES)
+            await asyncio.to_thread(eventually, purge, _WITHIN_S, also=(OSError,))
             self._sources.outbox = deque()
             self._board.begin()
             self._compose.set(ENABLE_ETCD="true", NOTIFY_URL="http://receiver:8000")
@@ -248,6 +245,5 @@ class Controls:
                 await self._docker(verb, name, *arguments)
 
     async def _up(self, *flags: str, **replicas: int) -> None:
-        """Have so many of each run."""
         await self._quietly(self._containers(*replicas), "unpause")
         await asyncio.to_thread(self._compose.up, *flags, **replicas)

@@ -12,6 +12,7 @@ const all = (selector) => document.querySelectorAll(selector);
 const arrow = find("svg").outerHTML;
 const card = `<label class="process">
   <input type="radio" name="process"><b></b><i></i><small></small></label>`;
+let token; // It shows that a press is this page's own.
 const dots = { order: new Map(), notify: new Map() }; // Each by its label.
 
 for (const service in dots) {
@@ -50,7 +51,7 @@ function drawDots(service, seen) {
     const within = find(state === "publishing" ? "#producer" : "#" + service);
     find(`[data-place="${placeOf[state] || state}"]`, within).prepend(dot);
   }
-  if (still.matches || document.hidden) return;
+  if (still.matches) return;
   for (const step of moved) step.end = boxOf(step.dot);
   for (const { dot, start, end } of moved) {
     const transform = `translate(${start.x - end.x}px, ${start.y - end.y}px)`;
@@ -58,7 +59,13 @@ function drawDots(service, seen) {
   }
 }
 
-// Processes, as a group of radio buttons.
+function drawButtons(buttons) {
+  const groups = Object.entries(Object.groupBy(buttons, ([group]) => group));
+  find("nav").innerHTML = groups.map(([group, within]) => `
+    <fieldset><legend>${group}</legend>${within.map(([, key, label]) => `
+      <button data-key="${key}" aria-keyshortcuts="${key}">${label}</button>`).join("")}
+    </fieldset>`).join("");
+}
 
 const chosen = () => find("#processes :checked")?.value;
 
@@ -77,7 +84,9 @@ function drawProcesses(processes) {
 }
 
 function draw(next) {
+  token = next.token;
   document.body.dataset.round = next.round;
+  if (!find("nav button")) drawButtons(next.buttons);
   for (const element of all("[data-number]")) {
     const number = next.numbers[element.dataset.number] || 0;
     write(element, number);
@@ -93,9 +102,8 @@ function draw(next) {
 }
 
 async function press(key) {
-  const headers = { "X-Token": find("meta[name=token]").content };
   const body = JSON.stringify({ key, target: chosen() });
-  const send = () => fetch("press", { method: "POST", headers, body });
+  const send = () => fetch("press", { method: "POST", headers: { "X-Token": token }, body });
   // A container that comes or goes changes the network: what was not sent by then has failed.
   const answer = await send().catch(send);
   if (!answer.ok) write(find("#told"), await answer.text());
@@ -112,5 +120,10 @@ document.onkeydown = (event) => {
 };
 
 const events = new EventSource("events");
-events.onmessage = (event) => draw(JSON.parse(event.data));
+let frame;
+events.onmessage = ({ data }) => {
+  // A browser that is too slow to draw all of it draws the newest: else it never catches up.
+  cancelAnimationFrame(frame);
+  frame = requestAnimationFrame(() => draw(JSON.parse(data)));
+};
 events.onerror = () => write(find("#caption"), "The page's program does not answer.");

@@ -31,8 +31,7 @@ from servers.etcd import EtcdClient
 from servers.services import ask_health
 
 _DELAYS = Settings().retry_delays
-_QUEUES = dict(queue for service in SERVICES for queue in queue_arguments(service, _DELAYS).items())
-"""Of both services: the arguments by the name."""
+QUEUES = dict(queue for service in SERVICES for queue in queue_arguments(service, _DELAYS).items())
 
 _SHOWN = ("rabbitmq", "etcd", "receiver", *SERVICES)
 _LABEL_HEADER = "x-play"
@@ -47,10 +46,9 @@ class Sources:
     def __init__(self, compose: Compose, ports: Ports, board: Board) -> None:
         self.outbox: deque[tuple[str, bytes]] = deque()
         """Labels and bodies to publish. A round that begins puts an empty one in its place."""
-        self.board = board
-        self._compose, self._loop = compose, asyncio.get_running_loop()
+        self.board, self._compose, self._loop = board, compose, asyncio.get_running_loop()
         numbers = ports.numbers
-        self._broker = Broker(ports.host, numbers["PORT_RABBITMQ"], numbers["PORT_RABBITMQ_UI"])
+        self.broker = Broker(ports.host, numbers["PORT_RABBITMQ"], numbers["PORT_RABBITMQ_UI"])
         self._etcd = EtcdClient(f"{ports.host}:{numbers['PORT_ETCD']}", timeout_s=2)
         self._containers: set[str] = set()
         self._revision = 0
@@ -60,10 +58,6 @@ class Sources:
         asks = {"docker": self._docker, "etcd": self._changes, "rabbitmq": self._depths}
         for server, ask in {**asks, "producer": self._produce}.items():
             Thread(target=self._forever, args=[server, ask], daemon=True).start()
-
-    def purge(self) -> None:
-        """Empty each queue of the services; raises OSError."""
-        self._broker.purge(_QUEUES)
 
     def _see(self, method: Callable[..., None], *arguments: Any) -> None:
         with suppress(RuntimeError):  # The page has ended, and its loop with it.
@@ -137,10 +131,10 @@ class Sources:
     def _depths(self) -> None:
         """Read the depths, and new dead letters, over a connection that is kept."""
         read: dict[str, int] = {}
-        with self._broker.connected() as connection:
+        with self.broker.connected() as connection:
             while True:
-                unacked = self._broker.unacked()
-                depths = ready(connection, [queue for queue in _QUEUES if queue in unacked])
+                unacked = self.broker.unacked()
+                depths = ready(connection, [queue for queue in QUEUES if queue in unacked])
                 for service in SERVICES:
                     queue = dead_letter_queue(service)
                     if depths.get(queue) != read.get(queue):
@@ -155,7 +149,7 @@ class Sources:
 
     def _produce(self) -> None:
         """Publish in order, each until RabbitMQ has confirmed it and has a queue for it."""
-        with self._broker.connected() as connection:
+        with self.broker.connected() as connection:
             channel = connection.channel()
             channel.confirm_delivery()
             while True:

@@ -50,6 +50,13 @@ class Chromium:
         self._driver.execute_cdp_cmd("HeapProfiler.collectGarbage", {})
         return int(self._driver.execute_cdp_cmd("Runtime.getHeapUsage", {})["usedSize"])
 
+    @contextmanager
+    def slowed(self, factor: int) -> Iterator[None]:
+        """Give the page that much less of the CPU while the block runs."""
+        self._driver.execute_cdp_cmd("Emulation.setCPUThrottlingRate", {"rate": factor})
+        yield
+        self._driver.execute_cdp_cmd("Emulation.setCPUThrottlingRate", {"rate": 1})
+
     def names(self) -> dict[str, list[str]]:
         """Return the names that a screen reader says, by role."""
         found: dict[str, list[str]] = {}
