@@ -16,7 +16,7 @@ from idempotent_consumer.event import decode
 from idempotent_consumer.names import CONFLICT, FAILED, REASON_HEADER
 from idempotent_consumer.testing import broker as amqp
 from idempotent_consumer.testing import etcd
-from idempotent_consumer.testing.broker import ChannelError, Connection, Message, Queue
+from idempotent_consumer.testing.broker import ChannelError, Connection, Message, Queue, Session
 from idempotent_consumer.testing.etcd import CLOSED, TIMED_OUT, Call, Change, Data, Fate
 from simulation.process import Life
 from simulation.run import EXCHANGE, PER_REQUEST, RECORDED, RECORDS, SERVICE, Run, records
@@ -138,7 +138,7 @@ class SimulatedBroker(amqp.FakeBroker):
         self._sent_on: Counter[bytes] = Counter()
         self._rested_on_copies: Counter[bytes] = Counter()
         self._given_s: dict[tuple[int, Life], float] = {}
-        self._silent: set[amqp.ServerChannel] = set()
+        self._silent: set[Session] = set()
         self.queues[SERVICE] = Queue(SERVICE, queue_arguments(SERVICE, ())[SERVICE])
 
     @property
@@ -156,13 +156,9 @@ class SimulatedBroker(amqp.FakeBroker):
         kept = (SERVICE, DEAD_LETTERS)
         return [n for n, queue in self.queues.items() if n not in kept and not queue.ready]
 
-    @property
-    def consuming(self) -> list[amqp.ServerChannel]:
-        return [channel for channel in self.channels if channel.consumers]
-
     # What is published.
 
-    def publishing(self, channel: amqp.ServerChannel, message: Message) -> None:
+    def publishing(self, session: Session, message: Message) -> None:
         """Judge a copy that a process sends on of a message it was given.
 
         A failure is one only where the record was looked at, and a conflict is one only with what
@@ -170,7 +166,7 @@ class SimulatedBroker(amqp.FakeBroker):
         """
         if message.exchange:
             return
-        life = channel.loop
+        life = session.loop
         if message.routing_key not in self.queues:
             self.run.fault("publish returned", life.name, message.routing_key)
         if not (number := message.headers.get(_COPY_OF)):
@@ -200,31 +196,30 @@ class SimulatedBroker(amqp.FakeBroker):
                 self.run.violation("a body was changed on its way", message.body)
         super().put(queue, message)
 
-    def confirm(self, channel: amqp.ServerChannel, number: int) -> None:
+    def confirm(self, session: Session, number: int) -> None:
         """Confirm a message, or all up to it; soon, late or never."""
         wait_s = 0.0
-        if self.run.happens("confirm late", channel.loop.name):
+        if self.run.happens("confirm late", session.loop.name):
             wait_s = self.rng.uniform(0.1, 20.0)
             if wait_s > _NEVER_S:
-                self.run.fault("confirm never", channel.loop.name)
-                self._silent.add(channel)
+                self.run.fault("confirm never", session.loop.name)
+                self._silent.add(session)
                 return
 
         def confirm() -> None:
-            if channel.alive and number in channel.unconfirmed:
-                multiple = (
-                    channel not in self._silent
-                    and all(taken for n, taken in channel.unconfirmed.items() if n <= number)
-                    and self.rng.random() < 0.5
-                )
-                channel.confirm(number, multiple)
+            if number not in session.unconfirmed:
+                return  # It was confirmed with a later one.
+            if not session.is_open:
+                self.run.fault("confirm lost", session.loop.name)
+                return
+            multiple = (
+                session not in self._silent
+                and all(taken for n, taken in session.unconfirmed.items() if n <= number)
+                and self.rng.random() < 0.5
+            )
+            session.confirm(number, multiple)
 
         self.agenda.later(wait_s, confirm)
-
-    def ended(self, channel: amqp.ServerChannel) -> None:
-        """Learn that a channel has ended: what is not confirmed never will be."""
-        for _ in filter(None, channel.unconfirmed.values()):
-            self.run.fault("confirm lost", channel.loop.name)
 
     def is_conflict(self, sent: Sent) -> bool:
         """Return whether another body is recorded under an event's id."""
@@ -244,7 +239,7 @@ class SimulatedBroker(amqp.FakeBroker):
         if message.returns:
             self.run.fault("redelivered", "broker", f"#{message.number}")
         self.given_out_s[message.body] = self.agenda.now_s
-        self._given_s.setdefault((message.number, consumer.channel.loop), self.agenda.now_s)
+        self._given_s.setdefault((message.number, consumer.session.loop), self.agenda.now_s)
         return message, consumer
 
     def take_back(self, queue: Queue, messages: list[Message]) -> None:
@@ -254,7 +249,7 @@ class SimulatedBroker(amqp.FakeBroker):
 
     def settled(self, consumer: amqp.Consumer, message: Message) -> None:
         """Judge an ack: the record is there and done, or a copy of the message is safe."""
-        life, sent = consumer.channel.loop, self.sent[message.body]
+        life, sent = consumer.session.loop, self.sent[message.body]
         self.run.note("broker", f"gets an ack of #{message.number} from {life.name}")
         super().settled(consumer, message)
         if life in self.must_not_ack:
@@ -280,14 +275,14 @@ class SimulatedBroker(amqp.FakeBroker):
 
         pika itself does so with what arrives after the process has cancelled its consumer.
         """
-        if consumer.tag not in consumer.channel.cancelled:
-            name = consumer.channel.loop.name
+        if consumer.tag not in consumer.session.cancelled:
+            name = consumer.session.loop.name
             self.run.violation("a delivery was handed back", name, message.number)
         super().rejected(consumer, message)
 
-    def refused(self, channel: amqp.ServerChannel, error: ChannelError) -> None:
+    def refused(self, session: Session, error: ChannelError) -> None:
         """Judge what the broker closes a channel for: the library never asks for it."""
-        self.run.violation(error.args[1], channel.loop.name)
+        self.run.violation(error.args[1], session.loop.name)
 
     def dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
         super().dead_letter(queue, message, reason)
@@ -328,14 +323,6 @@ class SimulatedBroker(amqp.FakeBroker):
         noticed_s = [rng.uniform(0, rng.choice([0.01, HEARTBEATS_S])) for _ in kept]
         lost = self.lose(connection, kept, noticed_s)
         self.run.note(connection.loop.name, f"loses a connection, and {lost} frames with it")
-
-    def close(self, channel: amqp.ServerChannel) -> None:
-        """Close a channel, as after an error of the broker's own."""
-        channel.session.close_channel(channel, ChannelError(541, "INTERNAL_ERROR"))
-
-    def cancel(self, channel: amqp.ServerChannel) -> None:
-        """Cancel a consumer, as where its queue gets another leader."""
-        channel.cancelled_by_broker(self.rng.choice([*channel.consumers.values()]))
 
 
 def _of(sent: Sent, lives: Iterable[Data]) -> Iterable[dict[str, str]]:

@@ -12,6 +12,7 @@ from random import Random
 from idempotent_consumer import Service
 from idempotent_consumer.bus import COMMITS_IN_FLIGHT, MAX_BYTES_IN_FLIGHT
 from idempotent_consumer.settings import Settings
+from idempotent_consumer.testing.broker import ChannelError
 from simulation.checker import Checker
 from simulation.process import Life, SimulatedProcess
 from simulation.run import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, SERVICE, Plan, Run
@@ -230,8 +231,16 @@ TIMED: dict[str, Timed] = {
     "alarm": _lasts("broker", (1.0, 15.0), lambda w: w.broker.set_alarm),
     "lease revoked": lambda w, kind: w.run.hits(kind, w.store.leases_of_claims(), w.store.revoke),
     "connection lost": lambda w, kind: w.run.hits(kind, w.broker.connections, w.broker.cut),
-    "channel closed": lambda w, kind: w.run.hits(kind, w.broker.channels, w.broker.close),
-    "consumer cancelled": lambda w, kind: w.run.hits(kind, w.broker.consuming, w.broker.cancel),
+    "channel closed": lambda w, kind: w.run.hits(
+        kind,
+        [session for session in w.broker.sessions if session.is_open],
+        lambda session: session.close_channel(ChannelError(541, "INTERNAL_ERROR")),
+    ),
+    "consumer cancelled": lambda w, kind: w.run.hits(
+        kind,
+        [session for session in w.broker.sessions if session.consumers],
+        lambda session: session.cancelled_by_broker(*session.consumers.values()),
+    ),
     "queue deleted": lambda w, kind: w.run.hits(kind, w.broker.idle_retries, w.broker.delete_queue),
     "stopped": lambda w, kind: w.run.hits(kind, w.running(), SimulatedProcess.stop),
 }

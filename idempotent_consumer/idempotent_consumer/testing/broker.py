@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -65,9 +65,9 @@ class Queue:
 
 @dataclass(eq=False)
 class Consumer:
-    """A consumer of a queue on a channel."""
+    """A consumer of a queue."""
 
-    channel: ServerChannel
+    session: Session
     queue: Queue
     tag: str
     prefetch: int
@@ -94,7 +94,7 @@ class FakeBroker:
     """RabbitMQ as a process reaches it, and as a test does.
 
     ``away`` refuses connections. ``confirms`` off holds confirms back, for the test to send them
-    by ``ServerChannel.confirm``. ``nacks`` says of a queue's name whether it takes no message.
+    by ``Session.confirm``. ``nacks`` says of a queue's name whether it takes no message.
     ``exchanges`` are topic exchanges, with their bindings: keys and queues. ``sinks`` has exchanges
     whose messages all go to one queue. ``arrived`` is how many deliveries have come to each
     process, ``consumed`` how many consumers there have been.
@@ -125,8 +125,9 @@ class FakeBroker:
     # What the test does.
 
     def publish(self, exchange: str, routing_key: str, body: bytes, properties: Any = None) -> None:
+        message = Message(0, body, _encoded(properties), exchange, routing_key)
         for queue in self.route(exchange, routing_key):
-            self.store(queue, body, _encoded(properties), exchange, routing_key)
+            self.store(queue, message)
 
     def delete_queue(self, name: str) -> None:
         """Delete a queue with its messages; its consumers are told."""
@@ -134,7 +135,7 @@ class FakeBroker:
         for bindings in self.exchanges.values():
             bindings[:] = [(key, bound) for key, bound in bindings if bound != name]
         for consumer in list(queue.consumers):
-            consumer.channel.cancelled_by_broker(consumer)
+            consumer.session.cancelled_by_broker(consumer)
 
     def set_alarm(self, alarm: bool) -> None:
         """Raise or end an alarm: in one, connections that publish are read no further."""
@@ -170,12 +171,8 @@ class FakeBroker:
         return [connection for connection in self.connections if connection.loop is loop]
 
     @property
-    def channels(self) -> list[ServerChannel]:
-        return [channel for session in self.sessions for channel in session.channels.values()]
-
-    @property
     def unacked(self) -> list[Message]:
-        return [message for one in self.channels for _, message in one.unacked.values()]
+        return [message for one in self.sessions for _, message in one.unacked.values()]
 
     # What the broker decides. A subclass may decide otherwise, or look on.
 
@@ -185,19 +182,16 @@ class FakeBroker:
         queue.consumers.append(free[0])
         return queue.ready.pop(0), free[0]
 
-    def publishing(self, channel: ServerChannel, message: Message) -> None:
-        """Take note of a message before it is routed; its number counts its channel's."""
+    def publishing(self, session: Session, message: Message) -> None:
+        """Take note of a message before it is routed; its number counts its session's."""
         self.published.append(message)
 
-    def refused(self, channel: ServerChannel, error: ChannelError) -> None:
+    def refused(self, session: Session, error: ChannelError) -> None:
         """Take note of an error of the client's for which its channel is closed."""
 
-    def ended(self, channel: ServerChannel) -> None:
-        """Take note of the end of a channel, with what is unconfirmed on it."""
-
-    def confirm(self, channel: ServerChannel, number: int) -> None:
+    def confirm(self, session: Session, number: int) -> None:
         if self.confirms:
-            channel.confirm(number)
+            session.confirm(number)
 
     def settled(self, consumer: Consumer, message: Message) -> None:
         self.acked.append(message)
@@ -221,11 +215,10 @@ class FakeBroker:
             raise ChannelError(404, f"NOT_FOUND - no exchange '{exchange}' in vhost '/'")
         return [queue for name, queue in self.queues.items() if name in found]
 
-    def store(
-        self, queue: Queue, body: bytes, encoded: bytes, exchange: str, routing_key: str
-    ) -> None:
+    def store(self, queue: Queue, message: Message) -> None:
+        """Put a copy of a message into a queue, with a number of its own."""
         self._stored += 1
-        self.put(queue, Message(self._stored, body, encoded, exchange, routing_key))
+        self.put(queue, replace(message, number=self._stored))
 
     def put(self, queue: Queue, message: Message) -> None:
         queue.ready.append(message)
@@ -241,7 +234,7 @@ class FakeBroker:
     def dispatch(self, queue: Queue) -> None:
         while queue.ready and (free := [each for each in queue.consumers if each.room]):
             message, consumer = self.pick(queue, free)
-            consumer.channel.deliver(consumer, message)
+            consumer.session.deliver(consumer, message)
 
     def take_back(self, queue: Queue, messages: list[Message]) -> None:
         """Make messages ready again, behind other returned ones and ahead of the rest."""
@@ -272,17 +265,26 @@ class FakeBroker:
         deaths = [death, *message.headers.get("x-death", ())]
         encoded = with_headers(message.encoded, {"x-death": deaths})
         for target in targets:
-            self.store(target, message.body, encoded, exchange, routing_key)
+            self.store(target, Message(0, message.body, encoded, exchange, routing_key))
 
 
 class Session:
-    """The broker's side of a connection, ``alive`` from when it is accepted to its end."""
+    """The broker's side of a connection and of its channel: the library has one on each.
+
+    ``alive`` is whether the connection is accepted and there, ``is_open`` whether its channel is.
+    ``unacked`` has consumer and message by delivery tag; ``unconfirmed`` whether the message was
+    taken, by its number; ``cancelled`` the tags of the consumers that the client has ended.
+    """
 
     def __init__(self, broker: FakeBroker, connection: Connection) -> None:
-        self.broker, self.connection = broker, connection
-        self.alive, self.blocked = False, False
-        self.channels: dict[int, ServerChannel] = {}
+        self.broker, self.connection, self.loop = broker, connection, connection.loop
+        self.alive = self.blocked = self.is_open = self.confirming = False
+        self.unacked: dict[int, tuple[Consumer, Message]] = {}
+        self.unconfirmed: dict[int, bool] = {}
+        self.consumers: dict[str, Consumer] = {}
+        self.cancelled: set[str] = set()
         self._unread: list[Callable[[], None]] = []
+        self._prefetch = self._tag = self._published = self._epoch = 0
 
     def accept(self) -> None:
         if self.broker.away:
@@ -292,85 +294,40 @@ class Session:
         self.alive = True
         self.broker.sessions.append(self)
         # In one go: pika's answers tell the broker nothing.
-        self.send(0, spec.Connection.Start(server_properties={"capabilities": _CAPABILITIES}))
-        self.send(0, spec.Connection.Tune(channel_max=2047, frame_max=131072))
-        self.send(0, spec.Connection.OpenOk())
+        self._send(spec.Connection.Start(server_properties={"capabilities": _CAPABILITIES}))
+        self._send(spec.Connection.Tune(channel_max=1, frame_max=131072))
+        self._send(spec.Connection.OpenOk())
 
-    def send(self, number: int, method: Any, *content: bytes) -> None:
-        """Send a method on a channel, with a message's encoded properties and its body."""
-        receive = partial(self.connection.receive, number, method, *content)
-        self.connection.to_client.send(receive)
-
-    def receive(self, number: int, sent: Sent) -> None:
+    def receive(self, sent: Sent) -> None:
         method = sent.method
         if isinstance(method, spec.Basic.Publish) and self.broker.alarm and not self.blocked:
             self.blocked = True
-            self.send(0, spec.Connection.Blocked("low on memory"))
+            self._send(spec.Connection.Blocked("low on memory"))
         if self.blocked:
-            self._unread.append(partial(self.receive, number, sent))
+            self._unread.append(partial(self.receive, sent))
             return
-        if isinstance(method, spec.Connection.Close):
-            self.end()
-            self.send(0, spec.Connection.CloseOk())
-        elif isinstance(method, spec.Channel.Open):
-            self.channels[number] = ServerChannel(self, number)
-        channel = self.channels.get(number)
-        if channel is None or not self.alive:
+        opens_or_ends = isinstance(method, spec.Channel.Open | spec.Connection.Close)
+        if not self.alive or not (self.is_open or opens_or_ends):
             return
         try:
-            do = getattr(channel, method.NAME.replace(".", "_").lower())
+            do = getattr(self, method.NAME.replace(".", "_").lower())
             answer = do(method, *sent.content)
             if answer is not None and not getattr(method, "nowait", False):
-                self.send(number, answer)
+                self._send(answer)
         except ChannelError as error:
-            self.broker.refused(channel, error)
-            self.close_channel(channel, error)
+            self.broker.refused(self, error)
+            self.close_channel(error)
 
     def unblock(self) -> None:
         if self.blocked and not self.broker.alarm:
             self.blocked = False
-            self.send(0, spec.Connection.Unblocked())
+            self._send(spec.Connection.Unblocked())
             while self._unread:
                 self._unread.pop(0)()
 
-    def close_channel(self, channel: ServerChannel, error: ChannelError) -> None:
-        """Close a channel for an error; the connection is still there."""
-        if self.channels.pop(channel.number, None) is not None:
-            channel.end()
-            self.send(channel.number, spec.Channel.Close(*error.args, 0, 0))
-
-    def end(self) -> None:
-        """Take back what is not acked; what is not confirmed never will be.
-
-        While nothing is read, the end is not either: what was written before counts.
-        """
-        if self.blocked:
-            self._unread.append(self.end)
-        elif self.alive:
-            self.alive = False
-            self.broker.sessions.remove(self)
-            for channel in list(self.channels.values()):
-                channel.end()
-            self.channels.clear()
-
-
-class ServerChannel:
-    """The broker's side of a channel: what it was given, what it publishes.
-
-    ``unacked`` has consumer and message by delivery tag; ``unconfirmed`` whether the message was
-    taken, by its number on this channel; ``cancelled`` the tags of the consumers that the client
-    has ended. The methods are AMQP's, and return what they are answered with.
-    """
-
-    def __init__(self, session: Session, number: int) -> None:
-        self.session, self.number, self.broker = session, number, session.broker
-        self.loop: Any = session.connection.loop
-        self.unacked: dict[int, tuple[Consumer, Message]] = {}
-        self.unconfirmed: dict[int, bool] = {}
-        self.consumers: dict[str, Consumer] = {}
-        self.cancelled: set[str] = set()
-        self.alive, self.confirming = True, False
-        self._prefetch = self._tag = self._published = self._epoch = 0
+    def _send(self, method: Any, *content: bytes) -> None:
+        """Send a method, with a message's encoded properties and its body."""
+        self.connection.to_client.send(partial(self.connection.receive, method, *content))
 
     # What the broker sends.
 
@@ -397,17 +354,24 @@ class ServerChannel:
         self._end_consumer(consumer)
         self._send(spec.Basic.Cancel(consumer.tag))
 
-    def _send(self, method: Any, *content: bytes) -> None:
-        self.session.send(self.number, method, *content)
+    def close_channel(self, error: ChannelError) -> None:
+        """Close the channel for an error; the connection is still there."""
+        if self.is_open:
+            self._end_channel()
+            self._send(spec.Channel.Close(*error.args, 0, 0))
 
-    # What the client sends.
+    # What the client sends: the methods are AMQP's, and return what they are answered with.
+
+    def connection_close(self, _method: Any) -> Any:
+        self.end()
+        return spec.Connection.CloseOk()
 
     def channel_open(self, _method: Any) -> Any:
+        self.is_open = True
         return spec.Channel.OpenOk()
 
     def channel_close(self, _method: Any) -> Any:
-        self.session.channels.pop(self.number)
-        self.end()
+        self._end_channel()
         return spec.Channel.CloseOk()
 
     def exchange_declare(self, method: Any) -> Any:
@@ -479,14 +443,14 @@ class ServerChannel:
     def basic_publish(self, method: Any, encoded: bytes, body: bytes) -> None:
         broker, exchange, routing_key = self.broker, method.exchange, method.routing_key
         queues = broker.route(exchange, routing_key)
-        self._published += 1
-        number = self._published
-        broker.publishing(self, Message(number, body, encoded, exchange, routing_key))
+        number = self._published = self._published + 1
+        message = Message(number, body, encoded, exchange, routing_key)
+        broker.publishing(self, message)
         if method.mandatory and not queues:
             self._send(spec.Basic.Return(312, "NO_ROUTE", exchange, routing_key), encoded, body)
         accepting = [queue for queue in queues if not broker.nacks(queue.name)]
         for queue in accepting:
-            broker.store(queue, body, encoded, exchange, routing_key)
+            broker.store(queue, message)
         if self.confirming:
             self.unconfirmed[number] = len(accepting) == len(queues)
             broker.confirm(self, number)
@@ -494,8 +458,19 @@ class ServerChannel:
     # The end.
 
     def end(self) -> None:
-        self.alive = False
-        self.broker.ended(self)
+        """Take back what is not acked; what is not confirmed never will be.
+
+        While nothing is read, the end is not either: what was written before counts.
+        """
+        if self.blocked:
+            self._unread.append(self.end)
+        elif self.alive:
+            self.alive = False
+            self.broker.sessions.remove(self)
+            self._end_channel()
+
+    def _end_channel(self) -> None:
+        self.is_open = False
         for consumer in list(self.consumers.values()):
             self._end_consumer(consumer)
         unacked: dict[Queue, list[Message]] = {}
@@ -584,9 +559,10 @@ class Connection(amqp.Connection):
             self.broker.connections.remove(self)
             self._on_stream_terminated(error)
 
-    def receive(self, number: int, method: Any, *content: bytes) -> None:
+    def receive(self, method: Any, *content: bytes) -> None:
         if self.is_closed:
             return
+        number = int(not method.NAME.startswith("Connection"))
         if isinstance(method, spec.Basic.Deliver):
             # What comes behind a cancel pika hands back by itself.
             cancelled = self._channels[number]._cancelled  # noqa: SLF001
@@ -616,7 +592,7 @@ class Connection(amqp.Connection):
         if self.is_closed:
             raise ConnectionWrongStateError("a method on a closed connection")
         sent = Sent(method, (_encoded(content[0]), content[1]) if content else ())
-        self._step(sent, partial(self.session.receive, channel_number, sent))
+        self._step(sent, partial(self.session.receive, sent))
 
     def _step(self, sent: Sent, arrive: Callable[[], object]) -> None:
         """Send; the process may die before it has written, or behind it."""

@@ -10,7 +10,7 @@ from structlog.testing import LogCapture
 
 from idempotent_consumer.health import Health
 from idempotent_consumer.system import System
-from idempotent_consumer.testing.broker import Connection, FakeBroker, ServerChannel
+from idempotent_consumer.testing.broker import Connection, FakeBroker, Session
 from idempotent_consumer.testing.loop import Loop, Threads
 from idempotent_consumer.testing.process import captured
 
@@ -35,10 +35,9 @@ class Rabbit:
         return self.connections[-1]
 
     @property
-    def channel(self) -> ServerChannel:
-        """The broker's side of that connection's channel."""
-        (channel,) = self.broker.sessions[-1].channels.values()
-        return channel
+    def channel(self) -> Session:
+        """The broker's side of that connection, and of its channel."""
+        return self.broker.sessions[-1]
 
     def do(self, what: Callable[[], Any]) -> Any:
         """Do something in a step of the process, with all that follows without time passing."""

@@ -77,10 +77,10 @@ class Order(Process):
 
         It is all there is, one by one, or the message with this number on its channel.
         """
-        for channel in self.broker.channels:
-            for each in [number] if number else list(channel.unconfirmed):
-                if each in channel.unconfirmed:
-                    channel.confirm(each, multiple)
+        for session in self.broker.sessions:
+            for each in [number] if number else list(session.unconfirmed):
+                if each in session.unconfirmed:
+                    session.confirm(each, multiple)
         self.loop.run_until_idle()
 
     def advance(self, seconds: float) -> None:
@@ -144,7 +144,7 @@ class Order(Process):
 
     @property
     def _consuming(self) -> Session:
-        return next(channel.session for channel in self.broker.channels if channel.consumers)
+        return next(session for session in self.broker.sessions if session.consumers)
 
 
 class World:
