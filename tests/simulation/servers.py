@@ -34,45 +34,36 @@ _READ_WITHIN_S = 10.0
 """So long a request can wait in the socket of an etcd that does not read."""
 
 
-class NotedStore(etcd.Store):
-    """The etcd in memory, with its changes in the account of the run."""
-
-    def __init__(self, run: Run) -> None:
-        super().__init__(run.agenda.time, run.plan.settings.etcd_max_txn_ops)
-        self._run = run
-
-    def leases_of_claims(self) -> list[int]:
-        """Return the leases whose end takes no record that is there for good."""
-        live = [self.get(key) for key in self.keys(RECORDS.decode())]
-        kept = {kv.lease for kv in live if json.loads(kv.value)["state"] in RECORDED}
-        return sorted(set(self.leases) - kept)
-
-    def _committed(self, changes: list[Change]) -> None:
-        super()._committed(changes)
-        for change in changes:
-            if change.value is None:
-                self._run.fault("claim ended by its lease", "etcd", change.key)
-        for change, record in records(changes):
-            # Of the process, four of its digits: enough to tell who, beside its "starts" line.
-            writer = record["token"][:4] + record["token"][32:]
-            self._run.note("etcd", record["state"], change.key, change.revision, "by", writer)
-
-
 class SimulatedEtcd(etcd.FakeEtcd):
     """What all processes share: the data, whether etcd can be reached, and each request's fate."""
 
-    store: NotedStore
-
     def __init__(self, run: Run) -> None:
-        super().__init__(run.agenda, NotedStore(run))
+        max_txn_ops = run.plan.settings.etcd_max_txn_ops
+        super().__init__(run.agenda, etcd.Store(run.agenda.time, max_txn_ops))
         self.run, self.away, self.applies_until_s = run, False, 0.0
-        self.fate, self.latency_s = self._fate, run.latency_s
+        self.fate, self.latency_s, self.store.committed = self._fate, run.latency_s, self._note
         self._unread: list[tuple[float, Call]] = []
+
+    def leases_of_claims(self) -> list[int]:
+        """Return the leases whose end takes no record that is there for good."""
+        live = [self.store.get(key) for key in self.store.keys(RECORDS.decode())]
+        kept = {kv.lease for kv in live if json.loads(kv.value)["state"] in RECORDED}
+        return sorted(set(self.store.leases) - kept)
+
+    def _note(self, changes: list[Change]) -> None:
+        """Take what is committed into the account of the run."""
+        for change in changes:
+            if change.value is None:
+                self.run.fault("claim ended by its lease", "etcd", change.key)
+        for change, record in records(changes):
+            # Of the process, four of its digits: enough to tell who, beside its "starts" line.
+            writer = record["token"][:4] + record["token"][32:]
+            self.run.note("etcd", record["state"], change.key, change.revision, "by", writer)
 
     def be_away(self, away: bool) -> None:
         self.away = away
         if away and self.run.rng.random() < 0.5:
-            self.end_watches()
+            self.store.end_watches()
         if not away:
             unread, self._unread = self._unread, []
             for since_s, call in unread:

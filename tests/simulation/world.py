@@ -182,7 +182,6 @@ class World:
             self.store.wipe(run.rng.choice([1, revision, 2 * revision]))
         else:
             self.store.restore(self._snapshot)
-        self.etcd.end_watches()
         if not self.plan.restarted_at_once:
             self._pass_s(_NOTICED_WITHIN_S)
             if kind == "etcd restored" and len(knowing) < len(living):
@@ -229,7 +228,7 @@ TIMED: dict[str, Timed] = {
     "receiver rejecting": _receiver("rejecting"),
     "receiver flapping": _flaps,
     "alarm": _lasts("broker", (1.0, 15.0), lambda w: w.broker.set_alarm),
-    "lease revoked": lambda w, kind: w.run.hits(kind, w.store.leases_of_claims(), w.store.revoke),
+    "lease revoked": lambda w, kind: w.run.hits(kind, w.etcd.leases_of_claims(), w.store.revoke),
     "connection lost": lambda w, kind: w.run.hits(kind, w.broker.connections, w.broker.cut),
     "channel closed": lambda w, kind: w.run.hits(
         kind,

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import operator
-from bisect import bisect_left, insort
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
@@ -26,18 +26,16 @@ from ..settings import Settings
 from .loop import Agenda, Wire
 
 
-def _error(code: StatusCode, text: str) -> AioRpcError:
-    return AioRpcError(code, (), (), details=text)
-
-
 def refusal(code: StatusCode, text: str) -> AioRpcError:
     """Return the error with which etcd refuses a request."""
-    return _error(code, f"etcdserver: {text}")
+    return AioRpcError(code, (), (), f"etcdserver: {text}")
 
 
-TIMED_OUT = _error(StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
-CLOSED = _error(StatusCode.UNAVAILABLE, "Socket closed")
-TOO_LARGE = _error(StatusCode.RESOURCE_EXHAUSTED, "Received message larger than max (2 vs. 1)")
+TIMED_OUT = AioRpcError(StatusCode.DEADLINE_EXCEEDED, (), (), "Deadline Exceeded")
+CLOSED = AioRpcError(StatusCode.UNAVAILABLE, (), (), "Socket closed")
+TOO_LARGE = AioRpcError(
+    StatusCode.RESOURCE_EXHAUSTED, (), (), "Received message larger than max (2 vs. 1)"
+)
 MAX_LEASE_TTL_S = 9_000_000_000
 
 _COMPARISONS = {
@@ -73,21 +71,10 @@ class Data:
         self.leases: dict[int, tuple[float, int]] = {}
         self.changes: list[Change] = []
         self.by_key: dict[bytes, list[Change]] = {}
-        self._keys: list[bytes] = []
 
     def add(self, change: Change) -> None:
         self.changes.append(change)
-        if change.key not in self.by_key:
-            self.by_key[change.key] = []
-            insort(self._keys, change.key)
-        self.by_key[change.key].append(change)
-
-    def copy(self) -> Data:
-        copied = Data(self.revision)
-        copied.compacted_revision, copied.leases = self.compacted_revision, dict(self.leases)
-        for change in self.changes:
-            copied.add(change)
-        return copied
+        self.by_key.setdefault(change.key, []).append(change)
 
     def at(self, key: bytes, revision: int | None = None) -> Any:
         """Return what a key holds, or held at a revision, or None."""
@@ -98,28 +85,34 @@ class Data:
 
     def within(self, key: bytes, range_end: bytes, revision: int | None = None) -> list[bytes]:
         """Return the keys of a range that there are, or were at a revision, in their order."""
-        start = bisect_left(self._keys, key)
-        stop = len(self._keys) if range_end == b"\0" else bisect_left(self._keys, range_end)
-        keys = self._keys[start:stop] if range_end else [key]
-        return [each for each in keys if self.at(each, revision) is not None]
+        keys = [k for k in self.by_key if _is_in(k, key, range_end)] if range_end else [key]
+        return sorted(each for each in keys if self.at(each, revision) is not None)
+
+
+def _is_in(key: bytes, start: bytes, range_end: bytes) -> bool:
+    """Return whether a key is in a range, as requests write it."""
+    if not range_end:
+        return key == start
+    return start <= key and (range_end == b"\0" or key < range_end)
 
 
 class Store:
     """An etcd of one member. ``apply`` is one request; the rest is the test's own hand on it.
 
     ``now_s`` is its clock. ``lives`` has its data, and before that what was lost by each wipe and
-    restore; ``history`` every change there has ever been, in all of them. ``out_of_space`` is the
-    NOSPACE alarm. ``events_a_reply``, where it is not 0, is how many events a watch's reply has
-    room for: the others come in more fragments, where the watch asked for fragments, and else it
-    ends.
+    restore; ``history`` every change there has ever been, in all of them. ``committed`` is told of
+    the changes of each revision. ``out_of_space`` is the NOSPACE alarm. ``events_a_reply``, where
+    it is not 0, is how many events a watch's reply has room for: the others come in more
+    fragments, where the watch asked for fragments, and else it ends.
     """
 
     def __init__(self, now_s: Callable[[], float], max_txn_ops: int = 128) -> None:
         self._now_s, self.max_txn_ops = now_s, max_txn_ops
         self.lives, self.history = [Data()], list[Change]()
         self._data = self.lives[0]
+        self.watches: list[Watch] = []
+        self.committed: Callable[[list[Change]], None] = lambda _: None
         self._lease_ids = count(1001)
-        self._watches: list[Watch] = []
         self.out_of_space, self.events_a_reply, self.version = False, 0, "3.5.30"
 
     # What the test does.
@@ -142,12 +135,10 @@ class Store:
         self._data.compacted_revision = self.revision
 
     def get(self, key: str) -> Any:
-        self.expire()
-        return self._data.at(key.encode())
+        return self.data.at(key.encode())
 
     def keys(self, prefix: str = "") -> list[str]:
-        self.expire()
-        found = [key.decode() for key in self._data.within(b"\0", b"\0")]
+        found = (key.decode() for key in self.data.within(b"\0", b"\0"))
         return [key for key in found if key.startswith(prefix)]
 
     def puts(self, prefix: str) -> list[Change]:
@@ -158,31 +149,40 @@ class Store:
     @property
     def leases(self) -> dict[int, float]:
         """Return the leases there are, with the time at which each ends."""
-        self.expire()
-        return {lease: ends_s for lease, (ends_s, _) in self._data.leases.items()}
+        return {lease: ends_s for lease, (ends_s, _) in self.data.leases.items()}
 
     @property
     def revision(self) -> int:
+        return self.data.revision
+
+    @property
+    def data(self) -> Data:
+        """Return the data of now, in which no lease has run out."""
         self.expire()
-        return self._data.revision
+        return self._data
 
     def snapshot(self) -> Data:
-        self.expire()
-        return self._data.copy()
+        return deepcopy(self.data)
 
     def restore(self, snapshot: Data) -> None:
-        """Go back to a snapshot, as an operator does with a backup; watches end unheard."""
-        self._data, self._watches = snapshot.copy(), []
+        """Go back to a snapshot, as an operator does with a backup; what is connected is lost."""
+        self._data = deepcopy(snapshot)
         self.lives.append(self._data)
+        self.end_watches()
 
     def wipe(self, revision: int = 1) -> None:
         """Start with an empty data directory, in which others have written up to a revision."""
         self._data.wiped = True
         self.restore(Data(revision))
 
+    def end_watches(self, error: AioRpcError = CLOSED) -> None:
+        """End all watches, as where connections are lost."""
+        for watch in self.watches:
+            watch.deliver(error)
+
     def progress(self) -> None:
         """Tell the watches that want it up to which revision they have had everything."""
-        for watch in self._watches:
+        for watch in self.watches:
             if watch.request.progress_notify:
                 watch.deliver(pb.WatchResponse(header=self._header()))
 
@@ -202,14 +202,14 @@ class Store:
         if 0 < start < compacted:
             watch.deliver(pb.WatchResponse(canceled=True, compact_revision=compacted))
             return
-        self._watches.append(watch)
+        self.watches.append(watch)
         if start:
             self._tell(watch, [c for c in self._data.changes if c.revision >= start])
 
     @property
     def watched(self) -> bool:
         """Whether there is a watch: somebody to whom the end of a lease is told."""
-        return not all(watch.ended for watch in self._watches)
+        return not all(watch.ended for watch in self.watches)
 
     def expire(self) -> None:
         """End the leases that have run out. Each look at the data does so before."""
@@ -227,9 +227,10 @@ class Store:
     def _committed(self, changes: list[Change]) -> None:
         if changes:
             self._data.revision = changes[0].revision
-            self._watches = [watch for watch in self._watches if not watch.ended]
-            for watch in self._watches:
+            self.watches = [watch for watch in self.watches if not watch.ended]
+            for watch in self.watches:
                 self._tell(watch, changes)
+            self.committed(changes)
 
     def _tell(self, watch: Watch, changes: list[Change]) -> None:
         events = [self._event(change, watch.request) for change in changes if watch.wants(change)]
@@ -248,10 +249,9 @@ class Store:
         before = None
         if watched.prev_kv and change.revision > self._data.compacted_revision:
             before = self._data.at(change.key, change.revision - 1)
-        if change.kv is not None:
-            return kv_pb2.Event(type=kv_pb2.Event.PUT, kv=change.kv, prev_kv=before)
-        gone = kv_pb2.KeyValue(key=change.key, mod_revision=change.revision)
-        return kv_pb2.Event(type=kv_pb2.Event.DELETE, kv=gone, prev_kv=before)
+        kind = kv_pb2.Event.PUT if change.kv else kv_pb2.Event.DELETE
+        kv = change.kv or kv_pb2.KeyValue(key=change.key, mod_revision=change.revision)
+        return kv_pb2.Event(type=kind, kv=kv, prev_kv=before)
 
     def _authenticate(self, _request: Any) -> Any:
         raise refusal(StatusCode.FAILED_PRECONDITION, "authentication is not enabled")
@@ -305,7 +305,7 @@ class Store:
     def _do(self, operation: Any) -> Any:
         kind = operation.WhichOneof("request")
         if kind == "request_range":
-            return pb.ResponseOp(response_range=self._read(operation.request_range))
+            return pb.ResponseOp(response_range=self._range(operation.request_range))
         if kind == "request_put":
             put, revision = operation.request_put, self._data.revision + 1
             old = self._data.at(put.key) or kv_pb2.KeyValue(create_revision=revision)
@@ -329,23 +329,19 @@ class Store:
         self.history.append(change)
 
     def _range(self, request: Any) -> Any:
+        data, revision = self._data, request.revision
         if not request.key:
             raise refusal(StatusCode.INVALID_ARGUMENT, "key is not provided")
-        if request.revision > self._data.revision:
-            text = "mvcc: required revision is a future revision"
-            raise refusal(StatusCode.OUT_OF_RANGE, text)
-        if 0 < request.revision < self._data.compacted_revision:
-            text = "mvcc: required revision has been compacted"
-            raise refusal(StatusCode.OUT_OF_RANGE, text)
-        return self._read(request, request.revision or None)
-
-    def _read(self, request: Any, revision: int | None = None) -> Any:
+        if revision > data.revision:
+            raise refusal(StatusCode.OUT_OF_RANGE, "mvcc: required revision is a future revision")
+        if 0 < revision < data.compacted_revision:
+            raise refusal(StatusCode.OUT_OF_RANGE, "mvcc: required revision has been compacted")
         if request.sort_order or request.sort_target or request.keys_only:
             raise NotImplementedError(request)
-        keys = self._data.within(request.key, request.range_end, revision)
+        keys = data.within(request.key, request.range_end, revision or None)
         if request.count_only:
             return pb.RangeResponse(count=len(keys))
-        kvs = [self._data.at(key, revision) for key in keys[: request.limit or None]]
+        kvs = [data.at(key, revision or None) for key in keys[: request.limit or None]]
         return pb.RangeResponse(count=len(keys), more=len(kvs) < len(keys), kvs=kvs)
 
     def _leasegrant(self, request: Any) -> Any:
@@ -450,8 +446,8 @@ class FakeEtcd:
         self.fate: Callable[[Call], Fate] = lambda _: FINE
         self.latency_s: Callable[[], float] = lambda: 0.0
         self.calls: list[Call] = []
+        self.end_watches = self.store.end_watches
         self._scripts: dict[str, deque[Fate]] = defaultdict(deque)
-        self._watches: list[Watch] = []
 
     # What the test does.
 
@@ -460,12 +456,6 @@ class FakeEtcd:
 
     def sent(self, method: str) -> list[Any]:
         return [call.request for call in self.calls if call.method == method]
-
-    def end_watches(self, error: AioRpcError = CLOSED) -> None:
-        """End all watches, as where connections are lost."""
-        watches, self._watches = self._watches, []
-        for watch in watches:
-            watch.deliver(error)
 
     # What a process reaches.
 
@@ -501,7 +491,6 @@ class FakeEtcd:
             call.answer.set_result(error or call.outcome)
 
     def watch(self, watch: Watch) -> None:
-        self._watches.append(watch)
         self.store.watch(watch)
         self._tell_of_ends()
 
@@ -533,7 +522,7 @@ class FakeChannel:
             finally:
                 timer.cancel()
             if isinstance(outcome, AioRpcError):
-                raise _again(outcome)
+                raise copy(outcome)  # Each that is raised has a traceback of its own.
             return response_deserializer(outcome.SerializeToString())
 
         return send
@@ -551,7 +540,7 @@ class FakeChannel:
             try:
                 while not isinstance(reply := await watch.replies.get(), AioRpcError):
                     yield response_deserializer(reply.SerializeToString())
-                raise _again(reply)
+                raise copy(reply)
             finally:
                 watch.deliver(CLOSED)
 
@@ -586,18 +575,12 @@ class Watch:
         self._wire = Wire(etcd.agenda, call.loop, etcd.latency_s)
 
     def wants(self, change: Change) -> bool:
-        first, end = self.request.key, self.request.range_end
+        watched = self.request
         ignored = pb.WatchCreateRequest.NOPUT if change.kv else pb.WatchCreateRequest.NODELETE
-        within = first <= change.key and (end == b"\0" or change.key < end)
-        return ignored not in self.request.filters and (within if end else change.key == first)
+        return ignored not in watched.filters and _is_in(change.key, watched.key, watched.range_end)
 
     def deliver(self, reply: Any) -> None:
         """Send a reply, or the error that ends it all."""
         if not self.ended:
             self.ended = isinstance(reply, AioRpcError)
             self._wire.send(partial(self.replies.put_nowait, reply))
-
-
-def _again(error: AioRpcError) -> AioRpcError:
-    """Return another error like this one: each that is raised has a traceback of its own."""
-    return _error(error.code(), str(error.details()))
