@@ -159,7 +159,7 @@ class Checker:
     def _judge_claims(self) -> None:
         """Hold that no claim is left in the end: it would be kept alive, and nobody be at it."""
         store = self._world.store
-        living = {process.token for process in self._world.living()}
+        living = {life.token for life in self._world.living()}
         for key in store.keys(RECORDS.decode()):
             value = json.loads(store.get(key).value)
             if value["state"] == "claimed" and _process(value) in living:
@@ -234,16 +234,16 @@ class Checker:
     def _judge_counts(self) -> None:
         """Hold the contract's sum for each process that lives, and what it has processed."""
         done = Counter(_process(record) for _, record in self._kept if record["state"] == "done")
-        for process in self._world.processes:
-            alive, name = process.life.alive, process.life.name
-            if alive:
-                process.judge_counts()
+        for life in self._world.lives:
+            if life.alive:
+                life.judge_counts()
             if self._run.has_fired(*OF_DATA):
                 continue
-            if process.count("claim_lost") and not self._run.has_fired("claim ended by its lease"):
+            count, name = life.process.count, life.name
+            if count("claim_lost") and not self._run.has_fired("claim ended by its lease"):
                 self._violation("a claim was counted as lost, and none was", name)
-            recorded, processed = done[process.token], process.count("processed")
-            exact = alive and process.count("returned") == 0
+            recorded, processed = done[life.token], count("processed")
+            exact = life.alive and count("returned") == 0
             if processed > recorded or (exact and processed != recorded):
                 self._violation("processed is not what it has recorded", name, processed, recorded)
 

@@ -29,17 +29,37 @@ class Life(Loop):
     last told of each record, ``lineage`` the life of etcd's data that it has reached first.
     """
 
-    def __init__(self, name: str, run: Run) -> None:
+    process: Any
+
+    def __init__(self, name: str, run: Run, on_ended: Callable[[Life], None]) -> None:
         super().__init__(run.agenda, clock_s=run.rng.uniform(0.0, 1e5))
-        self.name, self.run = name, run
-        self.process: Any = None
-        self.on_ended: Callable[[], None] = lambda: None
+        self.name, self.run, self._on_ended = name, run, on_ended
         self.ended_s: float | None = None
         self.steps, self.dies_at = 0, 0
         self.freezes_at: dict[int, float] = {}
         self.answered = self.last_answered = self.highest_revision = 0
         self.told_s: dict[bytes, float] = {}
         self.lineage: int | None = None
+
+    def start(self, service: Service, broker: FakeBroker, etcd: FakeEtcd) -> None:
+        """Start the service's own run."""
+        rng, plan = self.run.rng, self.run.plan
+        self.process = Process(
+            service,
+            broker,
+            etcd,
+            plan.settings,
+            loop=self,
+            random=Random(rng.getrandbits(64)),
+            threads=partial(Threads, starts_after_s=lambda: rng.expovariate(1000)),
+            log=captured(self._note_line),
+            cache_entries=plan.cache_entries,
+            max_bytes=plan.max_bytes,
+        )
+        self.process.task.add_done_callback(lambda _: self.end())
+        self.run.note(self.name, "starts")
+
+    # Where it freezes and dies.
 
     def between_steps(self) -> None:
         self.steps += 1
@@ -63,6 +83,31 @@ class Life(Loop):
             self.end()
             raise Killed
 
+    def freeze(self, seconds: float) -> None:
+        self.run.fault("frozen", self.name, round(seconds, 2))
+        super().freeze(seconds)
+        self.process.broker.go_silent(self, seconds)
+
+    def stop(self) -> None:
+        """Stop it as SIGTERM does; a second signal changes nothing."""
+        in_flight = self.process.running.intake.in_hand
+        self.run.note(self.name, f"is stopped, {in_flight} in flight")
+        self.process.stop()
+
+    def end(self) -> None:
+        if self.ended_s is None:
+            self.ended_s = self.agenda.now_s
+            self.run.note(self.name, "is gone")
+            self._on_ended(self)
+            self.kill()
+
+    def on_defect(self, error: BaseException) -> None:
+        """Judge what would end a real service, and never should."""
+        lines = traceback.format_exception(error)
+        self.run.violation("an exception ended the process", repr(error), *lines[-5:])
+
+    # What is known of it.
+
     def hear(self, call: Call) -> None:
         """Remember what etcd has told: how these records stand is known from now on."""
         self.answered += 1
@@ -76,75 +121,30 @@ class Life(Loop):
                     key = getattr(operation, operation.WhichOneof("request")).key
                     self.told_s[key] = self.agenda.now_s
 
-    def freeze(self, seconds: float) -> None:
-        self.run.fault("frozen", self.name, round(seconds, 2))
-        super().freeze(seconds)
-        self.process.broker.go_silent(self, seconds)
-
-    def end(self) -> None:
-        if self.ended_s is None:
-            self.ended_s = self.agenda.now_s
-            self.run.note(self.name, "is gone")
-            self.on_ended()
-            self.kill()
-
-    def on_defect(self, error: BaseException) -> None:
-        """Judge what would end a real service, and never should."""
-        lines = traceback.format_exception(error)
-        self.run.violation("an exception ended the process", repr(error), *lines[-5:])
-
-
-class SimulatedProcess(Process):
-    """The service's own run in one life. ``token`` is what the tokens of its records begin with."""
-
-    def __init__(self, life: Life, service: Service, broker: FakeBroker, etcd: FakeEtcd) -> None:
-        self.life, life.process = life, self
-        rng, plan = life.run.rng, life.run.plan
-        super().__init__(
-            service,
-            broker,
-            etcd,
-            plan.settings,
-            loop=life,
-            random=Random(rng.getrandbits(64)),
-            threads=partial(Threads, starts_after_s=lambda: rng.expovariate(1000)),
-            log=captured(self._note_line),
-            cache_entries=plan.cache_entries,
-            max_bytes=plan.max_bytes,
-        )
-
-    def _note_line(self, _logger: object, _level: str, line: MutableMapping[str, Any]) -> NoReturn:
-        """Take the library's log into the account of the run, as long as the process lives."""
-        if self.life.alive:
-            event = line.pop("event")
-            if event.startswith("circuit breaker closed"):
-                self.life.run.fired["held by a circuit breaker"] += line["held"]
-            self.life.run.note(self.life.name, event, line)
-        raise DropEvent
-
     @property
     def token(self) -> str:
-        return self.running.process if hasattr(self, "running") else ""
+        """What the tokens of its records begin with, once its first step is behind it."""
+        return self.process.running.process if hasattr(self.process, "running") else ""
 
     @property
     def is_idle(self) -> bool:
         """Whether it is not frozen, has no event in flight, and has read what was sent to it."""
+        connections = self.process.broker.connections_of(self)
         return (
-            self.life.frozen_until_s <= self.life.agenda.now_s
-            and not any(one.to_client.under_way for one in self.broker.connections_of(self.life))
-            and not (self.token and self.running.consumer.busy)
+            self.frozen_until_s <= self.agenda.now_s
+            and not any(connection.to_client.under_way for connection in connections)
+            and not (self.token and self.process.running.consumer.busy)
         )
 
     def judge_counts(self) -> None:
-        if miscounted := self.miscounted():
-            self.life.run.violation("the counters do not add up", self.life.name, miscounted)
+        if miscounted := self.process.miscounted():
+            self.run.violation("the counters do not add up", self.name, miscounted)
 
-    def stop(self) -> None:
-        """Stop it; a second signal changes nothing."""
-        self.life.run.note(self.life.name, f"is stopped, {self.running.intake.in_hand} in flight")
-        super().stop()
-
-    def _ended(self, task: Any) -> None:
-        super()._ended(task)
-        self.judge_counts()
-        self.life.end()
+    def _note_line(self, _logger: object, _level: str, line: MutableMapping[str, Any]) -> NoReturn:
+        """Take the library's log into the account of the run, as long as the process lives."""
+        if self.alive:
+            event = line.pop("event")
+            if event.startswith("circuit breaker closed"):
+                self.run.fired["held by a circuit breaker"] += line["held"]
+            self.run.note(self.name, event, line)
+        raise DropEvent

@@ -141,7 +141,8 @@ class Run:
         """Let a fault hit one of those that it can hit, if any."""
         if targets:
             target = self.rng.choice(targets)
-            self.fault(fault, target.loop.name if hasattr(target, "loop") else str(target))
+            who = getattr(target, "loop", target)
+            self.fault(fault, getattr(who, "name", str(who)))
             hit(target)
 
     def fault(self, kind: str, who: str, *about: object) -> None:

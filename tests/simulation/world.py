@@ -14,7 +14,7 @@ from idempotent_consumer.bus import COMMITS_IN_FLIGHT, MAX_BYTES_IN_FLIGHT
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.broker import ChannelError
 from simulation.checker import Checker
-from simulation.process import Life, SimulatedProcess
+from simulation.process import Life
 from simulation.run import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, SERVICE, Plan, Run
 from simulation.servers import SimulatedBroker, SimulatedEtcd
 from simulation.workload import Handlers, Outside, Producer
@@ -48,7 +48,7 @@ class World:
         self.broker = SimulatedBroker(run, self.store)
         self.outside = Outside(run)
         self.producer = Producer(run, self.broker)
-        self.processes: list[SimulatedProcess] = []
+        self.lives: list[Life] = []
         self._kills_left = int(self.plan.rates.get("killed", 0))
         self._freezes_left = int(self.plan.rates.get("frozen", 0))
         self._may_start, self._snapshot = True, self.store.snapshot()
@@ -70,24 +70,24 @@ class World:
         self.etcd.be_away(False)
         self.broker.be_away(False)
         self.store.out_of_space = False
-        for process in self.living():
-            process.life.dies_at = 0
-            process.life.freezes_at.clear()
+        for life in self.living():
+            life.dies_at = 0
+            life.freezes_at.clear()
         for kind in OF_DATA:
             if kind in self.plan.rates and not self._broken():
                 self._lose_data(kind)
         self._pass_s(DRAINED_WITHIN_S, self._is_drained)
         if not self._broken() and not self._is_drained():
             left = [message.body for message in self.broker.unsettled]
-            held = sum(process.running.consumer.held for process in self.running())
+            held = sum(life.process.running.consumer.held for life in self.running())
             self.run.violation("stuck", f"{len(left)} not settled, {held} held,", left[:3])
         # What is still under way may apply now, when everything seems settled.
         self._pass_s(_OVER_WITHIN_S, self._is_over)
         self._pass_s(_HEARD_WITHIN_S)
         if not self._broken():
             Checker(self).judge()
-        for process in self.processes:
-            process.life.kill()
+        for life in self.lives:
+            life.kill()
 
     def _pass_s(self, seconds: float, enough: Callable[[], bool] = lambda: False) -> None:
         """Let time pass, until it is enough or the run is broken, as is looked at now and then."""
@@ -109,7 +109,7 @@ class World:
         return (
             self.agenda.now_s >= self.etcd.applies_until_s
             and not self.broker.unsettled
-            and all(process.is_idle for process in self.living())
+            and all(life.is_idle for life in self.living())
         )
 
     def _take_snapshot(self) -> None:
@@ -123,7 +123,7 @@ class World:
             self.agenda.later(1.0, partial(self._start, slot, number))
             return
         run, rng = self.run, self.run.rng
-        life = Life(f"p{slot}.{number}", run)
+        life = Life(f"p{slot}.{number}", run, partial(self._ended, slot, number))
         # At which steps it dies and freezes; early ones are as likely as late.
         if run.faulty and self._kills_left and rng.random() < 0.8:
             self._kills_left -= 1
@@ -135,26 +135,25 @@ class World:
             life.freezes_at[step] = min(seconds, self.plan.longest_freeze_s)
         service = Service(SERVICE, noun="orders")
         Handlers(service, life, self.outside)
-        process = SimulatedProcess(life, service, self.broker, self.etcd)
-        self.processes.append(process)
-        run.note(life.name, "starts")
+        life.start(service, self.broker, self.etcd)
+        self.lives.append(life)
 
-        def ended() -> None:
-            if not life.in_step:
-                process.judge_counts()
-            self.outside.process_ended(life)
-            self.broker.leave(life)
-            again_s = rng.choice([rng.uniform(0.05, 2.0), rng.uniform(2.0, 30.0)])
-            self.agenda.later(again_s, partial(self._start, slot, number + 1))
+    def _ended(self, slot: int, number: int, life: Life) -> None:
+        """Take note of the end of a process, and start another one in its place."""
+        if not life.in_step or life.process.task.done():
+            life.judge_counts()
+        self.outside.process_ended(life)
+        self.broker.leave(life)
+        rng = self.run.rng
+        again_s = rng.choice([rng.uniform(0.05, 2.0), rng.uniform(2.0, 30.0)])
+        self.agenda.later(again_s, partial(self._start, slot, number + 1))
 
-        life.on_ended = ended
+    def living(self) -> list[Life]:
+        return [life for life in self.lives if life.alive]
 
-    def living(self) -> list[SimulatedProcess]:
-        return [process for process in self.processes if process.life.alive]
-
-    def running(self) -> list[SimulatedProcess]:
+    def running(self) -> list[Life]:
         """Return the living processes whose first step is behind them."""
-        return [process for process in self.living() if process.token]
+        return [life for life in self.living() if life.token]
 
     def _lose_data(self, kind: str) -> None:
         """Wipe or restore etcd; whoever knows better must not settle; then restart everything."""
@@ -166,7 +165,7 @@ class World:
             self._pass_s(_NOTICED_WITHIN_S / 3)
         # Each commit on its way applies before its sender sees a reply, and takes the revision on.
         known = self._snapshot.revision + COMMITS_IN_FLIGHT * self.plan.replicas + 4
-        living = [process.life for process in self.living()]
+        living = self.living()
         knowing = [
             life
             for life in living
@@ -192,8 +191,8 @@ class World:
                 self.broker.must_not_ack.update(knowing)
             self._pass_s(_NOTICED_WITHIN_S)
         self._may_start = True
-        for process in self.living():
-            process.life.end()
+        for life in self.living():
+            life.end()
 
 
 Timed = Callable[["World", str], None]
@@ -241,7 +240,7 @@ TIMED: dict[str, Timed] = {
         lambda session: session.cancelled_by_broker(*session.consumers.values()),
     ),
     "queue deleted": lambda w, kind: w.run.hits(kind, w.broker.idle_retries, w.broker.delete_queue),
-    "stopped": lambda w, kind: w.run.hits(kind, w.running(), SimulatedProcess.stop),
+    "stopped": lambda w, kind: w.run.hits(kind, w.running(), Life.stop),
 }
 """Faults that happen at a time, and how."""
 

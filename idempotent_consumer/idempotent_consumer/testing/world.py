@@ -62,9 +62,11 @@ class InMemory:
             self._broker.queues[name] = Queue(name, arguments)
         self._dead_letters = self._broker.queues[names.dead_letter_queue(service.name)]
         self._processes: list[Process] = []
-        self._raised: list[BaseException] = []
+        self.raised: list[BaseException] = []
+        """What the handlers have raised, in order; ``raise world.raised[0]`` shows its line."""
         self._start(dies_at)
-        self._first = self._life
+        self.steps = self._life.steps
+        """What the first process has done that the outside could notice, step by step."""
         self._agenda.run(self._agenda.now_s)
 
     def publish(self, *events: Mapping[str, Any] | bytes, **properties: Any) -> None:
@@ -119,11 +121,6 @@ class InMemory:
         return [dict(message.headers) for message in self._events.ready]
 
     @property
-    def raised(self) -> list[BaseException]:
-        """What the handlers have raised, in order; ``raise world.raised[0]`` shows its line."""
-        return self._raised
-
-    @property
     def parked(self) -> list[Parked]:
         """The messages in the dead-letter queue."""
         headers = (names.REASON_HEADER, names.ERROR_HEADER)
@@ -137,16 +134,11 @@ class InMemory:
         """The counters that are not zero, without the noun, of all processes together."""
         return sum((Counter(process.counts()) for process in self._processes), Counter[str]())
 
-    @property
-    def steps(self) -> list[str]:
-        """What the first process has done that the outside could notice, step by step."""
-        return self._first.steps
-
     def _start(self, dies_at: int | None = None) -> None:
         life = self._life = _Life(self._agenda, dies_at)
         service = copy(self._service)
         service.handlers = {
-            kind: replace(handler, function=_watched(handler, life, self._raised))
+            kind: replace(handler, function=_watched(handler, life, self.raised))
             for kind, handler in self._service.handlers.items()
         }
         # By the garbage collector its coroutines would end outside of a loop, which they say aloud.
