@@ -23,10 +23,6 @@ DRAINED_WITHIN_S = 400.0
 """Far more than the retries, the longest lease and the calls on few threads add up to, and less
 than the ten minutes after which a process takes a new lease for its records by itself."""
 
-_OVER_WITHIN_S = 120.0
-"""Requests apply late, processes are frozen, and calls go on whose events others have ended. What a
-process had not read when its session ended, it handles once more, and sends on what fails."""
-
 _HEARD_WITHIN_S = 2.0
 """So long after the last of that, whatever follows from it has."""
 
@@ -76,13 +72,11 @@ class World:
         for kind in OF_DATA:
             if kind in self.plan.rates and not self._broken():
                 self._lose_data(kind)
-        self._pass_s(DRAINED_WITHIN_S, self._is_drained)
+        self._pass_s(DRAINED_WITHIN_S, self._is_over)
         if not self._broken() and not self._is_drained():
             left = [message.body for message in self.broker.unsettled]
             held = sum(life.process.running.consumer.held for life in self.running())
             self.run.violation("stuck", f"{len(left)} not settled, {held} held,", left[:3])
-        # What is still under way may apply now, when everything seems settled.
-        self._pass_s(_OVER_WITHIN_S, self._is_over)
         self._pass_s(_HEARD_WITHIN_S)
         if not self._broken():
             Checker(self).judge()
@@ -106,9 +100,14 @@ class World:
         return not (self.producer.unsent or self.broker.unsettled)
 
     def _is_over(self) -> bool:
+        """Tell whether all is settled, and nothing under way that might still have an effect.
+
+        Requests apply late, processes are frozen, and calls go on whose events others have ended.
+        What a process had not read when its session ended, it handles once more.
+        """
         return (
-            self.agenda.now_s >= self.etcd.applies_until_s
-            and not self.broker.unsettled
+            self._is_drained()
+            and self.agenda.now_s >= self.etcd.applies_until_s
             and all(life.is_idle for life in self.living())
         )
 
