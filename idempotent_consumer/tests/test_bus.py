@@ -303,7 +303,7 @@ class Consuming(Rabbit):
     def cancel(self) -> None:
         """Cancel the consumer of a queue that stays, as after its consumer time-out."""
         (consumer,) = self.broker.queues["order"].consumers
-        consumer.session.cancelled_by_broker(consumer)
+        consumer.cancelled_by_broker()
         self.loop.run_until_idle()
 
     def close(self) -> None:
@@ -427,7 +427,7 @@ def test_it_is_said_why_the_broker_cancels_a_consumer(
     assert order.returned == [held]
     order.loop.advance(1)
     (consumer,) = order.broker.queues["order"].consumers
-    assert len(consumer.session.unacked) == held
+    assert len(consumer.unacked) == held
 
 
 def test_a_cancel_that_comes_with_the_answer_to_consuming_is_not_missed(start: Start) -> None:

@@ -217,28 +217,28 @@ class SimulatedBroker(amqp.FakeBroker):
 
     # What is consumed.
 
-    def pick(self, queue: Queue, free: list[amqp.Consumer]) -> tuple[Message, amqp.Consumer]:
+    def pick(self, queue: Queue, free: list[Session]) -> tuple[Message, Session]:
         """Take out the next message, or any other one, for any consumer that has room."""
         at = 0
         if len(queue.ready) > 1 and self.run.happens("reordered", "broker"):
             at = self.rng.randrange(len(queue.ready))
-        message, consumer = queue.ready.pop(at), self.rng.choice(free)
+        message, session = queue.ready.pop(at), self.rng.choice(free)
         if message.returns:
             self.run.fault("redelivered", "broker", f"#{message.number}")
         self.given_out_s[message.body] = self.agenda.now_s
-        self._given_s.setdefault((message.number, consumer.session.loop), self.agenda.now_s)
-        return message, consumer
+        self._given_s.setdefault((message.number, session.loop), self.agenda.now_s)
+        return message, session
 
     def take_back(self, queue: Queue, messages: list[Message]) -> None:
         if len(messages) > 1 and self.run.happens("reordered", "broker"):
             self.rng.shuffle(messages)
         super().take_back(queue, messages)
 
-    def settled(self, consumer: amqp.Consumer, message: Message) -> None:
+    def settled(self, session: Session, message: Message) -> None:
         """Judge an ack: the record is there and done, or a copy of the message is safe."""
-        life, sent = consumer.session.loop, self.sent[message.body]
+        life, sent = session.loop, self.sent[message.body]
         self.run.note("broker", f"gets an ack of #{message.number} from {life.name}")
-        super().settled(consumer, message)
+        super().settled(session, message)
         if life in self.must_not_ack:
             self.run.violation(
                 "an ack although etcd is not the one seen before", life.name, sent.body
@@ -257,15 +257,14 @@ class SimulatedBroker(amqp.FakeBroker):
         if self._rested_on_copies[sent.body] > self._sent_on[sent.body]:
             self.run.violation("early ack", life.name, sent.body)
 
-    def rejected(self, consumer: amqp.Consumer, message: Message) -> None:
+    def rejected(self, session: Session, queue: Queue, message: Message) -> None:
         """Judge a message that is handed back: each costs one of the returns that it has.
 
         pika itself does so with what arrives after the process has cancelled its consumer.
         """
-        if consumer.tag not in consumer.session.cancelled:
-            name = consumer.session.loop.name
-            self.run.violation("a delivery was handed back", name, message.number)
-        super().rejected(consumer, message)
+        if not session.cancelled:
+            self.run.violation("a delivery was handed back", session.loop.name, message.number)
+        super().rejected(session, queue, message)
 
     def refused(self, session: Session, error: ChannelError) -> None:
         """Judge what the broker closes a channel for: the library never asks for it."""

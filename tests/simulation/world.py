@@ -12,7 +12,7 @@ from random import Random
 from idempotent_consumer import Service
 from idempotent_consumer.bus import COMMITS_IN_FLIGHT, MAX_BYTES_IN_FLIGHT
 from idempotent_consumer.settings import Settings
-from idempotent_consumer.testing.broker import ChannelError
+from idempotent_consumer.testing.broker import ChannelError, Session
 from simulation.checker import Checker
 from simulation.process import Life
 from simulation.run import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, SERVICE, Plan, Run
@@ -235,8 +235,8 @@ TIMED: dict[str, Timed] = {
     ),
     "consumer cancelled": lambda w, kind: w.run.hits(
         kind,
-        [session for session in w.broker.sessions if session.consumers],
-        lambda session: session.cancelled_by_broker(*session.consumers.values()),
+        [session for session in w.broker.sessions if session.queue],
+        Session.cancelled_by_broker,
     ),
     "queue deleted": lambda w, kind: w.run.hits(kind, w.broker.idle_retries, w.broker.delete_queue),
     "stopped": lambda w, kind: w.run.hits(kind, w.running(), Life.stop),

@@ -56,26 +56,11 @@ class Queue:
     def __init__(self, name: str, arguments: Mapping[str, Any]) -> None:
         self.name, self.arguments = name, dict(arguments)
         self.ready: list[Message] = []
-        self.consumers: list[Consumer] = []
+        self.consumers: list[Session] = []
 
     @property
     def bodies(self) -> list[bytes]:
         return [message.body for message in self.ready]
-
-
-@dataclass(eq=False)
-class Consumer:
-    """A consumer of a queue."""
-
-    session: Session
-    queue: Queue
-    tag: str
-    prefetch: int
-    unacked: int = 0
-
-    @property
-    def room(self) -> bool:
-        return not self.prefetch or self.unacked < self.prefetch
 
 
 class Ack(NamedTuple):
@@ -134,8 +119,8 @@ class FakeBroker:
         queue = self.queues.pop(name)
         for bindings in self.exchanges.values():
             bindings[:] = [(key, bound) for key, bound in bindings if bound != name]
-        for consumer in list(queue.consumers):
-            consumer.session.cancelled_by_broker(consumer)
+        for session in list(queue.consumers):
+            session.cancelled_by_broker()
 
     def set_alarm(self, alarm: bool) -> None:
         """Raise or end an alarm: in one, connections that publish are read no further."""
@@ -176,7 +161,7 @@ class FakeBroker:
 
     # What the broker decides. A subclass may decide otherwise, or look on.
 
-    def pick(self, queue: Queue, free: list[Consumer]) -> tuple[Message, Consumer]:
+    def pick(self, queue: Queue, free: list[Session]) -> tuple[Message, Session]:
         """Take out the next message, for one of the consumers with room for it; they take turns."""
         queue.consumers.remove(free[0])
         queue.consumers.append(free[0])
@@ -193,11 +178,11 @@ class FakeBroker:
         if self.confirms:
             session.confirm(number)
 
-    def settled(self, consumer: Consumer, message: Message) -> None:
+    def settled(self, session: Session, message: Message) -> None:
         self.acked.append(message)
 
-    def rejected(self, consumer: Consumer, message: Message) -> None:
-        self.take_back(consumer.queue, [message])
+    def rejected(self, session: Session, queue: Queue, message: Message) -> None:
+        self.take_back(queue, [message])
 
     # The queues.
 
@@ -232,9 +217,9 @@ class FakeBroker:
             self.dead_letter(queue, message, "expired")
 
     def dispatch(self, queue: Queue) -> None:
-        while queue.ready and (free := [each for each in queue.consumers if each.room]):
-            message, consumer = self.pick(queue, free)
-            consumer.session.deliver(consumer, message)
+        while queue.ready and (free := [each for each in queue.consumers if each.has_room]):
+            message, session = self.pick(queue, free)
+            session.deliver(queue, message)
 
     def take_back(self, queue: Queue, messages: list[Message]) -> None:
         """Make messages ready again, behind other returned ones and ahead of the rest."""
@@ -269,22 +254,26 @@ class FakeBroker:
 
 
 class Session:
-    """The broker's side of a connection and of its channel: the library has one on each.
+    """The broker's side of a connection, its channel and its consumer: the library has one of each.
 
-    ``alive`` is whether the connection is accepted and there, ``is_open`` whether its channel is.
-    ``unacked`` has consumer and message by delivery tag; ``unconfirmed`` whether the message was
-    taken, by its number; ``cancelled`` the tags of the consumers that the client has ended.
+    ``alive`` is whether the connection is accepted and there, ``is_open`` whether its channel is,
+    ``queue`` what it consumes, and ``cancelled`` whether the client has ended that. ``unacked`` has
+    queue and message by delivery tag; ``unconfirmed`` whether the message was taken, by its number.
     """
 
     def __init__(self, broker: FakeBroker, connection: Connection) -> None:
         self.broker, self.connection, self.loop = broker, connection, connection.loop
-        self.alive = self.blocked = self.is_open = self.confirming = False
-        self.unacked: dict[int, tuple[Consumer, Message]] = {}
+        self.alive = self.blocked = self.is_open = self.confirming = self.cancelled = False
+        self.queue: Queue | None = None
+        self.unacked: dict[int, tuple[Queue, Message]] = {}
         self.unconfirmed: dict[int, bool] = {}
-        self.consumers: dict[str, Consumer] = {}
-        self.cancelled: set[str] = set()
         self._unread: list[Callable[[], None]] = []
+        self._consumer_tag = ""
         self._prefetch = self._tag = self._published = self._epoch = 0
+
+    @property
+    def has_room(self) -> bool:
+        return not self._prefetch or len(self.unacked) < self._prefetch
 
     def accept(self) -> None:
         if self.broker.away:
@@ -331,15 +320,14 @@ class Session:
 
     # What the broker sends.
 
-    def deliver(self, consumer: Consumer, message: Message) -> None:
+    def deliver(self, queue: Queue, message: Message) -> None:
         self._tag += 1
-        self.unacked[self._tag] = (consumer, message)
-        consumer.unacked += 1
+        self.unacked[self._tag] = (queue, message)
         encoded = message.encoded
         if message.returns:
             encoded = with_headers(encoded, {"x-delivery-count": message.returns})
         source = (message.exchange, message.routing_key)
-        method = spec.Basic.Deliver(consumer.tag, self._tag, message.returns > 0, *source)
+        method = spec.Basic.Deliver(self._consumer_tag, self._tag, message.returns > 0, *source)
         self._send(method, encoded, message.body)
 
     def confirm(self, number: int, multiple: bool = False) -> None:
@@ -349,10 +337,10 @@ class Session:
             del self.unconfirmed[each]
         self._send((spec.Basic.Ack if taken else spec.Basic.Nack)(number, multiple))
 
-    def cancelled_by_broker(self, consumer: Consumer) -> None:
-        """End a consumer, as when its queue is deleted or moves."""
-        self._end_consumer(consumer)
-        self._send(spec.Basic.Cancel(consumer.tag))
+    def cancelled_by_broker(self) -> None:
+        """End the consumer, as when its queue is deleted or moves."""
+        self._end_consumer()
+        self._send(spec.Basic.Cancel(self._consumer_tag))
 
     def close_channel(self, error: ChannelError) -> None:
         """Close the channel for an error; the connection is still there."""
@@ -404,37 +392,33 @@ class Session:
         return spec.Basic.QosOk()
 
     def basic_consume(self, method: Any) -> None:
-        tag = method.consumer_tag
-        consumer = Consumer(self, self._queue(method.queue), tag, self._prefetch)
-        self.consumers[tag] = consumer
-        self.broker.consumed += 1
-        self._epoch = self.broker.consumed
-        consumer.queue.consumers.append(consumer)
+        self.queue, self._consumer_tag = self._queue(method.queue), method.consumer_tag
+        self.queue.consumers.append(self)
+        self._epoch = self.broker.consumed = self.broker.consumed + 1
         # The answer precedes the first delivery.
-        self._send(spec.Basic.ConsumeOk(tag))
-        self.broker.dispatch(consumer.queue)
+        self._send(spec.Basic.ConsumeOk(self._consumer_tag))
+        self.broker.dispatch(self.queue)
 
     def basic_cancel(self, method: Any) -> Any:
-        self.cancelled.add(method.consumer_tag)
-        if method.consumer_tag in self.consumers:
-            self._end_consumer(self.consumers[method.consumer_tag])
+        self.cancelled = True
+        self._end_consumer()
         return spec.Basic.CancelOk(method.consumer_tag)
 
     def basic_ack(self, method: Any) -> None:
         tags = self._tags(method.delivery_tag, method.multiple)
         self.broker.acks.append(Ack(self._epoch, tuple(tags), method.multiple))
         settled = self._take(tags)
-        for consumer, message in settled:
-            self.broker.settled(consumer, message)
-        for queue in dict.fromkeys(consumer.queue for consumer, _ in settled):
+        for _, message in settled:
+            self.broker.settled(self, message)
+        for queue in dict.fromkeys(queue for queue, _ in settled):
             self.broker.dispatch(queue)
 
     def basic_reject(self, method: Any) -> None:
-        for consumer, message in self._take(self._tags(method.delivery_tag, multiple=False)):
+        for queue, message in self._take(self._tags(method.delivery_tag, multiple=False)):
             if method.requeue:
-                self.broker.rejected(consumer, message)
+                self.broker.rejected(self, queue, message)
             else:
-                self.broker.dead_letter(consumer.queue, message, "rejected")
+                self.broker.dead_letter(queue, message, "rejected")
 
     def confirm_select(self, _method: Any) -> Any:
         self.confirming = True
@@ -471,11 +455,10 @@ class Session:
 
     def _end_channel(self) -> None:
         self.is_open = False
-        for consumer in list(self.consumers.values()):
-            self._end_consumer(consumer)
+        self._end_consumer()
         unacked: dict[Queue, list[Message]] = {}
-        for consumer, message in self._take(list(self.unacked)):
-            unacked.setdefault(consumer.queue, []).append(message)
+        for queue, message in self._take(list(self.unacked)):
+            unacked.setdefault(queue, []).append(message)
         for queue, messages in unacked.items():
             self.broker.take_back(queue, messages)
 
@@ -484,21 +467,18 @@ class Session:
             raise ChannelError(406, f"PRECONDITION_FAILED - unknown delivery tag {tag}")
         return [each for each in self.unacked if each <= tag] if multiple else [tag]
 
-    def _take(self, tags: list[int]) -> list[tuple[Consumer, Message]]:
-        taken = [self.unacked.pop(each) for each in tags]
-        for consumer, _ in taken:
-            consumer.unacked -= 1
-        return taken
+    def _take(self, tags: list[int]) -> list[tuple[Queue, Message]]:
+        return [self.unacked.pop(each) for each in tags]
 
     def _queue(self, name: str) -> Queue:
         if name not in self.broker.queues:
             raise ChannelError(404, f"NOT_FOUND - no queue '{name}' in vhost '/'")
         return self.broker.queues[name]
 
-    def _end_consumer(self, consumer: Consumer) -> None:
-        self.consumers.pop(consumer.tag, None)
-        if consumer in consumer.queue.consumers:
-            consumer.queue.consumers.remove(consumer)
+    def _end_consumer(self) -> None:
+        if self.queue is not None:
+            self.queue.consumers.remove(self)
+            self.queue = None
 
 
 def _encoded(properties: Any) -> bytes:

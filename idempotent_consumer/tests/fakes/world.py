@@ -144,7 +144,7 @@ class Order(Process):
 
     @property
     def _consuming(self) -> Session:
-        return next(session for session in self.broker.sessions if session.consumers)
+        return next(session for session in self.broker.sessions if session.queue)
 
 
 class World:
