@@ -257,14 +257,14 @@ class SimulatedBroker(amqp.FakeBroker):
         if self._rested_on_copies[sent.body] > self._sent_on[sent.body]:
             self.run.violation("early ack", life.name, sent.body)
 
-    def rejected(self, session: Session, queue: Queue, message: Message) -> None:
+    def rejected(self, session: Session, message: Message) -> None:
         """Judge a message that is handed back: each costs one of the returns that it has.
 
         pika itself does so with what arrives after the process has cancelled its consumer.
         """
         if not session.cancelled:
             self.run.violation("a delivery was handed back", session.loop.name, message.number)
-        super().rejected(session, queue, message)
+        super().rejected(session, message)
 
     def refused(self, session: Session, error: ChannelError) -> None:
         """Judge what the broker closes a channel for: the library never asks for it."""

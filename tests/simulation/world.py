@@ -235,7 +235,7 @@ TIMED: dict[str, Timed] = {
     ),
     "consumer cancelled": lambda w, kind: w.run.hits(
         kind,
-        [session for session in w.broker.sessions if session.queue],
+        [session for session in w.broker.sessions if session.consuming],
         Session.cancelled_by_broker,
     ),
     "queue deleted": lambda w, kind: w.run.hits(kind, w.broker.idle_retries, w.broker.delete_queue),

@@ -157,7 +157,7 @@ class FakeBroker:
 
     @property
     def unacked(self) -> list[Message]:
-        return [message for one in self.sessions for _, message in one.unacked.values()]
+        return [message for session in self.sessions for message in session.unacked.values()]
 
     # What the broker decides. A subclass may decide otherwise, or look on.
 
@@ -181,8 +181,8 @@ class FakeBroker:
     def settled(self, session: Session, message: Message) -> None:
         self.acked.append(message)
 
-    def rejected(self, session: Session, queue: Queue, message: Message) -> None:
-        self.take_back(queue, [message])
+    def rejected(self, session: Session, message: Message) -> None:
+        self.take_back(session.queue, [message])
 
     # The queues.
 
@@ -219,7 +219,7 @@ class FakeBroker:
     def dispatch(self, queue: Queue) -> None:
         while queue.ready and (free := [each for each in queue.consumers if each.has_room]):
             message, session = self.pick(queue, free)
-            session.deliver(queue, message)
+            session.deliver(message)
 
     def take_back(self, queue: Queue, messages: list[Message]) -> None:
         """Make messages ready again, behind other returned ones and ahead of the rest."""
@@ -257,15 +257,18 @@ class Session:
     """The broker's side of a connection, its channel and its consumer: the library has one of each.
 
     ``alive`` is whether the connection is accepted and there, ``is_open`` whether its channel is,
-    ``queue`` what it consumes, and ``cancelled`` whether the client has ended that. ``unacked`` has
-    queue and message by delivery tag; ``unconfirmed`` whether the message was taken, by its number.
+    ``consuming`` whether it consumes its ``queue``, and ``cancelled`` whether the client has ended
+    that. ``unacked`` has messages by delivery tag; ``unconfirmed`` whether the message was taken,
+    by its number.
     """
+
+    queue: Queue
 
     def __init__(self, broker: FakeBroker, connection: Connection) -> None:
         self.broker, self.connection, self.loop = broker, connection, connection.loop
-        self.alive = self.blocked = self.is_open = self.confirming = self.cancelled = False
-        self.queue: Queue | None = None
-        self.unacked: dict[int, tuple[Queue, Message]] = {}
+        self.alive = self.blocked = self.is_open = self.confirming = False
+        self.consuming = self.cancelled = False
+        self.unacked: dict[int, Message] = {}
         self.unconfirmed: dict[int, bool] = {}
         self._unread: list[Callable[[], None]] = []
         self._consumer_tag = ""
@@ -320,9 +323,9 @@ class Session:
 
     # What the broker sends.
 
-    def deliver(self, queue: Queue, message: Message) -> None:
+    def deliver(self, message: Message) -> None:
         self._tag += 1
-        self.unacked[self._tag] = (queue, message)
+        self.unacked[self._tag] = message
         encoded = message.encoded
         if message.returns:
             encoded = with_headers(encoded, {"x-delivery-count": message.returns})
@@ -394,6 +397,7 @@ class Session:
     def basic_consume(self, method: Any) -> None:
         self.queue, self._consumer_tag = self._queue(method.queue), method.consumer_tag
         self.queue.consumers.append(self)
+        self.consuming = True
         self._epoch = self.broker.consumed = self.broker.consumed + 1
         # The answer precedes the first delivery.
         self._send(spec.Basic.ConsumeOk(self._consumer_tag))
@@ -407,18 +411,16 @@ class Session:
     def basic_ack(self, method: Any) -> None:
         tags = self._tags(method.delivery_tag, method.multiple)
         self.broker.acks.append(Ack(self._epoch, tuple(tags), method.multiple))
-        settled = self._take(tags)
-        for _, message in settled:
+        for message in self._take(tags):
             self.broker.settled(self, message)
-        for queue in dict.fromkeys(queue for queue, _ in settled):
-            self.broker.dispatch(queue)
+        self.broker.dispatch(self.queue)
 
     def basic_reject(self, method: Any) -> None:
-        for queue, message in self._take(self._tags(method.delivery_tag, multiple=False)):
+        for message in self._take(self._tags(method.delivery_tag, multiple=False)):
             if method.requeue:
-                self.broker.rejected(self, queue, message)
+                self.broker.rejected(self, message)
             else:
-                self.broker.dead_letter(queue, message, "rejected")
+                self.broker.dead_letter(self.queue, message, "rejected")
 
     def confirm_select(self, _method: Any) -> Any:
         self.confirming = True
@@ -456,18 +458,15 @@ class Session:
     def _end_channel(self) -> None:
         self.is_open = False
         self._end_consumer()
-        unacked: dict[Queue, list[Message]] = {}
-        for queue, message in self._take(list(self.unacked)):
-            unacked.setdefault(queue, []).append(message)
-        for queue, messages in unacked.items():
-            self.broker.take_back(queue, messages)
+        if self.unacked:
+            self.broker.take_back(self.queue, self._take(list(self.unacked)))
 
     def _tags(self, tag: int, multiple: bool) -> list[int]:
         if tag not in self.unacked:
             raise ChannelError(406, f"PRECONDITION_FAILED - unknown delivery tag {tag}")
         return [each for each in self.unacked if each <= tag] if multiple else [tag]
 
-    def _take(self, tags: list[int]) -> list[tuple[Queue, Message]]:
+    def _take(self, tags: list[int]) -> list[Message]:
         return [self.unacked.pop(each) for each in tags]
 
     def _queue(self, name: str) -> Queue:
@@ -476,9 +475,9 @@ class Session:
         return self.broker.queues[name]
 
     def _end_consumer(self) -> None:
-        if self.queue is not None:
+        if self.consuming:
+            self.consuming = False
             self.queue.consumers.remove(self)
-            self.queue = None
 
 
 def _encoded(properties: Any) -> bytes:

@@ -144,7 +144,7 @@ class Order(Process):
 
     @property
     def _consuming(self) -> Session:
-        return next(session for session in self.broker.sessions if session.queue)
+        return next(session for session in self.broker.sessions if session.consuming)
 
 
 class World:
