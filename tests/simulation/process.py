@@ -35,7 +35,7 @@ class Life(Loop):
         super().__init__(run.agenda, clock_s=run.rng.uniform(0.0, 1e5))
         self.name, self.run, self._on_ended = name, run, on_ended
         self.ended_s: float | None = None
-        self.steps, self.dies_at = 0, 0
+        self.steps, self.dies_at, self._cancelled = 0, 0, False
         self.freezes_at: dict[int, float] = {}
         self.answered = self.last_answered = self.highest_revision = 0
         self.told_s: dict[bytes, float] = {}
@@ -72,16 +72,24 @@ class Life(Loop):
     def act(self, when: str, what: Any) -> None:
         super().act(when, what)
         if when == "before" and isinstance(what, Sent):
-            if isinstance(what.method, spec.Basic.Consume) and not self.answered:
-                self.run.violation("consuming before etcd is ready", self.name)
-            if isinstance(what.method, spec.Basic.Ack) and self.process.running.ledger.halted:
-                kind = "an ack by a process that knows that etcd is another"
-                self.run.violation(kind, self.name, what.method)
+            self._judge_method(what.method)
         self.steps += 1
         if self.steps == self.dies_at and self.in_step:
             self.run.fault("killed within a step", self.name)
             self.end()
             raise Killed
+
+    def _judge_method(self, method: Any) -> None:
+        """Judge what the process is about to send to the broker."""
+        if isinstance(method, spec.Basic.Consume) and not self.answered:
+            self.run.violation("consuming before etcd is ready", self.name)
+        if isinstance(method, spec.Basic.Ack) and self.process.running.ledger.halted:
+            kind = "an ack by a process that knows that etcd is another"
+            self.run.violation(kind, self.name, method)
+        # Each costs a message one of its returns. pika does so with what arrives behind a cancel.
+        if isinstance(method, spec.Basic.Reject) and not self._cancelled:
+            self.run.violation("a delivery was handed back", self.name, method.delivery_tag)
+        self._cancelled |= isinstance(method, spec.Basic.Cancel)
 
     def freeze(self, seconds: float) -> None:
         self.run.fault("frozen", self.name, round(seconds, 2))

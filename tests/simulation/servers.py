@@ -257,15 +257,6 @@ class SimulatedBroker(amqp.FakeBroker):
         if self._rested_on_copies[sent.body] > self._sent_on[sent.body]:
             self.run.violation("early ack", life.name, sent.body)
 
-    def rejected(self, session: Session, message: Message) -> None:
-        """Judge a message that is handed back: each costs one of the returns that it has.
-
-        pika itself does so with what arrives after the process has cancelled its consumer.
-        """
-        if not session.cancelled:
-            self.run.violation("a delivery was handed back", session.loop.name, message.number)
-        super().rejected(session, message)
-
     def refused(self, session: Session, error: ChannelError) -> None:
         """Judge what the broker closes a channel for: the library never asks for it."""
         self.run.violation(error.args[1], session.loop.name)
@@ -287,12 +278,12 @@ class SimulatedBroker(amqp.FakeBroker):
         """Give up the connections of a process that is frozen, where it is for long."""
 
         def give_up(connection: Connection) -> None:
-            if connection.session.alive:
+            if connection.session in self.sessions:
                 self.run.fault("heartbeats missed", life.name)
                 self.lose(connection, (0, connection.to_client.under_way))
 
-        for connection in self.connections_of(life):
-            if connection.session.alive and seconds >= HEARTBEATS_S:
+        if seconds >= HEARTBEATS_S:
+            for connection in self.connections_of(life):
                 self.agenda.later(HEARTBEATS_S, partial(give_up, connection))
 
     def be_away(self, away: bool) -> None:

@@ -181,9 +181,6 @@ class FakeBroker:
     def settled(self, session: Session, message: Message) -> None:
         self.acked.append(message)
 
-    def rejected(self, session: Session, message: Message) -> None:
-        self.take_back(session.queue, [message])
-
     # The queues.
 
     def route(self, exchange: str, routing_key: str) -> list[Queue]:
@@ -256,18 +253,16 @@ class FakeBroker:
 class Session:
     """The broker's side of a connection, its channel and its consumer: the library has one of each.
 
-    ``alive`` is whether the connection is accepted and there, ``is_open`` whether its channel is,
-    ``consuming`` whether it consumes its ``queue``, and ``cancelled`` whether the client has ended
-    that. ``unacked`` has messages by delivery tag; ``unconfirmed`` whether the message was taken,
-    by its number.
+    ``is_open`` is whether its channel is, and ``consuming`` whether it consumes its ``queue``.
+    ``unacked`` has messages by delivery tag; ``unconfirmed`` whether the message was taken, by its
+    number.
     """
 
     queue: Queue
 
     def __init__(self, broker: FakeBroker, connection: Connection) -> None:
         self.broker, self.connection, self.loop = broker, connection, connection.loop
-        self.alive = self.blocked = self.is_open = self.confirming = False
-        self.consuming = self.cancelled = False
+        self.blocked = self.is_open = self.consuming = self.confirming = False
         self.unacked: dict[int, Message] = {}
         self.unconfirmed: dict[int, bool] = {}
         self._unread: list[Callable[[], None]] = []
@@ -283,7 +278,6 @@ class Session:
             refused = AMQPConnectionError("Connection refused")
             self.connection.to_client.send(partial(self.connection.lost, refused))
             return
-        self.alive = True
         self.broker.sessions.append(self)
         # In one go: pika's answers tell the broker nothing.
         self._send(spec.Connection.Start(server_properties={"capabilities": _CAPABILITIES}))
@@ -298,8 +292,7 @@ class Session:
         if self.blocked:
             self._unread.append(partial(self.receive, sent))
             return
-        opens_or_ends = isinstance(method, spec.Channel.Open | spec.Connection.Close)
-        if not self.alive or not (self.is_open or opens_or_ends):
+        if not (self.is_open or isinstance(method, spec.Channel.Open | spec.Connection.Close)):
             return
         try:
             do = getattr(self, method.NAME.replace(".", "_").lower())
@@ -404,7 +397,6 @@ class Session:
         self.broker.dispatch(self.queue)
 
     def basic_cancel(self, method: Any) -> Any:
-        self.cancelled = True
         self._end_consumer()
         return spec.Basic.CancelOk(method.consumer_tag)
 
@@ -416,11 +408,10 @@ class Session:
         self.broker.dispatch(self.queue)
 
     def basic_reject(self, method: Any) -> None:
-        for message in self._take(self._tags(method.delivery_tag, multiple=False)):
-            if method.requeue:
-                self.broker.rejected(self, message)
-            else:
-                self.broker.dead_letter(self.queue, message, "rejected")
+        if not method.requeue:
+            raise NotImplementedError(method)
+        taken = self._take(self._tags(method.delivery_tag, multiple=False))
+        self.broker.take_back(self.queue, taken)
 
     def confirm_select(self, _method: Any) -> Any:
         self.confirming = True
@@ -450,8 +441,7 @@ class Session:
         """
         if self.blocked:
             self._unread.append(self.end)
-        elif self.alive:
-            self.alive = False
+        elif self in self.broker.sessions:
             self.broker.sessions.remove(self)
             self._end_channel()
 
