@@ -415,17 +415,15 @@ def refused(text: str, code: StatusCode = StatusCode.UNKNOWN, answers_s: float =
 
 @dataclass(eq=False)
 class Call:
-    """A request that was sent by a process to a member, in the ``life`` of its data then.
+    """A request that was sent by a process, in the ``life`` of etcd's data then.
 
     ``outcome`` is the reply or the error, once it has applied; ``answer`` is what the process
     waits for. ``number`` counts the requests of all processes.
     """
 
-    sent_s: float
     method: str
     request: Any
     loop: Any
-    endpoint: str
     metadata: tuple[tuple[str, str], ...]
     answer: asyncio.Future[Any] = field(repr=False)
     outcome: Any = field(default=None, repr=False)
@@ -459,8 +457,8 @@ class FakeEtcd:
 
     # What a process reaches.
 
-    def open_channel(self, _settings: Settings, host: str, port: int) -> FakeChannel:
-        return FakeChannel(self, f"{host}:{port}")
+    def open_channel(self, _settings: Settings, _host: str, _port: int) -> FakeChannel:
+        return FakeChannel(self)
 
     def send(self, call: Call) -> None:
         """Take a request, and answer it in a step of the process."""
@@ -503,8 +501,8 @@ class FakeEtcd:
 class FakeChannel:
     """The part of ``grpc.aio.Channel`` that etcd's client uses, as ``system.Channel`` has it."""
 
-    def __init__(self, etcd: FakeEtcd, endpoint: str) -> None:
-        self._etcd, self._endpoint, self._closed = etcd, endpoint, False
+    def __init__(self, etcd: FakeEtcd) -> None:
+        self._etcd, self._closed = etcd, False
         self._under_way: list[Callable[[], object]] = []
         """What ends each call."""
 
@@ -560,7 +558,7 @@ class FakeChannel:
         sent = getattr(pb, f"{name}Request").FromString(request)
         answer = loop.create_future()
         self._under_way.append(answer.cancel)
-        return Call(loop.time(), name, sent, loop, self._endpoint, tuple(metadata), answer)
+        return Call(name, sent, loop, tuple(metadata), answer)
 
 
 class Watch:
