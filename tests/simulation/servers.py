@@ -80,7 +80,8 @@ class SimulatedEtcd(etcd.FakeEtcd):
             self.run.fault("reply lost", call.loop.name, call.method)
             self.agenda.later(0.5, partial(self.answer, call, TIMED_OUT), call.loop)
             return
-        if error is None and not isinstance(call.outcome, AioRpcError):
+        # What comes behind its time-out, it does not hear.
+        if error is None and not (call.answer.done() or isinstance(call.outcome, AioRpcError)):
             call.loop.hear(call)
         super().answer(call, error)
 
