@@ -31,7 +31,7 @@ _NEVER_S = 15.0
 """A confirm that is later than this does not come at all, as of a queue that has no leader."""
 
 _READ_WITHIN_S = 10.0
-"""So long a request waits in the socket of an etcd that does not read, before it looks again."""
+"""So long a request can wait in the socket of an etcd that does not read."""
 
 
 class SimulatedEtcd(etcd.FakeEtcd):
@@ -42,6 +42,7 @@ class SimulatedEtcd(etcd.FakeEtcd):
         super().__init__(run.agenda, etcd.Store(run.agenda.time, max_txn_ops))
         self.run, self.away, self.applies_until_s = run, False, 0.0
         self.fate, self.latency_s, self.store.committed = self._fate, run.latency_s, self._note
+        self._unread: list[tuple[float, Call]] = []
 
     def leases_of_claims(self) -> list[int]:
         """Return the leases whose end takes no record that is there for good."""
@@ -63,6 +64,11 @@ class SimulatedEtcd(etcd.FakeEtcd):
         self.away = away
         if away and self.run.rng.random() < 0.5:
             self.store.end_watches()
+        if not away:
+            unread, self._unread = self._unread, []
+            for since_s, call in unread:
+                if self.agenda.now_s - since_s < _READ_WITHIN_S:
+                    self.apply(call)
 
     def apply(self, call: Call) -> None:
         if not self.away:
@@ -70,10 +76,8 @@ class SimulatedEtcd(etcd.FakeEtcd):
             if call.outcome is not None and call.number < call.loop.last_answered:
                 self.run.fault("applied after a later request was answered", call.loop.name)
         elif self.run.rng.random() < 0.5:
-            # It waits in a socket until etcd reads on, or is lost with it.
-            wait_s = self.run.rng.uniform(0.0, _READ_WITHIN_S)
-            self.applies_until_s = max(self.applies_until_s, self.agenda.now_s + wait_s)
-            self.agenda.later(wait_s, partial(self.apply, call))
+            # It waits in a socket until etcd reads on, or was lost with it.
+            self._unread.append((self.agenda.now_s, call))
 
     def answer(self, call: Call, error: AioRpcError | None = None) -> None:
         if error is None and (call.outcome is None or self.away):
