@@ -185,14 +185,15 @@ class Controls:
             # What they hold is not of the round that begins, and new ones are numbered from 1.
             await self._quietly(self._containers(*SERVICES), "rm", "--force")
             await self._up(rabbitmq=1, etcd=1, receiver=1)
+            await self._until(lambda: not self._containers(*SERVICES))
             purge = partial(self._sources.broker.purge, QUEUES)
             await asyncio.to_thread(eventually, purge, _WITHIN_S, also=(OSError,))
             self._sources.outbox = deque()
             self._board.begin()
+            self.told = dict(_AT_FIRST)
             self._compose.set(ENABLE_ETCD="true", NOTIFY_URL="http://receiver:8000")
             await self._up(order=1, notify=1)
         await self._receiver("well", "")
-        self.told = dict(_AT_FIRST)
 
     async def _play(self, label: str, steps: list[Any], _: str) -> None:
         """Play it, one at a time; a reset ends it."""

@@ -105,8 +105,8 @@ class Play:
             return self.etcd.count(f"/orders/{seen['round']}-")
         if name.endswith(".dead-letter"):
             return self._broker.waiting(name)
-        container = self.compose.containers().get(name.removeprefix("docker "), {"State": ""})
-        return container["State"]
+        assert name.startswith("docker "), f"{name} is not shown"
+        return self.compose.containers().get(name.removeprefix("docker "), {}).get("State", "")
 
     def reset(self) -> None:
         """Begin another round, and wait for it."""
@@ -160,7 +160,7 @@ SCRIPTS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("p", both(processed=1)),
         ("a b i", both(processed=1, skipped=1, parked=2) | NONE_WRONG),
         ("", {"dots": "parked, conflict: ", "order.dead-letter": 2, "notify.dead-letter": 2}),
-        (Keys.TAB + Keys.ENTER, {"told": "parked, invalid: "}),
+        (Keys.TAB + Keys.ENTER, {"told": ": parked, "}),
     ],
     "three-replicas": [
         ("+:order-1 +:order-1", {"order-2": "running", "docker order-2": "running"}),
