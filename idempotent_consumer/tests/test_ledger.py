@@ -10,6 +10,7 @@ from fakes.ledger import LONGER_THAN_ANY_BACKOFF_S, OTHER_DIGEST, Replica, diges
 from idempotent_consumer.event import Event, Publish, Put, check_effects
 from idempotent_consumer.ledger import GUARD_EVERY_S, RELEASED_S
 from idempotent_consumer.records import DONE, PUBLISHING, RELEASED, Kind
+from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing import etcd
 
 EFFECT = Put("/orders/1", b"placed")
@@ -257,6 +258,15 @@ def test_nothing_is_settled_once_etcd_is_another(
     # An older state takes a new event; nothing is concluded from it.
     written = change is restore and asked == "new event"
     assert len(replica.store.puts("/service/")) == puts + written
+
+
+def test_a_record_that_is_kept_for_good_does_not_land_in_another_etcd() -> None:
+    """One with a window does not in any case: its lease is not known there."""
+    replica = Replica(settings=Settings(enable_etcd=True, dedup_window_s=0)).open()
+    wipe_and_fill(replica)
+    replica.commit(replica.ask("1"))
+    assert_halted(replica, INCARNATION)
+    assert replica.store.puts("/service/") == []
 
 
 @pytest.mark.parametrize("told_s", [0.0, 1.0])
