@@ -265,8 +265,8 @@ def test_a_record_that_is_kept_for_good_does_not_land_in_another_etcd() -> None:
     replica = Replica(settings=Settings(enable_etcd=True, dedup_window_s=0)).open()
     wipe_and_fill(replica)
     replica.commit(replica.ask("1"))
-    assert_halted(replica, INCARNATION)
     assert replica.store.puts("/service/") == []
+    assert_halted(replica, INCARNATION)
 
 
 @pytest.mark.parametrize("told_s", [0.0, 1.0])
