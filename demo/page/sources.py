@@ -116,7 +116,7 @@ class Sources:
         self._see(self.board.answers, "etcd-1", {})
         self._revision = self._revision if newest >= self._revision else 0
         watch = self._etcd.watch(self._revision + 1, timeout_s=_SILENT_S)
-        with suppress(OSError, RuntimeError):  # Silence, too: whether etcd answers is asked anew.
+        with suppress(OSError, RuntimeError):  # Silence, too: then etcd is asked again.
             for change in chain.from_iterable(watch):
                 self._revision = change.revision
                 found = re.fullmatch(r"/(?:service/)?(orders|order|notify)/(.+)", change.key)

@@ -236,7 +236,7 @@ class Consumer:
             batch = self._ledger.batch()
             while self._waiting and batch.take(self._waiting[0]):
                 self._waiting.popleft()
-            for asks in filter(None, (batch.puts, batch.looks)):
+            for asks in batch.commits:
                 self._commits += 1
                 self._tasks.create_task(self._commit(asks))
 

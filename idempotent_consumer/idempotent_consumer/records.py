@@ -146,11 +146,7 @@ _OVERHEAD_BYTES = 4096
 
 
 class Batch:
-    """Asks that fit into one transaction: no key twice, and within etcd's limits.
-
-    ``puts`` are committed together, and ``looks`` apart from them: what has landed must not wait
-    for what is only read.
-    """
+    """Asks that fit into one transaction: no key twice, and within etcd's limits."""
 
     def __init__(self, max_asks: int, max_operations: int) -> None:
         # One comparison of the transaction, and one read after a failure, are the incarnation's.
@@ -158,15 +154,20 @@ class Batch:
         self._max_operations = max_operations
         self._operations = self._size_bytes = 0
         self._effect_keys: set[str] = set()
-        self.puts: list[Ask] = []
-        self.looks: list[Ask] = []
+        self._puts: list[Ask] = []
+        self._looks: list[Ask] = []
+
+    @property
+    def commits(self) -> list[list[Ask]]:
+        """What is committed together: the puts, and the looks, for which no put waits."""
+        return [asks for asks in (self._puts, self._looks) if asks]
 
     def take(self, ask: Ask) -> bool:
         """Add an ask, or return False where it belongs into the next batch."""
         operations = self._operations + 1 + len(ask.effects.puts)
         size_bytes = self._size_bytes + ask.size_bytes
         keys = {put.key for put in ask.effects.puts}
-        asks = len(self.puts) + len(self.looks)
+        asks = len(self._puts) + len(self._looks)
         if asks and (
             asks >= self._max_asks
             or operations > self._max_operations
@@ -176,7 +177,7 @@ class Batch:
             return False
         self._operations, self._size_bytes = operations, size_bytes
         self._effect_keys |= keys
-        (self.looks if ask.kind is Kind.LOOK else self.puts).append(ask)
+        (self._looks if ask.kind is Kind.LOOK else self._puts).append(ask)
         return True
 
 

@@ -141,7 +141,7 @@ class Following:
 
     def reconnect(self) -> Any:
         """End the watch, and return the next one."""
-        self.etcd.end_watches()
+        self.etcd.store.end_watches()
         self.loop.advance(LONGER_THAN_ANY_BACKOFF_S)
         return self.watch
 
@@ -275,7 +275,7 @@ def test_what_is_deleted_is_new_again(following: Following, how: str, kept: bool
     read_at = following.store.revision
     following.start()
     if "unwatched" in how:
-        following.etcd.end_watches()
+        following.etcd.store.end_watches()
     if how != "not deleted":
         following.store.delete(PREFIX + "1")
     if "another" in how:
@@ -348,7 +348,7 @@ def test_a_watch_that_breaks_between_fragments_resumes_there(following: Followin
     following.start()
     following.store.events_a_reply = 3
     following.etcd.breaks, following.etcd.replies = 1, 3
-    following.etcd.end_watches()
+    following.etcd.store.end_watches()
     following.store.delete(PREFIX + "before")
     following.store.revoke(lease)
     revision = following.store.revision
@@ -363,7 +363,7 @@ def test_a_watch_that_keeps_failing_at_one_revision_is_given_up(following: Follo
     following.record("1", "2")
     following.start()
     following.etcd.breaks, following.etcd.replies = 5, 1
-    following.etcd.end_watches()
+    following.etcd.store.end_watches()
     following.store.delete(PREFIX + "1")
     following.record("3")
     following.loop.advance(5 * LONGER_THAN_ANY_BACKOFF_S)
@@ -384,7 +384,7 @@ def fails_now_and_then(following: Following) -> None:
     """It has told of what was deleted in between, or would have had the time to."""
     for each in MANY[:8]:
         following.etcd.breaks, following.etcd.replies = 3, 1
-        following.etcd.end_watches()
+        following.etcd.store.end_watches()
         following.store.delete(PREFIX + each)
         following.until_watched()
     for _ in range(8):
@@ -394,7 +394,7 @@ def fails_now_and_then(following: Following) -> None:
 
 def is_away_for_long(following: Following) -> None:
     following.etcd.breaks, following.etcd.replies = 100, 0
-    following.etcd.end_watches()
+    following.etcd.store.end_watches()
     following.loop.advance(100 * LONGER_THAN_ANY_BACKOFF_S)
     assert following.etcd.breaks == 0
 
@@ -416,7 +416,7 @@ def test_what_went_before_a_second_import_is_not_held(following: Following) -> N
     following.record("1", "2")
     following.start()
     following.etcd.breaks, following.etcd.replies = 100, 0
-    following.etcd.end_watches()
+    following.etcd.store.end_watches()
     following.store.delete(PREFIX + "2")
     following.record("3")
     following.store.compact()

@@ -222,7 +222,7 @@ def test_a_watch_ends_with_its_members_leader_and_the_next_is_elsewhere(cluster:
         replies = cluster.client.watch(WATCH)
         assert (await anext(replies)).header.revision == 2
         cluster.members[0].leaderless = True
-        cluster.members[0].end_watches(NO_LEADER)
+        cluster.members[0].store.end_watches(NO_LEADER)
         with pytest.raises(EtcdError, match="no leader"):
             await anext(replies)
         found: int = (await anext(cluster.client.watch(WATCH))).header.revision

@@ -181,9 +181,10 @@ def test_stopped_again_and_again_in_the_middle_of_a_backlog(
     store, slow = attempt.store, {**SLOW, "ETCD_ENDPOINTS": way.address}
     way.delay(COMMIT_S / 2)
     assert stopped(attempt.start(**slow)) == 0
-    published, number = 0, 0
+    published = 0
     in_flight: list[int] = []
-    while number < stops or sum(each > 0 for each in in_flight) <= stops / 2:
+    while len(in_flight) < stops or sum(each > 0 for each in in_flight) <= stops / 2:
+        number = len(in_flight)
         if attempt.broker.ready("order") < 1000:
             published += len(attempt.publish(orders(3000, f"o{number}")))
         before = store.client.revision()
@@ -195,7 +196,6 @@ def test_stopped_again_and_again_in_the_middle_of_a_backlog(
         assert unacked == 0
         (said,) = lines(service, "stopping: taking no more")
         in_flight.append(said["in_hand"])
-        number += 1
         attempt.fired()
     service = attempt.start()
     attempt.judge(at_least=published)

@@ -142,15 +142,15 @@ class EtcdClient:
     def post(self, path: str, body: Mapping[str, object]) -> Any:
         """Ask etcd's gateway for what has no method here."""
         url, timeout_s = self._url + path, self._timeout_s
-        for _ in range(_LOGINS):
+        logins = 0
+        while True:
             try:
                 return fetch_json("POST", url, body, headers=self._headers(), timeout_s=timeout_s)
             except HTTPError as error:
-                if not self._token:
+                if logins == _LOGINS or not self._token:
                     raise
                 error.close()
-                self._token = {}
-        return fetch_json("POST", url, body, headers=self._headers(), timeout_s=timeout_s)
+                logins, self._token = logins + 1, {}
 
     def _counted(self, prefix: str) -> Any:
         return self.post("/kv/range", {**_span(prefix), "count_only": True})

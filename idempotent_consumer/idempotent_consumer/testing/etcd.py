@@ -444,7 +444,6 @@ class FakeEtcd:
         self.fate: Callable[[Call], Fate] = lambda _: FINE
         self.latency_s: Callable[[], float] = lambda: 0.0
         self.calls: list[Call] = []
-        self.end_watches = self.store.end_watches
         self._scripts: dict[str, deque[Fate]] = defaultdict(deque)
 
     # What the test does.

@@ -108,8 +108,8 @@ class Replica:
         for ask in asks:
             if not batch.take(ask):
                 raise AssertionError(f"{ask.key!r} does not fit into the batch")
-        for each in filter(None, (batch.puts, batch.looks)):
-            self._tasks.create_task(self._commit(each))
+        for together in batch.commits:
+            self._tasks.create_task(self._commit(together))
         self.loop.run_until_idle()
         return self.answers[answered:]
 
