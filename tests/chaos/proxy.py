@@ -6,6 +6,7 @@ import struct
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager, closing, suppress
+from functools import partial
 from typing import Any, Literal
 
 Direction = Literal["up", "down"]
@@ -47,9 +48,12 @@ class Way:
         return text in self.held
 
     async def carry(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, onlooker: Onlooker | None
+        self, source: socket.socket, sink: socket.socket, onlooker: Onlooker | None
     ) -> None:
-        """Carry what comes from one side to the other until it ends; raises OSError, CutError."""
+        """Carry what comes from one side to the other until it ends; raises CutError.
+
+        Where the other side is gone, what is sent to it is lost; what it had sent still passes.
+        """
         chunks: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
         reading = asyncio.create_task(self._read(source, chunks))
         try:
@@ -59,18 +63,20 @@ class Way:
                 await self.open.wait()
                 if not chunk:
                     return
-                await self._write(await onlooker(chunk) if onlooker else chunk, sink)
+                passing = await onlooker(chunk) if onlooker else chunk
+                with suppress(OSError):
+                    await self._write(passing, sink)
         finally:
             reading.cancel()
 
     async def _read(
-        self, source: asyncio.StreamReader, chunks: asyncio.Queue[tuple[float, bytes]]
+        self, source: socket.socket, chunks: asyncio.Queue[tuple[float, bytes]]
     ) -> None:
         """Note for each piece when it is due; an empty one is the end."""
-        chunk, tail = b"more", b""
+        loop, chunk, tail = asyncio.get_running_loop(), b"more", b""
         while chunk:
             try:
-                chunk = await source.read(_BUFFER_BYTES)
+                chunk = await loop.sock_recv(source, _BUFFER_BYTES)
             except OSError:
                 chunk = b""
             if not self.open.is_set():
@@ -79,21 +85,21 @@ class Way:
                 tail += chunk
                 self.appearances += tail.count(self.text)
                 tail = tail[1 - len(self.text) :]
-            chunks.put_nowait((asyncio.get_running_loop().time() + self.delay_s, chunk))
+            chunks.put_nowait((loop.time() + self.delay_s, chunk))
 
-    async def _write(self, chunk: bytes, sink: asyncio.StreamWriter) -> None:
+    async def _write(self, chunk: bytes, sink: socket.socket) -> None:
+        send = partial(asyncio.get_running_loop().sock_sendall, sink)
         if self.swallowing:
             self.swallowed_bytes += len(chunk)
             return
         if self.breaking and len(chunk) > 1:
             self.breaking = False
             self.broken += 1
-            sink.write(chunk[: len(chunk) // 2])
+            await send(chunk[: len(chunk) // 2])
             raise CutError("cut in the middle of a frame")
         size = self.slice_bytes or len(chunk) or 1
         for at in range(0, len(chunk), size):
-            sink.write(chunk[at : at + size])
-            await sink.drain()
+            await send(chunk[at : at + size])
             self.slices += size < len(chunk)
         self.passed_bytes += len(chunk)
 
@@ -111,15 +117,14 @@ class Proxy:
         host, listens_at = listener.getsockname()
         self.address = f"{host}:{listens_at}"
         self._close_delay_s = 0.0
-        self._connections: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
+        self._connections: dict[asyncio.Task[None], tuple[socket.socket, socket.socket]] = {}
         self.resets = self.closed_late = 0
         self.up, self.down = Way(), Way()
+        listener.setblocking(False)
         self._loop = asyncio.new_event_loop()
+        self._listening = self._loop.create_task(self._listen(listener))
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
-        self._server: asyncio.Server = self._run(
-            asyncio.start_server(self._serve, sock=listener, limit=_BUFFER_BYTES)
-        )
 
     @property
     def connections(self) -> int:
@@ -187,24 +192,34 @@ class Proxy:
         """Return who sees what a new connection carries up, and down: nobody."""
         return None, None
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        writers = self._connections[task] = [writer]
+    async def _listen(self, listener: socket.socket) -> None:
+        with listener:
+            while True:
+                client, _ = await self._loop.sock_accept(listener)
+                server = socket.socket()
+                task = self._loop.create_task(self._serve(client, server))
+                self._connections[task] = client, server
+                task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        for side in self._connections.pop(task):
+            side.close()
+
+    async def _serve(self, client: socket.socket, server: socket.socket) -> None:
+        # Not asyncio's streams: with the first write that fails, they drop what is still unread.
+        sides = client, server
         try:
             # It has been cut; or the server is down, and the client sees its connection end.
             with suppress(asyncio.CancelledError, OSError):
-                server, to_server = await asyncio.open_connection("127.0.0.1", self._upstream)
-                writers.append(to_server)
+                for side in sides:
+                    side.setblocking(False)
+                    side.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                await self._loop.sock_connect(server, ("127.0.0.1", self._upstream))
                 sees_up, sees_down = self.onlookers()
-                up = self.up.carry(reader, to_server, sees_up)
-                await self._relay(up, self.down.carry(server, writer, sees_down))
+                up = self.up.carry(client, server, sees_up)
+                await self._relay(up, self.down.carry(server, client, sees_down))
         except CutError:
-            self._reset(writers)
-        finally:
-            del self._connections[task]
-            for each in writers:
-                each.transport.abort()
+            self._reset(sides)
 
     async def _relay(self, *carrying: Coroutine[Any, Any, None]) -> None:
         """Relay until a side closes; an error that is not of a side's goes to asyncio's log."""
@@ -212,8 +227,7 @@ class Proxy:
         try:
             done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             for way in done:
-                with suppress(OSError):
-                    way.result()
+                way.result()
             if self._close_delay_s:
                 self.closed_late += 1
                 await asyncio.sleep(self._close_delay_s)
@@ -222,17 +236,15 @@ class Proxy:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
 
-    def _reset(self, writers: list[asyncio.StreamWriter]) -> None:
+    def _reset(self, sides: tuple[socket.socket, socket.socket]) -> None:
+        """Let the connection end with a reset on both sides when it is closed."""
         self.resets += 1
-        for writer in writers:
-            with suppress(OSError):
-                plain: socket.socket = writer.get_extra_info("socket")
-                plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            writer.transport.abort()
+        for side in sides:
+            side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
     async def _cut(self) -> None:
-        for task, writers in self._connections.items():
-            self._reset(writers)
+        for task, sides in self._connections.items():
+            self._reset(sides)
             task.cancel()
         await self._release()
 
@@ -243,9 +255,9 @@ class Proxy:
             way.held.clear()
 
     async def _end(self) -> None:
-        self._server.close()
+        self._listening.cancel()
         await self._cut()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.gather(self._listening, *self._connections, return_exceptions=True)
 
 
 def relay(port: int, listener: socket.socket | None = None) -> AbstractContextManager[Proxy]:

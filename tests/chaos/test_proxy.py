@@ -1,11 +1,12 @@
 """The proxy does what a test tells it to, where no trial would see that it did not."""
 
+import queue
 import socket
 import socketserver
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import get_args
 
 import pytest
@@ -22,15 +23,23 @@ class _Echo(socketserver.BaseRequestHandler):
                 self.request.sendall(data)
 
 
+@contextmanager
+def _served(by: type[socketserver.BaseRequestHandler]) -> Iterator[int]:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), by) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @pytest.fixture
 def echo() -> Iterator[int]:
     """Give the port of a server that sends back what it gets."""
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Echo) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server.server_address[1]
-        server.shutdown()
-        thread.join()
+    with _served(_Echo) as port:
+        yield port
 
 
 def test_bytes_pass_both_ways_and_are_counted(echo: int) -> None:
@@ -86,6 +95,29 @@ def test_the_other_side_learns_late_of_a_close(echo: int) -> None:
         assert proxy.connections == 1
         becomes(lambda: proxy.connections, 0)
         assert time.monotonic() - started_s >= 0.5
+
+
+def test_what_one_side_has_sent_arrives_when_it_is_gone() -> None:
+    """A killed process has sent its last acks, while more deliveries are on their way to it."""
+    heard: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    class Talker(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.settimeout(0.01)
+            told, chunk = b"", b"?"
+            with suppress(ConnectionError):
+                while chunk:
+                    self.request.sendall(b"talk")
+                    with suppress(TimeoutError):
+                        told += (chunk := self.request.recv(1000))
+            heard.put(told)
+
+    with _served(Talker) as port, relay(port) as proxy:
+        proxy.delay(0.2)
+        with _connect(proxy) as client:
+            assert client.recv(1) == b"t"  # The rest is unread: its end is a reset.
+            client.sendall(b"last words")
+        assert heard.get(timeout=5) == b"last words"
 
 
 def _connect(way: Proxy) -> socket.socket:
