@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, product
@@ -165,6 +165,10 @@ def real(number: int, servers: Servers) -> Iterator[Subject]:
     def compact() -> None:
         operator.post("/kv/compaction", {"revision": str(operator.revision())})
 
+    # That of a test before would end amid this one, and revisions are compared.
+    for lease in operator.post("/lease/leases", {}).get("leases", ()):
+        with suppress(OSError):  # It has ended by itself.
+            revoke(int(lease["ID"]))
     with asyncio.Runner() as runner:
         settings = Settings.from_environ({"ETCD_ENDPOINTS": servers.etcd.endpoint})
         client = Client(settings, real_system())
