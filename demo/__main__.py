@@ -14,7 +14,8 @@ from demo.panel import panel
 from demo.play import CheckFailedError, Play
 from demo.report import run_of, write_report
 from demo.screen import Screen, open_screen, wait_for_enter
-from demo.stage import CannotPlayError, Stage, StepFailedError
+from demo.stage import Stage
+from demo.steps import CannotPlayError, StepFailedError
 from demo.watch import Watch
 from servers.servers import docker_available
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from demo.play import Change, Play
-from demo.stage import SERVICES, CannotPlayError
+from demo.stage import SERVICES
+from demo.steps import CannotPlayError
 
 Act = Callable[[Play], None]
 

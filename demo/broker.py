@@ -10,7 +10,7 @@ import pika
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError
 
-from demo.stage import Step, StepFailedError
+from demo.steps import Step, StepFailedError
 from servers.web import fetch_json
 
 _USER = _PASSWORD = "guest"

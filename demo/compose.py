@@ -15,10 +15,10 @@ from itertools import chain
 from pathlib import Path
 
 from demo.broker import Broker
-from demo.command import CommandFailedError, run
 from demo.interrupt import interrupt_no_more
 from demo.screen import Screen
-from demo.stage import SERVICES, CannotPlayError, Stage, Step, StepFailedError
+from demo.stage import SERVICES, Stage
+from demo.steps import CannotPlayError, CommandFailedError, Step, StepFailedError, run
 from servers.counters import GraphiteCounters
 from servers.processes import free_port
 from servers.servers import REPOSITORY, compose_settings

@@ -11,7 +11,8 @@ from demo.broker import Broker
 from demo.panel import panel
 from demo.play import COUNTERS, Play
 from demo.screen import Screen
-from demo.stage import SERVICES, Stage, Step, StepFailedError
+from demo.stage import SERVICES, Stage
+from demo.steps import Step, StepFailedError
 from demo.watch import Watch
 from servers.counters import StatsdListener
 

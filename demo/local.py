@@ -14,7 +14,8 @@ from chaos.crash_points import VARIABLE as CRASH_POINT
 from demo.broker import Broker
 from demo.interrupt import interrupt_no_more
 from demo.screen import Screen
-from demo.stage import SERVICES, CannotPlayError, Stage, Step, StepFailedError
+from demo.stage import SERVICES, Stage
+from demo.steps import CannotPlayError, Step, StepFailedError
 from servers.counters import StatsdListener, listen_statsd
 from servers.processes import Child, ServersUnavailableError, free_port
 from servers.servers import REPOSITORY, Servers, start_servers

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from chaos.crash_points import PROOF
 from demo.screen import Screen
-from demo.stage import Stage, Step
+from demo.stage import Stage
+from demo.steps import Step
 from servers.wait import eventually
 
 COUNTERS = {

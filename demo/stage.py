@@ -1,50 +1,21 @@
 """What the acts are played on: the same few actions, whatever the servers run in."""
 
-from __future__ import annotations
-
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from http.client import HTTPException
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from demo.broker import Broker
+from demo.steps import Step, StepFailedError
+from servers.counters import GraphiteCounters, StatsdListener
 from servers.etcd import EtcdClient, record_prefix
 from servers.web import fetch_json
 
-if TYPE_CHECKING:
-    from demo.broker import Broker
-    from servers.counters import GraphiteCounters, StatsdListener
-
 SERVICES = ("order", "notify")
-
 
 NO_ANSWER = (OSError, HTTPException, ValueError, KeyError)
 """What a question to a server raises that is not there, or that comes or goes."""
-
-
-class CannotPlayError(Exception):
-    """The demo cannot be played here; the message is one line that says what to do about it."""
-
-
-class StepFailedError(Exception):
-    """A step did not work out, through the fault of a service; the message is one line."""
-
-    def __init__(self, message: str, service: str) -> None:
-        super().__init__(message)
-        self.service = service
-
-
-@dataclass(frozen=True)
-class Step:
-    """Something to do: the command to type for it, and the function that does it.
-
-    The function returns when it is done, and raises StepFailedError, CannotPlayError or OSError.
-    """
-
-    typed: str
-    run: Callable[[], None]
-
 
 State = Literal["not started", "starting", "running", "not ready", "stopping", "stopped", "killed"]
 

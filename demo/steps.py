@@ -1,14 +1,39 @@
-"""Run a command to its end, also when the demo is interrupted in the middle of it."""
+"""What is done step by step: the command to type for each step, and how a command is run.
+
+A command is ended, and has ended, also when the demo is interrupted in the middle of it.
+"""
 
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-
-from demo.stage import CannotPlayError
+from dataclasses import dataclass
 
 _ENDS_WITHIN_S = 15.0
+
+
+class CannotPlayError(Exception):
+    """The demo cannot be played here; the message is one line that says what to do about it."""
+
+
+class StepFailedError(Exception):
+    """A step did not work out, through the fault of a service; the message is one line."""
+
+    def __init__(self, message: str, service: str) -> None:
+        super().__init__(message)
+        self.service = service
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something to do: the command to type for it, and the function that does it.
+
+    The function returns when it is done, and raises StepFailedError, CannotPlayError or OSError.
+    """
+
+    typed: str
+    run: Callable[[], None]
 
 
 class CommandFailedError(CannotPlayError):

@@ -9,7 +9,7 @@ from demo.acts import ACTS, chosen
 from demo.fake_stage import FakeStage, played
 from demo.play import CheckFailedError, Play
 from demo.screen import Screen
-from demo.stage import CannotPlayError
+from demo.steps import CannotPlayError
 from servers.servers import REPOSITORY
 
 

@@ -21,7 +21,7 @@ from demo.page.board import Board
 from demo.page.controls import Controls
 from demo.page.sources import Sources
 from demo.screen import Screen
-from demo.stage import CannotPlayError
+from demo.steps import CannotPlayError
 from servers.servers import REPOSITORY
 
 PROJECT = Project("reliable-play", "play", (*FILES, RECEIVER, "demo/page/page.yaml"), "json")

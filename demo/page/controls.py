@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from demo.command import CommandFailedError
 from demo.compose import Compose
 from demo.page.board import Kind, Process
 from demo.page.sources import QUEUES, Sources
-from demo.stage import SERVICES, CannotPlayError
+from demo.stage import SERVICES
+from demo.steps import CannotPlayError, CommandFailedError
 from servers.wait import eventually
 
 ACTS: dict[str, list[Any]] = tomllib.loads(Path(__file__).with_name("acts.toml").read_text())

@@ -23,7 +23,8 @@ import pika
 from demo.broker import Broker, headers, ready
 from demo.compose import Compose, Ports
 from demo.page.board import READINGS, Board
-from demo.stage import NO_ANSWER, SERVICES, CannotPlayError
+from demo.stage import NO_ANSWER, SERVICES
+from demo.steps import CannotPlayError
 from idempotent_consumer import Settings
 from idempotent_consumer.bus import queue_arguments
 from idempotent_consumer.names import EXCHANGE, dead_letter_queue

@@ -18,9 +18,9 @@ import pytest
 
 from browser.chromium import Chromium
 from demo.broker import Broker
-from demo.command import CommandFailedError
 from demo.compose import Compose, Ports
 from demo.stage import SERVICES
+from demo.steps import CommandFailedError
 from servers.counters import GraphiteCounters
 from servers.servers import REPOSITORY
 from servers.wait import eventually
