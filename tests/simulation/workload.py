@@ -299,7 +299,7 @@ class Handlers:
 
     async def _on_loop(self, event: Event, _timeout_s: float) -> Result:
         call = self._outside.call(event, self._life)
-        if call.raised and self._rng.random() < 0.3:
+        if call.raised and self._rng.random() < 0.3 and not self._is_rejected(event):
             call.end_s = math.inf  # It fails by its time-out.
         try:
             await asyncio.sleep(call.end_s - self._life.agenda.now_s)
@@ -313,11 +313,14 @@ class Handlers:
         return self._called(event, call)
 
     def _called(self, event: Event, call: Call) -> Result:
-        # Held for good behind a circuit breaker that nothing closes, it would never be settled.
-        breaks = TYPES[event.type].never_succeeds and self._life.run.plan.settings.breaker_failures
-        if breaks or call.rejected:
+        if call.rejected or self._is_rejected(event):
             raise Reject("never")
         return _result(event, call.raised)
+
+    def _is_rejected(self, event: Event) -> bool:
+        # Held for good behind a circuit breaker that nothing closes, it would never be settled.
+        breaks = self._life.run.plan.settings.breaker_failures > 0
+        return breaks and TYPES[event.type].never_succeeds
 
 
 def _result(event: Event, raises: bool) -> Result:
