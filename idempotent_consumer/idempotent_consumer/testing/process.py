@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import Executor
 from random import Random
@@ -35,14 +35,14 @@ class Counts(Metrics):
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self.timings: list[str] = []
+        self.timings: defaultdict[str, list[float]] = defaultdict(list)
         self.gauges: dict[str, int] = {}
 
     def count(self, name: str, by: int = 1) -> None:
         self.counts[name] += by
 
     def timing(self, name: str, elapsed_s: float) -> None:
-        self.timings.append(name)
+        self.timings[name].append(elapsed_s)
 
     def gauge(self, name: str, value: int) -> None:
         self.gauges[name] = value
