@@ -46,8 +46,7 @@ DUPLICATES = 4
 """So many to each batch of new events: half of its own events, half of all before."""
 
 BATCHES = 8
-# Two share them as they come, and the one that is to die must get eight of them.
-BATCHES_FOR_TWO = 6 * BATCHES
+MORE_BATCHES = 6 * BATCHES
 REDELIVERY_TIMEOUT_S = 5.0
 LEFT_ALONE_S = WAITS_FOR_ITS_EVENTS * claim_wait(random.Random()).longest_s
 """For so long at the most a record is left to the process that was killed: it may yet publish."""
@@ -125,7 +124,7 @@ def test_killed_at_a_step(at: Cell, trial: StartTrial) -> None:
         attempt.broker.bind(OBSERVED, SHIPPED)
     killed = start_crashing(attempt, at)
     others = [attempt.start(**SETTINGS) for _ in range(at.replicas - 1)]
-    backlog = batches(BATCHES_FOR_TWO if others else BATCHES)
+    backlog = batches(BATCHES * at.replicas)
     proof = killed_by(backlog, attempt, at, killed, others)
     unfinished = store.in_state(at.service, "publishing")
     if not others:
@@ -165,8 +164,8 @@ def test_killed_with_claims(
         at, caller = Cell("notify", step, passage, replicas), step.replace(" ", "-")
         killed = start_crashing(attempt, at, **settings(caller))
         backlog = batches(2 * replicas, prefix=caller)
-        sent |= ids(chain.from_iterable(backlog))
         killed_with[caller] = killed_by(backlog, attempt, at, killed, others)["id"]
+        sent |= ids(chain.from_iterable(backlog))
     if not others:
         attempt.start(wait=False, **settings("successor"))
     attempt.recovers()
@@ -197,17 +196,28 @@ def killed_by(
     """Let one die of a backlog, and return what it has left as proof of where it was.
 
     Both are frozen while that is published: it waits in their sockets, dealt out in turn. So each
-    finds many batches there at once, and they are full. The one that is to die goes on first.
-    Raises AssertionError unless it was this point that has ended it.
+    finds many batches there at once, and they are full. The one that is to die goes on first; where
+    another takes more than its share, the backlog grows until it is dead. Raises AssertionError
+    unless it was this point that has ended it.
     """
+
+    def publish(batch: list[Event]) -> None:
+        if "park" in at.point:
+            attempt.poison()
+        attempt.publish(batch)
+
     with ExitStack() as stack:
         for service in (*others, killed):
             if service.running:
                 stack.enter_context(frozen(service))
         for batch in backlog:
-            if "park" in at.point:
-                attempt.poison()
-            attempt.publish(batch)
+            publish(batch)
+    for batch in batches(MORE_BATCHES, f"{at.point}, more") if others else ():
+        with suppress(AssertionError):
+            killed.wait_end(timeout_s=0.5)
+            break
+        publish(batch)
+        backlog.append(batch)
     assert killed.wait_end() == -signal.SIGKILL
     proofs = [line for line in killed.output().splitlines() if line.startswith(PROOF)]
     (proof,) = (json.loads(line.removeprefix(PROOF)) for line in proofs)

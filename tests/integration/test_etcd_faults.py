@@ -197,6 +197,7 @@ def test_etcd_is_full(trial: StartTrial) -> None:
     eventually(partial(holds, late, "space exceeded"), also=(OSError,))
     attempt.publish(known)
     becomes(lambda: statsd.count("orders_processed_skipped"), 100)
+    becomes(lambda: attempt.broker.depth("order"), (0, 50))
 
     def held() -> None:
         holds(service, "space exceeded")
