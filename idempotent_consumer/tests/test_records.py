@@ -161,6 +161,12 @@ def test_a_batch_keeps_to_a_mebibyte(replica: Replica) -> None:
     assert replica.etcd.sent("Txn")[-1].ByteSize() <= 1024 * 1024
 
 
+def test_a_batch_counts_what_its_asks_expect(replica: Replica) -> None:
+    """A record that holds large events is compared as a whole when they are published."""
+    asks = [replica.ask(str(n), expect=b"x" * 400_000) for n in range(3)]
+    assert taken(128, 128, asks) == 2
+
+
 def test_an_effect_key_twice_goes_into_the_next_batch(replica: Replica) -> None:
     """etcd refuses a transaction that writes one key twice."""
     asks = [replica.ask(str(n), effects=(Put("/stock/7", b"%d" % n),)) for n in range(3)]
