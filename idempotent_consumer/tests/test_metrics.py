@@ -158,7 +158,7 @@ def test_what_is_counted_before_the_name_resolves_holds_up_nobody_and_is_sent_on
 
 
 def test_the_end_does_not_wait_for_a_name_service(names: NameService) -> None:
-    metrics = Metrics("127.0.0.1", 8125, "")
+    metrics = Metrics("127.0.0.1", free_port(), "")
     metrics.count("a")
     ends_in_time(metrics.close)
     assert not names.answers.is_set()

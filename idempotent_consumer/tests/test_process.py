@@ -81,13 +81,14 @@ Start = Callable[..., "subprocess.Popen[str]"]
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Give the function that starts such a process. What still runs at the end is killed."""
+    nobodys = str(free_port())  # Else it counts into the statsd of a demo that runs here.
     with ExitStack() as stack:
 
         def started(handlers: str, *arguments: str, **environ: str) -> subprocess.Popen[str]:
             process = stack.enter_context(
                 subprocess.Popen(  # noqa: S603 - the program above
                     [sys.executable, "-c", f"{PROGRAM}{handlers}{RUN}", *arguments],
-                    env={**os.environ, "ENABLE_ETCD": "false", **environ},
+                    env={**os.environ, "ENABLE_ETCD": "false", "STATSD_PORT": nobodys, **environ},
                     text=True,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
