@@ -203,6 +203,11 @@ class Connection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped he
         self._unwritten = bytearray()
         super().__init__(*arguments, **callbacks)
 
+    def _on_connection_workflow_done(self, result: Any) -> None:
+        # Where it is closed amid the handshake, pika hands over an error's class and no instance,
+        # and then takes it for a connection (AMQPConnectionWorkflow._on_connector_done).
+        super()._on_connection_workflow_done(result() if isinstance(result, type) else result)
+
     def pause_reading(self) -> None:
         """Leave what arrives in the socket, until ``resume_reading``: TCP then stops the broker.
 

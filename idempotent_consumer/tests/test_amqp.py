@@ -183,6 +183,34 @@ def test_what_is_sent_behind_the_end_is_dropped() -> None:
     assert asyncio.run(send()) == []
 
 
+def test_a_connection_that_is_closed_amid_its_handshake_ends_without_a_defect() -> None:
+    """A service that is stopped while it reconnects exits with 0."""
+    defects: list[Any] = []
+
+    async def close_while_opening() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: defects.append(context))
+        greeted, ended = loop.create_future(), loop.create_future()
+
+        async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            greeted.set_result(await reader.readexactly(8))
+            await reader.read()
+            writer.close()
+
+        async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            connection = Connection(
+                pika.URLParameters(f"amqp://127.0.0.1:{port}/"),
+                on_open_error_callback=lambda _, error: ended.set_result(error),
+            )
+            assert await greeted == b"AMQP\0\0\x09\x01"
+            connection.close()
+            assert isinstance(await ended, amqp.ConnectionOpenAborted)
+
+    asyncio.run(close_while_opening())
+    assert defects == []
+
+
 # Read: deliveries taken from the socket's bytes are the ones that pika would have made of them.
 
 CHANNEL, CONSUMER = 1, "ctag1.1"
@@ -438,6 +466,11 @@ IO = "pika.adapters.utils.io_services_utils"
         (f"{IO}:_AsyncSSLTransport._on_socket_readable", ["self"], "amqp.py"),
         (f"{IO}:_AsyncTransportBase", {"_nbio", "_sock", "_state", "_STATE_ACTIVE"}, "amqp.py"),
         ("pika.connection:Connection", {"_frame_buffer"}, "amqp.py"),
+        (
+            "pika.adapters.base_connection:BaseConnection._on_connection_workflow_done",
+            ["self", "conn_or_exc"],
+            "amqp.py",
+        ),
         ("pika:BlockingConnection", {"_impl"}, "cli/broker.py"),
     ],
 )
