@@ -47,6 +47,8 @@ DUPLICATES = 4
 
 BATCHES = 8
 MORE_BATCHES = 6 * BATCHES
+"""At most so many more, one by one, where another replica takes more than its share."""
+
 REDELIVERY_TIMEOUT_S = 5.0
 LEFT_ALONE_S = WAITS_FOR_ITS_EVENTS * claim_wait(random.Random()).longest_s
 """For so long at the most a record is left to the process that was killed: it may yet publish."""
