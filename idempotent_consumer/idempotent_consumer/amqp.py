@@ -230,6 +230,11 @@ class Connection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped he
             # With TLS there may be something that the socket does not tell of any more.
             self.ioloop.call_soon(transport._on_socket_readable)
 
+    def abort(self) -> None:
+        """Close the socket of an open connection, whatever the broker has not answered yet."""
+        if self._opened:
+            self._adapter_disconnect_stream()
+
     def _count_as_alive(self) -> None:
         """Keep pika from ending a connection on which nothing is read for want of heartbeats.
 
@@ -284,7 +289,9 @@ class Properties(pika.BasicProperties):  # type: ignore[misc]  # pika is untyped
             others, table = _split(self._encoded)
         except (ValueError, IndexError, struct.error):
             self._encoded, others, table = b"\0\0", pika.BasicProperties(), b""
-        self.__dict__.update(vars(others))
+        for name, value in vars(others).items():
+            # pika leaves a text that is not UTF-8 as its bytes.
+            self.__dict__[name] = value.decode(errors="replace") if type(value) is bytes else value
         if table:
             headers = _decode_value(b"F" + table)
             self.__dict__["headers"] = headers if isinstance(headers, dict) else {}

@@ -51,7 +51,7 @@ SAID_EVERY_S = 10.0
 """So often a failure is logged that stays the same."""
 
 CLOSE_TIMEOUT_S = 1.0
-"""So long the broker has to agree to the end of a connection; then it is left to itself."""
+"""So long the broker has to agree to the end of a connection; then its socket is closed."""
 
 
 def prefetch(batch_size: int) -> int:
@@ -322,6 +322,9 @@ class ClientChannel:
             with suppress(ConnectionWrongStateError):
                 self._connection.close()
             await asyncio.wait({self._closed}, timeout=CLOSE_TIMEOUT_S)
+        if not self._closed.done():
+            # Else what is unacked on it would stay so for as long as it gets heartbeats.
+            self._connection.abort()
         if self._defect is not None:
             raise self._defect
 
@@ -548,9 +551,11 @@ class Intake:
         changes nothing and takes a majority.
         """
         asked, pauses = False, epoch.pauses
-        while len(self._urls) > 1 and not self._stopping:
+        while True:
+            until_s = ANSWERS_WITHIN_S if asked else ASKED_EVERY_S
+            asks = len(self._urls) > 1 and not self._stopping
             try:
-                async with asyncio.timeout(ANSWERS_WITHIN_S if asked else ASKED_EVERY_S):
+                async with asyncio.timeout(until_s if asks else None):
                     reply = await client.reply()
                 if not isinstance(reply.method, spec.Queue.BindOk):
                     return
@@ -566,7 +571,6 @@ class Intake:
                         "from the others"
                     ) from None
                 asked, pauses = True, epoch.pauses
-        await client.reply()
 
     async def _why_cancelled(self, client: ClientChannel, epoch: Epoch) -> str:
         """Return why the broker has cancelled the consumer, which basic.cancel does not say.

@@ -137,8 +137,13 @@ class Consumer:
     async def consume(self) -> None:
         """Take what arrives, in turns of the loop that are bounded in time, until cancelled."""
         now_s = asyncio.get_running_loop().time
+        epoch = None
         while True:
-            self._arrived.extend(await self._intake.deliveries())
+            arrived = await self._intake.deliveries()
+            if arrived[0].epoch is not epoch:
+                epoch = arrived[0].epoch
+                self._forget_looks()
+            self._arrived.extend(arrived)
             self._tally.count("received", len(self._arrived))
             turn_ends_s = now_s() + TURN_S
             while self._arrived:
@@ -152,6 +157,16 @@ class Consumer:
                     await asyncio.sleep(min(overrun_s, PAUSE_S))
                     turn_ends_s = now_s() + TURN_S
             self.go_on()
+
+    def _forget_looks(self) -> None:
+        """Drop what is asked for deliveries that have gone back: they come again, and ask again.
+
+        An event with a handler is in flight once, whatever comes again; these would add up.
+        """
+        waiting = self._waiting
+        self._waiting = deque(
+            ask for ask in waiting if isinstance(ask.owner, InFlight) or ask.owner[0].alive
+        )
 
     def _receive(self, delivery: Delivery) -> None:
         try:

@@ -30,6 +30,7 @@ class Message:
     A header that makes the broker close the connection does so each time. So after a few channels
     lost with it unconfirmed a message is sent alone, and after a few lost with it alone with its
     ``bare`` properties. A nack is no such sign, nor is a channel that is given up on this side.
+    ``returned`` says that no queue has taken it, so the ack that follows is void.
     """
 
     exchange: str
@@ -40,13 +41,18 @@ class Message:
     wanted: Callable[[], bool]
     losses: int = 0
     losses_alone: int = 0
-    deadline_s: float = 0.0
+    returned: bool = False
     confirmed: asyncio.Future[bool] = field(init=False)
 
     @property
     def suspect(self) -> bool:
         """Whether it has to be alone in flight, to tell whether channels are lost for it."""
-        return self.losses >= _SUSPECT_AFTER_LOSSES and self.bare is not self.properties
+        return self.losses >= _SUSPECT_AFTER_LOSSES
+
+    @property
+    def turn(self) -> int:
+        """Return when it is sent on a new channel: behind all others if even bare it loses one."""
+        return 2 if self.losses_alone > _SUSPECT_AFTER_LOSSES else 0 if self.suspect else 1
 
     def resolve(self, *, confirmed: bool) -> None:
         """Tell whoever waits for it, who may have been cancelled."""
@@ -108,8 +114,10 @@ class Publisher:
         self._client: ClientChannel | None = None
         self._sequence = 0
         self._unconfirmed: dict[int, Message] = {}  # In the order in which they were sent.
+        self._deadline_s = 0.0  # For the confirm of the first of them.
         self._waiting: list[Message] = []
-        self._nacked_until_s = 0.0
+        self._refused: list[Message] = []
+        self._refused_until_s = 0.0
         self._blocked = self._alone = False
         self._backoff = reconnect_wait(system.random)
         self._connection = RecoveringConnection(
@@ -132,20 +140,28 @@ class Publisher:
     async def close(self) -> None:
         """Close the connection, and give up what is not confirmed."""
         await self._connection.close()
-        for message in self._waiting:
+        for message in (*self._waiting, *self._refused):
             message.resolve(confirmed=False)
 
     def _send(self, message: Message) -> None:
-        channel = self._client.channel if self._client is not None else None
+        channel = self._open_channel
         if not message.wanted():
             message.resolve(confirmed=False)
-        elif channel is None or self._blocked or self._alone or not channel.is_open:
+        elif channel is None or self._alone or (message.suspect and self._unconfirmed):
             self._waiting.append(message)
         else:
-            if message.losses:
-                self._alone = message.suspect
+            self._alone, message.returned = message.suspect, False
             is_bare = message.losses_alone >= _SUSPECT_AFTER_LOSSES
-            message.deadline_s = asyncio.get_running_loop().time() + CONFIRM_TIMEOUT_S
+            if (
+                message.losses_alone == _SUSPECT_AFTER_LOSSES
+                and message.bare is not message.properties
+            ):
+                self._log.warning(
+                    "RabbitMQ closes the connection for a message, sending it without its headers",
+                    **_where(message),
+                )
+            if not self._unconfirmed:
+                self._renew_deadline()
             self._sequence += 1
             self._unconfirmed[self._sequence] = message
             channel.basic_publish(
@@ -156,9 +172,18 @@ class Publisher:
                 mandatory=True,
             )
 
+    @property
+    def _open_channel(self) -> Any:
+        """The channel, where the broker takes messages; else None."""
+        channel = self._client.channel if self._client is not None else None
+        return channel if channel is not None and channel.is_open and not self._blocked else None
+
+    def _renew_deadline(self) -> None:
+        self._deadline_s = asyncio.get_running_loop().time() + CONFIRM_TIMEOUT_S
+
     def _send_waiting(self) -> None:
         """Send what waits: first, one after the other, what channels were lost with."""
-        waiting = sorted(self._waiting, key=lambda message: not message.suspect)
+        waiting = sorted(self._waiting, key=lambda message: message.turn)
         self._waiting = []
         for message in waiting:
             self._send(message)
@@ -203,59 +228,71 @@ class Publisher:
 
     def _on_unblocked(self, *_: Any) -> None:
         self._blocked = False
-        deadline_s = asyncio.get_running_loop().time() + CONFIRM_TIMEOUT_S
-        for message in self._unconfirmed.values():
-            message.deadline_s = deadline_s
+        self._renew_deadline()
         self._send_waiting()
+
+    def _on_return(self, _channel: Any, method: Any, _properties: Any, body: bytes) -> None:
+        """Note whose ack is void: the broker returns a message before it confirms it."""
+        returned = (method.exchange, method.routing_key, body)
+        for each in self._unconfirmed.values():
+            if not each.returned and (each.exchange, each.routing_key, each.body) == returned:
+                each.returned = True
+                return
 
     def _on_confirm(self, frame: Any) -> None:
         if self._client is None:
             return
         is_ack, last = isinstance(frame.method, pika.spec.Basic.Ack), frame.method.delivery_tag
         # Sent in this order, so the first is the lowest.
-        first = next(iter(self._unconfirmed), last) if frame.method.multiple else last
-        numbers = range(first, last + 1)
+        oldest = next(iter(self._unconfirmed), last)
+        numbers = range(oldest if frame.method.multiple else last, last + 1)
         messages = [self._unconfirmed.pop(n) for n in numbers if n in self._unconfirmed]
-        if is_ack:
-            self.trouble = ""
-            self._backoff.waits = 0
-            for message in messages:
+        if oldest not in self._unconfirmed:
+            self._renew_deadline()
+        for message in messages:
+            if is_ack and not message.returned:
+                self.trouble = ""
+                self._backoff.waits = 0
                 message.resolve(confirmed=True)
-        else:
-            self._on_nack(messages)
-        if self._alone:
+            else:
+                self._refuse(message)
+        if not self._unconfirmed:
             self._alone = False
             self._send_waiting()
 
-    def _on_nack(self, messages: list[Message]) -> None:
-        for message in messages:
-            message.losses = message.losses_alone = 0
-            self._log.warning(
-                "RabbitMQ did not take a message, sending it again",
-                exchange=message.exchange,
-                routing_key=message.routing_key,
+    def _refuse(self, message: Message) -> None:
+        """Send what the broker has not taken again after a wait, which nothing else shares."""
+        message.losses = message.losses_alone = 0
+        error = "a queue does not take it now: it may be full, or without a leader"
+        if message.returned:
+            self.trouble = error = (
+                f"no queue takes what is sent to {message.exchange!r} as {message.routing_key!r}"
+                if message.exchange
+                else f"queue {message.routing_key} is missing, it is declared again"
             )
-        self._waiting += messages
-        now_s = asyncio.get_running_loop().time()
-        if self._nacked_until_s <= now_s:
-            self._nacked_until_s = now_s + self._backoff.next_s()
-
-    def _on_return(self, _channel: Any, method: Any, _properties: Any, _body: bytes) -> None:
-        """Open a new channel: what is missing is declared again, and the ack to come is void."""
-        self.trouble = (
-            f"no queue takes what is sent to {method.exchange!r} as {method.routing_key!r}"
-            if method.exchange
-            else f"queue {method.routing_key} is missing, it is declared again"
-        )
-        self._give_up(self.trouble)
+        if not self._refused:
+            now_s = asyncio.get_running_loop().time()
+            self._refused_until_s = now_s + self._backoff.next_s()
+        if not any(_where(each) == _where(message) for each in self._refused):
+            self._log.warning(
+                "RabbitMQ did not take a message, sending it again", **_where(message), error=error
+            )
+        self._refused.append(message)
 
     async def _check_every_second(self) -> None:
-        """Send what was nacked, forget what is not wanted, and give up where a confirm is late."""
+        """Send what was refused, forget what is not wanted, and give up where a confirm is late."""
         while True:
             await asyncio.sleep(1)
             now_s = asyncio.get_running_loop().time()
-            if self._nacked_until_s <= now_s:
-                self._send_waiting()
-            oldest = next(iter(self._unconfirmed.values()), None)
-            if oldest and oldest.deadline_s < now_s and not self._blocked:
+            if self._refused and self._refused_until_s <= now_s:
+                if (channel := self._open_channel) is not None:
+                    self._declare(channel)
+                self._waiting += self._refused
+                self._refused = []
+            self._send_waiting()
+            if self._unconfirmed and self._deadline_s < now_s and not self._blocked:
                 self._give_up(f"no confirm within {CONFIRM_TIMEOUT_S:.0f} s")
+
+
+def _where(message: Message) -> dict[str, str]:
+    return {"exchange": message.exchange, "routing_key": message.routing_key}

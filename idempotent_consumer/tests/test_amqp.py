@@ -390,6 +390,14 @@ def test_all_properties_that_can_be_sent_on_are_the_same_bytes() -> None:
     assert sent.encode() == [b"".join(expected.encode())]
 
 
+def test_a_text_that_is_not_utf8_is_read_as_text_and_sent_on_as_it_is() -> None:
+    """Decoders are promised texts. pika gives them the bytes."""
+    encoded_text = b"".join(pika.BasicProperties(content_type=b"json; \xff", type="ok").encode())
+    read = Properties().decode(encoded_text)
+    assert (read.content_type, read.type) == ("json; \ufffd", "ok")
+    assert b"json; \xff" in forwarded_properties(read, {}).encode()[0]
+
+
 @pytest.mark.parametrize(
     ("kind", "value", "read"),
     [
@@ -466,6 +474,7 @@ IO = "pika.adapters.utils.io_services_utils"
         (f"{IO}:_AsyncSSLTransport._on_socket_readable", ["self"], "amqp.py"),
         (f"{IO}:_AsyncTransportBase", {"_nbio", "_sock", "_state", "_STATE_ACTIVE"}, "amqp.py"),
         ("pika.connection:Connection", {"_frame_buffer"}, "amqp.py"),
+        ("pika.connection:Connection._adapter_disconnect_stream", ["self"], "amqp.py"),
         (
             "pika.adapters.base_connection:BaseConnection._on_connection_workflow_done",
             ["self", "conn_or_exc"],

@@ -213,6 +213,21 @@ def test_a_defect_ends_it_as_no_loss_does(
     rabbit.loop.run_until_complete(rabbit.kept.close())
 
 
+def test_what_comes_on_a_channel_that_was_given_up_is_not_heard(rabbit: Recovering) -> None:
+    heard: list[str] = []
+    callbacks: list[Callable[..., None]] = []
+
+    async def use(client: ClientChannel) -> None:
+        callbacks.append(client.callback(heard.append))
+        await client.reply()
+
+    rabbit.run(use)
+    callbacks[0]("before")
+    rabbit.lose()
+    callbacks[0]("after")
+    assert heard == ["before"]
+
+
 # Its end.
 
 
@@ -230,11 +245,12 @@ def test_a_defect_ends_it_as_no_loss_does(
 def test_it_closes_its_connection_and_opens_no_other(
     rabbit: Recovering, before: Callable[..., object], takes_s: float
 ) -> None:
-    """A broker that does not answer is left to itself."""
+    """Of a broker that does not answer the socket is closed."""
     running = rabbit.run()
     before(rabbit, running)
     assert rabbit.close() == takes_s
-    assert rabbit.connection.is_closed == (takes_s == 0)
+    rabbit.loop.run_until_idle()
+    assert rabbit.connection.is_closed
     rabbit.loop.advance(60)
     assert running.cancelled() or running.result() is None
     assert len(rabbit.attempts) == 1
@@ -470,6 +486,18 @@ def test_a_broker_that_answers_nothing_is_left_where_there_is_another(start: Sta
     assert alone.why == []
 
 
+def test_what_is_unacked_on_a_connection_given_up_goes_back(start: Start) -> None:
+    """The broker still answers heartbeats, and pika does not close what waits for an answer."""
+    order = start(SEVERAL)
+    order.publish(b"1")
+    assert order.bodies() == [b"1"]
+    order.connection.to_client.cut(0)
+    order.loop.advance(bus.ASKED_EVERY_S + bus.ANSWERS_WITHIN_S + bus.CLOSE_TIMEOUT_S + 1)
+    order.publish(b"2")
+    assert order.bodies() == [b"1", b"2"]
+    assert len(order.broker.sessions) == 1
+
+
 def test_a_broker_of_several_is_not_left_while_nothing_is_read(start: Start) -> None:
     """Its answer may have come: it stands behind deliveries that wait."""
     order = start(SEVERAL, max_bytes=0)
@@ -505,13 +533,16 @@ def test_what_is_in_hand_is_bounded_in_bytes(start: Start) -> None:
 # The stop.
 
 
-def test_after_the_stop_what_is_in_hand_can_be_settled(order: Consuming) -> None:
+@pytest.mark.parametrize("settings", [ONE, SEVERAL], ids=["one broker", "several"])
+def test_after_the_stop_what_is_in_hand_can_be_settled(start: Start, settings: Settings) -> None:
     """It closes when the last acks are safe, and the rest goes back."""
+    order = start(settings)
     order.publish(b"1", b"2")
     delivery, _ = order.arrived()
     assert order.connection.reader is not None
     order.do(order.intake.stop)
     assert order.connection.reader is None, "it would go on past pika, which hands deliveries back"
+    order.loop.advance(LONG_S)
     order.publish(b"3")
     assert (order.arrived(), order.ready) == ([], [b"3"])
     delivery.settle()

@@ -16,7 +16,7 @@ import pytest
 from fakes.events import Claimed, Pure, body
 from fakes.ledger import OTHER_DIGEST
 from fakes.world import DEAD_LETTERS, FIRST_RETRY, Order, World
-from idempotent_consumer.bus import COMMITS_IN_FLIGHT, Delivery
+from idempotent_consumer.bus import COMMITS_IN_FLIGHT, HELD_S, Delivery
 from idempotent_consumer.calls import Handler
 from idempotent_consumer.event import Outgoing, Publish, decode
 from idempotent_consumer.flow import CATCH_UP_EVERY_S, SMALL_BATCH
@@ -101,6 +101,22 @@ def test_what_has_landed_does_not_wait_for_what_is_read_beside_it(order: Order) 
 
 
 # Types without a handler.
+
+
+def test_what_has_gone_back_is_not_looked_up(order: Order) -> None:
+    """Else it would add up, with its bodies, while etcd is away and connections are lost."""
+    order.etcd.fate = lambda _: REQUEST_LOST
+    order.deliver(*(body(str(number), "refund") for number in range(BODIES)))
+    for _ in range(10):
+        order.advance(HELD_S)
+        order.reconnect()
+    order.etcd.fate = lambda _: FINE
+    before = len(order.etcd.calls)
+    order.advance(RETRIED_S)
+    assert order.counts()["ignored"] == BODIES
+    reads = [call.request for call in order.etcd.calls[before:] if call.method == "Txn"]
+    looks = sum(len(request.success) + len(request.failure) for request in reads)
+    assert looks <= 4 * BODIES, "those of the commits under way, and of what came last"
 
 
 @pytest.mark.parametrize("state", ["", CLAIMED, RELEASED, PUBLISHING, DONE])

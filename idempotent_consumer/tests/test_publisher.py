@@ -13,6 +13,7 @@ from idempotent_consumer.amqp import KEEPALIVE
 from idempotent_consumer.bus import CLOSE_TIMEOUT_S, Delivery, Epoch
 from idempotent_consumer.event import InvalidEvent, Outgoing
 from idempotent_consumer.publisher import Message, Publisher, event_message, forwarded_message
+from idempotent_consumer.testing.broker import Queue
 
 WHOLE, BARE = pika.BasicProperties(message_id="whole"), pika.BasicProperties(message_id="bare")
 QUEUE = "order.retry.1s"
@@ -34,10 +35,10 @@ class Sending(Rabbit):
         self.running = self.start(self.publisher.run())
 
     def send(
-        self, wanted: Callable[[], bool] = lambda: True, body: bytes = b"{}"
+        self, wanted: Callable[[], bool] = lambda: True, body: bytes = b"{}", queue: str = QUEUE
     ) -> asyncio.Future[bool]:
         """Send a message; what comes of it without time passing has come."""
-        message = Message("", QUEUE, body, WHOLE, BARE, wanted)
+        message = Message("", queue, body, WHOLE, BARE, wanted)
         sent: asyncio.Future[bool] = self.do(lambda: self.publisher.send(message))
         return sent
 
@@ -150,6 +151,30 @@ def test_a_message_that_the_broker_closes_connections_for_is_sent_bare(rabbit: S
     assert outcomes(futures) == [True] * 5
     bare = {each.body for each in rabbit.broker.published if each.properties.message_id == "bare"}
     assert bare == {b"it"}
+    (line,) = rabbit.said(
+        "RabbitMQ closes the connection for a message, sending it without its headers"
+    )
+    assert (line["log_level"], line["exchange"], line["routing_key"]) == ("warning", "", QUEUE)
+
+
+def test_what_connections_are_always_closed_for_keeps_nothing_else_from_being_sent(
+    rabbit: Sending,
+) -> None:
+    """A permission that is missing for one routing key, for instance: no properties help."""
+
+    def close_for_it(_queue: str) -> bool:
+        if rabbit.broker.published[-1].body == b"it":
+            rabbit.broker.lose(rabbit.connection)
+        return False
+
+    rabbit.broker.nacks = close_for_it
+    it = rabbit.send(body=b"it")
+    rabbit.loop.advance(60)
+    futures = [rabbit.send(body=body) for body in (b"1", b"2")]
+    rabbit.loop.advance(60)
+    assert outcomes([it, *futures]) == [None, True, True]
+    assert [rabbit.bodies.count(body) for body in (b"1", b"2")] == [1, 1]
+    assert rabbit.bodies[-1] == b"it", "it is still tried"
 
 
 def test_a_nack_clears_a_message_that_channels_were_lost_with(rabbit: Sending) -> None:
@@ -160,9 +185,12 @@ def test_a_nack_clears_a_message_that_channels_were_lost_with(rabbit: Sending) -
         rabbit.lose_and_wait_s()
     rabbit.broker.confirms, rabbit.broker.nacks = True, lambda _: True
     rabbit.lose_and_wait_s()
-    assert rabbit.bodies == [b"1", b"2"] * 5
-    rabbit.broker.nacks = lambda _: False
-    rabbit.loop.advance(10)
+    assert rabbit.bodies == [b"1", b"2"] * 4, "alone, one after the other"
+    rabbit.broker.confirms, rabbit.broker.nacks = False, lambda _: False
+    rabbit.loop.advance(6)
+    assert rabbit.bodies == [b"1", b"2"] * 5, "together"
+    rabbit.channel.confirm(4, multiple=True)
+    rabbit.loop.run_until_idle()
     assert outcomes(futures) == [True, True]
 
 
@@ -184,14 +212,31 @@ def test_a_message_without_a_confirm_is_sent_again_on_another_connection(rabbit:
     assert set(rabbit.sent) == {"whole"}
 
 
+def test_confirms_that_keep_coming_have_all_the_time_they_need(rabbit: Sending) -> None:
+    """A burst may take longer to send than one confirm may take to come."""
+    rabbit.broker.confirms = False
+    futures = [rabbit.send() for _ in range(4)]
+    for confirmed in range(1, 4):
+        rabbit.loop.advance(9)
+        rabbit.channel.confirm(confirmed)
+        rabbit.loop.run_until_idle()
+    assert len(rabbit.connections) == 1
+    rabbit.send()
+    rabbit.loop.advance(3)
+    rabbit.channel.confirm(5)
+    rabbit.next_attempt_s()
+    assert rabbit.loop.time() <= 27 + 13, "a later one is no sign of life of the oldest"
+    assert outcomes(futures) == [True, True, True, None]
+
+
 def test_a_confirm_on_a_connection_given_up_confirms_nothing_on_the_next(rabbit: Sending) -> None:
-    """A frozen broker goes on after its connection was left to itself; numbers begin again."""
+    """A frozen broker goes on after its connection was given up; numbers begin again."""
     rabbit.broker.confirms = False
     futures = [rabbit.send()]
     old = rabbit.channel
     rabbit.fall_silent()
     rabbit.next_attempt_s()
-    assert not rabbit.connections[0].is_closed
+    assert rabbit.connections[0].is_closed
     futures.append(rabbit.send())
     old.confirm(1)
     rabbit.loop.run_until_idle()
@@ -203,12 +248,33 @@ def test_a_returned_message_is_sent_again_when_its_queue_was_declared_anew(rabbi
     rabbit.broker.delete_queue(QUEUE)
     future = rabbit.send()
     assert not future.done()
-    assert rabbit.publisher.trouble == f"queue {QUEUE} is missing, it is declared again"
-    assert rabbit.health.missing == {"rabbitmq-publishing": rabbit.publisher.trouble}
-    rabbit.next_attempt_s()
+    why = f"queue {QUEUE} is missing, it is declared again"
+    assert rabbit.publisher.trouble == why
+    (line,) = rabbit.said("RabbitMQ did not take a message, sending it again")
+    assert (line["error"], line["routing_key"]) == (why, QUEUE)
+    rabbit.loop.advance(2)
     assert future.result() is True
     assert rabbit.broker.queues[QUEUE].bodies == [b"{}"]
     assert rabbit.publisher.trouble == ""
+
+
+def test_what_no_queue_takes_is_sent_again_by_itself(rabbit: Sending) -> None:
+    """All else that was unconfirmed with it is stored, so to send that again would double it."""
+    rabbit.broker.confirms = False
+    others = [rabbit.send(body=b"before"), rabbit.send(body=b"after")]
+    lost = [rabbit.send(body=b"lost", queue="nowhere") for _ in range(2)]
+    rabbit.broker.confirms = True
+    rabbit.channel.confirm(4, multiple=True)
+    rabbit.loop.advance(60)
+    assert outcomes(others + lost) == [True, True, None, None]
+    assert rabbit.broker.queues[QUEUE].bodies == [b"before", b"after"]
+    assert len(rabbit.connections) == 1
+    assert 2 * 12 <= rabbit.bodies.count(b"lost") <= 2 * 40
+    said = len(rabbit.said("RabbitMQ did not take a message, sending it again"))
+    assert said == rabbit.bodies.count(b"lost") / 2, "one line for all that go to one queue"
+    rabbit.broker.queues["nowhere"] = Queue("nowhere", {})
+    rabbit.loop.advance(6)
+    assert outcomes(lost) == [True, True]
 
 
 # Alarms.
