@@ -181,14 +181,28 @@ class Calls:
 
     async def wait(self, handler: Handler, event: Event, timeout_s: float) -> Returned:
         """Await a coroutine handler; it is cancelled at its time-out, and has failed then."""
-        started_s, bound = self._clock(), _bind(event)
+        started_s = self._clock()
+        # A handler, or a library that it uses, may cancel the task that it runs in, even once it
+        # has returned. In a task of its own that ends its call, and not the way of its event.
+        call = asyncio.create_task(self._run_until(timeout_s, handler, event))
+        try:
+            returned = await call
+        except asyncio.CancelledError as raised:
+            returned = self._failed(raised, started_s)
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # This process ends, whatever the handler made of it: nothing more can be asked.
+            raise asyncio.CancelledError
+        return returned
+
+    async def _run_until(self, timeout_s: float, handler: Handler, event: Event) -> Returned:
+        started_s = self._clock()
+        _bind(event)
         time_out = asyncio.timeout(timeout_s)
         try:
             async with time_out:
                 awaited = handler.function(*handler.arguments(event), timeout_s)
                 effects, error = self._check(await awaited, event)
-        except GeneratorExit:
-            raise  # The loop itself has gone.
         except BaseException as raised:  # noqa: BLE001 - whatever a handler raises is its failure
             returned = self._failed(raised, started_s)
         else:
@@ -200,12 +214,6 @@ class Calls:
                     **event.about,
                     seconds=round(self._clock() - started_s, 3),
                 )
-        finally:
-            _reset(bound)
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            # This process ends, whatever the handler made of it: nothing more can be asked.
-            raise asyncio.CancelledError
         if time_out.expired():
             # Whatever it returned or raised instead says nothing of the call that was cut off.
             error = f"TimeoutError: it took longer than {timeout_s:g} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -154,6 +155,28 @@ def test_an_event_that_comes_when_one_is_due_probes(receiver: Receiver) -> None:
     process.deliver(body("late"))
     assert receiver.ids[:1] == ["late"]
     assert process.running.health.missing == {}
+
+
+def test_a_probe_that_cancels_its_own_task_is_followed_by_the_next(world: World) -> None:
+    receiver = Receiver(world)
+
+    async def call(event: Event, timeout_s: float) -> None:
+        task = asyncio.current_task()
+        if receiver.down and task is not None:
+            asyncio.get_running_loop().call_later(0.1, task.cancel)
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(1.0)
+        await receiver.call(event, timeout_s)
+
+    settings = replace(SETTINGS, breaker_failures=1)
+    process = world.start(Handler(call, 5.0), settings=settings)
+    process.deliver(body("a"), body("b"))
+    process.advance(2.0)
+    assert NAME in process.running.health.missing
+    receiver.down = None
+    process.advance(LONGEST_PROBE_S)
+    assert process.running.health.missing == {}
+    assert (process.count("processed"), process.in_hand) == (2, 0)
 
 
 @pytest.mark.parametrize("etcd", [True, False])

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -132,6 +133,37 @@ def test_a_call_whose_process_ends_has_neither_failed_nor_succeeded(
     bench.loop.advance(2)
     assert task.cancelled()
     assert bench.calls.overdue() == 0
+
+
+@pytest.mark.parametrize("after_s", [1.0, TIMEOUT_S - 0.1, TIMEOUT_S + 0.1])
+def test_a_handler_that_cancels_its_own_task_ends_no_more_than_its_call(
+    bench: Bench, after_s: float
+) -> None:
+    """As aiohttp before 3.10.6 does at a time-out of its own, without taking it back."""
+
+    async def fail_at_its_own_time_out(_event: Event, _timeout_s: float) -> None:
+        task: Any = asyncio.current_task()
+        asyncio.get_running_loop().call_later(after_s, task.cancel)
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(TIMEOUT_S - 0.1)
+        raise ConnectionError("slow")
+
+    async def call_and_record() -> Returned:
+        handler = Handler(fail_at_its_own_time_out, TIMEOUT_S)
+        returned = await bench.calls.wait(handler, EVENT, TIMEOUT_S)
+        await asyncio.sleep(1.0)
+        return returned
+
+    returned = bench.loop.run_until_complete(call_and_record())
+    assert returned.error.startswith("ConnectionError: slow (test_calls.py:")
+
+
+def test_a_handler_that_cancels_its_own_task_as_it_returns_has_failed(bench: Bench) -> None:
+    async def cancel(_event: Event, _timeout_s: float) -> None:
+        task: Any = asyncio.current_task()
+        task.cancel()
+
+    assert bench.wait(cancel).error.startswith("CancelledError:")
 
 
 # Plain functions.
