@@ -36,7 +36,7 @@ class Logs:
             lambda _logger, _level, line: {"service": service, **line},
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
+            _format_exception,
         ]
         structlog.configure(
             processors=[*processors, renderer],
@@ -94,3 +94,11 @@ class Logs:
         with suppress(queue.Full):
             self._lines.put(None, timeout=0.5)
             self._thread.join(0.5)
+
+
+def _format_exception(logger: Any, level: str, line: Any) -> Any:
+    """Write an exception's traceback, unless what the exception itself adds to it raises."""
+    try:
+        return structlog.processors.format_exc_info(logger, level, line)
+    except Exception as error:  # noqa: BLE001 - whatever it raises, a line ends no process
+        return {**line, "exception": f"its traceback cannot be written: {type(error).__name__}"}

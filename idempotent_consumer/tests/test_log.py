@@ -165,6 +165,25 @@ def test_the_standard_librarys_lines_come_in_our_format(capsys: pytest.CaptureFi
     assert err == "", "what basicConfig has set up would write each line once more"
 
 
+class Unformatted(Exception):
+    """An exception whose notes cannot be read."""
+
+    @property
+    def __notes__(self) -> list[str]:  # type: ignore[override]
+        raise KeyError("notes")
+
+
+def test_an_exception_that_cannot_be_formatted_ends_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs = Logs("order", "info", "json")
+    logs.logger.warning("failed: it comes back later", event_id="1", exc_info=Unformatted())
+    logs.close()
+    line = json.loads(capsys.readouterr().out)
+    assert (line["event"], line["event_id"]) == ("failed: it comes back later", "1")
+    assert line["exception"] == "its traceback cannot be written: KeyError"
+
+
 def test_a_line_that_cannot_be_formatted_ends_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with logs_of_a_program() as own:
         own.info("%d", "EUR")
