@@ -385,21 +385,27 @@ def in_full(raised: BaseException) -> str:
     frames = raised.__traceback__
     while frames is not None and _package(frames.tb_frame) == __package__:
         frames = frames.tb_next
-    raised.__traceback__, found = frames, list(walk_tb(frames))
+    # Never refused, as an assignment is by a frozen dataclass.
+    BaseException.with_traceback(raised, frames)
+    found = list(walk_tb(frames))
     own = [(frame, line) for frame, line in found if _package(frame) == _package(found[0][0])]
-    place = "".join(f" ({Path(each.f_code.co_filename).name}:{line})" for each, line in own[-1:])
-    return one_line(raised) + place
+    places = [f"({Path(each.f_code.co_filename).name}:{line})" for each, line in own[-1:]]
+    return " ".join([one_line(raised), *map(_shortened, places)])
 
 
 def _package(frame: FrameType) -> str:
-    name: str = frame.f_globals.get("__name__", "")
-    return name.partition(".")[0]
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def one_line(error: BaseException) -> str:
     """Write an exception for a log line or a header: bounded, without line breaks."""
+    name = type(error).__name__
     try:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-    except Exception:  # noqa: BLE001 - an exception's own text can fail as well
-        text = type(error).__name__
-    return text.encode(errors="replace").decode()[:500]
+        text = f"{name}: {error}"
+    except BaseException:  # noqa: BLE001 - an exception's own text can fail as well
+        text = name
+    return _shortened(text)
+
+
+def _shortened(text: str) -> str:
+    return " ".join(text.split()).encode(errors="replace").decode()[:500]

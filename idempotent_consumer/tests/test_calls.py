@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from structlog.testing import LogCapture
 
-from fakes.events import body
+from fakes.events import OutOfStock, Speechless, body
 from idempotent_consumer.calls import Calls, Handler, Returned, one_line
 from idempotent_consumer.event import NO_EFFECTS, Effects, Event, Put, decode
 from idempotent_consumer.ledger import NoLedger
@@ -203,6 +203,24 @@ def test_a_plain_handler_knows_no_event_loop(bench: Bench) -> None:
     assert found == [Put("/seen/1", b"x")]
 
 
+@pytest.mark.parametrize("error", [OutOfStock("pen"), Speechless()])
+@pytest.mark.parametrize("is_coroutine", [True, False])
+def test_nothing_that_a_handler_raises_is_raised_by_its_call(
+    bench: Bench, is_coroutine: bool, error: Exception
+) -> None:
+    """It would end the process, and each one that takes the event next."""
+
+    def fail(_event: Event, _timeout_s: float) -> None:
+        raise error
+
+    async def fail_on_the_loop(_event: Event, _timeout_s: float) -> None:
+        raise error
+
+    task = bench.call(fail_on_the_loop if is_coroutine else fail)
+    assert task.exception() is None
+    assert task.result().raised is error
+
+
 # Time.
 
 
@@ -272,3 +290,10 @@ def test_a_call_that_waits_for_a_thread_is_not_overdue() -> None:
 def test_an_exception_is_written_in_one_short_line(error: Exception, expected: str) -> None:
     assert one_line(error) == expected
     assert len(expected.encode()) < 1000
+
+
+def test_a_place_is_written_in_one_line_too(bench: Bench) -> None:
+    code = compile("def fail(event): raise ValueError('no')", "a\udcff\nb.py", "exec")
+    module: dict[str, Any] = {"__name__": None}
+    exec(code, module)  # noqa: S102 - a module that has no name, in a file whose name is no text
+    assert bench.calls.run(Handler(module["fail"]), EVENT).error == "ValueError: no (a? b.py:1)"

@@ -9,7 +9,7 @@ import pydantic
 import pytest
 import structlog
 
-from fakes.events import body
+from fakes.events import OutOfStock, Speechless, body
 from fakes.world import World
 from idempotent_consumer import Event, InvalidEvent, Publish, Put, Reject, Service, Settings
 from idempotent_consumer.calls import Handler
@@ -36,6 +36,14 @@ def published(made: Service, *messages: Any, **properties: Any) -> InMemory:
     world = InMemory(made)
     world.publish(*messages, **properties)
     return world
+
+
+def out_of_stock(*_: object) -> None:
+    raise OutOfStock("pen")
+
+
+def speechless(*_: object) -> None:
+    raise Speechless
 
 
 # Headers.
@@ -170,6 +178,8 @@ WRONG_EVENTS = [{"id": ""}, {"type": 7}, {"args": None}, {"args": {"a": object()
     [
         text,
         lambda *_: {"id": "1"},
+        out_of_stock,
+        speechless,
         *(lambda *_, wrong=wrong: ORDER_EVENT._replace(**wrong) for wrong in WRONG_EVENTS),
     ],
 )
@@ -269,6 +279,31 @@ def test_an_exception_is_told_with_its_line_and_with_the_handlers_frames_alone()
         process.advance(1.0)
         _, second = process.logged("failed: it comes back later")
         assert "exc_info" not in second
+
+
+@pytest.mark.parametrize("way", ["pure", "thread", "coroutine"])
+@pytest.mark.parametrize(
+    ("fail", "says"),
+    [
+        (out_of_stock, "OutOfStock: pen (test_messages.py:"),
+        (speechless, "Speechless (test_messages.py:"),
+    ],
+)
+def test_an_exception_that_is_hard_to_describe_is_a_failure_like_others(
+    way: str, fail: Any, says: str
+) -> None:
+    async def call(event: Event, _timeout_s: float) -> None:
+        fail(event)
+
+    made = Service("billing", noun="invoices")
+    if way == "pure":
+        made.handler("new_order")(fail)
+    else:
+        made.claimed_handler("new_order", timeout_s=5)(call if way == "coroutine" else fail)
+    world = published(made, ORDER)
+    assert [(parked.reason, parked.error[: len(says)]) for parked in world.parked] == [
+        ("failed", says)
+    ]
 
 
 NOTHING_OF_OURS = "must not be empty or begin with /service/ or /incarnation/"

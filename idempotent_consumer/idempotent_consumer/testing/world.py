@@ -6,8 +6,7 @@ It is the library's own code, with no server and no thread.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import wraps
@@ -189,29 +188,38 @@ def _watched(handler: Handler, life: _Life, raised: list[BaseException]) -> Call
     """Return a handler's function with a step before and behind it."""
     function = handler.function
 
-    @contextmanager
-    def steps(event: Any) -> Iterator[None]:
-        if not life.alive:
-            raise Killed
-        life.note(f"{event.type} {event.id}: before its handler")
-        try:
-            yield
-        except Exception as error:
-            raised.append(error)
-            raise
-        life.note(f"{event.type} {event.id}: behind its handler, before its record")
-
     @wraps(function)
     def run(event: Any, *arguments: Any) -> Any:
-        with steps(event):
+        with _Steps(event, life, raised):
             return function(event, *arguments)
 
     @wraps(function)
     async def wait(event: Any, *arguments: Any) -> Any:
-        with steps(event):
+        with _Steps(event, life, raised):
             return await function(event, *arguments)
 
     return wait if handler.is_coroutine else run
+
+
+class _Steps:
+    """A step before a handler and one behind it, through which its exception goes untouched.
+
+    contextlib's own would set its traceback, which a frozen dataclass refuses.
+    """
+
+    def __init__(self, event: Any, life: _Life, raised: list[BaseException]) -> None:
+        self._handler, self._life, self._raised = f"{event.type} {event.id}", life, raised
+
+    def __enter__(self) -> None:
+        if not self._life.alive:
+            raise Killed
+        self._life.note(f"{self._handler}: before its handler")
+
+    def __exit__(self, _: object, error: BaseException | None, _traceback: object) -> None:
+        if error is None:
+            self._life.note(f"{self._handler}: behind its handler, before its record")
+        elif isinstance(error, Exception):
+            self._raised.append(error)
 
 
 class Receiver:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -78,3 +79,17 @@ class Claimed:
                 loop: Any = ended.get_loop()
                 loop.call_soon(ended.set_result, None)
                 loop.run_until_idle()
+
+
+@dataclass(frozen=True)
+class OutOfStock(Exception):
+    """An exception that refuses every assignment to it."""
+
+    sku: str
+
+
+class Speechless(Exception):
+    """An exception whose text cannot be read."""
+
+    def __str__(self) -> str:
+        raise SystemExit("no text")
