@@ -116,12 +116,15 @@ class RetryAfter(Exception):
     """Raised by a handler whose receiver says when to try again. It counts as an attempt.
 
     The retry takes the shortest of the handler's delays that is no shorter than ``seconds``, or
-    the longest there is.
+    the longest there is. ``seconds`` may be a number's text, such as a header has. Raises
+    ValueError or TypeError for what is no number: the handler has failed then as with any other.
     """
 
-    def __init__(self, seconds: float, why: str = "") -> None:
-        super().__init__(why or f"try again after {seconds:g} s")
-        self.seconds = seconds
+    def __init__(self, seconds: float | str, why: str = "") -> None:
+        self.seconds = float(seconds)
+        if math.isnan(self.seconds):
+            raise ValueError(f"no number of seconds: {seconds!r}")
+        super().__init__(why or f"try again after {self.seconds:g} s")
 
 
 class Returned(NamedTuple):
@@ -227,7 +230,11 @@ class Calls:
         if isinstance(raised, ModelError):
             return Returned(NO_EFFECTS, str(raised), elapsed_s, Outcome.INVALID)
         if isinstance(raised, RetryAfter):
-            return Returned(NO_EFFECTS, one_line(raised), elapsed_s, after_s=raised.seconds)
+            try:
+                after_s = float(raised.seconds)
+            except Exception:  # noqa: BLE001 - a subclass may have none
+                after_s = 0.0
+            return Returned(NO_EFFECTS, one_line(raised), elapsed_s, after_s=after_s)
         return Returned(NO_EFFECTS, in_full(raised), elapsed_s, raised=raised)
 
     def _check(self, returned: object, event: Event) -> tuple[Checked, str]:

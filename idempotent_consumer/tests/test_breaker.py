@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -247,11 +250,13 @@ def test_rejections_open_nothing_and_close_nothing(receiver: Receiver) -> None:
         (1.5, "order.retry.10s"),
         (60, "order.retry.60s"),
         (3600, "order.retry.60s"),
+        (math.inf, "order.retry.60s"),
         (-1, "order.retry.1s"),
+        ("1.5", "order.retry.10s"),
     ],
 )
 def test_retry_after_takes_a_long_enough_delay(
-    receiver: Receiver, seconds: float, queue: str
+    receiver: Receiver, seconds: float | str, queue: str
 ) -> None:
     receiver.down = RetryAfter(seconds, "the receiver answered 503")
     process = receiver.world.start(receiver.handler)
@@ -263,6 +268,34 @@ def test_retry_after_takes_a_long_enough_delay(
         "RetryAfter: the receiver answered 503",
         4,
     )
+
+
+@pytest.mark.parametrize("seconds", ["soon", "", math.nan, None, timedelta(seconds=30)])
+def test_a_wait_that_is_no_number_of_seconds_is_the_handlers_failure(
+    world: World, seconds: Any
+) -> None:
+    def ask(_event: Event) -> None:
+        raise RetryAfter(seconds, "busy")
+
+    process = world.start(Handler(ask))
+    process.deliver(body("1"))
+    (retry,) = process.forwarded
+    assert retry.routing_key == "order.retry.1s"
+    assert "(test_breaker.py:" in retry.headers["x-error"]
+
+
+@pytest.mark.parametrize("seconds", [None, "soon"])
+def test_a_subclass_that_says_no_seconds_asks_for_no_wait(receiver: Receiver, seconds: Any) -> None:
+    class Busy(RetryAfter):
+        def __init__(self) -> None:
+            if seconds:
+                self.seconds = seconds
+
+    receiver.down = Busy()
+    process = receiver.world.start(receiver.handler)
+    process.deliver(body("1"))
+    process.advance(20)
+    assert [m.routing_key for m in process.forwarded] == [f"order.retry.{n}s" for n in (1, 10, 60)]
 
 
 # What is set for one handler.
