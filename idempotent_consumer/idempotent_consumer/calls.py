@@ -404,11 +404,14 @@ def _package(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
-def one_line(error: BaseException) -> str:
-    """Write an exception for a log line or a header: bounded, without line breaks."""
+def one_line(error: BaseException, *, named: bool = True) -> str:
+    """Write an exception for a log line or a header: bounded, without line breaks.
+
+    Its type comes first, unless it is not to be ``named``.
+    """
     name = type(error).__name__
     try:
-        text = f"{name}: {error}"
+        text = f"{name}: {error}" if named else f"{error}"
     except BaseException:  # noqa: BLE001 - an exception's own text can fail as well
         text = name
     return _shortened(text)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .bus import COMMITS_IN_FLIGHT, Delivery
-from .calls import Breaker, Handler, Returned
+from .calls import Breaker, Handler, Returned, one_line
 from .event import NO_EFFECTS, Checked, Event, InvalidEvent, Outgoing
 from .metrics import Outcome
 from .publisher import event_message
@@ -172,7 +172,7 @@ class Consumer:
         try:
             event = delivery.event(self._decoder)
         except InvalidEvent as error:
-            self._settler.invalid(delivery, str(error))
+            self._settler.invalid(delivery, one_line(error, named=False))
             return
         except Exception as error:  # noqa: BLE001 - whatever a decoder of the service's own raises
             self._settler.undecoded(delivery, error)

@@ -205,6 +205,31 @@ def test_what_the_sender_got_wrong_is_parked_whatever_the_decoder_is(message: by
     assert [parked.reason for parked in world.parked] == ["invalid"]
 
 
+class Mute(InvalidEvent):
+    """An invalid event whose text cannot be read."""
+
+    __str__ = Speechless.__str__
+
+
+@pytest.mark.parametrize(
+    ("invalid", "says"),
+    [
+        (InvalidEvent("unknown kind \ud800"), "unknown kind ?"),
+        (InvalidEvent("two\nlines"), "two lines"),
+        (InvalidEvent("ä" * 200_000), "ä" * 500),  # A frame takes 128 KiB.
+        (Mute(), "Mute"),
+    ],
+)
+def test_what_a_decoder_says_of_an_invalid_message_fits_into_a_header(
+    invalid: InvalidEvent, says: str
+) -> None:
+    def decode(_message: bytes, _properties: Properties) -> Event:
+        raise invalid
+
+    world = published(service(decode=decode), b"x")
+    assert [(parked.reason, parked.error) for parked in world.parked] == [("invalid", says)]
+
+
 # Models.
 
 
