@@ -358,16 +358,18 @@ class Consumer:
     async def _claim_and_call_now(
         self, flight: InFlight, ask: Ask, breaker: Breaker
     ) -> tuple[Ask, Action]:
-        while self._calls.has_time(flight.handler):
+        if not self._calls.has_time(flight.handler):
+            # This process ends: without an error, its deliveries go back.
+            self._end(flight, Fail())
+            return ask, Fail()
+        while True:
+            # Not left where there is no time any more: a claim that has landed is to be released.
             action = await self._decided(flight, ask)
             if not isinstance(action, Call):
                 return ask, action
             ask = await self._call(flight, action, breaker)
             if ask.kind is not Kind.CLAIM:
                 return ask, await self._decided(flight, ask)
-        # This process ends: without an error, its deliveries go back.
-        self._end(flight, Fail())
-        return ask, Fail()
 
     def _resume(self, flight: InFlight) -> bool:
         """Go on with an event that was held; False where all its deliveries have gone back."""

@@ -238,6 +238,24 @@ def test_a_process_that_ends_starts_no_call_to_cut_off(order: Order, plain: Plai
     assert other.counts() == {"received": 1, "processed": 1, "sent": 1}
 
 
+@pytest.mark.parametrize("left_s", [0.0, 0.01, 0.02, 0.05])
+def test_a_claim_that_is_to_be_taken_again_is_released_where_the_process_ends(
+    order: Order, plain: Plain, left_s: float
+) -> None:
+    """Its time is over while it waits to ask again: another replica need not wait for its lease."""
+    order = order.world.start(plain.handler, threads=threads_that_start_after(10.5))
+    order.deliver(body("1"))
+    order.etcd.fate = lambda _: etcd.REQUEST_LOST
+    order.advance(10.5 - (FINISH_WITHIN_S - TIMEOUT_S) + left_s)
+    order.stop()
+    order.advance(FINISH_WITHIN_S - TIMEOUT_S)
+    order.etcd.fate = lambda _: etcd.FINE
+    order.advance(3.0)
+    assert plain.calls == []
+    assert order.record().state == RELEASED
+    assert order.broker.queues["order"].bodies == [body("1")]
+
+
 def test_a_process_that_ends_claims_nothing_without_time_to_call(order: Order) -> None:
     order = order.world.start(Claimed(waits=True), settings=ONE_AT_ONCE)
     order.deliver(body("1"), body("2"))
