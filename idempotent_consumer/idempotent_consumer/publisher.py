@@ -50,9 +50,9 @@ class Message:
         return self.losses >= _SUSPECT_AFTER_LOSSES
 
     @property
-    def turn(self) -> int:
-        """Return when it is sent on a new channel: behind all others if even bare it loses one."""
-        return 2 if self.losses_alone > _SUSPECT_AFTER_LOSSES else 0 if self.suspect else 1
+    def is_bare(self) -> bool:
+        """Whether it goes with its bare properties, behind all others: it may lose any channel."""
+        return self.losses_alone >= _SUSPECT_AFTER_LOSSES
 
     def resolve(self, *, confirmed: bool) -> None:
         """Tell whoever waits for it, who may have been cancelled."""
@@ -151,11 +151,8 @@ class Publisher:
             self._waiting.append(message)
         else:
             self._alone, message.returned = message.suspect, False
-            is_bare = message.losses_alone >= _SUSPECT_AFTER_LOSSES
-            if (
-                message.losses_alone == _SUSPECT_AFTER_LOSSES
-                and message.bare is not message.properties
-            ):
+            properties = message.bare if message.is_bare else message.properties
+            if properties is not message.properties:
                 self._log.warning(
                     "RabbitMQ closes the connection for a message, sending it without its headers",
                     **_where(message),
@@ -168,7 +165,7 @@ class Publisher:
                 message.exchange,
                 message.routing_key,
                 message.body,
-                message.bare if is_bare else message.properties,
+                properties,
                 mandatory=True,
             )
 
@@ -182,8 +179,8 @@ class Publisher:
         self._deadline_s = asyncio.get_running_loop().time() + CONFIRM_TIMEOUT_S
 
     def _send_waiting(self) -> None:
-        """Send what waits: first, one after the other, what channels were lost with."""
-        waiting = sorted(self._waiting, key=lambda message: message.turn)
+        """Send what waits, in its order but for what even alone has lost channels."""
+        waiting = sorted(self._waiting, key=lambda message: message.is_bare)
         self._waiting = []
         for message in waiting:
             self._send(message)
@@ -240,8 +237,6 @@ class Publisher:
                 return
 
     def _on_confirm(self, frame: Any) -> None:
-        if self._client is None:
-            return
         is_ack, last = isinstance(frame.method, pika.spec.Basic.Ack), frame.method.delivery_tag
         # Sent in this order, so the first is the lowest.
         oldest = next(iter(self._unconfirmed), last)
