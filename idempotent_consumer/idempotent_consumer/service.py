@@ -7,6 +7,7 @@ import gc
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -338,8 +339,7 @@ class _Process:
                 "it has no handler, so it would drop every event: register one with "
                 "@service.handler before run()"
             )
-        # Blocked before any thread is made, they reach none but the one that waits for them.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        self._stop_signals = _StopSignals()
         self._service, self._settings, self._system = service, settings, system
         self._logs = Logs(service.name, settings.log_level, settings.log_format)
         self._log = self._logs.logger
@@ -392,12 +392,46 @@ class _Process:
         await running.run()
 
     def _await_signal(self, loop: asyncio.AbstractEventLoop, running: Running) -> None:
-        received = signal.sigwait(_STOP_SIGNALS)
-        loop.call_soon_threadsafe(running.stop, signal.Signals(received).name)
+        loop.call_soon_threadsafe(running.stop, self._stop_signals.wait())
         if not self._ended.wait(_EXIT_WITHIN_S):
             self._log.error("a handler does not return: what is not settled goes back")
             self._logs.close()
             os._exit(0)
 
 
-_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT}
+class _StopSignals:
+    """SIGTERM and SIGINT, for a thread that waits for them while a handler may hold the loop.
+
+    They are handled and not blocked: a child process of a handler's would inherit the mask, and
+    ignore both, while exec resets what is handled.
+    """
+
+    def __init__(self) -> None:
+        self._received, self._sent = socket.socketpair()
+        self._sent.setblocking(False)
+        before = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
+        # Written at once; Python calls a handler once the main thread comes to run Python code.
+        signal.set_wakeup_fd(self._sent.fileno(), warn_on_full_buffer=False)
+
+        def reset() -> None:
+            signal.set_wakeup_fd(-1)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        # A child that is forked, and runs no other program, has the same socket.
+        os.register_at_fork(after_in_child=reset)
+
+    def wait(self) -> str:
+        """Wait for one of them, and return its name."""
+        while True:
+            (number,) = self._received.recv(1)
+            if number in _STOP_SIGNALS:  # The socket is told of every signal that has a handler.
+                return signal.Signals(number).name
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        # asyncio takes over the wake-up where a handler calls loop.add_signal_handler.
+        with suppress(BlockingIOError):
+            self._sent.send(bytes([number]))
+
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)

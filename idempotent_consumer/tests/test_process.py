@@ -13,7 +13,7 @@ import pytest
 from fakes.probe import DEADLINE_S, free_port, get
 
 PROGRAM = """
-import asyncio, os, sys, threading
+import asyncio, os, signal, subprocess, sys, threading
 from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -65,8 +65,35 @@ module._EXIT_WITHIN_S = 0.1
 
 @service.handler("new_order")
 def handle(event):
+    if "computing" in sys.argv:
+        # No signal interrupts what waits below, as none interrupts a long computation in C.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     print("called", file=sys.stderr, flush=True)
     threading.Event().wait()
+"""
+
+STARTS_A_CHILD = """
+@service.handler("new_order")
+def handle(event):
+    reading, writing = os.pipe()
+    if "exec" in sys.argv:
+        child = subprocess.Popen(["sleep", "600"]).pid
+    elif not (child := os.fork()):
+        os.write(writing, b"forked")
+        threading.Event().wait()
+    else:
+        os.read(reading, 6)
+    os.kill(child, signal.SIGTERM)
+    threading.Timer(5, os.kill, (child, signal.SIGKILL)).start()  # Where it goes on.
+    _, status = os.waitpid(child, 0)
+    print("child ended by", os.WTERMSIG(status), file=sys.stderr, flush=True)
+"""
+
+HANDLES_A_SIGNAL = """
+@service.handler("new_order")
+def handle(event):
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, print)
+    print("called", file=sys.stderr, flush=True)
 """
 
 HANDLED = """
@@ -100,6 +127,14 @@ def start() -> Iterator[Start]:
         yield started
 
 
+def output_of(process: subprocess.Popen[str]) -> str:
+    """Return what is left of its standard output, once it has ended: by the deadline."""
+    try:
+        return process.communicate(timeout=DEADLINE_S)[0]
+    except subprocess.TimeoutExpired:
+        raise AssertionError("it does not end") from None
+
+
 def test_it_shows_its_health_until_it_is_told_to_stop_and_ends_with_code_0(start: Start) -> None:
     port = free_port()
     process = start(HANDLED, HEALTH_PORT=str(port))
@@ -107,19 +142,48 @@ def test_it_shows_its_health_until_it_is_told_to_stop_and_ends_with_code_0(start
     assert "starting" in process.stdout.readline()
     assert get(port, "/livez") == (200, {"alive": True})
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=DEADLINE_S)
+    out = output_of(process)
     assert "stopped" in out.splitlines()[-1]
     assert process.returncode == 0
 
 
-def test_a_handler_that_holds_the_loop_does_not_keep_the_process_from_ending(start: Start) -> None:
+@pytest.mark.parametrize("how", ["waiting", "computing"])
+def test_a_handler_that_holds_the_loop_does_not_keep_the_process_from_ending(
+    start: Start, how: str
+) -> None:
     """What it has in flight goes back to the broker; SIGKILL would come soon after."""
-    process = start(LOOP_HANGS)
+    process = start(LOOP_HANGS, how)
     assert process.stderr
     assert process.stderr.readline() == "called\n"
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=DEADLINE_S)
+    out = output_of(process)
     assert "a handler does not return: what is not settled goes back" in out
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("by", ["exec", "fork"])
+def test_a_handlers_child_process_is_ended_by_sigterm_and_the_service_goes_on(
+    start: Start, by: str
+) -> None:
+    process = start(STARTS_A_CHILD, by)
+    assert process.stderr
+    assert process.stdout
+    ended = next(line for line in process.stderr if "ended by" in line)
+    assert ended == f"child ended by {signal.SIGTERM}\n"
+    while "processed" not in (line := process.stdout.readline()):
+        assert "stopping" not in line
+    process.send_signal(signal.SIGINT)
+    out = output_of(process)
+    assert "SIGINT" in out
+    assert process.returncode == 0
+
+
+def test_a_handler_that_has_asyncio_take_a_signal_does_not_take_the_others(start: Start) -> None:
+    process = start(HANDLES_A_SIGNAL)
+    assert process.stderr
+    assert process.stderr.readline() == "called\n"
+    process.send_signal(signal.SIGTERM)
+    output_of(process)
     assert process.returncode == 0
 
 
@@ -127,7 +191,7 @@ def test_a_handler_that_holds_the_loop_does_not_keep_the_process_from_ending(sta
 def test_a_defect_ends_the_process_with_code_1_and_its_traceback(start: Start, fault: str) -> None:
     """In a task, and in a callback of the event loop."""
     process = start(HANDLED, fault)
-    out, _ = process.communicate(timeout=DEADLINE_S)
+    out = output_of(process)
     assert "ended by a defect" in out
     assert "RuntimeError: as no broker does" in out
     assert process.returncode == 1
