@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from random import SystemRandom
+from traceback import walk_tb
 from typing import Any, TypeVar, overload
 
 from structlog.typing import FilteringBoundLogger
@@ -269,6 +270,21 @@ class Running:
         self.intake.stop()
         self.calls.end_by_s = self._loop.time() + FINISH_WITHIN_S
 
+    def defect_of(self, context: dict[str, Any]) -> BaseException | None:
+        """Return the defect that the loop's exception handler was given, or log that it is none.
+
+        Async handlers share the loop, and what their clients leave to it can fail.
+        """
+        error: BaseException | None = context.get("exception")
+        if error is not None and _is_own(error):
+            return error
+        self.log.error(
+            "something that a handler left to the event loop has failed, and the service goes on",
+            what=context["message"],
+            exc_info=error,
+        )
+        return None
+
     async def _consume(self) -> None:
         self.log.info("starting", process=self.process)
         await self.ledger.open()
@@ -314,6 +330,18 @@ class Running:
             async with asyncio.timeout(_CLOSE_WITHIN_S):
                 await asyncio.gather(self.intake.close(), self.publisher.close())
         raise _Stopped
+
+
+def _is_own(error: BaseException) -> bool:
+    """Return whether asyncio, pika or gRPC called this library's code when it was raised.
+
+    Where pika called nobody its connection may be broken, and it is most likely ours. gRPC's
+    poller is shared by all of a process's clients, raises now and then, and goes on.
+    """
+    names = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
+    packages = [name.partition(".")[0] for name in names]
+    called = [each for each in packages if each not in ("asyncio", "pika", "grpc")]
+    return called[0] == __package__ if called else "pika" in packages
 
 
 def real_system() -> System:
@@ -374,12 +402,10 @@ class _Process:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
 
         def on_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-            error = context.get("exception")
-            if "handle" in context and task is not None:  # A callback has raised it: a defect.
-                self._defect = error
+            defect = running.defect_of(context)
+            if defect is not None and task is not None:
+                self._defect = defect
                 task.cancel()
-            else:
-                self._log.error(context["message"], exc_info=error)
 
         loop.set_exception_handler(on_exception)
         threading.Thread(

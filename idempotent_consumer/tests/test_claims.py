@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -313,6 +315,73 @@ def test_a_defect_in_any_task_ends_the_run(order: Order, method: str) -> None:
         order.advance(10)
     assert raised.group_contains(RuntimeError, match="a defect")
     assert order.task.done()
+
+
+def fail(*_: object) -> None:
+    raise RuntimeError("wrong")
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        lambda loop: loop.call_later(0.1, fail),
+        lambda loop: loop.create_task(asyncio.sleep(0.1)).add_done_callback(fail),
+        lambda loop: loop.create_future().set_exception(RuntimeError("wrong")),
+    ],
+)
+def test_what_a_handler_leaves_to_the_loop_may_fail(
+    order: Order, leave: Callable[[asyncio.AbstractEventLoop], object]
+) -> None:
+    """It is logged, and ends nothing."""
+
+    async def call(_event: Event, _timeout_s: float) -> None:
+        leave(asyncio.get_running_loop())
+        await asyncio.sleep(1)
+
+    order = order.world.start(Handler(call, TIMEOUT_S))
+    order.deliver(body("1"))
+    order.advance(2)
+    assert order.count("processed") == 1
+    (line,) = order.logged("something that a handler left to the event loop has failed")
+    assert (line["log_level"], str(line["exc_info"])) == ("error", "wrong")
+
+
+def raised_in(*modules: str) -> BaseException:
+    """Return what the last of some modules has raised, each called by the one before it."""
+    names: dict[str, Any] = {"call": None}
+    for module in reversed(modules):
+        names = {"__name__": module, "called": names["call"]}
+        exec("def call(): called() if called else int('wrong')", names)  # noqa: S102
+    try:
+        names["call"]()
+    except ValueError as error:
+        frames = error.__traceback__
+        return error.with_traceback(frames and frames.tb_next)
+    raise AssertionError("it has raised nothing")
+
+
+@pytest.mark.parametrize(
+    ("modules", "is_own"),
+    [
+        (["idempotent_consumer.flow"], True),
+        (["idempotent_consumer.calls", "client"], True),
+        (["pika.connection", "idempotent_consumer.bus"], True),
+        (["grpc._cython.cygrpc", "idempotent_consumer.etcd"], True),
+        (["pika.connection"], True),
+        (["grpc._cython.cygrpc"], False),
+        (["client"], False),
+        (["client", "idempotent_consumer.producer"], False),
+        (["pika.connection", "client"], False),
+        ([], False),
+    ],
+)
+def test_a_defect_is_what_this_library_was_called_for(
+    order: Order, modules: list[str], is_own: bool
+) -> None:
+    error = raised_in("asyncio.events", *modules)
+    context = {"message": "Exception in callback", "exception": error}
+    assert order.running.defect_of(context) is (error if is_own else None)
+    assert len(order.logged("something that a handler left")) == (not is_own)
 
 
 def test_deliveries_that_went_back_are_not_kept(order: Order) -> None:

@@ -48,6 +48,9 @@ def connect(_parameters, on_open_callback, on_open_error_callback, on_close_call
     if "ack fails" in sys.argv:
         channel.basic_ack = lambda *_, **__: fail()
     if "callback fails" in sys.argv:
+        soon(on_close_callback, connection, closed)
+        soon(on_close_callback, connection, closed)
+    if "another's callback fails" in sys.argv:
         soon(fail)
     soon(on_open_callback, connection)
     return connection
@@ -127,6 +130,17 @@ def start() -> Iterator[Start]:
         yield started
 
 
+def output_until_processed(process: subprocess.Popen[str]) -> str:
+    """Return its standard output up to the line that tells that its event is processed."""
+    assert process.stdout
+    out = ""
+    for line in process.stdout:
+        out += line
+        if '"event": "processed"' in line:
+            break
+    return out
+
+
 def output_of(process: subprocess.Popen[str]) -> str:
     """Return what is left of its standard output, once it has ended: by the deadline."""
     try:
@@ -167,11 +181,9 @@ def test_a_handlers_child_process_is_ended_by_sigterm_and_the_service_goes_on(
 ) -> None:
     process = start(STARTS_A_CHILD, by)
     assert process.stderr
-    assert process.stdout
     ended = next(line for line in process.stderr if "ended by" in line)
     assert ended == f"child ended by {signal.SIGTERM}\n"
-    while "processed" not in (line := process.stdout.readline()):
-        assert "stopping" not in line
+    assert "stopping" not in output_until_processed(process)
     process.send_signal(signal.SIGINT)
     out = output_of(process)
     assert "SIGINT" in out
@@ -187,14 +199,31 @@ def test_a_handler_that_has_asyncio_take_a_signal_does_not_take_the_others(start
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("fault", ["ack fails", "callback fails"])
-def test_a_defect_ends_the_process_with_code_1_and_its_traceback(start: Start, fault: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("ack fails", "RuntimeError: as no broker does"),
+        ("callback fails", "asyncio.exceptions.InvalidStateError: invalid state"),
+    ],
+)
+def test_a_defect_ends_the_process_with_code_1_and_its_traceback(
+    start: Start, fault: str, error: str
+) -> None:
     """In a task, and in a callback of the event loop."""
     process = start(HANDLED, fault)
     out = output_of(process)
     assert "ended by a defect" in out
-    assert "RuntimeError: as no broker does" in out
+    assert error in out
     assert process.returncode == 1
+
+
+def test_a_callback_that_is_not_the_librarys_ends_nothing(start: Start) -> None:
+    """It is the affair of whoever gave it to the loop: a handler's client, say."""
+    process = start(HANDLED, "another's callback fails")
+    assert "RuntimeError: as no broker does" in output_until_processed(process)
+    process.send_signal(signal.SIGTERM)
+    output_of(process)
+    assert process.returncode == 0
 
 
 def test_what_it_cannot_start_with_ends_it_with_one_line_and_code_2(start: Start) -> None:

@@ -88,6 +88,7 @@ class Process:
             self.running = Running(
                 service, settings, system, self.metrics, log, cache_entries, max_bytes
             )
+            self.loop.set_exception_handler(self._on_exception)
             await self.running.run()
 
         self.task = self.loop.create_task(run())
@@ -132,6 +133,10 @@ class Process:
             return ""
         counts = f"arrived {arrived}, received {received}, ended {ended}, in flight {in_hand}"
         return f"{counts} (events held: {held})"
+
+    def _on_exception(self, loop: Any, context: dict[str, Any]) -> None:
+        if (defect := self.running.defect_of(context)) is not None:
+            loop.on_defect(defect)
 
     def _ended(self, task: Any) -> None:
         if not task.cancelled() and task.exception() is not None:
