@@ -67,7 +67,7 @@ class Failure(enum.Enum):
     """How a call can fail. None of them says that the request did not, or will not, apply.
 
     The values are patterns of etcd's own texts (api/v3rpc/rpctypes in its source), and of gRPC's
-    for too large a reply; whatever matches none of them is unknown.
+    for too large a message; whatever matches none of them is unknown.
     """
 
     LEASE_NOT_FOUND = "lease not found"
@@ -84,6 +84,8 @@ _HINTS = {
     "certificate_verify_failed": "etcd's certificate is not from the authority in ETCD_CA_CERT",
     "hostname verification": "etcd's certificate is for other names than ETCD_ENDPOINTS has",
     "tsi_data_corrupted": "etcd has refused the certificate of ETCD_CERT, or wants one",
+    "grpc: received message larger than max": "etcd's --max-request-bytes is less than its default",
+    "request is too large": "etcd's --max-request-bytes is less than its default",
     "too many operations": "ETCD_MAX_TXN_OPS is more than etcd's --max-txn-ops",
     "socket closed": "etcd has closed the connection (one that wants TLS, and ETCD_CA_CERT, does)",
 }

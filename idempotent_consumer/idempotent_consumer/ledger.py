@@ -261,6 +261,9 @@ class EtcdLedger:
         try:
             reply = await self._client.call(method, request)
         except EtcdError as error:
+            if error.failure is Failure.TOO_LARGE and what != "Range":
+                # Not the reply is, but the request: a refusal like any other, tried again.
+                error.failure = Failure.UNKNOWN
             is_there = error.failure in (Failure.LEASE_NOT_FOUND, Failure.TOO_LARGE)
             if not is_there and not self.halted:
                 self._health.lacks("etcd", str(error))

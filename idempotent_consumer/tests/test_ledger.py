@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from grpc import StatusCode
 
 from fakes.ledger import LONGER_THAN_ANY_BACKOFF_S, OTHER_DIGEST, Replica, digest_of
 from idempotent_consumer.event import Event, Publish, Put, check_effects
@@ -92,6 +93,19 @@ def test_large_records_are_read_in_several_replies(
     assert len(found) == 25
     assert sum(record is not None and record.state == PUBLISHING for record in found.values()) == 20
     assert not replica.has_logged("warning", "")
+    assert replica.health.missing == {}
+
+
+def test_a_write_that_is_refused_as_too_large_is_held(replica: Replica) -> None:
+    """etcd's gRPC says of a request what ours says of a reply."""
+    text = "grpc: received message larger than max (1100000 vs. 1048576)"
+    refused = etcd.refused(text, StatusCode.RESOURCE_EXHAUSTED)
+    replica.etcd.script("Txn", *[refused] * 3)
+    replica.commit(replica.ask("1"))
+    assert replica.has_logged("warning", "--max-request-bytes")
+    assert text in replica.health.missing["etcd"]
+    replica.wait()
+    assert [answer.landed for answer in replica.answers] == [True]
     assert replica.health.missing == {}
 
 
