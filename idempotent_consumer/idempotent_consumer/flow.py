@@ -238,10 +238,14 @@ class Consumer:
                 self._send_batches()
             elif not self._is_due:
                 self._is_due = True
-                asyncio.get_running_loop().call_soon(self._send_batches)
+                # A task of the run's ends with it: a callback could come later, and start nothing.
+                self._tasks.create_task(self._send_due_batches())
         if not self._ledger.halted:
             self._intake.flush()
         self._tally.flush()
+
+    async def _send_due_batches(self) -> None:
+        self._send_batches()
 
     def _send_batches(self, *, small: bool = False) -> None:
         self._is_due = False

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fakes.events import Claimed, body
+from fakes.events import Claimed, Pure, body
 from fakes.world import Order, World
 from idempotent_consumer.calls import Handler
 from idempotent_consumer.event import Event
@@ -283,6 +283,44 @@ def test_the_stop_waits_for_a_call_whose_delivery_has_gone_back(order: Order) ->
     order.advance(3)
     assert order.task.done()
     assert order.record().state == DONE
+
+
+def test_a_call_may_end_in_any_of_the_last_steps_of_a_stop() -> None:
+    """While etcd is away, what it would have recorded is not sent any more; that is no defect."""
+
+    def stopped_in_an_outage() -> tuple[Order, asyncio.Event]:
+        returns = asyncio.Event()
+
+        async def call(_event: Event, _timeout_s: float) -> None:
+            await returns.wait()
+
+        handlers = {"new_order": Handler(call, 60.0), "pure": Pure().handler}
+        order = World().start(handlers, settings=TWO_AT_ONCE)
+        order.deliver(body("1"))
+        order.etcd.fate = lambda call: Fate(None) if call.method == "Txn" else etcd.FINE
+        order.deliver(body("2", "pure"))
+        order.stop()
+        return order, returns
+
+    def return_after(steps: int, order: Order, returns: asyncio.Event) -> None:
+        if steps:
+            order.loop.call_soon(return_after, steps - 1, order, returns)
+        else:
+            returns.set()
+
+    order, _ = stopped_in_an_outage()
+    order.loop.agenda.run(enough=order.task.done)
+    ends_s, defects = order.loop.time(), dict[int, Exception]()
+    for steps in range(20):
+        order, returns = stopped_in_an_outage()
+        order.loop.call_at(ends_s, return_after, steps, order, returns)
+        try:
+            order.loop.agenda.run(enough=order.task.done)
+        except RuntimeError as error:
+            defects[steps] = error
+        assert order.loop.time() == ends_s
+        order.world.close()
+    assert defects == {}
 
 
 # A defect, and what hangs or is away for long.
