@@ -50,6 +50,12 @@ def test_a_record_is_read_as_it_was_written(state: str, events: tuple[Outgoing, 
     assert orjson.loads(value) == members | published
 
 
+@pytest.mark.parametrize("token", ['by "hand"', "C:\\hand", "hand\n", "hand é"])
+def test_any_token_that_was_read_can_be_written(token: str) -> None:
+    """A record that somebody else wrote keeps its token when its events have been published."""
+    assert decode(encode(DONE, DIGEST, token, "now")).token == token
+
+
 def test_headers_stand_beside_the_events_where_older_versions_do_not_look() -> None:
     events = (
         EVENTS[0]._replace(headers={"traceparent": "00-1", "n": 2**40, "new": True}),
