@@ -136,8 +136,8 @@ _STEADY = {
 }
 _LEAST_MINUTES = 9
 """A third of it has to hold the window and two compactions; before that everything grows."""
-_WINDOW_S, _LEASE_S = 60, 70
-"""The library grants a lease for the window and a tenth of it, here the least: 10 s."""
+_WINDOW_S, _LEASE_S = 60, 66
+"""The library grants a lease for the window and a tenth of it."""
 _SAMPLE_EVERY_S, _LOOK_AGAIN_S, _EMPTY_WITHIN_S = 5.0, 0.05, 400.0
 _LEAST_READY, _CHUNK = 20_000, 10_000
 _COMPACTION = (

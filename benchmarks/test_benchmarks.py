@@ -175,7 +175,7 @@ def load(lasts_s: int, late_s: int = 0, grows: float = 0) -> list[history.Sample
     return [
         constant
         | {"at_s": at_s, "service MB": 100 + grows * at_s, "written": 1000 * at_s}
-        | {"granted": at_s, "revoked": max(0, at_s - 70 - late_s)}
+        | {"granted": at_s, "revoked": max(0, at_s - 66 - late_s)}
         for at_s in range(0, lasts_s + 1, 5)
     ]
 

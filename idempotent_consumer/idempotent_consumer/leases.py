@@ -9,17 +9,11 @@ from typing import Any
 
 from etcd3.etcdrpc import LeaseGrantRequest, LeaseKeepAliveRequest
 
-from .etcd import CALL_TIMEOUT_S
-
 MIN_CLAIM_TTL_S = 15
 
 _BUCKET_RECORDS = 10_000
 """Records under one lease. Its end deletes them in one step, in which etcd does nothing else:
 measured 27 ms for 10,000, 571 ms for 200,000."""
-
-_LEAST_BUCKET_S = int(2 * CALL_TIMEOUT_S)
-"""A lease is of no use when its grant has taken longer than its bucket: a login and the grant can
-take a call's time-out each."""
 
 AskUntilKnown = Callable[[str, Callable[[], Any]], Awaitable[Any]]
 """The ledger's: makes and sends a request of a method until etcd has answered it."""
@@ -71,6 +65,10 @@ class _Lease:
     async def _grant(self) -> None:
         self._lease = await self._send("LeaseGrant", LeaseGrantRequest(TTL=self._ttl_s))
         self._records_left = self._most_records
+        # Where etcd is slow a short one would always come too late to be of use.
+        late_s = self._clock() + self._least_s - self._lease[1]
+        if late_s >= 0:
+            self._ttl_s += math.ceil(late_s) + 1
 
     async def _send(self, method: str, request: Any) -> tuple[int, float]:
         """Return a lease and when it ends: counted from the sending, it began later."""
@@ -89,8 +87,8 @@ class WindowLease(_Lease):
     """The lease for records that are done: each is kept for the window at least, of 0 for good."""
 
     def __init__(self, ask: AskUntilKnown, clock: Clock, window_s: int) -> None:
-        # New records go to one lease for a tenth of the window, at most ten minutes: its bucket.
-        ttl_s = window_s and window_s + max(_LEAST_BUCKET_S, min(600, window_s // 10))
+        # New records go to one lease for a tenth of the window, at most ten minutes.
+        ttl_s = window_s and window_s + max(1, min(600, window_s // 10))
         super().__init__(ask, clock, ttl_s, window_s, _BUCKET_RECORDS)
 
 
