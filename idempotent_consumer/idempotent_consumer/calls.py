@@ -182,12 +182,17 @@ class Calls:
             _reset(bound)
         return Returned(effects, error, self._clock() - started_s)
 
-    async def wait(self, handler: Handler, event: Event, timeout_s: float) -> Returned:
-        """Await a coroutine handler; it is cancelled at its time-out, and has failed then."""
+    async def _wait(
+        self, handler: Handler, event: Event, timeout_s: float, starts: Callable[[], bool]
+    ) -> Returned | None:
+        """Await a coroutine handler, or return None where it no longer ``starts``.
+
+        It is cancelled at its time-out, and has failed then.
+        """
         started_s = self._clock()
         # A handler, or a library that it uses, may cancel the task that it runs in, even once it
         # has returned. In a task of its own that ends its call, and not the way of its event.
-        call = asyncio.create_task(self._run_until(timeout_s, handler, event))
+        call = asyncio.create_task(self._run_until(timeout_s, handler, event, starts))
         try:
             returned = await call
         except asyncio.CancelledError as raised:
@@ -198,7 +203,11 @@ class Calls:
             raise asyncio.CancelledError
         return returned
 
-    async def _run_until(self, timeout_s: float, handler: Handler, event: Event) -> Returned:
+    async def _run_until(
+        self, timeout_s: float, handler: Handler, event: Event, starts: Callable[[], bool]
+    ) -> Returned | None:
+        if not starts():
+            return None
         started_s = self._clock()
         _bind(event)
         time_out = asyncio.timeout(timeout_s)
@@ -255,7 +264,7 @@ class Calls:
         timeout_s, call = handler.timeout_s or 0.0, object()
 
         def starts() -> bool:
-            # Asked as late as can be.
+            # Asked as late as can be, in the step or on the thread that calls the handler.
             if not self.has_time(handler, self._ledger.claim_remaining_s(lease)):
                 return False
             self._overdue_s[call] = self._clock() + OVERDUE_AFTER * timeout_s
@@ -266,7 +275,7 @@ class Calls:
 
         try:
             if handler.is_coroutine:
-                return await self.wait(handler, event, timeout_s) if starts() else None
+                return await self._wait(handler, event, timeout_s, starts)
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._threads, on_thread)
         finally:

@@ -29,24 +29,32 @@ TIMED_OUT = "TimeoutError: it took longer than 5 s"
 class Claims(NoLedger):
     """Claims that last as many seconds longer than a call may as their lease says."""
 
+    ended = False
+
     def claim_remaining_s(self, lease: int) -> float:
         return TIMEOUT_S + lease
+
+
+class BrieflyHeld(Claims):
+    """Claims that end in the loop's next step once they have been looked at."""
+
+    def claim_remaining_s(self, lease: int) -> float:
+        asyncio.get_running_loop().call_soon(setattr, self, "ended", True)
+        return super().claim_remaining_s(lease)
 
 
 class Bench:
     """Calls on a loop of their own."""
 
-    def __init__(self, at_once: int = 2) -> None:
+    def __init__(self, at_once: int = 2, claims: type[Claims] = Claims) -> None:
         self.loop, self.lines = Loop(), LogCapture()
         log, threads = captured(self.lines), Threads(at_once)
-        self.ledger = Claims(Settings(), log)
+        self.ledger = claims(Settings(), log)
         self.calls = Calls("order", self.ledger, log, self.loop.time, at_once, threads)
 
     def wait(self, function: Callable[..., Awaitable[object]]) -> Returned:
         """Await a coroutine handler under its time-out."""
-        task = self.loop.create_task(
-            self.calls.wait(Handler(function, TIMEOUT_S), EVENT, TIMEOUT_S)
-        )
+        task = self.loop.create_task(self.calls.call(Handler(function, TIMEOUT_S), EVENT, 1))
         self.loop.agenda.run(enough=task.done)
         assert not task.cancelled(), "its event would stay in flight for ever"
         returned: Returned = task.result()
@@ -123,6 +131,16 @@ def test_a_coroutine_is_cancelled_at_its_time_out_and_has_failed(
     assert all("caught its own cancellation" in line["event"] for line in bench.lines.entries)
 
 
+def test_a_claim_is_looked_at_in_the_step_that_makes_its_call() -> None:
+    """A process that freezes in between makes the call when the claim is another's."""
+    bench = Bench(claims=BrieflyHeld)
+
+    async def call(_event: Event, _timeout_s: float) -> None:
+        assert not bench.ledger.ended
+
+    assert bench.wait(call).error == ""
+
+
 @pytest.mark.parametrize("when_cancelled", [end, go_on])
 def test_a_call_whose_process_ends_has_neither_failed_nor_succeeded(
     bench: Bench, when_cancelled: Callable[[], Awaitable[object]]
@@ -150,7 +168,8 @@ def test_a_handler_that_cancels_its_own_task_ends_no_more_than_its_call(
 
     async def call_and_record() -> Returned:
         handler = Handler(fail_at_its_own_time_out, TIMEOUT_S)
-        returned = await bench.calls.wait(handler, EVENT, TIMEOUT_S)
+        returned = await bench.calls.call(handler, EVENT, 1)
+        assert returned is not None
         await asyncio.sleep(1.0)
         return returned
 
