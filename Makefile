@@ -136,7 +136,7 @@ up-cluster: docker ## Start three nodes of RabbitMQ and of etcd, and three repli
 	$(CLUSTER) up --build --detach --wait --scale order=3 --scale notify=3
 
 down: ## Stop what up or up-cluster has started; the data stays in the volumes
-	$(CLUSTER) --profile example1 down
+	$(CLUSTER) --profile example1 down --remove-orphans
 
 LOCK := $(BIN)/python tools/lock.py
 

@@ -4,7 +4,8 @@ A producer sends its messages to an *exchange*. A consumer has a *queue* and *bi
 exchange; from then on the exchange puts a copy of each message that fits the binding into that
 queue. The two never hear of each other.
 
-What is left out here is what a service needs on top: an event that arrives twice is shown twice.
+What is left out here is what a service needs on top: an event that arrives twice is shown twice,
+the queue goes with its consumer, and nobody asks the broker whether it has stored an event.
 """
 
 import json
@@ -44,7 +45,7 @@ def consume(
 ) -> None:
     """Process one message, here by showing it: any bytes, for anybody may publish anything."""
     log.info("consumed  %s", body[:200])
-    # Only now, when the work is done: a message that is never acked is delivered again.
+    # Only now, when the work is done: what is not acked goes to another consumer of its queue.
     channel.basic_ack(delivery.delivery_tag)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from contextlib import suppress
@@ -36,11 +37,17 @@ def parse(text: str) -> URL:
     """Return a URL that HTTP can go to. Raises ValueError, without the URL."""
     with suppress(ValueError):
         url = URL(text)
+        user, password = url.user or "", url.password or ""
         # with_host() refuses what no host has in it, the codec what no name server could look up.
         if url.scheme in ("http", "https") and url.host and url.with_host(url.host):
             url.host.encode("idna")
-            return url
-    raise ValueError("NOTIFY_URL is wrong: write http://host/path or https://host/path")
+            (user + password).encode("latin-1")  # As HTTP's Basic login has it, after a colon.
+            if ":" not in user:
+                return url
+    raise ValueError(
+        "NOTIFY_URL is wrong: write http://host/path or https://host/path. A login in it is of "
+        "Latin-1 letters, its user without a colon"
+    )
 
 
 def idempotency_key(event_id: str) -> str:
@@ -54,11 +61,12 @@ def retry_after_s(text: str) -> float | None:
         return float(text[:9])
     try:
         return (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
-    except (ValueError, TypeError):  # No date, or one without a time zone.
+    except (ValueError, TypeError, OverflowError):  # No date, or one without a time zone.
         return None
 
 
 _BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+_BODY_WITHIN_S = 1.0
 
 
 @cache
@@ -87,17 +95,19 @@ async def notify(event: Event, _timeout_s: float) -> None:
             headers={"Idempotency-Key": idempotency_key(event.id)},
             allow_redirects=False,
         ) as response:
-            # Read to its end, so that the connection can be used again.
-            async for _ in response.content.iter_any():
-                pass
+            # Its status says it all. Read to its end, the connection can be used again.
+            with suppress(aiohttp.ClientError, TimeoutError):
+                async with asyncio.timeout(_BODY_WITHIN_S):
+                    async for _ in response.content.iter_any():
+                        pass
     except aiohttp.ClientResponseError as error:
         # Its own text has the URL in it, which may be a secret.
         raise NotSentError(f"the receiver's answer is not HTTP: {error.message}") from None
-    status, after_s = response.status, retry_after_s(response.headers.get("Retry-After", ""))
-    answered = f"the receiver answered {status}"
-    if status in _BUSY and after_s is not None:
-        raise RetryAfter(after_s, answered)
-    if 400 <= status < 500 and status not in _BUSY:
+    status, answered = response.status, f"the receiver answered {response.status}"
+    if status in _BUSY:
+        after_s = retry_after_s(response.headers.get("Retry-After", ""))
+        raise NotSentError(answered) if after_s is None else RetryAfter(after_s, answered)
+    if 400 <= status < 500:
         raise Reject(answered)  # It would answer the same again.
     if not 200 <= status < 300:
         raise NotSentError(answered)

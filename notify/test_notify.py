@@ -154,6 +154,7 @@ def test_what_is_not_2xx_raises_and_is_not_sent_again_by_itself(
 def test_retry_after_is_seconds_or_a_date() -> None:
     seconds = {"0": 0, "120": 120, "9" * 30: 999_999_999}
     neither = ["", "soon", "-1", "1.5", "\N{ARABIC-INDIC DIGIT FIVE}", "Fri, 31 Dec 1999 23:59:59"]
+    neither.append("Fri, 31 Dec 1999 23:59:59 +" + "9" * 16)
     expected = {**seconds, **dict.fromkeys(neither)}
     assert {text: notify.retry_after_s(text) for text in expected} == expected
     in_an_hour = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
@@ -180,15 +181,29 @@ def test_an_answer_that_is_not_http_raises_without_telling_the_address(
     assert "hook" not in "".join(traceback.format_exception(raised.value))
 
 
-@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 204 No Content\r\nX-Drops: "])
 def test_a_receiver_that_drips_its_answer_does_not_hold_the_call(
-    receiver: Receiver, call: Call, head: bytes
+    receiver: Receiver, call: Call
 ) -> None:
     """The claim covers the call for so long and no longer; each drip is within the time-out."""
-    receiver.status, receiver.head, receiver.drips = 200, head, 5_000
+    receiver.head, receiver.drips = b"HTTP/1.1 204 No Content\r\nX-Drops: ", 5_000
     with pytest.raises(TimeoutError):
         call(timeout_s=0.5)
     assert receiver.hung_up.wait(10), "the connection is still open"
+
+
+@pytest.mark.parametrize("status", [200, 400])
+@pytest.mark.parametrize("breaks_off", [False, True])
+def test_a_status_counts_whatever_becomes_of_the_body(
+    receiver: Receiver, call: Call, status: int, breaks_off: bool
+) -> None:
+    """The receiver has decided: to send the same again would repeat what it has accepted."""
+    receiver.status, receiver.drips = status, 5_000
+    if breaks_off:
+        receiver.head = b"HTTP/1.0 %d .\r\nContent-Length: 9\r\n\r\n" % status
+        receiver.drips = 2
+    with pytest.raises(Reject) if status == 400 else contextlib.nullcontext():
+        call()
+    assert breaks_off or receiver.hung_up.wait(10), "the connection is still open"
 
 
 @pytest.mark.parametrize("status", [204, 503])
@@ -258,6 +273,7 @@ WRONG_ADDRESSES = [
     *("localhost:8000", "ftp://h/x", "/hook", "http://", "https:///x", "http://h:99999/"),
     *("http://[::1/", "http://a b/", "http:/h", "http://a..b/", f"http://{'a' * 70}.b/"),
     *("http://user:secret@h:99999/", "http://user:secret@a b/?key=secret"),
+    *("http://user:secret\N{EURO SIGN}@h/", "http://us%3Aer:secret@h/"),
 ]
 
 

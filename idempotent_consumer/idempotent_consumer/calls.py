@@ -116,8 +116,9 @@ class RetryAfter(Exception):
     """Raised by a handler whose receiver says when to try again. It counts as an attempt.
 
     The retry takes the shortest of the handler's delays that is no shorter than ``seconds``, or
-    the longest there is. ``seconds`` may be a number's text, such as a header has. Raises
-    ValueError or TypeError for what is no number: the handler has failed then as with any other.
+    the longest there is, and is never sooner than the one that is due. ``seconds`` may be a
+    number's text, such as a header has. Raises ValueError or TypeError for what is no number: the
+    handler has failed then as with any other.
     """
 
     def __init__(self, seconds: float | str, why: str = "") -> None:

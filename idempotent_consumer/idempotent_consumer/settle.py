@@ -85,8 +85,8 @@ class Settler:
             if attempt > len(delays):
                 self._park(delivery, Outcome.FAILED, error, about, headers)
             else:
-                delay, _ = delays[attempt - 1]
-                if failed.after_s:
+                delay, seconds = delays[attempt - 1]
+                if failed.after_s > seconds:
                     by_time = sorted(delays, key=lambda each: each[1])
                     long_enough = [each for each in by_time if each[1] >= failed.after_s]
                     delay, _ = (long_enough or by_time[-1:])[0]
