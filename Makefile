@@ -29,7 +29,7 @@ $(READY): requirements.lock $(PROJECTS:%=%/pyproject.toml)
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	  { [ $$(id -u) = 0 ] && \
 	    echo "setup: installing python3-venv with apt-get ($(PYTHON) needs it to make $(VENV))" >&2 && \
-	    apt-get install -qq -y python3-venv; } || \
+	    apt-get update -qq && apt-get install -qq -y python3-venv; } || \
 	  { echo "setup: install python3-venv, then try again" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
