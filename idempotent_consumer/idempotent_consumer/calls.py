@@ -249,6 +249,8 @@ class Calls:
 
     def _check(self, returned: object, event: Event) -> tuple[Checked, str]:
         """Return the effects, or why they can never be recorded: that is a failure too."""
+        if returned is None:
+            return NO_EFFECTS, ""
         effects = check_effects(returned, self._service, event)  # type: ignore[arg-type]
         return effects, self._ledger.why_never(effects) or ""
 

@@ -58,6 +58,7 @@ class EtcdLedger:
         self._released = WindowLease(self.ask, clock, RELEASED_S)
         self._claims = ClaimLease(self.ask, clock, longest_call_s, tasks)
         self._guard_key, self._incarnation = names.incarnation_key(service).encode(), b""
+        self._prefix = names.record_prefix(service).encode()
         self._failing: set[str] = set()
         self.halted = False
         """Whether etcd has turned out to be another than at the start."""
@@ -101,7 +102,7 @@ class EtcdLedger:
 
     def key(self, event: Event, token: str) -> bytes:
         """Return the key of an event's record."""
-        return names.record_key(self._service, event.id)
+        return self._prefix + names.encode_id(event.id).encode()
 
     def is_done(self, digest: str) -> bool:
         """Return whether the cache knows this event as done."""

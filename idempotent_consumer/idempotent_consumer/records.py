@@ -165,19 +165,20 @@ class Batch:
 
     def take(self, ask: Ask) -> bool:
         """Add an ask, or return False where it belongs into the next batch."""
-        operations = self._operations + 1 + len(ask.effects.puts)
+        puts = ask.effects.puts
+        operations = self._operations + 1 + len(puts)
         size_bytes = self._size_bytes + ask.size_bytes
-        keys = {put.key for put in ask.effects.puts}
         asks = len(self._puts) + len(self._looks)
         if asks and (
             asks >= self._max_asks
             or operations > self._max_operations
             or size_bytes > MAX_BATCH_BYTES
-            or not self._effect_keys.isdisjoint(keys)
+            or (puts and not self._effect_keys.isdisjoint(put.key for put in puts))
         ):
             return False
         self._operations, self._size_bytes = operations, size_bytes
-        self._effect_keys |= keys
+        if puts:
+            self._effect_keys.update(put.key for put in puts)
         (self._looks if ask.kind is Kind.LOOK else self._puts).append(ask)
         return True
 
