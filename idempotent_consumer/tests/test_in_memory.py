@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from idempotent_consumer import Event, Publish, Put, Service, Settings
+from idempotent_consumer import Event, Publish, Put, RetryAfter, Service, Settings
 from idempotent_consumer.testing import InMemory, Parked, Receiver, check_crashes, check_duplicates
 
 EVENTS = [{"id": str(n), "type": "new_order", "args": {"n": n}} for n in range(3)]
@@ -115,8 +115,22 @@ def test_what_is_never_settled_is_said() -> None:
     async def hang(_event: Event, timeout_s: float) -> None:
         await asyncio.sleep(timeout_s)
 
-    with pytest.raises(AssertionError, match=r"not settled after 3600 s: \{'0': 'claimed'\}"):
+    with pytest.raises(AssertionError, match=r"not settled after 3960 s: \{'0': 'claimed'\}"):
         InMemory(service).publish(EVENTS[0])
+
+
+def test_retries_may_take_as_long_as_the_handlers_own_delays() -> None:
+    service, runs = Service("order", noun="orders"), list[str]()
+
+    @service.handler("new_order", retry_delays=["1s", "1s", "40m"])
+    def fail(event: Event) -> None:
+        runs.append(event.id)
+        raise RetryAfter(2400)
+
+    world = InMemory(service)
+    world.publish(EVENTS[0])
+    assert [letter.reason for letter in world.parked] == ["failed"]
+    assert runs == ["0"] * 4
 
 
 def test_effects_that_depend_on_how_often_a_handler_runs_are_found() -> None:

@@ -29,7 +29,7 @@ from .etcd import Call, FakeEtcd, Store
 from .loop import Agenda, Killed, Loop
 from .process import Process
 
-_SETTLED_WITHIN_S = 3600.0
+_SETTLED_WITHIN_S = 3600
 
 
 class Parked(NamedTuple):
@@ -72,13 +72,15 @@ class InMemory:
         """Let events arrive together, in this order, and wait until each of them is settled.
 
         ``properties`` are their messages', by pika's names: ``headers``, ``content_type`` and
-        others. Raises AssertionError where one is not settled within an hour of the service's time.
+        others. Raises AssertionError where one is not settled within an hour of the service's time
+        and as long as all its retries can take.
         """
         bodies = [event if isinstance(event, bytes) else orjson.dumps(event) for event in events]
         for body in bodies:
             message = pika.BasicProperties(**properties)
             self._broker.publish("", self._service.name, body, message)
-        until_s = self._agenda.now_s + _SETTLED_WITHIN_S
+        within_s = _SETTLED_WITHIN_S + self._retries_s()
+        until_s = self._agenda.now_s + within_s
         while self._agenda.now_s < until_s:
             self._agenda.run(until_s, lambda: not self._life.alive or self._is_settled())
             if self._life.alive:
@@ -88,7 +90,7 @@ class InMemory:
                 self._start()
             elif self._is_settled():
                 return
-        raise AssertionError(f"not settled after {_SETTLED_WITHIN_S:g} s: {self.records}")
+        raise AssertionError(f"not settled after {within_s} s: {self.records}")
 
     @property
     def effects(self) -> dict[str, bytes]:
@@ -144,6 +146,14 @@ class InMemory:
         finalize(self, life.kill)
         servers = (self._broker, self._etcd, self._settings)
         self._processes.append(Process(service, *servers, loop=life, random=self._random))
+
+    def _retries_s(self) -> int:
+        """Return how long retries may take where one event brings about the next, of each type."""
+        default = self._settings.retry_delays
+        own = [handler.retry_delays for handler in self._service.handlers.values()]
+        each = [default, *(default if delays is None else delays for delays in own)]
+        # RetryAfter can ask for the longest delay each time.
+        return sum(len(delays) * max((s for _, s in delays), default=0) for delays in each)
 
     def _is_settled(self) -> bool:
         queues = self._broker.queues.values()
