@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -72,6 +72,35 @@ def test_what_fails_is_retried_and_then_parked() -> None:
     assert isinstance(world.parked[0], Parked)
     assert world.counts["retried"] == len(Settings().retry_delays)
     assert [str(raised) for raised in world.raised] == ["out of stock"] * 4
+
+
+def test_what_a_generator_raises_is_kept() -> None:
+    service = Service("order", noun="orders")
+
+    @service.handler("new_order")
+    def fail(event: Event) -> Iterator[Put]:
+        yield Put(f"/orders/{event.id}", b"placed")
+        raise RuntimeError("out of stock")
+
+    world = InMemory(service)
+    world.publish(EVENTS[0])
+    assert [str(raised) for raised in world.raised] == ["out of stock"] * 4
+    assert not [step for step in world.steps if "behind its handler" in step]
+
+
+@pytest.mark.parametrize("is_class", [False, True])
+def test_what_a_model_raises_is_kept(*, is_class: bool) -> None:
+    class Model:
+        def __init__(self, n: int) -> None:
+            raise LookupError(n)
+
+    service = Service("order", noun="orders")
+    model = Model if is_class else lambda args: Model(**args)
+    service.handler("new_order", model=model)(lambda _event, _order: None)
+    world = InMemory(service)
+    world.publish(EVENTS[0])
+    assert [letter.reason for letter in world.parked] == ["invalid"]
+    assert [repr(raised) for raised in world.raised] == ["LookupError(0)"]
 
 
 def test_what_is_recorded_once_passes_both_checks() -> None:

@@ -6,7 +6,7 @@ It is the library's own code, with no server and no thread.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import wraps
@@ -62,7 +62,7 @@ class InMemory:
         self._dead_letters = self._broker.queues[names.dead_letter_queue(service.name)]
         self._processes: list[Process] = []
         self.raised: list[BaseException] = []
-        """What the handlers have raised, in order; ``raise world.raised[0]`` shows its line."""
+        """What handlers and models raised, in order; ``raise world.raised[0]`` shows its line."""
         self._start(dies_at)
         self.steps = self._life.steps
         """What the first process has done that the outside could notice, step by step."""
@@ -139,7 +139,7 @@ class InMemory:
         life = self._life = _Life(self._agenda, dies_at)
         service = copy(self._service)
         service.handlers = {
-            kind: replace(handler, function=_watched(handler, life, self.raised))
+            kind: _watched(handler, life, self.raised)
             for kind, handler in self._service.handlers.items()
         }
         # By the garbage collector its coroutines would end outside of a loop, which they say aloud.
@@ -194,21 +194,35 @@ class _Life(Loop):
             raise Killed
 
 
-def _watched(handler: Handler, life: _Life, raised: list[BaseException]) -> Callable[..., Any]:
-    """Return a handler's function with a step before and behind it."""
+def _watched(handler: Handler, life: _Life, raised: list[BaseException]) -> Handler:
+    """Return a handler with a step before and behind its function; what it raises is kept."""
     function = handler.function
+    model: Any = handler.model
 
     @wraps(function)
     def run(event: Any, *arguments: Any) -> Any:
         with _Steps(event, life, raised):
-            return function(event, *arguments)
+            return _drawn(function(event, *arguments))
 
     @wraps(function)
     async def wait(event: Any, *arguments: Any) -> Any:
         with _Steps(event, life, raised):
-            return await function(event, *arguments)
+            return _drawn(await function(event, *arguments))
 
-    return wait if handler.is_coroutine else run
+    def make(args: dict[str, Any]) -> Any:
+        try:
+            return model(**args) if isinstance(model, type) else model(args)
+        except Exception as error:
+            raised.append(error)
+            raise
+
+    watched = replace(handler, function=wait if handler.is_coroutine else run)
+    return watched if model is None else replace(watched, model=make)
+
+
+def _drawn(returned: Any) -> Any:
+    """Return what a handler has returned; a generator's code runs here, and so within its step."""
+    return list(returned) if isinstance(returned, Iterator) else returned
 
 
 class _Steps:
