@@ -53,7 +53,50 @@ def test_a_run_in_memory_shows_what_came_of_it() -> None:
     assert [(event["id"], event["args"]) for event in world.published] == [
         (f"{n}/shipment/0", {"order": str(n)}) for n in range(3)
     ]
-    assert world.counts == {"received": 4, "processed": 3, "processed_skipped": 1}
+    handled = {"processed": 3, "processed_skipped": 1}
+    assert world.counts == {"received": 7, **handled, "ignored": 3}, "it gets its own events too"
+
+
+@pytest.mark.parametrize(
+    ("bindings", "handled"),
+    [
+        (["#"], ["new_order", "order.packed", "order.shipped"]),
+        (["*.packed"], ["new_order", "order.packed"]),
+        (["new_order"], ["new_order"]),
+    ],
+)
+def test_a_service_receives_what_it_publishes_as_far_as_its_bindings_say(
+    bindings: list[str], handled: list[str]
+) -> None:
+    service, seen = Service("order", noun="orders", exchange="shop", bindings=bindings), list[str]()
+
+    def handle(event: Event, *following: str) -> list[Publish]:
+        seen.append(event.type)
+        return [Publish(kind) for kind in following]
+
+    service.handler("new_order")(lambda event: handle(event, "order.packed"))
+    service.handler("order.packed")(lambda event: handle(event, "order.shipped"))
+    service.handler("order.shipped")(handle)
+    world = InMemory(service)
+    world.publish(EVENTS[0])
+    assert seen == handled
+    published = [event["type"] for event in world.published]
+    assert published == ["order.packed", "order.shipped"][: len(handled)]
+
+
+def test_a_service_that_keeps_itself_busy_is_found() -> None:
+    service = Service("order", noun="orders")
+    service.handler("new_order")(lambda _event: Publish("new_order"))
+    with pytest.raises(AssertionError, match=r"again: 'new_order' is event 4\d\d in a row"):
+        InMemory(service).publish(EVENTS[0])
+
+
+def test_a_handler_may_publish_thousands() -> None:
+    service = Service("order", noun="orders")
+    service.handler("new_order")(lambda _event: [Publish("line")] * 2000)
+    world = InMemory(service)
+    world.publish(EVENTS[0])
+    assert world.counts == {"received": 2001, "processed": 1, "ignored": 2000}
 
 
 def test_what_fails_is_retried_and_then_parked() -> None:

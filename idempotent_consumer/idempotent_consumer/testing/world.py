@@ -24,12 +24,15 @@ from ..calls import Handler
 from ..records import decode
 from ..service import Service
 from ..settings import Settings
-from .broker import FakeBroker, Queue, Sent
+from .broker import FakeBroker, Message, Queue, Sent, Session
 from .etcd import Call, FakeEtcd, Store
 from .loop import Agenda, Killed, Loop
 from .process import Process
 
 _SETTLED_WITHIN_S = 3600
+_MAX_GENERATIONS = 100_000
+"""What a service publishes may come to this, where an event counts 1, one that it leads to 2, and
+so on: a loop gets there within some hundred rounds, while a handler may well publish thousands."""
 
 
 class Parked(NamedTuple):
@@ -46,6 +49,9 @@ class InMemory:
     Time passes by itself where something waits for it (a retry, a dead process's lease), and
     costs nothing. ``dies_at`` ends the first process at one of its ``steps``; another takes its
     place. Handlers run one after the other, on the caller's thread.
+
+    What the service publishes comes to its own queue too where its ``bindings`` say so, as by
+    default. A type that has no handler here is received and ignored, which ``counts`` shows.
     """
 
     def __init__(
@@ -54,9 +60,11 @@ class InMemory:
         self._service, self._settings = service, settings or Settings(enable_etcd=True)
         self._agenda, self._random = Agenda(), Random(0)
         store = Store(self._agenda.time, self._settings.etcd_max_txn_ops)
-        self._etcd, self._broker = FakeEtcd(self._agenda, store), FakeBroker(self._agenda)
-        # What the service publishes is kept; it gets none of its own events.
-        self._events = self._broker.sinks[service.exchange] = Queue(service.exchange, {})
+        self._etcd, self._broker = FakeEtcd(self._agenda, store), _Broker(self._agenda, service)
+        # A queue beside the service's own, which gets a copy of all that the service publishes.
+        kept = f"{service.name}.published"
+        self._events = self._broker.queues[kept] = Queue(kept, {})
+        self._broker.exchanges[service.exchange] = [("#", kept)]
         for name, arguments in queue_arguments(service.name, self._settings.retry_delays).items():
             self._broker.queues[name] = Queue(name, arguments)
         self._dead_letters = self._broker.queues[names.dead_letter_queue(service.name)]
@@ -73,12 +81,13 @@ class InMemory:
 
         ``properties`` are their messages', by pika's names: ``headers``, ``content_type`` and
         others. Raises AssertionError where one is not settled within an hour of the service's time
-        and as long as all its retries can take.
+        and as long as all its retries can take, or where the service goes on and on with its own.
         """
         bodies = [event if isinstance(event, bytes) else orjson.dumps(event) for event in events]
         for body in bodies:
             message = pika.BasicProperties(**properties)
             self._broker.publish("", self._service.name, body, message)
+        self._broker.generations = 0
         within_s = _SETTLED_WITHIN_S + self._retries_s()
         until_s = self._agenda.now_s + within_s
         while self._agenda.now_s < until_s:
@@ -156,9 +165,32 @@ class InMemory:
         return sum(len(delays) * max((s for _, s in delays), default=0) for delays in each)
 
     def _is_settled(self) -> bool:
-        queues = self._broker.queues.values()
-        ready = any(queue.ready for queue in queues if queue is not self._dead_letters)
+        ends = (self._dead_letters, self._events)
+        ready = any(queue.ready for queue in self._broker.queues.values() if queue not in ends)
         return not (ready or self._broker.unacked)
+
+
+class _Broker(FakeBroker):
+    """A broker that ends a test whose service keeps itself busy with its own events."""
+
+    def __init__(self, agenda: Agenda, service: Service) -> None:
+        super().__init__(agenda)
+        self._service, self.generations = service, 0
+
+    def publishing(self, session: Session, message: Message) -> None:
+        super().publishing(session, message)
+        if message.exchange != self._service.exchange:
+            return
+        event = orjson.loads(message.body)
+        # Each adds its service's name to the id of the event that it comes from.
+        generation = event["id"].count(f"/{self._service.name}/")
+        self.generations += generation
+        if self.generations > _MAX_GENERATIONS:
+            raise AssertionError(
+                "the service receives what it publishes, and publishes again: "
+                f"{event['type']!r:.100} is event {generation} in a row. "
+                "In production this may go on for ever"
+            )
 
 
 class _Life(Loop):
