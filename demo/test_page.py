@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from functools import partial
+from threading import Event
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -147,3 +149,35 @@ async def press(headers: dict[str, str], body: str) -> tuple[int, int]:
 def test_only_its_own_buttons_work(headers: Any, body: object, answer: tuple[int, int]) -> None:
     """And a button for one process is for those there are: here there is no Docker to ask."""
     assert asyncio.run(press(headers, json.dumps(body))) == answer
+
+
+async def reset_during(act: str, held: str) -> list[str]:
+    """Reset twice while a command of an act runs; return the commands in the order they ended."""
+    board, begun, may_end, ended = Board(), Event(), Event(), list[str]()
+    board.containers({"order-1": "running", "notify-1": "running"})
+
+    def run(verb: str, *_: str, **_replicas: int) -> None:
+        if verb == held:
+            begun.set()
+            may_end.wait(5)
+        if verb == "rm":
+            board.processes.clear()
+        ended.append(verb)
+
+    commands = {name: partial(run, name) for name in ("up", "crash_at", "set")}
+    compose: Any = SimpleNamespace(docker=run, **commands)
+    sources: Any = SimpleNamespace(board=board, broker=SimpleNamespace(purge=list))
+    async with asyncio.TaskGroup() as tasks:
+        controls = Controls(compose, sources, tasks)
+        controls.press(act, "")
+        await asyncio.to_thread(begun.wait, 5)
+        for _ in range(2):
+            controls.press("r", "")
+            await asyncio.sleep(0.05)
+        may_end.set()
+    return ended
+
+
+@pytest.mark.parametrize(("act", "held"), [("y", "crash_at"), ("x", "stop")])
+def test_a_reset_begins_when_the_command_of_the_act_has_ended(act: str, held: str) -> None:
+    assert asyncio.run(reset_during(act, held))[:3] == ["unpause", held, "rm"]

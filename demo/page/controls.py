@@ -144,7 +144,7 @@ class Controls:
         async with self._stack:
             service = self._service(name)
             await self._quietly([name], "unpause")
-            await asyncio.to_thread(self._compose.crash_at, points[service], service)
+            await _run(self._compose.crash_at, points[service], service)
         if not self.told["playing"]:
             self.told["caption"] = f"{service} will kill itself, once: publish an event."
 
@@ -166,7 +166,7 @@ class Controls:
 
     async def _wipe(self, _: str) -> None:
         async with self._stack:
-            await asyncio.to_thread(self._compose.wipe, "etcd")
+            await _run(self._compose.wipe, "etcd")
             await self._up(etcd=1)
 
     async def _heal(self, _: str) -> None:
@@ -181,13 +181,14 @@ class Controls:
         self.told["rate"] = False
         if self._act is not None:
             self._act.cancel()
+            await asyncio.wait([self._act])
         async with self._stack:
             # What they hold is not of the round that begins, and new ones are numbered from 1.
             await self._quietly(self._containers(*SERVICES), "rm", "--force")
             await self._up(rabbitmq=1, etcd=1, receiver=1)
             await self._until(lambda: not self._containers(*SERVICES))
             purge = partial(self._sources.broker.purge, QUEUES)
-            await asyncio.to_thread(eventually, purge, _WITHIN_S, also=(OSError,))
+            await _run(eventually, purge, _WITHIN_S, also=(OSError,))
             self._sources.outbox = deque()
             self._board.begin()
             self.told = dict(_AT_FIRST)
@@ -237,7 +238,7 @@ class Controls:
         return {service: len(self._containers(service)) or 1 for service in SERVICES}
 
     async def _docker(self, verb: str, name: str, *arguments: str) -> None:
-        await asyncio.to_thread(self._compose.docker, verb, name, *arguments)
+        await _run(self._compose.docker, verb, name, *arguments)
 
     async def _quietly(self, names: Iterable[str], verb: str, *arguments: str) -> None:
         """Do it to each for which there is something to do."""
@@ -247,4 +248,18 @@ class Controls:
 
     async def _up(self, *flags: str, **replicas: int) -> None:
         await self._quietly(self._containers(*replicas), "unpause")
-        await asyncio.to_thread(self._compose.up, *flags, **replicas)
+        await _run(self._compose.up, *flags, **replicas)
+
+
+async def _run(command: Callable[..., object], *arguments: Any, **named: Any) -> None:
+    """Run a command on a thread; one that is cancelled ends first, or the next would run beside."""
+    work = partial(command, *arguments, **named)
+    running, cancelled = asyncio.get_running_loop().run_in_executor(None, work), None
+    while not running.done():
+        try:
+            await asyncio.wait([running])
+        except asyncio.CancelledError as error:  # It may be cancelled once more, as by two resets.
+            cancelled = error
+    if cancelled:
+        raise cancelled from running.exception()
+    running.result()
