@@ -102,7 +102,9 @@ class Ports:
 
     def _taken(self, name: str) -> bool:
         kind = socket.SOCK_DGRAM if name in _UDP else socket.SOCK_STREAM
-        address = (self.address or "0.0.0.0", self.numbers[name])
+        # The page is no container's: it is served here, whatever the others are published on.
+        host = "127.0.0.1" if name == "PORT_PLAY" else self.address or "0.0.0.0"
+        address = (host, self.numbers[name])
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         with socket.socket(family, kind) as probe:
             if kind == socket.SOCK_STREAM:

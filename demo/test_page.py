@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,9 +17,11 @@ from typing import Any, cast
 import pytest
 from aiohttp.test_utils import TestClient, TestServer, unused_port
 
+from demo.compose import Ports
 from demo.page.__main__ import Page
 from demo.page.board import READINGS, Board, Kind, Process
 from demo.page.controls import Controls
+from servers.servers import REPOSITORY
 
 LINES: dict[str, dict[str, object]] = {
     "memoryless": {"event": "ENABLE_ETCD is false: every delivery is processed"},
@@ -181,3 +187,27 @@ async def reset_during(act: str, held: str) -> list[str]:
 @pytest.mark.parametrize(("act", "held"), [("y", "crash_at"), ("x", "stop")])
 def test_a_reset_begins_when_the_command_of_the_act_has_ended(act: str, held: str) -> None:
     assert asyncio.run(reset_during(act, held))[:3] == ["unpause", held, "rm"]
+
+
+@pytest.mark.parametrize(
+    ("docker", "is_taken", "said"),
+    [
+        ("", False, r"\[Errno 8\] Exec format error: 'docker'"),
+        ("#!/bin/sh", True, r"in use: port \d+ \(PORT_PLAY\)\. Stop what uses it, or choose .*"),
+        ('#!/bin/sh\ncase "$*" in *--scale*) exit 1; esac', False, "docker compose failed: .*"),
+    ],
+    ids=["docker-is-broken", "port-is-taken", "up-fails"],
+)
+def test_it_says_in_a_line_why_it_cannot_run(
+    tmp_path: Path, docker: str, is_taken: bool, said: str
+) -> None:
+    (tmp_path / "docker").write_text(docker)
+    (tmp_path / "docker").chmod(0o755)
+    env = Ports.read(PORT_PLAY="8090").elsewhere().settings()
+    env |= {"PATH": str(tmp_path), "PUBLISH_ADDRESS": "127.0.0.2"}
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        env |= {"PORT_PLAY": str(other.getsockname()[1])} if is_taken else {}
+        command = [sys.executable, "-m", "demo.page"]
+        ended = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, check=False)
+    assert re.fullmatch(f"play: {said}\n", ended.stderr.decode())
+    assert ended.returncode == 2

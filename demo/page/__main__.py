@@ -91,7 +91,7 @@ def main() -> int:
         stack = compose_servers(REPOSITORY, ports, screen, keep=False, project=PROJECT)
         with stack as compose, suppress(KeyboardInterrupt):
             asyncio.run(_serve(compose, ports, screen))
-    except CannotPlayError as error:
+    except (CannotPlayError, OSError) as error:
         print(f"play: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -101,13 +101,15 @@ def main() -> int:
 
 async def _serve(compose: Compose, ports: Ports, screen: Screen) -> None:
     port, sources = ports.numbers["PORT_PLAY"], Sources(compose, ports, Board())
-    async with asyncio.TaskGroup() as tasks:
-        controls = Controls(compose, sources, tasks)
-        runner = web.AppRunner(Page(controls, port).application, shutdown_timeout=1)
-        await runner.setup()
-        await web.TCPSite(runner, _HOST, port).start()
-        screen.say("Starting order, notify and their receiver ...")
-        await controls.reset()
+    tasks = asyncio.TaskGroup()
+    controls = Controls(compose, sources, tasks)
+    screen.say("Starting order, notify and their receiver ...")
+    await controls.reset()
+    runner = web.AppRunner(Page(controls, port).application, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, _HOST, port).start()
+    # Not earlier: an error inside arrives in an ExceptionGroup.
+    async with tasks:
         sources.start()
         screen.say(f"Open http://localhost:{port} and break something. Ctrl-C ends it all.")
         await controls.run()
