@@ -8,6 +8,8 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -15,7 +17,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from aiohttp.test_utils import TestClient, TestServer, unused_port
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import unused_port
 
 from demo.compose import Ports
 from demo.page.__main__ import Page
@@ -126,16 +129,27 @@ def test_a_card_says_how_its_process_is() -> None:
     assert Process("order", "frozen", missing=lacks).shown(0) == ("frozen", "")
 
 
-async def press(headers: dict[str, str], body: str) -> tuple[int, int]:
-    """Return the page's answer, and how many events its button publishes."""
+@asynccontextmanager
+async def served() -> AsyncIterator[tuple[ClientSession, list[object]]]:
+    """Serve a page; give a client like the page's own, and what its buttons publish."""
     sources: Any = SimpleNamespace(board=Board(), outbox=[])
     port = unused_port()
+    url = f"http://127.0.0.1:{port}"
     async with asyncio.TaskGroup() as tasks:
         page = Page(Controls(cast("Any", None), sources, tasks), port)
-        async with TestClient(TestServer(page.application, port=port)) as client:
-            own = {"Origin": f"http://localhost:{port}", "X-Token": page.token}
-            answer = await client.post("/press", data=body, headers={**own, **headers})
-    return answer.status, len(sources.outbox)
+        await page.runner.setup()
+        await web.TCPSite(page.runner, "127.0.0.1", port).start()
+        own = {"Origin": url, "X-Token": page.token}
+        async with ClientSession(url, headers=own) as client:
+            yield client, sources.outbox
+        await page.runner.cleanup()
+
+
+async def press(headers: dict[str, str], body: str) -> tuple[int, int]:
+    """Return the page's answer, and how many events its button publishes."""
+    async with served() as (client, outbox):
+        answer = await client.post("/press", data=body, headers=headers)
+    return answer.status, len(outbox)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +169,23 @@ async def press(headers: dict[str, str], body: str) -> tuple[int, int]:
 def test_only_its_own_buttons_work(headers: Any, body: object, answer: tuple[int, int]) -> None:
     """And a button for one process is for those there are: here there is no Docker to ask."""
     assert asyncio.run(press(headers, json.dumps(body))) == answer
+
+
+async def open_pages() -> list[int]:
+    """Return the answers to the 16th page, to the 17th, and to one opened after another closed."""
+    async with served() as (client, _), asyncio.timeout(5):
+        pages = [await client.get("/events") for _ in range(17)]
+        pages[0].close()
+        while pages[-1].status == 503 and len(pages) < 50:
+            pages.append(await client.get("/events"))
+            await asyncio.sleep(0.02)
+        for page in pages:
+            page.close()
+    return [pages[15].status, pages[16].status, pages[-1].status]
+
+
+def test_only_so_many_pages_are_open_and_a_closed_one_makes_room() -> None:
+    assert asyncio.run(open_pages()) == [200, 503, 200]
 
 
 async def reset_during(act: str, held: str) -> list[str]:

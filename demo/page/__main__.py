@@ -27,6 +27,7 @@ from servers.servers import REPOSITORY
 PROJECT = Project("reliable-play", "play", (*FILES, RECEIVER, "demo/page/page.yaml"), "json")
 _HOST = "127.0.0.1"
 _EVERY_S = 0.2
+_MOST_STREAMS = 16
 _CSP = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:"
 
 
@@ -35,12 +36,14 @@ class Page:
 
     def __init__(self, controls: Controls, port: int) -> None:
         self.token = secrets.token_urlsafe(24)
-        self._controls = controls
+        self._controls, self._streams = controls, asyncio.Semaphore(_MOST_STREAMS)
         self._names = {f"{name}:{port}" for name in ("localhost", _HOST)}
-        self.application = web.Application(middlewares=[self._guard])
-        self.application.router.add_get("/{name:(page\\.(css|js))?}", self._file)
-        self.application.router.add_get("/events", self._events)
-        self.application.router.add_post("/press", self._press)
+        application = web.Application(middlewares=[self._guard])
+        application.router.add_get("/{name:(page\\.(css|js))?}", self._file)
+        application.router.add_get("/events", self._events)
+        application.router.add_post("/press", self._press)
+        # Else a closed stream would count as open until the board changes.
+        self.runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=1)
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -72,14 +75,18 @@ class Page:
         """Send what the page draws, whole, whenever it has changed: no foreign page can read it."""
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
         stream = web.StreamResponse(headers=headers)
-        await stream.prepare(request)
+        if self._streams.locked():
+            raise web.HTTPServiceUnavailable(text=f"{_MOST_STREAMS} pages are open: close one.")
         said = ""
-        with suppress(ConnectionError):
-            while True:
-                before, said = said, json.dumps(self._controls.snapshot() | {"token": self.token})
-                if said != before:
-                    await stream.write(f"data: {said}\n\n".encode())
-                await asyncio.sleep(_EVERY_S)
+        async with self._streams:
+            await stream.prepare(request)
+            with suppress(ConnectionError):
+                while True:
+                    drawn = self._controls.snapshot() | {"token": self.token}
+                    before, said = said, json.dumps(drawn)
+                    if said != before:
+                        await stream.write(f"data: {said}\n\n".encode())
+                    await asyncio.sleep(_EVERY_S)
         return stream
 
 
@@ -105,7 +112,7 @@ async def _serve(compose: Compose, ports: Ports, screen: Screen) -> None:
     controls = Controls(compose, sources, tasks)
     screen.say("Starting order, notify and their receiver ...")
     await controls.reset()
-    runner = web.AppRunner(Page(controls, port).application, shutdown_timeout=1)
+    runner = Page(controls, port).runner
     await runner.setup()
     await web.TCPSite(runner, _HOST, port).start()
     # Not earlier: an error inside arrives in an ExceptionGroup.

@@ -126,4 +126,6 @@ events.onmessage = ({ data }) => {
   cancelAnimationFrame(frame);
   frame = requestAnimationFrame(() => draw(JSON.parse(data)));
 };
-events.onerror = () => write(find("#caption"), "The page's program does not answer.");
+events.onerror = () => write(find("#caption"), events.readyState === EventSource.CLOSED
+  ? "Too many pages are open: close some, and load this one again."
+  : "The page's program does not answer.");
