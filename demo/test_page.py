@@ -171,6 +171,15 @@ def test_only_its_own_buttons_work(headers: Any, body: object, answer: tuple[int
     assert asyncio.run(press(headers, json.dumps(body))) == answer
 
 
+async def policy() -> str:
+    async with served() as (client, _):
+        return (await client.get("/")).headers["Content-Security-Policy"]
+
+
+def test_no_other_page_may_frame_it() -> None:
+    assert "frame-ancestors 'none'" in asyncio.run(policy())
+
+
 async def open_pages() -> list[int]:
     """Return the answers to the 16th page, to the 17th, and to one opened after another closed."""
     async with served() as (client, _), asyncio.timeout(5):

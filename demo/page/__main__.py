@@ -28,7 +28,11 @@ PROJECT = Project("reliable-play", "play", (*FILES, RECEIVER, "demo/page/page.ya
 _HOST = "127.0.0.1"
 _EVERY_S = 0.2
 _MOST_STREAMS = 16
-_CSP = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:"
+_CSP = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; "
+    # The first does not stand for these.
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
 
 
 class Page:
