@@ -130,13 +130,13 @@ def test_a_card_says_how_its_process_is() -> None:
 
 
 @asynccontextmanager
-async def served() -> AsyncIterator[tuple[ClientSession, list[object]]]:
-    """Serve a page; give a client like the page's own, and what its buttons publish."""
+async def served(named: int = 0) -> AsyncIterator[tuple[ClientSession, list[object]]]:
+    """Serve a page, as if at port `named`; give a client like its own, and what is published."""
     sources: Any = SimpleNamespace(board=Board(), outbox=[])
     port = unused_port()
     url = f"http://127.0.0.1:{port}"
     async with asyncio.TaskGroup() as tasks:
-        page = Page(Controls(cast("Any", None), sources, tasks), port)
+        page = Page(Controls(cast("Any", None), sources, tasks), named or port)
         await page.runner.setup()
         await web.TCPSite(page.runner, "127.0.0.1", port).start()
         own = {"Origin": url, "X-Token": page.token}
@@ -145,9 +145,9 @@ async def served() -> AsyncIterator[tuple[ClientSession, list[object]]]:
         await page.runner.cleanup()
 
 
-async def press(headers: dict[str, str], body: str) -> tuple[int, int]:
+async def press(headers: dict[str, str], body: str, named: int = 0) -> tuple[int, int]:
     """Return the page's answer, and how many events its button publishes."""
-    async with served() as (client, outbox):
+    async with served(named) as (client, outbox):
         answer = await client.post("/press", data=body, headers=headers)
     return answer.status, len(outbox)
 
@@ -161,6 +161,7 @@ async def press(headers: dict[str, str], body: str) -> tuple[int, int]:
         ({"Origin": "http://elsewhere.invalid"}, {"key": "p", "target": "order-1"}, (403, 0)),
         ({"Origin": "null"}, {"key": "p", "target": "order-1"}, (403, 0)),
         ({"Host": "elsewhere.invalid"}, {"key": "p", "target": "order-1"}, (403, 0)),
+        ({"Host": "localhost"}, {"key": "p", "target": "order-1"}, (403, 0)),
         ({}, {"key": "rm -rf", "target": "order-1"}, (400, 0)),
         ({}, {"key": "k", "target": "/bin/sh"}, (204, 0)),
         ({}, ["p"], (400, 0)),
@@ -169,6 +170,11 @@ async def press(headers: dict[str, str], body: str) -> tuple[int, int]:
 def test_only_its_own_buttons_work(headers: Any, body: object, answer: tuple[int, int]) -> None:
     """And a button for one process is for those there are: here there is no Docker to ask."""
     assert asyncio.run(press(headers, json.dumps(body))) == answer
+
+
+def test_at_port_80_it_is_named_without_a_port() -> None:
+    named = {"Host": "localhost", "Origin": "http://localhost"}
+    assert asyncio.run(press(named, '{"key": "p", "target": ""}', 80)) == (204, 1)
 
 
 async def policy() -> str:

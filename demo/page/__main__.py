@@ -30,7 +30,7 @@ _EVERY_S = 0.2
 _MOST_STREAMS = 16
 _CSP = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; "
-    # The first does not stand for these.
+    # default-src says nothing of these.
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 
@@ -41,7 +41,8 @@ class Page:
     def __init__(self, controls: Controls, port: int) -> None:
         self.token = secrets.token_urlsafe(24)
         self._controls, self._streams = controls, asyncio.Semaphore(_MOST_STREAMS)
-        self._names = {f"{name}:{port}" for name in ("localhost", _HOST)}
+        # Browsers leave out port 80, which is http's own.
+        self._names = {f"{name}:{port}".removesuffix(":80") for name in ("localhost", _HOST)}
         application = web.Application(middlewares=[self._guard])
         application.router.add_get("/{name:(page\\.(css|js))?}", self._file)
         application.router.add_get("/events", self._events)
