@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import selectors
+import socket
 import sys
+import weakref
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self, TypeVar
@@ -48,6 +53,7 @@ class Producer:
     between two calls. It sends unconfirmed events again, so an event may arrive twice, with one id.
 
     Its methods block. In a coroutine write ``await asyncio.to_thread(producer.publish, bodies)``.
+    A forked child has to make its own: there ``publish`` raises and ``close`` does nothing.
     """
 
     def __init__(
@@ -62,9 +68,13 @@ class Producer:
         self._exchange = check_exchange(exchange)
         declare = partial(declare_exchange, exchange=exchange)
         self._publisher = Publisher(urls, declare, system, self._health, log or _warnings())
-        self._loop = asyncio.new_event_loop()
-        self._publishing: asyncio.Task[None] | None = None
-        self._closed = False
+        # poll and not epoll: what is registered there is the process's own, also after a fork.
+        selector = selectors.PollSelector()
+        self._loop = asyncio.SelectorEventLoop(selector)
+        self._publishing = self._loop.create_task(self._publisher.run())
+        self._pid = os.getpid()
+        end = partial(_end, self._publisher, self._publishing, self._loop, selector, self._pid)
+        self._end = weakref.finalize(self, end)  # At the end of the program too.
 
     def __enter__(self) -> Self:
         return self
@@ -90,11 +100,14 @@ class Producer:
         so far, several times a second.
 
         Raises ValueError after ``close`` and for wrong headers; TypeError for what is no iterable
-        of bodies; RuntimeError if this thread runs an event loop; PublishError if nothing was
-        confirmed for ``timeout_s``; and, once all events before it are confirmed, TypeError for
-        what is not bytes, InvalidEvent for an invalid event, and what the iterable raises.
+        of bodies; RuntimeError if this thread runs an event loop, and in a forked child;
+        PublishError if nothing was confirmed for ``timeout_s``; and, once all events before it are
+        confirmed, TypeError for what is not bytes, InvalidEvent for an invalid event, and what the
+        iterable raises.
         """
-        if self._closed:
+        if os.getpid() != self._pid:
+            raise RuntimeError("this Producer was made in another process: make one after the fork")
+        if not self._end.alive:
             raise ValueError("this producer is closed: make another")
         if isinstance(bodies, (bytes, str, Mapping)):
             got = type(bodies).__name__
@@ -106,13 +119,8 @@ class Producer:
 
     def close(self) -> None:
         """Close for good; returns after a second where the broker does not answer."""
-        if self._closed:
-            return
-        if self._publishing is not None:
-            self._run(self._publisher.close())
-            self._loop.run_until_complete(self._publishing)
-        self._loop.close()
-        self._closed = True
+        if os.getpid() == self._pid:
+            self._end()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         try:
@@ -134,8 +142,6 @@ class Producer:
             task.cancel()  # Ctrl-C can end the loop's run and not the task.
 
     async def _publish(self, bodies: Iterable[bytes], batch: _Batch) -> int:
-        if self._publishing is None:
-            self._publishing = asyncio.get_running_loop().create_task(self._publisher.run())
         try:
             for message in batch.messages(bodies):
                 batch.unconfirmed.append(self._publisher.send(message))
@@ -191,6 +197,31 @@ class _Batch:
                 yield event_message(event, self.exchange, lambda: self.wanted)
         except Exception as error:  # noqa: BLE001 - whatever the iterable raises
             self.error = error
+
+
+def _end(
+    publisher: Publisher,
+    publishing: asyncio.Task[None],
+    loop: asyncio.AbstractEventLoop,
+    selector: selectors.BaseSelector,
+    pid: int,
+) -> None:
+    """Close what a producer has opened. A forked child closes its copy, and its parent's lives on.
+
+    Nothing is done while ``publish`` runs, on a daemon thread or on one that was not forked too.
+    """
+    if loop.is_running():
+        return
+    if os.getpid() != pid:
+        # What is sent here would come out of the parent's socket, so dead ones take their place.
+        dead, peer = socket.socketpair()
+        with dead, peer:
+            dead.setblocking(False)
+            for key in selector.get_map().values():
+                os.dup2(dead.fileno(), key.fd)
+    with closing(loop):
+        loop.run_until_complete(publisher.close())
+        loop.run_until_complete(publishing)
 
 
 def _warnings() -> Any:

@@ -2,13 +2,17 @@
 
 import asyncio
 import gc
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pika import frame, spec
 
-from fakes.probe import free_port
+from fakes.probe import DEADLINE_S, free_port
 from idempotent_consumer import Producer, PublishError, Settings, SettingsError
 
 EVENT = b'{"id":"1","type":"new_order"}'
@@ -99,3 +103,63 @@ def test_it_closes_although_the_broker_says_nothing() -> None:
         with pytest.raises(PublishError, match="not connected yet"):
             producer.publish([EVENT], timeout_s=0.2)
         producer.close()
+
+
+@pytest.mark.parametrize("ends", ["_end", "close"])
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # The process has threads.
+def test_a_forked_child_has_to_make_its_own_and_leaves_its_parents_alone(ends: str) -> None:
+    """It would take the confirms of others for its own. ``_end`` is what the collector calls."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        producer = producer_at(server.getsockname()[1])
+        with pytest.raises(PublishError):
+            producer.publish([EVENT], timeout_s=0.2)
+        reading, writing = os.pipe()
+        if not os.fork():
+            try:
+                with pytest.raises(RuntimeError) as raised:
+                    producer.publish([EVENT], timeout_s=0.2)
+                getattr(producer, ends)()
+                os.write(writing, str(raised.value).encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading) as pipe:
+            assert "make one after the fork" in pipe.read()
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(frame.Method(0, spec.Connection.Start()).marshal())
+            with pytest.raises(PublishError):
+                producer.publish([EVENT], timeout_s=0.2)
+            sent = connection.recv(4096)
+            header = frame.ProtocolHeader().marshal()
+            assert sent.startswith(header)
+            _, answer = frame.decode_frame(sent[len(header) :])
+            assert isinstance(answer.method, spec.Connection.StartOk), "the parent's goes on"
+        producer.close()
+
+
+UNCLOSED = """
+import os, socket, sys
+from idempotent_consumer import Producer, PublishError, Settings
+
+server = socket.create_server(("127.0.0.1", 0))
+url = f"amqp://127.0.0.1:{server.getsockname()[1]}/"
+producer = Producer(Settings(rabbitmq_urls=(url,)))
+try:
+    producer.publish([b'{"id":"1","type":"new_order"}'], timeout_s=0.2)
+except PublishError:
+    print("published", flush=True)
+if "fork" in sys.argv and (child := os.fork()):
+    os.waitpid(child, 0)
+if "collect" in sys.argv:
+    del producer
+"""
+
+
+@pytest.mark.parametrize("how", ["", "fork", "collect", "fork collect"])
+def test_one_that_nobody_closes_ends_without_a_word(how: str) -> None:
+    program = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", UNCLOSED, *how.split()]
+    ended = subprocess.run(  # noqa: S603 - the program above
+        program, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("published\n", "", 0)
