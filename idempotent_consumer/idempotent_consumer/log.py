@@ -31,6 +31,7 @@ class Logs:
         renderer: Any = structlog.processors.JSONRenderer()
         if style == "console" or (style is None and terminal):
             renderer = structlog.dev.ConsoleRenderer(colors=terminal, repr_native_str=True)
+        renderer = _unfailing(renderer)
         processors: list[Any] = [
             structlog.contextvars.merge_contextvars,
             lambda _logger, _level, line: {"service": service, **line},
@@ -102,3 +103,26 @@ def _format_exception(logger: Any, level: str, line: Any) -> Any:
         return structlog.processors.format_exc_info(logger, level, line)
     except Exception as error:  # noqa: BLE001 - whatever it raises, a line ends no process
         return {**line, "exception": f"its traceback cannot be written: {type(error).__name__}"}
+
+
+def _unfailing(renderer: Any) -> Any:
+    """Return a renderer that never raises: who logs is a handler, whose call would be made again.
+
+    A line that it cannot render has the ``repr`` of each value that is no text.
+    """
+
+    def render(logger: Any, level: str, line: Any) -> Any:
+        try:
+            return renderer(logger, level, dict(line))  # It may take out what it has rendered.
+        except Exception:  # noqa: BLE001 - whatever a value of the line raises
+            safe = {_text(name): _text(value) for name, value in line.items()}
+            return renderer(logger, level, safe)
+
+    return render
+
+
+def _text(value: Any) -> str:
+    try:
+        return value if type(value) is str else repr(value)
+    except Exception as error:  # noqa: BLE001 - whatever it raises
+        return f"{type(value).__name__}, whose repr raises {type(error).__name__}"

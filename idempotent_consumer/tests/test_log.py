@@ -7,12 +7,15 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from typing import Any
 
 import pytest
 import structlog
 
 from fakes.probe import CALLS, DEADLINE_S, ends_in_time
+from idempotent_consumer import Event, Service
 from idempotent_consumer.log import Logs
+from idempotent_consumer.testing import InMemory, Receiver
 
 
 @pytest.fixture(autouse=True)
@@ -191,3 +194,47 @@ def test_a_line_that_cannot_be_formatted_ends_nothing(capsys: pytest.CaptureFixt
     out, err = capsys.readouterr()
     assert json.loads(out)["event"] == "after"
     assert "--- Logging error ---" in err
+
+
+class Unprintable:
+    """An object that nobody can print."""
+
+    def __repr__(self) -> str:
+        raise KeyError("name")
+
+
+CIRCULAR: list[Any] = []
+CIRCULAR.append(CIRCULAR)
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ({("eu", 1): 2}, "{('eu', 1): 2}"),
+        ({b"eu": 2}, "{b'eu': 2}"),
+        (CIRCULAR, "[[...]]"),
+        (Unprintable(), "Unprintable, whose repr raises KeyError"),
+        pytest.param(10**5000, "int, whose repr raises ValueError", id="digits"),
+        ([Unprintable()], "list, whose repr raises KeyError"),
+    ],
+)
+def test_a_value_that_cannot_be_rendered_costs_no_second_call(
+    value: Any, told: str, style: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the line raises into the handler that logs it, and its event is retried."""
+    service, receiver = Service("mail", noun="mails"), Receiver()
+
+    @service.claimed_handler("new_order", timeout_s=5)
+    async def mail(event: Event, _timeout_s: float) -> None:
+        await receiver.take_async(None, event.id)
+        structlog.get_logger().info("sent", by_region=value)
+
+    logs = Logs("mail", "info", style)
+    world = InMemory(service)
+    world.publish({"id": "1", "type": "new_order"})
+    logs.close()
+    assert (len(receiver.calls), world.raised) == (1, [])
+    [line] = [each for each in capsys.readouterr().out.splitlines() if "sent" in each]
+    assert told in line
+    assert "event_id" in line
