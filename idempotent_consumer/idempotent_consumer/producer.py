@@ -8,12 +8,14 @@ import os
 import selectors
 import socket
 import sys
+import threading
 import weakref
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import structlog
 from structlog.typing import FilteringBoundLogger
@@ -25,8 +27,6 @@ from .names import EXCHANGE, check_exchange
 from .publisher import Message, Publisher, event_message
 from .service import real_system
 from .settings import Settings
-
-T = TypeVar("T")
 
 WINDOW = 2_000
 """Most events sent and not yet confirmed. As many bodies are held."""
@@ -47,7 +47,7 @@ class PublishError(Exception):
 
 
 class Producer:
-    """Publishes to an exchange, from one thread at a time.
+    """Publishes to an exchange. Threads may share it, and their calls take turns.
 
     It connects when it first publishes, and again whenever the connection is lost: nothing runs
     between two calls. It sends unconfirmed events again, so an event may arrive twice, with one id.
@@ -72,7 +72,7 @@ class Producer:
         selector = selectors.PollSelector()
         self._loop = asyncio.SelectorEventLoop(selector)
         self._publishing = self._loop.create_task(self._publisher.run())
-        self._pid = os.getpid()
+        self._pid, self._lock = os.getpid(), threading.Lock()
         end = partial(_end, self._publisher, self._publishing, self._loop, selector, self._pid)
         self._end = weakref.finalize(self, end)  # At the end of the program too.
 
@@ -107,39 +107,39 @@ class Producer:
         """
         if os.getpid() != self._pid:
             raise RuntimeError("this Producer was made in another process: make one after the fork")
-        if not self._end.alive:
-            raise ValueError("this producer is closed: make another")
+        if _running_loop() is not None:
+            raise RuntimeError(
+                "a Producer blocks, and this thread runs an event loop: call it by "
+                "await asyncio.to_thread(producer.publish, bodies)"
+            )
         if isinstance(bodies, (bytes, str, Mapping)):
             got = type(bodies).__name__
             raise TypeError(f"publish takes a list of bodies, not one {got}: write publish([body])")
         batch = _Batch(
             self._exchange, check_headers(headers), timeout_s, progress or (lambda _: None)
         )
-        return self._run(self._publish(bodies, batch))
+        with self._lock:
+            if not self._end.alive:
+                raise ValueError("this producer is closed: make another")
+            # Not by asyncio.Runner: on Ctrl-C that waits until the iterable returns, and at its end
+            # for name look-ups under way.
+            task = self._loop.create_task(self._publish(bodies, batch))
+            try:
+                return self._loop.run_until_complete(task)
+            finally:
+                task.cancel()  # Ctrl-C can end the loop's run and not the task.
 
     def close(self) -> None:
-        """Close for good; returns after a second where the broker does not answer."""
-        if os.getpid() == self._pid:
-            self._end()
+        """Close for good, once no other thread publishes; in a coroutine too.
 
-    def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass
-        else:
-            work.close()
-            raise RuntimeError(
-                "a Producer blocks, and this thread runs an event loop: call it by "
-                "await asyncio.to_thread(producer.publish, bodies)"
-            )
-        # Not by asyncio.Runner: on Ctrl-C that waits until the iterable returns, and at its end
-        # for name look-ups under way.
-        task = self._loop.create_task(work)
-        try:
-            return self._loop.run_until_complete(task)
-        finally:
-            task.cancel()  # Ctrl-C can end the loop's run and not the task.
+        Returns after a second where the broker does not answer. Raises RuntimeError within
+        ``publish``: in its iterable, or in ``progress``.
+        """
+        if _running_loop() is self._loop:
+            raise RuntimeError("this Producer is publishing: close it when publish has returned")
+        if os.getpid() == self._pid:
+            with self._lock:
+                self._end()
 
     async def _publish(self, bodies: Iterable[bytes], batch: _Batch) -> int:
         try:
@@ -219,9 +219,24 @@ def _end(
             dead.setblocking(False)
             for key in selector.get_map().values():
                 os.dup2(dead.fileno(), key.fd)
-    with closing(loop):
-        loop.run_until_complete(publisher.close())
-        loop.run_until_complete(publishing)
+
+    def end() -> None:
+        with closing(loop):
+            loop.run_until_complete(publisher.close())
+            loop.run_until_complete(publishing)
+
+    if _running_loop() is None:
+        end()
+    else:  # One thread runs one loop.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(end).result()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def _warnings() -> Any:

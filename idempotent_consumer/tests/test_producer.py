@@ -38,6 +38,34 @@ def test_a_thread_that_runs_an_event_loop_is_told_what_to_do_instead(producer: P
     asyncio.run(publish())
 
 
+def test_a_coroutine_shares_it_among_threads_and_closes_it() -> None:
+    """Their calls take turns, and each has its own result."""
+    errors: list[Any] = []
+
+    async def publish() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            with producer_at(server.getsockname()[1]) as producer:
+                calls = [
+                    asyncio.to_thread(producer.publish, [EVENT], timeout_s=0.2) for _ in range(3)
+                ]
+                errors.extend(await asyncio.gather(*calls, return_exceptions=True))
+            with pytest.raises(ValueError, match="make another"):
+                await asyncio.to_thread(producer.publish, [EVENT])
+
+    asyncio.run(publish())
+    assert [type(error) for error in errors] == [PublishError] * 3
+
+
+def test_it_cannot_be_closed_within_publish(producer: Producer) -> None:
+    def bodies() -> Iterator[bytes]:
+        producer.close()
+        yield EVENT
+
+    with pytest.raises(RuntimeError, match="when publish has returned"):
+        producer.publish(bodies())
+    assert producer.publish([]) == 0
+
+
 def test_nothing_is_published_once_it_is_closed(producer: Producer) -> None:
     assert producer.publish([]) == 0
     producer.close()
