@@ -14,6 +14,7 @@ import orjson
 from .event import Event, InvalidEvent, Properties
 
 _PREFIXES = ("cloudEvents:", "cloudEvents_")
+_CLOUDEVENTS = "application/cloudevents"
 _STRUCTURED = ("application/cloudevents+json", "application/json", "")
 
 
@@ -24,16 +25,17 @@ def decode(body: bytes, properties: Properties) -> Event:
     args are the data where that is a JSON object; other JSON stands under ``data``, and what is no
     JSON under ``data_base64``. Its members are the CloudEvent's attributes. Raises InvalidEvent.
     """
+    content_type = _media_type(properties.content_type)
     binary = {
         name[len(_PREFIXES[0]) :]: value
         for name, value in properties.headers.items()
         if name.startswith(_PREFIXES)
     }
-    if binary:
+    # By 3.2.3 of the binding a structured one may have them too: the media type decides.
+    if binary and not content_type.startswith(_CLOUDEVENTS):
         if properties.content_type is not None:
             binary["datacontenttype"] = properties.content_type
         return _event(binary, _args(body, properties.content_type) if body else {})
-    content_type = _media_type(properties.content_type)
     if content_type not in _STRUCTURED:
         raise InvalidEvent(f"no CloudEvent that is read here: its content type is {content_type}")
     document = _json(body)

@@ -37,6 +37,16 @@ def test_a_binary_one_has_its_attributes_in_its_headers(prefix: str) -> None:
     assert event.members == {**ATTRIBUTES, "datacontenttype": "application/json"}
 
 
+@pytest.mark.parametrize("content_type", [JSON_EVENT, "application/json"])
+def test_the_media_type_decides_where_attributes_stand_in_the_headers_too(
+    content_type: str,
+) -> None:
+    """As the AMQP binding says in 3.2.3: a structured one may repeat them there."""
+    document = {**ATTRIBUTES, "data": {"n": 1}}
+    expected = {"n": 1} if content_type == JSON_EVENT else document
+    assert binary(orjson.dumps(document), content_type).args == expected
+
+
 @pytest.mark.parametrize(
     ("members", "args"),
     [
