@@ -57,6 +57,8 @@ def parameters_of(
         raise SettingsError("RABBITMQ_URL: its virtual host is longer than AMQP allows, 255 bytes")
     if not parameters.heartbeat:
         raise SettingsError("RABBITMQ_URL: without heartbeats a frozen broker is never noticed")
+    if parameters.heartbeat > 65_535:
+        raise SettingsError("RABBITMQ_URL: heartbeat takes at most 65535 seconds, as AMQP does")
     return parameters
 
 

@@ -87,6 +87,7 @@ def test_a_failure_of_rabbitmqs_is_told_in_one_line(error: Exception, part: str)
     [
         ("amqp://h/", "heartbeat", 10),
         ("amqp://h/?heartbeat=60", "heartbeat", 60),
+        ("amqp://h/?heartbeat=65535", "heartbeat", 65_535),
         ("amqp://h/", "tcp_options", TCP_OPTIONS),
         (
             "amqp://h/?tcp_options={'TCP_USER_TIMEOUT':1}",
@@ -105,6 +106,8 @@ def test_a_url_gets_options_unless_it_names_others(url: str, name: str, value: o
     [
         ("?heartbeat=0", "without heartbeats a frozen broker is never noticed"),
         ("?heartbeat=soon", "heartbeat"),
+        ("?heartbeat=65536", "heartbeat takes at most 65535 seconds"),
+        ("?heartbeat=-1", "heartbeat"),
         ("v" * 256, "its virtual host is longer"),
     ],
 )
