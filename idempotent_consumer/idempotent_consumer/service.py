@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import math
 import os
 import signal
 import socket
@@ -28,6 +27,7 @@ from .calls import Calls, ClaimedHandler, Handler, PureHandler
 from .event import Decoder, Effects, Event
 from .flow import Consumer
 from .health import Health, HealthServer, PortTaken
+from .leases import LONGEST_CALL_S
 from .ledger import EtcdLedger, Ledger, NoLedger
 from .log import Logs
 from .metrics import SEND_EVERY_S, DuplicateAges, Metrics, Tally
@@ -143,8 +143,9 @@ class Service:
         as of a pure handler. The effect happens at least once, so pass the event's id on to the
         receiver as an idempotency key.
         """
-        if not timeout_s > 0 or math.isinf(timeout_s):
-            raise ValueError(f"timeout_s is {timeout_s}: write seconds, more than 0")
+        if not 0 < timeout_s <= LONGEST_CALL_S:
+            most = f"at most {LONGEST_CALL_S:,}"
+            raise ValueError(f"timeout_s is {timeout_s}: write seconds, more than 0 and {most}")
         if at_once is not None and not at_once >= 1:
             raise ValueError(f"at_once is {at_once}: write a whole number from 1")
         own = {"timeout_s": timeout_s, "at_once": at_once, "retry_delays": _delays(retry_delays)}
