@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from configparser import ConfigParser
 from contextlib import suppress
@@ -181,6 +182,7 @@ class Settings:
                     raise SettingsError(f"{variable}{shown} {why}") from None
         _check_together(given, environ)
         if "RABBITMQ_CA_CERT" in given:
+            _check_certificates(given)
             given["RABBITMQ_URL"] = _with_certificates(given)
         return cls(**{_VARIABLES[variable][0]: value for variable, value in given.items()})
 
@@ -197,6 +199,27 @@ def _check_together(given: Mapping[str, Any], environ: Mapping[str, str]) -> Non
         raise SettingsError("RABBITMQ_CA_CERT is for TLS: write amqps:// in each RABBITMQ_URL")
     if "https://" in environ.get("ETCD_ENDPOINTS", "").lower() and "ETCD_CA_CERT" not in given:
         raise SettingsError(f"ETCD_ENDPOINTS says https://, which needs ETCD_CA_CERT, {_AUTHORITY}")
+
+
+def _check_certificates(given: Mapping[str, Any]) -> None:
+    """Load RabbitMQ's as pika does: it would not say which is wrong, and ask for a pass phrase."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for variable in ("RABBITMQ_CA_CERT", "RABBITMQ_CERT"):
+        if variable in given:
+            try:
+                context.load_verify_locations(given[variable])
+            except OSError:
+                raise SettingsError(f"{variable} is damaged: OpenSSL cannot read it") from None
+    if "RABBITMQ_CERT" in given:
+        try:
+            context.load_cert_chain(given["RABBITMQ_CERT"], given["RABBITMQ_KEY"], _no_pass_phrase)
+        except OSError as error:
+            why = getattr(error, "reason", None) or error.strerror
+            raise SettingsError(f"RABBITMQ_KEY is no key of RABBITMQ_CERT: {why}") from None
+
+
+def _no_pass_phrase() -> str:
+    raise SettingsError("RABBITMQ_KEY has a pass phrase: it takes a key without one")
 
 
 def _with_certificates(given: Mapping[str, Any]) -> tuple[str, ...]:

@@ -96,8 +96,13 @@ def test_a_wrong_value_gives_one_line_that_names_its_variable(variable: str, tex
 # What goes together.
 
 
+TLS = Path(__file__).with_name("fakes") / "tls"
+"""A certificate, its key, the same with a pass phrase, and another key."""
+
+
 def files(directory: Path, *variables: str) -> dict[str, str]:
-    (directory / "a.pem").write_text("-----BEGIN CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\n")
+    both = [(TLS / name).read_text() for name in ("certificate.pem", "key.pem")]
+    (directory / "a.pem").write_text("".join(both))
     return dict.fromkeys(variables, str(directory / "a.pem"))
 
 
@@ -163,3 +168,27 @@ def test_each_url_gets_the_certificates(kinds: dict[str, str], tmp_path: Path) -
     for url in (first, second):
         [options] = parse_qs(url.query)["ssl_options"]
         assert ast.literal_eval(options) == dict.fromkeys(kinds, str(tmp_path / "a.pem"))
+
+
+DAMAGED = "-----BEGIN CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\n"
+
+
+@pytest.mark.parametrize(
+    ("variable", "file", "says"),
+    [
+        ("RABBITMQ_CA_CERT", "damaged.pem", "is damaged"),
+        ("RABBITMQ_CERT", "damaged.pem", "is damaged"),
+        ("RABBITMQ_KEY", "damaged.pem", "is no key of RABBITMQ_CERT: .*PEM"),
+        ("RABBITMQ_KEY", "other_key.pem", "is no key of RABBITMQ_CERT: KEY_VALUES_MISMATCH"),
+        ("RABBITMQ_KEY", "encrypted_key.pem", "has a pass phrase"),
+    ],
+)
+def test_a_certificate_that_cannot_be_used_is_refused_by_its_name(
+    variable: str, file: str, says: str, tmp_path: Path
+) -> None:
+    """And nobody is asked for a pass phrase, which would hold up the service for good."""
+    given = files(tmp_path, "RABBITMQ_CA_CERT", "RABBITMQ_CERT", "RABBITMQ_KEY")
+    (tmp_path / "damaged.pem").write_text(DAMAGED)
+    given[variable] = str((tmp_path if file == "damaged.pem" else TLS) / file)
+    with pytest.raises(SettingsError, match=f"^{variable} {says}"):
+        read(**AMQPS, **given)
