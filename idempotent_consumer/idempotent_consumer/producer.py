@@ -20,7 +20,7 @@ from typing import Any, Self
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from .bus import declare_exchange
+from .bus import MAX_BYTES_IN_FLIGHT, declare_exchange
 from .event import NOTHING, Header, Outgoing, check_headers
 from .health import Health
 from .names import EXCHANGE, check_exchange
@@ -29,7 +29,7 @@ from .service import real_system
 from .settings import Settings
 
 WINDOW = 2_000
-"""Most events sent and not yet confirmed. As many bodies are held."""
+"""Most events sent and not yet confirmed, fewer where they have over `MAX_BYTES_IN_FLIGHT`."""
 
 _CHECK_EVERY_S = 0.1
 
@@ -143,11 +143,16 @@ class Producer:
 
     async def _publish(self, bodies: Iterable[bytes], batch: _Batch) -> int:
         try:
+            unconfirmed_bytes = 0
             for message in batch.messages(bodies):
-                batch.unconfirmed.append(self._publisher.send(message))
-                if len(batch.unconfirmed) == WINDOW:
+                self._publisher.send(message)
+                batch.unconfirmed.append(message)
+                unconfirmed_bytes += len(message.body)
+                number = len(batch.unconfirmed)
+                if number == WINDOW or unconfirmed_bytes > MAX_BYTES_IN_FLIGHT:
                     # Half a window is sent at a time: one confirm is waited for and not each.
-                    await self._confirm(batch, self._publishing, WINDOW // 2)
+                    await self._confirm(batch, self._publishing, number // 2)
+                    unconfirmed_bytes = sum(len(each.body) for each in batch.unconfirmed)
             await self._confirm(batch, self._publishing, 0)
         finally:
             batch.wanted = False
@@ -160,11 +165,12 @@ class Producer:
         now_s = asyncio.get_running_loop().time
         moved_s = now_s()
         while len(batch.unconfirmed) > left:
-            awaited: set[asyncio.Future[Any]] = {batch.unconfirmed[-1 - left], publishing}
+            last = batch.unconfirmed[-1 - left].confirmed
+            awaited: set[asyncio.Future[Any]] = {last, publishing}
             await asyncio.wait(awaited, timeout=_CHECK_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
             if publishing.done():
                 publishing.result()
-            unconfirmed = [each for each in batch.unconfirmed if not each.done()]
+            unconfirmed = [each for each in batch.unconfirmed if not each.confirmed.done()]
             if number := len(batch.unconfirmed) - len(unconfirmed):
                 batch.unconfirmed, moved_s = unconfirmed, now_s()
                 batch.confirmed += number
@@ -184,7 +190,7 @@ class _Batch:
     headers: Mapping[str, Header]
     timeout_s: float
     progress: Callable[[int], None]
-    unconfirmed: list[asyncio.Future[bool]] = field(default_factory=list)
+    unconfirmed: list[Message] = field(default_factory=list)
     confirmed: int = 0
     wanted: bool = True
     error: Exception | None = None

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import repeat
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from pika import frame, spec
 
 from fakes.probe import DEADLINE_S, free_port
 from idempotent_consumer import Producer, PublishError, Settings, SettingsError
+from idempotent_consumer.bus import MAX_BYTES_IN_FLIGHT
 
 EVENT = b'{"id":"1","type":"new_order"}'
 
@@ -117,6 +119,22 @@ def test_an_interrupted_call_is_over_when_the_next_one_is_made(
     assert (taken, raised.value.confirmed) == ([1], 0)
     gc.collect()
     assert [record for record in caplog.records if record.name == "asyncio"] == []
+
+
+def test_large_bodies_are_taken_until_they_fill_the_memory_that_is_set_aside(
+    producer: Producer,
+) -> None:
+    """Without a broker none is confirmed, so no more is taken."""
+    taken: list[int] = []
+
+    def bodies() -> Iterator[bytes]:
+        for size in repeat(2**20, 100):
+            taken.append(size)
+            yield EVENT.ljust(size)
+
+    with pytest.raises(PublishError):
+        producer.publish(bodies(), timeout_s=0.2)
+    assert sum(taken) == MAX_BYTES_IN_FLIGHT + 2**20
 
 
 def test_a_wrong_address_is_a_wrong_setting() -> None:
