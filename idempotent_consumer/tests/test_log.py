@@ -168,12 +168,17 @@ def test_the_standard_librarys_lines_come_in_our_format(capsys: pytest.CaptureFi
     assert err == "", "what basicConfig has set up would write each line once more"
 
 
+class Unreadable(list[str]):
+    """A list that nobody can read."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise KeyError("notes")
+
+
 class Unformatted(Exception):
     """An exception whose notes cannot be read."""
 
-    @property
-    def __notes__(self) -> list[str]:  # type: ignore[override]
-        raise KeyError("notes")
+    __notes__ = Unreadable()
 
 
 def test_an_exception_that_cannot_be_formatted_ends_nothing(
