@@ -191,6 +191,36 @@ def test_a_letter_whose_event_may_have_been_processed_since_is_held_back(
         assert (operator.run(*REPLAY).code, len(operator.resent)) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    ("window", "reason", "parked_at", "why"),
+    [
+        ("1h", "failed", ago(3599), ""),
+        ("1h", "failed", ago(3600), "it has been here for 1h, and the window is 1h"),
+        ("0", "failed", ago(90_000), ""),
+        ("1d", "failed", None, "nothing says how long"),
+        ("1d", "delivery_limit", ago(90_000), "it has been here for 1d 1h"),
+        ("1d", "conflict", ago(1), "the record that it was in conflict with may be gone"),
+        ("1h", "invalid", ago(90_000), ""),
+    ],
+)
+def test_a_letter_that_only_its_service_can_read_is_held_back_as_one_without_a_record(
+    window: str, reason: str, parked_at: object, why: str
+) -> None:
+    """What the service could not read either has never been processed."""
+    operator = Operator()
+    operator.has_letter(b'{"amount":42}', reason=reason, parked_at=parked_at)
+    operator.given["DEDUP_WINDOW"] = window
+    ran = operator.run(*REPLAY)
+    assert (ran.code, len(operator.resent)) == ((1, 0) if why else (0, 1))
+    if why:
+        unread = "its id cannot be read, because the service has a decoder of its own"
+        assert f"held back: -: {unread}" in ran.out
+        assert f"; {why}" in ran.out
+        assert "--force replays these too" in ran.out
+        assert [each["id"] for each in operator.run(*REPLAY, "--json").json["held"]] == [None]
+        assert (operator.run(*REPLAY, "--force").code, len(operator.resent)) == (0, 1)
+
+
 def test_force_sends_back_what_is_held_back_and_needs_no_etcd(operator: Operator) -> None:
     operator.etcd_error = ETCD_AWAY
     replay = ("dead-letters", "replay", "order", "--reason", "conflict", "--force")

@@ -35,9 +35,10 @@ _OURS = (names.REASON_HEADER, names.ERROR_HEADER, names.ATTEMPTS_HEADER, names.P
 class Letter:
     """A dead letter. Its headers are anybody's, and can be of any type.
 
-    ``id`` and ``type`` are None if its body is not valid. ``reason`` is the one it was parked
-    for, or RabbitMQ's own word where the broker put it here. ``since`` is when that was, by the
-    clock of the machine that did it; None where nobody said.
+    ``id`` and ``type`` are None if its body is not valid, or only to a decoder of the service's
+    own. ``reason`` is the one it was parked for, or RabbitMQ's own word where the broker put it
+    here. ``since`` is when that was, by the clock of the machine that did it; None where nobody
+    said.
     """
 
     def __init__(self, tag: int, properties: Any, body: bytes) -> None:
@@ -338,7 +339,7 @@ def _text(shown: dict[str, Any]) -> str:
 def _replay(arguments: argparse.Namespace, context: Context) -> Report:
     """Send letters back, and say what was held back. Not ok where something was."""
     chosen, name, replayed = _Selection(arguments), arguments.service, 0
-    held: list[dict[str, object]] = []
+    held: list[dict[str, str | None]] = []
     try:
         with (
             context.etcd() as etcd,
@@ -359,7 +360,7 @@ def _replay(arguments: argparse.Namespace, context: Context) -> Report:
     if not replayed and not held:
         raise CommandError(f"no such dead letter of {name}")
     lines = [f"{counted(replayed, 'dead letter')} sent back to {name}"]
-    lines += [f"held back: {plain(str(each['id']))}: {each['why']}" for each in held]
+    lines += [f"held back: {plain(each['id'] or '-')}: {each['why']}" for each in held]
     if held:
         lines.append("--force replays these too: whatever was done for them once is done again")
     document = {"service": name, "replayed": replayed, "held": held}
@@ -373,9 +374,25 @@ def _risk(letter: Letter, service: str, context: Context, etcd: Etcd) -> str | N
     there and have ended with its window, unless that would be too long for the letter's age: what
     failed had no record when it was parked. A conflict had one, by another body.
     """
-    if letter.id is None or Records(etcd, service).get(letter.id) is not None:
+    if letter.id is None:
+        # What the service could not read either was never processed.
+        why = None if letter.reason == names.INVALID else _risk_without_record(letter, context)
+        return why and f"{_UNREAD}; {why}"
+    if Records(etcd, service).get(letter.id) is not None:
         return None
+    return _risk_without_record(letter, context)
+
+
+_UNREAD = (
+    "its id cannot be read, because the service has a decoder of its own, so its record was not "
+    "looked for"
+)
+
+
+def _risk_without_record(letter: Letter, context: Context) -> str | None:
     if letter.reason == names.CONFLICT:
+        if letter.id is None:
+            return "the record that it was in conflict with may be gone"
         return "the record that it was in conflict with is gone: it would be processed as new"
     window_s = context.settings.dedup_window_s
     if not window_s:
