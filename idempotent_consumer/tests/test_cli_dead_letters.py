@@ -229,7 +229,9 @@ def test_force_sends_back_what_is_held_back_and_needs_no_etcd(operator: Operator
     assert len(operator.dead) == 3
 
 
-@pytest.mark.parametrize(("before", "after"), [(None, 1), (1, 2), ("many", 1)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(None, 1), (1, 2), ("many", 1), (-5, 1), (2**63 - 1, 1)]
+)
 def test_a_replay_is_counted_in_a_header(before: object, after: int) -> None:
     operator = Operator()
     operator.has_service("order")
@@ -286,12 +288,15 @@ def test_what_the_broker_dead_lettered_has_its_reason_and_time() -> None:
     [
         None,
         *({"x-death": deaths} for deaths in ("never", [], [7])),
-        *({"x-attempts": attempts} for attempts in ("many", True)),
+        *({"x-attempts": attempts} for attempts in ("many", True, -1, 2**63 - 1)),
+        {"x-parked-at": "0001-01-01T00:00:00+14:00"},
+        {"x-parked-at": "9999-12-31T23:59:59-14:00"},
     ],
 )
 def test_headers_without_sense_say_nothing(headers: Any) -> None:
     dead = letter(headers)
     assert (dead.reason, dead.attempts, dead.since) == ("unknown", None, None)
+    assert dead.group(NOW_S) == (("unknown", "a", ""), [])
 
 
 def test_a_look_does_not_change_what_a_letter_is_known_by() -> None:

@@ -59,8 +59,9 @@ class Letter:
         self.replays = self._count(names.REPLAYS_HEADER) or 0
 
     def _count(self, header: str) -> int | None:
+        """Return a count that a service or a replay can have written: one more fits into AMQP."""
         count = self.headers.get(header)
-        return count if type(count) is int else None
+        return count if type(count) is int and 0 <= count < 2**31 - 1 else None
 
     @property
     def kind_of_error(self) -> str:
@@ -117,7 +118,12 @@ def _time(value: object) -> datetime | None:
             value = datetime.fromisoformat(value)
     if not isinstance(value, datetime):
         return None
-    return value if value.tzinfo else value.replace(tzinfo=UTC)
+    time = value if value.tzinfo else value.replace(tzinfo=UTC)
+    try:
+        time.astimezone(UTC)
+    except OverflowError:  # A stranger's, in the first or the last hours that Python can write.
+        return None
+    return time
 
 
 class DeadLetterQueue:
