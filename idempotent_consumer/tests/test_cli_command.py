@@ -1,6 +1,8 @@
 """How the command is called, how it ends, and how it writes numbers, times and strangers' texts."""
 
+import sys
 import tomllib
+from contextlib import redirect_stdout
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -8,7 +10,10 @@ import pytest
 
 from fakes.operator import ETCD_AWAY, RABBITMQ_AWAY, Operator
 from idempotent_consumer.cli import command
+from idempotent_consumer.cli.broker import Broker, BrokerError
+from idempotent_consumer.cli.context import Context
 from idempotent_consumer.cli.output import counted, duration, plain, size
+from idempotent_consumer.settings import Settings
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
@@ -59,12 +64,67 @@ def test_every_verb_says_in_one_line_that_a_server_is_away_before_it_does_anythi
     [
         *("", "nonsense", "inspect order", "inspect Order 1", "status --ready localhost"),
         *("dead-letters", "dead-letters list order --limit 0"),
-        *("publish --args []", "publish --timeout soon"),
+        *("publish --args []", "publish --timeout soon", "publish --exchange amq.topic {}"),
+        *("publish --exchange= {}", "gauges --effects order", "gauges --effects order="),
+        # What the shell hands over of a text that is not UTF-8.
+        *(f"{verb} caf\udce9" for verb in ("inspect order", "forget order", "find", "publish")),
+        *("publish --id caf\udce9 --type a", "publish --id 1 --type caf\udce9"),
+        "gauges --effects order=caf\udce9",
     ],
+    ids=ascii,
 )
 def test_a_wrong_call_ends_with_2(operator: Operator, arguments: str) -> None:
     ran = operator.run(*arguments.split())
     assert (ran.code, ran.out, "error: " in ran.err) == (2, "", True)
+
+
+def test_an_error_that_no_verb_expects_is_one_line_and_can_be_traced(operator: Operator) -> None:
+    def fail() -> None:
+        raise LookupError("line\nby line")
+
+    operator.meanwhile = fail
+    ran = operator.run("inspect", "order", "1", "--json")
+    assert (ran.code, ran.json) == (1, {"error": "LookupError: line\\nby line"})
+    assert ran.err == "idempotent-consumer: LookupError: line\\nby line\n"
+    assert "in fail\n" in operator.run("inspect", "order", "1", LOG_LEVEL="debug").err
+
+
+def test_an_error_about_a_path_of_any_bytes_is_a_document_too(operator: Operator) -> None:
+    inspect = ("inspect", "order", "1", "--body", "caf\udce9")
+    assert operator.run(*inspect, "--json").json["error"].startswith("caf\\udce9 cannot be read")
+
+
+@pytest.mark.parametrize("json", [(), ("--json",)])
+@pytest.mark.parametrize("event_id", ["1", "2"])
+def test_a_full_disk_at_standard_output_is_one_line(
+    operator: Operator,
+    capsys: pytest.CaptureFixture[str],
+    event_id: str,
+    json: tuple[str, ...],
+) -> None:
+    operator.environ, operator.settings = {}, Settings()
+    operator.has_record("order", "1")
+    with Path("/dev/full").open("w") as full, redirect_stdout(full):
+        arguments = ["inspect", "order", event_id, *json]
+        assert command.main(arguments, {}, lambda _: operator) == 1
+    why = "standard output takes nothing: No space left on device" if event_id == "1" else "no rec"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert why in line
+
+
+def test_where_standard_input_and_error_are_closed_there_is_nothing_and_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    context = Context({})
+    assert (context.stdin.isatty(), context.stdin.read(), context.err.isatty()) == (0, b"", 0)
+
+
+@pytest.mark.parametrize("host", ["rabbit..local", "a" * 64])
+def test_a_host_that_cannot_be_asked_for_is_one_that_is_away(host: str) -> None:
+    with pytest.raises(BrokerError, match="RABBITMQ_URL says where it is"):
+        Broker([f"amqp://{host}/"])
 
 
 @pytest.mark.parametrize(

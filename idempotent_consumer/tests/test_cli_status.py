@@ -91,6 +91,15 @@ def test_without_the_management_api_services_have_to_be_named(operator: Operator
     assert operator.run("find", "3", "order").out == "order: not found\n"
 
 
+@pytest.mark.parametrize("answer", [b"null", b'{"error":"no"}', b"[1]", b"[{}]", b'"queues"'])
+def test_a_management_api_that_lists_no_queues_does_as_one_that_is_away(
+    operator: Operator, answer: bytes
+) -> None:
+    operator.pages["api/queues/%2F"] = answer
+    operator.ends(1, "the answer is no list of queues (RABBITMQ_MANAGEMENT_URL says", "status")
+    operator.ends(0, "what is unacked is not known. ", "status", "order")
+
+
 def test_what_can_be_seen_is_shown_while_a_server_is_away(operator: Operator) -> None:
     operator.etcd_error = ETCD_AWAY
     ran = operator.run("status")

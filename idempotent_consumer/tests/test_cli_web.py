@@ -15,16 +15,18 @@ from idempotent_consumer.settings import Settings
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """Give a server that answers with the login it was sent, or with 503 on /alarm.
+    """Give a server that answers with the login it was sent, or with 503 on /alarm and /cut.
 
-    What is asked for at /moved is at another host.
+    What is asked for at /moved is at another host. The body of /cut is shorter than it says.
     """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response({"/alarm": 503, "/moved": 302}.get(self.path, 200))
+            self.send_response({"/alarm": 503, "/cut": 503, "/moved": 302}.get(self.path, 200))
             if self.path == "/moved":
                 self.send_header("Location", f"http://localhost:{running.server_port}/")
+            if self.path == "/cut":
+                self.send_header("Content-Length", "50")
             self.end_headers()
             self.wfile.write((self.headers["Authorization"] or "none").encode())
 
@@ -50,6 +52,12 @@ def test_an_error_keeps_its_body_and_hides_the_password(server: str) -> None:
         fetch(f"http://u:secret@{server}/alarm", Tls())
     assert (caught.value.status, caught.value.body[:5]) == (503, b"Basic")
     assert "secret" not in str(caught.value)
+
+
+def test_an_error_whose_body_is_cut_off_is_that_error(server: str) -> None:
+    with pytest.raises(WebError, match="answers 503") as caught:
+        fetch(f"http://{server}/cut", Tls())
+    assert caught.value.status == 503
 
 
 def test_a_login_does_not_follow_a_redirect(server: str) -> None:

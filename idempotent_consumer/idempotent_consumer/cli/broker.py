@@ -57,7 +57,8 @@ class Broker:
         where = ", ".join(f"{each.host}:{each.port}" for each in parameters)
         try:
             self._connection = pika.BlockingConnection(parameters)
-        except (pika.exceptions.AMQPError, AMQPConnectorException, OSError) as error:
+        # UnicodeError: a host with an empty label, or one of over 63 characters.
+        except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
             raise BrokerError(
                 f"RabbitMQ at {where} cannot be used: {explain(error)} "
                 "(RABBITMQ_URL says where it is)"
@@ -194,9 +195,12 @@ class Management:
         """Return all queues, or why they cannot be had."""
         try:
             found = self.get("/queues/{vhost}?disable_stats=true&enable_queue_totals=true")
+            return Queues({queue["name"]: queue for queue in found})
         except WebError as error:
             return Queues({}, str(error))
-        return Queues({queue["name"]: queue for queue in found})
+        except (KeyError, TypeError):
+            why = "RabbitMQ's management API: the answer is no list of queues"
+            return Queues({}, f"{why} ({_VARIABLE} says where it is)")
 
 
 def _beside(amqp_url: str) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 import orjson
 
@@ -13,7 +15,7 @@ from ..etcd import EtcdError
 from ..settings import SettingsError
 from . import dead_letters, doctor, publish, records, status
 from .context import Context, Verb, flag
-from .output import CommandError, Report, UsageError
+from .output import CommandError, Report, UsageError, plain
 
 NAME = "idempotent-consumer"
 
@@ -39,20 +41,28 @@ def main(
 
     0: done; 1: not done, or not all is well, with one line on standard error; 2: called wrongly,
     or a wrong setting. With --json, standard output gets one document in each case but the last.
+    LOG_LEVEL=debug shows where an error came from that no verb expected.
     """
     given = _parser().parse_args(arguments)
     try:
         report: Report = given.run(given, context(environ))
+        _say(report.document if given.json else report.text)
+        return 0 if report.ok else 1
     except (UsageError, SettingsError) as error:
         return _failed(error, 2)
-    except (CommandError, EtcdError) as error:
-        if given.json:
-            _say({"error": str(error), **getattr(error, "document", {})})
-        return _failed(error, 1)
     except KeyboardInterrupt:
         return _failed("interrupted", 130)
-    _say(report.document if given.json else report.text)
-    return 0 if report.ok else 1
+    except Exception as error:  # noqa: BLE001 - an operator gets one line whatever went wrong
+        why, document = str(error), getattr(error, "document", {})
+        if not isinstance(error, (CommandError, EtcdError)):
+            why = plain(f"{type(error).__name__}: {error}", 500)
+            if environ.get("LOG_LEVEL", "").lower() == "debug":
+                traceback.print_exc()
+        if given.json:
+            with suppress(CommandError):  # It can be standard output that has failed.
+                # A path in it can be of any bytes.
+                _say({"error": why.encode(errors="backslashreplace").decode(), **document})
+        return _failed(why, 1)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,5 +97,8 @@ def _say(what: str | Mapping[str, object]) -> None:
         what = orjson.dumps(what, option=orjson.OPT_INDENT_2).decode()
     try:
         print(what, flush=True)
-    except BrokenPipeError:  # Whoever reads it has seen enough; nor is Python to say so at its end.
+    except OSError as error:
+        # Python is not to fail at its end once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # Whoever reads a pipe has seen enough.
+            raise CommandError(f"standard output takes nothing: {error.strerror}") from None

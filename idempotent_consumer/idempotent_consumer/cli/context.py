@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
-from io import BufferedIOBase
+from io import BufferedIOBase, BytesIO, StringIO
 from typing import Any, NamedTuple, TextIO, TypeVar, cast
 
 import structlog
 
 from ..metrics import Metrics
-from ..names import check_service_name
+from ..names import check_exchange, check_service_name
 from ..producer import Producer
 from ..settings import Settings, duration_s
 from . import web
@@ -33,8 +33,9 @@ class Context:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.environ, self.settings = environ, Settings.from_environ(environ)
-        self.stdin = cast("BufferedIOBase", sys.stdin.buffer)
-        self.err: TextIO = sys.stderr
+        # Python has none of them that was closed.
+        self.stdin = cast("BufferedIOBase", sys.stdin.buffer if sys.stdin else BytesIO())
+        self.err: TextIO = sys.stderr or StringIO()
 
     def rabbitmq(self, url: str = "") -> AbstractContextManager[Broker]:
         """Connect to RabbitMQ, or to one of its nodes."""
@@ -101,6 +102,18 @@ seconds = _argument(duration_s)
 service = _argument(check_service_name)
 """Reads the name of a service."""
 
+exchange = _argument(check_exchange)
+"""Reads the name of an exchange."""
+
+
+def utf8(text: str) -> str:
+    """Return a text that events and etcd's keys can hold: an argument can be any bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("it is not UTF-8") from None
+    return text
+
 
 Argument = tuple[tuple[str, ...], dict[str, Any]]
 """What argparse's ``add_argument`` takes."""
@@ -124,7 +137,7 @@ SERVICES = argument(
     metavar="SERVICE",
     help="a service; without any, all that have a dead-letter queue",
 )
-EVENT_ID = argument("id", metavar="ID", help="the event's id")
+EVENT_ID = argument("id", type=utf8, metavar="ID", help="the event's id")
 YES = flag("--yes", "do not ask")
 
 

@@ -14,7 +14,7 @@ import orjson
 from ..event import MAX_BODY_BYTES, InvalidEvent, decode
 from ..names import EXCHANGE
 from ..producer import PublishError
-from .context import Context, Verb, argument, seconds
+from .context import Context, Verb, argument, exchange, seconds, utf8
 from .output import CommandError, Report, UsageError, counted
 
 _SAFE = (
@@ -133,12 +133,14 @@ PUBLISH = Verb(
     "publish events, confirmed",
     _publish,
     [
-        argument("event", nargs="*", metavar="EVENT", help=_EVENT),
+        argument("event", nargs="*", type=utf8, metavar="EVENT", help=_EVENT),
         argument("--file", type=Path, metavar="PATH", help="a file with one event a line"),
-        argument("--id", help=_ID),
-        argument("--type", help="the event's type"),
+        argument("--id", type=utf8, help=_ID),
+        argument("--type", type=utf8, help="the event's type"),
         argument("--args", type=_object, metavar="JSON", help="the event's args, an object"),
-        argument("--exchange", default=EXCHANGE, metavar="NAME", help="default: events"),
+        argument(
+            "--exchange", type=exchange, default=EXCHANGE, metavar="NAME", help="default: events"
+        ),
         argument("--timeout", type=seconds, default=30, metavar="TIME", help=_TIMEOUT),
     ],
 )

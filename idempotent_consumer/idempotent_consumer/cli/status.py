@@ -20,7 +20,7 @@ from ..etcd import EtcdError
 from ..metrics import Metrics
 from ..records import CLAIMED, DONE, PUBLISHING, RELEASED
 from .broker import Broker, BrokerError, Queues
-from .context import SERVICE, SERVICES, YES, Context, Verb, argument, flag, seconds
+from .context import SERVICE, SERVICES, YES, Context, Verb, argument, flag, seconds, utf8
 from .etcd import Etcd, Records
 from .output import CommandError, Report, counted, duration, plain, table
 from .web import Tls, WebError, is_address, without_login
@@ -35,6 +35,13 @@ def _address(text: str) -> str:
     if not is_address(text):
         raise argparse.ArgumentTypeError("write http://host:port")
     return text
+
+
+def _effects(text: str) -> tuple[str, str]:
+    name, _, prefix = utf8(text).partition("=")
+    if not prefix:
+        raise argparse.ArgumentTypeError("write SERVICE=PREFIX, as in order=/orders/")
+    return name, prefix
 
 
 def _status(arguments: argparse.Namespace, context: Context) -> Report:
@@ -249,7 +256,7 @@ class _Sender:
         try:
             for name in self._services:
                 gauges[f"{name}_records"] = self._etcd.count(names.record_prefix(name))
-            for name, _, prefix in (text.partition("=") for text in self._arguments.effects):
+            for name, prefix in self._arguments.effects:
                 gauges[f"{name}_effects"] = self._etcd.count(prefix)
         except EtcdError as error:
             missing["etcd"] = str(error)
@@ -297,7 +304,14 @@ GAUGES = Verb(
     _gauges,
     [
         SERVICES,
-        argument("--effects", action="append", default=[], metavar="SERVICE=PREFIX", help=_EFFECTS),
+        argument(
+            "--effects",
+            action="append",
+            default=[],
+            type=_effects,
+            metavar="SERVICE=PREFIX",
+            help=_EFFECTS,
+        ),
         argument("--every", type=seconds, metavar="TIME", help=_EVERY),
     ],
 )

@@ -74,9 +74,10 @@ def fetch(url: str, tls: Tls) -> Page:
                 date = parsedate_to_datetime(answer.headers["Date"])
             return Page(answer.read(), date)
     except HTTPError as error:
-        with error:
-            answers = f"{where} answers {error.code} {error.reason}"
-            raise WebError(answers, error.code, error.read()) from None
+        body = b""
+        with error, suppress(OSError, HTTPException):  # It can be cut off.
+            body = error.read()
+        raise WebError(f"{where} answers {error.code} {error.reason}", error.code, body) from None
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise WebError(f"{where} does not answer: {reason}") from None
