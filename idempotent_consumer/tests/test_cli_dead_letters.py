@@ -8,7 +8,7 @@ import pika
 import pytest
 
 from fakes.headers import HOSTILE, encoded, entry, header_entries, table
-from fakes.operator import ETCD_AWAY, NOW_S, Operator, Typed
+from fakes.operator import ETCD_AWAY, NOW_S, Leaving, Operator, Typed
 from idempotent_consumer.amqp import Properties
 from idempotent_consumer.cli.dead_letters import Letter
 
@@ -106,6 +106,14 @@ def test_a_queue_that_drops_what_was_looked_at_often_is_warned_of(
     operator.queue("order.dead-letter")["arguments"] = {"x-queue-type": "quorum"}
     out = operator.run("dead-letters", verb, "order").out
     assert "RabbitMQ drops a letter from it after some 20 looks" in out
+
+
+@pytest.mark.parametrize("verb", ["list", "replay --all", "drop --all --yes"])
+def test_one_that_somebody_else_is_looking_at_is_missed(operator: Operator, verb: str) -> None:
+    operator.waiting["order.dead-letter"] = Leaving(operator.dead)
+    name, *options = verb.split()
+    why = "order.dead-letter: 1 messages did not arrive in time"
+    operator.ends(1, why, "dead-letters", name, "order", *options)
 
 
 def test_a_letter_is_shown_whole_and_it_is_said_when_there_are_more(operator: Operator) -> None:

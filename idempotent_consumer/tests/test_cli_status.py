@@ -11,7 +11,15 @@ from typing import Any
 import orjson
 import pytest
 
-from fakes.operator import ETCD_AWAY, NO_QUEUES, PAGE_AWAY, RABBITMQ_AWAY, Operator, of_order
+from fakes.operator import (
+    ETCD_AWAY,
+    NO_QUEUES,
+    PAGE_AWAY,
+    RABBITMQ_AWAY,
+    Leaving,
+    Operator,
+    of_order,
+)
 from idempotent_consumer.cli import records, status
 from idempotent_consumer.cli.broker import Depth
 from idempotent_consumer.cli.web import WebError
@@ -296,6 +304,20 @@ def test_what_nobody_has_is_not_found(several: Operator) -> None:
         "notify: not found",
     ]
     assert Operator().run("find", "1").out == "no service has declared its queues yet\n"
+
+
+def test_a_message_that_leaves_a_queue_during_the_look_ends_that_look_alone(
+    several: Operator,
+) -> None:
+    several.waiting["order.retry.1s"] = Leaving()
+    several.has_letter(BODY, "order.retry.1s", attempts=1, error="x")
+    several.has_letter(BODY, "order.dead-letter", reason="failed", error="x")
+    several.has_record("order", "1")
+    assert several.run("find", "1", "order").lines == [
+        "order: done, 1m 40s ago",
+        "order: waits in order.retry.1s for its next attempt, after 1: x",
+        "order: a dead letter: failed: x",
+    ]
 
 
 def test_a_large_queue_is_looked_into_when_asked_to(

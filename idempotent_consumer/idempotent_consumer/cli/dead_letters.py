@@ -126,6 +126,10 @@ def _time(value: object) -> datetime | None:
     return time
 
 
+class NotArrivedError(BrokerError):
+    """Messages that were counted have left the queue since, or somebody else holds them."""
+
+
 class DeadLetterQueue:
     """The messages of a queue, unacked: what is not resent or removed goes back in place.
 
@@ -140,6 +144,8 @@ class DeadLetterQueue:
     def __iter__(self) -> Iterator[Letter]:
         """Yield all that are ready at this instant, in their order; none that comes later.
 
+        Raises NotArrivedError where one of them does not come.
+
         All of them, whoever looks for one: what goes back goes to the end, so a look at a part
         would leave them in another order.
         """
@@ -150,7 +156,7 @@ class DeadLetterQueue:
             self._queue, inactivity_timeout=_ARRIVE_WITHIN_S
         ):
             if method is None:
-                raise BrokerError(
+                raise NotArrivedError(
                     f"{self._queue}: {left} messages did not arrive in time; "
                     "somebody else may be looking at them"
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ..event import Event, InvalidEvent, decode
 from ..records import CLAIMED, PUBLISHING, RELEASED, Record
 from .broker import Broker, Queues
 from .context import EVENT_ID, SERVICE, SERVICES, YES, Context, Verb, argument, flag
-from .dead_letters import open_dead_letter_queue
+from .dead_letters import NotArrivedError, open_dead_letter_queue
 from .etcd import Records
 from .output import CommandError, Report, duration, plain
 
@@ -131,12 +132,13 @@ def _messages(
         if depth.ready > LOOKED_AT_MOST and not arguments.all:
             skipped[queue] = depth.ready
             continue
-        with open_dead_letter_queue(broker, name, queue) as letters:
-            messages += [
-                {"queue": queue, **letter.facts(context.now_s())}
-                for letter in letters
-                if letter.id == arguments.id
-            ]
+        with (
+            open_dead_letter_queue(broker, name, queue) as letters,
+            suppress(NotArrivedError),  # The service consumes meanwhile.
+        ):
+            for letter in letters:
+                if letter.id == arguments.id:
+                    messages.append({"queue": queue, **letter.facts(context.now_s())})
     unacked = known.facts.get(name, {}).get("messages_unacknowledged")
     return {"messages": messages, "not_looked_into": skipped, "unacked": unacked}
 

@@ -141,6 +141,13 @@ class FakeRabbit(Broker):
         self._operator.dead.remove(self._unacked[tag])
 
 
+class Leaving(list[tuple[Any, bytes]]):
+    """The messages of a queue that one more has left since they were counted."""
+
+    def __len__(self) -> int:
+        return super().__len__() + 1
+
+
 class Operator(Context):
     """Somebody at the command line, with servers, a terminal and a clock of the test's own."""
 
