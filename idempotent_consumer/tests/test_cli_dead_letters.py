@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from shlex import split
+from time import process_time
 from typing import Any
 
 import pika
@@ -77,6 +78,24 @@ def test_they_are_grouped_by_what_they_have_in_common(operator: Operator) -> Non
     found = operator.run("dead-letters", "groups", "order", "--json").json
     shared = {"reason": "failed", "type": "a", "error": "Refused: order # of customer #"}
     assert found["groups"][0] == {**shared, "count": 2, "first": ago(90), "last": ago(5)}
+
+
+@pytest.mark.parametrize(
+    ("event_id", "error"),
+    [("1", "a-" * 16_000), ("x" * 1_000_000, FULL)],
+    ids=["long error", "long id"],
+)
+def test_what_a_stranger_writes_is_grouped_at_once(event_id: str, error: str) -> None:
+    properties = pika.BasicProperties(headers={"x-error": error})
+    dead = Letter(1, properties, body(event_id))
+    began_s = process_time()
+    assert len(dead.kind_of_error) <= 1_100
+    assert process_time() - began_s < 0.2
+
+
+def test_the_longest_error_of_a_service_is_grouped_whole() -> None:
+    error = f"{'E' * 490}: order 17 ({'f' * 490}.py:12)"
+    assert letter({"x-error": error}).kind_of_error == (f"{'E' * 490}: order # ({'f' * 490}.py:#)")
 
 
 @pytest.mark.parametrize(
