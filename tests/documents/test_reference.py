@@ -14,7 +14,8 @@ from documents.pages import DOCS, PAGES, REPOSITORY, blocks, commands, first_cel
 from fakes.operator import Operator
 from idempotent_consumer import Settings, names, testing
 from idempotent_consumer.bus import queue_arguments
-from idempotent_consumer.cli.command import main
+from idempotent_consumer.cli.broker import Management
+from idempotent_consumer.cli.command import VERBS, main
 from idempotent_consumer.cli.context import Context
 from idempotent_consumer.cli.output import CommandError
 from idempotent_consumer.metrics import _SAY, Outcome
@@ -58,6 +59,24 @@ def test_each_gauge_of_what_is_held_is_explained() -> None:
     operator.has_service("order")
     sent = operator.run("gauges", "--effects", "order=/orders/", "--json").json["gauges"]
     assert first_cells(section(SIGNALS, "What is held")) == list(sent)
+
+
+def test_the_verbs_that_use_the_management_api_are_named() -> None:
+    class Asked(Operator):
+        def management(self) -> Management:
+            raise CommandError("asked the management API")
+
+    def asks(verb: str) -> bool:
+        service = {"publish": "{}", "find": "1", "dead-letters": "list order"}.get(verb, "order")
+        event = " 1" * (verb in ("inspect", "forget"))
+        ran = Asked().run(verb, *f"{service}{event}".split())
+        assert ran.code < 2, ran
+        return "asked the management API" in ran.err
+
+    page = (DOCS / "command.md").read_text()
+    (named,) = re.findall(r"API,\s+which only ([^.]*) use\.", page)
+    asking = {verb.name for verb in VERBS if asks(verb.name)}
+    assert set(re.findall(r"`([a-z-]+)`", named)) == asking
 
 
 def test_each_name_of_what_is_missing_is_explained() -> None:
