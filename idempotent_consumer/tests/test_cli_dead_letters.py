@@ -9,7 +9,7 @@ import pika
 import pytest
 
 from fakes.headers import HOSTILE, encoded, entry, header_entries, table
-from fakes.operator import ETCD_AWAY, NOW_S, Leaving, Operator, Typed
+from fakes.operator import ETCD_AWAY, NOW_S, RABBITMQ_AWAY, Leaving, Operator, Typed
 from idempotent_consumer.amqp import Properties
 from idempotent_consumer.cli.dead_letters import Letter
 
@@ -293,6 +293,36 @@ def test_drop_leaves_what_came_while_it_asked(operator: Operator) -> None:
     assert ran[:2] == (0, "1 dead letter of order removed\n")
     assert operator.removed == [b"\xff"]
     assert [body for _, body in operator.dead].count(b"\xff") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; "),
+        (RABBITMQ_AWAY, 1, "RabbitMQ is away; "),
+    ],
+    ids=["Ctrl-C", "connection lost"],
+)
+@pytest.mark.parametrize(
+    ("verb", "done"),
+    [
+        ("replay --all --force", "sent back before that: 2"),
+        ("drop --all --yes", "removed before that: at most 3"),
+    ],
+)
+def test_what_was_done_before_an_end_is_said(
+    operator: Operator, verb: str, done: str, error: BaseException, code: int, says: str
+) -> None:
+    def ack() -> None:
+        if len(operator.removed) == 2:
+            raise error
+
+    operator.acks = ack
+    name, *options = verb.split()
+    ran = operator.run("dead-letters", name, "order", *options)
+    line = f"idempotent-consumer: {says}{done}, the others stay\n"
+    assert (ran.code, ran.out, ran.err) == (code, "", line)
+    assert len(operator.dead) == 2
 
 
 # What a message of the queue says of itself.

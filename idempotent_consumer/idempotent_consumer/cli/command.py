@@ -50,8 +50,8 @@ def main(
         return 0 if report.ok else 1
     except (UsageError, SettingsError) as error:
         return _failed(error, 2)
-    except KeyboardInterrupt:
-        return _failed("interrupted", 130)
+    except KeyboardInterrupt as interrupt:
+        return _failed(str(interrupt) or "interrupted", 130)
     except Exception as error:  # noqa: BLE001 - an operator gets one line whatever went wrong
         why, document = str(error), getattr(error, "document", {})
         if not isinstance(error, (CommandError, EtcdError)):

@@ -371,10 +371,8 @@ def _replay(arguments: argparse.Namespace, context: Context) -> Report:
                     replayed += 1
                 else:
                     held.append({"id": letter.id, "why": why})
-    except (BrokerError, EtcdError) as error:
-        raise CommandError(
-            f"{error}; sent back before that: {replayed}, the others stay", {"replayed": replayed}
-        ) from None
+    except (BrokerError, EtcdError, KeyboardInterrupt) as error:
+        raise _ended(error, f"sent back before that: {replayed}", {"replayed": replayed}) from None
     if not replayed and not held:
         raise CommandError(f"no such dead letter of {name}")
     lines = [f"{counted(replayed, 'dead letter')} sent back to {name}"]
@@ -383,6 +381,13 @@ def _replay(arguments: argparse.Namespace, context: Context) -> Report:
         lines.append("--force replays these too: whatever was done for them once is done again")
     document = {"service": name, "replayed": replayed, "held": held}
     return Report(document, "\n".join(lines), not held)
+
+
+def _ended(error: BaseException, done: str, document: Mapping[str, object]) -> BaseException:
+    """Return what ends the command for this error, which says what was done before."""
+    if isinstance(error, KeyboardInterrupt):
+        return KeyboardInterrupt(f"interrupted; {done}, the others stay")
+    return CommandError(f"{error}; {done}, the others stay", document)
 
 
 def _risk(letter: Letter, service: str, context: Context, etcd: Etcd) -> str | None:
@@ -435,13 +440,20 @@ def _drop(arguments: argparse.Namespace, context: Context) -> Report:
     if not seen:
         raise CommandError(f"no such dead letter of {name}")
     context.confirm(f"Remove {_total(seen.total(), name)} for good?", arguments.yes)
-    with context.rabbitmq() as broker, open_dead_letter_queue(broker, name) as letters:
-        for letter in letters:
-            if seen[letter.fingerprint]:
-                seen[letter.fingerprint] -= 1
-                letters.remove(letter)
-    document = {"service": name, "dropped": letters.removed}
-    return Report(document, f"{_total(letters.removed, name)} removed")
+    dropped = 0
+    try:
+        with context.rabbitmq() as broker, open_dead_letter_queue(broker, name) as letters:
+            for letter in letters:
+                if seen[letter.fingerprint]:
+                    seen[letter.fingerprint] -= 1
+                    dropped += 1
+                    letters.remove(letter)
+    except (BrokerError, KeyboardInterrupt) as error:
+        # RabbitMQ confirms no ack: the last may not have arrived.
+        done = f"removed before that: at most {dropped}"
+        raise _ended(error, done, {"dropped": dropped}) from None
+    document = {"service": name, "dropped": dropped}
+    return Report(document, f"{_total(dropped, name)} removed")
 
 
 def _positive(text: str) -> int:

@@ -137,6 +137,7 @@ class FakeRabbit(Broker):
 
     def basic_ack(self, tag: int) -> None:
         """Remove one."""
+        self._operator.acks()
         self._operator.removed.append(self._unacked[tag][1])
         self._operator.dead.remove(self._unacked[tag])
 
@@ -172,6 +173,8 @@ class Operator(Context):
         """What happens after each request for data in etcd."""
         self.waits: Callable[[], None] = lambda: None
         """What happens while the command lets RabbitMQ have its time."""
+        self.acks: Callable[[], None] = lambda: None
+        """What happens before RabbitMQ takes an ack."""
         self.sent: list[dict[str, int]] = []
         """The gauges of each sending to statsd."""
 
