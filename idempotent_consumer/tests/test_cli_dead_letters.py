@@ -11,6 +11,7 @@ import pytest
 from fakes.headers import HOSTILE, encoded, entry, header_entries, table
 from fakes.operator import ETCD_AWAY, NOW_S, RABBITMQ_AWAY, Leaving, Operator, Typed
 from idempotent_consumer.amqp import Properties
+from idempotent_consumer.cli.broker import BrokerError
 from idempotent_consumer.cli.dead_letters import Letter
 
 
@@ -317,7 +318,11 @@ def test_what_was_done_before_an_end_is_said(
         if len(operator.removed) == 2:
             raise error
 
-    operator.acks = ack
+    def lose() -> None:
+        """Let RabbitMQ end the connection, as it does for a frame that was cut in two."""
+        raise BrokerError("half a frame")
+
+    operator.acks, operator.waits = ack, lose
     name, *options = verb.split()
     ran = operator.run("dead-letters", name, "order", *options)
     line = f"idempotent-consumer: {says}{done}, the others stay\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Self
 from urllib.parse import quote, unquote, urlsplit
 
@@ -73,7 +73,8 @@ class Broker:
 
     def __exit__(self, *_: object) -> None:
         if self._connection.is_open:
-            self._connection.close()
+            with suppress(pika.exceptions.AMQPError):  # It is lost at its end.
+                self._connection.close()
 
     def depth(self, queue: str) -> Depth | None:
         """Return what a queue holds at this instant, or None where there is no such queue."""

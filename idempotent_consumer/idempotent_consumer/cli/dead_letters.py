@@ -196,9 +196,14 @@ def open_dead_letter_queue(
         letters = DeadLetterQueue(channel, service, queue)
         try:
             yield letters
-        finally:
+        except BaseException:
             if letters.removed:
-                broker.wait(LAST_ACKS_S)
+                # What has ended the block counts; an interrupt can have cut a frame in two.
+                with suppress(BrokerError):
+                    broker.wait(LAST_ACKS_S)
+            raise
+        if letters.removed:
+            broker.wait(LAST_ACKS_S)
 
 
 _SELECTORS = ("reason", "type", "id", "error")
