@@ -136,6 +136,13 @@ def test_one_that_somebody_else_is_looking_at_is_missed(operator: Operator, verb
     operator.ends(1, why, "dead-letters", name, "order", *options)
 
 
+@pytest.mark.parametrize("verb", ["list", "groups"])
+def test_more_than_a_consumer_is_given_are_taken_one_by_one(operator: Operator, verb: str) -> None:
+    operator.most_prefetched = 1
+    assert operator.run("dead-letters", verb, "order").code == 0
+    assert operator.looked_at == len(operator.dead) > 1
+
+
 def test_a_letter_is_shown_whole_and_it_is_said_when_there_are_more(operator: Operator) -> None:
     which = ("dead-letters", "show", "order", "--reason", "failed")
     ran = operator.run(*which)

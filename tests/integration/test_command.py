@@ -274,13 +274,16 @@ def test_looking_at_dead_letters_leaves_them_in_their_order_and_loses_none(
 def test_none_of_many_that_are_dropped_comes_back_and_the_others_stay(
     rig: Rig, command: Command, queues: str
 ) -> None:
-    """RabbitMQ hands acks on 32 at a time, and forgets the last when their channel closes."""
-    park(rig.broker, *["{", ONE] * 50, "{", reason="invalid")
+    """RabbitMQ hands acks on 32 at a time, and forgets the last when their channel closes.
+
+    A consumer without a prefetch is given 2,000 unacked of a quorum queue.
+    """
+    park(rig.broker, *["{", ONE] * 1_050, "{", reason="invalid")
     park(rig.broker, "{", reason="none of ours")
     drop = ("dead-letters", "drop", queues, "--reason", "invalid")
     asked = command.run(*drop, stdin="y\n")
     assert (asked.code, "say --yes" in asked.err) == (1, True)
-    assert command.json(*drop, "--yes")["dropped"] == 101
+    assert command.json(*drop, "--yes")["dropped"] == 2_101
     (left,) = rig.broker.drain("order.dead-letter")
     assert left.headers["x-reason"] == "none of ours"
 

@@ -27,6 +27,7 @@ from .output import CommandError, Report, UsageError, counted, duration, plain, 
 T = TypeVar("T")
 
 _ARRIVE_WITHIN_S = 10.0
+_MOST_PREFETCHED = 65_535
 _SHOWN_CHARACTERS = 20_000
 _VARYING = re.compile(r"\b[\w-]*\d[\w-]*\b")
 _GROUPED_CHARACTERS = 1_100
@@ -158,9 +159,7 @@ class DeadLetterQueue:
         left = self._channel.queue_declare(self._queue, passive=True).method.message_count
         if not left:
             return
-        for method, properties, body in self._channel.consume(
-            self._queue, inactivity_timeout=_ARRIVE_WITHIN_S
-        ):
+        for method, properties, body in self._arriving():
             if method is None:
                 raise NotArrivedError(
                     f"{self._queue}: {left} messages did not arrive in time; "
@@ -170,6 +169,20 @@ class DeadLetterQueue:
             left -= 1
             if not left:
                 return
+
+    def _arriving(self) -> Iterator[tuple[Any, Any, Any]]:
+        """Yield the messages that come, and a method of None where none does.
+
+        A consumer without a prefetch gets 2,000 of a quorum queue, and AMQP has no larger one than
+        this. What is beyond is taken one by one.
+        """
+        self._channel.basic_qos(prefetch_count=_MOST_PREFETCHED)
+        for arrived in self._channel.consume(self._queue, inactivity_timeout=_ARRIVE_WITHIN_S):
+            if arrived[0] is None:
+                break
+            yield arrived
+        while True:
+            yield self._channel.basic_get(self._queue)
 
     def resend(self, letter: Letter) -> None:
         """Publish a letter to its service's own queue as it first was, and then remove it."""

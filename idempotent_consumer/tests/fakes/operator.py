@@ -92,6 +92,8 @@ class FakeRabbit(Broker):
     def __init__(self, operator: Operator) -> None:
         self._operator, self.version = operator, operator.rabbitmq_version
         self._unacked: list[tuple[Any, bytes]] = []
+        self._ready: Iterator[tuple[int, tuple[Any, bytes]]] = iter(())
+        self._prefetch = 0
 
     def __exit__(self, *_: object) -> None: ...
 
@@ -119,13 +121,24 @@ class FakeRabbit(Broker):
         return self.queue_declare(queue, passive=True)
 
     def consume(self, queue: str, *, inactivity_timeout: float) -> Iterator[Any]:
-        """Deliver those there are, and then none in time."""
+        """Deliver those there are, but no more than the prefetch, and then none in time."""
         self._unacked = list(self._operator.waiting[queue])
-        for tag, (properties, body) in enumerate(self._unacked):
-            self._operator.looked_at += 1
-            yield SimpleNamespace(delivery_tag=tag), properties, body
+        self._ready = iter(enumerate(self._unacked))
+        for _ in range(self._prefetch):
+            yield self.basic_get(queue)
         while inactivity_timeout:
             yield None, None, None
+
+    def basic_qos(self, *, prefetch_count: int) -> None:
+        self._prefetch = min(prefetch_count, self._operator.most_prefetched)
+
+    def basic_get(self, _queue: str) -> tuple[Any, Any, Any]:
+        """Deliver the next one, or none."""
+        tag, (properties, body) = next(self._ready, (None, (None, None)))
+        if tag is None:
+            return None, None, None
+        self._operator.looked_at += 1
+        return SimpleNamespace(delivery_tag=tag), properties, body
 
     def basic_publish(
         self, exchange: str, queue: str, body: bytes, properties: Any, *, mandatory: bool
@@ -163,7 +176,7 @@ class Operator(Context):
         self.dead = self.waiting["order.dead-letter"]
         self.resent = list[tuple[str, Any, bytes]]()
         self.removed, self.deleted, self.published = list[bytes](), list[str](), list[bytes]()
-        self.looked_at = 0
+        self.looked_at, self.most_prefetched = 0, 65_535
         self.pages: dict[str, bytes | WebError] = {}
         self.publish_error: Exception | None = None
         self.etcd_error: EtcdError | None = None
