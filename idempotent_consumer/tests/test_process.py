@@ -71,8 +71,15 @@ def handle(event):
     if "computing" in sys.argv:
         # No signal interrupts what waits below, as none interrupts a long computation in C.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    print("called", file=sys.stderr, flush=True)
-    threading.Event().wait()
+    waiting = threading.Condition()
+
+    def say():
+        with waiting:  # Which is free once it is waited for.
+            print("called", file=sys.stderr, flush=True)
+
+    with waiting:
+        threading.Thread(target=say, daemon=True).start()
+        waiting.wait()
 """
 
 STARTS_A_CHILD = """
