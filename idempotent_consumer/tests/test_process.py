@@ -156,16 +156,27 @@ def output_of(process: subprocess.Popen[str]) -> str:
         raise AssertionError("it does not end") from None
 
 
+def output_stopped(process: subprocess.Popen[str], by: signal.Signals = signal.SIGTERM) -> str:
+    """Tell it to stop, and return what is left of its output, once it has ended with code 0."""
+    process.send_signal(by)
+    out = output_of(process)
+    assert process.returncode == 0
+    return out
+
+
+def wait_called(process: subprocess.Popen[str]) -> None:
+    """Wait until its handler has been called."""
+    assert process.stderr
+    assert process.stderr.readline() == "called\n"
+
+
 def test_it_shows_its_health_until_it_is_told_to_stop_and_ends_with_code_0(start: Start) -> None:
     port = free_port()
     process = start(HANDLED, HEALTH_PORT=str(port))
     assert process.stdout
     assert "starting" in process.stdout.readline()
     assert get(port, "/livez") == (200, {"alive": True})
-    process.send_signal(signal.SIGTERM)
-    out = output_of(process)
-    assert "stopped" in out.splitlines()[-1]
-    assert process.returncode == 0
+    assert "stopped" in output_stopped(process).splitlines()[-1]
 
 
 @pytest.mark.parametrize("how", ["waiting", "computing"])
@@ -174,12 +185,9 @@ def test_a_handler_that_holds_the_loop_does_not_keep_the_process_from_ending(
 ) -> None:
     """What it has in flight goes back to the broker; SIGKILL would come soon after."""
     process = start(LOOP_HANGS, how)
-    assert process.stderr
-    assert process.stderr.readline() == "called\n"
-    process.send_signal(signal.SIGTERM)
-    out = output_of(process)
+    wait_called(process)
+    out = output_stopped(process)
     assert "a handler does not return: what is not settled goes back" in out
-    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("by", ["exec", "fork"])
@@ -191,19 +199,13 @@ def test_a_handlers_child_process_is_ended_by_sigterm_and_the_service_goes_on(
     ended = next(line for line in process.stderr if "ended by" in line)
     assert ended == f"child ended by {signal.SIGTERM}\n"
     assert "stopping" not in output_until_processed(process)
-    process.send_signal(signal.SIGINT)
-    out = output_of(process)
-    assert "SIGINT" in out
-    assert process.returncode == 0
+    assert "SIGINT" in output_stopped(process, signal.SIGINT)
 
 
 def test_a_handler_that_has_asyncio_take_a_signal_does_not_take_the_others(start: Start) -> None:
     process = start(HANDLES_A_SIGNAL)
-    assert process.stderr
-    assert process.stderr.readline() == "called\n"
-    process.send_signal(signal.SIGTERM)
-    output_of(process)
-    assert process.returncode == 0
+    wait_called(process)
+    output_stopped(process)
 
 
 @pytest.mark.parametrize(
@@ -228,9 +230,7 @@ def test_a_callback_that_is_not_the_librarys_ends_nothing(start: Start) -> None:
     """It is the affair of whoever gave it to the loop: a handler's client, say."""
     process = start(HANDLED, "another's callback fails")
     assert "RuntimeError: as no broker does" in output_until_processed(process)
-    process.send_signal(signal.SIGTERM)
-    output_of(process)
-    assert process.returncode == 0
+    output_stopped(process)
 
 
 def test_what_it_cannot_start_with_ends_it_with_one_line_and_code_2(start: Start) -> None:
