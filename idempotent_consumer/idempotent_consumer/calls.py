@@ -8,7 +8,7 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from contextvars import ContextVar, Token
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -171,16 +171,19 @@ class Calls:
     def run(self, handler: Handler, event: Event, *timeout_s: float) -> Returned:
         """Run a plain handler on the caller's thread; raises nothing.
 
-        An exit is a failure like others: it would end the thread with the event in flight.
+        It has context variables of its own: what it binds is in no other event's log lines.
         """
-        started_s, bound = self._clock(), _bind(event)
+        return copy_context().run(self._run, handler, event, *timeout_s)
+
+    def _run(self, handler: Handler, event: Event, *timeout_s: float) -> Returned:
+        """Run it. An exit is a failure like others: it would end the thread with its event."""
+        started_s = self._clock()
+        _bind(event)
         try:
             returned = handler.function(*handler.arguments(event), *timeout_s)
             effects, error = self._check(returned, event)
         except BaseException as raised:  # noqa: BLE001 - whatever a handler raises is its failure
             return self._failed(raised, started_s)
-        finally:
-            _reset(bound)
         return Returned(effects, error, self._clock() - started_s)
 
     async def _wait(
@@ -386,14 +389,10 @@ _VARIABLES: dict[str, ContextVar[Any]] = {name: token.var for name, token in _to
 reset_contextvars(**_tokens)
 
 
-def _bind(event: Event) -> list[Token[Any]]:
-    """Have the lines that are logged from here on tell the event."""
-    return [_VARIABLES[name].set(text) for name, text in event.about.items()]
-
-
-def _reset(tokens: list[Token[Any]]) -> None:
-    for token in tokens:
-        token.var.reset(token)
+def _bind(event: Event) -> None:
+    """Have the lines that are logged in this context from here on tell the event."""
+    for name, text in event.about.items():
+        _VARIABLES[name].set(text)
 
 
 def in_full(raised: BaseException) -> str:

@@ -112,19 +112,23 @@ def test_a_header_that_cannot_be_sent_is_the_handlers_failure(headers: dict[Any,
 # Logs.
 
 
-def test_lines_that_are_logged_while_a_handler_runs_tell_its_event() -> None:
+def test_lines_that_are_logged_while_a_handler_runs_tell_its_event_and_no_other() -> None:
     bound: list[dict[str, Any]] = []
     made = Service("billing", noun="invoices")
 
     def note() -> None:
         bound.append(structlog.contextvars.get_contextvars())
 
-    made.handler("pure")(lambda _event: note())
-    made.claimed_handler("thread", timeout_s=5)(lambda _event, _timeout_s: note())
+    def note_and_bind() -> None:
+        note()
+        structlog.contextvars.bind_contextvars(step="the handler's own")
+
+    made.handler("pure")(lambda _event: note_and_bind())
+    made.claimed_handler("thread", timeout_s=5)(lambda _event, _timeout_s: note_and_bind())
 
     @made.claimed_handler("coroutine", timeout_s=5)
     async def call(_event: Event, _timeout_s: float) -> None:
-        note()
+        note_and_bind()
         raise Reject("no")
 
     world = InMemory(made)
