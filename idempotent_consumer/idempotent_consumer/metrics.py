@@ -152,6 +152,7 @@ class Tally:
         self._noun, self._metrics, self._log = noun, metrics, log
         self._lines: list[tuple[Outcome, Mapping[str, object]]] = []
         self._settled: Counter[str] = Counter()
+        self._unlogged: Counter[str] = Counter()
         self.open_breakers = 0
         for name in ("received", *Outcome):
             self.count(name, 0)
@@ -183,21 +184,23 @@ class Tally:
                 "deliveries went back to the broker and will come again", deliveries=deliveries
             )
 
-    def flush(self) -> None:
-        """Write what has been settled since the last call."""
-        if not self._settled:
-            return
+    def flush(self, *, log: bool = True) -> None:
+        """Count what has been settled since the last call, and log it, unless that can wait."""
         for outcome, number in self._settled.items():
             self.count(outcome, number)
+        self._unlogged.update(self._settled)
+        self._settled.clear()
+        if not log or not self._unlogged:
+            return
         if len(self._lines) <= _LINES_AT_ONCE:
             for outcome, about in self._lines:
                 say = self._log.info if outcome in _CALM else self._log.warning
                 say(_SAY[outcome], **about)
-        elif self._settled.keys() <= _CALM:
-            self._log.info("settled a batch", **self._settled)
+        elif self._unlogged.keys() <= _CALM:
+            self._log.info("settled a batch", **self._unlogged)
         else:
-            self._log.warning("settled a batch", **self._settled)
-        self._settled.clear()
+            self._log.warning("settled a batch", **self._unlogged)
+        self._unlogged.clear()
         self._lines.clear()
 
 

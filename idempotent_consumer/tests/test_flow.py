@@ -298,7 +298,9 @@ def test_commits_in_flight_are_bounded_and_the_next_batch_fills_meanwhile(order:
     assert order.count("processed") == 200
 
 
-def test_a_small_batch_does_not_wait_for_what_etcd_refuses_again_and_again(order: Order) -> None:
+def test_what_etcd_refuses_again_and_again_holds_up_no_small_batch_and_no_line(
+    order: Order,
+) -> None:
     def refuse(call: Call) -> Fate:
         return REQUEST_LOST if b"/refused" in call.request.SerializeToString() else FINE
 
@@ -307,6 +309,9 @@ def test_a_small_batch_does_not_wait_for_what_etcd_refuses_again_and_again(order
     order.deliver(body("1"))
     order.advance(CATCH_UP_EVERY_S)
     assert order.counts() == {"received": 2, "processed": 1}
+    assert order.logged("processed") == []
+    order.advance(CATCH_UP_EVERY_S)
+    assert [line["event_id"] for line in order.logged("processed")] == ["1"]
     order.etcd.fate = lambda _: FINE
     order.advance(60.0)
     assert order.counts() == {"received": 2, "processed": 2}

@@ -216,6 +216,16 @@ def test_many_get_one_line_with_their_numbers(told: Told, outcome: Outcome) -> N
     assert line["log_level"] == ("info" if outcome in FINE else "warning")
 
 
+def test_what_is_counted_at_once_may_be_logged_later_and_together(told: Told) -> None:
+    for number in range(1, 21):
+        told.tally.settled(Outcome.PROCESSED, {"event_id": str(number)})
+        told.tally.flush(log=False)
+        assert (told.counts["orders_processed"], told.lines.entries) == (number, [])
+    told.tally.flush()
+    assert [line["processed"] for line in told.lines.entries] == [20]
+    assert told.counts["orders_processed"] == 20
+
+
 def test_returned_deliveries_are_counted_and_told(told: Told) -> None:
     told.tally.returned(0)
     assert told.lines.entries == []
