@@ -266,10 +266,12 @@ def get(operations: Any, key: bytes) -> None:
 
 def value_is(compares: Any, key: bytes, value: bytes | None) -> None:
     """Add the comparison that holds while the key has this value, or None: while it is absent."""
+    compare = compares.add()  # Its result is EQUAL unless it is set.
+    compare.key = key
     if value is None:  # etcd compares an absent key as revision 0, and with no value at all.
-        compares.add(key=key, mod_revision=0, result=Compare.EQUAL, target=Compare.MOD)
+        compare.mod_revision, compare.target = 0, Compare.MOD
     else:
-        compares.add(key=key, value=value, result=Compare.EQUAL, target=Compare.VALUE)
+        compare.value, compare.target = value, Compare.VALUE
 
 
 def prefix_end(prefix: bytes) -> bytes:

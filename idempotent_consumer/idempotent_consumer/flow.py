@@ -478,7 +478,7 @@ class Consumer:
 # The decision.
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Done:
     """The event is recorded, by the delivery with this token; ``record`` is somebody else's."""
 
@@ -486,19 +486,19 @@ class Done:
     record: Record | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Conflict:
     """Its id is recorded with another body, whose digest this is."""
 
     recorded: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Fail:
     """Nothing is recorded: its handler has raised, or is not called, since the process ends."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
     """Its claim has landed, with a value and under a lease."""
 
@@ -506,7 +506,7 @@ class Call:
     lease: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PublishEvents:
     """Its record holds events that may not all be published."""
 
@@ -515,24 +515,24 @@ class PublishEvents:
     token: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Again:
     """Ask again: the record has this value now, or is absent."""
 
     expect: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Wait:
     """Ask again later: another process has it in flight."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StartOver:
     """Handle the event again: its record has gone before its last step, or it is to be held."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Held:
     """It waits for its turn while its handler's circuit breaker is open."""
 
