@@ -174,7 +174,7 @@ class Consumer:
         except InvalidEvent as error:
             self._settler.invalid(delivery, one_line(error, named=False))
             return
-        except Exception as error:  # noqa: BLE001 - whatever a decoder of the service's own raises
+        except BaseException as error:  # noqa: BLE001 - whatever a decoder of the service's own raises
             self._settler.undecoded(delivery, error)
             return
         token = f"{self._own_tokens}{delivery.epoch.number}/{delivery.tag}"

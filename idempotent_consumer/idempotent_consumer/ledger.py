@@ -297,7 +297,6 @@ class EtcdLedger:
         """Never return: whoever waits for this etcd waits for good, so nothing is settled by it."""
         if not self.halted:
             self.halted = True
-            self._cache.clear()
             self._health.lacks("etcd", why)
             self._log.critical(
                 "etcd is not the one seen before: nothing is settled until this "

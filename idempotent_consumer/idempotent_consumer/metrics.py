@@ -102,11 +102,12 @@ class Metrics:
 
     def _resolve(self, client: statsd.StatsClient | None) -> statsd.StatsClient | None:
         host, port, prefix = self._address
-        with contextlib.suppress(OSError, UnicodeError):
-            found = statsd.StatsClient(host, port, prefix, maxudpsize=1432, ipv6=":" in host)
-            if client is not None:
-                client.close()
-            return found
+        for ipv6 in (False, True):  # Its client looks a name up as one or the other.
+            with contextlib.suppress(OSError, UnicodeError):
+                found = statsd.StatsClient(host, port, prefix, maxudpsize=1432, ipv6=ipv6)
+                if client is not None:
+                    client.close()
+                return found
         return client
 
 

@@ -98,7 +98,7 @@ class Settler:
         error = "another replica has begun it, and this one has no handler for its type"
         self._hold(delivery, {**event.about, "error": error})
 
-    def undecoded(self, delivery: Delivery, raised: Exception) -> None:
+    def undecoded(self, delivery: Delivery, raised: BaseException) -> None:
         """Hold a message that the service's own decoder fails on, for a version that reads it."""
         error = f"decode raised {in_full(raised)}: only InvalidEvent parks a message"
         self._hold(delivery, {"error": error, "exc_info": raised})

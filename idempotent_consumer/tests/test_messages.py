@@ -1,5 +1,6 @@
 """Headers, traces, decoders of a service's own and models: what a message brings, and takes on."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,10 @@ def out_of_stock(*_: object) -> None:
 
 def speechless(*_: object) -> None:
     raise Speechless
+
+
+def leaving(*_: object) -> None:
+    sys.exit("no")
 
 
 # Headers.
@@ -184,6 +189,7 @@ WRONG_EVENTS = [{"id": ""}, {"type": 7}, {"args": None}, {"args": {"a": object()
         lambda *_: {"id": "1"},
         out_of_stock,
         speechless,
+        leaving,
         *(lambda *_, wrong=wrong: ORDER_EVENT._replace(**wrong) for wrong in WRONG_EVENTS),
     ],
 )

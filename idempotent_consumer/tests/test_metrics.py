@@ -137,7 +137,9 @@ def test_a_server_that_is_not_there_holds_up_nobody(names: NameService, host: st
     metrics.close()
 
 
-@pytest.mark.parametrize("statsd", [(socket.AF_INET, "127.0.0.1")], indirect=True)
+@pytest.mark.parametrize(
+    "statsd", [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")], indirect=True
+)
 @pytest.mark.parametrize("answers", [True, False], ids=["no such name", "no answer"])
 def test_what_is_counted_before_the_name_resolves_holds_up_nobody_and_is_sent_once_it_does(
     statsd: Statsd, names: NameService, answers: bool
