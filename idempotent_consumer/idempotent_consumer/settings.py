@@ -79,7 +79,8 @@ def read_delays(texts: Sequence[str]) -> tuple[tuple[str, int], ...]:
 def _amqp_url(text: str) -> str:
     with suppress(ValueError):
         parts = urlsplit(text)
-        _ = parts.port  # It raises ValueError where it is none.
+        # Each raises ValueError where it is none.
+        _ = parts.port, (parts.hostname or "").encode("idna")
         # An "@" behind the host is a password's, with a "/", "?" or "#" in it.
         misplaced = "@" in parts.path + parts.query + parts.fragment
         if parts.scheme in ("amqp", "amqps") and parts.hostname and not misplaced:
@@ -93,7 +94,8 @@ def _amqp_url(text: str) -> str:
 def _endpoint(text: str) -> tuple[str, int]:
     with suppress(ValueError):
         parts = urlsplit(text if "://" in text else f"//{text}")
-        host, port = parts.hostname, 2379 if parts.port is None else parts.port
+        host, port = parts.hostname or "", 2379 if parts.port is None else parts.port
+        host.encode("idna")  # It raises ValueError where it can be no name.
         more = "@" in parts.netloc or parts.query or parts.fragment or parts.path.strip("/")
         if host and port and not more and parts.scheme in ("", "http", "https"):
             return host, port

@@ -59,10 +59,13 @@ TOO_MANY_DELAYS = ",".join(f"{n}s" for n in range(1, 102))
 
 WRONG = {
     "ENABLE_ETCD": ["ture", "2"],
-    "RABBITMQ_URL": ["localhost:5672", "http://h", "amqp://", "amqp://h:port/", "amqp://a,b", ","],
+    "RABBITMQ_URL": [
+        *("localhost:5672", "http://h", "amqp://", "amqp://h:port/", "amqp://a,b", ","),
+        *("amqp://a..b/", f"amqp://{'a' * 64}/"),
+    ],
     "ETCD_ENDPOINTS": [
         *("a:b", "a:99999", "a:1/path", "a:0", "ftp://a:1", "user@a:1", "a:1?x"),
-        *(":2379", "[::1", ",", "https://a:2379,https://b:2379", "HTTPS://a:2379"),
+        *(":2379", "[::1", ",", "https://a:2379,https://b:2379", "HTTPS://a:2379", "a..b:2379"),
     ],
     "ETCD_PASSWORD": ["\udcff"],
     "ETCD_CA_CERT": ["/no/such/file"],
