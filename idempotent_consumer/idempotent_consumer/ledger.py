@@ -11,11 +11,12 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from etcd3.etcdrpc import RangeRequest, TxnRequest
 from structlog.typing import FilteringBoundLogger
-from tenacity import AsyncRetrying, retry_if_exception
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from . import etcd, names, records
 from .cache import Cache, Follower
@@ -59,7 +60,7 @@ class EtcdLedger:
         self._claims = ClaimLease(self.ask, clock, longest_call_s, tasks)
         self._guard_key, self._incarnation = names.incarnation_key(service).encode(), b""
         self._prefix = names.record_prefix(service).encode()
-        self._failing: set[str] = set()
+        self._failing: set[object] = set()
         self.halted = False
         """Whether etcd has turned out to be another than at the start."""
         health.lacks("etcd", "not reached yet")
@@ -199,8 +200,8 @@ class EtcdLedger:
     async def _read(self, asks: Sequence[Ask]) -> list[Answer | None]:
         """Read the records of asks that have not applied, and judge the asks by them.
 
-        The key that tells a wiped etcd is read with them. Of those whose reply would be too large
-        only the first half is read.
+        The key that tells a wiped etcd is read with them. Where the reply would be too large they
+        are read by halves, up to the first that has answers: all of these come from one reply.
         """
         request = TxnRequest()
         for key in (self._guard_key, *(ask.key for ask in asks)):
@@ -211,7 +212,9 @@ class EtcdLedger:
             if len(asks) < 2:
                 raise
             half = len(asks) // 2
-            return [*await self._read(asks[:half]), *[None] * (len(asks) - half)]
+            first = await self._read(asks[:half])
+            left = asks[half:]
+            return [*first, *([None] * len(left) if any(first) else await self._read(left))]
         guard, *reads = (response.response_range.kvs for response in reply.responses)
         await self._check_guard(guard)
         answers: list[Answer | None] = []
@@ -239,12 +242,44 @@ class EtcdLedger:
             # Nearly every first attempt succeeds: only others are worth what tenacity costs.
             first = error
         unknown, wait = retry_if_exception(_is_unknown), commit_wait(self._system.random)
-        async for attempt in AsyncRetrying(retry=unknown, wait=wait):
-            with attempt:
-                if attempt.retry_state.attempt_number == 1:
-                    raise first
-                return await send()
-        raise AssertionError("it is tried until there is an outcome")
+        this = object()
+        recover = AsyncRetrying(retry=unknown, wait=wait, before_sleep=partial(self._fails, this))
+        try:
+            async for attempt in recover:
+                with attempt:
+                    if attempt.retry_state.attempt_number == 1:
+                        raise first
+                    reply = await send()
+        except EtcdError:
+            self._answers(this)
+            raise
+        self._answers(this)
+        return reply
+
+    def _fails(self, request: object, state: RetryCallState) -> None:
+        """Note that a request has failed, which will be sent again.
+
+        etcd is away until each of them has an answer: one that is full answers reads, and one that
+        refuses a large write takes the others.
+        """
+        error = state.outcome.exception() if state.outcome is not None else None
+        is_there = isinstance(error, EtcdError) and error.failure is Failure.LEASE_NOT_FOUND
+        if is_there or self.halted:
+            return
+        self._health.lacks("etcd", str(error))
+        if not self._failing:
+            self._log.warning(
+                "etcd does not answer: deliveries are held, and nothing is settled until it does",
+                error=str(error),
+            )
+        self._failing.add(request)
+
+    def _answers(self, request: object) -> None:
+        if request in self._failing:
+            self._failing.remove(request)
+            if not self._failing:
+                self._log.info("etcd answers again")
+                self._health.has("etcd")
 
     async def _call(self, method: str, request: Any) -> Any:
         """Send a request once. Raises EtcdError; never returns once etcd is not the same any more.
@@ -257,36 +292,21 @@ class EtcdLedger:
             await asyncio.Event().wait()
         # A lease's reply carries the revision of the member asked, which may lag behind another's.
         floor = self._client.revision if method in ("Txn", "Range") else 0
-        # A full etcd still answers reads, in transactions too: they say nothing of its writes.
-        what = "Range" if method == "Txn" and not request.compare else method
         try:
             reply = await self._client.call(method, request)
         except EtcdError as error:
-            if error.failure is Failure.TOO_LARGE and what != "Range":
+            is_read = method == "Range" or (method == "Txn" and not request.compare)
+            if error.failure is Failure.TOO_LARGE and not is_read:
                 # Not the reply is, but the request: a refusal like any other, tried again.
                 error.failure = Failure.UNKNOWN
-            is_there = error.failure in (Failure.LEASE_NOT_FOUND, Failure.TOO_LARGE)
-            if not is_there and not self.halted:
-                self._health.lacks("etcd", str(error))
-                if not self._failing:
-                    self._log.warning(
-                        "etcd does not answer: deliveries are held, and nothing is settled until "
-                        "it does",
-                        error=str(error),
-                    )
-                self._failing.add(what)
             raise
         revision = reply.header.revision
         if revision < floor or self.halted:
             await self._halt(
                 f"wiped, or restored from an older state: revision {revision}, {floor} seen before"
             )
-        if self._failing:
-            self._failing.discard(what)
-            if self._failing:  # It is back when nothing fails that failed before.
-                return reply
-            self._log.info("etcd answers again")
-        self._health.has("etcd")
+        if not self._failing:
+            self._health.has("etcd")
         return reply
 
     async def _check_guard(self, kvs: Any) -> None:

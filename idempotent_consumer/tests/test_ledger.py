@@ -78,8 +78,9 @@ def room_for_reads(number: int) -> Callable[[etcd.Call], etcd.Fate]:
 
 
 @pytest.mark.parametrize("kind", [Kind.RECORD, Kind.LOOK])
+@pytest.mark.parametrize("order", [1, -1], ids=["large first", "large last"])
 def test_large_records_are_read_in_several_replies(
-    replica: Replica, other: Replica, kind: Kind
+    replica: Replica, other: Replica, kind: Kind, order: int
 ) -> None:
     """Asking for all of them again would fail again, for ever."""
     events = [Publish("t", {"a": "x" * 100})]
@@ -88,7 +89,7 @@ def test_large_records_are_read_in_several_replies(
         ask.effects = check_effects(events, "order", Event("1", "new_order", {}))
     other.commit(*asks)
     replica.etcd.fate = room_for_reads(3)
-    replica.commit(*(replica.ask(str(n), kind) for n in range(25)))
+    replica.commit(*(replica.ask(str(n), kind) for n in range(25)[::order]))
     found = {answer.ask.key: answer.found for answer in replica.answers}
     assert len(found) == 25
     assert sum(record is not None and record.state == PUBLISHING for record in found.values()) == 20
@@ -107,6 +108,28 @@ def test_a_write_that_is_refused_as_too_large_is_held(replica: Replica) -> None:
     replica.wait()
     assert [answer.landed for answer in replica.answers] == [True]
     assert replica.health.missing == {}
+
+
+def test_while_one_write_is_refused_etcd_is_away_whatever_else_it_takes(replica: Replica) -> None:
+    def fate(call: etcd.Call) -> etcd.Fate:
+        refused = call.method == "Txn" and b"/large" in call.request.SerializeToString()
+        return etcd.refused("request is too large") if refused else etcd.FINE
+
+    replica.etcd.fate = fate
+    replica.commit(replica.ask("large"))
+    for number in range(20):
+        replica.commit(replica.ask(str(number)))
+        assert "too large" in replica.health.missing["etcd"]
+        replica.loop.advance(1)
+    assert [answer.landed for answer in replica.answers] == [True] * 20
+    replica.etcd.fate = lambda _: etcd.FINE
+    replica.wait()
+    assert replica.health.missing == {}
+    told = [line["event"] for line in replica.lines.entries if "answer" in line["event"]]
+    assert [event.partition(":")[0] for event in told] == [
+        "etcd does not answer",
+        "etcd answers again",
+    ]
 
 
 # Leases.
