@@ -105,7 +105,7 @@ class Settler:
 
     def _hold(self, delivery: Delivery, about: _Members) -> None:
         """Publish a retry that counts as no attempt."""
-        delay, _ = self._retry_delays[-1]
+        delay, _ = max(self._retry_delays, key=lambda each: each[1])
         self._retry(delivery, delay, {names.ATTEMPTS_HEADER: delivery.attempts}, about)
 
     def _retry(self, delivery: Delivery, delay: str, headers: _Members, about: _Members) -> None:
@@ -141,6 +141,7 @@ class Settler:
             confirmed = await sent
             self.forwarding -= 1
             if confirmed and not self._ledger.halted and delivery.settle():
+                self._tally.flush()  # In one line with many others its error would not be told.
                 self._tally.settled(outcome, about)
                 self._intake.flush()
                 self._tally.flush()

@@ -317,6 +317,17 @@ def test_what_etcd_refuses_again_and_again_holds_up_no_small_batch_and_no_line(
     assert order.counts() == {"received": 2, "processed": 2}
 
 
+def test_under_load_each_failure_has_a_line_of_its_own(order: Order) -> None:
+    order.etcd.fate = lambda _: answered_late(0.02)
+    for second in range(5):
+        for number in range(20):
+            if number == 10:
+                order.pure.fails = 1
+            order.deliver(*(body(f"{second}-{number}-{n}") for n in range(10)))
+            order.advance(0.01)
+    assert len(order.logged("it comes back later")) == 5
+
+
 def test_a_commit_that_is_sent_again_still_counts_as_one_in_flight(order: Order) -> None:
     order.world.start().deliver(body("0"))
     # It does not apply, is read, and what is left is sent again.
