@@ -51,7 +51,7 @@ class Message:
 
     @property
     def is_bare(self) -> bool:
-        """Whether it goes with its bare properties, behind all others: it may lose any channel."""
+        """Whether it goes with its bare properties."""
         return self.losses_alone >= _SUSPECT_AFTER_LOSSES
 
     def resolve(self, *, confirmed: bool) -> None:
@@ -179,8 +179,10 @@ class Publisher:
         self._deadline_s = asyncio.get_running_loop().time() + CONFIRM_TIMEOUT_S
 
     def _send_waiting(self) -> None:
-        """Send what waits, in its order but for what even alone has lost channels."""
-        waiting = sorted(self._waiting, key=lambda message: message.is_bare)
+        """Send what waits, in its order but for what even with bare properties lost channels."""
+        waiting = sorted(
+            self._waiting, key=lambda message: message.losses_alone > _SUSPECT_AFTER_LOSSES
+        )
         self._waiting = []
         for message in waiting:
             self._send(message)
@@ -201,10 +203,9 @@ class Publisher:
             self._send_waiting()
             await client.reply()  # There is none to come but the loss.
         finally:
-            alone = len(self._unconfirmed) == 1
             for message in self._unconfirmed.values():
                 message.losses += 1
-                message.losses_alone += alone
+                message.losses_alone += self._alone
             self._take_back()
 
     def _take_back(self) -> None:

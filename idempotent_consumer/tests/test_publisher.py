@@ -157,6 +157,33 @@ def test_a_message_that_the_broker_closes_connections_for_is_sent_bare(rabbit: S
     assert (line["log_level"], line["exchange"], line["routing_key"]) == ("warning", "", QUEUE)
 
 
+def test_connections_lost_with_a_message_alone_by_chance_say_little_of_it(rabbit: Sending) -> None:
+    """On a quiet service each message is alone, whatever the network does."""
+    rabbit.broker.confirms = False
+    rabbit.send()
+    for _ in range(5):
+        rabbit.lose_and_wait_s()
+    assert rabbit.sent == ["whole"] * 6
+    rabbit.lose_and_wait_s()
+    assert rabbit.sent == ["whole"] * 6 + ["bare"]
+
+
+def test_a_message_is_sent_bare_though_others_come_all_the_time(rabbit: Sending) -> None:
+    rabbit.broker.confirms = False
+    it = rabbit.send(body=b"it")
+    for _ in range(5):
+        rabbit.lose_and_wait_s()
+    rabbit.lose()
+    others = [rabbit.send(body=b"1")]
+    rabbit.next_attempt_s()
+    others.append(rabbit.send(body=b"2"))
+    assert (rabbit.bodies[-1], rabbit.sent[-1]) == (b"it", "bare"), "ahead of what came later"
+    for number in range(1, 4):
+        rabbit.channel.confirm(number)
+        rabbit.loop.run_until_idle()
+    assert outcomes([it, *others]) == [True] * 3
+
+
 def test_what_connections_are_always_closed_for_keeps_nothing_else_from_being_sent(
     rabbit: Sending,
 ) -> None:
