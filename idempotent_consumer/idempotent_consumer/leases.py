@@ -9,6 +9,8 @@ from typing import Any
 
 from etcd3.etcdrpc import LeaseGrantRequest, LeaseKeepAliveRequest
 
+from .etcd import CALL_TIMEOUT_S
+
 MIN_CLAIM_TTL_S = 15
 
 LONGEST_CALL_S = 3_000_000_000
@@ -71,7 +73,8 @@ class _Lease:
         # Where etcd is slow a short one would always come too late to be of use.
         late_s = self._clock() + self._least_s - self._lease[1]
         if late_s >= 0:
-            self._ttl_s += math.ceil(late_s) + 1
+            # What is later than etcd can be was suspended meanwhile, or blocked.
+            self._ttl_s += math.ceil(min(late_s, CALL_TIMEOUT_S)) + 1
 
     async def _send(self, method: str, request: Any) -> tuple[int, float]:
         """Return a lease and when it ends: counted from the sending, it began later."""

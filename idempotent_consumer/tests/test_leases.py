@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from fakes.events import body
+from fakes.events import Claimed, body
 from fakes.ledger import Replica
 from fakes.world import World
 from idempotent_consumer.etcd import CALL_TIMEOUT_S
@@ -120,6 +120,20 @@ def test_a_lease_from_before_the_machine_was_suspended_is_not_used() -> None:
         order.deliver(body("2"))
         ends_s = world.store.leases[world.store.get("/service/order/2").lease]
         assert ends_s >= world.elapsed_s() + Settings().dedup_window_s
+
+
+def test_a_claims_lease_does_not_grow_by_the_time_that_the_machine_was_suspended() -> None:
+    """Else what a process leaves behind that dies later would be called hours later."""
+    with World() as world:
+        order = world.start(Claimed(waits=True))
+        order.etcd.script("LeaseGrant", etcd.answered_late(1.0))
+        order.deliver(body("1"))
+        world.suspend(8 * 3600)
+        order.advance(3)
+        assert order.claimed.calls == ["1"]
+        first, *others = [request.TTL for request in order.etcd.sent("LeaseGrant")]
+        assert all(first < ttl_s <= first + CALL_TIMEOUT_S + 1 for ttl_s in others)
+        assert others
 
 
 # The claims.
