@@ -202,7 +202,7 @@ def test_a_status_counts_whatever_becomes_of_the_body(
         receiver.head = b"HTTP/1.0 %d .\r\nContent-Length: 9\r\n\r\n" % status
         receiver.drips = 2
     with pytest.raises(Reject) if status == 400 else contextlib.nullcontext():
-        call()
+        call(timeout_s=0.5)  # Less than a body is given at the most.
     assert breaks_off or receiver.hung_up.wait(10), "the connection is still open"
 
 
