@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -329,6 +329,8 @@ class Consumer:
                 case PublishEvents():
                     ask = await self._publish(flight, action)
                 case StartOver():
+                    with suppress(Exception):  # As it came: its handler may have changed its args.
+                        flight.event = flight.deliveries[0].event(self._decoder)
                     flight.published, flight.failed, flight.held = False, None, False
                     claimed = flight.handler.claimed
                     ask = flight.ask(Kind.CLAIM) if claimed else self._handle(flight)

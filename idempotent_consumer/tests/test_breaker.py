@@ -70,6 +70,25 @@ def receiver(world: World) -> Receiver:
     return Receiver(world)
 
 
+def test_what_a_handler_does_to_its_args_is_gone_at_the_next_call(
+    receiver: Receiver, world: World
+) -> None:
+    """After a retry it comes as it was sent, and what the breaker has held as well."""
+    paid = list[int]()
+
+    async def pay(event: Event, _timeout_s: float) -> None:
+        event.args["n"] *= 100
+        paid.append(event.args["n"])
+        await receiver.call(event, _timeout_s)
+
+    settings = replace(SETTINGS, breaker_failures=1)
+    process = world.start(Handler(pay, 5.0), settings=settings)
+    process.deliver(body("1", n=1))
+    receiver.down = None
+    process.advance(FIRST_PROBE_S)
+    assert paid == [100, 100]
+
+
 def test_it_opens_after_so_many_failures_in_a_row(receiver: Receiver) -> None:
     process = receiver.start()
     process.deliver(body("1"))
