@@ -411,7 +411,7 @@ def with_headers(
 
 # Forwarding: what a message carries when it is sent on to another queue.
 
-_MAX_HEADER_BYTES = 64 * 1024
+_MAX_HEADER_BYTES = 128 * 1024 - 64  # One frame, as RabbitMQ takes them by default.
 
 _CHANGES = {"delivery_mode": 2, "expiration": None, "user_id": None, "cluster_id": None}
 """An expiration would end the wait, or the dead letter, early. The broker checks a user_id against

@@ -79,7 +79,7 @@ def decode_by(decoder: Decoder, body: bytes, properties: Properties) -> Event:
         return event._replace(digest=_digest(event.id, event.type, event.args))
     except InvalidEvent as error:
         # Only what a decoder has made itself can be of another type than JSON's.
-        if "serializable" in str(error):
+        if "serializable" in str(error) or "key must be str" in str(error):
             raise TypeError(str(error)) from None
         raise
 

@@ -146,7 +146,7 @@ class Service:
         if not 0 < timeout_s <= LONGEST_CALL_S:
             most = f"at most {LONGEST_CALL_S:,}"
             raise ValueError(f"timeout_s is {timeout_s}: write seconds, more than 0 and {most}")
-        if at_once is not None and not at_once >= 1:
+        if at_once is not None and not (isinstance(at_once, int) and at_once >= 1):
             raise ValueError(f"at_once is {at_once}: write a whole number from 1")
         own = {"timeout_s": timeout_s, "at_once": at_once, "retry_delays": _delays(retry_delays)}
         return self._registering(event_type, model=model, **own)
@@ -183,8 +183,8 @@ class Service:
 
 
 def _delays(texts: Sequence[str] | None) -> tuple[tuple[str, int], ...] | None:
-    """Read a handler's retry delays. Raises ValueError, or TypeError for a single text."""
-    if isinstance(texts, str):
+    """Read a handler's retry delays. Raises ValueError, or TypeError for what is no list of texts."""
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts or ()):
         raise TypeError(f'retry_delays is {texts!r}: write a list, as in ["1s", "1m"]')
     try:
         return None if texts is None else read_delays(texts)

@@ -75,8 +75,8 @@ OURS: dict[str, object] = {"x-reason": "invalid", "x-error": "not JSON"}
         pika.BasicProperties(headers={"x": object()}),
         pika.BasicProperties(headers={"x" * 256: "name too long"}),
         pika.BasicProperties(headers={"x": 2**70}),
-        pika.BasicProperties(headers={"x": "a" * 70_000}),
-        pika.BasicProperties(headers={f"x{n}": "a" * 100 for n in range(1000)}),
+        pika.BasicProperties(headers={"x": "a" * 131_000}),
+        pika.BasicProperties(headers={f"x{n}": "a" * 100 for n in range(1500)}),
         pika.BasicProperties(content_type="a" * 300),
         pika.BasicProperties(headers={"x": {"y": [object()]}}),
     ],
@@ -88,6 +88,13 @@ def test_what_does_not_fit_a_frame_gives_way_to_our_headers(
     sent = forwarded_properties(properties, OURS)
     assert sent.headers == OURS
     assert sum(map(len, sent.encode())) < 64 * 1024
+
+
+def test_what_fits_a_frame_is_sent_on() -> None:
+    headers = {"x": "a" * 130_000}
+    assert (
+        forwarded_properties(pika.BasicProperties(headers=headers), OURS).headers == headers | OURS
+    )
 
 
 NO_ATTEMPTS: list[Any] = [None, {}, {"X-Attempts": 5}]

@@ -179,7 +179,13 @@ def test_a_decoder_makes_the_event() -> None:
     ]
 
 
-WRONG_EVENTS = [{"id": ""}, {"type": 7}, {"args": None}, {"args": {"a": object()}}]
+WRONG_EVENTS = [
+    {"id": ""},
+    {"type": 7},
+    {"args": None},
+    {"args": {"a": object()}},
+    {"args": {1: 2}},
+]
 
 
 @pytest.mark.parametrize(

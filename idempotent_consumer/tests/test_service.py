@@ -115,6 +115,8 @@ def takes_a_keyword(_event: Event, *, limit: int) -> None: ...
         *(({"timeout_s": no_time}, call, "timeout_s") for no_time in (0, -1.0, math.inf, math.nan)),
         ({"timeout_s": 3_000_000_001}, call, "more than 0 and at most 3,000,000,000"),
         ({"timeout_s": 5, "at_once": 0}, call, "at_once is 0: write a whole number from 1"),
+        ({"timeout_s": 5, "at_once": 2.5}, call, "at_once is 2.5: write a whole number from 1"),
+        ({"timeout_s": 5, "retry_delays": [1, 60]}, call, "retry_delays is [1, 60]: write a list"),
         ({"timeout_s": 5, "retry_delays": ["soon"]}, call, "write a whole number and a unit"),
         ({"timeout_s": 5, "retry_delays": "1s"}, call, "retry_delays is '1s': write a list"),
         ({}, takes_two, "_order: object) -> None cannot be called with (event): missing a"),
