@@ -183,7 +183,7 @@ class Service:
 
 
 def _delays(texts: Sequence[str] | None) -> tuple[tuple[str, int], ...] | None:
-    """Read a handler's retry delays. Raises ValueError, or TypeError for what is no list of texts."""
+    """Read a handler's retry delays. Raises ValueError, or TypeError for no list of texts."""
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts or ()):
         raise TypeError(f'retry_delays is {texts!r}: write a list, as in ["1s", "1m"]')
     try:
