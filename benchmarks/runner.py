@@ -31,7 +31,7 @@ from idempotent_consumer.bus import Topology, prefetch
 from servers.broker import Broker
 from servers.counters import StatsdListener
 from servers.etcd import EtcdClient, record_prefix
-from servers.processes import run_tool
+from servers.processes import cpu_s, run_tool
 from servers.servers import Servers, start_servers
 from servers.services import Service, run_service
 from servers.web import fetch_json, open_json
@@ -42,7 +42,6 @@ from .report import Mark, Table
 LOST_AFTER_S = 60.0
 _LOOK_EVERY_S, _STALLED_LOOKS = 0.01, 3_000
 _ANSWER_S = 60.0  # etcd takes a while to delete a million records, or to compact them.
-TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 # -P: modules are found where they are installed, whatever lies in the working directory.
 _PYTHON = (sys.executable, "-P", "-m")
 _PACKAGES = ("pika", "cslab-etcd3", "grpcio", "protobuf", "orjson")
@@ -285,9 +284,3 @@ def rate(
     done = first.ready - last.ready
     cpu_us = (last.cpu_s - first.cpu_s) / done * 1e6
     return {"events/s": done / (last.at_s - first.at_s), "CPU µs an event": cpu_us}
-
-
-def cpu_s(pid: int) -> float:
-    """Return the CPU time of a process with all its threads (proc(5), fields utime and stime)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:13])) / TICKS_A_SECOND

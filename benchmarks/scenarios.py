@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from chaos.checks import becomes, says
+from servers.processes import TICKS_A_SECOND, cpu_s
 from servers.wait import eventually
 
 from . import runner
@@ -229,7 +230,7 @@ def _work_off(site: Site, number: int, cost_ms: int, events: int) -> Figures:
         site.publish(subject.queue, new_events(events))
 
         def used() -> list[float]:
-            return [time.monotonic(), _busy_s(), *(runner.cpu_s(each.pid) for each in running)]
+            return [time.monotonic(), _busy_s(), *(cpu_s(each.pid) for each in running)]
 
         before = used()
         for replica in running:
@@ -249,7 +250,7 @@ def _work_off(site: Site, number: int, cost_ms: int, events: int) -> Figures:
 def _busy_s() -> float:
     """Return the processor time that was not idle on any core since the start (proc_stat(5))."""
     user, nice, system, _idle, _waiting, *others = Path("/proc/stat").read_text().split()[1:9]
-    return sum(map(int, (user, nice, system, *others))) / runner.TICKS_A_SECOND
+    return sum(map(int, (user, nice, system, *others))) / TICKS_A_SECOND
 
 
 # How long an event takes until its record is there.

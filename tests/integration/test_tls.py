@@ -5,7 +5,6 @@ and read. The certificates are made by OpenSSL's command: an authority for one t
 signs.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,9 +17,8 @@ from chaos.hosts import Hosts
 from chaos.load import ids, orders, repeated
 from chaos.outages import alarm
 from chaos.rig import Rig
-from servers.processes import free_port, run_tool
+from servers.processes import cpu_s, free_port, run_tool
 from servers.servers import Etcd, RabbitMQ, Servers, booted, image
-from servers.services import Service
 from servers.wait import eventually
 
 pytestmark = pytest.mark.usefixtures("docker")
@@ -175,17 +173,11 @@ def test_what_is_wrong_is_said_and_waited_for(
         assert "\n" not in reason
 
     eventually(explained, also=(OSError,))
-    before_s = _processor_s(service)
+    before_s = cpu_s(service.pid)
     throughout(_WATCHED_S, explained)
-    assert _processor_s(service) - before_s < _WATCHED_S / 4, "a busy loop"
+    assert cpu_s(service.pid) - before_s < _WATCHED_S / 4, "a busy loop"
     assert rig.broker.depth("order") == (len(events), 0)
     assert len(lines(service, "no connection to RabbitMQ")) < 5 * _WATCHED_S
-
-
-def _processor_s(service: Service) -> float:
-    """Return how long a process has run on any processor (proc_pid_stat(5), utime and stime)."""
-    fields = Path(f"/proc/{service.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_no_more_is_read_over_tls_while_too_much_is_in_flight(rig: Rig) -> None:

@@ -53,6 +53,9 @@ _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 
 _taken: set[int] = set()
 
+TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+"""What the kernel counts CPU time in."""
+
 
 class ServersUnavailableError(Exception):
     """There are no servers to be had; the message is one line that says what to do about it."""
@@ -185,6 +188,12 @@ def resident_bytes(pid: int, which: Literal["VmRSS", "VmHWM"] = "VmRSS") -> int:
     if found is None:
         raise ProcessLookupError(f"process {pid} has no resident size: it has ended")
     return 1024 * int(found[1])
+
+
+def cpu_s(pid: int) -> float:
+    """Return a process's CPU time with all its threads (proc_pid_stat(5), utime and stime)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / TICKS_A_SECOND
 
 
 def run_tool(
