@@ -8,74 +8,86 @@ is no figure.
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, NamedTuple
 
 from etcd3 import Etcd3Exception
 
 from servers.processes import CommandFailedError, ServersUnavailableError
 
-from . import history, pictures, report, scenarios
-from .report import Mark, Report, Table
-from .runner import SCENARIOS, Site, say
+from . import history, scenarios
+from .pictures import draw
+from .report import Mark, Report, compare, marks, medians, page
+from .runner import Site, say
 
 RESULTS = Path(__file__).parent / "results"
-_CHECKED = ("consuming", "calls", "publishing", "idle")
-_GROUPS = {"bench": ((*_CHECKED, "batches", "latency"), 5), "check": (_CHECKED, 3)}
-"""The scenarios of each, and how many rounds unless told otherwise."""
-_ABOUT = {
-    "bench": f"{', '.join(_CHECKED)}, batches and latency, with pictures, and the ratios for check",
-    "check": f"{', '.join(_CHECKED)}, to compare their ratios with those of the last bench; the "
-    "exit code is 1 if one is gone or has fallen by more than a fifth, and 2 if there are none",
-    **{name: scenario.about for name, scenario in SCENARIOS.items()},
-}
-_PICTURES = {
-    "Batch size": ("throughput.svg", pictures.throughput),
-    "Latency by load": ("latency.svg", pictures.latency),
-}
 _NO_FIGURE = (ServersUnavailableError, CommandFailedError, Etcd3Exception, AssertionError, OSError)
+
+
+class Scenario(NamedTuple):
+    """What scenarios.toml has under a name."""
+
+    about: str
+    measure: str = ""
+    headings: Sequence[str] = ()
+    marks: Sequence[Mapping[str, Any]] = ()
+    pictures: Mapping[str, Mapping[str, Any]] = {}
+    parts: Sequence[str] = ()
+    rounds: int = 5
+    events: int = 40_000
+    # A name: a machine without Docker has not all that the cluster needs.
+    servers: str = "servers.servers:start_servers"
+    servers_options: Mapping[str, Any] = {}
+
+
+SCENARIOS = {
+    name: Scenario(**{**entry, "about": " ".join(entry["about"].split())})
+    for name, entry in tomllib.loads(Path(__file__).with_name("scenarios.toml").read_text()).items()
+}
 
 
 def measure(options: argparse.Namespace) -> Report:
     """Run the scenarios that were asked for, on one pair of servers."""
-    names, rounds = _GROUPS.get(options.what, ((options.what,), None))
-    chosen = [SCENARIOS[name] for name in names]
-    options.rounds = options.rounds or rounds or chosen[0].rounds
-    options.events = options.events or chosen[0].events
-    with chosen[0].servers() as servers, closing(Site(servers)) as site:
+    asked = SCENARIOS[options.what]
+    options.rounds = options.rounds or asked.rounds
+    options.events = options.events or asked.events
+    servers = resolve_name(asked.servers)(**asked.servers_options)
+    with servers as started, closing(Site(started)) as site:
         found = Report(site.machine(), options.rounds, options.events, {})
-        for scenario in chosen:
-            say(f"{scenario.headings[0]}:")
-            tables = scenario.measure(site, options)
-            found.tables.update(zip(scenario.headings, tables, strict=True))
+        for each in map(SCENARIOS.__getitem__, asked.parts or [options.what]):
+            say(f"{each.headings[0]}:")
+            tables = resolve_name(f"benchmarks.{each.measure}")(site, options)
+            found.tables.update(zip(each.headings, tables, strict=True))
     return found
 
 
-def marks_of(found: Report) -> list[tuple[Mark, Table]]:
-    """Return the marks of what was measured, each with its table."""
+def marks_of(found: Report) -> list[Mark]:
+    """Return the marks of what was measured."""
     return [
-        (mark, found.tables[each.headings[-1]])
+        mark
         for each in SCENARIOS.values()
-        if each.headings[-1] in found.tables
-        for mark in each.marks
+        for entry in each.marks
+        if (table := found.tables.get(each.headings[-1]))
+        for mark in marks(table, **entry)
     ]
 
 
 def show(what: str, kept: Path) -> int:
     """Print the page of what was kept, write it with the pictures, and return the exit code."""
     found = Report(**json.loads(kept.read_text()))
-    marks = marks_of(found)
-    notes = {each.headings[0]: each.about for each in SCENARIOS.values()}
-    text = report.page(f"Measured by `python -m benchmarks {what}`", found, marks, notes)
+    watched = marks_of(found)
+    shown = [each for each in SCENARIOS.values() if {*each.headings} & {*found.tables}]
+    notes = {each.headings[0]: each.about for each in shown}
+    text = page(f"Measured by `python -m benchmarks {what}`", found, watched, notes)
     kept.with_suffix(".md").write_text(f"{text}\n")
-    for heading, (name, draw) in _PICTURES.items():
-        if heading in found.tables:
-            kept.with_name(name).write_text(draw(found.tables[heading]))
-    if what == "bench":
-        ratios = report.medians(marks)
-        kept.with_name("ratios.json").write_text(json.dumps(ratios, indent=1) + "\n")
-    judged = {mark.name: mark.met(table) for mark, table in marks if mark.target}
+    for each in shown:
+        for name, picture in each.pictures.items():
+            kept.with_name(name).write_text(draw(found.tables[each.headings[-1]], **picture))
+    judged = {mark.name: mark.met for mark in watched if mark.target}
     missed = [f"MISSED: {name}" for name, met in judged.items() if met is False]
     met = f"{list(judged.values()).count(True)} of {len(judged)} marks are met."
     print(text, "", *missed, *([met] if judged else []), sep="\n")
@@ -83,10 +95,10 @@ def show(what: str, kept: Path) -> int:
 
 
 def check(options: argparse.Namespace) -> int:
-    """Compare the ratios with those that are kept, and return the exit code."""
+    """Compare the ratios with those of the last bench, and return the exit code."""
     try:
-        kept = json.loads((RESULTS / "ratios.json").read_text())
-        compared = report.compare(kept, report.medians(marks_of(measure(options))))
+        kept = Report(**json.loads((RESULTS / "table.json").read_text()))
+        compared = compare(*(medians(marks_of(each)) for each in (kept, measure(options))))
     except (ValueError, *_NO_FIGURE) as error:
         say(f"bench-check: {error}")
         return 2
@@ -108,8 +120,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     epilog = f"A quick look at one: calls --rounds 1 --events {least} --to /tmp/calls"
     parser = argparse.ArgumentParser("python -m benchmarks", None, __doc__, epilog)
     commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
-    for name, about in _ABOUT.items():
-        commands.add_parser(name, help=about, description=about, parents=[common])
+    for name, each in SCENARIOS.items():
+        commands.add_parser(name, help=each.about, description=each.about, parents=[common])
     options = parser.parse_args(arguments)
     if (options.rounds or 1) < 1 or (options.events or least) < least:
         parser.error(f"a round and {least} events at least, or there is no figure")

@@ -1,4 +1,4 @@
-"""The pictures of a run, in SVG: throughput by batch size, and latency by load."""
+"""Draws lines as an SVG picture: a figure by what the names of its rows end with, a number."""
 
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -7,7 +7,6 @@ from math import ceil, log10
 from statistics import median
 
 from .report import Table
-from .scenarios import CEILING, PER_MILLE, SWEEP
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 700, 80, 390
 _COLORS = ("#0b62a4", "#d9730d", "#b3261e")
@@ -19,69 +18,39 @@ _START = """\
 _ROUND_NUMBERS = [digit * 10.0**decade for decade, digit in product(range(-3, 9), (1, 2, 5))]
 
 Scale = Callable[[float], float]
-Lines = Mapping[str, Mapping[int, Sequence[float]]]
-"""Figures by the label of their line and their place on the x axis."""
 
 
-def throughput(table: Table) -> str:
-    """Draw the events recorded per second, by batch size, below the ceiling."""
-    ceiling = table[CEILING.name]["events/s"]
-    lines = {
-        effects: {size: table[subjects[n].name]["events/s"] for size, subjects in SWEEP.items()}
-        for n, effects in enumerate(("no effect", "one effect"))
-    }
-    step = next(tick for tick in _ROUND_NUMBERS if 1.1 * max(ceiling) / tick <= 8)
-    return _draw(
-        "Events recorded per second, by batch size",
-        "most events in one transaction (BATCH_SIZE)",
-        {size: str(size) for size in SWEEP},
-        [step * number for number in range(ceil(1.1 * max(ceiling) / step) + 1)],
-        {**lines, "RabbitMQ and pika alone (the ceiling)": dict.fromkeys(SWEEP, ceiling)},
-    )
-
-
-def latency(table: Table) -> str:
-    """Draw the milliseconds from due to recorded, by load, on a logarithmic axis."""
-    loads = {int(row.replace(",", "")): cells for row, cells in table.items()}
-    lines = {name: {at: row[f"{name}, ms"] for at, row in loads.items()} for name in PER_MILLE}
-    shown = [ms for line in lines.values() for values in line.values() for ms in values] or [1]
-    first = max(n for n, tick in enumerate(_ROUND_NUMBERS) if tick <= min(shown))
-    last = next(n for n, tick in enumerate(_ROUND_NUMBERS) if tick > max(shown))
-    return _draw(
-        "Milliseconds from due to recorded in etcd, by load",
-        "events per second, at a steady rate",
-        {at: f"{at:,}" + ("" if ms else "\n(not reached)") for at, ms in lines["p50"].items()},
-        _ROUND_NUMBERS[first - first % 3 : last + 1],
-        lines,
-        log10,
-    )
-
-
-def _draw(
+def draw(
+    table: Table,
     title: str,
     x_label: str,
-    xs: Mapping[int, str],
-    ticks: Sequence[float],
-    lines: Lines,
-    y_scale: Scale = float,
+    lines: Mapping[str, tuple[str, str]],
+    logarithmic: bool = False,
 ) -> str:
-    """Draw lines over a logarithmic x axis, with its labels by value; the y axis is from `ticks`.
+    """Draw lines over a logarithmic x axis; `lines` has rows and column by label.
 
     A line goes through the medians; whiskers reach from the least to the greatest.
     """
+    figures = {label: _by_place(table, *line) for label, line in lines.items()}
+    places = next(iter(figures.values()))
+    shown = [each for line in figures.values() for values in line.values() for each in values]
+    ticks = _ticks(shown or [1], logarithmic)
+    xs = [int(place.replace(",", "")) for place in places]
     x_of = _place((_LEFT + 30, _RIGHT - 30), (min(xs), max(xs)), log10)
-    y_of = _place((_BOTTOM, _TOP), (ticks[0], ticks[-1]), y_scale)
+    y_of = _place((_BOTTOM, _TOP), (ticks[0], ticks[-1]), log10 if logarithmic else float)
     parts = [_START, f'<text x="16" y="30" style="font-size:19px">{escape(title)}</text>']
     for tick in ticks:
         label = _text(_LEFT - 8, y_of(tick) + 5, f"{tick:,g}", "end")
         parts.append(f'<path d="M{_LEFT} {y_of(tick)}H{_RIGHT}" class="grid"/>{label}')
-    for x, label in xs.items():
-        below = enumerate(label.splitlines())
+    for x, (place, values) in zip(xs, places.items(), strict=True):
+        below = enumerate([place] if values else [place, "(not reached)"])
         parts.append("".join(_text(x_of(x), _BOTTOM + 22 + 18 * n, line) for n, line in below))
     parts.append(_text((_LEFT + _RIGHT) / 2, 448, x_label))
     legend_x = float(_LEFT)
-    for color, (label, points) in zip(_COLORS, lines.items(), strict=True):
-        found = [(x_of(x), *map(y_of, (median(v), min(v), max(v)))) for x, v in points.items() if v]
+    for color, (label, line) in zip(_COLORS, figures.items(), strict=True):
+        # A row whose name is no more than the line's holds at each place.
+        points = zip(xs, (line.get(place, line.get("", [])) for place in places), strict=True)
+        found = [(x_of(x), *map(y_of, (median(v), min(v), max(v)))) for x, v in points if v]
         if found:
             circles = [(x, y) for x, y, _, _ in found] + [(legend_x + 8, _TOP - 25)]
             path = "L".join(f"{x} {y}" for x, y, _, _ in found)
@@ -94,6 +63,24 @@ def _draw(
             )
         legend_x += 50 + 8 * len(label)
     return "\n".join([*parts, "</svg>\n"])
+
+
+def _by_place(table: Table, rows: str, column: str) -> dict[str, list[float]]:
+    """Return the figures of the rows whose name begins so, by the rest of it."""
+    return {
+        name.removeprefix(rows): row[column] for name, row in table.items() if name.startswith(rows)
+    }
+
+
+def _ticks(shown: Sequence[float], logarithmic: bool) -> list[float]:
+    """Return the y axis: round numbers around what is shown, or at most nine from 0 on."""
+    if logarithmic:
+        first = max(n for n, tick in enumerate(_ROUND_NUMBERS) if tick <= min(shown))
+        last = next(n for n, tick in enumerate(_ROUND_NUMBERS) if tick > max(shown))
+        return _ROUND_NUMBERS[first - first % 3 : last + 1]
+    end = 1.1 * max(shown)
+    step = next(tick for tick in _ROUND_NUMBERS if end / tick <= 8)
+    return [step * number for number in range(ceil(end / step) + 1)]
 
 
 def _place(at: tuple[int, int], ends: tuple[float, float], scale: Scale) -> Scale:

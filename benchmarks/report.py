@@ -3,9 +3,10 @@
 A figure is a list with one value a round, and empty where there is none.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Table = dict[str, dict[str, list[float]]]
 """Figures by row and column."""
@@ -23,37 +24,40 @@ class Report(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A figure to watch: a cell of a table, over that of a reference row if one is named.
-
-    Round by round: a machine that is slower for a minute is so for both. The median of such ratios
-    is not the ratio of the medians. An empty `row` is the last. It is judged where it has a
-    `target`, "at least" or "at most" so much. What is `kept` is compared with later runs, and more
-    of it is better.
-    """
+    """A figure to watch, as scenarios.toml describes them; without a target it is not judged."""
 
     name: str
-    row: str
-    column: str
-    reference: str = ""
+    values: list[float]
     target: str = ""
-    kept: bool = False
+    kept: bool = True
 
-    def values(self, table: Table) -> list[float]:
-        """Return the figure."""
-        values = table[self.row or list(table)[-1]][self.column]
-        return ratio(values, table[self.reference][self.column]) if self.reference else values
-
-    def met(self, table: Table) -> bool | None:
-        """Return whether the median is within the target; None without one, or without a figure."""
-        if not self.target or not (values := self.values(table)):
+    @property
+    def met(self) -> bool | None:
+        """Whether the median is within the target; None without one, or without a figure."""
+        if not self.target or not self.values:
             return None
         bound, limit = self.target.rsplit(maxsplit=1)
-        over = median(values) - float(limit)
+        over = median(self.values) - float(limit)
         return over >= 0 if bound == "at least" else over <= 0
 
 
-Marks = Sequence[tuple[Mark, Table]]
-"""Marks, each with the table that it is of."""
+def marks(
+    table: Table,
+    column: str = "events/s",
+    name: str = "{column}",
+    rows: str = "",
+    over: str = "",
+    **more: Any,
+) -> Iterator[Mark]:
+    """Yield the marks of a table that one of scenarios.toml stands for.
+
+    A ratio is taken round by round: a machine that is slower for a minute is so for both. The
+    median of such ratios is not the ratio of the medians.
+    """
+    for row in fnmatch.filter(table, rows) if rows else list(table)[-1:]:
+        values = table[row][column]
+        figure = ratio(values, table[over][column]) if over else values
+        yield Mark(name.format(row=row, column=column), figure, **more)
 
 
 def ratio(values: Sequence[float], references: Sequence[float]) -> list[float]:
@@ -61,30 +65,30 @@ def ratio(values: Sequence[float], references: Sequence[float]) -> list[float]:
     return [value / reference for value, reference in zip(values, references, strict=True)]
 
 
-def medians(marks: Marks) -> dict[str, float]:
+def medians(found: Iterable[Mark]) -> dict[str, float]:
     """Return what of the marks is kept."""
-    return {mark.name: round(median(mark.values(table)), 4) for mark, table in marks if mark.kept}
+    return {mark.name: median(mark.values) for mark in found if mark.kept}
 
 
 def compare(kept: Mapping[str, float], now: Mapping[str, float]) -> Iterator[tuple[bool, str]]:
     """Yield for each ratio whether it has neither fallen nor got lost, and a line that says so."""
-    for name, was in kept.items():
+    for name in {**kept, **now}:
         if name not in now:
-            yield False, f"MISSING  {name}: kept {was:.3f}, not measured now"
+            yield False, f"MISSING  {name}: kept {kept[name]:.3f}, not measured now"
+        elif name not in kept:
+            yield True, f"new      {name}: {now[name]:.3f}, not kept yet: make bench keeps it"
         else:
-            passes = now[name] >= (1 - _ALLOWED_FALL) * was
-            told = f"kept {was:.3f}, now {now[name]:.3f} ({100 * (now[name] / was - 1):+.0f} %)"
+            change = now[name] / kept[name] - 1
+            told = f"kept {kept[name]:.3f}, now {now[name]:.3f} ({100 * change:+.0f} %)"
+            passes = change >= -_ALLOWED_FALL
             yield passes, f"{'ok  ' if passes else 'FELL'}     {name}: {told}"
-    for name in (name for name in now if name not in kept):
-        yield True, f"new      {name}: {now[name]:.3f}, not kept yet: make bench keeps it"
 
 
-def page(title: str, report: Report, marks: Marks, notes: Mapping[str, str]) -> str:
+def page(title: str, report: Report, watched: Sequence[Mark], notes: Mapping[str, str]) -> str:
     """Return the marks and all tables, each with its note below its heading."""
     met = {True: "yes", False: "NO", None: _NONE}
     judged = [
-        [mark.name, _figure(mark.values(table)), mark.target or _NONE, met[mark.met(table)]]
-        for mark, table in marks
+        [mark.name, _figure(mark.values), mark.target or _NONE, met[mark.met]] for mark in watched
     ]
     events = f", of {report.events:,} events (slow consumers get fewer)" if report.events else ""
     how_to_read = (

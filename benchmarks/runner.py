@@ -13,15 +13,13 @@ import queue
 import re
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import etcd3
 
@@ -32,12 +30,11 @@ from servers.broker import Broker
 from servers.counters import StatsdListener
 from servers.etcd import EtcdClient, record_prefix
 from servers.processes import cpu_s, run_tool
-from servers.servers import Servers, start_servers
+from servers.servers import Servers
 from servers.services import Service, run_service
 from servers.web import fetch_json, open_json
 
 from .programs import firehose
-from .report import Mark, Table
 
 LOST_AFTER_S = 60.0
 _LOOK_EVERY_S, _STALLED_LOOKS = 0.01, 3_000
@@ -196,29 +193,6 @@ def say(text: str) -> None:
     """Tell whoever waits how far it is."""
     print(text, file=sys.stderr, flush=True)
 
-
-@dataclass
-class Scenario:
-    """Makes a function a scenario, which measures with the options of the command line.
-
-    It returns a table for each heading. Its docstring stands below the first; the marks are of the
-    last.
-    """
-
-    headings: tuple[str, ...]
-    marks: Sequence[Mark] = ()
-    rounds: int = 5
-    events: int = 40_000
-    servers: Callable[[], AbstractContextManager[Servers]] = start_servers
-
-    def __call__(self, measure: Callable[[Site, Namespace], list[Table]]) -> Self:
-        """Take the function, and be found by its name."""
-        self.measure, self.about = measure, " ".join((measure.__doc__ or "").split())
-        SCENARIOS[measure.__name__] = self
-        return self
-
-
-SCENARIOS: dict[str, Scenario] = {}
 
 Figures = dict[str, dict[str, Any]]
 """What was measured once, by row and column."""

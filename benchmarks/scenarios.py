@@ -7,11 +7,9 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from chaos.checks import becomes, says
 from servers.processes import TICKS_A_SECOND, cpu_s
@@ -19,8 +17,8 @@ from servers.wait import eventually
 
 from . import runner
 from .programs import PERSISTENT, new_events
-from .report import Mark, Table, ratio
-from .runner import BARE, LOST_AFTER_S, RECORDS, Figures, Scenario, Site, Subject, service
+from .report import Table, ratio
+from .runner import BARE, LOST_AFTER_S, RECORDS, Figures, Site, Subject, service
 
 CEILING = Subject("ceiling: pika alone", "ceiling", {"PREFETCH": str(BARE.prefetch)})
 # One event is in flight at a time: a larger prefetch would only fill the outer tenths.
@@ -34,15 +32,6 @@ SWEEP = {n: (service("bare", n), service("order", n)) for n in (16, 32, 64, 128,
 """By batch size, without and with an effect: with one, 512 events fill etcd's 1,024 operations."""
 LEAST_EVENTS = 4 * BARE.prefetch
 """The first prefetch window does not count, nor do the outer tenths: half of it has to be left."""
-_ENOUGH = {
-    "durable, no effect / ceiling": (BARE.name, CEILING, "at least 0.6"),
-    "durable, one effect / ceiling": (ORDER.name, CEILING, "at least 0.5"),
-    "durable, no effect / ceiling, 128 operations": (BARE_SMALL.name, CEILING, "at least 0.45"),
-    "durable, one effect / ceiling, 128 operations": (ORDER_SMALL.name, CEILING, "at least 0.35"),
-    "half duplicates / ceiling": (HALF.name, CEILING, ""),
-    "all duplicates, cache warm / ceiling": (DUPLICATES, CEILING, "at least 0.7"),
-    "durable, no effect / naive": (BARE.name, NAIVE, "at least 25"),
-}
 
 
 def series(subject: Subject, length: int) -> list[bytes]:
@@ -91,28 +80,14 @@ def _share(table: Table, reference: str, column: str) -> Table:
     return table
 
 
-@Scenario(
-    ("Consuming",),
-    [
-        Mark(name, row, "events/s", reference.name, target, kept=True)
-        for name, (row, reference, target) in _ENOUGH.items()
-    ],
-)
 def consuming(site: Site, asked: Namespace) -> list[Table]:
-    """A consumer works off a full queue: pika alone (the ceiling), a transaction and an ack for
-    each event (the naive way), or a service. Its rate is that of its acks, the CPU time is of its
-    process. The two numbers of a service are `ETCD_MAX_TXN_OPS` and `BATCH_SIZE`. Of duplicates,
-    deliveries count.
-    """
+    """Let each kind of consumer work off a full queue."""
     subjects = (CEILING, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, HALF)
     return [_consumers(site, asked, asked.rounds, subjects)]
 
 
-@Scenario(("Batch size",))
 def batches(site: Site, asked: Namespace) -> list[Table]:
-    """Services work off a full queue with `ETCD_MAX_TXN_OPS=1024` and each `BATCH_SIZE`, without
-    and with an effect, beside the ceiling; at most three rounds.
-    """
+    """Let services with each batch size work off a full queue."""
     return [_consumers(site, asked, min(asked.rounds, 3), (CEILING, *chain(*SWEEP.values())))]
 
 
@@ -141,26 +116,8 @@ def add_call_shares(table: Table) -> Table:
     return table
 
 
-@Scenario(
-    ("Calls",),
-    [
-        Mark(f"calls / {of}: {name}", name, column, "", target, kept=of != _BOUND)
-        for of, column, to_ms, target in (
-            ("client alone", "of the client alone", (0,), "at least 0.4"),
-            ("client alone", "of the client alone", (10, 100), ""),
-            ("what the slots allow", "of what the slots allow", (10, 100), ""),
-            (_BOUND, f"of {_BOUND}", (100,), "at least 1"),
-        )
-        for name, (_, answer_ms, _) in CALLS.items()
-        if answer_ms in to_ms
-    ],
-)
 def calls(site: Site, asked: Namespace) -> list[Table]:
-    """A service makes a call for each event, under its claim, to a receiver that answers after so
-    long, at most `CALLS_AT_ONCE` at once. `notify` is the coroutine, on aiohttp; the plain handler
-    runs on threads, on urllib3. The client alone makes the same calls without a broker and etcd, as
-    many at once.
-    """
+    """Let services, and clients alone, make calls to a receiver."""
     with site.run(Subject("", "receiver")) as receiver:
         listening, *_ = eventually(partial(says, receiver, "listening"))
         runs: list[runner.Run] = []
@@ -181,15 +138,10 @@ def _call_alone(name: str, *client: object) -> Figures:
 
 
 UNCONFIRMED, CONFIRMED = "pika without confirms", "library, all confirmed"
-_PUBLISHED = "confirmed publishing / pika without confirms"
 
 
-@Scenario(
-    ("Publishing",),
-    [Mark(_PUBLISHED, CONFIRMED, "events/s", UNCONFIRMED, "at least 0.6", kept=True)],
-)
 def publishing(site: Site, asked: Namespace) -> list[Table]:
-    """The library's producer, or pika without confirms, publishes to an empty queue."""
+    """Let each publisher fill an empty queue."""
 
     def publish(name: str, publisher: str) -> Figures:
         with site.queue(BARE):
@@ -202,17 +154,8 @@ def publishing(site: Site, asked: Namespace) -> list[Table]:
     return [_share(runner.in_rounds(site, asked.rounds, runs), UNCONFIRMED, f"of {UNCONFIRMED}")]
 
 
-def _cluster() -> Any:
-    # Imported here: a machine without Docker has not all that this needs.
-    return import_module("cluster.cluster").start_cluster()
-
-
-@Scenario(("Replicas",), rounds=3, events=0, servers=_cluster)
 def replicas(site: Site, asked: Namespace) -> list[Table]:
-    """On the cluster of three nodes each, 1, 2 and 3 replicas work off a backlog with a handler
-    that waits for so long. A replica's core, its handler or the machine is the limit if it is in
-    use nearly all of the time.
-    """
+    """Let one to three replicas work off a backlog on the cluster."""
     # Of so many events, which one replica works off in about the same time.
     backlogs = {0: 60_000, 1: 12_000, 10: 2_000}.items()
     runs = [partial(_work_off, site, n, *backlog) for backlog in backlogs for n in (1, 2, 3)]
@@ -268,21 +211,10 @@ _SAMPLES, _WARM_UP_EVENTS, _WARM_UP_S = 200, 20, 1
 """The first event waits for a lease, and the first of everything for its imports."""
 _KEPT = 0.99
 """Of its rate, by a publisher: else the latencies are those of its own trouble."""
-_OF_BOTH = "bare steps / publish to recorded, idle, medians"
-_TO_BOTH = "publish to recorded, idle / bare steps, medians"
 
 
-@Scenario(
-    ("Latency when idle",),
-    [
-        Mark(_OF_BOTH, BOTH, "median, ms", RECORDED, kept=True),
-        Mark(_TO_BOTH, RECORDED, "median, ms", BOTH, "at most 1.4"),
-    ],
-)
 def idle(site: Site, _asked: Namespace) -> list[Table]:
-    """200 single events, one after the other: the time until a watch on etcd has brought the
-    record, beside that of the steps that nobody can avoid.
-    """
+    """Publish events one after the other, and take the bare steps beside each."""
     # In turns, so that all of them meet the same machine. The watch brings a record to this
     # process: one clock for both ends, and its way back counts against the service.
     samples: list[tuple[float, float, float]] = []
@@ -324,14 +256,8 @@ def steps_table(samples_s: Sequence[tuple[float, float, float]]) -> Table:
     }
 
 
-@Scenario(("Latency by load",))
 def latency(site: Site, asked: Namespace) -> list[Table]:
-    """Events are due at so many per second, whatever becomes of those before. The time is from when
-    an event is due until a watch on etcd has brought its record. A percentile is of all rounds
-    together (least to greatest of the rounds, where each has the samples for its own). The
-    publisher's own lateness, median, is part of it; if it did not keep the rate in some round,
-    there is no percentile.
-    """
+    """Let a service record events that are due at each rate."""
     runs = [partial(_load, site, per_s) for per_s in _LOAD_S]
     rounds = runner.in_rounds(site, asked.rounds, runs)
     return [{f"{per_s:,}": summary(per_s, **rounds[f"{per_s:,}"]) for per_s in _LOAD_S}]

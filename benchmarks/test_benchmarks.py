@@ -1,62 +1,43 @@
 """The arithmetic on what a run has found, and how it is judged, kept and shown."""
 
-import json
 from collections import Counter
 from itertools import chain
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
 from . import history, scenarios
-from .__main__ import RESULTS, main, marks_of
-from .report import Mark, Report, Table, compare, medians
-from .runner import BARE, GAUGES, SCENARIOS, Progress, gauges_of, rate
-from .scenarios import CEILING, NAIVE, UNCONFIRMED, percentile, pooled, summary
-
-REFERENCES_PER_S = {CEILING.name: 1000.0, NAIVE.name: 24.0, UNCONFIRMED: 100.0}
-
-
-def bench(
-    recorded_ms: float = 2.8, of_slots: float = 0.9, of_client: float = 0.4, less_per_s: float = 0
-) -> Report:
-    """Return a run that just meets each mark, but for what is given."""
-    per_s = {
-        mark.row: REFERENCES_PER_S[mark.reference] * float(mark.target.rpartition(" ")[2] or 0.9)
-        for mark in (*SCENARIOS["consuming"].marks, *SCENARIOS["publishing"].marks)
-    }
-    found = {row: value - less_per_s for row, value in per_s.items()} | REFERENCES_PER_S
-    rates = {row: {"events/s": [value]} for row, value in found.items()}
-    calls: Table = {}
-    for name, (_, answer_ms, at_once) in scenarios.CALLS.items():
-        reached = of_slots * (1000 * at_once / answer_ms if answer_ms else 1000)
-        calls[name] = {"events/s": [reached], "client alone, calls/s": [reached / of_client]}
-    batches = {each.name: {"events/s": [500.0]} for each in chain(*scenarios.SWEEP.values())}
-    ceiling = {CEILING.name: {"events/s": [900.0, 1000.0, 1050.0]}}
-    tables: dict[str, Table] = {
-        "Consuming": rates,
-        "Calls": scenarios.add_call_shares(calls),
-        "Publishing": rates,
-        "Latency when idle": scenarios.steps_table([(recorded_ms / 1000, 0.001, 0.001)] * 200),
-        "Batch size": batches | ceiling,
-        "Latency by load": {
-            "100": summary(100, [[1.0] * 60 + [20.0] * 40, [1.0] * 100], [0.1], [100.0, 99.1]),
-            "1,000": summary(1000, [[2.0] * 900] * 2, [0.1], [1000.0, 989.0]),
-        },
-    }
-    return Report("a machine", 2, 40_000, tables)
+from .__main__ import RESULTS, SCENARIOS, main, marks_of
+from .pictures import draw
+from .report import Mark, Report, Table, compare, marks
+from .runner import BARE, GAUGES, Progress, gauges_of, rate
+from .scenarios import percentile, pooled, summary
 
 
-def missed(report: Report) -> list[str]:
-    return [mark.name for mark, table in marks_of(report) if mark.met(table) is False]
+def missed(heading: str, table: Table) -> list[str]:
+    return [mark.name for mark in marks_of(Report("", 1, 1, {heading: table})) if mark.met is False]
+
+
+def test_each_scenario_has_its_function_and_each_part_is_one() -> None:
+    for each in SCENARIOS.values():
+        measured = [SCENARIOS[name] for name in each.parts] or [each]
+        assert all(callable(resolve_name(f"benchmarks.{one.measure}")) for one in measured)
 
 
 def test_a_ratio_is_taken_round_by_round() -> None:
     """The machine is ten times slower in the second round: the ratio of the medians is 0.8."""
     table: Table = {"a": {"x": [50, 8, 60]}, "b": {"x": [100, 10, 100]}}
 
-    assert Mark("a / b", "a", "x", "b").values(table) == [0.5, 0.8, 0.6]
+    assert list(marks(table, "x", "{row} / b", "a", "b")) == [Mark("a / b", [0.5, 0.8, 0.6])]
     for target, met in {"at least 0.6": True, "at most 0.6": True, "at most 0.59": False}.items():
-        assert Mark("a / b", "a", "x", "b", target).met(table) is met
+        assert Mark("a / b", [0.5, 0.8, 0.6], target).met is met
+
+
+def test_a_mark_is_of_each_row_that_fits_or_of_the_last() -> None:
+    table: Table = {name: {"x": [1.0]} for name in ("a, 1", "b, 10", "a, 2")}
+    for rows, names in {"a, *": ["a, 1", "a, 2"], "*, 1*": ["a, 1", "b, 10"], "": ["a, 2"]}.items():
+        assert [mark.name for mark in marks(table, "x", "{row}", rows)] == names
 
 
 def test_a_percentile_is_the_sample_that_so_many_do_not_exceed() -> None:
@@ -132,26 +113,23 @@ def test_a_series_is_shuffled_alike_each_time_or_comes_as_a_whole_behind_itself(
     assert (twice[:10], len(set(twice))) == (twice[10:], 10)
 
 
-def test_every_ratio_is_of_a_subject_to_its_reference() -> None:
-    """The names are those of the ratios that are kept, or `check` would miss them."""
-    found = medians(marks_of(bench(recorded_ms=2.5)))
-    of_calls = [0.4] * 12 + [0.9] * 8
+@pytest.mark.parametrize(
+    ("of_slots", "of_client", "misses"),
+    [(0.91, 0.41, 0), (0.9, 0.4, 0), (0.5, 0.61, 0), (0.89, 0.59, 4), (0.89, 0.39, 8)],
+)
+def test_calls_to_a_slow_receiver_reach_the_lesser_of_two_bounds(
+    of_slots: float, of_client: float, misses: int
+) -> None:
+    """Where a thousand wait at once the client cannot fill the slots, and is the bound.
 
-    assert list(found.values()) == [0.6, 0.5, 0.45, 0.35, 0.9, 0.7, 25.0, *of_calls, 0.6, 0.8]
-    assert list(found) == list(json.loads((RESULTS / "ratios.json").read_text()))
-
-
-def test_a_mark_is_missed_where_the_median_is_on_its_wrong_side() -> None:
-    """All are met with nothing to spare, and all are missed where everything is a little worse.
-
-    Calls to a slow receiver reach the lesser of two bounds: where a thousand wait at once the
-    client cannot fill the slots, and is the bound.
+    Four marks are of calls to a slow receiver, four of those that are answered at once.
     """
-    report = bench(recorded_ms=2.81, of_slots=0.89, of_client=0.39, less_per_s=1)
+    table: Table = {}
+    for name, (_, answer_ms, at_once) in scenarios.CALLS.items():
+        reached = of_slots * (1000 * at_once / answer_ms if answer_ms else 1000)
+        table[name] = {"events/s": [reached], "client alone, calls/s": [reached / of_client]}
 
-    assert missed(report) == [mark.name for mark, _ in marks_of(report) if mark.target]
-    for slots, client, number in ((0.9, 0.4, 0), (0.91, 0.41, 0), (0.5, 0.61, 0), (0.89, 0.59, 4)):
-        assert len(missed(bench(of_slots=slots, of_client=client))) == number
+    assert len(missed("Calls", scenarios.add_call_shares(table))) == misses
 
 
 def test_a_history_is_held_to_its_marks_where_it_is_longest() -> None:
@@ -159,14 +137,21 @@ def test_a_history_is_held_to_its_marks_where_it_is_longest() -> None:
     empty = {name: [n] for name, n in zip(names, (200.0, 0.0, 50.0, 1.0), strict=True)}
     longest = {name: [n] for name, n in zip(names, (300.0, 5.0, 50.0999, 1.3), strict=True)}
     table: Table = {"0": empty, "1,000": {**longest, "transactions for duplicates": [0.0]}}
-    report = Report("", 1, 1, {"By number of records": history.add_growth(table, (0, 1000))})
-    marks = SCENARIOS["growth"].marks
+    history.add_growth(table, (0, 1000))
+    worse = {
+        "first event ÷ without history": 1.51,
+        "import, s": 5.1,
+        "service bytes a record": 100.1,
+        "transactions for duplicates": 1,
+    }
 
-    assert missed(report) == []
-    assert [mark.values(table)[0] for mark in marks] == pytest.approx([1.5, 5, 99.9, 0])
-    for mark, value in zip(marks, (1.51, 5.1, 100.1, 1), strict=True):
-        table["1,000"][mark.column] = [value]
-    assert missed(report) == [mark.name for mark in marks]
+    assert missed("By number of records", table) == []
+    assert [table["1,000"][name][0] for name in worse] == pytest.approx([1.5, 5, 99.9, 0])
+    for name, value in worse.items():
+        table["1,000"][name] = [value]
+    assert missed("By number of records", table) == [
+        f"{name}, with the most records" for name in worse
+    ]
 
 
 def load(lasts_s: int, late_s: int = 0, grows: float = 0) -> list[history.Sample]:
@@ -196,8 +181,8 @@ def test_what_grows_misses_its_mark(
     table = {"figure": history.thirds(history.by_minute(samples))}
     report = Report("", 1, 1, {"After the load": table})
 
-    assert [mark.met(table) is None for mark, _ in marks_of(report)].count(False) == judged
-    assert missed(report) == expected
+    assert [mark.met is None for mark in marks_of(report)].count(False) == judged
+    assert missed("After the load", table) == expected
 
 
 def test_the_oldest_lease_is_the_first_that_is_not_revoked() -> None:
@@ -218,28 +203,29 @@ def test_a_ratio_may_fall_by_a_fifth_of_what_is_kept_and_no_more() -> None:
     ]
 
 
-def test_a_run_that_was_kept_is_shown_with_its_pictures_and_ratios(tmp_path: Path) -> None:
-    """The ceiling is at 1,000 of 1,200, the library at 500; p50 at 1 ms of 50.
-
-    A rate that a round has kept by less than 0.99 has no percentile.
-    """
-    (tmp_path / "table.json").write_text(json.dumps(bench()._asdict()))
+def test_a_run_that_was_kept_is_shown_with_its_pictures(tmp_path: Path) -> None:
+    """The results of the repository: each mark, table and line is as it was."""
+    (tmp_path / "table.json").write_text((RESULTS / "table.json").read_text())
     exit_code = main(["bench", "--show", "--to", str(tmp_path)])
-    page, of_batches, of_loads = (
-        (tmp_path / name).read_text() for name in ("table.md", "throughput.svg", "latency.svg")
-    )
+    shown = {path.name: path.read_text() for path in tmp_path.iterdir()}
 
-    assert exit_code == 0
-    assert "|     25 |   at least 25 | yes |" in page
-    assert "## Publishing\n\nThe library's producer, or pika without confirms, " in page
-    assert "| ceiling: pika alone          | 1,000 (900 to 1,050) |" in page
-    assert "| p50, ms                |            1 |     - |" in page, "a wide table is turned"
-    assert "| rate not kept, slowest |            - |   989 |" in page
-    assert of_batches.count('cy="131.7" r="5" fill="#b3261e"') == 6
-    assert of_batches.count('cy="260.8" r="5" fill="#0b62a4"') == 6
-    assert '<circle cx="110.0" cy="390.0" r="5" fill="#0b62a4"/>' in of_loads
-    assert ">(not reached)</text>" in of_loads
-    assert json.loads((tmp_path / "ratios.json").read_text()) == medians(marks_of(bench()))
+    assert sorted(shown) == ["latency.svg", "table.json", "table.md", "throughput.svg"]
+    assert shown == {name: (RESULTS / name).read_text() for name in shown}
+    assert exit_code == ("|  NO |" in shown["table.md"])
+
+
+def test_a_rate_that_a_round_has_not_kept_has_no_percentile() -> None:
+    """By less than 0.99. The picture says so at its place."""
+    table: Table = {
+        "100": summary(100, [[1.0] * 60 + [20.0] * 40, [1.0] * 100], [0.1], [100.0, 99.1]),
+        "1,000": summary(1000, [[2.0] * 900] * 2, [0.1], [1000.0, 989.0]),
+    }
+    picture = draw(table, **SCENARIOS["latency"].pictures["latency.svg"])
+
+    assert [row["p50, ms"] for row in table.values()] == [[1.0, 1.0, 1.0], []]
+    assert table["1,000"]["rate not kept, slowest"] == [989.0]
+    assert '<circle cx="110.0" cy="390.0" r="5" fill="#0b62a4"/>' in picture
+    assert picture.count(">(not reached)</text>") == 1
 
 
 def test_each_of_etcds_metrics_is_read_by_its_whole_name() -> None:
