@@ -98,9 +98,6 @@ CALLS = {
     for at_once in (100, 1000)
 }
 """By whom calls are made, when the receiver answers, and how many are made at once."""
-_SLOTS, _CLIENT = 0.9, 0.6
-"""Calls to a slow receiver reach so much of what the slots allow, or of the client alone."""
-_BOUND = f"({_SLOTS:g} of the slots or {_CLIENT:g} of the client alone)"
 
 
 def add_call_shares(table: Table) -> Table:
@@ -112,7 +109,8 @@ def add_call_shares(table: Table) -> Table:
             slots = [each * answer_ms / 1000 / at_once for each in row["events/s"]]
             row["of what the slots allow"] = slots
             if answer_ms == 100:
-                row[f"of {_BOUND}"] = [max(median(slots) / _SLOTS, median(client) / _CLIENT)]
+                lesser = max(median(slots) / 0.9, median(client) / 0.6)
+                row["of (0.9 of the slots or 0.6 of the client alone)"] = [lesser]
     return table
 
 
@@ -120,24 +118,23 @@ def calls(site: Site, asked: Namespace) -> list[Table]:
     """Let services, and clients alone, make calls to a receiver."""
     with site.run(Subject("", "receiver")) as receiver:
         listening, *_ = eventually(partial(says, receiver, "listening"))
-        runs: list[runner.Run] = []
-        for name, (kind, answer_ms, at_once) in CALLS.items():
-            url = f"http://127.0.0.1:{listening['port']}/{answer_ms}"
-            settings = {**BARE.settings, "CALLS_AT_ONCE": str(at_once), "NOTIFY_URL": url}
-            subject = Subject(name, "notify" if kind == "coroutine" else "plain", settings)
-            # Calls are slow. What leaves the queue before the first ack does not count.
-            runs.append(partial(_consume, site, subject, subject.prefetch + asked.events // 4))
-            # To connect is a small part of so many.
-            client = (f"{kind}_client", url, at_once, max(10_000, 20 * at_once))
-            runs.append(partial(_call_alone, name, *client))
+        url = f"http://127.0.0.1:{listening['port']}"
+        runs = [partial(_call, site, asked, url, name, *each) for name, each in CALLS.items()]
         return [add_call_shares(runner.in_rounds(site, asked.rounds, runs))]
 
 
-def _call_alone(name: str, *client: object) -> Figures:
-    return {name: {"client alone, calls/s": runner.outcome(*client)["events/s"]}}
-
-
-UNCONFIRMED, CONFIRMED = "pika without confirms", "library, all confirmed"
+def _call(
+    site: Site, asked: Namespace, receiver: str, name: str, kind: str, answer_ms: int, at_once: int
+) -> Figures:
+    """Let a service make calls, then its client alone."""
+    url = f"{receiver}/{answer_ms}"
+    settings = {**BARE.settings, "CALLS_AT_ONCE": str(at_once), "NOTIFY_URL": url}
+    subject = Subject(name, "notify" if kind == "coroutine" else "plain", settings)
+    # Calls are slow. What leaves the queue before the first ack does not count.
+    found = _consume(site, subject, subject.prefetch + asked.events // 4)[name]
+    # To connect is a small part of so many.
+    alone = runner.outcome(f"{kind}_client", url, at_once, max(10_000, 20 * at_once))
+    return {name: {**found, "client alone, calls/s": alone["events/s"]}}
 
 
 def publishing(site: Site, asked: Namespace) -> list[Table]:
@@ -149,9 +146,10 @@ def publishing(site: Site, asked: Namespace) -> list[Table]:
             becomes(partial(site.broker.ready, BARE.queue), asked.events)
         return {name: told}
 
-    publishers = {UNCONFIRMED: "unconfirmed", CONFIRMED: "library"}
+    unconfirmed = "pika without confirms"
+    publishers = {unconfirmed: "unconfirmed", "library, all confirmed": "library"}
     runs = [partial(publish, *each) for each in publishers.items()]
-    return [_share(runner.in_rounds(site, asked.rounds, runs), UNCONFIRMED, f"of {UNCONFIRMED}")]
+    return [_share(runner.in_rounds(site, asked.rounds, runs), unconfirmed, f"of {unconfirmed}")]
 
 
 def replicas(site: Site, asked: Namespace) -> list[Table]:
@@ -200,8 +198,6 @@ def _busy_s() -> float:
 
 PER_MILLE = {"p50": 500, "p99": 990, "p99.9": 999}
 """The percentiles by their names."""
-RECORDED, BOTH = "publish to recorded", "bare: both"
-
 _LOAD_S = {1: 21, 100: 6, 1_000: 6, 10_000: 6}
 """How long a round lasts by its events per second, with the first second, which does not count.
 
@@ -248,7 +244,7 @@ def idle(site: Site, _asked: Namespace) -> list[Table]:
 
 def steps_table(samples_s: Sequence[tuple[float, float, float]]) -> Table:
     """Return a row for each step, and for both bare ones: through the broker, then into etcd."""
-    steps = (RECORDED, "bare: publish to consumed", "bare: etcd put", BOTH)
+    steps = ("publish to recorded", "bare: publish to consumed", "bare: etcd put", "bare: both")
     in_ms = ([1000 * s for s in (*sample, sum(sample[1:]))] for sample in samples_s)
     return {
         step: {"median, ms": [median(ms)], "p99, ms": percentile(ms, 990), "least, ms": [min(ms)]}
