@@ -204,7 +204,7 @@ def test_a_ratio_may_fall_by_a_fifth_of_what_is_kept_and_no_more() -> None:
 
 
 def test_a_run_that_was_kept_is_shown_with_its_pictures(tmp_path: Path) -> None:
-    """The results of the repository: each mark, table and line is as it was."""
+    """Those of the repository: after a change that is meant, `bench --show` writes them again."""
     (tmp_path / "table.json").write_text((RESULTS / "table.json").read_text())
     exit_code = main(["bench", "--show", "--to", str(tmp_path)])
     shown = {path.name: path.read_text() for path in tmp_path.iterdir()}
