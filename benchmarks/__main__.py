@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not options.show:
             options.to.mkdir(parents=True, exist_ok=True)
-            found = json.dumps(measure(options)._asdict(), ensure_ascii=False, indent=1)
+            found = json.dumps(measure(options)._asdict(), ensure_ascii=False)
             kept.write_text(f"{found}\n")
         return show(options.what, kept)
     except _NO_FIGURE as error:
