@@ -98,7 +98,7 @@ async def notify(event: Event, timeout_s: float) -> None:
             headers={"Idempotency-Key": idempotency_key(event.id)},
             allow_redirects=False,
         ) as response:
-            # Its status says it all. Read to its end, the connection can be used again.
+            # Only the status counts. Reading the body to its end lets the connection be reused.
             with suppress(aiohttp.ClientError, TimeoutError):
                 async with asyncio.timeout_at(min(answered_by_s, now_s() + _BODY_WITHIN_S)):
                     async for _ in response.content.iter_any():
