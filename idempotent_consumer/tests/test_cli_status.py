@@ -92,11 +92,10 @@ def test_without_the_management_api_services_have_to_be_named(operator: Operator
     operator.ends(1, "or name the services", "status")
     assert "; or name the services\n" in operator.run("gauges").out
     assert operator.sent == [{}]
-    operator.ends(0, "what is unacked is not known. ", "status", "order")
+    operator.ends(0, "what is unacked or waits for a retry is not known. ", "status", "order")
     row = services(operator, "order")["order"]
-    assert (row["ready"], row["unacked"]) == (7, None)
-    assert row["retries"] == {"1s": 0, "10s": 4, "60s": 0}
-    assert operator.run("find", "3", "order").out == "order: not found\n"
+    assert (row["ready"], row["unacked"], row["retries"]) == (7, None, None)
+    assert operator.run("status", "order").lines[2].split()[:5] == ["order", "7", "?", "3", "?"]
 
 
 @pytest.mark.parametrize("answer", [b"null", b'{"error":"no"}', b"[1]", b"[{}]", b'"queues"'])
@@ -105,7 +104,7 @@ def test_a_management_api_that_lists_no_queues_does_as_one_that_is_away(
 ) -> None:
     operator.pages["api/queues/%2F"] = answer
     operator.ends(1, "the answer is no list of queues (RABBITMQ_MANAGEMENT_URL says", "status")
-    operator.ends(0, "what is unacked is not known. ", "status", "order")
+    operator.ends(0, "what is unacked or waits for a retry is not known. ", "status", "order")
 
 
 def test_what_can_be_seen_is_shown_while_a_server_is_away(operator: Operator) -> None:
@@ -117,6 +116,7 @@ def test_what_can_be_seen_is_shown_while_a_server_is_away(operator: Operator) ->
     ran = operator.run("status", "--json")
     assert ran.json["problems"] == ["RabbitMQ is away"]
     assert ran.json["services"]["order"]["records"] == 2
+    assert operator.run("status").lines[2].split()[:7] == ["order", *"?????", "2"]
 
 
 def test_states_of_many_records_are_counted_when_asked_for(
@@ -185,9 +185,9 @@ def test_one_that_is_not_ready_says_why(
 
 # gauges
 
-QUEUES = {"order_ready": 7, "order_retries": 4, "order_dead_letters": 2}
-UNACKED, KEYS = {"order_unacked": 5}, {"order_records": 2, "order_effects": 1}
-ALL = QUEUES | UNACKED | KEYS
+QUEUES, KEYS = {"order_ready": 7, "order_dead_letters": 2}, {"order_records": 2, "order_effects": 1}
+UNACKED, RETRIES = {"order_unacked": 5}, {"order_retries": 4}
+ALL = QUEUES | UNACKED | RETRIES | KEYS
 
 
 def gauges(operator: Operator, *more: str) -> Any:
@@ -205,9 +205,8 @@ def test_all_that_is_held_is_sent_and_shown(operator: Operator) -> None:
 @pytest.mark.parametrize(
     ("fault", "what", "left"),
     [
-        ({"etcd_error": ETCD_AWAY}, "etcd: etcd is away", QUEUES | UNACKED),
+        ({"etcd_error": ETCD_AWAY}, "etcd: etcd is away", QUEUES | UNACKED | RETRIES),
         ({"rabbitmq_error": RABBITMQ_AWAY}, "rabbitmq: RabbitMQ is away", KEYS),
-        ({"pages": NO_QUEUES}, "unacked: RabbitMQ's management API: 127.0.0.1", QUEUES | KEYS),
     ],
 )
 def test_what_cannot_be_counted_is_told_in_one_line_and_the_rest_is_sent(
@@ -220,11 +219,22 @@ def test_what_cannot_be_counted_is_told_in_one_line_and_the_rest_is_sent(
     assert line.startswith(f"not counted: {what}")
 
 
+def test_without_the_management_api_neither_retries_nor_what_is_unacked_is_sent(
+    operator: Operator,
+) -> None:
+    """A handler may have retry queues that RETRY_DELAYS does not tell: a sum would be too small."""
+    operator.pages |= NO_QUEUES
+    said = gauges(operator, "order")
+    assert (said.code, operator.sent) == (1, [QUEUES | KEYS])
+    lines = [line.split(": ")[1:3] for line in said.lines if "not counted" in line]
+    assert lines == [[what, "RabbitMQ's management API"] for what in ("unacked", "retries")]
+
+
 def test_an_api_that_no_longer_counts_what_is_unacked(operator: Operator) -> None:
     del operator.queue("order")["messages_unacknowledged"]
     missing = {"unacked": "RabbitMQ's management API does not tell"}
     assert gauges(operator, "--json").json["missing"] == missing
-    assert operator.sent == [QUEUES | KEYS]
+    assert operator.sent == [QUEUES | RETRIES | KEYS]
 
 
 def test_faults_are_said_when_they_begin_and_end_and_no_old_number_is_sent(
@@ -246,11 +256,11 @@ def test_faults_are_said_when_they_begin_and_end_and_no_old_number_is_sent(
     operator.waits = wait
     said = gauges(operator, "--every", "1s").err.splitlines()
     assert [line.split(": ")[1:3] for line in said] == [
-        *(["not counted", "etcd"], ["counted again", "etcd"], ["not counted", "unacked"]),
-        ["interrupted"],
+        *(["not counted", "etcd"], ["counted again", "etcd"]),
+        *(["not counted", "unacked"], ["not counted", "retries"], ["interrupted"]),
     ]
     three = {"order_records": 3}
-    without = [QUEUES | UNACKED] * 2
+    without = [QUEUES | UNACKED | RETRIES] * 2
     assert operator.sent == [ALL, *without, ALL | three, QUEUES | KEYS | three]
 
 
@@ -304,6 +314,27 @@ def test_what_nobody_has_is_not_found(several: Operator) -> None:
         "notify: not found",
     ]
     assert Operator().run("find", "1").out == "no service has declared its queues yet\n"
+
+
+def test_where_an_event_is_not_looked_for_without_the_management_api_is_told(
+    several: Operator,
+) -> None:
+    several.has_letter(BODY, "order.retry.5m", attempts=1, error="x")
+    several.pages |= NO_QUEUES
+    ran = several.run("find", "1", "order")
+    assert (ran.code, ran.lines[0], len(ran.lines)) == (1, "order: not found", 2)
+    assert ran.lines[1].startswith(
+        "not looked for in flight, nor in retry queues whose delay RETRY_DELAYS does not have. "
+        "RabbitMQ's management API: 127.0.0.1 does not answer"
+    )
+    several.has_letter(BODY, "order.retry.10s", attempts=1, error="x")
+    ran = several.run("find", "1", "order")
+    assert (ran.code, ran.lines[0]) == (
+        0,
+        "order: waits in order.retry.10s for its next attempt, after 1: x",
+    )
+    missing = several.run("find", "1", "order", "--json").json["missing"]
+    assert list(missing) == ["unacked", "retries"]
 
 
 def test_a_message_that_leaves_a_queue_during_the_look_ends_that_look_alone(
@@ -361,3 +392,15 @@ def test_nothing_is_removed_of_a_service_that_runs_or_is_not_there(
     several.types(typed)
     several.ends(1, why, "remove", service)
     assert several.deleted == []
+
+
+def test_nothing_is_removed_while_nobody_can_tell_which_queues_there_are(several: Operator) -> None:
+    """A retry queue of a handler's own delay would stay, with its messages."""
+    several.depths["billing"] = Depth(2, 0)
+    several.pages |= NO_QUEUES
+    ran = several.run("remove", "billing", "--yes")
+    assert (ran.code, several.deleted, ran.err.count("\n")) == (1, [], 1)
+    assert "RABBITMQ_MANAGEMENT_URL says where it is" in ran.err
+    assert ran.err.endswith(
+        "; it alone tells which queues billing has: try again once it answers\n"
+    )

@@ -130,7 +130,8 @@ _VARIABLE = "RABBITMQ_MANAGEMENT_URL"
 class Queues(NamedTuple):
     """All queues that there are now, by name, with counts that are some seconds old.
 
-    ``why_not`` says why the management API could not be asked; there are none then.
+    ``why_not`` says why the management API could not be asked. There are none then, and which
+    retry queues a service has is not known: its handlers may have delays of their own.
     """
 
     facts: Mapping[str, Mapping[str, Any]]

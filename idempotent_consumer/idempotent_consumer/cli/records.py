@@ -101,7 +101,7 @@ def _remaining(record: Record, remaining_s: int | None) -> str:
 
 
 def _find(arguments: argparse.Namespace, context: Context) -> Report:
-    """Look everywhere. Not ok where no service has it.
+    """Look everywhere, or say where not. Not ok where no service has it.
 
     The records are read last: an event that leaves a queue meanwhile has its record then.
     """
@@ -115,9 +115,13 @@ def _find(arguments: argparse.Namespace, context: Context) -> Report:
             kept = Records(etcd, name).get(arguments.id)
             places["record"] = kept and {"state": kept.record.state, "time": kept.record.time}
     lines = [line for name, places in found.items() for line in _lines(name, places, context)]
+    missing = dict.fromkeys(("unacked", "retries"), known.why_not) if known.why_not else {}
+    if missing:
+        others = "retry queues whose delay RETRY_DELAYS does not have"
+        lines.append(f"not looked for in flight, nor in {others}. {known.why_not}")
     is_found = any(places["record"] or places["messages"] for places in found.values())
     text = "\n".join(lines) if found else "no service has declared its queues yet"
-    return Report({"id": arguments.id, "services": found}, text, is_found)
+    return Report({"id": arguments.id, "services": found, "missing": missing}, text, is_found)
 
 
 def _messages(

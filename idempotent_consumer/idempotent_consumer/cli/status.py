@@ -78,7 +78,7 @@ def _status(arguments: argparse.Namespace, context: Context) -> Report:
         else "no service has declared its queues yet",
     ]
     if found.why_not:
-        parts.append(f"what is unacked is not known. {found.why_not}")
+        parts.append(f"what is unacked or waits for a retry is not known. {found.why_not}")
     parts += [f"{each['url']} is ready" for each in ready if each["ready"]]
     parts += [_ages(each["url"], each["duplicates"]) for each in ready if each["duplicates"]]
     parts += [plain(problem, 500) for problem in problems]
@@ -101,16 +101,16 @@ def _queues(name: str, context: Context, broker: Broker, found: Queues) -> dict[
     own, dead = broker.depth(name), broker.depth(names.dead_letter_queue(name))
     # RabbitMQ logs an error for each queue that is asked for and not there.
     retries = {
-        delay: broker.depth(queue)
+        delay: depth.ready
         for delay, queue in found.retries(name, context.settings).items()
-        if found.why_not or queue in found.facts
+        if queue in found.facts and (depth := broker.depth(queue))
     }
     return {
         "ready": own and own.ready,
         "unacked": found.facts.get(name, {}).get("messages_unacknowledged"),
         "consumers": own and own.consumers,
         "dead_letters": dead and dead.ready,
-        "retries": {delay: depth.ready for delay, depth in retries.items() if depth},
+        "retries": None if found.why_not else retries,
     }
 
 
@@ -164,13 +164,15 @@ def _ages(url: str, ages: dict[str, Any]) -> str:
 
 def _row(name: str, row: dict[str, Any]) -> dict[str, object]:
     """Return a service's line, by the columns' headers."""
-    states, retries = row.get("states") or {}, row.get("retries", {})
+    states, retries = row.get("states") or {}, row.get("retries")
+    if retries is not None:
+        retries = " ".join(f"{delay}:{n}" for delay, n in retries.items() if n) or "0"
     return {
         "SERVICE": name,
         "READY": row.get("ready"),
         "UNACKED": row.get("unacked"),
         "CONSUMERS": row.get("consumers"),
-        "RETRIES": " ".join(f"{delay}:{n}" for delay, n in retries.items() if n) or "0",
+        "RETRIES": retries,
         "DEAD": row.get("dead_letters"),
         "RECORDS": row.get("records"),
         "CLAIMED": states.get(CLAIMED),
@@ -182,6 +184,9 @@ def _row(name: str, row: dict[str, Any]) -> dict[str, object]:
 def _remove(arguments: argparse.Namespace, context: Context) -> Report:
     """Delete the queues of a service that does not run. Raises CommandError for one that does."""
     name, known = arguments.service, context.management().queues()
+    if known.why_not:
+        tells = f"it alone tells which queues {name} has"
+        raise CommandError(f"{known.why_not}; {tells}: try again once it answers")
     with context.rabbitmq() as broker:
         found = {queue: broker.depth(queue) for queue in known.of(name, context.settings)}
     depths = {queue: depth for queue, depth in found.items() if depth is not None}
@@ -248,9 +253,11 @@ class _Sender:
                 missing["services"] = str(error)
             for name in self._services:
                 held = _queues(name, self._context, broker, found)
-                held["retries"] = sum(held["retries"].values())
-                if held["unacked"] is None and held["ready"] is not None:
-                    missing["unacked"] = found.why_not or "RabbitMQ's management API does not tell"
+                held["retries"] = None if found.why_not else sum(held["retries"].values())
+                if held["ready"] is not None:
+                    unknown = [what for what in ("unacked", "retries") if held[what] is None]
+                    why = found.why_not or "RabbitMQ's management API does not tell"
+                    missing |= dict.fromkeys(unknown, why)
                 counts = ("ready", "unacked", "retries", "dead_letters")
                 gauges |= {f"{name}_{what}": held[what] for what in counts}
         try:
