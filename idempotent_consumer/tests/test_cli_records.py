@@ -94,8 +94,12 @@ def test_what_has_no_record_is_told_and_the_verb_that_looks_further(
     ("body", "same", "says"),
     [
         (BODY, True, "the same event"),
-        (b'{"id":"1","type":"a","args":{"n":2}}', False, "a conflict"),
-        (b"{", None, "is no event"),
+        (
+            b'{"id":"1","type":"a","args":{"n":2}}',
+            False,
+            "in the default form: a conflict, which would be parked, unless order has a decoder",
+        ),
+        (b"{", None, "is no event in the default form"),
         (b'{"id":"2","type":"a"}', None, "has the id '2', not '1'"),
         (None, None, "body cannot be read: No such file"),
     ],

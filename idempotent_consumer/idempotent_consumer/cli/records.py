@@ -62,8 +62,9 @@ def _inspect(arguments: argparse.Namespace, context: Context) -> Report:
     if body is not None:
         same = body.digest == record.digest
         document |= {"body_digest": body.digest, "same_event": same}
-        conflict = "a conflict: another event with this id, which would be parked"
-        texts.append(("body", "the same event" if same else conflict))
+        conflict = f"a conflict, which would be parked, unless {name} has a decoder of its own"
+        other = f"another event with this id, read in the default form: {conflict}"
+        texts.append(("body", "the same event" if same else other))
     return Report(document, "\n".join(f"{label:<10}{text}" for label, text in texts))
 
 
@@ -73,7 +74,7 @@ def _body(path: Path, event_id: str) -> Event:
     except OSError as error:
         raise CommandError(f"{path} cannot be read: {error.strerror}") from None
     except InvalidEvent as error:
-        raise CommandError(f"{path} is no event: {error}") from None
+        raise CommandError(f"{path} is no event in the default form: {error}") from None
     if event.id != event_id:
         raise CommandError(f"{path} has the id '{plain(event.id)}', not '{plain(event_id)}'")
     return event
