@@ -93,6 +93,14 @@ def quota(text: str) -> Fault:
     return pages(metrics=f"etcd_server_quota_backend_bytes {text}\n".encode())
 
 
+def retries_after(delay: str, seconds: int) -> Fault:
+    """Let a handler have had a delay of its own."""
+    arguments = {"x-message-ttl": seconds * 1000}
+    facts = {"name": f"order.retry.{delay}", "type": "quorum", "arguments": arguments}
+    return lambda operator: operator.queues.append(facts)
+
+
+DAY_S = 86_400
 ALARM = pages({"api/health/checks/alarms": WebError("503", 503, b'{"reason":"memory"}')})
 COMPACTS_NOT = b'{"cmdline": ["etcd","--auto-compaction-retention=0"]}'
 MUCH_HISTORY = METRICS.replace(b"revision 12", b"revision 5e6")
@@ -138,6 +146,11 @@ WARNINGS: list[tuple[str, str, Fault]] = [
     (ORDER, "nobody consumes", depths({ORDER: Depth(5, 0)})),
     (ORDER, "2 dead letters waiting", depths({DEAD: Depth(2, 0)})),
     (ORDER, "etcd does not know it", lambda operator: operator.store.wipe()),
+    (
+        "order.retry.1d",
+        "DEDUP_WINDOW is 1d, and such a retry comes 1d later",
+        retries_after("1d", DAY_S),
+    ),
     ("settings", STUCK, setting(DEDUP_WINDOW="72s")),
     ("settings", STUCK, setting(DEDUP_WINDOW="31m")),
     ("settings", "each duplicate is processed", setting(ENABLE_ETCD="false")),
@@ -247,7 +260,6 @@ def test_out_of_support_and_faulty_is_one_finding_that_names_a_series_with_suppo
 
 
 NOT = "were not looked at"
-OTHERS_RETRIES = {"name": "order.retry.5m", "type": "quorum", "arguments": {}}
 
 
 @pytest.mark.parametrize(
@@ -260,7 +272,8 @@ OTHERS_RETRIES = {"name": "order.retry.5m", "type": "quorum", "arguments": {}}
         (pages({"api/bindings/%2F": PAGE_AWAY}), f"rabbitmq: bindings {NOT}: "),
         (pages(metrics=PAGE_AWAY), f"{ETCD}: 2.0 KiB in use; its quota is not shown"),
         (pages(metrics=PAGE_AWAY), f"{ETCD}: whether it compacts by itself is not shown"),
-        (lambda it: it.queues.append(OTHERS_RETRIES), "order.retry.5m: RETRY_DELAYS"),
+        (retries_after("5m", 300), "order.retry.5m: RETRY_DELAYS"),
+        (retries_after("23h", DAY_S - 3600), "order.retry.23h: RETRY_DELAYS"),
     ],
 )
 def test_what_cannot_be_seen_is_told_and_is_no_problem(

@@ -263,8 +263,7 @@ def _queues(
         yield from faults or [Finding(OK, name, fine)]
         there = found.facts.keys() & set(found.retries(name, settings).values())
         for queue in sorted(there - expected.keys()):
-            what = "RETRY_DELAYS does not have its delay; a handler's retry_delays may"
-            yield Finding(UNKNOWN, queue, what, "if none does, delete it once it is empty")
+            yield _own_delay(queue, found.facts[queue], settings.dedup_window_s)
         if bindings is not None:
             yield from _bindings(name, bindings[0], arguments)
         yield _consumer_timeout(name, found.facts[name], policies, arguments.longest_call)
@@ -331,6 +330,21 @@ def _faults(
         if 0 <= limit < DELIVERY_LIMIT:
             what = "messages are dropped, or dead-lettered, after so many returns"
             yield Finding(PROBLEM, queue, f"policy {policy} has delivery-limit {limit}: {what}", do)
+
+
+def _own_delay(queue: str, facts: Facts, window_s: int) -> Finding:
+    """Return what there is to say of a retry queue whose delay a handler alone can have."""
+    what = "RETRY_DELAYS does not have its delay; a handler's retry_delays may"
+    do = "if no handler has it, delete the queue once it is empty"
+    delay_s = facts["arguments"].get("x-message-ttl", 0) / 1000
+    if not 0 < window_s <= delay_s:
+        return Finding(UNKNOWN, queue, what, do)
+    delay = duration(delay_s)
+    what += (
+        f"; DEDUP_WINDOW is {duration(window_s)}, and such a retry comes {delay} later: "
+        "a duplicate would be taken for a new event"
+    )
+    return Finding(WARNING, queue, what, f"set DEDUP_WINDOW well above {delay}; {do}")
 
 
 def _policies_of(facts: Facts, policies: Policies) -> list[tuple[str, Facts]]:
