@@ -6,9 +6,19 @@ import asyncio
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import orjson
 import pytest
 
-from idempotent_consumer import Event, Publish, Put, RetryAfter, Service, Settings
+from idempotent_consumer import (
+    Event,
+    InvalidEvent,
+    Properties,
+    Publish,
+    Put,
+    RetryAfter,
+    Service,
+    Settings,
+)
 from idempotent_consumer.testing import InMemory, Parked, Receiver, check_crashes, check_duplicates
 
 EVENTS = [{"id": str(n), "type": "new_order", "args": {"n": n}} for n in range(3)]
@@ -146,9 +156,25 @@ def test_what_a_model_raises_is_kept(*, is_class: bool) -> None:
     assert [repr(raised) for raised in world.raised] == ["LookupError(0)"]
 
 
-def test_what_is_recorded_once_passes_both_checks() -> None:
-    check_duplicates(lambda: (shipment(), lambda: None), EVENTS)
-    check_crashes(lambda: (shipment(), lambda: None), EVENTS)
+@pytest.mark.parametrize("events", [EVENTS, [*map(orjson.dumps, EVENTS), b"no event"]])
+def test_what_is_recorded_once_passes_both_checks(events: list[dict[str, object] | bytes]) -> None:
+    check_duplicates(lambda: (shipment(), lambda: None), events)
+    check_crashes(lambda: (shipment(), lambda: None), events)
+
+
+def test_a_difference_is_told_with_ids_or_bodies_in_the_order_of_deliveries() -> None:
+    def make() -> tuple[Service, Callable[[], object]]:
+        seen = list[str]()
+
+        def decode(_body: bytes, _properties: Properties) -> Event:
+            seen.append("one more")
+            raise InvalidEvent
+
+        return Service("order", noun="orders", decode=decode), lambda: seen
+
+    for event, shown in (({"id": "a"}, "a"), (b"body", "b'body'")):
+        with pytest.raises(AssertionError, match=f"in the order {shown}, {shown}, {shown}:"):
+            check_duplicates(make, [event])
 
 
 @pytest.mark.parametrize("way", ["plain", "async"])

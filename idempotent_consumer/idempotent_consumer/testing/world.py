@@ -327,7 +327,7 @@ class Receiver:
 # undisturbed run: the keys that were written, the events that were published (each once: a repeat
 # has the same id), and what was parked.
 
-Events = Sequence[Mapping[str, Any]]
+Events = Sequence[Mapping[str, Any] | bytes]
 Make = Callable[[], tuple[Service, Callable[[], object]]]
 """Returns a fresh service, and a function that returns what the outside has seen of it: what a
 `Receiver` has stored, a list of files."""
@@ -352,8 +352,8 @@ def check_duplicates(make: Make, events: Events) -> None:
         cuts = sorted(random.sample(range(len(deliveries) + 1), min(3, len(deliveries) + 1)))
         edges = pairwise([0, *cuts, len(deliveries)])
         seen, _ = _run(make, [deliveries[start:end] for start, end in edges])
-        order = ", ".join(str(event.get("id")) for event in deliveries)
-        _compare(undisturbed, seen, f"with deliveries in the order {order}")
+        shown = [f"{e!r:.80}" if isinstance(e, bytes) else str(e.get("id")) for e in deliveries]
+        _compare(undisturbed, seen, f"with deliveries in the order {', '.join(shown)}")
 
 
 def check_crashes(make: Make, events: Events) -> None:
