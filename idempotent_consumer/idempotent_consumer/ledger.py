@@ -365,7 +365,8 @@ class NoLedger:
         """Grant every ask; a look finds nothing."""
         for ask in asks:
             for put in ask.effects.puts:
-                self._log.info("effect dropped", key=put.key, bytes=len(put.value))
+                about = {**ask.owner.event.about, "key": put.key, "bytes": len(put.value)}
+                self._log.info("effect dropped", **about)
         return [Answer(ask, ask.kind is not Kind.LOOK) for ask in asks], []
 
     async def read(self, key: bytes) -> Record | None:
