@@ -51,7 +51,7 @@ def objection_to(name: str, root: Path) -> str | None:
     if not name:
         return "which one? make new-service NAME=billing"
     if not _FORM.fullmatch(name):
-        return f"NAME={name!r}: at most 30 small letters and digits, a letter first"
+        return f"NAME={name!r}: at most 30 lower-case letters and digits, a letter first"
     if taken := next(_taken_by(name, root), None):
         return f"NAME={name} is taken: {taken}"
     return None

@@ -164,7 +164,7 @@ def test_compose_takes_its_entry_as_it_takes_orders(made: Path, overlay: tuple[s
 
 WRONG = {
     "which one?": [""],
-    "at most 30 small letters and digits": [
+    "at most 30 lower-case letters and digits": [
         *("Billing", "bill-ing", "bill_ing", "1st", "a b", "../b", "bé", "b\n", "'; touch x; '"),
         LONGEST + "a",
     ],

@@ -115,10 +115,10 @@ class Reject(Exception):
 class RetryAfter(Exception):
     """Raised by a handler whose receiver says when to try again. It counts as an attempt.
 
-    The retry takes the shortest of the handler's delays that is no shorter than ``seconds``, or
-    the longest there is, and is never sooner than the one that is due. ``seconds`` may be a
-    number's text, such as a header has. Raises ValueError or TypeError for what is no number: the
-    handler has failed then as with any other.
+    The retry uses the shortest of the handler's delays that is at least ``seconds``, or else the
+    longest. It never comes sooner than the next regular retry. ``seconds`` may be the text of a
+    number, such as a header has. Raises ValueError or TypeError for anything that is not a number:
+    in a handler, that counts as an ordinary failure.
     """
 
     def __init__(self, seconds: float | str, why: str = "") -> None:

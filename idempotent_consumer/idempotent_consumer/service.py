@@ -62,7 +62,7 @@ class Service:
     ``noun`` is what the service counts: ``orders`` gives ``orders_processed`` and the others.
     ``exchange`` is a topic exchange, declared durable, where its events come from and where those
     that it publishes go; ``bindings`` are the keys by which its queue is bound to it. ``decode``
-    makes an event of a message, in place of what the README says of bodies.
+    turns a message into an event; by default the body is a JSON object with id, type and args.
     """
 
     def __init__(
@@ -98,9 +98,10 @@ class Service:
         """Register a pure handler: it returns effects, which are recorded with the event.
 
         It runs on the event loop, which also sends the heartbeats, so it must compute and not wait.
-        With a ``model`` its second argument is what that makes of an event's args: a class is
-        called with them as its keywords, any other callable with the dict. Whatever it raises parks
-        the event as invalid. ``retry_delays``, as in ``["1s", "1m"]``, stand in for RETRY_DELAYS.
+        With a ``model``, the handler's second argument is the object that the model makes from the
+        args: a class is called with them as keyword arguments, any other callable with the dict. If
+        the model raises, the event is parked as invalid. ``retry_delays``, as in ``["1s", "1m"]``,
+        replace RETRY_DELAYS.
         """
         return self._registering(event_type, model=model, retry_delays=_delays(retry_delays))
 
@@ -137,11 +138,10 @@ class Service:
         """Register a handler with an effect outside: it runs under a claim.
 
         A coroutine function runs on the event loop and is cancelled after ``timeout_s``; a plain
-        function runs on a thread, and returns or raises within it. At most CALLS_AT_ONCE run at a
-        time, and ``at_once`` of this handler. ``retry_delays``, as in ``["1s", "1m"]``, stand in
-        for RETRY_DELAYS. With a ``model``, what it makes of an event's args is the second argument,
-        as of a pure handler. The effect happens at least once, so pass the event's id on to the
-        receiver as an idempotency key.
+        function runs on a thread, and must return or raise within it. At most CALLS_AT_ONCE calls
+        run at a time, and at most ``at_once`` of this handler. ``retry_delays``, as in
+        ``["1s", "1m"]``, replace RETRY_DELAYS. ``model`` works as for a pure handler. The effect
+        happens at least once, so pass the event's id on to the receiver as an idempotency key.
         """
         if not 0 < timeout_s <= LONGEST_CALL_S:
             most = f"at most {LONGEST_CALL_S:,}"
@@ -152,10 +152,11 @@ class Service:
         return self._registering(event_type, model=model, **own)
 
     def run(self, environ: Mapping[str, str] = os.environ) -> int:
-        """Run until SIGTERM or SIGINT, on the main thread, and end the process with code 0.
+        """Run until SIGTERM or SIGINT, on the main thread, and then end the process.
 
-        Returns 2 for a wrong setting, or without a handler, after one line on standard error. If
-        RabbitMQ or etcd is absent, it waits for them.
+        No code after it runs. The exit code is 0, or 1 after a defect of the library, which is
+        logged. It returns only 2, for a wrong setting, a port that is taken, or a service without a
+        handler, after one line on standard error. If RabbitMQ or etcd is absent, it waits for them.
         """
         try:
             code = _Process(self, Settings.from_environ(environ), real_system()).run()

@@ -80,8 +80,8 @@ class InMemory:
         """Let events arrive together, in this order, and wait until each of them is settled.
 
         ``properties`` are their messages', by pika's names: ``headers``, ``content_type`` and
-        others. Raises AssertionError where one is not settled within an hour of the service's time
-        and as long as all its retries can take, or where the service goes on and on with its own.
+        others. Raises AssertionError if an event is not settled within one simulated hour plus the
+        time of all retries, or if the service's own events never stop.
         """
         bodies = [event if isinstance(event, bytes) else orjson.dumps(event) for event in events]
         for body in bodies:
@@ -316,7 +316,7 @@ class Receiver:
         return self.take(key, content)
 
     def stored(self) -> list[tuple[str | None, object]]:
-        """Return the key and content of what is stored, in no order that calls have made.
+        """Return the key and content of what is stored, sorted: the order of calls does not count.
 
         It is what `check_duplicates` and `check_crashes` compare: hand it to them as the outside.
         """
@@ -339,7 +339,8 @@ _TIMES = 3
 def check_duplicates(make: Make, events: Events) -> None:
     """Deliver each event several times, in many orders and batches.
 
-    Raises AssertionError where that is seen, with the deliveries in their order.
+    Raises AssertionError if the result differs from an undisturbed run; the message lists the
+    deliveries in order.
     """
     undisturbed, _ = _run(make, [events])
     for seed in range(_SEEDS):
@@ -359,8 +360,9 @@ def check_duplicates(make: Make, events: Events) -> None:
 def check_crashes(make: Make, events: Events) -> None:
     """Kill the process at each of its steps in turn, and let another one go on.
 
-    Raises AssertionError where that is seen, with the step. A handler with an effect outside is
-    called again after some of them: the receiver has to know a repeat by the event's id.
+    Raises AssertionError if the result differs from an undisturbed run; the message names the step.
+    A handler with an effect outside is called again after some of them: the receiver has to know a
+    repeat by the event's id.
     """
     undisturbed, steps = _run(make, [events])
     for number, step in enumerate(steps, start=1):
