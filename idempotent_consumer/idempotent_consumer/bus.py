@@ -410,8 +410,8 @@ class RecoveringConnection:
     def _wait_s(self, state: RetryCallState) -> float:
         """Report a loss, and return the seconds until the next attempt."""
         if asyncio.get_running_loop().time() - self._ready_s > HELD_S:
-            state.attempt_number = 1
-        wait_s = self._backoff(state)
+            self._backoff.waits = 0
+        wait_s = self._backoff.next_s()
         why = str(state.outcome.exception()) if state.outcome else ""
         self._health.lacks(self._name, why)
         now_s = asyncio.get_running_loop().time()

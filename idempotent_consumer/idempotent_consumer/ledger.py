@@ -241,9 +241,13 @@ class EtcdLedger:
         except EtcdError as error:
             # Nearly every first attempt succeeds: only others are worth what tenacity costs.
             first = error
-        unknown, wait = retry_if_exception(_is_unknown), commit_wait(self._system.random)
+        unknown, backoff = retry_if_exception(_is_unknown), commit_wait(self._system.random)
         this = object()
-        recover = AsyncRetrying(retry=unknown, wait=wait, before_sleep=partial(self._fails, this))
+        recover = AsyncRetrying(
+            retry=unknown,
+            wait=lambda _: backoff.next_s(),
+            before_sleep=partial(self._fails, this),
+        )
         try:
             async for attempt in recover:
                 with attempt:

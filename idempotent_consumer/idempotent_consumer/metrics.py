@@ -41,7 +41,7 @@ class Metrics:
     """
 
     def __init__(self, host: str, port: int, prefix: str) -> None:
-        self._address = (host, port, prefix or None)
+        self._address = (host, port, prefix)
         self._counts: Counter[str] = Counter()
         self._timings_ms: dict[str, list[float]] = defaultdict(list)
         self._gauges: dict[str, int] = {}
@@ -191,7 +191,7 @@ class Tally:
             self.count(outcome, number)
         self._unlogged.update(self._settled)
         self._settled.clear()
-        if not log or not self._unlogged:
+        if not log:
             return
         if len(self._lines) <= _LINES_AT_ONCE:
             for outcome, about in self._lines:

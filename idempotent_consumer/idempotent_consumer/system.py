@@ -9,8 +9,6 @@ from functools import partial
 from random import Random
 from typing import Any, Protocol
 
-from tenacity import RetryCallState
-
 from .settings import Settings
 
 
@@ -52,7 +50,7 @@ class System:
 
 
 class Backoff:
-    """Exponential backoff with full jitter: stepped by ``next_s``, or as the wait of tenacity.
+    """Exponential backoff with full jitter.
 
     The n-th wait, from 1, is between 0 and ``first_s * 2 ** (n - 1)``, at most ``longest_s``.
     ``waits`` is how many there have been; 0 begins with the shortest again.
@@ -67,11 +65,6 @@ class Backoff:
         bound_s = min(self.longest_s, self._first_s * 2.0 ** min(self.waits, 30))
         self.waits += 1
         return self._random.uniform(0.0, bound_s)
-
-    def __call__(self, retry_state: RetryCallState) -> float:
-        """Return the seconds to wait after this attempt."""
-        self.waits = retry_state.attempt_number - 1
-        return self.next_s()
 
 
 reconnect_wait = partial(Backoff, first_s=0.25, longest_s=5.0)
