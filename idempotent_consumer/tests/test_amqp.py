@@ -63,6 +63,7 @@ OTHER_ARGUMENTS = "PRECONDITION_FAILED - inequivalent arg 'x-delivery-limit'"
     [
         (amqp.ChannelClosedByBroker(406, OTHER_ARGUMENTS), "delete_queue"),
         (amqp.ChannelClosedByBroker(406, LATE), "timed out"),
+        (amqp.ChannelClosedByBroker(404, "NOT_FOUND - no queue 'order'"), "declared again"),
         (amqp.ProbableAuthenticationError("closed"), REFUSED),
         (amqp.ConnectionClosedByBroker(403, "ACCESS_REFUSED"), REFUSED),
         (Workflow(Workflow(amqp.ProbableAuthenticationError("closed"))), REFUSED),
@@ -77,7 +78,7 @@ def test_a_failure_of_rabbitmqs_is_told_in_one_line(error: Exception, part: str)
     """And to delete a queue, which costs its events, is advised for its arguments alone."""
     line = explain(error)
     assert part in line
-    assert ("delete" in line) == (part in ("delete_queue", "exchange="))
+    assert ("delete " in line) == (part in ("delete_queue", "exchange="))
     assert "\n" not in line
     assert len(line) <= 700
 
@@ -89,6 +90,7 @@ def test_a_failure_of_rabbitmqs_is_told_in_one_line(error: Exception, part: str)
         ("amqp://h/?heartbeat=60", "heartbeat", 60),
         ("amqp://h/?heartbeat=65535", "heartbeat", 65_535),
         ("amqp://h/", "tcp_options", TCP_OPTIONS),
+        ("amqp://h/", "client_properties", {"connection_name": "test"}),
         (
             "amqp://h/?tcp_options={'TCP_USER_TIMEOUT':1}",
             "tcp_options",
@@ -108,6 +110,7 @@ def test_a_url_gets_options_unless_it_names_others(url: str, name: str, value: o
         ("?heartbeat=soon", "heartbeat"),
         ("?heartbeat=65536", "heartbeat takes at most 65535 seconds"),
         ("?heartbeat=-1", "heartbeat"),
+        ("?heartbeat=5&heartbeat=6", "its query has heartbeat more than once"),
         ("v" * 256, "its virtual host is longer"),
     ],
 )
@@ -179,6 +182,7 @@ def test_what_is_sent_behind_the_end_is_dropped() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, error: defects.append(error))
         wire.emit(b"1")
         wire.end()
+        wire.resume_reading()
         await asyncio.sleep(0)
         assert defects == []
         return wire.writes

@@ -190,8 +190,8 @@ def test_whatever_the_ids_each_record_is_imported_once(following: Following, see
     chance = random.Random(seed)
     ids = random_ids(chance, chance.choice([100, 7_000, 13_000]))
     following.record(*ids)
-    following.store.put("/service/orders/1", b"")
-    following.store.put("/service/orde", b"")
+    for other in ("/service/orde", "/service/order0/1", "/service/orders/1"):
+        following.store.put(other, b"")
     following.start()
     seen = Counter(kv.key for page in following.pages for kv in page.outcome.kvs)
     assert set(seen) == {(PREFIX + each).encode() for each in ids}
@@ -202,11 +202,11 @@ def test_whatever_the_ids_each_record_is_imported_once(following: Following, see
 
 def test_sequential_ids_take_about_as_many_pages_as_they_fill(following: Following) -> None:
     """Not one range that etcd walks to its end for each page."""
-    following.record(*(f"{number:08}" for number in range(3 * PAGE_RECORDS)))
+    following.record(*(f"{number:08}" for number in range(5 * PAGE_RECORDS)))
     following.start()
-    assert 3 <= len(following.pages) < 60
+    assert 5 <= len(following.pages) < 60
     walked = sum(page.outcome.count for page in following.pages)
-    assert walked < 4 * 3 * PAGE_RECORDS
+    assert walked < 2 * 5 * PAGE_RECORDS
 
 
 def test_a_cache_that_is_full_ends_the_import(following: Following) -> None:
@@ -223,7 +223,7 @@ def test_a_cache_that_is_full_ends_the_import(following: Following) -> None:
 
 def test_all_pages_are_of_one_revision_and_the_watch_begins_after_it(following: Following) -> None:
     """What is written meanwhile is in none of them."""
-    following.record(*map(str, range(PAGE_RECORDS + 100)))
+    following.record(*map(str, range(2 * PAGE_RECORDS + 100)))
     revision = following.store.revision
 
     def write_before_each_but_the_first(_: Call) -> Fate:
@@ -233,7 +233,7 @@ def test_all_pages_are_of_one_revision_and_the_watch_begins_after_it(following: 
 
     following.etcd.fate = write_before_each_but_the_first
     watch = following.start()
-    assert len(following.pages) > 1
+    assert len(following.pages) > 2
     assert {page.request.revision for page in following.pages[1:]} == {revision}
     assert not any(b"late" in kv.key for page in following.pages for kv in page.outcome.kvs)
     assert watch.start_revision == revision + 1
@@ -313,8 +313,10 @@ def test_an_import_that_fails_in_the_middle_begins_again(following: Following) -
     """Of what its first attempt saw, nothing is held that was deleted before the second."""
     ids = [f"{number:08}" for number in range(PAGE_RECORDS + 10)]
     following.record(*ids)
+    held: list[int] = []
 
     def fail_the_second_page(_: Call) -> Fate:
+        held.append(len(following.cache))
         if len(following.pages) != 2:
             return etcd.FINE
         following.store.delete(PREFIX + ids[0])
@@ -323,6 +325,7 @@ def test_an_import_that_fails_in_the_middle_begins_again(following: Following) -
     following.etcd.fate = fail_the_second_page
     following.start()
     assert len(following.pages) > 3
+    assert held[:3] == [0, PAGE_RECORDS, 0]
     assert [each for each in ids if not following.holds(each)] == ids[:1]
 
 
@@ -331,6 +334,7 @@ def test_an_import_whose_first_page_takes_long_is_not_begun_again(following: Fol
     following.record("a")
     following.etcd.fate = lambda call: Fate(0.0, 30.0) if call.method == "Range" else etcd.FINE
     following.begin(settings=replace(SETTINGS, etcd_endpoints=(("a", 2379), ("b", 2379))))
+    assert following.pages == [], "what waits in the queue goes first"
     following.loop.advance(IMPORT_AFTER_S + 31.0)
     assert following.holds("a")
     assert len(following.pages) == 1
@@ -358,16 +362,21 @@ def test_a_watch_that_breaks_between_fragments_resumes_there(following: Followin
     assert following.reconnect().start_revision == revision + 1
 
 
-def test_a_watch_that_keeps_failing_at_one_revision_is_given_up(following: Following) -> None:
+@pytest.mark.parametrize("replies", [1, 2], ids=["once open", "behind a fragment"])
+def test_a_watch_that_keeps_failing_at_one_revision_is_given_up(
+    following: Following, replies: int
+) -> None:
     """What it cannot tell has been deleted would be acked from the cache without a record."""
-    following.record("1", "2")
+    lease = following.under_one_lease("0", "1")
+    following.record("2")
     following.start()
-    following.etcd.breaks, following.etcd.replies = 5, 1
+    following.store.events_a_reply = 1
+    following.etcd.breaks, following.etcd.replies = 5, replies
     following.etcd.store.end_watches()
-    following.store.delete(PREFIX + "1")
+    following.store.revoke(lease)
     following.record("3")
     following.loop.advance(5 * LONGER_THAN_ANY_BACKOFF_S)
-    assert [following.holds(each) for each in "123"] == [False, True, True]
+    assert [following.holds(each) for each in "0123"] == [False, False, True, True]
     assert following.watch.start_revision == following.store.revision + 1
     (line,) = following.stuck()
     assert line["log_level"] == "warning"
@@ -393,10 +402,12 @@ def fails_now_and_then(following: Following) -> None:
 
 
 def is_away_for_long(following: Following) -> None:
-    following.etcd.breaks, following.etcd.replies = 100, 0
+    following.etcd.breaks, following.etcd.replies = 10_000, 0
     following.etcd.store.end_watches()
     following.loop.advance(100 * LONGER_THAN_ANY_BACKOFF_S)
-    assert following.etcd.breaks == 0
+    assert 100 < 10_000 - following.etcd.breaks < 1_000, "it is tried again with pauses"
+    following.etcd.breaks = 0
+    following.until_watched()
 
 
 @pytest.mark.parametrize("happens", [nothing_happens, fails_now_and_then, is_away_for_long])
@@ -421,10 +432,11 @@ def test_what_went_before_a_second_import_is_not_held(following: Following) -> N
     following.record("3")
     following.store.compact()
     following.etcd.breaks = 0
-    read_at = following.store.revision
+    read_at, held = following.store.revision, list[bool]()
 
     def delete_what_is_held(call: Call) -> Fate:
         if call.method == "Range":
+            held.append(following.holds("2"))
             following.cache.add(digest_of("1"), read_at)
             following.store.delete(PREFIX + "1")
         return etcd.FINE
@@ -432,6 +444,7 @@ def test_what_went_before_a_second_import_is_not_held(following: Following) -> N
     following.etcd.fate = delete_what_is_held
     following.loop.advance(LONGER_THAN_ANY_BACKOFF_S)
     assert len(following.pages) > 1
+    assert not any(held), "nor until then"
     assert not following.holds("1")
     following.cache.add(digest_of("1"), read_at)
     assert not following.holds("1")

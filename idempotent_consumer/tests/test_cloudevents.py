@@ -23,7 +23,7 @@ def binary(body: bytes, content_type: str | None, prefix: str = "cloudEvents:") 
     return cloudevents.decode(body, Properties(headers, content_type=content_type))
 
 
-@pytest.mark.parametrize("content_type", [JSON_EVENT, "application/json", None])
+@pytest.mark.parametrize("content_type", [JSON_EVENT, "Application/JSON ; v=1", None])
 def test_a_structured_one_has_its_source_in_its_id(content_type: str | None) -> None:
     event = structured(content_type, subject="a", data={"n": 1})
     assert (event.id, event.type, event.args) == ("/shop 7", "new_order", {"n": 1})
@@ -74,14 +74,16 @@ def test_data_of_every_kind_become_args(members: dict[str, Any], args: dict[str,
 def test_a_body_is_read_by_its_type(
     body: bytes, content_type: str | None, args: dict[str, Any]
 ) -> None:
-    assert binary(body, content_type).args == args
+    event = binary(body, content_type)
+    assert event.args == args
+    assert ("datacontenttype" in event.members) == (content_type is not None)
 
 
 @pytest.mark.parametrize(
     ("body", "content_type", "says"),
     [
         (b"{", None, "not JSON"),
-        (b"[]", JSON_EVENT, "no specversion"),
+        (b'["specversion"]', JSON_EVENT, "no specversion"),
         (b'{"id":"1","type":"new_order"}', None, "no specversion"),
         (b"<event/>", "application/cloudevents+xml", "application/cloudevents+xml"),
         (b"[]", "application/cloudevents-batch+json", "application/cloudevents-batch+json"),

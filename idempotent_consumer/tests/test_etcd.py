@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
@@ -16,6 +16,7 @@ from etcd3.etcdrpc import (
     RangeResponse,
     WatchCreateRequest,
     WatchRequest,
+    WatchResponse,
 )
 from google.protobuf.internal import api_implementation
 from grpc import StatusCode
@@ -92,7 +93,7 @@ class Cluster:
         """Return the port of the member that answers. Raises EtcdError."""
         return self.run(revision(client or self.client))
 
-    def run(self, work: Coroutine[Any, Any, int]) -> int:
+    def run(self, work: Awaitable[int]) -> int:
         answer: int = self.loop.run_until_complete(work)
         return answer
 
@@ -163,6 +164,7 @@ def test_an_error_of_etcds_is_known_by_its_text(text: str, failure: Failure, hin
 
 GONE = Fate(None, error=fake.CLOSED)
 LEADERLESS = Fate(None, error=NO_LEADER)
+WORDLESS = Fate(None, error=grpc.aio.AioRpcError(StatusCode.UNAVAILABLE, (), ()))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +172,8 @@ LEADERLESS = Fate(None, error=NO_LEADER)
     [
         (3, LEADERLESS, "no leader", 0.0),
         (3, GONE, "Socket closed", 0.0),
-        (3, SILENCE, "Deadline Exceeded", FAILOVER_TIMEOUT_S),
+        (2, WORDLESS, "UNAVAILABLE", 0.0),
+        (2, SILENCE, "Deadline Exceeded", FAILOVER_TIMEOUT_S),
         # There is nobody else to ask, so haste gains nothing.
         (1, SILENCE, "Deadline Exceeded", CALL_TIMEOUT_S),
     ],
@@ -184,6 +187,7 @@ def test_a_member_that_fails_is_left(members: int, fate: Fate, why: str, after_s
     assert cluster.loop.time() == after_s
     cluster.members[0].fate = lambda _: fake.FINE
     assert [cluster.ask(), cluster.ask()] == ([3, 3] if members > 1 else [2, 2])
+    assert cluster.opened == ([2, 3] if members > 1 else [2])
     assert CALL_TIMEOUT_S > FAILOVER_TIMEOUT_S
 
 
@@ -205,21 +209,33 @@ def test_calls_that_fail_together_go_one_member_on_and_not_several(cluster: Clus
         with pytest.raises(EtcdError, match="no leader"):
             cluster.ask()
     assert cluster.ask() == 2, "it is the first one's turn again"
+    cluster.members[0].script("Range", Fate(None, 1.0, NO_LEADER), LEADERLESS)
+    late = cluster.loop.create_task(cluster.client.call("Range", RANGE))
+    for call in (revision(cluster.client), revision(cluster.client), late):
+        with pytest.raises(EtcdError, match="no leader"):
+            cluster.run(call)
+    cluster.members[2].leaderless = False
+    assert cluster.ask() == 4, "what fails late was not asked of the one whose turn it is"
 
 
 def test_a_name_that_did_not_resolve_is_looked_up_by_a_new_channel() -> None:
     """The channel that has not found it would not look again for up to two minutes."""
     cluster = Cluster(1)
     why = "DNS resolution failed for etcd:2: Domain name not found"
-    cluster.members[0].fate = lambda _: fake.refused(why, StatusCode.UNAVAILABLE)
+    fates = [fake.refused(why, StatusCode.UNAVAILABLE, answers_s) for answers_s in (1.0, 0.0)]
+    cluster.members[0].script("Range", *fates)
+    late = cluster.loop.create_task(cluster.client.call("Range", RANGE))
     with pytest.raises(EtcdError, match=why):
         cluster.ask()
-    cluster.members[0].fate = lambda _: fake.FINE
-    assert [cluster.ask(), cluster.ask()] == [2, 2]
-    assert cluster.opened == [2, 2]
+    assert cluster.ask() == 2
+    with pytest.raises(EtcdError, match=why):
+        cluster.run(late)
+    assert [cluster.ask(), *cluster.opened] == [2, 2, 2], "the late failure is the old channel's"
 
 
 def test_a_watch_ends_with_its_members_leader_and_the_next_is_elsewhere(cluster: Cluster) -> None:
+    refused = WatchResponse(canceled=True, cancel_reason="etcdserver: permission denied")
+
     async def watch() -> int:
         replies = cluster.client.watch(WATCH)
         assert (await anext(replies)).header.revision == 2
@@ -227,7 +243,11 @@ def test_a_watch_ends_with_its_members_leader_and_the_next_is_elsewhere(cluster:
         cluster.members[0].store.end_watches(NO_LEADER)
         with pytest.raises(EtcdError, match="no leader"):
             await anext(replies)
-        found: int = (await anext(cluster.client.watch(WATCH))).header.revision
+        replies = cluster.client.watch(WATCH)
+        found: int = (await anext(replies)).header.revision
+        cluster.members[1].store.watches[0].deliver(refused)
+        with pytest.raises(EtcdError, match="permission denied"):
+            await anext(replies)
         return found
 
     assert cluster.run(watch()) == 3
@@ -254,6 +274,15 @@ def test_after_an_expired_token_the_next_call_logs_in_again(cluster: Cluster) ->
 
 
 # What gRPC itself does.
+
+
+@pytest.mark.parametrize(("host", "target"), [("etcd", "etcd:2379"), ("::1", "[::1]:2379")])
+def test_a_members_address_is_written_as_grpc_reads_it(
+    monkeypatch: pytest.MonkeyPatch, host: str, target: str
+) -> None:
+    monkeypatch.setattr(grpc.aio, "insecure_channel", lambda target, _options: target)
+    opened: object = open_channel(Settings(), host, 2379)
+    assert opened == target
 
 
 @asynccontextmanager
@@ -297,8 +326,8 @@ def test_a_call_whose_channel_is_closed_has_an_unknown_outcome_and_its_task_goes
             with pytest.raises(asyncio.CancelledError):
                 await cancelled
             await client.close()
-            after = client.call("Range", RANGE)
-            return list(await asyncio.gather(under_way, after, return_exceptions=True))
+            after = (client.call("Range", RANGE), anext(client.watch(WATCH)))
+            return list(await asyncio.gather(under_way, *after, return_exceptions=True))
 
     for outcome in asyncio.run(main()):
         assert isinstance(outcome, EtcdError)

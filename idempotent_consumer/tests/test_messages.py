@@ -74,12 +74,12 @@ def test_a_trace_goes_on_with_what_is_published_and_with_retries() -> None:
         seen.append(event.headers)
         if failure := next(failures):
             raise failure
-        return [Publish("billed", headers={"tenant": "a", "baggage": "own=1"}), Publish("sent")]
+        return [Publish("billed", headers={"tenant": 7, "baggage": "own=1"}), Publish("sent")]
 
     world = InMemory(service(handle))
     world.publish(ORDER, headers={**TRACE, "secret": "b"})
     assert seen == [{**TRACE, "secret": "b"}] * 2
-    assert world.published_headers == [{**TRACE, "tenant": "a", "baggage": "own=1"}, TRACE]
+    assert world.published_headers == [{**TRACE, "tenant": 7, "baggage": "own=1"}, TRACE]
 
 
 @pytest.mark.parametrize("value", [7, b"\xff", ["a"], "ä" * 5000])

@@ -197,7 +197,8 @@ def test_a_few_deliveries_get_a_line_each(told: Told) -> None:
     settled = [*OUTCOMES, Outcome.PROCESSED, Outcome.PROCESSED]
     for number, outcome in enumerate(settled):
         told.tally.settled(outcome, {"event_id": str(number)})
-    told.tally.flush()
+        if number in (4, 9):
+            told.tally.flush()
     told.tally.flush()
     assert [line["event_id"] for line in told.lines.entries] == [str(n) for n in range(10)]
     levels = ["info" if outcome in FINE else "warning" for outcome in settled]

@@ -200,6 +200,7 @@ def test_an_event_alone_is_always_taken(replica: Replica, effects: int, bytes_ea
         ([Put("/orders/1", b"x" * 1_600_000)], "etcd takes 1572864"),
         ([Put(f"/orders/{n}", b"x" * 800_000) for n in range(2)], "bytes"),
         ([Publish("t", {"a": "x" * 900_000})] * 2, "bytes"),
+        ([Publish("t", headers={"h": "x" * 32_000})] * 60, "bytes"),
     ],
 )
 def test_effects_that_fit_no_transaction_are_refused(

@@ -61,6 +61,7 @@ WRONG = {
     "ETCD_PASSWORD and no UTF-8": {"ETCD_USER": "root", "ETCD_PASSWORD": f"{SECRET}\udcff"},
     "ETCD_KEY, the key itself": {"ETCD_KEY": KEY},
     "RABBITMQ_KEY, the key itself": {"RABBITMQ_KEY": KEY},
+    "BATCH_SIZE, a URL": {"BATCH_SIZE": "amqp://guest:s3cret@h"},
     "all right but one": {
         "RABBITMQ_URL": "amqp://guest:s3cret@h",
         "ETCD_USER": "root",

@@ -22,9 +22,11 @@ def service() -> Service:
         ({"exchange": ""}, "exchange"),
         ({"exchange": "amq.topic"}, "amq."),
         ({"exchange": "a" * 256}, "exchange"),
+        ({"exchange": None}, "exchange"),
         ({"bindings": "order.#"}, "list of keys"),
         ({"bindings": []}, "list of keys"),
         ({"bindings": ["a" * 256]}, "255"),
+        ({"bindings": [None]}, "bindings"),
         ({"decode": "json"}, "decode is a function"),
     ],
 )
