@@ -371,7 +371,15 @@ class RecoveringConnection:
         Raises in an ExceptionGroup what else it raises, or one of its callbacks.
         """
         is_loss = retry_if_exception_type(ChannelLost)
-        recover = AsyncRetrying(retry=is_loss, wait=self._wait_s, sleep=asyncio.sleep)
+        # tenacity makes its statistics on the thread that calls it and adds to them, after an
+        # attempt, on the one that runs then. A shared Producer changes threads, and nobody reads
+        # them: so they are made after each attempt.
+        recover = AsyncRetrying(
+            retry=is_loss,
+            wait=self._wait_s,
+            sleep=asyncio.sleep,
+            after=lambda state: state.retry_object.begin(),
+        )
         self._addresses = cycle(self._system.random.sample(self._parameters, len(self._parameters)))
         self._running = asyncio.current_task()
         async with asyncio.TaskGroup() as tasks:

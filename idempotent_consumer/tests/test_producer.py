@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from typing import Any
 
@@ -56,6 +57,12 @@ def test_a_coroutine_shares_it_among_threads_and_closes_it() -> None:
 
     asyncio.run(publish())
     assert [type(error) for error in errors] == [PublishError] * 3
+
+
+def test_one_thread_goes_on_with_the_connecting_that_another_has_begun(producer: Producer) -> None:
+    for _ in range(2):
+        with ThreadPoolExecutor(1) as thread, pytest.raises(PublishError, match="refused"):
+            thread.submit(producer.publish, [EVENT], timeout_s=0.2).result()
 
 
 def test_it_cannot_be_closed_within_publish(producer: Producer) -> None:
