@@ -210,7 +210,7 @@ class Publisher:
 
     def _take_back(self) -> None:
         """Keep what is not confirmed on this channel for the next, in its order."""
-        self._client, self._alone = None, False
+        self._client, self._alone, self.trouble = None, False, ""
         self._waiting = [*self._unconfirmed.values(), *self._waiting]
         self._unconfirmed = {}
 
@@ -225,7 +225,7 @@ class Publisher:
         self._log.warning(f"{self.trouble}: retries and dead letters wait, consuming goes on")
 
     def _on_unblocked(self, *_: Any) -> None:
-        self._blocked = False
+        self._blocked, self.trouble = False, ""
         self._renew_deadline()
         self._send_waiting()
 

@@ -342,6 +342,22 @@ def test_what_is_sent_during_an_alarm_waits_for_its_end(rabbit: Sending) -> None
     assert outcomes(futures) == [True] * 4, "it is over for the next connection too"
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_alarm_that_is_over_is_not_what_keeps_a_message(rabbit: Sending, lost: bool) -> None:
+    """The broker goes away, for instance: whoever waits is told that."""
+    rabbit.broker.confirms = False
+    rabbit.broker.set_alarm(True)
+    rabbit.send()
+    assert rabbit.publisher.trouble == ALARM
+    if lost:
+        rabbit.broker.away = True
+        rabbit.lose()
+    else:
+        rabbit.broker.set_alarm(False)
+        rabbit.loop.run_until_idle()
+    assert rabbit.publisher.trouble == ""
+
+
 # What is no longer wanted.
 
 
