@@ -127,6 +127,10 @@ class RetryAfter(Exception):
             raise ValueError(f"no number of seconds: {seconds!r}")
         super().__init__(why or f"try again after {self.seconds:g} s")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For process pools. Exception would call the constructor, which takes more than `args`.
+        return Exception.__new__, (type(self), *self.args), self.__dict__
+
 
 class Returned(NamedTuple):
     """What a handler's run came to: its effects, or what it raised, in one line and itself.

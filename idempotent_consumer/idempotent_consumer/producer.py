@@ -45,6 +45,10 @@ class PublishError(Exception):
         super().__init__(why)
         self.confirmed = confirmed
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For process pools. Exception would call the constructor, which takes more than `args`.
+        return Exception.__new__, (type(self), *self.args), self.__dict__
+
 
 class Producer:
     """Publishes to an exchange. Threads may share it, and their calls take turns.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import pytest
 from structlog.testing import LogCapture
 
 from fakes.events import OutOfStock, Speechless, body
-from idempotent_consumer.calls import Calls, Handler, Returned, one_line
+from idempotent_consumer.calls import Calls, Handler, RetryAfter, Returned, one_line
 from idempotent_consumer.event import NO_EFFECTS, Effects, Event, Put, decode
 from idempotent_consumer.ledger import NoLedger
 from idempotent_consumer.settings import Settings
@@ -292,7 +293,20 @@ def test_a_call_that_waits_for_a_thread_is_not_overdue() -> None:
     assert waiting.done()
 
 
-# An exception in one line.
+# Exceptions.
+
+
+class Busy(RetryAfter):
+    """One of a service's own, with a constructor that takes something else."""
+
+    def __init__(self) -> None:
+        super().__init__(30)
+
+
+@pytest.mark.parametrize("error", [RetryAfter(30), RetryAfter("1.5", "busy"), Busy()])
+def test_what_a_handler_raises_may_come_out_of_a_process_pool(error: RetryAfter) -> None:
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - as a pool does
+    assert (type(copy), str(copy), copy.seconds) == (type(error), str(error), error.seconds)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -142,6 +143,11 @@ def test_large_bodies_are_taken_until_they_fill_the_memory_that_is_set_aside(
     with pytest.raises(PublishError):
         producer.publish(bodies(), timeout_s=0.2)
     assert sum(taken) == MAX_BYTES_IN_FLIGHT + 2**20
+
+
+def test_its_error_may_come_out_of_a_process_pool() -> None:
+    copy = pickle.loads(pickle.dumps(PublishError("why", 3)))  # noqa: S301 - as a pool does
+    assert (type(copy), str(copy), copy.confirmed) == (PublishError, "why", 3)
 
 
 def test_a_wrong_address_is_a_wrong_setting() -> None:
