@@ -33,6 +33,8 @@ WINDOW = 2_000
 
 _CHECK_EVERY_S = 0.1
 
+_Publishing = asyncio.Task[BaseException | None]
+
 
 class PublishError(Exception):
     """Not everything is confirmed; the message says why.
@@ -68,17 +70,12 @@ class Producer:
         exchange: str = EXCHANGE,
     ) -> None:
         """Use RABBITMQ_URL of the settings, and nothing else. Without ``log``, warn on stderr."""
-        urls, system, self._health = settings.rabbitmq_urls, real_system(), Health()
         self._exchange = check_exchange(exchange)
         declare = partial(declare_exchange, exchange=exchange)
-        self._publisher = Publisher(urls, declare, system, self._health, log or _warnings())
-        # poll and not epoll: what is registered there is the process's own, also after a fork.
-        selector = selectors.PollSelector()
-        self._loop = asyncio.SelectorEventLoop(selector)
-        self._publishing = self._loop.create_task(self._publisher.run())
+        self._make = partial(Publisher, settings.rabbitmq_urls, declare, real_system())
+        self._log = log or _warnings()
         self._pid, self._lock = os.getpid(), threading.Lock()
-        end = partial(_end, self._publisher, self._publishing, self._loop, selector, self._pid)
-        self._end = weakref.finalize(self, end)  # At the end of the program too.
+        self._begin()
 
     def __enter__(self) -> Self:
         return self
@@ -125,13 +122,18 @@ class Producer:
         with self._lock:
             if not self._end.alive:
                 raise ValueError("this producer is closed: make another")
+            if self._publishing.done() or self._publishing.cancelling():
+                self._end()
+                self._begin()
             # Not by asyncio.Runner: on Ctrl-C that waits until the iterable returns, and at its end
             # for name look-ups under way.
             task = self._loop.create_task(self._publish(bodies, batch))
             try:
                 return self._loop.run_until_complete(task)
             finally:
-                task.cancel()  # Ctrl-C can end the loop's run and not the task.
+                if task.cancel():
+                    # Ctrl-C has ended the loop's run, with anything half done.
+                    self._publishing.cancel()
 
     def close(self) -> None:
         """Close for good, once no other thread publishes; in a coroutine too.
@@ -144,6 +146,17 @@ class Producer:
         if os.getpid() == self._pid:
             with self._lock:
                 self._end()
+
+    def _begin(self) -> None:
+        """Make all that runs in a call: when it is made, and after a call that has broken it."""
+        self._health = Health()
+        self._publisher = self._make(self._health, self._log)
+        # poll and not epoll: what is registered there is the process's own, also after a fork.
+        selector = selectors.PollSelector()
+        self._loop = asyncio.SelectorEventLoop(selector)
+        self._publishing = self._loop.create_task(_run(self._publisher))
+        end = partial(_end, self._publisher, self._publishing, self._loop, selector, self._pid)
+        self._end = weakref.finalize(self, end)  # At the end of the program too.
 
     async def _publish(self, bodies: Iterable[bytes], batch: _Batch) -> int:
         try:
@@ -164,7 +177,7 @@ class Producer:
             raise batch.error
         return batch.confirmed
 
-    async def _confirm(self, batch: _Batch, publishing: asyncio.Task[None], left: int) -> None:
+    async def _confirm(self, batch: _Batch, publishing: _Publishing, left: int) -> None:
         """Wait until no more than so many are unconfirmed. Raises PublishError, and a defect."""
         now_s = asyncio.get_running_loop().time
         moved_s = now_s()
@@ -172,8 +185,8 @@ class Producer:
             last = batch.unconfirmed[-1 - left].confirmed
             awaited: set[asyncio.Future[Any]] = {last, publishing}
             await asyncio.wait(awaited, timeout=_CHECK_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
-            if publishing.done():
-                publishing.result()
+            if publishing.done() and (defect := publishing.result()) is not None:
+                raise defect
             unconfirmed = [each for each in batch.unconfirmed if not each.confirmed.done()]
             if number := len(batch.unconfirmed) - len(unconfirmed):
                 batch.unconfirmed, moved_s = unconfirmed, now_s()
@@ -209,9 +222,23 @@ class _Batch:
             self.error = error
 
 
+async def _run(publisher: Publisher) -> BaseException | None:
+    """Return what was raised amid its work, as it was raised; None once it is closed.
+
+    A task that raises KeyboardInterrupt ends the loop's run, and this one would do so in the next.
+    """
+    try:
+        await publisher.run()
+    except BaseException as error:  # noqa: BLE001 - a log's, or what a signal's handler raises
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        return error
+    return None
+
+
 def _end(
     publisher: Publisher,
-    publishing: asyncio.Task[None],
+    publishing: _Publishing,
     loop: asyncio.AbstractEventLoop,
     selector: selectors.BaseSelector,
     pid: int,
@@ -233,7 +260,7 @@ def _end(
     def end() -> None:
         with closing(loop):
             loop.run_until_complete(publisher.close())
-            loop.run_until_complete(publishing)
+            loop.run_until_complete(asyncio.wait({publishing}))
 
     if _running_loop() is None:
         end()

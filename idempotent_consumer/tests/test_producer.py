@@ -13,6 +13,7 @@ from itertools import repeat
 from typing import Any
 
 import pytest
+import structlog
 from pika import frame, spec
 
 from fakes.probe import DEADLINE_S, free_port
@@ -64,6 +65,31 @@ def test_one_thread_goes_on_with_the_connecting_that_another_has_begun(producer:
     for _ in range(2):
         with ThreadPoolExecutor(1) as thread, pytest.raises(PublishError, match="refused"):
             thread.submit(producer.publish, [EVENT], timeout_s=0.2).result()
+
+
+@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.parametrize("defect", [ValueError("closed file"), KeyboardInterrupt()])
+def test_what_is_raised_amid_its_work_ends_one_call(
+    defect: BaseException, again: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a log that cannot be written, or a signal's handler, which raises wherever it finds it."""
+    defects = [defect]
+
+    def write(*_: Any) -> Any:
+        if defects:
+            raise defects.pop()
+        raise structlog.DropEvent
+
+    log: Any = structlog.wrap_logger(None, processors=[write])
+    with Producer(Settings(rabbitmq_urls=(f"amqp://127.0.0.1:{free_port()}/",)), log) as producer:
+        with pytest.raises(type(defect)) as raised:
+            producer.publish([EVENT], timeout_s=5)
+        assert raised.value is defect
+        if again:
+            with pytest.raises(PublishError, match="refused"):
+                producer.publish([EVENT], timeout_s=0.2)
+    gc.collect()
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
 def test_it_cannot_be_closed_within_publish(producer: Producer) -> None:
