@@ -102,9 +102,9 @@ class Producer:
 
         Raises ValueError after ``close`` and for wrong headers; TypeError for what is no iterable
         of bodies; RuntimeError if this thread runs an event loop, and in a forked child;
-        PublishError if nothing was confirmed for ``timeout_s``; and, once all events before it are
-        confirmed, TypeError for what is not bytes, InvalidEvent for an invalid event, and what the
-        iterable raises.
+        PublishError if nothing was confirmed for ``timeout_s``, or another thread published for so
+        long; and, once all events before it are confirmed, TypeError for what is not bytes,
+        InvalidEvent for an invalid event, and what the iterable raises.
         """
         if os.getpid() != self._pid:
             raise RuntimeError("this Producer was made in another process: make one after the fork")
@@ -119,7 +119,9 @@ class Producer:
         batch = _Batch(
             self._exchange, check_headers(headers), timeout_s, progress or (lambda _: None)
         )
-        with self._lock:
+        if not self._lock.acquire(timeout=min(timeout_s, threading.TIMEOUT_MAX)):
+            raise PublishError(f"another thread has been publishing for {timeout_s:g} s", 0)
+        try:
             if not self._end.alive:
                 raise ValueError("this producer is closed: make another")
             if self._publishing.done() or self._publishing.cancelling():
@@ -134,6 +136,8 @@ class Producer:
                 if task.cancel():
                     # Ctrl-C has ended the loop's run, with anything half done.
                     self._publishing.cancel()
+        finally:
+            self._lock.release()
 
     def close(self) -> None:
         """Close for good, once no other thread publishes; in a coroutine too.

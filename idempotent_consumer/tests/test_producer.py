@@ -2,11 +2,13 @@
 
 import asyncio
 import gc
+import math
 import os
 import pickle
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
@@ -65,6 +67,24 @@ def test_one_thread_goes_on_with_the_connecting_that_another_has_begun(producer:
     for _ in range(2):
         with ThreadPoolExecutor(1) as thread, pytest.raises(PublishError, match="refused"):
             thread.submit(producer.publish, [EVENT], timeout_s=0.2).result()
+
+
+def test_a_call_waits_no_longer_for_its_turn_than_for_a_confirm(producer: Producer) -> None:
+    begun, over = threading.Event(), threading.Event()
+
+    def bodies() -> Iterator[bytes]:
+        begun.set()
+        over.wait(DEADLINE_S)
+        yield from ()
+
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(producer.publish, bodies(), math.inf)
+        begun.wait(DEADLINE_S)
+        with pytest.raises(PublishError, match=r"another thread .* for 0\.2 s") as raised:
+            producer.publish([EVENT], timeout_s=0.2)
+        second = threads.submit(producer.publish, [], math.inf)
+        over.set()
+        assert (first.result(), second.result(), raised.value.confirmed) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("again", [True, False])
