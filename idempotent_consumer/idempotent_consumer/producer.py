@@ -131,13 +131,17 @@ class Producer:
             # for name look-ups under way.
             task = self._loop.create_task(self._publish(bodies, batch))
             try:
-                return self._loop.run_until_complete(task)
-            finally:
-                if task.cancel():
-                    # Ctrl-C has ended the loop's run, with anything half done.
-                    self._publishing.cancel()
+                self._loop.run_until_complete(task)
+            except BaseException:
+                # Ctrl-C can end the loop's run and not the task, and leave anything half done.
+                task.cancel()
+                self._publishing.cancel()
+                raise
         finally:
             self._lock.release()
+        if batch.error is not None:
+            raise batch.error
+        return batch.confirmed
 
     def close(self) -> None:
         """Close for good, once no other thread publishes; in a coroutine too.
@@ -162,7 +166,8 @@ class Producer:
         end = partial(_end, self._publisher, self._publishing, self._loop, selector, self._pid)
         self._end = weakref.finalize(self, end)  # At the end of the program too.
 
-    async def _publish(self, bodies: Iterable[bytes], batch: _Batch) -> int:
+    async def _publish(self, bodies: Iterable[bytes], batch: _Batch) -> None:
+        """Publish what there is up to the batch's ``error``. Raises a defect."""
         try:
             unconfirmed_bytes = 0
             for message in batch.messages(bodies):
@@ -175,11 +180,10 @@ class Producer:
                     await self._confirm(batch, self._publishing, number // 2)
                     unconfirmed_bytes = sum(len(each.body) for each in batch.unconfirmed)
             await self._confirm(batch, self._publishing, 0)
+        except PublishError as error:
+            batch.error = error
         finally:
             batch.wanted = False
-        if batch.error is not None:
-            raise batch.error
-        return batch.confirmed
 
     async def _confirm(self, batch: _Batch, publishing: _Publishing, left: int) -> None:
         """Wait until no more than so many are unconfirmed. Raises PublishError, and a defect."""
@@ -205,7 +209,7 @@ class Producer:
 
 @dataclass(eq=False)
 class _Batch:
-    """The events of one call. ``error`` is what a body, or the iterable, ended them with."""
+    """The events of one call. ``error`` is what ended them: a body, the iterable, or a time-out."""
 
     exchange: str
     headers: Mapping[str, Header]

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -173,6 +174,28 @@ def test_an_interrupted_call_is_over_when_the_next_one_is_made(
     assert (taken, raised.value.confirmed) == ([1], 0)
     gc.collect()
     assert [record for record in caplog.records if record.name == "asyncio"] == []
+
+
+def test_an_interrupted_call_is_followed_by_another_connection() -> None:
+    """On this one half a message may have been sent, or one counted that was not."""
+
+    def interrupted() -> Iterator[bytes]:
+        yield EVENT
+        raise KeyboardInterrupt
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(DEADLINE_S)
+        with producer_at(server.getsockname()[1]) as producer:
+            for publish in (
+                partial(producer.publish, [EVENT], timeout_s=0.2),
+                partial(producer.publish, interrupted()),
+                partial(producer.publish, [EVENT], timeout_s=0.2),
+            ):
+                with pytest.raises((PublishError, KeyboardInterrupt)):
+                    publish()
+        connections = [server.accept()[0] for _ in range(2)]
+        for connection in connections:
+            connection.close()
 
 
 def test_large_bodies_are_taken_until_they_fill_the_memory_that_is_set_aside(
