@@ -119,7 +119,7 @@ class Producer:
         batch = _Batch(
             self._exchange, check_headers(headers), timeout_s, progress or (lambda _: None)
         )
-        if not self._lock.acquire(timeout=min(timeout_s, threading.TIMEOUT_MAX)):
+        if not self._lock.acquire(timeout=min(max(0.0, timeout_s), threading.TIMEOUT_MAX)):
             raise PublishError(f"another thread has been publishing for {timeout_s:g} s", 0)
         try:
             if not self._end.alive:
