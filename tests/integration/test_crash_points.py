@@ -214,7 +214,8 @@ def killed_by(
                 stack.enter_context(frozen(service))
         for batch in backlog:
             publish(batch)
-    for batch in batches(MORE_BATCHES, f"{at.point}, more") if others else ():
+    prefix = f"{at.point}-more".replace(" ", "-")  # As an Idempotency-Key has it, too.
+    for batch in batches(MORE_BATCHES, prefix) if others else ():
         with suppress(AssertionError):
             killed.wait_end(timeout_s=0.5)
             break
