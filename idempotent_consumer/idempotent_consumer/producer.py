@@ -43,13 +43,10 @@ class PublishError(Exception):
     all events again, and consumers skip those that they have recorded.
     """
 
-    def __init__(self, why: str, confirmed: int) -> None:
+    # With a default, since a process pool makes it again of its message, and then adds the number.
+    def __init__(self, why: str, confirmed: int = 0) -> None:
         super().__init__(why)
         self.confirmed = confirmed
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # For process pools. Exception would call the constructor, which takes more than `args`.
-        return Exception.__new__, (type(self), *self.args), self.__dict__
 
 
 class Producer:
@@ -120,23 +117,9 @@ class Producer:
             self._exchange, check_headers(headers), timeout_s, progress or (lambda _: None)
         )
         if not self._lock.acquire(timeout=min(max(0.0, timeout_s), threading.TIMEOUT_MAX)):
-            raise PublishError(f"another thread has been publishing for {timeout_s:g} s", 0)
+            raise PublishError(f"another thread has been publishing for {timeout_s:g} s")
         try:
-            if not self._end.alive:
-                raise ValueError("this producer is closed: make another")
-            if self._publishing.done() or self._publishing.cancelling():
-                self._end()
-                self._begin()
-            # Not by asyncio.Runner: on Ctrl-C that waits until the iterable returns, and at its end
-            # for name look-ups under way.
-            task = self._loop.create_task(self._publish(bodies, batch))
-            try:
-                self._loop.run_until_complete(task)
-            except BaseException:
-                # Ctrl-C can end the loop's run and not the task, and leave anything half done.
-                task.cancel()
-                self._publishing.cancel()
-                raise
+            self._run_until_published(bodies, batch)
         finally:
             self._lock.release()
         if batch.error is not None:
@@ -165,6 +148,24 @@ class Producer:
         self._publishing = self._loop.create_task(_run(self._publisher))
         end = partial(_end, self._publisher, self._publishing, self._loop, selector, self._pid)
         self._end = weakref.finalize(self, end)  # At the end of the program too.
+
+    def _run_until_published(self, bodies: Iterable[bytes], batch: _Batch) -> None:
+        """Run the loop for one call, on the thread whose turn it is."""
+        if not self._end.alive:
+            raise ValueError("this producer is closed: make another")
+        if self._publishing.done() or self._publishing.cancelling():
+            self._end()
+            self._begin()
+        # Not by asyncio.Runner: on Ctrl-C that waits until the iterable returns, and at its end for
+        # name look-ups under way.
+        task = self._loop.create_task(self._publish(bodies, batch))
+        try:
+            self._loop.run_until_complete(task)
+        except BaseException:
+            # Ctrl-C can end the loop's run and not the task, and leave anything half done.
+            task.cancel()
+            self._publishing.cancel()
+            raise
 
     async def _publish(self, bodies: Iterable[bytes], batch: _Batch) -> None:
         """Publish what there is up to the batch's ``error``. Raises a defect."""
