@@ -532,8 +532,13 @@ class Intake:
                     )
             self._some_arrived.set()
 
+        def cancelled(method: Any) -> None:
+            # What comes behind it pika drops: an ack of one that was read here would cover it too.
+            channel.connection.reader = None
+            client.replied(method)
+
         # Before consuming: a cancel can follow the broker's answer in one read of the socket.
-        channel.add_on_cancel_callback(client.callback(client.replied))
+        channel.add_on_cancel_callback(client.callback(cancelled))
         on_deliveries = client.callback(arrive)
 
         def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:

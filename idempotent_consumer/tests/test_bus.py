@@ -13,10 +13,10 @@ import pytest
 
 from fakes.amqp import Rabbit
 from idempotent_consumer import bus
-from idempotent_consumer.amqp import TCP_OPTIONS
+from idempotent_consumer.amqp import LARGEST_READ_BYTES, TCP_OPTIONS
 from idempotent_consumer.bus import ClientChannel, Delivery
 from idempotent_consumer.settings import Settings
-from idempotent_consumer.testing.broker import Queue
+from idempotent_consumer.testing.broker import Message, Queue
 
 
 class Defect(Exception):
@@ -455,6 +455,20 @@ def test_a_cancel_that_comes_with_the_answer_to_consuming_is_not_missed(start: S
     order.broker.delete_queue("order")
     order.loop.advance(10)
     assert len(queues["order"].consumers) == 1
+
+
+def test_no_ack_covers_a_delivery_that_pika_drops_behind_a_cancel(order: Consuming) -> None:
+    """A large one is pika's to read, which has no consumer any more: its tag arrives nowhere."""
+    order.publish(b"1")
+    (consumer,) = order.broker.queues["order"].consumers
+    consumer.cancelled_by_broker()
+    for body in (b"x" * (LARGEST_READ_BYTES + 1), b"2"):
+        consumer.deliver(Message(0, body, b"\0\0", "events", "new_order"))
+    order.loop.run_until_idle()
+    for delivery in order.arrived():
+        order.do(delivery.settle)
+    order.do(order.intake.flush)
+    assert order.acked == [b"1"]
 
 
 # A broker that is cut off from the others.
