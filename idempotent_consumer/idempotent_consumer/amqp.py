@@ -6,6 +6,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -13,6 +14,8 @@ import pika
 from pika import data as pika_data
 from pika import exceptions
 from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.adapters.base_connection import _StreamingProtocolShim
+from pika.adapters.utils.connection_workflow import AMQPConnector
 
 from .names import BROKER_HEADERS
 from .settings import SettingsError
@@ -191,6 +194,26 @@ class Reader:
         return at, more
 
 
+class _Connector(AMQPConnector):  # type: ignore[misc]  # pika is untyped here
+    """pika's attempt to connect to one address, which fails for whatever its socket raises.
+
+    pika itself leaves to the loop that there are no more files, or that a connection is reset as
+    soon as it is made, and does not go on.
+    """
+
+    def start(self, *arguments: Any, **options: Any) -> None:
+        try:
+            super().start(*arguments, **options)
+        except OSError as error:
+            self._report_completion_and_cleanup(error)
+
+    def _on_tcp_connection_done(self, error: BaseException | None) -> None:
+        try:
+            super()._on_tcp_connection_done(error)
+        except ValueError:  # pika has found it to be connected no more.
+            self._report_completion_and_cleanup(ConnectionResetError("the connection was reset"))
+
+
 class Connection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped here
     """pika's connection on the running loop, with a reader ahead of it while ``reader`` is set.
 
@@ -204,6 +227,11 @@ class Connection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped he
     def __init__(self, *arguments: Any, **callbacks: Any) -> None:
         self._unwritten = bytearray()
         super().__init__(*arguments, **callbacks)
+
+    def _adapter_connect_stream(self) -> None:
+        super()._adapter_connect_stream()
+        connector = partial(_Connector, lambda _: _StreamingProtocolShim(self), self._nbio)
+        self._connection_workflow._connector_factory = connector
 
     def _on_connection_workflow_done(self, result: Any) -> None:
         # Where it is closed amid the handshake, pika hands over an error's class and no instance,

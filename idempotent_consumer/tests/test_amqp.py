@@ -218,6 +218,48 @@ def test_a_connection_that_is_closed_amid_its_handshake_ends_without_a_defect() 
     assert defects == []
 
 
+async def failure_of(connection_type: type[Connection], url: str) -> tuple[str, BaseException]:
+    """Return who is told that no connection is opened, the loop or the connection, and why."""
+    loop = asyncio.get_running_loop()
+    told = loop.create_future()
+    loop.set_exception_handler(lambda _, context: told.set_result(("loop", context["exception"])))
+    connection_type(
+        pika.URLParameters(url),
+        on_open_error_callback=lambda _, error: told.set_result(("connection", error)),
+    )
+    found: tuple[str, BaseException] = await told
+    return found
+
+
+class ResetAtOnce(Connection):
+    """pika's connection, whose socket is connected no more when pika looks at it."""
+
+    def _adapter_connect_stream(self) -> None:
+        super()._adapter_connect_stream()
+
+        def connect_socket(_socket: Any, _address: Any, on_done: Any) -> Any:
+            return self.ioloop.call_soon(on_done, None)
+
+        self._nbio.connect_socket = connect_socket
+
+
+@pytest.mark.parametrize(
+    ("connection_type", "query", "says"),
+    [
+        # As where there are no more files.
+        (Connection, "?tcp_options={'TCP_KEEPIDLE':0}", "Invalid argument"),
+        (ResetAtOnce, "", "reset"),
+    ],
+)
+def test_what_a_socket_raises_amid_connecting_is_a_failure_to_connect(
+    connection_type: type[Connection], query: str, says: str
+) -> None:
+    """pika tells the loop: a service ended by it, or waited for ever."""
+    told, error = asyncio.run(failure_of(connection_type, f"amqp://127.0.0.1:1/{query}"))
+    assert told == "connection"
+    assert says in explain(error)
+
+
 # Read: deliveries taken from the socket's bytes are the ones that pika would have made of them.
 
 CHANNEL, CONSUMER = 1, "ctag1.1"
@@ -471,6 +513,7 @@ def test_pika_reads_messages_with_the_bytes_of_their_headers() -> None:
 # The private names of pika that the library reads or replaces: a new release may drop them.
 
 IO = "pika.adapters.utils.io_services_utils"
+WORKFLOW = "pika.adapters.utils.connection_workflow"
 
 
 @pytest.mark.parametrize(
@@ -487,6 +530,10 @@ IO = "pika.adapters.utils.io_services_utils"
             ["self", "conn_or_exc"],
             "amqp.py",
         ),
+        (f"{WORKFLOW}:AMQPConnector._on_tcp_connection_done", ["self", "exc"], "amqp.py"),
+        (f"{WORKFLOW}:AMQPConnector._report_completion_and_cleanup", ["self", "result"], "amqp.py"),
+        (f"{WORKFLOW}:AMQPConnectionWorkflow", {"_connector_factory"}, "amqp.py"),
+        ("pika.adapters.base_connection:BaseConnection", {"_connection_workflow"}, "amqp.py"),
         ("pika:BlockingConnection", {"_impl"}, "cli/broker.py"),
     ],
 )
