@@ -259,19 +259,21 @@ class Publisher:
     def _refuse(self, message: Message) -> None:
         """Send what the broker has not taken again after a wait, which nothing else shares."""
         message.losses = message.losses_alone = 0
-        error = "a queue does not take it now: it may be full, or without a leader"
-        if message.returned:
-            self.trouble = error = (
-                f"no queue takes what is sent to {message.exchange!r} as {message.routing_key!r}"
-                if message.exchange
-                else f"queue {message.routing_key} is missing, it is declared again"
-            )
+        if not message.returned:
+            self.trouble = "a queue does not take it now: it may be full, or without a leader"
+        elif message.exchange:
+            where = f"{message.exchange!r} as {message.routing_key!r}"
+            self.trouble = f"no queue takes what is sent to {where}"
+        else:
+            self.trouble = f"queue {message.routing_key} is missing, it is declared again"
         if not self._refused:
             now_s = asyncio.get_running_loop().time()
             self._refused_until_s = now_s + self._backoff.next_s()
         if not any(_where(each) == _where(message) for each in self._refused):
             self._log.warning(
-                "RabbitMQ did not take a message, sending it again", **_where(message), error=error
+                "RabbitMQ did not take a message, sending it again",
+                **_where(message),
+                error=self.trouble,
             )
         self._refused.append(message)
 

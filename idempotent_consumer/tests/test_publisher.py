@@ -18,6 +18,7 @@ from idempotent_consumer.testing.broker import Queue
 WHOLE, BARE = pika.BasicProperties(message_id="whole"), pika.BasicProperties(message_id="bare")
 QUEUE = "order.retry.1s"
 ALARM = "RabbitMQ has an alarm and takes no messages"
+FULL = "a queue does not take it now: it may be full, or without a leader"
 
 
 class Sending(Rabbit):
@@ -95,14 +96,17 @@ def test_a_nacked_message_is_sent_again_with_all_its_properties(rabbit: Sending)
     rabbit.broker.nacks = lambda _: True
     future = rabbit.send()
     rabbit.loop.advance(60)
+    assert rabbit.publisher.trouble == FULL
     rabbit.broker.nacks = lambda _: False
     rabbit.loop.advance(6)
-    assert future.result() is True
+    assert (future.result(), rabbit.publisher.trouble) == (True, "")
     assert set(rabbit.sent) == {"whole"}
     assert 12 <= len(rabbit.sent) <= 40, "ever more slowly, and every five seconds at the least"
+    rabbit.loop.advance(60)
     assert len(rabbit.attempts) == 1
     line = rabbit.said("RabbitMQ did not take a message, sending it again")[0]
     assert (line["log_level"], line["exchange"], line["routing_key"]) == ("warning", "", QUEUE)
+    assert line["error"] == FULL
 
 
 def test_after_a_confirm_nacked_messages_are_sent_again_soon(rabbit: Sending) -> None:
