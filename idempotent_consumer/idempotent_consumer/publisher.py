@@ -241,7 +241,7 @@ class Publisher:
         is_ack, last = isinstance(frame.method, pika.spec.Basic.Ack), frame.method.delivery_tag
         # Sent in this order, so the first is the lowest.
         oldest = next(iter(self._unconfirmed), last)
-        numbers = range(oldest if frame.method.multiple else last, last + 1)
+        numbers = range(oldest, min(last, self._sequence) + 1) if frame.method.multiple else [last]
         messages = [self._unconfirmed.pop(n) for n in numbers if n in self._unconfirmed]
         if oldest not in self._unconfirmed:
             self._renew_deadline()

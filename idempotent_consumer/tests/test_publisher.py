@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pika
 import pytest
+from pika import spec
 
 from fakes.amqp import Rabbit
 from idempotent_consumer.amqp import KEEPALIVE
@@ -220,7 +221,10 @@ def test_a_nack_clears_a_message_that_channels_were_lost_with(rabbit: Sending) -
     rabbit.broker.confirms, rabbit.broker.nacks = False, lambda _: False
     rabbit.loop.advance(6)
     assert rabbit.bodies == [b"1", b"2"] * 5, "together"
-    rabbit.channel.confirm(4, multiple=True)
+    for _ in range(2):
+        rabbit.lose_and_wait_s()
+    assert rabbit.bodies == [b"1", b"2"] * 7, "it counts anew"
+    rabbit.channel.confirm(2, multiple=True)
     rabbit.loop.run_until_idle()
     assert outcomes(futures) == [True, True]
 
@@ -252,6 +256,7 @@ def test_confirms_that_keep_coming_have_all_the_time_they_need(rabbit: Sending) 
         rabbit.channel.confirm(confirmed)
         rabbit.loop.run_until_idle()
     assert len(rabbit.connections) == 1
+    rabbit.loop.advance(3)
     rabbit.send()
     rabbit.loop.advance(3)
     rabbit.channel.confirm(5)
@@ -308,6 +313,22 @@ def test_what_no_queue_takes_is_sent_again_by_itself(rabbit: Sending) -> None:
     assert outcomes(lost) == [True, True]
 
 
+def test_it_is_said_that_an_exchange_has_no_queue_for_a_message(rabbit: Sending) -> None:
+    rabbit.broker.exchanges["events"] = []
+    message = Message("events", "new_order", b"{}", WHOLE, BARE, lambda: True)
+    rabbit.do(lambda: rabbit.publisher.send(message))
+    assert rabbit.publisher.trouble == "no queue takes what is sent to 'events' as 'new_order'"
+
+
+def test_a_confirm_of_more_than_was_sent_is_for_what_was_sent(rabbit: Sending) -> None:
+    """It is compared with no number that a message could not have."""
+    rabbit.broker.confirms = False
+    futures = [rabbit.send() for _ in range(2)]
+    ack = spec.Basic.Ack(2**63, multiple=True)
+    rabbit.do(lambda: rabbit.connection.receive(ack))
+    assert outcomes(futures) == [True, True]
+
+
 # Alarms.
 
 
@@ -329,14 +350,17 @@ def test_after_an_alarm_each_confirm_has_its_whole_time(rabbit: Sending) -> None
 
 def test_what_is_sent_during_an_alarm_waits_for_its_end(rabbit: Sending) -> None:
     rabbit.broker.set_alarm(True)
+    wanted = {"yet": True}
     futures = [rabbit.send() for _ in range(3)]
+    unwanted = rabbit.send(lambda: wanted["yet"])
+    wanted["yet"] = False
     assert rabbit.publisher.trouble == ALARM
     (line,) = rabbit.said(f"{ALARM}: retries and dead letters wait, consuming goes on")
     assert line["log_level"] == "warning"
     assert outcomes(futures) == [None] * 3
     rabbit.broker.set_alarm(False)
     rabbit.loop.run_until_idle()
-    assert outcomes(futures) == [True] * 3
+    assert outcomes([*futures, unwanted]) == [*[True] * 3, False]
     assert rabbit.publisher.trouble == ""
     rabbit.broker.set_alarm(True)
     futures.append(rabbit.send())
