@@ -154,8 +154,9 @@ class Producer:
         if not self._end.alive:
             raise ValueError("this producer is closed: make another")
         if self._publishing.done() or self._publishing.cancelling():
-            self._end()
-            self._begin()
+            end = self._end
+            self._begin()  # First: its end can be interrupted too.
+            end()
         # Not by asyncio.Runner: on Ctrl-C that waits until the iterable returns, and at its end for
         # name look-ups under way.
         task = self._loop.create_task(self._publish(bodies, batch))
@@ -268,8 +269,10 @@ def _end(
 
     def end() -> None:
         with closing(loop):
-            loop.run_until_complete(publisher.close())
-            loop.run_until_complete(asyncio.wait({publishing}))
+            try:
+                loop.run_until_complete(publisher.close())
+            finally:  # Also where that is interrupted, as by Ctrl-C: it goes on here.
+                loop.run_until_complete(asyncio.wait({publishing}))
 
     if _running_loop() is None:
         end()

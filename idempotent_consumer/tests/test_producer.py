@@ -176,6 +176,28 @@ def test_an_interrupted_call_is_over_when_the_next_one_is_made(
     assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
+def test_an_interrupt_of_what_follows_an_interrupt_ends_no_more_than_its_call(
+    producer: Producer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ctrl-C is pressed again while the broken connection is closed."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    def interrupted() -> Iterator[bytes]:
+        asyncio.get_running_loop().call_soon(interrupt)
+        interrupt()
+        yield EVENT
+
+    for bodies in (interrupted(), iter([EVENT])):
+        with pytest.raises(KeyboardInterrupt):
+            producer.publish(bodies)
+    with pytest.raises(PublishError, match="refused"):
+        producer.publish([EVENT], timeout_s=0.2)
+    gc.collect()
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
+
+
 def test_an_interrupted_call_is_followed_by_another_connection() -> None:
     """On this one half a message may have been sent, or one counted that was not."""
 
