@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from hashlib import sha256
 
 EXCHANGE = "events"
@@ -59,13 +59,14 @@ def check_exchange(name: str) -> str:
     return name
 
 
-def check_bindings(keys: Sequence[str]) -> tuple[str, ...]:
+def check_bindings(keys: Iterable[str]) -> tuple[str, ...]:
     """Return a queue's binding keys, or raise ValueError: without one it gets no event."""
-    if isinstance(keys, str) or not keys:
+    found = () if isinstance(keys, str) else tuple(keys)
+    if not found:
         raise ValueError(f'bindings {keys!r:.100}: write a list of keys, as in ["order.#"]')
-    if not all(isinstance(key, str) and len(key.encode()) <= 255 for key in keys):
+    if not all(isinstance(key, str) and len(key.encode()) <= 255 for key in found):
         raise ValueError(f"bindings {keys!r:.100}: a key has at most 255 bytes")
-    return tuple(keys)
+    return found
 
 
 def encode_id(event_id: str) -> str:
