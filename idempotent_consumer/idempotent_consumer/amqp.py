@@ -16,9 +16,10 @@ from pika import exceptions
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.adapters.base_connection import _StreamingProtocolShim
 from pika.adapters.utils.connection_workflow import AMQPConnector
+from pika.tcp_socket_opts import set_sock_opts
 
 from .names import BROKER_HEADERS
-from .settings import SettingsError
+from .settings import SettingsError, amqp_url
 
 # Connecting.
 
@@ -41,7 +42,11 @@ def parameters_of(
     Raises SettingsError for what pika does not take, or would stumble over at each connection.
     """
     try:
-        parameters = pika.URLParameters(url)
+        amqp_url(url)
+    except ValueError as error:
+        raise SettingsError(f"RABBITMQ_URL: {error}") from None
+    try:
+        parameters = _read(url)
         if "heartbeat=" not in url:
             parameters.heartbeat = HEARTBEAT_S
         parameters.connection_attempts = 1
@@ -54,8 +59,6 @@ def parameters_of(
         parameters.client_properties = {"connection_name": name}
     except _WRONG_URL:
         raise SettingsError(f"RABBITMQ_URL: {_fault_of(url)}") from None
-    if not all(type(value) is int for value in (parameters.tcp_options or {}).values()):
-        raise SettingsError("RABBITMQ_URL: tcp_options takes whole numbers")
     if len(parameters.virtual_host.encode()) > 255:
         raise SettingsError("RABBITMQ_URL: its virtual host is longer than AMQP allows, 255 bytes")
     if not parameters.heartbeat:
@@ -65,8 +68,15 @@ def parameters_of(
     return parameters
 
 
-_WRONG_URL = (AttributeError, TypeError, ValueError, SyntaxError, OSError)
+_WRONG_URL = (AttributeError, TypeError, ValueError, SyntaxError, OSError, OverflowError)
 """What pika raises for a URL."""
+
+
+def _read(url: str) -> pika.URLParameters:
+    parameters = pika.URLParameters(url)
+    with socket.socket() as probe:  # pika sets them when it connects.
+        set_sock_opts(parameters.tcp_options, probe)
+    return parameters
 
 
 def _fault_of(url: str) -> str:
@@ -76,14 +86,14 @@ def _fault_of(url: str) -> str:
         if len(values) > 1:
             return f"its query has {option} more than once"
         try:
-            pika.URLParameters(f"{parts.scheme}://h/?{urlencode({option: values[0]})}")
+            _read(f"{parts.scheme}://h/?{urlencode({option: values[0]})}")
         except _WRONG_URL as error:
             why = f": {error.strerror}" if isinstance(error, OSError) else ""
             return f"pika does not take what its query has for {option}{why}"
     return "pika does not take it"
 
 
-def explain(error: BaseException) -> str:
+def explain(error: BaseException) -> str:  # noqa: PLR0911 - one table, read from top to bottom
     """Describe a failure in one line that says what to do where that is known."""
     for cause in _causes(error):
         match cause:
@@ -100,10 +110,11 @@ def explain(error: BaseException) -> str:
             case exceptions.ChannelClosedByBroker(reply_code=404) if "no queue" in cause.reply_text:
                 return f"{cause.reply_text}: it was deleted, and is declared again"
             case (
-                exceptions.ProbableAuthenticationError()
-                | exceptions.ConnectionClosedByBroker(reply_code=403)
-            ):
+                exceptions.ProbableAuthenticationError() | exceptions.ConnectionClosedByBroker()
+            ) if "(403" in str(cause):
                 return "RabbitMQ refuses the user or the password of RABBITMQ_URL"
+            case exceptions.ConnectionOpenAborted():
+                return "it takes the connection and does not answer: it may be frozen"
             case exceptions.IncompatibleProtocolError() if "EOF" in str(cause):
                 return (
                     "what listens there does not speak AMQP: RABBITMQ_URL has the port for that "

@@ -76,14 +76,16 @@ def read_delays(texts: Sequence[str]) -> tuple[tuple[str, int], ...]:
     return delays
 
 
-def _amqp_url(text: str) -> str:
+def amqp_url(text: str) -> str:
+    """Return a URL of RabbitMQ's, or raise ValueError, which says how one is written."""
     with suppress(ValueError):
         parts = urlsplit(text)
         # Each raises ValueError where it is none.
         _ = parts.port, (parts.hostname or "").encode("idna")
         # An "@" behind the host is a password's, with a "/", "?" or "#" in it.
-        misplaced = "@" in parts.path + parts.query + parts.fragment
-        if parts.scheme in ("amqp", "amqps") and parts.hostname and not misplaced:
+        misplaced = "@" in parts.path + parts.query or parts.fragment
+        whole_login = (parts.username is None) == (parts.password is None)
+        if parts.scheme in ("amqp", "amqps") and parts.hostname and whole_login and not misplaced:
             return text
     raise ValueError(
         "write amqp://user:password@host:port/ (or amqps://), or several with ','; within a "
@@ -139,7 +141,7 @@ class Settings:
 
     enable_etcd: bool = _setting(False, _boolean)
     rabbitmq_urls: tuple[str, ...] = _setting(
-        ("amqp://guest:guest@localhost:5672/",), _list, _amqp_url, shown=False
+        ("amqp://guest:guest@localhost:5672/",), _list, amqp_url, shown=False
     )
     rabbitmq_ca_cert: str | None = _setting(None, _pem_file, "certificate")
     rabbitmq_cert: str | None = _setting(None, _pem_file, "certificate")

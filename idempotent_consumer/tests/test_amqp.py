@@ -53,6 +53,7 @@ class Workflow(Exception):
 
 
 REFUSED = "user or the password"
+LOGIN = amqp.ConnectionClosedByBroker(403, "ACCESS_REFUSED - Login was refused")
 LATE = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out"
 OTHER_TYPE = "PRECONDITION_FAILED - inequivalent arg 'type' for exchange 'events' in vhost '/'"
 OTHER_ARGUMENTS = "PRECONDITION_FAILED - inequivalent arg 'x-delivery-limit'"
@@ -64,9 +65,12 @@ OTHER_ARGUMENTS = "PRECONDITION_FAILED - inequivalent arg 'x-delivery-limit'"
         (amqp.ChannelClosedByBroker(406, OTHER_ARGUMENTS), "delete_queue"),
         (amqp.ChannelClosedByBroker(406, LATE), "timed out"),
         (amqp.ChannelClosedByBroker(404, "NOT_FOUND - no queue 'order'"), "declared again"),
-        (amqp.ProbableAuthenticationError("closed"), REFUSED),
-        (amqp.ConnectionClosedByBroker(403, "ACCESS_REFUSED"), REFUSED),
-        (Workflow(Workflow(amqp.ProbableAuthenticationError("closed"))), REFUSED),
+        (amqp.ProbableAuthenticationError(repr(LOGIN)), REFUSED),
+        (LOGIN, REFUSED),
+        (Workflow(Workflow(amqp.ProbableAuthenticationError(repr(LOGIN)))), REFUSED),
+        # Amid the login, too, a broker can be shut down.
+        (amqp.ProbableAuthenticationError(repr(amqp.StreamLostError("EOF"))), "EOF"),
+        (amqp.ConnectionOpenAborted("Connection.close() called"), "does not answer"),
         (Workflow(OSError(111, "Connection refused")), "Connection refused"),
         (amqp.ConnectionClosedByBroker(320, "CONNECTION_FORCED - by an operator"), "an operator"),
         (TimeoutError(), "TimeoutError"),
@@ -112,11 +116,20 @@ def test_a_url_gets_options_unless_it_names_others(url: str, name: str, value: o
         ("?heartbeat=-1", "heartbeat"),
         ("?heartbeat=5&heartbeat=6", "its query has heartbeat more than once"),
         ("v" * 256, "its virtual host is longer"),
+        ("?tcp_options={'TCP_KEEPIDLE':0}", "tcp_options: Invalid argument"),
+        (f"?tcp_options={{'TCP_KEEPIDLE':{2**40}}}", "tcp_options"),
+        ("?tcp_options={'TCP_KEEPIDLE':'3'}", "tcp_options"),
     ],
 )
 def test_what_would_fail_at_each_connection_is_a_wrong_setting(rest: str, says: str) -> None:
     with pytest.raises(SettingsError, match=rf"^RABBITMQ_URL: .*{says}"):
         parameters_of(f"amqp://h/{rest}", "test")
+
+
+def test_a_url_alone_in_place_of_several_is_a_wrong_setting() -> None:
+    """Its letters were taken for URLs, and each of them for localhost."""
+    with pytest.raises(SettingsError, match=r"^RABBITMQ_URL: write amqp://"):
+        parameters_of("a", "test")
 
 
 # Written.

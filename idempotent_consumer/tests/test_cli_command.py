@@ -10,7 +10,6 @@ import pytest
 
 from fakes.operator import ETCD_AWAY, RABBITMQ_AWAY, Operator
 from idempotent_consumer.cli import command
-from idempotent_consumer.cli.broker import Broker, BrokerError
 from idempotent_consumer.cli.context import Context
 from idempotent_consumer.cli.output import counted, duration, plain, size
 from idempotent_consumer.settings import Settings
@@ -119,12 +118,6 @@ def test_where_standard_input_and_error_are_closed_there_is_nothing_and_nobody(
     monkeypatch.setattr(sys, "stderr", None)
     context = Context({})
     assert (context.stdin.isatty(), context.stdin.read(), context.err.isatty()) == (0, b"", 0)
-
-
-@pytest.mark.parametrize("host", ["rabbit..local", "a" * 64])
-def test_a_host_that_cannot_be_asked_for_is_one_that_is_away(host: str) -> None:
-    with pytest.raises(BrokerError, match="RABBITMQ_URL says where it is"):
-        Broker([f"amqp://{host}/"])
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ WRONG = {
     "ENABLE_ETCD": ["ture", "2"],
     "RABBITMQ_URL": [
         *("localhost:5672", "http://h", "amqp://", "amqp://h:port/", "amqp://a,b", ","),
-        *("amqp://a..b/", f"amqp://{'a' * 64}/"),
+        *("amqp://a..b/", f"amqp://{'a' * 64}/", "amqp://user@h/", "amqp://h/v#1"),
     ],
     "ETCD_ENDPOINTS": [
         *("a:b", "a:99999", "a:1/path", "a:0", "ftp://a:1", "user@a:1", "a:1?x"),

@@ -57,8 +57,7 @@ class Broker:
         where = ", ".join(f"{each.host}:{each.port}" for each in parameters)
         try:
             self._connection = pika.BlockingConnection(parameters)
-        # UnicodeError: a host with an empty label, or one of over 63 characters.
-        except (pika.exceptions.AMQPError, AMQPConnectorException, OSError, UnicodeError) as error:
+        except (pika.exceptions.AMQPError, AMQPConnectorException, OSError) as error:
             raise BrokerError(
                 f"RabbitMQ at {where} cannot be used: {explain(error)} "
                 "(RABBITMQ_URL says where it is)"
