@@ -289,7 +289,7 @@ def test_a_forked_child_has_to_make_its_own_and_leaves_its_parents_alone(ends: s
 
 
 UNCLOSED = """
-import os, socket, sys
+import os, socket, sys, threading
 from idempotent_consumer import Producer, PublishError, Settings
 
 server = socket.create_server(("127.0.0.1", 0))
@@ -303,10 +303,19 @@ if "fork" in sys.argv and (child := os.fork()):
     os.waitpid(child, 0)
 if "collect" in sys.argv:
     del producer
+if "daemon" in sys.argv:
+    begun = threading.Event()
+
+    def bodies():
+        begun.set()
+        yield threading.Event().wait()
+
+    threading.Thread(target=producer.publish, args=(bodies(),), daemon=True).start()
+    begun.wait()
 """
 
 
-@pytest.mark.parametrize("how", ["", "fork", "collect", "fork collect"])
+@pytest.mark.parametrize("how", ["", "fork", "collect", "fork collect", "daemon"])
 def test_one_that_nobody_closes_ends_without_a_word(how: str) -> None:
     program = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", UNCLOSED, *how.split()]
     ended = subprocess.run(  # noqa: S603 - the program above
