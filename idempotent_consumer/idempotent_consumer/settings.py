@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from configparser import ConfigParser
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlencode, urlsplit
@@ -185,8 +186,8 @@ class Settings:
                     shown = " is wrong:" if hidden else f" is {text!r}:"
                     raise SettingsError(f"{variable}{shown} {why}") from None
         _check_together(given, environ)
+        _check_certificates(given)
         if "RABBITMQ_CA_CERT" in given:
-            _check_certificates(given)
             given["RABBITMQ_URL"] = _with_certificates(given)
         return cls(**{_VARIABLES[variable][0]: value for variable, value in given.items()})
 
@@ -206,24 +207,26 @@ def _check_together(given: Mapping[str, Any], environ: Mapping[str, str]) -> Non
 
 
 def _check_certificates(given: Mapping[str, Any]) -> None:
-    """Load RabbitMQ's as pika does: it would not say which is wrong, and ask for a pass phrase."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    for variable in ("RABBITMQ_CA_CERT", "RABBITMQ_CERT"):
-        if variable in given:
+    """Load them: pika and gRPC would not say which is wrong, and pika ask for a pass phrase."""
+    for server in ("ETCD", "RABBITMQ"):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        authority, own, key = (f"{server}_{each}" for each in ("CA_CERT", "CERT", "KEY"))
+        for variable in (authority, own):
+            if variable in given:
+                try:
+                    context.load_verify_locations(given[variable])
+                except OSError:
+                    raise SettingsError(f"{variable} is damaged: OpenSSL cannot read it") from None
+        if key in given:
             try:
-                context.load_verify_locations(given[variable])
-            except OSError:
-                raise SettingsError(f"{variable} is damaged: OpenSSL cannot read it") from None
-    if "RABBITMQ_CERT" in given:
-        try:
-            context.load_cert_chain(given["RABBITMQ_CERT"], given["RABBITMQ_KEY"], _no_pass_phrase)
-        except OSError as error:
-            why = getattr(error, "reason", None) or error.strerror
-            raise SettingsError(f"RABBITMQ_KEY is no key of RABBITMQ_CERT: {why}") from None
+                context.load_cert_chain(given[own], given[key], partial(_no_pass_phrase, key))
+            except OSError as error:
+                why = getattr(error, "reason", None) or error.strerror
+                raise SettingsError(f"{key} is no key of {own}: {why}") from None
 
 
-def _no_pass_phrase() -> str:
-    raise SettingsError("RABBITMQ_KEY has a pass phrase: it takes a key without one")
+def _no_pass_phrase(key: str) -> str:
+    raise SettingsError(f"{key} has a pass phrase: it takes a key without one")
 
 
 def _with_certificates(given: Mapping[str, Any]) -> tuple[str, ...]:

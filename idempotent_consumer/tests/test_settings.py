@@ -176,22 +176,24 @@ def test_each_url_gets_the_certificates(kinds: dict[str, str], tmp_path: Path) -
 DAMAGED = "-----BEGIN CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\n"
 
 
+@pytest.mark.parametrize("server", ["RABBITMQ", "ETCD"])
 @pytest.mark.parametrize(
-    ("variable", "file", "says"),
+    ("kind", "file", "says"),
     [
-        ("RABBITMQ_CA_CERT", "damaged.pem", "is damaged"),
-        ("RABBITMQ_CERT", "damaged.pem", "is damaged"),
-        ("RABBITMQ_KEY", "damaged.pem", "is no key of RABBITMQ_CERT: .*PEM"),
-        ("RABBITMQ_KEY", "other_key.pem", "is no key of RABBITMQ_CERT: KEY_VALUES_MISMATCH"),
-        ("RABBITMQ_KEY", "encrypted_key.pem", "has a pass phrase"),
+        ("CA_CERT", "damaged.pem", "is damaged"),
+        ("CERT", "damaged.pem", "is damaged"),
+        ("KEY", "damaged.pem", "is no key of [A-Z]*_CERT: .*PEM"),
+        ("KEY", "other_key.pem", "is no key of [A-Z]*_CERT: KEY_VALUES_MISMATCH"),
+        ("KEY", "encrypted_key.pem", "has a pass phrase"),
     ],
 )
 def test_a_certificate_that_cannot_be_used_is_refused_by_its_name(
-    variable: str, file: str, says: str, tmp_path: Path
+    server: str, kind: str, file: str, says: str, tmp_path: Path
 ) -> None:
     """And nobody is asked for a pass phrase, which would hold up the service for good."""
-    given = files(tmp_path, "RABBITMQ_CA_CERT", "RABBITMQ_CERT", "RABBITMQ_KEY")
+    given = files(tmp_path, *(f"{server}_{each}" for each in ("CA_CERT", "CERT", "KEY")))
     (tmp_path / "damaged.pem").write_text(DAMAGED)
+    variable = f"{server}_{kind}"
     given[variable] = str((tmp_path if file == "damaged.pem" else TLS) / file)
     with pytest.raises(SettingsError, match=f"^{variable} {says}"):
         read(**AMQPS, **given)
