@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import cached_property
@@ -83,15 +84,14 @@ class Handler:
                 f"model is a class, or a function of an event's args: {self.model!r:.100}"
             )
         given = ["event"] + ["model"] * bool(self.model) + ["timeout_s"] * self.claimed
-        try:
+        with suppress(ValueError):  # Some of C's functions have no signature.
             parameters = inspect.signature(self.function)
-            parameters.bind(*given)
-        except TypeError as error:
-            raise TypeError(
-                f"{self.name}{parameters} cannot be called with ({', '.join(given)}): {error}"
-            ) from None
-        except ValueError:
-            pass  # Some of C's functions have no signature.
+            try:
+                parameters.bind(*given)
+            except TypeError as error:
+                raise TypeError(
+                    f"{self.name}{parameters} cannot be called with ({', '.join(given)}): {error}"
+                ) from None
 
     def arguments(self, event: Event) -> tuple[Any, ...]:
         """Return what its function is called with, but for the time-out. Raises ModelError."""

@@ -65,7 +65,7 @@ def check_bindings(keys: Iterable[str]) -> tuple[str, ...]:
     if not found:
         raise ValueError(f'bindings {keys!r:.100}: write a list of keys, as in ["order.#"]')
     if not all(isinstance(key, str) and len(key.encode()) <= 255 for key in found):
-        raise ValueError(f"bindings {keys!r:.100}: a key has at most 255 bytes")
+        raise ValueError(f"bindings {found!r:.100}: a key has at most 255 bytes")
     return found
 
 

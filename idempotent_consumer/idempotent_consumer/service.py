@@ -185,10 +185,13 @@ class Service:
 
 def _delays(texts: Sequence[str] | None) -> tuple[tuple[str, int], ...] | None:
     """Read a handler's retry delays. Raises ValueError, or TypeError for no list of texts."""
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts or ()):
+    if texts is None:
+        return None
+    found = tuple(texts)
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in found):
         raise TypeError(f'retry_delays is {texts!r}: write a list, as in ["1s", "1m"]')
     try:
-        return None if texts is None else read_delays(texts)
+        return read_delays(found)
     except ValueError as error:
         raise ValueError(f"retry_delays: {error}") from None
 

@@ -27,12 +27,20 @@ def service() -> Service:
         ({"bindings": []}, "list of keys"),
         ({"bindings": ["a" * 256]}, "255"),
         ({"bindings": [None]}, "bindings"),
+        ({"bindings": iter(())}, "list of keys"),
         ({"decode": "json"}, "decode is a function"),
     ],
 )
 def test_what_a_service_cannot_be_made_with(options: dict[str, Any], says: str) -> None:
     with pytest.raises((ValueError, TypeError), match=says):
         Service(**{"name": "order", "noun": "orders", **options})
+
+
+def test_what_may_come_as_any_iterable_is_read_once(service: Service) -> None:
+    """A generator that was looked at would be empty: no event would come, or be retried."""
+    assert Service("order", "orders", bindings=(key for key in ["a", "b"])).bindings == ("a", "b")  # type: ignore[arg-type]
+    service.handler("new_order", retry_delays=(text for text in ["1s"]))(returns_nothing)  # type: ignore[call-overload]
+    assert service.handlers["new_order"].retry_delays == (("1s", 1),)
 
 
 def test_a_type_has_one_handler(service: Service) -> None:
@@ -128,6 +136,8 @@ def takes_a_keyword(_event: Event, *, limit: int) -> None: ...
         ({"timeout_s": 5}, returns_nothing, "with (event, timeout_s): too many positional"),
         ({"timeout_s": 5, "model": dict}, call, "with (event, model, timeout_s): too many"),
         ({"timeout_s": 5, "model": 7}, call, "model is a class, or a function"),
+        ({}, None, "None is not a callable object"),
+        ({}, property(), "is not a callable object"),
     ],
 )
 def test_what_is_registered_wrongly_is_told(
