@@ -329,8 +329,11 @@ class Consumer:
                 case PublishEvents():
                     ask = await self._publish(flight, action)
                 case StartOver():
-                    with suppress(Exception):  # As it came: its handler may have changed its args.
-                        flight.event = flight.deliveries[0].event(self._decoder)
+                    # As it came: its handler may have changed its args. A decoder may do anything.
+                    with suppress(BaseException):
+                        event = flight.deliveries[0].event(self._decoder)
+                        if event.digest == flight.event.digest:
+                            flight.event = event
                     flight.published, flight.failed, flight.held = False, None, False
                     claimed = flight.handler.claimed
                     ask = flight.ask(Kind.CLAIM) if claimed else self._handle(flight)

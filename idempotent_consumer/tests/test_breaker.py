@@ -89,6 +89,26 @@ def test_what_a_handler_does_to_its_args_is_gone_at_the_next_call(
     assert paid == [100, 100]
 
 
+@pytest.mark.parametrize("again", [SystemExit("bug"), Event("1", "another", {})])
+def test_a_decoder_that_makes_another_event_of_what_was_held_ends_nothing(
+    receiver: Receiver, world: World, again: Any
+) -> None:
+    made = iter([Event("1", "new_order", {}), again])
+
+    def decode(_body: bytes, _properties: object) -> Event:
+        event = next(made)
+        if isinstance(event, BaseException):
+            raise event
+        return event
+
+    settings = replace(SETTINGS, breaker_failures=1)
+    process = world.start({"new_order": receiver.handler}, settings=settings, decode=decode)
+    process.deliver(b"1")
+    receiver.down = None
+    process.advance(FIRST_PROBE_S)
+    assert (receiver.ids, process.states()[-1], next(made, None)) == (["1", "1"], "done", None)
+
+
 def test_it_opens_after_so_many_failures_in_a_row(receiver: Receiver) -> None:
     process = receiver.start()
     process.deliver(body("1"))
