@@ -242,6 +242,9 @@ class Calls:
 
     def _failed(self, raised: BaseException, started_s: float) -> Returned:
         elapsed_s = self._clock() - started_s
+        # So a TaskGroup raises what one of its tasks has raised.
+        while isinstance(raised, BaseExceptionGroup) and len(raised.exceptions) == 1:
+            (raised,) = raised.exceptions
         if isinstance(raised, Reject):
             return Returned(NO_EFFECTS, one_line(raised), elapsed_s, Outcome.REJECTED)
         if isinstance(raised, ModelError):

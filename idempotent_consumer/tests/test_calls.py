@@ -14,9 +14,10 @@ import pytest
 from structlog.testing import LogCapture
 
 from fakes.events import OutOfStock, Speechless, body
-from idempotent_consumer.calls import Calls, Handler, RetryAfter, Returned, one_line
+from idempotent_consumer.calls import Calls, Handler, Reject, RetryAfter, Returned, one_line
 from idempotent_consumer.event import NO_EFFECTS, Effects, Event, Put, decode
 from idempotent_consumer.ledger import NoLedger
+from idempotent_consumer.metrics import Outcome
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.loop import Loop, Threads, complete
 from idempotent_consumer.testing.process import captured
@@ -184,6 +185,33 @@ def test_a_handler_that_cancels_its_own_task_as_it_returns_has_failed(bench: Ben
         task.cancel()
 
     assert bench.wait(cancel).error.startswith("CancelledError:")
+
+
+@pytest.mark.parametrize(
+    ("error", "returned"),
+    [
+        (Reject("no"), (Outcome.REJECTED, 0.0, None)),
+        (RetryAfter(30), (Outcome.FAILED, 30.0, None)),
+        (ODD := KeyError("no"), (Outcome.FAILED, 0.0, ODD)),
+    ],
+)
+def test_what_a_task_of_a_handler_raises_is_what_its_group_raises(
+    bench: Bench, error: Exception, returned: tuple[object, ...]
+) -> None:
+    async def fail() -> None:
+        raise error
+
+    async def wait_for(*tasks: Callable[[], Awaitable[object]]) -> None:
+        async with asyncio.TaskGroup() as group:
+            for task in tasks:
+                group.create_task(task())  # type: ignore[arg-type]
+
+    async def handle(_event: Event, _timeout_s: float) -> None:
+        await wait_for(lambda: asyncio.sleep(1), lambda: wait_for(fail))
+
+    failed = bench.wait(handle)
+    assert failed.error.startswith(one_line(error))
+    assert (failed.outcome, failed.after_s, failed.raised) == returned
 
 
 # Plain functions.
