@@ -81,6 +81,8 @@ class Service:
             raise TypeError(f"decode is a function of (body, properties), not {decode!r:.100}")
         self.decode = decode
         self.handlers: dict[str, Handler] = {}
+        self.is_running = False
+        """Whether a run has begun, which takes no more handlers."""
 
     @overload
     def handler(
@@ -148,8 +150,8 @@ class Service:
             raise ValueError(f"timeout_s is {timeout_s}: write seconds, more than 0 and {most}")
         if at_once is not None and not (isinstance(at_once, int) and at_once >= 1):
             raise ValueError(f"at_once is {at_once}: write a whole number from 1")
-        own = {"timeout_s": timeout_s, "at_once": at_once, "retry_delays": _delays(retry_delays)}
-        return self._registering(event_type, model=model, **own)
+        own = {"at_once": at_once, "retry_delays": _delays(retry_delays), "model": model}
+        return self._registering(event_type, timeout_s=float(timeout_s), **own)
 
     def run(self, environ: Mapping[str, str] = os.environ) -> int:
         """Run until SIGTERM or SIGINT, on the main thread, and then end the process.
@@ -176,6 +178,8 @@ class Service:
             handler = Handler(function, **own)
             if event_type in self.handlers:
                 raise ValueError(f"{event_type!r} has a handler already")
+            if self.is_running:  # Its retry queues are declared, and its claims' lease is known.
+                raise RuntimeError("the service runs: import what registers handlers before run()")
             handler.check()
             self.handlers[event_type] = handler
             return function
@@ -216,6 +220,7 @@ class Running:
         loop = self._loop = asyncio.get_running_loop()
         self.service, self.settings, self.system, self.log = service, settings, system, log
         self._metrics, self._stopping = metrics, asyncio.Event()
+        service.is_running = True
         self.tasks, name = asyncio.TaskGroup(), service.name
         self.process = f"{system.random.getrandbits(128):032x}"
         """What the tokens of its records begin with."""

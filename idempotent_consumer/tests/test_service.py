@@ -1,12 +1,17 @@
 """What a service refuses when it is made, and when it starts."""
 
 import math
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
 import pytest
 
+from fakes.events import body
+from fakes.world import World
 from idempotent_consumer import Event, Service
+from idempotent_consumer.calls import Handler
+from idempotent_consumer.testing import InMemory
 
 
 @pytest.fixture
@@ -47,6 +52,26 @@ def test_a_type_has_one_handler(service: Service) -> None:
     service.handler("new_order")(lambda _event: None)
     with pytest.raises(ValueError, match="new_order"):
         service.claimed_handler("new_order", timeout_s=5.0)(lambda _event, _timeout_s: None)
+
+
+def test_a_service_that_runs_takes_no_more_handlers() -> None:
+    """As from a module that a handler imports: that type's retry queues would be missing."""
+
+    def handle(_event: Event) -> None:
+        process.service.claimed_handler("late", timeout_s=5)(call)
+
+    with World() as world:
+        process = world.start(Handler(handle))
+        process.deliver(body("1"))
+        (failed,) = process.logged("failed: it comes back later")
+    assert failed["error"].startswith("RuntimeError: the service runs: import what registers")
+
+
+def test_a_time_out_may_be_of_any_type_that_a_float_can_be_made_of(service: Service) -> None:
+    service.claimed_handler("new_order", timeout_s=Decimal(5))(call)  # type: ignore[call-overload]
+    world = InMemory(service)
+    world.publish({"id": "1", "type": "new_order"})
+    assert world.counts["processed"] == 1
 
 
 def test_a_decorator_without_a_type(service: Service) -> None:
