@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -252,6 +252,9 @@ def _each(effects: Effects) -> Iterable[object]:
     """Return the effects one by one."""
     if isinstance(effects, (Put, Publish)):
         return (effects,)
+    if isinstance(effects, Awaitable):
+        what = f"a handler returned {effects!r:.100}, which nobody awaits"
+        raise TypeError(f"{what}: what wraps an async def has to be async def too")
     if isinstance(effects, (str, bytes, Mapping)) or not isinstance(effects, Iterable):
         raise TypeError(f"a handler returned {effects!r:.100}: {_RETURNS}")
     return effects

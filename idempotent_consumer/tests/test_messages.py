@@ -1,5 +1,6 @@
 """Headers, traces, decoders of a service's own and models: what a message brings, and takes on."""
 
+import asyncio
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from idempotent_consumer import Event, InvalidEvent, Publish, Put, Reject, Servi
 from idempotent_consumer.calls import Handler
 from idempotent_consumer.event import Properties, check_headers
 from idempotent_consumer.testing import InMemory
+from idempotent_consumer.testing.loop import Loop
 
 TRACE = {
     "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
@@ -347,11 +349,14 @@ def test_an_exception_that_is_hard_to_describe_is_a_failure_like_others(
     ]
 
 
+FINISHED: asyncio.Future[None] = Loop().create_future()
+FINISHED.set_result(None)
 NOTHING_OF_OURS = "must not be empty or begin with /service/ or /incarnation/"
 WRONG_EFFECTS: list[tuple[Any, str]] = [
     (True, "a handler returned True: return a Put, a Publish, an iterable of these, or None"),
     ({"id": "1"}, "a handler returned {'id': '1'}: return a Put"),
     ("text", "a handler returned 'text': return a Put"),
+    (FINISHED, "nobody awaits: what wraps an async def has to be async def too"),
     ([b"x"], "a handler returned b'x' among its effects: return a Put"),
     (Put("/a", "text"), "a Put's value is bytes, not 'text': write value.encode()"),  # type: ignore[arg-type]
     (Put("/a", 7), "a Put's value is bytes, not 7"),  # type: ignore[arg-type]
