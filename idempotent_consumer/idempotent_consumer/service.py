@@ -418,6 +418,9 @@ class _Process:
                 task.cancel()
 
         loop.set_exception_handler(on_exception)
+        # In Python's own, of a few threads, calls by asyncio.to_thread would wait for each other,
+        # and the look-up of RabbitMQ's name for them.
+        loop.set_default_executor(ThreadPoolExecutor(self._settings.calls_at_once + 32))
         threading.Thread(
             target=self._await_signal, args=(loop, running), name="signals", daemon=True
         ).start()

@@ -106,6 +106,15 @@ def handle(event):
     print("called", file=sys.stderr, flush=True)
 """
 
+CALLS_BY_THREADS = """
+@service.claimed_handler("new_order", timeout_s=10)
+async def call(event, timeout_s):
+    together = threading.Barrier(200, timeout=5)
+    waiting = (asyncio.to_thread(together.wait) for _ in range(200))
+    await asyncio.gather(*waiting, return_exceptions=True)
+    print("too few threads" if together.broken else "called", file=sys.stderr, flush=True)
+"""
+
 HANDLED = """
 service.handler("new_order")(lambda event: None)
 """
@@ -204,6 +213,13 @@ def test_a_handlers_child_process_is_ended_by_sigterm_and_the_service_goes_on(
 
 def test_a_handler_that_has_asyncio_take_a_signal_does_not_take_the_others(start: Start) -> None:
     process = start(HANDLES_A_SIGNAL)
+    wait_called(process)
+    output_stopped(process)
+
+
+def test_all_calls_may_wait_for_threads_at_once(start: Start) -> None:
+    """By asyncio.to_thread, for which Python itself has a few threads more than processors."""
+    process = start(CALLS_BY_THREADS, CALLS_AT_ONCE="200")
     wait_called(process)
     output_stopped(process)
 
