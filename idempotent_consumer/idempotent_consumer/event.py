@@ -28,7 +28,8 @@ class Event(NamedTuple):
 
     ``id`` and ``type`` are non-empty strings, ``args`` is an object (empty if it was left out).
     ``members`` is the whole JSON object, including members that this library does not use.
-    ``digest`` is equal for two bodies with equal id, type and args, however they were serialised.
+    ``digest`` is equal for two bodies with equal id, type and args, however they were serialised,
+    but that an integer is equal to no float: 1 and 1.0 differ.
     ``headers`` are the message's own, without those that this library or the broker adds.
     """
 
