@@ -253,11 +253,10 @@ def _each(effects: Effects) -> Iterable[object]:
     """Return the effects one by one."""
     if isinstance(effects, (Put, Publish)):
         return (effects,)
-    if isinstance(effects, Awaitable):
-        what = f"a handler returned {effects!r:.100}, which nobody awaits"
-        raise TypeError(f"{what}: what wraps an async def has to be async def too")
-    if isinstance(effects, (str, bytes, Mapping)) or not isinstance(effects, Iterable):
-        raise TypeError(f"a handler returned {effects!r:.100}: {_RETURNS}")
+    if isinstance(effects, (str, bytes, Mapping, Awaitable)) or not isinstance(effects, Iterable):
+        unawaited = isinstance(effects, Awaitable)
+        why = "what wraps an async def has to be async def too" if unawaited else _RETURNS
+        raise TypeError(f"a handler returned {effects!r:.100}: {why}")
     return effects
 
 

@@ -356,7 +356,7 @@ WRONG_EFFECTS: list[tuple[Any, str]] = [
     (True, "a handler returned True: return a Put, a Publish, an iterable of these, or None"),
     ({"id": "1"}, "a handler returned {'id': '1'}: return a Put"),
     ("text", "a handler returned 'text': return a Put"),
-    (FINISHED, "nobody awaits: what wraps an async def has to be async def too"),
+    (FINISHED, ": what wraps an async def has to be async def too"),
     ([b"x"], "a handler returned b'x' among its effects: return a Put"),
     (Put("/a", "text"), "a Put's value is bytes, not 'text': write value.encode()"),  # type: ignore[arg-type]
     (Put("/a", 7), "a Put's value is bytes, not 7"),  # type: ignore[arg-type]
