@@ -284,13 +284,13 @@ class Calls:
             return True
 
         def on_thread() -> Returned | None:
-            return self.run(handler, event, timeout_s) if starts() else None
+            return self._run(handler, event, timeout_s) if starts() else None
 
         try:
             if handler.is_coroutine:
                 return await self._wait(handler, event, timeout_s, starts)
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, on_thread)
+            return await loop.run_in_executor(self._threads, copy_context().run, on_thread)
         finally:
             self._overdue_s.pop(call, None)
 

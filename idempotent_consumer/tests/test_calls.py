@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from structlog.contextvars import bind_contextvars, get_contextvars
 from structlog.testing import LogCapture
 
 from fakes.events import OutOfStock, Speechless, body
@@ -242,6 +243,25 @@ def test_plain_handlers_run_on_threads_as_many_at_once_as_there_are_slots() -> N
             return await asyncio.gather(*(calls.call(handler, EVENT, 100) for _ in range(3)))
 
     assert [returned.error for returned in asyncio.run(main()) if returned] == [""] * 3
+
+
+def test_what_the_service_has_bound_is_bound_on_its_threads_too(bench: Bench) -> None:
+    """As in handlers on its loop, and by asyncio.to_thread."""
+
+    async def main() -> Returned | None:
+        bind_contextvars(region="eu")
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1) as threads:
+            calls = Calls("order", bench.ledger, captured(bench.lines), loop.time, 1, threads)
+            return await calls.call(Handler(handle, DEADLINE_S), EVENT, 100)
+
+    bound = []
+
+    def handle(_event: Event, _timeout_s: float) -> None:
+        bound.append(get_contextvars())
+
+    asyncio.run(main())
+    assert bound == [{"region": "eu", "event_id": "1", "type": "new_order"}]
 
 
 def test_a_plain_handler_knows_no_event_loop(bench: Bench) -> None:
