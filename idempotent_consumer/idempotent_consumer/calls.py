@@ -58,9 +58,9 @@ class Handler:
     @cached_property
     def is_coroutine(self) -> bool:
         """Whether it is awaited on the event loop."""
-        # An object is called by its class's method.
-        called = (self.function, type(self.function).__call__)
-        return any(map(inspect.iscoroutinefunction, called))
+        # An object is called by its class's method, and a static method calls its function.
+        function = getattr(self.function, "__func__", self.function)
+        return any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
 
     @property
     def name(self) -> str:

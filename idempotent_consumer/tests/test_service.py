@@ -106,6 +106,7 @@ class Waiting:
         (Plain(), False),
         (Waiting(), True),
         (Waiting().wait, True),
+        (staticmethod(wait), True),
         (lambda *_: None, False),
         (max, False),  # A function of C's may tell nothing of its parameters.
     ],
