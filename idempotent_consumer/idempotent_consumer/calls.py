@@ -185,10 +185,9 @@ class Calls:
         _bind(event)
         try:
             returned = handler.function(*handler.arguments(event), *timeout_s)
-            effects, error = self._check(returned, event)
+            return self._returned(returned, event, started_s)
         except BaseException as raised:  # noqa: BLE001 - whatever a handler raises is its failure
             return self._failed(raised, started_s)
-        return Returned(effects, error, self._clock() - started_s)
 
     async def _wait(
         self, handler: Handler, event: Event, timeout_s: float, starts: Callable[[], bool]
@@ -222,18 +221,16 @@ class Calls:
         try:
             async with time_out:
                 awaited = handler.function(*handler.arguments(event), timeout_s)
-                effects, error = self._check(await awaited, event)
-        except BaseException as raised:  # noqa: BLE001 - whatever a handler raises is its failure
-            returned = self._failed(raised, started_s)
-        else:
-            returned = Returned(effects, error, self._clock() - started_s)
+                returned = self._returned(await awaited, event, started_s)
             if time_out.expired():
                 self._log.warning(
                     "a handler caught its own cancellation: let CancelledError pass, the call is "
                     "taken to have failed",
                     **event.about,
-                    seconds=round(self._clock() - started_s, 3),
+                    seconds=round(returned.elapsed_s, 3),
                 )
+        except BaseException as raised:  # noqa: BLE001 - whatever a handler raises is its failure
+            returned = self._failed(raised, started_s)
         if time_out.expired():
             # Whatever it returned or raised instead says nothing of the call that was cut off.
             error = f"TimeoutError: it took longer than {timeout_s:g} s"
@@ -257,12 +254,13 @@ class Calls:
             return Returned(NO_EFFECTS, one_line(raised), elapsed_s, after_s=after_s)
         return Returned(NO_EFFECTS, in_full(raised), elapsed_s, raised=raised)
 
-    def _check(self, returned: object, event: Event) -> tuple[Checked, str]:
+    def _returned(self, returned: object, event: Event, started_s: float) -> Returned:
         """Return the effects, or why they can never be recorded: that is a failure too."""
-        if returned is None:
-            return NO_EFFECTS, ""
-        effects = check_effects(returned, self._service, event)  # type: ignore[arg-type]
-        return effects, self._ledger.why_never(effects) or ""
+        effects, error = NO_EFFECTS, ""
+        if returned is not None:
+            effects = check_effects(returned, self._service, event)  # type: ignore[arg-type]
+            error = self._ledger.why_never(effects) or ""
+        return Returned(effects, error, self._clock() - started_s)
 
     def has_time(self, handler: Handler, claim_remaining_s: float = math.inf) -> bool:
         """Return whether a call can last as long as it may before its claim or this process ends.
