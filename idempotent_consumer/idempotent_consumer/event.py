@@ -158,11 +158,10 @@ def check_headers(headers: Mapping[str, Header]) -> dict[str, Header]:
 
 def trace_headers(headers: Mapping[str, Any]) -> dict[str, Header]:
     """Return the headers by which a trace goes on (W3C's "Trace Context" and "Baggage")."""
-    found = [(name, headers.get(name)) for name in _TRACE_HEADERS]
     return {
         name: value
-        for name, value in found
-        if isinstance(value, str) and len(value.encode()) <= _MAX_TRACE_BYTES
+        for name in _TRACE_HEADERS
+        if isinstance(value := headers.get(name), str) and len(value.encode()) <= _MAX_TRACE_BYTES
     }
 
 
