@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from etcd3.etcdrpc import RangeRequest, TxnRequest
 from structlog.typing import FilteringBoundLogger
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from . import etcd, names, records
 from .cache import Cache, Follower
@@ -206,11 +206,17 @@ class EtcdLedger:
         request = TxnRequest()
         for key in (self._guard_key, *(ask.key for ask in asks)):
             etcd.get(request.success, key)
-        try:
-            reply = await self.ask("Txn", lambda: request)
-        except EtcdError:
-            if len(asks) < 2:
+
+        async def send() -> Any:
+            try:
+                return await self._call("Txn", request)
+            except EtcdError as error:
+                if error.failure is Failure.TOO_LARGE and len(asks) > 1:
+                    return None
                 raise
+
+        reply = await self._until_known(send)
+        if reply is None:
             half = len(asks) // 2
             first = await self._read(asks[:half])
             left = asks[half:]
@@ -232,31 +238,23 @@ class EtcdLedger:
         return await self._until_known(lambda: self._call(method, make()))
 
     async def _until_known(self, send: Callable[[], Awaitable[T]]) -> T:
-        """Send again after each failure, which leaves the outcome unknown, until there is one.
-
-        Raises EtcdError where a reply is too large: asking again would not change that.
-        """
+        """Send again after each failure, which leaves the outcome unknown, until there is one."""
         try:
             return await send()
         except EtcdError as error:
             # Nearly every first attempt succeeds: only others are worth what tenacity costs.
             first = error
-        unknown, backoff = retry_if_exception(_is_unknown), commit_wait(self._system.random)
-        this = object()
+        this, backoff = object(), commit_wait(self._system.random)
         recover = AsyncRetrying(
-            retry=unknown,
+            retry=retry_if_exception_type(EtcdError),
             wait=lambda _: backoff.next_s(),
             before_sleep=partial(self._fails, this),
         )
-        try:
-            async for attempt in recover:
-                with attempt:
-                    if attempt.retry_state.attempt_number == 1:
-                        raise first
-                    reply = await send()
-        except EtcdError:
-            self._answers(this)
-            raise
+        async for attempt in recover:
+            with attempt:
+                if attempt.retry_state.attempt_number == 1:
+                    raise first
+                reply = await send()
         self._answers(this)
         return reply
 
@@ -296,14 +294,7 @@ class EtcdLedger:
             await asyncio.Event().wait()
         # A lease's reply carries the revision of the member asked, which may lag behind another's.
         floor = self._client.revision if method in ("Txn", "Range") else 0
-        try:
-            reply = await self._client.call(method, request)
-        except EtcdError as error:
-            is_read = method == "Range" or (method == "Txn" and not request.compare)
-            if error.failure is Failure.TOO_LARGE and not is_read:
-                # Not the reply is, but the request: a refusal like any other, tried again.
-                error.failure = Failure.UNKNOWN
-            raise
+        reply = await self._client.call(method, request)
         revision = reply.header.revision
         if revision < floor or self.halted:
             await self._halt(
@@ -328,10 +319,6 @@ class EtcdLedger:
                 reason=why,
             )
         await asyncio.Event().wait()
-
-
-def _is_unknown(error: BaseException) -> bool:
-    return isinstance(error, EtcdError) and error.failure is not Failure.TOO_LARGE
 
 
 class NoLedger:

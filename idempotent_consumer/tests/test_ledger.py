@@ -97,6 +97,21 @@ def test_large_records_are_read_in_several_replies(
     assert replica.health.missing == {}
 
 
+@pytest.mark.parametrize("kind", [Kind.RECORD, Kind.LOOK])
+def test_a_record_that_no_reply_has_room_for_is_held(replica: Replica, kind: Kind) -> None:
+    """Alone it cannot be split: the process would end, and find it again after each start."""
+    replica.store.put("/service/order/1", b"an operator's")
+    replica.etcd.fate = room_for_reads(1)
+    replica.commit(replica.ask("1", kind))
+    replica.loop.advance(60)
+    assert replica.answers == []
+    assert "larger than max" in replica.health.missing["etcd"]
+    replica.etcd.fate = lambda _: etcd.FINE
+    replica.wait()
+    assert [answer.landed for answer in replica.answers] == [False]
+    assert replica.health.missing == {}
+
+
 def test_a_write_that_is_refused_as_too_large_is_held(replica: Replica) -> None:
     """etcd's gRPC says of a request what ours says of a reply."""
     text = "grpc: received message larger than max (1100000 vs. 1048576)"
