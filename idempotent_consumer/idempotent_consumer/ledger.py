@@ -70,22 +70,23 @@ class EtcdLedger:
 
         From then on the cache is filled and kept true, and now and then etcd is looked at again.
         """
+        drawn: list[bytes] = []
 
         def make() -> Any:
             # Another each time: an attempt that applied, unseen, must not be repeated after a wipe.
-            self._incarnation = f"{self._system.random.getrandbits(128):032x}".encode()
+            drawn.append(f"{self._system.random.getrandbits(128):032x}".encode())
             request = TxnRequest()
             etcd.value_is(request.compare, self._guard_key, None)
-            etcd.put(request.success, self._guard_key, self._incarnation)
+            etcd.put(request.success, self._guard_key, drawn[-1])
             etcd.get(request.failure, self._guard_key)
             return request
 
         reply = await self.ask("Txn", make)
-        if not reply.succeeded:
-            self._incarnation = reply.responses[0].response_range.kvs[0].value
+        kvs = reply.responses[0].response_range.kvs  # Empty where the key was put.
+        self._incarnation = kvs[0].value if kvs else drawn[-1]
         self._log.info(
             "etcd reached: no history of this service, so it is new, or was wiped"
-            if reply.succeeded
+            if self._incarnation in drawn  # Be it by an attempt whose reply was lost.
             else "etcd reached: it holds this service's history",
             incarnation=self._incarnation.decode(errors="replace"),
         )

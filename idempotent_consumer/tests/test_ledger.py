@@ -335,6 +335,19 @@ def test_what_the_import_is_told_counts(replica: Replica, other: Replica, told_s
         assert_halted(replica, REVISION)
 
 
+def test_an_etcd_without_history_is_told_from_the_one_known_whatever_reply_is_lost() -> None:
+    """Who starts on a wiped etcd is told so by this line alone."""
+    first = Replica()
+    first.etcd.script("Txn", etcd.ANSWER_LOST)
+    first.open().wait()
+    assert first.has_logged("info", "no history of this service")
+    assert not first.has_logged("info", "it holds")
+    second = Replica(first, "b" * 32)
+    second.etcd.script("Txn", etcd.ANSWER_LOST)
+    second.open().wait()
+    assert second.has_logged("info", "it holds this service's history")
+
+
 def test_a_start_that_spans_a_wipe_does_not_bring_the_old_incarnation_back() -> None:
     """Its first attempt applied, unseen, and gave the old data their name."""
     starting = Replica()
