@@ -84,7 +84,7 @@ class Logs:
                 if self._lines.empty():
                     self._stream.flush()
             except (OSError, ValueError):
-                self._dropped += 1
+                self._dropped += dropped + 1
         # `close` can come before the last look at the queue, and os._exit flushes nothing.
         with suppress(OSError, ValueError):
             self._stream.flush()

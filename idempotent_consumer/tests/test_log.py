@@ -112,6 +112,30 @@ def test_a_reader_that_does_not_read_does_not_hold_up_the_end(lines: int) -> Non
         ends_in_time(logs.close)
 
 
+def test_lines_that_cannot_be_written_are_counted_until_one_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where the disk is full for a while."""
+
+    class Full(io.StringIO):
+        left = 3
+
+        def write(self, text: str) -> int:
+            if self.left:
+                self.left -= 1
+                raise OSError("no space")
+            return super().write(text)
+
+    stream = Full()
+    monkeypatch.setattr(sys, "stdout", stream)
+    logs = Logs("order", "info", "json")
+    for number in range(4):
+        logs.msg(f"{number}")
+    logs.close()
+    logs._thread.join(DEADLINE_S)
+    assert stream.getvalue().startswith("3\n(log: 3 lines dropped")
+
+
 class Closing(io.StringIO):
     """A stream that meets the writer's end with each line: nothing more is looked for after it."""
 
