@@ -172,8 +172,7 @@ class Follower:
             try:
                 reply = await self._client.call("Range", pages.request, PAGE_TIMEOUT_S)
             except EtcdError as error:
-                if error.failure is not Failure.TOO_LARGE or not pages.shrink():
-                    raise
+                pages.failed(error)
                 continue
             pages.took(reply)
             if not revision:
@@ -273,10 +272,11 @@ class Pages:
             key=self._start, range_end=self._stop, limit=self._limit, revision=self.revision
         )
 
-    def shrink(self) -> bool:
-        """Ask for less at a time, as a reply was too large; False where that cannot be."""
+    def failed(self, error: EtcdError) -> None:
+        """Ask for less at a time where the reply was too large; else raise the error."""
         self._limit //= 8
-        return self._limit > 0
+        if error.failure is not Failure.TOO_LARGE or not self._limit:
+            raise error
 
     def took(self, reply: Any) -> None:
         """Go on to the next request, by the reply to this one."""

@@ -10,6 +10,7 @@ import pytest
 from fakes.operator import TOKEN, FakeEtcd, Operator
 from idempotent_consumer import cache
 from idempotent_consumer.cli.etcd import Records
+from idempotent_consumer.etcd import EtcdError, Failure
 from idempotent_consumer.event import Outgoing, decode
 
 BODY = b'{"id":"1","type":"a","args":{"n":1}}'
@@ -55,7 +56,7 @@ def test_a_record_is_shown_with_who_wrote_it_and_how_long_it_stays(operator: Ope
     ("record", "shown"),
     [
         ({"state": "claimed", "lease_s": 15}, "claim     for another 15s, unless its replica"),
-        ({"state": "released", "lease_s": 15}, "kept      for another 15s, unless its replica"),
+        ({"state": "released", "lease_s": 15}, "kept      for another 15s\n"),
         (PUBLISHING, f"publishes {PUBLISHES.decode()}"),
         ({"lease_s": 0}, "kept      for good"),
     ],
@@ -184,3 +185,19 @@ def test_all_states_are_counted_page_by_page(number: int, monkeypatch: pytest.Mo
     operator.has_record("order0", "1")
     records = Records(FakeEtcd(operator), "order")
     assert (records.states(), records.count()) == (expected, number)
+
+
+def test_records_too_large_for_one_page_are_counted_in_smaller_ones() -> None:
+    """Those that hold large events wait together while RabbitMQ has an alarm."""
+    operator = Operator()
+
+    class Small(FakeEtcd):
+        def ask(self, method: str, request: Any) -> Any:
+            reply = super().ask(method, request)
+            if len(reply.kvs) > 30:
+                raise EtcdError(Failure.TOO_LARGE, "Received message larger than max (2 vs. 1)")
+            return reply
+
+    for index in range(100):
+        operator.has_record("order", f"{index}", state="done")
+    assert Records(Small(operator), "order").states() == {"done": 100}

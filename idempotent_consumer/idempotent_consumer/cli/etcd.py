@@ -107,7 +107,11 @@ class Records:
         """Return how many there are in each state. It reads them all, at one revision."""
         found, pages = Counter[str](), Pages(self._prefix)
         while pages.request is not None:
-            reply = self._etcd.ask("Range", pages.request)
+            try:
+                reply = self._etcd.ask("Range", pages.request)
+            except EtcdError as error:
+                pages.failed(error)
+                continue
             pages.took(reply)
             found.update(decode(kv.value).state for kv in reply.kvs)
         return found

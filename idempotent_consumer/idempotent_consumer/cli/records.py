@@ -12,7 +12,7 @@ import orjson
 
 from .. import names
 from ..event import Event, InvalidEvent, decode
-from ..records import CLAIMED, PUBLISHING, RELEASED, Record
+from ..records import CLAIMED, PUBLISHING, Record
 from .broker import Broker, Queues
 from .context import EVENT_ID, SERVICE, SERVICES, YES, Context, Verb, argument, flag
 from .dead_letters import NotArrivedError, open_dead_letter_queue
@@ -96,9 +96,8 @@ def _ago(time: str, context: Context) -> str:
 def _remaining(record: Record, remaining_s: int | None) -> str:
     if remaining_s is None:
         return "for good"
-    # Both are under the lease that a replica keeps alive for all its claims.
-    renewed = record.state in (CLAIMED, RELEASED)
-    return f"for another {duration(remaining_s)}" + ", unless its replica renews it" * renewed
+    renewed = ", unless its replica renews it" * (record.state == CLAIMED)
+    return f"for another {duration(remaining_s)}{renewed}"
 
 
 def _find(arguments: argparse.Namespace, context: Context) -> Report:
