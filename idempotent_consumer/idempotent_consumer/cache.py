@@ -125,9 +125,9 @@ class Follower:
     """
 
     def __init__(
-        self, cache: Cache, prefix: str, client: Client, system: System, log: FilteringBoundLogger
+        self, cache: Cache, prefix: bytes, client: Client, system: System, log: FilteringBoundLogger
     ) -> None:
-        self._cache, self._prefix, self._client = cache, prefix.encode(), client
+        self._cache, self._prefix, self._client = cache, prefix, client
         self._backoff, self._log = reconnect_wait(system.random), log
         self._next_revision = 0  # The first that has not been watched, 0 before an import.
         self._stuck, self._opened_s = 0, 0.0

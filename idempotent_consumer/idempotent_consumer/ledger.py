@@ -52,7 +52,7 @@ class EtcdLedger:
         tasks: asyncio.TaskGroup,
         clock: Callable[[], float],
     ) -> None:
-        self._service, self._settings, self._system = service, settings, system
+        self._settings, self._system = settings, system
         self._health, self._log, self._cache, self._tasks = health, log, cache, tasks
         self._client = Client(settings, system)
         self._window = WindowLease(self.ask, clock, settings.dedup_window_s)
@@ -90,8 +90,7 @@ class EtcdLedger:
             else "etcd reached: it holds this service's history",
             incarnation=self._incarnation.decode(errors="replace"),
         )
-        prefix = names.record_prefix(self._service)
-        follower = Follower(self._cache, prefix, self._client, self._system, self._log)
+        follower = Follower(self._cache, self._prefix, self._client, self._system, self._log)
         # As of now: what this process records from here on is in the cache anyway.
         self._tasks.create_task(follower.run(self._client.revision))
         self._tasks.create_task(self._watch_guard())
@@ -265,9 +264,8 @@ class EtcdLedger:
         etcd is away until each of them has an answer: one that is full answers reads, and one that
         refuses a large write takes the others.
         """
-        error = state.outcome.exception() if state.outcome is not None else None
-        is_there = isinstance(error, EtcdError) and error.failure is Failure.LEASE_NOT_FOUND
-        if is_there or self.halted:
+        error: Any = state.outcome and state.outcome.exception()
+        if error.failure is Failure.LEASE_NOT_FOUND or self.halted:
             return
         self._health.lacks("etcd", str(error))
         if not self._failing:

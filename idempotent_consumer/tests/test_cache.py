@@ -129,7 +129,7 @@ class Following:
     def begin(self, revision: int = 0, settings: Settings = SETTINGS) -> None:
         system = system_of(self.etcd)
         client = Client(settings, system)
-        follower = Follower(self.cache, PREFIX, client, system, captured(self.lines))
+        follower = Follower(self.cache, PREFIX.encode(), client, system, captured(self.lines))
         self.task = self.loop.create_task(follower.run(revision))
         self.loop.run_until_idle()
 
