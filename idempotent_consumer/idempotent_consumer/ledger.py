@@ -344,7 +344,7 @@ class NoLedger:
         return False
 
     def batch(self) -> Batch:
-        """Return an empty batch, bounded by BATCH_SIZE alone."""
+        """Return an empty batch, which no limit of etcd's operations bounds."""
         return Batch(self._batch_size, 1_000_000)
 
     def why_never(self, effects: Checked) -> str | None:
