@@ -103,9 +103,12 @@ async def notify(event: Event, timeout_s: float) -> None:
                 async with asyncio.timeout_at(min(answered_by_s, now_s() + _BODY_WITHIN_S)):
                     async for _ in response.content.iter_any():
                         pass
-    except aiohttp.ClientResponseError as error:
-        # Its own text has the URL in it, which may be a secret.
-        raise NotSentError(f"the receiver's answer is not HTTP: {error.message}") from None
+    except aiohttp.ClientConnectorError:
+        raise  # Of the URL it names the host and the port alone.
+    except aiohttp.ClientError as error:
+        # The text of any other may have the URL in it, which may be a secret.
+        why = getattr(error, "message", "") or type(error).__name__
+        raise NotSentError(f"the receiver's answer is not HTTP, or there is none: {why}") from None
     status, answered = response.status, f"the receiver answered {response.status}"
     if status in _BUSY:
         after_s = retry_after_s(response.headers.get("Retry-After", ""))

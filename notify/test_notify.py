@@ -181,6 +181,17 @@ def test_an_answer_that_is_not_http_raises_without_telling_the_address(
     assert "hook" not in "".join(traceback.format_exception(raised.value))
 
 
+def test_a_connection_that_is_lost_raises_without_telling_the_address(
+    receiver: Receiver, call: Call
+) -> None:
+    """The receiver has closed what it said it keeps open, as it may at any time."""
+    receiver.head = b"HTTP/1.1 204 .\r\n\r\n"
+    with pytest.raises(NotSentError, match="or there is none") as raised:  # noqa: PT012 - the next
+        for _ in range(100):
+            call()
+    assert "hook" not in "".join(traceback.format_exception(raised.value))
+
+
 def test_a_receiver_that_drips_its_answer_does_not_hold_the_call(
     receiver: Receiver, call: Call
 ) -> None:
