@@ -59,6 +59,11 @@ def parameters_of(
         parameters.client_properties = {"connection_name": name}
     except _WRONG_URL:
         raise SettingsError(f"RABBITMQ_URL: {_fault_of(url)}") from None
+    if parameters.ssl_options and not parameters.ssl_options.context.check_hostname:
+        raise SettingsError(
+            "RABBITMQ_URL: TLS checks no certificate with the protocol in its ssl_options: leave "
+            "that out"
+        )
     if len(parameters.virtual_host.encode()) > 255:
         raise SettingsError("RABBITMQ_URL: its virtual host is longer than AMQP allows, 255 bytes")
     if not parameters.heartbeat:

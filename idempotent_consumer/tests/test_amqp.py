@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import ssl
 import struct
 from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import pairwise
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
@@ -130,6 +132,16 @@ def test_a_url_alone_in_place_of_several_is_a_wrong_setting() -> None:
     """Its letters were taken for URLs, and each of them for localhost."""
     with pytest.raises(SettingsError, match=r"^RABBITMQ_URL: write amqp://"):
         parameters_of("a", "test")
+
+
+@pytest.mark.filterwarnings("ignore:ssl.PROTOCOL_TLS")
+def test_a_protocol_that_makes_tls_check_no_certificate_is_a_wrong_setting() -> None:
+    """pika makes its context by it, and only one for clients checks names and authorities."""
+    options = {"ca_certs": str(Path(__file__).with_name("fakes") / "tls/certificate.pem")}
+    url = "amqps://h/?ssl_options="
+    assert parameters_of(f"{url}{options}", "test").ssl_options.context.check_hostname
+    with pytest.raises(SettingsError, match="TLS checks no certificate"):
+        parameters_of(f"{url}{options | {'protocol': int(ssl.PROTOCOL_TLS)}}", "test")
 
 
 # Written.

@@ -335,6 +335,25 @@ def test_a_call_whose_channel_is_closed_has_an_unknown_outcome_and_its_task_goes
         assert "closed" in str(outcome)
 
 
+def test_no_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that Docker is configured with is in every container's environment."""
+    for variable in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:1")
+
+    async def answer() -> Any:
+        return RangeResponse(count=7)
+
+    async def main() -> list[Any]:
+        async with real_server(answer) as port:
+            system = System(None, open_channel, lambda: 0.0, Random(1), Threads)  # type: ignore[arg-type]
+            client = Client(Settings(etcd_endpoints=(("127.0.0.1", port),)), system)
+            outcomes = await asyncio.gather(client.call("Range", RANGE), return_exceptions=True)
+            await client.close()
+            return list(outcomes)
+
+    assert asyncio.run(main()) == [RangeResponse(count=7)]
+
+
 def test_etcds_messages_are_read_by_compiled_code() -> None:
     """Protobuf's pure Python costs four times the CPU, and nothing else tells that it is used."""
     assert api_implementation.Type() == "upb"
