@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 _BACKLOG = 10_000  # Lines kept for a reader that does not read; what comes after is dropped.
+_LONGEST_TRACEBACK = 20_000  # Characters. Its message can have a megabyte of an event in it.
 
 
 class Logs:
@@ -31,6 +32,7 @@ class Logs:
         renderer: Any = structlog.processors.JSONRenderer()
         if style == "console" or (style is None and terminal):
             renderer = structlog.dev.ConsoleRenderer(colors=terminal, repr_native_str=True)
+            renderer = _escaping(renderer)
         renderer = _unfailing(renderer)
         processors: list[Any] = [
             structlog.contextvars.merge_contextvars,
@@ -98,11 +100,42 @@ class Logs:
 
 
 def _format_exception(logger: Any, level: str, line: Any) -> Any:
-    """Write an exception's traceback, unless what the exception itself adds to it raises."""
+    """Write an exception's traceback, unless what the exception itself adds to it raises.
+
+    A long one loses its middle.
+    """
     try:
-        return structlog.processors.format_exc_info(logger, level, line)
+        line = structlog.processors.format_exc_info(logger, level, line)
     except Exception as error:  # noqa: BLE001 - whatever it raises, a line ends no process
         return {**line, "exception": f"its traceback cannot be written: {type(error).__name__}"}
+    text, half = line.get("exception"), _LONGEST_TRACEBACK // 2
+    if isinstance(text, str) and len(text) > 2 * half:
+        line["exception"] = f"{text[:half]}\n[...]\n{text[-half:]}"
+    return line
+
+
+def printable(text: str, but: str = "") -> str:
+    """Return a text with all control codes but those in ``but`` written as in Python's source.
+
+    A stranger's text can have any, and a terminal would obey them.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in but else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def _escaping(renderer: Any) -> Any:
+    """Return a renderer that writes no control codes of what structlog's writes as it is."""
+
+    def render(logger: Any, level: str, line: Any) -> Any:
+        for name, but in (("event", ""), ("exception", "\n\t")):
+            if isinstance(text := line.get(name), str):
+                line[name] = printable(text, but)
+        return renderer(logger, level, line)
+
+    return render
 
 
 def _unfailing(renderer: Any) -> Any:

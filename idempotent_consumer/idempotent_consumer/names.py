@@ -36,9 +36,14 @@ MAX_ID_BYTES = 128
 _HASHED = "sha256:"
 
 
+def is_service_name(name: str) -> bool:
+    """Return whether a service can have this name: it becomes part of keys and of queue names."""
+    return re.fullmatch(r"[a-z][a-z0-9-]{0,62}", name) is not None
+
+
 def check_service_name(name: str) -> str:
-    """Return the name, or raise ValueError: it becomes part of keys and of queue names."""
-    if not re.fullmatch(r"[a-z][a-z0-9-]{0,62}", name):
+    """Return the name, or raise ValueError."""
+    if not is_service_name(name):
         raise ValueError(
             f"service name {name!r}: at most 63 lower-case letters, digits and '-', a letter first"
         )

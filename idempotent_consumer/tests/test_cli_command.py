@@ -12,6 +12,7 @@ from fakes.operator import ETCD_AWAY, RABBITMQ_AWAY, Operator
 from idempotent_consumer.cli import command
 from idempotent_consumer.cli.context import Context
 from idempotent_consumer.cli.output import counted, duration, plain, size
+from idempotent_consumer.etcd import EtcdError, Failure
 from idempotent_consumer.settings import Settings
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
@@ -91,6 +92,26 @@ def test_an_error_that_no_verb_expects_is_one_line_and_can_be_traced(operator: O
 def test_an_error_about_a_path_of_any_bytes_is_a_document_too(operator: Operator) -> None:
     inspect = ("inspect", "order", "1", "--body", "caf\udce9")
     assert operator.run(*inspect, "--json").json["error"].startswith("caf\\udce9 cannot be read")
+
+
+HOSTILE, ESCAPED = "\x1b]0;\x07", r"\x1b]0;\x07"
+
+
+@pytest.mark.parametrize("verb", [("status",), ("doctor",), ("find", "1"), ("remove", "order")])
+def test_a_queues_name_does_nothing_to_a_terminal(operator: Operator, verb: tuple[str]) -> None:
+    operator.has_service("order", consumers=0)
+    queue = f"order.retry.{HOSTILE}"
+    operator.queues.append({**operator.queue("order.retry.1s"), "name": queue})
+    operator.has_letter(b'{"id":"1","type":"a"}', queue)
+    operator.types("n\n")
+    ran = operator.run(*verb)
+    assert (ESCAPED in ran.out + ran.err, HOSTILE in ran.out + ran.err) == (True, False)
+
+
+def test_a_servers_words_do_nothing_to_a_terminal(operator: Operator) -> None:
+    operator.etcd_error = EtcdError(Failure.UNKNOWN, HOSTILE)
+    ran = operator.run("inspect", "order", "1")
+    assert (ran.code, ran.err) == (1, f"idempotent-consumer: {ESCAPED}\n")
 
 
 @pytest.mark.parametrize("json", [(), ("--json",)])

@@ -237,6 +237,13 @@ def test_an_api_that_no_longer_counts_what_is_unacked(operator: Operator) -> Non
     assert operator.sent == [QUEUES | RETRIES | KEYS]
 
 
+def test_a_strangers_queues_are_no_service(operator: Operator) -> None:
+    """Whoever may declare a queue could else write any metric of statsd's."""
+    operator.has_service("order:1|c\norders_failed", dead=1)
+    assert gauges(operator, "--json").json["gauges"] == ALL
+    assert operator.sent == [ALL]
+
+
 def test_faults_are_said_when_they_begin_and_end_and_no_old_number_is_sent(
     operator: Operator,
 ) -> None:

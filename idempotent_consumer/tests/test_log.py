@@ -59,6 +59,29 @@ def test_people_get_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.count("\n") == 1, "an id with a line break is one line all the same"
 
 
+def test_a_strangers_text_does_nothing_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not even where it is the whole line, or has what no terminal could be sent."""
+    hostile = "\x1b[2J\x9b31m\u202e\ud800"
+    logs = Logs("order", "info", "console")
+    logs.logger.warning(hostile, event_id=hostile, exc_info=ValueError(hostile))
+    logs.close()
+    out = capsys.readouterr().out
+    assert out.count(r"\x1b[2J\x9b31m\u202e\ud800") == 3
+    assert out.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_a_long_traceback_loses_its_middle(capsys: pytest.CaptureFixture[str], style: str) -> None:
+    """A line of a megabyte for each event that fails is more than a log can hold."""
+    logs = Logs("order", "info", style)
+    logs.logger.warning("failed", exc_info=ValueError(f"{'x' * 1_000_000} is no price"))
+    logs.close()
+    out = capsys.readouterr().out
+    assert len(out) < 25_000
+    assert "ValueError: xxx" in out
+    assert "xxx is no price" in out
+
+
 @pytest.mark.parametrize(("level", "lines"), [("debug", 2), ("warning", 0)])
 def test_the_level_is_kept(capsys: pytest.CaptureFixture[str], level: str, lines: int) -> None:
     assert logged(capsys, level).count("\n") == lines

@@ -142,7 +142,9 @@ class Queues(NamedTuple):
             return list(given)
         if self.why_not:
             raise CommandError(f"{self.why_not}; or name the services")
-        return sorted(name for name in self.facts if names.dead_letter_queue(name) in self.facts)
+        # Only a stranger's queue has another name, which could write any metric of statsd's.
+        called_so = filter(names.is_service_name, self.facts)
+        return sorted(name for name in called_so if names.dead_letter_queue(name) in self.facts)
 
     def retries(self, service: str, settings: Settings) -> dict[str, str]:
         """Return a service's retry queues by delay: those of the settings, and all there are."""

@@ -12,6 +12,7 @@ from contextlib import suppress
 import orjson
 
 from ..etcd import EtcdError
+from ..log import printable
 from ..settings import SettingsError
 from . import dead_letters, doctor, publish, records, status
 from .context import Context, Verb, flag
@@ -88,12 +89,15 @@ def _add(parser: argparse.ArgumentParser, verbs: Sequence[Verb]) -> None:
 
 
 def _failed(why: object, code: int) -> int:
-    print(f"{NAME}: {why}", file=sys.stderr)
+    print(f"{NAME}: {printable(str(why))}", file=sys.stderr)
     return code
 
 
 def _say(what: str | Mapping[str, object]) -> None:
-    if not isinstance(what, str):
+    if isinstance(what, str):
+        # Names of queues and a server's own words are strangers' texts, too.
+        what = printable(what, "\n")
+    else:
         what = orjson.dumps(what, option=orjson.OPT_INDENT_2).decode()
     try:
         print(what, flush=True)

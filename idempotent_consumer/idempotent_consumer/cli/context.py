@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TextIO, TypeVar, cast
 
 import structlog
 
+from ..log import printable
 from ..metrics import Metrics
 from ..names import check_exchange, check_service_name
 from ..producer import Producer
@@ -74,7 +75,7 @@ class Context:
             return
         if not self.stdin.isatty():
             raise CommandError("this asks first, and there is no terminal to ask on: say --yes")
-        self.err.write(f"{question} [y/N] ")
+        self.err.write(f"{printable(question)} [y/N] ")
         self.err.flush()
         if self.stdin.readline().strip().lower() not in (b"y", b"yes"):
             raise CommandError("nothing was done")

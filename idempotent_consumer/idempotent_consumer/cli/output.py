@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from ..log import printable
+
 
 class Report(NamedTuple):
     """A verb's result, as JSON and for people. ``ok`` False makes the exit code 1."""
@@ -54,10 +56,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def plain(text: str, width: int = 200) -> str:
-    """Return a text for a terminal, cut short: a stranger's id could hold its control codes."""
-    shown = "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: width + 1]
-    )
+    """Return a stranger's text for one line on a terminal, cut short."""
+    shown = printable(text[: width + 1])
     return shown if len(shown) <= width else shown[: width - 1] + "…"
 
 
