@@ -169,7 +169,8 @@ def prepare_container(
     for source, place in mounts.items():
         recipe.with_volume_mapping(source, place, "ro" if source.startswith("/") else "rw")
     for inside, outside in ports.items():
-        recipe.with_bind_ports(inside, outside)
+        # For this machine alone, as in .env: guest/guest and an etcd without users are anybody's.
+        recipe.ports[str(inside)] = ("127.0.0.1", outside)
     if command:
         recipe.with_command(list(command))
     return Container(name, recipe=recipe, data=data)
