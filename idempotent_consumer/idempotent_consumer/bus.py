@@ -177,8 +177,8 @@ class Epoch:
         """When the oldest of them arrived; None where all are settled."""
         return next((at_s for at_s, _ in self._in_hand.values()), None)
 
-    def flush(self) -> None:
-        """Ack what is settled up to the first delivery in flight, with one ack."""
+    def flush(self, *, past_gap: bool = False) -> None:
+        """Ack what is settled: one ack up to the first delivery in flight, past it one each."""
         if not self._settled or not self.channel.is_open:
             return
         self._settled.sort()
@@ -186,11 +186,7 @@ class Epoch:
         if number := bisect(self._settled, first_in_hand):
             self.channel.basic_ack(self._settled[number - 1], multiple=True)
             del self._settled[:number]
-
-    def flush_past_gap(self) -> None:
-        """Ack all that is settled: one ack up to the first delivery in flight, past it one each."""
-        self.flush()
-        if self.channel.is_open:
+        if past_gap:
             for tag in self._settled:
                 self.channel.basic_ack(tag)
             self._settled.clear()
@@ -486,15 +482,10 @@ class Intake:
         """How many deliveries wait to be taken."""
         return len(self._arrived)
 
-    def flush(self) -> None:
-        """Ack what is settled up to the first delivery in flight."""
+    def flush(self, *, past_gap: bool = False) -> None:
+        """Ack what is settled up to the first delivery in flight, or also past it."""
         if self._epoch is not None:
-            self._epoch.flush()
-
-    def flush_past_gap(self) -> None:
-        """Ack all that is settled."""
-        if self._epoch is not None:
-            self._epoch.flush_past_gap()
+            self._epoch.flush(past_gap=past_gap)
 
     def stop(self) -> None:
         """Take no more; what is in flight can still be settled."""

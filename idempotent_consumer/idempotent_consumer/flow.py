@@ -464,7 +464,7 @@ class Consumer:
     def ack_past_gaps(self) -> None:
         """Ack all that is settled, also behind a delivery that stays unacked, and log it."""
         if not self._ledger.halted:
-            self._intake.flush_past_gap()
+            self._intake.flush(past_gap=True)
         self._tally.flush()
 
     async def catch_up_now_and_then(self) -> None:

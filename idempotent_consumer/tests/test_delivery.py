@@ -39,7 +39,7 @@ def test_after_the_end_nothing_is_settled_and_what_was_in_hand_is_counted() -> N
     assert not deliveries[1].alive
     assert not deliveries[1].settle()
     channel.is_open = False
-    epoch.flush_past_gap()
+    epoch.flush(past_gap=True)
     assert channel.acks == []
 
 
@@ -55,7 +55,7 @@ def test_in_any_order_exactly_the_settled_are_acked(number: int, data: Any) -> N
         if data.draw(st.booleans()):
             epoch.flush()
         if data.draw(st.booleans()):
-            epoch.flush_past_gap()
+            epoch.flush(past_gap=True)
             for tag, multiple in channel.acks:
                 assert tag in unacked, "an ack that names nothing closes the channel"
                 unacked -= {t for t in unacked if t <= tag} if multiple else {tag}
