@@ -24,7 +24,8 @@ from .settings import SettingsError, amqp_url
 # Connecting.
 
 HEARTBEAT_S = 10
-"""A frozen broker is noticed after two; a URL may set another with ``?heartbeat=``."""
+"""pika notices a frozen broker after twice as long and 10 s at the latest. A URL may set another
+with ``?heartbeat=``."""
 
 KEEPALIVE = {"TCP_KEEPIDLE": 3, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3}  # seconds, seconds, times
 TCP_OPTIONS = {**KEEPALIVE, "TCP_USER_TIMEOUT": 6_000}  # milliseconds

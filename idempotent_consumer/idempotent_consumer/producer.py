@@ -179,23 +179,23 @@ class Producer:
                 number = len(batch.unconfirmed)
                 if number == WINDOW or unconfirmed_bytes > MAX_BYTES_IN_FLIGHT:
                     # Half a window is sent at a time: one confirm is waited for and not each.
-                    await self._confirm(batch, self._publishing, number // 2)
+                    await self._confirm(batch, number // 2)
                     unconfirmed_bytes = sum(len(each.body) for each in batch.unconfirmed)
-            await self._confirm(batch, self._publishing, 0)
+            await self._confirm(batch, 0)
         except PublishError as error:
             batch.error = error
         finally:
             batch.wanted = False
 
-    async def _confirm(self, batch: _Batch, publishing: _Publishing, left: int) -> None:
+    async def _confirm(self, batch: _Batch, left: int) -> None:
         """Wait until no more than so many are unconfirmed. Raises PublishError, and a defect."""
         now_s = asyncio.get_running_loop().time
         moved_s = now_s()
         while len(batch.unconfirmed) > left:
             last = batch.unconfirmed[-1 - left].confirmed
-            awaited: set[asyncio.Future[Any]] = {last, publishing}
+            awaited: set[asyncio.Future[Any]] = {last, self._publishing}
             await asyncio.wait(awaited, timeout=_CHECK_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
-            if publishing.done() and (defect := publishing.result()) is not None:
+            if self._publishing.done() and (defect := self._publishing.result()) is not None:
                 raise defect
             unconfirmed = [each for each in batch.unconfirmed if not each.confirmed.done()]
             if number := len(batch.unconfirmed) - len(unconfirmed):
