@@ -203,9 +203,10 @@ class Publisher:
             self._send_waiting()
             await client.reply()  # There is none to come but the loss.
         finally:
-            for message in self._unconfirmed.values():
-                message.losses += 1
-                message.losses_alone += self._alone
+            if not self._blocked:  # In an alarm the broker has not read them.
+                for message in self._unconfirmed.values():
+                    message.losses += 1
+                    message.losses_alone += self._alone
             self._take_back()
 
     def _take_back(self) -> None:

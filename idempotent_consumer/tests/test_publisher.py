@@ -386,6 +386,18 @@ def test_an_alarm_that_is_over_is_not_what_keeps_a_message(rabbit: Sending, lost
     assert rabbit.publisher.trouble == ""
 
 
+def test_connections_lost_in_an_alarm_say_nothing_of_a_message(rabbit: Sending) -> None:
+    """The broker, which may be killed for want of memory again and again, has not read it."""
+    rabbit.broker.set_alarm(True)
+    future = rabbit.send()
+    for _ in range(7):
+        rabbit.lose_and_wait_s()
+    rabbit.broker.set_alarm(False)
+    rabbit.loop.run_until_idle()
+    assert future.result() is True
+    assert set(rabbit.sent) == {"whole"}
+
+
 # What is no longer wanted.
 
 
