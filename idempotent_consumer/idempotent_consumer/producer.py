@@ -97,11 +97,11 @@ class Producer:
         there is by a call of its own. ``progress`` is called with the number of events confirmed
         so far, several times a second.
 
-        Raises ValueError after ``close`` and for wrong headers; TypeError for what is no iterable
-        of bodies; RuntimeError if this thread runs an event loop, and in a forked child;
-        PublishError if nothing was confirmed for ``timeout_s``, or another thread published for so
-        long; and, once all events before it are confirmed, TypeError for what is not bytes,
-        InvalidEvent for an invalid event, and what the iterable raises.
+        Raises ValueError after ``close``; ValueError or TypeError for wrong headers; TypeError for
+        what is no iterable of bodies; RuntimeError if this thread runs an event loop, and in a
+        forked child; PublishError if nothing was confirmed for ``timeout_s``, or another thread
+        published for so long; and, once all events before it are confirmed, TypeError for what is
+        not bytes, InvalidEvent for an invalid event, and what the iterable raises.
         """
         if os.getpid() != self._pid:
             raise RuntimeError("this Producer was made in another process: make one after the fork")
