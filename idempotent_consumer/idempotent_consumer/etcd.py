@@ -119,12 +119,6 @@ class Client:
         self.revision = 0
         """The highest that any reply to a call has told."""
 
-    @property
-    def endpoint(self) -> str:
-        """The endpoint that is asked next, as ``host:port``."""
-        host, port = self._settings.etcd_endpoints[self._current]
-        return f"{host}:{port}"
-
     async def call(self, method: str, request: Any, timeout_s: float | None = None) -> Any:
         """Send a request, with a token where etcd wants one, and return the reply.
 
@@ -211,14 +205,15 @@ class Client:
         for up to two minutes.
         """
         details = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
-        explained = EtcdError(*_classify(details or str(error)))
-        if explained.failure is Failure.AUTHENTICATION:
+        failure, why = _classify(details or str(error))
+        host, port = self._settings.etcd_endpoints[at]
+        if failure is Failure.AUTHENTICATION:
             self._token = None
         elif at == self._current and channel is self._channels[at]:
             if "resol" in str(details).lower():  # "DNS resolution failed", "errors resolving"
                 self._channels[at] = None
             self._current = (at + 1) % len(self._channels)
-        return explained
+        return EtcdError(failure, f"etcd at {host}:{port}: {why}")
 
 
 def open_channel(settings: Settings, host: str, port: int) -> Channel:

@@ -207,9 +207,10 @@ def test_an_error_holds_the_batch_until_it_is_over(replica: Replica, error: etcd
     replica.loop.advance(600)
     assert replica.answers == []
     assert error.error is not None
-    assert replica.health.missing == {"etcd": error.error.details()}
+    why = f"etcd at localhost:2379: {error.error.details()}"
+    assert replica.health.missing == {"etcd": why}
     warnings = [line for line in replica.lines.entries if line["log_level"] == "warning"]
-    assert [line["error"] for line in warnings] == [error.error.details()], "one for all"
+    assert [line["error"] for line in warnings] == [why], "one for all"
     assert 300 < len(replica.etcd.sent("LeaseGrant")) < 1500, "about one a second, with jitter"
     replica.etcd.fate = lambda _: etcd.FINE
     replica.wait()

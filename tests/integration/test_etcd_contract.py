@@ -70,7 +70,7 @@ class Subject:
         try:
             return self.told(self.run(self.client.call(method, request)))
         except EtcdError as error:
-            return error.failure, str(error)
+            return error.failure, str(error).partition(": ")[2]  # Behind the endpoint.
 
     def txn(self, compare: Any = (), success: Any = (), failure: Any = ()) -> Any:
         """Do a transaction."""

@@ -30,7 +30,6 @@ class Etcd:
         A request that failed may have applied, so it has to be one that can be sent twice.
         """
         for left in reversed(range(self._members)):
-            at = self._client.endpoint
             try:
                 return self._runner.run(self._client.call(method, request))
             except EtcdError as error:
@@ -38,7 +37,7 @@ class Etcd:
                     hint = "ETCD_ENDPOINTS says where it is"
                     if error.failure is Failure.AUTHENTICATION:
                         hint = "ETCD_USER and ETCD_PASSWORD say who asks"
-                    raise EtcdError(error.failure, f"etcd at {at}: {error} ({hint})") from None
+                    raise EtcdError(error.failure, f"{error} ({hint})") from None
         raise AssertionError("there is a member at least")
 
     def count(self, prefix: str) -> int:
