@@ -20,7 +20,7 @@ from etcd3 import etcdrpc
 from etcd3.etcdrpc import AuthenticateRequest, Compare, WatchRequest, WatchResponse
 
 from .settings import Settings
-from .system import Channel, System
+from .system import System
 
 CALL_TIMEOUT_S = 5.0  # The deadline of a call where there is one endpoint.
 
@@ -111,7 +111,7 @@ class Client:
 
     def __init__(self, settings: Settings, system: System) -> None:
         self._settings, self._open = settings, system.open_channel
-        self._channels: list[Channel | None] = [None] * len(settings.etcd_endpoints)
+        self._channels: list[Any] = [None] * len(settings.etcd_endpoints)
         # At random, so that the replicas of a service do not all ask one member.
         self._current = system.random.randrange(len(self._channels))
         self._timeout_s = FAILOVER_TIMEOUT_S if len(self._channels) > 1 else CALL_TIMEOUT_S
@@ -164,7 +164,7 @@ class Client:
             if channel is not None:
                 await channel.close()
 
-    def _channel(self, at: int) -> Channel:
+    def _channel(self, at: int) -> Any:
         # Opened when it is first used: gRPC binds a channel to the loop that runs then.
         channel = self._channels[at]
         if channel is None:
@@ -198,7 +198,7 @@ class Client:
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return (_REQUIRE_LEADER, *((("token", self._token),) if self._token else ()))
 
-    def _failed(self, at: int, channel: Channel, error: Exception) -> EtcdError:
+    def _failed(self, at: int, channel: Any, error: Exception) -> EtcdError:
         """Go to the next member, or log in again, and return what the failure means.
 
         A name that does not resolve is looked up again by a new channel alone: an old one waits
@@ -216,16 +216,13 @@ class Client:
         return EtcdError(failure, f"etcd at {host}:{port}: {why}")
 
 
-def open_channel(settings: Settings, host: str, port: int) -> Channel:
+def open_channel(settings: Settings, host: str, port: int) -> Any:
     """Open a gRPC channel to one member of a real etcd, with TLS where ETCD_CA_CERT is set."""
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    files = (settings.etcd_ca_cert, settings.etcd_key, settings.etcd_cert)
-    channel: Channel = (
-        grpc.aio.insecure_channel(target, _CHANNEL_OPTIONS)
-        if settings.etcd_ca_cert is None
-        else grpc.aio.secure_channel(target, _credentials(*files), _CHANNEL_OPTIONS)
-    )
-    return channel
+    if settings.etcd_ca_cert is None:
+        return grpc.aio.insecure_channel(target, _CHANNEL_OPTIONS)
+    credentials = _credentials(settings.etcd_ca_cert, settings.etcd_key, settings.etcd_cert)
+    return grpc.aio.secure_channel(target, credentials, _CHANNEL_OPTIONS)
 
 
 @lru_cache

@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 from .settings import Settings
-
-
-class Channel(Protocol):
-    """The part of ``grpc.aio.Channel`` that etcd's client uses."""
-
-    def unary_unary(
-        self, method: str, request_serializer: Any, response_deserializer: Any
-    ) -> Callable[..., Awaitable[Any]]:
-        """Return a function of ``request, timeout=, metadata=``; it raises ``grpc.RpcError``."""
-
-    def stream_stream(
-        self, method: str, request_serializer: Any, response_deserializer: Any
-    ) -> Callable[..., AsyncIterable[Any]]:
-        """Return a function of ``requests, metadata=``; iterating raises ``grpc.RpcError``."""
-
-    async def close(self) -> None:
-        """End every call under way."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +17,16 @@ class System:
     """Everything outside of a process that its service reaches, apart from the running loop.
 
     ``connect`` opens an AMQP connection, with the arguments and the interface of pika's asyncio
-    connection. ``open_channel`` opens a gRPC channel to an etcd member, by the settings and the
-    member's host and port. ``now_s`` returns seconds since the epoch; the monotonic clock is the
-    running loop's. ``random`` draws tokens and jitter. ``threads`` makes an executor with so many
-    threads. ``elapsed_s`` returns seconds on a clock by which leases are counted, on any thread: it
-    goes on while the machine is suspended. Without one it is the running loop's.
+    connection. ``open_channel`` opens a channel to an etcd member, by the settings and the member's
+    host and port, with the interface of ``grpc.aio.Channel``. ``now_s`` returns seconds since the
+    epoch; the monotonic clock is the running loop's. ``random`` draws tokens and jitter.
+    ``threads`` makes an executor with so many threads. ``elapsed_s`` returns seconds on a clock by
+    which leases are counted, on any thread: it goes on while the machine is suspended. Without one
+    it is the running loop's.
     """
 
     connect: Callable[..., Any]
-    open_channel: Callable[[Settings, str, int], Channel]
+    open_channel: Callable[[Settings, str, int], Any]
     now_s: Callable[[], float]
     random: Random
     threads: Callable[[int], Executor]

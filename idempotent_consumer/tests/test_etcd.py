@@ -31,7 +31,7 @@ from idempotent_consumer.etcd import (
     open_channel,
 )
 from idempotent_consumer.settings import Settings
-from idempotent_consumer.system import Channel, System
+from idempotent_consumer.system import System
 from idempotent_consumer.testing import etcd as fake
 from idempotent_consumer.testing.etcd import Call, Fate
 from idempotent_consumer.testing.loop import Agenda, Loop, Threads
@@ -97,7 +97,7 @@ class Cluster:
         answer: int = self.loop.run_until_complete(work)
         return answer
 
-    def _open(self, settings: Settings, host: str, port: int) -> Channel:
+    def _open(self, settings: Settings, host: str, port: int) -> fake.FakeChannel:
         self.opened.append(port)
         return self.members[port - 2].open_channel(settings, host, port)
 

@@ -498,7 +498,7 @@ class FakeEtcd:
 
 
 class FakeChannel:
-    """The part of ``grpc.aio.Channel`` that etcd's client uses, as ``system.Channel`` has it."""
+    """The part of ``grpc.aio.Channel`` that etcd's client uses."""
 
     def __init__(self, etcd: FakeEtcd) -> None:
         self._etcd, self._closed = etcd, False
