@@ -28,8 +28,17 @@ COMMITS_IN_FLIGHT = 4
 """Most batches sent to etcd and not yet answered."""
 
 MAX_BYTES_IN_FLIGHT = 32 * 1024 * 1024
-"""With more than this unacked, bodies and properties, a service reads no more deliveries until
-half of it is settled. The prefetch alone would allow gigabytes."""
+"""With more than this unacked, in memory, a service reads no more deliveries until half of it is
+settled. The prefetch alone would allow gigabytes."""
+
+
+def _in_memory_bytes(properties: bytes, body: bytes) -> int:
+    """Return about what a delivery takes when it has been read: from above, whatever is in it.
+
+    As Python's objects an array of ``{}`` takes 28 times its text, headers up to 15 times theirs.
+    """
+    return 16 * len(properties) + len(body) + 100 * body.count(b",")
+
 
 GONE_WITHIN_S = 0.25
 """The broker cancels the consumers of a queue that is deleted some milliseconds before the queue is
@@ -515,7 +524,7 @@ class Intake:
             at_s = asyncio.get_running_loop().time()
             for tag, properties, body in deliveries:
                 self._arrived.append(Delivery(epoch, tag, properties, body))
-                if epoch.arrived(tag, at_s, len(properties) + len(body)):
+                if epoch.arrived(tag, at_s, _in_memory_bytes(properties, body)):
                     self._log.warning(
                         "what is in flight is large: no more is read until half of it is settled",
                         deliveries=epoch.in_hand,

@@ -529,8 +529,8 @@ def test_a_broker_of_several_is_not_left_while_nothing_is_read(start: Start) -> 
 
 
 def test_what_is_in_hand_is_bounded_in_bytes(start: Start) -> None:
-    """The bodies and what stands in the properties, which is two bytes at the least."""
-    order = start(max_bytes=100)
+    """The bodies and 16 times what stands in the properties, which is two bytes at the least."""
+    order = start(max_bytes=200)
     order.publish(*(b"%d" % number * 48 for number in range(1, 6)))
     first = order.arrived()
     assert [delivery.body[:1] for delivery in first] == [b"1", b"2", b"3"]
@@ -541,7 +541,17 @@ def test_what_is_in_hand_is_bounded_in_bytes(start: Start) -> None:
     (warning,) = order.said(
         "what is in flight is large: no more is read until half of it is settled"
     )
-    assert (warning["deliveries"], warning["bytes"]) == (3, 100)
+    assert (warning["deliveries"], warning["bytes"]) == (3, 200)
+
+
+def test_a_body_of_many_small_values_counts_as_what_it_takes_in_memory(start: Start) -> None:
+    order = start(max_bytes=2**20)
+    small, plain = b"[%s{}]" % (b"{}," * 12_000), b'["%s"]' % (b"x" * 36_000)
+    order.publish(small, plain, small)
+    assert order.bodies() == [small]
+    order = start(max_bytes=2**20)
+    order.publish(plain, plain, small)
+    assert order.bodies() == [plain, plain, small]
 
 
 # The stop.

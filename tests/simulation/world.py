@@ -265,7 +265,7 @@ def draw_plan(rng: Random) -> Plan:
         events=rng.randint(15, 40),
         faulty_s=rng.uniform(8, 40),
         latency_s=rng.choice([0.001, 0.02, 0.2]),
-        max_bytes=rng.choice([1_000, 4_000, MAX_BYTES_IN_FLIGHT]),
+        max_bytes=rng.choice([8_000, 32_000, MAX_BYTES_IN_FLIGHT]),
         rates=_draw_rates(rng),
     )
 
