@@ -369,7 +369,8 @@ def ensure_installed() -> None:
 
     Raises ServersUnavailableError if we may not, or if the installation fails.
     """
-    with _INSTALLS.open("w") as lock:
+    # Not "w": what anybody has put there, such as a link to another file, loses nothing.
+    with _INSTALLS.open("a") as lock:
         # Tests run side by side: one of their processes installs, and the others wait for it.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if missing := _missing():
