@@ -91,7 +91,7 @@ def test_what_a_handler_does_to_its_args_is_gone_at_the_next_call(
 
 @pytest.mark.parametrize("again", [SystemExit("bug"), Event("1", "another", {})])
 def test_a_decoder_that_makes_another_event_of_what_was_held_ends_nothing(
-    receiver: Receiver, world: World, again: Any
+    receiver: Receiver, world: World, again: Event | SystemExit
 ) -> None:
     made = iter([Event("1", "new_order", {}), again])
 
