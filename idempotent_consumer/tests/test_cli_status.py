@@ -170,6 +170,7 @@ def test_without_ages_nothing_is_said_of_duplicates(
     ("answer", "says"),
     [
         (WebError("503", 503, b'{"ready":false,"missing":{"etcd":"wiped"}}'), "etcd: wiped"),
+        (WebError("503", 503, b'{"missing":["db"]}'), "answer: 503"),
         (PAGE_AWAY, "answer: 127.0.0.1 does not answer"),
         (b"[]", "answer: "),
         (b"{}", "answer: "),

@@ -130,11 +130,11 @@ def _ready(url: str, context: Context) -> dict[str, Any]:
     asked = url if urlsplit(url).path.strip("/") else f"{url.rstrip('/')}/readyz"
     answer: dict[str, Any] = {"url": without_login(url), "ready": True}
     try:
-        answer["missing"] = context.fetch(asked, Tls()).json()["missing"]
+        answer["missing"] = {**context.fetch(asked, Tls()).json()["missing"]}
     except (WebError, KeyError, TypeError) as error:
         answer |= {"ready": False, "missing": {"answer": str(error)}}
         with suppress(orjson.JSONDecodeError, KeyError, TypeError):
-            answer["missing"] = orjson.loads(getattr(error, "body", b""))["missing"]
+            answer["missing"] = {**orjson.loads(getattr(error, "body", b""))["missing"]}
     return {**answer, "duplicates": _duplicates(url, context)}
 
 
