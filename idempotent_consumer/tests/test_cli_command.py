@@ -1,11 +1,14 @@
 """How the command is called, how it ends, and how it writes numbers, times and strangers' texts."""
 
+import io
 import sys
 import tomllib
 from contextlib import redirect_stdout
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import TextIO
 
+import orjson
 import pytest
 
 from fakes.operator import ETCD_AWAY, RABBITMQ_AWAY, Operator
@@ -114,6 +117,13 @@ def test_a_servers_words_do_nothing_to_a_terminal(operator: Operator) -> None:
     assert (ran.code, ran.err) == (1, f"idempotent-consumer: {ESCAPED}\n")
 
 
+def run_into(out: TextIO, operator: Operator, *arguments: str) -> int:
+    """Run the command with a standard output of the test's, and the standard error there is."""
+    operator.environ, operator.settings = {}, Settings()
+    with redirect_stdout(out):
+        return command.main(arguments, {}, lambda _: operator)
+
+
 @pytest.mark.parametrize("json", [(), ("--json",)])
 @pytest.mark.parametrize("event_id", ["1", "2"])
 def test_a_full_disk_at_standard_output_is_one_line(
@@ -122,14 +132,29 @@ def test_a_full_disk_at_standard_output_is_one_line(
     event_id: str,
     json: tuple[str, ...],
 ) -> None:
-    operator.environ, operator.settings = {}, Settings()
     operator.has_record("order", "1")
-    with Path("/dev/full").open("w") as full, redirect_stdout(full):
-        arguments = ["inspect", "order", event_id, *json]
-        assert command.main(arguments, {}, lambda _: operator) == 1
+    with Path("/dev/full").open("w") as full:
+        assert run_into(full, operator, "inspect", "order", event_id, *json) == 1
     why = "standard output takes nothing: No space left on device" if event_id == "1" else "no rec"
     (line,) = capsys.readouterr().err.splitlines()
     assert why in line
+
+
+def test_what_a_terminal_cannot_show_is_escaped_and_json_is_utf8(operator: Operator) -> None:
+    operator.has_service("order")
+    operator.has_letter('{"id":"☃","type":"a"}'.encode(), reason="failed")
+    for json, shown in ((), rb"\u2603   a "), (("--json",), '"id": "☃"'.encode()):
+        out = io.TextIOWrapper(io.BytesIO(), "ascii")
+        assert run_into(out, operator, "dead-letters", "list", "order", *json) == 0
+        assert shown in out.buffer.getvalue()
+
+
+def test_an_error_stays_off_standard_output_where_standard_error_is_closed(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run_into(out := io.StringIO(), operator, "inspect", "order", "1", "--json") == 1
+    assert orjson.loads(out.getvalue())["found"] is False
 
 
 def test_where_standard_input_and_error_are_closed_there_is_nothing_and_nobody(

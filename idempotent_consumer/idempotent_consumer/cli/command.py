@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from io import TextIOWrapper
 
 import orjson
 
@@ -45,6 +46,9 @@ def main(
     LOG_LEVEL=debug shows where an error came from that no verb expected.
     """
     given = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, TextIOWrapper):
+        # What is done is told, whatever the terminal can show. JSON is UTF-8 everywhere.
+        sys.stdout.reconfigure(encoding="utf-8" if given.json else None, errors="backslashreplace")
     try:
         report: Report = given.run(given, context(environ))
         _say(report.document if given.json else report.text)
@@ -54,15 +58,14 @@ def main(
     except KeyboardInterrupt as interrupt:
         return _failed(str(interrupt) or "interrupted", 130)
     except Exception as error:  # noqa: BLE001 - an operator gets one line whatever went wrong
-        why, document = str(error), getattr(error, "document", {})
+        why = str(error)
         if not isinstance(error, (CommandError, EtcdError)):
             why = plain(f"{type(error).__name__}: {error}", 500)
             if environ.get("LOG_LEVEL", "").lower() == "debug":
                 traceback.print_exc()
         if given.json:
             with suppress(CommandError):  # It can be standard output that has failed.
-                # A path in it can be of any bytes.
-                _say({"error": why.encode(errors="backslashreplace").decode(), **document})
+                _say({"error": printable(why), **getattr(error, "document", {})})
         return _failed(why, 1)
 
 
@@ -89,7 +92,8 @@ def _add(parser: argparse.ArgumentParser, verbs: Sequence[Verb]) -> None:
 
 
 def _failed(why: object, code: int) -> int:
-    print(f"{NAME}: {printable(str(why))}", file=sys.stderr)
+    if sys.stderr:  # For one that is closed, print would take standard output.
+        print(f"{NAME}: {printable(str(why))}", file=sys.stderr)
     return code
 
 
