@@ -11,7 +11,7 @@ import pytest
 from fakes.headers import HOSTILE, encoded, entry, header_entries, table
 from fakes.operator import ETCD_AWAY, NOW_S, RABBITMQ_AWAY, Leaving, Operator, Typed
 from idempotent_consumer.amqp import Properties
-from idempotent_consumer.cli.broker import BrokerError
+from idempotent_consumer.cli.broker import BrokerError, Depth
 from idempotent_consumer.cli.dead_letters import Letter
 
 
@@ -130,10 +130,13 @@ def test_a_queue_that_drops_what_was_looked_at_often_is_warned_of(
 
 @pytest.mark.parametrize("verb", ["list", "replay --all", "drop --all --yes"])
 def test_one_that_somebody_else_is_looking_at_is_missed(operator: Operator, verb: str) -> None:
-    operator.waiting["order.dead-letter"] = Leaving(operator.dead)
     name, *options = verb.split()
-    why = "order.dead-letter: 1 messages did not arrive in time"
-    operator.ends(1, why, "dead-letters", name, "order", *options)
+    look = ("dead-letters", name, "order", *options)
+    operator.waiting["order.dead-letter"] = Leaving(operator.dead)
+    operator.ends(1, "order.dead-letter: 1 messages did not arrive in time", *look)
+    operator.waiting["order.dead-letter"] = []
+    operator.depths["order.dead-letter"] = Depth(0, 1)
+    operator.ends(1, "order.dead-letter: somebody else is looking at all there are", *look)
 
 
 @pytest.mark.parametrize("verb", ["list", "groups"])
@@ -196,64 +199,49 @@ def test_all_of_them_only_if_that_is_said(operator: Operator, verb: str) -> None
 REPLAY = ("dead-letters", "replay", "order", "--all")
 
 
+UNREAD = b'{"amount":42}'
+
+
 @pytest.mark.parametrize(
-    ("window", "reason", "parked_at", "why"),
+    ("letter", "window", "reason", "parked_at", "why"),
     [
-        ("1h", "failed", ago(3599), ""),
-        ("1h", "failed", ago(3600), "it has been here for 1h, and"),
-        ("1h", "failed", ago(90_000), "it has been here for 1d 1h"),
-        ("0", "failed", ago(90_000), ""),
-        ("1d", "failed", "yesterday", "nothing says how long"),
-        ("1d", "failed", 7, "nothing says how long"),
-        ("1d", "unknown", None, "nothing says how long"),
-        ("1d", "conflict", ago(1), "the record that it was in"),
+        (body("1"), "1h", "failed", ago(3599), ""),
+        (body("1"), "1h", "failed", ago(3600), "it has been here for 1h, and the window is 1h"),
+        (body("1"), "1h", "failed", ago(90_000), "it has been here for 1d 1h"),
+        (body("1"), "0", "failed", ago(90_000), ""),
+        (body("1"), "1d", "failed", "yesterday", "nothing says how long"),
+        (body("1"), "1d", "failed", 7, "nothing says how long"),
+        (body("1"), "1d", "unknown", None, "nothing says how long"),
+        (body("1"), "1d", "conflict", ago(1), "the record that it was in conflict with is gone"),
+        (UNREAD, "1h", "failed", ago(3599), ""),
+        (UNREAD, "1h", "failed", ago(3600), "it has been here for 1h, and the window is 1h"),
+        (UNREAD, "0", "failed", ago(90_000), ""),
+        (UNREAD, "1d", "failed", None, "nothing says how long"),
+        (UNREAD, "1d", "delivery_limit", ago(90_000), "it has been here for 1d 1h"),
+        (UNREAD, "1d", "conflict", ago(1), "the record that it was in conflict with may be gone"),
+        # What the service could not read either has never been processed.
+        (UNREAD, "1h", "invalid", ago(90_000), ""),
     ],
 )
 def test_a_letter_whose_event_may_have_been_processed_since_is_held_back(
-    window: str, reason: str, parked_at: object, why: str
+    letter: bytes, window: str, reason: str, parked_at: object, why: str
 ) -> None:
     """And its record may be gone. One that is there decides by itself when the letter comes."""
     operator = Operator()
-    operator.has_letter(body("1"), reason=reason, parked_at=parked_at)
+    operator.has_letter(letter, reason=reason, parked_at=parked_at)
     operator.given["DEDUP_WINDOW"] = window
     ran = operator.run(*REPLAY)
     assert (ran.code, len(operator.resent)) == ((1, 0) if why else (0, 1))
     if why:
-        assert f"held back: 1: {why}" in ran.out
-        assert "--force" in ran.out
-        assert [each["id"] for each in operator.run(*REPLAY, "--json").json["held"]] == ["1"]
-        operator.has_record("order", "1")
-        assert (operator.run(*REPLAY).code, len(operator.resent)) == (0, 1)
-
-
-@pytest.mark.parametrize(
-    ("window", "reason", "parked_at", "why"),
-    [
-        ("1h", "failed", ago(3599), ""),
-        ("1h", "failed", ago(3600), "it has been here for 1h, and the window is 1h"),
-        ("0", "failed", ago(90_000), ""),
-        ("1d", "failed", None, "nothing says how long"),
-        ("1d", "delivery_limit", ago(90_000), "it has been here for 1d 1h"),
-        ("1d", "conflict", ago(1), "the record that it was in conflict with may be gone"),
-        ("1h", "invalid", ago(90_000), ""),
-    ],
-)
-def test_a_letter_that_only_its_service_can_read_is_held_back_as_one_without_a_record(
-    window: str, reason: str, parked_at: object, why: str
-) -> None:
-    """What the service could not read either has never been processed."""
-    operator = Operator()
-    operator.has_letter(b'{"amount":42}', reason=reason, parked_at=parked_at)
-    operator.given["DEDUP_WINDOW"] = window
-    ran = operator.run(*REPLAY)
-    assert (ran.code, len(operator.resent)) == ((1, 0) if why else (0, 1))
-    if why:
-        unread = "its id cannot be read, because the service has a decoder of its own"
-        assert f"held back: -: {unread}" in ran.out
-        assert f"; {why}" in ran.out
+        event_id = None if letter is UNREAD else "1"
+        own_decoder = "its id cannot be read, because the service has a decoder of its own, so its "
+        unread = f"{own_decoder}record was not looked for; " * (letter is UNREAD)
+        assert f"held back: {event_id or '-'}: {unread}{why}" in ran.out
         assert "--force replays these too" in ran.out
-        assert [each["id"] for each in operator.run(*REPLAY, "--json").json["held"]] == [None]
-        assert (operator.run(*REPLAY, "--force").code, len(operator.resent)) == (0, 1)
+        assert [each["id"] for each in operator.run(*REPLAY, "--json").json["held"]] == [event_id]
+        operator.has_record("order", "1")
+        again = () if event_id else ("--force",)
+        assert (operator.run(*REPLAY, *again).code, len(operator.resent)) == (0, 1)
 
 
 def test_force_sends_back_what_is_held_back_and_needs_no_etcd(operator: Operator) -> None:

@@ -77,6 +77,11 @@ def test_what_ends_a_publication_is_named_and_what_was_confirmed_before_it(
     assert "; confirmed before: 1 event" in ran.err
 
 
+def test_an_interrupt_says_what_was_confirmed_before_it(operator: Operator) -> None:
+    operator.publish_error = KeyboardInterrupt()
+    operator.ends(130, "interrupted; confirmed before: 1 event, and", "publish", ONE.decode())
+
+
 def test_progress_is_shown_on_a_terminal_alone(operator: Operator) -> None:
     said = "2 events confirmed\n"
     assert operator.run("publish", ONE.decode(), TWO.decode()) == (0, said, "")

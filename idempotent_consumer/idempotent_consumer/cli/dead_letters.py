@@ -22,7 +22,7 @@ from ..event import InvalidEvent, decode
 from .broker import Broker, BrokerError
 from .context import SERVICE, YES, Argument, Context, Verb, argument, flag
 from .etcd import Etcd, Records
-from .output import CommandError, Report, UsageError, counted, duration, plain, table
+from .output import CommandError, Report, UsageError, counted, duration, ended, plain, table
 
 T = TypeVar("T")
 
@@ -156,8 +156,10 @@ class DeadLetterQueue:
         All of them, whoever looks for one: what goes back goes to the end, so a look at a part
         would leave them in another order.
         """
-        left = self._channel.queue_declare(self._queue, passive=True).method.message_count
-        if not left:
+        found = self._channel.queue_declare(self._queue, passive=True).method
+        if not (left := found.message_count):
+            if found.consumer_count:
+                raise NotArrivedError(f"{self._queue}: somebody else is looking at all there are")
             return
         for method, properties, body in self._arriving():
             if method is None:
@@ -184,11 +186,15 @@ class DeadLetterQueue:
         while True:
             yield self._channel.basic_get(self._queue)
 
-    def resend(self, letter: Letter) -> None:
-        """Publish a letter to its service's own queue as it first was, and then remove it."""
+    def resend(self, letter: Letter, outlet: Any) -> None:
+        """Publish a letter to its service's own queue as it first was, and then remove it.
+
+        ``outlet`` is a channel of another connection: while it waits for a confirm, pika reads on,
+        and would have all of a large queue in memory.
+        """
         replays: dict[str, object] = {names.REPLAYS_HEADER: letter.replays + 1}
         properties = forwarded_properties(letter.properties, replays, without=_OURS)
-        self._channel.basic_publish(
+        outlet.basic_publish(
             names.DEFAULT_EXCHANGE, self._service, letter.body, properties, mandatory=True
         )
         self.remove(letter)
@@ -205,7 +211,6 @@ def open_dead_letter_queue(
 ) -> Iterator[DeadLetterQueue]:
     """Hold a service's dead letters, or another queue's messages, for the block. BrokerError."""
     with broker.channel() as channel:
-        channel.confirm_delivery()
         letters = DeadLetterQueue(channel, service, queue)
         try:
             yield letters
@@ -381,16 +386,20 @@ def _replay(arguments: argparse.Namespace, context: Context) -> Report:
             context.etcd() as etcd,
             context.rabbitmq() as broker,
             open_dead_letter_queue(broker, name) as letters,
+            context.rabbitmq() as sender,
+            sender.channel() as outlet,
         ):
+            outlet.confirm_delivery()
             for letter in chosen.of(letters):
                 why = None if arguments.force else _risk(letter, name, context, etcd)
                 if why is None:
-                    letters.resend(letter)
+                    letters.resend(letter, outlet)
                     replayed += 1
                 else:
                     held.append({"id": letter.id, "why": why})
     except (BrokerError, EtcdError, KeyboardInterrupt) as error:
-        raise _ended(error, f"sent back before that: {replayed}", {"replayed": replayed}) from None
+        done = f"sent back before that: {replayed}, the others stay"
+        raise ended(error, done, {"replayed": replayed}) from None
     if not replayed and not held:
         raise CommandError(f"no such dead letter of {name}")
     lines = [f"{counted(replayed, 'dead letter')} sent back to {name}"]
@@ -399,13 +408,6 @@ def _replay(arguments: argparse.Namespace, context: Context) -> Report:
         lines.append("--force replays these too: whatever was done for them once is done again")
     document = {"service": name, "replayed": replayed, "held": held}
     return Report(document, "\n".join(lines), not held)
-
-
-def _ended(error: BaseException, done: str, document: Mapping[str, object]) -> BaseException:
-    """Return what ends the command for this error, which says what was done before."""
-    if isinstance(error, KeyboardInterrupt):
-        return KeyboardInterrupt(f"interrupted; {done}, the others stay")
-    return CommandError(f"{error}; {done}, the others stay", document)
 
 
 def _risk(letter: Letter, service: str, context: Context, etcd: Etcd) -> str | None:
@@ -468,8 +470,8 @@ def _drop(arguments: argparse.Namespace, context: Context) -> Report:
                     letters.remove(letter)
     except (BrokerError, KeyboardInterrupt) as error:
         # RabbitMQ confirms no ack: the last may not have arrived.
-        done = f"removed before that: at most {dropped}"
-        raise _ended(error, done, {"dropped": dropped}) from None
+        done = f"removed before that: at most {dropped}, the others stay"
+        raise ended(error, done, {"dropped": dropped}) from None
     document = {"service": name, "dropped": dropped}
     return Report(document, f"{_total(dropped, name)} removed")
 

@@ -31,6 +31,13 @@ class UsageError(Exception):
     """The command was called in a way that makes no sense."""
 
 
+def ended(error: BaseException, done: str, document: Mapping[str, object]) -> BaseException:
+    """Return what ends the command for this error, and says what was done before it."""
+    if isinstance(error, KeyboardInterrupt):
+        return KeyboardInterrupt(f"interrupted; {done}")
+    return CommandError(f"{error}; {done}", document)
+
+
 def duration(seconds: float) -> str:
     """Write seconds in their two largest units, as ``2h 5m``."""
     left, parts = int(seconds), []

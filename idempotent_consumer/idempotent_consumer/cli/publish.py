@@ -15,7 +15,7 @@ from ..event import MAX_BODY_BYTES, InvalidEvent, decode
 from ..names import EXCHANGE
 from ..producer import PublishError
 from .context import Context, Verb, argument, exchange, seconds, utf8
-from .output import CommandError, Report, UsageError, counted
+from .output import CommandError, Report, UsageError, counted, ended
 
 _SAFE = (
     "publishing all of them again is safe with ENABLE_ETCD=true: consumers skip the ids that "
@@ -59,11 +59,9 @@ def _publish(arguments: argparse.Namespace, context: Context) -> Report:
                 for lines in source:
                     before = confirmed
                     producer.publish(_bodies(lines), arguments.timeout, progress)
-            except (PublishError, InvalidEvent) as error:
-                raise CommandError(
-                    f"{error}; confirmed before: {counted(confirmed, 'event')}, and {_SAFE}",
-                    {"confirmed": confirmed},
-                ) from None
+            except (PublishError, InvalidEvent, KeyboardInterrupt) as error:
+                done = f"confirmed before: {counted(confirmed, 'event')}, and {_SAFE}"
+                raise ended(error, done, {"confirmed": confirmed}) from None
             finally:
                 if terminal is not None and confirmed:
                     terminal.write("\n")

@@ -113,8 +113,11 @@ class FakeRabbit(Broker):
     def confirm_delivery(self) -> None: ...
 
     def queue_declare(self, queue: str, *, passive: bool) -> Any:
-        number = len(self._operator.waiting[queue])
-        return SimpleNamespace(method=SimpleNamespace(message_count=number))
+        ready = len(self._operator.waiting[queue])
+        consumers = self._operator.depths.get(queue, Depth(0, 0)).consumers
+        return SimpleNamespace(
+            method=SimpleNamespace(message_count=ready, consumer_count=consumers)
+        )
 
     def queue_delete(self, queue: str) -> Any:
         self._operator.deleted.append(queue)
@@ -146,6 +149,8 @@ class FakeRabbit(Broker):
         """Send one back."""
         if exchange or not mandatory:
             raise AssertionError("it would be lost where there is no such queue")
+        if self._unacked:
+            raise AssertionError("pika would read all of a large queue while it waits here")
         self._operator.resent.append((queue, properties, body))
 
     def basic_ack(self, tag: int) -> None:
@@ -178,7 +183,7 @@ class Operator(Context):
         self.removed, self.deleted, self.published = list[bytes](), list[str](), list[bytes]()
         self.looked_at, self.most_prefetched = 0, 65_535
         self.pages: dict[str, bytes | WebError] = {}
-        self.publish_error: Exception | None = None
+        self.publish_error: BaseException | None = None
         self.etcd_error: EtcdError | None = None
         self.rabbitmq_error: BrokerError | None = None
         self.rabbitmq_version = "4.3.6"
