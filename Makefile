@@ -135,7 +135,7 @@ up: docker ## Start RabbitMQ, etcd, Graphite, order and notify, and wait until t
 up-cluster: docker ## Start three nodes of RabbitMQ and of etcd, and three replicas of each service
 	$(CLUSTER) up --build --detach --wait --scale order=3 --scale notify=3
 
-down: ## Stop what up or up-cluster has started; the data stays in the volumes
+down: docker ## Stop what up or up-cluster has started; the data stays in the volumes
 	$(CLUSTER) --profile example1 down --remove-orphans
 
 LOCK := $(BIN)/python tools/lock.py

@@ -44,7 +44,7 @@ def copy(tmp_path: Path) -> Path:
             shutil.copy(source, target)
     python = tmp_path / ".bin" / "python"
     python.parent.mkdir()
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     return tmp_path
 
