@@ -8,7 +8,7 @@ from functools import partial
 
 from demo.acts import Act, chosen
 from demo.compose import compose_stage
-from demo.interrupt import interrupt_once
+from demo.interrupt import run_program
 from demo.local import local_stage
 from demo.panel import panel
 from demo.play import CheckFailedError, Play
@@ -23,7 +23,7 @@ _LOG_LINES = 15
 
 
 def main() -> int:
-    """Choose the stage, play, and return the exit code."""
+    """Choose the stage, play, and return the exit code: 0 or 1."""
     parser = argparse.ArgumentParser(prog="demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave the compose stack running")
     parser.add_argument("--act", default="", metavar="N", help="play this act alone: 1 to 5")
@@ -31,20 +31,12 @@ def main() -> int:
     options = parser.parse_args()
     if options.step and not sys.stdin.isatty():
         parser.error("--step waits for Enter, and standard input is no terminal")
-    interrupt_once()
     screen = open_screen()
-    try:
-        acts = chosen(options.act)
-        with _stage(screen, keep=options.keep) as stage:
-            code, report = _play(stage, screen, acts, step=options.step)
-        screen.say(report)
-        return code
-    except CannotPlayError as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("demo: interrupted", file=sys.stderr)
-        return 130
+    acts = chosen(options.act)
+    with _stage(screen, keep=options.keep) as stage:
+        code, report = _play(stage, screen, acts, step=options.step)
+    screen.say(report)
+    return code
 
 
 def _stage(screen: Screen, *, keep: bool) -> AbstractContextManager[Stage]:
@@ -92,4 +84,4 @@ def _first_failure(play: Play, watching: Watch, acts: Sequence[Act]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program("demo", main))
