@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import idempotent_consumer
+from demo.page.controls import ACTS
 from documents.pages import DOCS, PAGES, REPOSITORY, blocks, commands, first_cells, name, section
 from fakes.operator import Operator
 from idempotent_consumer import Settings, names, testing
@@ -144,6 +145,13 @@ def test_each_reason_to_park_is_explained() -> None:
     assert reasons == set(first_cells((DOCS / "dead-letters.md").read_text()))
     inputs = section(REPOSITORY / "README.md", "What each input gets")
     assert set(re.findall(r"`x-reason: (\w+)`", inputs)) == reasons
+
+
+def test_the_act_of_a_fault_quotes_the_page_of_faults() -> None:
+    page = " ".join((DOCS / "when-can-my-code-run-twice.md").read_text().replace("**", "").split())
+    texts = (text for act in ACTS.values() for text, *_ in act)
+    (quoted,) = (text for text in texts if text.startswith("Killed: "))
+    assert all(sentence.strip(".") in page for sentence in quoted.split(". "))
 
 
 def test_the_changelog_and_every_project_have_the_librarys_version() -> None:
