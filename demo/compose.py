@@ -7,8 +7,8 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -83,6 +83,14 @@ class Ports:
     def elsewhere(self) -> Ports:
         """Return free ports in their place, so that another stack can run beside."""
         return Ports(self.address, {name: free_port() for name in self.numbers})
+
+    def broker(self) -> Broker:
+        """Return the RabbitMQ that is published on them."""
+        return Broker(self.host, self.numbers["PORT_RABBITMQ"], self.numbers["PORT_RABBITMQ_UI"])
+
+    def etcd(self) -> str:
+        """Return the endpoint of the etcd that is published on them."""
+        return f"{self.host}:{self.numbers['PORT_ETCD']}"
 
     def settings(self) -> dict[str, str]:
         """Return them as Compose's variables."""
@@ -190,6 +198,7 @@ class Compose:
 
     def up(self, *flags: str, **replicas: int) -> None:
         """Have so many containers of each service, as the settings are; raises CannotPlayError."""
+        self._thaw(self._of(replicas))
         self.run(*_up(replicas), *flags, timeout_s=_UP_WITHIN_S)
 
     def crash_at(self, point: str, service: str) -> None:
@@ -199,17 +208,37 @@ class Compose:
         stays down then, and is the plain one when its container is started again.
         """
         environment = {**self._environment, "CRASH_POINT": point}
+        self._thaw(self._of([service]))
         run([*self._command, *self._crash, *_up({service: 1})], environment)
 
     def docker(self, verb: str, name: str, *arguments: str) -> None:
         """Run a command of docker on a container, such as order-1; raises CannotPlayError."""
-        command = ["docker", verb, f"{self._project}-{name}", *arguments]
-        run(command, self._environment, timeout_s=_UP_WITHIN_S)
+        if verb in ("stop", "start"):  # A frozen one would not hear of it.
+            self._thaw([name])
+        self._docker(verb, [name], *arguments)
+
+    def remove(self, *services: str) -> None:
+        """Kill and remove all containers of services; raises CannotPlayError."""
+        if names := self._of(services):
+            self._docker("rm", names, "--force")
 
     def wipe(self, service: str) -> None:
-        """Remove a server with its data; raises CannotPlayError."""
-        self.run("rm", "--stop", "--force", service, timeout_s=_DOWN_WITHIN_S)
+        """Have a server without its data; raises CannotPlayError."""
+        self.remove(service)
         run(["docker", "volume", "rm", f"{self._project}_{service}-data"], self._environment)
+        self.up(**{service: 1})
+
+    def _thaw(self, names: Iterable[str]) -> None:
+        with suppress(CommandFailedError):  # It fails for those that are not frozen.
+            self._docker("unpause", names)
+
+    def _of(self, services: Iterable[str]) -> list[str]:
+        """Return the names of all containers of services."""
+        return [name for name in self.containers() if name.rpartition("-")[0] in services]
+
+    def _docker(self, verb: str, names: Iterable[str], *arguments: str) -> None:
+        containers = [f"{self._project}-{name}" for name in names]
+        run(["docker", verb, *containers, *arguments], self._environment, timeout_s=_UP_WITHIN_S)
 
     def images_missing(self) -> bool:
         """Return whether an image of the servers has to be downloaded."""
@@ -298,12 +327,10 @@ class ComposeStage(Stage):
 
     def __init__(self, compose: Compose, ports: Ports, since: float, *, keep: bool) -> None:
         self._compose, self._keep = compose, keep
-        numbers = ports.numbers
-        port = "" if numbers["PORT_GRAPHITE"] == 80 else f":{numbers['PORT_GRAPHITE']}"
-        self._graphite_url = f"http://{ports.host}{port}"
+        number = ports.numbers["PORT_GRAPHITE"]
+        self._graphite_url = f"http://{ports.host}{'' if number == 80 else f':{number}'}"
         counters = GraphiteCounters(self._graphite_url, since)
-        broker = Broker(ports.host, numbers["PORT_RABBITMQ"], numbers["PORT_RABBITMQ_UI"])
-        super().__init__(broker, f"{ports.host}:{numbers['PORT_ETCD']}", counters)
+        super().__init__(ports.broker(), ports.etcd(), counters)
 
     def run_services(self, *, enable_etcd: bool, calls: bool, replicas: int) -> Step:
         url = "http://receiver:8000" if calls else ""

@@ -1,18 +1,14 @@
 """The page: what its board makes of observations, and whom it refuses."""
 
-from __future__ import annotations
-
 import asyncio
-import json
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial, wraps
 from pathlib import Path
-from threading import Event
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -104,8 +100,8 @@ def test_what_is_observed_is_shown(row: str) -> None:
     for name in ("new", *observed.split()):
         observe(board, name)
     shown = board.snapshot()
-    drawn = "; ".join(f"{state} {why}".strip() for _, state, why in shown["dots"]["order"])
-    assert drawn == dots.strip().replace("BY", "by order-1")
+    drawn = [f"{state} {why}".strip() for at, _, state, why in shown["dots"] if at == "order"]
+    assert "; ".join(drawn) == dots.strip().replace("BY", "by order-1")
     for name, number in re.findall(r"([a-z][a-z ]*)=(\d+)", numbers):
         assert shown["numbers"][name] == int(number), name
 
@@ -113,10 +109,10 @@ def test_what_is_observed_is_shown(row: str) -> None:
 def test_only_the_newest_at_rest_are_kept_and_drawn() -> None:
     board = Board()
     labels = [board.publish("new")[0] for _ in range(199)]
-    assert len(board.snapshot()["dots"]["order"]) == 30
+    assert len(board.snapshot()["dots"]) == 2 * 30
     for label in labels:
         board.record("order", label, "done", "aa/1/1")
-    drawn = [label for label, *_ in board.snapshot()["dots"]["order"]]
+    drawn = [label for at, label, *_ in board.snapshot()["dots"] if at == "order"]
     assert drawn == labels[-28:]
     assert board.snapshot()["numbers"]["order processed"] == 199
 
@@ -129,6 +125,11 @@ def test_a_card_says_how_its_process_is() -> None:
     assert Process("order", "frozen", missing=lacks).shown(0) == ("frozen", "")
 
 
+def awaited(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Have a test that is a coroutine run."""
+    return wraps(test)(lambda **arguments: asyncio.run(test(**arguments)))
+
+
 @asynccontextmanager
 async def served(named: int = 0) -> AsyncIterator[tuple[ClientSession, list[object]]]:
     """Serve a page, as if at port `named`; give a client like its own, and what is published."""
@@ -139,120 +140,96 @@ async def served(named: int = 0) -> AsyncIterator[tuple[ClientSession, list[obje
         page = Page(Controls(cast("Any", None), sources, tasks), named or port)
         await page.runner.setup()
         await web.TCPSite(page.runner, "127.0.0.1", port).start()
-        own = {"Origin": url, "X-Token": page.token}
-        async with ClientSession(url, headers=own) as client:
+        async with ClientSession(url, headers={"Origin": url, "X-Token": page.token}) as client:
             yield client, sources.outbox
         await page.runner.cleanup()
 
 
-async def press(headers: dict[str, str], body: str, named: int = 0) -> tuple[int, int]:
-    """Return the page's answer, and how many events its button publishes."""
-    async with served(named) as (client, outbox):
-        answer = await client.post("/press", data=body, headers=headers)
-    return answer.status, len(outbox)
+ONE = {"key": "p", "target": "order-1"}
 
 
 @pytest.mark.parametrize(
-    ("headers", "body", "answer"),
+    ("named", "headers", "body", "answer"),
     [
-        ({}, {"key": "p", "target": "order-1"}, (204, 1)),
-        ({"X-Token": ""}, {"key": "p", "target": "order-1"}, (403, 0)),
-        ({"X-Token": "ü"}, {"key": "p", "target": "order-1"}, (403, 0)),
-        ({"Origin": "http://elsewhere.invalid"}, {"key": "p", "target": "order-1"}, (403, 0)),
-        ({"Origin": "null"}, {"key": "p", "target": "order-1"}, (403, 0)),
-        ({"Host": "elsewhere.invalid"}, {"key": "p", "target": "order-1"}, (403, 0)),
-        ({"Host": "localhost"}, {"key": "p", "target": "order-1"}, (403, 0)),
-        ({}, {"key": "rm -rf", "target": "order-1"}, (400, 0)),
-        ({}, {"key": "k", "target": "/bin/sh"}, (204, 0)),
-        ({}, ["p"], (400, 0)),
+        (0, {}, ONE, (204, 1)),
+        (0, {"X-Token": ""}, ONE, (403, 0)),
+        (0, {"X-Token": "ü"}, ONE, (403, 0)),
+        (0, {"Origin": "http://elsewhere.invalid"}, ONE, (403, 0)),
+        (0, {"Origin": "null"}, ONE, (403, 0)),
+        (0, {"Host": "elsewhere.invalid"}, ONE, (403, 0)),
+        (0, {"Host": "localhost"}, ONE, (403, 0)),
+        (80, {"Host": "localhost", "Origin": "http://localhost"}, ONE, (204, 1)),
+        (0, {}, {"key": "rm -rf", "target": "order-1"}, (400, 0)),
+        (0, {}, {"key": "k", "target": "/bin/sh"}, (204, 0)),
+        (0, {}, ["p"], (400, 0)),
     ],
 )
-def test_only_its_own_buttons_work(headers: Any, body: object, answer: tuple[int, int]) -> None:
+@awaited
+async def test_only_its_own_buttons_work(
+    named: int, headers: Any, body: object, answer: tuple[int, int]
+) -> None:
     """And a button for one process is for those there are: here there is no Docker to ask."""
-    assert asyncio.run(press(headers, json.dumps(body))) == answer
+    async with served(named) as (client, outbox):
+        pressed = await client.post("/press", json=body, headers=headers)
+    assert (pressed.status, len(outbox)) == answer
 
 
-def test_at_port_80_it_is_named_without_a_port() -> None:
-    named = {"Host": "localhost", "Origin": "http://localhost"}
-    assert asyncio.run(press(named, '{"key": "p", "target": ""}', 80)) == (204, 1)
-
-
-async def policy() -> str:
+@awaited
+async def test_no_other_page_may_frame_it() -> None:
     async with served() as (client, _):
-        return (await client.get("/")).headers["Content-Security-Policy"]
+        answer = await client.get("/")
+    assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
 
 
-def test_no_other_page_may_frame_it() -> None:
-    assert "frame-ancestors 'none'" in asyncio.run(policy())
-
-
-async def open_pages() -> list[int]:
-    """Return the answers to the 16th page, to the 17th, and to one opened after another closed."""
-    async with served() as (client, _), asyncio.timeout(5):
-        pages = [await client.get("/events") for _ in range(17)]
+@awaited
+async def test_only_so_many_pages_are_open_and_a_closed_one_makes_room() -> None:
+    async with served() as (client, _), AsyncExitStack() as opened, asyncio.timeout(5):
+        pages = [await opened.enter_async_context(client.get("/events")) for _ in range(17)]
         pages[0].close()
-        while pages[-1].status == 503 and len(pages) < 50:
-            pages.append(await client.get("/events"))
+        while pages[-1].status == 503:
             await asyncio.sleep(0.02)
-        for page in pages:
-            page.close()
-    return [pages[15].status, pages[16].status, pages[-1].status]
-
-
-def test_only_so_many_pages_are_open_and_a_closed_one_makes_room() -> None:
-    assert asyncio.run(open_pages()) == [200, 503, 200]
-
-
-async def reset_during(act: str, held: str) -> list[str]:
-    """Reset twice while a command of an act runs; return the commands in the order they ended."""
-    board, begun, may_end, ended = Board(), Event(), Event(), list[str]()
-    board.containers({"order-1": "running", "notify-1": "running"})
-
-    def run(verb: str, *_: str, **_replicas: int) -> None:
-        if verb == held:
-            begun.set()
-            may_end.wait(5)
-        if verb == "rm":
-            board.processes.clear()
-        ended.append(verb)
-
-    commands = {name: partial(run, name) for name in ("up", "crash_at", "set")}
-    compose: Any = SimpleNamespace(docker=run, **commands)
-    sources: Any = SimpleNamespace(board=board, broker=SimpleNamespace(purge=list))
-    async with asyncio.TaskGroup() as tasks:
-        controls = Controls(compose, sources, tasks)
-        controls.press(act, "")
-        await asyncio.to_thread(begun.wait, 5)
-        for _ in range(2):
-            controls.press("r", "")
-            await asyncio.sleep(0.05)
-        may_end.set()
-    return ended
+            pages.append(await opened.enter_async_context(client.get("/events")))
+    assert [page.status for page in (*pages[15:17], pages[-1])] == [200, 503, 200]
 
 
 @pytest.mark.parametrize(("act", "held"), [("y", "crash_at"), ("x", "stop")])
-def test_a_reset_begins_when_the_command_of_the_act_has_ended(act: str, held: str) -> None:
-    assert asyncio.run(reset_during(act, held))[:3] == ["unpause", held, "rm"]
+@awaited
+async def test_a_reset_begins_when_the_command_of_the_act_has_ended(act: str, held: str) -> None:
+    """And so does a second one, pressed meanwhile."""
+    loop, ended = asyncio.get_running_loop(), list[str]()
+
+    def run(verb: str, *_: str, **_replicas: int) -> None:
+        if verb == held:
+            for _r in range(2):
+                loop.call_soon_threadsafe(controls.press, "r", "")
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(0.1), loop).result(5)
+        ended.append(verb)
+
+    commands = {name: partial(run, name) for name in ("up", "crash_at", "set", "remove")}
+    compose: Any = SimpleNamespace(docker=run, **commands)
+    sources: Any = SimpleNamespace(board=Board(), broker=SimpleNamespace(purge=list))
+    async with asyncio.TaskGroup() as tasks:
+        controls = Controls(compose, sources, tasks)
+        controls.press(act, "")
+    assert ended[:2] == [held, "remove"]
 
 
 @pytest.mark.parametrize(
-    ("docker", "is_taken", "said"),
+    ("docker", "said"),
     [
-        ("", False, r"\[Errno 8\] Exec format error: 'docker'"),
-        ("#!/bin/sh", True, r"in use: port \d+ \(PORT_PLAY\)\. Stop what uses it, or choose .*"),
-        ('#!/bin/sh\ncase "$*" in *--scale*) exit 1; esac', False, "docker compose failed: .*"),
+        ("", r"\[Errno 8\] Exec format error: 'docker'"),
+        ("#!/bin/sh", r"in use: port \d+ \(PORT_PLAY\)\. Stop what uses it, or choose .*"),
+        ('#!/bin/sh\ncase "$*" in *--scale*) exit 1; esac', "docker compose failed: .*"),
     ],
     ids=["docker-is-broken", "port-is-taken", "up-fails"],
 )
-def test_it_says_in_a_line_why_it_cannot_run(
-    tmp_path: Path, docker: str, is_taken: bool, said: str
-) -> None:
+def test_it_says_in_a_line_why_it_cannot_run(tmp_path: Path, docker: str, said: str) -> None:
     (tmp_path / "docker").write_text(docker)
     (tmp_path / "docker").chmod(0o755)
     env = Ports.read(PORT_PLAY="8090").elsewhere().settings()
     env |= {"PATH": str(tmp_path), "PUBLISH_ADDRESS": "127.0.0.2"}
     with socket.create_server(("127.0.0.1", 0)) as other:
-        env |= {"PORT_PLAY": str(other.getsockname()[1])} if is_taken else {}
+        env |= {"PORT_PLAY": str(other.getsockname()[1])} if "PORT_PLAY" in said else {}
         command = [sys.executable, "-m", "demo.page"]
         ended = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, check=False)
     assert re.fullmatch(f"play: {said}\n", ended.stderr.decode())

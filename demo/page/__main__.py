@@ -3,8 +3,6 @@
 Over HTTP there are the page's files, the board as server-sent events, and the buttons.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import secrets
@@ -16,12 +14,10 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from demo.compose import FILES, RECEIVER, Compose, Ports, Project, compose_servers
-from demo.interrupt import interrupt_once
-from demo.page.board import Board
+from demo.interrupt import run_program
 from demo.page.controls import Controls
 from demo.page.sources import Sources
 from demo.screen import Screen
-from demo.steps import CannotPlayError
 from servers.servers import REPOSITORY
 
 PROJECT = Project("reliable-play", "play", (*FILES, RECEIVER, "demo/page/page.yaml"), "json")
@@ -96,25 +92,17 @@ class Page:
 
 
 def main() -> int:
-    """Return the exit code: 2 where it cannot run."""
-    interrupt_once()
-    try:
-        ports, screen = Ports.read(PORT_PLAY="8090"), Screen()
-        stack = compose_servers(REPOSITORY, ports, screen, keep=False, project=PROJECT)
-        with stack as compose, suppress(KeyboardInterrupt):
-            asyncio.run(_serve(compose, ports, screen))
-    except (CannotPlayError, OSError) as error:
-        print(f"play: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    """Return the exit code: 0, for Ctrl-C is how it ends."""
+    ports, screen = Ports.read(PORT_PLAY="8090"), Screen()
+    stack = compose_servers(REPOSITORY, ports, screen, keep=False, project=PROJECT)
+    with stack as compose, suppress(KeyboardInterrupt):
+        asyncio.run(_serve(compose, ports, screen))
     return 0
 
 
 async def _serve(compose: Compose, ports: Ports, screen: Screen) -> None:
-    port, sources = ports.numbers["PORT_PLAY"], Sources(compose, ports, Board())
-    tasks = asyncio.TaskGroup()
-    controls = Controls(compose, sources, tasks)
+    port, tasks = ports.numbers["PORT_PLAY"], asyncio.TaskGroup()
+    controls = Controls(compose, Sources(compose, ports), tasks)
     screen.say("Starting order, notify and their receiver ...")
     await controls.reset()
     runner = Page(controls, port).runner
@@ -122,10 +110,9 @@ async def _serve(compose: Compose, ports: Ports, screen: Screen) -> None:
     await web.TCPSite(runner, _HOST, port).start()
     # Not earlier: an error inside arrives in an ExceptionGroup.
     async with tasks:
-        sources.start()
         screen.say(f"Open http://localhost:{port} and break something. Ctrl-C ends it all.")
         await controls.run()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program("play", main))

@@ -3,8 +3,6 @@
 Pure: it asks nobody, and has no clock.
 """
 
-from __future__ import annotations
-
 import json
 import secrets
 from collections import Counter, deque
@@ -187,8 +185,7 @@ class Board:
 
     def line(self, name: str, line: Mapping[str, Any]) -> None:
         """Take note of a line in a replica's log."""
-        process = self.processes.get(name)
-        if process is None:
+        if not (process := self.processes.get(name)):
             return
         text, event_id = str(line.get("event")), str(line.get("event_id"))
         lane, is_current = self.lanes[process.service], self._is_current(event_id)
@@ -243,8 +240,7 @@ class Board:
         for name, state in states.items():
             process = self.processes[name] = before.get(name, Process(name.rpartition("-")[0]))
             process.state = state
-            if state in ("stopped", "killed"):
-                process.missing = None
+            process.missing = None if state in ("stopped", "killed") else process.missing
 
     def answers(self, name: str, missing: Mapping[str, str] | None) -> None:
         """Take note of what a process lacks; None for no answer."""
@@ -253,9 +249,8 @@ class Board:
 
     def snapshot(self) -> dict[str, Any]:
         """Return what the page draws, as JSON has it; the numbers tell how many run, too."""
-        dots = {service: lane.drawn() for service, lane in self.lanes.items()}
-        known, recorded = self.processes.items(), self._recorded
-        cards = [(name, *process.shown(recorded[name])) for name, process in known]
+        dots = [(service, *dot) for service, lane in self.lanes.items() for dot in lane.drawn()]
+        cards = [(name, *each.shown(self._recorded[name])) for name, each in self.processes.items()]
         numbers = self._numbers + Counter(state for _, state, _ in cards)
         for service, lane in self.lanes.items():
             for name, number in lane.numbers.items():

@@ -3,14 +3,12 @@
 Nothing here comes from a request but the key of a button, and the name of a process that there is.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 import tomllib
+from asyncio import to_thread
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,11 +31,11 @@ _AT_FIRST = {
     "memory": True,
     "rate": False,
     "receiver": "well",
-    "playing": "",
     "caption": "Press a button, or its key.",
 }
-"""What the page says beside the board: how it is set, what plays, and what happens."""
+"""What the page says beside the board: how it is set, and what happens."""
 
+_SERVERS = {"rabbitmq": 1, "etcd": 1, "receiver": 1}
 _MOST_REPLICAS = 3
 _BEAT_S, _A_BEAT = 0.1, 10
 _WITHIN_S = 90.0
@@ -57,9 +55,9 @@ class Controls:
     def __init__(self, compose: Compose, sources: Sources, tasks: asyncio.TaskGroup) -> None:
         self.told: dict[str, Any] = dict(_AT_FIRST)
         self._compose, self._sources, self._tasks = compose, sources, tasks
-        self._board = sources.board
-        self._stack = asyncio.Lock()
-        self._act: asyncio.Task[None] | None = None
+        self._board, self._replicas = sources.board, dict.fromkeys(SERVICES, 1)
+        self._stack, self._play = asyncio.Lock(), asyncio.Lock()
+        self._playing, self._ends = "", False
         self.buttons = {
             "s": Button(CHOSEN, "Stop", partial(self._process, "stop")),
             "g": Button(CHOSEN, "Start", partial(self._process, "start")),
@@ -86,8 +84,9 @@ class Controls:
             "b": Button("Publish", "Same id, other body", partial(self._publish, "other", 1)),
             "i": Button("Publish", "Invalid", partial(self._publish, "invalid", 1)),
         }
-        for key, (label, *steps) in ACTS.items():
-            self.buttons[key] = Button("Acts", label, partial(self._play, label, steps))
+        for name, steps in ACTS.items():
+            key, _, label = name.partition(" ")
+            self.buttons[key] = Button("Acts", label, partial(self._act, label, steps))
 
     async def run(self) -> None:
         """Publish at the rate, ten times a second."""
@@ -98,13 +97,14 @@ class Controls:
     def press(self, key: str, target: str) -> None:
         """Begin what a button does, to a process if it is for one; raises KeyError."""
         button = self.buttons[key]
-        is_for_one = button.group in (CHOSEN, DIES)
-        if is_for_one and target not in self._board.processes:
+        if button.group not in (CHOSEN, DIES):
+            target = ""
+        elif target not in self._board.processes:
             self.told["caption"] = f"{target} is gone"  # The page may not know yet.
             return
-        if is_for_one and not self.told["playing"]:
+        elif not self._play.locked():
             self.told["caption"] = f"{target}: {button.label}"
-        self._tasks.create_task(self._told(button.work(target if is_for_one else "")))
+        self._tasks.create_task(self._told(button.work(target)))
 
     def snapshot(self) -> dict[str, Any]:
         """Return all that the page shows, its buttons too."""
@@ -118,10 +118,8 @@ class Controls:
             self.told["caption"] = str(error)
 
     async def _process(self, verb: str, name: str) -> None:
-        if verb in ("stop", "start"):
-            await self._quietly([name], "unpause")  # A frozen one would not hear of it.
         try:
-            await self._docker(verb, name)
+            await to_thread(self._compose.docker, verb, name)
         except CommandFailedError:
             state = getattr(self._board.processes.get(name), "state", "gone")
             raise CannotPlayError(f"{name} is {state}: no {verb}") from None
@@ -129,23 +127,24 @@ class Controls:
     async def _receiver(self, mood: str, _: str) -> None:
         await self._process("stop" if mood == "down" else "start", "receiver-1")
         if mood != "down":
-            await self._docker("exec", "receiver-1", "sh", "-c", f"echo {mood} >/tmp/receiver/mood")
+            command = ("sh", "-c", f"echo {mood} >/tmp/receiver/mood")
+            await to_thread(self._compose.docker, "exec", "receiver-1", *command)
         self.told["receiver"] = mood
 
     async def _scale(self, by: int, name: str) -> None:
         async with self._stack:
             service = self._service(name)
-            replicas = self._replicas()[service] + by
+            replicas = self._replicas[service] + by
             if 0 < replicas <= _MOST_REPLICAS:
-                await self._up("--no-recreate", **{service: replicas})
-                await self._until(lambda: self._replicas()[service] == replicas)
+                await to_thread(self._compose.up, "--no-recreate", **{service: replicas})
+                self._replicas[service] = replicas
 
     async def _die(self, points: Mapping[str, str], name: str) -> None:
         async with self._stack:
             service = self._service(name)
-            await self._quietly([name], "unpause")
-            await _run(self._compose.crash_at, points[service], service)
-        if not self.told["playing"]:
+            await to_thread(self._compose.crash_at, points[service], service)
+            self._replicas[service] = 1
+        if not self._play.locked():
             self.told["caption"] = f"{service} will kill itself, once: publish an event."
 
     async def _publish(self, kind: Kind, times: int, _: str = "") -> None:
@@ -159,68 +158,60 @@ class Controls:
         async with self._stack:
             on = wanted == "on" or (wanted != "off" and not self.told["memory"])
             self._compose.set(ENABLE_ETCD="true" if on else "false")
-            await self._up(**self._replicas())
-            replicas = partial(self._containers, *SERVICES)
-            await self._until(lambda: {each.has_records for each in replicas().values()} == {on})
+            await to_thread(self._compose.up, **self._replicas)
+            await self._until(lambda: {each.has_records for each in self._running()} == {on})
             self.told["memory"] = on
 
     async def _wipe(self, _: str) -> None:
         async with self._stack:
-            await _run(self._compose.wipe, "etcd")
-            await self._up(etcd=1)
+            await to_thread(self._compose.wipe, "etcd")
 
     async def _heal(self, _: str) -> None:
         async with self._stack:
-            await self._up(rabbitmq=1, etcd=1, receiver=1)
+            await to_thread(self._compose.up, **_SERVERS)
             # Apart: else Compose waits until they are healthy, and gives up where one is not.
-            await self._up(**self._replicas())
+            await to_thread(self._compose.up, **self._replicas)
         await self._receiver("well", "")
 
     async def reset(self, _: str = "") -> None:
         """Begin a round, also the first: one replica each, with memory, nothing queued."""
-        self.told["rate"] = False
-        if self._act is not None:
-            self._act.cancel()
-            await asyncio.wait([self._act])
-        async with self._stack:
+        self.told["rate"], self._ends = False, True  # An act ends once its command has ended.
+        async with self._play, self._stack:
+            self._playing, self._ends = "The reset", False
+            self.told["caption"] = "A new round begins ..."
             # What they hold is not of the round that begins, and new ones are numbered from 1.
-            await self._quietly(self._containers(*SERVICES), "rm", "--force")
-            await self._up(rabbitmq=1, etcd=1, receiver=1)
-            await self._until(lambda: not self._containers(*SERVICES))
+            await to_thread(self._compose.remove, *SERVICES)
+            await to_thread(self._compose.up, **_SERVERS)
+            await self._until(lambda: not self._running())
             purge = partial(self._sources.broker.purge, QUEUES)
-            await _run(eventually, purge, _WITHIN_S, also=(OSError,))
+            await to_thread(eventually, purge, _WITHIN_S, also=(OSError,))
             self._sources.outbox = deque()
             self._board.begin()
             self.told = dict(_AT_FIRST)
             self._compose.set(ENABLE_ETCD="true", NOTIFY_URL="http://receiver:8000")
-            await self._up(order=1, notify=1)
+            self._replicas = dict.fromkeys(SERVICES, 1)
+            await to_thread(self._compose.up, **self._replicas)
         await self._receiver("well", "")
 
-    async def _play(self, label: str, steps: list[Any], _: str) -> None:
-        """Play it, one at a time; a reset ends it."""
-        if self.told["playing"]:
-            raise CannotPlayError(f"{self.told['playing']} is still played.")
-        self.told["playing"], self._act = label, asyncio.current_task()
-        try:
-            for step in steps:
-                await self._step(*step)
-        finally:
-            self.told["playing"] = ""
-
-    async def _step(self, text: str, presses: str, grows: Mapping[str, int]) -> None:
-        """Say what it does, press buttons, and wait until numbers of the board have grown."""
-        self.told["caption"], before = text, self._board.snapshot()["numbers"]
-        for press in presses.split():
-            key, _, target = press.partition(":")
-            await self.buttons[key].work(target)
-        goals = Counter({name: before[name] + more for name, more in grows.items()})
-        await self._until(lambda: self._board.snapshot()["numbers"] >= goals)
+    async def _act(self, label: str, steps: list[Any], _: str) -> None:
+        """Play it, one at a time: press what a step says, and wait until its numbers have grown."""
+        if self._play.locked():
+            raise CannotPlayError(f"{self._playing} is not over yet.")
+        async with self._play:
+            self._playing, shown = label, self._board.snapshot
+            for text, presses, grows in steps:
+                self.told["caption"], before = text, shown()["numbers"]
+                for press in presses.split():
+                    key, _, target = press.partition(":")
+                    await self.buttons[key].work(target)
+                goals = Counter({name: before[name] + more for name, more in grows.items()})
+                await self._until(lambda: shown()["numbers"] >= goals)  # noqa: B023 - awaited here
 
     async def _until(self, seen: Callable[[], bool]) -> None:
-        """Wait until the board shows something; raises CannotPlayError if it does not."""
+        """Wait until the board shows it; raises CannotPlayError if it does not, or at a reset."""
         deadline = time.monotonic() + _WITHIN_S
-        while not seen():
-            if time.monotonic() > deadline:
+        while self._ends or not seen():
+            if self._ends or time.monotonic() > deadline:
                 raise CannotPlayError(f"Not seen within {_WITHIN_S:g} s: {self.told['caption']}")
             await asyncio.sleep(_BEAT_S)
 
@@ -230,36 +221,5 @@ class Controls:
             raise CannotPlayError(f"{name}: that is for order and notify")
         return service
 
-    def _containers(self, *services: str) -> dict[str, Process]:
-        found = self._board.processes.items()
-        return {name: process for name, process in found if process.service in services}
-
-    def _replicas(self) -> dict[str, int]:
-        return {service: len(self._containers(service)) or 1 for service in SERVICES}
-
-    async def _docker(self, verb: str, name: str, *arguments: str) -> None:
-        await _run(self._compose.docker, verb, name, *arguments)
-
-    async def _quietly(self, names: Iterable[str], verb: str, *arguments: str) -> None:
-        """Do it to each for which there is something to do."""
-        for name in names:
-            with suppress(CommandFailedError):
-                await self._docker(verb, name, *arguments)
-
-    async def _up(self, *flags: str, **replicas: int) -> None:
-        await self._quietly(self._containers(*replicas), "unpause")
-        await _run(self._compose.up, *flags, **replicas)
-
-
-async def _run(command: Callable[..., object], *arguments: Any, **named: Any) -> None:
-    """Run a command on a thread; one that is cancelled ends first, or the next would run beside."""
-    work = partial(command, *arguments, **named)
-    running, cancelled = asyncio.get_running_loop().run_in_executor(None, work), None
-    while not running.done():
-        try:
-            await asyncio.wait([running])
-        except asyncio.CancelledError as error:  # It may be cancelled once more, as by two resets.
-            cancelled = error
-    if cancelled:
-        raise cancelled from running.exception()
-    running.result()
+    def _running(self) -> list[Process]:
+        return [each for each in self._board.processes.values() if each.service in SERVICES]

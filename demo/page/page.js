@@ -1,27 +1,24 @@
 // Draws what /events sends, five times a second at the most, and sends what is pressed.
-"use strict";
 
 const titles = {
   waiting: "queue", "in flight": "replicas: in flight", processed: "recorded in etcd",
   skipped: "skipped", retry: "retry", parked: "parked",
 };
 const placeOf = { claimed: "in flight", recorded: "processed" };
-const still = matchMedia("(prefers-reduced-motion: reduce)");
 const find = (selector, within = document) => within.querySelector(selector);
 const all = (selector) => document.querySelectorAll(selector);
 const arrow = find("svg").outerHTML;
 const card = `<label class="process">
   <input type="radio" name="process"><b></b><i></i><small></small></label>`;
 let token; // It shows that a press is this page's own.
-const dots = { order: new Map(), notify: new Map() }; // Each by its label.
 
-for (const service in dots) {
-  const stations = Object.entries(titles).map(([place, title]) => `
+for (const service of ["order", "notify"]) {
+  const stations = Object.entries(titles).map(([place, title], index) => `
     <div class="station"><h3>${title}</h3><b data-number="${service} ${place}">0</b>
-      <div class="dots" data-place="${place}"></div></div>`);
+      <div class="dots" data-place="${place}"></div></div>${index < 2 ? arrow : ""}`);
   find("#lanes").insertAdjacentHTML("beforeend", `
     <section class="lane" id="${service}" aria-label="${service}">
-      <h2>${service}</h2>${stations.join(arrow)}</section>`);
+      <h2>${service}</h2>${stations.join("")}</section>`);
 }
 
 function write(element, text) {
@@ -32,26 +29,23 @@ function write(element, text) {
 
 const boxOf = (dot) => (dot.isConnected ? dot : find("#producer")).getBoundingClientRect();
 
-function drawDots(service, seen) {
-  const before = dots[service], moved = [];
-  dots[service] = new Map();
-  for (const [label, state, why] of seen) {
-    const dot = before.get(label) || document.createElement("button");
-    const about = `${label} at ${service}: ${state}${why && ", "}${why}`;
-    before.delete(label);
-    dots[service].set(label, dot);
+function drawDots(dots) {
+  const gone = new Set(all(".dot")), moved = [];
+  for (const [service, label, state, why] of dots) {
+    const id = `${label} at ${service}`, about = `${id}: ${state}${why && ", "}${why}`;
+    const dot = document.getElementById(id) || document.createElement("button");
+    gone.delete(dot);
     if (dot.title !== about) dot.ariaLabel = dot.title = about;
-    if (dot.dataset.state !== state) moved.push({ dot, state, start: boxOf(dot) });
+    if (dot.dataset.state !== state) moved.push({ dot, id, service, state, start: boxOf(dot) });
   }
-  for (const gone of before.values()) gone.remove();
-  for (const { dot, state } of moved) {
-    dot.className = "dot";
+  for (const dot of gone) dot.remove();
+  for (const { dot, id, service, state } of moved) {
+    Object.assign(dot, { id, className: "dot", tabIndex: state === "parked" ? 0 : -1 });
     dot.dataset.state = state;
-    dot.tabIndex = state === "parked" ? 0 : -1;
     const within = find(state === "publishing" ? "#producer" : "#" + service);
     find(`[data-place="${placeOf[state] || state}"]`, within).prepend(dot);
   }
-  if (still.matches) return;
+  if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
   for (const step of moved) step.end = boxOf(step.dot);
   for (const { dot, start, end } of moved) {
     const transform = `translate(${start.x - end.x}px, ${start.y - end.y}px)`;
@@ -75,9 +69,8 @@ function drawProcesses(processes) {
   while (cards.length < processes.length) group.insertAdjacentHTML("beforeend", card);
   processes.forEach(([name, state, why], index) => {
     const [input, ...texts] = cards[index].children;
-    cards[index].dataset.key = input.ariaKeyShortcuts = index + 1;
-    cards[index].dataset.state = state;
-    input.value = name;
+    Object.assign(cards[index].dataset, { key: index + 1, state });
+    Object.assign(input, { value: name, ariaKeyShortcuts: index + 1 });
     [name, state, why].forEach((text, place) => write(texts[place], text));
   });
   if (!chosen() && processes.length) find("input", group.lastElementChild).checked = true;
@@ -97,7 +90,7 @@ function draw(next) {
   find("[data-key=m]").ariaPressed = next.memory;
   for (const title of all("h3:has(~ [data-place=processed])"))
     write(title, next.memory ? titles.processed : "processed, no record");
-  for (const service in next.dots) drawDots(service, next.dots[service]);
+  drawDots(next.dots);
   drawProcesses(next.processes);
 }
 

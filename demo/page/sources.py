@@ -4,8 +4,6 @@ Each goes on for as long as the page runs, whatever comes and goes meanwhile. Wh
 on the page's loop: the board is of that loop alone.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re
@@ -20,7 +18,7 @@ from typing import Any
 
 import pika
 
-from demo.broker import Broker, headers, ready
+from demo.broker import headers, ready
 from demo.compose import Compose, Ports
 from demo.page.board import READINGS, Board
 from demo.stage import NO_ANSWER, SERVICES
@@ -42,22 +40,17 @@ _DEAD_LETTERS_AT_ONCE = 100
 
 
 class Sources:
-    """What goes on in a compose project, told to the board. Made on the page's loop."""
+    """What goes on in a compose project, told to its board from now on. Made on the page's loop."""
 
-    def __init__(self, compose: Compose, ports: Ports, board: Board) -> None:
+    def __init__(self, compose: Compose, ports: Ports) -> None:
         self.outbox: deque[tuple[str, bytes]] = deque()
         """Labels and bodies to publish. A round that begins puts an empty one in its place."""
-        self.board, self._compose, self._loop = board, compose, asyncio.get_running_loop()
-        numbers = ports.numbers
-        self.broker = Broker(ports.host, numbers["PORT_RABBITMQ"], numbers["PORT_RABBITMQ_UI"])
-        self._etcd = EtcdClient(f"{ports.host}:{numbers['PORT_ETCD']}", timeout_s=2)
-        self._containers: set[str] = set()
-        self._revision = 0
-
-    def start(self) -> None:
-        """Start the threads: daemons, for a frozen server may hold one for some seconds."""
+        self.board, self._compose, self._loop = Board(), compose, asyncio.get_running_loop()
+        self.broker, self._etcd = ports.broker(), EtcdClient(ports.etcd(), timeout_s=2)
+        self._containers, self._revision = set[str](), 0
         asks = {"docker": self._docker, "etcd": self._changes, "rabbitmq": self._depths}
         for server, ask in {**asks, "producer": self._produce}.items():
+            # A daemon, for a frozen server may hold it for some seconds.
             Thread(target=self._forever, args=[server, ask], daemon=True).start()
 
     def _see(self, method: Callable[..., None], *arguments: Any) -> None:
@@ -77,11 +70,8 @@ class Sources:
         """List the containers. Docker tells of a change too, but of a pause before its list."""
         found = self._compose.containers()
         # Not all: a container has another name for as long as the one it replaces is there.
-        cards = {
-            name: found[name]
-            for service, name in product(_SHOWN, sorted(found))
-            if name.rpartition("-")[0] == service
-        }
+        pairs = product(_SHOWN, sorted(found.items()))
+        cards = {name: card for of, (name, card) in pairs if name.rpartition("-")[0] == of}
         self._see(self.board.containers, {name: _state(card) for name, card in cards.items()})
         before, self._containers = self._containers, {card["ID"] for card in cards.values()}
         for name, card in cards.items():

@@ -1,7 +1,5 @@
 """The page of `make play`: each button does what it says, on the page and at the servers."""
 
-from __future__ import annotations
-
 import os
 import random
 import sys
@@ -17,7 +15,6 @@ from selenium.common import WebDriverException
 from selenium.webdriver import Keys
 
 from browser.chromium import Chromium
-from demo.broker import Broker
 from demo.compose import Compose, Ports
 from demo.page.__main__ import PROJECT
 from demo.page.controls import ACTS
@@ -46,6 +43,7 @@ return {
   ...all(".process", (each) => [text("b", each), text("i", each)]),
   ...all(".process", (each) => ["why " + text("b", each), text("small", each)]),
   keys: all(".process", (each) => [text("b", each), each.dataset.key]),
+  "every key": [...document.querySelectorAll("[data-key]")].map((each) => each.dataset.key),
   states: Object.keys(all(".process", (each) => [each.dataset.state])),
   dots: Object.keys(all(".dot", (each) => [each.title])).join("; "),
   round: document.body.dataset.round, moving: document.getAnimations().length,
@@ -58,11 +56,9 @@ class Play:
     """The running page, in the browser."""
 
     def __init__(self, chromium: Chromium, ports: Ports) -> None:
-        self.chromium, numbers = chromium, ports.numbers
-        self.url = f"http://127.0.0.1:{numbers['PORT_PLAY']}"
+        self.chromium, self.url = chromium, f"http://127.0.0.1:{ports.numbers['PORT_PLAY']}"
         self.compose = Compose(REPOSITORY, PROJECT.name, ports.settings(), PROJECT.files)
-        self.etcd = EtcdClient(f"127.0.0.1:{numbers['PORT_ETCD']}", timeout_s=5)
-        self._broker = Broker(ports.host, numbers["PORT_RABBITMQ"], numbers["PORT_RABBITMQ_UI"])
+        self.etcd, self._broker = EtcdClient(ports.etcd(), timeout_s=5), ports.broker()
 
     def open(self, size: tuple[int, int], *, scheme: str = "light") -> None:
         """Open it, and wait until it shows the stack."""
@@ -80,10 +76,7 @@ class Play:
         return self.chromium.run(SEEN)
 
     def shows(self, within_s: float = 40.0, /, **expected: Any) -> None:
-        """Wait for this: a value, a part of a text, or what a function takes.
-
-        What the page does not show the servers are asked for.
-        """
+        """Wait for this of page and servers: a value, a part of a text, what a function takes."""
 
         def shown() -> None:
             seen = self.seen()
@@ -108,13 +101,6 @@ class Play:
         assert name.startswith("docker "), f"{name} is not shown"
         return self.compose.containers().get(name.removeprefix("docker "), {}).get("State", "")
 
-    def reset(self) -> None:
-        """Begin another round, and wait for it."""
-        before = self.seen()["round"]
-        self.press("r")
-        running = dict.fromkeys(PROCESSES, "running")
-        self.shows(round=lambda after: after != before, published=0, m="true", **running)
-
 
 @pytest.fixture(scope="module")
 def play(chromium: Chromium, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Play]:
@@ -135,7 +121,9 @@ def play(chromium: Chromium, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture(autouse=True)
 def without_errors(play: Play) -> Iterator[None]:
     """Begin each test with a round of its own; nothing may be wrong in the console after it."""
-    play.reset()
+    before, running = play.seen()["round"], dict.fromkeys(PROCESSES, "running")
+    play.press("r")
+    play.shows(round=lambda after: after != before, published=0, m="true", **running)
     yield
     # A container that comes or goes keeps Chromium from sending: the page then sends it again.
     assert not [each for each in play.chromium.errors() if "ERR_NETWORK_CHANGED" not in each]
@@ -200,9 +188,9 @@ for service, (death, (key, recorded, skipped)) in product(SERVICES, DEATHS.items
         ("p", {name: "killed", f"{service} processed": recorded}),
         (f"g:{name}", both(processed=1) | NONE_WRONG | {f"{service} skipped": skipped}),
     ]
-for key, act in ACTS.items():
-    last, doubles = act[-1][0], 4 if key == "c" else 0
-    SCRIPTS[f"act-{key}"] = [(key, {"caption": last, "lost": 0, "double": doubles})]
+for act, steps in ACTS.items():
+    last, doubles = steps[-1][0], 4 if act[0] == "c" else 0
+    SCRIPTS[f"act-{act[0]}"] = [(act[0], {"caption": last, "lost": 0, "double": doubles})]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -217,14 +205,8 @@ def test_a_reset_numbers_the_replicas_from_1_again(play: Play) -> None:
     play.press("+:notify-1")
     play.shows(**{"notify-2": "running"})
     play.compose.docker("rm", "notify-1", "--force")
-    play.reset()
-    play.shows(**BOTH_RUN, **{"docker notify-2": ""})
-
-
-def test_the_fault_is_quoted_from_its_page() -> None:
-    page = (REPOSITORY / "docs/when-can-my-code-run-twice.md").read_text().replace("**", "")
-    (quoted,) = (step[0] for step in ACTS["n"] if step[0].startswith("Killed: "))
-    assert all(sentence.strip(".") in " ".join(page.split()) for sentence in quoted.split(". "))
+    play.press("r")
+    play.shows(**BOTH_RUN, **{"docker notify-1": "running", "docker notify-2": ""})
 
 
 @pytest.mark.timeout(60 * MINUTES + 400)
@@ -262,9 +244,7 @@ def test_every_button_has_a_name_and_a_key_of_its_own(play: Play) -> None:
     assert all(names["button"])
     assert len(names["radio"]) == 5
     assert names["status"]
-    keys = play.chromium.run(
-        "return [...document.querySelectorAll('[data-key]')].map((each) => each.dataset.key)"
-    )
+    keys = play.seen()["every key"]
     assert len(keys) == len(set(keys)) > 30
 
 
@@ -284,7 +264,5 @@ def test_its_picture_is_taken(
     # What moves is to be where it goes, and the page at its top.
     play.chromium.run("document.activeElement.blur(); scrollTo(0, 0)")
     play.shows(moving=0)
-    kept = (size, scheme) == (DESK, "light")
-    name = "play.png" if kept else f"play-{size[0]}-{scheme}.png"
-    play.chromium.picture((pictures if kept else tmp_path) / name)
-    play.open(DESK)
+    kept, name = (size, scheme) == (DESK, "light"), f"play-{size[0]}-{scheme}.png"
+    play.chromium.picture(pictures / "play.png" if kept else tmp_path / name)
