@@ -176,9 +176,9 @@ def test_a_breaker_that_opens_again_at_once_waits_as_long_as_the_first_time(worl
     process = world.start(Handler(call, 5.0), settings=settings)
     process.deliver(body("slow"), body("1"))
     process.advance(0.6)
-    process.loop.call_soon(ends["slow"].set_result, None)
+    process.call_soon(ends["slow"].set_result, None)
     receiver.down = None
-    process.loop.run_until_idle()
+    process.run_until_idle()
     assert process.running.health.missing == {}
     receiver.down, receiver.calls = DOWN, []
     process.deliver(body("2"))

@@ -51,7 +51,7 @@ class Plain:
         process = self._world.processes[-1]
         there = process.store.get(f"/service/order/{event.id}") is not None
         self.states.append(process.record(event.id).state if there else "absent")
-        process.loop.spend(self._takes_s)
+        process.spend(self._takes_s)
 
 
 @pytest.fixture
@@ -304,21 +304,21 @@ def test_a_call_may_end_in_any_of_the_last_steps_of_a_stop() -> None:
 
     def return_after(steps: int, order: Order, returns: asyncio.Event) -> None:
         if steps:
-            order.loop.call_soon(return_after, steps - 1, order, returns)
+            order.call_soon(return_after, steps - 1, order, returns)
         else:
             returns.set()
 
     order, _ = stopped_in_an_outage()
-    order.loop.agenda.run(enough=order.task.done)
-    ends_s, defects = order.loop.time(), dict[int, Exception]()
+    order.agenda.run(enough=order.task.done)
+    ends_s, defects = order.time(), dict[int, Exception]()
     for steps in range(20):
         order, returns = stopped_in_an_outage()
-        order.loop.call_at(ends_s, return_after, steps, order, returns)
+        order.call_at(ends_s, return_after, steps, order, returns)
         try:
-            order.loop.agenda.run(enough=order.task.done)
+            order.agenda.run(enough=order.task.done)
         except RuntimeError as error:
             defects[steps] = error
-        assert order.loop.time() == ends_s
+        assert order.time() == ends_s
         order.world.close()
     assert defects == {}
 

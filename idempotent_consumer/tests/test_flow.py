@@ -271,10 +271,10 @@ def test_a_turn_is_bounded_and_recorded_before_the_next_one(order: Order) -> Non
 
     async def beat() -> None:
         while True:
-            beats.append(order.loop.time())
+            beats.append(order.time())
             await asyncio.sleep(0.5)
 
-    order.loop.create_task(beat())
+    order.create_task(beat())
     order.deliver(*(body(str(n)) for n in range(100)))
     while len(order.pure.seen) < 100:
         order.advance(0.1)

@@ -239,7 +239,7 @@ class Checker:
                 life.judge_counts()
             if self._run.has_fired(*OF_DATA):
                 continue
-            count, name = life.process.count, life.name
+            count, name = life.count, life.name
             if count("claim_lost") and not self._run.has_fired("claim ended by its lease"):
                 self._violation("a claim was counted as lost, and none was", name)
             recorded, processed = done[life.token], count("processed")

@@ -6,21 +6,25 @@ import traceback
 from collections.abc import Callable, MutableMapping
 from functools import partial
 from random import Random
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pika import spec
 from structlog import DropEvent
 
 from idempotent_consumer import Service
-from idempotent_consumer.testing.broker import FakeBroker, Sent
-from idempotent_consumer.testing.etcd import Call, FakeEtcd
-from idempotent_consumer.testing.loop import Killed, Loop, Threads
+from idempotent_consumer.testing.broker import Sent
+from idempotent_consumer.testing.etcd import Call
+from idempotent_consumer.testing.loop import Killed, Threads
 from idempotent_consumer.testing.process import Process, captured
-from simulation.run import Run
+from simulation.run import SERVICE
+
+if TYPE_CHECKING:
+    from simulation.servers import SimulatedBroker
+    from simulation.world import World
 
 
-class Life(Loop):
-    """A process from its start to its end, and the event loop in it.
+class Life(Process):
+    """A process from its start to its end.
 
     Steps are counted: each callback, and within it each action that the outside sees. It dies
     at the step that ``dies_at`` says and freezes, between two callbacks, at those in
@@ -29,35 +33,32 @@ class Life(Loop):
     last told of each record, ``lineage`` the life of etcd's data that it has reached first.
     """
 
-    process: Any
+    broker: SimulatedBroker
 
-    def __init__(self, name: str, run: Run, on_ended: Callable[[Life], None]) -> None:
-        super().__init__(run.agenda, clock_s=run.rng.uniform(0.0, 1e5))
-        self.name, self.run, self._on_ended = name, run, on_ended
+    def __init__(self, name: str, world: World, on_ended: Callable[[Life], None]) -> None:
+        run = self.run = world.run
+        rng, plan = run.rng, run.plan
+        self.name, self._on_ended = name, on_ended
         self.ended_s: float | None = None
         self.steps, self.dies_at, self._cancelled = 0, 0, False
         self.freezes_at: dict[int, float] = {}
         self.answered = self.last_answered = self.highest_revision = 0
         self.told_s: dict[bytes, float] = {}
         self.lineage: int | None = None
-
-    def start(self, service: Service, broker: FakeBroker, etcd: FakeEtcd) -> None:
-        """Start the service's own run."""
-        rng, plan = self.run.rng, self.run.plan
-        self.process = Process(
-            service,
-            broker,
-            etcd,
+        super().__init__(
+            Service(SERVICE, noun="orders"),
+            world.broker,
+            world.etcd,
             plan.settings,
-            loop=self,
+            clock_s=rng.uniform(0.0, 1e5),
             random=Random(rng.getrandbits(64)),
             threads=partial(Threads, starts_after_s=lambda: rng.expovariate(1000)),
             log=captured(self._note_line),
             cache_entries=plan.cache_entries,
             max_bytes=plan.max_bytes,
         )
-        self.process.task.add_done_callback(lambda _: self.end())
-        self.run.note(self.name, "starts")
+        self.task.add_done_callback(lambda _: self.end())
+        run.note(name, "starts")
 
     # Where it freezes and dies.
 
@@ -83,7 +84,7 @@ class Life(Loop):
         """Judge what the process is about to send to the broker."""
         if isinstance(method, spec.Basic.Consume) and not self.answered:
             self.run.violation("consuming before etcd is ready", self.name)
-        if isinstance(method, spec.Basic.Ack) and self.process.running.ledger.halted:
+        if isinstance(method, spec.Basic.Ack) and self.running.ledger.halted:
             kind = "an ack by a process that knows that etcd is another"
             self.run.violation(kind, self.name, method)
         # Each costs a message one of its returns. pika does so with what arrives behind a cancel.
@@ -94,13 +95,13 @@ class Life(Loop):
     def freeze(self, seconds: float) -> None:
         self.run.fault("frozen", self.name, round(seconds, 2))
         super().freeze(seconds)
-        self.process.broker.go_silent(self, seconds)
+        self.broker.go_silent(self, seconds)
 
     def stop(self) -> None:
         """Stop it as SIGTERM does; a second signal changes nothing."""
-        in_flight = self.process.running.intake.in_hand
+        in_flight = self.running.intake.in_hand
         self.run.note(self.name, f"is stopped, {in_flight} in flight")
-        self.process.stop()
+        super().stop()
 
     def end(self) -> None:
         if self.ended_s is None:
@@ -132,20 +133,20 @@ class Life(Loop):
     @property
     def token(self) -> str:
         """What the tokens of its records begin with, once its first step is behind it."""
-        return self.process.running.process if hasattr(self.process, "running") else ""
+        return self.running.process if hasattr(self, "running") else ""
 
     @property
     def is_idle(self) -> bool:
         """Whether it is not frozen, has no event in flight, and has read what was sent to it."""
-        connections = self.process.broker.connections_of(self)
+        connections = self.broker.connections_of(self)
         return (
             self.frozen_until_s <= self.agenda.now_s
             and not any(connection.to_client.under_way for connection in connections)
-            and not (self.token and self.process.running.consumer.busy)
+            and not (self.token and self.running.consumer.busy)
         )
 
     def judge_counts(self) -> None:
-        if miscounted := self.process.miscounted():
+        if miscounted := self.miscounted():
             self.run.violation("the counters do not add up", self.name, miscounted)
 
     def _note_line(self, _logger: object, _level: str, line: MutableMapping[str, Any]) -> NoReturn:

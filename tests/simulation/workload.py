@@ -13,7 +13,7 @@ import pika
 
 from fakes.corpus import AWKWARD_IDS, NO_EVENTS
 from fakes.headers import encoded, entry, nested, table
-from idempotent_consumer import Reject, Service
+from idempotent_consumer import Reject
 from idempotent_consumer.event import Event, Publish, Put, decode
 from simulation.process import Life
 from simulation.run import OF_DATA, SERVICE, Run, record_key
@@ -276,14 +276,14 @@ class Outside:
 class Handlers:
     """The handlers of a process's service; a claimed one is a coroutine function or a plain one."""
 
-    def __init__(self, service: Service, life: Life, outside: Outside) -> None:
+    def __init__(self, life: Life, outside: Outside) -> None:
         self._life, self._outside, self._rng = life, outside, life.run.rng
         for name, kind in TYPES.items():
             if kind.claimed:
                 claimed: Any = self._on_loop if self._rng.random() < 0.5 else self._on_thread
-                service.claimed_handler(name, self._life.run.plan.call_timeout_s)(claimed)
+                life.service.claimed_handler(name, self._life.run.plan.call_timeout_s)(claimed)
             else:
-                service.handler(name)(self._pure)
+                life.service.handler(name)(self._pure)
 
     def _pure(self, event: Event) -> Result:
         self._outside.runs.append(event)

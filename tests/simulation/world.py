@@ -9,13 +9,12 @@ from collections.abc import Callable
 from functools import partial
 from random import Random
 
-from idempotent_consumer import Service
 from idempotent_consumer.bus import COMMITS_IN_FLIGHT, MAX_BYTES_IN_FLIGHT
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.broker import ChannelError, Session
 from simulation.checker import Checker
 from simulation.process import Life
-from simulation.run import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, SERVICE, Plan, Run
+from simulation.run import OF_DATA, OF_PROCESSES, PER_MESSAGE, PER_REQUEST, Plan, Run
 from simulation.servers import SimulatedBroker, SimulatedEtcd
 from simulation.workload import Handlers, Outside, Producer
 
@@ -75,7 +74,7 @@ class World:
         self._pass_s(DRAINED_WITHIN_S, self._is_over)
         if not self._broken() and not self._is_drained():
             left = [message.body for message in self.broker.unsettled]
-            held = sum(life.process.running.consumer.held for life in self.running())
+            held = sum(life.running.consumer.held for life in self.running())
             self.run.violation("stuck", f"{len(left)} not settled, {held} held,", left[:3])
         self._pass_s(_HEARD_WITHIN_S)
         if not self._broken():
@@ -122,7 +121,8 @@ class World:
             self.agenda.later(1.0, partial(self._start, slot, number))
             return
         run, rng = self.run, self.run.rng
-        life = Life(f"p{slot}.{number}", run, partial(self._ended, slot, number))
+        life = Life(f"p{slot}.{number}", self, partial(self._ended, slot, number))
+        Handlers(life, self.outside)
         # At which steps it dies and freezes; early ones are as likely as late.
         if run.faulty and self._kills_left and rng.random() < 0.8:
             self._kills_left -= 1
@@ -132,14 +132,11 @@ class World:
             step = int(math.exp(rng.uniform(math.log(4), math.log(600))))
             seconds = rng.choice([rng.uniform(0.5, 5.0), rng.uniform(5.0, 40.0)])
             life.freezes_at[step] = min(seconds, self.plan.longest_freeze_s)
-        service = Service(SERVICE, noun="orders")
-        Handlers(service, life, self.outside)
-        life.start(service, self.broker, self.etcd)
         self.lives.append(life)
 
     def _ended(self, slot: int, number: int, life: Life) -> None:
         """Take note of the end of a process, and start another one in its place."""
-        if not life.in_step or life.process.task.done():
+        if not life.in_step or life.task.done():
             life.judge_counts()
         self.outside.process_ended(life)
         self.broker.leave(life)

@@ -93,7 +93,7 @@ class Loop(_Base):  # type: ignore[misc]
 
     A process that is killed runs no further step, and a frozen one runs them later. ``clock_s``
     is what its own clock shows at the agenda's zero. A defect (an exception in a callback, or of
-    a task that nobody awaits) comes out of ``Agenda.run``, unless an exception handler is set.
+    a task that nobody awaits) comes out of ``Agenda.run``.
     """
 
     def __init__(self, agenda: Agenda | None = None, clock_s: float = 0.0) -> None:
@@ -201,9 +201,7 @@ class Loop(_Base):  # type: ignore[misc]
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Take a defect, where there is nobody else whom it would reach."""
-        if self.alive and (handler := self.get_exception_handler()):
-            handler(self, context)
-        elif self.alive:
+        if self.alive:
             self.on_defect(context.get("exception") or RuntimeError(context["message"]))
 
     def on_defect(self, error: BaseException) -> None:

@@ -51,11 +51,11 @@ class Counts(Metrics):
         """Send nothing."""
 
 
-class Process:
-    """A process that runs a service between an etcd and a RabbitMQ in memory.
+class Process(Loop):
+    """A process that runs a service between an etcd and a RabbitMQ in memory, and its event loop.
 
-    It starts with the loop's next step. ``loop`` is its own where none is given, on the broker's
-    agenda; ``log`` is captured in ``lines`` where none is given. ``running`` is the service's run.
+    It is on the broker's agenda, starts with its next step, and reads the service's handlers then.
+    ``log`` is captured in ``lines`` where none is given. ``running`` is the service's run.
     """
 
     running: Running
@@ -67,7 +67,7 @@ class Process:
         etcd: FakeEtcd,
         settings: Settings = SETTINGS,
         *,
-        loop: Loop | None = None,
+        clock_s: float = 0.0,
         random: Random | None = None,
         threads: Callable[[int], Executor] = Threads,
         log: Any = None,
@@ -75,8 +75,8 @@ class Process:
         max_bytes: int = MAX_BYTES_IN_FLIGHT,
         elapsed_s: Callable[[], float] | None = None,
     ) -> None:
+        super().__init__(broker.agenda, clock_s)
         self.service, self.broker, self.etcd = service, broker, etcd
-        self.loop = Loop(broker.agenda) if loop is None else loop
         self.metrics, self.lines = Counts(), LogCapture()
         random = Random(0) if random is None else random
         system = System(
@@ -88,26 +88,20 @@ class Process:
             self.running = Running(
                 service, settings, system, self.metrics, log, cache_entries, max_bytes
             )
-            self.loop.set_exception_handler(self._on_exception)
             await self.running.run()
 
-        self.task = self.loop.create_task(run())
+        self.task = self.create_task(run())
         self.task.add_done_callback(self._ended)
 
     def deliver(self, *bodies: bytes, properties: Any = None) -> None:
         """Let messages come to the service's queue, and all follow that needs no time."""
         for body in bodies:
             self.broker.publish("", self.service.name, body, properties)
-        self.loop.run_until_idle()
+        self.run_until_idle()
 
     def stop(self) -> None:
         """Stop it as SIGTERM does."""
-        self.loop.call_soon(lambda: self.running.stop("SIGTERM"))
-
-    def kill(self) -> None:
-        """End it as SIGKILL does; the broker learns of it."""
-        self.loop.kill()
-        self.broker.gone(self.loop)
+        self.call_soon(lambda: self.running.stop("SIGTERM"))
 
     def count(self, name: str) -> int:
         """Return one of the service's counters."""
@@ -126,7 +120,7 @@ class Process:
         """
         if not hasattr(self, "running"):
             return ""
-        arrived, received = self.broker.arrived[self.loop], self.count("received")
+        arrived, received = self.broker.arrived[self], self.count("received")
         ended = sum(self.count(outcome.value) for outcome in Outcome)
         in_hand, held = self.running.intake.in_hand, self.running.consumer.held
         if arrived == ended + in_hand and received <= arrived:
@@ -134,10 +128,10 @@ class Process:
         counts = f"arrived {arrived}, received {received}, ended {ended}, in flight {in_hand}"
         return f"{counts} (events held: {held})"
 
-    def _on_exception(self, loop: Any, context: dict[str, Any]) -> None:
-        if (defect := self.running.defect_of(context)) is not None:
-            loop.on_defect(defect)
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        if self.alive and (defect := self.running.defect_of(context)) is not None:
+            self.on_defect(defect)
 
     def _ended(self, task: Any) -> None:
         if not task.cancelled() and task.exception() is not None:
-            self.loop.on_defect(task.exception())
+            self.on_defect(task.exception())

@@ -26,7 +26,7 @@ from ..service import Service
 from ..settings import Settings
 from .broker import FakeBroker, Message, Queue, Sent, Session
 from .etcd import Call, FakeEtcd, Store
-from .loop import Agenda, Killed, Loop
+from .loop import Agenda, Killed
 from .process import Process
 
 _SETTLED_WITHIN_S = 3600
@@ -68,7 +68,7 @@ class InMemory:
         for name, arguments in queue_arguments(service.name, self._settings.retry_delays).items():
             self._broker.queues[name] = Queue(name, arguments)
         self._dead_letters = self._broker.queues[names.dead_letter_queue(service.name)]
-        self._processes: list[Process] = []
+        self._lives: list[_Life] = []
         self.raised: list[BaseException] = []
         """What handlers and models raised, in order; ``raise world.raised[0]`` shows its line."""
         self._start(dies_at)
@@ -95,7 +95,7 @@ class InMemory:
             if self._life.alive:
                 self._agenda.run(self._agenda.now_s)
             if not self._life.alive:
-                self._processes[-1].kill()
+                self._broker.gone(self._life)
                 self._start()
             elif self._is_settled():
                 return
@@ -142,19 +142,19 @@ class InMemory:
     @property
     def counts(self) -> Counter[str]:
         """The counters that are not zero, without the noun, of all processes together."""
-        return sum((Counter(process.counts()) for process in self._processes), Counter[str]())
+        return sum((Counter(life.counts()) for life in self._lives), Counter[str]())
 
     def _start(self, dies_at: int | None = None) -> None:
-        life = self._life = _Life(self._agenda, dies_at)
         service = copy(self._service)
+        servers = (self._broker, self._etcd, self._settings)
+        life = self._life = _Life(dies_at, service, *servers, random=self._random)
+        self._lives.append(life)
         service.handlers = {
             kind: _watched(handler, life, self.raised)
             for kind, handler in self._service.handlers.items()
         }
         # By the garbage collector its coroutines would end outside of a loop, which they say aloud.
         finalize(self, life.kill)
-        servers = (self._broker, self._etcd, self._settings)
-        self._processes.append(Process(service, *servers, loop=life, random=self._random))
 
     def _retries_s(self) -> int:
         """Return how long retries may take where one event brings about the next, of each type."""
@@ -193,14 +193,14 @@ class _Broker(FakeBroker):
             )
 
 
-class _Life(Loop):
+class _Life(Process):
     """One process's life, as a count of the steps that the outside could notice.
 
     It ends at step ``dies_at``, from 1; nothing that the process does after that has an effect.
     """
 
-    def __init__(self, agenda: Agenda, dies_at: int | None) -> None:
-        super().__init__(agenda)
+    def __init__(self, dies_at: int | None, *servers: Any, **options: Any) -> None:
+        super().__init__(*servers, **options)
         self._dies_at = dies_at
         self.steps: list[str] = []
 

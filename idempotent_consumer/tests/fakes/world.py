@@ -68,7 +68,7 @@ class Order(Process):
             **options,
         )
         world.processes.append(self)
-        self.loop.run_until_idle()
+        self.run_until_idle()
 
     # What the test does.
 
@@ -81,21 +81,17 @@ class Order(Process):
             for each in [number] if number else list(session.unconfirmed):
                 if each in session.unconfirmed:
                     session.confirm(each, multiple)
-        self.loop.run_until_idle()
-
-    def advance(self, seconds: float) -> None:
-        """Let time pass, for all processes."""
-        self.loop.advance(seconds)
+        self.run_until_idle()
 
     def lose_channel(self) -> None:
         """Reset the connection that consumes: what is unacked is requeued."""
         self.broker.lose(self._consuming.connection)
-        self.loop.run_until_idle()
+        self.run_until_idle()
 
     def reconnect(self) -> None:
         """Lose the channel, and let it be redelivered what is requeued."""
         self.lose_channel()
-        self.loop.advance(RECONNECTED_S)
+        self.advance(RECONNECTED_S)
 
     # What it shows.
 
@@ -171,7 +167,7 @@ class World:
     def skip(self, seconds: float) -> None:
         """Let time pass in which no process runs; then what was due meanwhile happens."""
         for process in self.processes:
-            process.loop.freeze(seconds)
+            process.freeze(seconds)
         self.agenda.run(self.agenda.now_s + seconds)
 
     def suspend(self, seconds: float) -> None:
@@ -184,9 +180,9 @@ class World:
 
     def close(self) -> None:
         """Hold that each delivery has been counted once, and end all processes."""
-        alive = [process for process in self.processes if process.loop.alive]
+        alive = [process for process in self.processes if process.alive]
         miscounted = [process.miscounted() for process in alive]
         for process in alive:
-            process.loop.kill()
+            process.kill()
         if any(miscounted):
             raise AssertionError(f"deliveries are not counted once each: {miscounted}")
