@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import orjson
 import pytest
@@ -18,6 +19,7 @@ from idempotent_consumer import (
     RetryAfter,
     Service,
     Settings,
+    cloudevents,
 )
 from idempotent_consumer.testing import InMemory, Parked, Receiver, check_crashes, check_duplicates
 
@@ -88,10 +90,23 @@ def test_a_service_receives_what_it_publishes_as_far_as_its_bindings_say(
     service.handler("order.packed")(lambda event: handle(event, "order.shipped"))
     service.handler("order.shipped")(handle)
     world = InMemory(service)
-    world.publish(EVENTS[0])
+    world.publish(EVENTS[0], routing_key="new_order" if "new_order" in bindings else "x.packed")
     assert seen == handled
     published = [event["type"] for event in world.published]
     assert published == ["order.packed", "order.shipped"][: len(handled)]
+
+
+def test_an_event_that_no_binding_takes_would_not_arrive() -> None:
+    service = Service("order", noun="orders", bindings=["shop.*", "order.#"])
+    service.handler("new_order")(lambda _event: None)
+    world, event = InMemory(service, dies_at=1), EVENTS[0]
+    with pytest.raises(AssertionError, match=r"no binding of order takes 'new_order': shop"):
+        world.publish(event)
+    with pytest.raises(AssertionError, match="takes 'shop'"):
+        world.publish((orjson.dumps(event), {"routing_key": "shop"}), routing_key="shop.eu")
+    world.publish(event, (EVENTS[1], {"routing_key": "order"}), routing_key="shop.eu")
+    world.publish(orjson.dumps(EVENTS[2]))
+    assert world.counts == {"received": 3, "processed": 3}
 
 
 def test_a_service_that_keeps_itself_busy_is_found() -> None:
@@ -99,6 +114,20 @@ def test_a_service_that_keeps_itself_busy_is_found() -> None:
     service.handler("new_order")(lambda _event: Publish("new_order"))
     with pytest.raises(AssertionError, match=r"again: 'new_order' is event 4\d\d in a row"):
         InMemory(service).publish(EVENTS[0])
+
+
+def test_a_long_chain_of_a_services_own_events_comes_to_its_end_each_time() -> None:
+    service = Service("order", noun="orders")
+
+    @service.handler("step")
+    def go_on(event: Event) -> Publish | None:
+        left = event.args["left"]
+        return Publish("step", {"left": left - 1}) if left else None
+
+    world = InMemory(service)
+    for number in range(2):
+        world.publish({"id": str(number), "type": "step", "args": {"left": 330}})
+    assert world.counts == {"received": 662, "processed": 662}
 
 
 def test_a_handler_may_publish_thousands() -> None:
@@ -186,8 +215,46 @@ def test_calls_with_the_events_key_pass_both_checks(way: str) -> None:
 @pytest.mark.parametrize("way", ["plain", "async", "pure"])
 def test_calls_without_one_are_found_where_a_process_dies_behind_its_call(way: str) -> None:
     check_duplicates(partial(notify, way, has_key=False), EVENTS)
-    with pytest.raises(AssertionError, match=r"outside differs killed at .* behind its handler"):
+    with pytest.raises(AssertionError, match=r"outside differs killed at .* behind a call with"):
         check_crashes(partial(notify, way, has_key=False), EVENTS)
+
+
+@pytest.mark.parametrize("way", ["plain", "async"])
+def test_an_event_that_is_marked_before_its_call_is_found(way: str) -> None:
+    def make() -> tuple[Service, Callable[[], object]]:
+        service, receiver, marked = Service("notify", noun="calls"), Receiver(), set[str]()
+
+        def call(event: Event, _timeout_s: float) -> None:
+            if event.id not in marked:
+                marked.add(event.id)
+                receiver.take(event.id)
+
+        async def wait(event: Event, timeout_s: float) -> None:
+            await asyncio.create_task(asyncio.to_thread(call, event, timeout_s))
+
+        service.claimed_handler("new_order", timeout_s=5)(wait if way == "async" else call)
+        return service, receiver.stored
+
+    check_duplicates(make, EVENTS)
+    with pytest.raises(AssertionError, match=r"outside differs killed at .* before a call"):
+        check_crashes(make, EVENTS)
+
+
+def test_a_handler_of_a_dead_process_makes_no_call() -> None:
+    receiver = Receiver()
+    service = Service("notify", noun="notifications")
+
+    @service.claimed_handler("new_order", timeout_s=5)
+    def call(event: Event, _timeout_s: float) -> None:
+        try:
+            receiver.take(event.id + "/1")
+        finally:
+            receiver.take(event.id + "/2")
+
+    world = InMemory(service, dies_at=6)
+    world.publish(EVENTS[0])
+    assert world.steps[-1] == "before a call with the key '0/1'"
+    assert receiver.calls == [("0/1", None), ("0/2", None)], "those of the other process"
 
 
 def test_a_coroutine_that_hangs_is_cancelled_and_no_time_is_lost() -> None:
@@ -213,8 +280,55 @@ def test_what_is_never_settled_is_said() -> None:
     async def hang(_event: Event, timeout_s: float) -> None:
         await asyncio.sleep(timeout_s)
 
-    with pytest.raises(AssertionError, match=r"not settled after 3960 s: \{'0': 'claimed'\}"):
+    with pytest.raises(AssertionError, match=r"not settled after 3960 s.* \{'0': 'claimed'\}"):
         InMemory(service).publish(EVENTS[0])
+
+
+def test_why_something_is_never_settled_is_said() -> None:
+    service, receiver = Service("notify", noun="notifications"), Receiver(answer=OSError("refused"))
+    service.claimed_handler("new_order", timeout_s=5)(lambda event, _: receiver.take(event.id))
+    with pytest.raises(AssertionError, match="circuit breaker of new_order") as found:
+        InMemory(service, Settings(breaker_failures=2)).publish(*EVENTS)
+    assert repr(found.value.__cause__) == "OSError('refused')"
+
+    def decode(_body: bytes, _properties: Properties) -> Event:
+        raise KeyError("a bug")
+
+    with pytest.raises(AssertionError) as found:
+        InMemory(Service("order", noun="orders", decode=decode)).publish(b"1")
+    assert repr(found.value.__cause__) == "KeyError('a bug')"
+
+
+CHECKS = [check_duplicates, check_crashes]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_check_that_would_prove_nothing_says_so(check: Any) -> None:
+    service = Service("order", noun="orders")
+    service.handler("new_order")(lambda _event: [Put(f"/{n}", b"") for n in range(130)])
+    with pytest.raises(AssertionError, match="no handler for any of these events"):
+        check(lambda: (service, lambda: None), [{**EVENTS[0], "type": "new_oder"}])
+    with pytest.raises(AssertionError, match="undisturbed, an event fails too: 130 effects, and"):
+        check(lambda: (service, lambda: None), EVENTS)
+    check(lambda: (service, lambda: None), EVENTS, Settings(etcd_max_txn_ops=1024))
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_an_event_may_have_properties_of_its_own(check: Any) -> None:
+    seen = set[str]()
+
+    def make() -> tuple[Service, Callable[[], object]]:
+        service = Service("order", noun="orders", decode=cloudevents.decode)
+        service.handler("new_order")(lambda event: seen.add(event.id))
+        return service, lambda: None
+
+    attributes = {"specversion": "1.0", "source": "/shop", "type": "new_order"}
+    binary = {f"cloudEvents:{name}": value for name, value in attributes.items()}
+    messages = [({"n": n}, {"headers": {**binary, "cloudEvents:id": str(n)}}) for n in range(2)]
+    structured = {**attributes, "id": "2", "data": {"n": 2}}
+    properties = {"content_type": "application/cloudevents+json"}
+    check(make, [*messages, (structured, properties)], content_type="application/json")
+    assert seen == {"/shop 0", "/shop 1", "/shop 2"}
 
 
 def test_retries_may_take_as_long_as_the_handlers_own_delays() -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from copy import copy
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from itertools import pairwise
 from random import Random
 from typing import Any, NamedTuple
@@ -35,6 +36,11 @@ _MAX_GENERATIONS = 100_000
 one that comes of that 2, and so on: a loop gets there within some hundred rounds."""
 
 
+Body = Mapping[str, Any] | bytes
+Given = Body | tuple[Body, Mapping[str, Any]]
+"""An event, as a dict or a message's body; in a pair, with properties of its message."""
+
+
 class Parked(NamedTuple):
     """A message in the dead-letter queue."""
 
@@ -48,45 +54,51 @@ class InMemory:
 
     Time passes by itself where something waits for it (a retry, a dead process's lease), and
     costs nothing. ``dies_at`` ends the first process at one of its ``steps``; another takes its
-    place. Handlers run one after the other, on the caller's thread.
+    place. Handlers run on the caller's thread, and find your modules as a dead process has left
+    them. With whatever ``settings``, records are in etcd.
 
     What the service publishes comes to its own queue too where its ``bindings`` say so, as by
-    default. A type that has no handler here is received and ignored, which ``counts`` shows.
+    default, and to a queue beside it in any case: none of it is unroutable. A type that has no
+    handler here is received and ignored, which ``counts`` shows.
     """
 
     def __init__(
         self, service: Service, settings: Settings | None = None, *, dies_at: int | None = None
     ) -> None:
-        self._service, self._settings = service, settings or Settings(enable_etcd=True)
+        self._service, self._settings = service, replace(settings or Settings(), enable_etcd=True)
         self._agenda, self._random = Agenda(), Random(0)
         store = Store(self._agenda.time, self._settings.etcd_max_txn_ops)
         self._etcd, self._broker = FakeEtcd(self._agenda, store), _Broker(self._agenda, service)
         # A queue beside the service's own, which gets a copy of all that the service publishes.
         kept = f"{service.name}.published"
         self._events = self._broker.queues[kept] = Queue(kept, {})
-        self._broker.exchanges[service.exchange] = [("#", kept)]
+        bindings = [(key, service.name) for key in service.bindings]
+        self._broker.exchanges[service.exchange] = [("#", kept), *bindings]
         for name, arguments in queue_arguments(service.name, self._settings.retry_delays).items():
             self._broker.queues[name] = Queue(name, arguments)
         self._dead_letters = self._broker.queues[names.dead_letter_queue(service.name)]
         self._lives: list[_Life] = []
         self.raised: list[BaseException] = []
-        """What handlers and models raised, in order; ``raise world.raised[0]`` shows its line."""
+        """What handlers, models and ``decode`` raised; ``raise world.raised[0]`` shows its line."""
         self._start(dies_at)
         self.steps = self._life.steps
         """What the first process has done that the outside could notice, step by step."""
         self._agenda.run(self._agenda.now_s)
 
-    def publish(self, *events: Mapping[str, Any] | bytes, **properties: Any) -> None:
+    def publish(self, *events: Given, **properties: Any) -> None:
         """Let events arrive together, in this order, and wait until each of them is settled.
 
         ``properties`` are their messages', by pika's names: ``headers``, ``content_type`` and
-        others. Raises AssertionError if an event is not settled within one simulated hour plus the
-        time of all retries, or if the service's own events never stop.
+        others. A pair ``(event, {"headers": {...}})`` is an event with some of its own. Among them
+        is the ``routing_key``; by default it is a dict's "type", as this library publishes it.
+
+        Raises AssertionError if no binding takes an event's routing key, if an event is not settled
+        within one simulated hour plus the time of all retries, or if the service's own events never
+        stop.
         """
-        bodies = [event if isinstance(event, bytes) else orjson.dumps(event) for event in events]
-        for body in bodies:
-            message = pika.BasicProperties(**properties)
-            self._broker.publish("", self._service.name, body, message)
+        for event in events:
+            body, own = event if isinstance(event, tuple) else (event, {})
+            self._send(body, **{**properties, **own})
         self._broker.generations = 0
         within_s = _SETTLED_WITHIN_S + self._retries_s()
         until_s = self._agenda.now_s + within_s
@@ -99,7 +111,24 @@ class InMemory:
                 self._start()
             elif self._is_settled():
                 return
-        raise AssertionError(f"not settled after {within_s} s: {self.records}")
+        missing = self._life.running.health.missing
+        raise AssertionError(
+            f"not settled after {within_s} s. Missing: {missing}, records: {self.records}"
+        ) from next(reversed(self.raised), None)
+
+    def _send(self, event: Body, routing_key: str | None = None, **properties: Any) -> None:
+        name, bindings = self._service.name, self._service.bindings
+        if routing_key is None and not isinstance(event, bytes):
+            routing_key = event.get("type")
+        if isinstance(routing_key, str):
+            taken = self._broker.route(self._service.exchange, routing_key)
+            if self._broker.queues[name] not in taken:
+                raise AssertionError(
+                    f"no binding of {name} takes {routing_key!r:.100}: {', '.join(bindings)}. If "
+                    "its producer writes another routing key, publish it with routing_key="
+                )
+        body = event if isinstance(event, bytes) else orjson.dumps(event)
+        self._broker.publish("", name, body, pika.BasicProperties(**properties))
 
     @property
     def effects(self) -> dict[str, bytes]:
@@ -146,6 +175,8 @@ class InMemory:
 
     def _start(self, dies_at: int | None = None) -> None:
         service = copy(self._service)
+        if service.decode is not None:
+            service.decode = _kept(service.decode, self.raised)
         servers = (self._broker, self._etcd, self._settings)
         life = self._life = _Life(dies_at, service, *servers, random=self._random)
         self._lives.append(life)
@@ -219,7 +250,9 @@ class _Life(Process):
         self.note(f"before {done}" if when == "before" else f"{done}, its {unread} is unread")
 
     def note(self, step: str) -> None:
-        """Note a step; raises Killed where the process dies at it."""
+        """Note a step; raises Killed where the process dies at it, or is dead."""
+        if not self.alive:
+            raise Killed
         self.steps.append(step)
         if len(self.steps) == self._dies_at:
             self.kill()
@@ -229,7 +262,6 @@ class _Life(Process):
 def _watched(handler: Handler, life: _Life, raised: list[BaseException]) -> Handler:
     """Return a handler with a step before and behind its function; what it raises is kept."""
     function = handler.function
-    model: Any = handler.model
 
     @wraps(function)
     def run(event: Any, *arguments: Any) -> Any:
@@ -241,15 +273,25 @@ def _watched(handler: Handler, life: _Life, raised: list[BaseException]) -> Hand
         with _Steps(event, life, raised):
             return _drawn(await function(event, *arguments))
 
-    def make(args: dict[str, Any]) -> Any:
+    watched = replace(handler, function=wait if handler.is_coroutine else run)
+    model: Any = handler.model
+    if model is None:
+        return watched
+    made = (lambda args: model(**args)) if isinstance(model, type) else model
+    return replace(watched, model=_kept(made, raised))
+
+
+def _kept(function: Callable[..., Any], raised: list[BaseException]) -> Callable[..., Any]:
+    """Return a function which also keeps what it raises."""
+
+    def call(*arguments: Any) -> Any:
         try:
-            return model(**args) if isinstance(model, type) else model(args)
+            return function(*arguments)
         except Exception as error:
             raised.append(error)
             raise
 
-    watched = replace(handler, function=wait if handler.is_coroutine else run)
-    return watched if model is None else replace(watched, model=make)
+    return call
 
 
 def _drawn(returned: Any) -> Any:
@@ -267,8 +309,7 @@ class _Steps:
         self._handler, self._life, self._raised = f"{event.type} {event.id}", life, raised
 
     def __enter__(self) -> None:
-        if not self._life.alive:
-            raise Killed
+        _note.set(self._life.note)
         self._life.note(f"{self._handler}: before its handler")
 
     def __exit__(self, _: object, error: BaseException | None, _traceback: object) -> None:
@@ -276,6 +317,10 @@ class _Steps:
             self._life.note(f"{self._handler}: behind its handler, before its record")
         elif isinstance(error, Exception):
             self._raised.append(error)
+
+
+_note = ContextVar[Callable[[str], object]]("note", default=lambda _: None)
+"""Notes a step of the process whose handler runs in this context."""
 
 
 class Receiver:
@@ -287,7 +332,7 @@ class Receiver:
     unless its answer is an exception or an HTTP status other than 2xx.
 
     A repeat of what is stored is answered as the first time, uses up no answer, and stores nothing.
-    A call without a key is never a repeat.
+    A call without a key is never a repeat. A process may die before each call and behind it.
     """
 
     def __init__(self, *answers: object, answer: object = 200) -> None:
@@ -299,6 +344,13 @@ class Receiver:
 
     def take(self, key: str | None, content: object = None) -> Any:
         """Take a call, and return its answer, or raise it where it is an exception."""
+        note = _note.get()
+        note(f"before a call with the key {key!r}")
+        answer = self._answer_to(key, content)
+        note(f"behind a call with the key {key!r}, its answer is unread")
+        return answer
+
+    def _answer_to(self, key: str | None, content: object) -> Any:
         self.calls.append((key, content))
         if key is not None and key in self._answered:
             return self._answered[key]
@@ -327,7 +379,6 @@ class Receiver:
 # undisturbed run: the keys that were written, the events that were published (each once: a repeat
 # has the same id), and what was parked.
 
-Events = Sequence[Mapping[str, Any] | bytes]
 Make = Callable[[], tuple[Service, Callable[[], object]]]
 """Returns a fresh service, and a function that returns what the outside has seen of it: what a
 `Receiver` has stored, a list of files."""
@@ -336,13 +387,17 @@ _SEEDS = 20
 _TIMES = 3
 
 
-def check_duplicates(make: Make, events: Events) -> None:
+def check_duplicates(
+    make: Make, events: Sequence[Given], settings: Settings | None = None, **properties: Any
+) -> None:
     """Deliver each event several times, in many orders and batches.
 
-    Raises AssertionError if the result differs from an undisturbed run; the message lists the
-    deliveries in order.
+    ``settings`` and ``properties`` are as for `InMemory` and its ``publish``. Raises AssertionError
+    if the result differs from an undisturbed run, with the deliveries in their order, or if that
+    run proves nothing.
     """
-    undisturbed, _ = _run(make, [events])
+    run = partial(_run, make, settings, properties)
+    expected, _ = _undisturbed(run, events)
     for seed in range(_SEEDS):
         random, deliveries = Random(seed), list(events)
         # The first copies keep their order: it may mean something.
@@ -352,44 +407,71 @@ def check_duplicates(make: Make, events: Events) -> None:
                 deliveries.insert(random.randint(first + 1, len(deliveries)), event)
         cuts = sorted(random.sample(range(len(deliveries) + 1), min(3, len(deliveries) + 1)))
         edges = pairwise([0, *cuts, len(deliveries)])
-        seen, _ = _run(make, [deliveries[start:end] for start, end in edges])
-        shown = [f"{e!r:.80}" if isinstance(e, bytes) else str(e.get("id")) for e in deliveries]
-        _compare(undisturbed, seen, f"with deliveries in the order {', '.join(shown)}")
+        found = run([deliveries[start:end] for start, end in edges])
+        shown = [str(e.get("id")) if isinstance(e, Mapping) else f"{e!r:.80}" for e in deliveries]
+        _compare(expected, *found, f"with deliveries in the order {', '.join(shown)}")
 
 
-def check_crashes(make: Make, events: Events) -> None:
+def check_crashes(
+    make: Make, events: Sequence[Given], settings: Settings | None = None, **properties: Any
+) -> None:
     """Kill the process at each of its steps in turn, and let another one go on.
 
-    Raises AssertionError if the result differs from an undisturbed run; the message names the step.
-    A handler with an effect outside is called again after some of them: the receiver has to know a
-    repeat by the event's id.
+    ``settings`` and ``properties`` are as for `InMemory` and its ``publish``. Raises AssertionError
+    if the result differs from an undisturbed run, with the step, or if that run proves nothing.
+    A handler with an effect outside is called again after some steps: the receiver has to know a
+    repeat by the event's id. The steps within a handler are the calls that a `Receiver` takes.
     """
-    undisturbed, steps = _run(make, [events])
+    run = partial(_run, make, settings, properties)
+    expected, steps = _undisturbed(run, events)
     for number, step in enumerate(steps, start=1):
-        seen, _ = _run(make, [events], dies_at=number)
-        _compare(undisturbed, seen, f"killed at step {number}, {step}")
+        _compare(expected, *run([events], number), f"killed at step {number}, {step}")
+
+
+def _undisturbed(
+    run: Callable[..., tuple[dict[str, object], InMemory]], events: Sequence[Given]
+) -> tuple[dict[str, object], list[str]]:
+    """Return what comes of an undisturbed run, and its steps.
+
+    Raises AssertionError where all other runs would come to the same, whatever they do.
+    """
+    seen, world = run([events])
+    failed = [letter.error for letter in world.parked if letter.reason == names.FAILED]
+    if failed:
+        raise AssertionError(f"undisturbed, an event fails too: {failed[0]}") from next(
+            reversed(world.raised), None
+        )
+    if world.counts["ignored"] == world.counts["received"]:
+        raise AssertionError("the service has no handler for any of these events")
+    return seen, world.steps
 
 
 def _run(
-    make: Make, batches: Sequence[Events], dies_at: int | None = None
-) -> tuple[dict[str, object], list[str]]:
-    """Return what came of a run, and the first process's steps."""
+    make: Make,
+    settings: Settings | None,
+    properties: Mapping[str, Any],
+    batches: Sequence[Sequence[Given]],
+    dies_at: int | None = None,
+) -> tuple[dict[str, object], InMemory]:
+    """Return what came of a run."""
     service, outside = make()
-    world = InMemory(service, dies_at=dies_at)
+    world = InMemory(service, settings, dies_at=dies_at)
     for batch in batches:
-        world.publish(*batch)
+        world.publish(*batch, **properties)
     seen = {
         "effects": world.effects,
         "published": sorted({str(event) for event in world.published}),
         "parked": sorted({(letter.body, letter.reason) for letter in world.parked}),
         "outside": outside(),
     }
-    return seen, world.steps
+    return seen, world
 
 
-def _compare(undisturbed: dict[str, object], seen: dict[str, object], how: str) -> None:
-    for what, expected in undisturbed.items():
-        if seen[what] != expected:
+def _compare(
+    expected: dict[str, object], seen: dict[str, object], world: InMemory, how: str
+) -> None:
+    for what, undisturbed in expected.items():
+        if seen[what] != undisturbed:
             raise AssertionError(
-                f"{what} differs {how}:\n  {seen[what]!r}\nundisturbed it is\n  {expected!r}"
-            )
+                f"{what} differs {how}:\n  {seen[what]!r}\nundisturbed it is\n  {undisturbed!r}"
+            ) from next(reversed(world.raised), None)
