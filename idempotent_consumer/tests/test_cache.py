@@ -148,7 +148,7 @@ class Following:
     def until_watched(self) -> None:
         """Let pass what it takes until there is a watch that does not break."""
         for _ in range(1000):
-            if not self.etcd.breaks and self.store.watched:
+            if not (self.etcd.breaks or all(watch.ended for watch in self.store.watches)):
                 return
             self.loop.advance(0.1)
         raise AssertionError("there is none")

@@ -20,7 +20,7 @@ from idempotent_consumer.event import NO_EFFECTS, Effects, Event, Put, decode
 from idempotent_consumer.ledger import NoLedger
 from idempotent_consumer.metrics import Outcome
 from idempotent_consumer.settings import Settings
-from idempotent_consumer.testing.loop import Loop, Threads, complete
+from idempotent_consumer.testing.loop import Loop, Threads
 from idempotent_consumer.testing.process import captured
 
 EVENT = decode(body("1"))
@@ -267,7 +267,7 @@ def test_what_the_service_has_bound_is_bound_on_its_threads_too(bench: Bench) ->
 def test_a_plain_handler_knows_no_event_loop(bench: Bench) -> None:
     """It runs on a thread of its own, where asyncio.run works."""
     found = []
-    bench.call(lambda _event, _timeout_s: found.append(complete(go_on())))
+    bench.call(lambda _event, _timeout_s: found.append(Loop().run_until_complete(go_on())))
     assert found == [Put("/seen/1", b"x")]
 
 

@@ -139,7 +139,7 @@ def test_who_waits_for_another_asks_a_few_times_a_second_and_is_named_once(order
 def test_an_attempt_to_claim_that_applies_late_ends_by_itself(order: Order) -> None:
     """Its lease is not kept alive, so what it holds up is held up for one lease at the most."""
     order = order.world.start(Claimed(fails=1), settings=RETRIES_MUCH_LATER)
-    order.etcd.script("Txn", etcd.applied_late(12))
+    order.etcd.script("Txn", etcd.Fate(12, error=etcd.TIMED_OUT))
     order.deliver(body("1"))
     order.advance(1)
     assert order.record().state == RELEASED

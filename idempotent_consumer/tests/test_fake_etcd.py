@@ -125,8 +125,8 @@ def events(replies: list[Any]) -> list[tuple[bytes, int, bytes]]:
 
 
 def test_a_watch_hears_of_a_leases_end_when_it_comes(process: Process) -> None:
-    lease = process.store.apply("LeaseGrant", pb.LeaseGrantRequest(TTL=10)).ID
-    process.store.put("a", b"v", lease)
+    granting = process.client.call("LeaseGrant", pb.LeaseGrantRequest(TTL=10))
+    process.store.put("a", b"v", process.loop.run_until_complete(granting).ID)
     seen = process.watch()
     process.loop.advance(9)
     assert events(seen) == []

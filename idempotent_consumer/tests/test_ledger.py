@@ -48,7 +48,7 @@ def test_effects_outlive_the_window_and_the_record_does_not(replica: Replica) ->
     [
         [etcd.ANSWER_LOST],
         [etcd.REQUEST_LOST, etcd.REQUEST_LOST],
-        [etcd.applied_late(29), etcd.applied_late(3), etcd.FINE],
+        [*(etcd.Fate(late_s, error=etcd.TIMED_OUT) for late_s in (29, 3)), etcd.FINE],
     ],
 )
 def test_what_was_sent_several_times_is_put_once(replica: Replica, fates: list[etcd.Fate]) -> None:

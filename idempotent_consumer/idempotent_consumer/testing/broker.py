@@ -80,9 +80,8 @@ class FakeBroker:
 
     ``away`` refuses connections. ``confirms`` off holds confirms back, for the test to send them
     by ``Session.confirm``. ``nacks`` says of a queue's name whether it takes no message.
-    ``exchanges`` are topic exchanges, with their bindings: keys and queues. ``sinks`` has exchanges
-    whose messages all go to one queue. ``arrived`` is how many deliveries have come to each
-    process, ``consumed`` how many consumers there have been.
+    ``exchanges`` are topic exchanges, with their bindings: keys and queues. ``arrived`` is how many
+    deliveries have come to each process, ``consumed`` how many consumers there have been.
     """
 
     def __init__(self, agenda: Agenda) -> None:
@@ -92,7 +91,6 @@ class FakeBroker:
         self.nacks: Callable[[str], bool] = lambda _: False
         self.exchanges: dict[str, list[tuple[str, str]]] = {}
         self.queues: dict[str, Queue] = {}
-        self.sinks: dict[str, Queue] = {}
         self.sessions: list[Session] = []
         self.connections: list[Connection] = []
         self.published: list[Message] = []
@@ -185,8 +183,6 @@ class FakeBroker:
 
     def route(self, exchange: str, routing_key: str) -> list[Queue]:
         """Return the queues that a message goes to; raises ChannelError."""
-        if exchange in self.sinks:
-            return [self.sinks[exchange]]
         if not exchange:
             found = {routing_key}
         elif exchange in self.exchanges:

@@ -206,11 +206,6 @@ class Store:
         if start:
             self._tell(watch, [c for c in self._data.changes if c.revision >= start])
 
-    @property
-    def watched(self) -> bool:
-        """Whether there is a watch: somebody to whom the end of a lease is told."""
-        return not all(watch.ended for watch in self.watches)
-
     def expire(self) -> None:
         """End the leases that have run out. Each look at the data does so before."""
         now_s, leases = self._now_s(), self._data.leases
@@ -403,11 +398,6 @@ def answered_late(seconds: float) -> Fate:
     return Fate(answers_s=seconds)
 
 
-def applied_late(seconds: float) -> Fate:
-    """Report an error at once, and apply all the same, later."""
-    return Fate(seconds, error=TIMED_OUT)
-
-
 def refused(text: str, code: StatusCode = StatusCode.UNKNOWN, answers_s: float = 0.0) -> Fate:
     """Apply nothing, and answer with etcd's error."""
     return Fate(None, answers_s, refusal(code, text))
@@ -477,10 +467,11 @@ class FakeEtcd:
             return  # Wiped or restored, it is another server: this went with the connections.
         try:
             call.outcome = self.store.apply(call.method, call.request)
+            if call.method in ("LeaseGrant", "LeaseKeepAlive"):
+                # A watch is told of the lease's end when it comes, and not at the next request.
+                self.agenda.later(call.outcome.TTL, self.store.expire)
         except AioRpcError as error:
             call.outcome = error
-        if self.store.watched and call.method in ("LeaseGrant", "LeaseKeepAlive"):
-            self._tell_of_ends()
 
     def answer(self, call: Call, error: AioRpcError | None = None) -> None:
         """Let a request's process have its outcome, or an error of the network's."""
@@ -489,12 +480,6 @@ class FakeEtcd:
 
     def watch(self, watch: Watch) -> None:
         self.store.watch(watch)
-        self._tell_of_ends()
-
-    def _tell_of_ends(self) -> None:
-        """Have a watch told of the end of a lease when it comes, and not at the next request."""
-        for ends_s in self.store.leases.values():
-            self.agenda.later(ends_s - self.agenda.now_s, self.store.expire)
 
 
 class FakeChannel:

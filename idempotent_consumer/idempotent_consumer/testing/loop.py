@@ -8,7 +8,7 @@ import heapq
 import math
 from asyncio import events
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextvars import Context
 from functools import partial
@@ -363,8 +363,3 @@ class Wire:
         now_s = self._agenda.now_s + 1e-9
         while self._frames and self._frames[0][0] <= now_s and not self._paused:
             self._frames.popleft()[1]()
-
-
-def complete(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine to its end on a loop of its own, and return its result."""
-    return Loop().run_until_complete(work)

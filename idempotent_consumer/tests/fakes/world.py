@@ -51,13 +51,14 @@ class Order(Process):
         self.claimed = handlers if isinstance(handlers, Claimed) else Claimed()
         if isinstance(handlers, Pure | Claimed):
             handlers = handlers.handler
-        service = Service("order", noun="orders", decode=decode)
+        # It gets none of the events that it publishes itself: those go to another queue.
+        service = Service("order", noun="orders", bindings=["none"], decode=decode)
         service.handlers = (
             {"new_order": handlers} if isinstance(handlers, Handler) else dict(handlers)
         )
         broker = FakeBroker(world.agenda)
-        # The service gets none of the events that it publishes itself.
-        broker.sinks[names.EXCHANGE] = Queue(names.EXCHANGE, {})
+        broker.queues["others"] = Queue("others", {})
+        broker.exchanges[names.EXCHANGE] = [("#", "others")]
         super().__init__(
             service,
             broker,
