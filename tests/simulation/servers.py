@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from grpc.aio import AioRpcError
 
@@ -18,9 +19,11 @@ from idempotent_consumer.testing import broker as amqp
 from idempotent_consumer.testing import etcd
 from idempotent_consumer.testing.broker import ChannelError, Connection, Message, Queue, Session
 from idempotent_consumer.testing.etcd import CLOSED, TIMED_OUT, Call, Change, Data, Fate
-from simulation.process import Life
 from simulation.run import EXCHANGE, PER_REQUEST, RECORDED, RECORDS, SERVICE, Run, records
 from simulation.workload import Sent
+
+if TYPE_CHECKING:
+    from simulation.world import Life
 
 DEAD_LETTERS = "order.dead-letter"
 HEARTBEATS_S = 20.0
@@ -136,12 +139,6 @@ class SimulatedBroker(amqp.FakeBroker):
     @property
     def dead(self) -> list[Message]:
         return self.queues[DEAD_LETTERS].ready if DEAD_LETTERS in self.queues else []
-
-    @property
-    def unsettled(self) -> list[Message]:
-        """The messages that have not been settled for good: not acked, or in a queue but one."""
-        queues = [queue for name, queue in self.queues.items() if name != DEAD_LETTERS]
-        return [*self.unacked, *(message for queue in queues for message in queue.ready)]
 
     @property
     def idle_retries(self) -> list[str]:

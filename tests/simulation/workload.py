@@ -15,11 +15,11 @@ from fakes.corpus import AWKWARD_IDS, NO_EVENTS
 from fakes.headers import encoded, entry, nested, table
 from idempotent_consumer import Reject
 from idempotent_consumer.event import Event, Publish, Put, decode
-from simulation.process import Life
 from simulation.run import OF_DATA, SERVICE, Run, record_key
 
 if TYPE_CHECKING:
     from simulation.servers import SimulatedBroker
+    from simulation.world import Life
 
 Result = list[Put | Publish] | Put | None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from types import SimpleNamespace
@@ -153,9 +153,13 @@ class FakeBroker:
     def connections_of(self, loop: Loop) -> list[Connection]:
         return [connection for connection in self.connections if connection.loop is loop]
 
-    @property
-    def unacked(self) -> list[Message]:
-        return [message for session in self.sessions for message in session.unacked.values()]
+    def unsettled(self, *ends: str) -> Iterator[Message]:
+        """Yield the messages that are unacked, or in a queue but these."""
+        for session in self.sessions:
+            yield from session.unacked.values()
+        for name, queue in self.queues.items():
+            if name not in ends:
+                yield from queue.ready
 
     # What the broker decides. A subclass may decide otherwise, or look on.
 

@@ -196,9 +196,7 @@ class InMemory:
         return sum(len(delays) * max((s for _, s in delays), default=0) for delays in each)
 
     def _is_settled(self) -> bool:
-        ends = (self._dead_letters, self._events)
-        ready = any(queue.ready for queue in self._broker.queues.values() if queue not in ends)
-        return not (ready or self._broker.unacked)
+        return not any(self._broker.unsettled(self._dead_letters.name, self._events.name))
 
 
 class _Broker(FakeBroker):
