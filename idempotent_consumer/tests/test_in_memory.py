@@ -156,6 +156,26 @@ def test_what_fails_is_retried_and_then_parked() -> None:
     assert [str(raised) for raised in world.raised] == ["out of stock"] * 4
 
 
+@pytest.mark.parametrize("way", ["plain", "async", "pure"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), pytest.fail.Exception("a time-out")])
+def test_what_ends_the_test_ends_it_from_within_a_handler_too(
+    way: str, error: BaseException
+) -> None:
+    def end(*_: object) -> None:
+        raise error
+
+    async def end_later(_event: Event, _timeout_s: float) -> None:
+        end()
+
+    service = Service("order", noun="orders")
+    if way == "pure":
+        service.handler("new_order")(end)
+    else:
+        service.claimed_handler("new_order", 5)(end_later if way == "async" else end)
+    with pytest.raises(type(error)):
+        InMemory(service).publish(EVENTS[0])
+
+
 def test_what_a_generator_raises_is_kept() -> None:
     service = Service("order", noun="orders")
 

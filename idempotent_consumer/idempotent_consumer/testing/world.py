@@ -5,6 +5,7 @@ It is the library's own code, with no server and no thread.
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -315,6 +316,8 @@ class _Steps:
             self._life.note(f"{self._handler}: behind its handler, before its record")
         elif isinstance(error, Exception):
             self._raised.append(error)
+        elif not isinstance(error, Killed | CancelledError | GeneratorExit | SystemExit):
+            self._life.on_defect(error)  # Of who runs the test: Ctrl-C, pytest.fail, a time-out.
 
 
 _note = ContextVar[Callable[[str], object]]("note", default=lambda _: None)
