@@ -102,6 +102,9 @@ def test_an_event_that_no_binding_takes_would_not_arrive() -> None:
     world, event = InMemory(service, dies_at=1), EVENTS[0]
     with pytest.raises(AssertionError, match=r"no binding of order takes 'new_order': shop"):
         world.publish(event)
+    text: Any = orjson.dumps(event).decode()
+    with pytest.raises(TypeError, match="message's body as bytes"):
+        world.publish(text)
     with pytest.raises(AssertionError, match="takes 'shop'"):
         world.publish((orjson.dumps(event), {"routing_key": "shop"}), routing_key="shop.eu")
     world.publish(event, (EVENTS[1], {"routing_key": "order"}), routing_key="shop.eu")

@@ -119,8 +119,11 @@ class InMemory:
 
     def _send(self, event: Body, routing_key: str | None = None, **properties: Any) -> None:
         name, bindings = self._service.name, self._service.bindings
-        if routing_key is None and not isinstance(event, bytes):
-            routing_key = event.get("type")
+        if isinstance(event, Mapping):
+            routing_key = routing_key or event.get("type")
+            event = orjson.dumps(dict(event))
+        if not isinstance(event, bytes):
+            raise TypeError(f"an event is a dict, or a message's body as bytes: {event!r:.100}")
         if isinstance(routing_key, str):
             taken = self._broker.route(self._service.exchange, routing_key)
             if self._broker.queues[name] not in taken:
@@ -128,8 +131,7 @@ class InMemory:
                     f"no binding of {name} takes {routing_key!r:.100}: {', '.join(bindings)}. If "
                     "its producer writes another routing key, publish it with routing_key="
                 )
-        body = event if isinstance(event, bytes) else orjson.dumps(event)
-        self._broker.publish("", name, body, pika.BasicProperties(**properties))
+        self._broker.publish("", name, event, pika.BasicProperties(**properties))
 
     @property
     def effects(self) -> dict[str, bytes]:
