@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from copy import copy
 from dataclasses import replace
-from functools import partial, wraps
+from functools import wraps
 from itertools import pairwise
 from random import Random
 from typing import Any, NamedTuple
@@ -177,16 +177,13 @@ class InMemory:
         return sum((Counter(life.counts()) for life in self._lives), Counter[str]())
 
     def _start(self, dies_at: int | None = None) -> None:
-        service = copy(self._service)
+        service, handlers = copy(self._service), self._service.handlers
         if service.decode is not None:
             service.decode = _kept(service.decode, self.raised)
         servers = (self._broker, self._etcd, self._settings)
         life = self._life = _Life(dies_at, service, *servers, random=self._random)
         self._lives.append(life)
-        service.handlers = {
-            kind: _watched(handler, life, self.raised)
-            for kind, handler in self._service.handlers.items()
-        }
+        service.handlers = {kind: _watched(handlers[kind], life, self.raised) for kind in handlers}
         # By the garbage collector its coroutines would end outside of a loop, which they say aloud.
         finalize(self, life.kill)
 
@@ -378,10 +375,6 @@ class Receiver:
         return sorted(self._stored, key=repr)
 
 
-# Both checks run a fresh service in memory again and again, and compare what came of it with an
-# undisturbed run: the keys that were written, the events that were published (each once: a repeat
-# has the same id), and what was parked.
-
 Make = Callable[[], tuple[Service, Callable[[], object]]]
 """Returns a fresh service, and a function that returns what the outside has seen of it: what a
 `Receiver` has stored, a list of files."""
@@ -399,8 +392,7 @@ def check_duplicates(
     if the result differs from an undisturbed run, with the deliveries in their order, or if that
     run proves nothing.
     """
-    run = partial(_run, make, settings, properties)
-    expected, _ = _undisturbed(run, events)
+    runs = _Runs(make, events, settings, properties)
     for seed in range(_SEEDS):
         random, deliveries = Random(seed), list(events)
         # The first copies keep their order: it may mean something.
@@ -410,9 +402,9 @@ def check_duplicates(
                 deliveries.insert(random.randint(first + 1, len(deliveries)), event)
         cuts = sorted(random.sample(range(len(deliveries) + 1), min(3, len(deliveries) + 1)))
         edges = pairwise([0, *cuts, len(deliveries)])
-        found = run([deliveries[start:end] for start, end in edges])
         shown = [str(e.get("id")) if isinstance(e, Mapping) else f"{e!r:.80}" for e in deliveries]
-        _compare(expected, *found, f"with deliveries in the order {', '.join(shown)}")
+        batches = [deliveries[start:end] for start, end in edges]
+        runs.compare(f"with deliveries in the order {', '.join(shown)}", batches)
 
 
 def check_crashes(
@@ -425,56 +417,57 @@ def check_crashes(
     A handler with an effect outside is called again after some steps: the receiver has to know a
     repeat by the event's id. The steps within a handler are the calls that a `Receiver` takes.
     """
-    run = partial(_run, make, settings, properties)
-    expected, steps = _undisturbed(run, events)
-    for number, step in enumerate(steps, start=1):
-        _compare(expected, *run([events], number), f"killed at step {number}, {step}")
+    runs = _Runs(make, events, settings, properties)
+    for number, step in enumerate(runs.steps, start=1):
+        runs.compare(f"killed at step {number}, {step}", [events], number)
 
 
-def _undisturbed(
-    run: Callable[..., tuple[dict[str, object], InMemory]], events: Sequence[Given]
-) -> tuple[dict[str, object], list[str]]:
-    """Return what comes of an undisturbed run, and its steps.
+class _Runs:
+    """Runs of a fresh service in memory, which are compared with an undisturbed one.
 
-    Raises AssertionError where all other runs would come to the same, whatever they do.
+    What is compared are the keys that were written, the events that were published (each once: a
+    repeat has the same id), and what was parked. Raises AssertionError where all runs would come to
+    the same, whatever the service does. ``steps`` are the undisturbed run's.
     """
-    seen, world = run([events])
-    failed = [letter.error for letter in world.parked if letter.reason == names.FAILED]
-    if failed:
-        raise AssertionError(f"undisturbed, an event fails too: {failed[0]}") from next(
-            reversed(world.raised), None
-        )
-    if world.counts["ignored"] == world.counts["received"]:
-        raise AssertionError("the service has no handler for any of these events")
-    return seen, world.steps
 
+    def __init__(
+        self,
+        make: Make,
+        events: Sequence[Given],
+        settings: Settings | None,
+        properties: Mapping[str, Any],
+    ) -> None:
+        self._make, self._settings, self._properties = make, settings, properties
+        world, self._expected = self._run([events])
+        failed = [letter.error for letter in world.parked if letter.reason == names.FAILED]
+        if failed:
+            raise AssertionError(f"undisturbed, an event fails too: {failed[0]}") from next(
+                reversed(world.raised), None
+            )
+        if world.counts["ignored"] == world.counts["received"]:
+            raise AssertionError("the service has no handler for any of these events")
+        self.steps = world.steps
 
-def _run(
-    make: Make,
-    settings: Settings | None,
-    properties: Mapping[str, Any],
-    batches: Sequence[Sequence[Given]],
-    dies_at: int | None = None,
-) -> tuple[dict[str, object], InMemory]:
-    """Return what came of a run."""
-    service, outside = make()
-    world = InMemory(service, settings, dies_at=dies_at)
-    for batch in batches:
-        world.publish(*batch, **properties)
-    seen = {
-        "effects": world.effects,
-        "published": sorted({str(event) for event in world.published}),
-        "parked": sorted({(letter.body, letter.reason) for letter in world.parked}),
-        "outside": outside(),
-    }
-    return seen, world
+    def compare(
+        self, how: str, batches: Sequence[Sequence[Given]], dies_at: int | None = None
+    ) -> None:
+        world, seen = self._run(batches, dies_at)
+        for what, expected in self._expected.items():
+            if seen[what] != expected:
+                raise AssertionError(
+                    f"{what} differs {how}:\n  {seen[what]!r}\nundisturbed it is\n  {expected!r}"
+                ) from next(reversed(world.raised), None)
 
-
-def _compare(
-    expected: dict[str, object], seen: dict[str, object], world: InMemory, how: str
-) -> None:
-    for what, undisturbed in expected.items():
-        if seen[what] != undisturbed:
-            raise AssertionError(
-                f"{what} differs {how}:\n  {seen[what]!r}\nundisturbed it is\n  {undisturbed!r}"
-            ) from next(reversed(world.raised), None)
+    def _run(
+        self, batches: Sequence[Sequence[Given]], dies_at: int | None = None
+    ) -> tuple[InMemory, dict[str, object]]:
+        service, outside = self._make()
+        world = InMemory(service, self._settings, dies_at=dies_at)
+        for batch in batches:
+            world.publish(*batch, **self._properties)
+        return world, {
+            "effects": world.effects,
+            "published": sorted({str(event) for event in world.published}),
+            "parked": sorted({(letter.body, letter.reason) for letter in world.parked}),
+            "outside": outside(),
+        }
