@@ -72,10 +72,6 @@ class Data:
         self.changes: list[Change] = []
         self.by_key: dict[bytes, list[Change]] = {}
 
-    def add(self, change: Change) -> None:
-        self.changes.append(change)
-        self.by_key.setdefault(change.key, []).append(change)
-
     def at(self, key: bytes, revision: int | None = None) -> Any:
         """Return what a key holds, or held at a revision, or None."""
         for change in reversed(self.by_key.get(key, ())):
@@ -320,7 +316,8 @@ class Store:
     def _change(self, key: bytes, kv: Any) -> None:
         value, lease = (None, 0) if kv is None else (kv.value, kv.lease)
         change = Change(self._now_s(), self._data.revision + 1, key, value, lease, kv)
-        self._data.add(change)
+        self._data.changes.append(change)
+        self._data.by_key.setdefault(key, []).append(change)
         self.history.append(change)
 
     def _range(self, request: Any) -> Any:
