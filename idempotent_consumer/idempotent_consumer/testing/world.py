@@ -26,7 +26,7 @@ from ..calls import Handler
 from ..records import decode
 from ..service import Service
 from ..settings import Settings
-from .broker import FakeBroker, Message, Queue, Sent, Session
+from .broker import FakeBroker, Queue, Sent
 from .etcd import Call, FakeEtcd, Store
 from .loop import Agenda, Killed
 from .process import Process
@@ -69,7 +69,7 @@ class InMemory:
         self._service, self._settings = service, replace(settings or Settings(), enable_etcd=True)
         self._agenda, self._random = Agenda(), Random(0)
         store = Store(self._agenda.time, self._settings.etcd_max_txn_ops)
-        self._etcd, self._broker = FakeEtcd(self._agenda, store), _Broker(self._agenda, service)
+        self._etcd, self._broker = FakeEtcd(self._agenda, store), FakeBroker(self._agenda)
         # A queue beside the service's own, which gets a copy of all that the service publishes.
         kept = f"{service.name}.published"
         self._events = self._broker.queues[kept] = Queue(kept, {})
@@ -100,7 +100,7 @@ class InMemory:
         for event in events:
             body, own = event if isinstance(event, tuple) else (event, {})
             self._send(body, **{**properties, **own})
-        self._broker.generations = 0
+        self._life.generations = 0
         within_s = _SETTLED_WITHIN_S + self._retries_s()
         until_s = self._agenda.now_s + within_s
         while self._agenda.now_s < until_s:
@@ -199,38 +199,16 @@ class InMemory:
         return not any(self._broker.unsettled(self._dead_letters.name, self._events.name))
 
 
-class _Broker(FakeBroker):
-    """A broker that ends a test whose service keeps itself busy with its own events."""
-
-    def __init__(self, agenda: Agenda, service: Service) -> None:
-        super().__init__(agenda)
-        self._service, self.generations = service, 0
-
-    def publishing(self, session: Session, message: Message) -> None:
-        super().publishing(session, message)
-        if message.exchange != self._service.exchange:
-            return
-        event = orjson.loads(message.body)
-        # Each adds its service's name to the id of the event that it comes from.
-        generation = event["id"].count(f"/{self._service.name}/")
-        self.generations += max(0, generation - 1)
-        if self.generations > _MAX_GENERATIONS:
-            raise AssertionError(
-                "the service receives what it publishes, and publishes again: "
-                f"{event['type']!r:.100} is event {generation} in a row. "
-                "In production this may go on for ever"
-            )
-
-
 class _Life(Process):
     """One process's life, as a count of the steps that the outside could notice.
 
     It ends at step ``dies_at``, from 1; nothing that the process does after that has an effect.
+    It ends the test too, where its service keeps itself busy with its own events.
     """
 
     def __init__(self, dies_at: int | None, *servers: Any, **options: Any) -> None:
         super().__init__(*servers, **options)
-        self._dies_at = dies_at
+        self._dies_at, self.generations = dies_at, 0
         self.steps: list[str] = []
 
     def act(self, when: str, what: Any) -> None:
@@ -243,9 +221,23 @@ class _Life(Process):
             method, (_, body) = what
             shown, queue, unread = repr(body[:80]), method.routing_key, "confirm"
             done = f"{shown} is published" if method.exchange else f"{queue} has {shown}"
+            if method.exchange and when == "before":
+                self._count(orjson.loads(body))
         else:
             return
         self.note(f"before {done}" if when == "before" else f"{done}, its {unread} is unread")
+
+    def _count(self, published: dict[str, Any]) -> None:
+        # Each adds its service's name to the id of the event that it comes from.
+        generation = published["id"].count(f"/{self.service.name}/")
+        self.generations += max(0, generation - 1)
+        if self.generations > _MAX_GENERATIONS:
+            busy = (
+                "the service receives what it publishes, and publishes again: "
+                f"{published['type']!r:.100} is event {generation} in a row. "
+                "In production this may go on for ever"
+            )
+            self.on_defect(AssertionError(busy))
 
     def note(self, step: str) -> None:
         """Note a step; raises Killed where the process dies at it, or is dead."""
