@@ -22,7 +22,8 @@ import pika
 
 from .. import names
 from ..bus import queue_arguments
-from ..calls import Handler
+from ..calls import Handler, ModelError
+from ..event import Decoder
 from ..records import decode
 from ..service import Service
 from ..settings import Settings
@@ -254,29 +255,24 @@ def _watched(handler: Handler, life: _Life, raised: list[BaseException]) -> Hand
     function = handler.function
 
     @wraps(function)
-    def run(event: Any, *arguments: Any) -> Any:
+    def run(event: Any, *timeout_s: float) -> Any:
         with _Steps(event, life, raised):
-            return _drawn(function(event, *arguments))
+            return _drawn(function(*handler.arguments(event), *timeout_s))
 
     @wraps(function)
-    async def wait(event: Any, *arguments: Any) -> Any:
+    async def wait(event: Any, *timeout_s: float) -> Any:
         with _Steps(event, life, raised):
-            return _drawn(await function(event, *arguments))
+            return _drawn(await function(*handler.arguments(event), *timeout_s))
 
-    watched = replace(handler, function=wait if handler.is_coroutine else run)
-    model: Any = handler.model
-    if model is None:
-        return watched
-    made = (lambda args: model(**args)) if isinstance(model, type) else model
-    return replace(watched, model=_kept(made, raised))
+    return replace(handler, function=wait if handler.is_coroutine else run, model=None)
 
 
-def _kept(function: Callable[..., Any], raised: list[BaseException]) -> Callable[..., Any]:
-    """Return a function which also keeps what it raises."""
+def _kept(decode: Decoder, raised: list[BaseException]) -> Decoder:
+    """Return a decoder that also keeps what it raises."""
 
-    def call(*arguments: Any) -> Any:
+    def call(*message: Any) -> Any:
         try:
-            return function(*arguments)
+            return decode(*message)
         except Exception as error:
             raised.append(error)
             raise
@@ -306,7 +302,8 @@ class _Steps:
         if error is None:
             self._life.note(f"{self._handler}: behind its handler, before its record")
         elif isinstance(error, Exception):
-            self._raised.append(error)
+            refused = error.__cause__ if isinstance(error, ModelError) else None
+            self._raised.append(refused or error)
         elif not isinstance(error, Killed | CancelledError | GeneratorExit | SystemExit):
             self._life.on_defect(error)  # Of who runs the test: Ctrl-C, pytest.fail, a time-out.
 
