@@ -82,10 +82,10 @@ class Life(Process):
 
     def between_steps(self) -> None:
         self.steps += 1
-        if self.steps == self.dies_at:
+        if self.steps == self.dies_at and self.run.faulty:
             self.run.fault("killed between two steps", self.name)
             self.end()
-        elif self.steps in self.freezes_at:
+        elif self.steps in self.freezes_at and self.run.faulty:
             self.freeze(self.freezes_at[self.steps])
 
     def act(self, when: str, what: Any) -> None:
@@ -93,7 +93,7 @@ class Life(Process):
         if when == "before" and isinstance(what, Sent):
             self._judge_method(what.method)
         self.steps += 1
-        if self.steps == self.dies_at and self.in_step:
+        if self.steps == self.dies_at and self.in_step and self.run.faulty:
             self.run.fault("killed within a step", self.name)
             self.end()
             raise Killed
@@ -209,9 +209,6 @@ class World:
         self.etcd.be_away(False)
         self.broker.be_away(False)
         self.store.out_of_space = False
-        for life in self.living():
-            life.dies_at = 0
-            life.freezes_at.clear()
         for kind in OF_DATA:
             if kind in self.plan.rates and not self._broken():
                 self._lose_data(kind)
