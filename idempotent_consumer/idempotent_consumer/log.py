@@ -24,7 +24,8 @@ class Logs:
 
     def __init__(self, service: str, level: str, style: str | None) -> None:
         self._stream, terminal = sys.stdout, sys.stdout.isatty()
-        self._lines: queue.Queue[str | None] = queue.Queue(_BACKLOG)
+        # A line may come amid another, from a finalizer or a signal's handler.
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._dropped = 0
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
@@ -69,9 +70,9 @@ class Logs:
 
     def msg(self, line: str) -> None:
         """Take a line, of whatever level."""
-        try:
-            self._lines.put_nowait(line)
-        except queue.Full:
+        if self._lines.qsize() < _BACKLOG:
+            self._lines.put(line)
+        else:
             self._dropped += 1
 
     log = debug = info = warning = error = critical = write = msg
@@ -92,11 +93,10 @@ class Logs:
             self._stream.flush()
 
     def close(self) -> None:
-        """Write what waits, for a second at the most."""
+        """Write what waits, for half a second at the most."""
         logging.getLogger().removeHandler(self._handler)
-        with suppress(queue.Full):
-            self._lines.put(None, timeout=0.5)
-            self._thread.join(0.5)
+        self._lines.put(None)
+        self._thread.join(0.5)
 
 
 def _format_exception(logger: Any, level: str, line: Any) -> Any:

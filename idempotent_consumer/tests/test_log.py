@@ -1,5 +1,6 @@
 """Log lines, and that nobody waits for whoever reads them."""
 
+import gc
 import io
 import json
 import logging
@@ -157,6 +158,37 @@ def test_lines_that_cannot_be_written_are_counted_until_one_can(
     logs.close()
     logs._thread.join(DEADLINE_S)
     assert stream.getvalue().startswith("3\n(log: 3 lines dropped")
+
+
+class Dying:
+    """What the garbage collector ends, for it is in a cycle, and that logs it."""
+
+    def __init__(self, logs: Logs) -> None:
+        self.itself, self.logs = self, logs
+
+    def __del__(self) -> None:
+        self.logs.msg("gone")
+
+
+def test_a_line_that_comes_amid_another_holds_up_nobody() -> None:
+    """From a finalizer, as of a client that was not closed: the collector runs at any point."""
+    before = gc.get_threshold()
+    with piped():
+        logs = Logs("order", "info", "json")
+        say(logs, 20_000)  # From here on they are dropped, which takes more steps.
+
+        def leave() -> None:
+            for _ in range(1_000):
+                Dying(logs)
+                logs.msg("processed")
+
+        for threshold in range(2, 6):
+            gc.set_threshold(threshold)
+            try:
+                ends_in_time(leave)
+            finally:
+                gc.set_threshold(*before)
+        ends_in_time(logs.close)
 
 
 class Closing(io.StringIO):
