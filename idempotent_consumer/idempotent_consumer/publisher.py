@@ -215,11 +215,6 @@ class Publisher:
         self._waiting = [*self._unconfirmed.values(), *self._waiting]
         self._unconfirmed = {}
 
-    def _give_up(self, why: str) -> None:
-        if self._client is not None:
-            self._client.lose(why)
-            self._take_back()
-
     def _on_blocked(self, *_: Any) -> None:
         self._blocked = True
         self.trouble = "RabbitMQ has an alarm and takes no messages"
@@ -289,8 +284,10 @@ class Publisher:
                 self._waiting += self._refused
                 self._refused = []
             self._send_waiting()
-            if self._unconfirmed and self._deadline_s < now_s and not self._blocked:
-                self._give_up(f"no confirm within {CONFIRM_TIMEOUT_S:.0f} s")
+            is_late = self._unconfirmed and self._deadline_s < now_s and not self._blocked
+            if is_late and self._client is not None:
+                self._client.lose(f"no confirm within {CONFIRM_TIMEOUT_S:.0f} s")
+                self._take_back()
 
 
 def _where(message: Message) -> dict[str, str]:
