@@ -354,13 +354,21 @@ def _is_own(error: BaseException) -> bool:
     return called[0] == __package__ if called else "pika" in packages
 
 
+class _Threads(ThreadPoolExecutor):
+    """Threads that start as they are needed; where the system has no more, jobs wait for those."""
+
+    def _adjust_thread_count(self) -> None:
+        with suppress(RuntimeError):
+            super()._adjust_thread_count()
+
+
 def real_system() -> System:
     """Return the system of this machine: real sockets, clocks, randomness and threads."""
     # Linux alone has a clock that goes on while the machine is suspended.
     boot = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     elapsed_s = partial(time.clock_gettime, boot)
     return System(
-        amqp.Connection, etcd.open_channel, time.time, SystemRandom(), ThreadPoolExecutor, elapsed_s
+        amqp.Connection, etcd.open_channel, time.time, SystemRandom(), _Threads, elapsed_s
     )
 
 
@@ -420,7 +428,7 @@ class _Process:
         loop.set_exception_handler(on_exception)
         # In Python's own, of a few threads, calls by asyncio.to_thread would wait for each other,
         # and the look-up of RabbitMQ's name for them.
-        loop.set_default_executor(ThreadPoolExecutor(self._settings.calls_at_once + 32))
+        loop.set_default_executor(_Threads(self._settings.calls_at_once + 32))
         threading.Thread(
             target=self._await_signal, args=(loop, running), name="signals", daemon=True
         ).start()

@@ -1,6 +1,7 @@
 """What a service refuses when it is made, and when it starts."""
 
 import math
+import threading
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from fakes.events import body
 from fakes.world import World
 from idempotent_consumer import Event, Service
 from idempotent_consumer.calls import Handler
+from idempotent_consumer.service import real_system
 from idempotent_consumer.testing import InMemory
 
 
@@ -78,6 +80,20 @@ def test_a_decorator_without_a_type(service: Service) -> None:
     """It would register nothing, and every event would be ignored."""
     with pytest.raises(TypeError, match="event type"):
         service.handler(call)  # type: ignore[call-overload]
+
+
+def test_where_the_system_has_no_more_threads_a_job_waits_for_one_that_is_there() -> None:
+    """An error would end the process, while the job is in the queue and makes its call."""
+    threads, going_on = real_system().threads(2), threading.Event()
+    first = threads.submit(going_on.wait, 10)
+    before = threading.stack_size(2**47)  # More than an address has bits for.
+    try:
+        second = threads.submit(threading.get_ident)
+    finally:
+        threading.stack_size(before)
+    going_on.set()
+    assert (first.result(10), second.result(10) != threading.get_ident()) == (True, True)
+    threads.shutdown()
 
 
 def call(event: Event, timeout_s: float) -> None: ...
