@@ -66,7 +66,6 @@ def measure(options: argparse.Namespace) -> Report:
 
 
 def marks_of(found: Report) -> list[Mark]:
-    """Return the marks of what was measured."""
     return [
         mark
         for each in SCENARIOS.values()
@@ -129,7 +128,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the command line says, and return the exit code."""
     options = _options(arguments)
     if options.what == "check":
         return check(options)

@@ -25,7 +25,6 @@ SIZES = (0, 10_000, 100_000, 1_000_000)
 
 
 def growth(site: Site, asked: Namespace) -> list[Table]:
-    """Write a history, longer and longer, and start a service on it."""
     table: Table = {}
     for before, size in pairwise([0, *asked.sizes]):
         say(f"{size:,} records")
@@ -124,7 +123,6 @@ Sample = dict[str, float]
 
 
 def steady(site: Site, asked: Namespace) -> list[Table]:
-    """Keep a service at work for so many minutes, then wait until etcd is empty."""
     subject = BARE._replace(settings={**BARE.settings, "DEDUP_WINDOW": f"{_WINDOW_S}s"})
     samples: list[Sample] = []
     published = 0

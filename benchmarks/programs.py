@@ -37,13 +37,11 @@ _HEAD = re.compile(rb"\w+ /(\d+) .*?\r\ncontent-length: *(\d+)\r\n", re.IGNORECA
 
 
 def body(event_id: object) -> bytes:
-    """Return the body of an event."""
     text = f'{{"id":"{event_id}","type":"new_order","args":{{"item":"tea","quantity":1}}}}'
     return text.encode()
 
 
 def new_events(number: int) -> list[bytes]:
-    """Return the bodies of so many events with fresh ids."""
     return [body(uuid.uuid4()) for _ in range(number)]
 
 
@@ -195,7 +193,6 @@ def naive() -> None:
 
 
 def _consumer() -> Any:
-    """Open a channel that takes PREFETCH events at once."""
     channel = pika.BlockingConnection(pika.URLParameters(os.environ["RABBITMQ_URL"])).channel()
     channel.basic_qos(prefetch_count=int(os.environ["PREFETCH"]))
     return channel

@@ -85,7 +85,6 @@ def compare(kept: Mapping[str, float], now: Mapping[str, float]) -> Iterator[tup
 
 
 def page(title: str, report: Report, watched: Sequence[Mark], notes: Mapping[str, str]) -> str:
-    """Return the marks and all tables, each with its note below its heading."""
     met = {True: "yes", False: "NO", None: _NONE}
     judged = [
         [mark.name, _figure(mark.values), mark.target or _NONE, met[mark.met]] for mark in watched

@@ -66,7 +66,6 @@ class Subject(NamedTuple):
 
     @property
     def prefetch(self) -> int:
-        """How many deliveries it may have unacked."""
         return int(self.settings.get("PREFETCH") or prefetch(int(self.settings["BATCH_SIZE"])))
 
 
@@ -92,7 +91,6 @@ class Site:
         self.etcd: Any = etcd3.client(host=host, port=int(port), timeout=_ANSWER_S)
 
     def close(self) -> None:
-        """Listen and ask no more."""
         self.etcd.close()
         self.statsd.close()
 
@@ -104,11 +102,9 @@ class Site:
             becomes(partial(self.broker.ready, queue), len(bodies))
 
     def wait_recorded(self, subject: Subject, events: int, within_s: float = LOST_AFTER_S) -> None:
-        """Wait until a consumer has recorded so many events."""
         becomes(partial(self.keys.count, record_prefix(subject.queue)), events, within_s)
 
     def run(self, subject: Subject) -> AbstractContextManager[Service]:
-        """Run a consumer while the block runs."""
         servers = {**self.servers.settings(), **self.statsd.settings(), "ENABLE_ETCD": "true"}
         is_service = subject.queue in ("order", "notify")
         command = [subject.queue] if is_service else ["benchmarks.programs", subject.queue]
@@ -161,7 +157,6 @@ class Site:
             return gauges_of(page.read().decode())
 
     def machine(self) -> str:
-        """Return what a reader needs to judge the figures by: the machine, and all versions."""
         broker: Any = self.servers.rabbitmq.management("GET", "/api/overview")
         etcd = fetch_json("GET", f"http://{self.servers.etcd.endpoint}/version")["etcdserver"]
         cpus = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
@@ -190,7 +185,6 @@ def outcome(*command: object) -> Any:
 
 
 def say(text: str) -> None:
-    """Tell whoever waits how far it is."""
     print(text, file=sys.stderr, flush=True)
 
 

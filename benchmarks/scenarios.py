@@ -81,13 +81,11 @@ def _share(table: Table, reference: str, column: str) -> Table:
 
 
 def consuming(site: Site, asked: Namespace) -> list[Table]:
-    """Let each kind of consumer work off a full queue."""
     subjects = (CEILING, NAIVE, BARE, BARE_SMALL, ORDER, ORDER_SMALL, HALF)
     return [_consumers(site, asked, asked.rounds, subjects)]
 
 
 def batches(site: Site, asked: Namespace) -> list[Table]:
-    """Let services with each batch size work off a full queue."""
     return [_consumers(site, asked, min(asked.rounds, 3), (CEILING, *chain(*SWEEP.values())))]
 
 
@@ -115,7 +113,6 @@ def add_call_shares(table: Table) -> Table:
 
 
 def calls(site: Site, asked: Namespace) -> list[Table]:
-    """Let services, and clients alone, make calls to a receiver."""
     with site.run(Subject("", "receiver")) as receiver:
         listening, *_ = eventually(partial(says, receiver, "listening"))
         url = f"http://127.0.0.1:{listening['port']}"
@@ -126,7 +123,6 @@ def calls(site: Site, asked: Namespace) -> list[Table]:
 def _call(
     site: Site, asked: Namespace, receiver: str, name: str, kind: str, answer_ms: int, at_once: int
 ) -> Figures:
-    """Let a service make calls, then its client alone."""
     url = f"{receiver}/{answer_ms}"
     settings = {**BARE.settings, "CALLS_AT_ONCE": str(at_once), "NOTIFY_URL": url}
     subject = Subject(name, "notify" if kind == "coroutine" else "plain", settings)
@@ -138,8 +134,6 @@ def _call(
 
 
 def publishing(site: Site, asked: Namespace) -> list[Table]:
-    """Let each publisher fill an empty queue."""
-
     def publish(name: str, publisher: str) -> Figures:
         with site.queue(BARE):
             told = runner.outcome(publisher, site.url, asked.events)
@@ -153,7 +147,6 @@ def publishing(site: Site, asked: Namespace) -> list[Table]:
 
 
 def replicas(site: Site, asked: Namespace) -> list[Table]:
-    """Let one to three replicas work off a backlog on the cluster."""
     # Of so many events, which one replica works off in about the same time.
     backlogs = {0: 60_000, 1: 12_000, 10: 2_000}.items()
     runs = [partial(_work_off, site, n, *backlog) for backlog in backlogs for n in (1, 2, 3)]
@@ -210,7 +203,6 @@ _KEPT = 0.99
 
 
 def idle(site: Site, _asked: Namespace) -> list[Table]:
-    """Publish events one after the other, and take the bare steps beside each."""
     # In turns, so that all of them meet the same machine. The watch brings a record to this
     # process: one clock for both ends, and its way back counts against the service.
     samples: list[tuple[float, float, float]] = []
@@ -253,7 +245,6 @@ def steps_table(samples_s: Sequence[tuple[float, float, float]]) -> Table:
 
 
 def latency(site: Site, asked: Namespace) -> list[Table]:
-    """Let a service record events that are due at each rate."""
     runs = [partial(_load, site, per_s) for per_s in _LOAD_S]
     rounds = runner.in_rounds(site, asked.rounds, runs)
     return [{f"{per_s:,}": summary(per_s, **rounds[f"{per_s:,}"]) for per_s in _LOAD_S}]

@@ -30,7 +30,6 @@ def chosen(number: str) -> Sequence[Act]:
 
 
 def both_consume(play: Play) -> None:
-    """Act 1: an event reaches both services."""
     play.screen.heading(
         "Act 1: one event, two services",
         "The producer knows neither: each service has a queue of its own and gets its copy.",
@@ -44,7 +43,6 @@ def both_consume(play: Play) -> None:
 
 
 def notify_is_down(play: Play) -> None:
-    """Act 2: an event waits for the service that is down."""
     play.screen.heading(
         "Act 2: notify is down, and nothing is lost",
         "Producer and order do not notice, and nobody has to repair anything afterwards.",
@@ -60,7 +58,6 @@ def notify_is_down(play: Play) -> None:
 
 
 def the_same_again(play: Play) -> None:
-    """Act 3: a duplicate is processed again, and with etcd it is skipped."""
     play.screen.heading(
         "Act 3: the same event, again and again",
         "Brokers and producers repeat an event whenever they cannot know that it has arrived.",
@@ -95,7 +92,6 @@ def the_same_again(play: Play) -> None:
 
 
 def the_receiver_is_down(play: Play) -> None:
-    """Act 4: what notify cannot send is held, and sent when the receiver is back."""
     play.screen.heading(
         "Act 4: the receiver is down, and nothing is parked",
         "notify calls a receiver over HTTP. Retries alone would park each event after 71 s.",
@@ -120,7 +116,6 @@ def the_receiver_is_down(play: Play) -> None:
 
 
 def killed_then_three(play: Play) -> None:
-    """Act 5: what is recorded and not acked is skipped, and replicas share a queue."""
     play.screen.heading(
         "Act 5: a kill between record and ack, then three replicas",
         "An event comes again, perhaps to another replica, and each order is still placed once.",

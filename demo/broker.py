@@ -107,7 +107,6 @@ def _compact(value: object) -> str:
 
 
 def ready(connection: Any, queues: Iterable[str]) -> dict[str, int]:
-    """Return how many messages are ready in each queue."""
     with connection.channel() as channel:
         declared = {queue: channel.queue_declare(queue, passive=True) for queue in queues}
     return {queue: answer.method.message_count for queue, answer in declared.items()}

@@ -94,6 +94,5 @@ def _number(kind: str, recent: list[int | None]) -> Text:
 
 
 def _skipped(samples: list[Sample]) -> int:
-    """Return how much has been skipped by both services."""
     counts = samples[-1].counts if samples else {}
     return sum(number or 0 for name, number in counts.items() if name.endswith("_skipped"))

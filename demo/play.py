@@ -61,7 +61,6 @@ class Play:
         self._event_id, self._repeats = "", False
 
     def do(self, step: Step) -> None:
-        """Show the command, then do what it does."""
         self.screen.typed(step.typed)
         self._hold()
         step.run()
@@ -100,12 +99,10 @@ class Play:
         return f"{self._event_id}: etcd holds its record, so this copy is a duplicate"
 
     def expect_waiting(self, queue: str, messages: int, text: str) -> None:
-        """Check that so many messages wait in a queue."""
         passed = self._comes_true(lambda: self.stage.broker.waiting(queue) == messages)
         self._check(passed, text, queue.partition(".")[0])
 
     def expect_consumers(self, service: str, consumers: int) -> None:
-        """Check that so many replicas consume from a service's queue."""
         passed = self._comes_true(lambda: self.stage.broker.consumers(service) == consumers)
         self._check(passed, f"{consumers} replicas of {service} consume from one queue", service)
 

@@ -104,7 +104,6 @@ def write_report(run: Run, path: Path = REPORT) -> str:
 
 
 def page(run: Run) -> str:
-    """Return the whole page."""
     acts: list[tuple[Entry, list[Entry]]] = []
     for entry in run.story:
         if entry.kind == "heading":

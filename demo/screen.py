@@ -75,13 +75,11 @@ class Screen:
             continued = line.endswith("\\")
 
     def check(self, passed: bool, text: str, seen: str = "") -> None:
-        """Show what came out of one check, and what was seen."""
         self.story.append(Entry("passed" if passed else "failed", text, seen))
         mark = self._coloured(_GREEN, self._tick) if passed else self._coloured(_RED, self._cross)
         self._line(f"  {mark} {text}{': ' if seen else ''}{seen}")
 
     def log(self, title: str, text: str) -> None:
-        """Show the end of a log."""
         self.story.append(Entry("log", title, text))
         self._line("")
         self._wrapped(title)

@@ -65,7 +65,6 @@ def broker(clean: Servers) -> Broker:
 
 @pytest.fixture
 def statsd() -> Iterator[StatsdListener]:
-    """Give a statsd listener of this test's own."""
     with listen_statsd() as listener:
         yield listener
 
@@ -155,7 +154,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Print the table."""
     if results := config.stash[_results]:
         terminalreporter.section("trials")
         terminalreporter.write_line(table(results))

@@ -75,7 +75,6 @@ def new_service(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    """Return each file below a directory."""
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in root.rglob("*")
@@ -85,7 +84,6 @@ def contents(root: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def made(copy: Path) -> Path:
-    """Make a service in the copy."""
     ended = new_service(copy, f"NAME={NAME}")
     assert ended.returncode == 0, ended.stderr
     return copy

@@ -99,7 +99,6 @@ class Stack:
             self.expect(AT_A_TIME, *counters)
 
     def expect(self, more: int, *counters: str) -> None:
-        """Wait until Graphite shows so many more."""
         self._expected.update(dict.fromkeys(counters, more))
 
         def counted() -> None:
@@ -108,20 +107,16 @@ class Stack:
         eventually(counted, also=(OSError,))
 
     def holds(self, gauge: str, number: int) -> None:
-        """Wait until Graphite shows that so many are held."""
-
         def held() -> None:
             assert self._counters.gauge(gauge) == number
 
         eventually(held, also=(OSError,))
 
     def titles(self) -> list[str]:
-        """Return the titles of the graphs that the dashboard has now."""
         state: Any = fetch_json("GET", f"{self.graphite}/dashboard/load/{NAME}")["state"]
         return [parameters["title"] for _, parameters, *_ in state["graphs"]]
 
     def delete(self) -> None:
-        """Delete the dashboard."""
         answer = fetch_json("GET", f"{self.graphite}/dashboard/delete/{NAME}")
         assert answer == {"success": True}
 
@@ -208,7 +203,6 @@ def known_run(stack: Stack) -> tuple[int, int]:
 
 @pytest.fixture
 def dashboard(chromium: Chromium, stack: Stack) -> Dashboard:
-    """Give the dashboard; it is not open yet."""
     return Dashboard(chromium, stack.graphite)
 
 

@@ -28,7 +28,6 @@ def rate(lasts_s: float, most: float = 200.0) -> float:
 
 
 def often(times: int, full: int) -> int:
-    """Return how often a fault is repeated."""
     return full if FULL else times
 
 

@@ -18,7 +18,6 @@ def order(id_: str, **args: object) -> Event:
 
 
 def orders(number: int, prefix: str = "order") -> list[Event]:
-    """Return so many events, each with its own id."""
     return [order(f"{prefix}-{index}", number=index) for index in range(number)]
 
 
@@ -30,7 +29,6 @@ def repeated(events: list[Event], times: int) -> list[Event]:
 
 
 def ids(events: Iterable[Event]) -> set[str]:
-    """Return the ids of events."""
     return {event["id"] for event in events}
 
 

@@ -45,7 +45,6 @@ class Partition:
         return self._proxy.up.held_bytes + self._proxy.down.held_bytes
 
     def heal(self) -> None:
-        """Let everything through again."""
         self._proxy.release()
 
 

@@ -27,7 +27,6 @@ class Outage:
 
     @contextmanager
     def __call__(self, victim: Any) -> Iterator[None]:
-        """Let it happen to a victim."""
         self.begin(victim)
         try:
             yield

@@ -40,11 +40,9 @@ class Way:
 
     @property
     def held_bytes(self) -> int:
-        """How much is held."""
         return len(self.held)
 
     def holds(self, text: bytes) -> bool:
-        """Return whether these bytes are among what is held."""
         return text in self.held
 
     async def carry(
@@ -128,7 +126,6 @@ class Proxy:
 
     @property
     def connections(self) -> int:
-        """How many connections there are now."""
         return len(self._connections)
 
     # What it can be told.

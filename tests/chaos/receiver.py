@@ -66,7 +66,6 @@ class Receiver(ThreadingHTTPServer):
     # What it has seen.
 
     def per_key(self) -> Counter[str]:
-        """Return how many calls each idempotency key has had."""
         return Counter(call.key for call in self.calls)
 
     def accepted(self) -> set[str]:
@@ -86,7 +85,6 @@ class Receiver(ThreadingHTTPServer):
         return {call.key for call in mine if call.held and call.ended_s is None}
 
     def number_held(self, caller: str) -> int:
-        """Return how many of them there are."""
         return len(self.held(caller))
 
     # What it can be told.
@@ -109,14 +107,12 @@ class Receiver(ThreadingHTTPServer):
         self._open = True
 
     def close(self) -> None:
-        """Take no more calls."""
         self.shutdown()
         self.server_close()
 
     # On the threads of its calls.
 
     def take(self, call: Call) -> None:
-        """Note a call, and what it is to get."""
         left = self._failures.get(call.key, 0)
         call.status = 500 if left is None or left > 0 else self.status
         if left:
@@ -124,7 +120,6 @@ class Receiver(ThreadingHTTPServer):
         self.calls.append(call)
 
     def holds(self, call: Call) -> bool:
-        """Return whether a call may not be answered now."""
         return not self._open and call.caller not in self._let_through
 
 
@@ -184,7 +179,6 @@ def account(
 
 
 def lost_claims(service: Service) -> set[str]:
-    """Return the ids for which a service has logged that a claim was lost during the call."""
     return {line["event_id"] for line in lines(service, "the claim was lost during the call")}
 
 

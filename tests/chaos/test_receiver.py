@@ -11,7 +11,6 @@ from chaos.receiver import Call, Receiver, account
 
 
 def call(key: str, began_s: float, ended_s: float | None, caller: str = "p0") -> Call:
-    """Return a call."""
     return Call(key, None, caller, began_s, ended_s)
 
 

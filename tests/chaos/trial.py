@@ -110,7 +110,6 @@ class Trial:
 
     @property
     def sent(self) -> int:
-        """How many events have been published."""
         return len(self._sent)
 
     def publish(self, events: list[Event], timeout_s: float = 120.0) -> list[Event]:
@@ -160,7 +159,6 @@ class Trial:
         passes(self.done, self.done() + events - 1, timeout_s)
 
     def done(self) -> int:
-        """Return how many events are done."""
         return len(self.store.done(self.service))
 
     def fired(self, times: int = 1) -> None:

@@ -35,7 +35,6 @@ def servers() -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(clean: Cluster) -> Cluster:
-    """Give the cluster whole and empty."""
     return clean
 
 
@@ -78,7 +77,6 @@ def measured(request: pytest.FixtureRequest) -> Measured:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Print the table, where tests have left something in it."""
     if len(rows := config.stash[_sizes]) > 1:
         terminalreporter.section("sizes")
         terminalreporter.write_line(aligned(rows))

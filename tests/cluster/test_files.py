@@ -15,7 +15,6 @@ pytestmark = pytest.mark.usefixtures("docker")
 
 
 def read(*files: str) -> Any:
-    """Return what compose makes of the files."""
     arguments = [part for file in files for part in ("-f", str(REPOSITORY / file))]
     return json.loads(run_tool(["docker", "compose", *arguments, "config", "--format=json"]))
 

@@ -185,13 +185,11 @@ class ClusterCompose(Compose):
 
 @pytest.fixture
 def ports() -> Ports:
-    """Give free ports for all that is published."""
     return Ports.read().elsewhere()
 
 
 @pytest.fixture
 def stage(ports: Ports) -> Iterator[ComposeStage]:
-    """Start the servers, and take it all down in the end."""
     compose = ClusterCompose(f"cluster-acts-{secrets.token_hex(3)}", ports)
     try:
         since = time.time()

@@ -41,7 +41,6 @@ class Replica:
     prefix: str
 
     def count(self, outcome: str) -> int:
-        """Return how many deliveries have ended so."""
         return self.statsd.count(f"{self.prefix}.{_NOUNS[self.service.name]}_{outcome}")
 
     def settled(self) -> int:
@@ -146,7 +145,6 @@ class Trial(chaos.trial.Trial):
         self.recoveries_s.append(longest.total_seconds())
 
     def works(self, events: int = WORKS, timeout_s: float = RECOVERY_TIMEOUT_S) -> None:
-        """Wait until so many more events are recorded than are now."""
         super().works(events, timeout_s)
 
     def all_work(self, timeout_s: float = 90.0) -> None:

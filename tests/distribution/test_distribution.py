@@ -33,7 +33,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def wheel(built: Path) -> dict[str, bytes]:
-    """Give what the wheel holds, by path."""
     (file,) = built.glob("*.whl")
     with zipfile.ZipFile(file) as archive:
         return {each: archive.read(each) for each in archive.namelist()}

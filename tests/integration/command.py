@@ -29,7 +29,6 @@ class Command:
         self._env = {**environment(), **given}
 
     def start(self, *arguments: str, **settings: str) -> subprocess.Popen[str]:
-        """Start it with pipes."""
         return subprocess.Popen(
             [sys.executable, "-m", "idempotent_consumer", *arguments],
             cwd=REPOSITORY,
@@ -41,7 +40,6 @@ class Command:
         )
 
     def run(self, *arguments: str, stdin: str = "", **settings: str) -> Ran:
-        """Run it to its end."""
         running = self.start(*arguments, **settings)
         try:
             out, err = running.communicate(stdin, timeout=60)

@@ -44,7 +44,6 @@ class Client:
         return (await answered).method
 
     async def declare(self, queue: str, **arguments: Any) -> Any:
-        """Declare a quorum queue."""
         named = {"x-" + name.replace("_", "-"): value for name, value in arguments.items()}
         return await self.ask("queue_declare", queue, durable=True, arguments=QUORUM | named)
 
@@ -72,7 +71,6 @@ class Client:
         await self.ask("confirm_delivery", on_confirm)
 
     def publish(self, queue: str, body: bytes, exchange: str = "", **headers: Any) -> None:
-        """Publish a message."""
         properties = pika.BasicProperties(headers=headers, delivery_mode=2)
         self.channel.basic_publish(exchange, queue, body, properties, mandatory=True)
 
@@ -89,7 +87,6 @@ class Client:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait until something holds."""
     while not condition():
         await asyncio.sleep(0.01)
 
@@ -119,7 +116,6 @@ class Subject:
         self.run_coroutine(run())
 
     async def client(self) -> Client:
-        """Return a client that is connected."""
         loop = asyncio.get_running_loop()
         opened = loop.create_future()
         self.connect(

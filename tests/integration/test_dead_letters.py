@@ -177,7 +177,6 @@ def test_headers_arrive_unchanged_after_retries_a_dead_letter_and_a_replay(
 
 
 def publish_what_pika_cannot(rig: Rig, payload: str, headers: dict[str, Any]) -> None:
-    """Publish a body with headers that pika cannot write."""
     text = {"routing_key": "raw", "payload": payload, "payload_encoding": "string"}
     message, path = {"properties": {"headers": headers}, **text}, "exchanges/%2f/events/publish"
     assert rig.servers.rabbitmq.management("POST", f"/api/{path}", message) == {"routed": True}

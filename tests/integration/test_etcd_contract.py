@@ -52,7 +52,6 @@ class Subject:
         self.base = self.run(self.client.call("Txn", pb.TxnRequest())).header.revision
 
     def key(self, name: str = "") -> bytes:
-        """Return a key of the test's own."""
         return f"/contract/{self.number}/{name}".encode()
 
     @property
@@ -73,7 +72,6 @@ class Subject:
             return error.failure, str(error).partition(": ")[2]  # Behind the endpoint.
 
     def txn(self, compare: Any = (), success: Any = (), failure: Any = ()) -> Any:
-        """Do a transaction."""
         return self.ask("Txn", compare=compare, success=success, failure=failure)
 
     def put(self, name: str, value: bytes = b"v", lease: int = 0) -> Any:
@@ -137,7 +135,6 @@ class Subject:
 
 @contextmanager
 def in_memory(number: int) -> Iterator[Subject]:
-    """Give the etcd in memory."""
     loop, settings = Loop(), Settings()
     store = Store(loop.time, MAX_TXN_OPS)
     system = replace(real_system(), open_channel=FakeEtcd(loop.agenda, store).open_channel)
@@ -152,7 +149,6 @@ def in_memory(number: int) -> Iterator[Subject]:
 
 @contextmanager
 def real(number: int, servers: Servers) -> Iterator[Subject]:
-    """Give the real one."""
     operator = EtcdClient(servers.etcd.endpoint)
 
     def revoke(lease: int) -> None:

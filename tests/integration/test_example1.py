@@ -14,13 +14,11 @@ from servers.wait import eventually
 
 
 def start(rig: Rig, url: str) -> Service:
-    """Start example1 with a broker's URL."""
     command = [sys.executable, "example1.py"]
     return rig.start("example1", command=command, wait=False, RABBITMQ_URL=url)
 
 
 def published(example1: Service) -> set[str]:
-    """Return the ids that it says it has published."""
     return set(re.findall(r"^published (\S+)", example1.output(), re.MULTILINE))
 
 

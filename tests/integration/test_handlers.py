@@ -59,7 +59,6 @@ WITHIN_S = 10
 
 
 def start_handler(rig: Rig, name: str, noun: str, handler: str, **settings: str) -> Service:
-    """Start a service with a handler of the test's."""
     script = _SCRIPT.format(name=name, noun=noun, handler=handler)
     return rig.start(name, script=script, **settings)
 

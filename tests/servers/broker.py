@@ -201,13 +201,11 @@ class Broker:
                 channel.cancel()
 
     def queues(self) -> list[str]:
-        """Return the names of all queues."""
         # Without statistics the list is read from the broker's metadata, so it is current.
         answer: Any = self._rabbitmq.management("GET", "/api/queues?disable_stats=true")
         return [queue["name"] for queue in answer]
 
     def delete_queues(self, *prefixes: str) -> None:
-        """Delete every queue whose name starts so."""
         names = [name for name in self.queues() if name.startswith(prefixes)]
         with self.channel() as channel:
             for name in names:
@@ -251,7 +249,6 @@ class _Publishing:
         self.confirmed: list[Event] = []
 
     def check_time(self) -> None:
-        """Raise TimeoutError when the time is over."""
         if time.monotonic() - self._started_s > self._timeout_s:
             raise TimeoutError(f"{self._timeout_s:g} s: {len(self.confirmed)} confirmed")
 
@@ -308,5 +305,4 @@ def _paced(events: Iterable[Event], rate_per_s: float | None) -> Iterator[Event 
 
 
 def encode(event: Event) -> bytes:
-    """Return the event's body as it is published."""
     return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()

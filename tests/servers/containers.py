@@ -74,7 +74,6 @@ class Container:
         self._container.pause()
 
     def resume(self) -> None:
-        """Let them go on."""
         self._container.unpause()
 
     @contextmanager
@@ -130,7 +129,6 @@ class Container:
         return output
 
     def output(self) -> str:
-        """Return the server's log."""
         with suppress(NotFound):
             return str(self._container.logs().decode(errors="replace"))
         return ""

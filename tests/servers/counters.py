@@ -48,7 +48,6 @@ class StatsdListener:
         return name in self._counters
 
     def counts(self) -> dict[str, int]:
-        """Return all counters seen so far."""
         return {name: round(value) for name, value in self._counters.copy().items()}
 
     def timers_ms(self, name: str) -> list[float]:
@@ -60,7 +59,6 @@ class StatsdListener:
         return round(self._gauges.get(name, 0))
 
     def close(self) -> None:
-        """Stop listening."""
         # An empty packet wakes the thread: closing a socket does not wake its reader.
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as waker:
             waker.sendto(b"", ("127.0.0.1", self.port))

@@ -217,11 +217,9 @@ class Store:
         return {stored.key.removeprefix(prefix): _state(stored.value) for stored in found}
 
     def in_state(self, service: str, state: str) -> set[str]:
-        """Return the ids whose record is in this state."""
         return {id_ for id_, found in self.records(service).items() if found == state}
 
     def done(self, service: str) -> set[str]:
-        """Return the ids whose record is done."""
         return self.in_state(service, "done")
 
     def is_done(self, service: str, event_id: str) -> bool:
@@ -262,7 +260,6 @@ class Store:
 
 
 def record_prefix(service: str) -> str:
-    """Return the prefix of a service's record keys."""
     return f"/service/{service}/"
 
 

@@ -146,7 +146,6 @@ class Child:
         os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
-        """Let a frozen process go on."""
         self.signal(signal.SIGCONT)
 
     def terminate(self, timeout_s: float = _TERMINATE_TIMEOUT_S) -> int:
@@ -172,7 +171,6 @@ class Child:
         process.wait()
 
     def output(self) -> str:
-        """Everything it has written so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def _started(self) -> subprocess.Popen[bytes]:
@@ -228,7 +226,6 @@ class PacketFilter:
         run_tool([*self._iptables, "-A", *matching, "-j", "DROP"])
 
     def dropped(self) -> int:
-        """Return how many packets have been dropped."""
         rules = run_tool([*self._iptables, "-L", "-v", "-n", "-x"])
         return sum(map(int, re.findall(r"^\s*(\d+)\s+\d+\s+DROP\s", rules, re.MULTILINE)))
 
@@ -260,7 +257,6 @@ class ServerProcess(Child):
         self.terminate(_STOP_TIMEOUT_S)
 
     def erase(self) -> None:
-        """Remove its data directory."""
         shutil.rmtree(self._data, ignore_errors=True)
 
     def replace(self, made: PurePath) -> None:

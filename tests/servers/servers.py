@@ -89,7 +89,6 @@ class Server(ABC):
         self.state = "down"
 
     def restart(self) -> None:
-        """Stop it in order and start it again."""
         self.stop()
         self.start()
 
@@ -99,7 +98,6 @@ class Server(ABC):
         self.state = "paused"
 
     def resume(self) -> None:
-        """Let a frozen server go on."""
         self.runner.resume()
         self.state = "up"
         self.wait_ready()
@@ -112,7 +110,6 @@ class Server(ABC):
             self.start()
 
     def close(self) -> None:
-        """End it and remove what it has left."""
         self.runner.close()
         self.state = "down"
 

@@ -106,12 +106,10 @@ def test_a_point_on_its_way_to_the_file_still_counts_and_a_gauge_is_its_newest()
 
 
 def put(revision: int, key: str, value: bytes = DONE) -> Change:
-    """Return a put."""
     return Change(revision, "put", key, value)
 
 
 def delete(revision: int, key: str) -> Change:
-    """Return a delete."""
     return Change(revision, "delete", key, b"")
 
 

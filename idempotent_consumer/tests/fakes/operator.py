@@ -146,7 +146,6 @@ class FakeRabbit(Broker):
     def basic_publish(
         self, exchange: str, queue: str, body: bytes, properties: Any, *, mandatory: bool
     ) -> None:
-        """Send one back."""
         if exchange or not mandatory:
             raise AssertionError("it would be lost where there is no such queue")
         if self._unacked:
@@ -154,7 +153,6 @@ class FakeRabbit(Broker):
         self._operator.resent.append((queue, properties, body))
 
     def basic_ack(self, tag: int) -> None:
-        """Remove one."""
         self._operator.acks()
         self._operator.removed.append(self._unacked[tag][1])
         self._operator.dead.remove(self._unacked[tag])
@@ -197,8 +195,6 @@ class Operator(Context):
         """The gauges of each sending to statsd."""
 
     def run(self, *arguments: str, **environ: str) -> Ran:
-        """Run the command to its end."""
-
         def context(environ: Mapping[str, str]) -> Operator:
             self.environ, self.settings = environ, Settings.from_environ(environ)
             return self
