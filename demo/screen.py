@@ -19,7 +19,6 @@ from rich.live import Live
 from rich.text import Text
 
 _WIDTH = 96
-_BOLD, _DIM, _RED, _GREEN = "1", "2", "31", "32"
 _REFRESHED_PER_S = 5
 _ROOM = 3
 """At the end of a line, for the ^C that a terminal shows: a broken line would break the panel."""
@@ -43,22 +42,21 @@ class Entry:
 class Screen:
     """Writes lines to standard output, and keeps the story that they tell.
 
-    `live` is the terminal that keeps a panel below them; both then stay in its history. Colours
-    only where a terminal reads it and NO_COLOR is unset.
+    `live` is the terminal that keeps a panel below them; both then stay in its history, in colours
+    unless NO_COLOR is set.
     """
 
     def __init__(self, live: Console | None = None) -> None:
         self.story: list[Entry] = []
         self._live, self._out = live, cast("IO[str]", Outlet(sys.stdout))
         self._width = min(_WIDTH, live.width) if live else _WIDTH
-        self._colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         self._tick, self._cross = _marks(sys.stdout.encoding)
 
     def heading(self, text: str, why: str) -> None:
         """Begin an act: its name, and why it matters."""
         self.story.append(Entry("heading", text, why))
         self._line("")
-        self._line(self._coloured(_BOLD, text))
+        self._line((text, "bold"))
         self._wrapped(why)
 
     def say(self, text: str) -> None:
@@ -71,13 +69,13 @@ class Screen:
         self.story.append(Entry("typed", command))
         continued = False
         for line in command.splitlines():
-            self._line(self._coloured(_DIM, f"  {'  ' if continued else '$ '}{line}"))
+            self._line((f"  {'  ' if continued else '$ '}{line}", "dim"))
             continued = line.endswith("\\")
 
     def check(self, passed: bool, text: str, seen: str = "") -> None:
         self.story.append(Entry("passed" if passed else "failed", text, seen))
-        mark = self._coloured(_GREEN, self._tick) if passed else self._coloured(_RED, self._cross)
-        self._line(f"  {mark} {text}{': ' if seen else ''}{seen}")
+        mark = (self._tick, "green") if passed else (self._cross, "red")
+        self._line("  ", mark, f" {text}{': ' if seen else ''}{seen}")
 
     def log(self, title: str, text: str) -> None:
         self.story.append(Entry("log", title, text))
@@ -104,16 +102,15 @@ class Screen:
         for line in text.splitlines() or [""]:
             self._line(wrapper.fill(line))
 
-    def _coloured(self, colour: str, text: str) -> str:
-        return f"\033[{colour}m{text}\033[0m" if self._colours else text
-
-    def _line(self, text: str) -> None:
+    def _line(self, *parts: str | tuple[str, str]) -> None:
+        """Write parts as one line; those with a style have it on a live screen."""
+        line = Text.assemble(*parts)
         if self._live:
             # Not wrapped: a command has to be copied as one line.
-            self._live.print(Text.from_ansi(text), soft_wrap=True)
+            self._live.print(line, soft_wrap=True)
         else:
             # Flushed, so that a pipe's reader can follow too.
-            print(text, file=self._out, flush=True)
+            print(line.plain, file=self._out, flush=True)
 
 
 def open_screen() -> Screen:
