@@ -178,14 +178,14 @@ class Controls:
         self.told["rate"], self._ends = False, True  # An act ends once its command has ended.
         async with self._play, self._stack:
             self._playing, self._ends = "The reset", False
-            self.told["caption"] = "A new round begins ..."
+            self.told["caption"], self._sources.outbox = "A new round begins ...", deque()
             # What they hold is not of the round that begins, and new ones are numbered from 1.
             await to_thread(self._compose.remove, *SERVICES)
             await to_thread(self._compose.up, **_SERVERS)
             await self._until(lambda: not self._running())
             purge = partial(self._sources.broker.purge, QUEUES)
             await to_thread(eventually, purge, _WITHIN_S, also=(OSError,))
-            self._sources.outbox = deque()
+            self._sources.outbox = deque()  # What was pressed meanwhile is of the round before.
             self._board.begin()
             self.told = dict(_AT_FIRST)
             self._compose.set(ENABLE_ETCD="true", NOTIFY_URL="http://receiver:8000")
