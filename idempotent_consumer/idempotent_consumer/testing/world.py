@@ -95,14 +95,14 @@ class InMemory:
         is the ``routing_key``; by default it is a dict's "type", as this library publishes it.
 
         Raises AssertionError if no binding takes an event's routing key, if an event is not settled
-        within one simulated hour plus the time of all retries, or if the service's own events never
-        stop.
+        within one simulated hour plus the time of all retries and calls, or if the service's own
+        events never stop.
         """
         for event in events:
             body, own = event if isinstance(event, tuple) else (event, {})
             self._send(body, **{**properties, **own})
         self._life.generations = 0
-        within_s = _SETTLED_WITHIN_S + self._retries_s()
+        within_s = _SETTLED_WITHIN_S + self._longest_s()
         until_s = self._agenda.now_s + within_s
         while self._agenda.now_s < until_s:
             self._agenda.run(until_s, lambda: not self._life.alive or self._is_settled())
@@ -115,7 +115,7 @@ class InMemory:
                 return
         missing = self._life.running.health.missing
         raise AssertionError(
-            f"not settled after {within_s} s. Missing: {missing}, records: {self.records}"
+            f"not settled after {within_s:g} s. Missing: {missing}, records: {self.records}"
         ) from next(reversed(self.raised), None)
 
     def _send(self, event: Body, routing_key: str | None = None, **properties: Any) -> None:
@@ -188,13 +188,17 @@ class InMemory:
         # By the garbage collector its coroutines would end outside of a loop, which they say aloud.
         finalize(self, life.kill)
 
-    def _retries_s(self) -> int:
-        """Return how long retries may take where one event brings about the next, of each type."""
-        default = self._settings.retry_delays
-        own = [handler.retry_delays for handler in self._service.handlers.values()]
-        each = [default, *(default if delays is None else delays for delays in own)]
-        # RetryAfter can ask for the longest delay each time.
-        return sum(len(delays) * max((s for _, s in delays), default=0) for delays in each)
+    def _longest_s(self) -> float:
+        """Return how long it may take where one event brings about the next, of each type."""
+        longest_s = 0.0
+        for handler in self._service.handlers.values():
+            own, default = handler.retry_delays, self._settings.retry_delays
+            delays_s = [seconds for _, seconds in (default if own is None else own)]
+            # RetryAfter can ask for the longest delay each time. The first call, one for each
+            # retry, and a dead process's claim, which lasts for three.
+            longest_s += len(delays_s) * max(delays_s, default=0)
+            longest_s += (len(delays_s) + 4) * (handler.timeout_s or 0.0)
+        return longest_s
 
     def _is_settled(self) -> bool:
         return not any(self._broker.unsettled(self._dead_letters.name, self._events.name))
