@@ -245,10 +245,12 @@ def test_a_letter_whose_event_may_have_been_processed_since_is_held_back(
 
 
 def test_force_sends_back_what_is_held_back_and_needs_no_etcd(operator: Operator) -> None:
-    operator.etcd_error = ETCD_AWAY
+    operator.etcd_error, waits = ETCD_AWAY, list[int]()
+    operator.waits = lambda: waits.append(len(operator.removed))
     replay = ("dead-letters", "replay", "order", "--reason", "conflict", "--force")
     assert operator.run(*replay)[:2] == (0, "1 dead letter sent back to order\n")
     assert [sent[2] for sent in operator.resent] == [body("2", "b")]
+    assert waits == [0, 0, 1, 1, 1], "heartbeats are answered at each letter, and acks have time"
     assert len(operator.dead) == 3
 
 
@@ -311,13 +313,14 @@ def test_what_was_done_before_an_end_is_said(
 ) -> None:
     def ack() -> None:
         if len(operator.removed) == 2:
+            operator.waits = lose
             raise error
 
     def lose() -> None:
         """Let RabbitMQ end the connection, as it does for a frame that was cut in two."""
         raise BrokerError("half a frame")
 
-    operator.acks, operator.waits = ack, lose
+    operator.acks = ack
     name, *options = verb.split()
     ran = operator.run("dead-letters", name, "order", *options)
     line = f"idempotent-consumer: {says}{done}, the others stay\n"
