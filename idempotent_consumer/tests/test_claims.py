@@ -69,7 +69,7 @@ def threads_that_start_after(*delays_s: float) -> Callable[[int], Threads]:
 
 
 def test_an_event_is_claimed_then_called_then_done_then_acked(order: Order) -> None:
-    order.etcd.script("Txn", etcd.answered_late(1.0))
+    order.etcd.script("Txn", etcd.Fate(answers_s=1.0))
     order.deliver(body("1"))
     assert (order.record().state, order.claimed.calls) == (CLAIMED, [])
     order.advance(1.0)

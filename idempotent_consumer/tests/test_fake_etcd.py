@@ -18,7 +18,6 @@ from idempotent_consumer.testing.etcd import (
     REQUEST_LOST,
     FakeEtcd,
     Fate,
-    answered_late,
     refused,
 )
 from idempotent_consumer.testing.loop import Loop
@@ -75,8 +74,8 @@ TOO_MANY = refused("too many requests", StatusCode.RESOURCE_EXHAUSTED)
     [
         (Fate(), "succeeded", 0.0, True),
         (Fate(applies_s=1.0), "succeeded", 1.0, True),
-        (answered_late(4.0), "succeeded", 4.0, True),
-        (answered_late(6.0), TIMED_OUT, CALL_TIMEOUT_S, True),
+        (Fate(answers_s=4.0), "succeeded", 4.0, True),
+        (Fate(answers_s=6.0), TIMED_OUT, CALL_TIMEOUT_S, True),
         (Fate(None), TIMED_OUT, CALL_TIMEOUT_S, False),
         (REQUEST_LOST, TIMED_OUT, 0.0, False),
         (ANSWER_LOST, TIMED_OUT, 0.0, True),

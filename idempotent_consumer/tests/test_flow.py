@@ -25,13 +25,7 @@ from idempotent_consumer.records import CLAIMED, DONE, PUBLISHING, RELEASED, enc
 from idempotent_consumer.service import FINISH_WITHIN_S
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.broker import Ack
-from idempotent_consumer.testing.etcd import (
-    FINE,
-    REQUEST_LOST,
-    Call,
-    Fate,
-    answered_late,
-)
+from idempotent_consumer.testing.etcd import FINE, REQUEST_LOST, Call, Fate
 from idempotent_consumer.testing.process import SETTINGS
 
 BODIES = 200
@@ -47,19 +41,19 @@ def order() -> Iterator[Order]:
 
 def slow_commits(call: Call) -> Fate:
     """Let transactions be answered after a second."""
-    return answered_late(1.0) if call.method == "Txn" else FINE
+    return Fate(answers_s=1.0) if call.method == "Txn" else FINE
 
 
 def slow_reads(call: Call) -> Fate:
     """Let transactions that only read be answered after three seconds."""
-    return answered_late(3.0) if call.method == "Txn" and not call.request.compare else FINE
+    return Fate(answers_s=3.0) if call.method == "Txn" and not call.request.compare else FINE
 
 
 # Recorded, then acked.
 
 
 def test_an_event_is_handled_recorded_and_then_acked(order: Order) -> None:
-    order.etcd.script("Txn", answered_late(3.0))
+    order.etcd.script("Txn", Fate(answers_s=3.0))
     order.deliver(body("1", n=1))
     assert order.store.keys("/orders/") == ["/orders/1"]
     assert order.record().state == DONE
@@ -165,7 +159,7 @@ def test_a_failing_event_is_retried_and_then_parked_with_its_error(order: Order)
 
 def test_merged_deliveries_are_each_retried_by_their_own_count(order: Order) -> None:
     order.pure.fails = 1
-    order.etcd.script("Txn", answered_late(1.0))
+    order.etcd.script("Txn", Fate(answers_s=1.0))
     order.deliver(body("1"))
     order.deliver(body("1"), properties=pika.BasicProperties(headers={"x-attempts": 2}))
     order.advance(1.0)
@@ -318,7 +312,7 @@ def test_what_etcd_refuses_again_and_again_holds_up_no_small_batch_and_no_line(
 
 
 def test_under_load_each_failure_has_a_line_of_its_own(order: Order) -> None:
-    order.etcd.fate = lambda _: answered_late(0.02)
+    order.etcd.fate = lambda _: Fate(answers_s=0.02)
     for second in range(5):
         for number in range(20):
             if number == 10:
@@ -331,7 +325,7 @@ def test_under_load_each_failure_has_a_line_of_its_own(order: Order) -> None:
 def test_a_commit_that_is_sent_again_still_counts_as_one_in_flight(order: Order) -> None:
     order.world.start().deliver(body("0"))
     # It does not apply, is read, and what is left is sent again.
-    order.etcd.script("Txn", FINE, FINE, answered_late(2.0))
+    order.etcd.script("Txn", FINE, FINE, Fate(answers_s=2.0))
     order.deliver(*(body(str(n)) for n in range(3)))
     order.etcd.fate = slow_commits
     before = len(batch_sizes(order))
@@ -385,7 +379,7 @@ def test_the_stop_waits_for_what_has_arrived_and_not_had_its_turn(order: Order) 
 def test_when_etcd_is_another_nothing_is_settled_any_more(order: Order) -> None:
     """Not what is past a gap, nor what the cache knew or what rests on no record: all is held."""
     order.deliver(body("1"))
-    order.etcd.script("Txn", answered_late(5.0))
+    order.etcd.script("Txn", Fate(answers_s=5.0))
     order.deliver(body("the gap"))
     order.deliver(body("past the gap"))
     order.broker.confirms = False

@@ -92,7 +92,7 @@ def test_a_lease_that_was_granted_late_is_not_used(others: list[Kind]) -> None:
     def fate(call: etcd.Call) -> etcd.Fate:
         if call.method == "LeaseGrant" and call.request.TTL in late_ttls_s:
             late_ttls_s.clear()
-            return etcd.answered_late(3.0)
+            return etcd.Fate(answers_s=3.0)
         return etcd.FINE
 
     replica.etcd.fate = fate
@@ -105,7 +105,7 @@ def test_a_lease_that_was_granted_late_is_not_used(others: list[Kind]) -> None:
 def test_a_short_window_records_by_an_etcd_that_is_slow(window_s: int) -> None:
     """Else one lease after the other is granted too late to be used, and nothing is recorded."""
     replica = replica_with(window_s)
-    replica.etcd.fate = lambda _: etcd.answered_late(CALL_TIMEOUT_S - 0.1)
+    replica.etcd.fate = lambda _: etcd.Fate(answers_s=CALL_TIMEOUT_S - 0.1)
     replica.commit(replica.ask("1"))
     replica.wait()
     assert [answer.landed for answer in replica.answers] == [True]
@@ -126,7 +126,7 @@ def test_a_claims_lease_does_not_grow_by_the_time_that_the_machine_was_suspended
     """Else what a process leaves behind that dies later would be called hours later."""
     with World() as world:
         order = world.start(Claimed(waits=True))
-        order.etcd.script("LeaseGrant", etcd.answered_late(1.0))
+        order.etcd.script("LeaseGrant", etcd.Fate(answers_s=1.0))
         order.deliver(body("1"))
         world.suspend(8 * 3600)
         order.advance(3)
@@ -179,11 +179,11 @@ def test_what_remains_is_never_more_than_etcd_grants(replica: Replica) -> None:
     lease = claim(replica)
     replica.etcd.script(
         "LeaseKeepAlive",
-        etcd.answered_late(3.0),
+        etcd.Fate(answers_s=3.0),
         etcd.REQUEST_LOST,
         etcd.Fate(2.0, 4.0),
         etcd.refused("leader changed"),
-        etcd.answered_late(1.0),
+        etcd.Fate(answers_s=1.0),
     )
     for _ in range(400):
         replica.loop.advance(0.1)
@@ -210,7 +210,7 @@ def test_a_lease_that_ended_at_etcd_is_replaced(replica: Replica, noticed: bool)
 
 def test_a_late_keep_alive_brings_back_no_lease_that_was_given_up(replica: Replica) -> None:
     lease = claim(replica)
-    replica.etcd.script("LeaseKeepAlive", etcd.answered_late(3.0))
+    replica.etcd.script("LeaseKeepAlive", etcd.Fate(answers_s=3.0))
     replica.loop.advance(5.5)
     replica.etcd.script("Txn", etcd.REQUEST_LOST)
     replica.commit(replica.ask("2", Kind.CLAIM))

@@ -116,9 +116,9 @@ class SimulatedEtcd(etcd.FakeEtcd):
 class SimulatedBroker(amqp.FakeBroker):
     """The queues, and what the seed decides of them.
 
-    ``sent`` has every body that was sent, and ``must_not_ack`` the processes that know better.
-    ``published_s`` has the times at which each event of the service's own was published,
-    ``given_out_s`` when a message with a body was last given out.
+    ``sent`` has every body that was sent, ``dead`` the messages that are parked, and
+    ``must_not_ack`` the processes that know better. ``published_s`` has the times at which each
+    event of the service's own was published, ``given_out_s`` when a body was last given out.
     """
 
     def __init__(self, run: Run, store: etcd.Store) -> None:
@@ -134,11 +134,8 @@ class SimulatedBroker(amqp.FakeBroker):
         self._rested_on_copies: Counter[bytes] = Counter()
         self._given_s: dict[tuple[int, Life], float] = {}
         self._silent: set[Session] = set()
-        self.queues[SERVICE] = Queue(SERVICE, queue_arguments(SERVICE, ())[SERVICE])
-
-    @property
-    def dead(self) -> list[Message]:
-        return self.queues[DEAD_LETTERS].ready if DEAD_LETTERS in self.queues else []
+        self.queues = {n: Queue(n, each) for n, each in queue_arguments(SERVICE, ()).items()}
+        self.dead = self.queues[DEAD_LETTERS].ready
 
     @property
     def idle_retries(self) -> list[str]:

@@ -390,11 +390,6 @@ REQUEST_LOST = Fate(None, error=TIMED_OUT)
 ANSWER_LOST = Fate(error=TIMED_OUT)
 
 
-def answered_late(seconds: float) -> Fate:
-    """Apply at once; the reply takes its time."""
-    return Fate(answers_s=seconds)
-
-
 def refused(text: str, code: StatusCode = StatusCode.UNKNOWN, answers_s: float = 0.0) -> Fate:
     """Apply nothing, and answer with etcd's error."""
     return Fate(None, answers_s, refusal(code, text))

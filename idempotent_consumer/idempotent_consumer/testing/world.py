@@ -76,7 +76,7 @@ class InMemory:
         self._events = self._broker.queues[kept] = Queue(kept, {})
         bindings = [(key, service.name) for key in service.bindings]
         self._broker.exchanges[service.exchange] = [("#", kept), *bindings]
-        for name, arguments in queue_arguments(service.name, self._settings.retry_delays).items():
+        for name, arguments in queue_arguments(service.name, ()).items():
             self._broker.queues[name] = Queue(name, arguments)
         self._dead_letters = self._broker.queues[names.dead_letter_queue(service.name)]
         self._lives: list[_Life] = []
