@@ -191,6 +191,7 @@ for service, (death, (key, recorded, skipped)) in product(SERVICES, DEATHS.items
 for act, steps in ACTS.items():
     last, doubles = steps[-1][0], 4 if act[0] == "c" else 0
     SCRIPTS[f"act-{act[0]}"] = [(act[0], {"caption": last, "lost": 0, "double": doubles})]
+SCRIPTS["act-y"].append(("", {"why order-3": "recorded", "dots": "came again and was skipped"}))
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
