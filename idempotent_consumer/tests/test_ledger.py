@@ -105,7 +105,7 @@ def test_a_record_that_no_reply_has_room_for_is_held(replica: Replica, kind: Kin
     replica.commit(replica.ask("1", kind))
     replica.loop.advance(60)
     assert replica.answers == []
-    assert "larger than max" in replica.health.missing["etcd"]
+    assert "larger than max" in replica.health.missing.get("etcd", "")
     replica.etcd.fate = lambda _: etcd.FINE
     replica.wait()
     assert [answer.landed for answer in replica.answers] == [False]
