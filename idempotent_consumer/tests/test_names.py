@@ -48,8 +48,3 @@ def test_a_service_name_that_is_fine(name: str) -> None:
 def test_a_service_name_that_would_spoil_keys_or_queues_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="service name"):
         names.check_service_name(name)
-
-
-def test_binding_keys_that_can_be_read_only_once_are_kept() -> None:
-    """They were used up by being checked: the queue was bound to nothing."""
-    assert names.check_bindings(iter(["order.#", "refund"])) == ("order.#", "refund")
