@@ -1,4 +1,4 @@
-"""The mutants as data, and how one is put into a copy of the code."""
+"""The mutants as data, and what each makes of the code."""
 
 from __future__ import annotations
 
@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any
 
 SIMULATION = "simulation"
-"""The suite of a mutant that the simulation finds; all others name files of unit tests."""
-
-FILES = ("ten", "claims", "more", "outbox", "loop", "breaker", "messages")
+"""The suite of the mutants that the simulation has to find; all others name a unit test's file."""
 
 _PROJECT = "idempotent_consumer"
 
 
 class OutOfDate(Exception):
-    """A mutant's text is not in the code once; the message says which, in one line."""
+    """The code does not contain a mutant's text exactly once; one line says which."""
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One text in one file, and what stands there in the mutant."""
+    """A text in a file, and what the mutant has in its place."""
 
     file: str
     old: str
@@ -31,7 +29,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Mutant:
-    """A fault. ``wrong`` says what goes wrong in the world, ``suite`` what must find it."""
+    """A fault. ``wrong`` says what goes wrong in the world, ``suite`` what has to find it."""
 
     name: str
     wrong: str
@@ -41,21 +39,17 @@ class Mutant:
 
 def read_catalogue() -> list[Mutant]:
     """Return all mutants, file by file."""
-    return [mutant for file in FILES for mutant in _read(Path(__file__).with_name(f"{file}.toml"))]
-
-
-def _read(path: Path) -> Iterator[Mutant]:
-    modules = tomllib.loads(path.read_text())
-    usual = modules.pop("suite", SIMULATION)
-    for module, mutants in modules.items():
-        for name, given in mutants.items():
-            files = given.get("suite", usual).split()
-            suite = [file if file == SIMULATION else f"{_PROJECT}/tests/{file}" for file in files]
-            yield Mutant(name, given["wrong"], " ".join(suite), tuple(_edits(module, given)))
+    return [
+        Mutant(name, given["wrong"], suite, tuple(_edits(module, given)))
+        for path in sorted(Path(__file__).parent.glob("*.toml"))
+        for suite, modules in tomllib.loads(path.read_text()).items()
+        for module, mutants in modules.items()
+        for name, given in mutants.items()
+    ]
 
 
 def _edits(module: str, given: dict[str, Any]) -> Iterator[Edit]:
-    """Yield one for each hunk of the mutant's diff, or the one text that it names."""
+    """Yield an edit for each hunk of the mutant's diff, or its only edit."""
     if "diff" not in given:
         yield Edit(_file(module), given["old"], given.get("new", ""))
         return
@@ -70,11 +64,17 @@ def _file(module: str) -> str:
     return f"{_PROJECT}/{_PROJECT}/{module}.py"
 
 
-def mutate(root: Path, mutant: Mutant) -> None:
-    """Put a mutant into the code under ``root``; raises OutOfDate."""
+def suite_file(suite: str) -> str:
+    """Return where the unit tests of a suite are."""
+    return f"{_PROJECT}/tests/{suite}.py"
+
+
+def mutated(root: Path, mutant: Mutant) -> dict[Path, str]:
+    """Return the text of each file below ``root`` that a mutant changes; raises OutOfDate."""
+    texts: dict[Path, str] = {}
     for edit in mutant.edits:
         path = root / edit.file
-        text = path.read_text() if path.is_file() else ""
+        text = texts.get(path) or (path.read_text() if path.is_file() else "")
         times = text.count(edit.old)
         if times != 1:
             first = edit.old.strip().splitlines()[0]
@@ -82,4 +82,5 @@ def mutate(root: Path, mutant: Mutant) -> None:
                 f"mutant {mutant.name!r} must be brought up to date: its text stands "
                 f"{times} times in {edit.file}, and once is right: {first!r}"
             )
-        path.write_text(text.replace(edit.old, edit.new))
+        texts[path] = text.replace(edit.old, edit.new)
+    return texts

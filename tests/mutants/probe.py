@@ -1,108 +1,122 @@
-"""``python -m mutants.probe``: in a copy of the code, run one suite and say what it found.
+"""``python -m mutants.probe``: run one suite on a copy of the code, in the working directory.
 
-The last line on standard output is the Outcome.
+The last line on standard output is its Outcome, as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import io
+import json
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mutants.catalogue import SIMULATION, Mutant, read_catalogue
-from mutants.signs import Outcome, Sign, of_exception, of_violation
-
-ROOT = Path(__file__).parents[2]
-"""The copy: this very file is part of it."""
+from mutants.catalogue import SIMULATION, suite_file
 
 _PROJECTS = ("idempotent_consumer", "simulation", "fakes")
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a suite has found: its first sign of a fault, empty if there is none.
+
+    A ``judged`` sign is a violation or a failed assertion. Any other exception proves nothing: a
+    misspelt name raises one as well. ``broken`` of ``runs`` simulated runs showed a fault.
+    """
+
+    sign: str = ""
+    judged: bool = False
+    runs: int = 0
+    broken: int = 0
+
+
 def main() -> int:
-    """Run the suite that the command line names; 0 where it came to an outcome."""
+    """Run the suite that the command line names; return 0 if it came to an outcome."""
     parser = argparse.ArgumentParser(prog="mutants.probe", description=__doc__)
-    parser.add_argument("--mutant", help="the one that has been put into this copy")
-    parser.add_argument("--suite", required=True)
+    parser.add_argument("suite")
     parser.add_argument("--seeds", type=int, required=True)
     parser.add_argument("--all-seeds", action="store_true", help="go on after the first sign")
     options = parser.parse_args()
-    for mutant in read_catalogue():
-        if mutant.name == options.mutant:
-            check_imported(mutant)
     if options.suite == SIMULATION:
         outcome = run_simulation(options.seeds, options.all_seeds)
     else:
-        outcome = run_tests(options.suite.split())
-    check_origin()
-    print(outcome.to_json())
+        outcome = run_tests(suite_file(options.suite))
+    check_origin(Path.cwd())
+    print(json.dumps(asdict(outcome)))
     return 0
 
 
-def check_imported(mutant: Mutant) -> None:
-    """Raise unless the modules that Python imports are those that hold the mutant.
+def check_origin(root: Path) -> None:
+    """Raise RuntimeError unless this repository's imported modules all come from the copy.
 
-    The library is installed in the environment as well, from where it is developed.
+    The virtual environment has the library installed as well, from its working tree.
     """
-    for edit in mutant.edits:
-        name = edit.file.partition("/")[2].removesuffix(".py").replace("/", ".")
-        path = Path(str(importlib.import_module(name).__file__))
-        if path != ROOT / edit.file or edit.new not in path.read_text():
-            raise RuntimeError(f"{name} was imported from {path}, without {mutant.name!r}")
-
-
-def check_origin() -> None:
-    """Raise unless all that has been imported of this repository comes from the copy."""
     for name, module in sys.modules.items():
         file = getattr(module, "__file__", None)
-        if name.partition(".")[0] in _PROJECTS and file and not Path(file).is_relative_to(ROOT):
+        if name.partition(".")[0] in _PROJECTS and file and not Path(file).is_relative_to(root):
             raise RuntimeError(f"{name} was imported from {file}")
 
 
 def run_simulation(seeds: int, all_seeds: bool) -> Outcome:
-    """Simulate run after run, up to the first that is judged, or all of them."""
+    """Simulate run after run, up to the first with a violation, or all of them."""
     from simulation.world import simulate
 
-    first: Sign | None = None
-    runs = broken = 0
+    sign, judged, broken = "", False, 0
     for seed in range(seeds):
-        violations = simulate(seed).run.violations
-        runs += 1
-        if violations:
+        if violations := simulate(seed).run.violations:
             broken += 1
-            first = first or of_violation(seed, violations[0])
+            if not sign:
+                sign, judged = f"seed {seed}: {_one_line(violations[0])}", is_judged(violations[0])
             if not all_seeds:
                 break
-    return Outcome(first, runs, broken)
+    return Outcome(sign, judged, seed + 1, broken)
+
+
+def is_judged(violation: str) -> bool:
+    """Return whether a simulated run was judged, and did not end by the library's exception."""
+    return not violation.startswith("an exception ended the process:")
 
 
 class Watcher:
     """A plugin of pytest that keeps the first failure."""
 
     def __init__(self) -> None:
-        self.first: Sign | None = None
+        self.first: Outcome | None = None
 
     def pytest_exception_interact(self, node: Any, call: Any) -> None:
         """Take note of an exception, in a test or before it."""
-        self.first = self.first or of_exception(node.name, call.excinfo.value)
+        error = call.excinfo.value
+        text = _one_line(str(error) or type(error).__name__)
+        self.first = self.first or Outcome(f"{node.name}: {text}", is_judgement(error))
 
 
-def run_tests(files: list[str]) -> Outcome:
-    """Run files of unit tests up to the first failure."""
+def is_judgement(error: BaseException) -> bool:
+    """Return whether a test failed by an assertion, and not by any other exception."""
+    if isinstance(error, BaseExceptionGroup):  # Hypothesis raises one for several failures.
+        return all(map(is_judgement, error.exceptions))
+    # pytest.fail, and pytest.raises without an exception, raise pytest's own Failed.
+    return isinstance(error, AssertionError) or type(error).__name__ == "Failed"
+
+
+def run_tests(file: str) -> Outcome:
+    """Run a file of unit tests up to the first failure."""
     watcher, output = Watcher(), io.StringIO()
+    arguments = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", file]
     with contextlib.redirect_stdout(output):
-        code = pytest.main(
-            ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", *files], [watcher]
-        )
-    if code != pytest.ExitCode.OK and watcher.first is None:
-        lines = output.getvalue().strip().splitlines() or ["nothing was said"]
-        return Outcome(Sign(f"pytest ended with {code}: {lines[-1]}", judged=False))
-    return Outcome(watcher.first)
+        code = pytest.main(arguments, [watcher])
+    if code == pytest.ExitCode.OK or watcher.first:
+        return watcher.first or Outcome()
+    lines = output.getvalue().strip().splitlines() or ["nothing was said"]
+    return Outcome(f"pytest ended with {code}: {lines[-1]}")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:200]
 
 
 if __name__ == "__main__":
