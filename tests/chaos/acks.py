@@ -1,7 +1,6 @@
-"""The audit of acks: a proxy before the broker that asks etcd about each ack as it passes.
+"""The audit of acks: a proxy in front of the broker that looks up each ack's record in etcd.
 
-It reads AMQP 0-9-1 as it goes over the wire. An onlooker does not answer, so it needs of pika what
-decodes frames, and neither its connection nor its states.
+It reads AMQP 0-9-1 from the wire, and uses only pika's decoding of frames.
 """
 
 import asyncio
@@ -25,7 +24,7 @@ _ETCD_TIMEOUT_S = 2.0
 
 
 class Seen(NamedTuple):
-    """A method of pika's, with the body of one that carries content."""
+    """A method as pika decodes it, with its body if it carries content."""
 
     channel: int
     method: Any
@@ -33,19 +32,19 @@ class Seen(NamedTuple):
 
 
 class AckAudit(Proxy):
-    """Passes AMQP on as it comes, and holds each ack until etcd has been asked about its record.
+    """Relays AMQP, and holds each ack until its record has been looked up in etcd.
 
     An ack is early unless, at that moment, the event's record is done, or the broker has
-    confirmed the same body in a retry or dead-letter queue. Acks during which etcd does not
-    answer are passed on, counted as ``unknown``.
+    confirmed the same body in a retry or dead-letter queue. While etcd does not answer, acks
+    pass, and are counted as ``unknown``.
     """
 
     def __init__(self, rabbitmq: RabbitMQ, etcd: Etcd) -> None:
         self._etcd = EtcdClient(etcd.endpoint, _ETCD_TIMEOUT_S, lambda: etcd.login)
         self._silent_until_s = 0.0
         self.unhandled: set[str] = set()
-        """The types for which no service has a handler: their acks need no record."""
-        # Written on the loop's thread alone.
+        """The types without a handler in any service: their acks need no record."""
+        # Written only on the loop's thread.
         self._early: set[str] = set()
         self._forwarded: set[bytes] = set()
         self.checked = self.unknown = 0
@@ -53,26 +52,26 @@ class AckAudit(Proxy):
         self.url = f"amqp://{rabbitmq.user}:{rabbitmq.password}@{self.address}/"
 
     def early(self) -> set[str]:
-        """Return the ids (or the body, where it holds none) of what was acked too early."""
+        """Return the ids of the events that were acked too early, or the bodies without an id."""
         return set(self._early)
 
     @contextmanager
     def none_pass(self) -> Iterator[None]:
-        """Let the last acks pass, then none in the block, be it one that could not be judged."""
+        """Let the last acks pass; then raise AssertionError if any ack passes in the block."""
         seen = stands_still(lambda: (self.checked, self.unknown))
         yield
         now = self.checked, self.unknown
         assert now == seen, f"something was acked: {seen} to {now}"
 
     def onlookers(self) -> tuple[Onlooker, Onlooker]:
-        """Read both directions of a connection."""
+        """Return what reads the two directions of a connection."""
         queue = ""
         delivered: dict[tuple[int, int], bytes] = {}
         published: dict[tuple[int, int], bytes] = {}
         tags: defaultdict[int, int] = defaultdict(int)
 
         async def from_client(seen: Seen) -> None:
-            """Take note of what the service sends; an ack waits here, and all behind it."""
+            """Note what the service sends. An ack waits here, and so does everything behind it."""
             nonlocal queue
             match seen.method:
                 case spec.Basic.Consume():
@@ -108,9 +107,9 @@ class AckAudit(Proxy):
             self._early |= {_member(body, "id") or repr(body[:100]) for body in to_record} - done
 
     def _done(self, service: str, ids: set[str]) -> set[str] | None:
-        """Return which of these are done, None where etcd does not answer.
+        """Return which of these are done, or None if etcd does not answer.
 
-        It is left alone for a while then: each ack of many would wait, and heartbeats behind them.
+        It is then not asked again for a while: many acks would wait, and heartbeats behind them.
         """
         if time.monotonic() < self._silent_until_s:
             return None
@@ -134,7 +133,7 @@ def _take(waiting: dict[tuple[int, int], bytes], ack: Seen) -> list[bytes]:
 
 
 def _reading(note: Callable[[Seen], Awaitable[None]]) -> Onlooker:
-    """Cut one direction into frames, put content back together, and note it before it passes."""
+    """Return an onlooker that decodes the frames of one direction and notes each method."""
     contents: defaultdict[int, ContentFrameAssembler] = defaultdict(ContentFrameAssembler)
     left = b""
 
@@ -162,7 +161,7 @@ def _reading(note: Callable[[Seen], Awaitable[None]]) -> Onlooker:
 
 
 def _member(body: bytes, name: str) -> str:
-    """Return the id or the type of an event, empty where a body is none."""
+    """Return a member of an event; the empty string if a body is not an event."""
     try:
         event = json.loads(body)
         return str(event[name]) if isinstance(event, dict) and name in event else ""

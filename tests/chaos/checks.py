@@ -1,4 +1,4 @@
-"""What a test waits for, and what it reads of a service."""
+"""What tests wait for, and what they read from a service."""
 
 import json
 import re
@@ -11,12 +11,12 @@ from servers.wait import eventually
 
 
 def true(yes: object) -> None:
-    """Raise AssertionError unless it is true, for `eventually`."""
+    """Raise AssertionError unless a value is true, for `eventually`."""
     assert yes, "not yet"
 
 
 def becomes(read: Callable[[], object], expected: object, timeout_s: float = 30.0) -> None:
-    """Wait until what is read equals what is expected; raises AssertionError with the last."""
+    """Wait until `read` returns what is expected; raises AssertionError with the last value."""
 
     def equal() -> None:
         found = read()
@@ -26,7 +26,7 @@ def becomes(read: Callable[[], object], expected: object, timeout_s: float = 30.
 
 
 def passes(read: Callable[[], int], limit: int, timeout_s: float = 30.0) -> None:
-    """Wait until what is read is above a limit; raises AssertionError with the last."""
+    """Wait until `read` returns more than a limit; raises AssertionError with the last value."""
 
     def above() -> None:
         found = read()
@@ -36,7 +36,7 @@ def passes(read: Callable[[], int], limit: int, timeout_s: float = 30.0) -> None
 
 
 def throughout(duration_s: float, assertion: Callable[[], object]) -> None:
-    """Let a fault last, and check all the while."""
+    """Let a fault last, and check an assertion all the time."""
     until_s = time.monotonic() + duration_s
 
     def over() -> None:
@@ -50,7 +50,7 @@ def throughout(duration_s: float, assertion: Callable[[], object]) -> None:
 
 
 def not_ready(service: Service, *missing: str) -> dict[str, str]:
-    """Return why a service is not ready; raises AssertionError unless these are among them."""
+    """Return why a service is not ready; raises AssertionError unless these are missing."""
     health = service.health()
     reasons: dict[str, str] = health.body["missing"]
     lacks = health.status == 503 and set(missing) <= set(reasons)
@@ -60,9 +60,9 @@ def not_ready(service: Service, *missing: str) -> dict[str, str]:
 
 
 def holds(service: Service, why: str = "") -> None:
-    """Raise AssertionError unless a service is alive and not ready, for a reason like `why`.
+    """Raise AssertionError unless a service is alive, and not ready because of etcd.
 
-    The reason that it gives for etcd is searched for this regular expression.
+    The regular expression `why` has to occur in the reason that it gives.
     """
     assert service.health("/livez").status == 200
     reason = not_ready(service, "etcd")["etcd"]
@@ -70,7 +70,7 @@ def holds(service: Service, why: str = "") -> None:
 
 
 def lines(service: Service, text: str) -> list[dict[str, Any]]:
-    """Return the log lines whose message contains a text."""
+    """Return the log lines with a text in their message."""
     return [
         line
         for raw in service.output().splitlines(keepends=True)
@@ -81,14 +81,14 @@ def lines(service: Service, text: str) -> list[dict[str, Any]]:
 
 
 def says(service: Service, text: str, times: int = 1) -> list[dict[str, Any]]:
-    """Return the log lines with a text; raises AssertionError unless there are so many."""
+    """Return the log lines with a text; raises AssertionError if there are fewer than `times`."""
     found = lines(service, text)
     assert len(found) >= times, f"{len(found)} times {text!r}"
     return found
 
 
 def losses(service: Service, because: str = "", connection: str = "rabbitmq") -> int:
-    """Return how often a service has lost a connection, or failed to open it."""
+    """Return how often a service has lost a connection or failed to open one."""
     return sum(
         line["connection"] == connection and because in line["error"]
         for line in lines(service, "no connection to RabbitMQ")

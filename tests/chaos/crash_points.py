@@ -2,10 +2,9 @@
 
     cd order && CRASH_POINT="txn sent:2" ../.venv/bin/python -m chaos.crash_points order
 
-runs the service as `python -m order` does, and ends it with SIGKILL where it passes that step for
-the second time. Nothing in the library knows of this: the one function at which the step happens
-is wrapped from outside, before the service starts, so where the variable is unset nothing is
-wrapped, and the image of a service does not even hold this file.
+runs the service as `python -m order` does, and kills it with SIGKILL when it passes that step for
+the second time. The library knows nothing of this: the function of that step is wrapped from
+outside before the service starts, and the services' images do not contain this file.
 """
 
 import asyncio
@@ -34,17 +33,16 @@ PROOF = "killed at a crash point: "
 
 @dataclass(frozen=True)
 class Point:
-    """Where a step is, by a function of the library's or pika's, and when a call passes it.
+    """A step: a function of the library or of pika, and the moment in a call of it.
 
-    It is about to run: "before". It has returned: "after"; of a coroutine function that is what
-    its body returns. It waits, so what it has asked for is on its way: "waiting". The future that
-    it has returned has its result: "resolved".
+    "before" is just before the function runs, and "after" when it has returned (a coroutine: when
+    it has ended). "waiting" is while the coroutine waits, with its request on the way, and
+    "resolved" when the future that the function has returned has its result.
 
-    A call has the function's arguments as its attributes, and ``answer`` where there is one.
-    ``counts`` says which calls pass the step. ``reaches`` tells the passage that a call comes to,
-    where one call is several; else each is one more. ``last_act`` is done at the passage that
-    kills, for what the function leaves to be done a moment later, and returns what the proof is
-    to hold.
+    A call has the function's arguments as attributes, and its ``answer``. ``counts`` says which
+    calls pass the step. ``reaches`` returns the number of the passage, if one call can be several
+    passages; otherwise each call is one. ``last_act`` runs just before the kill, to finish what
+    the function leaves to a later turn of the loop; it returns more for the proof.
     """
 
     when: Literal["before", "after", "waiting", "resolved"]
@@ -54,7 +52,7 @@ class Point:
     last_act: Callable[[Any], dict[str, object]] = lambda _: {}
 
 
-# What the proof of some points holds, and what some have to wait for.
+# What some points add to the proof, or have to wait for.
 
 
 def _id(of: str) -> Callable[[Any], dict[str, object]]:
@@ -70,9 +68,9 @@ def _acked(call: Any) -> dict[str, object]:
 
 
 def _acked_and_sent(call: Any) -> dict[str, object]:
-    """Send the ack: it lies in buffers, and comes to the socket in one of the next turns."""
+    """Send the ack, which is still in buffers until one of the next turns of the loop."""
     connection = call.self.connection
-    getattr(connection, "_write", lambda: None)()  # What waits for the end of the turn.
+    getattr(connection, "_write", lambda: None)()  # It would run at the end of this turn.
     transport = connection._transport  # noqa: SLF001
     while transport.get_write_buffer_size():
         with suppress(BlockingIOError):
@@ -81,14 +79,14 @@ def _acked_and_sent(call: Any) -> dict[str, object]:
 
 
 def _records(call: Any) -> list[str]:
-    """Return the keys of the records that a call to etcd puts."""
+    """Return the keys of the records that a request to etcd puts."""
     puts = call.request.success if call.method == "Txn" else ()
     keys = (operation.request_put.key.decode() for operation in puts)
     return [key for key in keys if key.startswith("/service/")]
 
 
 def _seen_in_etcd(call: Any) -> dict[str, object]:
-    """Read one record of the transaction from etcd, by a client that is not the library's."""
+    """Read one record of the transaction from etcd, with another client than the library's."""
     (found,) = EtcdClient(os.environ["ETCD_ENDPOINTS"]).get(_records(call)[0])[:1]
     return {"key": found.key, "revision": found.mod_revision}
 
@@ -104,41 +102,41 @@ POINTS: dict[str, Point] = {
     # pika has handed a delivery over.
     "received": Point("after", "bus:Epoch.arrived"),
     "decoded": Point("after", "bus:Delivery.event"),
-    # A pure handler, on the loop's thread; its effects exist nowhere else when it is left.
+    # A pure handler, on the loop's thread. When it is left, its effects exist only in memory.
     "handler entered": Point("before", "calls:Calls.run", last_act=_EVENT),
     "handler left": Point("after", "calls:Calls.run", last_act=_EVENT),
-    # The batch takes no more; nothing has been sent.
+    # The batch is complete, and not sent.
     "batch sealed": Point("before", "ledger:EtcdLedger.commit"),
-    # gRPC has the transaction: it may apply or not.
+    # gRPC has the transaction, which may land or not.
     "txn sent": Point("waiting", _CALL, counts=_records),
-    # gRPC has the reply, before the ledger hears of it.
+    # gRPC has the reply, and the ledger has not.
     "applied but reply unread": Point(
         "after",
         _CALL,
         counts=lambda call: _records(call) and call.answer.succeeded,
         last_act=_seen_in_etcd,
     ),
-    # The reply is judged, and nothing has been done about it.
+    # The reply is judged, and nothing is settled.
     "reply read": Point("after", "ledger:EtcdLedger.commit"),
-    # One ack covers what has been settled meanwhile: how many that are is the commits' luck.
+    # One ack covers all that was settled meanwhile, a number that depends on the commits.
     "before ack": Point("before", _ACK, reaches=attrgetter("delivery_tag"), last_act=_acked),
     "after ack": Point("after", _ACK, reaches=attrgetter("delivery_tag"), last_act=_acked_and_sent),
     "before park": Point("before", "settle:forwarded_message", last_act=_body("delivery")),
-    # The broker has confirmed the dead letter; its delivery is not acked.
+    # The broker has confirmed the dead letter, and its delivery is not acked.
     "after park": Point("resolved", _SEND, counts=attrgetter("answer"), last_act=_body("message")),
-    # The record is there with its events; none of them has been sent.
+    # The record is there with its events, and none of them has been sent.
     "events recorded": Point("before", "flow:Consumer._publish", last_act=_id("flight.event")),
-    # pika has an event: it may arrive at the broker or not.
+    # pika has an event, which may arrive at the broker or not.
     "event sent": Point("after", _SEND),
-    # The broker has it, and the record still says publishing.
+    # The broker has confirmed it, and the record is still *publishing*.
     "event confirmed": Point("resolved", _SEND, counts=attrgetter("answer")),
-    # The claim has landed; its call has not begun.
+    # The claim has landed, and its call has not begun.
     "claim taken": Point("before", "calls:Calls.call", last_act=_EVENT),
-    # A claimed handler has returned, and nothing has been done about it.
+    # A claimed handler has returned, and nothing is recorded.
     "call made": Point(
         "after", "calls:Calls.call", counts=lambda call: call.answer is not None, last_act=_EVENT
     ),
-    # The record is done in place of the claim; nothing has been acked.
+    # The record is *done* in place of the claim, and nothing is acked.
     "claim completed": Point(
         "before", "settle:Settler.recorded", counts=attrgetter("ours"), last_act=_EVENT
     ),
@@ -146,25 +144,16 @@ POINTS: dict[str, Point] = {
 
 
 def find(point: Point) -> tuple[Any, str, Callable[..., Any]]:
-    """Return the point's function, what holds it, and its name there.
-
-    Raises LookupError where the library has no such function, or it does not wait any more.
-    """
+    """Return the class or module that has the point's function, its name there, and itself."""
     module, _, path = point.where.partition(":")
     *owners, name = path.split(".")
     within = module if module.startswith("pika.") else f"idempotent_consumer.{module}"
-    try:
-        owner = functools.reduce(getattr, owners, importlib.import_module(within))
-        function = getattr(owner, name)
-    except (ImportError, AttributeError) as error:
-        raise LookupError(f"{point.where} is no longer there: {error}") from error
-    if point.when == "waiting" and not inspect.iscoroutinefunction(function):
-        raise LookupError(f"{point.where} is no longer a coroutine function")
-    return owner, name, function
+    owner = functools.reduce(getattr, owners, importlib.import_module(within))
+    return owner, name, getattr(owner, name)
 
 
 def plant(point: Point, reached: Callable[[Any], None]) -> None:
-    """Wrap the point's function so that `reached` is called at each passage; raises LookupError."""
+    """Wrap the point's function so that each passage calls `reached`."""
     owner, name, function = find(point)
     signature = inspect.signature(function)
 
@@ -184,7 +173,7 @@ def plant(point: Point, reached: Callable[[Any], None]) -> None:
         call, answer = begins(*args, **kwargs), function(*args, **kwargs)
         passes("after", call, answer)
         if point.when == "resolved":
-            # The first of its callbacks: whoever waits for it adds another, which comes later.
+            # The first callback of the future runs before those of the code that awaits it.
             answer.add_done_callback(lambda future: passes("resolved", call, future.result()))
         return answer
 
@@ -192,8 +181,8 @@ def plant(point: Point, reached: Callable[[Any], None]) -> None:
     async def coroutine(*args: Any, **kwargs: Any) -> Any:
         call = begins(*args, **kwargs)
         if point.when == "waiting":
-            # Its body runs at once, until it waits; gRPC takes a request over in the turn after
-            # that, in a task of its own, which is in the line ahead of the second of these.
+            # The body runs until it waits. gRPC then takes the request over in a task of its own,
+            # in the turn after this one, and before the second of these callbacks.
             loop = asyncio.get_running_loop()
             loop.call_soon(lambda: loop.call_soon(passes, "waiting", call))
         answer = await function(*args, **kwargs)
@@ -204,9 +193,9 @@ def plant(point: Point, reached: Callable[[Any], None]) -> None:
 
 
 def kill_at(setting: str) -> None:
-    """Wrap what the setting, such as `txn sent:2`, names, to end this process at that passage.
+    """Kill this process at the passage that a setting such as `txn sent:2` names.
 
-    Raises LookupError where there is no such point, or where the library does not have it.
+    Raises LookupError if there is no such point.
     """
     found = re.fullmatch(r"(.+):([1-9][0-9]*)", setting)
     if found is None or found[1] not in POINTS:
@@ -225,7 +214,7 @@ def kill_at(setting: str) -> None:
 
 
 def main() -> None:
-    """Run the service that the command line names, to the crash point where one is set."""
+    """Run the service that the command line names, with the crash point of the environment."""
     (service,) = sys.argv[1:]
     setting = os.environ.get(VARIABLE)
     if setting:

@@ -1,4 +1,4 @@
-"""How long faults last and how often they come: CHAOS_FULL, CHAOS_MINUTES and CHAOS_SEED."""
+"""How long faults last and how often they occur: CHAOS_FULL, CHAOS_MINUTES and CHAOS_SEED."""
 
 import os
 import random
@@ -7,22 +7,22 @@ from typing import Any
 import pytest
 
 FULL = bool(os.environ.get("CHAOS_FULL"))
-"""Whether each row is run with all its durations, and not with the shortest alone."""
+"""Whether each row runs with all its durations, and not only with the shortest."""
 
 MINUTES = float(os.environ.get("CHAOS_MINUTES") or 0)
 SEED = int(os.environ.get("CHAOS_SEED", "") or random.randrange(1 << 32))
-"""How long the soak is and which seed it has."""
+"""The length of the soak, and its seed."""
 
 
 def lasting(shortest: float, *longer: float) -> tuple[float, ...]:
-    """Return the durations in seconds that a row is run with, for `parametrize`."""
+    """Return the durations in seconds with which a row runs, for `parametrize`."""
     return (shortest, *longer) if FULL else (shortest,)
 
 
 def rate(lasts_s: float, most: float = 200.0) -> float:
-    """Return how many events a second a load may have that lasts about so long.
+    """Return the events per second of a load that lasts about this long.
 
-    Every record is read again whenever a trial looks what is done: a long load is a thin one.
+    A trial reads every record again each time it counts them, so a long load has to be thin.
     """
     return min(most, 12_000 / lasts_s)
 
@@ -32,5 +32,5 @@ def often(times: int, full: int) -> int:
 
 
 def quick(*values: Any) -> Any:
-    """Return values for `parametrize` with which a row is run by `make integration-test` too."""
+    """Return values for `parametrize` with which `make integration-test` runs a row too."""
     return pytest.param(*values, marks=pytest.mark.quick)

@@ -1,7 +1,7 @@
-"""A hosts file for one service alone: names that nothing resolves yet, and that move later.
+"""A hosts file for one service: names that do not resolve yet, or that move later.
 
-The service's process goes into a mount namespace of its own, in which /etc/hosts is the test's
-file: every resolver in it (Python's, gRPC's) sees the same, and nobody else does.
+The service's process enters a mount namespace of its own, in which /etc/hosts is the test's file.
+Its resolvers (Python's, gRPC's) read that file, and other processes do not.
 """
 
 import os
@@ -20,7 +20,7 @@ def done(result, what):
         raise OSError(ctypes.get_errno(), what)
 
 
-# Who is not root may mount in a user namespace of his own.
+# Other users than root may mount in a user namespace of their own.
 done(libc.unshare(NEWNS if os.geteuid() == 0 else NEWNS | NEWUSER), "unshare")
 done(libc.mount(b"none", b"/", None, REC | PRIVATE, None), "mount --make-rprivate /")
 done(libc.mount({hosts!r}, b"/etc/hosts", None, BIND, None), "mount --bind /etc/hosts")
@@ -28,7 +28,7 @@ done(libc.mount({hosts!r}, b"/etc/hosts", None, BIND, None), "mount --bind /etc/
 
 
 class Hosts:
-    """The hosts file of the services that are started with its settings."""
+    """The hosts file of the services that start with its settings."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -37,23 +37,23 @@ class Hosts:
         self._write()
 
     def settings(self) -> dict[str, str]:
-        """Return the variable that gives a service this hosts file."""
+        """Return the environment variable that gives a service this hosts file."""
         return prelude(self._directory, _PRELUDE.format(hosts=str(self._file).encode()))
 
     def point(self, name: str, address: str) -> None:
-        """Let a name resolve from now on, or to another address."""
+        """Let a name resolve to an address from now on."""
         self._addresses[name] = address
         self._write()
 
     def _write(self) -> None:
         lines = ["127.0.0.1 localhost"]
         lines += [f"{address} {name}" for name, address in self._addresses.items()]
-        # In place: the mount shows this file, not another of its name.
+        # In place: the mount shows this inode, not a new file of the same name.
         self._file.write_text("\n".join(lines) + "\n")
 
 
 def prelude(directory: Path, code: str) -> dict[str, str]:
-    """Return the variable that lets a service run some code first: Python's `sitecustomize`."""
+    """Return the environment variable that makes a service run code first, as `sitecustomize`."""
     (directory / "sitecustomize.py").write_text(code)
     inherited = os.environ.get("PYTHONPATH")
     return {"PYTHONPATH": os.pathsep.join(filter(None, (str(directory), inherited)))}

@@ -1,4 +1,4 @@
-"""Events to publish: a given number of them, or a stream that lasts as long as a fault does."""
+"""Events to publish: a list, or a stream that lasts as long as a fault does."""
 
 import random
 import threading
@@ -22,7 +22,7 @@ def orders(number: int, prefix: str = "order") -> list[Event]:
 
 
 def repeated(events: list[Event], times: int) -> list[Event]:
-    """Return each event so many times, shuffled: some repeats lie close, some far apart."""
+    """Return each event several times, shuffled: some copies are close together, some far apart."""
     copies = events * times
     random.Random(times).shuffle(copies)
     return copies
@@ -35,7 +35,7 @@ def ids(events: Iterable[Event]) -> set[str]:
 class Load:
     """Publishes a stream of events, a third of them duplicates, until `finish`.
 
-    The block that it is used in ends it too, so that a failing test leaves no publisher behind.
+    It is a context manager, so that a failing test leaves no publisher behind.
     """
 
     def __init__(self, broker: Broker, rate_per_s: float, seed: int = 1) -> None:
@@ -48,12 +48,12 @@ class Load:
             stream = self._stream()
             try:
                 confirmed = broker.publish(stream, rate_per_s=rate_per_s, timeout_s=_A_DAY_S)
-            except BaseException as error:  # noqa: BLE001 - whoever asks for the result gets it.
+            except BaseException as error:  # noqa: BLE001 - `finish` raises it.
                 self._confirmed.set_exception(error)
             else:
                 self._confirmed.set_result(confirmed)
 
-        # A daemon: where a test has failed with the broker away, it does not hold up the exit.
+        # A daemon: if a test fails while the broker is down, the thread does not delay the exit.
         threading.Thread(target=publish, name="load", daemon=True).start()
 
     def __enter__(self) -> Self:
@@ -64,7 +64,7 @@ class Load:
 
     @property
     def running(self) -> bool:
-        """Whether it still publishes; one that has failed does not."""
+        """Whether it still publishes, and has not failed."""
         return not self._confirmed.done()
 
     def finish(self) -> list[Event]:

@@ -1,9 +1,9 @@
-"""The ways from a service to its dependencies: through a proxy, or one that can be partitioned.
+"""The ways from a service to its dependencies: through a proxy that delays, holds or drops.
 
-A partition drops packets where that is possible; elsewhere a proxy is silent. The listening socket
-of the proxy is put into a network namespace of its own, behind a pair of virtual interfaces.
-iptables drops packets in there, so the machine's own firewall is never touched, and TCP on both
-sides does what it does in a real partition: it sends again, ever more slowly.
+If the machine allows it, a partition drops packets: the proxy then listens in a network namespace
+of its own, behind a pair of virtual interfaces. iptables runs only in that namespace, so it never
+touches the machine's firewall, and TCP behaves as in a real partition: it retransmits, ever more
+slowly. Otherwise the proxy holds the bytes back.
 """
 
 import ctypes
@@ -28,20 +28,20 @@ _HELD: dict[Lost, Direction | Literal["both"]] = {"out": "up", "in": "down", "bo
 
 
 class Partition:
-    """The way between a service and one dependency, cut by holding bytes back.
+    """A way to one dependency, partitioned by holding bytes back.
 
-    They arrive at the end, without TCP's sending again.
+    They arrive when it heals, without any retransmission by TCP.
     """
 
     def __init__(self, proxy: Proxy) -> None:
         self._proxy = proxy
 
     def cut(self, lost: Lost) -> None:
-        """Let nothing through, of what the service sends (out) or of what comes to it (in)."""
+        """Lose what the service sends ("out"), what it receives ("in"), or both."""
         self._proxy.hold(_HELD[lost])
 
     def stopped(self) -> int:
-        """Return how much the cut has kept from arriving: bytes, or packets."""
+        """Return how many bytes, or packets, the partition has stopped."""
         return self._proxy.up.held_bytes + self._proxy.down.held_bytes
 
     def heal(self) -> None:
@@ -49,7 +49,7 @@ class Partition:
 
 
 class _PacketPartition(Partition):
-    """The same, cut by dropping packets in the namespace in which the proxy listens."""
+    """A way that is partitioned by dropping packets in the namespace of its proxy."""
 
     def __init__(self, proxy: Proxy, namespace: str) -> None:
         super().__init__(proxy)
@@ -70,11 +70,11 @@ class _PacketPartition(Partition):
 
 
 def _make_namespace(name: str) -> str:
-    """Make a network namespace, tied to this one by a pair of interfaces; return its address.
+    """Make a network namespace, joined to this one by a pair of interfaces; return its address.
 
-    Raises CommandFailedError where a tool is absent, or the user or the kernel does not allow it.
+    Raises CommandFailedError if a tool is missing, or if the user or the kernel does not allow it.
     """
-    # From 198.18.0.0/15, which is set apart for tests of networks (RFC 2544).
+    # From 198.18.0.0/15, which is reserved for network tests (RFC 2544).
     network, first = f"198.18.{secrets.randbelow(256)}", 4 * secrets.randbelow(64)
     outside, inside = (f"{network}.{first + offset}" for offset in (1, 2))
     outer, inner = f"o-{name[-8:]}", f"i-{name[-8:]}"
@@ -92,7 +92,7 @@ def _make_namespace(name: str) -> str:
 
 
 def _listen(namespace: str, address: str) -> socket.socket:
-    """Return a socket that listens inside, for this process: it keeps its namespace."""
+    """Return a socket that listens in a namespace; a socket keeps the namespace it was made in."""
 
     def enter_and_listen() -> socket.socket:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -101,7 +101,7 @@ def _listen(namespace: str, address: str) -> socket.socket:
                 raise OSError(ctypes.get_errno(), "setns")
         return socket.create_server((address, 0))
 
-    # On a thread that ends here: setns changes the calling thread alone.
+    # On a thread of its own: setns changes only the calling thread.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(enter_and_listen).result()
 
@@ -110,9 +110,9 @@ def _listen(namespace: str, address: str) -> socket.socket:
 def relayed(
     dependency: Dependency, clean: Servers, acks: AckAudit, listener: socket.socket | None = None
 ) -> Iterator[tuple[Proxy, dict[str, str]]]:
-    """Relay to a dependency; yields the proxy, and the settings that lead a service through it.
+    """Relay to a dependency; yield the proxy, and the settings that make a service use it.
 
-    Acks are audited behind the proxy: as they arrive, not as they are sent.
+    Acks are audited behind the proxy: when they arrive, not when they are sent.
     """
     port = port_of(acks.url if dependency == "broker" else clean.etcd.endpoint)
     with relay(port, listener) as proxy:
@@ -126,7 +126,7 @@ def relayed(
 def cuttable(
     dependency: Dependency, clean: Servers, acks: AckAudit
 ) -> Iterator[tuple[Partition, dict[str, str]]]:
-    """Do the same by a way that can be partitioned."""
+    """Do the same for a way that can be partitioned."""
     namespace, listener = f"chaos-{secrets.token_hex(4)}", None
     try:
         with suppress(CommandFailedError):
@@ -139,5 +139,5 @@ def cuttable(
 
 
 def port_of(address: str) -> int:
-    """Return the port of host:port, or of an URL that ends with it."""
+    """Return the port of host:port, or of a URL that ends with it."""
     return int(address.rstrip("/").rpartition(":")[2])

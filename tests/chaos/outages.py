@@ -1,4 +1,4 @@
-"""Faults of the servers as blocks: each begins with the block and is healed at its end."""
+"""Faults of the servers as context managers, which heal them at the end."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ ALARMS = {
 
 @dataclass(frozen=True)
 class Outage:
-    """A fault of a server, or of a service, that begins with a block and ends with it."""
+    """A fault of a server, or of a service, as a context manager."""
 
     name: str
     begin: Callable[[Any], object]
@@ -45,12 +45,12 @@ frozen = Outage("frozen", methodcaller("pause"), methodcaller("resume"))
 application_stopped = Outage(
     "application stopped", methodcaller("ctl", "stop_app"), _start_application
 )
-"""The broker within its Erlang VM, which stays."""
+"""The broker stops within its Erlang VM, which goes on."""
 
 
 @contextmanager
 def alarm(rabbitmq: RabbitMQ, kind: str) -> Iterator[None]:
-    """Let the broker find that it is short of memory or of disk; the block begins when it has."""
+    """Make the broker raise an alarm for memory or disk; the block starts with the alarm."""
     raised, lowered = ALARMS[kind]
     try:
         rabbitmq.ctl(*raised)
@@ -72,7 +72,7 @@ def alarmed(rabbitmq: RabbitMQ) -> bool:
 
 
 def silent(server: Server) -> None:
-    """Raise AssertionError if a server that should be frozen answers."""
+    """Raise AssertionError if a frozen server answers."""
     try:
         server.probe()
     except OSError:

@@ -1,4 +1,4 @@
-"""A TCP proxy that misbehaves on demand: late, silent, in crumbs, cut off, slow to hang up."""
+"""A TCP proxy that misbehaves on demand: it delays, holds, slices, loses or cuts off bytes."""
 
 import asyncio
 import socket
@@ -12,21 +12,21 @@ from typing import Any, Literal
 Direction = Literal["up", "down"]
 
 Onlooker = Callable[[bytes], Awaitable[bytes]]
-"""Sees what comes, and returns what may pass: it can keep a part until the rest has come."""
+"""Gets each chunk, and returns what may pass; it can keep a part until the rest arrives."""
 
 _BUFFER_BYTES = 65_536
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER with no time to linger: close() sends a RST.
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER with a time of 0: close() sends a RST.
 
 
 class CutError(Exception):
-    """The connection is to be reset now, in the middle of what it was sending."""
+    """The connection has to be reset now, in the middle of a write."""
 
 
 class Way:
-    """Carries bytes of all connections in one direction, as the proxy has been told.
+    """One direction of all connections, and how it misbehaves.
 
-    What it counts can be read from any thread. ``appearances`` are those of a text that is looked
-    for, ``slices`` are writes of a part, and ``broken`` the connections cut in mid-write.
+    Its counters can be read from any thread: ``appearances`` of the text that `Proxy.count` looks
+    for, ``slices`` written of larger chunks, connections ``broken`` in the middle of a write.
     """
 
     def __init__(self) -> None:
@@ -48,9 +48,9 @@ class Way:
     async def carry(
         self, source: socket.socket, sink: socket.socket, onlooker: Onlooker | None
     ) -> None:
-        """Carry what comes from one side to the other until it ends; raises CutError.
+        """Carry bytes from one side to the other until the first closes; raises CutError.
 
-        Where the other side is gone, what is sent to it is lost; what it had sent still passes.
+        Once the other side is gone, bytes to it are lost, but what it had sent still passes.
         """
         chunks: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
         reading = asyncio.create_task(self._read(source, chunks))
@@ -70,7 +70,7 @@ class Way:
     async def _read(
         self, source: socket.socket, chunks: asyncio.Queue[tuple[float, bytes]]
     ) -> None:
-        """Note for each piece when it is due; an empty one is the end."""
+        """Queue each chunk with the time when it is due; an empty one is the end."""
         loop, chunk, tail = asyncio.get_running_loop(), b"more", b""
         while chunk:
             try:
@@ -103,14 +103,14 @@ class Way:
 
 
 class Proxy:
-    """Relays connections to one server. `up` is the way to it, `down` the way back.
+    """Relays connections to one server. ``up`` is the way to the server, ``down`` the way back.
 
-    What it is told holds for all its connections, those to come too. Counters say what has
-    become of it, so that a test can prove its fault. Made by `relay`; runs on a thread of its own.
+    A misbehaviour holds for all connections, present and future. Its counters let a test prove
+    that the fault has happened. Made by `relay`; it runs on a thread of its own.
     """
 
     def __init__(self, port: int, listener: socket.socket) -> None:
-        """Relay what `listener` accepts to a port of 127.0.0.1."""
+        """Relay the connections that `listener` accepts to a port of 127.0.0.1."""
         self._upstream = port
         host, listens_at = listener.getsockname()
         self.address = f"{host}:{listens_at}"
@@ -128,50 +128,50 @@ class Proxy:
     def connections(self) -> int:
         return len(self._connections)
 
-    # What it can be told.
+    # How it misbehaves.
 
     def delay(self, seconds: float) -> None:
-        """Let each byte be on its way for so long, in both directions."""
+        """Delay each byte, in both directions."""
         self.up.delay_s = self.down.delay_s = seconds
 
     def slice(self, size: int | None) -> None:
-        """Pass on so many bytes at a time, each in a write of its own; None is as they come."""
+        """Write at most this many bytes at once; None means no limit."""
         self.up.slice_bytes = self.down.slice_bytes = size or 0
 
     def hold(self, direction: Direction | Literal["both"]) -> None:
-        """Keep what comes, neither lost nor passed on, until `release`: a one-way silence."""
+        """Hold what arrives until `release`, which passes it on."""
         if direction != "down":
             self.up.open.clear()
         if direction != "up":
             self.down.open.clear()
 
     def swallow(self, direction: Direction) -> None:
-        """Lose what comes until `release`; the stream makes no sense after: follow with a cut."""
+        """Lose what arrives until `release`. The stream is broken then, so `cut` it."""
         self._way(direction).swallowing = True
 
     def release(self) -> None:
-        """Pass on what has been held, and everything as it comes from now on."""
+        """Pass on what was held, and from now on everything."""
         self._run(self._release())
 
     def close_slowly(self, seconds: float) -> None:
-        """Let one side learn so late that the other has closed."""
+        """Delay the news that one side has closed."""
         self._close_delay_s = seconds
 
     def count(self, direction: Direction, text: bytes) -> None:
-        """Count from now on how often these bytes are sent, in the way's ``appearances``."""
+        """Count how often a text is sent from now on, in the way's ``appearances``."""
         way = self._way(direction)
         way.text, way.appearances = text, 0
 
     def cut(self) -> None:
-        """Reset every connection on both sides, with what is on its way; hold nothing any more."""
+        """Reset all connections on both sides, lose what is on its way, and release."""
         self._run(self._cut())
 
     def cut_in_next(self, direction: Direction) -> None:
-        """Pass on half of what comes next, then reset that connection on both sides."""
+        """Pass on half of the next chunk, then reset its connection on both sides."""
         self._way(direction).breaking = True
 
     def close(self) -> None:
-        """End every connection, and listen no more."""
+        """End all connections and stop listening."""
         self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -186,7 +186,7 @@ class Proxy:
     # On the loop's thread.
 
     def onlookers(self) -> tuple[Onlooker | None, Onlooker | None]:
-        """Return who sees what a new connection carries up, and down: nobody."""
+        """Return the onlookers of a new connection, up and down. A subclass may have some."""
         return None, None
 
     async def _listen(self, listener: socket.socket) -> None:
@@ -203,10 +203,10 @@ class Proxy:
             side.close()
 
     async def _serve(self, client: socket.socket, server: socket.socket) -> None:
-        # Not asyncio's streams: with the first write that fails, they drop what is still unread.
+        # Not asyncio's streams: after a failed write they drop what is still unread.
         sides = client, server
         try:
-            # It has been cut; or the server is down, and the client sees its connection end.
+            # It was cut; or the server is down, and the client sees its connection end.
             with suppress(asyncio.CancelledError, OSError):
                 for side in sides:
                     side.setblocking(False)
@@ -219,7 +219,7 @@ class Proxy:
             self._reset(sides)
 
     async def _relay(self, *carrying: Coroutine[Any, Any, None]) -> None:
-        """Relay until a side closes; an error that is not of a side's goes to asyncio's log."""
+        """Relay until a side closes; raises CutError, and what an onlooker raises."""
         ways = [asyncio.create_task(way) for way in carrying]
         try:
             done, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -234,7 +234,7 @@ class Proxy:
             await asyncio.gather(*ways, return_exceptions=True)
 
     def _reset(self, sides: tuple[socket.socket, socket.socket]) -> None:
-        """Let the connection end with a reset on both sides when it is closed."""
+        """Make both sides of a connection end with a reset when they are closed."""
         self.resets += 1
         for side in sides:
             side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -258,5 +258,5 @@ class Proxy:
 
 
 def relay(port: int, listener: socket.socket | None = None) -> AbstractContextManager[Proxy]:
-    """Relay to a port of 127.0.0.1 for as long as the block runs; by default from another one."""
+    """Relay to a port of 127.0.0.1 throughout the block, by default from any free port."""
     return closing(Proxy(port, listener or socket.create_server(("127.0.0.1", 0))))

@@ -1,9 +1,10 @@
 """The receiver of notifications: an HTTP server that refuses, delays and holds calls.
 
-And the account of them: who called for what, how often, and why again.
+`account` then judges the calls: which were made, which repeated, and for what cause.
 """
 
 import json
+import sys
 import threading
 import time
 from collections import Counter, defaultdict
@@ -24,11 +25,11 @@ _LOOK_EVERY_S = 0.02
 
 @dataclass(eq=False)
 class Call:
-    """One POST: its id, its body, who made it, and its time on `time.monotonic`.
+    """One POST: its id, its body, its caller, and its times by `time.monotonic`.
 
-    It ends when it is answered, or when its caller has hung up, as the kernel does for one that
-    was killed. A frozen caller hangs up as little as one that waits. ``held``: it has met a hold,
-    so it does not end by being answered before the release. ``status`` is what it is to get.
+    It ends when it is answered, or when its caller closes the connection, which the kernel does
+    for a killed process. ``held``: it is answered only after the release. ``status`` is the answer
+    that it gets.
     """
 
     key: str
@@ -42,25 +43,22 @@ class Call:
 
 
 class Receiver(ThreadingHTTPServer):
-    """Accepts POSTs with 204 until told otherwise, and keeps its ``calls`` in order of arrival.
+    """Answers POSTs with ``status``, 204 at first, and keeps its ``calls`` in order of arrival."""
 
-    `close` ends it. ``status`` is the answer to calls whose key is not refused.
-    """
-
-    # The default backlog refuses some of a service's calls when they come all at once.
+    # The default backlog refuses some of the calls that a service makes at the same time.
     request_queue_size = 512
 
     def __init__(self, latency_s: float = 0.0) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.latency_s, self.status = latency_s, int(HTTPStatus.NO_CONTENT)
         self.calls: list[Call] = []
-        self._failures: dict[str, int | None] = {}
+        self._refusals = Counter[str]()
         self._open, self._let_through = True, set[str]()
         self.url = f"http://127.0.0.1:{self.server_port}/notifications"
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def url_for(self, caller: str) -> str:
-        """Where a process of this name POSTs, so that its calls are known to be its own."""
+        """Return the URL for one process: its end is the ``caller`` of the process's calls."""
         return f"{self.url}/{caller}"
 
     # What it has seen.
@@ -73,13 +71,13 @@ class Receiver(ThreadingHTTPServer):
         return {each.key for each in self.calls if each.answered and each.status == 204}
 
     def under_way(self, caller: str) -> set[str]:
-        """Return the ids of the calls of one process that have not ended."""
+        """Return the ids of one process's calls that have not ended."""
         return {call.key for call in self.calls if call.caller == caller and call.ended_s is None}
 
     def held(self, caller: str) -> set[str]:
-        """Return the ids of the calls of one process that wait for `release`.
+        """Return the ids of one process's calls that wait for `release`.
 
-        One that was about to be answered when the hold began is still under way, and not held.
+        A call that was about to be answered when the hold began is under way, but not held.
         """
         mine = (call for call in self.calls if call.caller == caller)
         return {call.key for call in mine if call.held and call.ended_s is None}
@@ -89,9 +87,9 @@ class Receiver(ThreadingHTTPServer):
 
     # What it can be told.
 
-    def refuse(self, key: str, times: int | None = None) -> None:
-        """Answer the next calls with this key with 500: so many of them, or all."""
-        self._failures[key] = times
+    def refuse(self, key: str, times: int = sys.maxsize) -> None:
+        """Answer the next calls with this key with 500."""
+        self._refusals[key] = times
 
     def hold(self) -> None:
         """Leave calls without an answer until `release`."""
@@ -99,11 +97,11 @@ class Receiver(ThreadingHTTPServer):
         self._open = False
 
     def let_through(self, caller: str) -> None:
-        """Answer the calls of one process all the same."""
+        """Answer the calls of one process during a hold."""
         self._let_through.add(caller)
 
     def release(self) -> None:
-        """Answer those held, and the following ones at once."""
+        """Answer the held calls, and from now on all calls."""
         self._open = True
 
     def close(self) -> None:
@@ -113,10 +111,9 @@ class Receiver(ThreadingHTTPServer):
     # On the threads of its calls.
 
     def take(self, call: Call) -> None:
-        left = self._failures.get(call.key, 0)
-        call.status = 500 if left is None or left > 0 else self.status
-        if left:
-            self._failures[call.key] = left - 1
+        refused = self._refusals[call.key] > 0
+        self._refusals[call.key] -= refused
+        call.status = 500 if refused else self.status
         self.calls.append(call)
 
     def holds(self, call: Call) -> bool:
@@ -127,8 +124,8 @@ class _Handler(BaseHTTPRequestHandler):
     server: Receiver
 
     def do_POST(self) -> None:
-        """Take a call, hold it if so told, and answer it unless its caller hangs up before."""
-        with suppress(OSError, ValueError):  # Its caller was killed while it sent this.
+        """Take a call, hold it if told to, and answer it unless its caller hangs up first."""
+        with suppress(OSError, ValueError):  # Its caller was killed while sending.
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             caller = self.path.rpartition("/")[2]
             call = Call(self.headers["Idempotency-Key"], body, caller, time.monotonic())
@@ -143,28 +140,28 @@ class _Handler(BaseHTTPRequestHandler):
                 call.ended_s = time.monotonic()
 
     def _waited(self, call: Call) -> bool:
-        """Wait as told; returns False where the caller has hung up meanwhile."""
+        """Wait for the latency and the hold; return False if the caller hangs up meanwhile."""
         due_s = call.began_s + self.server.latency_s
         while (left_s := due_s - time.monotonic()) > 0 or self.server.holds(call):
             call.held = self.server.holds(call)
             self.connection.settimeout(min(left_s, _LOOK_EVERY_S) if left_s > 0 else _LOOK_EVERY_S)
             with suppress(TimeoutError):
-                # A caller that has sent its request sends nothing more: this is its end.
+                # A caller sends nothing after its request, so this returns when it hangs up.
                 self.connection.recv(1)
                 return False
         return True
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing of it."""
+        """Log nothing."""
 
 
 def account(
     calls: Iterable[Call], done: set[str], explains: Callable[[Call, Call], bool]
 ) -> set[str]:
-    """Return the ids that were called for more than once.
+    """Return the ids of the events with more than one call.
 
-    Raises AssertionError where an event was not called for, where two calls for one were under
-    way at the same time, and where `explains` knows no cause of a repeat from the call before it.
+    Raises AssertionError if a done event had no call, if two calls for an event were under way at
+    the same time, or if `explains(before, again)` knows no cause for a repeated call.
     """
     by_id: defaultdict[str, list[Call]] = defaultdict(list)
     for call in sorted(calls, key=lambda call: call.began_s):
@@ -183,9 +180,9 @@ def lost_claims(service: Service) -> set[str]:
 
 
 def ended_claims(store: Store) -> dict[str, int]:
-    """Return how often a claim of each of notify's events has ended with its lease.
+    """Return how often the lease of a claim has expired, for each of notify's events.
 
-    Raises AssertionError unless each was gone before the next was taken, and the last one done.
+    Raises AssertionError unless each claim was gone before the next one, and the last one is done.
     """
     steps = store.steps("notify")
     ended = {event_id: states.count("gone") for event_id, states in steps.items()}

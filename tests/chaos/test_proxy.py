@@ -1,4 +1,4 @@
-"""The proxy does what a test tells it to, where no trial would see that it did not."""
+"""The proxy misbehaves as told. No trial would notice if it did not."""
 
 import queue
 import socket
@@ -37,7 +37,7 @@ def _served(by: type[socketserver.BaseRequestHandler]) -> Iterator[int]:
 
 @pytest.fixture
 def echo() -> Iterator[int]:
-    """Give the port of a server that sends back what it gets."""
+    """Give the port of a server that sends back what it receives."""
     with _served(_Echo) as port:
         yield port
 
@@ -54,7 +54,7 @@ def test_bytes_pass_both_ways_and_are_counted(echo: int) -> None:
 
 
 @pytest.mark.parametrize("direction", get_args(Direction))
-def test_bytes_are_held_and_released(echo: int, direction: Direction) -> None:
+def test_held_bytes_pass_after_the_release(echo: int, direction: Direction) -> None:
     with relay(echo) as proxy, _connect(proxy) as client:
         way = proxy.up if direction == "up" else proxy.down
         proxy.hold(direction)
@@ -69,7 +69,7 @@ def test_bytes_are_held_and_released(echo: int, direction: Direction) -> None:
         assert way.held_bytes == 0
 
 
-def test_bytes_are_lost_until_the_connection_is_cut(echo: int) -> None:
+def test_swallowed_bytes_are_lost_until_the_connection_is_cut(echo: int) -> None:
     with relay(echo) as proxy:
         with _connect(proxy) as client:
             proxy.swallow("down")
@@ -84,7 +84,7 @@ def test_bytes_are_lost_until_the_connection_is_cut(echo: int) -> None:
         assert proxy.resets == 1
 
 
-def test_the_other_side_learns_late_of_a_close(echo: int) -> None:
+def test_a_close_reaches_the_other_side_late(echo: int) -> None:
     with relay(echo) as proxy:
         proxy.close_slowly(0.5)
         started_s = time.monotonic()
@@ -97,8 +97,8 @@ def test_the_other_side_learns_late_of_a_close(echo: int) -> None:
         assert time.monotonic() - started_s >= 0.5
 
 
-def test_what_one_side_has_sent_arrives_when_it_is_gone() -> None:
-    """A killed process has sent its last acks, while more deliveries are on their way to it."""
+def test_the_last_bytes_of_a_closed_side_still_arrive() -> None:
+    """A killed process has sent its last acks, and more deliveries are on their way to it."""
     heard: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     class Talker(socketserver.BaseRequestHandler):
@@ -115,7 +115,7 @@ def test_what_one_side_has_sent_arrives_when_it_is_gone() -> None:
     with _served(Talker) as port, relay(port) as proxy:
         proxy.delay(0.2)
         with _connect(proxy) as client:
-            assert client.recv(1) == b"t"  # The rest is unread: its end is a reset.
+            assert client.recv(1) == b"t"  # The rest stays unread, so the close is a reset.
             client.sendall(b"last words")
         assert heard.get(timeout=5) == b"last words"
 

@@ -1,4 +1,4 @@
-"""The account of calls finds what it is there to find, and the receiver sees when a call ends."""
+"""`account` finds wrong calls, and the receiver sees when a call ends."""
 
 import socket
 from contextlib import closing
@@ -14,7 +14,7 @@ def call(key: str, began_s: float, ended_s: float | None, caller: str = "p0") ->
     return Call(key, None, caller, began_s, ended_s)
 
 
-def test_an_account_returns_what_was_repeated_for_a_cause() -> None:
+def test_an_account_returns_the_repeats_that_have_a_cause() -> None:
     calls = [call("a", 1, 2), call("b", 1, 2), call("a", 3, 4, "p1")]
     assert account(calls, {"a", "b"}, lambda *pair: pair[0].caller == "p0") == {"a"}
 
@@ -29,14 +29,14 @@ def test_an_account_returns_what_was_repeated_for_a_cause() -> None:
         ([call("a", 3, 4), call("a", 1, None)], {"a"}, "at the same time"),
     ],
 )
-def test_an_account_finds(calls: list[Call], done: set[str], found: str) -> None:
+def test_an_account_fails_for_wrong_calls(calls: list[Call], done: set[str], found: str) -> None:
     with pytest.raises(AssertionError, match=found):
         account(calls, done, lambda *_: found == "at the same time")
 
 
 @pytest.mark.parametrize(("status", "accepted"), [(204, {"e-1"}), (404, set[str]())])
 def test_a_call_ends_when_it_is_answered(status: int, accepted: set[str]) -> None:
-    """One that is answered with another status than 204 is not accepted."""
+    """A call with another answer than 204 is not accepted."""
     with closing(Receiver(0.05)) as receiver:
         receiver.status = status
         with _post(receiver, "p0") as caller:
@@ -49,7 +49,7 @@ def test_a_call_ends_when_it_is_answered(status: int, accepted: set[str]) -> Non
     assert seen.ended_s >= seen.began_s + 0.05
 
 
-def test_a_call_ends_when_its_caller_hangs_up_and_only_held_ones_wait() -> None:
+def test_a_held_call_ends_when_its_caller_hangs_up_and_others_are_let_through() -> None:
     with closing(Receiver(0.05)) as receiver:
         receiver.hold()
         receiver.let_through("p1")

@@ -1,7 +1,7 @@
-"""One trial: a fault under load, and the verdict on what came of it. All of them as a table."""
+"""A trial is a fault under load and the verdict on its consequences; all trials become a table."""
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -14,6 +14,7 @@ from chaos.checks import lines, passes
 from chaos.load import Load, order
 from chaos.rig import Rig
 from servers.broker import Event
+from servers.checker import Verdict
 from servers.services import Service
 from servers.wait import eventually
 
@@ -22,9 +23,9 @@ RECOVERY_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class Result:
-    """What one trial has shown: how often its fault fired, and what it did to the events.
+    """How often a trial's fault fired, and what it did to the events.
 
-    ``held`` are those that circuit breakers held when they closed.
+    ``held`` counts the events that circuit breakers held when they closed.
     """
 
     fault: str
@@ -39,21 +40,21 @@ class Result:
     recovery_s: float | None
 
 
-_SUMS = [field.name for field in fields(Result)][1:-1]
-
-
 def table(results: Sequence[Result]) -> str:
-    """Return a line for each fault and one for all; recovery is the median and the greatest."""
-    by_fault: dict[str, list[Result]] = defaultdict(list)
-    for result in results:
-        by_fault[result.fault].append(result)
-    rows = [_row(fault, found) for fault, found in [*sorted(by_fault.items()), ("all", results)]]
-    columns = (name.replace("_", " ") for name in _SUMS)
-    return aligned([("fault", "runs", *columns, "recovery"), *rows])
+    """Return a line for each fault and one for all; recovery is the median and the maximum."""
+    summed = [field.name for field in fields(Result)][1:-1]
+    rows = [["fault", "runs", *(name.replace("_", " ") for name in summed), "recovery"]]
+    for fault in [*sorted({result.fault for result in results}), "all"]:
+        found = [result for result in results if fault in (result.fault, "all")]
+        sums = [str(sum(getattr(result, name) for result in found)) for name in summed]
+        times_s = [result.recovery_s for result in found if result.recovery_s is not None]
+        recovery = f"{median(times_s):.1f} s, {max(times_s):.1f} s" if times_s else "-"
+        rows.append([fault, str(len(found)), *sums, recovery])
+    return aligned(rows)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as lines with columns: the first to the left, the others to the right."""
+    """Return rows as lines in columns, all but the first aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
@@ -61,17 +62,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def _row(fault: str, results: Sequence[Result]) -> tuple[str, ...]:
-    sums = (sum(getattr(result, name) for result in results) for name in _SUMS)
-    recoveries = [r.recovery_s for r in results if r.recovery_s is not None]
-    recovery = f"{median(recoveries):.1f} s, {max(recoveries):.1f} s" if recoveries else "-"
-    return (fault, str(len(results)), *map(str, sums), recovery)
-
-
 class Trial:
     """Publishes to one service while a fault happens, and judges by etcd's whole history.
 
-    A trial that is not judged to its end leaves no result, so nothing passes by being cut short.
+    Only `judge` leaves a result: a trial that ends early passes nothing.
     """
 
     def __init__(
@@ -98,8 +92,8 @@ class Trial:
 
     @property
     def acks(self) -> AckAudit:
-        """What stands between its services and the broker, and has looked at each ack."""
-        assert self._audit is not None, "nobody looks at the acks"
+        """The audit between its services and the broker, which checks each ack."""
+        assert self._audit is not None, "nobody audits the acks"
         return self._audit
 
     def start(self, **options: Any) -> Service:
@@ -121,21 +115,21 @@ class Trial:
 
     @contextmanager
     def load(self, rate_per_s: float = 200, seed: int = 1) -> Iterator[Load]:
-        """Publish new events and duplicates of them all through the block."""
+        """Publish new events and duplicates of them throughout the block."""
         with Load(self.broker, rate_per_s, seed) as load:
             yield load
             self.finish(load)
 
     def finish(self, load: Load) -> None:
-        """End a load and take its events for this trial's."""
+        """End a load, and judge its events with the trial's others."""
         self._confirmed += load.finish()
         self._sent += load.sent
 
     @contextmanager
     def under_load(self, rate_per_s: float = 200, **judged: Any) -> Iterator[Load]:
-        """Let a fault begin and end in the block, under load; see work go on after it, and judge.
+        """Run a fault, which begins and ends in the block, under load; then judge.
 
-        Events are done before it too. What is ``judged`` by goes to `judge`.
+        Events are handled before the block, and again after it. ``judged`` goes to `judge`.
         """
         with self.load(rate_per_s) as load:
             self.works()
@@ -146,36 +140,36 @@ class Trial:
         self.judge(**judged)
 
     def poison(self) -> None:
-        """Publish a body that is not an event: it is parked, whatever happens meanwhile.
+        """Publish a body that is not an event: it has to be parked, whatever the fault is.
 
-        Raises pika's errors where the broker does not take it.
+        Raises pika's errors if the broker does not take it.
         """
         body = b"not json: %d" % len(self._poison)
         self.broker.publish_raw(body)
         self._poison.add(body)
 
     def works(self, events: int = 20, timeout_s: float = RECOVERY_TIMEOUT_S) -> None:
-        """Wait until so many more events are done than are now."""
+        """Wait until this many more events are done."""
         passes(self.done, self.done() + events - 1, timeout_s)
 
     def done(self) -> int:
         return len(self.store.done(self.service))
 
     def fired(self, times: int = 1) -> None:
-        """Say that the fault was seen to happen, so many times."""
+        """Count the fault: it was seen to happen."""
         self.injected += times
 
     def recovers(self, timeout_s: float = RECOVERY_TIMEOUT_S) -> None:
-        """Wait, from the fault's end (now) on, until an event published from now on is done.
+        """At the end of the fault, wait until an event that is published now is done.
 
-        The longest of a trial is its recovery. Raises AssertionError.
+        A trial's longest wait is its recovery. Raises AssertionError.
         """
         started_s = time.monotonic()
         self.probed(timeout_s)
         self.recoveries_s.append(time.monotonic() - started_s)
 
     def probed(self, timeout_s: float = RECOVERY_TIMEOUT_S) -> None:
-        """Publish an event, again where the broker does not confirm it, and wait until it is done.
+        """Publish an event until the broker confirms it, and wait until it is done.
 
         Raises AssertionError.
         """
@@ -198,46 +192,54 @@ class Trial:
         first_revision: int | None = None,
         drained_within_s: float = 60.0,
     ) -> Result:
-        """Drain, retries too, and judge; raises AssertionError on any fault of the service.
+        """Drain the queues and judge; raises AssertionError for any fault of the service.
 
-        ``parked`` are the ids taken from the dead-letter queue, which must hold nothing but all of
-        the poison by now. A second copy of that is none of the service's faults where it was
-        killed, or a confirm was lost, between the parking and the ack.
+        ``parked`` are the ids that were taken from the dead-letter queue before.
         """
-        retries = (q for q in self.broker.queues() if q.startswith(f"{self.service}.retry."))
-        # An event may pass from a queue of retries to the service's own between two looks.
-        queues = (self.service, *retries, self.service)
-        self.rig.drained(*queues, timeout_s=drained_within_s)
-        dead = self.broker.drain(f"{self.service}.dead-letter")
-        self.parked = Counter(message.body for message in dead)
-        assert set(self.parked) == self._poison, "something else is parked"
-        assert {message.headers["x-reason"] for message in dead} <= {"invalid"}
-        parked, audit = set(parked), self._audit
+        parked = set(parked)
+        self._drain(drained_within_s)
         verdict = self.rig.verdict(
             self.service, self._sent, self._confirmed, parked=parked, first_revision=first_revision
         )
-        early = audit.early() - parked if audit else set()
-        closed = [line for each in self._services for line in lines(each, "breaker closed")]
-        result = Result(
-            self.fault,
-            self.injected,
-            verdict.confirmed,
-            sum(line["held"] for line in closed),
-            len(verdict.lost),
-            len(verdict.double),
-            audit.checked if audit else 0,
-            audit.unknown if audit else 0,
-            len(early),
-            max(self.recoveries_s, default=None),
-        )
+        early = self._audit.early() - parked if self._audit else set[str]()
+        result = self._result(verdict, len(early))
         self._results.append(result)
         assert self.injected, f"{self.fault}: the fault never happened"
-        assert audit is None or audit.checked, "no ack was seen"
+        assert not self._audit or self._audit.checked, "no ack was seen"
         assert not early, f"acked before its record: {sorted(early)[:5]}"
         if lost_is_waived:
             verdict = replace(verdict, lost=frozenset())
         verdict.require(confirmed_at_least=at_least)
         return result
+
+    def _drain(self, timeout_s: float) -> None:
+        """Wait until the queues are empty, and take the dead letters: the poison, nothing else.
+
+        A dead letter may be there twice if the service was killed, or a confirm was lost, between
+        the parking and the ack.
+        """
+        retries = (q for q in self.broker.queues() if q.startswith(f"{self.service}.retry."))
+        # An event can move from a retry queue to the service's own between two looks.
+        self.rig.drained(self.service, *retries, self.service, timeout_s=timeout_s)
+        dead = self.broker.drain(f"{self.service}.dead-letter")
+        self.parked = Counter(message.body for message in dead)
+        assert set(self.parked) == self._poison, "something else is parked"
+        assert {message.headers["x-reason"] for message in dead} <= {"invalid"}
+
+    def _result(self, verdict: Verdict, early: int) -> Result:
+        closed = [line for each in self._services for line in lines(each, "breaker closed")]
+        return Result(
+            self.fault,
+            self.injected,
+            verdict.confirmed,
+            held=sum(line["held"] for line in closed),
+            lost=len(verdict.lost),
+            double=len(verdict.double),
+            acks_checked=self._audit.checked if self._audit else 0,
+            unchecked=self._audit.unknown if self._audit else 0,
+            early=early,
+            recovery_s=max(self.recoveries_s, default=None),
+        )
 
 
 StartTrial = Callable[..., Trial]
