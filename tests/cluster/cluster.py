@@ -1,4 +1,4 @@
-"""A cluster of three brokers and three etcd members, from the repository's own compose files."""
+"""A cluster of three brokers and three etcd members, from the repository's compose files."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ _MEMBERS = {"etcd": 21, "etcd2": 22, "etcd3": 23}
 
 
 class BrokerNode(RabbitMQ):
-    """One node of the RabbitMQ cluster, which the others know by its host name."""
+    """One node of the RabbitMQ cluster, known to the others by its host name."""
 
     def __init__(self, host: str, node: Container) -> None:
         super().__init__(node, 5672, 15672)
         self.host, self.node, self.state = host, node, "up"
 
     def sees(self) -> set[str]:
-        """Return the names of the nodes that it finds running; raises CommandFailedError."""
+        """Return the names of the running nodes that it sees; raises CommandFailedError."""
         status = json.loads(self.ctl("cluster_status", "--formatter", "json"))
         return {name.removeprefix("rabbit@") for name in status["running_nodes"]}
 
 
 class Status(NamedTuple):
-    """What a member says of itself: its id, its leader's ("0": it has none), and its data."""
+    """A member's id, its leader's id ("0" for none), and the bytes that its data uses."""
 
     id: str
     leader: str
@@ -61,7 +61,7 @@ class Member(Etcd):
         self.node, self.state = node, "up"
 
     def status(self) -> Status:
-        """Return how it is; raises OSError."""
+        """Return the member's own status; raises OSError."""
         url = f"http://{self.endpoint}/v3/maintenance/status"
         found = fetch_json("POST", url, {}, timeout_s=2)
         leader, used_bytes = found.get("leader", "0"), int(found["dbSizeInUse"])
@@ -69,10 +69,10 @@ class Member(Etcd):
 
 
 class Shell:
-    """Runs commands in a directory with copies of the files, which they may change.
+    """Runs commands in a directory with copies of the compose files, which they may change.
 
-    `docker compose` has a project of its own there; its etcd keeps its whole history, for the
-    tests to read.
+    `docker compose` has a project of its own there, whose etcd keeps its whole history for the
+    tests.
     """
 
     def __init__(self, directory: Path, more: Mapping[str, str]) -> None:
@@ -91,9 +91,9 @@ class Shell:
         }
 
     def do(self, commands: str) -> str:
-        """Run commands up to the first that fails, and return their output.
+        """Run commands up to the first failure, and return their output.
 
-        Raises CommandFailedError, also after five minutes.
+        Raises CommandFailedError, also if they take more than five minutes.
         """
         script = f"set -euo pipefail\ncd {shlex.quote(str(self.directory))}\n{commands}"
         return run_tool(["bash", "-c", script], self._environment, timeout_s=300)
@@ -101,7 +101,7 @@ class Shell:
 
 @dataclass(frozen=True)
 class Cluster(Servers):
-    """Both clusters; `rabbitmq` and `etcd` are a node of each, for what any of them can answer."""
+    """Both clusters; `rabbitmq` and `etcd` are one node of each, to ask what any node knows."""
 
     brokers: list[BrokerNode]
     members: list[Member]
@@ -116,16 +116,16 @@ class Cluster(Servers):
         }
 
     def heal(self) -> None:
-        """Start and resume what a failed test has left, and wait until everybody sees everybody."""
+        """Start or resume the nodes that a test has left, and wait for the whole cluster."""
         for server in (*self.brokers, *self.members):
-            # All are launched before any is waited for: one alone does not answer.
+            # Launch all before waiting for any: a node alone does not answer.
             if server.state == "down":
                 server.launch()
             server.heal()
         eventually(self.whole, 120, also=(OSError,), interval_s=0.5)
 
     def whole(self) -> None:
-        """Raise AssertionError or OSError unless all nodes work together."""
+        """Raise AssertionError or OSError unless all nodes answer and form one cluster."""
         for broker in self.brokers:
             broker.probe()
         assert self.brokers[0].sees() == set(_BROKERS), "a broker is missing"
@@ -134,7 +134,7 @@ class Cluster(Servers):
             member.probe()
 
     def queue_leader(self, queue: str, without: BrokerNode | None = None) -> BrokerNode:
-        """Return the node that leads a queue, as another than `without` says.
+        """Return the node that leads a queue, by the word of another node than `without`.
 
         Raises AssertionError while there is none.
         """
@@ -150,9 +150,9 @@ class Cluster(Servers):
         return leaders[0]
 
     def etcd_leader(self, without: Member | None = None) -> Member:
-        """Return the member that leads, as all others than `without` say.
+        """Return the leader, on which all members but `without` agree.
 
-        Raises AssertionError while there is none, OSError when one does not answer.
+        Raises AssertionError while there is none, and OSError if a member does not answer.
         """
         answers = {member: member.status() for member in self.members if member is not without}
         leaders = {status.leader for status in answers.values()}
@@ -163,8 +163,8 @@ class Cluster(Servers):
 
 @contextmanager
 def start_cluster() -> Iterator[Cluster]:
-    """Start a project of its own, yield it when it is whole, and leave nothing behind."""
-    # From 198.18.0.0/15, which is set apart for tests of networks (RFC 2544).
+    """Start a compose project, yield it once the cluster is whole, and leave nothing behind."""
+    # From 198.18.0.0/15, which is reserved for network tests (RFC 2544).
     network = f"198.19.{random.randrange(256)}"
     with tempfile.TemporaryDirectory(prefix="cluster-") as directory:
         shell = Shell(Path(directory), {"CLUSTER_NETWORK": network})
@@ -184,7 +184,7 @@ def start_cluster() -> Iterator[Cluster]:
 
 
 def documented(page: str, heading: str) -> str:
-    """Return the commands that a page of docs/ has under a heading of the second level."""
+    """Return the commands in a page of docs/ under a heading of the second level."""
     text = section(DOCS / page, heading)
     found = re.findall(r"^ *```bash\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
     assert found, f"no commands in {page} under {heading!r}"

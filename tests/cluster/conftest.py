@@ -1,4 +1,4 @@
-"""The cluster in place of the single servers, what a trial needs, and the table of sizes."""
+"""Fixtures: the cluster instead of single servers, trials, and the table of sizes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _sizes = pytest.StashKey[list[Sequence[str]]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the table that the tests of sizes leave their results in."""
+    """Start the table of sizes."""
     head = ("number", "at", "by the formula", "measured")
     config.stash[_sizes] = list[Sequence[str]]([head])
 
 
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Cluster]:
-    """Start the cluster for the session; a test may do to its nodes what it likes."""
+    """Start the cluster for the session; a test may stop, kill and cut off its nodes."""
     with start_cluster() as cluster:
         yield cluster
 
@@ -40,7 +40,7 @@ def cluster(clean: Cluster) -> Cluster:
 
 @pytest.fixture
 def start_replicas(rig: Rig) -> StartReplicas:
-    """Start replicas: `start_replicas("order", 3)`. Each waits until it is ready."""
+    """Start replicas and wait until each is ready: `start_replicas("order", 3)`."""
     prefixes = map("replica-{}".format, count())
 
     def start(name: str = "order", number: int = 3, **settings: Any) -> list[Replica]:
@@ -56,7 +56,7 @@ def start_replicas(rig: Rig) -> StartReplicas:
 def trial(
     cluster: Cluster, start_replicas: StartReplicas, rig: Rig, results: list[Result]
 ) -> StartTrial:
-    """Begin a trial: `trial("queue's leader killed")`, with three replicas of order or others."""
+    """Begin a trial: `trial("queue's leader killed")`, by default of three replicas of order."""
 
     def begin(fault: str, replicas: list[Replica] | None = None) -> Trial:
         return Trial(fault, rig, results, cluster, replicas or start_replicas())
@@ -66,7 +66,7 @@ def trial(
 
 @pytest.fixture
 def measured(request: pytest.FixtureRequest) -> Measured:
-    """Note what has been measured of a number that decides the size, beside its formula."""
+    """Add to the table a number of the sizing guide, by its formula and as measured."""
 
     def note(number: str, point: str, formula: int, found: int) -> None:
         request.config.stash[_sizes].append((number, point, f"{formula:,}", f"{found:,}"))

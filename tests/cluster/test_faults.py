@@ -1,4 +1,4 @@
-"""Nodes are lost, moved from and taken away under load: the others are enough, or all wait."""
+"""Nodes are killed, cut off and drained under load: the others suffice, or the service waits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from servers.wait import eventually, stands_still
 pytestmark = [pytest.mark.usefixtures("docker"), pytest.mark.timeout(400)]
 
 FROM_ALL, FROM_PEERS = "cut off from everybody", "cut off from the other nodes"
-# Longer than it takes the broker's nodes to find one missing, which net_ticktime bounds.
+# Longer than the broker's nodes take to miss one, which net_ticktime bounds.
 LASTS_S = {"killed": 0.0, FROM_ALL: 20.0, FROM_PEERS: 20.0}
 
 MOVES = 20
@@ -36,11 +36,10 @@ LEASE_S = 15
 
 @pytest.mark.parametrize("way", ["killed", FROM_ALL, FROM_PEERS])
 def test_etcds_leader_is_lost(trial: StartTrial, cluster: Cluster, way: str) -> None:
-    """The others elect one, and the replicas ask them.
+    """The others elect a new leader, and the replicas ask them.
 
-    Where it is cut off from everybody, calls under way end by their deadline, and so do those of
-    who waits for it. From the others alone: it answers, and has no leader any more, so it is left
-    for one that has.
+    If it is cut off from everybody, the calls to it end by their deadline. If it is cut off only
+    from the other members, it answers that it has no leader, and the replicas turn to another.
     """
     attempt = trial(f"etcd's leader {way}")
     victim = cluster.etcd_leader()
@@ -59,11 +58,11 @@ def test_etcds_leader_is_lost(trial: StartTrial, cluster: Cluster, way: str) -> 
 def test_the_queues_leader_is_lost(
     trial: StartTrial, cluster: Cluster, start_replicas: StartReplicas, way: str, on_it: int | None
 ) -> None:
-    """Another node leads the queue, and consumers go there.
+    """Another node leads the queue, and the consumers move there.
 
-    Where so many of three replicas are connected to it and it is cut off, no connection is closed:
-    they notice by themselves. Those still reach it that are cut off from the others with it, until
-    it answers nothing that takes all; a replica elsewhere goes on.
+    No connection is closed when the node is cut off, so the replicas that are connected to it
+    (``on_it``) have to notice. They still reach a node that is cut off only from the other nodes,
+    though it has no majority; a replica on another node goes on.
     """
     replicas = start_replicas()
     victim = cluster.queue_leader("order")
@@ -85,7 +84,7 @@ def test_the_queues_leader_is_lost(
 def lost(
     victim: BrokerNode | Member, peers: Sequence[BrokerNode | Member], way: str
 ) -> AbstractContextManager[None]:
-    """Return the fault, which begins and ends with its block."""
+    """Return the fault as a context manager."""
     if way == "killed":
         return killed(victim)
     if way == FROM_ALL:
@@ -94,16 +93,16 @@ def lost(
 
 
 def leads_elsewhere(cluster: Cluster, victim: BrokerNode) -> None:
-    """Raise AssertionError unless the others say that one of them leads the queue."""
+    """Raise AssertionError while the other nodes say that this one leads the queue."""
     assert cluster.queue_leader("order", without=victim) is not victim, "it still leads"
 
 
 def connect(
     replicas: list[Replica], broker: BrokerNode, number: int, start_replicas: StartReplicas
 ) -> None:
-    """Let the first so many replicas be connected to a broker, and the others elsewhere.
+    """Connect the first replicas to a broker, and the others elsewhere.
 
-    Each chooses a node at random when it starts, so those that chose another start again.
+    A replica chooses its node at random when it starts, so the wrong ones are started again.
     """
     for index in range(len(replicas)):
         while (replicas[index].node() == broker.node.address) != (index < number):
@@ -111,10 +110,10 @@ def connect(
             (replicas[index],) = start_replicas(number=1)
 
 
-def test_what_clients_of_the_queues_leader_held_when_it_was_killed_comes_again(
+def test_unacked_deliveries_of_a_killed_queues_leader_are_redelivered(
     cluster: Cluster, start_replicas: StartReplicas, rig: Rig
 ) -> None:
-    """Within seconds, though the node stays away."""
+    """Within seconds, though the node stays down."""
     for replica in start_replicas():
         assert replica.service.terminate(10) == 0
     events = orders(10)
@@ -129,7 +128,7 @@ def test_what_clients_of_the_queues_leader_held_when_it_was_killed_comes_again(
         start_replicas()
         becomes(lambda: rig.store.done("order"), ids(events), RECOVERY_TIMEOUT_S)
     rig.drained("order")
-    with suppress(AMQPError):  # Its node was killed: this only gives its sockets back.
+    with suppress(AMQPError):  # Its node was killed; this only closes its sockets.
         holder.close()
 
 
@@ -147,7 +146,7 @@ def test_etcds_leader_moves(trial: StartTrial, cluster: Cluster) -> None:
 
 
 def test_each_broker_is_put_into_maintenance(trial: StartTrial, cluster: Cluster) -> None:
-    """As before an upgrade: the node's queues are led elsewhere, and its clients sent away."""
+    """As before an upgrade: another node leads its queues, and its clients are disconnected."""
     attempt = trial("each broker put into maintenance")
     with attempt.under_load():
         for broker in cluster.brokers:
@@ -159,7 +158,7 @@ def test_each_broker_is_put_into_maintenance(trial: StartTrial, cluster: Cluster
 
 
 def test_two_of_three_members_are_stopped(trial: StartTrial, cluster: Cluster, rig: Rig) -> None:
-    """The replicas hold what they have, are not ready, and go on when the members are back."""
+    """The replicas hold their deliveries, are not ready, and go on when the members are back."""
     attempt = trial("two of three etcd members stopped")
     with attempt.load():
         attempt.works()
@@ -168,7 +167,7 @@ def test_two_of_three_members_are_stopped(trial: StartTrial, cluster: Cluster, r
             member.stop()
         for replica in attempt.replicas:
             eventually(partial(holds, replica.service))
-    # No publisher is at work from here on, so that each ack would show.
+    # Nobody publishes from here on, so that any ack would show in the queue.
     attempt.publish(orders(300, "meanwhile"))
     before = stands_still(lambda: sum(rig.broker.depth("order")))
     assert before >= 300
@@ -189,7 +188,7 @@ def test_two_of_three_members_are_stopped(trial: StartTrial, cluster: Cluster, r
 
 
 def test_two_of_three_brokers_are_stopped(trial: StartTrial, cluster: Cluster) -> None:
-    """The third can do nothing alone; what was confirmed is there when they are back."""
+    """The third can do nothing alone; confirmed events are there when the others are back."""
     attempt = trial("two of three brokers stopped")
     with attempt.load():
         attempt.works()
@@ -198,7 +197,7 @@ def test_two_of_three_brokers_are_stopped(trial: StartTrial, cluster: Cluster) -
         for replica in attempt.replicas:
             eventually(partial(not_ready, replica.service, "rabbitmq"), 60)
         records = partial(attempt.store.client.count, record_prefix("order"))
-        recorded = stands_still(records)  # once what was under way has ended
+        recorded = stands_still(records)  # Commits under way have ended.
         throughout(10, lambda: true(records() == recorded))
         attempt.fired()
         cluster.heal()
@@ -210,7 +209,7 @@ def test_two_of_three_brokers_are_stopped(trial: StartTrial, cluster: Cluster) -
 
 @pytest.fixture
 def replicas(start_replicas: StartReplicas, receiver: Receiver) -> list[Replica]:
-    """Give three replicas of notify, which call as r0, r1 and r2."""
+    """Start three replicas of notify, which call as r0, r1 and r2."""
     return [
         replica
         for number in range(3)
@@ -222,9 +221,9 @@ def replicas(start_replicas: StartReplicas, receiver: Receiver) -> list[Replica]
 def test_a_replica_ends_in_its_calls(
     trial: StartTrial, replicas: list[Replica], receiver: Receiver, end: str
 ) -> None:
-    """Of one that is killed, the others make its calls again once its lease has ended.
+    """Once the lease of a killed replica has expired, the others repeat its calls.
 
-    One that is stopped finishes them. No other call is repeated.
+    A stopped replica finishes its own. No other call is repeated.
     """
     attempt = trial(f"notify's replica {end} in its calls", replicas)
     service = replicas[0].service
@@ -249,7 +248,7 @@ def test_a_replica_ends_in_its_calls(
     attempt.judge()
 
     def was_killed(before: Call, again: Call) -> bool:
-        # An answer to the dead is none: the receiver may write it before it sees that they are.
+        # The receiver may still answer a call of the dead process before it sees the hang-up.
         unheard = not before.answered or (before.ended_s or ended_s) > ended_s
         return before.caller == "r0" and unheard and again.began_s > ended_s
 

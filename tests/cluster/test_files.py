@@ -1,4 +1,4 @@
-"""The overlay has the flags of the files that it lies over, and the nodes that they name."""
+"""The cluster's compose file keeps the single nodes' flags, and names each node."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read(*files: str) -> Any:
 
 
 def test_each_etcd_member_has_the_single_nodes_flags() -> None:
-    """But for those that name the node, which are in its environment, and what followers need."""
+    """Except those that name the node, which are in its environment, and one for followers."""
     single, cluster = read(FILES[0])["services"], read(*FILES)["services"]
     own = ("--name=", "--advertise-client-urls=", "--experimental-snapshot-catchup-entries=")
     shared = [flag for flag in single["etcd"]["command"] if not flag.startswith(own)]
@@ -34,8 +34,8 @@ def test_each_etcd_member_has_the_single_nodes_flags() -> None:
         assert environment["ETCD_NAME"] == name
 
 
-def test_each_broker_is_as_the_single_one() -> None:
-    """But for its name, its volume and the cluster's file."""
+def test_each_broker_is_configured_like_the_single_one() -> None:
+    """Except its name, its volume and the cluster's configuration."""
     single, cluster = read(FILES[0])["services"]["rabbitmq"], read(*FILES)["services"]
     for name in ("rabbitmq", "rabbitmq2", "rabbitmq3"):
         for same in ("image", "healthcheck", "stop_grace_period", "restart"):
@@ -44,7 +44,7 @@ def test_each_broker_is_as_the_single_one() -> None:
 
 
 def test_every_node_is_known_to_the_services() -> None:
-    """Each waits for all of them at its first start, and may use any of them."""
+    """A service waits for all nodes at its first start, and may use any of them."""
     cluster = read(*FILES)["services"]
     nodes = {"rabbitmq", "rabbitmq2", "rabbitmq3", "etcd", "etcd2", "etcd3"}
     for service in (cluster["order"], cluster["notify"], cluster["gauges"]):
@@ -56,8 +56,8 @@ def test_every_node_is_known_to_the_services() -> None:
         assert set(service["depends_on"]) >= nodes
 
 
-def test_a_port_is_published_by_no_two_containers() -> None:
-    """So any service can have replicas, and the three nodes can share a machine."""
+def test_no_two_containers_publish_one_port() -> None:
+    """So a service can have replicas, and the three nodes can share a machine."""
     services = read(*FILES)["services"].values()
     published = [port["published"] for service in services for port in service.get("ports", ())]
     assert len(published) == len(set(published))

@@ -1,4 +1,4 @@
-"""The guides' own commands are played: the upgrade and the restore of a cluster, and the demo."""
+"""The guides' commands work as written: upgrade and restore of a cluster, and the demo on it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from chaos.load import ids, orders
 from chaos.rig import Rig
 from cluster.cluster import FILES, Cluster, Shell, documented
 from cluster.conftest import StartReplicas, StartTrial
+from cluster.trial import Replica
 from demo.acts import ACTS
 from demo.compose import Compose, ComposeStage, Ports
 from demo.play import Play
@@ -35,7 +37,7 @@ SERVERS = ("rabbitmq", "rabbitmq2", "rabbitmq3", "etcd", "etcd2", "etcd3")
 REPLICAS = 3
 
 RESTORE = "stop-and-restore-etcd.md"
-# Of the replicas, which are processes here: the test stops and starts them.
+# The replicas are processes here, so the tests stop and start them.
 OF_SERVICES = re.compile(r"^docker compose (stop|start) order notify$", re.MULTILINE)
 ANOTHER = "wiped|restored from an older state"
 PAST_THE_SNAPSHOT = 50
@@ -43,7 +45,7 @@ PAST_THE_SNAPSHOT = 50
 
 @pytest.fixture
 def new_images(cluster: Cluster) -> Iterator[set[str]]:
-    """Write other names of the same images into .env, and give them: they are the new version."""
+    """Write new names for the same images into .env, as a new version, and give the names."""
     shell, env_file = cluster.shell, cluster.shell.directory / ".env"
     written = env_file.read_text()
     images = re.findall("^IMAGE_(?:RABBITMQ|ETCD)=(.+)$", written, re.MULTILINE)
@@ -64,21 +66,24 @@ def new_images(cluster: Cluster) -> Iterator[set[str]]:
 def test_every_node_is_upgraded_in_turn(
     trial: StartTrial, cluster: Cluster, new_images: set[str]
 ) -> None:
-    """Nodes keep their data and their places, and the services never wait for long."""
+    """The nodes keep their data and their places, and the services never wait long."""
     attempt = trial("every node upgraded in turn")
     with attempt.under_load():
         cluster.shell.do(documented("upgrade.md", "A cluster, node by node"))
-        # Each container's image, as it was named when that was made.
+        # Each container's image, by its name when the container was made.
         listing = "docker ps --filter name=$COMPOSE_PROJECT_NAME --format '{{.Image}}'"
         attempt.fired(sum(image in new_images for image in cluster.shell.do(listing).split()))
     assert attempt.injected == len(SERVERS)
 
 
 @pytest.mark.timeout(400)
-def test_the_restore_of_the_guide(
+def test_a_cluster_is_restored_by_the_guide(
     cluster: Cluster, start_replicas: StartReplicas, rig: Rig
 ) -> None:
-    """What the snapshot lacks is handled again; who was overlooked settles nothing meanwhile."""
+    """Events that the snapshot lacks are handled again, and the old replicas settle nothing.
+
+    The guide stops all replicas. Here one is overlooked, and one is frozen meanwhile.
+    """
     broker, store = rig.broker, rig.store
     stopped, running, frozen = start_replicas()
     saved = broker.publish(orders(200, "saved"))
@@ -100,23 +105,10 @@ def test_the_restore_of_the_guide(
     frozen.service.resume()
     eventually(partial(holds, frozen.service, ANOTHER))
 
-    overlooked = [running, frozen]
-    settled = [replica.settled() for replica in overlooked]
-    new_ones = start_replicas(number=2)
-    for replica in new_ones:
-        (found,) = says(replica.service, "it holds this service's history")
-        assert found["incarnation"].startswith("restored ")
-    again = broker.publish([*saved, *gone, *orders(200, "new")])
-    becomes(lambda: broker.ready("order"), 0)
-
-    def settle_nothing() -> None:
-        for replica in overlooked:
-            holds(replica.service, ANOTHER)
-        assert [replica.settled() for replica in overlooked] == settled
-
-    throughout(5, settle_nothing)
-    for replica in overlooked:
-        assert replica.service.terminate(10) == 0
+    with _settling_nothing([running, frozen]):
+        new_ones = start_replicas(number=2)
+        again = broker.publish([*saved, *gone, *orders(200, "new")])
+        becomes(lambda: broker.ready("order"), 0)
     rig.handled_once("order", again)
     assert broker.ready("order.dead-letter") == 0
     assert len(again) == 600
@@ -125,12 +117,30 @@ def test_the_restore_of_the_guide(
         return sum(replica.count(outcome) for replica in new_ones)
 
     becomes(lambda: (counts("processed"), counts("processed_skipped")), (400, 200))
-    assert [replica.settled() for replica in overlooked] == settled
+    for replica in new_ones:
+        (found,) = says(replica.service, "it holds this service's history")
+        assert found["incarnation"].startswith("restored ")
+
+
+@contextmanager
+def _settling_nothing(replicas: list[Replica]) -> Iterator[None]:
+    """Check that replicas settle nothing in the block and for 5 s after it, then stop them."""
+    settled = [replica.settled() for replica in replicas]
+    yield
+
+    def unchanged() -> None:
+        for replica in replicas:
+            holds(replica.service, ANOTHER)
+        assert [replica.settled() for replica in replicas] == settled
+
+    throughout(5, unchanged)
+    for replica in replicas:
+        assert replica.service.terminate(10) == 0
 
 
 @pytest.mark.timeout(200)
-def test_the_restore_of_a_single_etcd(tmp_path: Path) -> None:
-    """It holds what the snapshot does, and the new incarnations."""
+def test_a_single_etcd_is_restored_by_the_guide(tmp_path: Path) -> None:
+    """It has the keys of the snapshot, and the new incarnations."""
     shell = Shell(tmp_path, {"COMPOSE_FILE": ":".join(FILES[:2])})
 
     def etcdctl(arguments: str) -> str:
@@ -149,19 +159,19 @@ def test_the_restore_of_a_single_etcd(tmp_path: Path) -> None:
 
 
 def _commands(shell: Shell, heading: str) -> str:
-    """Return the guide's commands for etcd."""
+    """Return the guide's commands under a heading, without those for the services."""
     commands, number = OF_SERVICES.subn("", documented(RESTORE, heading))
     assert number == 2
     try:
         shell.do("docker compose exec etcd /usr/local/bin/etcdutl version")
     except CommandFailedError:
-        # Not every image of etcd 3.5 has it; there etcdctl does the same.
+        # Some images of etcd 3.5 lack etcdutl; there, etcdctl has the same commands.
         return commands.replace("etcdutl", "etcdctl")
     return commands
 
 
 def _write_elsewhere(store: Store) -> None:
-    """Raise etcd's revision."""
+    """Raise etcd's revision, by keys that no service reads."""
     for number in range(PAST_THE_SNAPSHOT):
         store.client.put("/elsewhere", str(number).encode())
 
@@ -174,7 +184,7 @@ class ClusterCompose(Compose):
         super().__init__(REPOSITORY, project, settings, FILES)
 
     def run(self, *arguments: str, **options: Any) -> str:
-        """Run one command; `up` brings all replicas, `exec` runs in each of them."""
+        """Run one command; `up` starts all replicas, and `exec` runs in each of them."""
         verb, *rest = arguments
         run = partial(super().run, verb, **options)
         if verb == "exec":
@@ -202,12 +212,12 @@ def stage(ports: Ports) -> Iterator[ComposeStage]:
 
 @pytest.mark.timeout(600)
 def test_the_three_acts(stage: ComposeStage, ports: Ports) -> None:
-    """Each check of the demo passes, and Graphite knows what the guide tells people to watch."""
+    """Each check of the demo passes, and Graphite has the metrics that the guide recommends."""
     play = Play(stage, Screen())
-    # In the fourth 30 calls fail, of 20 in a row in one process: too few for three replicas.
+    # The fourth act needs 20 failed calls in a row in one process; its 30 are too few for three.
     for number in "123":
         ACTS[number](play)
-    # What stands first in the rows of a table.
+    # The first cells of the guide's table.
     guide = (REPOSITORY / "docs/cluster.md").read_text()
     expressions = re.findall(r"^\| `(\w+\(.*?\))` \|", guide, re.MULTILINE)
     render = f"http://127.0.0.1:{ports.numbers['PORT_GRAPHITE']}/render?from=-10min&format=json&"
@@ -215,7 +225,7 @@ def test_the_three_acts(stage: ComposeStage, ports: Ports) -> None:
     def is_known(expression: str) -> bool:
         return bool(fetch_json("GET", render + urlencode({"target": expression})))
 
-    # Nobody has lost a claim, so there is no such counter yet.
+    # No claim was lost, so that counter does not exist yet.
     unknown = [expression for expression in expressions if not is_known(expression)]
     assert unknown == [one for one in expressions if "claim_lost" in one]
     assert len(expressions) > 5

@@ -1,4 +1,4 @@
-"""The numbers of the guide that decide the size, each at two points."""
+"""The formulas of the sizing guide hold, each at two points."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ BATCH_SIZE = 512
 SMALL_BATCH = 8
 CALLS_OF_A_REPLICA = 16
 RECORD_BYTES = 299
-"""By docs/sizing.md, of a service with a name of five letters."""
+"""By docs/sizing.md, for a service with a name of five letters."""
 
 
 def test_etcds_data(
     cluster: Cluster, start_replicas: StartReplicas, rig: Rig, measured: Measured
 ) -> None:
-    """A record takes as much of each member as of a single etcd."""
+    """A record takes as much space in each member as in a single etcd."""
     at_first = [member.status().used_bytes for member in cluster.members]
     replicas = start_replicas(
         number=2,
@@ -49,18 +49,18 @@ def test_etcds_data(
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_deliveries_in_hand_while_etcd_is_away(
+def test_deliveries_in_flight_while_etcd_is_down(
     cluster: Cluster, start_replicas: StartReplicas, rig: Rig, measured: Measured, number: int
 ) -> None:
-    """They are bounded; the queue keeps the rest."""
-    in_hand = number * 8 * BATCH_SIZE
+    """They are bounded, and the queue keeps the rest."""
+    in_flight = number * 8 * BATCH_SIZE
     start_replicas(number=number, BATCH_SIZE=str(BATCH_SIZE))
     for member in cluster.members:
         member.stop()
-    rig.broker.publish(orders(in_hand + 1000))
-    becomes(lambda: rig.broker.depth("order"), (1000, in_hand))
+    rig.broker.publish(orders(in_flight + 1000))
+    becomes(lambda: rig.broker.depth("order"), (1000, in_flight))
     unacked = rig.broker.unacked("order")
-    measured("deliveries in flight", f"{number} x {BATCH_SIZE}", in_hand, unacked)
+    measured("deliveries in flight", f"{number} x {BATCH_SIZE}", in_flight, unacked)
     cluster.heal()
     rig.drained("order")
 
@@ -69,8 +69,8 @@ def test_deliveries_in_hand_while_etcd_is_away(
 def test_calls_at_once(
     start_replicas: StartReplicas, receiver: Receiver, rig: Rig, measured: Measured, number: int
 ) -> None:
-    """The receiver meets so many of each replica, and no more are claimed; the others wait."""
-    at_once, in_hand = number * CALLS_OF_A_REPLICA, number * 8 * SMALL_BATCH
+    """Each replica makes this many, and claims no more; the other events wait."""
+    at_once, in_flight = number * CALLS_OF_A_REPLICA, number * 8 * SMALL_BATCH
 
     def claims() -> int:
         return len(rig.store.in_state("notify", "claimed"))
@@ -83,7 +83,7 @@ def test_calls_at_once(
         CALLS_AT_ONCE=str(CALLS_OF_A_REPLICA),
     )
     receiver.hold()
-    rig.broker.publish(orders(in_hand + 100))
+    rig.broker.publish(orders(in_flight + 100))
     becomes(claims, at_once)
     becomes(lambda: len(receiver.under_way("all")), at_once)
     at = f"{number} x {SMALL_BATCH}"

@@ -1,4 +1,4 @@
-"""One trial: a fault of one node under load, how long it stalled, and the verdict on it."""
+"""A trial on the cluster: a fault of a node under load, the stall it causes, and the verdict."""
 
 from __future__ import annotations
 
@@ -23,18 +23,15 @@ from servers.wait import eventually, lasts
 _NOUNS = {"order": "orders", "notify": "notifications"}
 
 STALL_AT_MOST_S = 10.0
-"""After the loss of one node."""
+"""The longest time without a record after the loss of a node."""
 
 WORKS = 150
-"""Events whose records show that work goes on."""
-
-ENOUGH = 2 * WORKS
-"""Events that a verdict needs: before the fault and after it."""
+"""The number of new records that shows that work goes on."""
 
 
 @dataclass(frozen=True)
 class Replica:
-    """One process, and what it counts under a prefix of its own."""
+    """One process, and its counters under a prefix of its own."""
 
     service: Service
     statsd: StatsdListener
@@ -44,11 +41,11 @@ class Replica:
         return self.statsd.count(f"{self.prefix}.{_NOUNS[self.service.name]}_{outcome}")
 
     def settled(self) -> int:
-        """Return how many deliveries it has processed or skipped."""
+        """Return the number of deliveries that it has processed or skipped."""
         return self.count("processed") + self.count("processed_skipped")
 
     def processed_at(self) -> list[datetime]:
-        """Return when it has recorded and acked events, by its log."""
+        """Return the times at which it has recorded and acked events, by its log."""
         return [
             datetime.fromisoformat(line["timestamp"])
             for line in lines(self.service, "")
@@ -56,7 +53,7 @@ class Replica:
         ]
 
     def node(self) -> str:
-        """Return the address of the broker that it was last connected to for consuming."""
+        """Return the address of the broker from which it consumes, or did last."""
         connected = [
             line["node"]
             for line in lines(self.service, "connected to RabbitMQ")
@@ -67,7 +64,7 @@ class Replica:
 
 
 class Trial(chaos.trial.Trial):
-    """A trial of a service's replicas, whose recovery is the longest time without a record."""
+    """A trial of several replicas. Its recovery is the longest time without a record."""
 
     def __init__(
         self, fault: str, rig: Rig, results: list[Result], cluster: Cluster, replicas: list[Replica]
@@ -80,16 +77,16 @@ class Trial(chaos.trial.Trial):
         return sum(replica.count("processed") for replica in self.replicas)
 
     def publish(self, events: list[Event], timeout_s: float = RECOVERY_TIMEOUT_S) -> list[Event]:
-        """Publish events at a node that is up, and return the confirmed ones."""
+        """Publish events to a node that is up, and return the confirmed ones."""
         self.broker = Broker(next(one for one in self.cluster.brokers if one.state == "up"))
         return super().publish(events, timeout_s)
 
     @contextmanager
     def load(self, rate_per_s: float = 60, seed: int = 1) -> Iterator[Load]:
-        """Publish at each node, so that some go on whatever node is lost; yields one of these.
+        """Publish to each node, so that events arrive whatever node is lost; yield one load.
 
-        All of them publish the same events, and each repeats some: an event comes three times or
-        more, often to several replicas at once.
+        All of them publish the same events, and each repeats some: an event arrives at least
+        three times, often at several replicas at once.
         """
         with ExitStack() as stack:
             loads = [
@@ -102,9 +99,9 @@ class Trial(chaos.trial.Trial):
 
     @contextmanager
     def under_load(self, rate_per_s: float = 60, **judged: Any) -> Iterator[Load]:
-        """Let a fault happen in the block, under load, and measure its stall; then judge.
+        """Run a fault, which begins in the block, under load, and measure its stall; then judge.
 
-        Events are recorded before it and after it, and in the end every replica is at work.
+        Events are recorded before and after it, and at the end every replica works.
         """
         with self.load(rate_per_s) as load:
             self.works()
@@ -123,9 +120,9 @@ class Trial(chaos.trial.Trial):
         lasts_s: float = 0.0,
         rate_per_s: float = 60,
     ) -> None:
-        """Let a fault begin, last and end under load, and judge: during it work goes on.
+        """Let a fault begin, last and end under load while work goes on; then judge.
 
-        It has happened once `shows` returns.
+        The fault has happened once `shows` raises no AssertionError or OSError.
         """
         with self.under_load(rate_per_s), fault:
             eventually(shows, also=(OSError,))
@@ -135,7 +132,7 @@ class Trial(chaos.trial.Trial):
 
     @contextmanager
     def stall_measured(self) -> Iterator[None]:
-        """Measure the longest time without a record from the fault (now) to the block's end."""
+        """Measure the longest time without a record in the block, which begins with the fault."""
         since = datetime.now(UTC)
         yield
         until = datetime.now(UTC)
@@ -148,7 +145,7 @@ class Trial(chaos.trial.Trial):
         super().works(events, timeout_s)
 
     def all_work(self, timeout_s: float = 90.0) -> None:
-        """Wait until each replica has settled something from now on."""
+        """Wait until each replica has settled another delivery."""
         before = [replica.settled() for replica in self.replicas]
 
         def each_has() -> None:
@@ -158,8 +155,8 @@ class Trial(chaos.trial.Trial):
         eventually(each_has, timeout_s)
 
     def judge(self, **judged: Any) -> Result:
-        """Drain, judge, and keep the result; raises AssertionError, for too long a stall too."""
-        result = super().judge(**{"at_least": ENOUGH, **judged})
+        """Judge as a single server's trial does; raises AssertionError for a long stall too."""
+        result = super().judge(**{"at_least": 2 * WORKS, **judged})
         print("settled by each replica:", *(replica.settled() for replica in self.replicas))
         assert (result.recovery_s or 0.0) <= STALL_AT_MOST_S, f"no record for {result.recovery_s} s"
         return result
