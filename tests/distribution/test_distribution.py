@@ -1,3 +1,5 @@
+"""The sdist and the wheel have the right files, and the wheel works in an empty environment."""
+
 import os
 import shutil
 import sys
@@ -13,15 +15,17 @@ from documents.pages import REPOSITORY, blocks, run
 
 LIBRARY = REPOSITORY / "idempotent_consumer"
 PROJECT = tomllib.loads((LIBRARY / "pyproject.toml").read_text())["project"]
+NAME = f"idempotent_consumer-{PROJECT['version']}"
+INFO = f"{NAME}.dist-info"
 BIN = Path(sys.executable).parent
 
 pytestmark = pytest.mark.timeout(600)
-"""What the library depends on is downloaded."""
+"""The library's dependencies are downloaded."""
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the sdist, and the wheel from it: into the directory DIST, or a temporary one."""
+    """Build the sdist, and the wheel from it, in the directory DIST or in a temporary one."""
     source = tmp_path_factory.mktemp("source") / "library"
     shutil.copytree(LIBRARY, source, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("LICENSE", "CHANGELOG.md"):
@@ -40,24 +44,20 @@ def wheel(built: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def sdist(built: Path) -> dict[str, bytes]:
-    """Give what the sdist holds, by path below its one directory."""
+    """Give the files of the sdist, by their path below its only directory."""
     (file,) = built.glob("*.tar.gz")
-    contents = {}
     with tarfile.open(file) as archive:
-        for member in archive:
-            opened = archive.extractfile(member)
-            assert opened, f"{member.name} is no file"
-            contents[member.name.removeprefix(named() + "/")] = opened.read()
-    return contents
+        opened = {member.name: archive.extractfile(member) for member in archive}
+        return {path.removeprefix(f"{NAME}/"): each.read() for path, each in opened.items() if each}
 
 
 @pytest.fixture(scope="session")
 def environment(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the wheel in an environment that has nothing else but what it depends on."""
+    """Install the wheel in an environment with its dependencies and nothing else."""
     directory = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", "--without-pip", directory)
     pip = (BIN / "pip", "--disable-pip-version-check", "--python", directory / "bin" / "python")
-    # order depends on the library and on nothing that the library does not depend on.
+    # The dependencies of order are the library and the library's own.
     lock = REPOSITORY / "order" / "requirements.lock"
     run(*pip, "install", "--require-hashes", "--only-binary", ":all:", "-r", lock)
     run(*pip, "install", "--no-deps", "--no-index", *built.glob("*.whl"))
@@ -70,12 +70,8 @@ def build(source: Path, into: Path, *options: str) -> None:
     run(BIN / "uv", "build", "--no-create-gitignore", *backend, *options, "-o", into, source)
 
 
-def named() -> str:
-    return f"idempotent_consumer-{PROJECT['version']}"
-
-
 def files(*directories: str) -> dict[str, bytes]:
-    """Return the library's files below some of its directories."""
+    """Return the files below some directories of the library."""
     return {
         str(path.relative_to(LIBRARY)): path.read_bytes()
         for directory in directories
@@ -86,31 +82,28 @@ def files(*directories: str) -> dict[str, bytes]:
 
 def test_the_wheel_holds_the_package_its_licence_and_its_changelog(wheel: dict[str, bytes]) -> None:
     package = files("idempotent_consumer")
-    assert {"idempotent_consumer/py.typed", "idempotent_consumer/testing/__init__.py"} <= set(
-        package
-    )
-    about = {
-        f"{named()}.dist-info/{path}": of and (REPOSITORY / of).read_bytes()
-        for path, of in {
-            **dict.fromkeys(("METADATA", "WHEEL", "RECORD", "entry_points.txt")),
-            "licenses/LICENSE": "LICENSE",
-            "extra_metadata/CHANGELOG.md": "CHANGELOG.md",
-        }.items()
+    for file in ("py.typed", "testing/__init__.py"):
+        assert f"idempotent_consumer/{file}" in package
+    copied = {
+        f"{INFO}/licenses/LICENSE": (REPOSITORY / "LICENSE").read_bytes(),
+        f"{INFO}/extra_metadata/CHANGELOG.md": (REPOSITORY / "CHANGELOG.md").read_bytes(),
     }
-    assert wheel == package | {path: of or wheel[path] for path, of in about.items()}
+    generated = {f"{INFO}/{each}" for each in ("METADATA", "WHEEL", "RECORD", "entry_points.txt")}
+    assert wheel == package | copied | {path: wheel[path] for path in generated}
 
 
 def test_the_sdist_holds_what_the_wheel_is_built_from_and_the_examples(
     sdist: dict[str, bytes], wheel: dict[str, bytes]
 ) -> None:
-    repositorys = {file: (REPOSITORY / file).read_bytes() for file in ("LICENSE", "CHANGELOG.md")}
-    projects = {file: (LIBRARY / file).read_bytes() for file in ("README.md", "pyproject.toml")}
-    metadata = {"PKG-INFO": wheel[f"{named()}.dist-info/METADATA"]}
-    assert sdist == files("idempotent_consumer", "examples") | repositorys | projects | metadata
+    copied = (REPOSITORY / "LICENSE", REPOSITORY / "CHANGELOG.md")
+    own = (LIBRARY / "README.md", LIBRARY / "pyproject.toml")
+    others = {path.name: path.read_bytes() for path in (*copied, *own)}
+    metadata = {"PKG-INFO": wheel[f"{INFO}/METADATA"]}
+    assert sdist == files("idempotent_consumer", "examples") | others | metadata
 
 
 def test_the_sdist_builds_the_same_wheel(built: Path, tmp_path: Path) -> None:
-    """Byte for byte: a build depends on its source alone."""
+    """Byte for byte: a build depends on nothing but its source."""
     (source,) = built.glob("*.tar.gz")
     build(source, tmp_path, "--wheel")
     (again,), (first,) = tmp_path.glob("*.whl"), built.glob("*.whl")
@@ -119,8 +112,8 @@ def test_the_sdist_builds_the_same_wheel(built: Path, tmp_path: Path) -> None:
 
 
 def test_the_metadata_is_the_projects(wheel: dict[str, bytes]) -> None:
-    """And what an index would refuse is refused here."""
-    metadata = Metadata.from_email(wheel[f"{named()}.dist-info/METADATA"])
+    """`packaging` refuses what a package index would refuse."""
+    metadata = Metadata.from_email(wheel[f"{INFO}/METADATA"])
     assert str(metadata.version) == PROJECT["version"]
     assert metadata.author == "The idempotent-consumer authors"
     assert metadata.license_expression == "Apache-2.0"
@@ -130,7 +123,7 @@ def test_the_metadata_is_the_projects(wheel: dict[str, bytes]) -> None:
 
 
 def test_the_readmes_test_passes_on_the_readmes_service(environment: Path, tmp_path: Path) -> None:
-    """Both come from the README, the library from the wheel, and there is no pytest."""
+    """The library comes from the wheel, and there is no pytest."""
     written = {"order.py": 'Service("order"', "test_order.py": "import order"}
     for file, contains in written.items():
         (block,) = (each for each in blocks(LIBRARY / "README.md", "python") if contains in each)

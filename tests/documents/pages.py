@@ -1,15 +1,16 @@
-"""The documents of this repository, and what of them can be checked."""
+"""The repository's documents, and the parts of them that tests check."""
 
 import os
 import re
 import shlex
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
 WRITTEN_FOR = ("*.md", "docs/*.md", "idempotent_consumer/*.md", "benchmarks/results/*.md")
-"""The same files as in docs/conf.py, and no others of the repository's pages."""
+"""The same files as in docs/conf.py."""
 
 PAGES = sorted(path for pattern in WRITTEN_FOR for path in REPOSITORY.glob(pattern))
 
@@ -18,7 +19,7 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def name(page: Path) -> str:
-    """Return a page's path in the repository, as a test's id."""
+    """Return a page's path in the repository, for a test's id."""
     return str(page.relative_to(REPOSITORY))
 
 
@@ -28,42 +29,40 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def prose(page: Path) -> str:
-    """Return a page's text without its code, which quotes others."""
+    """Return a page's text without its code."""
     return re.sub(r"`[^`\n]*`", "code", _FENCED.sub("", page.read_text()))
 
 
 def links(page: Path) -> list[str]:
-    """Return where a page's links and pictures lead, without those to other sites."""
+    """Return the targets of a page's links and pictures, without those on other sites."""
     return [link for link in _LINK.findall(prose(page)) if "://" not in link]
 
 
 def anchors(page: Path) -> set[str]:
     """Return the anchors of a page's headings, as GitHub makes them."""
-    found: set[str] = set()
+    found = Counter[str]()
     text = _FENCED.sub("", page.read_text())
     for heading in re.findall(r"^#+ +(.+?) *$", text, re.MULTILINE):
         shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
-        anchor = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
-        number = next(n for n in range(100) if (f"{anchor}-{n}" if n else anchor) not in found)
-        found.add(f"{anchor}-{number}" if number else anchor)
-    return found
+        found[re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")] += 1
+    return {f"{anchor}-{n}" if n else anchor for anchor in found for n in range(found[anchor])}
 
 
 def first_cells(text: str) -> list[str]:
-    """Return the code in the first cell of each row of the tables in a text."""
+    """Return the code with which the rows of the tables in a text begin."""
     return re.findall(r"^\| `([^`]+)`", text, re.MULTILINE)
 
 
 def tables(page: Path) -> list[list[str]]:
-    """Return the first cells of each table's rows, without the head."""
+    """Return the first cell of each row of each table, without the heads."""
     found = re.findall(r"^\|.*\n\|[-:| ]+\n((?:\|.*\n)+)", page.read_text(), re.MULTILINE)
     return [[row.split("|")[1].strip() for row in rows.splitlines()] for rows in found]
 
 
 def commands(page: Path, name: str) -> list[list[str]]:
-    """Return the arguments of each call of a command, in blocks and (from its verb on) in text.
+    """Return the arguments of each call of a command, in blocks and in the text's code.
 
-    What a shell reads of such a line, as a redirection, is left out.
+    Arguments end at a redirection, a pipe or another command.
     """
     code = [line.strip() for block in blocks(page, "bash") for line in block.splitlines()]
     for block in blocks(page, "console"):
@@ -74,7 +73,10 @@ def commands(page: Path, name: str) -> list[list[str]]:
 
 
 def run(*command: str | Path, text: str = "", directory: Path | None = None) -> str:
-    """Run a program on a text to its good end, without PYTHONPATH's paths; return its output."""
+    """Run a program on a text, without PYTHONPATH; return its output.
+
+    Raises AssertionError unless it ends with 0.
+    """
     environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     ended = subprocess.run(
         command, input=text, cwd=directory, env=environ, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""The code in the documents: it compiles, services pass their page's tests, parts are quoted."""
+"""The documents' code compiles, passes the tests beside it, and quotes what there is."""
 
 import ast
 import re
@@ -20,7 +20,7 @@ SERVICES = {
     for page, block in BLOCKS
     if page not in (RECIPES, TUTORIAL) and (found := re.search(r'= Service\("(\w+)"', block))
 }
-"""The whole services of the pages, by page and name."""
+"""The complete services of the pages, by page and name."""
 
 PARTS = [
     block
@@ -35,25 +35,25 @@ PARTS = [
     ids=[f"{name(page)}-{number}" for number, (page, _) in enumerate(BLOCKS)],
 )
 def test_each_block_is_python(block: str) -> None:
-    """And one that has imports has all that it needs."""
+    """A block with imports has all that it needs."""
     ast.parse(textwrap.dedent(block))
     if "import" in block:
         run(*PYTHON, "ruff", "check", "--isolated", "--select=F", "-", text=block)
 
 
 @pytest.mark.parametrize("block", PARTS)
-def test_a_part_of_a_service_is_quoted_as_it_is(block: str) -> None:
+def test_a_part_of_a_service_is_quoted_from_a_complete_one(block: str) -> None:
     files = ("order/order.py", "notify/notify.py", "idempotent_consumer/examples/shipment.py")
     whole = [*((REPOSITORY / each).read_text() for each in files), *SERVICES.values()]
     assert any(block in each for each in whole)
 
 
-def test_every_page_that_shows_a_service_is_known() -> None:
+def test_the_services_in_the_pages_are_these() -> None:
     assert sorted(service for _, service in SERVICES) == ["bank", "billing", "mailing", "order"]
 
 
 @pytest.mark.parametrize(("page", "service"), SERVICES)
-def test_a_pages_test_passes_on_the_pages_service(tmp_path: Path, page: Path, service: str) -> None:
+def test_a_pages_service_passes_the_pages_test(tmp_path: Path, page: Path, service: str) -> None:
     (test,) = (each for each in blocks(page, "python") if f"\nimport {service}\n" in each)
     (tmp_path / f"{service}.py").write_text(SERVICES[page, service])
     (tmp_path / f"test_{service}.py").write_text(test)

@@ -1,4 +1,4 @@
-"""The mapping for Prometheus's exporter has a rule for each metric that the library sends."""
+"""The mapping for Prometheus's statsd exporter has one rule for each metric of the library."""
 
 import re
 from typing import Any
@@ -15,7 +15,7 @@ METRICS = [
     for heading, kind in KINDS.items()
     for cell in first_cells(section(DOCS / "signals.md", heading))
 ]
-"""The page of signals has those that the code sends, as test_reference.py checks."""
+"""The metrics in the page of signals, which test_reference.py compares with the code."""
 
 NAMES = {
     "noun": ["orders", "new_orders_2", "orders_processed", "failed", "x_sent"],
@@ -28,9 +28,9 @@ RULES: list[dict[str, Any]] = [MAPPING["defaults"] | rule for rule in MAPPING["m
 
 
 def mapped(kind: str, sent: str) -> list[tuple[str, dict[str, str]]]:
-    """Return the name and the labels that each rule gives a metric that it matches.
+    """Return the name and the labels that each matching rule gives a metric.
 
-    As the exporter does it: a rule is found anywhere in a name, and is for one kind of metric.
+    As in the exporter, a rule matches anywhere in a name, for one kind of metric.
     """
     return [
         (
@@ -47,7 +47,7 @@ def mapped(kind: str, sent: str) -> list[tuple[str, dict[str, str]]]:
 
 
 @pytest.mark.parametrize(("kind", "label", "metric"), METRICS)
-def test_each_metric_has_one_rule_and_whose_it_is_is_a_label(
+def test_each_metric_has_one_rule_and_its_sender_as_a_label(
     kind: str, label: str, metric: str
 ) -> None:
     for sender in NAMES[label]:
@@ -57,12 +57,12 @@ def test_each_metric_has_one_rule_and_whose_it_is_is_a_label(
             assert set(labels.values()) <= {metric}
 
 
-def test_no_two_metrics_become_one_series() -> None:
+def test_no_two_metrics_share_a_series() -> None:
     series = [str(mapped(kind, f"orders_{metric}")) for kind, _, metric in METRICS]
     assert len(set(series)) == len(series) == 22
     assert mapped("counter", "orders_other") == []
 
 
-def test_the_buckets_of_the_ages_are_those_that_the_service_shows() -> None:
+def test_the_buckets_of_ages_are_the_services_own() -> None:
     (rule,) = (rule for rule in RULES if "duplicate_age" in rule["match"])
     assert rule["histogram_options"]["buckets"] == list(BOUNDS_S.values())

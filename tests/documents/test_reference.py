@@ -1,4 +1,4 @@
-"""The reference pages have what the code has, all of it and nothing else."""
+"""The reference pages list what the code has, all of it and nothing else."""
 
 import ast
 import json
@@ -28,7 +28,7 @@ WORKFLOWS = sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
 LEVELS = {"info", "warning", "error", "critical"}
 
 
-def test_the_page_of_settings_has_each_variable_with_its_default() -> None:
+def test_the_page_of_settings_lists_each_variable_with_its_default() -> None:
     page = (DOCS / "settings.md").read_text()
     documented = dict(re.findall(r"^\| `([A-Z_]+)` \| `?([^|]*?)`? \|", page, re.MULTILINE))
     assert list(documented) == list(_VARIABLES)
@@ -37,13 +37,13 @@ def test_the_page_of_settings_has_each_variable_with_its_default() -> None:
         assert not default if shown == "unset" else parse(shown) == default, variable
 
 
-def test_the_page_of_the_api_has_each_public_name() -> None:
+def test_the_page_of_the_api_lists_each_public_name() -> None:
     cells = first_cells((DOCS / "api.md").read_text())
     assert sorted(cells) == sorted([*idempotent_consumer.__all__, *testing.__all__])
 
 
-def test_each_metric_that_the_library_sends_is_explained() -> None:
-    """And none is explained that it does not send."""
+def test_the_page_of_signals_explains_the_metrics_that_the_library_sends() -> None:
+    """All of them, and no others."""
     sent = {"count": {outcome.value for outcome in Outcome}, "timing": set[str]()}
     for file in LIBRARY.rglob("*.py"):
         for kind, metric in re.findall(r'tally\.(count|timing)[(,]\s*"(\w+)"', file.read_text()):
@@ -80,17 +80,17 @@ def test_the_verbs_that_use_the_management_api_are_named() -> None:
     assert set(re.findall(r"`([a-z-]+)`", named)) == asking
 
 
-def test_each_name_of_what_is_missing_is_explained() -> None:
+def test_each_name_in_missing_is_explained() -> None:
     code = "".join(file.read_text() for file in LIBRARY.glob("*.py"))
     lacking = set(re.findall(r'lacks\(\s*"([\w-]+)"|stuck\["(\w+)"\]', code))
     rows = re.findall(r"^\| ((?:`[\w-]+` )+)\|", section(SIGNALS, "Health"), re.MULTILINE)
     explained = set(re.findall(r"`([\w-]+)`", " ".join(rows)))
-    # A connection is called what it is made with.
+    # The names of the connections are not in such a call.
     assert explained - {"rabbitmq", "rabbitmq-publishing"} == {one or two for one, two in lacking}
 
 
-def test_each_log_line_that_the_library_writes_is_explained() -> None:
-    """And none is explained that it does not write."""
+def test_the_page_of_signals_explains_the_log_lines_that_the_library_writes() -> None:
+    """All of them, and no others."""
     cells, lines = first_cells(section(SIGNALS, "Log lines")), set(said())
     assert len(lines) > 20
     assert {line for line in lines if not any(re.fullmatch(line, cell) for cell in cells)} == set()
@@ -98,15 +98,15 @@ def test_each_log_line_that_the_library_writes_is_explained() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_each_quoted_log_line_is_written(page: Path) -> None:
+def test_each_quoted_log_line_is_one(page: Path) -> None:
     lines = [line for block in blocks(page, "json") for line in block.splitlines()]
     quoted = {text for line in lines if (text := json.loads(line).get("event"))}
-    patterns = [*said(), "notification"]  # The last one is notify's own.
+    patterns = [*said(), "notification"]  # The last one is from notify.
     assert {text for text in quoted if not any(re.fullmatch(p, text) for p in patterns)} == set()
 
 
 def said() -> Iterator[str]:
-    """Yield the text of each log line of a service, as a pattern."""
+    """Yield a pattern for each message that a service logs."""
     yield from map(re.escape, _SAY.values())
     for file in LIBRARY.rglob("*.py"):
         if "cli" in file.relative_to(LIBRARY).parts:
@@ -122,7 +122,7 @@ def said() -> Iterator[str]:
 
 
 def _patterns(text: ast.expr) -> Iterator[str]:
-    """Yield what a text can be; what another place says of it (a name) is not looked up."""
+    """Yield a pattern for each text that an expression can be; none for a variable alone."""
     match text:
         case ast.Constant(str(value)):
             yield re.escape(value)
@@ -132,7 +132,7 @@ def _patterns(text: ast.expr) -> Iterator[str]:
             yield "".join(next(_patterns(part), ".+") for part in parts)
 
 
-def test_each_header_and_queue_is_named() -> None:
+def test_each_header_and_queue_is_listed() -> None:
     page = DOCS / "names.md"
     headers = {value for key, value in vars(names).items() if key.endswith("_HEADER")}
     assert headers <= set(first_cells(section(page, "Message headers")))
@@ -165,7 +165,7 @@ def test_the_changelog_and_every_project_have_the_librarys_version() -> None:
 
 
 def test_the_design_names_each_file_of_the_library() -> None:
-    """And its picture no other."""
+    """Its picture names no other file."""
     rows = section(DOCS / "design.md", "The path of one event").splitlines()
     table = " ".join(row.split("|")[1] for row in rows if row.startswith("| `"))
     files = {path.name for path in LIBRARY.glob("*.py")} - {"__init__.py", "__main__.py"}
@@ -176,7 +176,7 @@ def test_the_design_names_each_file_of_the_library() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_each_command_is_one(page: Path) -> None:
-    """Its verb and options, that is; no server is asked."""
+    """Its verb and options exist; no server is asked."""
 
     def refuse(_: object) -> Context:
         raise CommandError("its arguments are right")
@@ -188,7 +188,7 @@ def test_each_command_is_one(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [*PAGES, *WORKFLOWS], ids=name)
 def test_each_make_target_is_one(page: Path) -> None:
-    """In code, that is: elsewhere the word means what it means."""
+    """Only in code: elsewhere, "make" is an English word."""
     targets = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
     used = re.findall(r"(?:`|^|run: |&& )make ([a-z][a-z-]*)", page.read_text(), re.MULTILINE)
     assert set(used) - set(targets) == set()

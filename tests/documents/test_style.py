@@ -1,4 +1,4 @@
-"""The pages are short, say each thing once, use the field's words, and lead to what is there."""
+"""The pages are short, say each thing once, use the field's terms, and have no broken links."""
 
 import re
 from itertools import combinations
@@ -19,7 +19,7 @@ WORDS = {
     "the letter": "the dead letter",
     "such letters": "such dead letters",
 }
-"""What a reader of RabbitMQ's or etcd's documentation does not meet, and the word for it."""
+"""Words that RabbitMQ's and etcd's documentation do not use, and those that they do."""
 
 
 def test_the_readme_is_short() -> None:
@@ -33,14 +33,14 @@ def test_the_librarys_readme_stands_alone() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_the_words_are_the_fields(page: Path) -> None:
+def test_the_words_are_the_fields_terms(page: Path) -> None:
     text = " ".join(prose(page).split())
     found = re.findall(rf"\b(?:{'|'.join(WORDS)})\b", text, re.IGNORECASE)
     assert {word: WORDS[word.lower()] for word in found} == {}
 
 
 def test_no_table_stands_twice() -> None:
-    """Nor most of its rows; what a table says is said in one place."""
+    """Nor do most of its rows."""
     pages = [page for page in PAGES if page.parent.name != "results"]
     all_tables = [(name(page), cells) for page in pages for cells in tables(page)]
     twice = [
@@ -52,8 +52,8 @@ def test_no_table_stands_twice() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_each_link_leads_to_what_is_there(page: Path) -> None:
-    """To a file of the repository, and to a heading that it has."""
+def test_no_link_is_broken(page: Path) -> None:
+    """Its file exists, and so does its heading."""
     broken = []
     for link in links(page):
         path, _, anchor = link.partition("#")
@@ -64,7 +64,7 @@ def test_each_link_leads_to_what_is_there(page: Path) -> None:
 
 
 def test_the_first_page_lists_every_page() -> None:
-    """What it lists is also the tree of the site."""
+    """Its list is also the tree of the site."""
     listed = {(DOCS / link).resolve() for link in links(DOCS / "README.md")}
     assert [
         name(page) for page in DOCS.glob("*.md") if page not in listed and page.name != "README.md"
