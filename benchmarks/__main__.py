@@ -1,8 +1,7 @@
-"""Measure what the library costs and gives, beside what it is compared with.
+"""Measure what the library costs, beside references that it is compared with.
 
-RabbitMQ and etcd are started for it, in containers or as processes. What is measured is kept as
-JSON, and shown as a page of tables, in DIRECTORY. The exit code is 1 if a mark is missed, or there
-is no figure.
+It starts RabbitMQ and etcd, in containers or as processes. DIRECTORY gets the figures as JSON, and
+a page of tables. The exit code is 1 if a mark is missed, or if there is no figure.
 """
 
 import argparse
@@ -29,7 +28,7 @@ _NO_FIGURE = (ServersUnavailableError, CommandFailedError, Etcd3Exception, Asser
 
 
 class Scenario(NamedTuple):
-    """What scenarios.toml has under a name."""
+    """An entry of scenarios.toml."""
 
     about: str
     measure: str = ""
@@ -39,7 +38,7 @@ class Scenario(NamedTuple):
     parts: Sequence[str] = ()
     rounds: int = 5
     events: int = 40_000
-    # A name: a machine without Docker has not all that the cluster needs.
+    # A name, since not every machine can import what the cluster needs.
     servers: str = "servers.servers:start_servers"
     servers_options: Mapping[str, Any] = {}
 
@@ -51,7 +50,7 @@ SCENARIOS = {
 
 
 def measure(options: argparse.Namespace) -> Report:
-    """Run the scenarios that were asked for, on one pair of servers."""
+    """Run a scenario, or its parts, on one pair of servers."""
     asked = SCENARIOS[options.what]
     options.rounds = options.rounds or asked.rounds
     options.events = options.events or asked.events
@@ -76,7 +75,7 @@ def marks_of(found: Report) -> list[Mark]:
 
 
 def show(what: str, kept: Path) -> int:
-    """Print the page of what was kept, write it with the pictures, and return the exit code."""
+    """Print the page of kept figures, write it and its pictures, and return the exit code."""
     found = Report(**json.loads(kept.read_text()))
     watched = marks_of(found)
     shown = [each for each in SCENARIOS.values() if {*each.headings} & {*found.tables}]
@@ -86,9 +85,9 @@ def show(what: str, kept: Path) -> int:
     for each in shown:
         for name, picture in each.pictures.items():
             kept.with_name(name).write_text(draw(found.tables[each.headings[-1]], **picture))
-    judged = {mark.name: mark.met for mark in watched if mark.target}
-    missed = [f"MISSED: {name}" for name, met in judged.items() if met is False]
-    met = f"{list(judged.values()).count(True)} of {len(judged)} marks are met."
+    judged = [mark for mark in watched if mark.target]
+    missed = [f"MISSED: {mark.name}" for mark in judged if mark.met is False]
+    met = f"{sum(mark.met is True for mark in judged)} of {len(judged)} marks are met."
     print(text, "", *missed, *([met] if judged else []), sep="\n")
     return int(bool(missed))
 
@@ -115,7 +114,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--sizes", type=int, nargs="+", default=history.SIZES, help="growth: records, 0 first")
     add("--minutes", type=float, default=30, help="steady: how long (default: %(default)s)")
     add("--to", type=Path, metavar="DIRECTORY", default=RESULTS, help="default: %(default)s")
-    add("--show", action="store_true", help="show what DIRECTORY has once more, measure nothing")
+    add("--show", action="store_true", help="show the figures in DIRECTORY, and measure nothing")
     epilog = f"A quick look at one: calls --rounds 1 --events {least} --to /tmp/calls"
     parser = argparse.ArgumentParser("python -m benchmarks", None, __doc__, epilog)
     commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
@@ -123,7 +122,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         commands.add_parser(name, help=each.about, description=each.about, parents=[common])
     options = parser.parse_args(arguments)
     if (options.rounds or 1) < 1 or (options.events or least) < least:
-        parser.error(f"a round and {least} events at least, or there is no figure")
+        parser.error(f"at least one round and {least} events are needed for a figure")
     return options
 
 

@@ -1,4 +1,4 @@
-"""What a history costs: by its length, and while it is written and ends at full rate."""
+"""What records cost: by their number, and while they are written and expire at full rate."""
 
 import time
 import uuid
@@ -19,7 +19,7 @@ from .runner import BARE, LOST_AFTER_S, RECORDS, Site, follow, rate, say
 
 _FIRST, _MEMORY, _USED = "first event recorded, ms", "service MB", "etcd's file, in use MB"
 _NEW = "new-"
-"""What the ids of events begin with that are no part of the history."""
+"""The prefix of the ids of events that are not part of the history."""
 _DUPLICATES, _PUBLISHED_AT_ONCE = 5_000, 50_000
 SIZES = (0, 10_000, 100_000, 1_000_000)
 
@@ -37,7 +37,7 @@ def growth(site: Site, asked: Namespace) -> list[Table]:
         starts = [_start(site) for _ in range(asked.rounds)]
         figures = {name: [start[name] for start in starts] for name in starts[0]}
         row = table[f"{size:,} records"] = figures | _on_history(site, size, asked.events)
-    # What is in use changes once etcd has written to its file, every 0.1 s.
+    # etcd writes to its file, and updates this metric, every 0.1 s.
     used_mb = partial(stands_still, lambda: site.gauges()["in use MB"])
     before_mb, number = used_mb(), site.keys.count(RECORDS)
     site.keys.delete(RECORDS)
@@ -47,7 +47,7 @@ def growth(site: Site, asked: Namespace) -> list[Table]:
 
 
 def add_growth(table: Table, sizes: Sequence[int]) -> Table:
-    """Add what a longer history costs beside the first, which is empty."""
+    """Add what each longer history costs in comparison with the first, empty one."""
     empty, *longer = table.values()
     for size, row in zip(sizes[1:], longer, strict=True):
         row["first event ÷ without history"] = [median(row[_FIRST]) / median(empty[_FIRST])]
@@ -58,12 +58,12 @@ def add_growth(table: Table, sizes: Sequence[int]) -> Table:
 
 
 def _numbered(numbers: Iterable[int]) -> list[bytes]:
-    """Return the history's events of these numbers: ids look random, and are the same each time."""
+    """Return events of the history; their ids look random, and are the same each time."""
     return [body(uuid.uuid5(uuid.NAMESPACE_OID, str(number))) for number in numbers]
 
 
 def _start(site: Site) -> dict[str, float]:
-    """Publish an event, start the service, and wait for the record and for the import's end."""
+    """Publish an event, start the service, and wait for the record and the end of the import."""
     event_id = f"{_NEW}{uuid.uuid4()}"
     with site.queue(BARE), site.watch(RECORDS + event_id) as next_record:
         site.publish(BARE.queue, [body(event_id)], preload=True)
@@ -76,14 +76,14 @@ def _start(site: Site) -> dict[str, float]:
 
 
 def _imported_s(child: Service) -> float:
-    """Wait until a service has said that its import is done, and return how long that took."""
+    """Wait until a service says that its import is done, and return how long it took."""
     line, *_ = eventually(partial(says, child, "records imported"), LOST_AFTER_S)
     return float(line["seconds"])
 
 
 def _on_history(site: Site, size: int, events: int) -> dict[str, list[float]]:
-    """Publish duplicates from all over the history, then new events."""
-    # etcd first: the pages that a write frees count as used until the next one.
+    """Publish duplicates from all parts of the history, then new events."""
+    # Read etcd first: the pages that a write frees count as used until the next write.
     etcd = site.gauges()
     numbers = range(0, size, max(1, size // _DUPLICATES))[:_DUPLICATES]
     skipped = partial(site.statsd.count, "events_processed_skipped")
@@ -93,7 +93,7 @@ def _on_history(site: Site, size: int, events: int) -> dict[str, list[float]]:
         site.publish(BARE.queue, _numbered(numbers))
         becomes(skipped, before + len(numbers))
         transactions = site.gauges()["transactions"] - transactions
-        # New events are published while the service is frozen.
+        # The service is frozen while new events are published.
         child.pause()
         site.publish(BARE.queue, [body(f"{_NEW}{uuid.uuid4()}") for _ in range(events)])
         child.resume()
@@ -109,17 +109,17 @@ def _on_history(site: Site, size: int, events: int) -> dict[str, list[float]]:
 
 
 MEASURES = (_MEMORY, "etcd MB", "file MB", "in use MB", "records", "leases")
-"""What must not grow in a steady run."""
+"""The figures that must not grow in a steady run."""
 _THIRDS, _OLDEST = "last third ÷ the one before", "the oldest lease, s over its time"
 _LEAST_MINUTES = 9
-"""A third of it has to hold the window and two compactions; before that everything grows."""
+"""A third of a run has to contain the window and two compactions; until then all grows."""
 _WINDOW_S, _LEASE_S = 60, 66
-"""The library grants a lease for the window and a tenth of it."""
+"""The library grants a lease for the window and a tenth more."""
 _SAMPLE_EVERY_S, _LOOK_AGAIN_S, _EMPTY_WITHIN_S = 5.0, 0.05, 400.0
 _LEAST_READY, _CHUNK = 20_000, 10_000
 
 Sample = dict[str, float]
-"""What was seen at one time: of etcd, the service and the queue, at so many s of the load."""
+"""Figures of etcd, the service and the queue, ``at_s`` seconds after the start of the load."""
 
 
 def steady(site: Site, asked: Namespace) -> list[Table]:
@@ -150,7 +150,7 @@ def steady(site: Site, asked: Namespace) -> list[Table]:
 
         after: dict[str, list[float]] = {
             "events published, and recorded": [published],
-            # One key is no record: the incarnation.
+            # One key, the incarnation, stays.
             "last record gone after, s": [seconds_until("records", 1)],
             "its space free after, s": [seconds_until("in use MB", full["in use MB"] / 50)],
         }
@@ -162,7 +162,7 @@ def steady(site: Site, asked: Namespace) -> list[Table]:
 
 
 def by_minute(samples: Sequence[Sample]) -> Table:
-    """Return the medians of each minute; of the oldest lease's age the most."""
+    """Return the medians of each minute, and the greatest age of the oldest lease."""
     table: Table = {}
     aged = zip(samples, oldest_lease_s(samples), strict=True)
     for minute, group in groupby(aged, lambda pair: pair[0]["at_s"] // 60):
@@ -178,7 +178,7 @@ def by_minute(samples: Sequence[Sample]) -> Table:
 
 
 def thirds(minutes: Table) -> dict[str, list[float]]:
-    """Hold the last third against the one before it, unless the run was too short."""
+    """Compare the last third with the one before it, unless the run was too short."""
     third, is_judged = len(minutes) // 3, len(minutes) >= _LEAST_MINUTES
     figures: dict[str, list[float]] = {}
     for name in (*MEASURES, "events/s"):
@@ -190,7 +190,7 @@ def thirds(minutes: Table) -> dict[str, list[float]]:
 
 
 def oldest_lease_s(samples: Sequence[Sample]) -> list[float]:
-    """Return the oldest lease's age at each sample, from above: of the first not revoked yet."""
+    """Return an upper bound of the oldest lease's age at each sample: the first not revoked yet."""
     ages_s = []
     for sample in samples:
         revoked_by_now = (one["at_s"] for one in samples if one["granted"] <= sample["revoked"])

@@ -1,4 +1,4 @@
-"""Draws lines as an SVG picture: a figure by what the names of its rows end with, a number."""
+"""Draws an SVG picture of lines: figures over the numbers at the end of their rows' names."""
 
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -27,9 +27,9 @@ def draw(
     lines: Mapping[str, tuple[str, str]],
     logarithmic: bool = False,
 ) -> str:
-    """Draw lines over a logarithmic x axis; `lines` has rows and column by label.
+    """Draw lines over a logarithmic x axis; `lines` has the rows and the column of each label.
 
-    A line goes through the medians; whiskers reach from the least to the greatest.
+    A line connects the medians; its whiskers go from the least to the greatest.
     """
     figures = {label: _by_place(table, *line) for label, line in lines.items()}
     places = next(iter(figures.values()))
@@ -48,7 +48,7 @@ def draw(
     parts.append(_text((_LEFT + _RIGHT) / 2, 448, x_label))
     legend_x = float(_LEFT)
     for color, (label, line) in zip(_COLORS, figures.items(), strict=True):
-        # A row whose name is no more than the line's holds at each place.
+        # A row without a number in its name holds at each place.
         points = zip(xs, (line.get(place, line.get("", [])) for place in places), strict=True)
         found = [(x_of(x), *map(y_of, (median(v), min(v), max(v)))) for x, v in points if v]
         if found:
@@ -66,14 +66,14 @@ def draw(
 
 
 def _by_place(table: Table, rows: str, column: str) -> dict[str, list[float]]:
-    """Return the figures of the rows whose name begins so, by the rest of it."""
+    """Return the figures of the rows whose name has a prefix, by the rest of the name."""
     return {
         name.removeprefix(rows): row[column] for name, row in table.items() if name.startswith(rows)
     }
 
 
 def _ticks(shown: Sequence[float], logarithmic: bool) -> list[float]:
-    """Return the y axis: round numbers around what is shown, or at most nine from 0 on."""
+    """Return the y axis: round numbers around the values, or at most nine from 0 on."""
     if logarithmic:
         first = max(n for n, tick in enumerate(_ROUND_NUMBERS) if tick <= min(shown))
         last = next(n for n, tick in enumerate(_ROUND_NUMBERS) if tick > max(shown))
@@ -84,7 +84,7 @@ def _ticks(shown: Sequence[float], logarithmic: bool) -> list[float]:
 
 
 def _place(at: tuple[int, int], ends: tuple[float, float], scale: Scale) -> Scale:
-    """Return what places a value on an axis that has these ends there."""
+    """Return a function that places a value on an axis, whose ends are these values."""
     first, last = map(scale, ends)
     return lambda value: round(at[0] + (scale(value) - first) / (last - first) * (at[1] - at[0]), 1)
 

@@ -1,8 +1,8 @@
-"""What runs as a process of its own, by its name: consumers, publishers, clients, their receiver.
+"""The functions that run as processes of their own: consumers, publishers, clients, a receiver.
 
 Consumers find the servers as a service does, by RABBITMQ_URL and ETCD_ENDPOINTS. Publishers and
-clients have arguments, and print in the end, as JSON, how fast they were. aiohttp and urllib3 are
-imported where they are used: the start of a consumer without them is measured.
+clients take arguments, and print at the end how fast they were, as JSON. Functions import aiohttp
+and urllib3 themselves, since the start of a consumer without them is measured.
 """
 
 import asyncio
@@ -47,17 +47,17 @@ def new_events(number: int) -> list[bytes]:
 
 @contextmanager
 def firehose(url: str, queue: str) -> Iterator[Callable[[Sequence[bytes]], None]]:
-    """Give what publishes bodies to a queue, persistent, with hardly any CPU time.
+    """Give a function that publishes persistent bodies to a queue with hardly any CPU time.
 
-    pika's channel takes 16 µs an event (measured), a large part of what two cores have for those
-    that are measured; frames that go out over its socket take about one. Without confirms: whoever
-    uses it counts what has arrived. At the end, the broker answers the close behind everything.
+    pika's channel takes 16 µs an event (measured), which two cores do not have beside the measured
+    processes; frames written to its socket take about 1 µs. There are no confirms, so the caller
+    has to count what has arrived. At the end, the broker answers the close behind all events.
     """
-    # No heartbeats: between two publishings nobody would send them.
+    # No heartbeats: nobody would send them between two calls.
     with closing(pika.BlockingConnection(pika.URLParameters(f"{url}?heartbeat=0"))) as connection:
         number = connection.channel().channel_number
         raw = connection._impl._transport._sock  # noqa: SLF001
-        # An event that is due goes out at once, whatever TCP still waits for.
+        # A due event is sent at once, even if TCP waits for an acknowledgement.
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         method = frame.Method(number, spec.Basic.Publish(routing_key=queue)).marshal()
 
@@ -75,7 +75,7 @@ def firehose(url: str, queue: str) -> Iterator[Callable[[Sequence[bytes]], None]
 
 @contextmanager
 def timed(events: int) -> Iterator[None]:
-    """Print how fast the block works off so many events, and what CPU time each of them costs."""
+    """Print how fast the block handles this many events, and the CPU time of each."""
     started_s, cpu_s = time.monotonic(), time.process_time()
     yield
     took_s = time.monotonic() - started_s
@@ -84,19 +84,19 @@ def timed(events: int) -> Iterator[None]:
 
 
 def library(url: str, events: str) -> None:
-    """Publish by the library's producer, from the first publish to the last confirm."""
+    """Publish by the library's producer, and measure until the last confirm."""
     bodies = new_events(int(events))
     with Producer(Settings.from_environ({"RABBITMQ_URL": url})) as producer:
-        producer.publish(bodies[:1])  # It connects at its first event.
+        producer.publish(bodies[:1])  # It connects for its first event.
         with timed(len(bodies) - 1):
             producer.publish(bodies[1:])
 
 
 def unconfirmed(url: str, events: str) -> None:
-    """Publish by pika without confirms, until the broker has answered the close behind all."""
+    """Publish by pika without confirms, and measure until the broker has answered the close."""
     bodies = new_events(int(events))
     connection = pika.BlockingConnection(pika.URLParameters(url))
-    # The channel within the blocking one, which would look at the socket after each event.
+    # The inner channel: the blocking one would poll the socket after each event.
     publish = connection.channel()._impl.basic_publish  # noqa: SLF001
     with timed(len(bodies)):
         for first in range(0, len(bodies), _UNCONFIRMED_AT_ONCE):
@@ -107,11 +107,11 @@ def unconfirmed(url: str, events: str) -> None:
 
 
 def open_loop(url: str, queue: str, per_s: str, events: str) -> None:
-    """Publish at a steady rate that waits for nobody.
+    """Publish at a steady rate, however slow the consumer is.
 
-    Event number n, which is its id, is due n / per_s seconds after the start, and published then
-    or as soon as can be. In the end it tells its start, on the monotonic clock that all processes
-    of a machine share (clock_gettime(2)), and how late it was itself.
+    Event number n, with that id, is due n / per_s seconds after the start, and is published then or
+    as soon as possible. At the end it prints its start, by the monotonic clock that all processes
+    of a machine share (clock_gettime(2)), and its own lateness.
     """
     rate, bodies = float(per_s), [body(f"{number:07}") for number in range(int(events))]
     late_s: list[float] = []
@@ -125,13 +125,13 @@ def open_loop(url: str, queue: str, per_s: str, events: str) -> None:
                 late_s += [passed_s - number / rate for number in range(first, due)]
             else:
                 time.sleep(max(0.0, first / rate - passed_s))
-    # From the first, due at once, to the last.
+    # The first event was due at once.
     told = {"late_ms": 1000 * median(late_s), "reached_per_s": (len(bodies) - 1) / passed_s}
     print(json.dumps({"start_s": start_s, **told}))
 
 
 def bare(name: str = "bare", noun: str = "events") -> int:
-    """Run a service whose handler waits for HANDLER_MS, as for an answer, and has no effect."""
+    """Run a service without effects, whose handler waits for HANDLER_MS as for an answer."""
     service = Service(name, noun=noun)
     wait_s = float(os.environ.get("HANDLER_MS", "0")) / 1000
 
@@ -144,7 +144,7 @@ def bare(name: str = "bare", noun: str = "events") -> int:
 
 
 def plain() -> int:
-    """Run a service whose handler is a plain function, which makes notify's request by urllib3."""
+    """Run a service whose handler is a plain function, which sends notify's request by urllib3."""
     service = Service("plain", noun="calls")
     post = _poster(os.environ["NOTIFY_URL"], Settings.from_environ(os.environ).calls_at_once)
 
@@ -156,13 +156,13 @@ def plain() -> int:
 
 
 def ceiling() -> None:
-    """Take and ack what a quorum queue delivers, and do nothing with it.
+    """Ack the deliveries of a quorum queue, and do nothing else.
 
-    The same pika connection as the library's, the same prefetch, and like there one multiple ack
-    for what one read from the socket brought. Nothing is decoded and nothing is recorded.
+    As in the library, one pika connection with the same prefetch sends one multiple ack for each
+    read from the socket. Nothing is decoded and nothing is recorded.
     """
     channel, tags = _consumer(), deque[int](maxlen=1)
-    # The channel and connection within the blocking ones, which would hand over each by itself.
+    # The inner channel and connection: the blocking ones would pass deliveries on singly.
     inner, loop = channel._impl, channel.connection._impl.ioloop  # noqa: SLF001
     inner.basic_consume("ceiling", lambda _, method, *_content: tags.append(method.delivery_tag))
     while True:
@@ -173,10 +173,10 @@ def ceiling() -> None:
 
 
 def naive() -> None:
-    """For each event make one etcd transaction and one ack, one after the other.
+    """Make an etcd transaction and an ack for each event, one after the other.
 
-    What the tutorials of pika and etcd3 lead to: a blocking connection, a callback for each
-    message, and the client's own transaction that asks whether the key was never created.
+    This is what the tutorials of pika and etcd3 lead to: a blocking connection, a callback for each
+    message, and the client's transaction, which compares that the key was never created.
     """
     host, port = os.environ["ETCD_ENDPOINTS"].rsplit(":", 1)
     etcd = etcd3.client(host=host, port=int(port))
@@ -199,14 +199,14 @@ def _consumer() -> Any:
 
 
 async def receiver() -> None:
-    """Answer every request with 200, so many milliseconds later as its path says.
+    """Print the port, and answer every request with 200 after the milliseconds in its path.
 
-    `POST /100` takes a tenth of a second. It prints its port, and knows no more of HTTP than what
-    its callers send: requests with a Content-Length, one after the other on open connections.
+    It knows only as much of HTTP as its callers use: requests with a Content-Length, one after the
+    other on open connections.
     """
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(asyncio.IncompleteReadError, ConnectionError):  # The caller has gone.
+        with suppress(asyncio.IncompleteReadError, ConnectionError):  # The caller hung up.
             while found := _HEAD.match(await reader.readuntil(b"\r\n\r\n")):
                 await reader.readexactly(int(found[2]))
                 if answer_ms := int(found[1]):
@@ -220,14 +220,14 @@ async def receiver() -> None:
 
 
 def plain_client(url: str, at_once: str, calls: str) -> None:
-    """Make so many calls as `plain` does, without a broker and etcd."""
+    """Make the calls of `plain`, without a broker and etcd."""
     post, bodies = _poster(url, int(at_once)), new_events(int(calls))
     with timed(len(bodies)), ThreadPoolExecutor(int(at_once)) as pool:
         list(pool.map(lambda body: post(orjson.loads(body)), bodies))
 
 
 async def coroutine_client(url: str, at_once: str, calls: str) -> None:
-    """Make so many calls as `notify` does, without a broker and etcd."""
+    """Make the calls of `notify`, without a broker and etcd."""
     import aiohttp
 
     bodies = iter(new_events(int(calls)))
@@ -246,7 +246,7 @@ async def coroutine_client(url: str, at_once: str, calls: str) -> None:
 
 
 def _poster(url: str, at_once: int) -> Callable[[dict[str, Any]], None]:
-    """Return what makes a call for an event on a thread, with notify's request."""
+    """Return a function that sends notify's request for an event, on any thread."""
     import urllib3
 
     http = urllib3.PoolManager(maxsize=at_once, retries=False)

@@ -1,6 +1,6 @@
-"""What a run has found, how it is judged, and its page of tables in Markdown.
+"""A run's figures, how they are judged, and their page of tables in Markdown.
 
-A figure is a list with one value a round, and empty where there is none.
+A figure is a list with one value for each round; it is empty if there is no figure.
 """
 
 import fnmatch
@@ -15,7 +15,7 @@ _NONE = "-"
 
 
 class Report(NamedTuple):
-    """The tables of a run by their headings; `machine` is what the figures hold for."""
+    """The tables of a run by their headings, and the machine that they were measured on."""
 
     machine: str
     rounds: int
@@ -24,7 +24,7 @@ class Report(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A figure to watch, as scenarios.toml describes them; without a target it is not judged."""
+    """A figure to watch, as described in scenarios.toml; it is judged if it has a target."""
 
     name: str
     values: list[float]
@@ -33,7 +33,7 @@ class Mark(NamedTuple):
 
     @property
     def met(self) -> bool | None:
-        """Whether the median is within the target; None without one, or without a figure."""
+        """Whether the median meets the target; None without a target or a figure."""
         if not self.target or not self.values:
             return None
         bound, limit = self.target.rsplit(maxsplit=1)
@@ -49,9 +49,9 @@ def marks(
     over: str = "",
     **more: Any,
 ) -> Iterator[Mark]:
-    """Yield the marks of a table that one of scenarios.toml stands for.
+    """Yield a mark of scenarios.toml for each row of a table that it names.
 
-    A ratio is taken round by round: a machine that is slower for a minute is so for both. The
+    A ratio is taken round by round, since a machine that is slow for a minute slows both. The
     median of such ratios is not the ratio of the medians.
     """
     for row in fnmatch.filter(table, rows) if rows else list(table)[-1:]:
@@ -66,12 +66,12 @@ def ratio(values: Sequence[float], references: Sequence[float]) -> list[float]:
 
 
 def medians(found: Iterable[Mark]) -> dict[str, float]:
-    """Return what of the marks is kept."""
+    """Return the medians of the marks that are kept."""
     return {mark.name: median(mark.values) for mark in found if mark.kept}
 
 
 def compare(kept: Mapping[str, float], now: Mapping[str, float]) -> Iterator[tuple[bool, str]]:
-    """Yield for each ratio whether it has neither fallen nor got lost, and a line that says so."""
+    """Yield for each ratio whether it passes, and a line; it fails if it is gone or has fallen."""
     for name in {**kept, **now}:
         if name not in now:
             yield False, f"MISSING  {name}: kept {kept[name]:.3f}, not measured now"
@@ -103,7 +103,7 @@ def page(title: str, report: Report, watched: Sequence[Mark], notes: Mapping[str
 
 
 def _table(table: Table) -> str:
-    """Return a table with a line a row; one that is much wider than long is turned."""
+    """Return a table in Markdown, with rows and columns swapped if it is much wider than long."""
     columns = list(dict.fromkeys(column for row in table.values() for column in row))
     rows = [
         [name, *(_figure(row.get(each, [])) for each in columns)] for name, row in table.items()
@@ -114,7 +114,7 @@ def _table(table: Table) -> str:
 
 
 def _figure(values: Sequence[float]) -> str:
-    """Write `median (least to greatest)`, each with three digits and all before the point."""
+    """Return `median (least to greatest)`, each with at least three digits."""
     if not values:
         return _NONE
     middle, least, greatest = (
@@ -125,7 +125,7 @@ def _figure(values: Sequence[float]) -> str:
 
 
 def _grid(lines: Sequence[Sequence[str]]) -> str:
-    """Return the lines below the first, its head; all columns but the first hold numbers."""
+    """Return lines as a table; the first is its head, and all columns but the first are numbers."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join(

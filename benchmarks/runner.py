@@ -1,9 +1,9 @@
-"""A run: its servers, what is started on them, what is read from them, and its rounds.
+"""A run: its servers, its consumers, its rounds, and how fast a consumer works.
 
-How fast a consumer works is seen from the broker. A passive declare tells the exact count of ready
-messages (the management API's is seconds old). While a consumer's prefetch window is full, each ack
-lets one more message out, so the count falls as fast as acks arrive: the same measure for all, with
-nothing added to any of them.
+The broker shows how fast a consumer works. A passive declare returns the exact number of ready
+messages (the management API's is seconds old). While the prefetch window is full, each ack
+lets one more message out, so the number falls as fast as acks arrive. This holds for any consumer,
+and costs it nothing.
 """
 
 import json
@@ -38,18 +38,18 @@ from .programs import firehose
 
 LOST_AFTER_S = 60.0
 _LOOK_EVERY_S, _STALLED_LOOKS = 0.01, 3_000
-_ANSWER_S = 60.0  # etcd takes a while to delete a million records, or to compact them.
-# -P: modules are found where they are installed, whatever lies in the working directory.
+_ANSWER_S = 60.0  # Deleting or compacting a million records takes a while.
+# -P: do not import modules from the working directory.
 _PYTHON = (sys.executable, "-P", "-m")
 _PACKAGES = ("pika", "cslab-etcd3", "grpcio", "protobuf", "orjson")
 _TXN = 'grpc_method="Txn",grpc_service="etcdserverpb.KV",grpc_type="unary"'
 GAUGES = {
-    # Its resident size, which includes what it has mapped of its file.
+    # Its resident size, including the mapped part of its file.
     "etcd MB": ("process_resident_memory_bytes", 1e-6),
     "file MB": ("etcd_mvcc_db_total_size_in_bytes", 1e-6),
     "in use MB": ("etcd_mvcc_db_total_size_in_use_in_bytes", 1e-6),
     "records": ("etcd_debugging_mvcc_keys_total", 1),
-    # Totals since its start.
+    # Totals since the start of etcd.
     "granted": ("etcd_debugging_lease_granted_total", 1),
     "revoked": ("etcd_debugging_lease_revoked_total", 1),
     "written": ("etcd_mvcc_put_total", 1),
@@ -58,7 +58,7 @@ GAUGES = {
 
 
 class Subject(NamedTuple):
-    """A consumer: its name in tables, the program or service and its queue, and its settings."""
+    """A consumer: its name in tables, its program and queue of the same name, and its settings."""
 
     name: str
     queue: str
@@ -70,7 +70,7 @@ class Subject(NamedTuple):
 
 
 def service(queue: str, batch_size: int = 512, operations: int = 1024) -> Subject:
-    """Return a service, set as in the compose files: `bare` has no effect, `order` has one."""
+    """Return a service with the compose files' settings: `bare` has no effect, `order` has one."""
     name = {"bare": "library, no effect", "order": "order, one effect"}[queue]
     settings = {"ETCD_MAX_TXN_OPS": str(operations), "BATCH_SIZE": str(batch_size)}
     return Subject(f"{name}, {operations}/{batch_size}", queue, settings)
@@ -81,7 +81,7 @@ RECORDS = record_prefix(BARE.queue)
 
 
 class Site:
-    """The servers, what listens for the services' metrics, and etcd3's own client."""
+    """The servers, a listener for the services' metrics, and clients."""
 
     def __init__(self, servers: Servers) -> None:
         self.servers, self.statsd = servers, StatsdListener()
@@ -95,7 +95,7 @@ class Site:
         self.statsd.close()
 
     def publish(self, queue: str, bodies: Sequence[bytes], *, preload: bool = False) -> None:
-        """Publish without confirms; to `preload` waits until the queue holds everything."""
+        """Publish without confirms; `preload` waits until the queue has everything."""
         with firehose(self.url, queue) as publish:
             publish(bodies)
         if preload:
@@ -113,25 +113,25 @@ class Site:
 
     @contextmanager
     def queue(self, subject: Subject) -> Iterator[Any]:
-        """Give a channel on which a consumer's queue, like a service's, is there for the block."""
-        # No heartbeats: between two questions nobody would send them.
+        """Give a channel, and declare a consumer's queue like a service's for the block."""
+        # No heartbeats: nobody would send them between two calls.
         with self.broker.channel(heartbeat=0) as channel:
             Topology(subject.queue, retry_delays=Settings().retry_delays).declare(channel)
             yield channel
         self.broker.delete_queues(subject.queue)
 
     def clear(self, prefix: str = "") -> None:
-        """Delete everything below a prefix, and the history of all."""
-        # Where nothing is new, etcd refuses to compact once more.
+        """Delete the keys below a prefix, and the history of all keys."""
+        # If nothing is new, etcd refuses to compact again.
         if self.keys.count(prefix or "/"):
             revision = self.keys.delete(prefix)
-            # --physical waits until the space is given back, which would slow the next run down.
+            # --physical waits until the space is free, or that would slow down the next run.
             timeout = f"--command-timeout={_ANSWER_S:g}s"
             self.servers.etcd.ctl("compact", "--physical", timeout, str(revision))
 
     @contextmanager
     def watch(self, prefix: str) -> Iterator[Callable[[], tuple[str, float]]]:
-        """Give what waits for the next change below a prefix: its key, and the time.monotonic()."""
+        """Give a function that waits for the next change below a prefix: the key, and the time."""
         seen: queue.SimpleQueue[tuple[str, float]] = queue.SimpleQueue()
 
         def changed(answer: Any) -> None:
@@ -152,7 +152,7 @@ class Site:
             self.etcd.cancel_watch(watch_id)
 
     def gauges(self) -> dict[str, float]:
-        """Read what etcd says of itself; raises OSError."""
+        """Read etcd's own metrics; raises OSError."""
         with open_json("GET", f"http://{self.servers.etcd.endpoint}/metrics") as page:
             return gauges_of(page.read().decode())
 
@@ -172,7 +172,7 @@ class Site:
 
 
 def gauges_of(page: str) -> dict[str, float]:
-    """Read etcd's metrics page; raises KeyError if one of them is not there."""
+    """Return the figures of etcd's metrics page; raises KeyError if one is missing."""
     lines = (line.rpartition(" ") for line in page.splitlines() if not line.startswith("#"))
     values = {name: float(value) for name, _, value in lines if name}
     found = {ours: unit * values[name] for ours, (name, unit) in GAUGES.items()}
@@ -180,7 +180,7 @@ def gauges_of(page: str) -> dict[str, float]:
 
 
 def outcome(*command: object) -> Any:
-    """Run a program to its end, and return the JSON that it prints; raises CommandFailedError."""
+    """Run a program and return the JSON that it prints; raises CommandFailedError."""
     return json.loads(run_tool([*_PYTHON, "benchmarks.programs", *map(str, command)]))
 
 
@@ -189,14 +189,14 @@ def say(text: str) -> None:
 
 
 Figures = dict[str, dict[str, Any]]
-"""What was measured once, by row and column."""
+"""The figures of one run, by row and column."""
 Run = Callable[[], Figures]
 
 
 def in_rounds(site: Site, rounds: int, runs: Sequence[Run]) -> dict[str, dict[str, list[Any]]]:
-    """Run everything once a round, so that all meet the same machine, and empty etcd in between.
+    """Run each once a round, so that all have the same conditions, and empty etcd in between.
 
-    Each round begins with another run, so that none always meets what another leaves behind.
+    Each round begins with another one, so that none always follows the same other.
     """
     table: dict[str, dict[str, list[Any]]] = {}
     for number in range(rounds):
@@ -212,7 +212,7 @@ def in_rounds(site: Site, rounds: int, runs: Sequence[Run]) -> dict[str, dict[st
 
 
 class Progress(NamedTuple):
-    """How many messages were ready at a time, and what CPU time the consumer had used."""
+    """The number of ready messages at a time, and the CPU time of the consumer until then."""
 
     at_s: float
     ready: int
@@ -238,9 +238,9 @@ def rate(
 ) -> dict[str, float]:
     """Return the rate over a series of `events`, with `behind` more messages queued behind it.
 
-    The outer tenths are left out: in the first the process starts and its window fills (`prefetch`
-    events leave the queue before the first ack), in the last it empties. From the first fall inside
-    to the last: a consumer that acks hundreds at a time makes a staircase of exact edges.
+    The outer tenths do not count: in the first the process starts and its prefetch window fills
+    (without an ack), in the last it empties. The rate is measured between two falls of the number
+    of ready messages, since a consumer that acks hundreds at a time makes it a staircase.
     """
     trim = events // 10
     most, least = behind + events - max(trim, prefetch), behind + trim

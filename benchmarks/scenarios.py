@@ -1,4 +1,4 @@
-"""How fast events are consumed, called for and published, and how long until they are recorded."""
+"""How fast events are consumed, called for and published, and how soon they are recorded."""
 
 import os
 import random
@@ -21,25 +21,25 @@ from .report import Table, ratio
 from .runner import BARE, LOST_AFTER_S, RECORDS, Figures, Site, Subject, service
 
 CEILING = Subject("ceiling: pika alone", "ceiling", {"PREFETCH": str(BARE.prefetch)})
-# One event is in flight at a time: a larger prefetch would only fill the outer tenths.
+# It handles one event at a time: a larger prefetch would only fill the outer tenths.
 NAIVE = Subject("naive: one txn, one ack each", "naive", {"PREFETCH": "100"})
 _NAIVE_GETS_ONE_IN = 20
-# 128 is what etcd allows unless told otherwise, and the services' own default.
+# 128 operations are the default of etcd and of the services.
 BARE_SMALL, ORDER_SMALL = service("bare", 128, 128), service("order", 128, 128)
 ORDER = service("order")
 HALF, DUPLICATES = BARE._replace(name="half duplicates"), "duplicates, cache warm"
 SWEEP = {n: (service("bare", n), service("order", n)) for n in (16, 32, 64, 128, 256, 512)}
-"""By batch size, without and with an effect: with one, 512 events fill etcd's 1,024 operations."""
+"""By batch size, without and with an effect: 512 events with one are etcd's 1,024 operations."""
 LEAST_EVENTS = 4 * BARE.prefetch
-"""The first prefetch window does not count, nor do the outer tenths: half of it has to be left."""
+"""Without the first prefetch window and the outer tenths, half of them have to be left."""
 
 
 def series(subject: Subject, length: int) -> list[bytes]:
     """Return the bodies of a series.
 
-    `BARE` gets it twice: the second time it consists of duplicates of what the same process has
-    just recorded, so the cache is as warm as can be, with no restart and no import in between.
-    `HALF` gets half of it, each event twice, shuffled, in the same order in each run.
+    `BARE` gets it twice. The second half are duplicates of what the same process has just recorded,
+    so its cache is as warm as can be, without a restart and an import in between. `HALF` gets half
+    as many events, each of them twice, shuffled in the same order each time.
     """
     if subject is HALF:
         bodies = 2 * new_events(length // 2)
@@ -50,7 +50,7 @@ def series(subject: Subject, length: int) -> list[bytes]:
 
 
 def _consume(site: Site, subject: Subject, length: int) -> Figures:
-    """Preload the subject's queue, let it consume everything, and check what it has recorded."""
+    """Preload a queue, let its consumer empty it, and check what it has recorded."""
     bodies = series(subject, length)
     events = len(set(bodies))
     with site.queue(subject) as channel:
@@ -74,7 +74,7 @@ def _consumers(site: Site, asked: Namespace, rounds: int, subjects: Sequence[Sub
 
 
 def _share(table: Table, reference: str, column: str) -> Table:
-    """Add to each row its events/s over those of a reference row."""
+    """Add a column: each row's events/s, divided by those of a reference row."""
     for row in table.values():
         row[column] = ratio(row["events/s"], table[reference]["events/s"])
     return table
@@ -95,11 +95,11 @@ CALLS = {
     for kind in ("coroutine", "plain")
     for at_once in (100, 1000)
 }
-"""By whom calls are made, when the receiver answers, and how many are made at once."""
+"""By name: the kind of handler, the receiver's latency, and the number of calls at once."""
 
 
 def add_call_shares(table: Table) -> Table:
-    """Add what the calls reach of their client alone, and of what their slots allow."""
+    """Add the ratios of the calls to those of the client alone, and to what their slots allow."""
     for name, (_, answer_ms, at_once) in CALLS.items():
         row = table[name]
         client = row["of the client alone"] = ratio(row["events/s"], row["client alone, calls/s"])
@@ -126,9 +126,9 @@ def _call(
     url = f"{receiver}/{answer_ms}"
     settings = {**BARE.settings, "CALLS_AT_ONCE": str(at_once), "NOTIFY_URL": url}
     subject = Subject(name, "notify" if kind == "coroutine" else "plain", settings)
-    # Calls are slow. What leaves the queue before the first ack does not count.
+    # Calls are slow, so there are fewer. The prefetch window does not count.
     found = _consume(site, subject, subject.prefetch + asked.events // 4)[name]
-    # To connect is a small part of so many.
+    # The time to connect is a small part of this many.
     alone = runner.outcome(f"{kind}_client", url, at_once, max(10_000, 20 * at_once))
     return {name: {**found, "client alone, calls/s": alone["events/s"]}}
 
@@ -147,14 +147,14 @@ def publishing(site: Site, asked: Namespace) -> list[Table]:
 
 
 def replicas(site: Site, asked: Namespace) -> list[Table]:
-    # Of so many events, which one replica works off in about the same time.
+    # By cost in ms: the number of events, for which one replica takes about the same time.
     backlogs = {0: 60_000, 1: 12_000, 10: 2_000}.items()
     runs = [partial(_work_off, site, n, *backlog) for backlog in backlogs for n in (1, 2, 3)]
     return [runner.in_rounds(site, asked.rounds, runs)]
 
 
 def _work_off(site: Site, number: int, cost_ms: int, events: int) -> Figures:
-    """Let so many replicas, which have started, work off a backlog."""
+    """Let replicas that have already started work off a backlog."""
     subject = Subject("", "bare", {"BATCH_SIZE": "512", "HANDLER_MS": str(cost_ms)})
     with site.queue(subject), ExitStack() as stack:
         running = [stack.enter_context(site.run(subject)) for _ in range(number)]
@@ -182,29 +182,29 @@ def _work_off(site: Site, number: int, cost_ms: int, events: int) -> Figures:
 
 
 def _busy_s() -> float:
-    """Return the processor time that was not idle on any core since the start (proc_stat(5))."""
+    """Return the busy time of all cores since the machine's start (proc_stat(5))."""
     user, nice, system, _idle, _waiting, *others = Path("/proc/stat").read_text().split()[1:9]
     return sum(map(int, (user, nice, system, *others))) / TICKS_A_SECOND
 
 
-# How long an event takes until its record is there.
+# How soon an event is recorded.
 
 PER_MILLE = {"p50": 500, "p99": 990, "p99.9": 999}
-"""The percentiles by their names."""
+"""The percentiles by name."""
 _LOAD_S = {1: 21, 100: 6, 1_000: 6, 10_000: 6}
-"""How long a round lasts by its events per second, with the first second, which does not count.
+"""The length of a round by its events per second, with the first second, which does not count.
 
-At 1/s five rounds give the hundred samples that p99 needs."""
+At 1/s, five rounds give the hundred samples that p99 needs."""
 _REFERENCE = Subject("", "reference")
 _SAMPLES, _WARM_UP_EVENTS, _WARM_UP_S = 200, 20, 1
-"""The first event waits for a lease, and the first of everything for its imports."""
+"""The first event waits for a lease, and the first use of anything for its imports."""
 _KEPT = 0.99
-"""Of its rate, by a publisher: else the latencies are those of its own trouble."""
+"""The part of its rate that a publisher has to reach, or the latencies would be its own."""
 
 
 def idle(site: Site, _asked: Namespace) -> list[Table]:
-    # In turns, so that all of them meet the same machine. The watch brings a record to this
-    # process: one clock for both ends, and its way back counts against the service.
+    # In turns, so that all have the same conditions. The watch brings a record to this process, so
+    # one clock measures both ends, and the way back counts against the service.
     samples: list[tuple[float, float, float]] = []
     delivered_s: list[float] = []
     with (
@@ -235,7 +235,7 @@ def idle(site: Site, _asked: Namespace) -> list[Table]:
 
 
 def steps_table(samples_s: Sequence[tuple[float, float, float]]) -> Table:
-    """Return a row for each step, and for both bare ones: through the broker, then into etcd."""
+    """Return a row for each step, and for the two bare ones together."""
     steps = ("publish to recorded", "bare: publish to consumed", "bare: etcd put", "bare: both")
     in_ms = ([1000 * s for s in (*sample, sum(sample[1:]))] for sample in samples_s)
     return {
@@ -253,8 +253,8 @@ def latency(site: Site, asked: Namespace) -> list[Table]:
 def _load(site: Site, per_s: int) -> Figures:
     """Publish at a rate for a round.
 
-    Open loop: a latency begins when its event is due, whatever has become of those before, so a
-    stall counts in full. A closed loop would send fewer events then ("coordinated omission").
+    The loop is open: a latency begins when its event is due, whatever happened to the earlier ones,
+    so a stall counts in full. A closed loop would send fewer events then ("coordinated omission").
     """
     events = per_s * _LOAD_S[per_s]
     with site.queue(BARE), site.run(BARE) as child, site.watch(RECORDS) as next_record:
@@ -266,7 +266,7 @@ def _load(site: Site, per_s: int) -> Figures:
 
 
 def latencies_ms(per_s: int, start_s: float, recorded_s: Mapping[int, float]) -> list[float]:
-    """Return each event's latency from when it was due; those of the first second are left out."""
+    """Return the latency of each event from when it was due, without the first second's events."""
     return [
         1000 * (recorded_s[number] - start_s - number / per_s)
         for number in range(_WARM_UP_S * per_s, len(recorded_s))
@@ -276,7 +276,7 @@ def latencies_ms(per_s: int, start_s: float, recorded_s: Mapping[int, float]) ->
 def summary(
     per_s: int, ms: Sequence[Sequence[float]], late_ms: list[float], reached_per_s: list[float]
 ) -> dict[str, list[float]]:
-    """Return a row for all rounds at a rate: no percentile unless each round has kept the rate."""
+    """Return a row for all rounds at a rate; without percentiles unless each has kept the rate."""
     slowest_per_s = min(reached_per_s)
     kept = slowest_per_s >= _KEPT * per_s
     return {
@@ -288,10 +288,10 @@ def summary(
 
 
 def pooled(rounds: Sequence[Sequence[float]], per_mille: int) -> list[float]:
-    """Return the percentile of all rounds together, between the least and the greatest of them.
+    """Return the percentile of all rounds together, and the least and greatest of the rounds.
 
-    It always lies between these, so it is the median of the three. It is alone where a round has
-    too few samples for a percentile of its own.
+    It always lies between these, so it is the median of the three. It is returned alone if a round
+    has too few samples for a percentile of its own.
     """
     whole = percentile(list(chain(*rounds)), per_mille)
     own = [value for values in rounds for value in percentile(values, per_mille)]
@@ -299,10 +299,10 @@ def pooled(rounds: Sequence[Sequence[float]], per_mille: int) -> list[float]:
 
 
 def percentile(values: Sequence[float], per_mille: int) -> list[float]:
-    """Return the value that so many of a thousand samples do not exceed, by its rank.
+    """Return the value that so many of a thousand samples do not exceed.
 
-    There is none where none of them could lie beyond it: the p99.9 of less than a thousand would
-    be their greatest by another name.
+    There is none if no sample could exceed it: the p99.9 of less than a thousand samples would only
+    be another name for the greatest.
     """
     if len(values) * (1000 - per_mille) < 1000:
         return []

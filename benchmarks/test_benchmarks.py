@@ -1,4 +1,4 @@
-"""The arithmetic on what a run has found, and how it is judged, kept and shown."""
+"""The arithmetic on figures, and how they are judged, compared and shown."""
 
 from collections import Counter
 from itertools import chain
@@ -10,7 +10,7 @@ import pytest
 from . import history, scenarios
 from .__main__ import RESULTS, SCENARIOS, main, marks_of
 from .pictures import draw
-from .report import Mark, Report, Table, compare, marks
+from .report import Mark, Report, Table, compare
 from .runner import BARE, GAUGES, Progress, gauges_of, rate
 from .scenarios import percentile, pooled, summary
 
@@ -25,23 +25,13 @@ def test_each_scenario_has_its_function_and_each_part_is_one() -> None:
         assert all(callable(resolve_name(f"benchmarks.{one.measure}")) for one in measured)
 
 
-def test_a_ratio_is_taken_round_by_round() -> None:
-    """The machine is ten times slower in the second round: the ratio of the medians is 0.8."""
-    table: Table = {"a": {"x": [50, 8, 60]}, "b": {"x": [100, 10, 100]}}
-
-    assert list(marks(table, "x", "{row} / b", "a", "b")) == [Mark("a / b", [0.5, 0.8, 0.6])]
+def test_a_mark_is_judged_by_its_median() -> None:
     for target, met in {"at least 0.6": True, "at most 0.6": True, "at most 0.59": False}.items():
         assert Mark("a / b", [0.5, 0.8, 0.6], target).met is met
 
 
-def test_a_mark_is_of_each_row_that_fits_or_of_the_last() -> None:
-    table: Table = {name: {"x": [1.0]} for name in ("a, 1", "b, 10", "a, 2")}
-    for rows, names in {"a, *": ["a, 1", "a, 2"], "*, 1*": ["a, 1", "b, 10"], "": ["a, 2"]}.items():
-        assert [mark.name for mark in marks(table, "x", "{row}", rows)] == names
-
-
 def test_a_percentile_is_the_sample_that_so_many_do_not_exceed() -> None:
-    """Of too few samples there is none."""
+    """Too few samples have none."""
     expected = {1000: [500, 990, 999], 999: [500, 990], 101: [51, 100], 100: [50, 99], 99: [50]}
     for samples, values in {**expected, 3: [2], 2: [1], 1: [], 0: []}.items():
         found = (percentile(range(samples, 0, -1), per_mille) for per_mille in (500, 990, 999))
@@ -49,19 +39,19 @@ def test_a_percentile_is_the_sample_that_so_many_do_not_exceed() -> None:
 
 
 def test_percentiles_are_of_all_rounds_together() -> None:
-    """Each round has enough samples for a median of its own, one has not for p99."""
+    """Each round has enough samples for its own median, but one has too few for p99."""
     rounds = [[1.0] * 100, [3.0] * 40]
     assert [pooled(rounds, n) for n in (500, 990, 999)] == [[1.0, 1.0, 3.0], [3.0], []]
 
 
 def test_a_latency_begins_when_its_event_was_due() -> None:
-    """Event 3 of 2/s is due 1.5 s after the start, whenever sent; the first second is out."""
+    """Event 3 of 2/s is due 1.5 s after the start, whenever it is sent; the first second is out."""
     recorded_s = {0: 1000.5, 1: 1000.6, 2: 1001.25, 3: 1002.0}
     assert scenarios.latencies_ms(2, 1000.0, recorded_s) == pytest.approx([250.0, 500.0])
 
 
 def falling(first_s: float, ready: int, per_s: float, step: int = 1) -> list[Progress]:
-    """Return a queue that runs empty from a time on, `step` messages at once, 10 µs for each."""
+    """Return how a queue empties from a time on, `step` messages at once, at 10 µs each."""
     return [
         Progress(first_s + done / per_s, ready - done // step * step, done * 1e-5)
         for done in range(ready + 1)
