@@ -50,11 +50,6 @@ def table(results: Sequence[Result]) -> str:
         times_s = [result.recovery_s for result in found if result.recovery_s is not None]
         recovery = f"{median(times_s):.1f} s, {max(times_s):.1f} s" if times_s else "-"
         rows.append([fault, str(len(found)), *sums, recovery])
-    return aligned(rows)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as lines in columns, all but the first aligned to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()

@@ -1,29 +1,20 @@
-"""Fixtures: the cluster instead of single servers, trials, and the table of sizes."""
+"""Fixtures: the cluster instead of single servers, replicas, and their trials."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import count, islice
 from typing import Any
 
 import pytest
 
 from chaos.rig import Rig
-from chaos.trial import Result, aligned
+from chaos.trial import Result
 from cluster.cluster import Cluster, start_cluster
 from cluster.trial import Replica, Trial
 
 StartReplicas = Callable[..., list[Replica]]
 StartTrial = Callable[..., Trial]
-Measured = Callable[[str, str, int, int], None]
-
-_sizes = pytest.StashKey[list[Sequence[str]]]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Start the table of sizes."""
-    head = ("number", "at", "by the formula", "measured")
-    config.stash[_sizes] = list[Sequence[str]]([head])
 
 
 @pytest.fixture(scope="session")
@@ -62,21 +53,3 @@ def trial(
         return Trial(fault, rig, results, cluster, replicas or start_replicas())
 
     return begin
-
-
-@pytest.fixture
-def measured(request: pytest.FixtureRequest) -> Measured:
-    """Add to the table a number of the sizing guide, by its formula and as measured."""
-
-    def note(number: str, point: str, formula: int, found: int) -> None:
-        request.config.stash[_sizes].append((number, point, f"{formula:,}", f"{found:,}"))
-
-    return note
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    if len(rows := config.stash[_sizes]) > 1:
-        terminalreporter.section("sizes")
-        terminalreporter.write_line(aligned(rows))

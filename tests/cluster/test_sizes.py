@@ -1,4 +1,4 @@
-"""The formulas of the sizing guide hold, each at two points."""
+"""The formulas of the sizing guide hold, each at two points. `-rP` shows what was measured."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from chaos.load import order, orders
 from chaos.receiver import Receiver
 from chaos.rig import Rig
 from cluster.cluster import Cluster
-from cluster.conftest import Measured, StartReplicas
+from cluster.conftest import StartReplicas
 
 pytestmark = [pytest.mark.usefixtures("docker"), pytest.mark.timeout(300)]
 
@@ -23,9 +23,7 @@ RECORD_BYTES = 299
 """By docs/sizing.md, for a service with a name of five letters."""
 
 
-def test_etcds_data(
-    cluster: Cluster, start_replicas: StartReplicas, rig: Rig, measured: Measured
-) -> None:
+def test_etcds_data(cluster: Cluster, start_replicas: StartReplicas, rig: Rig) -> None:
     """A record takes as much space in each member as in a single etcd."""
     at_first = [member.status().used_bytes for member in cluster.members]
     replicas = start_replicas(
@@ -44,13 +42,13 @@ def test_etcds_data(
             for member, before in zip(cluster.members, at_first, strict=True)
         ]
         formula = recorded * RECORD_BYTES
-        measured("bytes of a member", f"{recorded:,} records", formula, max(used))
+        print(f"bytes of a member with {recorded:,} records: {formula:,}, measured {max(used):,}")
         assert all(abs(bytes_ - formula) < 0.1 * formula for bytes_ in used), used
 
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_deliveries_in_flight_while_etcd_is_down(
-    cluster: Cluster, start_replicas: StartReplicas, rig: Rig, measured: Measured, number: int
+    cluster: Cluster, start_replicas: StartReplicas, rig: Rig, number: int
 ) -> None:
     """They are bounded, and the queue keeps the rest."""
     in_flight = number * 8 * BATCH_SIZE
@@ -60,20 +58,23 @@ def test_deliveries_in_flight_while_etcd_is_down(
     rig.broker.publish(orders(in_flight + 1000))
     becomes(lambda: rig.broker.depth("order"), (1000, in_flight))
     unacked = rig.broker.unacked("order")
-    measured("deliveries in flight", f"{number} x {BATCH_SIZE}", in_flight, unacked)
+    print(f"deliveries in flight, {number} x {BATCH_SIZE}: {in_flight:,}, measured {unacked:,}")
     cluster.heal()
     rig.drained("order")
 
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_calls_at_once(
-    start_replicas: StartReplicas, receiver: Receiver, rig: Rig, measured: Measured, number: int
+    start_replicas: StartReplicas, receiver: Receiver, rig: Rig, number: int
 ) -> None:
     """Each replica makes this many, and claims no more; the other events wait."""
     at_once, in_flight = number * CALLS_OF_A_REPLICA, number * 8 * SMALL_BATCH
 
     def claims() -> int:
         return len(rig.store.in_state("notify", "claimed"))
+
+    def calls() -> int:
+        return len(receiver.under_way("all"))
 
     start_replicas(
         "notify",
@@ -85,9 +86,8 @@ def test_calls_at_once(
     receiver.hold()
     rig.broker.publish(orders(in_flight + 100))
     becomes(claims, at_once)
-    becomes(lambda: len(receiver.under_way("all")), at_once)
-    at = f"{number} x {SMALL_BATCH}"
-    measured("claims", at, at_once, claims())
-    measured("calls at once", at, at_once, len(receiver.under_way("all")))
+    becomes(calls, at_once)
+    print(f"claims, {number} x {SMALL_BATCH}: {at_once}, measured {claims()}")
+    print(f"calls at once, {number} x {SMALL_BATCH}: {at_once}, measured {calls()}")
     receiver.release()
     rig.drained("notify")
