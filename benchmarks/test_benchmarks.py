@@ -68,14 +68,14 @@ TWO = [
 @pytest.mark.parametrize(
     ("seen", "behind", "prefetch", "per_s"),
     [
-        # A start that takes ten seconds and a slow end are in the outer tenths.
+        # A start of ten seconds and a slow end are in the outer tenths.
         ([Progress(0.0, 1000, 0.0), *WHOLE[:950], Progress(100.0, 0, 0.01)], 0, 0, 500.0),
         # 400 of 1,000 leave the queue before the first ack.
         ([Progress(0, 1000, 0), Progress(1, 700, 0), *falling(5.0, 600, 100.0)], 0, 400, 100.0),
-        # Each of two series has a rate of its own.
+        # Two series have rates of their own.
         (TWO, 1000, 0, 100.0),
         (TWO, 0, 0, 400.0),
-        # Acks come 90 at a time: a step cut in two would give up to a ninth too much or too little.
+        # Acks arrive 90 at a time: a step cut in two would be wrong by up to a ninth.
         (falling(0.0, 1000, 100.0, step=90), 0, 0, 100.0),
     ],
 )
@@ -91,8 +91,8 @@ def test_too_few_samples_give_no_rate() -> None:
         rate([Progress(0.0, 1000, 0.0), Progress(1.0, 500, 0.1), Progress(2.0, 0, 0.2)], 1000)
 
 
-def test_a_series_is_shuffled_alike_each_time_or_comes_as_a_whole_behind_itself() -> None:
-    """Ids are fresh each time, so the order shows in where the first of each comes again."""
+def test_a_series_has_the_same_order_each_time_and_its_duplicates_shuffled_or_at_the_end() -> None:
+    """Ids are new each time, so the order shows in the place of each event's first copy."""
     one, other = (scenarios.series(scenarios.HALF, 100) for _ in range(2))
     places = [[bodies.index(body) for body in bodies] for bodies in (one, other)]
     twice = scenarios.series(BARE, 10)
@@ -110,9 +110,9 @@ def test_a_series_is_shuffled_alike_each_time_or_comes_as_a_whole_behind_itself(
 def test_calls_to_a_slow_receiver_reach_the_lesser_of_two_bounds(
     of_slots: float, of_client: float, misses: int
 ) -> None:
-    """Where a thousand wait at once the client cannot fill the slots, and is the bound.
+    """With a thousand calls at once the client cannot fill the slots, and is the bound.
 
-    Four marks are of calls to a slow receiver, four of those that are answered at once.
+    Four marks are for a slow receiver, and four for one that answers at once.
     """
     table: Table = {}
     for name, (_, answer_ms, at_once) in scenarios.CALLS.items():
@@ -122,7 +122,7 @@ def test_calls_to_a_slow_receiver_reach_the_lesser_of_two_bounds(
     assert len(missed("Calls", scenarios.add_call_shares(table))) == misses
 
 
-def test_a_history_is_held_to_its_marks_where_it_is_longest() -> None:
+def test_the_longest_history_has_to_meet_the_marks() -> None:
     names = ("first event recorded, ms", "import, s", "service MB", "etcd's file, in use MB")
     empty = {name: [n] for name, n in zip(names, (200.0, 0.0, 50.0, 1.0), strict=True)}
     longest = {name: [n] for name, n in zip(names, (300.0, 5.0, 50.0999, 1.3), strict=True)}
@@ -145,7 +145,7 @@ def test_a_history_is_held_to_its_marks_where_it_is_longest() -> None:
 
 
 def load(lasts_s: int, late_s: int = 0, grows: float = 0) -> list[history.Sample]:
-    """Return a run with a lease a second, revoked after its time and `late_s`."""
+    """Return a run with one lease a second, each revoked `late_s` after its time."""
     constant = dict.fromkeys((*history.MEASURES, "ready"), 100.0)
     return [
         constant
@@ -175,14 +175,14 @@ def test_what_grows_misses_its_mark(
     assert missed("After the load", table) == expected
 
 
-def test_the_oldest_lease_is_the_first_that_is_not_revoked() -> None:
+def test_the_oldest_lease_is_the_first_not_revoked() -> None:
     totals = ((0.0, 0, 0), (5, 2, 0), (10, 4, 2), (15, 6, 3), (20, 6, 6))
     samples = [dict(zip(("at_s", "granted", "revoked"), each, strict=True)) for each in totals]
     assert history.oldest_lease_s(samples) == [0, 5, 5, 10, 0]
 
 
-def test_a_ratio_may_fall_by_a_fifth_of_what_is_kept_and_no_more() -> None:
-    """One that is no longer measured fails; one that is not kept yet is told last, and passes."""
+def test_a_ratio_may_fall_by_a_fifth() -> None:
+    """A ratio that is no longer measured fails; a new one passes, and is listed last."""
     kept = {"a": 1.0, "gone": 1.0, "b": 50.0}
 
     assert list(compare(kept, {"new": 0.1, "b": 40.5, "a": 0.79})) == [
@@ -193,8 +193,8 @@ def test_a_ratio_may_fall_by_a_fifth_of_what_is_kept_and_no_more() -> None:
     ]
 
 
-def test_a_run_that_was_kept_is_shown_with_its_pictures(tmp_path: Path) -> None:
-    """Those of the repository: after a change that is meant, `bench --show` writes them again."""
+def test_the_committed_page_and_pictures_are_those_of_the_committed_figures(tmp_path: Path) -> None:
+    """After an intended change, `bench --show` writes them again."""
     (tmp_path / "table.json").write_text((RESULTS / "table.json").read_text())
     exit_code = main(["bench", "--show", "--to", str(tmp_path)])
     shown = {path.name: path.read_text() for path in tmp_path.iterdir()}
@@ -204,8 +204,8 @@ def test_a_run_that_was_kept_is_shown_with_its_pictures(tmp_path: Path) -> None:
     assert exit_code == ("|  NO |" in shown["table.md"])
 
 
-def test_a_rate_that_a_round_has_not_kept_has_no_percentile() -> None:
-    """By less than 0.99. The picture says so at its place."""
+def test_there_is_no_percentile_of_a_rate_that_some_round_missed() -> None:
+    """A round has to reach 0.99 of it. The picture marks the place."""
     table: Table = {
         "100": summary(100, [[1.0] * 60 + [20.0] * 40, [1.0] * 100], [0.1], [100.0, 99.1]),
         "1,000": summary(1000, [[2.0] * 900] * 2, [0.1], [1000.0, 989.0]),
@@ -218,7 +218,7 @@ def test_a_rate_that_a_round_has_not_kept_has_no_percentile() -> None:
     assert picture.count(">(not reached)</text>") == 1
 
 
-def test_each_of_etcds_metrics_is_read_by_its_whole_name() -> None:
+def test_etcds_metrics_are_found_by_their_whole_name() -> None:
     lines = [
         f"# TYPE {name} gauge\n{name}_of_another 7\n{name} {number}e+06"
         for number, (name, _) in enumerate(GAUGES.values())

@@ -28,8 +28,8 @@ class Call:
     """One POST: its id, its body, its caller, and its times by `time.monotonic`.
 
     It ends when it is answered, or when its caller closes the connection, which the kernel does
-    for a killed process. ``held``: it is answered only after the release. ``status`` is the answer
-    that it gets.
+    for a killed process but not for a frozen one. ``held``: it is answered only after the release.
+    ``status`` is the answer that it gets.
     """
 
     key: str

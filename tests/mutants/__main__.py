@@ -20,14 +20,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="mutants", description=__doc__)
     parser.add_argument("--only", default="", help="the mutants whose name contains this")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="the most simulated runs")
-    parser.add_argument(
-        "--rates", action="store_true", help="do all the runs, and say how many show each fault"
-    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once")
     arguments = parser.parse_args()
     mutants = [one for one in read_catalogue() if arguments.only in one.name]
     suites = sorted({mutant.suite for mutant in mutants})
-    run = partial(run_suite, seeds=arguments.seeds, all_seeds=arguments.rates)
+    run = partial(run_suite, seeds=arguments.seeds)
     started_s = time.monotonic()
     with ThreadPoolExecutor(arguments.jobs) as pool:
         try:
@@ -58,8 +55,7 @@ def _show(results: Iterable[tuple[Mutant, Outcome]]) -> int:
         what = outcome.sign or f"nothing: {mutant.wrong}"
         if outcome.sign and not outcome.judged:
             what = f"a crash, which proves nothing: {what}"
-        share = f"[{outcome.broken} of {outcome.runs} runs] " if outcome.broken > 1 else ""
-        print(f"{mutant.name:44} {by:26} {share}{what[:150]}", flush=True)
+        print(f"{mutant.name:44} {by:26} {what[:150]}", flush=True)
     return caught
 
 

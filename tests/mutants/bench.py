@@ -21,12 +21,9 @@ _COPIED = ("idempotent_consumer", "tests/simulation", "tests/mutants")
 _TIMEOUT_S = 300.0
 
 
-def run_suite(
-    suite: str, mutant: Mutant | None = None, *, seeds: int = SEEDS, all_seeds: bool = False
-) -> Outcome:
+def run_suite(suite: str, mutant: Mutant | None = None, *, seeds: int = SEEDS) -> Outcome:
     """Run a suite on a copy of the code, with a mutant in it; raises OutOfDate."""
     command = [sys.executable, "-m", "mutants.probe", suite, f"--seeds={seeds}"]
-    command += ["--all-seeds"] if all_seeds else []
     with TemporaryDirectory(prefix="mutant-") as directory:
         root = Path(directory).resolve()
         for name in _COPIED:

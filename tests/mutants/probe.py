@@ -26,13 +26,11 @@ class Outcome:
     """What a suite has found: its first sign of a fault, empty if there is none.
 
     A ``judged`` sign is a violation or a failed assertion. Any other exception proves nothing: a
-    misspelt name raises one as well. ``broken`` of ``runs`` simulated runs showed a fault.
+    misspelt name raises one as well.
     """
 
     sign: str = ""
     judged: bool = False
-    runs: int = 0
-    broken: int = 0
 
 
 def main() -> int:
@@ -40,10 +38,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="mutants.probe", description=__doc__)
     parser.add_argument("suite")
     parser.add_argument("--seeds", type=int, required=True)
-    parser.add_argument("--all-seeds", action="store_true", help="go on after the first sign")
     options = parser.parse_args()
     if options.suite == SIMULATION:
-        outcome = run_simulation(options.seeds, options.all_seeds)
+        outcome = run_simulation(options.seeds)
     else:
         outcome = run_tests(suite_file(options.suite))
     check_origin(Path.cwd())
@@ -62,19 +59,15 @@ def check_origin(root: Path) -> None:
             raise RuntimeError(f"{name} was imported from {file}")
 
 
-def run_simulation(seeds: int, all_seeds: bool) -> Outcome:
-    """Simulate run after run, up to the first with a violation, or all of them."""
+def run_simulation(seeds: int) -> Outcome:
+    """Simulate run after run, up to the first with a violation."""
     from simulation.world import simulate
 
-    sign, judged, broken = "", False, 0
     for seed in range(seeds):
         if violations := simulate(seed).run.violations:
-            broken += 1
-            if not sign:
-                sign, judged = f"seed {seed}: {_one_line(violations[0])}", is_judged(violations[0])
-            if not all_seeds:
-                break
-    return Outcome(sign, judged, seed + 1, broken)
+            first = violations[0]
+            return Outcome(f"seed {seed}: {_one_line(first)}", is_judged(first))
+    return Outcome()
 
 
 def is_judged(violation: str) -> bool:
