@@ -356,7 +356,6 @@ def test_what_the_broker_dead_lettered_has_its_reason_and_time() -> None:
 def test_headers_without_sense_say_nothing(headers: Any) -> None:
     dead = letter(headers)
     assert (dead.reason, dead.attempts, dead.since) == ("unknown", None, None)
-    assert dead.group(NOW_S) == (("unknown", "a", ""), [])
 
 
 def test_a_look_does_not_change_what_a_letter_is_known_by() -> None:

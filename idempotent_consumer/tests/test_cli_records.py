@@ -9,7 +9,6 @@ import pytest
 
 from fakes.operator import TOKEN, FakeEtcd, Operator
 from idempotent_consumer import cache
-from idempotent_consumer.cli.etcd import Records
 from idempotent_consumer.etcd import EtcdError, Failure
 from idempotent_consumer.event import Outgoing, decode
 
@@ -183,8 +182,8 @@ def test_all_states_are_counted_page_by_page(number: int, monkeypatch: pytest.Mo
         operator.has_record("order", f"{prefix}{index}", state=state)
     operator.has_record("orders", "1")
     operator.has_record("order0", "1")
-    records = Records(FakeEtcd(operator), "order")
-    assert (records.states(), records.count()) == (expected, number)
+    etcd = FakeEtcd(operator)
+    assert (etcd.states("order"), etcd.count("/service/order/")) == (expected, number)
 
 
 def test_records_too_large_for_one_page_are_counted_in_smaller_ones() -> None:
@@ -200,4 +199,4 @@ def test_records_too_large_for_one_page_are_counted_in_smaller_ones() -> None:
 
     for index in range(100):
         operator.has_record("order", f"{index}", state="done")
-    assert Records(Small(operator), "order").states() == {"done": 100}
+    assert Small(operator).states("order") == {"done": 100}

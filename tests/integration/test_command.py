@@ -2,6 +2,7 @@
 
 import json
 import signal
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from chaos.receiver import Receiver
 from chaos.rig import Rig
 from idempotent_consumer import bus
 from idempotent_consumer.cli.broker import Broker as Rabbit
-from idempotent_consumer.cli.dead_letters import open_dead_letter_queue
+from idempotent_consumer.cli.dead_letters import hold
 from integration.command import Command
 from servers.broker import Broker
 from servers.processes import free_port
@@ -261,11 +262,11 @@ def test_looking_at_dead_letters_leaves_them_in_their_order_and_loses_none(
 ) -> None:
     """RabbitMQ's default limit drops what has gone back 20 times."""
     park(rig.broker, *map(json.dumps, orders(3)), reason="failed")
-    url = rig.servers.rabbitmq.url
+    url, dead_letters = rig.servers.rabbitmq.url, f"{queues}.dead-letter"
     for _ in range(25):
         # What a look held goes back a moment after its channel is closed.
-        becomes(lambda: rig.broker.ready(f"{queues}.dead-letter"), 3)
-        with Rabbit([url]) as rabbit, open_dead_letter_queue(rabbit, queues) as dead:
+        becomes(lambda: rig.broker.ready(dead_letters), 3)
+        with closing(Rabbit([url])) as rabbit, hold(rabbit, dead_letters) as dead:
             assert len(list(dead)) == 3
     becomes(lambda: ids(command, "--limit", "1"), ["order-0"])
     becomes(lambda: ids(command), ["order-0", "order-1", "order-2"])

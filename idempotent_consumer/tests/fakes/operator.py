@@ -95,8 +95,6 @@ class FakeRabbit(Broker):
         self._ready: Iterator[tuple[int, tuple[Any, bytes]]] = iter(())
         self._prefetch = 0
 
-    def __exit__(self, *_: object) -> None: ...
-
     def depth(self, queue: str) -> Depth | None:
         return self._operator.depths.get(queue)
 
@@ -262,7 +260,7 @@ class Operator(Context):
     def rabbitmq(self, url: str = "") -> ContextManager[Broker]:
         if self.rabbitmq_error is not None:
             raise self.rabbitmq_error
-        return FakeRabbit(self)
+        return nullcontext(FakeRabbit(self))
 
     def etcd(self, address: tuple[str, int] | None = None) -> ContextManager[Etcd]:
         return nullcontext(FakeEtcd(self))
