@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from fakes.operator import TOKEN, FakeEtcd, Operator
-from idempotent_consumer import cache
 from idempotent_consumer.etcd import EtcdError, Failure
 from idempotent_consumer.event import Outgoing, decode
 
@@ -171,10 +170,19 @@ def test_a_record_that_has_ended_meanwhile_is_forgotten(operator: Operator) -> N
     assert operator.run(*FORGET).code == 0
 
 
-@pytest.mark.parametrize("number", [0, 7, 8, 100])
-def test_all_states_are_counted_page_by_page(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each record once, whatever its id, and nothing of another service."""
-    monkeypatch.setattr(cache, "PAGE_RECORDS", 4)
+class SmallReplies(FakeEtcd):
+    """An etcd whose client takes at most 30 records at a time, as if they were large."""
+
+    def ask(self, method: str, request: Any) -> Any:
+        reply = super().ask(method, request)
+        if len(reply.kvs) > 30:
+            raise EtcdError(Failure.TOO_LARGE, "Received message larger than max (2 vs. 1)")
+        return reply
+
+
+@pytest.mark.parametrize("number", [0, 7, 100])
+def test_each_record_of_a_service_is_counted_once(number: int) -> None:
+    """Whatever its id, in pages as large as the client takes, and none of another service."""
     rng, operator = random.Random(number), Operator()
     expected = Counter(rng.choices(["done", "claimed", "released"], k=number))
     for index, state in enumerate(expected.elements()):
@@ -182,21 +190,5 @@ def test_all_states_are_counted_page_by_page(number: int, monkeypatch: pytest.Mo
         operator.has_record("order", f"{prefix}{index}", state=state)
     operator.has_record("orders", "1")
     operator.has_record("order0", "1")
-    etcd = FakeEtcd(operator)
+    etcd = SmallReplies(operator)
     assert (etcd.states("order"), etcd.count("/service/order/")) == (expected, number)
-
-
-def test_records_too_large_for_one_page_are_counted_in_smaller_ones() -> None:
-    """Those that hold large events wait together while RabbitMQ has an alarm."""
-    operator = Operator()
-
-    class Small(FakeEtcd):
-        def ask(self, method: str, request: Any) -> Any:
-            reply = super().ask(method, request)
-            if len(reply.kvs) > 30:
-                raise EtcdError(Failure.TOO_LARGE, "Received message larger than max (2 vs. 1)")
-            return reply
-
-    for index in range(100):
-        operator.has_record("order", f"{index}", state="done")
-    assert Small(operator).states("order") == {"done": 100}

@@ -62,10 +62,18 @@ class Terminal(io.StringIO):
 
 
 class Typed(io.BytesIO):
-    """Standard input on a terminal, with what is typed."""
+    """Standard input on a terminal. Something happens while a line is typed."""
+
+    def __init__(self, text: bytes, meanwhile: Callable[[], object]) -> None:
+        super().__init__(text)
+        self._meanwhile = meanwhile
 
     def isatty(self) -> bool:
         return True
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        self._meanwhile()
+        return super().readline(size)
 
 
 class FakeEtcd(Etcd):
@@ -212,9 +220,9 @@ class Operator(Context):
 
     # What was there before.
 
-    def types(self, text: str) -> None:
-        """Sit at a terminal and type this."""
-        self.stdin, self.err = Typed(text.encode()), Terminal()
+    def types(self, text: str, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Sit at a terminal and type this; something happens meanwhile."""
+        self.stdin, self.err = Typed(text.encode(), meanwhile), Terminal()
 
     def has_record(
         self,
@@ -304,15 +312,3 @@ class Operator(Context):
         if isinstance(page, WebError):
             raise page
         return Page(page)
-
-
-def of_order() -> Operator:
-    """Return an operator whose service order holds something of each kind."""
-    operator = Operator()
-    operator.has_service("order", dead=2)
-    operator.depths |= {"order": Depth(7, 3), "order.retry.10s": Depth(4, 0)}
-    operator.queue("order")["messages_unacknowledged"] = 5
-    operator.has_record("order", "1")
-    operator.has_record("order", "2", state="claimed")
-    operator.has_record("order-2", "1")
-    return operator
