@@ -1,4 +1,4 @@
-"""The operator's command around fakes: no server, no process."""
+"""The operator's command with fakes of the servers and of the terminal."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Typed(io.BytesIO):
 
 
 class FakeEtcd(Etcd):
-    """etcd for questions, one member."""
+    """An etcd of one member, in memory."""
 
     def __init__(self, operator: Operator) -> None:
         self._operator = operator
@@ -95,7 +95,7 @@ class FakeEtcd(Etcd):
 
 
 class FakeRabbit(Broker):
-    """RabbitMQ with the operator's queues, and the one channel on which they are consumed."""
+    """A connection to RabbitMQ with the operator's queues, and its only channel."""
 
     def __init__(self, operator: Operator) -> None:
         self._operator, self.version = operator, operator.rabbitmq_version
@@ -130,7 +130,7 @@ class FakeRabbit(Broker):
         return self.queue_declare(queue, passive=True)
 
     def consume(self, queue: str, *, inactivity_timeout: float) -> Iterator[Any]:
-        """Deliver those there are, but no more than the prefetch, and then none in time."""
+        """Deliver the messages up to the prefetch, then none."""
         self._unacked = list(self._operator.waiting[queue])
         self._ready = iter(enumerate(self._unacked))
         for _ in range(self._prefetch):
@@ -142,7 +142,7 @@ class FakeRabbit(Broker):
         self._prefetch = min(prefetch_count, self._operator.most_prefetched)
 
     def basic_get(self, _queue: str) -> tuple[Any, Any, Any]:
-        """Deliver the next one, or none."""
+        """Deliver the next message, or none."""
         tag, (properties, body) = next(self._ready, (None, (None, None)))
         if tag is None:
             return None, None, None
@@ -153,7 +153,7 @@ class FakeRabbit(Broker):
         self, exchange: str, queue: str, body: bytes, properties: Any, *, mandatory: bool
     ) -> None:
         if exchange or not mandatory:
-            raise AssertionError("it would be lost where there is no such queue")
+            raise AssertionError("without such a queue it would be lost")
         if self._unacked:
             raise AssertionError("pika would read all of a large queue while it waits here")
         self._operator.resent.append((queue, properties, body))
@@ -165,14 +165,14 @@ class FakeRabbit(Broker):
 
 
 class Leaving(list[tuple[Any, bytes]]):
-    """The messages of a queue that one more has left since they were counted."""
+    """The messages of a queue that lost one more after they were counted."""
 
     def __len__(self) -> int:
         return super().__len__() + 1
 
 
 class Operator(Context):
-    """Somebody at the command line, with servers, a terminal and a clock of the test's own."""
+    """An operator at the command line, with servers, a terminal and a clock of the test's own."""
 
     def __init__(self) -> None:
         self.given = {"ENABLE_ETCD": "true"}
@@ -194,11 +194,11 @@ class Operator(Context):
         self.meanwhile: Callable[[], None] = lambda: None
         """What happens after each request for data in etcd."""
         self.waits: Callable[[], None] = lambda: None
-        """What happens while the command lets RabbitMQ have its time."""
+        """What happens while the command waits for RabbitMQ."""
         self.acks: Callable[[], None] = lambda: None
         """What happens before RabbitMQ takes an ack."""
         self.sent: list[dict[str, int]] = []
-        """The gauges of each sending to statsd."""
+        """The gauges of each round that was sent to statsd."""
 
     def run(self, *arguments: str, **environ: str) -> Ran:
         def context(environ: Mapping[str, str]) -> Operator:
@@ -213,12 +213,12 @@ class Operator(Context):
         return Ran(code, out.getvalue(), cast("io.StringIO", self.err).getvalue())
 
     def ends(self, code: int, says: str, *arguments: str) -> None:
-        """Run the command, and see with what exit code it ends and that it says this."""
+        """Run the command; it must end with this exit code and say this."""
         ran = self.run(*arguments)
         if ran.code != code or says not in ran.out + ran.err:
             raise AssertionError(f"{ran}, and not {code}, {says!r}")
 
-    # What was there before.
+    # What the servers hold.
 
     def types(self, text: str, meanwhile: Callable[[], object] = lambda: None) -> None:
         """Sit at a terminal and type this; something happens meanwhile."""
@@ -233,20 +233,20 @@ class Operator(Context):
         lease_s: int = 3600,
         events: tuple[Outgoing, ...] = (),
     ) -> None:
-        """Let a replica have written a record, for good where it has no lease."""
+        """Write a replica's record, without a lease if ``lease_s`` is 0."""
         grant = pb.LeaseGrantRequest(TTL=lease_s)
         lease = self.store.apply("LeaseGrant", grant).ID if lease_s else 0
         value = records.encode(state, digest, TOKEN, "2027-01-15T07:58:20.000+00:00", events)
         self.store.put(f"/service/{service}/{event_id}", value, lease)
 
     def has_letter(self, body: bytes, queue: Any = "order.dead-letter", **headers: object) -> None:
-        """Let a message lie in a queue: a dead letter, or one that waits."""
+        """Put a message into a queue."""
         named = {f"x-{name.replace('_', '-')}": value for name, value in headers.items()}
         self.waiting[queue].append((pika.BasicProperties(headers=named), body))
         self.depths[queue] = Depth(len(self.waiting[queue]), 0)
 
     def has_service(self, service: str, dead: int = 0, consumers: int = 1) -> None:
-        """Let a service have declared its queues, by the settings' defaults."""
+        """Declare a service's queues, as by the default settings."""
         for name, arguments in queue_arguments(service, Settings().retry_delays).items():
             facts = {"name": name, "type": "quorum", "arguments": arguments}
             self.queues.append({**facts, "messages_unacknowledged": 0})
@@ -260,10 +260,10 @@ class Operator(Context):
         self.store.put(f"/incarnation/{service}", b"first")
 
     def queue(self, name: str) -> dict[str, Any]:
-        """Return what the management API shows of a queue."""
+        """Return a queue as the management API shows it."""
         return next(queue for queue in self.queues if queue["name"] == name)
 
-    # What the command works with.
+    # What the command uses.
 
     def rabbitmq(self, url: str = "") -> ContextManager[Broker]:
         if self.rabbitmq_error is not None:
@@ -274,7 +274,7 @@ class Operator(Context):
         return nullcontext(FakeEtcd(self))
 
     def producer(self, _exchange: str) -> ContextManager[Any]:
-        """Open one whose broker confirms all that comes, and then ends as it is told."""
+        """Open a producer whose broker confirms everything; then raise ``publish_error``."""
 
         def publish(bodies: Iterable[bytes], _: float, progress: Callable[[int], None]) -> None:
             for number, body in enumerate(bodies, 1):
