@@ -9,7 +9,7 @@ import pika
 import pytest
 
 from fakes.headers import HOSTILE, encoded, entry, header_entries, table
-from fakes.operator import ETCD_AWAY, NOW_S, RABBITMQ_AWAY, Leaving, Operator
+from fakes.operator import ETCD_AWAY, NOW_S, RABBITMQ_AWAY, Operator
 from idempotent_consumer.amqp import Properties
 from idempotent_consumer.cli.broker import BrokerError, Depth
 from idempotent_consumer.cli.dead_letters import Letter
@@ -131,9 +131,10 @@ def test_there_is_a_warning_if_the_queue_has_a_delivery_limit(
 def test_letters_that_somebody_else_holds_are_an_error(operator: Operator, verb: str) -> None:
     name, *options = verb.split()
     look = ("dead-letters", name, "order", *options)
-    operator.waiting["order.dead-letter"] = Leaving(operator.dead)
+    operator.left["order.dead-letter"] = 1
     operator.ends(1, "order.dead-letter: 1 messages did not arrive in time", *look)
-    operator.waiting["order.dead-letter"] = []
+    operator.dead.clear()
+    operator.left.clear()
     operator.depths["order.dead-letter"] = Depth(0, 1)
     operator.ends(1, "order.dead-letter: somebody else is looking at all there are", *look)
 

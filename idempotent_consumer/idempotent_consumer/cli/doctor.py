@@ -66,21 +66,20 @@ def _doctor(arguments: argparse.Namespace, context: Context) -> Report:
 
 
 def _findings(arguments: argparse.Namespace, context: Context) -> Findings:
-    management, given = context.management(), arguments.service
+    known = arguments.service
     yield from _settings(context.settings)
     yield from _nodes(context)
-    found = management.queues()
+    found = context.management().queues()
     if found.why_not:
         what = "queue arguments, policies, bindings and alarms were not looked at"
         yield Finding(UNKNOWN, "rabbitmq", f"{what}: {found.why_not}")
-        known = list(given)
     else:
-        yield from _alarms(management, context.now_s())
-        known = found.services(given)
+        yield from _alarms(context)
+        known = found.services(known)
     if not known:
         yield Finding(UNKNOWN, "services", "there is none, or none was found: name them")
     if not found.why_not:
-        yield from _queues(known, found, management, context.settings, arguments)
+        yield from _queues(known, found, context, arguments)
     yield from _counts([name for name in known if found.why_not or name in found.facts], context)
     for host, port in context.settings.etcd_endpoints:
         yield from _member(context, host, port)
@@ -207,11 +206,11 @@ def _nodes(context: Context) -> Findings:
             yield Finding(PROBLEM, about, str(error), "start it, or correct RABBITMQ_URL")
 
 
-def _alarms(management: Management, now_s: float) -> Findings:
+def _alarms(context: Context) -> Findings:
     """Check that no node has an alarm, and check the clock of the one that answers."""
     date = None
     try:
-        date = management.page("/health/checks/alarms").date
+        date = context.management().page("/health/checks/alarms").date
         yield Finding(OK, "rabbitmq", "no alarm is on")
     except WebError as error:
         if error.status == 503:
@@ -222,15 +221,11 @@ def _alarms(management: Management, now_s: float) -> Findings:
             yield Finding(PROBLEM, "rabbitmq", what, "free memory or disk space")
         else:
             yield Finding(UNKNOWN, "rabbitmq", f"alarms were not looked at: {error}")
-    yield clock("rabbitmq", date, now_s)
+    yield clock("rabbitmq", date, context.now_s())
 
 
 def _queues(
-    services: Sequence[str],
-    found: Queues,
-    management: Management,
-    settings: Settings,
-    arguments: argparse.Namespace,
+    services: Sequence[str], found: Queues, context: Context, arguments: argparse.Namespace
 ) -> Findings:
     """Check each service's queues, policies, bindings and consumer time-out."""
     running = [name for name in services if name in found.facts]
@@ -238,6 +233,7 @@ def _queues(
         if name not in running:
             what = "there is no such queue: it has not run yet, or this is another name"
             yield Finding(PROBLEM, name, what, "start it: it makes its queues")
+    management, settings = context.management(), context.settings
     # A queue names its policies at once, and shows their definitions only seconds later.
     pages = yield from _seen(management, "policies", "policies", "operator-policies")
     policies = [

@@ -135,7 +135,6 @@ def _messages(
 
 
 def _lines(name: str, places: dict[str, Any], context: Context) -> list[str]:
-    """Return the lines about a service."""
     texts = []
     if record := places["record"]:
         in_flight = " (in flight)" * (record["state"] in (CLAIMED, PUBLISHING))

@@ -164,7 +164,6 @@ def _ages(url: str, ages: dict[str, Any]) -> str:
 
 
 def _row(name: str, row: dict[str, Any]) -> dict[str, object]:
-    """Return a service's row of the table."""
     states, retries = row.get("states") or {}, row.get("retries")
     if retries is not None:
         retries = " ".join(f"{delay}:{n}" for delay, n in retries.items() if n) or "0"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager as ContextManager
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
@@ -119,7 +119,7 @@ class FakeRabbit(Broker):
     def confirm_delivery(self) -> None: ...
 
     def queue_declare(self, queue: str, *, passive: bool) -> Any:
-        ready = len(self._operator.waiting[queue])
+        ready = len(self._operator.waiting[queue]) + self._operator.left[queue]
         consumers = self._operator.depths.get(queue, Depth(0, 0)).consumers
         return SimpleNamespace(
             method=SimpleNamespace(message_count=ready, consumer_count=consumers)
@@ -164,13 +164,6 @@ class FakeRabbit(Broker):
         self._operator.dead.remove(self._unacked[tag])
 
 
-class Leaving(list[tuple[Any, bytes]]):
-    """The messages of a queue that lost one more after they were counted."""
-
-    def __len__(self) -> int:
-        return super().__len__() + 1
-
-
 class Operator(Context):
     """An operator at the command line, with servers, a terminal and a clock of the test's own."""
 
@@ -183,6 +176,8 @@ class Operator(Context):
         self.queues, self.bindings, self.policies = (list[dict[str, Any]]() for _ in range(3))
         self.waiting = defaultdict[str, list[tuple[Any, bytes]]](list)
         self.dead = self.waiting["order.dead-letter"]
+        self.left = Counter[str]()
+        """How many messages leave a queue after they are counted."""
         self.resent = list[tuple[str, Any, bytes]]()
         self.removed, self.deleted, self.published = list[bytes](), list[str](), list[bytes]()
         self.looked_at, self.most_prefetched = 0, 65_535
