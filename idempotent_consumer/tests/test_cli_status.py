@@ -205,12 +205,12 @@ API_AWAY = (
     ("fault", "missing", "left"),
     [
         (
-            lambda operator: vars(operator).update(etcd_error=ETCD_AWAY),
+            lambda operator: setattr(operator, "etcd_error", ETCD_AWAY),
             {"etcd": "etcd is away"},
             QUEUES | UNACKED | RETRIES,
         ),
         (
-            lambda operator: vars(operator).update(rabbitmq_error=RABBITMQ_AWAY),
+            lambda operator: setattr(operator, "rabbitmq_error", RABBITMQ_AWAY),
             {"rabbitmq": "RabbitMQ is away"},
             KEYS,
         ),

@@ -35,7 +35,7 @@ def _object(text: str) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from None
     if not isinstance(members, dict):
-        raise ValueError("write an object, as in '{\"amount\": 1}'")  # noqa: TRY004 - it is text
+        raise ValueError("write an object, as in '{\"amount\": 1}'")  # noqa: TRY004 - for argument()
     return members
 
 
