@@ -40,7 +40,7 @@ class BrokerError(CommandError):
 
 
 class Depth(NamedTuple):
-    """How many messages of a queue are ready, which unacked ones are not, and its consumers."""
+    """The numbers of a queue's ready messages, without the unacked ones, and of its consumers."""
 
     ready: int
     consumers: int

@@ -421,7 +421,7 @@ _MUCH, _TOO_MUCH = 0.7, 0.9
 """Shares of the quota. When it is used up, etcd takes no writes until somebody makes room."""
 
 _COMPACTED_LATE = 1_000_000
-"""Revisions of history that an etcd which compacts by itself rarely has."""
+"""More revisions of history than an etcd that compacts by itself usually has."""
 
 
 def _member(context: Context, host: str, port: int) -> Findings:

@@ -98,7 +98,7 @@ def _idle(name: str, row: dict[str, Any]) -> list[str]:
 
 
 def _queues(name: str, context: Context, broker: Broker, found: Queues) -> dict[str, Any]:
-    """Return counts of a service's queues: those of unacked messages may be five seconds old."""
+    """Return counts of a service's queues. That of unacked messages may be five seconds old."""
     own, dead = broker.depth(name), broker.depth(names.dead_letter_queue(name))
     # RabbitMQ logs an error for each queue that does not exist.
     retries = {
@@ -278,7 +278,7 @@ class _Sender:
         return Report({"gauges": sent, "missing": missing}, "\n".join(lines), not missing)
 
     def _say(self, missing: dict[str, str]) -> None:
-        """Write to standard error what can no longer be counted, and what can be again."""
+        """Write to standard error what can no longer be counted and what can be again."""
         was, self._missing = self._missing, missing
         lines = [line for what, line in missing.items() if what not in was]
         lines += [f"counted again: {what}" for what in was if what not in missing]

@@ -29,7 +29,7 @@ class WebError(CommandError):
 
 
 class Page(NamedTuple):
-    """A page's body, and the time by the server's clock, to the second, if it sent that."""
+    """A page's body, and the server's time in whole seconds if it sent one."""
 
     body: bytes
     date: datetime | None = None
