@@ -27,7 +27,7 @@ from .output import CommandError, Report, counted, duration, plain, table
 from .web import Tls, WebError, is_address, without_login
 
 READ_AT_MOST = 20_000
-"""More records are counted by state only with ``--states``, because all of them are read."""
+"""Above this number records are counted by state only with ``--states``: all of them are read."""
 
 _NOT_RUN = "it has not run yet, or this is another name"
 
