@@ -1,4 +1,4 @@
-"""How the command is called, how it ends, and how it writes numbers, times and strangers' texts."""
+"""How the command is called, how it ends, and how it writes numbers, times and texts."""
 
 import io
 import sys
@@ -50,7 +50,7 @@ def test_every_verb_prints_one_json_document(operator: Operator, verb: tuple[str
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_every_verb_says_in_one_line_that_a_server_is_away_before_it_does_anything(
+def test_every_verb_reports_in_one_line_that_a_server_is_away_and_does_nothing(
     operator: Operator, verb: tuple[str, ...]
 ) -> None:
     operator.etcd_error, operator.rabbitmq_error = ETCD_AWAY, RABBITMQ_AWAY
@@ -69,7 +69,7 @@ def test_every_verb_says_in_one_line_that_a_server_is_away_before_it_does_anythi
         *("dead-letters", "dead-letters list order --limit 0"),
         *("publish --args []", "publish --timeout soon", "publish --exchange amq.topic {}"),
         *("publish --exchange= {}", "gauges --effects order", "gauges --effects order="),
-        # What the shell hands over of a text that is not UTF-8.
+        # How Python reads an argument that is not UTF-8.
         *(f"{verb} caf\udce9" for verb in ("inspect order", "forget order", "find", "publish")),
         *("publish --id caf\udce9 --type a", "publish --id 1 --type caf\udce9"),
         "gauges --effects order=caf\udce9",
@@ -81,7 +81,7 @@ def test_a_wrong_call_ends_with_2(operator: Operator, arguments: str) -> None:
     assert (ran.code, ran.out, "error: " in ran.err) == (2, "", True)
 
 
-def test_an_error_that_no_verb_expects_is_one_line_and_can_be_traced(operator: Operator) -> None:
+def test_an_unforeseen_error_is_one_line_and_has_a_traceback_at_debug(operator: Operator) -> None:
     def fail() -> None:
         raise LookupError("line\nby line")
 
@@ -92,7 +92,7 @@ def test_an_error_that_no_verb_expects_is_one_line_and_can_be_traced(operator: O
     assert "in fail\n" in operator.run("inspect", "order", "1", LOG_LEVEL="debug").err
 
 
-def test_an_error_about_a_path_of_any_bytes_is_a_document_too(operator: Operator) -> None:
+def test_an_error_about_a_path_that_is_not_utf8_is_printed_as_json(operator: Operator) -> None:
     inspect = ("inspect", "order", "1", "--body", "caf\udce9")
     assert operator.run(*inspect, "--json").json["error"].startswith("caf\\udce9 cannot be read")
 
@@ -101,7 +101,7 @@ HOSTILE, ESCAPED = "\x1b]0;\x07", r"\x1b]0;\x07"
 
 
 @pytest.mark.parametrize("verb", [("status",), ("doctor",), ("find", "1"), ("remove", "order")])
-def test_a_queues_name_does_nothing_to_a_terminal(operator: Operator, verb: tuple[str]) -> None:
+def test_control_codes_in_a_queues_name_are_escaped(operator: Operator, verb: tuple[str]) -> None:
     operator.has_service("order", consumers=0)
     queue = f"order.retry.{HOSTILE}"
     operator.queues.append({**operator.queue("order.retry.1s"), "name": queue})
@@ -111,14 +111,14 @@ def test_a_queues_name_does_nothing_to_a_terminal(operator: Operator, verb: tupl
     assert (ESCAPED in ran.out + ran.err, HOSTILE in ran.out + ran.err) == (True, False)
 
 
-def test_a_servers_words_do_nothing_to_a_terminal(operator: Operator) -> None:
+def test_control_codes_in_a_servers_error_are_escaped(operator: Operator) -> None:
     operator.etcd_error = EtcdError(Failure.UNKNOWN, HOSTILE)
     ran = operator.run("inspect", "order", "1")
     assert (ran.code, ran.err) == (1, f"idempotent-consumer: {ESCAPED}\n")
 
 
 def run_into(out: TextIO, operator: Operator, *arguments: str) -> int:
-    """Run the command with a standard output of the test's, and the standard error there is."""
+    """Run the command with this standard output."""
     operator.environ, operator.settings = {}, Settings()
     with redirect_stdout(out):
         return command.main(arguments, {}, lambda _: operator)
@@ -127,10 +127,7 @@ def run_into(out: TextIO, operator: Operator, *arguments: str) -> int:
 @pytest.mark.parametrize("json", [(), ("--json",)])
 @pytest.mark.parametrize("event_id", ["1", "2"])
 def test_a_full_disk_at_standard_output_is_one_line(
-    operator: Operator,
-    capsys: pytest.CaptureFixture[str],
-    event_id: str,
-    json: tuple[str, ...],
+    operator: Operator, capsys: pytest.CaptureFixture[str], event_id: str, json: tuple[str, ...]
 ) -> None:
     operator.has_record("order", "1")
     with Path("/dev/full").open("w") as full:
@@ -149,7 +146,7 @@ def test_what_a_terminal_cannot_show_is_escaped_and_json_is_utf8(operator: Opera
         assert shown in out.buffer.getvalue()
 
 
-def test_an_error_stays_off_standard_output_where_standard_error_is_closed(
+def test_an_error_is_not_written_to_standard_output_if_standard_error_is_closed(
     operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", None)
@@ -157,9 +154,7 @@ def test_an_error_stays_off_standard_output_where_standard_error_is_closed(
     assert orjson.loads(out.getvalue())["found"] is False
 
 
-def test_where_standard_input_and_error_are_closed_there_is_nothing_and_nobody(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_closed_standard_streams_are_empty_and_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     monkeypatch.setattr(sys, "stderr", None)
     context = Context({})
@@ -170,7 +165,7 @@ def test_where_standard_input_and_error_are_closed_there_is_nothing_and_nobody(
     ("typed", "code", "says"),
     [("y\n", 0, "[y/N]"), ("n\n", 1, "nothing was done"), (None, 1, "say --yes")],
 )
-def test_what_cannot_be_undone_needs_a_yes_on_the_terminal(
+def test_deleting_needs_a_yes_on_the_terminal(
     operator: Operator, typed: str | None, code: int, says: str
 ) -> None:
     operator.has_record("order", "1")
@@ -180,7 +175,7 @@ def test_what_cannot_be_undone_needs_a_yes_on_the_terminal(
     assert operator.store.keys("/service/order/") == ["/service/order/1"] * code
 
 
-def test_the_project_installs_it_under_its_name() -> None:
+def test_the_project_installs_the_command_under_its_name() -> None:
     scripts = tomllib.loads(PROJECT.read_text())["project"]["scripts"]
     assert resolve_name(scripts[command.NAME]) is command.main
 
@@ -194,7 +189,7 @@ def test_numbers_and_times_are_written_for_people() -> None:
     assert {number: counted(number, "event") for number in numbers} == numbers
 
 
-def test_a_strangers_text_does_nothing_to_a_terminal() -> None:
+def test_a_strangers_text_is_escaped_and_cut_short() -> None:
     texts = {
         "ü ☃": "ü ☃",
         "a\nb\tc": "a\\nb\\tc",

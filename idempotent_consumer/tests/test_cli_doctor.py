@@ -1,4 +1,4 @@
-"""``doctor``: each fault is found, and nothing is where there is none."""
+"""``doctor``: each fault is found, and none where all is well."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ RABBITMQ, ETCD = "rabbitmq localhost:5672", "etcd localhost:2379"
 
 @pytest.fixture
 def operator() -> Operator:
-    """Somebody whose services have nothing wrong with them."""
+    """An operator whose service and servers have no fault."""
     operator = Operator()
     operator.has_service("order")
     operator.pages |= {"metrics": METRICS, "debug/vars": COMPACTS}
@@ -29,7 +29,7 @@ def operator() -> Operator:
 
 
 def found(operator: Operator, *more: str, **environ: str) -> dict[tuple[str, str], str]:
-    """Return what the doctor finds amiss, by level and by what it is about."""
+    """Return the findings that are not ok, by level and by what they are about."""
     findings = operator.run("doctor", *more, "--json", **environ).json["findings"]
     amiss: dict[tuple[str, str], str] = {}
     for each in findings:
@@ -38,14 +38,14 @@ def found(operator: Operator, *more: str, **environ: str) -> dict[tuple[str, str
     return amiss
 
 
-# Faults of the servers, of what is in them, and of the settings.
+# faults
 
 Fault = Callable[[Operator], object]
 ORDER, DEAD, RETRY = "order", "order.dead-letter", "order.retry.1s"
 
 
 def declared(queue: str = ORDER, **arguments: object) -> Fault:
-    """Let a queue have been declared with other arguments; without one that is None here."""
+    """Let a queue have these arguments, and not have those that are None."""
 
     def change(operator: Operator) -> None:
         has = operator.queue(queue)["arguments"]
@@ -57,7 +57,7 @@ def declared(queue: str = ORDER, **arguments: object) -> Fault:
 
 
 def policy(**definition: object) -> Fault:
-    """Let a queue have a policy, beside one that it does not have."""
+    """Let a queue have this policy. Another policy is not for it."""
 
     def change(operator: Operator) -> None:
         named = {name.replace("_", "-"): value for name, value in definition.items()}
@@ -76,7 +76,7 @@ def absent(*names: str) -> Fault:
 
 
 def others(facts_of: Callable[[Operator], dict[str, Any]]) -> Callable[..., Fault]:
-    """Return what lets some of these facts be others."""
+    """Return a function that makes a fault of facts to be changed."""
     return lambda given=(), **facts: lambda operator: facts_of(operator).update(given, **facts)
 
 
@@ -94,7 +94,7 @@ def quota(text: str) -> Fault:
 
 
 def retries_after(delay: str, seconds: int) -> Fault:
-    """Let a handler have had a delay of its own."""
+    """Let there be the retry queue of a handler's own delay."""
     arguments = {"x-message-ttl": seconds * 1000}
     facts = {"name": f"order.retry.{delay}", "type": "quorum", "arguments": arguments}
     return lambda operator: operator.queues.append(facts)
@@ -129,7 +129,7 @@ PROBLEMS: list[tuple[str, str, Fault]] = [
     ("settings", "a retry can come 1m 11s later", setting(DEDUP_WINDOW="71s")),
     ("settings", "a retry can come 1d later", setting(RETRY_DELAYS="1d")),
 ]
-"""What breaks the guarantee: what it is about, what is said of it, and how it comes about."""
+"""Each breaks the guarantee: what the finding is about, what it says, and the fault."""
 
 WARNINGS: list[tuple[str, str, Fault]] = [
     (RABBITMQ, f"out of support, and {KNOWN} 4.0.8: ", has(rabbitmq_version="4.0.5")),
@@ -155,14 +155,14 @@ WARNINGS: list[tuple[str, str, Fault]] = [
     ("settings", STUCK, setting(DEDUP_WINDOW="31m")),
     ("settings", "each duplicate is processed", setting(ENABLE_ETCD="false")),
 ]
-"""What could come to that."""
+"""Each may become a problem."""
 
 
 @pytest.mark.parametrize(
     ("level", "about", "says", "fault"),
     [("problem", *each) for each in PROBLEMS] + [("warning", *each) for each in WARNINGS],
 )
-def test_a_fault_is_found_and_it_is_said_what_to_do(
+def test_a_fault_is_found_with_what_to_do_about_it(
     operator: Operator, level: str, about: str, says: str, fault: Fault
 ) -> None:
     fault(operator)
@@ -200,7 +200,7 @@ def test_nothing_is_found_where_all_is_well(operator: Operator, setup: Fault) ->
         ("31m", 7_200_000, ""),
     ],
 )
-def test_a_call_is_held_against_the_brokers_consumer_timeout(
+def test_the_longest_call_is_compared_with_the_brokers_consumer_timeout(
     operator: Operator, longest: str, timeout_ms: int | None, level: str
 ) -> None:
     if timeout_ms:
@@ -209,10 +209,10 @@ def test_a_call_is_held_against_the_brokers_consumer_timeout(
     assert list(amiss) == ([(level, ORDER)] if level else [])
 
 
-# What is said once, and what is not judged.
+# what is reported once, and what cannot be checked
 
 
-def test_however_much_is_wrong_with_a_queue_it_is_said_once_what_to_do(operator: Operator) -> None:
+def test_all_wrong_arguments_of_a_queue_are_one_finding(operator: Operator) -> None:
     declared(overflow=None, delivery_limit=20, expires=1000)(operator)
     what = found(operator)["problem", "order"]
     assert all(name in what for name in ("x-overflow", "x-delivery-limit", "x-expires"))
@@ -220,7 +220,7 @@ def test_however_much_is_wrong_with_a_queue_it_is_said_once_what_to_do(operator:
     assert said.count("  -> a queue's arguments never change") == 1
 
 
-def test_what_is_true_of_several_is_said_once(operator: Operator) -> None:
+def test_a_finding_about_several_services_is_one_line(operator: Operator) -> None:
     operator.has_service("notify")
     missing = RETRY, "order.retry.10s"
     absent(*missing)(operator)
@@ -231,13 +231,13 @@ def test_what_is_true_of_several_is_said_once(operator: Operator) -> None:
     assert any(line.startswith(f"problem  {', '.join(missing)}: there is no such") for line in said)
 
 
-def test_without_etcd_that_is_the_one_warning(operator: Operator) -> None:
-    """No service has a record then, and none is expected."""
+def test_without_etcd_there_is_one_warning(operator: Operator) -> None:
+    """No service has an incarnation then."""
     operator.store.wipe()
     assert list(found(operator, ENABLE_ETCD="false")) == [("warning", "settings")]
 
 
-def test_what_cannot_be_seen_for_one_reason_is_said_once(operator: Operator) -> None:
+def test_checks_that_fail_for_one_reason_are_one_line(operator: Operator) -> None:
     operator.etcd_error = ETCD_AWAY
     unseen = "its alarms, limit of operations, records of order could not be looked at"
     assert f"unknown  etcd: {unseen}: etcd is away" in operator.run("doctor").lines
@@ -250,10 +250,10 @@ def test_a_service_without_its_queue_is_one_problem(operator: Operator) -> None:
     assert "nobody consumes" not in ran.out
 
 
-def test_out_of_support_and_faulty_is_one_finding_that_names_a_series_with_support(
+def test_a_faulty_unsupported_server_should_be_upgraded_to_a_supported_one(
     operator: Operator,
 ) -> None:
-    """Not the release that fixes the faults: that one is out of support as well."""
+    """Not to the release that fixes the faults, which is out of support as well."""
     has(rabbitmq_version="4.0.5")(operator)
     (line,) = (each for each in operator.run("doctor").lines if "4.0.5" in each)
     assert line.endswith("  -> upgrade it to 4.2 or newer")
@@ -276,14 +276,14 @@ NOT = "were not looked at"
         (retries_after("23h", DAY_S - 3600), "order.retry.23h: RETRY_DELAYS"),
     ],
 )
-def test_what_cannot_be_seen_is_told_and_is_no_problem(
+def test_what_cannot_be_checked_is_reported_and_is_no_problem(
     operator: Operator, setup: Fault, says: str
 ) -> None:
     setup(operator)
     operator.ends(0, f"unknown  {says}", "doctor")
 
 
-def test_without_the_management_api_services_that_are_named_are_counted(operator: Operator) -> None:
+def test_without_the_management_api_named_services_are_checked(operator: Operator) -> None:
     operator.pages |= NO_QUEUES
     assert "dead letters" not in operator.run("doctor", "order").out
     operator.depths[DEAD] = Depth(3, 0)
@@ -329,7 +329,7 @@ BOTH = "exchange shop by order.#, exchange shop by bill.#"
         ),
     ],
 )
-def test_bindings_are_held_against_those_that_the_service_asks_for(
+def test_bindings_are_compared_with_those_that_the_service_asks_for(
     operator: Operator, bound: list[tuple[str, str]], options: str, told: list[str]
 ) -> None:
     operator.bindings[:] = [

@@ -1,4 +1,4 @@
-"""A service's records: one is shown, and deleted as it was seen; all are counted."""
+"""A service's records: one is shown, or deleted unless it has changed; all are counted."""
 
 import random
 from collections import Counter
@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 
 from fakes.operator import TOKEN, FakeEtcd, Operator
-from idempotent_consumer import cache
-from idempotent_consumer.cli.etcd import Records
 from idempotent_consumer.etcd import EtcdError, Failure
 from idempotent_consumer.event import Outgoing, decode
 
@@ -24,7 +22,7 @@ def operator() -> Operator:
     return Operator()
 
 
-def test_a_record_is_shown_with_who_wrote_it_and_how_long_it_stays(operator: Operator) -> None:
+def test_inspect_shows_who_wrote_a_record_and_how_long_it_is_kept(operator: Operator) -> None:
     operator.has_record("order", "1", DIGEST)
     operator.time_s += 60
     ran = operator.run("inspect", "order", "1", "--json")
@@ -61,7 +59,7 @@ def test_a_record_is_shown_with_who_wrote_it_and_how_long_it_stays(operator: Ope
         ({"lease_s": 0}, "kept      for good"),
     ],
 )
-def test_how_long_a_record_stays_and_what_it_publishes_is_shown(
+def test_inspect_shows_a_records_state_its_lease_and_its_events(
     operator: Operator, record: dict[str, Any], shown: str
 ) -> None:
     operator.has_record("order", "1", **record)
@@ -72,7 +70,7 @@ def test_how_long_a_record_stays_and_what_it_publishes_is_shown(
     assert [event["id"] for event in events] == ["1/order/0"] * ("events" in record)
 
 
-def test_what_somebody_else_wrote_there_is_called_that(operator: Operator) -> None:
+def test_a_record_that_another_program_wrote_is_shown_as_such(operator: Operator) -> None:
     operator.store.put("/service/order/1", b"hands off")
     operator.ends(0, "it was not written by this library", "inspect", "order", "1")
 
@@ -81,10 +79,10 @@ def test_what_somebody_else_wrote_there_is_called_that(operator: Operator) -> No
     ("event_id", "shown", "key"),
     [("\x1b[2J", r"\x1b[2J", "\x1b[2J"), ("x" * 500, "x" * 199 + "…", "sha256:")],
 )
-def test_what_has_no_record_is_told_and_the_verb_that_looks_further(
+def test_without_a_record_the_error_names_the_verb_that_searches_further(
     operator: Operator, event_id: str, shown: str, key: str
 ) -> None:
-    """Its id is written out where a terminal would obey it."""
+    """Control codes of the id are escaped."""
     ran = operator.run("inspect", "order", event_id, "--json")
     assert (ran.code, ran.json["found"], ran.json["error"] in ran.err) == (1, False, True)
     assert f"order has no record of '{shown}'. idempotent-consumer find tells" in ran.err
@@ -105,7 +103,7 @@ def test_what_has_no_record_is_told_and_the_verb_that_looks_further(
         (None, None, "body cannot be read: No such file"),
     ],
 )
-def test_a_body_is_the_same_event_or_a_conflict_unless_it_is_not_of_this_event(
+def test_a_body_is_the_same_event_or_a_conflict_or_of_another_event(
     operator: Operator, tmp_path: Path, body: bytes | None, same: bool | None, says: str
 ) -> None:
     operator.has_record("order", "1", DIGEST)
@@ -125,7 +123,7 @@ FORGET = ("forget", "order", "1", "--yes")
 
 
 @pytest.mark.parametrize("state", ["done", "released"])
-def test_a_record_is_deleted_and_it_is_said_how_replicas_learn_it(
+def test_a_record_is_deleted_and_the_report_says_how_replicas_learn_it(
     operator: Operator, state: str
 ) -> None:
     operator.has_record("order", "1", state=state)
@@ -142,7 +140,7 @@ def test_a_record_is_deleted_and_it_is_said_how_replicas_learn_it(
         (PUBLISHING, "is publishing its events"),
     ],
 )
-def test_what_a_replica_is_at_work_on_is_deleted_by_force_alone(
+def test_a_record_that_a_replica_is_working_on_is_deleted_only_with_force(
     operator: Operator, record: dict[str, Any], says: str
 ) -> None:
     operator.has_record("order", "1", **record)
@@ -152,7 +150,7 @@ def test_what_a_replica_is_at_work_on_is_deleted_by_force_alone(
     assert operator.store.keys("/service/order/") == []
 
 
-def test_a_record_that_has_changed_meanwhile_stays(operator: Operator) -> None:
+def test_a_record_that_has_changed_meanwhile_is_kept(operator: Operator) -> None:
     """It was released when it was read; a replica claims it before it is deleted."""
     operator.has_record("order", "1", state="released")
 
@@ -165,17 +163,26 @@ def test_a_record_that_has_changed_meanwhile_stays(operator: Operator) -> None:
     assert operator.store.keys("/service/order/") == ["/service/order/1"]
 
 
-def test_a_record_that_has_ended_meanwhile_is_forgotten(operator: Operator) -> None:
-    """As is one that a first attempt, whose reply was lost, has deleted."""
+def test_a_record_that_has_expired_meanwhile_is_forgotten(operator: Operator) -> None:
+    """So is one that was deleted by a first attempt whose reply was lost."""
     operator.has_record("order", "1")
     operator.meanwhile = lambda: operator.store.delete("/service/order/1")
     assert operator.run(*FORGET).code == 0
 
 
-@pytest.mark.parametrize("number", [0, 7, 8, 100])
-def test_all_states_are_counted_page_by_page(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each record once, whatever its id, and nothing of another service."""
-    monkeypatch.setattr(cache, "PAGE_RECORDS", 4)
+class SmallReplies(FakeEtcd):
+    """An etcd whose client takes at most 30 records at a time, as if they were large."""
+
+    def ask(self, method: str, request: Any) -> Any:
+        reply = super().ask(method, request)
+        if len(reply.kvs) > 30:
+            raise EtcdError(Failure.TOO_LARGE, "Received message larger than max (2 vs. 1)")
+        return reply
+
+
+@pytest.mark.parametrize("number", [0, 7, 100])
+def test_each_record_of_a_service_is_counted_once(number: int) -> None:
+    """Whatever its id, in pages as large as the client takes, and none of another service."""
     rng, operator = random.Random(number), Operator()
     expected = Counter(rng.choices(["done", "claimed", "released"], k=number))
     for index, state in enumerate(expected.elements()):
@@ -183,21 +190,5 @@ def test_all_states_are_counted_page_by_page(number: int, monkeypatch: pytest.Mo
         operator.has_record("order", f"{prefix}{index}", state=state)
     operator.has_record("orders", "1")
     operator.has_record("order0", "1")
-    records = Records(FakeEtcd(operator), "order")
-    assert (records.states(), records.count()) == (expected, number)
-
-
-def test_records_too_large_for_one_page_are_counted_in_smaller_ones() -> None:
-    """Those that hold large events wait together while RabbitMQ has an alarm."""
-    operator = Operator()
-
-    class Small(FakeEtcd):
-        def ask(self, method: str, request: Any) -> Any:
-            reply = super().ask(method, request)
-            if len(reply.kvs) > 30:
-                raise EtcdError(Failure.TOO_LARGE, "Received message larger than max (2 vs. 1)")
-            return reply
-
-    for index in range(100):
-        operator.has_record("order", f"{index}", state="done")
-    assert Records(Small(operator), "order").states() == {"done": 100}
+    etcd = SmallReplies(operator)
+    assert (etcd.states("order"), etcd.count("/service/order/")) == (expected, number)

@@ -1,7 +1,4 @@
-"""``status``, ``gauges`` and ``remove``: what is where, what is not known, what is given up.
-
-And ``find``, which looks for one event there.
-"""
+"""``status``, ``gauges``, ``find`` and ``remove``: what the servers hold, and what is not known."""
 
 from __future__ import annotations
 
@@ -11,15 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from fakes.operator import (
-    ETCD_AWAY,
-    NO_QUEUES,
-    PAGE_AWAY,
-    RABBITMQ_AWAY,
-    Leaving,
-    Operator,
-    of_order,
-)
+from fakes.operator import ETCD_AWAY, NO_QUEUES, PAGE_AWAY, RABBITMQ_AWAY, Operator
 from idempotent_consumer.cli import records, status
 from idempotent_consumer.cli.broker import Depth
 from idempotent_consumer.cli.web import WebError
@@ -30,14 +19,22 @@ BODY = b'{"id":"1","type":"a"}'
 
 @pytest.fixture
 def operator() -> Operator:
-    return of_order()
+    """An operator whose service order holds something of each kind."""
+    operator = Operator()
+    operator.has_service("order", dead=2)
+    operator.depths |= {"order": Depth(7, 3), "order.retry.10s": Depth(4, 0)}
+    operator.queue("order")["messages_unacknowledged"] = 5
+    operator.has_record("order", "1")
+    operator.has_record("order", "2", state="claimed")
+    operator.has_record("order-2", "1")
+    return operator
 
 
 def services(operator: Operator, *arguments: str) -> Any:
     return operator.run("status", *arguments, "--json").json["services"]
 
 
-def test_a_service_in_numbers_and_in_a_line(operator: Operator) -> None:
+def test_a_service_is_shown_as_json_and_as_a_row_of_the_table(operator: Operator) -> None:
     found = operator.run("status", "--json").json
     assert found["services"] == {
         "order": {
@@ -58,9 +55,8 @@ def test_a_service_in_numbers_and_in_a_line(operator: Operator) -> None:
     assert ran.lines[2].split() == ["order", "7", "5", "3", "10s:4", "2", "2", "1", "0", "first"]
 
 
-def test_services_are_found_by_their_dead_letter_queues_with_retries_of_other_settings(
-    operator: Operator,
-) -> None:
+def test_services_are_found_by_their_dead_letter_queues(operator: Operator) -> None:
+    """And their retry queues by name, whatever RETRY_DELAYS says."""
     operator.has_service("notify")
     for name in ("lone.dead-letter", "somebody-elses", "order.retry.5m"):
         operator.queues.append({"name": name})
@@ -99,9 +95,7 @@ def test_without_the_management_api_services_have_to_be_named(operator: Operator
 
 
 @pytest.mark.parametrize("answer", [b"null", b'{"error":"no"}', b"[1]", b"[{}]", b'"queues"'])
-def test_a_management_api_that_lists_no_queues_does_as_one_that_is_away(
-    operator: Operator, answer: bytes
-) -> None:
+def test_an_api_that_lists_no_queues_counts_as_away(operator: Operator, answer: bytes) -> None:
     operator.pages["api/queues/%2F"] = answer
     operator.ends(1, "the answer is no list of queues (RABBITMQ_MANAGEMENT_URL says", "status")
     operator.ends(0, "what is unacked or waits for a retry is not known. ", "status", "order")
@@ -133,13 +127,7 @@ READY = b'{"ready":true,"missing":{}}'
 URL = "http://order:8080"
 
 
-def test_services_that_are_ready(operator: Operator) -> None:
-    operator.pages["readyz"] = READY
-    said = f"{URL} is ready\nhttp://other/readyz is ready"
-    operator.ends(0, said, "status", "--ready", URL, "--ready", "http://other/readyz")
-
-
-def test_how_late_duplicates_came(operator: Operator) -> None:
+def test_the_ages_of_duplicates_are_shown(operator: Operator) -> None:
     ages = {"read": 5, "oldest_s": 93.0, "within": {"1s": 0, "10s": 3, "1m": 4, "10m": 5}}
     operator.pages |= {"readyz": READY, "duplicates": orjson.dumps(ages)}
     assert operator.run("status", "--ready", f"{URL}/readyz").lines[-1] == (
@@ -158,30 +146,34 @@ def test_how_late_duplicates_came(operator: Operator) -> None:
         b'{"read":"many","oldest_s":0,"within":{}}',
     ],
 )
-def test_without_ages_nothing_is_said_of_duplicates(
-    operator: Operator, page: bytes | WebError
-) -> None:
+def test_duplicates_without_ages_are_not_shown(operator: Operator, page: bytes | WebError) -> None:
     operator.pages |= {"readyz": READY, "duplicates": page}
     ran = operator.run("status", "--ready", URL)
     assert (ran.code, ran.lines[-1]) == (0, f"{URL} is ready")
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("answer", "code", "says"),
     [
-        (WebError("503", 503, b'{"ready":false,"missing":{"etcd":"wiped"}}'), "etcd: wiped"),
-        (WebError("503", 503, b'{"missing":["db"]}'), "answer: 503"),
-        (PAGE_AWAY, "answer: 127.0.0.1 does not answer"),
-        (b"[]", "answer: "),
-        (b"{}", "answer: "),
-        (b"<html>", "answer: the answer is not JSON"),
+        (READY, 0, "ready"),
+        (
+            WebError("503", 503, b'{"ready":false,"missing":{"etcd":"wiped"}}'),
+            1,
+            "not ready: etcd: wiped",
+        ),
+        (WebError("503", 503, b'{"missing":["db"]}'), 1, "not ready: answer: 503"),
+        (PAGE_AWAY, 1, "not ready: answer: 127.0.0.1 does not answer"),
+        (b"[]", 1, "not ready: answer: "),
+        (b"{}", 1, "not ready: answer: "),
+        (b"<html>", 1, "not ready: answer: the answer is not JSON"),
     ],
 )
-def test_one_that_is_not_ready_says_why(
-    operator: Operator, answer: bytes | WebError, says: str
+@pytest.mark.parametrize("url", [URL, f"{URL}/readyz"])
+def test_a_service_is_ready_or_it_is_shown_why_not(
+    operator: Operator, answer: bytes | WebError, code: int, says: str, url: str
 ) -> None:
     operator.pages["readyz"] = answer
-    operator.ends(1, f"{URL} is not ready: {says}", "status", "--ready", URL)
+    operator.ends(code, f"{url} is {says}", "status", "--ready", url)
 
 
 # gauges
@@ -197,58 +189,68 @@ def gauges(operator: Operator, *more: str) -> Any:
     return operator.run("gauges", "--effects", "order=/orders/", *more)
 
 
-def test_all_that_is_held_is_sent_and_shown(operator: Operator) -> None:
+def test_everything_that_is_held_is_sent_and_shown(operator: Operator) -> None:
     assert gauges(operator, "--json").json == {"gauges": ALL, "missing": {}}
     assert operator.sent == [ALL]
     assert "order_records 2\n" in gauges(operator).out
 
 
-@pytest.mark.parametrize(
-    ("fault", "what", "left"),
-    [
-        ({"etcd_error": ETCD_AWAY}, "etcd: etcd is away", QUEUES | UNACKED | RETRIES),
-        ({"rabbitmq_error": RABBITMQ_AWAY}, "rabbitmq: RabbitMQ is away", KEYS),
-    ],
+API_AWAY = (
+    "RabbitMQ's management API: 127.0.0.1 does not answer "
+    "(RABBITMQ_MANAGEMENT_URL says where it is)"
 )
-def test_what_cannot_be_counted_is_told_in_one_line_and_the_rest_is_sent(
-    operator: Operator, fault: dict[str, object], what: str, left: dict[str, int]
+
+
+@pytest.mark.parametrize(
+    ("fault", "missing", "left"),
+    [
+        (
+            lambda operator: setattr(operator, "etcd_error", ETCD_AWAY),
+            {"etcd": "etcd is away"},
+            QUEUES | UNACKED | RETRIES,
+        ),
+        (
+            lambda operator: setattr(operator, "rabbitmq_error", RABBITMQ_AWAY),
+            {"rabbitmq": "RabbitMQ is away"},
+            KEYS,
+        ),
+        # A sum of the known retry queues would be too small: handlers may have others.
+        (
+            lambda operator: operator.pages.update(NO_QUEUES),
+            {"unacked": API_AWAY, "retries": API_AWAY},
+            QUEUES | KEYS,
+        ),
+        (
+            lambda operator: operator.queue("order").pop("messages_unacknowledged"),
+            {"unacked": "RabbitMQ's management API does not tell"},
+            QUEUES | RETRIES | KEYS,
+        ),
+    ],
+    ids=["etcd away", "RabbitMQ away", "API away", "API without unacked"],
+)
+def test_what_cannot_be_counted_is_reported_and_the_rest_is_sent(
+    operator: Operator,
+    fault: Callable[[Operator], object],
+    missing: dict[str, str],
+    left: dict[str, int],
 ) -> None:
-    vars(operator).update(fault)
+    fault(operator)
     ran = gauges(operator, "order")
     assert (ran.code, operator.sent) == (1, [left])
-    (line,) = [line for line in ran.lines if "not counted" in line]
-    assert line.startswith(f"not counted: {what}")
-
-
-def test_without_the_management_api_neither_retries_nor_what_is_unacked_is_sent(
-    operator: Operator,
-) -> None:
-    """A handler may have retry queues that RETRY_DELAYS does not tell: a sum would be too small."""
-    operator.pages |= NO_QUEUES
-    said = gauges(operator, "order")
-    assert (said.code, operator.sent) == (1, [QUEUES | KEYS])
-    lines = [line.split(": ")[1:3] for line in said.lines if "not counted" in line]
-    assert lines == [[what, "RabbitMQ's management API"] for what in ("unacked", "retries")]
-
-
-def test_an_api_that_no_longer_counts_what_is_unacked(operator: Operator) -> None:
-    del operator.queue("order")["messages_unacknowledged"]
-    missing = {"unacked": "RabbitMQ's management API does not tell"}
-    assert gauges(operator, "--json").json["missing"] == missing
-    assert operator.sent == [QUEUES | RETRIES | KEYS]
+    said = [line for line in ran.lines if line.startswith("not counted")]
+    assert said == [f"not counted: {what}: {why}" for what, why in missing.items()]
+    assert gauges(operator, "order", "--json").json["missing"] == missing
 
 
 def test_a_strangers_queues_are_no_service(operator: Operator) -> None:
-    """Whoever may declare a queue could else write any metric of statsd's."""
+    """Otherwise whoever may declare a queue could write any metric in statsd."""
     operator.has_service("order:1|c\norders_failed", dead=1)
     assert gauges(operator, "--json").json["gauges"] == ALL
     assert operator.sent == [ALL]
 
 
-def test_faults_are_said_when_they_begin_and_end_and_no_old_number_is_sent(
-    operator: Operator,
-) -> None:
-    """Round after round. Without the management API, the services seen before are counted."""
+def test_round_after_round_faults_are_reported_when_they_begin_and_end(operator: Operator) -> None:
+    """No old number is sent. Without the management API, the services found last are counted."""
     steps: list[Callable[[], object]] = [
         lambda: setattr(operator, "etcd_error", ETCD_AWAY),
         lambda: operator.has_record("order", "3"),
@@ -277,14 +279,14 @@ def test_faults_are_said_when_they_begin_and_end_and_no_old_number_is_sent(
 
 @pytest.fixture
 def several() -> Operator:
-    """Somebody who looks after several services."""
+    """An operator of several services."""
     operator = Operator()
     for service in ("billing", "notify", "order"):
         operator.has_service(service)
     return operator
 
 
-def test_an_event_is_looked_for_in_every_place_of_every_service(several: Operator) -> None:
+def test_an_event_is_found_in_every_place_of_every_service(several: Operator) -> None:
     several.has_record("order", "1")
     several.has_letter(BODY, "notify.retry.10s", attempts=2, error="ConnectionError: no")
     several.has_letter(b'{"id":"2","type":"a"}', "notify.retry.10s", attempts=1, error="x")
@@ -307,13 +309,13 @@ def test_an_event_is_looked_for_in_every_place_of_every_service(several: Operato
 
 
 @pytest.mark.parametrize("state", ["claimed", "publishing"])
-def test_what_is_in_flight_is_told_by_its_record(several: Operator, state: str) -> None:
+def test_an_event_in_flight_is_found_by_its_record(several: Operator, state: str) -> None:
     events = (Outgoing(BODY),) if state == "publishing" else ()
     several.has_record("order", "1", state=state, events=events)
     assert several.run("find", "1", "order").out == f"order: {state}, 1m 40s ago (in flight)\n"
 
 
-def test_what_nobody_has_is_not_found(several: Operator) -> None:
+def test_an_event_that_no_service_has_is_not_found(several: Operator) -> None:
     several.queue("order")["messages_unacknowledged"] = 3
     ran = several.run("find", "1", "order", "notify")
     assert ran.code == 1
@@ -324,9 +326,7 @@ def test_what_nobody_has_is_not_found(several: Operator) -> None:
     assert Operator().run("find", "1").out == "no service has declared its queues yet\n"
 
 
-def test_where_an_event_is_not_looked_for_without_the_management_api_is_told(
-    several: Operator,
-) -> None:
+def test_without_the_management_api_it_is_shown_what_was_not_searched(several: Operator) -> None:
     several.has_letter(BODY, "order.retry.5m", attempts=1, error="x")
     several.pages |= NO_QUEUES
     ran = several.run("find", "1", "order")
@@ -337,18 +337,14 @@ def test_where_an_event_is_not_looked_for_without_the_management_api_is_told(
     )
     several.has_letter(BODY, "order.retry.10s", attempts=1, error="x")
     ran = several.run("find", "1", "order")
-    assert (ran.code, ran.lines[0]) == (
-        0,
-        "order: waits in order.retry.10s for its next attempt, after 1: x",
-    )
+    waits = "order: waits in order.retry.10s for its next attempt, after 1: x"
+    assert (ran.code, ran.lines[0]) == (0, waits)
     missing = several.run("find", "1", "order", "--json").json["missing"]
     assert list(missing) == ["unacked", "retries"]
 
 
-def test_a_message_that_leaves_a_queue_during_the_look_ends_that_look_alone(
-    several: Operator,
-) -> None:
-    several.waiting["order.retry.1s"] = Leaving()
+def test_a_message_that_leaves_one_queue_does_not_end_the_search(several: Operator) -> None:
+    several.left["order.retry.1s"] = 1
     several.has_letter(BODY, "order.retry.1s", attempts=1, error="x")
     several.has_letter(BODY, "order.dead-letter", reason="failed", error="x")
     several.has_record("order", "1")
@@ -359,7 +355,7 @@ def test_a_message_that_leaves_a_queue_during_the_look_ends_that_look_alone(
     ]
 
 
-def test_a_large_queue_is_looked_into_when_asked_to(
+def test_a_large_queue_is_searched_only_with_all(
     several: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(records, "LOOKED_AT_MOST", 1)
@@ -386,29 +382,27 @@ def test_a_services_queues_are_removed_after_showing_what_is_in_them(several: Op
 
 
 @pytest.mark.parametrize(
-    ("service", "typed", "why"),
+    ("service", "typed", "pages", "why"),
     [
-        ("order", "y\n", "order is running: stop its replicas first"),
-        ("nobody", "y\n", "nobody has no queues"),
-        ("billing", "n\n", "nothing was done"),
+        ("order", "y\n", {}, "order is running: stop its replicas first"),
+        ("nobody", "y\n", {}, "nobody has no queues"),
+        ("billing", "n\n", {}, "nothing was done"),
+        # A retry queue of a handler's own delay would stay, with its messages.
+        ("billing", "y\n", NO_QUEUES, f"{API_AWAY}; it alone tells which queues billing has: try"),
     ],
 )
-def test_nothing_is_removed_of_a_service_that_runs_or_is_not_there(
-    several: Operator, service: str, typed: str, why: str
+def test_nothing_is_removed_unless_the_service_is_known_to_be_stopped(
+    several: Operator, service: str, typed: str, pages: dict[str, WebError], why: str
 ) -> None:
     several.depths["billing"] = Depth(2, 0)
+    several.pages |= pages
     several.types(typed)
     several.ends(1, why, "remove", service)
     assert several.deleted == []
 
 
-def test_nothing_is_removed_while_nobody_can_tell_which_queues_there_are(several: Operator) -> None:
-    """A retry queue of a handler's own delay would stay, with its messages."""
+def test_nothing_is_removed_of_a_service_that_starts_meanwhile(several: Operator) -> None:
     several.depths["billing"] = Depth(2, 0)
-    several.pages |= NO_QUEUES
-    ran = several.run("remove", "billing", "--yes")
-    assert (ran.code, several.deleted, ran.err.count("\n")) == (1, [], 1)
-    assert "RABBITMQ_MANAGEMENT_URL says where it is" in ran.err
-    assert ran.err.endswith(
-        "; it alone tells which queues billing has: try again once it answers\n"
-    )
+    several.types("y\n", meanwhile=lambda: several.depths.update(billing=Depth(2, 1)))
+    several.ends(1, "billing has been started meanwhile: nothing was deleted", "remove", "billing")
+    assert several.deleted == []

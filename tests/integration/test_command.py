@@ -1,7 +1,8 @@
-"""The operator's command on real servers: each verb does what it says, and says why where not."""
+"""The operator's command on real servers."""
 
 import json
 import signal
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from chaos.receiver import Receiver
 from chaos.rig import Rig
 from idempotent_consumer import bus
 from idempotent_consumer.cli.broker import Broker as Rabbit
-from idempotent_consumer.cli.dead_letters import open_dead_letter_queue
+from idempotent_consumer.cli.dead_letters import hold
 from integration.command import Command
 from servers.broker import Broker
 from servers.processes import free_port
@@ -32,22 +33,22 @@ def command(clean: Servers) -> Command:
 
 @pytest.fixture
 def queues(rig: Rig) -> str:
-    """Make the queues that the order service would make."""
+    """Declare the queues of the order service, and return its name."""
     with rig.broker.channel() as channel:
         bus.Topology("order").declare(channel)
     return "order"
 
 
 def park(broker: Broker, *bodies: str, **headers: object) -> None:
-    """Put dead letters of order where they belong; ``reason`` becomes x-reason, and so on."""
+    """Publish dead letters of order with these headers: ``reason`` becomes x-reason."""
     named = {f"x-{name.replace('_', '-')}": value for name, value in headers.items()}
-    properties, place = pika.BasicProperties(headers=named, delivery_mode=2), "order.dead-letter"
+    properties = pika.BasicProperties(headers=named, delivery_mode=2)
     parked = (body.encode() for body in bodies)
-    broker.publish_raw(*parked, properties=properties, exchange="", routing_key=place)
+    broker.publish_raw(*parked, properties=properties, exchange="", routing_key="order.dead-letter")
 
 
 def ids(command: Command, *arguments: str) -> list[str]:
-    """Return the ids of order's dead letters, as they lie there."""
+    """Return the ids of order's dead letters, in their order."""
     found = command.json("dead-letters", "list", "order", *arguments)
     return [letter["id"] for letter in found["letters"]]
 
@@ -65,8 +66,7 @@ def test_an_event_is_found_wherever_it_is(rig: Rig, command: Command) -> None:
         out = command.run("find", "1", RETRY_DELAYS="60s").out
         return sorted(line.partition(",")[0].partition(" for ")[0] for line in out.splitlines())
 
-    # Nothing was taken away by looking.
-    assert find() == find()
+    find()  # It takes nothing away.
     assert find() == [
         "notify: released",
         "notify: waits in notify.retry.60s",
@@ -75,15 +75,15 @@ def test_an_event_is_found_wherever_it_is(rig: Rig, command: Command) -> None:
     ]
 
 
-def test_a_broker_that_is_frozen_is_told_in_one_line(rig: Rig, command: Command) -> None:
+def test_a_frozen_broker_is_reported_in_one_line(rig: Rig, command: Command) -> None:
     rig.servers.rabbitmq.pause()
     ran = command.run("gauges", "order")
     assert (ran.code, ran.err) == (1, "")
     assert "\nnot counted: rabbitmq: RabbitMQ at 127.0.0.1:" in f"\n{ran.out}"
 
 
-def test_what_is_held_is_sent_while_a_service_or_a_server_is_away(rig: Rig) -> None:
-    """Frozen, dead or stopped, a service could not count itself what waits for it."""
+def test_gauges_are_sent_while_a_service_or_a_server_is_away(rig: Rig) -> None:
+    """A service that is frozen or dead cannot count what waits for it."""
     service = rig.start("order")
     command = Command(rig.servers, rig.statsd.settings())
     gauges = command.start("gauges", "--every", "1s", "--effects", "order=/orders/")
@@ -151,7 +151,7 @@ def test_published_events_are_processed_and_shown_and_their_service_is_removed(
 def test_an_event_is_published_while_standard_input_stays_open(
     rig: Rig, command: Command, queues: str
 ) -> None:
-    """Whoever pipes a log into it has each event there when it is written, not at the end."""
+    """If a log is piped into it, each event is published when it is written, not at the end."""
     running = command.start("publish", "-")
     assert running.stdin is not None
     running.stdin.write(ONE + "\n")
@@ -180,15 +180,15 @@ def test_a_record_is_inspected_and_forgotten_and_the_event_is_new_again(
     assert command.json("forget", "order", "1", "--yes")["forgotten"] is True
     assert command.json("inspect", "order", "1", code=1)["found"] is False
 
-    def processed_anew() -> None:
+    def processed_again() -> None:
         command.run("publish", ONE)
         assert rig.statsd.count("orders_processed") == 2
 
-    eventually(processed_anew)
+    eventually(processed_again)
     assert [step for step in rig.store.steps("order")["1"] if step != "done"] == ["gone"]
 
 
-def test_an_etcd_that_asks_for_a_login_gets_it(rig: Rig, command: Command) -> None:
+def test_an_etcd_that_needs_a_login_gets_it(rig: Rig, command: Command) -> None:
     rig.store.client.put("/service/order/1", b"not ours")
     rig.servers.etcd.require_login()
     user, password = rig.servers.etcd.login or ("", "")
@@ -209,7 +209,7 @@ def test_an_etcd_that_asks_for_a_login_gets_it(rig: Rig, command: Command) -> No
 def test_a_failed_event_is_listed_shown_and_replayed_once_its_cause_is_gone(
     rig: Rig, command: Command, receiver: Receiver
 ) -> None:
-    """It begins with all its retries again, as it came at first."""
+    """It has all its retries again."""
     rig.start("notify", NOTIFY_URL=receiver.url, RETRY_DELAYS="1s")
     receiver.refuse("1", times=2)
     command.run("publish", ONE)
@@ -227,10 +227,10 @@ def test_a_failed_event_is_listed_shown_and_replayed_once_its_cause_is_gone(
     assert command.run("dead-letters", "replay", "notify", "--all").code == 1
 
 
-def test_all_of_many_that_may_be_replayed_are_and_the_others_stay_where_they_were(
+def test_of_many_letters_those_that_may_be_are_replayed_and_the_others_stay_in_place(
     rig: Rig, command: Command, queues: str
 ) -> None:
-    """Of those without a record, most are young, and two are older than the window."""
+    """Most of those without a record are young, and two are older than the window."""
     rig.store.client.put("/service/order/known", b"{}")
     bodies = [json.dumps(order(id_)) for id_ in ("old", "known", "old")]
     park(rig.broker, *bodies, reason="failed", parked_at="2020-01-01T00:00:00+00:00")
@@ -246,7 +246,7 @@ def test_all_of_many_that_may_be_replayed_are_and_the_others_stay_where_they_wer
     assert command.json("dead-letters", "replay", "order", "--all", "--force")["replayed"] == 3
 
 
-def test_a_dead_letter_whose_service_has_no_queue_stays(
+def test_a_letter_stays_if_its_service_has_no_queue(
     rig: Rig, command: Command, queues: str
 ) -> None:
     park(rig.broker, ONE, reason="failed")
@@ -259,24 +259,24 @@ def test_a_dead_letter_whose_service_has_no_queue_stays(
 def test_looking_at_dead_letters_leaves_them_in_their_order_and_loses_none(
     rig: Rig, command: Command, queues: str
 ) -> None:
-    """RabbitMQ's default limit drops what has gone back 20 times."""
+    """By default RabbitMQ drops a message that was returned 20 times."""
     park(rig.broker, *map(json.dumps, orders(3)), reason="failed")
-    url = rig.servers.rabbitmq.url
+    url, dead_letters = rig.servers.rabbitmq.url, f"{queues}.dead-letter"
     for _ in range(25):
-        # What a look held goes back a moment after its channel is closed.
-        becomes(lambda: rig.broker.ready(f"{queues}.dead-letter"), 3)
-        with Rabbit([url]) as rabbit, open_dead_letter_queue(rabbit, queues) as dead:
+        # The messages are returned a moment after their channel is closed.
+        becomes(lambda: rig.broker.ready(dead_letters), 3)
+        with closing(Rabbit([url])) as rabbit, hold(rabbit, dead_letters) as dead:
             assert len(list(dead)) == 3
     becomes(lambda: ids(command, "--limit", "1"), ["order-0"])
     becomes(lambda: ids(command), ["order-0", "order-1", "order-2"])
 
 
-def test_none_of_many_that_are_dropped_comes_back_and_the_others_stay(
+def test_of_many_letters_none_that_is_dropped_comes_back_and_the_others_stay(
     rig: Rig, command: Command, queues: str
 ) -> None:
-    """RabbitMQ hands acks on 32 at a time, and forgets the last when their channel closes.
+    """RabbitMQ hands on acks 32 at a time, and forgets the last if their channel closes.
 
-    A consumer without a prefetch is given 2,000 unacked of a quorum queue.
+    A consumer without a prefetch gets at most 2,000 unacked messages of a quorum queue.
     """
     park(rig.broker, *["{", ONE] * 1_050, "{", reason="invalid")
     park(rig.broker, "{", reason="none of ours")

@@ -1,10 +1,10 @@
-"""RabbitMQ as an operator sees it: by AMQP, and by its management API, which tells more."""
+"""RabbitMQ as an operator sees it: through AMQP and through its management API."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 import pika
@@ -18,9 +18,9 @@ from .output import CommandError
 from .web import Page, Tls, WebError, is_address
 
 _BLOCKED_TIMEOUT_S = 10.0
-"""For so long a broker with an alarm is waited for, which takes no messages."""
+"""How long to wait for a broker that takes no messages because of an alarm."""
 
-NOT_FOUND, _PRECONDITION_FAILED = 404, 406  # AMQP's reply codes.
+_NOT_FOUND, _PRECONDITION_FAILED = 404, 406  # AMQP's reply codes.
 
 _REFUSALS = {
     pika.exceptions.UnroutableError: "no queue takes what is sent: start the service, "
@@ -32,7 +32,7 @@ _REFUSALS = {
 
 
 class BrokerError(CommandError):
-    """RabbitMQ did not do what it was asked. ``code`` is AMQP's where it closed the channel."""
+    """A request to RabbitMQ failed. ``code`` is AMQP's reply code if it closed the channel."""
 
     def __init__(self, why: str, code: int = 0) -> None:
         super().__init__(why)
@@ -40,14 +40,14 @@ class BrokerError(CommandError):
 
 
 class Depth(NamedTuple):
-    """What a queue holds for delivery, and how many consume it. What is unacked is not in it."""
+    """The numbers of a queue's ready messages, without the unacked ones, and of its consumers."""
 
     ready: int
     consumers: int
 
 
 class Broker:
-    """One connection, to the first of the addresses that answers. Raises BrokerError throughout."""
+    """A connection to the first node that answers. Every method can raise BrokerError."""
 
     def __init__(self, urls: Sequence[str]) -> None:
         keep_header_bytes()
@@ -62,35 +62,32 @@ class Broker:
                 f"RabbitMQ at {where} cannot be used: {explain(error)} "
                 "(RABBITMQ_URL says where it is)"
             ) from None
-        # A BlockingConnection shows no other way to what the broker said of itself.
+        # A BlockingConnection has no public name for the server's properties.
         properties: dict[str, Any] = self._connection._impl.server_properties  # noqa: SLF001
-        version = properties.get("version", b"?")
-        self.version = version.decode() if isinstance(version, bytes) else str(version)
+        self.version = str(properties.get("version", "?"))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close the connection."""
         if self._connection.is_open:
-            with suppress(pika.exceptions.AMQPError):  # It is lost at its end.
+            with suppress(pika.exceptions.AMQPError):  # It may be lost meanwhile.
                 self._connection.close()
 
     def depth(self, queue: str) -> Depth | None:
-        """Return what a queue holds at this instant, or None where there is no such queue."""
-        found = self._declare(queue, NOT_FOUND, passive=True)
+        """Return what a queue holds at this instant, or None if there is no such queue."""
+        found = self._declare(queue, _NOT_FOUND, passive=True)
         return found and Depth(found.message_count, found.consumer_count)
 
     def delete(self, queue: str) -> int:
-        """Delete a queue, and return how many messages were ready in it."""
+        """Delete a queue; return how many messages were ready in it."""
         with self.channel() as channel:
             return int(channel.queue_delete(queue).method.message_count)
 
     def differs(self, queue: str, arguments: dict[str, object]) -> bool:
-        """Return whether a queue that is there has other arguments than these."""
+        """Return whether an existing queue has other arguments than these."""
         return not self._declare(queue, _PRECONDITION_FAILED, durable=True, arguments=arguments)
 
     def _declare(self, queue: str, refusal: int, **options: Any) -> Any:
-        """Return the broker's answer, or None for a refusal with this code."""
+        """Return the broker's reply, or None if it refuses with this code."""
         try:
             with self.channel() as channel:
                 return channel.queue_declare(queue, **options).method
@@ -101,7 +98,7 @@ class Broker:
 
     @contextmanager
     def channel(self) -> Iterator[Any]:
-        """Open a channel for the block. What is unacked at its end goes back to its queue."""
+        """Open a channel for the block. At its end unacked messages return to their queue."""
         try:
             channel = self._connection.channel()
             yield channel
@@ -109,14 +106,14 @@ class Broker:
                 channel.close()
         except pika.exceptions.ChannelClosedByBroker as error:
             hint = " (a service makes its queues when it starts)"
-            why = f"RabbitMQ: {error.reply_text}" + hint * (error.reply_code == NOT_FOUND)
+            why = f"RabbitMQ: {error.reply_text}" + hint * (error.reply_code == _NOT_FOUND)
             raise BrokerError(why, error.reply_code) from None
         except pika.exceptions.AMQPError as error:
             lost = f"the connection to RabbitMQ was lost: {explain(error)}"
             raise BrokerError(_REFUSALS.get(type(error), lost)) from None
 
     def wait(self, seconds: float) -> None:
-        """Let what has been sent be read, and answer heartbeats."""
+        """Read what RabbitMQ has sent, and answer its heartbeats, for this long."""
         try:
             self._connection.sleep(seconds)
         except pika.exceptions.AMQPError as error:
@@ -127,43 +124,43 @@ _VARIABLE = "RABBITMQ_MANAGEMENT_URL"
 
 
 class Queues(NamedTuple):
-    """All queues that there are now, by name, with counts that are some seconds old.
+    """All queues by name, with counts that are some seconds old.
 
-    ``why_not`` says why the management API could not be asked. There are none then, and which
-    retry queues a service has is not known: its handlers may have delays of their own.
+    ``why_not`` says why the management API did not list them. There are none then, and a service's
+    retry queues are not known: its handlers may have delays of their own.
     """
 
     facts: Mapping[str, Mapping[str, Any]]
     why_not: str = ""
 
     def services(self, given: Sequence[str]) -> list[str]:
-        """Return the services given, or all that have a dead-letter queue. Raises CommandError."""
+        """Return the services given, or all with a dead-letter queue. Raises CommandError."""
         if given:
             return list(given)
         if self.why_not:
             raise CommandError(f"{self.why_not}; or name the services")
-        # Only a stranger's queue has another name, which could write any metric of statsd's.
-        called_so = filter(names.is_service_name, self.facts)
-        return sorted(name for name in called_so if names.dead_letter_queue(name) in self.facts)
+        # Any other name is a stranger's, and could write any metric in statsd.
+        valid = filter(names.is_service_name, self.facts)
+        return sorted(name for name in valid if names.dead_letter_queue(name) in self.facts)
 
     def retries(self, service: str, settings: Settings) -> dict[str, str]:
-        """Return a service's retry queues by delay: those of the settings, and all there are."""
+        """Return a service's retry queues by delay: those of the settings, then all others."""
         prefix = names.retry_queue(service, "")
         others = [name.removeprefix(prefix) for name in self.facts if name.startswith(prefix)]
         delays = dict.fromkeys([*dict(settings.retry_delays), *others])
         return {delay: prefix + delay for delay in delays}
 
     def of(self, service: str, settings: Settings) -> list[str]:
-        """Return the names of all queues of a service, be they there or not."""
+        """Return the names of a service's queues, whether they exist or not."""
         retries = self.retries(service, settings).values()
         return [service, *retries, names.dead_letter_queue(service)]
 
 
 class Management:
-    """The API at RABBITMQ_MANAGEMENT_URL, else where RABBITMQ_URL says, by its login.
+    """The API at RABBITMQ_MANAGEMENT_URL, or on the first host of RABBITMQ_URL that answers.
 
-    With ``amqps://`` that is https on port 15671, else http on 15672; the first that answers is
-    asked. Raises SettingsError when it is made, and WebError.
+    On those it has the login of RABBITMQ_URL and port 15672, or with ``amqps://`` https and 15671.
+    Raises SettingsError when it is made, and WebError.
     """
 
     def __init__(
@@ -178,11 +175,11 @@ class Management:
         self._fetch = fetch
 
     def get(self, path: str) -> Any:
-        """Return what is at a path below ``/api``; ``{vhost}`` in it stands for the one in use."""
+        """Return the JSON at a path below ``/api``; ``{vhost}`` stands for the one in use."""
         return self.page(path).json()
 
     def page(self, path: str) -> Page:
-        """Return the same, unread."""
+        """Return the same page undecoded."""
         path, failed = path.replace("{vhost}", self._vhost), WebError("it has no address")
         for url in self._urls:
             try:
@@ -195,7 +192,7 @@ class Management:
         raise WebError(why, failed.status, failed.body)
 
     def queues(self) -> Queues:
-        """Return all queues, or why they cannot be had."""
+        """Return all queues, or why they are not known."""
         try:
             found = self.get("/queues/{vhost}?disable_stats=true&enable_queue_totals=true")
             return Queues({queue["name"]: queue for queue in found})

@@ -1,4 +1,4 @@
-"""The command: its verbs, and how each ends."""
+"""The operator's command: its verbs, its output and its exit codes."""
 
 from __future__ import annotations
 
@@ -39,15 +39,21 @@ def main(
     environ: Mapping[str, str] = os.environ,
     context: Callable[[Mapping[str, str]], Context] = Context,
 ) -> int:
-    """Run one verb, print what it has to say, and return the exit code.
+    """Run one verb, print its report, and return the exit code.
 
-    0: done; 1: not done, or not all is well, with one line on standard error; 2: called wrongly,
-    or a wrong setting. With --json, standard output gets one document in each case but the last.
-    LOG_LEVEL=debug shows where an error came from that no verb expected.
+    0: done; 1: not done, or something is wrong, with one line on standard error; 2: wrong arguments
+    or settings. With --json, standard output gets one document, except with 2 and 130, which is an
+    interrupt. LOG_LEVEL=debug adds the traceback of an error that no verb foresees.
     """
-    given = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(
+        prog=NAME,
+        description="Look after services built on idempotent_consumer.",
+        epilog="The services' environment variables say where RabbitMQ and etcd are.",
+    )
+    _add(parser, VERBS)
+    given = parser.parse_args(arguments)
     if isinstance(sys.stdout, TextIOWrapper):
-        # What is done is told, whatever the terminal can show. JSON is UTF-8 everywhere.
+        # Escape what the terminal cannot show, rather than fail. JSON is always UTF-8.
         sys.stdout.reconfigure(encoding="utf-8" if given.json else None, errors="backslashreplace")
     try:
         report: Report = given.run(given, context(environ))
@@ -64,19 +70,9 @@ def main(
             if environ.get("LOG_LEVEL", "").lower() == "debug":
                 traceback.print_exc()
         if given.json:
-            with suppress(CommandError):  # It can be standard output that has failed.
+            with suppress(CommandError):  # Standard output may be what failed.
                 _say({"error": printable(why), **getattr(error, "document", {})})
         return _failed(why, 1)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=NAME,
-        description="Look after services built on idempotent_consumer.",
-        epilog="The services' environment variables say where RabbitMQ and etcd are.",
-    )
-    _add(parser, VERBS)
-    return parser
 
 
 def _add(parser: argparse.ArgumentParser, verbs: Sequence[Verb]) -> None:
@@ -92,21 +88,21 @@ def _add(parser: argparse.ArgumentParser, verbs: Sequence[Verb]) -> None:
 
 
 def _failed(why: object, code: int) -> int:
-    if sys.stderr:  # For one that is closed, print would take standard output.
+    if sys.stderr:  # If it is closed, print would use standard output.
         print(f"{NAME}: {printable(str(why))}", file=sys.stderr)
     return code
 
 
 def _say(what: str | Mapping[str, object]) -> None:
     if isinstance(what, str):
-        # Names of queues and a server's own words are strangers' texts, too.
+        # Strangers choose the names of queues and a server's words.
         what = printable(what, "\n")
     else:
         what = orjson.dumps(what, option=orjson.OPT_INDENT_2).decode()
     try:
         print(what, flush=True)
     except OSError as error:
-        # Python is not to fail at its end once more.
+        # At its exit Python flushes standard output once more, and would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # Whoever reads a pipe has seen enough.
+        if not isinstance(error, BrokenPipeError):  # A pipe's reader may stop early.
             raise CommandError(f"standard output takes nothing: {error.strerror}") from None

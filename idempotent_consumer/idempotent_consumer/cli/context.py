@@ -1,59 +1,59 @@
-"""What a verb works with: arguments, the settings, the terminal, and the ways to the servers."""
+"""What a verb works with: its arguments, the settings, the terminal and the servers."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from io import BufferedIOBase, BytesIO, StringIO
-from typing import Any, NamedTuple, TextIO, TypeVar, cast
+from typing import Any, NamedTuple, TextIO, cast
 
 import structlog
 
 from ..log import printable
 from ..metrics import Metrics
-from ..names import check_exchange, check_service_name
+from ..names import check_service_name
 from ..producer import Producer
-from ..settings import Settings, duration_s
+from ..settings import Settings
 from . import web
 from .broker import Broker, Management
 from .etcd import Etcd
 from .output import CommandError, Report
 
-T = TypeVar("T")
-
 
 class Context:
-    """Everything from outside that a verb touches, so that a test can hand over its own.
+    """Everything outside that a verb uses, so that a test can hand over its own.
 
     Raises SettingsError.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.environ, self.settings = environ, Settings.from_environ(environ)
-        # Python has none of them that was closed.
+        # A standard stream that was closed is None.
         self.stdin = cast("BufferedIOBase", sys.stdin.buffer if sys.stdin else BytesIO())
         self.err: TextIO = sys.stderr or StringIO()
 
     def rabbitmq(self, url: str = "") -> AbstractContextManager[Broker]:
-        """Connect to RabbitMQ, or to one of its nodes."""
-        return Broker((url,) if url else self.settings.rabbitmq_urls)
+        """Connect to RabbitMQ, or to the node at this URL."""
+        return closing(Broker((url,) if url else self.settings.rabbitmq_urls))
 
     def etcd(self, address: tuple[str, int] | None = None) -> AbstractContextManager[Etcd]:
-        """Open a client of etcd, or of one of its members."""
+        """Open a client of etcd, or of the member at this address."""
         settings = replace(self.settings, etcd_endpoints=(address,)) if address else self.settings
         return closing(Etcd(settings))
 
     def producer(self, exchange: str) -> AbstractContextManager[Producer]:
-        """Open a producer that logs nothing: what counts is in the error that it ends with."""
-        log = structlog.wrap_logger(None, processors=[_drop])
+        """Open a producer that logs nothing: the error it raises says what went wrong."""
+        silent = structlog.make_filtering_bound_logger(logging.CRITICAL)
+        log = structlog.wrap_logger(None, wrapper_class=silent)
         return Producer(self.settings, log, exchange=exchange)
 
     def metrics(self) -> Metrics:
-        """Return what sends to statsd, to be closed."""
+        """Open a client of statsd; the caller closes it."""
         given = self.settings
         return Metrics(given.statsd_host, given.statsd_port, given.statsd_prefix)
 
@@ -70,7 +70,7 @@ class Context:
         return time.time()
 
     def confirm(self, question: str, yes: bool) -> None:
-        """Ask on the terminal, unless it was said beforehand. Raises CommandError for a no."""
+        """Ask on the terminal, unless ``yes``. Raises CommandError if the answer is not yes."""
         if yes:
             return
         if not self.stdin.isatty():
@@ -81,38 +81,9 @@ class Context:
             raise CommandError("nothing was done")
 
 
-def _drop(*_: object) -> dict[str, object]:
-    raise structlog.DropEvent
-
-
-def _argument(read: Callable[[str], T]) -> Callable[[str], T]:
-    """Return the function for argparse, which shows the message of no other error than its own."""
-
-    def read_argument(text: str) -> T:
-        try:
-            return read(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return read_argument
-
-
-seconds = _argument(duration_s)
-"""Reads a time as the settings write it, as in ``30s`` or ``10m``."""
-
-service = _argument(check_service_name)
-"""Reads the name of a service."""
-
-exchange = _argument(check_exchange)
-"""Reads the name of an exchange."""
-
-
 def utf8(text: str) -> str:
-    """Return a text that events and etcd's keys can hold: an argument can be any bytes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError("it is not UTF-8") from None
+    """Return a text if events and etcd's keys can hold it: an argument can be any bytes."""
+    text.encode()
     return text
 
 
@@ -120,30 +91,38 @@ Argument = tuple[tuple[str, ...], dict[str, Any]]
 """What argparse's ``add_argument`` takes."""
 
 
-def argument(*names: str, **options: Any) -> Argument:
-    """Return an argument of a verb."""
-    return names, options
+def argument(*names: str, read: Callable[[str], object] = str, **options: Any) -> Argument:
+    """Return an argument of a verb. ``read`` turns its text into a value, or raises ValueError."""
+
+    def checked(text: str) -> object:
+        try:
+            return read(text)
+        except ValueError as error:  # argparse shows the message of no other error than its own.
+            why = "it is not UTF-8" if isinstance(error, UnicodeError) else str(error)
+            raise argparse.ArgumentTypeError(why) from None
+
+    return names, {"type": checked, **options}
 
 
 def flag(name: str, text: str) -> Argument:
     """Return an option without a value."""
-    return argument(name, action="store_true", help=text)
+    return (name,), {"action": "store_true", "help": text}
 
 
-SERVICE = argument("service", type=service, metavar="SERVICE")
+SERVICE = argument("service", read=check_service_name, metavar="SERVICE")
 SERVICES = argument(
     "service",
     nargs="*",
-    type=service,
+    read=check_service_name,
     metavar="SERVICE",
     help="a service; without any, all that have a dead-letter queue",
 )
-EVENT_ID = argument("id", type=utf8, metavar="ID", help="the event's id")
+EVENT_ID = argument("id", read=utf8, metavar="ID", help="the event's id")
 YES = flag("--yes", "do not ask")
 
 
 class Verb(NamedTuple):
-    """A verb: what runs it, or the verbs that it has of its own."""
+    """A verb, and the function that runs it, or the verbs below it."""
 
     name: str
     text: str

@@ -1,4 +1,4 @@
-"""``dead-letters``: what could not be processed is listed, grouped, shown, sent back or removed."""
+"""``dead-letters``: lists, groups, shows, replays or drops what could not be processed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import base64
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -21,8 +21,8 @@ from ..etcd import EtcdError
 from ..event import InvalidEvent, decode
 from .broker import Broker, BrokerError
 from .context import SERVICE, YES, Argument, Context, Verb, argument, flag
-from .etcd import Etcd, Records
-from .output import CommandError, Report, UsageError, counted, duration, ended, plain, table
+from .etcd import Etcd
+from .output import CommandError, Report, UsageError, ago, counted, duration, ended, plain, table
 
 T = TypeVar("T")
 
@@ -31,18 +31,17 @@ _MOST_PREFETCHED = 65_535
 _SHOWN_CHARACTERS = 20_000
 _VARYING = re.compile(r"\b[\w-]*\d[\w-]*\b")
 _GROUPED_CHARACTERS = 1_100
-"""More than any error that a service writes; a stranger's can be long, and costs time."""
+"""Longer than any error that a service writes; a stranger's error may be slow to search."""
 
 _OURS = (names.REASON_HEADER, names.ERROR_HEADER, names.ATTEMPTS_HEADER, names.PARKED_AT_HEADER)
 
 
 class Letter:
-    """A dead letter. Its headers are anybody's, and can be of any type.
+    """A dead letter. Anybody may have written its headers, with values of any type.
 
-    ``id`` and ``type`` are None if its body is not valid, or only to a decoder of the service's
-    own. ``reason`` is the one it was parked for, or RabbitMQ's own word where the broker put it
-    here. ``since`` is when that was, by the clock of the machine that did it; None where nobody
-    said.
+    ``id`` and ``type`` are None if the body is not a valid event in the default form. ``reason`` is
+    the one it was parked for, or RabbitMQ's if the broker dead-lettered it. ``since`` is when that
+    happened, by the clock of the machine that did it, or None if that is not known.
     """
 
     def __init__(self, tag: int, properties: Any, body: bytes) -> None:
@@ -52,39 +51,39 @@ class Letter:
         with suppress(InvalidEvent):
             event = decode(body)
             self.id, self.type = event.id, event.type
-        # What is parked has no deaths any more, so those that are there are the broker's own.
+        # Parking removes x-death, so what is there is from the broker's own dead-lettering.
         deaths = self.headers.get("x-death")
         latest = deaths[0] if isinstance(deaths, list) and deaths else None
         death = latest if isinstance(latest, dict) else {}
         self.reason = str(death.get("reason") or self.headers.get(names.REASON_HEADER, "unknown"))
-        self.since = _time(death.get("time") or self.headers.get(names.PARKED_AT_HEADER))
+        self.since = moment(death.get("time") or self.headers.get(names.PARKED_AT_HEADER))
         self.error = str(self.headers.get(names.ERROR_HEADER, ""))
         self.attempts = self._count(names.ATTEMPTS_HEADER)
         self.replays = self._count(names.REPLAYS_HEADER) or 0
 
     def _count(self, header: str) -> int | None:
-        """Return a count that a service or a replay can have written: one more fits into AMQP."""
+        """Return a header's count, or None unless it and the next one fit into AMQP."""
         count = self.headers.get(header)
         return count if type(count) is int and 0 <= count < 2**31 - 1 else None
 
     @property
     def kind_of_error(self) -> str:
-        """Return the error with its numbers and ids blanked: what events with one cause share."""
+        """Return the error with ``#`` for numbers and ids: equal for events with one cause."""
         error = self.error[:_GROUPED_CHARACTERS]
-        # An id that is not in it can be a megabyte long, and takes a second to compile.
+        # An id that is not in it may be a megabyte long, which takes a second to compile.
         if self.id and self.id in error:
             error = re.sub(rf"(?<!\w){re.escape(self.id)}(?!\w)", "#", error)
         return _VARYING.sub("#", error)
 
     @property
     def fingerprint(self) -> bytes:
-        """Return what tells it from others over two looks; a look changes its delivery count."""
+        """Return what identifies it when it is fetched again, with another delivery count."""
         counts = ("x-delivery-count", "x-acquired-count")
         headers = [each for each in self.headers.items() if each[0] not in counts]
         return sha256(self.body + repr(sorted(headers)).encode()).digest()
 
     def facts(self, now_s: float) -> dict[str, Any]:
-        """Return what it is, without its body."""
+        """Return everything but its headers and body."""
         since = self.since
         return {
             "id": self.id,
@@ -98,13 +97,8 @@ class Letter:
             "bytes": len(self.body),
         }
 
-    def group(self, _now_s: float) -> tuple[tuple[str, str | None, str], list[datetime]]:
-        """Return what it shares with others of its group, and since when it is here, if known."""
-        since = [self.since.astimezone(UTC)] if self.since else []
-        return (self.reason, self.type, self.kind_of_error), since
-
     def whole(self, now_s: float) -> dict[str, Any]:
-        """Return all of it. AMQP has times, decimals and bytes in headers, and JSON has not."""
+        """Return everything. Header values that JSON does not have are written as text."""
         headers = dict(self.headers)
         for name, value in headers.items():
             try:
@@ -118,8 +112,8 @@ class Letter:
         return {**self.facts(now_s), "headers": headers, "body": body, "body_encoding": encoding}
 
 
-def _time(value: object) -> datetime | None:
-    """Return a header's time; pika's are naive, and in UTC."""
+def moment(value: object) -> datetime | None:
+    """Return a time from a header or a record; one without a time zone is in UTC, as pika's are."""
     if isinstance(value, str):
         with suppress(ValueError):
             value = datetime.fromisoformat(value)
@@ -128,55 +122,45 @@ def _time(value: object) -> datetime | None:
     time = value if value.tzinfo else value.replace(tzinfo=UTC)
     try:
         time.astimezone(UTC)
-    except OverflowError:  # A stranger's, in the first or the last hours that Python can write.
+    except OverflowError:  # It is within hours of the first or last that Python can represent.
         return None
     return time
 
 
 class NotArrivedError(BrokerError):
-    """Messages that were counted have left the queue since, or somebody else holds them."""
+    """Messages that were ready have not arrived: they left the queue, or others hold them."""
 
 
-class DeadLetterQueue:
-    """The messages of a queue, unacked: what is not resent or removed goes back in place.
+class HeldMessages:
+    """The messages of a queue, kept unacked: those that are not removed return to their places."""
 
-    ``queue`` is the one of the service's dead letters, unless another of its queues is given.
-    """
-
-    def __init__(self, channel: Any, service: str, queue: str = "") -> None:
-        self._channel, self._service = channel, service
-        self._queue = queue or names.dead_letter_queue(service)
-        self.removed = 0
+    def __init__(self, channel: Any, queue: str) -> None:
+        self._channel, self._queue, self.removed = channel, queue, 0
 
     def __iter__(self) -> Iterator[Letter]:
-        """Yield all that are ready at this instant, in their order; none that comes later.
+        """Yield all messages that are ready now, in order, and none that arrives later.
 
-        Raises NotArrivedError where one of them does not come.
-
-        All of them, whoever looks for one: what goes back goes to the end, so a look at a part
-        would leave them in another order.
+        Raises NotArrivedError. Read on to the end: what returns goes behind the messages that were
+        not fetched, so a partial look would change their order.
         """
         found = self._channel.queue_declare(self._queue, passive=True).method
-        if not (left := found.message_count):
-            if found.consumer_count:
-                raise NotArrivedError(f"{self._queue}: somebody else is looking at all there are")
-            return
-        for method, properties, body in self._arriving():
+        if found.consumer_count and not found.message_count:
+            raise NotArrivedError(f"{self._queue}: somebody else is looking at all there are")
+        arriving = self._arriving()
+        for left in range(found.message_count, 0, -1):
+            method, properties, body = next(arriving)
             if method is None:
                 raise NotArrivedError(
                     f"{self._queue}: {left} messages did not arrive in time; "
                     "somebody else may be looking at them"
                 )
             yield Letter(method.delivery_tag, properties, body)
-            left -= 1
-            if not left:
-                return
 
     def _arriving(self) -> Iterator[tuple[Any, Any, Any]]:
-        """Yield the messages that come, and a method of None where none does.
+        """Yield messages as they arrive, with a method of None if none does.
 
-        A consumer without a prefetch gets 2,000 of a quorum queue, and AMQP has no larger one than
-        this. What is beyond is taken one by one.
+        Without a prefetch a consumer of a quorum queue gets 2,000, and with the largest one that
+        AMQP has, this many. The rest are fetched one by one.
         """
         self._channel.basic_qos(prefetch_count=_MOST_PREFETCHED)
         for arrived in self._channel.consume(self._queue, inactivity_timeout=_ARRIVE_WITHIN_S):
@@ -186,64 +170,50 @@ class DeadLetterQueue:
         while True:
             yield self._channel.basic_get(self._queue)
 
-    def resend(self, letter: Letter, outlet: Any) -> None:
-        """Publish a letter to its service's own queue as it first was, and then remove it.
-
-        ``outlet`` is a channel of another connection: while it waits for a confirm, pika reads on,
-        and would have all of a large queue in memory.
-        """
-        replays: dict[str, object] = {names.REPLAYS_HEADER: letter.replays + 1}
-        properties = forwarded_properties(letter.properties, replays, without=_OURS)
-        outlet.basic_publish(
-            names.DEFAULT_EXCHANGE, self._service, letter.body, properties, mandatory=True
-        )
-        self.remove(letter)
-
     def remove(self, letter: Letter) -> None:
-        """Remove a letter for good."""
+        """Remove a message from the queue."""
         self._channel.basic_ack(letter.tag)
         self.removed += 1
 
 
 @contextmanager
-def open_dead_letter_queue(
-    broker: Broker, service: str, queue: str = ""
-) -> Iterator[DeadLetterQueue]:
-    """Hold a service's dead letters, or another queue's messages, for the block. BrokerError."""
+def hold(broker: Broker, queue: str) -> Iterator[HeldMessages]:
+    """Hold a queue's messages for the block. Raises BrokerError."""
     with broker.channel() as channel:
-        letters = DeadLetterQueue(channel, service, queue)
+        messages = HeldMessages(channel, queue)
         try:
-            yield letters
+            yield messages
         except BaseException:
-            if letters.removed:
-                # What has ended the block counts; an interrupt can have cut a frame in two.
+            if messages.removed:
+                # The block's error counts; an interrupt may have cut a frame in two.
                 with suppress(BrokerError):
                     broker.wait(LAST_ACKS_S)
             raise
-        if letters.removed:
+        if messages.removed:
             broker.wait(LAST_ACKS_S)
 
 
-_SELECTORS = ("reason", "type", "id", "error")
-
-
 class _Selection:
-    """The letters that have this reason, type, id and error, each where given; at most so many.
+    """A service's letters with the given reason, type, id and error, up to the limit.
 
-    ``reasons`` counts all letters that were looked at, ``matching`` those that are meant, however
-    many. Raises UsageError where nothing narrows it and it was not said that all are meant.
+    ``reasons`` counts all letters that were read, and ``matching`` those selected, whatever the
+    limit. Raises UsageError if nothing selects letters and ``--all`` is missing.
     """
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
+    def __init__(self, arguments: argparse.Namespace, context: Context) -> None:
         given = {"limit": None, "all": True, **vars(arguments)}
-        self._wanted = {name: given[name] for name in _SELECTORS if given[name] is not None}
+        selectors = ("reason", "type", "id", "error")
+        self._wanted = {name: given[name] for name in selectors if given[name] is not None}
         self._limit = given["limit"]
         if not self._wanted and self._limit is None and not given["all"]:
             raise UsageError("say which: --id, --type, --reason, --error, --limit, or --all")
+        self._context, self.service = context, arguments.service
+        self.queue = names.dead_letter_queue(self.service)
         self.reasons, self.matching = Counter[str](), 0
+        self._warning: str | None = None
 
     def of(self, letters: Iterable[Letter]) -> Iterator[Letter]:
-        """Yield those, and read on to the last letter, so that all go back in their order."""
+        """Yield the selected ones, and read on to the last letter."""
         for letter in letters:
             self.reasons[letter.reason] += 1
             if all(self._has(letter, name, value) for name, value in self._wanted.items()):
@@ -256,41 +226,35 @@ class _Selection:
             return value in letter.error or value in letter.kind_of_error
         return bool(getattr(letter, name) == value)
 
+    def look(self, facts: Callable[[Letter, float], T]) -> list[T]:
+        """Return facts of the selected letters. A letter may hold a megabyte, so none is kept."""
+        with self._context.rabbitmq() as broker:
+            with hold(broker, self.queue) as letters:
+                found = [facts(letter, self._context.now_s()) for letter in self.of(letters)]
+            expected = queue_arguments(self.service, ())[self.queue]
+            if broker.depth(self.queue) is not None and broker.differs(self.queue, expected):
+                self._warning = (
+                    f"{self.queue} is of an older version: RabbitMQ drops a letter from it after "
+                    "some 20 looks, of which this was one. idempotent-consumer doctor says what to "
+                    "do"
+                )
+        return found
 
-def _look(
-    chosen: _Selection,
-    arguments: argparse.Namespace,
-    context: Context,
-    facts: Callable[[Letter, float], T],
-) -> tuple[list[T], str | None]:
-    """Return the facts of the letters chosen, and a warning where a look costs something.
+    def report(self, lines: list[str], **document: object) -> Report:
+        """Return the report of a look, with a warning if looking does harm."""
+        if self._warning:
+            lines = [*lines, f"warning: {self._warning}"]
+        shown = {"service": self.service, **document, "warning": self._warning}
+        return Report(shown, "\n".join(lines))
 
-    The facts are kept, not the letters: each holds a body of up to a megabyte.
-    """
-    name, queue = arguments.service, names.dead_letter_queue(arguments.service)
-    with context.rabbitmq() as broker:
-        with open_dead_letter_queue(broker, name) as letters:
-            found = [facts(letter, context.now_s()) for letter in chosen.of(letters)]
-        expected = queue_arguments(name, ())[queue]
-        if broker.depth(queue) is None or not broker.differs(queue, expected):
-            return found, None
-    return found, (
-        f"{queue} is of an older version: RabbitMQ drops a letter from it after some 20 looks, "
-        "of which this was one. idempotent-consumer doctor says what to do"
-    )
-
-
-def _report(
-    name: str, lines: list[str], warning: str | None, document: Mapping[str, object]
-) -> Report:
-    """Return what there is to say of a service's letters, and the warning behind it."""
-    lines += [f"warning: {warning}"] * bool(warning)
-    return Report({"service": name, **document, "warning": warning}, "\n".join(lines))
+    def total(self, number: int) -> str:
+        """Write how many dead letters these are."""
+        return f"{counted(number, 'dead letter')} of {self.service}"
 
 
 def _list(arguments: argparse.Namespace, context: Context) -> Report:
-    chosen, name = _Selection(arguments), arguments.service
-    letters, warning = _look(chosen, arguments, context, Letter.facts)
+    chosen = _Selection(arguments, context)
+    letters = chosen.look(Letter.facts)
     rows = [
         {
             "ID": plain(each["id"] or "-", 40),
@@ -304,66 +268,60 @@ def _list(arguments: argparse.Namespace, context: Context) -> Report:
     ]
     reasons, total = chosen.reasons, chosen.reasons.total()
     by_reason = ", ".join(f"{number} {plain(why, 40)}" for why, number in reasons.items())
-    end = f"{_total(total, name)}: {by_reason}; {len(letters)} listed"
-    lines = [*([table(rows)] if rows else []), end if total else f"no dead letters of {name}"]
-    document = {"total": total, "reasons": dict(reasons), "letters": letters}
-    return _report(name, lines, warning, document)
-
-
-def _total(number: int, name: str) -> str:
-    return f"{counted(number, 'dead letter')} of {name}"
+    end = f"{chosen.total(total)}: {by_reason}; {len(letters)} listed"
+    lines = [table(rows)] if rows else []
+    lines.append(end if total else f"no dead letters of {chosen.service}")
+    return chosen.report(lines, total=total, reasons=dict(reasons), letters=letters)
 
 
 def _groups(arguments: argparse.Namespace, context: Context) -> Report:
-    """Count those that have a reason, a type and a kind of error in common."""
-    chosen, name, now_s = _Selection(arguments), arguments.service, context.now_s()
-    letters, warning = _look(chosen, arguments, context, Letter.group)
-    times: dict[tuple[str, str | None, str], list[datetime]] = {}
+    """Count the letters that have a reason, a type and a kind of error in common."""
+    chosen, now_s = _Selection(arguments, context), context.now_s()
+    letters = chosen.look(lambda it, _: ((it.reason, it.type, it.kind_of_error), it.since))
+    times: dict[tuple[str, str | None, str], list[datetime | None]] = {}
     for shared, since in letters:
-        times.setdefault(shared, []).extend(since)
-    sizes = Counter(shared for shared, _ in letters)
+        times.setdefault(shared, []).append(since and since.astimezone(UTC))
     groups, rows = list[dict[str, object]](), list[dict[str, object]]()
-    for shared, number in sizes.most_common():
-        (reason, event_type, error), known = shared, times[shared]
-        first, last = (min(known), max(known)) if known else (None, None)
+    for (reason, event_type, error), all_since in sorted(
+        times.items(), key=lambda group: len(group[1]), reverse=True
+    ):
+        known = [since for since in all_since if since]
+        first, last = min(known, default=None), max(known, default=None)
         groups.append(
             {
                 "reason": reason,
                 "type": event_type,
                 "error": error,
-                "count": number,
+                "count": len(all_since),
                 "first": first and first.isoformat(),
                 "last": last and last.isoformat(),
             }
         )
         rows.append(
             {
-                "COUNT": number,
+                "COUNT": len(all_since),
                 "REASON": plain(reason, 16),
                 "TYPE": plain(event_type or "-", 24),
-                "FIRST": _ago(first, now_s),
-                "LAST": _ago(last, now_s),
+                "FIRST": ago(first, now_s) or "?",
+                "LAST": ago(last, now_s) or "?",
                 "ERROR": plain(error, 80),
             }
         )
-    end = f"{_total(len(letters), name)} in {counted(len(groups), 'group')}"
-    lines = [table(rows), end] if rows else [f"no dead letters of {name}"]
-    return _report(name, lines, warning, {"total": len(letters), "groups": groups})
-
-
-def _ago(since: datetime | None, now_s: float) -> str:
-    return f"{duration(max(0, now_s - since.timestamp()))} ago" if since else "?"
+    lines = [f"no dead letters of {chosen.service}"]
+    if rows:
+        lines = [table(rows), f"{chosen.total(len(letters))} in {counted(len(groups), 'group')}"]
+    return chosen.report(lines, total=len(letters), groups=groups)
 
 
 def _show(arguments: argparse.Namespace, context: Context) -> Report:
-    chosen, name = _Selection(arguments), arguments.service
-    shown, warning = _look(chosen, arguments, context, Letter.whole)
+    chosen = _Selection(arguments, context)
+    shown = chosen.look(Letter.whole)
     if not shown:
-        raise CommandError(f"no such dead letter of {name}")
+        raise CommandError(f"no such dead letter of {chosen.service}")
     lines = ["\n\n".join(map(_text, shown))]
     if chosen.matching > len(shown):
         lines.append(f"\n{len(shown)} of {chosen.matching:,} shown; --limit says how many")
-    return _report(name, lines, warning, {"total": chosen.matching, "letters": shown})
+    return chosen.report(lines, total=chosen.matching, letters=shown)
 
 
 def _text(shown: dict[str, Any]) -> str:
@@ -378,25 +336,32 @@ def _text(shown: dict[str, Any]) -> str:
 
 
 def _replay(arguments: argparse.Namespace, context: Context) -> Report:
-    """Send letters back, and say what was held back. Not ok where something was."""
-    chosen, name, replayed = _Selection(arguments), arguments.service, 0
-    held: list[dict[str, str | None]] = []
+    """Send letters back to their service's queue. Not ok if any is held back."""
+    chosen, replayed = _Selection(arguments, context), 0
+    name, held = chosen.service, list[dict[str, str | None]]()
     try:
         with (
             context.etcd() as etcd,
             context.rabbitmq() as broker,
-            open_dead_letter_queue(broker, name) as letters,
+            hold(broker, chosen.queue) as letters,
+            # Of another connection: while pika waits for a confirm it reads on, and would have all
+            # of a large queue in memory.
             context.rabbitmq() as sender,
             sender.channel() as outlet,
         ):
             outlet.confirm_delivery()
             for letter in chosen.of(_meanwhile(letters, sender)):
                 why = None if arguments.force else _risk(letter, name, context, etcd)
-                if why is None:
-                    letters.resend(letter, outlet)
-                    replayed += 1
-                else:
+                if why is not None:
                     held.append({"id": letter.id, "why": why})
+                    continue
+                replays: dict[str, object] = {names.REPLAYS_HEADER: letter.replays + 1}
+                properties = forwarded_properties(letter.properties, replays, without=_OURS)
+                outlet.basic_publish(
+                    names.DEFAULT_EXCHANGE, name, letter.body, properties, mandatory=True
+                )
+                letters.remove(letter)
+                replayed += 1
     except (BrokerError, EtcdError, KeyboardInterrupt) as error:
         done = f"sent back before that: {replayed}, the others stay"
         raise ended(error, done, {"replayed": replayed}) from None
@@ -411,32 +376,32 @@ def _replay(arguments: argparse.Namespace, context: Context) -> Report:
 
 
 def _meanwhile(letters: Iterable[Letter], other: Broker) -> Iterator[Letter]:
-    """Yield letters, and answer another connection's heartbeats, be it not used for long."""
+    """Yield letters, and answer the heartbeats of another connection, which may be idle."""
     for letter in letters:
         other.wait(0)
         yield letter
-
-
-def _risk(letter: Letter, service: str, context: Context, etcd: Etcd) -> str | None:
-    """Return why a replay could process an event a second time, or None where it cannot.
-
-    A record that is there decides by itself when the letter comes. One that is not may have been
-    there and have ended with its window, unless that would be too long for the letter's age: what
-    failed had no record when it was parked. A conflict had one, by another body.
-    """
-    if letter.id is None:
-        # What the service could not read either was never processed.
-        why = None if letter.reason == names.INVALID else _risk_without_record(letter, context)
-        return why and f"{_UNREAD}; {why}"
-    if Records(etcd, service).get(letter.id) is not None:
-        return None
-    return _risk_without_record(letter, context)
 
 
 _UNREAD = (
     "its id cannot be read, because the service has a decoder of its own, so its record was not "
     "looked for"
 )
+
+
+def _risk(letter: Letter, service: str, context: Context, etcd: Etcd) -> str | None:
+    """Return why a replay might process an event a second time, or None if it cannot.
+
+    A record that exists decides when the letter arrives. If there is none, it may have expired with
+    the window, unless the letter is younger than that: what failed had no record when it was
+    parked. A conflict had one, of another body.
+    """
+    if letter.id is None:
+        # What the service could not read either was never processed.
+        why = None if letter.reason == names.INVALID else _risk_without_record(letter, context)
+        return why and f"{_UNREAD}; {why}"
+    if etcd.record(service, letter.id) is not None:
+        return None
+    return _risk_without_record(letter, context)
 
 
 def _risk_without_record(letter: Letter, context: Context) -> str | None:
@@ -457,19 +422,20 @@ def _risk_without_record(letter: Letter, context: Context) -> str | None:
 
 
 def _drop(arguments: argparse.Namespace, context: Context) -> Report:
-    """Remove what was there when it was asked about, and nothing that came while it was.
+    """Remove letters, but none that arrives while it asks.
 
-    Nothing is in flight meanwhile: nobody answers RabbitMQ's heartbeats while a person thinks.
+    The letters are read twice, and none is held while a person thinks, because nobody answers
+    RabbitMQ's heartbeats then.
     """
-    chosen, name = _Selection(arguments), arguments.service
-    with context.rabbitmq() as broker, open_dead_letter_queue(broker, name) as letters:
+    chosen = _Selection(arguments, context)
+    with context.rabbitmq() as broker, hold(broker, chosen.queue) as letters:
         seen = Counter(letter.fingerprint for letter in chosen.of(letters))
     if not seen:
-        raise CommandError(f"no such dead letter of {name}")
-    context.confirm(f"Remove {_total(seen.total(), name)} for good?", arguments.yes)
+        raise CommandError(f"no such dead letter of {chosen.service}")
+    context.confirm(f"Remove {chosen.total(seen.total())} for good?", arguments.yes)
     dropped = 0
     try:
-        with context.rabbitmq() as broker, open_dead_letter_queue(broker, name) as letters:
+        with context.rabbitmq() as broker, hold(broker, chosen.queue) as letters:
             for letter in letters:
                 if seen[letter.fingerprint]:
                     seen[letter.fingerprint] -= 1
@@ -479,19 +445,19 @@ def _drop(arguments: argparse.Namespace, context: Context) -> Report:
         # RabbitMQ confirms no ack: the last may not have arrived.
         done = f"removed before that: at most {dropped}, the others stay"
         raise ended(error, done, {"dropped": dropped}) from None
-    document = {"service": name, "dropped": dropped}
-    return Report(document, f"{_total(dropped, name)} removed")
+    document = {"service": chosen.service, "dropped": dropped}
+    return Report(document, f"{chosen.total(dropped)} removed")
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError("write a whole number from 1")
+        raise ValueError("write a whole number from 1")
     return int(text)
 
 
 def _limit(number: int | None = None) -> Argument:
     text = "at most so many" + (f" (default {number})" if number else "")
-    return argument("--limit", type=_positive, default=number, metavar="N", help=text)
+    return argument("--limit", read=_positive, default=number, metavar="N", help=text)
 
 
 _FORCE = (

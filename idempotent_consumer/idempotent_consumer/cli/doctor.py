@@ -1,4 +1,4 @@
-"""``doctor``: what would break the guarantee, and what to do about it."""
+"""``doctor``: finds what would break the guarantee, and says what to do about it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from etcd3.etcdrpc import AlarmRequest, AlarmType, TxnRequest
 from .. import names
 from ..bus import DELIVERY_LIMIT, queue_arguments
 from ..etcd import EtcdError, get
-from ..settings import Settings
+from ..settings import Settings, duration_s
 from .broker import BrokerError, Management, Queues
-from .context import SERVICES, Context, Verb, argument, seconds
-from .etcd import Etcd, Records
+from .context import SERVICES, Context, Verb, argument
+from .etcd import Etcd
 from .output import Report, counted, duration, plain, size
 from .web import Tls, WebError
 
 OK, UNKNOWN, WARNING, PROBLEM = "ok", "unknown", "warning", "problem"
-"""From fine to what breaks the guarantee; unknown is what could not be looked at."""
+"""From fine to what breaks the guarantee. Unknown is what could not be checked."""
 
 
 class Finding(NamedTuple):
-    """One line: how bad, of what, what it is, and what to do about it."""
+    """One line: how bad it is, where, what it is, and what to do about it."""
 
     level: str
     about: str
@@ -41,11 +41,11 @@ class Finding(NamedTuple):
 Findings = Iterator[Finding]
 Facts = Mapping[str, Any]
 Policies = list[tuple[str, str, Facts]]
-"""Of each: the member of a queue's facts that names it, its name, and its definition."""
+"""For each: the member of a queue's facts that names it, its name, and its definition."""
 
 
 def _doctor(arguments: argparse.Namespace, context: Context) -> Report:
-    """Look at everything, and say what was found. Not ok where there is a problem."""
+    """Check everything, and list the findings. Not ok if there is a problem."""
     findings = list(_findings(arguments, context))
     levels = Counter(each.level for each in findings)
     said: dict[tuple[str, str, str], list[str]] = {}
@@ -66,39 +66,37 @@ def _doctor(arguments: argparse.Namespace, context: Context) -> Report:
 
 
 def _findings(arguments: argparse.Namespace, context: Context) -> Findings:
-    management, given = context.management(), arguments.service
+    known = arguments.service
     yield from _settings(context.settings)
     yield from _nodes(context)
-    found = management.queues()
+    found = context.management().queues()
     if found.why_not:
         what = "queue arguments, policies, bindings and alarms were not looked at"
         yield Finding(UNKNOWN, "rabbitmq", f"{what}: {found.why_not}")
-        known = list(given)
     else:
-        yield from _alarms(management, context.now_s())
-        known = found.services(given)
+        yield from _alarms(context)
+        known = found.services(known)
     if not known:
         yield Finding(UNKNOWN, "services", "there is none, or none was found: name them")
     if not found.why_not:
-        yield from _queues(known, found, management, context.settings, arguments)
+        yield from _queues(known, found, context, arguments)
     yield from _counts([name for name in known if found.why_not or name in found.facts], context)
     for host, port in context.settings.etcd_endpoints:
         yield from _member(context, host, port)
     yield from _cluster(context, known)
 
 
-# The settings, held against each other.
+# The settings, compared with each other.
 
 CONSUMER_TIMEOUT_S = 1800
-"""RabbitMQ's default: a delivery that is in flight for so long is given out again."""
+"""RabbitMQ's default: a delivery that has been in flight for so long is delivered again."""
 
 
 def _settings(settings: Settings) -> Findings:
-    """Check what the services share with this command, if their environment is the same.
+    """Check the settings, which the services share if their environment is the same.
 
-    A copy of an event may not come back later than its record is kept: an event that is there
-    twice can fail once and succeed once, and the one that failed comes again after all its delays,
-    when the record of the other has to be there.
+    A record must outlast every copy of its event. If an event is in the queue twice, one delivery
+    can succeed while the other fails and is retried; the record must be there after all its delays.
     """
     about = "settings"
     if settings.enable_etcd:
@@ -128,10 +126,9 @@ def _settings(settings: Settings) -> Findings:
 
 # What both servers have: a version and a clock.
 
-
 Releases = tuple[str, Mapping[str, tuple[str, str]]]
-"""The oldest series that gets fixes, or may; and, by series, the first release without its known
-faults, and what those are."""
+"""The oldest series that may still get fixes; and by series, the first release without known
+faults, and what those were."""
 
 RABBITMQ: Releases = (
     "4.2",
@@ -157,35 +154,31 @@ faults are in the changelogs of 3.5.17, 3.5.28 and 3.6.9 (etcd-io/etcd#20418).""
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """Read a version as numbers, as far as it has them: ``4.0.8`` or ``3.6.0-rc.1``."""
-    parts = version.partition("-")[0].split(".")
-    return tuple(int(part) for part in parts if part.isdecimal())
+    """Return the numbers of a version such as ``4.0.8`` or ``3.6.0-rc.1``."""
+    return tuple(map(int, re.findall(r"\d+", version.partition("-")[0])))
 
 
 def _version(about: str, version: str, releases: Releases) -> Finding:
-    """Return whether a server's version is out of support, or has known faults, or neither."""
-    oldest, faults = releases
-    series, amiss = numbers(version)[:2], []
-    fixed_in, what = faults.get(".".join(map(str, series)), ("", ""))
-    if series < numbers(oldest):
-        amiss.append("is out of support")
-    if numbers(version) < numbers(fixed_in):
-        amiss.append(f"has known faults, fixed in {fixed_in}: {what}")
+    """Check that a server's version is supported and has no known faults."""
+    (oldest, faults), release = releases, numbers(version)
+    fixed_in, what = faults.get(".".join(map(str, release[:2])), ("", ""))
+    unsupported, faulty = release[:2] < numbers(oldest), release < numbers(fixed_in)
+    amiss = ["is out of support"] * unsupported
+    amiss += [f"has known faults, fixed in {fixed_in}: {what}"] * faulty
     if not amiss:
         return Finding(OK, about, f"version {version}")
-    upgrade_to = oldest if series < numbers(oldest) else fixed_in
-    what = f"version {version} {', and '.join(amiss)}"
-    return Finding(WARNING, about, what, f"upgrade it to {upgrade_to} or newer")
+    do = f"upgrade it to {oldest if unsupported else fixed_in} or newer"
+    return Finding(WARNING, about, f"version {version} {', and '.join(amiss)}", do)
 
 
 _MUCH_S = 5.0
-"""The servers tell their time to the second, and take a while to do so."""
+"""The servers send their time in whole seconds, and their answer takes a while."""
 
 
 def clock(about: str, date: datetime | None, now_s: float) -> Finding:
     """Compare a server's clock with this machine's.
 
-    No decision goes by the time of day, but people and replays read it.
+    No decision of a service depends on the time of day, but people and replays read it.
     """
     if date is None:
         return Finding(UNKNOWN, about, "its clock was not seen")
@@ -203,7 +196,7 @@ def clock(about: str, date: datetime | None, now_s: float) -> Finding:
 
 
 def _nodes(context: Context) -> Findings:
-    """Check that each node of RABBITMQ_URL answers, and its version."""
+    """Check that each node of RABBITMQ_URL answers, and check its version."""
     for url in context.settings.rabbitmq_urls:
         about = f"rabbitmq {urlsplit(url).netloc.rpartition('@')[2]}"
         try:
@@ -213,11 +206,11 @@ def _nodes(context: Context) -> Findings:
             yield Finding(PROBLEM, about, str(error), "start it, or correct RABBITMQ_URL")
 
 
-def _alarms(management: Management, now_s: float) -> Findings:
-    """Check that no node has an alarm; and the broker's clock, where it told it."""
+def _alarms(context: Context) -> Findings:
+    """Check that no node has an alarm, and check the clock of the one that answers."""
     date = None
     try:
-        date = management.page("/health/checks/alarms").date
+        date = context.management().page("/health/checks/alarms").date
         yield Finding(OK, "rabbitmq", "no alarm is on")
     except WebError as error:
         if error.status == 503:
@@ -228,23 +221,20 @@ def _alarms(management: Management, now_s: float) -> Findings:
             yield Finding(PROBLEM, "rabbitmq", what, "free memory or disk space")
         else:
             yield Finding(UNKNOWN, "rabbitmq", f"alarms were not looked at: {error}")
-    yield clock("rabbitmq", date, now_s)
+    yield clock("rabbitmq", date, context.now_s())
 
 
 def _queues(
-    services: Sequence[str],
-    found: Queues,
-    management: Management,
-    settings: Settings,
-    arguments: argparse.Namespace,
+    services: Sequence[str], found: Queues, context: Context, arguments: argparse.Namespace
 ) -> Findings:
-    """Check each service's queues, and what else of RabbitMQ the guarantee rests on."""
+    """Check each service's queues, policies, bindings and consumer time-out."""
     running = [name for name in services if name in found.facts]
     for name in services:
         if name not in running:
             what = "there is no such queue: it has not run yet, or this is another name"
             yield Finding(PROBLEM, name, what, "start it: it makes its queues")
-    # A queue shows its policies' names at once, what they amount to only seconds later.
+    management, settings = context.management(), context.settings
+    # A queue names its policies at once, and shows their definitions only seconds later.
     pages = yield from _seen(management, "policies", "policies", "operator-policies")
     policies = [
         (kind, each["name"], each["definition"])
@@ -272,7 +262,7 @@ def _queues(
 def _seen(
     management: Management, what: str, *paths: str
 ) -> Generator[Finding, None, list[list[Facts]] | None]:
-    """Return what the management API has at each of these, or None and say so."""
+    """Return the pages at these paths, or yield a finding and return None."""
     try:
         return [management.get(f"/{path}/{{vhost}}") for path in paths]
     except WebError as error:
@@ -292,13 +282,13 @@ _WITHOUT = {
 }
 
 _DROPS = ("message-ttl", "max-length", "max-length-bytes", "expires")
-"""What makes RabbitMQ throw messages or queues away, as an argument (with x-) or by a policy."""
+"""What makes RabbitMQ drop messages or queues, as an argument (with x-) or in a policy."""
 
 
 def _faults(
     queue: str, expected: Mapping[str, object], facts: Facts | None, policies: Policies
 ) -> Findings:
-    """Find what is wrong with a queue: with its arguments, and with its policies."""
+    """Check a queue's arguments and policies."""
     if facts is None:
         do = "start the service: it makes it"
         yield Finding(PROBLEM, queue, "there is no such queue", do)
@@ -319,7 +309,7 @@ def _faults(
             "a queue's arguments never change: empty it, delete it (rabbitmqctl delete_queue "
             f"{queue}) and restart the service, which makes it"
         )
-        yield Finding(PROBLEM, queue, "; ".join(wrong), do)  # However much: one thing to do.
+        yield Finding(PROBLEM, queue, "; ".join(wrong), do)  # One finding: it has one remedy.
     do = "take the queue out of that policy"
     for policy, definition in _policies_of(facts, policies):
         for name in _DROPS:
@@ -333,7 +323,7 @@ def _faults(
 
 
 def _own_delay(queue: str, facts: Facts, window_s: int) -> Finding:
-    """Return what there is to say of a retry queue whose delay a handler alone can have."""
+    """Check a retry queue whose delay is not in RETRY_DELAYS but may be a handler's own."""
     what = "RETRY_DELAYS does not have its delay; a handler's retry_delays may"
     do = "if no handler has it, delete the queue once it is empty"
     delay_s = facts["arguments"].get("x-message-ttl", 0) / 1000
@@ -355,13 +345,14 @@ def _policies_of(facts: Facts, policies: Policies) -> list[tuple[str, Facts]]:
 def _bindings(service: str, bindings: list[Facts], arguments: argparse.Namespace) -> Findings:
     """Check that the service gets the events it asks for, and no others.
 
-    Only the service itself knows these. Where they are not given, they are taken to be all of the
-    exchange ``events``, unless its queue is bound in quite another way.
+    Only the service knows its bindings. Unless they are given, they are assumed to be all events
+    of the exchange ``events``, if its queue has that binding or none.
     """
     found = [
         (each["source"], each["routing_key"])
         for each in bindings
-        if each["destination"] == service and each["source"]  # All are bound to the nameless one.
+        if each["destination"] == service
+        and each["source"]  # All queues are bound to the default one.
     ]
     exchange, keys = arguments.exchange, arguments.binding
     expected = [(exchange or names.EXCHANGE, key) for key in keys or [names.BINDING_KEY]]
@@ -387,7 +378,7 @@ def _listed(bindings: list[tuple[str, str]]) -> str:
 def _consumer_timeout(
     service: str, facts: Facts, policies: Policies, longest_call_s: int | None
 ) -> Finding:
-    """Compare a handler's longest call with how long RabbitMQ lets a delivery be in flight."""
+    """Compare a handler's longest call with RabbitMQ's consumer time-out."""
     set_ms = facts["arguments"].get("x-consumer-timeout")
     for _, definition in _policies_of(facts, policies):
         set_ms = set_ms or definition.get("consumer-timeout")
@@ -410,8 +401,8 @@ _GONE = "where it is gone for good, delete its queues: they keep all events"
 
 
 def _counts(services: Sequence[str], context: Context) -> Findings:
-    """Check that somebody consumes, and that nothing waits for an operator."""
-    # Its being unreachable has been found.
+    """Check that each queue has a consumer and that no dead letters wait."""
+    # If RabbitMQ is away, that has been reported.
     with suppress(BrokerError), context.rabbitmq() as broker:
         for name in services:
             own, dead = broker.depth(name), broker.depth(names.dead_letter_queue(name))
@@ -424,17 +415,17 @@ def _counts(services: Sequence[str], context: Context) -> Findings:
                 yield Finding(WARNING, name, what, do)
 
 
-# etcd's members: reachable, with room, and with limits that the services' settings keep to.
+# etcd.
 
 _MUCH, _TOO_MUCH = 0.7, 0.9
-"""Shares of the quota. At all of it etcd takes no writes until somebody has made room."""
+"""Shares of the quota. When it is used up, etcd takes no writes until somebody makes room."""
 
 _COMPACTED_LATE = 1_000_000
-"""Revisions. An etcd that compacts by itself has rarely more history than that."""
+"""More revisions of history than an etcd that compacts by itself usually has."""
 
 
 def _member(context: Context, host: str, port: int) -> Findings:
-    """Check one member: by its protocol, and by the pages that it shows over HTTP, if any."""
+    """Check one member through its API, and through its HTTP pages if it has them."""
     about, settings = f"etcd {host}:{port}", context.settings
     tls = Tls(settings.etcd_ca_cert, settings.etcd_cert, settings.etcd_key)
     url = f"{'https' if tls.ca_cert else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
@@ -458,7 +449,7 @@ def _member(context: Context, host: str, port: int) -> Findings:
 
 
 def _metric(metrics: str, name: str) -> float | None:
-    """Return a metric without labels."""
+    """Return the value of a metric that has no labels."""
     found = re.search(rf"^etcd_{name} (\S+)$", metrics, re.MULTILINE)
     return float(found[1]) if found else None
 
@@ -476,8 +467,8 @@ def _room(about: str, size_bytes: int, quota_bytes: float | None) -> Finding:
 
 
 def _compaction(about: str, metrics: str, variables: str) -> Finding:
-    """Check that its history does not grow for ever."""
-    # A flag of its command line; what it has from its environment is not shown.
+    """Check that its history is compacted."""
+    # From its command line; what is set in its environment is not shown.
     flag = re.search(r'"--auto-compaction-retention=([^"]*)"', variables)
     retention = flag[1] if flag else ""
     if retention not in ("", "0"):
@@ -496,12 +487,12 @@ def _compaction(about: str, metrics: str, variables: str) -> Finding:
 
 
 def _cluster(context: Context, services: Sequence[str]) -> Findings:
-    """Check what all members share. A user may be allowed to see some of it and not the rest."""
+    """Check what all members share. The user may be allowed to read only some of it."""
     checks: dict[str, Callable[[Etcd], Finding]] = {"alarms": _raised}
     if services:
         operations = context.settings.etcd_max_txn_ops
         checks["limit of operations"] = partial(_operations, operations, services[0])
-    if context.settings.enable_etcd:  # Else etcd knows none of them, which has been said.
+    if context.settings.enable_etcd:  # Otherwise there are no records.
         checks |= {f"records of {name}": partial(_incarnation, name) for name in services}
     unseen: dict[str, list[str]] = {}
     with context.etcd() as etcd:
@@ -524,7 +515,7 @@ def _raised(etcd: Etcd) -> Finding:
 
 
 def _operations(operations: int, service: str, etcd: Etcd) -> Finding:
-    """Check that etcd takes so many operations in a transaction: here each reads one key."""
+    """Check that etcd takes ETCD_MAX_TXN_OPS operations, here reads, in a transaction."""
     request, limit = TxnRequest(), f"ETCD_MAX_TXN_OPS ({operations}) operations"
     for _ in range(operations):
         get(request.success, names.incarnation_key(service).encode())
@@ -540,7 +531,7 @@ def _operations(operations: int, service: str, etcd: Etcd) -> Finding:
 
 
 def _incarnation(service: str, etcd: Etcd) -> Finding:
-    incarnation = Records(etcd, service).incarnation()
+    incarnation = etcd.incarnation(service)
     if incarnation is not None:
         return Finding(OK, service, f"etcd has its history (incarnation {incarnation[:8]})")
     what = "etcd does not know it: it has never run with ENABLE_ETCD=true, or this etcd was wiped"
@@ -557,7 +548,7 @@ DOCTOR = Verb(
     _doctor,
     [
         SERVICES,
-        argument("--longest-call", type=seconds, metavar="TIME", help=_LONGEST_CALL),
+        argument("--longest-call", read=duration_s, metavar="TIME", help=_LONGEST_CALL),
         argument("--exchange", metavar="NAME", help=_EXCHANGE),
         argument("--binding", action="append", metavar="KEY", help=_BINDING),
     ],

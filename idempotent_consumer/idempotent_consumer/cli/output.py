@@ -1,15 +1,16 @@
-"""What a verb has to say, and how numbers, times, tables and texts from strangers are written."""
+"""A verb's result, and how numbers, times, tables and strangers' texts are written."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from ..log import printable
 
 
 class Report(NamedTuple):
-    """A verb's result, as JSON and for people. ``ok`` False makes the exit code 1."""
+    """A verb's result, as JSON and as text. The exit code is 1 unless it is ``ok``."""
 
     document: dict[str, object]
     text: str
@@ -17,9 +18,9 @@ class Report(NamedTuple):
 
 
 class CommandError(Exception):
-    """A foreseeable thing went wrong; the message says in one line what, and what to do.
+    """An error that a verb foresees; its one line says what went wrong and what to do.
 
-    ``document`` is what there is to tell of it as JSON, beside the message.
+    ``document`` has what --json prints beside that line.
     """
 
     def __init__(self, message: str, document: Mapping[str, object] | None = None) -> None:
@@ -32,7 +33,7 @@ class UsageError(Exception):
 
 
 def ended(error: BaseException, done: str, document: Mapping[str, object]) -> BaseException:
-    """Return what ends the command for this error, and says what was done before it."""
+    """Return the error that ends the command and also says what was done before."""
     if isinstance(error, KeyboardInterrupt):
         return KeyboardInterrupt(f"interrupted; {done}")
     return CommandError(f"{error}; {done}", document)
@@ -46,6 +47,11 @@ def duration(seconds: float) -> str:
         if number:
             parts.append(f"{number}{unit}")
     return " ".join(parts[:2]) or "0s"
+
+
+def ago(since: datetime | None, now_s: float) -> str:
+    """Write how long ago a time was, as ``2h 5m ago``; nothing for one that is not known."""
+    return f"{duration(max(0, now_s - since.timestamp()))} ago" if since else ""
 
 
 def size(size_bytes: float) -> str:

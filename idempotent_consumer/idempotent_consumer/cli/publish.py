@@ -12,9 +12,10 @@ from typing import Any
 import orjson
 
 from ..event import MAX_BODY_BYTES, InvalidEvent, decode
-from ..names import EXCHANGE
+from ..names import EXCHANGE, check_exchange
 from ..producer import PublishError
-from .context import Context, Verb, argument, exchange, seconds, utf8
+from ..settings import duration_s
+from .context import Context, Verb, argument, utf8
 from .output import CommandError, Report, UsageError, counted, ended
 
 _SAFE = (
@@ -25,21 +26,21 @@ _SAFE = (
 _READ_BYTES = 1024 * 1024
 
 Lines = list[tuple[str, bytes]]
-"""Bodies, each with its place, for the person who has to find it."""
+"""Events' bodies, each with the place that an error names."""
 
 
 def _object(text: str) -> dict[str, Any]:
     try:
         members = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+        raise ValueError(f"not JSON: {error}") from None
     if not isinstance(members, dict):
-        raise argparse.ArgumentTypeError("write an object, as in '{\"amount\": 1}'")
+        raise ValueError("write an object, as in '{\"amount\": 1}'")  # noqa: TRY004 - for argument()
     return members
 
 
 def _publish(arguments: argparse.Namespace, context: Context) -> Report:
-    """Publish, and say how many events are confirmed. It ends at an invalid one."""
+    """Publish events up to the first invalid one, and say how many are confirmed."""
     terminal = context.err if context.err.isatty() else None
     before = confirmed = 0
 
@@ -51,7 +52,7 @@ def _publish(arguments: argparse.Namespace, context: Context) -> Report:
             terminal.flush()
 
     with _source(arguments, context) as source:
-        # A broker that cannot be used is told at once; one that goes down later is waited for.
+        # Fail at once if the broker is away now; the producer waits for one that goes down later.
         with context.rabbitmq():
             pass
         with context.producer(arguments.exchange) as producer:
@@ -79,7 +80,7 @@ def _bodies(lines: Lines) -> Iterator[bytes]:
 
 @contextmanager
 def _source(arguments: argparse.Namespace, context: Context) -> Iterator[Iterable[Lines]]:
-    """Open the one place that the events come from. Raises UsageError and CommandError."""
+    """Open the one source of the events. Raises UsageError and CommandError."""
     members = {name: getattr(arguments, name) for name in ("id", "type", "args")}
     given = {name: value for name, value in members.items() if value is not None}
     if bool(arguments.event) + (arguments.file is not None) + bool(given) != 1:
@@ -104,9 +105,9 @@ def _source(arguments: argparse.Namespace, context: Context) -> Iterator[Iterabl
 
 
 def chunks(source: BufferedIOBase) -> Iterator[Lines]:
-    """Yield the lines that each read brings, without blank ones: one at a time from a terminal.
+    """Yield the lines of each read without blank ones, so one at a time from a terminal.
 
-    A line that nothing takes for its length is handed on unfinished, so memory stays bounded.
+    An unfinished line that is too long for an event is yielded as it is, to bound the memory.
     """
     number, rest = 0, b""
     while True:
@@ -131,14 +132,18 @@ PUBLISH = Verb(
     "publish events, confirmed",
     _publish,
     [
-        argument("event", nargs="*", type=utf8, metavar="EVENT", help=_EVENT),
-        argument("--file", type=Path, metavar="PATH", help="a file with one event a line"),
-        argument("--id", type=utf8, help=_ID),
-        argument("--type", type=utf8, help="the event's type"),
-        argument("--args", type=_object, metavar="JSON", help="the event's args, an object"),
+        argument("event", nargs="*", read=utf8, metavar="EVENT", help=_EVENT),
+        argument("--file", read=Path, metavar="PATH", help="a file with one event a line"),
+        argument("--id", read=utf8, help=_ID),
+        argument("--type", read=utf8, help="the event's type"),
+        argument("--args", read=_object, metavar="JSON", help="the event's args, an object"),
         argument(
-            "--exchange", type=exchange, default=EXCHANGE, metavar="NAME", help="default: events"
+            "--exchange",
+            read=check_exchange,
+            default=EXCHANGE,
+            metavar="NAME",
+            help="default: events",
         ),
-        argument("--timeout", type=seconds, default=30, metavar="TIME", help=_TIMEOUT),
+        argument("--timeout", read=duration_s, default=30, metavar="TIME", help=_TIMEOUT),
     ],
 )

@@ -1,10 +1,9 @@
-"""One event: ``inspect`` shows its record, ``find`` where it is, ``forget`` makes it new again."""
+"""One event: ``find`` and ``inspect`` show where it is, ``forget`` makes it new again."""
 
 from __future__ import annotations
 
 import argparse
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,19 @@ from ..event import Event, InvalidEvent, decode
 from ..records import CLAIMED, PUBLISHING, Record
 from .broker import Broker, Queues
 from .context import EVENT_ID, SERVICE, SERVICES, YES, Context, Verb, argument, flag
-from .dead_letters import NotArrivedError, open_dead_letter_queue
-from .etcd import Records
-from .output import CommandError, Report, duration, plain
+from .dead_letters import NotArrivedError, hold, moment
+from .output import CommandError, Report, ago, duration, plain
 
 LOOKED_AT_MOST = 1000
-"""In a queue with more messages, the event is looked for only when asked to: all are fetched."""
+"""A queue with more messages is searched only with ``--all``, because all of them are fetched."""
 
 
 def _inspect(arguments: argparse.Namespace, context: Context) -> Report:
     name, event_id = arguments.service, arguments.id
     body = _body(arguments.body, event_id) if arguments.body else None
     with context.etcd() as etcd:
-        records = Records(etcd, name)
-        found = records.get(event_id)
-        remaining_s = records.remaining_s(found.lease) if found else None
+        found = etcd.record(name, event_id)
+        remaining_s = etcd.remaining_s(found.lease) if found else None
     key = names.record_key(name, event_id).decode()
     document = {"service": name, "id": event_id, "key": key, "found": found is not None}
     if found is None:
@@ -49,10 +46,10 @@ def _inspect(arguments: argparse.Namespace, context: Context) -> Report:
         "events": [orjson.loads(each.body) for each in record.events],
         "remaining_s": remaining_s,
     }
-    ago = _ago(record.time, context)
+    age = ago(moment(record.time), context.now_s())
     texts = [
         ("state", record.state),
-        ("time", f"{record.time} ({ago})" if ago else "unknown"),
+        ("time", f"{record.time} ({age})" if age else "unknown"),
         ("replica", plain(_replica(record)) or "none: it was not written by this library"),
         ("digest", plain(record.digest)),
         ("claim" if record.state == CLAIMED else "kept", _remaining(record, remaining_s)),
@@ -81,16 +78,8 @@ def _body(path: Path, event_id: str) -> Event:
 
 
 def _replica(record: Record) -> str:
-    """Return the part of a record's token that its process drew at its start, and logged."""
+    """Return the part of a record's token that identifies its process, which logs it at start."""
     return record.token.partition("/")[0]
-
-
-def _ago(time: str, context: Context) -> str:
-    """Say how long ago a record was written; nothing where its time is no time."""
-    try:
-        return f"{duration(max(0, context.now_s() - datetime.fromisoformat(time).timestamp()))} ago"
-    except ValueError:
-        return ""
 
 
 def _remaining(record: Record, remaining_s: int | None) -> str:
@@ -101,9 +90,9 @@ def _remaining(record: Record, remaining_s: int | None) -> str:
 
 
 def _find(arguments: argparse.Namespace, context: Context) -> Report:
-    """Look everywhere, or say where not. Not ok where no service has it.
+    """Look everywhere, or say where not. Not ok if no service has it.
 
-    The records are read last: an event that leaves a queue meanwhile has its record then.
+    The records are read last: an event that has left its queue by then has a record.
     """
     known = context.management().queues()
     found: dict[str, dict[str, Any]] = {name: {} for name in known.services(arguments.service)}
@@ -112,7 +101,7 @@ def _find(arguments: argparse.Namespace, context: Context) -> Report:
             places.update(_messages(broker, name, arguments, context, known))
     with context.etcd() as etcd:
         for name, places in found.items():
-            kept = Records(etcd, name).get(arguments.id)
+            kept = etcd.record(name, arguments.id)
             places["record"] = kept and {"state": kept.record.state, "time": kept.record.time}
     lines = [line for name, places in found.items() for line in _lines(name, places, context)]
     missing = dict.fromkeys(("unacked", "retries"), known.why_not) if known.why_not else {}
@@ -127,7 +116,7 @@ def _find(arguments: argparse.Namespace, context: Context) -> Report:
 def _messages(
     broker: Broker, name: str, arguments: argparse.Namespace, context: Context, known: Queues
 ) -> dict[str, Any]:
-    """Return the event's messages in a service's queues, and the queues not looked into."""
+    """Return the event's messages in a service's queues, and the queues not searched."""
     messages, skipped = list[dict[str, Any]](), dict[str, int]()
     for queue in known.of(name, context.settings):
         depth = broker.depth(queue)
@@ -136,10 +125,8 @@ def _messages(
         if depth.ready > LOOKED_AT_MOST and not arguments.all:
             skipped[queue] = depth.ready
             continue
-        with (
-            open_dead_letter_queue(broker, name, queue) as letters,
-            suppress(NotArrivedError),  # The service consumes meanwhile.
-        ):
+        # The service may consume messages meanwhile.
+        with hold(broker, queue) as letters, suppress(NotArrivedError):
             for letter in letters:
                 if letter.id == arguments.id:
                     messages.append({"queue": queue, **letter.facts(context.now_s())})
@@ -148,12 +135,11 @@ def _messages(
 
 
 def _lines(name: str, places: dict[str, Any], context: Context) -> list[str]:
-    """Return what there is to say of a service, a line each."""
     texts = []
     if record := places["record"]:
         in_flight = " (in flight)" * (record["state"] in (CLAIMED, PUBLISHING))
-        ago = _ago(record["time"], context)
-        texts.append(f"{record['state']}{', ' * bool(ago)}{ago}{in_flight}")
+        age = ago(moment(record["time"]), context.now_s())
+        texts.append(f"{record['state']}{', ' * bool(age)}{age}{in_flight}")
     texts += [_message(name, message) for message in places["messages"]]
     if not texts:
         unacked = places["unacked"] or 0
@@ -178,16 +164,15 @@ def _message(name: str, message: dict[str, Any]) -> str:
 
 
 def _forget(arguments: argparse.Namespace, context: Context) -> Report:
-    """Delete a record as it was seen. Raises CommandError where there is none, or another now."""
+    """Delete a record, unless it has changed since it was read."""
     name, event_id = arguments.service, plain(arguments.id)
     with context.etcd() as etcd:
-        records = Records(etcd, name)
-        found = records.get(arguments.id)
+        found = etcd.record(name, arguments.id)
         if found is None:
             raise CommandError(f"{name} has no record of '{event_id}': it is new to it already")
         record, state = found.record, found.record.state
         if state == CLAIMED and not arguments.force:
-            remaining = duration(records.remaining_s(found.lease) or 0)
+            remaining = duration(etcd.remaining_s(found.lease) or 0)
             raise CommandError(
                 f"{name} is at work on '{event_id}': its replica {_replica(record)[:8]} has "
                 f"claimed it for another {remaining}, and renews that while it lives. Wait, or "
@@ -203,7 +188,7 @@ def _forget(arguments: argparse.Namespace, context: Context) -> Report:
             "when it comes again.",
             arguments.yes,
         )
-        if not records.forget(arguments.id, record):
+        if not etcd.forget(name, arguments.id, record):
             raise CommandError(
                 f"the record of '{event_id}' has changed meanwhile and was not deleted: look again"
             )
@@ -224,7 +209,7 @@ INSPECT = Verb(
     "inspect",
     "show an event's record",
     _inspect,
-    [SERVICE, EVENT_ID, argument("--body", type=Path, metavar="FILE", help=_BODY)],
+    [SERVICE, EVENT_ID, argument("--body", read=Path, metavar="FILE", help=_BODY)],
 )
 FIND = Verb(
     "find",

@@ -1,7 +1,7 @@
-"""What is where: ``status`` shows it, ``gauges`` sends it to statsd, ``remove`` takes queues away.
+"""``status`` shows queues and records, ``gauges`` sends them to statsd, ``remove`` deletes queues.
 
-A service's own counters lose what it had not sent when it was killed. Gauges are counted afresh
-each time, by a process that is no service: they also tell what waits for a service that is down.
+A service that is killed loses the counts it has not sent. Gauges are counted each time, and by
+another process, so they also show what waits for a service that is down.
 """
 
 from __future__ import annotations
@@ -19,33 +19,34 @@ from .. import names
 from ..etcd import EtcdError
 from ..metrics import Metrics
 from ..records import CLAIMED, DONE, PUBLISHING, RELEASED
+from ..settings import duration_s
 from .broker import Broker, BrokerError, Queues
-from .context import SERVICE, SERVICES, YES, Context, Verb, argument, flag, seconds, utf8
-from .etcd import Etcd, Records
+from .context import SERVICE, SERVICES, YES, Context, Verb, argument, flag, utf8
+from .etcd import Etcd
 from .output import CommandError, Report, counted, duration, plain, table
 from .web import Tls, WebError, is_address, without_login
 
 READ_AT_MOST = 20_000
-"""So many records are read for their states; of more only the number is told, unless asked for."""
+"""Above this number records are counted by state only with ``--states``: all of them are read."""
 
 _NOT_RUN = "it has not run yet, or this is another name"
 
 
 def _address(text: str) -> str:
     if not is_address(text):
-        raise argparse.ArgumentTypeError("write http://host:port")
+        raise ValueError("write http://host:port")
     return text
 
 
 def _effects(text: str) -> tuple[str, str]:
     name, _, prefix = utf8(text).partition("=")
     if not prefix:
-        raise argparse.ArgumentTypeError("write SERVICE=PREFIX, as in order=/orders/")
+        raise ValueError("write SERVICE=PREFIX, as in order=/orders/")
     return name, prefix
 
 
 def _status(arguments: argparse.Namespace, context: Context) -> Report:
-    """Show what can be seen. Not ok where a server does not answer, or a service does not run."""
+    """Show what can be seen. Not ok if a server does not answer or a service does not run."""
     found = context.management().queues()
     rows: dict[str, dict[str, Any]] = {name: {} for name in found.services(arguments.service)}
     versions, problems = {"idempotent-consumer": "not installed"}, list[str]()
@@ -62,7 +63,7 @@ def _status(arguments: argparse.Namespace, context: Context) -> Report:
     try:
         with context.etcd() as etcd:
             for name, row in rows.items():
-                row.update(_records(Records(etcd, name), arguments.states))
+                row.update(_records(name, etcd, arguments.states))
             versions["etcd"] = etcd.status().version
     except EtcdError as error:
         problems.append(str(error))
@@ -87,7 +88,7 @@ def _status(arguments: argparse.Namespace, context: Context) -> Report:
 
 
 def _idle(name: str, row: dict[str, Any]) -> list[str]:
-    """Return what is wrong where nobody consumes a service's queue."""
+    """Return the problem if nobody consumes a service's queue."""
     if row["ready"] is None:
         return [f"{name} has no queue: {_NOT_RUN}"]
     if not row["consumers"]:
@@ -97,9 +98,9 @@ def _idle(name: str, row: dict[str, Any]) -> list[str]:
 
 
 def _queues(name: str, context: Context, broker: Broker, found: Queues) -> dict[str, Any]:
-    """Return a service's queues: what is ready is exact, what is unacked is five seconds old."""
+    """Return counts of a service's queues. That of unacked messages may be five seconds old."""
     own, dead = broker.depth(name), broker.depth(names.dead_letter_queue(name))
-    # RabbitMQ logs an error for each queue that is asked for and not there.
+    # RabbitMQ logs an error for each queue that does not exist.
     retries = {
         delay: depth.ready
         for delay, queue in found.retries(name, context.settings).items()
@@ -114,19 +115,19 @@ def _queues(name: str, context: Context, broker: Broker, found: Queues) -> dict[
     }
 
 
-def _records(records: Records, all_states: bool) -> dict[str, object]:
-    total = records.count()
-    states = records.states() if all_states or total <= READ_AT_MOST else None
+def _records(name: str, etcd: Etcd, all_states: bool) -> dict[str, object]:
+    total = etcd.count(names.record_prefix(name))
+    states = etcd.states(name) if all_states or total <= READ_AT_MOST else None
     kinds = (DONE, CLAIMED, PUBLISHING, RELEASED)
     return {
         "records": total,
         "states": {state: states[state] for state in kinds} if states is not None else None,
-        "incarnation": records.incarnation(),
+        "incarnation": etcd.incarnation(name),
     }
 
 
 def _ready(url: str, context: Context) -> dict[str, Any]:
-    """Ask a service whether it is ready, and how late its duplicates came."""
+    """Ask a service whether it is ready, and how old the records of its duplicates were."""
     asked = url if urlsplit(url).path.strip("/") else f"{url.rstrip('/')}/readyz"
     answer: dict[str, Any] = {"url": without_login(url), "ready": True}
     try:
@@ -139,7 +140,7 @@ def _ready(url: str, context: Context) -> dict[str, Any]:
 
 
 def _duplicates(url: str, context: Context) -> dict[str, Any] | None:
-    """Ask a service for the ages of its duplicates; None where there are none, or no answer."""
+    """Return the ages of a service's duplicates, or None if there are none or no answer."""
     asked = urlunsplit(urlsplit(url)._replace(path="/duplicates", query="", fragment=""))
     with suppress(WebError, KeyError, TypeError, ValueError):
         ages = context.fetch(asked, Tls()).json()
@@ -163,7 +164,6 @@ def _ages(url: str, ages: dict[str, Any]) -> str:
 
 
 def _row(name: str, row: dict[str, Any]) -> dict[str, object]:
-    """Return a service's line, by the columns' headers."""
     states, retries = row.get("states") or {}, row.get("retries")
     if retries is not None:
         retries = " ".join(f"{delay}:{n}" for delay, n in retries.items() if n) or "0"
@@ -182,7 +182,7 @@ def _row(name: str, row: dict[str, Any]) -> dict[str, object]:
 
 
 def _remove(arguments: argparse.Namespace, context: Context) -> Report:
-    """Delete the queues of a service that does not run. Raises CommandError for one that does."""
+    """Delete the queues of a service, unless it runs."""
     name, known = arguments.service, context.management().queues()
     if known.why_not:
         tells = f"it alone tells which queues {name} has"
@@ -196,7 +196,7 @@ def _remove(arguments: argparse.Namespace, context: Context) -> Report:
         raise CommandError(f"{name} is running: stop its replicas first")
     held = [f"{queue} with {counted(depth.ready, 'message')}" for queue, depth in depths.items()]
     context.confirm(f"Delete for good {', '.join(held)}?", arguments.yes)
-    # Connected again: nobody answers RabbitMQ's heartbeats while a person thinks.
+    # On another connection: nobody answers RabbitMQ's heartbeats while a person thinks.
     with context.rabbitmq() as broker:
         depth = broker.depth(name)
         if depth is not None and depth.consumers:
@@ -210,13 +210,13 @@ def _remove(arguments: argparse.Namespace, context: Context) -> Report:
 
 
 def _gauges(arguments: argparse.Namespace, context: Context) -> Report:
-    """Send once and show it, or send until interrupted."""
+    """Send the gauges once and show them, or send them until interrupted."""
     every_s = arguments.every
     with context.etcd() as etcd, closing(context.metrics()) as metrics:
         sender = _Sender(arguments, context, etcd, metrics)
         while True:
             try:
-                # One connection for all rounds: RabbitMQ logs each that is opened.
+                # One connection for all rounds, because RabbitMQ logs each one.
                 with context.rabbitmq() as broker:
                     report = sender.send(broker)
                     while every_s:
@@ -230,7 +230,7 @@ def _gauges(arguments: argparse.Namespace, context: Context) -> Report:
 
 
 class _Sender:
-    """Counts and sends. What cannot be counted is not sent: no old number passes for a new one."""
+    """Counts and sends the gauges. A gauge that cannot be counted is not sent."""
 
     def __init__(
         self, arguments: argparse.Namespace, context: Context, etcd: Etcd, metrics: Metrics
@@ -240,13 +240,13 @@ class _Sender:
         self._missing: dict[str, str] = {}
 
     def send(self, broker: Broker | None, why_not: str = "") -> Report:
-        """Count what can be counted, once. Raises BrokerError where the connection is lost."""
+        """Count and send once. Raises BrokerError if the connection is lost."""
         gauges: dict[str, int | None] = {}
         missing = {} if broker else {"rabbitmq": why_not}
         if broker:
             found = self._context.management().queues()
             try:
-                # Those seen last, while the management API does not say which there are.
+                # The services found last, while the management API does not list them.
                 given = self._services if found.why_not else self._arguments.service
                 self._services = found.services(given)
             except CommandError as error:
@@ -278,7 +278,7 @@ class _Sender:
         return Report({"gauges": sent, "missing": missing}, "\n".join(lines), not missing)
 
     def _say(self, missing: dict[str, str]) -> None:
-        """Say on standard error what has begun to be missing, and what is there again."""
+        """Write to standard error what can no longer be counted and what can be again."""
         was, self._missing = self._missing, missing
         lines = [line for what, line in missing.items() if what not in was]
         lines += [f"counted again: {what}" for what in was if what not in missing]
@@ -300,7 +300,7 @@ STATUS = Verb(
     _status,
     [
         SERVICES,
-        argument("--ready", action="append", default=[], type=_address, metavar="URL", help=_READY),
+        argument("--ready", action="append", default=[], read=_address, metavar="URL", help=_READY),
         flag("--states", _STATES),
     ],
 )
@@ -315,10 +315,10 @@ GAUGES = Verb(
             "--effects",
             action="append",
             default=[],
-            type=_effects,
+            read=_effects,
             metavar="SERVICE=PREFIX",
             help=_EFFECTS,
         ),
-        argument("--every", type=seconds, metavar="TIME", help=_EVERY),
+        argument("--every", read=duration_s, metavar="TIME", help=_EVERY),
     ],
 )

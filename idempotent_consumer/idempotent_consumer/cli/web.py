@@ -1,4 +1,4 @@
-"""HTTP to the servers' own pages: RabbitMQ's management API, etcd's metrics, a service's health."""
+"""HTTP: RabbitMQ's management API, etcd's metrics, and a service's health."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TIMEOUT_S = 5.0
 
 
 class WebError(CommandError):
-    """A page was not to be had. ``status`` is HTTP's, or 0."""
+    """A page could not be fetched. ``status`` is HTTP's, or 0 without an answer."""
 
     def __init__(self, why: str, status: int = 0, body: bytes = b"") -> None:
         super().__init__(why)
@@ -29,13 +29,13 @@ class WebError(CommandError):
 
 
 class Page(NamedTuple):
-    """What came back, and the server's clock, to a second, where it told it."""
+    """A page's body, and the server's time in whole seconds if it sent one."""
 
     body: bytes
     date: datetime | None = None
 
     def json(self) -> Any:
-        """Read it as JSON. Raises WebError."""
+        """Decode the body as JSON. Raises WebError."""
         try:
             return orjson.loads(self.body)
         except orjson.JSONDecodeError:
@@ -43,7 +43,7 @@ class Page(NamedTuple):
 
 
 class Tls(NamedTuple):
-    """The files that TLS needs; none of them where the system's own authorities will do."""
+    """The files that TLS needs; without ``ca_cert`` the system's authorities are trusted."""
 
     ca_cert: str | None = None
     cert: str | None = None
@@ -51,9 +51,9 @@ class Tls(NamedTuple):
 
 
 def fetch(url: str, tls: Tls) -> Page:
-    """Get a page; a user and a password in the URL are sent along. Raises WebError.
+    """Get a page, with the login that the URL has. Raises WebError.
 
-    No proxy is asked, whatever the environment says: none is for AMQP either.
+    The environment's proxies are not used: AMQP does not use them either.
     """
     parts, shown = urlsplit(url), urlsplit(without_login(url))
     where = f"{shown.scheme}://{shown.netloc}"
@@ -61,7 +61,7 @@ def fetch(url: str, tls: Tls) -> Page:
         request = Request(without_login(url))  # noqa: S310 - it is HTTP wherever a URL is read.
         if parts.username is not None:
             login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            # Not for where a redirect leads.
+            # A redirect may lead to another host, which must not get it.
             basic = base64.b64encode(login.encode()).decode()
             request.add_unredirected_header("Authorization", f"Basic {basic}")
         context = ssl.create_default_context(cafile=tls.ca_cert)
@@ -75,7 +75,7 @@ def fetch(url: str, tls: Tls) -> Page:
             return Page(answer.read(), date)
     except HTTPError as error:
         body = b""
-        with error, suppress(OSError, HTTPException):  # It can be cut off.
+        with error, suppress(OSError, HTTPException):  # The body may be cut off.
             body = error.read()
         raise WebError(f"{where} answers {error.code} {error.reason}", error.code, body) from None
     except (OSError, HTTPException, ValueError) as error:
@@ -84,13 +84,13 @@ def fetch(url: str, tls: Tls) -> Page:
 
 
 def without_login(url: str) -> str:
-    """Return a URL as it can be shown."""
+    """Return a URL without its user and password."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def is_address(url: str) -> bool:
-    """Return whether this is the URL of a server that speaks HTTP."""
+    """Return whether this is an HTTP URL with a host."""
     try:
         parts = urlsplit(url)
         complete = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0

@@ -1,9 +1,9 @@
-"""The operator's command around fakes: no server, no process."""
+"""The operator's command with fakes of the servers and of the terminal."""
 
 from __future__ import annotations
 
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager as ContextManager
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
@@ -62,14 +62,22 @@ class Terminal(io.StringIO):
 
 
 class Typed(io.BytesIO):
-    """Standard input on a terminal, with what is typed."""
+    """Standard input on a terminal. Something happens while a line is typed."""
+
+    def __init__(self, text: bytes, meanwhile: Callable[[], object]) -> None:
+        super().__init__(text)
+        self._meanwhile = meanwhile
 
     def isatty(self) -> bool:
         return True
 
+    def readline(self, size: int | None = -1, /) -> bytes:
+        self._meanwhile()
+        return super().readline(size)
+
 
 class FakeEtcd(Etcd):
-    """etcd for questions, one member."""
+    """An etcd of one member, in memory."""
 
     def __init__(self, operator: Operator) -> None:
         self._operator = operator
@@ -87,15 +95,13 @@ class FakeEtcd(Etcd):
 
 
 class FakeRabbit(Broker):
-    """RabbitMQ with the operator's queues, and the one channel on which they are consumed."""
+    """A connection to RabbitMQ with the operator's queues, and its only channel."""
 
     def __init__(self, operator: Operator) -> None:
         self._operator, self.version = operator, operator.rabbitmq_version
         self._unacked: list[tuple[Any, bytes]] = []
         self._ready: Iterator[tuple[int, tuple[Any, bytes]]] = iter(())
         self._prefetch = 0
-
-    def __exit__(self, *_: object) -> None: ...
 
     def depth(self, queue: str) -> Depth | None:
         return self._operator.depths.get(queue)
@@ -113,7 +119,7 @@ class FakeRabbit(Broker):
     def confirm_delivery(self) -> None: ...
 
     def queue_declare(self, queue: str, *, passive: bool) -> Any:
-        ready = len(self._operator.waiting[queue])
+        ready = len(self._operator.waiting[queue]) + self._operator.left[queue]
         consumers = self._operator.depths.get(queue, Depth(0, 0)).consumers
         return SimpleNamespace(
             method=SimpleNamespace(message_count=ready, consumer_count=consumers)
@@ -124,7 +130,7 @@ class FakeRabbit(Broker):
         return self.queue_declare(queue, passive=True)
 
     def consume(self, queue: str, *, inactivity_timeout: float) -> Iterator[Any]:
-        """Deliver those there are, but no more than the prefetch, and then none in time."""
+        """Deliver the messages up to the prefetch, then none."""
         self._unacked = list(self._operator.waiting[queue])
         self._ready = iter(enumerate(self._unacked))
         for _ in range(self._prefetch):
@@ -136,7 +142,7 @@ class FakeRabbit(Broker):
         self._prefetch = min(prefetch_count, self._operator.most_prefetched)
 
     def basic_get(self, _queue: str) -> tuple[Any, Any, Any]:
-        """Deliver the next one, or none."""
+        """Deliver the next message, or none."""
         tag, (properties, body) = next(self._ready, (None, (None, None)))
         if tag is None:
             return None, None, None
@@ -147,7 +153,7 @@ class FakeRabbit(Broker):
         self, exchange: str, queue: str, body: bytes, properties: Any, *, mandatory: bool
     ) -> None:
         if exchange or not mandatory:
-            raise AssertionError("it would be lost where there is no such queue")
+            raise AssertionError("without such a queue it would be lost")
         if self._unacked:
             raise AssertionError("pika would read all of a large queue while it waits here")
         self._operator.resent.append((queue, properties, body))
@@ -158,15 +164,8 @@ class FakeRabbit(Broker):
         self._operator.dead.remove(self._unacked[tag])
 
 
-class Leaving(list[tuple[Any, bytes]]):
-    """The messages of a queue that one more has left since they were counted."""
-
-    def __len__(self) -> int:
-        return super().__len__() + 1
-
-
 class Operator(Context):
-    """Somebody at the command line, with servers, a terminal and a clock of the test's own."""
+    """An operator at the command line, with servers, a terminal and a clock of the test's own."""
 
     def __init__(self) -> None:
         self.given = {"ENABLE_ETCD": "true"}
@@ -177,6 +176,8 @@ class Operator(Context):
         self.queues, self.bindings, self.policies = (list[dict[str, Any]]() for _ in range(3))
         self.waiting = defaultdict[str, list[tuple[Any, bytes]]](list)
         self.dead = self.waiting["order.dead-letter"]
+        self.left = Counter[str]()
+        """How many messages leave a queue after they are counted."""
         self.resent = list[tuple[str, Any, bytes]]()
         self.removed, self.deleted, self.published = list[bytes](), list[str](), list[bytes]()
         self.looked_at, self.most_prefetched = 0, 65_535
@@ -188,11 +189,11 @@ class Operator(Context):
         self.meanwhile: Callable[[], None] = lambda: None
         """What happens after each request for data in etcd."""
         self.waits: Callable[[], None] = lambda: None
-        """What happens while the command lets RabbitMQ have its time."""
+        """What happens while the command waits for RabbitMQ."""
         self.acks: Callable[[], None] = lambda: None
         """What happens before RabbitMQ takes an ack."""
         self.sent: list[dict[str, int]] = []
-        """The gauges of each sending to statsd."""
+        """The gauges of each round that was sent to statsd."""
 
     def run(self, *arguments: str, **environ: str) -> Ran:
         def context(environ: Mapping[str, str]) -> Operator:
@@ -207,16 +208,16 @@ class Operator(Context):
         return Ran(code, out.getvalue(), cast("io.StringIO", self.err).getvalue())
 
     def ends(self, code: int, says: str, *arguments: str) -> None:
-        """Run the command, and see with what exit code it ends and that it says this."""
+        """Run the command; it must end with this exit code and say this."""
         ran = self.run(*arguments)
         if ran.code != code or says not in ran.out + ran.err:
             raise AssertionError(f"{ran}, and not {code}, {says!r}")
 
-    # What was there before.
+    # What the servers hold.
 
-    def types(self, text: str) -> None:
-        """Sit at a terminal and type this."""
-        self.stdin, self.err = Typed(text.encode()), Terminal()
+    def types(self, text: str, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Sit at a terminal and type this; something happens meanwhile."""
+        self.stdin, self.err = Typed(text.encode(), meanwhile), Terminal()
 
     def has_record(
         self,
@@ -227,20 +228,20 @@ class Operator(Context):
         lease_s: int = 3600,
         events: tuple[Outgoing, ...] = (),
     ) -> None:
-        """Let a replica have written a record, for good where it has no lease."""
+        """Write a replica's record, without a lease if ``lease_s`` is 0."""
         grant = pb.LeaseGrantRequest(TTL=lease_s)
         lease = self.store.apply("LeaseGrant", grant).ID if lease_s else 0
         value = records.encode(state, digest, TOKEN, "2027-01-15T07:58:20.000+00:00", events)
         self.store.put(f"/service/{service}/{event_id}", value, lease)
 
     def has_letter(self, body: bytes, queue: Any = "order.dead-letter", **headers: object) -> None:
-        """Let a message lie in a queue: a dead letter, or one that waits."""
+        """Put a message into a queue."""
         named = {f"x-{name.replace('_', '-')}": value for name, value in headers.items()}
         self.waiting[queue].append((pika.BasicProperties(headers=named), body))
         self.depths[queue] = Depth(len(self.waiting[queue]), 0)
 
     def has_service(self, service: str, dead: int = 0, consumers: int = 1) -> None:
-        """Let a service have declared its queues, by the settings' defaults."""
+        """Declare a service's queues, as by the default settings."""
         for name, arguments in queue_arguments(service, Settings().retry_delays).items():
             facts = {"name": name, "type": "quorum", "arguments": arguments}
             self.queues.append({**facts, "messages_unacknowledged": 0})
@@ -254,21 +255,21 @@ class Operator(Context):
         self.store.put(f"/incarnation/{service}", b"first")
 
     def queue(self, name: str) -> dict[str, Any]:
-        """Return what the management API shows of a queue."""
+        """Return a queue as the management API shows it."""
         return next(queue for queue in self.queues if queue["name"] == name)
 
-    # What the command works with.
+    # What the command uses.
 
     def rabbitmq(self, url: str = "") -> ContextManager[Broker]:
         if self.rabbitmq_error is not None:
             raise self.rabbitmq_error
-        return FakeRabbit(self)
+        return nullcontext(FakeRabbit(self))
 
     def etcd(self, address: tuple[str, int] | None = None) -> ContextManager[Etcd]:
         return nullcontext(FakeEtcd(self))
 
     def producer(self, _exchange: str) -> ContextManager[Any]:
-        """Open one whose broker confirms all that comes, and then ends as it is told."""
+        """Open a producer whose broker confirms everything; then raise ``publish_error``."""
 
         def publish(bodies: Iterable[bytes], _: float, progress: Callable[[int], None]) -> None:
             for number, body in enumerate(bodies, 1):
@@ -306,15 +307,3 @@ class Operator(Context):
         if isinstance(page, WebError):
             raise page
         return Page(page)
-
-
-def of_order() -> Operator:
-    """Return an operator whose service order holds something of each kind."""
-    operator = Operator()
-    operator.has_service("order", dead=2)
-    operator.depths |= {"order": Depth(7, 3), "order.retry.10s": Depth(4, 0)}
-    operator.queue("order")["messages_unacknowledged"] = 5
-    operator.has_record("order", "1")
-    operator.has_record("order", "2", state="claimed")
-    operator.has_record("order-2", "1")
-    return operator
