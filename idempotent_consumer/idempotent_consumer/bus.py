@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 from pika import spec
 from pika.exceptions import ChannelWrongStateError, ConnectionWrongStateError
 from structlog.typing import FilteringBoundLogger
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from . import amqp, names
 from .event import NOTHING, Decoder, Event, Properties, decode, decode_by
@@ -374,20 +373,10 @@ class RecoveringConnection:
 
         Raises in an ExceptionGroup what else it raises, or one of its callbacks.
         """
-        is_loss = retry_if_exception_type(ChannelLost)
-        # tenacity makes its statistics on the thread that calls it and adds to them, after an
-        # attempt, on the one that runs then. A shared Producer changes threads, and nobody reads
-        # them: so they are made after each attempt.
-        recover = AsyncRetrying(
-            retry=is_loss,
-            wait=self._wait_s,
-            sleep=asyncio.sleep,
-            after=lambda state: state.retry_object.begin(),
-        )
         self._addresses = cycle(self._system.random.sample(self._parameters, len(self._parameters)))
         self._running = asyncio.current_task()
         async with asyncio.TaskGroup() as tasks:
-            recovering: asyncio.Task[None] = tasks.create_task(recover(self._connect, use))
+            recovering = tasks.create_task(self._recover(use))
             await self._closing.wait()
             recovering.cancel()
 
@@ -404,6 +393,14 @@ class RecoveringConnection:
         if self._running is not None:
             await asyncio.wait({self._running})
 
+    async def _recover(self, use: Callable[[ClientChannel], Awaitable[None]]) -> None:
+        while True:
+            try:
+                return await self._connect(use)
+            except ChannelLost as loss:
+                wait_s = self._report(str(loss))
+            await asyncio.sleep(wait_s)
+
     async def _connect(self, use: Callable[[ClientChannel], Awaitable[None]]) -> None:
         address, self._ready_s = next(self._addresses), math.inf
         self._node = f"{address.host}:{address.port}"
@@ -412,21 +409,20 @@ class RecoveringConnection:
             await client.reply()
             await use(client)
         except (ChannelWrongStateError, ConnectionWrongStateError) as error:
-            # It has gone, and its loss is still to be read.
+            # The channel is lost, and the reason may still be among the replies.
             client.lose(amqp.explain(error))
             while True:
                 await client.reply()
         finally:
             await client.close()
 
-    def _wait_s(self, state: RetryCallState) -> float:
+    def _report(self, why: str) -> float:
         """Report a loss, and return the seconds until the next attempt."""
-        if asyncio.get_running_loop().time() - self._ready_s > HELD_S:
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._ready_s > HELD_S:
             self._backoff.waits = 0
         wait_s = self._backoff.next_s()
-        why = str(state.outcome.exception()) if state.outcome else ""
         self._health.lacks(self._name, why)
-        now_s = asyncio.get_running_loop().time()
         if why != self._said or now_s - self._said_s >= SAID_EVERY_S:
             self._said, self._said_s = why, now_s
             self._log.warning(
