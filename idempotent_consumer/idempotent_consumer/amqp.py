@@ -137,8 +137,8 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 # Reading. pika turns a delivery into three frames with objects and callbacks of their own, and
-# decodes its properties. That is a third of what an event costs here. So a delivery that is complete
-# is read in one step. Everything else is left to pika, byte for byte.
+# decodes its properties: a third of what an event costs here. So a delivery that has arrived as a
+# whole is read in one step. Everything else is left to pika, byte for byte.
 
 _METHOD, _HEADER, _BODY, _END = 1, 2, 3, 0xCE
 _DELIVER = b"\x00\x3c\x00\x3c"  # class 60, method 60
