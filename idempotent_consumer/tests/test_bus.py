@@ -1,4 +1,4 @@
-"""RabbitMQ's consuming side: a connection that recovers, and deliveries on their way in."""
+"""Consuming from RabbitMQ: a connection that recovers, deliveries, and their acks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import Any
 
 import pika
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fakes.amqp import Rabbit
 from idempotent_consumer import bus
 from idempotent_consumer.amqp import LARGEST_READ_BYTES, TCP_OPTIONS
-from idempotent_consumer.bus import ClientChannel, Delivery
+from idempotent_consumer.bus import ClientChannel, Delivery, Epoch
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.broker import Message, Queue
 
@@ -271,7 +273,75 @@ def test_closed_before_it_was_run_it_does_not_connect(rabbit: Recovering) -> Non
     assert rabbit.attempts == []
 
 
-# Deliveries on their way in.
+# Deliveries and acks.
+
+
+class Channel:
+    """Records the acks."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+        self.acks: list[tuple[int, bool]] = []
+
+    def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
+        self.acks.append((delivery_tag, multiple))
+
+
+def deliveries_of(epoch: Epoch, number: int) -> list[Delivery]:
+    for tag in range(1, number + 1):
+        epoch.arrived(tag)
+    return [Delivery(epoch, tag, None, b"") for tag in range(1, number + 1)]
+
+
+def test_after_the_end_nothing_is_settled_and_the_unsettled_are_counted() -> None:
+    channel = Channel()
+    epoch = Epoch(1, channel)
+    deliveries = deliveries_of(epoch, 3)
+    deliveries[0].settle()
+    assert epoch.end() == 2
+    assert not deliveries[1].alive
+    assert not deliveries[1].settle()
+    channel.is_open = False
+    epoch.flush(past_gap=True)
+    assert channel.acks == []
+
+
+@given(st.integers(1, 40), st.data())
+def test_exactly_the_settled_are_acked_in_any_order(number: int, data: st.DataObject) -> None:
+    """The acks are applied as the broker does: a multiple ack is for everything up to its tag."""
+    channel = Channel()
+    epoch = Epoch(1, channel)
+    deliveries = deliveries_of(epoch, number)
+    unacked, settled = set(range(1, number + 1)), set[int]()
+    for delivery in data.draw(st.permutations(deliveries)):
+        delivery.settle()
+        settled.add(delivery.tag)
+        if data.draw(st.booleans()):
+            epoch.flush()
+        if data.draw(st.booleans()):
+            epoch.flush(past_gap=True)
+            for tag, multiple in channel.acks:
+                assert tag in unacked, "an ack that names nothing closes the channel"
+                unacked -= {t for t in unacked if t <= tag} if multiple else {tag}
+            channel.acks.clear()
+            assert unacked == set(range(1, number + 1)) - settled
+            assert epoch.in_hand == len(unacked)
+
+
+@pytest.mark.parametrize(
+    ("headers", "attempts"),
+    [
+        *(({"x-attempts": number}, number) for number in (0, 2, 1000)),
+        *((headers, 0) for headers in (None, {}, {"X-Attempts": 5})),
+        *(({"x-attempts": value}, 0) for value in ("3", -1, True, 2**63, 1001, 1.5, None, [1])),
+    ],
+)
+def test_attempts_are_believed_only_if_they_make_sense(headers: Any, attempts: int) -> None:
+    arrived = Delivery(Epoch(1, None), 1, pika.BasicProperties(headers=headers), b"")
+    assert arrived.attempts == attempts
+
+
+# Consuming.
 
 ONE = Settings(rabbitmq_urls=("amqp://h/",))
 SEVERAL = Settings(rabbitmq_urls=("amqp://a/", "amqp://b/"))
