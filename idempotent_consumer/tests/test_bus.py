@@ -567,18 +567,6 @@ def test_a_broker_that_does_not_answer_is_left_if_there_is_another(start: Start)
     assert alone.why == []
 
 
-def test_what_is_unacked_on_an_abandoned_connection_is_requeued(start: Start) -> None:
-    """The broker still answers heartbeats, and pika does not close a socket by itself."""
-    order = start(SEVERAL)
-    order.publish(b"1")
-    assert order.bodies() == [b"1"]
-    order.connection.to_client.cut(0)
-    order.loop.advance(bus.ASKED_EVERY_S + bus.ANSWERS_WITHIN_S + bus.CLOSE_TIMEOUT_S + 1)
-    order.publish(b"2")
-    assert order.bodies() == [b"1", b"2"]
-    assert len(order.broker.sessions) == 1
-
-
 def test_a_broker_of_several_is_not_left_while_reading_is_paused(start: Start) -> None:
     """Its answer may have arrived, after deliveries that have not been read."""
     order = start(SEVERAL, max_bytes=0)
