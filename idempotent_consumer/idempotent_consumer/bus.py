@@ -165,7 +165,7 @@ class Epoch:
         _, size_bytes = self._unsettled.pop(tag)
         self._bytes -= size_bytes
         self._settled.append(tag)
-        if self._bytes <= self._max_bytes // 2:
+        if self.paused and self._bytes <= self._max_bytes // 2:
             self.resume()
 
     def resume(self) -> None:

@@ -246,7 +246,6 @@ _RETURNS = "return a Put, a Publish, an iterable of these, or None"
 
 
 def _each(effects: Effects) -> Iterable[object]:
-    """Return the effects one by one."""
     if isinstance(effects, (Put, Publish)):
         return (effects,)
     if isinstance(effects, (str, bytes, Mapping, Awaitable)) or not isinstance(effects, Iterable):

@@ -215,7 +215,7 @@ def test_a_message_whose_decoder_fails_waits_for_a_later_version(decode: Any) ->
 @pytest.mark.parametrize(
     "message", [b"x" * (1024 * 1024 + 1), "1 \ud800".encode(errors="surrogatepass")]
 )
-def test_a_message_that_no_decoder_could_read_is_parked(message: bytes) -> None:
+def test_a_large_body_or_text_that_is_not_utf8_is_parked_with_any_decoder(message: bytes) -> None:
     def decode(message: bytes, _properties: Properties) -> Event:
         return Event("1", "new_order", {"text": message.decode(errors="surrogatepass")})
 
