@@ -16,8 +16,7 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 """No headers, no args."""
 
 MAX_BODY_BYTES = 1024 * 1024
-"""A larger body is parked without parsing it: etcd takes 1.5 MiB in one request, and parsing costs
-memory."""
+"""A larger body is parked unparsed: etcd takes 1.5 MiB in one request, and parsing costs memory."""
 
 
 class InvalidEvent(ValueError):
@@ -91,9 +90,9 @@ def decode(body: bytes) -> Event:
     """Decode a message body.
 
     Raises InvalidEvent unless it is a JSON object in UTF-8 whose id and type are non-empty strings
-    and whose args, if there are any, are an object. NaN, unpaired surrogates and more nesting than
-    orjson can write (254 levels) are refused too, since they have no digest. orjson reads integers
-    of more than 64 bits as floats: send such a number as a string.
+    and whose args, if present, are an object. NaN, unpaired surrogates and more nesting than orjson
+    can write (254 levels) are refused too, since they have no digest. orjson reads integers of more
+    than 64 bits as floats: send such a number as a string.
     """
     _check_size(body)
     try:
