@@ -43,8 +43,8 @@ LAST_ACKS_S = 0.5
 a time, and drops those that have not been passed on when the channel closes."""
 
 HELD_S = 10.0
-"""A connection that was ready for longer is replaced without a growing wait. One that ends sooner
-counts as a failure: each reconnect costs every unacked delivery one of its returns."""
+"""After a connection that was ready for longer, the waits begin with the shortest again. One that
+ends sooner counts as a failure: each costs every unacked delivery one of its returns."""
 
 SAID_EVERY_S = 10.0
 """How often a failure is logged again while it stays the same."""
@@ -151,7 +151,7 @@ class Epoch:
         self._settled: list[int] = []
 
     def arrived(self, tag: int, at_s: float = 0.0, size_bytes: int = 0) -> bool:
-        """Add a delivery. Return True if this has stopped the reading for the first time."""
+        """Add a delivery. Return True if it makes this pause reading for the first time."""
         self._unsettled[tag] = (at_s, size_bytes)
         self._bytes += size_bytes
         if self._bytes <= self._max_bytes or self.paused:
@@ -531,8 +531,8 @@ class Intake:
             self._some_arrived.set()
 
         def cancelled(method: Any) -> None:
-            # pika drops what comes after the cancel. A multiple ack of a delivery read here would
-            # cover that too.
+            # pika drops what it reads after the cancel. If later deliveries were read here, their
+            # ack would cover what pika has dropped.
             channel.connection.reader = None
             client.replied(method)
 
