@@ -191,13 +191,6 @@ def failing_in_a_callback(*losses: str) -> Callable[[ClientChannel], Any]:
     return use
 
 
-def defects(error: BaseException) -> list[type[BaseException]]:
-    """Return what is in an exception group."""
-    if isinstance(error, BaseExceptionGroup):
-        return [each for inner in error.exceptions for each in defects(inner)]
-    return [type(error)]
-
-
 @pytest.mark.parametrize(
     "use",
     [fail, failing_in_a_callback(), failing_in_a_callback("a loss")],
@@ -206,7 +199,7 @@ def defects(error: BaseException) -> list[type[BaseException]]:
 def test_a_defect_ends_it(rabbit: Recovering, use: Callable[[ClientChannel], Any]) -> None:
     running = rabbit.run(use)
     assert running.done()
-    assert defects(running.exception()) == [Defect]
+    assert [type(error) for error in running.exception().exceptions] == [Defect]
     assert rabbit.connection.is_closed
     assert rabbit.said(LOSS) == []
     rabbit.loop.run_until_complete(rabbit.kept.close())
