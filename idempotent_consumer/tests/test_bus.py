@@ -456,6 +456,7 @@ def test_the_prefetch_is_for_twice_the_batches_in_flight(order: Consuming) -> No
 
 def cancel_holding_two(order: Consuming) -> None:
     """The age of the oldest is that at the cancel, not that when the queue was found."""
+    order.loop.advance(3)
     order.publish(b"1")
     order.loop.advance(7)
     order.publish(b"2")
