@@ -5,7 +5,7 @@ import json
 
 MIB = 1024 * 1024
 
-NO_VALUES = [
+_NO_VALUES = [
     *rb"""NaN Infinity -Infinity 1e999 01 +1 .5 0x1 'a' undefined "\ud800" "\udfff" "a\udfffb"
           "\udc00\ud800" {"\ud800":1} "\x41" [1,] {1:2}""".split(),
     b'"a\tb"',
@@ -19,14 +19,11 @@ NO_VALUES = [
     b"[" * 300 + b"]" * 300,
     b"[" * 600 + b"]" * 600,
     b'{"a":' * 300 + b"1" + b"}" * 300,
-]
-"""Values in args that are not JSON, or that have no digest."""
-
-_LARGE_VALUES = [
     b"9" * 400_000,
     b"[" * 100_000 + b"]" * 100_000,
     b'{"a":' * 170_000,
 ]
+"""Values in args that are not JSON, or that have no digest."""
 
 _EVENT = b'{"id":"bad","type":"new_order"}'
 
@@ -76,7 +73,7 @@ _SHAPES = [
     b"\xff" * 1000,
 ]
 
-LARGE = [
+_LARGE = [
     _EVENT + b" " * (MIB + 1 - len(_EVENT)),
     b'{"id":"bad","type":"new_order","args":{"a":"' + b"x" * MIB + b'"}}',
     b'{"id":"' + b"x" * (5 * MIB) + b'","type":"new_order"}',
@@ -87,14 +84,11 @@ LARGE = [
 ]
 
 NO_EVENTS = [
-    *(
-        b'{"id":"bad","type":"new_order","args":{"a":%b}}' % value
-        for value in (*NO_VALUES, *_LARGE_VALUES)
-    ),
+    *(b'{"id":"bad","type":"new_order","args":{"a":%b}}' % value for value in _NO_VALUES),
     *_SHAPES,
-    *LARGE,
+    *_LARGE,
     *_SHAPES[:3],
-    LARGE[0],
+    _LARGE[0],
 ]
 """Some are in it twice: equal bodies are still different messages."""
 
