@@ -1,4 +1,4 @@
-"""AMQP by pika: how connections are set up and fail, and all that relies on pika's insides."""
+"""AMQP with pika: connection parameters, errors, and everything that relies on pika's internals."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from .settings import SettingsError, amqp_url
 # Connecting.
 
 HEARTBEAT_S = 10
-"""pika notices a frozen broker after twice as long and 10 s at the latest. A URL may set another
-with ``?heartbeat=``."""
+"""pika notices a frozen broker after twice this time and 10 s at the latest. A URL may set another
+interval with ``?heartbeat=``."""
 
 KEEPALIVE = {"TCP_KEEPIDLE": 3, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3}  # seconds, seconds, times
 TCP_OPTIONS = {**KEEPALIVE, "TCP_USER_TIMEOUT": 6_000}  # milliseconds
-"""By these the system's TCP notices after 6 s that a broker has vanished from the network, whether
-the connection is idle or not (Linux's page tcp(7)); heartbeats alone would take up to 30 s. A
-connection that publishes has ``KEEPALIVE`` alone: TCP_USER_TIMEOUT also ends one whose peer does
-not read, as a broker with an alarm does not. A URL may set others with ``?tcp_options=``."""
+"""With these, TCP notices within 6 s that a broker has vanished from the network, whether the
+connection is idle or not (Linux's page tcp(7)); heartbeats alone would take up to 30 s. One that
+publishes has only ``KEEPALIVE``: TCP_USER_TIMEOUT also ends a connection whose peer does not read,
+as a broker with an alarm does not. A URL may set other options with ``?tcp_options=``."""
 
 
 def parameters_of(
     url: str, name: str, tcp_options: dict[str, int] = TCP_OPTIONS
 ) -> pika.URLParameters:
-    """Return a URL as pika takes it, with our time-outs; ``name`` is for RabbitMQ's UI.
+    """Return pika's parameters for a URL, with our time-outs; RabbitMQ's UI shows the ``name``.
 
-    Raises SettingsError for what pika does not take, or would stumble over at each connection.
+    Raises SettingsError for a URL that pika rejects, or could not connect with.
     """
     try:
         amqp_url(url)
@@ -54,7 +54,7 @@ def parameters_of(
         parameters.socket_timeout = 5
         parameters.stack_timeout = 10
         if "tcp_options=" not in url:
-            # Linux has them all, other systems have not.
+            # Only Linux has all of them.
             available = {option: n for option, n in tcp_options.items() if hasattr(socket, option)}
             parameters.tcp_options = available
         parameters.client_properties = {"connection_name": name}
@@ -75,18 +75,18 @@ def parameters_of(
 
 
 _WRONG_URL = (AttributeError, TypeError, ValueError, SyntaxError, OSError, OverflowError)
-"""What pika raises for a URL."""
+"""What pika raises for a wrong URL."""
 
 
 def _read(url: str) -> pika.URLParameters:
     parameters = pika.URLParameters(url)
-    with socket.socket() as probe:  # pika sets them when it connects.
+    with socket.socket() as probe:  # pika itself would set them only when it connects.
         set_sock_opts(parameters.tcp_options, probe)
     return parameters
 
 
 def _fault_of(url: str) -> str:
-    """Say what pika does not take of a URL. Its own words hold the value, which may be a secret."""
+    """Say what pika rejects. Its own message has the option's value, which may be a secret."""
     parts = urlsplit(url)
     for option, values in parse_qs(parts.query).items():
         if len(values) > 1:
@@ -100,7 +100,7 @@ def _fault_of(url: str) -> str:
 
 
 def explain(error: BaseException) -> str:  # noqa: PLR0911 - one table, read from top to bottom
-    """Describe a failure in one line that says what to do where that is known."""
+    """Describe a failure in one line, with what to do about it if that is known."""
     for cause in _causes(error):
         match cause:
             case exceptions.ChannelClosedByBroker() if "for exchange" in cause.reply_text:
@@ -130,29 +130,29 @@ def explain(error: BaseException) -> str:  # noqa: PLR0911 - one table, read fro
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """Unfold what pika wraps: a workflow's failure holds those of its attempts."""
+    """Unwrap pika's errors: the error of a workflow holds those of its attempts."""
     inner = getattr(error, "exceptions", None) or [getattr(error, "exception", None), *error.args]
     found = [cause for each in inner if isinstance(each, BaseException) for cause in _causes(each)]
     return found or [error]
 
 
-# Reading. pika makes of a delivery three frames, each with its objects and callbacks, and decodes
-# its properties: a third of what an event costs here. So a delivery that lies whole at the start of
-# what has arrived is read in one step. Everything else is left to pika, byte for byte.
+# Reading. pika turns a delivery into three frames with objects and callbacks of their own, and
+# decodes its properties: a third of what an event costs here. So a delivery that has arrived as a
+# whole is read in one step. Everything else is left to pika, byte for byte.
 
 _METHOD, _HEADER, _BODY, _END = 1, 2, 3, 0xCE
 _DELIVER = b"\x00\x3c\x00\x3c"  # class 60, method 60
 
 LARGEST_READ_BYTES = 64 * 1024
-"""A larger body comes in many pieces, and each would be joined with all before it again."""
+"""A larger body arrives in many pieces, each of which would be joined with all earlier ones."""
 
 _LARGEST_WRITE_BYTES = 64 * 1024
-"""pika copies what the system has not taken of a write."""
+"""pika copies whatever part of a write the system has not taken."""
 
 _ALIVE_EVERY_S = 1.0
-"""More often than pika looks at what was received: 5 s after each heartbeat interval."""
+"""pika checks less often whether anything was received: 5 s after each heartbeat interval."""
 
-# AMQP 0-9-1, 4.2.3: type, channel and length; and so begin a header frame and a body frame.
+# AMQP 0-9-1, 4.2.3: every frame begins with its type, channel and length.
 _FRAME = struct.Struct(">BHI")
 _HEADER_FRAME = struct.Struct(">BHIHHQ")
 
@@ -162,7 +162,7 @@ Arrival = tuple[int, bytes, bytes]
 
 
 class Reader:
-    """Reads whole deliveries to one consumer: ``deliver`` is called with all of one read."""
+    """Reads complete deliveries to one consumer. ``deliver`` is called with all of one read."""
 
     def __init__(
         self, channel_number: int, consumer_tag: str, deliver: Callable[[list[Arrival]], None]
@@ -171,13 +171,13 @@ class Reader:
         self._channel_number, self._deliver = channel_number, deliver
         self._start = bytes([_METHOD]) + channel_number.to_bytes(2, "big")
         self._method = _DELIVER + bytes([len(tag)]) + tag
-        # Of the first frame its length and, behind the method, the delivery tag.
+        # In the first frame: its length and, after the method, the delivery tag.
         self._frame = struct.Struct(f">3xI{len(self._method)}xQ")
 
     def read(self, data: bytes) -> tuple[int, bool]:
-        """Hand over the deliveries at the start of the data.
+        """Deliver what is complete at the start of the data.
 
-        Returns how many bytes they were, and whether what follows is the beginning of another.
+        Returns how many bytes that was, and whether an incomplete delivery follows.
         """
         found: list[Arrival] = []
         at, more, channel = 0, False, self._channel_number
@@ -212,10 +212,10 @@ class Reader:
 
 
 class _Connector(AMQPConnector):  # type: ignore[misc]  # pika is untyped here
-    """pika's attempt to connect to one address, which fails for whatever its socket raises.
+    """pika's attempt to connect to one address; whatever its socket raises makes it fail.
 
-    pika itself leaves to the loop that there are no more files, or that a connection is reset as
-    soon as it is made, and does not go on.
+    pika itself leaves two errors to the loop and then waits for ever: that no file descriptor is
+    left, and that a new connection is reset at once.
     """
 
     def start(self, *arguments: Any, **options: Any) -> None:
@@ -227,14 +227,14 @@ class _Connector(AMQPConnector):  # type: ignore[misc]  # pika is untyped here
     def _on_tcp_connection_done(self, error: BaseException | None) -> None:
         try:
             super()._on_tcp_connection_done(error)
-        except ValueError:  # pika has found it to be connected no more.
+        except ValueError:  # pika found that it is no longer connected.
             self._report_completion_and_cleanup(ConnectionResetError("the connection was reset"))
 
 
 class Connection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped here
-    """pika's connection on the running loop, with a reader ahead of it while ``reader`` is set.
+    """pika's connection on the running loop. If ``reader`` is set, it reads before pika does.
 
-    What one turn of the loop sends is one write: pika makes three system calls for a message.
+    What is sent in one turn of the loop is one write. pika makes three system calls for a message.
     """
 
     reader: Reader | None = None
@@ -251,41 +251,41 @@ class Connection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped he
         self._connection_workflow._connector_factory = connector
 
     def _on_connection_workflow_done(self, result: Any) -> None:
-        # Where it is closed amid the handshake, pika hands over an error's class and no instance,
-        # and then takes it for a connection (AMQPConnectionWorkflow._on_connector_done).
+        # When it is closed during the handshake, pika passes an error's class, not an instance, and
+        # takes that for a connection (AMQPConnectionWorkflow._on_connector_done).
         super()._on_connection_workflow_done(result() if isinstance(result, type) else result)
 
     def pause_reading(self) -> None:
-        """Leave what arrives in the socket, until ``resume_reading``: TCP then stops the broker.
+        """Stop reading from the socket until ``resume_reading``, so that TCP stops the broker.
 
-        A read that is under way is finished: pika takes up to 100 KiB at a time.
+        What has been read is still delivered: pika reads up to 100 KiB at a time.
         """
         transport = self._transport
         transport._nbio.remove_reader(transport._sock.fileno())
-        # With TLS pika also calls it by itself, as long as there is more.
+        # With TLS, pika also calls this by itself while there is more.
         transport._on_socket_readable = lambda: None
         self._count_as_alive()
 
     def resume_reading(self) -> None:
-        """Read on, where the connection is still there."""
+        """Read again, if the connection is still open."""
         if self._alive is not None:
             self._alive.cancel()
         transport = self._transport
         if transport is not None and transport._state == transport._STATE_ACTIVE:
             del transport._on_socket_readable
             transport._nbio.set_reader(transport._sock.fileno(), transport._on_socket_readable)
-            # With TLS there may be something that the socket does not tell of any more.
+            # With TLS there may be data that the socket no longer announces.
             self.ioloop.call_soon(transport._on_socket_readable)
 
     def abort(self) -> None:
-        """Close the socket of an open connection, whatever the broker has not answered yet."""
+        """Close the socket of an open connection without waiting for the broker."""
         if self._opened:
             self._adapter_disconnect_stream()
 
     def _count_as_alive(self) -> None:
-        """Keep pika from ending a connection on which nothing is read for want of heartbeats.
+        """Keep pika from closing a connection, on which nothing is read, for missing heartbeats.
 
-        One whose broker has vanished ends all the same, when a heartbeat of ours cannot be sent.
+        If the broker has vanished, our own heartbeats cannot be sent, which closes it all the same.
         """
         self.bytes_received += 1
         self._alive = self.ioloop.call_later(_ALIVE_EVERY_S, self._count_as_alive)
@@ -294,7 +294,7 @@ class Connection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped he
         if self.reader is not None:
             data = self._frame_buffer + data_in
             used, more = self.reader.read(data)
-            # What pika's heartbeats go by: a connection that bytes arrive on is alive.
+            # pika's heartbeats go by this: a connection is alive if bytes arrive.
             self.bytes_received += used
             data_in, self._frame_buffer = data[used:], b""
             if more:
@@ -315,29 +315,29 @@ class Connection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped he
         self._unwritten.clear()
 
 
-# Properties. Their headers are anybody's, of any type and size, and pika changes them: it truncates
-# floats, and raises on NaN, on a timestamp past the year 9999 and on tables nested some hundred
-# levels deep. So headers are read here, and sent on as the bytes that they came in.
+# Properties. Producers send headers of any type and size. pika truncates floats, and raises on NaN,
+# on timestamps after the year 9999 and on tables nested some hundred levels deep. So headers are
+# decoded here, and forwarded as the bytes that arrived.
 
 
 class Properties(pika.BasicProperties):  # type: ignore[misc]  # pika is untyped here
-    """A message's properties, which are written as the bytes that they were read from.
+    """A message's properties, which are encoded as the bytes that they were decoded from.
 
-    A header that Python has no value for is read as its bytes, or its seconds, a table that makes
-    no sense as an empty one, and properties that make none as none.
+    A header without a value in Python is decoded as its bytes, or its seconds; a malformed table as
+    an empty one; malformed properties as none.
     """
 
     __slots__ = ("_encoded",)
 
     def decode(self, encoded: bytes, offset: int = 0) -> Properties:
-        """Read them, as pika does with those that arrive."""
+        """Decode bytes; pika calls this for messages that arrive."""
         self._encoded = encoded[offset:]
         try:
             others, table = _split(self._encoded)
         except (ValueError, IndexError, struct.error):
             self._encoded, others, table = b"\0\0", pika.BasicProperties(), b""
         for name, value in vars(others).items():
-            # pika leaves a text that is not UTF-8 as its bytes.
+            # pika leaves text that is not UTF-8 as bytes.
             self.__dict__[name] = value.decode(errors="replace") if type(value) is bytes else value
         if table:
             headers = _decode_value(b"F" + table)
@@ -345,28 +345,28 @@ class Properties(pika.BasicProperties):  # type: ignore[misc]  # pika is untyped
         return self
 
     def encode(self) -> list[bytes]:
-        """Return the bytes, in as many pieces as pika likes."""
+        """Return the bytes, as a list of pieces, as pika expects."""
         return [self._encoded]
 
 
 def has_headers(encoded: bytes) -> bool:
-    """Tell by their first byte whether properties have headers, without decoding them."""
+    """Return whether properties have headers, without decoding them."""
     return bool(encoded[:1] and encoded[0] << 8 & Properties.FLAG_HEADERS)
 
 
 def keep_header_bytes() -> None:
-    """Make pika, in this process, read the properties of messages as `Properties`.
+    """Make pika decode the properties of messages as `Properties`, in the whole process.
 
-    Where its own decoding raises, it gives up the connection: the same message comes first again,
-    until the broker's delivery limit has taken all that is unacked.
+    When its own decoding raises, pika gives up the connection. The same message then arrives first
+    again, until everything that is unacked has reached the broker's delivery limit.
     """
     pika.spec.props[pika.spec.Basic.INDEX] = Properties
 
 
 def _split(encoded: bytes) -> tuple[Any, bytes]:
-    """Return properties without their headers, and the table of these as it is written, if any.
+    """Return properties without their headers, and the encoded table of headers, if any.
 
-    Raises ValueError, IndexError or struct.error for bytes that make no sense.
+    Raises ValueError, IndexError or struct.error for malformed bytes.
     """
     (flags,) = struct.unpack_from(">H", encoded)
     start = 2
@@ -383,19 +383,19 @@ def _split(encoded: bytes) -> tuple[Any, bytes]:
 
 
 _SIZES = dict(zip(b"VtbBsUuIifDlLdT", (0, 1, 1, 1, 2, 2, 2, 4, 4, 4, 5, 8, 8, 8, 8), strict=True))
-"""How many bytes a value of each kind has, by RabbitMQ and pika; others begin with their length."""
+"""The bytes of a value of each kind, for RabbitMQ and pika. Other kinds begin with their length."""
 
 _EXACT = {b"f": ">f", b"d": ">d", b"l": ">q", b"L": ">q"}
-"""pika truncates floats, and makes long integers its own, which are no ``int``."""
+"""pika truncates floats, and has a class of its own for long integers, which is no ``int``."""
 
 _DEEPEST = 100
-"""A table or an array below so many others is read as the bytes it is written in."""
+"""A table or array that is nested deeper is decoded as its bytes."""
 
 
 def _entries(content: bytes, *, named: bool = True) -> Iterator[tuple[bytes, bytes]]:
-    """Yield a table's names and values, or an array's values, as they are written.
+    """Yield the encoded names and values of a table, or the values of an array.
 
-    Raises ValueError or IndexError for bytes that make no sense.
+    Raises ValueError or IndexError for malformed bytes.
     """
     at = 0
     while at < len(content):
@@ -436,10 +436,10 @@ def _decode_value(value: bytes, depth: int = 0) -> Any:
 def with_headers(
     encoded: bytes, headers: dict[str, object], without: Collection[str] = (), **changes: object
 ) -> bytes:
-    """Return properties as they are written, with these headers in place of any of their names.
+    """Return encoded properties with these headers, which replace any of the same name.
 
-    All else stays as it is, byte for byte, but for headers in ``without``, and other properties in
-    ``changes``. Raises what bad bytes, or headers that pika cannot write, raise.
+    Headers in ``without`` are left out, and other properties get the ``changes``. The rest stays
+    byte for byte. Raises whatever malformed bytes, or headers that pika cannot encode, raise.
     """
     properties, table = _split(encoded)
     gone = {name.encode() for name in (*headers, *without)}
@@ -448,27 +448,27 @@ def with_headers(
     )
     vars(properties).update(changes, headers=headers)
     pieces: list[bytes] = properties.encode()
-    # Ahead of the headers stand these two. Their own first piece is the length of their table.
+    # Two properties come before the headers, whose first piece is the length of their table.
     at = len(pika.BasicProperties(properties.content_type, properties.content_encoding).encode())
     pieces[at] = (len(theirs) + int.from_bytes(pieces[at])).to_bytes(4) + theirs
     return b"".join(pieces)
 
 
-# Forwarding: what a message carries when it is sent on to another queue.
+# Forwarding: the properties of a message that is sent on to another queue.
 
-_MAX_HEADER_BYTES = 128 * 1024 - 64  # One frame, as RabbitMQ takes them by default.
+_MAX_HEADER_BYTES = 128 * 1024 - 64  # One frame, by RabbitMQ's default.
 
 _CHANGES = {"delivery_mode": 2, "expiration": None, "user_id": None, "cluster_id": None}
-"""An expiration would end the wait, or the dead letter, early. The broker checks a user_id against
-the sender, who is another now; AMQP reserves cluster_id."""
+"""An expiration would end a wait, or a dead letter, early. The broker checks that user_id is the
+sender, who is now another. AMQP reserves cluster_id."""
 
 
 def forwarded_properties(
     properties: Any, headers: dict[str, object], without: Collection[str] = ()
 ) -> Any:
-    """Return a message's own properties, made persistent, with more headers and without some.
+    """Return a message's properties, made persistent, with more headers and without some.
 
-    Those that cannot be sent on give way to `bare_properties`.
+    If they cannot be forwarded, these are `bare_properties`.
     """
     try:
         gone = {*BROKER_HEADERS, *without}

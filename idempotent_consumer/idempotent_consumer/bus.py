@@ -1,6 +1,6 @@
-"""RabbitMQ's consuming side: queues, a connection that recovers, deliveries and their acks.
+"""Consuming from RabbitMQ: a service's queues, connections that recover, deliveries and their acks.
 
-pika's callbacks end here and in ``publisher``: what they bring is awaited by all the rest.
+pika's callbacks end here and in ``publisher``. All code above them awaits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 from pika import spec
 from pika.exceptions import ChannelWrongStateError, ConnectionWrongStateError
 from structlog.typing import FilteringBoundLogger
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from . import amqp, names
 from .event import NOTHING, Decoder, Event, Properties, decode, decode_by
@@ -25,51 +24,51 @@ from .health import Health
 from .system import System, reconnect_wait
 
 COMMITS_IN_FLIGHT = 4
-"""Most batches sent to etcd and not yet answered."""
+"""Most batches that etcd has not answered yet."""
 
 MAX_BYTES_IN_FLIGHT = 32 * 1024 * 1024
-"""With more than this unacked, in memory, a service reads no more deliveries until half of it is
+"""When unacked deliveries take more memory than this, a service stops reading until half of it is
 settled. The prefetch alone would allow gigabytes."""
 
 GONE_WITHIN_S = 0.25
-"""The broker cancels the consumers of a queue that is deleted some milliseconds before the queue is
-gone (2 to 6 ms on RabbitMQ 4.0.5 and 4.3.6, one node): it is looked for after that."""
+"""How long after a cancel the queue is looked for. RabbitMQ cancels the consumers of a queue some
+milliseconds before it deletes the queue (2 to 6 ms with 4.0.5 and 4.3.6, one node)."""
 
 ASKED_EVERY_S, ANSWERS_WITHIN_S = 2.0, 5.0
-"""How often one broker of several is asked whether it has a majority, and how long its answer may
-take: longer than the others need to elect a leader when one of them is lost."""
+"""How often one broker of several is asked whether it has a majority, and how long the answer may
+take: longer than the others need to elect a leader after one of them is lost."""
 
 LAST_ACKS_S = 0.5
-"""RabbitMQ hands acks on to a quorum queue 32 at a time, and forgets those that still wait for
-their turn when their channel closes: so long is waited before that."""
+"""How long a channel stays open after its last ack. RabbitMQ passes acks on to a quorum queue 32 at
+a time, and drops those that have not been passed on when the channel closes."""
 
 HELD_S = 10.0
-"""A connection that was ready for so long is followed by another at once. One that ends sooner
-counts as a failure: each turn costs every delivery in flight one of its returns."""
+"""After a connection that was ready for longer, the waits begin with the shortest again. One that
+ends sooner counts as a failure: each costs every unacked delivery one of its returns."""
 
 SAID_EVERY_S = 10.0
-"""So often a failure is logged that stays the same."""
+"""How often a failure is logged again while it stays the same."""
 
 CLOSE_TIMEOUT_S = 1.0
-"""So long the broker has to agree to the end of a connection; then its socket is closed."""
+"""How long the broker has to confirm that a connection is closed. Then the socket is closed."""
 
 
 def prefetch(batch_size: int) -> int:
-    """Return how many deliveries may be unacked: the batches in flight, and as many behind them."""
+    """Return how many deliveries may be unacked: the batches in flight, and as many to follow."""
     return min(32_767, 2 * COMMITS_IN_FLIGHT * batch_size)
 
 
 # The exchange and queues of a service, declared on each new channel.
 
 DELIVERY_LIMIT = 1000
-"""On RabbitMQ 4.0 each return counts: a crash, a lost connection. The limit is for events that
-kill the process again and again, so it is far above what outages cost the others."""
+"""For events that kill the process again and again. RabbitMQ 4.0 counts every return, also after a
+lost connection, so the limit is far above what outages cost all other events."""
 
 
 class Topology(NamedTuple):
-    """What a service declares: its queues, an exchange, and the keys that bind one to the other.
+    """What a service declares: an exchange, its queues, and the bindings between them.
 
-    ``retry_delays`` are those of all its handlers, as in RETRY_DELAYS: a name, and seconds.
+    ``retry_delays`` are the delays of all its handlers: the name, as in RETRY_DELAYS, and seconds.
     """
 
     service: str
@@ -78,9 +77,9 @@ class Topology(NamedTuple):
     retry_delays: Sequence[tuple[str, int]] = ()
 
     def declare(self, channel: Any) -> None:
-        """Declare everything without waiting: the broker answers an error by closing the channel.
+        """Declare everything without waiting: on an error the broker closes the channel.
 
-        A binding that is not asked for any more is left there: it may be another version's.
+        Bindings that are no longer asked for stay: another version may need them.
         """
         declare_exchange(channel, self.exchange)
         for queue, arguments in queue_arguments(self.service, self.retry_delays).items():
@@ -89,8 +88,8 @@ class Topology(NamedTuple):
             channel.queue_bind(self.service, self.exchange, key)
 
 
-def declare_exchange(channel: Any, exchange: str = names.EXCHANGE) -> None:
-    """Declare where events are published, as `Topology` does."""
+def declare_exchange(channel: Any, exchange: str) -> None:
+    """Declare the exchange that events are published to."""
     channel.exchange_declare(exchange, "topic", durable=True)
 
 
@@ -99,9 +98,9 @@ def queue_arguments(
 ) -> dict[str, dict[str, object]]:
     """Return the arguments of each queue of a service, by its name. They never change once made.
 
-    Dead-lettering at least once needs quorum queues and ``reject-publish``; without both RabbitMQ
-    falls back to at-most-once (RabbitMQ's guide "Quorum Queues", Dead Lettering). It goes by the
-    default exchange to one queue: through ``events`` every service would get it again.
+    At-least-once dead-lettering needs quorum queues and ``reject-publish``. Without both, RabbitMQ
+    falls back to at-most-once (RabbitMQ's guide "Quorum Queues", Dead Lettering). Dead letters go
+    through the default exchange to one queue: through ``events`` every service would get them.
     """
     dead_letters = names.dead_letter_queue(service)
     found: dict[str, dict[str, object]] = {
@@ -110,7 +109,7 @@ def queue_arguments(
         service: {"x-delivery-limit": DELIVERY_LIMIT, **_dead_lettered_to(dead_letters)},
     }
     for delay, seconds in retry_delays:
-        # One queue a delay: in one queue a message would wait behind all that wait longer.
+        # One queue for each delay: in a single queue, messages would wait behind longer delays.
         until_due = {"x-message-ttl": seconds * 1000, **_dead_lettered_to(service)}
         found[names.retry_queue(service, delay)] = until_due
     return {queue: {"x-queue-type": "quorum", **each} for queue, each in found.items()}
@@ -129,31 +128,31 @@ def _dead_lettered_to(queue: str) -> dict[str, object]:
 
 
 def _in_memory_bytes(properties: bytes, body: bytes) -> int:
-    """Return about what a delivery takes when it has been read: from above, whatever is in it.
+    """Return an upper bound for the memory that a delivery takes once it is decoded.
 
-    As Python's objects an array of ``{}`` takes 28 times its text, headers up to 15 times theirs.
+    As Python objects, an array of ``{}`` takes 28 times its text and headers up to 15 times theirs.
     """
     return 16 * len(properties) + len(body) + 100 * body.count(b",")
 
 
 class Epoch:
-    """One life of a channel: which of its deliveries are in flight, and how they are acked.
+    """The life of one channel: which of its deliveries are unsettled, and how they are acked.
 
-    A delivery tag means nothing on another channel: once this one has gone, nothing is settled.
-    ``pauses`` counts how often more than ``max_bytes`` were in flight: meanwhile nothing is read.
+    A delivery tag has no meaning on another channel, so nothing is settled after the end of this
+    one. While more than ``max_bytes`` are unsettled nothing is read; ``pauses`` counts how often.
     """
 
     def __init__(self, number: int, channel: Any, max_bytes: int = MAX_BYTES_IN_FLIGHT) -> None:
         self.number, self.channel, self.alive = number, channel, True
         self.paused, self.pauses = False, 0
-        # When each arrived and its size, in the order of their tags.
-        self._in_hand: dict[int, tuple[float, int]] = {}
+        # By tag, in order: when the delivery arrived, and its size.
+        self._unsettled: dict[int, tuple[float, int]] = {}
         self._bytes, self._max_bytes = 0, max_bytes
         self._settled: list[int] = []
 
     def arrived(self, tag: int, at_s: float = 0.0, size_bytes: int = 0) -> bool:
-        """Note a delivery, by the loop's clock; return whether reading is paused the first time."""
-        self._in_hand[tag] = (at_s, size_bytes)
+        """Add a delivery. Return True if it makes this pause reading for the first time."""
+        self._unsettled[tag] = (at_s, size_bytes)
         self._bytes += size_bytes
         if self._bytes <= self._max_bytes or self.paused:
             return False
@@ -162,36 +161,39 @@ class Epoch:
         return self.pauses == 1
 
     def settle(self, tag: int) -> None:
-        """Note that a delivery is to be acked."""
-        _, size_bytes = self._in_hand.pop(tag)
+        """Have a delivery acked by the next `flush`."""
+        _, size_bytes = self._unsettled.pop(tag)
         self._bytes -= size_bytes
         self._settled.append(tag)
         if self.paused and self._bytes <= self._max_bytes // 2:
             self.resume()
 
     def resume(self) -> None:
-        """Read on, where that was paused."""
+        """Read again, if reading was paused."""
         if self.paused:
             self.paused = False
             self.channel.connection.resume_reading()
 
     @property
     def in_hand(self) -> int:
-        """How many deliveries are not settled."""
-        return len(self._in_hand)
+        """How many deliveries are unsettled."""
+        return len(self._unsettled)
 
     @property
     def oldest_s(self) -> float | None:
-        """When the oldest of them arrived; None where all are settled."""
-        return next((at_s for at_s, _ in self._in_hand.values()), None)
+        """When the oldest unsettled delivery arrived, or None."""
+        return next((at_s for at_s, _ in self._unsettled.values()), None)
 
     def flush(self, *, past_gap: bool = False) -> None:
-        """Ack what is settled: one ack up to the first delivery in flight, past it one each."""
+        """Ack what is settled: all before the first unsettled delivery in one ack.
+
+        With ``past_gap`` each of the others is acked by itself.
+        """
         if not self._settled or not self.channel.is_open:
             return
         self._settled.sort()
-        first_in_hand = next(iter(self._in_hand), math.inf)
-        if number := bisect(self._settled, first_in_hand):
+        first_unsettled = next(iter(self._unsettled), math.inf)
+        if number := bisect(self._settled, first_unsettled):
             self.channel.basic_ack(self._settled[number - 1], multiple=True)
             del self._settled[:number]
         if past_gap:
@@ -200,14 +202,14 @@ class Epoch:
             self._settled.clear()
 
     def end(self) -> int:
-        """Settle nothing any more; return how many deliveries went back to the broker."""
+        """Let nothing more be settled. Return how many deliveries the broker requeues."""
         self.alive = False
         self.resume()
-        return len(self._in_hand)
+        return self.in_hand
 
 
 class Delivery:
-    """One arrival of a message, bound to its epoch. Its properties are decoded when first read."""
+    """One arrival of a message on a channel. Its properties are decoded when first read."""
 
     __slots__ = ("_properties", "body", "epoch", "tag")
 
@@ -223,7 +225,7 @@ class Delivery:
 
     @property
     def headers(self) -> Mapping[str, Any]:
-        """The message's own headers, without those that this library and the broker add."""
+        """The message's own headers, without those of this library and of the broker."""
         if isinstance(self._properties, bytes) and not amqp.has_headers(self._properties):
             return NOTHING
         headers = (self.properties.headers or {}).items()
@@ -231,7 +233,7 @@ class Delivery:
         return MappingProxyType({name: value for name, value in headers if name not in reserved})
 
     def event(self, decoder: Decoder | None) -> Event:
-        """Read the message as an event. Raises InvalidEvent, and what a decoder raises."""
+        """Decode the message. Raises InvalidEvent, and what a decoder raises."""
         headers = self.headers
         if decoder is None:
             event = decode(self.body)
@@ -243,7 +245,7 @@ class Delivery:
 
     @property
     def attempts(self) -> int:
-        """How often its event has failed: our own header, where it makes sense."""
+        """How often its event has failed, by our header; 0 if that makes no sense."""
         value = (self.properties.headers or {}).get(names.ATTEMPTS_HEADER, 0)
         return value if type(value) is int and 0 <= value <= 1000 else 0
 
@@ -253,7 +255,7 @@ class Delivery:
         return self.epoch.alive
 
     def settle(self) -> bool:
-        """Mark it for the next ack; False where it has gone back to the broker already."""
+        """Have it acked by the next flush. Return False if the broker has requeued it already."""
         if self.epoch.alive:
             self.epoch.settle(self.tag)
         return self.epoch.alive
@@ -263,14 +265,14 @@ class Delivery:
 
 
 class ChannelLost(Exception):
-    """The channel or its connection has gone; the message says why, in one line."""
+    """The channel or its connection is lost; the message says why, in one line."""
 
 
 class ClientChannel:
-    """One connection with one channel, from its opening to its end.
+    """One connection with one channel, from when it is opened until it is closed.
 
-    What pika tells is put into a queue, in its order, and ``reply`` takes it out: the channel, then
-    the answer to each request with ``replied`` as its callback, and at last the loss.
+    What pika reports goes into a queue, from which ``reply`` takes it in order: first the channel,
+    then the answer to each request that had ``replied`` as its callback, and finally the loss.
     """
 
     channel: Any = None
@@ -291,21 +293,21 @@ class ClientChannel:
         )
 
     async def reply(self) -> Any:
-        """Wait for the next reply. Raises ChannelLost, and what a callback has raised."""
+        """Return the next reply. Raises ChannelLost, and what a callback has raised."""
         reply = await self._replies.get()
         if isinstance(reply, Exception):
             raise reply
         return reply
 
     def lose(self, why: str) -> None:
-        """Give the channel up; the first reason counts."""
+        """Give up the channel. Only the first reason counts."""
         self.replied(ChannelLost(why))
 
     def callback(self, function: Callable[..., None]) -> Callable[..., None]:
-        """Return a function for pika to call, which does nothing once this is closed.
+        """Return the function as pika may call it. Once this is closed, it does nothing.
 
-        What it raises is a defect and comes out of ``reply``: pika would take it for a lost
-        connection, or hand it to the loop.
+        What it raises is a defect, and is raised by ``reply`` and ``close``. pika would treat it as
+        a lost connection, or leave it to the loop.
         """
 
         def call(*arguments: Any) -> None:
@@ -320,14 +322,14 @@ class ClientChannel:
         return call
 
     async def close(self) -> None:
-        """Close the connection: the broker requeues what is unacked. Raises a callback's defect."""
+        """Close the connection; the broker requeues what is unacked. Raises a callback's defect."""
         self._over = True
         if not self._closed.done():
             with suppress(ConnectionWrongStateError):
                 self._connection.close()
             await asyncio.wait({self._closed}, timeout=CLOSE_TIMEOUT_S)
         if not self._closed.done():
-            # Else what is unacked on it would stay so for as long as it gets heartbeats.
+            # As long as the broker got heartbeats, it would not requeue what is unacked.
             self._connection.abort()
         if self._defect is not None:
             raise self._defect
@@ -343,9 +345,9 @@ class ClientChannel:
 
 
 class RecoveringConnection:
-    """Keeps a channel open: connects again whenever it is lost, after ever longer waits.
+    """Keeps a channel open. When it is lost, it connects again, after ever longer waits.
 
-    The addresses are tried in random order, each once before any is tried again. Raises
+    The addresses are tried in random order, each of them before any is tried again. Raises
     SettingsError for an address that cannot be one.
     """
 
@@ -370,39 +372,37 @@ class RecoveringConnection:
         health.lacks(name, "not connected yet")
 
     async def run(self, use: Callable[[ClientChannel], Awaitable[None]]) -> None:
-        """Await ``use`` with an open channel, again whenever it raises ChannelLost; until closed.
+        """Await ``use`` with an open channel, and again when it raises ChannelLost, until closed.
 
-        Raises in an ExceptionGroup what else it raises, or one of its callbacks.
+        Any other exception of it, or of a callback, is raised in an ExceptionGroup.
         """
-        is_loss = retry_if_exception_type(ChannelLost)
-        # tenacity makes its statistics on the thread that calls it and adds to them, after an
-        # attempt, on the one that runs then. A shared Producer changes threads, and nobody reads
-        # them: so they are made after each attempt.
-        recover = AsyncRetrying(
-            retry=is_loss,
-            wait=self._wait_s,
-            sleep=asyncio.sleep,
-            after=lambda state: state.retry_object.begin(),
-        )
         self._addresses = cycle(self._system.random.sample(self._parameters, len(self._parameters)))
         self._running = asyncio.current_task()
         async with asyncio.TaskGroup() as tasks:
-            recovering: asyncio.Task[None] = tasks.create_task(recover(self._connect, use))
+            recovering = tasks.create_task(self._recover(use))
             await self._closing.wait()
             recovering.cancel()
 
     def ready(self) -> None:
-        """Say that the channel does its work."""
+        """Report that the channel is in use."""
         self._ready_s = asyncio.get_running_loop().time()
         self._health.has(self._name)
         self._said = ""
         self._log.info("connected to RabbitMQ", node=self._node)
 
     async def close(self) -> None:
-        """End ``run``, and the connection with it; returns when both have ended."""
+        """Close the connection, and return when ``run`` has ended."""
         self._closing.set()
         if self._running is not None:
             await asyncio.wait({self._running})
+
+    async def _recover(self, use: Callable[[ClientChannel], Awaitable[None]]) -> None:
+        while True:
+            try:
+                return await self._connect(use)
+            except ChannelLost as loss:
+                wait_s = self._report(str(loss))
+            await asyncio.sleep(wait_s)
 
     async def _connect(self, use: Callable[[ClientChannel], Awaitable[None]]) -> None:
         address, self._ready_s = next(self._addresses), math.inf
@@ -412,21 +412,20 @@ class RecoveringConnection:
             await client.reply()
             await use(client)
         except (ChannelWrongStateError, ConnectionWrongStateError) as error:
-            # It has gone, and its loss is still to be read.
+            # The channel is lost, and the reason may still be among the replies.
             client.lose(amqp.explain(error))
             while True:
                 await client.reply()
         finally:
             await client.close()
 
-    def _wait_s(self, state: RetryCallState) -> float:
+    def _report(self, why: str) -> float:
         """Report a loss, and return the seconds until the next attempt."""
-        if asyncio.get_running_loop().time() - self._ready_s > HELD_S:
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._ready_s > HELD_S:
             self._backoff.waits = 0
         wait_s = self._backoff.next_s()
-        why = str(state.outcome.exception()) if state.outcome else ""
         self._health.lacks(self._name, why)
-        now_s = asyncio.get_running_loop().time()
         if why != self._said or now_s - self._said_s >= SAID_EVERY_S:
             self._said, self._said_s = why, now_s
             self._log.warning(
@@ -441,9 +440,9 @@ class RecoveringConnection:
 class Intake:
     """Consumes a service's queue on a connection of its own.
 
-    At most ``prefetch`` deliveries are unacked, and no more is read while these have more than
-    ``max_bytes``. ``returned`` is told, once for each channel that is lost, how many deliveries
-    went back to the broker with it.
+    At most ``prefetch`` deliveries are unacked. Nothing is read while they take more than
+    ``max_bytes``. For each channel that is lost, ``returned`` is called with the number of
+    deliveries that the broker requeues.
     """
 
     def __init__(
@@ -470,11 +469,11 @@ class Intake:
         )
 
     async def run(self) -> None:
-        """Connect and consume, and again whenever the channel is lost, until closed."""
+        """Stay connected and consume, until ``close``."""
         await self._connection.run(self._consume)
 
     async def deliveries(self) -> list[Delivery]:
-        """Wait until some have arrived, and return all there are, in their order."""
+        """Wait until there are deliveries, and return all of them, in order."""
         await self._some_arrived.wait()
         self._some_arrived.clear()
         arrived, self._arrived = self._arrived, []
@@ -482,30 +481,30 @@ class Intake:
 
     @property
     def in_hand(self) -> int:
-        """How many deliveries have arrived and are not settled."""
+        """How many deliveries have arrived and are unsettled."""
         return self._epoch.in_hand if self._epoch is not None else 0
 
     @property
     def arrived(self) -> int:
-        """How many deliveries wait to be taken."""
+        """How many deliveries ``deliveries`` would return."""
         return len(self._arrived)
 
     def flush(self, *, past_gap: bool = False) -> None:
-        """Ack what is settled up to the first delivery in flight, or also past it."""
+        """Ack what is settled, as `Epoch.flush` does."""
         if self._epoch is not None:
             self._epoch.flush(past_gap=past_gap)
 
     def stop(self) -> None:
-        """Take no more; what is in flight can still be settled."""
+        """Stop consuming; what is in flight can still be settled."""
         self._stopping = True
         if self._epoch is not None and self._epoch.channel.is_open:
-            # pika itself hands back what arrives until the broker knows.
+            # pika returns to the broker what still arrives.
             self._epoch.channel.connection.reader = None
             self._epoch.channel.basic_cancel(self._consumer_tag)
             self._epoch.resume()
 
     async def close(self) -> None:
-        """Close the connection once the last acks are safe: what is unacked is requeued."""
+        """Close the connection once the last acks are safe; what is unacked is requeued."""
         await asyncio.sleep(LAST_ACKS_S)
         await self._connection.close()
 
@@ -532,11 +531,12 @@ class Intake:
             self._some_arrived.set()
 
         def cancelled(method: Any) -> None:
-            # What comes behind it pika drops: an ack of one that was read here would cover it too.
+            # pika drops what it reads after the cancel. If later deliveries were read here, their
+            # ack would cover what pika has dropped.
             channel.connection.reader = None
             client.replied(method)
 
-        # Before consuming: a cancel can follow the broker's answer in one read of the socket.
+        # Before consuming: one read of the socket can bring the broker's answer and a cancel.
         channel.add_on_cancel_callback(client.callback(cancelled))
         on_deliveries = client.callback(arrive)
 
@@ -558,9 +558,9 @@ class Intake:
     async def _cancelled(self, client: ClientChannel, epoch: Epoch) -> None:
         """Wait until the broker cancels the consumer. Raises ChannelLost.
 
-        RabbitMQ 4.3 tells a consumer nothing when its node is cut off from the others, and gives it
-        nothing more. So one of several is asked now and then to bind a queue that is bound, which
-        changes nothing and takes a majority.
+        When its node is cut off from the others, RabbitMQ 4.3 delivers nothing more and does not
+        say so. So one broker of several is asked now and then to bind a queue that is bound
+        already, which changes nothing but needs a majority.
         """
         asked, pauses = False, epoch.pauses
         while True:
@@ -576,7 +576,7 @@ class Intake:
                 if not asked:
                     service, exchange, (key, *_), _ = self._topology
                     client.channel.queue_bind(service, exchange, key, callback=client.replied)
-                # Where nothing was read meanwhile, the answer may be there already.
+                # If reading was paused meanwhile, the answer may not have been read.
                 elif not epoch.paused and epoch.pauses == pauses:
                     raise ChannelLost(
                         f"no answer within {ANSWERS_WITHIN_S:.0f} s: this broker may be cut off "
@@ -587,9 +587,9 @@ class Intake:
     async def _why_cancelled(self, client: ClientChannel, epoch: Epoch) -> str:
         """Return why the broker has cancelled the consumer, which basic.cancel does not say.
 
-        Where the queue is still there, RabbitMQ 4.3 cancels a consumer that has held a delivery
-        for longer than the consumer time-out, and requeues that one; the others stay unacked for as
-        long as the channel is open. Raises ChannelLost where the queue is gone.
+        RabbitMQ 4.3 cancels a consumer that has held a delivery for longer than the consumer
+        time-out, and requeues that delivery; the others stay unacked until the channel is closed.
+        Raises ChannelLost if the queue is gone.
         """
         held, oldest_s = "none is unacked now", epoch.oldest_s
         if oldest_s is not None:

@@ -1,7 +1,7 @@
 """CloudEvents 1.0 as events: ``Service("billing", noun="invoices", decode=cloudevents.decode)``.
 
-Both of its modes are read: structured (its "JSON Event Format") and binary, whose attributes are
-headers that begin with ``cloudEvents:`` or ``cloudEvents_`` (its "AMQP Protocol Binding").
+Both modes are supported: structured ("JSON Event Format"), and binary, whose attributes are headers
+that begin with ``cloudEvents:`` or ``cloudEvents_`` ("AMQP Protocol Binding").
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _STRUCTURED = ("application/cloudevents+json", "application/json", "")
 
 
 def decode(body: bytes, properties: Properties) -> Event:
-    """Read a CloudEvent.
+    """Decode a CloudEvent. Raises InvalidEvent.
 
-    Its id is ``<source> <id>``, since a CloudEvent's own id is unique within its source alone. Its
-    args are the data where that is a JSON object; other JSON stands under ``data``, and what is no
-    JSON under ``data_base64``. Its members are the CloudEvent's attributes. Raises InvalidEvent.
+    The event's id is ``<source> <id>``, since a CloudEvent's own id is unique only within its
+    source. The args are the data if that is a JSON object. They have other JSON as ``data``, and
+    anything else as ``data_base64``. The members are the CloudEvent's attributes.
     """
     content_type = _media_type(properties.content_type)
     binary = {
@@ -31,7 +31,7 @@ def decode(body: bytes, properties: Properties) -> Event:
         for name, value in properties.headers.items()
         if name.startswith(_PREFIXES)
     }
-    # By 3.2.3 of the binding a structured one may have them too: the media type decides.
+    # A structured one may have such headers too (3.2.3 of the binding): the media type decides.
     if binary and not content_type.startswith(_CLOUDEVENTS):
         if properties.content_type is not None:
             binary["datacontenttype"] = properties.content_type
@@ -45,7 +45,6 @@ def decode(body: bytes, properties: Properties) -> Event:
 
 
 def _event(attributes: dict[str, Any], args: dict[str, Any]) -> Event:
-    """Make an event of a CloudEvent's attributes."""
     if attributes.get("specversion") != "1.0":
         version = attributes.get("specversion")
         raise InvalidEvent(f"a CloudEvent of specversion {version!r:.100}; 1.0 is read")
@@ -54,13 +53,13 @@ def _event(attributes: dict[str, Any], args: dict[str, Any]) -> Event:
             raise InvalidEvent(f"the CloudEvent's {name} is not a non-empty string")
     source = attributes["source"]
     if any(character.isspace() for character in source):
-        # It would make ids ambiguous, and no URI reference has any.
+        # It would make ids ambiguous, and a URI reference has none.
         raise InvalidEvent("the CloudEvent's source has white space in it")
     return Event(f"{source} {attributes['id']}", attributes["type"], args, attributes)
 
 
 def _args_of(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the args of a CloudEvent in structured mode."""
+    """Return the args of a structured CloudEvent."""
     if "data_base64" not in document:
         return _args(document.get("data"))
     try:
@@ -72,7 +71,7 @@ def _args_of(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _args(data: Any, content_type: str | None = None) -> dict[str, Any]:
-    """Return data as args; bytes without a content type are JSON, as in structured mode."""
+    """Return data as args. Bytes without a content type are taken for JSON."""
     if isinstance(data, bytes):
         media_type = _media_type(content_type)
         if media_type not in ("", "application/json") and not media_type.endswith("+json"):

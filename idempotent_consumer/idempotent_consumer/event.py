@@ -1,4 +1,4 @@
-"""What a handler gets and returns: an event, and effects that are committed with its record."""
+"""What a handler gets and what it returns: an event, and the effects committed with its record."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 """No headers, no args."""
 
 MAX_BODY_BYTES = 1024 * 1024
-"""A larger body is parked unread: etcd takes 1.5 MiB in one request, and parsing costs memory."""
+"""A larger body is parked unparsed: etcd takes 1.5 MiB in one request, and parsing costs memory."""
 
 
 class InvalidEvent(ValueError):
-    """The body is not a valid event; the message tells its sender what is wrong with it."""
+    """The body is not a valid event; the message tells the sender what is wrong."""
 
 
 class Event(NamedTuple):
@@ -28,8 +28,8 @@ class Event(NamedTuple):
 
     ``id`` and ``type`` are non-empty strings, ``args`` is an object (empty if it was left out).
     ``members`` is the whole JSON object, including members that this library does not use.
-    ``digest`` is equal for two bodies with equal id, type and args, however they were serialised,
-    but that an integer is equal to no float: 1 and 1.0 differ.
+    ``digest`` is the same for all bodies with equal id, type and args, however they are serialised.
+    But an integer never equals a float: 1 and 1.0 have different digests.
     ``headers`` are the message's own, without those that this library or the broker adds.
     """
 
@@ -42,15 +42,16 @@ class Event(NamedTuple):
 
     @property
     def about(self) -> dict[str, str]:
-        """Return what a log line says of it, cut short: an id or a type can be a megabyte long."""
+        """What log lines say about it. An id or a type can be a megabyte long, so they are cut."""
         about = {"event_id": self.id[:200], "type": self.type[:200]}
-        if self.headers and (trace := _trace_id(self.headers)):
-            about["trace_id"] = trace
+        parent = self.headers.get("traceparent")
+        if isinstance(parent, str) and (matched := _TRACEPARENT.match(parent)):
+            about["trace_id"] = matched[1]
         return about
 
 
 class Properties(NamedTuple):
-    """What a decoder sees of a message apart from its body; None: the message does not have it."""
+    """What a decoder gets of a message besides its body; None is for what the message lacks."""
 
     headers: Mapping[str, Any] = NOTHING
     message_id: str | None = None
@@ -59,15 +60,15 @@ class Properties(NamedTuple):
 
 
 Decoder = Callable[[bytes, Properties], Event]
-"""Makes an event of a message: its id, type and args. Raises InvalidEvent for one that its sender
-got wrong; whatever else it raises is the service's own failure."""
+"""Makes an event, with id, type and args, from a message. Raises InvalidEvent if the sender is at
+fault. Any other exception counts as a failure of the service."""
 
 
 def decode_by(decoder: Decoder, body: bytes, properties: Properties) -> Event:
-    """Read an event by a decoder of the service's own, and give it its digest.
+    """Return the event that a service's own decoder makes, with its digest.
 
-    Raises InvalidEvent for what is the sender's fault, be it that the event holds text that cannot
-    be written as UTF-8; what else is raised is the decoder's.
+    Raises InvalidEvent if the sender is at fault, which includes text that cannot be encoded as
+    UTF-8. Any other exception is the decoder's.
     """
     _check_size(body)
     event: object = decoder(body, properties)
@@ -79,19 +80,19 @@ def decode_by(decoder: Decoder, body: bytes, properties: Properties) -> Event:
     try:
         return event._replace(digest=_digest(event.id, event.type, event.args))
     except InvalidEvent as error:
-        # Only what a decoder has made itself can be of another type than JSON's.
+        # Not the sender's fault: JSON has no such types.
         if "serializable" in str(error) or "key must be str" in str(error):
             raise TypeError(str(error)) from None
         raise
 
 
 def decode(body: bytes) -> Event:
-    """Read an event from a message body.
+    """Decode a message body.
 
-    Raises InvalidEvent for whatever is not a JSON object in UTF-8 with a non-empty string id and
-    type and, where present, an object as args. NaN, unpaired surrogates and nesting deeper than
-    orjson writes (254 levels) are refused too: none of them can be given a digest. An integer
-    past 64 bits is read as a float, as orjson does: send such a number as a string.
+    Raises InvalidEvent unless it is a JSON object in UTF-8 whose id and type are non-empty strings
+    and whose args, if present, are an object. NaN, unpaired surrogates and more nesting than orjson
+    can write (254 levels) are refused too, since they have no digest. orjson reads integers of more
+    than 64 bits as floats: send such a number as a string.
     """
     _check_size(body)
     try:
@@ -121,25 +122,25 @@ def _digest(event_id: str, event_type: str, args: dict[str, Any]) -> str:
         canonical = orjson.dumps([event_id, event_type, args], option=orjson.OPT_SORT_KEYS)
     except orjson.JSONEncodeError as error:
         raise InvalidEvent(f"no canonical form: {error}") from None
-    # A stored format, kept in etcd for as long as the window, with its version in front.
+    # A stored format, with its version in front: etcd keeps it for as long as the window.
     return "1:" + sha256(canonical).hexdigest()[:32]
 
 
 # Headers.
 
 Header = str | int | bool
-_MAX_HEADERS_BYTES = 32 * 1024  # All of a message's have to fit into one frame of 128 KiB.
-_MAX_TRACE_BYTES = 8192  # What W3C's "Baggage" has to fit into.
+_MAX_HEADERS_BYTES = 32 * 1024  # All headers of a message have to fit in one frame of 128 KiB.
+_MAX_TRACE_BYTES = 8192  # The limit of W3C's "Baggage".
 _TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def check_headers(headers: Mapping[str, Header]) -> dict[str, Header]:
-    """Return headers for a message of this library's.
+    """Return headers for a message that this library publishes.
 
-    Raises ValueError for a name that is the broker's or the library's own, for one longer than
-    255 bytes or empty, for an integer past 64 bits and for more than 32 KiB in all, and TypeError
-    for a name that is no str or a value that is no str, int or bool.
+    Raises ValueError for a name that belongs to the broker or to this library, is empty or has more
+    than 255 bytes, for an integer of more than 64 bits, and for more than 32 KiB in all. Raises
+    TypeError for a name that is not a str, or a value that is not a str, int or bool.
     """
     size_bytes = 0
     for name, value in headers.items():
@@ -157,7 +158,7 @@ def check_headers(headers: Mapping[str, Header]) -> dict[str, Header]:
 
 
 def trace_headers(headers: Mapping[str, Any]) -> dict[str, Header]:
-    """Return the headers by which a trace goes on (W3C's "Trace Context" and "Baggage")."""
+    """Return the headers that continue a trace (W3C's "Trace Context" and "Baggage")."""
     return {
         name: value
         for name in _TRACE_HEADERS
@@ -165,30 +166,22 @@ def trace_headers(headers: Mapping[str, Any]) -> dict[str, Header]:
     }
 
 
-def _trace_id(headers: Mapping[str, Any]) -> str | None:
-    """Return the id of the trace that a message belongs to, None where it belongs to none."""
-    parent = headers.get("traceparent")
-    matched = _TRACEPARENT.match(parent) if isinstance(parent, str) else None
-    return matched[1] if matched else None
-
-
 # Effects.
 
 
 class Put(NamedTuple):
-    """An effect: one key to be written in the transaction that records the event."""
+    """An effect: a key to write in the transaction that records the event."""
 
     key: str
     value: bytes
 
 
 class Publish(NamedTuple):
-    """An effect: an event to be published once this one is recorded.
+    """An effect: an event to publish once the handled one is recorded.
 
-    Its id is derived from the id of the event it comes from, the service, and its place among
-    the events returned: ``<id>/<service>/<n>``. It is published at least once, and consumers that
-    use this library skip a repeat. ``headers`` are added to those of the trace that the event it
-    comes from belongs to.
+    Its id consists of the id of the handled event, the service, and its place among the events
+    returned: ``<id>/<service>/<n>``. It is published at least once; consumers that use this library
+    skip duplicates. ``headers`` are added to the trace headers of the handled event.
     """
 
     type: str
@@ -201,16 +194,16 @@ Effects = Effect | Iterable[Effect] | None
 
 
 class Outgoing(NamedTuple):
-    """An event that is to be published: its message's body and headers."""
+    """An event to publish: the body and headers of its message."""
 
     body: bytes
     headers: Mapping[str, Header] = NOTHING
 
 
 class Checked(NamedTuple):
-    """A handler's effects, as they are committed: keys, and events.
+    """A handler's effects, ready to be committed: keys and events.
 
-    ``size_bytes`` is how large these make a request, from above: four bytes a character at most.
+    ``size_bytes`` is an upper bound for their part of a request, with four bytes for a character.
     """
 
     puts: Sequence[Put] = ()
@@ -222,9 +215,9 @@ NO_EFFECTS = Checked()
 
 
 def check_effects(effects: Effects, service: str, event: Event) -> Checked:
-    """Return an event's effects as etcd and the broker will take them.
+    """Return a handler's effects as etcd and the broker take them.
 
-    Raises TypeError or ValueError, which count as the handler's own failure.
+    Raises TypeError or ValueError, which count as failures of the handler.
     """
     if effects is None:
         return NO_EFFECTS
@@ -233,9 +226,12 @@ def check_effects(effects: Effects, service: str, event: Event) -> Checked:
     size_bytes = 0
     for effect in _each(effects):
         if isinstance(effect, Publish):
-            outgoing = _outgoing(effect, f"{event.id}/{service}/{len(events)}", event.headers)
-            events.append(outgoing)
-            size_bytes += len(outgoing.body) + len(orjson.dumps(outgoing.headers)) + 2
+            event_id, args = f"{event.id}/{service}/{len(events)}", dict(effect.args)
+            body = orjson.dumps({"id": event_id, "type": effect.type, "args": args})
+            decode(body)
+            headers = check_headers({**trace_headers(event.headers), **effect.headers})
+            events.append(Outgoing(body, headers))
+            size_bytes += len(body) + len(orjson.dumps(headers)) + 2
         else:
             put = _checked_put(effect)
             puts.append(put)
@@ -249,7 +245,6 @@ _RETURNS = "return a Put, a Publish, an iterable of these, or None"
 
 
 def _each(effects: Effects) -> Iterable[object]:
-    """Return the effects one by one."""
     if isinstance(effects, (Put, Publish)):
         return (effects,)
     if isinstance(effects, (str, bytes, Mapping, Awaitable)) or not isinstance(effects, Iterable):
@@ -257,13 +252,6 @@ def _each(effects: Effects) -> Iterable[object]:
         why = "what wraps an async def has to be async def too" if unawaited else _RETURNS
         raise TypeError(f"a handler returned {effects!r:.100}: {why}")
     return effects
-
-
-def _outgoing(publish: Publish, derived_id: str, headers: Mapping[str, Any]) -> Outgoing:
-    members = {"id": derived_id, "type": publish.type, "args": dict(publish.args)}
-    body = orjson.dumps(members)
-    decode(body)
-    return Outgoing(body, check_headers({**trace_headers(headers), **publish.headers}))
 
 
 def _checked_put(put: object) -> Put:

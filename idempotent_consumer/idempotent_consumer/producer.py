@@ -1,4 +1,4 @@
-"""A producer: publishes events, and returns when the broker has them safely."""
+"""A producer: publishes events, and returns when the broker has confirmed them."""
 
 from __future__ import annotations
 
@@ -29,21 +29,19 @@ from .service import real_system
 from .settings import Settings
 
 WINDOW = 2_000
-"""Most events sent and not yet confirmed, fewer where they have over `MAX_BYTES_IN_FLIGHT`."""
+"""Most unconfirmed events; fewer if they have more than `MAX_BYTES_IN_FLIGHT`."""
 
 _CHECK_EVERY_S = 0.1
 
-_Publishing = asyncio.Task[BaseException | None]
-
 
 class PublishError(Exception):
-    """Not everything is confirmed; the message says why.
+    """Not every event is confirmed; the message says why.
 
     ``confirmed`` is the number of confirmed events. The others may have arrived or not: publish
     all events again, and consumers skip those that they have recorded.
     """
 
-    # With a default, since a process pool makes it again of its message, and then adds the number.
+    # The default is for a process pool, which copies an exception by its message and adds the rest.
     def __init__(self, why: str, confirmed: int = 0) -> None:
         super().__init__(why)
         self.confirmed = confirmed
@@ -52,8 +50,8 @@ class PublishError(Exception):
 class Producer:
     """Publishes to an exchange. Threads may share it, and their calls take turns.
 
-    It connects when it first publishes, and again whenever the connection is lost: nothing runs
-    between two calls. It sends unconfirmed events again, so an event may arrive twice, with one id.
+    It connects when it first publishes, and again when the connection is lost. Nothing runs between
+    two calls. Unconfirmed events are sent again, so an event may arrive twice, with the same id.
 
     Its methods block. In a coroutine write ``await asyncio.to_thread(producer.publish, bodies)``.
     A forked child has to make its own: there ``publish`` raises and ``close`` does nothing.
@@ -66,7 +64,7 @@ class Producer:
         *,
         exchange: str = EXCHANGE,
     ) -> None:
-        """Use RABBITMQ_URL of the settings, and nothing else. Without ``log``, warn on stderr."""
+        """Use only RABBITMQ_URL of the settings. Without ``log``, warnings go to stderr."""
         self._exchange = check_exchange(exchange)
         declare = partial(declare_exchange, exchange=exchange)
         self._make = partial(Publisher, settings.rabbitmq_urls, declare, real_system())
@@ -88,20 +86,20 @@ class Producer:
         *,
         headers: Mapping[str, Header] = NOTHING,
     ) -> int:
-        """Publish events, and return their number once each is confirmed.
+        """Publish events, and return their number once all are confirmed.
 
-        Each body is the JSON of an event, as bytes, and each message has the ``headers``.
+        Each body is the JSON of an event, as bytes. Each message gets the ``headers``. ``progress``
+        is called several times a second with the number of events confirmed so far.
 
-        The bodies are taken as there is room for them, so all of them need not fit in memory.
-        Nothing is sent while the iterable blocks: if it waits for its input (a pipe), publish what
-        there is by a call of its own. ``progress`` is called with the number of events confirmed
-        so far, several times a second.
+        The bodies are taken one by one, so they need not fit in memory together. Nothing is sent
+        while the iterable blocks: if it waits for input (a pipe), make a call for what there is.
 
-        Raises ValueError after ``close``; ValueError or TypeError for wrong headers; TypeError for
-        what is no iterable of bodies; RuntimeError if this thread runs an event loop, and in a
-        forked child; PublishError if nothing was confirmed for ``timeout_s``, or another thread
-        published for so long; and, once all events before it are confirmed, TypeError for what is
-        not bytes, InvalidEvent for an invalid event, and what the iterable raises.
+        Raises ValueError after ``close``; ValueError or TypeError for wrong headers; TypeError if
+        ``bodies`` is not an iterable of bodies; RuntimeError in a thread that runs an event loop,
+        and in a forked child; PublishError if nothing was confirmed for ``timeout_s``, or another
+        thread published for that long. Once all events before it are confirmed, raises TypeError
+        for a body that is not bytes, InvalidEvent for an invalid event, and what the iterable
+        raises.
         """
         if os.getpid() != self._pid:
             raise RuntimeError("this Producer was made in another process: make one after the fork")
@@ -127,10 +125,10 @@ class Producer:
         return batch.confirmed
 
     def close(self) -> None:
-        """Close for good, once no other thread publishes; in a coroutine too.
+        """Close it, once no other thread publishes. May be called in a coroutine.
 
-        Returns after a second where the broker does not answer. Raises RuntimeError within
-        ``publish``: in its iterable, or in ``progress``.
+        If the broker does not answer, this takes a second. Raises RuntimeError within ``publish``:
+        in its iterable, or in ``progress``.
         """
         if _running_loop() is self._loop:
             raise RuntimeError("this Producer is publishing: close it when publish has returned")
@@ -139,10 +137,10 @@ class Producer:
                 self._end()
 
     def _begin(self) -> None:
-        """Make all that runs in a call: when it is made, and after a call that has broken it."""
+        """Make what a call runs: at first, and again after a call that was interrupted."""
         self._health = Health()
         self._publisher = self._make(self._health, self._log)
-        # poll and not epoll: what is registered there is the process's own, also after a fork.
+        # poll, not epoll: what is registered there belongs to one process, also after a fork.
         selector = selectors.PollSelector()
         self._loop = asyncio.SelectorEventLoop(selector)
         self._publishing = self._loop.create_task(_run(self._publisher))
@@ -155,21 +153,21 @@ class Producer:
             raise ValueError("this producer is closed: make another")
         if self._publishing.done() or self._publishing.cancelling():
             end = self._end
-            self._begin()  # First: its end can be interrupted too.
+            self._begin()  # First, since the end of the old one can be interrupted too.
             end()
-        # Not by asyncio.Runner: on Ctrl-C that waits until the iterable returns, and at its end for
-        # name look-ups under way.
+        # Not with asyncio.Runner: on Ctrl-C it waits until the iterable returns, and at its end
+        # for name look-ups that are under way.
         task = self._loop.create_task(self._publish(bodies, batch))
         try:
             self._loop.run_until_complete(task)
         except BaseException:
-            # Ctrl-C can end the loop's run and not the task, and leave anything half done.
+            # Ctrl-C can end the loop's run but not the task, and leave anything half done.
             task.cancel()
             self._publishing.cancel()
             raise
 
     async def _publish(self, bodies: Iterable[bytes], batch: _Batch) -> None:
-        """Publish what there is up to the batch's ``error``. Raises a defect."""
+        """Publish the bodies up to the batch's ``error``. Raises a defect."""
         try:
             unconfirmed_bytes = 0
             for message in batch.messages(bodies):
@@ -178,7 +176,7 @@ class Producer:
                 unconfirmed_bytes += len(message.body)
                 number = len(batch.unconfirmed)
                 if number == WINDOW or unconfirmed_bytes > MAX_BYTES_IN_FLIGHT:
-                    # Half a window is sent at a time: one confirm is waited for and not each.
+                    # Half a window at a time, so as not to wait for each confirm.
                     await self._confirm(batch, number // 2)
                     unconfirmed_bytes = sum(len(each.body) for each in batch.unconfirmed)
             await self._confirm(batch, 0)
@@ -188,7 +186,7 @@ class Producer:
             batch.wanted = False
 
     async def _confirm(self, batch: _Batch, left: int) -> None:
-        """Wait until no more than so many are unconfirmed. Raises PublishError, and a defect."""
+        """Wait until only ``left`` events are unconfirmed. Raises PublishError, and a defect."""
         now_s = asyncio.get_running_loop().time
         moved_s = now_s()
         while len(batch.unconfirmed) > left:
@@ -211,7 +209,7 @@ class Producer:
 
 @dataclass(eq=False)
 class _Batch:
-    """The events of one call. ``error`` is what ended them: a body, the iterable, or a time-out."""
+    """The events of one call. ``error`` says what ended it: a body, the iterable or a time-out."""
 
     exchange: str
     headers: Mapping[str, Header]
@@ -223,7 +221,7 @@ class _Batch:
     error: Exception | None = None
 
     def messages(self, bodies: Iterable[bytes]) -> Iterator[Message]:
-        """Yield what is to be sent, up to the error."""
+        """Yield the messages to send, up to the error."""
         try:
             for body in bodies:
                 event = Outgoing(body, self.headers)
@@ -233,9 +231,9 @@ class _Batch:
 
 
 async def _run(publisher: Publisher) -> BaseException | None:
-    """Return what was raised amid its work, as it was raised; None once it is closed.
+    """Run a publisher until it is closed. Return what it raises, without exception groups, or None.
 
-    A task that raises KeyboardInterrupt ends the loop's run, and this one would do so in the next.
+    If this task raised a KeyboardInterrupt, it would end the loop's run of a later call.
     """
     try:
         await publisher.run()
@@ -248,19 +246,19 @@ async def _run(publisher: Publisher) -> BaseException | None:
 
 def _end(
     publisher: Publisher,
-    publishing: _Publishing,
+    publishing: asyncio.Task[BaseException | None],
     loop: asyncio.AbstractEventLoop,
     selector: selectors.BaseSelector,
     pid: int,
 ) -> None:
-    """Close what a producer has opened. A forked child closes its copy, and its parent's lives on.
+    """Close what a producer has opened; a forked child closes its copy, not its parent's.
 
-    Nothing is done while ``publish`` runs, on a daemon thread or on one that was not forked too.
+    Does nothing while ``publish`` runs, on a daemon thread or on a thread that was not forked.
     """
     if loop.is_running():
         return
     if os.getpid() != pid:
-        # What is sent here would come out of the parent's socket, so dead ones take their place.
+        # What is sent here would leave by the parent's socket, so a dead one takes its place.
         dead, peer = socket.socketpair()
         with dead, peer:
             dead.setblocking(False)
@@ -271,7 +269,7 @@ def _end(
         with closing(loop):
             try:
                 loop.run_until_complete(publisher.close())
-            finally:  # Also where that is interrupted, as by Ctrl-C: it goes on here.
+            finally:  # If that is interrupted, by Ctrl-C for instance, it goes on here.
                 loop.run_until_complete(asyncio.wait({publishing}))
 
     if _running_loop() is None:
@@ -289,7 +287,7 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def _warnings() -> Any:
-    logging.getLogger("pika").setLevel(logging.CRITICAL)  # What it says is said here in one line.
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # Its errors are logged here in one line.
     renderer = structlog.dev.ConsoleRenderer(colors=False)
     return structlog.wrap_logger(
         structlog.PrintLogger(sys.stderr),

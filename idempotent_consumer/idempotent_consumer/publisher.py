@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import pika
@@ -19,18 +20,18 @@ from .health import Health
 from .system import System, reconnect_wait
 
 CONFIRM_TIMEOUT_S = 10.0
-_SUSPECT_AFTER_LOSSES = 3
+_ALONE_AFTER_LOSSES, _BARE_AFTER_LOSSES = 3, 6
 _MAX_ROUTING_KEY_BYTES = 255
 
 
 @dataclass(slots=True, eq=False)
 class Message:
-    """What is sent to an exchange, as long as it is ``wanted``.
+    """A message to publish, for as long as it is ``wanted``.
 
-    A header that makes the broker close the connection does so each time. So after a few channels
-    lost with it unconfirmed a message is sent alone, and after a few lost with it alone with its
-    ``bare`` properties. A nack is no such sign, nor is a channel that is given up on this side.
-    ``returned`` says that no queue has taken it, so the ack that follows is void.
+    A header may make the broker close the connection, and would do so each time. So ``losses``
+    counts the channels that were lost with the message unconfirmed. After three it is sent alone,
+    which shows whether it is to blame; after three more it is sent with its ``bare`` properties.
+    A nack sets the count to zero, and a channel that is given up on this side does not count.
     """
 
     exchange: str
@@ -40,22 +41,17 @@ class Message:
     bare: Any
     wanted: Callable[[], bool]
     losses: int = 0
-    losses_alone: int = 0
     returned: bool = False
+    """Whether the broker has returned it, as no queue took it: the ack that follows is void."""
     confirmed: asyncio.Future[bool] = field(init=False)
 
     @property
-    def suspect(self) -> bool:
-        """Whether it has to be alone in flight, to tell whether channels are lost for it."""
-        return self.losses >= _SUSPECT_AFTER_LOSSES
-
-    @property
-    def is_bare(self) -> bool:
-        """Whether it goes with its bare properties."""
-        return self.losses_alone >= _SUSPECT_AFTER_LOSSES
+    def goes_alone(self) -> bool:
+        """Whether it is sent only while nothing else is unconfirmed."""
+        return self.losses >= _ALONE_AFTER_LOSSES
 
     def resolve(self, *, confirmed: bool) -> None:
-        """Tell whoever waits for it, who may have been cancelled."""
+        """Set the result, unless whoever waits for it has been cancelled."""
         if not self.confirmed.done():
             self.confirmed.set_result(confirmed)
 
@@ -68,8 +64,8 @@ def event_message(
 ) -> Message:
     """Return the message that publishes an event.
 
-    Its routing key is the event's type, as far as AMQP's short strings can hold it. Raises
-    InvalidEvent where every service would park it, and TypeError for a body that is not bytes.
+    The routing key is the event's type, cut to the 255 bytes that AMQP allows. Raises InvalidEvent
+    for an event that every service would park, and TypeError for a body that is not bytes.
     """
     if not isinstance(event.body, bytes):
         got = type(event.body).__name__
@@ -86,7 +82,7 @@ def event_message(
 def forwarded_message(delivery: Delivery, queue: str, headers: dict[str, object]) -> Message:
     """Return the message that sends a delivery on to a queue, with more headers.
 
-    It is wanted while the delivery can still be settled.
+    It is wanted for as long as the delivery can be settled.
     """
     properties = forwarded_properties(delivery.properties, headers)
     bare, body = bare_properties(headers), delivery.body
@@ -96,9 +92,9 @@ def forwarded_message(delivery: Delivery, queue: str, headers: dict[str, object]
 class Publisher:
     """Publishes on a connection of its own, whose channels are set up by ``declare``.
 
-    An alarm makes the broker stop reading from connections that publish: acks on this one would
-    stall. A message whose confirm is unknown is sent again, so it may arrive twice, unless it is
-    no longer wanted. ``trouble`` is what keeps the broker from confirming, where it has said so.
+    Acks need another connection: during an alarm the broker stops reading from those that publish.
+    A message without a confirm is sent again while it is wanted, so it may arrive twice.
+    ``trouble`` says why the broker does not confirm, if it has given a reason.
     """
 
     def __init__(
@@ -114,44 +110,46 @@ class Publisher:
         self._client: ClientChannel | None = None
         self._sequence = 0
         self._unconfirmed: dict[int, Message] = {}  # In the order in which they were sent.
-        self._deadline_s = 0.0  # For the confirm of the first of them.
+        self._deadline_s = 0.0  # For the first of them.
         self._waiting: list[Message] = []
         self._refused: list[Message] = []
         self._refused_until_s = 0.0
-        self._blocked = self._alone = False
+        self._blocked = False
         self._backoff = reconnect_wait(system.random)
         self._connection = RecoveringConnection(
             "rabbitmq-publishing", urls, KEEPALIVE, system, health, log
         )
 
     async def run(self) -> None:
-        """Connect and send what waits, and again whenever the channel is lost, until closed."""
+        """Stay connected and send what waits, until ``close``."""
         async with asyncio.TaskGroup() as tasks:
             checking = tasks.create_task(self._check_every_second())
             await self._connection.run(self._publish)
             checking.cancel()
 
     def send(self, message: Message) -> asyncio.Future[bool]:
-        """Send a message until it is confirmed: True; or is no longer wanted: False."""
+        """Send a message. The result is True once it is confirmed, False if it is not wanted."""
         message.confirmed = asyncio.get_running_loop().create_future()
         self._send(message)
         return message.confirmed
 
     async def close(self) -> None:
-        """Close the connection, and give up what is not confirmed."""
+        """Close the connection; the result of what is unconfirmed is False."""
         await self._connection.close()
         for message in (*self._waiting, *self._refused):
             message.resolve(confirmed=False)
 
     def _send(self, message: Message) -> None:
         channel = self._open_channel
+        oldest = next(iter(self._unconfirmed.values()), None)
         if not message.wanted():
             message.resolve(confirmed=False)
-        elif channel is None or self._alone or (message.suspect and self._unconfirmed):
+        elif channel is None or (oldest and (oldest.goes_alone or message.goes_alone)):
             self._waiting.append(message)
         else:
-            self._alone, message.returned = message.suspect, False
-            properties = message.bare if message.is_bare else message.properties
+            message.returned = False
+            is_bare = message.losses >= _BARE_AFTER_LOSSES
+            properties = message.bare if is_bare else message.properties
             if properties is not message.properties:
                 self._log.warning(
                     "RabbitMQ closes the connection for a message, sending it without its headers",
@@ -171,7 +169,7 @@ class Publisher:
 
     @property
     def _open_channel(self) -> Any:
-        """The channel, where the broker takes messages; else None."""
+        """The channel, or None while the broker takes no messages."""
         channel = self._client.channel if self._client is not None else None
         return channel if channel is not None and channel.is_open and not self._blocked else None
 
@@ -179,10 +177,8 @@ class Publisher:
         self._deadline_s = asyncio.get_running_loop().time() + CONFIRM_TIMEOUT_S
 
     def _send_waiting(self) -> None:
-        """Send what waits, in its order but for what even with bare properties lost channels."""
-        waiting = sorted(
-            self._waiting, key=lambda message: message.losses_alone > _SUSPECT_AFTER_LOSSES
-        )
+        """Send what waits, in order, but last what has lost a channel even when sent bare."""
+        waiting = sorted(self._waiting, key=lambda message: message.losses > _BARE_AFTER_LOSSES)
         self._waiting = []
         for message in waiting:
             self._send(message)
@@ -191,27 +187,26 @@ class Publisher:
         channel = client.channel
         self._sequence, self._blocked = 0, False
         self._declare(channel)
+        connection = channel.connection
+        connection.add_on_connection_blocked_callback(client.callback(self._on_blocked))
+        connection.add_on_connection_unblocked_callback(client.callback(self._on_unblocked))
         channel.add_on_return_callback(client.callback(self._on_return))
-        block, unblock = client.callback(self._on_blocked), client.callback(self._on_unblocked)
-        channel.connection.add_on_connection_blocked_callback(block)
-        channel.connection.add_on_connection_unblocked_callback(unblock)
         channel.confirm_delivery(client.callback(self._on_confirm), callback=client.replied)
         await client.reply()
         self._client = client
         try:
             self._connection.ready()
             self._send_waiting()
-            await client.reply()  # There is none to come but the loss.
+            await client.reply()  # Nothing comes but the loss of the channel.
         finally:
-            if not self._blocked:  # In an alarm the broker has not read them.
+            if not self._blocked:  # During an alarm the broker has not read them.
                 for message in self._unconfirmed.values():
                     message.losses += 1
-                    message.losses_alone += self._alone
             self._take_back()
 
     def _take_back(self) -> None:
-        """Keep what is not confirmed on this channel for the next, in its order."""
-        self._client, self._alone, self.trouble = None, False, ""
+        """Keep what is unconfirmed on this channel for the next one, in order."""
+        self._client, self.trouble = None, ""
         self._waiting = [*self._unconfirmed.values(), *self._waiting]
         self._unconfirmed = {}
 
@@ -226,7 +221,7 @@ class Publisher:
         self._send_waiting()
 
     def _on_return(self, _channel: Any, method: Any, _properties: Any, body: bytes) -> None:
-        """Note whose ack is void: the broker returns a message before it confirms it."""
+        """Mark a message as returned. The broker confirms it afterwards."""
         returned = (method.exchange, method.routing_key, body)
         for each in self._unconfirmed.values():
             if not each.returned and (each.exchange, each.routing_key, each.body) == returned:
@@ -235,9 +230,9 @@ class Publisher:
 
     def _on_confirm(self, frame: Any) -> None:
         is_ack, last = isinstance(frame.method, pika.spec.Basic.Ack), frame.method.delivery_tag
-        # Sent in this order, so the first is the lowest.
-        oldest = next(iter(self._unconfirmed), last)
-        numbers = range(oldest, min(last, self._sequence) + 1) if frame.method.multiple else [last]
+        oldest, numbers = next(iter(self._unconfirmed), last), [last]
+        if frame.method.multiple:
+            numbers = list(takewhile(lambda number: number <= last, self._unconfirmed))
         messages = [self._unconfirmed.pop(n) for n in numbers if n in self._unconfirmed]
         if oldest not in self._unconfirmed:
             self._renew_deadline()
@@ -249,12 +244,11 @@ class Publisher:
             else:
                 self._refuse(message)
         if not self._unconfirmed:
-            self._alone = False
             self._send_waiting()
 
     def _refuse(self, message: Message) -> None:
-        """Send what the broker has not taken again after a wait, which nothing else shares."""
-        message.losses = message.losses_alone = 0
+        """Keep a message that the broker has not taken, to send it again after a wait."""
+        message.losses = 0
         if not message.returned:
             self.trouble = "a queue does not take it now: it may be full, or without a leader"
         elif message.exchange:
@@ -274,7 +268,7 @@ class Publisher:
         self._refused.append(message)
 
     async def _check_every_second(self) -> None:
-        """Send what was refused, forget what is not wanted, and give up where a confirm is late."""
+        """Send what was refused, drop what is not wanted, and reconnect if a confirm is late."""
         while True:
             await asyncio.sleep(1)
             now_s = asyncio.get_running_loop().time()

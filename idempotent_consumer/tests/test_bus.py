@@ -1,4 +1,4 @@
-"""RabbitMQ's consuming side: a connection that recovers, and deliveries on their way in."""
+"""Consuming from RabbitMQ: a connection that recovers, deliveries, and their acks."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from typing import Any
 
 import pika
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fakes.amqp import Rabbit
 from idempotent_consumer import bus
 from idempotent_consumer.amqp import LARGEST_READ_BYTES, TCP_OPTIONS
-from idempotent_consumer.bus import ClientChannel, Delivery
+from idempotent_consumer.bus import ClientChannel, Delivery, Epoch
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.broker import Message, Queue
 
 
 class Defect(Exception):
-    """What no code of ours should raise."""
+    """A defect of the code that uses a connection."""
 
 
 # A connection that recovers.
 
 AT_ONCE_S = 0.25
-"""The longest wait after a first failure."""
+"""The longest wait after the first failure."""
 
 TIMES = 30
 LOSS = "no connection to RabbitMQ, trying again"
@@ -34,7 +36,7 @@ RESET = "Stream connection lost: ConnectionResetError(104, 'reset')"
 
 
 class Recovering(Rabbit):
-    """RabbitMQ, and a connection to one of its nodes, whose names are a letter each."""
+    """RabbitMQ, and a connection to one of its nodes, each of which has a letter as its name."""
 
     def __init__(self, nodes: str = "h") -> None:
         super().__init__()
@@ -44,7 +46,7 @@ class Recovering(Rabbit):
         )
 
     def run(self, use: Callable[[ClientChannel], Any] | None = None) -> Any:
-        """Keep the connection: ``use`` it, or say that it is ready as soon as it is open."""
+        """Keep a connection: ``use`` it, or report it as ready when it is open."""
         return self.start(self.kept.run(use or self._ready_until_lost))
 
     def close(self) -> float:
@@ -69,13 +71,13 @@ def rabbit() -> Iterator[Recovering]:
 
 
 def hold(rabbit: Recovering, seconds: float) -> float:
-    """Let a connection be there for so long; return the wait until the next."""
+    """Keep a connection for so long; return the wait until the next."""
     rabbit.loop.advance(seconds)
     return rabbit.lose_and_wait_s()
 
 
-def test_what_held_is_followed_at_once_else_ever_more_slowly(rabbit: Recovering) -> None:
-    """Each of them costs every delivery in flight one of its returns."""
+def test_the_waits_grow_unless_a_connection_has_held(rabbit: Recovering) -> None:
+    """Each new connection costs every unacked delivery one of its returns."""
     rabbit.run()
     assert max(hold(rabbit, 11) for _ in range(TIMES)) <= AT_ONCE_S
     assert max(hold(rabbit, 9) for _ in range(TIMES)) > 4 * AT_ONCE_S
@@ -100,9 +102,8 @@ def test_health_and_log_say_what_is_missing(rabbit: Recovering) -> None:
     assert connected == {"event": "connected to RabbitMQ", "log_level": "info", **which}
 
 
-def test_a_failure_that_stays_the_same_is_said_now_and_then(rabbit: Recovering) -> None:
-    """A refused login would be said several times a second."""
-
+def test_a_failure_that_stays_the_same_is_logged_now_and_then(rabbit: Recovering) -> None:
+    """A refused login would be logged several times a second."""
     rabbit.broker.away = True
     rabbit.run()
     said_s = [0.0]
@@ -117,7 +118,7 @@ def test_a_failure_that_stays_the_same_is_said_now_and_then(rabbit: Recovering) 
     before = len(rabbit.said(LOSS))
     rabbit.broker.away = True
     hold(rabbit, 11)
-    assert len(rabbit.said(LOSS)) == before + 2, "what comes after a connection is news"
+    assert len(rabbit.said(LOSS)) == before + 2, "after a connection it is logged at once"
 
 
 def nodes_tried(nodes: str, times: int, seed: int = 1) -> str:
@@ -149,7 +150,7 @@ async def declare_wrongly(client: ClientChannel) -> None:
 
 
 async def ask_a_channel_that_has_gone(client: ClientChannel) -> None:
-    """pika refuses to send: no defect, as nobody could have known."""
+    """pika refuses to send, which is no defect: the loss could not be known yet."""
     client.lose("the first reason")
     client.channel.close()
     client.channel.queue_declare("order")
@@ -190,30 +191,21 @@ def failing_in_a_callback(*losses: str) -> Callable[[ClientChannel], Any]:
     return use
 
 
-def defects(error: BaseException) -> list[type[BaseException]]:
-    """Return what is in an exception group."""
-    if isinstance(error, BaseExceptionGroup):
-        return [each for inner in error.exceptions for each in defects(inner)]
-    return [type(error)]
-
-
 @pytest.mark.parametrize(
     "use",
     [fail, failing_in_a_callback(), failing_in_a_callback("a loss")],
-    ids=["at once", "in a callback", "in a callback behind the loss"],
+    ids=["at once", "in a callback", "in a callback after the loss"],
 )
-def test_a_defect_ends_it_as_no_loss_does(
-    rabbit: Recovering, use: Callable[[ClientChannel], Any]
-) -> None:
+def test_a_defect_ends_it(rabbit: Recovering, use: Callable[[ClientChannel], Any]) -> None:
     running = rabbit.run(use)
     assert running.done()
-    assert defects(running.exception()) == [Defect]
+    assert [type(error) for error in running.exception().exceptions] == [Defect]
     assert rabbit.connection.is_closed
     assert rabbit.said(LOSS) == []
     rabbit.loop.run_until_complete(rabbit.kept.close())
 
 
-def test_what_comes_on_a_channel_that_was_given_up_is_not_heard(rabbit: Recovering) -> None:
+def test_callbacks_of_a_channel_that_was_given_up_are_ignored(rabbit: Recovering) -> None:
     heard: list[str] = []
     callbacks: list[Callable[..., None]] = []
 
@@ -237,7 +229,7 @@ def test_what_comes_on_a_channel_that_was_given_up_is_not_heard(rabbit: Recoveri
         (lambda *_: None, 0),
         (lambda rabbit, _: rabbit.lose(), 0),
         (lambda rabbit, _: rabbit.fall_silent(), bus.CLOSE_TIMEOUT_S),
-        # As when another task of the service has a defect.
+        # As if another task of the service had a defect.
         (lambda _, running: running.cancel(), 0),
     ],
     ids=["the broker answers", "before the next attempt", "no answer", "cancelled"],
@@ -245,7 +237,7 @@ def test_what_comes_on_a_channel_that_was_given_up_is_not_heard(rabbit: Recoveri
 def test_it_closes_its_connection_and_opens_no_other(
     rabbit: Recovering, before: Callable[..., object], takes_s: float
 ) -> None:
-    """Of a broker that does not answer the socket is closed."""
+    """If the broker does not answer, the socket is closed."""
     running = rabbit.run()
     before(rabbit, running)
     assert rabbit.close() == takes_s
@@ -271,7 +263,75 @@ def test_closed_before_it_was_run_it_does_not_connect(rabbit: Recovering) -> Non
     assert rabbit.attempts == []
 
 
-# Deliveries on their way in.
+# Deliveries and acks.
+
+
+class Channel:
+    """Records the acks."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+        self.acks: list[tuple[int, bool]] = []
+
+    def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
+        self.acks.append((delivery_tag, multiple))
+
+
+def deliveries_of(epoch: Epoch, number: int) -> list[Delivery]:
+    for tag in range(1, number + 1):
+        epoch.arrived(tag)
+    return [Delivery(epoch, tag, None, b"") for tag in range(1, number + 1)]
+
+
+def test_after_the_end_nothing_is_settled_and_the_unsettled_are_counted() -> None:
+    channel = Channel()
+    epoch = Epoch(1, channel)
+    deliveries = deliveries_of(epoch, 3)
+    deliveries[0].settle()
+    assert epoch.end() == 2
+    assert not deliveries[1].alive
+    assert not deliveries[1].settle()
+    channel.is_open = False
+    epoch.flush(past_gap=True)
+    assert channel.acks == []
+
+
+@given(st.integers(1, 40), st.data())
+def test_exactly_the_settled_are_acked_in_any_order(number: int, data: st.DataObject) -> None:
+    """The acks are applied as the broker does: a multiple ack is for everything up to its tag."""
+    channel = Channel()
+    epoch = Epoch(1, channel)
+    deliveries = deliveries_of(epoch, number)
+    unacked, settled = set(range(1, number + 1)), set[int]()
+    for delivery in data.draw(st.permutations(deliveries)):
+        delivery.settle()
+        settled.add(delivery.tag)
+        if data.draw(st.booleans()):
+            epoch.flush()
+        if data.draw(st.booleans()):
+            epoch.flush(past_gap=True)
+            for tag, multiple in channel.acks:
+                assert tag in unacked, "an ack that names nothing closes the channel"
+                unacked -= {t for t in unacked if t <= tag} if multiple else {tag}
+            channel.acks.clear()
+            assert unacked == set(range(1, number + 1)) - settled
+            assert epoch.in_hand == len(unacked)
+
+
+@pytest.mark.parametrize(
+    ("headers", "attempts"),
+    [
+        *(({"x-attempts": number}, number) for number in (0, 2, 1000)),
+        *((headers, 0) for headers in (None, {}, {"X-Attempts": 5})),
+        *(({"x-attempts": value}, 0) for value in ("3", -1, True, 2**63, 1001, 1.5, None, [1])),
+    ],
+)
+def test_attempts_are_believed_only_if_they_make_sense(headers: Any, attempts: int) -> None:
+    arrived = Delivery(Epoch(1, None), 1, pika.BasicProperties(headers=headers), b"")
+    assert arrived.attempts == attempts
+
+
+# Consuming.
 
 ONE = Settings(rabbitmq_urls=("amqp://h/",))
 SEVERAL = Settings(rabbitmq_urls=("amqp://a/", "amqp://b/"))
@@ -279,7 +339,7 @@ PREFETCH = 10
 
 
 class Consuming(Rabbit):
-    """RabbitMQ and the intake of the service "order", which has begun to consume."""
+    """RabbitMQ and the intake of the service "order", which is consuming."""
 
     def __init__(
         self,
@@ -303,7 +363,7 @@ class Consuming(Rabbit):
         self.loop.run_until_idle()
 
     def arrived(self) -> list[Delivery]:
-        """Return what has arrived by now; none is an empty list."""
+        """Return what has arrived by now, which may be nothing."""
         task = self.start(self.intake.deliveries())
         if not task.done():
             task.cancel()
@@ -317,13 +377,13 @@ class Consuming(Rabbit):
         return [delivery.body for delivery in self.arrived()]
 
     def cancel(self) -> None:
-        """Cancel the consumer of a queue that stays, as after its consumer time-out."""
+        """Cancel the consumer as RabbitMQ does after the consumer time-out."""
         (consumer,) = self.broker.queues["order"].consumers
         consumer.cancelled_by_broker()
         self.loop.run_until_idle()
 
     def close(self) -> None:
-        """Close it, which takes as long as the last acks need."""
+        """Close it, which takes as long as the last acks may need."""
         began_s = self.loop.time()
         self.loop.run_until_complete(self.intake.close())
         assert self.loop.time() - began_s == bus.LAST_ACKS_S
@@ -347,7 +407,7 @@ Start = Callable[..., Consuming]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Give the function that starts an intake."""
+    """Give a function that starts an intake."""
     with ExitStack() as stack:
 
         def start(*arguments: Any, **options: Any) -> Consuming:
@@ -360,11 +420,11 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture
 def order(start: Start) -> Consuming:
-    """Give one with a single broker."""
+    """Give an intake with a single broker."""
     return start()
 
 
-def test_what_a_service_consumes_is_declared_and_bound(order: Consuming) -> None:
+def test_a_services_queues_are_declared_and_bound(order: Consuming) -> None:
     declared = {queue.name: queue.arguments for queue in order.broker.queues.values()}
     assert declared == bus.queue_arguments("order", ONE.retry_delays)
     assert order.broker.exchanges == {"events": [("#", "order")]}
@@ -372,8 +432,8 @@ def test_what_a_service_consumes_is_declared_and_bound(order: Consuming) -> None
     assert order.connection.params.tcp_options == TCP_OPTIONS
 
 
-def test_whoever_waits_for_deliveries_gets_what_comes_of_any_form(order: Consuming) -> None:
-    """The empty ones are left to pika."""
+def test_deliveries_of_any_form_are_waited_for(order: Consuming) -> None:
+    """Those with an empty body are left to pika."""
     waiting = order.start(order.intake.deliveries())
     assert not waiting.done()
     properties = pika.BasicProperties(headers={"x-attempts": 2})
@@ -395,7 +455,8 @@ def test_the_prefetch_is_for_twice_the_batches_in_flight(order: Consuming) -> No
 
 
 def cancel_holding_two(order: Consuming) -> None:
-    """The oldest one tells for how long: until the cancel, not until the queue was seen."""
+    """The age of the oldest is that at the cancel, not that when the queue was found."""
+    order.loop.advance(3)
     order.publish(b"1")
     order.loop.advance(7)
     order.publish(b"2")
@@ -404,7 +465,7 @@ def cancel_holding_two(order: Consuming) -> None:
 
 
 def cancel_and_delete(order: Consuming) -> None:
-    """As the broker does: asked at once, it says that the queue is there."""
+    """As the broker does: right after the cancel, the queue is still there."""
     order.cancel()
     del order.broker.queues["order"]
 
@@ -432,10 +493,10 @@ CANCELLED = (
     ],
     ids=["deleted", "cancelled, and deleted", "cancelled", "two unacked", "cancelled, and lost"],
 )
-def test_it_is_said_why_the_broker_cancels_a_consumer(
+def test_the_log_says_why_the_broker_has_cancelled_a_consumer(
     order: Consuming, fault: Callable[[Consuming], None], says: str, held: int
 ) -> None:
-    """The channel would keep the deliveries that are not overdue, and get no others."""
+    """A new channel is needed: the old one would keep its deliveries, and get no others."""
     fault(order)
     order.loop.advance(bus.GONE_WITHIN_S)
     (lost,) = order.why
@@ -446,8 +507,8 @@ def test_it_is_said_why_the_broker_cancels_a_consumer(
     assert len(consumer.unacked) == held
 
 
-def test_a_cancel_that_comes_with_the_answer_to_consuming_is_not_missed(start: Start) -> None:
-    """In one read of the socket, as when the queue is deleted in that moment."""
+def test_a_cancel_that_arrives_with_the_answer_to_consuming_is_not_missed(start: Start) -> None:
+    """Both can come in one read of the socket, if the queue is deleted in that moment."""
     order = start(latency_s=0.1)
     queues = order.broker.queues
     order.loop.agenda.run(enough=lambda: "order" in queues and bool(queues["order"].consumers))
@@ -457,8 +518,8 @@ def test_a_cancel_that_comes_with_the_answer_to_consuming_is_not_missed(start: S
     assert len(queues["order"].consumers) == 1
 
 
-def test_no_ack_covers_a_delivery_that_pika_drops_behind_a_cancel(order: Consuming) -> None:
-    """A large one is pika's to read, which has no consumer any more: its tag arrives nowhere."""
+def test_no_ack_covers_a_delivery_that_pika_drops_after_a_cancel(order: Consuming) -> None:
+    """A large one is left to pika, which has no consumer for it any more."""
     order.publish(b"1")
     (consumer,) = order.broker.queues["order"].consumers
     consumer.cancelled_by_broker()
@@ -488,8 +549,8 @@ def test_a_broker_that_has_a_majority_is_kept(start: Start, after_s: float) -> N
     assert "the broker cancelled the consumer" in order.why[0]
 
 
-def test_a_broker_that_answers_nothing_is_left_where_there_is_another(start: Start) -> None:
-    """It still answers heartbeats, so nothing else would tell."""
+def test_a_broker_that_does_not_answer_is_left_if_there_is_another(start: Start) -> None:
+    """It still answers heartbeats, so nothing else would notice."""
     order, alone = start(SEVERAL), start(ONE)
     for each in (order, alone):
         each.fall_silent()
@@ -500,20 +561,8 @@ def test_a_broker_that_answers_nothing_is_left_where_there_is_another(start: Sta
     assert alone.why == []
 
 
-def test_what_is_unacked_on_a_connection_given_up_goes_back(start: Start) -> None:
-    """The broker still answers heartbeats, and pika does not close what waits for an answer."""
-    order = start(SEVERAL)
-    order.publish(b"1")
-    assert order.bodies() == [b"1"]
-    order.connection.to_client.cut(0)
-    order.loop.advance(bus.ASKED_EVERY_S + bus.ANSWERS_WITHIN_S + bus.CLOSE_TIMEOUT_S + 1)
-    order.publish(b"2")
-    assert order.bodies() == [b"1", b"2"]
-    assert len(order.broker.sessions) == 1
-
-
-def test_a_broker_of_several_is_not_left_while_nothing_is_read(start: Start) -> None:
-    """Its answer may have come: it stands behind deliveries that wait."""
+def test_a_broker_of_several_is_not_left_while_reading_is_paused(start: Start) -> None:
+    """Its answer may have arrived, after deliveries that have not been read."""
     order = start(SEVERAL, max_bytes=0)
     order.publish(b"1")
     order.loop.advance(LONG_S)
@@ -528,8 +577,8 @@ def test_a_broker_of_several_is_not_left_while_nothing_is_read(start: Start) -> 
 # Large deliveries.
 
 
-def test_what_is_in_hand_is_bounded_in_bytes(start: Start) -> None:
-    """The bodies and 16 times what stands in the properties, which is two bytes at the least."""
+def test_unsettled_deliveries_are_bounded_in_bytes(start: Start) -> None:
+    """What counts is the body and 16 times the properties, which have at least two bytes."""
     order = start(max_bytes=200)
     order.publish(*(b"%d" % number * 48 for number in range(1, 6)))
     first = order.arrived()
@@ -544,7 +593,7 @@ def test_what_is_in_hand_is_bounded_in_bytes(start: Start) -> None:
     assert (warning["deliveries"], warning["bytes"]) == (3, 200)
 
 
-def test_a_body_of_many_small_values_counts_as_what_it_takes_in_memory(start: Start) -> None:
+def test_a_body_of_many_small_values_counts_by_the_memory_it_takes(start: Start) -> None:
     order = start(max_bytes=2**20)
     small, plain = b"[%s{}]" % (b"{}," * 12_000), b'["%s"]' % (b"x" * 36_000)
     order.publish(small, plain, small)
@@ -558,14 +607,14 @@ def test_a_body_of_many_small_values_counts_as_what_it_takes_in_memory(start: St
 
 
 @pytest.mark.parametrize("settings", [ONE, SEVERAL], ids=["one broker", "several"])
-def test_after_the_stop_what_is_in_hand_can_be_settled(start: Start, settings: Settings) -> None:
-    """It closes when the last acks are safe, and the rest goes back."""
+def test_after_the_stop_deliveries_can_be_settled(start: Start, settings: Settings) -> None:
+    """It closes when the last acks are safe, and the rest is requeued."""
     order = start(settings)
     order.publish(b"1", b"2")
     delivery, _ = order.arrived()
     assert order.connection.reader is not None
     order.do(order.intake.stop)
-    assert order.connection.reader is None, "it would go on past pika, which hands deliveries back"
+    assert order.connection.reader is None, "pika returns deliveries, which it would go on reading"
     order.loop.advance(LONG_S)
     order.publish(b"3")
     assert (order.arrived(), order.ready) == ([], [b"3"])

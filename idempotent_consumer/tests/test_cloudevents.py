@@ -1,4 +1,4 @@
-"""CloudEvents are read in both modes, and what is none is the sender's fault."""
+"""CloudEvents are decoded in both modes, and malformed ones are invalid."""
 
 from typing import Any
 
@@ -24,24 +24,22 @@ def binary(body: bytes, content_type: str | None, prefix: str = "cloudEvents:") 
 
 
 @pytest.mark.parametrize("content_type", [JSON_EVENT, "Application/JSON ; v=1", None])
-def test_a_structured_one_has_its_source_in_its_id(content_type: str | None) -> None:
+def test_a_structured_one_is_decoded_with_its_source_in_its_id(content_type: str | None) -> None:
     event = structured(content_type, subject="a", data={"n": 1})
     assert (event.id, event.type, event.args) == ("/shop 7", "new_order", {"n": 1})
     assert (event.members["subject"], event.members["source"]) == ("a", "/shop")
 
 
 @pytest.mark.parametrize("prefix", ["cloudEvents:", "cloudEvents_"])
-def test_a_binary_one_has_its_attributes_in_its_headers(prefix: str) -> None:
+def test_a_binary_one_is_decoded_with_the_attributes_in_its_headers(prefix: str) -> None:
     event = binary(b'{"n":1}', "application/json", prefix)
     assert (event.id, event.type, event.args) == ("/shop 7", "new_order", {"n": 1})
     assert event.members == {**ATTRIBUTES, "datacontenttype": "application/json"}
 
 
 @pytest.mark.parametrize("content_type", [JSON_EVENT, "application/json"])
-def test_the_media_type_decides_where_attributes_stand_in_the_headers_too(
-    content_type: str,
-) -> None:
-    """As the AMQP binding says in 3.2.3: a structured one may repeat them there."""
+def test_the_media_type_decides_about_the_mode(content_type: str) -> None:
+    """A structured one may repeat its attributes in the headers (3.2.3 of the AMQP binding)."""
     document = {**ATTRIBUTES, "data": {"n": 1}}
     expected = {"n": 1} if content_type == JSON_EVENT else document
     assert binary(orjson.dumps(document), content_type).args == expected
@@ -58,7 +56,7 @@ def test_the_media_type_decides_where_attributes_stand_in_the_headers_too(
         ({"data_base64": "eyJuIjoxfQ==", "datacontenttype": "text/x+json"}, {"n": 1}),
     ],
 )
-def test_data_of_every_kind_become_args(members: dict[str, Any], args: dict[str, Any]) -> None:
+def test_data_of_every_kind_becomes_args(members: dict[str, Any], args: dict[str, Any]) -> None:
     assert structured(**members).args == args
 
 
@@ -71,7 +69,7 @@ def test_data_of_every_kind_become_args(members: dict[str, Any], args: dict[str,
         (b'{"n":1}', "text/plain", {"data_base64": "eyJuIjoxfQ=="}),
     ],
 )
-def test_a_body_is_read_by_its_type(
+def test_a_body_is_decoded_by_its_content_type(
     body: bytes, content_type: str | None, args: dict[str, Any]
 ) -> None:
     event = binary(body, content_type)
@@ -96,13 +94,13 @@ def test_a_body_is_read_by_its_type(
         (orjson.dumps({**ATTRIBUTES, "data_base64": 7}), JSON_EVENT, "base64"),
     ],
 )
-def test_what_is_none_is_the_senders_fault(body: bytes, content_type: str, says: str) -> None:
+def test_a_malformed_one_is_invalid(body: bytes, content_type: str, says: str) -> None:
     with pytest.raises(InvalidEvent, match=says.replace("+", r"\+")):
         cloudevents.decode(body, Properties(content_type=content_type))
 
 
-def test_one_is_consumed_once_whatever_its_mode() -> None:
-    """Two sources may use the same id; one event may come in both modes."""
+def test_one_is_consumed_once_in_either_mode() -> None:
+    """Two sources may use the same id, and one event may arrive in both modes."""
     service = Service("billing", noun="invoices", decode=cloudevents.decode)
     seen: list[str] = []
     service.handler("new_order")(lambda event: seen.append(event.id))

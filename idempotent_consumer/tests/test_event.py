@@ -1,4 +1,4 @@
-"""What is an event and what is not, and when two bodies are one event."""
+"""Which bodies are events, and which have the same digest."""
 
 import json
 import re
@@ -16,16 +16,16 @@ from idempotent_consumer.event import MAX_BODY_BYTES, InvalidEvent, decode
 
 
 @pytest.mark.parametrize("body", dict.fromkeys(NO_EVENTS), ids=shown)
-def test_what_is_no_event_is_refused_with_a_reason(body: bytes) -> None:
-    """Each row of the contract's table of inputs that are parked."""
+def test_an_invalid_event_is_refused_with_a_reason(body: bytes) -> None:
+    """For every kind of input that the contract says is parked."""
     with pytest.raises(InvalidEvent) as raised:
         decode(body)
     assert str(raised.value)
     assert len(str(raised.value)) < 300
 
 
-def test_an_event_is_read_with_all_its_members() -> None:
-    """Other members are allowed and kept; args that are left out are an empty object."""
+def test_an_event_is_decoded_with_all_its_members() -> None:
+    """Other members are allowed and kept. Without args they are an empty object."""
     event = decode(b'{"id":"1","type":"t","args":{"n":[1]},"trace":"abc"}')
     assert (event.id, event.type, event.args) == ("1", "t", {"n": [1]})
     assert event.members["trace"] == "abc"
@@ -33,7 +33,7 @@ def test_an_event_is_read_with_all_its_members() -> None:
     assert (left_out.args, left_out.digest) == (empty.args, empty.digest) == ({}, empty.digest)
 
 
-def test_a_body_of_the_largest_size_is_read_and_one_byte_more_is_not_even_parsed() -> None:
+def test_a_body_of_the_largest_size_is_decoded_and_a_larger_one_is_not_parsed() -> None:
     head, tail = b'{"id":"1","type":"t","x":"', b'"}'
     largest = head + b"a" * (MAX_BODY_BYTES - len(head) - len(tail)) + tail
     assert decode(largest).id == "1"
@@ -43,7 +43,7 @@ def test_a_body_of_the_largest_size_is_read_and_one_byte_more_is_not_even_parsed
 
 
 def test_the_digest_is_a_stored_format_that_never_changes() -> None:
-    """Records hold it for as long as the window; another value would make conflicts of them."""
+    """Records keep it for as long as the window. With another value they would be conflicts."""
     body = '{"id":"ä","type":"new_order","args":{"b":[1.5,null],"a":true}}'.encode()
     assert decode(body).digest == "1:83f0ec09ad0b2c35c346949e3f37eab0"
 
@@ -58,7 +58,7 @@ def test_another_id_or_type_is_another_digest(names: str) -> None:
 
 @st.composite
 def nearly_events(draw: st.DrawFn) -> bytes:
-    """Draw an event in which some bytes are others, missing or too many."""
+    """Draw an event in which some bytes are replaced, missing or added."""
     body = bytearray(draw(events().flatmap(written)))
     others = [b"", b"\xff", b"\xc3", b"\0", *rb'{ } [ ] " \ : , 0 - e9 \u null /**/'.split()]
     for _ in range(draw(st.integers(1, 3))):
@@ -69,11 +69,8 @@ def nearly_events(draw: st.DrawFn) -> bytes:
 
 @settings(deadline=None)
 @given(nearly_events() | JSON_VALUES.map(orjson.dumps) | st.binary(max_size=200))
-def test_whatever_arrives_is_an_event_or_is_refused(body: bytes) -> None:
-    """What is accepted has an id and a digest that can be stored, and what is not a short reason.
-
-    That goes into a message's header, so it is text.
-    """
+def test_any_body_is_an_event_or_is_refused(body: bytes) -> None:
+    """An event's id and digest can be stored, and the text of a refusal fits in a header."""
     refused = None
     try:
         event = decode(body)
@@ -90,11 +87,8 @@ def test_whatever_arrives_is_an_event_or_is_refused(body: bytes) -> None:
 
 @settings(deadline=None)
 @given(events(), st.data())
-def test_two_ways_of_writing_have_one_digest(event: Json, data: st.DataObject) -> None:
-    """A producer that serialises its retry differently is no conflict.
-
-    The members' order at any depth, white space, escapes and other members do not count.
-    """
+def test_the_digest_does_not_depend_on_the_serialisation(event: Json, data: st.DataObject) -> None:
+    """Nor on other members: a producer's retry may be serialised differently."""
     ours = decode(orjson.dumps(event))
     other = {"id": event["id"], "type": event["type"], "args": event.get("args", {}), "by": "other"}
     assert decode(data.draw(written(other))).digest == ours.digest
@@ -115,8 +109,8 @@ def nodes(value: Any) -> Iterator[tuple[Any, Any]]:
 
 @settings(deadline=None)
 @given(ARGS.filter(bool), JSON_VALUES, st.data())
-def test_one_change_in_args_is_another_digest(args: Json, value: Any, data: st.DataObject) -> None:
-    """The standard library says what is a change: 1 and 1.0 are two values, and so are 0 and -0."""
+def test_any_change_of_args_changes_the_digest(args: Json, value: Any, data: st.DataObject) -> None:
+    """By the standard library's JSON, 1 and 1.0 are different values, and so are 0 and -0."""
     before = json.dumps(args, sort_keys=True), decode(event_with(args)).digest
     holder, name = data.draw(st.sampled_from(list(nodes(args))))
     if data.draw(st.booleans()):
@@ -127,8 +121,8 @@ def test_one_change_in_args_is_another_digest(args: Json, value: Any, data: st.D
     assert decode(event_with(args)).digest != before[1]
 
 
-def test_of_equal_names_the_last_counts() -> None:
-    """As in nearly every parser: who writes an event twice over in one object reads it so."""
+def test_of_members_with_the_same_name_the_last_counts() -> None:
+    """As in nearly every parser, so that producers and consumers agree."""
     body = b'{"id":"1","type":"t","args":{"a":1,"a":2},"id":"2"}'
     event = decode(body)
     assert (event.id, event.args) == ("2", {"a": 2})

@@ -1,4 +1,4 @@
-"""Headers, traces, decoders of a service's own and models: what a message brings, and takes on."""
+"""Headers, traces, a service's own decoder, models, failures and effects."""
 
 import asyncio
 import sys
@@ -35,7 +35,7 @@ def service(handle: Any = lambda _event: None, **options: Any) -> Service:
 
 
 def published(made: Service, *messages: Any, **properties: Any) -> InMemory:
-    """Return a world in which a service has been given these."""
+    """Return a world in which a service has received these."""
     world = InMemory(made)
     world.publish(*messages, **properties)
     return world
@@ -56,7 +56,7 @@ def leaving(*_: object) -> None:
 # Headers.
 
 
-def test_a_handler_sees_the_messages_own_headers_alone() -> None:
+def test_a_handler_gets_only_the_messages_own_headers() -> None:
     seen: list[Mapping[str, Any]] = []
     world = InMemory(service(lambda event: seen.append(event.headers)))
     own = {"tenant": "a", "n": 7, "x-request-id": "b", "list": [1]}
@@ -69,7 +69,7 @@ def test_a_handler_sees_the_messages_own_headers_alone() -> None:
         seen[0]["tenant"] = "b"  # type: ignore[index]
 
 
-def test_a_trace_goes_on_with_what_is_published_and_with_retries() -> None:
+def test_a_trace_continues_in_retries_and_in_what_is_published() -> None:
     failures, seen = iter([ValueError("no"), None]), list[Mapping[str, Any]]()
 
     def handle(event: Event) -> list[Publish]:
@@ -85,14 +85,14 @@ def test_a_trace_goes_on_with_what_is_published_and_with_retries() -> None:
 
 
 @pytest.mark.parametrize("value", [7, b"\xff", ["a"], "ä" * 5000])
-def test_what_is_no_traces_header_is_not_passed_on(value: object) -> None:
-    """However large it is: a handler's own headers have to find room beside it."""
+def test_a_malformed_trace_header_is_not_passed_on(value: object) -> None:
+    """A large one would leave no room for the handler's own headers."""
     headers = {"traceparent": value, "baggage": "a=1"}
     world = published(service(lambda _event: Publish("billed")), ORDER, headers=headers)
     assert world.published_headers == [{"baggage": "a=1"}]
 
 
-def test_whoever_publishes_after_a_crash_passes_the_headers_on() -> None:
+def test_a_trace_continues_in_what_is_published_after_a_crash() -> None:
     seen = set()
     for dies_at in range(1, 12):
         world = InMemory(service(lambda _event: Publish("billed")), dies_at=dies_at)
@@ -119,7 +119,7 @@ def test_a_header_that_cannot_be_sent_is_the_handlers_failure(headers: dict[Any,
 # Logs.
 
 
-def test_lines_that_are_logged_while_a_handler_runs_tell_its_event_and_no_other() -> None:
+def test_log_lines_of_a_handler_have_its_event_and_no_other() -> None:
     bound: list[dict[str, Any]] = []
     made = Service("billing", noun="invoices")
 
@@ -182,11 +182,12 @@ def test_a_decoder_makes_the_event() -> None:
 
 
 WRONG_EVENTS = [
-    {"id": ""},
-    {"type": 7},
-    {"args": None},
-    {"args": {"a": object()}},
-    {"args": {1: 2}},
+    {"id": "1"},
+    ORDER_EVENT._replace(id=""),
+    ORDER_EVENT._replace(type=7),
+    ORDER_EVENT._replace(args=None),
+    ORDER_EVENT._replace(args={"a": object()}),
+    ORDER_EVENT._replace(args={1: 2}),
 ]
 
 
@@ -194,14 +195,13 @@ WRONG_EVENTS = [
     "decode",
     [
         text,
-        lambda *_: {"id": "1"},
         out_of_stock,
         speechless,
         leaving,
-        *(lambda *_, wrong=wrong: ORDER_EVENT._replace(**wrong) for wrong in WRONG_EVENTS),
+        *(lambda *_, event=event: event for event in WRONG_EVENTS),
     ],
 )
-def test_a_decoder_that_fails_holds_the_message_for_a_later_version(decode: Any) -> None:
+def test_a_message_whose_decoder_fails_waits_for_a_later_version(decode: Any) -> None:
     with World() as world:
         process = world.start({"new_order": Handler(lambda _event: None)}, decode=decode)
         process.deliver(b"1 bug")
@@ -215,7 +215,7 @@ def test_a_decoder_that_fails_holds_the_message_for_a_later_version(decode: Any)
 @pytest.mark.parametrize(
     "message", [b"x" * (1024 * 1024 + 1), "1 \ud800".encode(errors="surrogatepass")]
 )
-def test_what_the_sender_got_wrong_is_parked_whatever_the_decoder_is(message: bytes) -> None:
+def test_a_large_body_or_text_that_is_not_utf8_is_parked_with_any_decoder(message: bytes) -> None:
     def decode(message: bytes, _properties: Properties) -> Event:
         return Event("1", "new_order", {"text": message.decode(errors="surrogatepass")})
 
@@ -224,7 +224,7 @@ def test_what_the_sender_got_wrong_is_parked_whatever_the_decoder_is(message: by
 
 
 class Mute(InvalidEvent):
-    """An invalid event whose text cannot be read."""
+    """An InvalidEvent whose text cannot be read."""
 
     __str__ = Speechless.__str__
 
@@ -238,7 +238,7 @@ class Mute(InvalidEvent):
         (Mute(), "Mute"),
     ],
 )
-def test_what_a_decoder_says_of_an_invalid_message_fits_into_a_header(
+def test_what_a_decoder_says_about_an_invalid_message_is_cut_to_fit_in_a_header(
     invalid: InvalidEvent, says: str
 ) -> None:
     def decode(_message: bytes, _properties: Properties) -> Event:
@@ -271,7 +271,7 @@ def converted(args: dict[str, Any]) -> Converted:
 @pytest.mark.parametrize("model", [Order, Validated, Validated.model_validate, converted])
 @pytest.mark.parametrize("claimed", [False, True])
 def test_a_handler_gets_what_its_model_makes_of_the_args(model: Any, *, claimed: bool) -> None:
-    """What the model does not take is parked at once, as invalid."""
+    """An event that the model rejects is parked at once, as invalid."""
     made, seen = Service("billing", noun="invoices"), list[tuple[str, int]]()
     if claimed:
 
@@ -303,7 +303,7 @@ def test_a_model_that_fails_does_not_open_the_circuit_breaker() -> None:
 # Failures.
 
 
-def test_an_exception_is_told_with_its_line_and_with_the_handlers_frames_alone() -> None:
+def test_an_exception_is_logged_with_its_line_and_only_the_handlers_frames() -> None:
     def price(currency: str) -> int:
         return {"USD": 1}[currency]
 
@@ -332,7 +332,7 @@ def test_an_exception_is_told_with_its_line_and_with_the_handlers_frames_alone()
         (speechless, "Speechless (test_messages.py:"),
     ],
 )
-def test_an_exception_that_is_hard_to_describe_is_a_failure_like_others(
+def test_an_exception_that_is_hard_to_describe_is_a_failure_like_any_other(
     way: str, fail: Any, says: str
 ) -> None:
     async def call(event: Event, _timeout_s: float) -> None:
@@ -380,7 +380,7 @@ WRONG_EFFECTS: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("returned", "says"), WRONG_EFFECTS)
 def test_wrong_effects_are_the_handlers_failure(returned: object, says: str) -> None:
-    """Told, retried and parked, and never sent to etcd; its batch mates are recorded."""
+    """The event is retried and parked. Only its batch mates are recorded in etcd."""
     world = InMemory(service(lambda event: returned if event.id == "bad" else None))
     world.publish(ORDER, {**ORDER, "id": "bad"}, {**ORDER, "id": "2"})
     assert [says in parked.error for parked in world.parked] == [True]

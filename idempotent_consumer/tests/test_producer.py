@@ -1,4 +1,4 @@
-"""A producer without a broker: where it cannot be used, and that it says so."""
+"""A producer without a broker: threads, forks, interrupts, and what it refuses."""
 
 import asyncio
 import gc
@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -26,51 +25,53 @@ from idempotent_consumer.bus import MAX_BYTES_IN_FLIGHT
 EVENT = b'{"id":"1","type":"new_order"}'
 
 
-def producer_at(port: int) -> Producer:
-    return Producer(Settings(rabbitmq_urls=(f"amqp://127.0.0.1:{port}/",)))
+def producer_at(port: int, log: Any = None) -> Producer:
+    return Producer(Settings(rabbitmq_urls=(f"amqp://127.0.0.1:{port}/",)), log)
 
 
 @pytest.fixture
 def producer() -> Iterator[Producer]:
+    """Give a producer whose connections are refused."""
     with producer_at(free_port()) as producer:
         yield producer
 
 
-def test_a_thread_that_runs_an_event_loop_is_told_what_to_do_instead(producer: Producer) -> None:
-    async def publish() -> None:
-        with pytest.raises(RuntimeError, match=r"asyncio\.to_thread"):
-            producer.publish([EVENT])
-        with pytest.raises(PublishError):
-            await asyncio.to_thread(producer.publish, [EVENT], timeout_s=0.2)
-
-    asyncio.run(publish())
+@pytest.fixture
+def server() -> Iterator[socket.socket]:
+    """Give a server that accepts connections and sends nothing, like a frozen broker."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(DEADLINE_S)
+        yield server
 
 
-def test_a_coroutine_shares_it_among_threads_and_closes_it() -> None:
-    """Their calls take turns, and each has its own result."""
-    errors: list[Any] = []
+def assert_asyncio_logged_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """No task or future was left behind with an exception that nobody read."""
+    gc.collect()
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
 
-    async def publish() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            with producer_at(server.getsockname()[1]) as producer:
-                calls = [
-                    asyncio.to_thread(producer.publish, [EVENT], timeout_s=0.2) for _ in range(3)
-                ]
-                errors.extend(await asyncio.gather(*calls, return_exceptions=True))
-            with pytest.raises(ValueError, match="make another"):
-                await asyncio.to_thread(producer.publish, [EVENT])
 
-    asyncio.run(publish())
+def test_coroutines_share_it_by_means_of_threads_and_close_it(server: socket.socket) -> None:
+    """The calls take turns, and each has its own result."""
+
+    async def publish() -> list[Any]:
+        with producer_at(server.getsockname()[1]) as producer:
+            with pytest.raises(RuntimeError, match=r"asyncio\.to_thread"):
+                producer.publish([EVENT])
+            calls = [asyncio.to_thread(producer.publish, [EVENT], timeout_s=0.2) for _ in range(3)]
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+    errors = asyncio.run(publish())
     assert [type(error) for error in errors] == [PublishError] * 3
+    assert "not connected yet" in str(errors[0])
 
 
-def test_one_thread_goes_on_with_the_connecting_that_another_has_begun(producer: Producer) -> None:
+def test_one_thread_continues_to_connect_where_another_has_begun(producer: Producer) -> None:
     for _ in range(2):
         with ThreadPoolExecutor(1) as thread, pytest.raises(PublishError, match="refused"):
             thread.submit(producer.publish, [EVENT], timeout_s=0.2).result()
 
 
-def test_a_call_waits_no_longer_for_its_turn_than_for_a_confirm(producer: Producer) -> None:
+def test_a_call_waits_for_its_turn_no_longer_than_for_a_confirm(producer: Producer) -> None:
     begun, over = threading.Event(), threading.Event()
 
     def bodies() -> Iterator[bytes]:
@@ -90,10 +91,10 @@ def test_a_call_waits_no_longer_for_its_turn_than_for_a_confirm(producer: Produc
 
 @pytest.mark.parametrize("again", [True, False])
 @pytest.mark.parametrize("defect", [ValueError("closed file"), KeyboardInterrupt()])
-def test_what_is_raised_amid_its_work_ends_one_call(
+def test_what_is_raised_while_it_works_ends_one_call(
     defect: BaseException, again: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By a log that cannot be written, or a signal's handler, which raises wherever it finds it."""
+    """A log may fail to write, and a signal's handler may raise anywhere."""
     defects = [defect]
 
     def write(*_: Any) -> Any:
@@ -102,15 +103,14 @@ def test_what_is_raised_amid_its_work_ends_one_call(
         raise structlog.DropEvent
 
     log: Any = structlog.wrap_logger(None, processors=[write])
-    with Producer(Settings(rabbitmq_urls=(f"amqp://127.0.0.1:{free_port()}/",)), log) as producer:
+    with producer_at(free_port(), log) as producer:
         with pytest.raises(type(defect)) as raised:
             producer.publish([EVENT], timeout_s=5)
         assert raised.value is defect
         if again:
             with pytest.raises(PublishError, match="refused"):
                 producer.publish([EVENT], timeout_s=0.2)
-    gc.collect()
-    assert [record for record in caplog.records if record.name == "asyncio"] == []
+    assert_asyncio_logged_nothing(caplog)
 
 
 def test_it_cannot_be_closed_within_publish(producer: Producer) -> None:
@@ -123,7 +123,7 @@ def test_it_cannot_be_closed_within_publish(producer: Producer) -> None:
     assert producer.publish([]) == 0
 
 
-def test_nothing_is_published_once_it_is_closed(producer: Producer) -> None:
+def test_a_closed_producer_publishes_nothing(producer: Producer) -> None:
     assert producer.publish([]) == 0
     producer.close()
     producer.close()
@@ -148,38 +148,15 @@ def test_what_is_not_a_list_of_bodies_is_refused(
         producer.publish(bodies)
 
 
-def test_a_header_that_cannot_be_sent_is_told_before_anything_is(producer: Producer) -> None:
+def test_a_wrong_header_is_refused_before_anything_is_sent(producer: Producer) -> None:
     with pytest.raises(ValueError, match="x-error"):
         producer.publish([EVENT], headers={"x-error": "a"})
 
 
-def test_an_interrupted_call_is_over_when_the_next_one_is_made(
+def test_a_second_interrupt_ends_only_its_own_call(
     producer: Producer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Ctrl-C reaches whatever runs, which can be the iterable."""
-    taken = []
-
-    def interrupted() -> Iterator[bytes]:
-        yield EVENT
-        raise KeyboardInterrupt
-
-    def others() -> Iterator[bytes]:
-        taken.append(1)
-        yield EVENT
-
-    with pytest.raises(KeyboardInterrupt):
-        producer.publish(interrupted())
-    with pytest.raises(PublishError, match="refused") as raised:
-        producer.publish(others(), timeout_s=0.2)
-    assert (taken, raised.value.confirmed) == ([1], 0)
-    gc.collect()
-    assert [record for record in caplog.records if record.name == "asyncio"] == []
-
-
-def test_an_interrupt_of_what_follows_an_interrupt_ends_no_more_than_its_call(
-    producer: Producer, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Ctrl-C is pressed again while the broken connection is closed."""
+    """Ctrl-C is pressed again while the interrupted connection is being closed."""
 
     def interrupt() -> None:
         raise KeyboardInterrupt
@@ -194,36 +171,41 @@ def test_an_interrupt_of_what_follows_an_interrupt_ends_no_more_than_its_call(
             producer.publish(bodies)
     with pytest.raises(PublishError, match="refused"):
         producer.publish([EVENT], timeout_s=0.2)
-    gc.collect()
-    assert [record for record in caplog.records if record.name == "asyncio"] == []
+    assert_asyncio_logged_nothing(caplog)
 
 
-def test_an_interrupted_call_is_followed_by_another_connection() -> None:
-    """On this one half a message may have been sent, or one counted that was not."""
+def test_an_interrupted_call_is_over_and_followed_by_another_connection(
+    server: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ctrl-C reaches whatever runs, which can be the iterable.
+
+    Half a message may have been sent on that connection, or one counted that was not.
+    """
+    taken = []
 
     def interrupted() -> Iterator[bytes]:
         yield EVENT
         raise KeyboardInterrupt
 
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(DEADLINE_S)
-        with producer_at(server.getsockname()[1]) as producer:
-            for publish in (
-                partial(producer.publish, [EVENT], timeout_s=0.2),
-                partial(producer.publish, interrupted()),
-                partial(producer.publish, [EVENT], timeout_s=0.2),
-            ):
-                with pytest.raises((PublishError, KeyboardInterrupt)):
-                    publish()
-        connections = [server.accept()[0] for _ in range(2)]
-        for connection in connections:
-            connection.close()
+    def others() -> Iterator[bytes]:
+        taken.append(1)
+        yield EVENT
+
+    with producer_at(server.getsockname()[1]) as producer:
+        with pytest.raises(PublishError):
+            producer.publish([EVENT], timeout_s=0.2)
+        with pytest.raises(KeyboardInterrupt):
+            producer.publish(interrupted())
+        with pytest.raises(PublishError) as raised:
+            producer.publish(others(), timeout_s=0.2)
+    assert (taken, raised.value.confirmed) == ([1], 0)
+    for _ in range(2):
+        server.accept()[0].close()
+    assert_asyncio_logged_nothing(caplog)
 
 
-def test_large_bodies_are_taken_until_they_fill_the_memory_that_is_set_aside(
-    producer: Producer,
-) -> None:
-    """Without a broker none is confirmed, so no more is taken."""
+def test_large_bodies_are_taken_up_to_a_limit_in_bytes(producer: Producer) -> None:
+    """Without a broker none is confirmed, so no more are taken."""
     taken: list[int] = []
 
     def bodies() -> Iterator[bytes]:
@@ -236,7 +218,7 @@ def test_large_bodies_are_taken_until_they_fill_the_memory_that_is_set_aside(
     assert sum(taken) == MAX_BYTES_IN_FLIGHT + 2**20
 
 
-def test_its_error_may_come_out_of_a_process_pool() -> None:
+def test_its_error_can_be_raised_by_a_process_pool() -> None:
     copy = pickle.loads(pickle.dumps(PublishError("why", 3)))  # noqa: S301 - as a pool does
     assert (type(copy), str(copy), copy.confirmed) == (PublishError, "why", 3)
 
@@ -246,21 +228,13 @@ def test_a_wrong_address_is_a_wrong_setting() -> None:
         Producer(Settings(rabbitmq_urls=("amqp://h/?heartbeat=0",)))
 
 
-def test_it_closes_although_the_broker_says_nothing() -> None:
-    """A frozen one takes connections all the same."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        producer = producer_at(server.getsockname()[1])
-        with pytest.raises(PublishError, match="not connected yet"):
-            producer.publish([EVENT], timeout_s=0.2)
-        producer.close()
-
-
 @pytest.mark.parametrize("ends", ["_end", "close"])
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # The process has threads.
-def test_a_forked_child_has_to_make_its_own_and_leaves_its_parents_alone(ends: str) -> None:
+def test_a_forked_child_cannot_use_its_parents_and_leaves_it_alone(
+    server: socket.socket, ends: str
+) -> None:
     """It would take the confirms of others for its own. ``_end`` is what the collector calls."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        producer = producer_at(server.getsockname()[1])
+    with producer_at(server.getsockname()[1]) as producer:
         with pytest.raises(PublishError):
             producer.publish([EVENT], timeout_s=0.2)
         reading, writing = os.pipe()
@@ -285,7 +259,6 @@ def test_a_forked_child_has_to_make_its_own_and_leaves_its_parents_alone(ends: s
             assert sent.startswith(header)
             _, answer = frame.decode_frame(sent[len(header) :])
             assert isinstance(answer.method, spec.Connection.StartOk), "the parent's goes on"
-        producer.close()
 
 
 UNCLOSED = """
@@ -316,7 +289,7 @@ if "daemon" in sys.argv:
 
 
 @pytest.mark.parametrize("how", ["", "fork", "collect", "fork collect", "daemon"])
-def test_one_that_nobody_closes_ends_without_a_word(how: str) -> None:
+def test_a_producer_that_nobody_closes_ends_silently(how: str) -> None:
     program = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", UNCLOSED, *how.split()]
     ended = subprocess.run(  # noqa: S603 - the program above
         program, capture_output=True, text=True, timeout=DEADLINE_S, check=False

@@ -1,4 +1,4 @@
-"""What is sent, what is sent again, and as what."""
+"""What is published, when it is sent again, and with which properties."""
 
 from __future__ import annotations
 
@@ -39,14 +39,20 @@ class Sending(Rabbit):
     def send(
         self, wanted: Callable[[], bool] = lambda: True, body: bytes = b"{}", queue: str = QUEUE
     ) -> asyncio.Future[bool]:
-        """Send a message; what comes of it without time passing has come."""
+        """Send a message, with everything that follows without time passing."""
         message = Message("", queue, body, WHOLE, BARE, wanted)
         sent: asyncio.Future[bool] = self.do(lambda: self.publisher.send(message))
         return sent
 
+    def confirm(self, *numbers: int, multiple: bool = False) -> None:
+        """Confirm messages by their numbers on the channel, one after the other."""
+        for number in numbers:
+            self.channel.confirm(number, multiple)
+            self.loop.run_until_idle()
+
     @property
     def sent(self) -> list[str]:
-        """With which properties messages have reached the broker."""
+        """The properties with which messages have reached the broker, whole or bare."""
         return [each.properties.message_id for each in self.broker.published]
 
     @property
@@ -76,16 +82,15 @@ def outcomes(futures: list[asyncio.Future[bool]]) -> list[bool | None]:
 def test_a_confirm_is_for_one_message_or_for_all_up_to_it(
     rabbit: Sending, multiple: bool, answered: list[bool | None], nacked: bool
 ) -> None:
-    """What is nacked is sent again; and whoever waits may have been cancelled."""
+    """Nacked messages are sent again. Whoever waits for one may have been cancelled."""
     rabbit.broker.confirms, rabbit.broker.nacks = False, lambda _: nacked
     futures = [rabbit.send() for _ in range(4)]
     futures[0].cancel()
-    rabbit.channel.confirm(3, multiple)
+    rabbit.confirm(3, multiple=multiple)
     if nacked:
         rabbit.broker.confirms, rabbit.broker.nacks = True, lambda _: False
         rabbit.loop.advance(2)
         assert len(rabbit.sent) == 4 + answered.count(True)
-    rabbit.loop.run_until_idle()
     assert outcomes(futures[1:]) == answered[1:]
 
 
@@ -93,7 +98,7 @@ def test_a_confirm_is_for_one_message_or_for_all_up_to_it(
 
 
 def test_a_nacked_message_is_sent_again_with_all_its_properties(rabbit: Sending) -> None:
-    """A queue without a leader nacks for a while; it says nothing of the message."""
+    """A queue without a leader nacks for a while, which says nothing about the message."""
     rabbit.broker.nacks = lambda _: True
     future = rabbit.send()
     rabbit.loop.advance(60)
@@ -102,7 +107,7 @@ def test_a_nacked_message_is_sent_again_with_all_its_properties(rabbit: Sending)
     rabbit.loop.advance(6)
     assert (future.result(), rabbit.publisher.trouble) == (True, "")
     assert set(rabbit.sent) == {"whole"}
-    assert 12 <= len(rabbit.sent) <= 40, "ever more slowly, and every five seconds at the least"
+    assert 12 <= len(rabbit.sent) <= 40, "after ever longer waits of at most five seconds"
     rabbit.loop.advance(60)
     assert len(rabbit.attempts) == 1
     line = rabbit.said("RabbitMQ did not take a message, sending it again")[0]
@@ -125,21 +130,19 @@ def test_after_a_confirm_nacked_messages_are_sent_again_soon(rabbit: Sending) ->
 
 
 def test_messages_lost_together_are_sent_whole_one_after_the_other(rabbit: Sending) -> None:
-    """Only of one that is alone in flight is it known that it may be to blame."""
+    """Only if it is alone in flight, a message is known to be the cause."""
     rabbit.broker.confirms = False
     futures = [rabbit.send(body=body) for body in (b"1", b"2")]
     for _ in range(3):
         rabbit.lose_and_wait_s()
     futures.append(rabbit.send(body=b"3"))
     assert rabbit.bodies == [b"1", b"2"] * 3 + [b"1"]
-    for confirmed in range(1, 4):
-        rabbit.channel.confirm(confirmed)
-        rabbit.loop.run_until_idle()
+    rabbit.confirm(1, 2, 3)
     assert outcomes(futures) == [True, True, True]
     assert set(rabbit.sent) == {"whole"}
 
 
-def test_a_message_that_the_broker_closes_connections_for_is_sent_bare(rabbit: Sending) -> None:
+def test_a_message_that_makes_the_broker_close_connections_is_sent_bare(rabbit: Sending) -> None:
     def close_for_it(_queue: str) -> bool:
         last = rabbit.broker.published[-1]
         if (last.body, last.properties.message_id) == (b"it", "whole"):
@@ -162,37 +165,25 @@ def test_a_message_that_the_broker_closes_connections_for_is_sent_bare(rabbit: S
     assert (line["log_level"], line["exchange"], line["routing_key"]) == ("warning", "", QUEUE)
 
 
-def test_connections_lost_with_a_message_alone_by_chance_say_little_of_it(rabbit: Sending) -> None:
-    """On a quiet service each message is alone, whatever the network does."""
-    rabbit.broker.confirms = False
-    rabbit.send()
-    for _ in range(5):
-        rabbit.lose_and_wait_s()
-    assert rabbit.sent == ["whole"] * 6
-    rabbit.lose_and_wait_s()
-    assert rabbit.sent == ["whole"] * 6 + ["bare"]
-
-
-def test_a_message_is_sent_bare_though_others_come_all_the_time(rabbit: Sending) -> None:
+def test_a_message_is_sent_bare_after_six_losses_and_before_others(rabbit: Sending) -> None:
+    """On a quiet service each message is alone, so a few lost connections say little about it."""
     rabbit.broker.confirms = False
     it = rabbit.send(body=b"it")
     for _ in range(5):
         rabbit.lose_and_wait_s()
+    assert rabbit.sent == ["whole"] * 6
     rabbit.lose()
     others = [rabbit.send(body=b"1")]
     rabbit.next_attempt_s()
     others.append(rabbit.send(body=b"2"))
-    assert (rabbit.bodies[-1], rabbit.sent[-1]) == (b"it", "bare"), "ahead of what came later"
-    for number in range(1, 4):
-        rabbit.channel.confirm(number)
-        rabbit.loop.run_until_idle()
+    assert rabbit.sent == ["whole"] * 6 + ["bare"]
+    assert rabbit.bodies == [b"it"] * 7
+    rabbit.confirm(1, 2, 3)
     assert outcomes([it, *others]) == [True] * 3
 
 
-def test_what_connections_are_always_closed_for_keeps_nothing_else_from_being_sent(
-    rabbit: Sending,
-) -> None:
-    """A permission that is missing for one routing key, for instance: no properties help."""
+def test_a_message_that_always_closes_connections_does_not_stop_the_others(rabbit: Sending) -> None:
+    """The user may lack a permission for one routing key: then no properties help."""
 
     def close_for_it(_queue: str) -> bool:
         if rabbit.broker.published[-1].body == b"it":
@@ -209,8 +200,8 @@ def test_what_connections_are_always_closed_for_keeps_nothing_else_from_being_se
     assert rabbit.bodies[-1] == b"it", "it is still tried"
 
 
-def test_a_nack_clears_a_message_that_channels_were_lost_with(rabbit: Sending) -> None:
-    """The broker has read it: it is sent with all the others again, not alone."""
+def test_after_a_nack_a_message_is_no_longer_sent_alone(rabbit: Sending) -> None:
+    """The broker has read it, so it did not make the broker close the connections."""
     rabbit.broker.confirms = False
     futures = [rabbit.send(body=body) for body in (b"1", b"2")]
     for _ in range(2):
@@ -223,14 +214,13 @@ def test_a_nack_clears_a_message_that_channels_were_lost_with(rabbit: Sending) -
     assert rabbit.bodies == [b"1", b"2"] * 5, "together"
     for _ in range(2):
         rabbit.lose_and_wait_s()
-    assert rabbit.bodies == [b"1", b"2"] * 7, "it counts anew"
-    rabbit.channel.confirm(2, multiple=True)
-    rabbit.loop.run_until_idle()
+    assert rabbit.bodies == [b"1", b"2"] * 7, "the losses are counted from zero"
+    rabbit.confirm(2, multiple=True)
     assert outcomes(futures) == [True, True]
 
 
 def test_a_message_without_a_confirm_is_sent_again_on_another_connection(rabbit: Sending) -> None:
-    """With all its properties: a queue without a majority confirms nothing, and we gave it up."""
+    """With all its properties: a queue without a majority confirms nothing either."""
     rabbit.broker.confirms = False
     rabbit.send()
     rabbit.loop.advance(9)
@@ -247,26 +237,25 @@ def test_a_message_without_a_confirm_is_sent_again_on_another_connection(rabbit:
     assert set(rabbit.sent) == {"whole"}
 
 
-def test_confirms_that_keep_coming_have_all_the_time_they_need(rabbit: Sending) -> None:
-    """A burst may take longer to send than one confirm may take to come."""
+def test_each_confirm_extends_the_deadline_of_the_next(rabbit: Sending) -> None:
+    """A burst may take longer to send than a single confirm may take."""
     rabbit.broker.confirms = False
     futures = [rabbit.send() for _ in range(4)]
     for confirmed in range(1, 4):
         rabbit.loop.advance(9)
-        rabbit.channel.confirm(confirmed)
-        rabbit.loop.run_until_idle()
+        rabbit.confirm(confirmed)
     assert len(rabbit.connections) == 1
     rabbit.loop.advance(3)
     rabbit.send()
     rabbit.loop.advance(3)
     rabbit.channel.confirm(5)
     rabbit.next_attempt_s()
-    assert rabbit.loop.time() <= 27 + 13, "a later one is no sign of life of the oldest"
+    assert rabbit.loop.time() <= 27 + 13, "the confirm of a later one does not"
     assert outcomes(futures) == [True, True, True, None]
 
 
-def test_a_confirm_on_a_connection_given_up_confirms_nothing_on_the_next(rabbit: Sending) -> None:
-    """A frozen broker goes on after its connection was given up; numbers begin again."""
+def test_a_confirm_on_an_abandoned_connection_confirms_nothing_on_the_next(rabbit: Sending) -> None:
+    """A frozen broker may go on after its connection was given up. Numbers begin at 1 again."""
     rabbit.broker.confirms = False
     futures = [rabbit.send()]
     old = rabbit.channel
@@ -279,8 +268,8 @@ def test_a_confirm_on_a_connection_given_up_confirms_nothing_on_the_next(rabbit:
     assert outcomes(futures) == [None, None]
 
 
-def test_a_returned_message_is_sent_again_when_its_queue_was_declared_anew(rabbit: Sending) -> None:
-    """The broker confirms what no queue takes: that ack is void."""
+def test_a_returned_message_is_sent_again_once_its_queue_is_declared(rabbit: Sending) -> None:
+    """The broker also confirms what no queue takes. That ack does not count."""
     rabbit.broker.delete_queue(QUEUE)
     future = rabbit.send()
     assert not future.done()
@@ -294,26 +283,26 @@ def test_a_returned_message_is_sent_again_when_its_queue_was_declared_anew(rabbi
     assert rabbit.publisher.trouble == ""
 
 
-def test_what_no_queue_takes_is_sent_again_by_itself(rabbit: Sending) -> None:
-    """All else that was unconfirmed with it is stored, so to send that again would double it."""
+def test_only_what_no_queue_takes_is_sent_again(rabbit: Sending) -> None:
+    """The other unconfirmed messages are stored, and would be doubled."""
     rabbit.broker.confirms = False
     others = [rabbit.send(body=b"before"), rabbit.send(body=b"after")]
     lost = [rabbit.send(body=b"lost", queue="nowhere") for _ in range(2)]
     rabbit.broker.confirms = True
-    rabbit.channel.confirm(4, multiple=True)
+    rabbit.confirm(4, multiple=True)
     rabbit.loop.advance(60)
     assert outcomes(others + lost) == [True, True, None, None]
     assert rabbit.broker.queues[QUEUE].bodies == [b"before", b"after"]
     assert len(rabbit.connections) == 1
     assert 2 * 12 <= rabbit.bodies.count(b"lost") <= 2 * 40
     said = len(rabbit.said("RabbitMQ did not take a message, sending it again"))
-    assert said == rabbit.bodies.count(b"lost") / 2, "one line for all that go to one queue"
+    assert said == rabbit.bodies.count(b"lost") / 2, "one line for all messages to one queue"
     rabbit.broker.queues["nowhere"] = Queue("nowhere", {})
     rabbit.loop.advance(6)
     assert outcomes(lost) == [True, True]
 
 
-def test_it_is_said_that_an_exchange_has_no_queue_for_a_message(rabbit: Sending) -> None:
+def test_trouble_says_that_an_exchange_has_no_queue_for_a_message(rabbit: Sending) -> None:
     rabbit.broker.exchanges["events"] = []
     message = Message("events", "new_order", b"{}", WHOLE, BARE, lambda: True)
     rabbit.do(lambda: rabbit.publisher.send(message))
@@ -321,7 +310,7 @@ def test_it_is_said_that_an_exchange_has_no_queue_for_a_message(rabbit: Sending)
 
 
 def test_a_confirm_of_more_than_was_sent_is_for_what_was_sent(rabbit: Sending) -> None:
-    """It is compared with no number that a message could not have."""
+    """The numbers up to it are not counted one by one."""
     rabbit.broker.confirms = False
     futures = [rabbit.send() for _ in range(2)]
     ack = spec.Basic.Ack(2**63, multiple=True)
@@ -332,8 +321,8 @@ def test_a_confirm_of_more_than_was_sent_is_for_what_was_sent(rabbit: Sending) -
 # Alarms.
 
 
-def test_after_an_alarm_each_confirm_has_its_whole_time(rabbit: Sending) -> None:
-    """The broker does not read: it has not had the message, and needs a moment when it reads on."""
+def test_after_an_alarm_each_confirm_has_all_its_time(rabbit: Sending) -> None:
+    """During the alarm the broker does not read, so it has not received the message."""
     assert rabbit.connection.params.tcp_options == KEEPALIVE
     assert "TCP_USER_TIMEOUT" not in KEEPALIVE
     rabbit.broker.confirms = False
@@ -367,12 +356,12 @@ def test_what_is_sent_during_an_alarm_waits_for_its_end(rabbit: Sending) -> None
     rabbit.lose()
     rabbit.broker.set_alarm(False)
     rabbit.next_attempt_s()
-    assert outcomes(futures) == [True] * 4, "it is over for the next connection too"
+    assert outcomes(futures) == [True] * 4, "the next connection is not blocked"
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_an_alarm_that_is_over_is_not_what_keeps_a_message(rabbit: Sending, lost: bool) -> None:
-    """The broker goes away, for instance: whoever waits is told that."""
+def test_an_alarm_that_is_over_is_no_longer_the_trouble(rabbit: Sending, lost: bool) -> None:
+    """It is over when the connection is lost, too."""
     rabbit.broker.confirms = False
     rabbit.broker.set_alarm(True)
     rabbit.send()
@@ -386,8 +375,8 @@ def test_an_alarm_that_is_over_is_not_what_keeps_a_message(rabbit: Sending, lost
     assert rabbit.publisher.trouble == ""
 
 
-def test_connections_lost_in_an_alarm_say_nothing_of_a_message(rabbit: Sending) -> None:
-    """The broker, which may be killed for want of memory again and again, has not read it."""
+def test_connections_lost_during_an_alarm_are_not_counted(rabbit: Sending) -> None:
+    """The broker may be killed again and again for want of memory. It has not read the message."""
     rabbit.broker.set_alarm(True)
     future = rabbit.send()
     for _ in range(7):
@@ -401,7 +390,7 @@ def test_connections_lost_in_an_alarm_say_nothing_of_a_message(rabbit: Sending) 
 # What is no longer wanted.
 
 
-def test_what_is_not_wanted_any_more_is_not_sent_nor_sent_again(rabbit: Sending) -> None:
+def test_what_is_no_longer_wanted_is_not_sent_again(rabbit: Sending) -> None:
     rabbit.broker.nacks = lambda _: True
     wanted = {"yet": True}
     futures = [rabbit.send(lambda: wanted["yet"])]
@@ -419,7 +408,7 @@ def test_what_is_not_wanted_any_more_is_not_sent_nor_sent_again(rabbit: Sending)
 
 
 @pytest.mark.parametrize("answers", [True, False])
-def test_what_is_not_confirmed_when_it_closes_is_given_up(rabbit: Sending, answers: bool) -> None:
+def test_what_is_unconfirmed_when_it_closes_is_given_up(rabbit: Sending, answers: bool) -> None:
     rabbit.broker.nacks = lambda _: True
     futures = [rabbit.send()]
     rabbit.broker.confirms = False
@@ -437,7 +426,7 @@ def test_what_is_not_confirmed_when_it_closes_is_given_up(rabbit: Sending, answe
 # Messages.
 
 
-def test_an_event_is_published_by_its_type_as_far_as_amqp_takes_it() -> None:
+def test_an_events_routing_key_is_its_type_cut_to_what_amqp_allows() -> None:
     short = event_message(Outgoing(b'{"id":"1","type":"new_order"}'))
     assert (short.exchange, short.routing_key) == ("events", "new_order")
     assert short.properties.delivery_mode == 2
@@ -447,7 +436,7 @@ def test_an_event_is_published_by_its_type_as_far_as_amqp_takes_it() -> None:
         event_message(Outgoing(b"{}"))
 
 
-def test_a_forwarded_message_is_wanted_while_its_delivery_can_be_settled() -> None:
+def test_a_forwarded_message_is_wanted_as_long_as_its_delivery_can_be_settled() -> None:
     epoch = Epoch(1, None)
     delivery = Delivery(epoch, 1, pika.BasicProperties(headers={"trace": "1"}), b"{}")
     epoch.arrived(1)

@@ -1,4 +1,4 @@
-"""A process and its RabbitMQ in memory, as tests of the bus need them."""
+"""A process and its RabbitMQ in memory, for tests of the bus and the publisher."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from idempotent_consumer.testing.process import captured
 class Rabbit:
     """RabbitMQ and what a process needs to connect to it.
 
-    ``attempts`` has when each connection was opened, and to which node.
+    ``attempts`` has the time and the node of each attempt to connect.
     """
 
     def __init__(self) -> None:
@@ -31,16 +31,16 @@ class Rabbit:
 
     @property
     def connection(self) -> Connection:
-        """The connection that was opened last."""
+        """The latest connection."""
         return self.connections[-1]
 
     @property
     def channel(self) -> Session:
-        """The broker's side of that connection, and of its channel."""
+        """The broker's side of the latest connection and its channel."""
         return self.broker.sessions[-1]
 
     def do(self, what: Callable[[], Any]) -> Any:
-        """Do something in a step of the process, with all that follows without time passing."""
+        """Do something in the process's loop, with everything that follows without time passing."""
 
         async def step() -> Any:
             return what()
@@ -50,35 +50,35 @@ class Rabbit:
         return result
 
     def start(self, work: Awaitable[object]) -> Any:
-        """Run it as a task, as far as it goes without time passing."""
+        """Run it as a task, as far as it gets without time passing."""
         task = self.loop.create_task(work)
         self.loop.run_until_idle()
         return task
 
     def lose(self) -> None:
-        """Reset the last connection."""
+        """Reset the latest connection."""
         self.broker.lose(self.connection)
         self.loop.run_until_idle()
 
     def lose_and_wait_s(self) -> float:
-        """Reset the last connection; return how long it took until the next was opened."""
+        """Reset the latest connection; return the time until the next attempt."""
         lost_s = self.loop.time()
         self.lose()
         return self.next_attempt_s() - lost_s
 
     def next_attempt_s(self) -> float:
-        """Let time pass until a connection is opened; return when that was."""
+        """Let time pass until the next attempt to connect; return when that was."""
         before = len(self.attempts)
         self.loop.agenda.run(enough=lambda: len(self.attempts) > before)
         self.loop.run_until_idle()
         return self.attempts[before][0]
 
     def fall_silent(self) -> None:
-        """Answer nothing on the last connection any more, as a frozen broker does."""
+        """Stop answering on the latest connection, as a frozen broker does."""
         self.connection.to_broker.cut(0)
 
     def said(self, event: str) -> list[Any]:
-        """Return the log lines with this text."""
+        """Return the log lines of this event."""
         return [line for line in self.lines.entries if line["event"] == event]
 
     def _connect(self, parameters: Any, **callbacks: Any) -> Connection:

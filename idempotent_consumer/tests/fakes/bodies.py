@@ -1,4 +1,4 @@
-"""Events as Hypothesis draws them, in every way of writing, without the code under test."""
+"""Events drawn by Hypothesis and serialised in many ways, without the code under test."""
 
 import json
 from typing import Any
@@ -21,7 +21,7 @@ IDS = st.text(min_size=1) | st.sampled_from(AWKWARD_IDS)
 
 
 def events() -> st.SearchStrategy[Json]:
-    """Draw events with a handler. Other members are allowed, whatever they hold."""
+    """Draw events that have a handler, also with other members of any value."""
     others = st.dictionaries(st.sampled_from(["sent", "trace", "ID", "x" * 300]), JSON_VALUES)
     known = {"id": IDS, "type": st.just("new_order")}
     event = st.fixed_dictionaries(known, optional={"args": ARGS})
@@ -30,7 +30,7 @@ def events() -> st.SearchStrategy[Json]:
 
 @st.composite
 def shuffled(draw: st.DrawFn, value: Any) -> Any:
-    """Draw another order of the members of each object in a value."""
+    """Draw another order for the members of each object in a value."""
     if isinstance(value, list):
         return [draw(shuffled(each)) for each in value]
     if isinstance(value, dict):
@@ -41,7 +41,7 @@ def shuffled(draw: st.DrawFn, value: Any) -> Any:
 
 @st.composite
 def written(draw: st.DrawFn, event: Json) -> bytes:
-    """Draw one of the ways in which producers write an event."""
+    """Draw one of the ways in which producers serialise an event."""
     event = draw(shuffled(event))
     if draw(st.booleans()):
         return orjson.dumps(event)

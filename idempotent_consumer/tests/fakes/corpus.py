@@ -5,7 +5,7 @@ import json
 
 MIB = 1024 * 1024
 
-NO_VALUES = [
+_NO_VALUES = [
     *rb"""NaN Infinity -Infinity 1e999 01 +1 .5 0x1 'a' undefined "\ud800" "\udfff" "a\udfffb"
           "\udc00\ud800" {"\ud800":1} "\x41" [1,] {1:2}""".split(),
     b'"a\tb"',
@@ -19,14 +19,11 @@ NO_VALUES = [
     b"[" * 300 + b"]" * 300,
     b"[" * 600 + b"]" * 600,
     b'{"a":' * 300 + b"1" + b"}" * 300,
-]
-"""What stands in an event's args, and is no JSON or none that can be given a digest."""
-
-_LARGE_VALUES = [
     b"9" * 400_000,
     b"[" * 100_000 + b"]" * 100_000,
     b'{"a":' * 170_000,
 ]
+"""Values in args that are not JSON, or that have no digest."""
 
 _EVENT = b'{"id":"bad","type":"new_order"}'
 
@@ -76,7 +73,7 @@ _SHAPES = [
     b"\xff" * 1000,
 ]
 
-LARGE = [
+_LARGE = [
     _EVENT + b" " * (MIB + 1 - len(_EVENT)),
     b'{"id":"bad","type":"new_order","args":{"a":"' + b"x" * MIB + b'"}}',
     b'{"id":"' + b"x" * (5 * MIB) + b'","type":"new_order"}',
@@ -87,32 +84,29 @@ LARGE = [
 ]
 
 NO_EVENTS = [
-    *(
-        b'{"id":"bad","type":"new_order","args":{"a":%b}}' % value
-        for value in (*NO_VALUES, *_LARGE_VALUES)
-    ),
+    *(b'{"id":"bad","type":"new_order","args":{"a":%b}}' % value for value in _NO_VALUES),
     *_SHAPES,
-    *LARGE,
+    *_LARGE,
     *_SHAPES[:3],
-    LARGE[0],
+    _LARGE[0],
 ]
-"""Some stand in it twice: nothing says that two equal ones are one."""
+"""Some are in it twice: equal bodies are still different messages."""
 
 AWKWARD_IDS = (
     # Like paths, and like other keys.
     *("123", "a/b", "123/", "123//", "/", "//", "..", "../notify/123", "/service/order/123"),
-    # With what nobody sees.
+    # With characters that are invisible.
     *("123\0", "\0", " ", "123\n", "123 ", "\ufeff123", "\u200b123", "\U0010ffff", "%2F"),
-    # Equal but for their case, or when they are normalised.
+    # Equal except for case, or after normalisation.
     *("ABC", "abc", "\u00e9", "e\u0301", "\u00df", "SS", "\ufb01", "fi", "\u0130", "i\u0307"),
-    # Like the hash that stands for a long one.
+    # Like the hash that replaces a long id.
     *("sha256:", "sha256", "sha256:" + "0" * 64, "SHA256:" + "0" * 64),
-    # As long as can be, and longer.
+    # Of the greatest length, and longer.
     *("x" * length for length in (127, 128, 129, 10_000, 10_001)),
     *("\u00e9" * 64, "\u00e9" * 64 + "x", "\u00e9" * 63 + "x"),
     *("\U0001f600" * 32, "\U0001f600" * 32 + "x"),
 )
-"""Ids that a careless key would bring together, or could not write."""
+"""Ids for which a careless key would be the same, or impossible."""
 
 ODD_EVENTS = {
     **{each: json.dumps({"id": each, "type": "new_order"}).encode() for each in AWKWARD_IDS},
@@ -126,9 +120,9 @@ ODD_EVENTS = {
     "other members": b'{"id":"other members","type":"new_order","x":null,"args":{},"":[[]]}',
     "1 MiB": b'{"id":"1 MiB","type":"new_order"}'.ljust(MIB),
 }
-"""Bodies by the id of the event that each is."""
+"""Bodies by the id of the event."""
 
 
 def shown(body: bytes) -> str:
-    """Return the name of a test of this body."""
+    """Return the id of a test with this body."""
     return f"{len(body)} bytes, {body[:40]!r}"

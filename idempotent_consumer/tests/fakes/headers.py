@@ -1,4 +1,4 @@
-"""Header tables, written byte by byte: pika does not write all that others do."""
+"""Header tables, encoded byte by byte: other clients send values that pika cannot encode."""
 
 import math
 import struct
@@ -8,22 +8,22 @@ _TABLE_AND_TYPE_AND_DELIVERY_MODE = 0x3020
 
 
 def table(*entries: bytes) -> bytes:
-    """Write a table of entries."""
+    """Encode a table of entries."""
     content = b"".join(entries)
     return struct.pack(">I", len(content)) + content
 
 
 array = table
-"""Write an array, of values that begin with their kind: its form is a table's."""
+"""Encode an array of values, each with its kind in front. It has the form of a table."""
 
 
 def entry(name: bytes, kind: bytes, value: bytes) -> bytes:
-    """Write one entry of a table."""
+    """Encode one entry of a table."""
     return bytes([len(name)]) + name + kind + value
 
 
 def nested(levels: int) -> bytes:
-    """Write a table that holds a table, that holds a table."""
+    """Encode a table in a table, and so on."""
     inner = table()
     for _ in range(levels):
         inner = table(entry(b"x", b"F", inner))
@@ -31,12 +31,12 @@ def nested(levels: int) -> bytes:
 
 
 def encoded(headers: bytes) -> bytes:
-    """Write properties: this table of headers, not persistent, of type ``t``."""
+    """Encode properties with these headers, not persistent, of type ``t``."""
     return struct.pack(">H", _TABLE_AND_TYPE_AND_DELIVERY_MODE) + headers + b"\x01" + b"\x01t"
 
 
 def header_entries(properties: Any) -> bytes:
-    """Return the headers of properties without text ahead of them, as they are written."""
+    """Return the encoded headers of properties that have no other property in front of them."""
     data = b"".join(properties.encode())
     (flags,) = struct.unpack_from(">H", data)
     if flags & 0xE000 != 0x2000:
@@ -76,4 +76,4 @@ HOSTILE = {
         )
     ),
 }
-"""What can stand in a table. RabbitMQ itself closes the connection of whoever publishes NaN."""
+"""Entries of tables. RabbitMQ itself closes the connection of a client that publishes NaN."""
