@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from pika import spec
 from pika.exceptions import ChannelWrongStateError, ConnectionWrongStateError
 from structlog.typing import FilteringBoundLogger
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from . import amqp, names
 from .event import NOTHING, Decoder, Event, Properties, decode, decode_by
@@ -376,10 +377,18 @@ class RecoveringConnection:
 
         Any other exception of it, or of a callback, is raised in an ExceptionGroup.
         """
+        # tenacity adds to statistics that it keeps per thread, and a shared Producer changes threads
+        # between two attempts. Nobody reads them, so they are made again after each attempt.
+        recover = AsyncRetrying(
+            retry=retry_if_exception_type(ChannelLost),
+            wait=self._wait_s,
+            sleep=asyncio.sleep,
+            after=lambda state: state.retry_object.begin(),
+        )
         self._addresses = cycle(self._system.random.sample(self._parameters, len(self._parameters)))
         self._running = asyncio.current_task()
         async with asyncio.TaskGroup() as tasks:
-            recovering = tasks.create_task(self._recover(use))
+            recovering: asyncio.Task[None] = tasks.create_task(recover(self._connect, use))
             await self._closing.wait()
             recovering.cancel()
 
@@ -396,14 +405,6 @@ class RecoveringConnection:
         if self._running is not None:
             await asyncio.wait({self._running})
 
-    async def _recover(self, use: Callable[[ClientChannel], Awaitable[None]]) -> None:
-        while True:
-            try:
-                return await self._connect(use)
-            except ChannelLost as loss:
-                wait_s = self._report(str(loss))
-            await asyncio.sleep(wait_s)
-
     async def _connect(self, use: Callable[[ClientChannel], Awaitable[None]]) -> None:
         address, self._ready_s = next(self._addresses), math.inf
         self._node = f"{address.host}:{address.port}"
@@ -419,8 +420,9 @@ class RecoveringConnection:
         finally:
             await client.close()
 
-    def _report(self, why: str) -> float:
+    def _wait_s(self, state: RetryCallState) -> float:
         """Report a loss, and return the seconds until the next attempt."""
+        why = str(state.outcome.exception()) if state.outcome else ""
         now_s = asyncio.get_running_loop().time()
         if now_s - self._ready_s > HELD_S:
             self._backoff.waits = 0
