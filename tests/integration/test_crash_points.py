@@ -17,6 +17,7 @@ nothing is acked.
 import json
 import random
 import signal
+import sys
 from collections import Counter, defaultdict
 from contextlib import ExitStack, suppress
 from itertools import chain, product
@@ -27,7 +28,7 @@ import pytest
 
 from chaos.acks import AckAudit
 from chaos.checks import becomes, passes
-from chaos.crash_points import PROOF
+from chaos.crash_points import PROOF, VARIABLE
 from chaos.durations import often
 from chaos.load import ids, order
 from chaos.outages import frozen
@@ -185,8 +186,9 @@ def start_crashing(attempt: Trial, at: Cell, **settings: str) -> Service:
 
     Where events wait for it already, it may have come to that point before anybody saw it ready.
     """
-    at_passage = f"{at.point}:{at.passage}"
-    crashing = attempt.start(wait=False, crash_at=at_passage, **{**SETTINGS, **settings})
+    command = [sys.executable, "-m", "chaos.crash_points", at.service]
+    settings = {**SETTINGS, VARIABLE: f"{at.point}:{at.passage}", **settings}
+    crashing = attempt.start(wait=False, command=command, **settings)
     with suppress(ServiceEndedError):
         crashing.wait_ready()
     return crashing
