@@ -1,4 +1,4 @@
-"""etcd stops, freezes, loses its data, is full or refuses a service: deliveries are held."""
+"""etcd is away, loses its data, is full or refuses a service: deliveries are held."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -22,15 +22,15 @@ from servers.services import Service
 from servers.wait import eventually
 
 BATCH = 32
-# The library asks the broker for as much again as its four commits in flight hold.
+# The prefetch: twice what the four commits in flight hold.
 IN_FLIGHT_AT_MOST = 2 * 4 * BATCH
 MOST_EVENTS = 3000
-# A wiped etcd's revisions begin again, so it can look like one that was restored.
+# Revisions of a wiped etcd begin again, so it may look like a restored one.
 ANOTHER = "wiped|restored from an older state"
 SEEN_PAST_THE_SNAPSHOT = 50
 
 LOGIN = {"ETCD_USER": "order", "ETCD_PASSWORD": "order's own"}
-# A secret that both a container and this machine have, as long as nothing outside is to sign.
+# The key may be any file that both a container and this machine have.
 JWT = "--auth-token=jwt,sign-method=HS256,priv-key=/etc/hostname,ttl={ttl}"
 RATE_PER_S = 100
 QUOTA_BYTES = 16_777_216
@@ -39,7 +39,7 @@ FILLER = "/filler/"
 
 @pytest.fixture
 def clean(clean: Servers, request: pytest.FixtureRequest) -> Iterator[Servers]:
-    """Give an etcd of the test's own beside the broker, where its parameter has flags for one."""
+    """Give the test an etcd of its own if its parameter has flags for one."""
     flags = getattr(request, "param", None)
     if flags is None:
         yield clean
@@ -49,7 +49,7 @@ def clean(clean: Servers, request: pytest.FixtureRequest) -> Iterator[Servers]:
 
 
 def own_etcd(*flags: str) -> pytest.MarkDecorator:
-    """Start an etcd for the test, with more flags."""
+    """Start an etcd for this test, with more flags."""
     return pytest.mark.parametrize("clean", [flags], indirect=True, ids=["own"])
 
 
@@ -67,10 +67,10 @@ def own_etcd(*flags: str) -> pytest.MarkDecorator:
     ],
 )
 def test_etcd_is_away_for_a_while(trial: StartTrial, down: Outage, seconds: float) -> None:
-    """What is in flight stays bounded, and every delivery comes once: none goes back."""
+    """What is in flight stays bounded, and every event is delivered once."""
     attempt = trial(f"etcd {down.name} for {seconds:g} s")
     broker, service = attempt.broker, attempt.start(BATCH_SIZE=str(BATCH))
-    # A call is given 5 s before it has failed.
+    # A call fails after 5 s.
     noticed = down is not frozen or seconds > 5
 
     def held() -> None:
@@ -103,12 +103,12 @@ def test_etcd_is_away_for_a_while(trial: StartTrial, down: Outage, seconds: floa
 def test_etcd_is_frozen_for_long_and_a_replica_is_stopped_meanwhile(
     trial: StartTrial, seconds: float
 ) -> None:
-    """What the stopped one held goes back once; the outage itself costs no delivery anything."""
+    """What the stopped replica held is requeued once; the outage itself requeues nothing."""
     attempt = trial("etcd frozen for long")
     broker, acks = attempt.broker, attempt.acks
     running = [attempt.start(BATCH_SIZE=str(BATCH)) for _ in range(2)]
     attempt.publish(orders(50, "before"))
-    # A frozen etcd keeps the audit waiting: it begins when no ack is on its way.
+    # The audit would wait for the frozen etcd if an ack were under way.
     becomes(lambda: acks.checked, 50)
     load = attempt.load(min(100, MOST_EVENTS / seconds))
     with frozen(attempt.servers.etcd), load as publishing:
@@ -133,14 +133,14 @@ def test_etcd_is_frozen_for_long_and_a_replica_is_stopped_meanwhile(
 @pytest.mark.quick
 @pytest.mark.timeout(200)
 def test_etcd_is_wiped(trial: StartTrial) -> None:
-    """Neither what was in flight, nor what comes, nor what the service remembers is acked."""
+    """No ack: not of what was in flight, of what comes, or of what the service has cached."""
     attempt = trial("etcd wiped")
     broker, etcd = attempt.broker, attempt.servers.etcd
     service = attempt.start()
-    # Recorded before, and gone with the data: the attempt judges what comes after.
+    # Their records go with the data, so the trial does not judge them.
     known = broker.publish(orders(20, "known"))
     becomes(lambda: attempt.store.done("order"), ids(known))
-    # A record can be there before its answer is: what was not acked by now would be held, too.
+    # A record is there before its ack: what is unacked now would be held, too.
     becomes(lambda: broker.unacked("order"), 0)
     etcd.kill()
     attempt.publish(orders(30, "held"))
@@ -158,7 +158,7 @@ def test_etcd_is_wiped(trial: StartTrial) -> None:
 @pytest.mark.short
 @pytest.mark.timeout(200)
 def test_etcd_is_restored_from_an_older_snapshot(trial: StartTrial) -> None:
-    """Nothing is acked, not even what the snapshot still holds, until the service is restarted."""
+    """Nothing is acked until the service is restarted, not even what the snapshot still has."""
     attempt = trial("etcd restored from an older snapshot")
     store, etcd = attempt.store, attempt.servers.etcd
     service = attempt.start()
@@ -167,7 +167,7 @@ def test_etcd_is_restored_from_an_older_snapshot(trial: StartTrial) -> None:
     etcd.save()
     for number in range(SEEN_PAST_THE_SNAPSHOT):
         store.client.put("/elsewhere", str(number).encode())
-    # Recorded and acked, and gone with the restoring: for the operator to know, not for us.
+    # Recorded and acked, and lost by the restore: the operator's decision.
     gone = attempt.broker.publish(orders(20, "gone"))
     becomes(lambda: store.done("order"), ids(saved + gone))
     before = store.client.revision()
@@ -184,7 +184,7 @@ def test_etcd_is_restored_from_an_older_snapshot(trial: StartTrial) -> None:
 @own_etcd(f"--quota-backend-bytes={QUOTA_BYTES}")
 @pytest.mark.timeout(200)
 def test_etcd_is_full(trial: StartTrial) -> None:
-    """Held and not returned, duplicates acked; a replica that starts meanwhile consumes nothing."""
+    """New events are held, duplicates acked; a replica that starts meanwhile consumes nothing."""
     attempt = trial("etcd NOSPACE")
     store, statsd, etcd = attempt.store, attempt.statsd, attempt.servers.etcd
     service = attempt.start()
@@ -208,7 +208,7 @@ def test_etcd_is_full(trial: StartTrial) -> None:
 
     throughout(5, held)
     attempt.fired()
-    # As etcd's page "Maintenance" says: make room, then disarm the alarm.
+    # As on etcd's page "Maintenance": make room, then disarm the alarm.
     store.client.delete(FILLER)
     etcd.ctl("compact", "--physical", str(store.keep_history()))
     etcd.ctl("defrag")
@@ -243,7 +243,7 @@ def test_etcd_refuses_a_service_at_work(
     accept: Callable[[Etcd], None],
     why: str,
 ) -> None:
-    """All is held, with etcd's own words for it; it goes on by itself when etcd accepts it."""
+    """The service holds everything, with etcd's reason, and goes on when etcd accepts it again."""
     attempt = trial(f"etcd authentication: {fault}")
     service = attempt.start() if fault == "none" else logged_in(attempt)
     with attempt.under_load(RATE_PER_S, at_least=200):
@@ -265,7 +265,7 @@ def test_etcd_refuses_a_service_at_work(
     ],
 )
 def test_etcd_refuses_a_service_that_starts(trial: StartTrial, fault: str, why: str) -> None:
-    """Alive, consuming nothing, saying why; ready without a restart once its login is right."""
+    """It consumes nothing and says why, and is ready without a restart once its login is valid."""
     attempt, wrong = trial(f"etcd authentication: {fault}"), fault == "wrong password"
     etcd, broker = attempt.servers.etcd, attempt.broker
     assert attempt.start().terminate(10) == 0
@@ -292,7 +292,7 @@ def test_etcd_refuses_a_service_that_starts(trial: StartTrial, fault: str, why: 
     attempt.judge(at_least=50)
 
 
-# A restart forgets simple tokens; a change of any user ends those from before it.
+# A restart of etcd loses simple tokens; a change of any user makes older tokens invalid.
 @pytest.mark.parametrize(
     ("clean", "fault", "times"),
     [
@@ -303,8 +303,8 @@ def test_etcd_refuses_a_service_that_starts(trial: StartTrial, fault: str, why: 
     indirect=["clean"],
     ids=["expired token", "token forgotten", "users changed"],
 )
-def test_etcd_knows_the_token_no_more(trial: StartTrial, fault: str, times: int) -> None:
-    """The service logs in again at once, and no delivery comes twice for it."""
+def test_etcd_no_longer_accepts_the_token(trial: StartTrial, fault: str, times: int) -> None:
+    """The service logs in again at once, and nothing is requeued."""
     attempt = trial(f"etcd authentication: {fault}")
     service, etcd = logged_in(attempt), attempt.servers.etcd
     with attempt.under_load(RATE_PER_S):
@@ -317,7 +317,7 @@ def test_etcd_knows_the_token_no_more(trial: StartTrial, fault: str, times: int)
             eventually(partial(says, service, "etcd does not answer", number))
             attempt.fired()
             attempt.recovers()
-            # Else the next one is part of the same outage.
+            # Otherwise the next one belongs to the same outage.
             eventually(partial(says, service, "etcd answers again", number))
     errors = [line["error"] for line in says(service, "etcd does not answer")]
     assert fault != "expired token" or all("invalid auth token" in error for error in errors)
@@ -325,14 +325,14 @@ def test_etcd_knows_the_token_no_more(trial: StartTrial, fault: str, times: int)
 
 
 def logged_in(attempt: Trial) -> Service:
-    """Let etcd ask for a login, and start a service that has one."""
+    """Enable authentication, and start a service with a login."""
     attempt.servers.etcd.require_login()
     allow(attempt.servers.etcd)
     return attempt.start(**LOGIN)
 
 
 def allow(etcd: Etcd, password: str = LOGIN["ETCD_PASSWORD"]) -> None:
-    """Make the user order, with rights to no more than the service's own keys."""
+    """Add the user order, with rights to the service's own keys only."""
     if "order" not in etcd.ctl("role", "list").split():
         etcd.ctl("role", "add", "order")
         for prefix in ("/service/order/", "/incarnation/order", "/orders/"):
@@ -342,7 +342,7 @@ def allow(etcd: Etcd, password: str = LOGIN["ETCD_PASSWORD"]) -> None:
 
 
 def fill(etcd: Etcd, store: Store) -> None:
-    """Write until etcd raises its alarm."""
+    """Write until etcd raises an alarm."""
     with pytest.raises(HTTPError) as refused:  # noqa: PT012 - one of them is.
         for number in range(2 * QUOTA_BYTES // 1_000_000):
             store.client.put(f"{FILLER}{number}", b"x" * 1_000_000)
@@ -351,7 +351,7 @@ def fill(etcd: Etcd, store: Store) -> None:
 
 
 def settles_nothing(attempt: Trial, service: Service, why: str, more: list[Event]) -> None:
-    """Wait until the service holds for such a reason, and see it hold what is published then."""
+    """Wait until the service holds its deliveries for this reason, and see it hold `more`."""
     eventually(partial(holds, service, why))
     eventually(partial(says, service, "not the one seen before"))
     attempt.fired()
