@@ -1,6 +1,6 @@
-"""The RabbitMQ in memory is held to what a real one does: each test runs against both.
+"""Runs each test on the RabbitMQ in memory and on a real one.
 
-The unit tests and the simulation believe the one in memory; here is why they may.
+So the unit tests and the simulation may rely on the one in memory.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _numbers = count(1)
 
 @dataclass
 class Client:
-    """A connection with a channel. ``seen`` has what the broker has told, in order."""
+    """A connection with a channel. ``seen`` is what the broker has sent to it, in order."""
 
     connection: Any
     channel: Any
@@ -38,7 +38,7 @@ class Client:
     tag: str = ""
 
     async def ask(self, method: str, *arguments: Any, **options: Any) -> Any:
-        """Call a method of the channel and return the broker's answer."""
+        """Call a method of the channel, and return the broker's answer."""
         answered = asyncio.get_running_loop().create_future()
         getattr(self.channel, method)(*arguments, callback=answered.set_result, **options)
         return (await answered).method
@@ -48,7 +48,7 @@ class Client:
         return await self.ask("queue_declare", queue, durable=True, arguments=QUORUM | named)
 
     async def consume(self, queue: str, prefetch: int = 0) -> None:
-        """Consume a queue: a delivery is body, tag, redelivered, headers."""
+        """Consume a queue. A delivery is seen as body, tag, redelivered and headers."""
         await self.ask("basic_qos", prefetch_count=prefetch)
 
         def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
@@ -58,7 +58,7 @@ class Client:
         self.tag = (await self.ask("basic_consume", queue, on_message)).consumer_tag
 
     async def confirm(self) -> None:
-        """Have confirms and returns told."""
+        """Ask for confirms, and note them and what is returned."""
 
         def on_confirm(method: Any) -> None:
             confirm = method.method
@@ -75,7 +75,7 @@ class Client:
         self.channel.basic_publish(exchange, queue, body, properties, mandatory=True)
 
     async def sees(self, number: int) -> list[tuple[Any, ...]]:
-        """Wait for so many things to be told, and return all."""
+        """Wait until so much has been seen, and return all of it."""
         await until(lambda: len(self.seen) >= number)
         return self.seen
 
@@ -93,7 +93,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @dataclass
 class Subject:
-    """A broker under test, and a prefix of the test's own for queues."""
+    """A broker under test, and this test's prefix for queues."""
 
     connect: Callable[..., Any]
     run_coroutine: Callable[[Coroutine[Any, Any, None]], None]
@@ -103,7 +103,7 @@ class Subject:
     connections: list[Any] = field(default_factory=list)
 
     def run(self, scenario: Coroutine[Any, Any, None]) -> None:
-        """Run a test's scenario, and close what it has opened."""
+        """Run a test's scenario, and close its connections."""
 
         async def run() -> None:
             async with asyncio.timeout(DEADLINE_S):
@@ -134,7 +134,7 @@ class Subject:
         return client
 
     async def consuming(self, *bodies: bytes, prefetch: int = 0) -> Client:
-        """Return a client that has been delivered messages of a new queue, as many as it takes."""
+        """Return a client with deliveries from a new queue, as many as the prefetch allows."""
         client, queue = await self.client(), self.prefix
         await client.declare(queue)
         for body in bodies:
@@ -146,7 +146,7 @@ class Subject:
 
 @pytest.fixture(params=["in memory", "real"])
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    """Give each of the two."""
+    """Give each of the two brokers."""
     if request.param == "in memory":
         loop = Loop()
         fake = FakeBroker(loop.agenda)
@@ -163,12 +163,12 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
 
     delete_queues = Broker(servers.rabbitmq).delete_queues
     yield Subject(connect, asyncio.run, set_alarm, delete_queues, f"contract.{next(_numbers)}")
-    # Other tests look at all the queues there are.
+    # Other tests look at all queues.
     delete_queues("contract.")
 
 
 def scenario(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Make a test of a coroutine function: its subject runs it."""
+    """Make a coroutine function a test, which its subject runs."""
 
     @functools.wraps(test)
     def run(subject: Subject, **parameters: Any) -> None:
@@ -178,7 +178,7 @@ def scenario(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., No
 
 
 @scenario
-async def test_a_message_is_confirmed_and_one_for_no_queue_is_returned_first(
+async def test_a_message_that_no_queue_takes_is_returned_before_its_confirm(
     subject: Subject,
 ) -> None:
     client, queue = await subject.client(), subject.prefix
@@ -195,14 +195,14 @@ async def test_a_message_is_confirmed_and_one_for_no_queue_is_returned_first(
 
 
 @scenario
-async def test_an_ack_of_several_leaves_those_behind_it(subject: Subject) -> None:
+async def test_an_ack_of_several_leaves_later_deliveries_unacked(subject: Subject) -> None:
     other, client = await subject.client(), await subject.consuming(b"a", b"b", b"c", b"d")
     assert [one[:3] for one in client.seen] == [
         (body, tag, False) for tag, body in enumerate((b"a", b"b", b"c", b"d"), start=1)
     ]
     client.channel.basic_ack(2, multiple=True)
     client.channel.basic_ack(4)
-    await asyncio.sleep(0.5)  # RabbitMQ loses acks that it has not handed on yet.
+    await asyncio.sleep(0.5)  # RabbitMQ loses acks that have not reached the queue yet.
     client.connection.close()
     await other.consume(subject.prefix)
     (only,) = await other.sees(1)
@@ -221,7 +221,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("method", "arguments", "why"), WRONG)
 @scenario
-async def test_what_is_wrong_closes_the_channel_alone(
+async def test_an_error_closes_the_channel_but_not_the_connection(
     subject: Subject, method: str, arguments: tuple[Any, ...], why: str
 ) -> None:
     client = await subject.consuming(b"a")
@@ -234,7 +234,7 @@ async def test_what_is_wrong_closes_the_channel_alone(
 
 @pytest.mark.short
 @scenario
-async def test_a_queue_keeps_its_arguments(subject: Subject) -> None:
+async def test_the_arguments_of_a_queue_cannot_be_changed(subject: Subject) -> None:
     client, queue = await subject.client(), subject.prefix
     for _ in range(2):
         await client.declare(queue, message_ttl=1000)
@@ -246,7 +246,7 @@ async def test_a_queue_keeps_its_arguments(subject: Subject) -> None:
 
 
 @scenario
-async def test_what_is_unacked_comes_back_before_what_was_never_delivered(subject: Subject) -> None:
+async def test_unacked_messages_are_requeued_before_those_never_delivered(subject: Subject) -> None:
     other = await subject.client()
     client = await subject.consuming(b"a", b"b", b"c", prefetch=2)
     await asyncio.sleep(0.2)
@@ -262,7 +262,7 @@ async def test_what_is_unacked_comes_back_before_what_was_never_delivered(subjec
 
 
 @scenario
-async def test_what_comes_while_nothing_is_read_is_told_afterwards(subject: Subject) -> None:
+async def test_what_arrives_while_reading_is_paused_is_read_afterwards(subject: Subject) -> None:
     other, client, queue = await subject.client(), await subject.consuming(), subject.prefix
     await other.confirm()
     for number, body in enumerate((b"a", b"b"), start=1):
@@ -279,9 +279,7 @@ async def test_what_comes_while_nothing_is_read_is_told_afterwards(subject: Subj
 
 
 @scenario
-async def test_a_message_that_waits_out_its_time_goes_where_its_queue_says(
-    subject: Subject,
-) -> None:
+async def test_an_expired_message_goes_where_its_queue_says(subject: Subject) -> None:
     client, queue = await subject.client(), subject.prefix
     await client.declare(queue)
     dead = {"dead_letter_exchange": "", "dead_letter_routing_key": queue}
@@ -300,7 +298,7 @@ async def test_a_message_that_waits_out_its_time_goes_where_its_queue_says(
 
 @pytest.mark.parametrize("way", ["rejected", "left unacked"])
 @scenario
-async def test_a_message_that_comes_back_too_often_is_dead_lettered(
+async def test_a_message_that_is_requeued_too_often_is_dead_lettered(
     subject: Subject, way: str
 ) -> None:
     client, queue = await subject.client(), subject.prefix
@@ -346,7 +344,7 @@ async def test_a_consumer_is_told_when_its_queue_is_deleted(subject: Subject) ->
 
 
 @scenario
-async def test_a_consumer_that_is_cancelled_gets_nothing_more_and_can_still_ack(
+async def test_a_cancelled_consumer_gets_no_more_deliveries_and_can_still_ack(
     subject: Subject,
 ) -> None:
     client, queue = await subject.consuming(b"a", prefetch=1), subject.prefix
@@ -359,7 +357,9 @@ async def test_a_consumer_that_is_cancelled_gets_nothing_more_and_can_still_ack(
 
 
 @scenario
-async def test_in_an_alarm_a_connection_that_publishes_is_read_no_further(subject: Subject) -> None:
+async def test_in_an_alarm_nothing_is_read_from_a_connection_that_publishes(
+    subject: Subject,
+) -> None:
     client, queue = await subject.client(), subject.prefix
     await client.confirm()
     other = await subject.consuming()

@@ -20,7 +20,7 @@ STUCK_AFTER_S = 25.0
     ("fault", "down"),
     [
         ("broker restarted (stop_app, start_app)", outages.application_stopped),
-        quick("broker restarted (its process)", outages.stopped),
+        ("broker restarted (its process)", outages.stopped),
         quick("broker killed -9", outages.killed),
     ],
 )

@@ -1,6 +1,5 @@
 """Events that fail are retried, then parked with their reason and an unchanged body."""
 
-import datetime as dt
 import struct
 from collections import Counter
 from decimal import Decimal
@@ -71,25 +70,12 @@ HOSTILE: dict[str, Any] = {
     "expires": {"expiration": "4000"},
     "claims-a-sender": {"user_id": "guest"},
     "carbon-copy": {"headers": {"CC": ["order", "order.dead-letter"], "BCC": ["order"]}},
-    "huge-header": {"headers": {"huge": "x" * 100_000}},
     "huge-own-headers": {"headers": {"x-error": "x" * 50_000, "x-reason": "none of ours"}},
     "own-headers-of-other-types": {
         "headers": {"x-attempts": "many", "x-reason": 7, "x-error": ["a"]}
     },
     "forged-deaths": {"headers": {"x-death": "never", "x-delivery-count": 10**9}},
-    "odd-values": {
-        "headers": {
-            "none": None,
-            "bytes": b"\xff\x00",
-            "big": -(2**62),
-            "when": dt.datetime(2020, 1, 1, tzinfo=dt.UTC),
-            "deep": {"a": [{"b": [True, None, {"c": "d"}]}]},
-            "ü" * 100: "ü",
-            "": "nameless",
-        }
-    },
     "transient": {"delivery_mode": 1, "priority": 255, "reply_to": "x" * 255, "type": "x" * 255},
-    "odd-content": {"content_type": "no/such", "content_encoding": "gzip", "app_id": "ü"},
 }
 
 

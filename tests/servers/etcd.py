@@ -201,8 +201,6 @@ class Store:
     def __init__(self, etcd: Etcd, since: int = 0) -> None:
         self.client = EtcdClient(etcd.endpoint, login=lambda: etcd.login)
         self.since = since
-        self._kept: list[Change] = []
-        self._compacted = 0
 
     def clear(self) -> None:
         """Delete every key, and begin history after that. No service may be running."""
@@ -242,19 +240,11 @@ class Store:
         """Return every change under the prefixes since the last `clear`, oldest first.
 
         After `Etcd.wipe` revisions begin again at 1: pass `first=1`. Raises RuntimeError if etcd
-        has compacted a revision that `keep_history` has not kept.
+        has compacted one of the revisions.
         """
         begin = self.since + 1 if first is None else first
-        changes = [change for change in self._kept if change.revision >= begin]
-        changes += self.client.changes(max(begin, self._compacted + 1), self.client.revision())
+        changes = self.client.changes(begin, self.client.revision())
         return [change for change in changes if not prefixes or change.key.startswith(prefixes)]
-
-    def keep_history(self) -> int:
-        """Keep all changes, so that etcd can be compacted at the revision returned."""
-        revision = self.client.revision()
-        self._kept += self.client.changes(max(self.since, self._compacted) + 1, revision)
-        self._compacted = revision
-        return revision
 
 
 def record_prefix(service: str) -> str:

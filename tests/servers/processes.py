@@ -362,36 +362,27 @@ def ensure_installed() -> None:
     with _INSTALLS.open("a") as lock:
         # Of the processes that run tests side by side one installs, and the others wait for it.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if missing := _missing():
+        missing = [name for name, program in _PROGRAMS.items() if shutil.which(program) is None]
+        if missing:
             _install(missing)
 
 
-def _missing() -> list[str]:
-    return [name for name, program in _PROGRAMS.items() if shutil.which(program) is None]
-
-
-def _install(missing: Sequence[str]) -> None:
-    names = " ".join(missing)
+def _install(packages: Sequence[str]) -> None:
+    names = " ".join(packages)
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise ServersUnavailableError(
             f"Docker does not answer, and these packages are missing: {names}. Start Docker, or "
             f"run `sudo apt-get install {names}` (Debian 13)."
         )
     print(f"installing {names} with apt-get (Docker does not answer)", file=sys.stderr, flush=True)
-    with _no_service_start():
-        _apt_get("update", "-qq")
-        _apt_get("install", "-y", "-qq", "--no-install-recommends", *missing)
-    if still := _missing():
-        raise ServersUnavailableError(f"apt-get ended well, but {' '.join(still)} is still missing")
-
-
-def _apt_get(*arguments: str) -> None:
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    try:
-        run_tool(["apt-get", *arguments], env, _INSTALL_TIMEOUT_S)
-    except CommandFailedError as error:
-        reason = str(error).splitlines()[-1]
-        raise ServersUnavailableError(f"apt-get {arguments[0]} failed: {reason}") from None
+    with _no_service_start():
+        for command in ("update -qq", f"install -y -qq --no-install-recommends {names}"):
+            try:
+                run_tool(["apt-get", *command.split()], env, _INSTALL_TIMEOUT_S)
+            except CommandFailedError as error:
+                verb, reason = command.split()[0], str(error).splitlines()[-1]
+                raise ServersUnavailableError(f"apt-get {verb} failed: {reason}") from None
 
 
 @contextmanager
