@@ -39,7 +39,6 @@ Kind = Literal["docker", "local"]
 Runner = Container | ServerProcess
 """What a server runs in. Its data and its ports survive a stop."""
 
-_MAX_TXN_OPS = 1024
 _QUEUES_WRITTEN_S = 1.0
 
 
@@ -165,11 +164,11 @@ class Etcd(Server):
     """One etcd node. `login` is root's if authentication is enabled, else None."""
 
     name = "etcd"
+    max_txn_ops = 1024
 
-    def __init__(self, runner: Runner, port: int, max_txn_ops: int = _MAX_TXN_OPS) -> None:
+    def __init__(self, runner: Runner, port: int) -> None:
         super().__init__(runner)
         self.endpoint = f"{runner.address}:{port}"
-        self.max_txn_ops = max_txn_ops
         self.login: Login | None = None
 
     def probe(self) -> None:
@@ -293,7 +292,7 @@ def _prepare_etcd(stack: ExitStack, kind: Kind, *more_flags: str) -> Etcd:
     flags = [
         "--name=harness",
         f"--advertise-client-urls=http://127.0.0.1:{port}",
-        f"--max-txn-ops={_MAX_TXN_OPS}",
+        f"--max-txn-ops={Etcd.max_txn_ops}",
         f"--quota-backend-bytes={8 << 30}",
         "--snapshot-count=1000",
         "--experimental-snapshot-catchup-entries=500",
