@@ -9,7 +9,7 @@ import pytest
 
 from chaos.checks import becomes, lines, losses, not_ready, passes, throughout, true
 from chaos.durations import lasting, often, quick, rate
-from chaos.load import ids, order, orders
+from chaos.load import ids, orders
 from chaos.network import port_of
 from chaos.proxy import Proxy, relay
 from chaos.receiver import Receiver, account
@@ -197,14 +197,17 @@ def test_stopped_with_calls_under_way(trial: StartTrial, receiver: Receiver, sto
     attempt.rig.counters_add_up("notifications")
 
 
-def test_stopped_while_the_broker_is_frozen(rig: Rig) -> None:
-    """The service does not wait long for the broker to confirm that a connection is closed."""
-    service = rig.start("order")
-    rig.broker.publish([order("e-1")])
-    rig.handled_once("order", [order("e-1")])
-    rig.servers.rabbitmq.pause()
+@pytest.mark.parametrize("name", ["rabbitmq", "etcd"])
+def test_stopped_while_a_server_is_frozen(rig: Rig, name: str) -> None:
+    """What is in flight is requeued: the service waits neither for a commit nor for the broker."""
+    service, server, events = rig.start("order"), getattr(rig.servers, name), orders(20)
+    service.pause()
+    rig.broker.publish(events)
+    becomes(lambda: rig.broker.ready("order"), 0)
+    server.pause()
+    service.resume()
+    passes(lambda: rig.statsd.count("orders_received"), 0)
     assert stopped(service) == 0
-    rig.servers.rabbitmq.resume()
+    server.resume()
     rig.start("order")
-    rig.broker.publish([order("e-2")])
-    rig.handled_once("order", [order("e-1"), order("e-2")])
+    rig.handled_once("order", events)
