@@ -39,7 +39,10 @@ def servers() -> Iterator[Servers]:
 
 @pytest.fixture
 def clean(servers: Servers) -> Servers:
-    """Give the servers running and empty: no queue of a service, no key in etcd."""
+    """Give the servers running and empty: no queue of a service, no key in etcd.
+
+    The exchange stays. No service runs between two tests, so its keys may be deleted.
+    """
     servers.heal()
     Broker(servers.rabbitmq).delete_queues("order", "notify", "shipment")
     Store(servers.etcd).clear()

@@ -27,7 +27,7 @@ STUCK_AFTER_S = 25.0
 def test_the_broker_is_down_for_a_while(
     trial: StartTrial, fault: str, down: outages.Outage
 ) -> None:
-    """The service reconnects by itself, without a hot loop."""
+    """Confirmed events survive. The service reconnects by itself, without a hot loop."""
     attempt = trial(fault)
     service = attempt.start()
     with attempt.under_load(at_least=200):
@@ -96,7 +96,7 @@ def test_connections_are_closed_by_an_operator(trial: StartTrial, times: int) ->
             attempt.works()
             attempt.poison()
             before = closings()
-            # Frozen, the one that is connected has something in flight.
+            # One of them is connected: frozen, it soon has something in flight.
             with outages.frozen(replicas[0]), outages.frozen(replicas[1]):
                 passes(lambda: attempt.broker.unacked("order"), 0)
                 attempt.servers.rabbitmq.ctl("close_all_connections", "closed by the test")

@@ -115,7 +115,7 @@ def test_a_receiver_that_is_down(
 def test_a_replica_frozen_for_longer_than_its_lease(
     trial: StartTrial, receiver: Receiver, way: Proxy, finished: bool
 ) -> None:
-    """Another replica takes over and completes its events; it does not, though its calls succeeded.
+    """Another replica completes its events. The frozen one does not, although its calls succeed.
 
     Frozen in its calls, it finds that they took too long. Frozen after them, with their records on
     the way to etcd, it finds that it has lost its claims, counts them and logs them.

@@ -133,7 +133,7 @@ def test_headers_arrive_unchanged_after_retries_a_dead_letter_and_a_replay(
     rig: Rig, receiver: Receiver
 ) -> None:
     """Also those of types that pika cannot write."""
-    keep_header_bytes()  # When this test reads them.
+    keep_header_bytes()  # So that this test reads them, too.
     rig.start("notify", NOTIFY_URL=receiver.url, RETRY_DELAYS="1s")
     receiver.refuse("1")
     rig.broker.publish_raw(encode(order("1")), properties=Properties().decode(encoded(WRITTEN)))

@@ -100,7 +100,7 @@ def test_etcd_is_away_for_a_while(trial: StartTrial, down: Outage, seconds: floa
 @pytest.mark.quick
 @pytest.mark.timeout(200)
 def test_etcd_is_wiped(trial: StartTrial) -> None:
-    """No ack: not of what was in flight, of what comes, or of what the service has cached."""
+    """Nothing is acked: what was in flight, what arrives, and what the service has cached."""
     attempt = trial("etcd wiped")
     broker, etcd = attempt.broker, attempt.servers.etcd
     service = attempt.start()

@@ -77,7 +77,7 @@ def test_the_end_of_a_lease_is_noticed_if_its_records_are_larger_than_a_grpc_mes
 
 @pytest.mark.timeout(180)
 def test_a_batch_is_settled_if_its_records_are_larger_than_a_grpc_message(rig: Rig) -> None:
-    """69 MiB, where 64 are received: each record has an event that a dead process has left."""
+    """They take 69 MiB, the limit is 64. Each has an event that a dead process left unpublished."""
     events = orders(80)
     for event in events:
         held = {"id": f"{event['id']}/order/0", "type": "shipped", "args": {"a": "x" * 900_000}}
@@ -100,7 +100,7 @@ def test_under_an_alarm_memory_is_bounded_and_the_connection_stays(rig: Rig) -> 
     with alarm(rig.servers.rabbitmq, "memory"):
         service = rig.start("order", RABBITMQ_URL=f"{rig.servers.rabbitmq.url}?heartbeat=1")
         eventually(lambda: says(service, "what is in flight is large"))
-        # An idle service takes some 60 MB.
+        # Half of the bodies would exceed this: an idle service takes some 60 MB.
         limit = 100 * _MIB + sum(map(len, _BODIES)) / 2
         throughout(_PAUSED_S, lambda: true(resident_bytes(service.pid) < limit))
     becomes(lambda: rig.broker.ready("order.dead-letter"), len(_BODIES), 60)

@@ -1,4 +1,4 @@
-"""The network between a service and RabbitMQ or etcd loses, delays, splits and resets."""
+"""The network to RabbitMQ or etcd: partitions, latency, one-byte slices, lost replies, resets."""
 
 import time
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ CALL_TIMEOUT_S = 5.0
 # Long enough for what was on its way to arrive.
 STANDSTILL_S = 1.0
 CLOSE_S = 8.0
-# Every transaction compares or reads the key that tells a wiped etcd.
+# Every transaction compares or reads this key, which a wiped etcd no longer has.
 IN_EVERY_ATTEMPT = b"/incarnation/order"
 
 
@@ -145,7 +145,7 @@ def test_a_service_learns_late_that_etcd_has_died(trial: StartTrial) -> None:
 def test_connections_are_reset_in_the_middle_of_a_frame(
     trial: StartTrial, dependency: Dependency
 ) -> None:
-    """Frames from the service and to it, in turn; each time it connects again."""
+    """In frames from the service and to it, in turn. Each time it connects again."""
     attempt, times = trial(f"reset in mid-frame, {dependency}"), often(10, 100)
     with way_to(dependency, attempt) as (proxy, service), attempt.under_load(rate(3 * times)):
         for number in range(times):
