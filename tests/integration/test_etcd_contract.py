@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count, product
+from itertools import product
 from typing import Any
 
 import pytest
@@ -30,18 +30,16 @@ from servers.wait import lasts
 
 MAX_TXN_OPS = 1024
 UNKNOWN_LEASE = 12345
-_numbers = count(1)
 
 Replies = list[Any]
 
 
 @dataclass
 class Subject:
-    """An etcd under test. Both have the same keys, under one prefix, and the same lease ids."""
+    """An etcd under test. Both have the same keys, under one prefix, and the same leases."""
 
     client: Client
     run: Callable[[Coroutine[Any, Any, Any]], Any]
-    number: int
     revoke: Callable[[int], None]
     alarm: Callable[[str], None]
     compact: Callable[[], None]
@@ -51,16 +49,12 @@ class Subject:
         self.base = self.run(self.client.call("Txn", pb.TxnRequest())).header.revision
 
     def key(self, name: str = "") -> bytes:
-        return f"/contract/{self.number}/{name}".encode()
+        return f"/contract/{name}".encode()
 
     @property
     def whole(self) -> dict[str, bytes]:
         """Return the range of all keys of the test."""
         return {"key": self.key(), "range_end": self.key()[:-1] + b"0"}
-
-    def lease(self, number: int) -> int:
-        """Return the id of a lease of the test."""
-        return 1000 * self.number + number
 
     def ask(self, method: str, **fields: Any) -> Any:
         """Return what the reply says; of a refusal, its meaning and its text."""
@@ -74,9 +68,8 @@ class Subject:
         return self.ask("Txn", compare=compare, success=success, failure=failure)
 
     def put(self, name: str, value: bytes = b"v", lease: int = 0) -> Any:
-        """Return the operation that puts a key, under a lease of the test if one is given."""
-        under = self.lease(lease) if 0 < lease < UNKNOWN_LEASE else lease
-        request = pb.PutRequest(key=self.key(name), value=value, lease=under)
+        """Return the operation that puts a key, under a lease if one is given."""
+        request = pb.PutRequest(key=self.key(name), value=value, lease=lease)
         return pb.RequestOp(request_put=request)
 
     def get(self, name: str) -> Any:
@@ -133,7 +126,7 @@ class Subject:
 
 
 @contextmanager
-def in_memory(number: int) -> Iterator[Subject]:
+def in_memory() -> Iterator[Subject]:
     loop, settings = Loop(), Settings()
     store = Store(loop.time, MAX_TXN_OPS)
     system = replace(real_system(), open_channel=FakeEtcd(loop.agenda, store).open_channel)
@@ -142,12 +135,12 @@ def in_memory(number: int) -> Iterator[Subject]:
         store.out_of_space = action == "ACTIVATE"
 
     client, run = Client(settings, system), loop.run_until_complete
-    yield Subject(client, run, number, store.revoke, alarm, store.compact, loop.advance)
+    yield Subject(client, run, store.revoke, alarm, store.compact, loop.advance)
     loop.kill()
 
 
 @contextmanager
-def real(number: int, servers: Servers) -> Iterator[Subject]:
+def real(servers: Servers) -> Iterator[Subject]:
     operator = EtcdClient(servers.etcd.endpoint)
 
     def revoke(lease: int) -> None:
@@ -160,14 +153,15 @@ def real(number: int, servers: Servers) -> Iterator[Subject]:
     def compact() -> None:
         operator.post("/kv/compaction", {"revision": str(operator.revision())})
 
-    # A lease of an earlier test that ends now would change the revisions.
+    # From earlier tests; a lease that ends later would change the revisions.
+    operator.delete("/contract/")
     for lease in operator.post("/lease/leases", {}).get("leases", ()):
         with suppress(OSError):  # It has just ended.
             revoke(int(lease["ID"]))
     with asyncio.Runner() as runner:
         settings = Settings.from_environ({"ETCD_ENDPOINTS": servers.etcd.endpoint})
         client = Client(settings, real_system())
-        yield Subject(client, runner.run, number, revoke, alarm, compact, lasts)
+        yield Subject(client, runner.run, revoke, alarm, compact, lasts)
         runner.run(client.close())
 
 
@@ -179,8 +173,7 @@ Agree = Callable[[Scenario], Replies]
 def agree(servers: Servers) -> Iterator[Agree]:
     """Give a function that runs a scenario on both, and returns the replies of either."""
     servers.heal()
-    number = next(_numbers)
-    with in_memory(number) as fake, real(number, servers) as other:
+    with in_memory() as fake, real(servers) as other:
 
         def ask_both(scenario: Scenario) -> Replies:
             found, expected = scenario(fake), scenario(other)
@@ -229,7 +222,7 @@ def test_leases(agree: Agree) -> None:
     """Their time has a minimum and a maximum, an id is used once, and keys end with their lease."""
 
     def grant(etcd: Subject, number: int, ttl_s: int) -> Any:
-        return etcd.ask("LeaseGrant", ID=etcd.lease(number), TTL=ttl_s)
+        return etcd.ask("LeaseGrant", ID=number, TTL=ttl_s)
 
     def keep(etcd: Subject, lease: int) -> Any:
         return etcd.ask("LeaseKeepAlive", ID=lease)
@@ -239,7 +232,7 @@ def test_leases(agree: Agree) -> None:
             grant(etcd, number, ttl_s)
             for number, ttl_s in ((1, 1), (2, 30), (3, MAX_LEASE_TTL_S), (3, 60))
         ]
-        answers += [keep(etcd, etcd.lease(2)), keep(etcd, UNKNOWN_LEASE)]
+        answers += [keep(etcd, 2), keep(etcd, UNKNOWN_LEASE)]
         answers.append(etcd.txn(success=[etcd.put("a", lease=1), etcd.put("kept", lease=2)]))
         # So a duplicate is recognised although its lease has ended.
         unknown = [etcd.put("a", lease=UNKNOWN_LEASE)]
@@ -258,15 +251,15 @@ def test_leases(agree: Agree) -> None:
 def test_an_etcd_without_space_writes_nothing_and_reads_everything(agree: Agree) -> None:
     def scenario(etcd: Subject) -> Replies:
         etcd.txn(success=[etcd.put("a")])
-        etcd.ask("LeaseGrant", ID=etcd.lease(1), TTL=60)
+        etcd.ask("LeaseGrant", ID=1, TTL=60)
         etcd.alarm("ACTIVATE")
         try:
             answers = [
                 etcd.txn([etcd.unchanged("a", 0)], [etcd.put("a", b"w")], [etcd.get("a")]),
-                etcd.ask("LeaseGrant", ID=etcd.lease(2), TTL=60),
+                etcd.ask("LeaseGrant", ID=2, TTL=60),
                 etcd.ask("Range", **etcd.whole),
                 etcd.txn(success=[etcd.get("a")]),
-                etcd.ask("LeaseKeepAlive", ID=etcd.lease(1)),
+                etcd.ask("LeaseKeepAlive", ID=1),
             ]
         finally:
             etcd.alarm("DEACTIVATE")
@@ -319,13 +312,13 @@ def test_watches(agree: Agree) -> None:
     """
 
     def scenario(etcd: Subject) -> Replies:
-        etcd.ask("LeaseGrant", ID=etcd.lease(1), TTL=60)
+        etcd.ask("LeaseGrant", ID=1, TTL=60)
         for value in (b"1", b"2"):
             etcd.txn(success=[etcd.put("a", value)])
         etcd.txn(success=[etcd.delete("a")])
         etcd.txn(success=[etcd.put(name, lease=1) for name in "bc"])
         past = {"start_revision": etcd.base + 2, "prev_kv": True}
-        ends = partial(etcd.revoke, etcd.lease(1))
+        ends = partial(etcd.revoke, 1)
         told = etcd.watch(3, ends, **past, filters=[pb.WatchCreateRequest.NOPUT])
         deleted = sorted(told, key=lambda event: event["kv"]["key"])
         since = etcd.watch(6, **past)
@@ -368,7 +361,7 @@ def history(etcd: Subject, seed: int) -> Replies:
     """Do fifty transactions on the keys, and return their replies."""
     chance, steps, alive = random.Random(seed), Replies(), [1, 2, 3]
     for lease in alive:
-        etcd.ask("LeaseGrant", ID=etcd.lease(lease), TTL=60)
+        etcd.ask("LeaseGrant", ID=lease, TTL=60)
 
     def operations() -> Replies:
         puts = {chance.choice(KEYS): chance.choice([0, *alive]) for _ in range(chance.randrange(3))}
@@ -381,7 +374,7 @@ def history(etcd: Subject, seed: int) -> Replies:
 
     for _ in range(50):
         if len(alive) > 1 and chance.random() < 0.05:
-            etcd.revoke(etcd.lease(alive.pop(chance.randrange(len(alive)))))
+            etcd.revoke(alive.pop(chance.randrange(len(alive))))
         seen = [0, 0, *(step["header"] for step in steps[-3:])]
         compare = [
             etcd.unchanged(chance.choice(KEYS), chance.choice(seen))
