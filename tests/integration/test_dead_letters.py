@@ -67,7 +67,7 @@ def test_invalid_events_are_parked_and_the_valid_ones_among_them_are_handled(rig
 
 HOSTILE: dict[str, Any] = {
     "traced": {"headers": {"trace": "t-1", "n": 1}, "message_id": "m-1"},
-    "expires": {"expiration": "4000"},
+    "expires": {"expiration": "60000"},
     "claims-a-sender": {"user_id": "guest"},
     "carbon-copy": {"headers": {"CC": ["order", "order.dead-letter"], "BCC": ["order"]}},
     "huge-own-headers": {"headers": {"x-error": "x" * 50_000, "x-reason": "none of ours"}},
