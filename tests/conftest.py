@@ -1,4 +1,4 @@
-"""Fixtures for whatever needs real servers: one pair per session, empty for each test."""
+"""Fixtures for tests on real servers: one pair per session, empty for each test."""
 
 import logging
 import sys
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from chaos.crash_points import VARIABLE
 from chaos.receiver import Receiver
 from chaos.rig import Rig
 from chaos.trial import Result, table
@@ -26,7 +25,7 @@ _results = pytest.StashKey[list[Result]]()
 
 @pytest.fixture(scope="session")
 def docker() -> None:
-    """Skip what needs a Docker engine where none answers."""
+    """Skip the test if no Docker engine answers."""
     if not docker_available():
         pytest.skip("it needs Docker, which does not answer")
 
@@ -42,8 +41,7 @@ def servers() -> Iterator[Servers]:
 def clean(servers: Servers) -> Servers:
     """Give the servers running and empty: no queue of a service, no key in etcd.
 
-    The exchange stays. Deleting the services' own keys is safe, as none of them runs between
-    two tests.
+    The exchange stays. No service runs between two tests, so its keys may be deleted.
     """
     servers.heal()
     Broker(servers.rabbitmq).delete_queues("order", "notify", "shipment")
@@ -53,13 +51,13 @@ def clean(servers: Servers) -> Servers:
 
 @pytest.fixture
 def store(clean: Servers) -> Store:
-    """Give an empty etcd; its history begins with this test."""
+    """Give an empty etcd, whose history begins with this test."""
     return Store(clean.etcd, since=Store(clean.etcd).client.revision())
 
 
 @pytest.fixture
 def broker(clean: Servers) -> Broker:
-    """Give the broker without queues of the services."""
+    """Give the broker, without queues of the services."""
     return Broker(clean.rabbitmq)
 
 
@@ -71,7 +69,7 @@ def statsd() -> Iterator[StatsdListener]:
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    """Give a receiver that takes a while for each call, so that faults fall into calls."""
+    """Give a receiver that takes 50 ms for each call, so that faults occur during calls."""
     with closing(Receiver(latency_s=0.05)) as running:
         yield running
 
@@ -83,16 +81,14 @@ def start_service(
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> Iterator[RunService]:
-    """Start services against the servers and the listener; they end with the test.
+    """Start services on the servers, with records in etcd; they are killed after the test.
 
-    `start_service("order", BATCH_SIZE="1")` waits until the service is ready, with records in
-    etcd; `wait=False` does not wait. A `script` is a program of the test's that runs under the
-    service's name, with `arguments`; `crash_at` is a crash point and its passage; `command` is
-    for what is started in another way. Its log is shown when the test fails.
+    `start_service("order", BATCH_SIZE="1")` waits until the service is ready, unless `wait` is
+    false. Under the service's name it can also run a program of the test's own: `script` is its
+    text, or `command` its command line. A failed test shows the end of each log.
     """
     defaults = {**clean.settings(), **statsd.settings(), "ENABLE_ETCD": "true"}
-    services: list[Service] = []
-    request.node.stash[_started] = services
+    services = request.node.stash[_started] = list[Service]()
     with ExitStack() as stack:
 
         def start(
@@ -100,30 +96,18 @@ def start_service(
             *,
             wait: bool = True,
             script: str = "",
-            arguments: Sequence[str] = (),
-            crash_at: str = "",
             command: Sequence[str] = (),
             **settings: str,
         ) -> Service:
-            module = [name]
             if script:
-                module = [f"its_{name}", *arguments]
-                (tmp_path / f"{module[0]}.py").write_text(script)
-                settings["PYTHONPATH"] = str(tmp_path)
-            if crash_at:
-                module = ["chaos.crash_points", *module]
-                settings[VARIABLE] = crash_at
-            running = run_service(
-                name,
-                {**defaults, **settings},
-                log_directory=tmp_path,
-                command=command or [sys.executable, "-m", *module],
-            )
-            service = stack.enter_context(running)
-            services.append(service)
+                (program := tmp_path / f"its_{name}.py").write_text(script)
+                command = [sys.executable, str(program)]
+            settings = {**defaults, **settings}
+            running = run_service(name, settings, log_directory=tmp_path, command=command)
+            services.append(stack.enter_context(running))
             if wait:
-                service.wait_ready()
-            return service
+                services[-1].wait_ready()
+            return services[-1]
 
         yield start
 
@@ -132,21 +116,18 @@ def start_service(
 def rig(
     clean: Servers, broker: Broker, store: Store, statsd: StatsdListener, start_service: RunService
 ) -> Rig:
-    """Give servers that are empty, with what reads them and starts services on them."""
+    """Give empty servers, with what reads them and what starts services on them."""
     return Rig(clean, broker, store, statsd, start_service)
 
 
 @pytest.fixture
 def results(request: pytest.FixtureRequest) -> list[Result]:
-    """Give the list that trials leave their results in, for the table at the end."""
+    """Give the list to which trials add their results, for the table at the end."""
     return request.config.stash[_results]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make that list, and keep pika from filling the output of a failed test.
-
-    It logs ten lines for every refused connection, and tests here restart the broker.
-    """
+    """Make that list, and silence pika: it logs ten lines for each refused connection."""
     config.stash[_results] = []
     logging.getLogger("pika").setLevel(logging.CRITICAL)
 

@@ -19,7 +19,7 @@ class Ran(NamedTuple):
 
 
 class Command:
-    """Runs the command against the servers, with the settings given and no others."""
+    """Runs the command on the servers, with only the settings given here."""
 
     def __init__(self, servers: Servers, settings: Mapping[str, str] = {}) -> None:
         rabbitmq = servers.rabbitmq
@@ -49,7 +49,7 @@ class Command:
         return Ran(running.returncode, out, err)
 
     def json(self, *arguments: str, code: int = 0, **settings: str) -> Any:
-        """Run it with --json, and return its document; raises AssertionError for another code."""
+        """Run it with --json and return its document; raises AssertionError for another code."""
         ran = self.run(*arguments, "--json", **settings)
         assert ran.code == code, ran
         return json.loads(ran.out)

@@ -1,4 +1,4 @@
-"""What a trial needs, and what marks it."""
+"""The fixtures of trials, and their markers."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,18 +13,18 @@ from chaos.rig import Rig
 from chaos.trial import Result, StartTrial, Trial
 from servers.servers import Servers
 
-# The soak is collected only where it is wanted.
+# The soak is collected only if CHAOS_MINUTES is set.
 collect_ignore = [] if MINUTES else ["test_soak.py"]
 
 
 def pytest_report_header() -> list[str]:
-    """Say first of all how the soak can be had again."""
+    """Say how to repeat the soak."""
     return [f"soak: CHAOS_MINUTES={MINUTES:g} CHAOS_SEED={SEED}"] if MINUTES else []
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each trial as chaos, and as long where it has no quick form, before -m chooses."""
+    """Mark each trial as chaos, and as long if it is not quick, before -m selects."""
     for item in items:
         if "trial" in getattr(item, "fixturenames", ()):
             item.add_marker("chaos")
@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def acks(clean: Servers) -> Iterator[AckAudit]:
-    """Stand between the services and the broker, and note each ack that comes too early."""
+    """Give a proxy between the services and the broker that notes each ack before its record."""
     with closing(AckAudit(clean.rabbitmq, clean.etcd)) as audit:
         yield audit
 
@@ -51,6 +51,6 @@ def trial(rig: Rig, acks: AckAudit, results: list[Result]) -> StartTrial:
 
 @pytest.fixture
 def way(clean: Servers) -> Iterator[Proxy]:
-    """Give a way to etcd that can be held."""
+    """Give a proxy to etcd."""
     with relay(port_of(clean.etcd.endpoint)) as running:
         yield running

@@ -1,6 +1,6 @@
-"""The RabbitMQ in memory is held to what a real one does: each test runs against both.
+"""Runs each test on the RabbitMQ in memory and on a real one.
 
-The unit tests and the simulation believe the one in memory; here is why they may.
+So the unit tests and the simulation may rely on the one in memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import functools
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
 from typing import Any
 
 import pika
@@ -25,12 +24,13 @@ from servers.servers import Servers
 
 DEADLINE_S = 20.0
 QUORUM = {"x-queue-type": "quorum"}
-_numbers = count(1)
+QUEUE = "contract"
+"""All queues of a test have names that begin with this."""
 
 
 @dataclass
 class Client:
-    """A connection with a channel. ``seen`` has what the broker has told, in order."""
+    """A connection with a channel. ``seen`` is what the broker has sent to it, in order."""
 
     connection: Any
     channel: Any
@@ -38,7 +38,7 @@ class Client:
     tag: str = ""
 
     async def ask(self, method: str, *arguments: Any, **options: Any) -> Any:
-        """Call a method of the channel and return the broker's answer."""
+        """Call a method of the channel, and return the broker's answer."""
         answered = asyncio.get_running_loop().create_future()
         getattr(self.channel, method)(*arguments, callback=answered.set_result, **options)
         return (await answered).method
@@ -48,7 +48,7 @@ class Client:
         return await self.ask("queue_declare", queue, durable=True, arguments=QUORUM | named)
 
     async def consume(self, queue: str, prefetch: int = 0) -> None:
-        """Consume a queue: a delivery is body, tag, redelivered, headers."""
+        """Consume a queue. A delivery is seen as body, tag, redelivered and headers."""
         await self.ask("basic_qos", prefetch_count=prefetch)
 
         def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
@@ -58,7 +58,7 @@ class Client:
         self.tag = (await self.ask("basic_consume", queue, on_message)).consumer_tag
 
     async def confirm(self) -> None:
-        """Have confirms and returns told."""
+        """Ask for confirms, and note them and what is returned."""
 
         def on_confirm(method: Any) -> None:
             confirm = method.method
@@ -75,7 +75,7 @@ class Client:
         self.channel.basic_publish(exchange, queue, body, properties, mandatory=True)
 
     async def sees(self, number: int) -> list[tuple[Any, ...]]:
-        """Wait for so many things to be told, and return all."""
+        """Wait until so much has been seen, and return all of it."""
         await until(lambda: len(self.seen) >= number)
         return self.seen
 
@@ -93,17 +93,16 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @dataclass
 class Subject:
-    """A broker under test, and a prefix of the test's own for queues."""
+    """A broker under test."""
 
     connect: Callable[..., Any]
     run_coroutine: Callable[[Coroutine[Any, Any, None]], None]
     set_alarm: Callable[[bool], None]
     delete_queue: Callable[[str], None]
-    prefix: str
     connections: list[Any] = field(default_factory=list)
 
     def run(self, scenario: Coroutine[Any, Any, None]) -> None:
-        """Run a test's scenario, and close what it has opened."""
+        """Run a test's scenario, and close its connections."""
 
         async def run() -> None:
             async with asyncio.timeout(DEADLINE_S):
@@ -134,24 +133,24 @@ class Subject:
         return client
 
     async def consuming(self, *bodies: bytes, prefetch: int = 0) -> Client:
-        """Return a client that has been delivered messages of a new queue, as many as it takes."""
-        client, queue = await self.client(), self.prefix
-        await client.declare(queue)
+        """Return a client with deliveries from a new queue, as many as the prefetch allows."""
+        client = await self.client()
+        await client.declare(QUEUE)
         for body in bodies:
-            client.publish(queue, body)
-        await client.consume(queue, prefetch)
+            client.publish(QUEUE, body)
+        await client.consume(QUEUE, prefetch)
         await client.sees(prefetch or len(bodies))
         return client
 
 
 @pytest.fixture(params=["in memory", "real"])
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    """Give each of the two."""
+    """Give each of the two brokers."""
     if request.param == "in memory":
         loop = Loop()
         fake = FakeBroker(loop.agenda)
         connect, run = partial(fake.connect, None), loop.run_until_complete
-        yield Subject(connect, run, fake.set_alarm, fake.delete_queue, "contract.1")
+        yield Subject(connect, run, fake.set_alarm, fake.delete_queue)
         loop.kill()
         return
     servers: Servers = request.getfixturevalue("servers")
@@ -162,13 +161,12 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
         servers.rabbitmq.ctl("set_vm_memory_high_watermark", "0" if alarm else "0.6")
 
     delete_queues = Broker(servers.rabbitmq).delete_queues
-    yield Subject(connect, asyncio.run, set_alarm, delete_queues, f"contract.{next(_numbers)}")
-    # Other tests look at all the queues there are.
-    delete_queues("contract.")
+    yield Subject(connect, asyncio.run, set_alarm, delete_queues)
+    delete_queues(QUEUE)
 
 
 def scenario(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Make a test of a coroutine function: its subject runs it."""
+    """Make a coroutine function a test, which its subject runs."""
 
     @functools.wraps(test)
     def run(subject: Subject, **parameters: Any) -> None:
@@ -178,33 +176,33 @@ def scenario(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., No
 
 
 @scenario
-async def test_a_message_is_confirmed_and_one_for_no_queue_is_returned_first(
+async def test_a_message_that_no_queue_takes_is_returned_before_its_confirm(
     subject: Subject,
 ) -> None:
-    client, queue = await subject.client(), subject.prefix
-    assert (await client.declare(queue)).message_count == 0
+    client = await subject.client()
+    assert (await client.declare(QUEUE)).message_count == 0
     await client.confirm()
-    client.publish(queue, b"a")
+    client.publish(QUEUE, b"a")
     assert await client.sees(1) == [("Basic.Ack", 1)]
-    client.publish(queue + ".absent", b"b")
+    client.publish(QUEUE + ".absent", b"b")
     assert (await client.sees(3))[1:] == [
-        ("return", 312, queue + ".absent", b"b"),
+        ("return", 312, QUEUE + ".absent", b"b"),
         ("Basic.Ack", 2),
     ]
-    assert (await client.declare(queue)).message_count == 1
+    assert (await client.declare(QUEUE)).message_count == 1
 
 
 @scenario
-async def test_an_ack_of_several_leaves_those_behind_it(subject: Subject) -> None:
+async def test_an_ack_of_several_leaves_later_deliveries_unacked(subject: Subject) -> None:
     other, client = await subject.client(), await subject.consuming(b"a", b"b", b"c", b"d")
     assert [one[:3] for one in client.seen] == [
         (body, tag, False) for tag, body in enumerate((b"a", b"b", b"c", b"d"), start=1)
     ]
     client.channel.basic_ack(2, multiple=True)
     client.channel.basic_ack(4)
-    await asyncio.sleep(0.5)  # RabbitMQ loses acks that it has not handed on yet.
+    await asyncio.sleep(0.5)  # RabbitMQ loses acks that have not reached the queue yet.
     client.connection.close()
-    await other.consume(subject.prefix)
+    await other.consume(QUEUE)
     (only,) = await other.sees(1)
     assert only[:3] == (b"c", 1, True)
     assert only[3]["x-delivery-count"] == 1
@@ -221,7 +219,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("method", "arguments", "why"), WRONG)
 @scenario
-async def test_what_is_wrong_closes_the_channel_alone(
+async def test_an_error_closes_the_channel_but_not_the_connection(
     subject: Subject, method: str, arguments: tuple[Any, ...], why: str
 ) -> None:
     client = await subject.consuming(b"a")
@@ -234,26 +232,26 @@ async def test_what_is_wrong_closes_the_channel_alone(
 
 @pytest.mark.short
 @scenario
-async def test_a_queue_keeps_its_arguments(subject: Subject) -> None:
-    client, queue = await subject.client(), subject.prefix
+async def test_the_arguments_of_a_queue_cannot_be_changed(subject: Subject) -> None:
+    client = await subject.client()
     for _ in range(2):
-        await client.declare(queue, message_ttl=1000)
-    client.channel.queue_declare(queue, durable=True, arguments={**QUORUM, "x-message-ttl": 2000})
+        await client.declare(QUEUE, message_ttl=1000)
+    client.channel.queue_declare(QUEUE, durable=True, arguments={**QUORUM, "x-message-ttl": 2000})
     assert await client.is_closed_for() == (
-        f"406 PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue '{queue}' "
+        f"406 PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue '{QUEUE}' "
         "in vhost '/': received '2000' but current is '1000'"
     )
 
 
 @scenario
-async def test_what_is_unacked_comes_back_before_what_was_never_delivered(subject: Subject) -> None:
+async def test_unacked_messages_are_requeued_before_those_never_delivered(subject: Subject) -> None:
     other = await subject.client()
     client = await subject.consuming(b"a", b"b", b"c", prefetch=2)
     await asyncio.sleep(0.2)
     assert len(client.seen) == 2
     client.connection.close()
     await until(lambda: bool(client.connection.is_closed))
-    await other.consume(subject.prefix)
+    await other.consume(QUEUE)
     assert [one[:3] for one in await other.sees(3)] == [
         (b"a", 1, True),
         (b"b", 2, True),
@@ -262,12 +260,12 @@ async def test_what_is_unacked_comes_back_before_what_was_never_delivered(subjec
 
 
 @scenario
-async def test_what_comes_while_nothing_is_read_is_told_afterwards(subject: Subject) -> None:
-    other, client, queue = await subject.client(), await subject.consuming(), subject.prefix
+async def test_what_arrives_while_reading_is_paused_is_read_afterwards(subject: Subject) -> None:
+    other, client = await subject.client(), await subject.consuming()
     await other.confirm()
     for number, body in enumerate((b"a", b"b"), start=1):
         client.connection.pause_reading()
-        other.publish(queue, body)
+        other.publish(QUEUE, body)
         await other.sees(number)
         await asyncio.sleep(0.5)
         assert len(client.seen) == number - 1
@@ -275,55 +273,53 @@ async def test_what_comes_while_nothing_is_read_is_told_afterwards(subject: Subj
         assert (await client.sees(number))[-1][0] == body
     client.connection.pause_reading()
     client.connection.resume_reading()
-    assert (await client.declare(queue)).message_count == 0
+    assert (await client.declare(QUEUE)).message_count == 0
 
 
 @scenario
-async def test_a_message_that_waits_out_its_time_goes_where_its_queue_says(
-    subject: Subject,
-) -> None:
-    client, queue = await subject.client(), subject.prefix
-    await client.declare(queue)
-    dead = {"dead_letter_exchange": "", "dead_letter_routing_key": queue}
+async def test_an_expired_message_goes_where_its_queue_says(subject: Subject) -> None:
+    client = await subject.client()
+    await client.declare(QUEUE)
+    dead = {"dead_letter_exchange": "", "dead_letter_routing_key": QUEUE}
     strategy = {"dead_letter_strategy": "at-least-once", "overflow": "reject-publish"}
-    await client.declare(queue + ".retry", message_ttl=300, **dead, **strategy)
-    await client.consume(queue)
-    client.publish(queue + ".retry", b"a", mine=1)
+    await client.declare(QUEUE + ".retry", message_ttl=300, **dead, **strategy)
+    await client.consume(QUEUE)
+    client.publish(QUEUE + ".retry", b"a", mine=1)
     await asyncio.sleep(0.1)
     assert client.seen == []
     ((body, _, redelivered, headers),) = await client.sees(1)
     assert (body, redelivered, headers["mine"]) == (b"a", False, 1)
     (death,) = headers["x-death"]
-    assert (death["queue"], death["reason"]) == (queue + ".retry", "expired")
+    assert (death["queue"], death["reason"]) == (QUEUE + ".retry", "expired")
     assert death["count"] == 1
 
 
 @pytest.mark.parametrize("way", ["rejected", "left unacked"])
 @scenario
-async def test_a_message_that_comes_back_too_often_is_dead_lettered(
+async def test_a_message_that_is_requeued_too_often_is_dead_lettered(
     subject: Subject, way: str
 ) -> None:
-    client, queue = await subject.client(), subject.prefix
-    await client.declare(queue + ".dead")
-    dead = {"dead_letter_exchange": "", "dead_letter_routing_key": queue + ".dead"}
-    await client.declare(queue, delivery_limit=1, **dead)
-    client.publish(queue, b"a")
+    client = await subject.client()
+    await client.declare(QUEUE + ".dead")
+    dead = {"dead_letter_exchange": "", "dead_letter_routing_key": QUEUE + ".dead"}
+    await client.declare(QUEUE, delivery_limit=1, **dead)
+    client.publish(QUEUE, b"a")
     for _ in range(2):
         other = await subject.client()
-        await other.consume(queue)
+        await other.consume(QUEUE)
         await other.sees(1)
         await other.ask("basic_cancel", other.tag)
         if way == "rejected":
             other.channel.basic_reject(1, requeue=True)
         other.connection.close()
-    await client.consume(queue + ".dead")
+    await client.consume(QUEUE + ".dead")
     ((body, _, _, headers),) = await client.sees(1)
     assert (body, headers["x-death"][0]["reason"]) == (b"a", "delivery_limit")
 
 
 @scenario
 async def test_a_topic_exchange_routes_by_words(subject: Subject) -> None:
-    client, exchange = await subject.client(), subject.prefix
+    client, exchange = await subject.client(), QUEUE
     await client.ask("exchange_declare", exchange, exchange_type="topic", durable=True)
     keys = ["#", "a", "a.*", "a.#", "*.b", "#.c"]
     for key in keys:
@@ -340,27 +336,29 @@ async def test_a_topic_exchange_routes_by_words(subject: Subject) -> None:
 @scenario
 async def test_a_consumer_is_told_when_its_queue_is_deleted(subject: Subject) -> None:
     client = await subject.consuming()
-    await asyncio.to_thread(subject.delete_queue, subject.prefix)
+    await asyncio.to_thread(subject.delete_queue, QUEUE)
     assert await client.sees(1) == [("cancelled", client.tag)]
     assert client.channel.is_open
 
 
 @scenario
-async def test_a_consumer_that_is_cancelled_gets_nothing_more_and_can_still_ack(
+async def test_a_cancelled_consumer_gets_no_more_deliveries_and_can_still_ack(
     subject: Subject,
 ) -> None:
-    client, queue = await subject.consuming(b"a", prefetch=1), subject.prefix
+    client = await subject.consuming(b"a", prefetch=1)
     await client.ask("basic_cancel", client.tag)
     client.channel.basic_ack(1)
-    client.publish(queue, b"b")
+    client.publish(QUEUE, b"b")
     await asyncio.sleep(0.3)
     assert len(client.seen) == 1
-    assert (await client.declare(queue)).message_count == 1
+    assert (await client.declare(QUEUE)).message_count == 1
 
 
 @scenario
-async def test_in_an_alarm_a_connection_that_publishes_is_read_no_further(subject: Subject) -> None:
-    client, queue = await subject.client(), subject.prefix
+async def test_in_an_alarm_nothing_is_read_from_a_connection_that_publishes(
+    subject: Subject,
+) -> None:
+    client = await subject.client()
     await client.confirm()
     other = await subject.consuming()
     for each in (client, other):
@@ -368,16 +366,16 @@ async def test_in_an_alarm_a_connection_that_publishes_is_read_no_further(subjec
             told = partial(each.seen.append, (name,))
             add = getattr(each.connection, f"add_on_connection_{name}_callback")
             add(lambda *_, told=told: told())
-    client.publish(queue, b"a")
+    client.publish(QUEUE, b"a")
     await client.sees(1)
     await other.sees(1)
     await asyncio.to_thread(subject.set_alarm, True)
     try:
         await asyncio.sleep(1)
         assert len(client.seen) == 1
-        client.publish(queue, b"b")
+        client.publish(QUEUE, b"b")
         assert (await client.sees(2))[1:] == [("blocked",)]
-        client.publish(queue, b"c")
+        client.publish(QUEUE, b"c")
         await asyncio.sleep(1)
         assert len(client.seen) == 2
         other.channel.basic_ack(1)

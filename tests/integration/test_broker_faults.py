@@ -1,15 +1,11 @@
-"""The broker stops, dies, freezes, closes connections, loses queues and raises alarms."""
+"""RabbitMQ is stopped, killed and frozen, closes connections, loses a queue, raises an alarm."""
 
-import re
-import time
-from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from chaos import outages
-from chaos.checks import becomes, losses, not_ready, passes, says, throughout
+from chaos.checks import becomes, lines, losses, not_ready, passes, says, throughout, true
 from chaos.durations import FULL, lasting, often, quick, rate
 from chaos.load import ids, orders
 from chaos.trial import StartTrial
@@ -24,14 +20,14 @@ STUCK_AFTER_S = 25.0
     ("fault", "down"),
     [
         ("broker restarted (stop_app, start_app)", outages.application_stopped),
-        quick("broker restarted (its process)", outages.stopped),
+        ("broker restarted (its process)", outages.stopped),
         quick("broker killed -9", outages.killed),
     ],
 )
 def test_the_broker_is_down_for_a_while(
     trial: StartTrial, fault: str, down: outages.Outage
 ) -> None:
-    """Confirmed events survive it; the service comes back by itself, without a hot loop."""
+    """Confirmed events survive. The service reconnects by itself, without a hot loop."""
     attempt = trial(fault)
     service = attempt.start()
     with attempt.under_load(at_least=200):
@@ -49,42 +45,29 @@ def test_the_broker_is_down_for_a_while(
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("seconds", lasting(30, 120))
 def test_the_broker_is_frozen(trial: StartTrial, seconds: float) -> None:
-    """Heartbeats notice, the publisher's deadline too, and the loop comes round all the while."""
+    """Heartbeats and the publisher's deadline notice it, and the event loop is not blocked."""
     attempt = trial(f"broker frozen for {seconds:g} s")
     rabbitmq, service = attempt.servers.rabbitmq, attempt.start()
-    status = Path(f"/proc/{service.pid}/task/{service.pid}/status")
-    turns, seen_s = "", time.monotonic()
-
-    def comes_round() -> None:
-        """See that the main thread, its loop, has woken up lately, and that health is told."""
-        nonlocal turns, seen_s
-        (found,) = re.findall(r"^voluntary_ctxt_switches:.*$", status.read_text(), re.MULTILINE)
-        if found != turns:
-            turns, seen_s = found, time.monotonic()
-        assert time.monotonic() - seen_s < STUCK_AFTER_S, "the loop is stuck"
-        assert service.health("/livez").status == 200
-
     with attempt.under_load(rate(seconds + 10)):
         service.pause()
         attempt.poison()
         becomes(lambda: attempt.broker.ready("order"), 0)
         rabbitmq.pause()
         service.resume()
-        throughout(seconds, comes_round)
+        throughout(seconds, lambda: true(service.health("/livez").status == 200))
         passes(partial(losses, service), 0)
         outages.silent(rabbitmq)
         attempt.fired()
         rabbitmq.resume()
     service.wait_ready()
     assert losses(service, "no confirm within", connection="rabbitmq-publishing")
+    blocked = lines(service, "the event loop was blocked")
+    assert all(line["seconds"] < STUCK_AFTER_S for line in blocked)
 
 
 @pytest.mark.quick
 def test_a_queue_is_deleted_by_hand(trial: StartTrial) -> None:
-    """Three times; the service says so and consumes from a new one within 10 s.
-
-    What was in the queue is lost with it, and counted.
-    """
+    """The service logs it, and consumes from a new one within 10 s. The events in it are lost."""
     attempt = trial("queue deleted by hand (losses waived)")
     service = attempt.start()
     with attempt.under_load(lost_is_waived=True):
@@ -100,49 +83,32 @@ def test_a_queue_is_deleted_by_hand(trial: StartTrial) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("times", [quick(3), often(20, 30)])
 def test_connections_are_closed_by_an_operator(trial: StartTrial, times: int) -> None:
-    """All of them, again and again (every 10 s for 5 minutes): what was in flight comes again.
-
-    The replicas are frozen for the moment of each closing, so that something is in flight; one of
-    them may be in the middle of connecting.
-    """
+    """All of them, again and again, every 10 s with FULL=1: what was in flight is redelivered."""
     attempt = trial("connections closed by an operator")
-    replicas, closed = [attempt.start() for _ in range(2)], 0
+    replicas = [attempt.start() for _ in range(2)]
 
     def closings() -> int:
         return sum(losses(replica, "closed by the test") for replica in replicas)
 
-    def frozen_with_some() -> None:
-        for replica in replicas:
-            replica.pause()
-        try:
-            passes(lambda: attempt.broker.unacked("order"), 0, timeout_s=2)
-        except AssertionError:  # Both are in the middle of connecting.
-            for replica in replicas:
-                replica.resume()
-            raise
-
     with attempt.under_load(rate(400 if FULL else 60)):
-        while closed < times:
+        for _ in range(times):
             lasts(10 if FULL else 0)
             attempt.works()
             attempt.poison()
-            eventually(frozen_with_some)
             before = closings()
-            attempt.servers.rabbitmq.ctl("close_all_connections", "closed by the test")
-            for replica in replicas:
-                replica.resume()
-            # It counts where it has found somebody connected.
-            with suppress(AssertionError):
-                passes(closings, before, 2)
-                closed += 1
-                attempt.fired()
+            # One of them is connected: frozen, it soon has something in flight.
+            with outages.frozen(replicas[0]), outages.frozen(replicas[1]):
+                passes(lambda: attempt.broker.unacked("order"), 0)
+                attempt.servers.rabbitmq.ctl("close_all_connections", "closed by the test")
+            passes(closings, before)
+            attempt.fired()
     assert attempt.statsd.count("orders_returned") > 0
     attempt.rig.counters_add_up("orders")
 
 
 @pytest.mark.parametrize("kind", outages.ALARMS)
 def test_the_broker_has_an_alarm(trial: StartTrial, kind: str) -> None:
-    """A backlog is acked during the alarm; what must be published waits, and goes on after it."""
+    """A backlog is acked during the alarm; what the service publishes waits until it is over."""
     attempt = trial(f"{kind} alarm")
     rabbitmq, service = attempt.servers.rabbitmq, attempt.start()
     service.pause()

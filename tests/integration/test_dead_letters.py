@@ -1,7 +1,5 @@
-"""What fails is retried and parked with its reason, its body untouched, while the rest goes on."""
+"""Events that fail are retried, then parked with their reason and an unchanged body."""
 
-import datetime as dt
-import hashlib
 import struct
 from collections import Counter
 from decimal import Decimal
@@ -17,6 +15,7 @@ from chaos.receiver import Receiver
 from chaos.rig import Rig
 from fakes.corpus import MIB, NO_EVENTS, ODD_EVENTS
 from fakes.headers import array, encoded, entry, table
+from idempotent_consumer import encode_id
 from idempotent_consumer.amqp import Properties, keep_header_bytes
 from integration.command import Command
 from servers.broker import encode
@@ -30,33 +29,27 @@ _PROPERTIES = [
     pika.BasicProperties(content_encoding="gzip", headers={"x-reason": "failed", "x-error": 7}),
     pika.BasicProperties(headers={"x-attempts": -1, "x-death": [{"count": 10**9}]}, priority=9),
 ]
-"""What the bodies come with, in turn: none of it says whether they are events."""
+"""The properties of the bodies, in turn: a body is judged whatever they are."""
 
 _MOST_BYTES = 256 * MIB
-"""A body of 16 MiB that is read would alone take more than this."""
+"""Less than it takes to parse a body of 16 MiB."""
 
 
-@pytest.mark.parametrize(("service", "noun"), [("order", "orders"), ("notify", "notifications")])
-def test_a_corpus_of_rubbish_among_events_is_parked_body_by_body(
-    rig: Rig, service: str, noun: str
-) -> None:
-    """All of it waits for the service, and arrives at once. Each body comes out as it went in.
-
-    Ids that look alike, by slashes, case, Unicode forms, NUL or length, are those of other events.
-    """
-    assert rig.start(service).terminate() == 0
+def test_invalid_events_are_parked_and_the_valid_ones_among_them_are_handled(rig: Rig) -> None:
+    """All of them arrive at once. Ids that look alike belong to different events."""
+    assert rig.start("order").terminate() == 0
     plain, odd = orders(2 * len(NO_EVENTS)), list(ODD_EVENTS.values())
     for index, body in enumerate(NO_EVENTS):
         bodies = [body, *odd[index : index + 1]]
         rig.broker.publish_raw(*bodies, properties=_PROPERTIES[index % len(_PROPERTIES)])
         rig.broker.publish(plain[2 * index : 2 * index + 2])
-    running = rig.start(service)
-    becomes(lambda: rig.statsd.count(f"{noun}_invalid"), len(NO_EVENTS), timeout_s=60)
-    becomes(lambda: rig.statsd.count(f"{noun}_processed"), len(plain) + len(odd))
+    running = rig.start("order")
+    becomes(lambda: rig.statsd.count("orders_invalid"), len(NO_EVENTS), timeout_s=60)
+    becomes(lambda: rig.statsd.count("orders_processed"), len(plain) + len(odd))
     rig.broker.publish_raw(*odd)
-    becomes(lambda: rig.statsd.count(f"{noun}_processed_skipped"), len(odd))
-    rig.drained(service)
-    dead = rig.parked(service, len(NO_EVENTS))
+    becomes(lambda: rig.statsd.count("orders_processed_skipped"), len(odd))
+    rig.drained("order")
+    dead = rig.parked("order", len(NO_EVENTS))
     assert Counter(message.body for message in dead) == Counter(NO_EVENTS)
     for message in dead:
         assert message.headers["x-reason"] == "invalid"
@@ -64,55 +57,33 @@ def test_a_corpus_of_rubbish_among_events_is_parked_body_by_body(
         assert error
         # Some came with -1 attempts; the service has made none.
         assert message.headers.get("x-attempts", -1) == -1
-    events = [*plain, *(order(_stored(event_id)) for event_id in ODD_EVENTS)]
-    rig.handled_once(service, events)
+    rig.handled_once("order", [*plain, *(order(encode_id(event_id)) for event_id in ODD_EVENTS)])
     assert running.health().status == 200
-    rig.counters_add_up(noun)
+    rig.counters_add_up("orders")
     assert resident_bytes(running.pid, "VmHWM") < _MOST_BYTES
-
-
-def _stored(event_id: str) -> str:
-    """Return an id as it stands in a record's key."""
-    encoded_id = event_id.encode()
-    if len(encoded_id) > 128 or encoded_id.startswith(b"sha256:"):
-        return "sha256:" + hashlib.sha256(encoded_id).hexdigest()
-    return event_id
 
 
 # Properties and headers.
 
 HOSTILE: dict[str, Any] = {
     "traced": {"headers": {"trace": "t-1", "n": 1}, "message_id": "m-1"},
-    "expires": {"expiration": "4000"},
+    "expires": {"expiration": "60000"},
     "claims-a-sender": {"user_id": "guest"},
     "carbon-copy": {"headers": {"CC": ["order", "order.dead-letter"], "BCC": ["order"]}},
-    "huge-header": {"headers": {"huge": "x" * 100_000}},
     "huge-own-headers": {"headers": {"x-error": "x" * 50_000, "x-reason": "none of ours"}},
     "own-headers-of-other-types": {
         "headers": {"x-attempts": "many", "x-reason": 7, "x-error": ["a"]}
     },
     "forged-deaths": {"headers": {"x-death": "never", "x-delivery-count": 10**9}},
-    "odd-values": {
-        "headers": {
-            "none": None,
-            "bytes": b"\xff\x00",
-            "big": -(2**62),
-            "when": dt.datetime(2020, 1, 1, tzinfo=dt.UTC),
-            "deep": {"a": [{"b": [True, None, {"c": "d"}]}]},
-            "ü" * 100: "ü",
-            "": "nameless",
-        }
-    },
     "transient": {"delivery_mode": 1, "priority": 255, "reply_to": "x" * 255, "type": "x" * 255},
-    "odd-content": {"content_type": "no/such", "content_encoding": "gzip", "app_id": "ü"},
 }
 
 
 @pytest.mark.short
 def test_hostile_properties_do_not_keep_a_message_from_being_parked(rig: Rig) -> None:
-    """Each is parked once: it does not expire there, is copied nowhere, and stays on disk.
+    """Parked, it does not expire and is stored on disk, and no other queue gets a copy.
 
-    Headers that pika gives a connection up over cost neither their event nor what is in flight.
+    Headers at which pika would close the connection cost no event.
     """
     assert rig.start("order").terminate() == 0
     for name, properties in HOSTILE.items():
@@ -161,8 +132,8 @@ READ = {
 def test_headers_arrive_unchanged_after_retries_a_dead_letter_and_a_replay(
     rig: Rig, receiver: Receiver
 ) -> None:
-    """Of kinds that pika does not write, too."""
-    keep_header_bytes()  # For what this test reads.
+    """Also those of types that pika cannot write."""
+    keep_header_bytes()  # So that this test reads them, too.
     rig.start("notify", NOTIFY_URL=receiver.url, RETRY_DELAYS="1s")
     receiver.refuse("1")
     rig.broker.publish_raw(encode(order("1")), properties=Properties().decode(encoded(WRITTEN)))
@@ -188,7 +159,7 @@ def publish_what_pika_cannot(rig: Rig, payload: str, headers: dict[str, Any]) ->
 def test_a_failing_event_waits_on_the_broker_and_not_in_the_process(
     rig: Rig, receiver: Receiver
 ) -> None:
-    """It survives its service and its broker being killed in the meantime, with its attempts."""
+    """With its attempts it survives a kill of the service and of the broker."""
     start = partial(rig.start, "notify", NOTIFY_URL=receiver.url, RETRY_DELAYS="7s,1s")
     first = start()
     receiver.refuse("e-1")

@@ -1,9 +1,7 @@
-"""Services are down, or what they need is not there or has no address yet, and comes later."""
+"""A service recovers after downtime: its own, and that of what it needs."""
 
 import socket
 from contextlib import ExitStack
-from functools import partial
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from chaos.hosts import Hosts
 from chaos.load import orders
 from chaos.network import port_of
 from chaos.proxy import relay
+from chaos.rig import Rig
 from chaos.trial import StartTrial
 from servers.processes import free_port
 from servers.wait import eventually
@@ -21,74 +20,81 @@ from servers.wait import eventually
 pytestmark = pytest.mark.short
 
 READY_WITHIN_S = 10.0
-# The service looks statsd's name up again every 30 s.
+# A service resolves statsd's name again every 30 s.
 MOVED_WITHIN_S = 40.0
 
 
-ABSENT = "broker and etcd absent at the start"
-UNKNOWN = "names not resolvable at the start"
+def test_events_published_while_a_service_is_down_are_handled_afterwards(rig: Rig) -> None:
+    assert rig.start("order").terminate() == 0
+    rig.broker.publish(orders(20))
+    assert rig.broker.ready("order") == 20
+    rig.start("order")
+    rig.handled_once("order", orders(20))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["rabbitmq", "etcd"])
+def test_a_service_goes_on_by_itself_after_the_downtime_of_a_server(rig: Rig, name: str) -> None:
+    """It skips what it had handled before."""
+    service = rig.start("order")
+    rig.broker.publish(orders(10))
+    rig.handled_once("order", orders(10))
+    server = getattr(rig.servers, name)
+    server.stop()
+    eventually(lambda: not_ready(service, name))
+    server.start()
+    rig.broker.publish(orders(20))
+    rig.handled_once("order", orders(20))
+    counted = {"received": 30, "processed": 20, "processed_skipped": 10}
+    becomes(lambda: rig.counters("orders"), counted)
+
+
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("last", ["etcd", "rabbitmq"])
-@pytest.mark.parametrize(
-    ("fault", "seconds"), [quick(ABSENT, 1), *product((ABSENT, UNKNOWN), lasting(5, 120))]
-)
+@pytest.mark.parametrize("seconds", [quick(1), *lasting(5, 120)])
 def test_broker_and_etcd_come_late(
-    trial: StartTrial, tmp_path: Path, last: str, fault: str, seconds: float
+    trial: StartTrial, tmp_path: Path, last: str, seconds: float
 ) -> None:
-    """Alive, not ready, saying what is missing and why; without etcd nothing is consumed.
-
-    A name that does not resolve is like a server that is not there.
-    """
-    attempt, hosts, settings = trial(fault), Hosts(tmp_path), dict[str, str]()
+    """At first a name cannot be resolved, then no server answers there."""
+    attempt, hosts = trial("broker and etcd absent at the start"), Hosts(tmp_path)
     assert attempt.start().terminate() == 0
     attempt.publish(orders(100, "before"))
     servers = {"rabbitmq": attempt.servers.rabbitmq, "etcd": attempt.servers.etcd}
-    if fault == ABSENT:
-        for server in servers.values():
-            server.stop()
-        come = {name: server.start for name, server in servers.items()}
-    else:
-        port = port_of(attempt.servers.etcd.endpoint)
-        url = attempt.acks.url.replace("127.0.0.1", "rabbitmq.invalid")
-        settings = {"RABBITMQ_URL": url, "ETCD_ENDPOINTS": f"etcd.invalid:{port}"}
-        settings |= hosts.settings()
-        come = {name: partial(hosts.point, f"{name}.invalid", "127.0.0.1") for name in servers}
-    service = attempt.start(wait=False, **settings)
+    for server in servers.values():
+        server.stop()
+    service = attempt.start(
+        wait=False,
+        RABBITMQ_URL=attempt.acks.url.replace("127.0.0.1", "rabbitmq.invalid"),
+        ETCD_ENDPOINTS=f"etcd.invalid:{port_of(attempt.servers.etcd.endpoint)}",
+        **hosts.settings(),
+    )
+    missing = set(servers)
 
-    def waits(*missing: str, tried: str) -> None:
+    def waits() -> None:
+        """Alive and not ready, with the reason. The broker is not tried before etcd answers."""
         reasons = not_ready(service, *missing)
-        assert reasons.get(tried) not in ("not connected yet", "not reached yet"), reasons
+        assert ("etcd" in reasons) == ("etcd" in missing)
+        tried = "etcd" if "etcd" in missing else "rabbitmq"
+        assert reasons[tried] not in ("not connected yet", "not reached yet")
         assert service.health("/livez").status == 200
-
-    # Nothing is asked of the broker before etcd is there.
-    both_away = partial(waits, "rabbitmq", "etcd", tried="etcd")
-    eventually(both_away, also=(OSError,))
-    throughout(seconds, both_away)
-    attempt.fired()
-    (first,) = set(servers) - {last}
-    come[first]()
-    if first == "etcd":
-        becomes(lambda: "etcd" in not_ready(service, last), False, READY_WITHIN_S)
-    eventually(partial(waits, last, tried=last))
-
-    def still_waits() -> None:
-        waits(last, tried=last)
-        if last == "etcd":
+        if missing == {"etcd"}:
             assert attempt.broker.depth("order") == (100, 0)
             assert attempt.broker.consumers("order") == 0
 
-    throughout(seconds, still_waits)
-    attempt.fired()
-    come[last]()
+    for name in sorted(servers, key=lambda name: name == last):
+        eventually(waits, READY_WITHIN_S, also=(OSError,))
+        throughout(seconds, waits)
+        hosts.point(f"{name}.invalid", "127.0.0.1")
+        throughout(seconds, waits)
+        attempt.fired()
+        servers[name].start()
+        missing.remove(name)
     attempt.recovers(READY_WITHIN_S)
     service.wait_ready()
     attempt.judge(at_least=100)
 
 
 def test_etcd_moves_to_another_address(trial: StartTrial, tmp_path: Path) -> None:
-    """As a container does that is made again: its name is looked up again, not only its address."""
+    """As a container does that is made again. The service resolves its name again."""
     attempt = trial("etcd moved to another address")
     hosts = Hosts(tmp_path)
     hosts.point("etcd.invalid", "127.0.0.1")
@@ -109,7 +115,7 @@ def test_etcd_moves_to_another_address(trial: StartTrial, tmp_path: Path) -> Non
 
 @pytest.mark.timeout(200)
 def test_statsd_is_unknown_then_closed_then_moved(trial: StartTrial, tmp_path: Path) -> None:
-    """Events go on all the while, and statsd is found again where it has gone."""
+    """Events are handled all the while, and statsd is found again at its new address."""
     attempt = trial("statsd unknown, closed, moved")
     hosts = Hosts(tmp_path)
     port = free_port()
@@ -129,7 +135,7 @@ def test_statsd_is_unknown_then_closed_then_moved(trial: StartTrial, tmp_path: P
 
 
 def listen(address: str, port: int) -> socket.socket:
-    """Return a socket for statsd's packets."""
+    """Return a socket that receives statsd's packets."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     listener.settimeout(MOVED_WITHIN_S)
     listener.bind((address, port))

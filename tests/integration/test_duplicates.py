@@ -1,4 +1,4 @@
-"""An event is handled once, however often and wherever it arrives, and with whatever body."""
+"""An event is handled once, however often it arrives, at whichever replica, with whichever body."""
 
 import json
 from contextlib import ExitStack
@@ -12,6 +12,7 @@ from chaos.durations import often
 from chaos.load import ids, order, orders, repeated
 from chaos.network import port_of
 from chaos.proxy import relay
+from chaos.rig import Rig
 from chaos.trial import StartTrial
 from servers.broker import encode
 from servers.etcd import record_prefix
@@ -22,9 +23,17 @@ pytestmark = pytest.mark.short
 TIMES = 100
 
 
+def test_a_duplicate_is_skipped(rig: Rig) -> None:
+    rig.start("order")
+    rig.broker.publish([order("1"), order("2"), order("1")])
+    counted = {"received": 3, "processed": 2, "processed_skipped": 1}
+    becomes(lambda: rig.counters("orders"), counted)
+    rig.handled_once("order", [order("1"), order("2")])
+
+
 @pytest.mark.quick
 def test_a_storm_of_duplicates(trial: StartTrial) -> None:
-    """Each id a hundred times, shuffled, then all of one id in one batch: one record, 99 skips."""
+    """Each id comes 100 times, and one id 100 times in a single batch: one record, 99 skips."""
     attempt = trial("duplicate storm, each id x100")
     service = attempt.start()
     events = orders(often(50, 500))
@@ -36,7 +45,7 @@ def test_a_storm_of_duplicates(trial: StartTrial) -> None:
     becomes(lambda: attempt.broker.depth("order"), (0, TIMES))
     service.resume()
     storms = len(events) + 1
-    # The probe of the recovery is one more event.
+    # One event more is the probe of `recovers`.
     becomes(
         lambda: attempt.rig.counters("orders"),
         {
@@ -45,15 +54,13 @@ def test_a_storm_of_duplicates(trial: StartTrial) -> None:
             "processed_skipped": storms * (TIMES - 1),
         },
     )
-    assert attempt.statsd.timers_ms("orders_handle")
-    assert attempt.statsd.timers_ms("orders_commit")
     attempt.fired(storms)
     attempt.judge(at_least=storms)
 
 
 @pytest.mark.timeout(600)
 def test_two_replicas_get_the_same_event_at_the_same_instant(trial: StartTrial) -> None:
-    """Both transactions are held before etcd, then let go together: one wins, the other skips."""
+    """Both transactions are held back, then released together: one lands, the other skips."""
     attempt, times = trial("two replicas, same id, same instant"), often(60, 1000)
     with ExitStack() as stack:
         port = port_of(attempt.servers.etcd.endpoint)
@@ -65,7 +72,7 @@ def test_two_replicas_get_the_same_event_at_the_same_instant(trial: StartTrial) 
 
         for number, way in enumerate(ways):
             attempt.start(ETCD_ENDPOINTS=way.address, STATSD_PREFIX=f"replica{number}")
-        # Before its first commit a service asks for a lease: that is done when these are.
+        # Before its first commit a service asks for a lease, which must not be held back.
         warm = attempt.publish(orders(20, "warm"))
         becomes(attempt.done, len(warm))
         for number in range(times):
@@ -89,7 +96,7 @@ def test_two_replicas_get_the_same_event_at_the_same_instant(trial: StartTrial) 
 
 @pytest.mark.quick
 def test_an_id_is_used_again_with_another_body(trial: StartTrial) -> None:
-    """The first wins, be the second in the same batch; the second is parked, the record stays."""
+    """The first is recorded, even if both are in one batch, and the second is parked."""
     attempt = trial("same id, other body")
     service, store = attempt.start(), attempt.store
     firsts = [order(f"{when}-{n}", n=n) for when in ("apart", "together") for n in range(10)]

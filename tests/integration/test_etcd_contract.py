@@ -1,8 +1,7 @@
-"""The etcd in memory is held to what a real etcd does: both are asked the same, and must agree.
+"""Sends the same requests to the etcd in memory and to a real one, and compares the replies.
 
-The unit tests and the simulation believe the one in memory; here is why they may. A scenario is a
-list of requests, and what is compared are the replies to them, whole. Where a fact is written down
-too, it is one that the library relies on.
+So the unit tests and the simulation may rely on the one in memory. A scenario is a list of
+requests, whose whole replies are compared. Facts on which the library relies are asserted as well.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count, product
+from itertools import product
 from typing import Any
 
 import pytest
@@ -31,18 +30,16 @@ from servers.wait import lasts
 
 MAX_TXN_OPS = 1024
 UNKNOWN_LEASE = 12345
-_numbers = count(1)
 
 Replies = list[Any]
 
 
 @dataclass
 class Subject:
-    """An etcd under test. Both get the same keys, under one prefix, and the same ids of leases."""
+    """An etcd under test. Both have the same keys, under one prefix, and the same leases."""
 
     client: Client
     run: Callable[[Coroutine[Any, Any, Any]], Any]
-    number: int
     revoke: Callable[[int], None]
     alarm: Callable[[str], None]
     compact: Callable[[], None]
@@ -52,32 +49,27 @@ class Subject:
         self.base = self.run(self.client.call("Txn", pb.TxnRequest())).header.revision
 
     def key(self, name: str = "") -> bytes:
-        return f"/contract/{self.number}/{name}".encode()
+        return f"/contract/{name}".encode()
 
     @property
     def whole(self) -> dict[str, bytes]:
-        """Return the range of all of the test's keys."""
+        """Return the range of all keys of the test."""
         return {"key": self.key(), "range_end": self.key()[:-1] + b"0"}
 
-    def lease(self, number: int) -> int:
-        """Return the id of one of the test's leases."""
-        return 1000 * self.number + number
-
     def ask(self, method: str, **fields: Any) -> Any:
-        """Return what is told by the reply, or by the refusal: its meaning and its text."""
+        """Return what the reply says; of a refusal, its meaning and its text."""
         request = getattr(pb, f"{method}Request")(**fields)
         try:
             return self.told(self.run(self.client.call(method, request)))
         except EtcdError as error:
-            return error.failure, str(error).partition(": ")[2]  # Behind the endpoint.
+            return error.failure, str(error).partition(": ")[2]  # After the endpoint.
 
     def txn(self, compare: Any = (), success: Any = (), failure: Any = ()) -> Any:
         return self.ask("Txn", compare=compare, success=success, failure=failure)
 
     def put(self, name: str, value: bytes = b"v", lease: int = 0) -> Any:
-        """Return the operation that writes a key, under one of the test's leases where so told."""
-        under = self.lease(lease) if 0 < lease < UNKNOWN_LEASE else lease
-        request = pb.PutRequest(key=self.key(name), value=value, lease=under)
+        """Return the operation that puts a key, under a lease if one is given."""
+        request = pb.PutRequest(key=self.key(name), value=value, lease=lease)
         return pb.RequestOp(request_put=request)
 
     def get(self, name: str) -> Any:
@@ -85,19 +77,19 @@ class Subject:
         return pb.RequestOp(request_range=pb.RangeRequest(key=self.key(name)))
 
     def delete(self, name: str, end: str = "") -> Any:
-        """Return the operation that deletes a key, or a range of them."""
+        """Return the operation that deletes a key, or a range of keys."""
         stop = self.key(end) if end else b""
         request = pb.DeleteRangeRequest(key=self.key(name), range_end=stop)
         return pb.RequestOp(request_delete_range=request)
 
     def unchanged(self, name: str, revision: int) -> Any:
-        """Return the comparison that holds while a key is at this revision, 0 being absent."""
+        """Return the comparison that holds if a key is at this revision; 0 means absent."""
         at = revision and self.base + revision
         kind = {"result": pb.Compare.EQUAL, "target": pb.Compare.MOD}
         return pb.Compare(key=self.key(name), mod_revision=at, **kind)
 
     def watch(self, number: int, during: Callable[[], object] = int, **options: Any) -> Any:
-        """Watch the test's keys, do something, and return so many events."""
+        """Watch the test's keys, call `during`, and return so many events."""
 
         async def events() -> Replies:
             create = pb.WatchCreateRequest(**self.whole, **options)
@@ -116,7 +108,7 @@ class Subject:
             return error.failure
 
     def told(self, message: Any) -> Any:
-        """Return a message without what differs between two etcds, such as the first revision."""
+        """Return a message without what differs between two etcds, such as their first revision."""
         found = MessageToDict(message, preserving_proto_field_name=True)
         revision = found.pop("header", {}).get("revision", self.base)
         return {"header": int(revision) - self.base, **self._without_base(found)}
@@ -127,14 +119,14 @@ class Subject:
         if isinstance(found, list):
             return [self._without_base(each) for each in found]
         if isinstance(found, dict):
-            # The replies within a transaction's have no header, or one that nobody reads.
+            # Replies within a transaction's reply may have a header, which nobody reads.
             parts = {name: part for name, part in found.items() if name != "header"}
             return {name: self._without_base(part, name) for name, part in parts.items()}
         return found
 
 
 @contextmanager
-def in_memory(number: int) -> Iterator[Subject]:
+def in_memory() -> Iterator[Subject]:
     loop, settings = Loop(), Settings()
     store = Store(loop.time, MAX_TXN_OPS)
     system = replace(real_system(), open_channel=FakeEtcd(loop.agenda, store).open_channel)
@@ -143,12 +135,12 @@ def in_memory(number: int) -> Iterator[Subject]:
         store.out_of_space = action == "ACTIVATE"
 
     client, run = Client(settings, system), loop.run_until_complete
-    yield Subject(client, run, number, store.revoke, alarm, store.compact, loop.advance)
+    yield Subject(client, run, store.revoke, alarm, store.compact, loop.advance)
     loop.kill()
 
 
 @contextmanager
-def real(number: int, servers: Servers) -> Iterator[Subject]:
+def real(servers: Servers) -> Iterator[Subject]:
     operator = EtcdClient(servers.etcd.endpoint)
 
     def revoke(lease: int) -> None:
@@ -161,14 +153,15 @@ def real(number: int, servers: Servers) -> Iterator[Subject]:
     def compact() -> None:
         operator.post("/kv/compaction", {"revision": str(operator.revision())})
 
-    # That of a test before would end amid this one, and revisions are compared.
+    # From earlier tests; a lease that ends later would change the revisions.
+    operator.delete("/contract/")
     for lease in operator.post("/lease/leases", {}).get("leases", ()):
-        with suppress(OSError):  # It has ended by itself.
+        with suppress(OSError):  # It has just ended.
             revoke(int(lease["ID"]))
     with asyncio.Runner() as runner:
         settings = Settings.from_environ({"ETCD_ENDPOINTS": servers.etcd.endpoint})
         client = Client(settings, real_system())
-        yield Subject(client, runner.run, number, revoke, alarm, compact, lasts)
+        yield Subject(client, runner.run, revoke, alarm, compact, lasts)
         runner.run(client.close())
 
 
@@ -178,10 +171,9 @@ Agree = Callable[[Scenario], Replies]
 
 @pytest.fixture
 def agree(servers: Servers) -> Iterator[Agree]:
-    """Ask both, and return what both have answered."""
+    """Give a function that runs a scenario on both, and returns the replies of either."""
     servers.heal()
-    number = next(_numbers)
-    with in_memory(number) as fake, real(number, servers) as other:
+    with in_memory() as fake, real(servers) as other:
 
         def ask_both(scenario: Scenario) -> Replies:
             found, expected = scenario(fake), scenario(other)
@@ -202,7 +194,7 @@ COMPARISONS = [
 
 
 def test_every_comparison(agree: Agree) -> None:
-    """With less, the same and more; absent keys too, which compare as zeros, but have no value."""
+    """With a lower, the same and a higher number. An absent key compares as 0, but has no value."""
 
     def compared(etcd: Subject, target: str, result: str, name: str, offset: int) -> Any:
         present = {"MOD": etcd.base + 1, "CREATE": etcd.base + 1, "VERSION": 1}.get(target, 0)
@@ -227,10 +219,10 @@ def test_every_comparison(agree: Agree) -> None:
 
 
 def test_leases(agree: Agree) -> None:
-    """They have a least and a longest time, and ids of their own; keys end with them."""
+    """Their time has a minimum and a maximum, an id is used once, and keys end with their lease."""
 
     def grant(etcd: Subject, number: int, ttl_s: int) -> Any:
-        return etcd.ask("LeaseGrant", ID=etcd.lease(number), TTL=ttl_s)
+        return etcd.ask("LeaseGrant", ID=number, TTL=ttl_s)
 
     def keep(etcd: Subject, lease: int) -> Any:
         return etcd.ask("LeaseKeepAlive", ID=lease)
@@ -240,34 +232,34 @@ def test_leases(agree: Agree) -> None:
             grant(etcd, number, ttl_s)
             for number, ttl_s in ((1, 1), (2, 30), (3, MAX_LEASE_TTL_S), (3, 60))
         ]
-        answers += [keep(etcd, etcd.lease(2)), keep(etcd, UNKNOWN_LEASE)]
+        answers += [keep(etcd, 2), keep(etcd, UNKNOWN_LEASE)]
         answers.append(etcd.txn(success=[etcd.put("a", lease=1), etcd.put("kept", lease=2)]))
-        # So a duplicate is told as such although the lease has gone.
+        # So a duplicate is recognised although its lease has ended.
         unknown = [etcd.put("a", lease=UNKNOWN_LEASE)]
         answers.append(etcd.txn([etcd.unchanged("a", 0)], unknown, [etcd.get("a")]))
-        etcd.wait(4.0)  # The first one has 2 s, and etcd looks at them twice a second.
+        etcd.wait(4.0)  # The first has 2 s, and etcd checks leases twice a second.
         answers.append(etcd.ask("Range", **etcd.whole))
         return answers
 
     answers = agree(scenario)
     assert [answer["TTL"] for answer in answers[:3]] == ["2", "30", str(MAX_LEASE_TTL_S)]
     assert "already exists" in str(answers[3])
-    assert "TTL" not in answers[5], "it is no error, and has no time"
+    assert "TTL" not in answers[5], "an unknown lease is no error, and has no time"
     assert answers[-1]["count"] == "1"
 
 
 def test_an_etcd_without_space_writes_nothing_and_reads_everything(agree: Agree) -> None:
     def scenario(etcd: Subject) -> Replies:
         etcd.txn(success=[etcd.put("a")])
-        etcd.ask("LeaseGrant", ID=etcd.lease(1), TTL=60)
+        etcd.ask("LeaseGrant", ID=1, TTL=60)
         etcd.alarm("ACTIVATE")
         try:
             answers = [
                 etcd.txn([etcd.unchanged("a", 0)], [etcd.put("a", b"w")], [etcd.get("a")]),
-                etcd.ask("LeaseGrant", ID=etcd.lease(2), TTL=60),
+                etcd.ask("LeaseGrant", ID=2, TTL=60),
                 etcd.ask("Range", **etcd.whole),
                 etcd.txn(success=[etcd.get("a")]),
-                etcd.ask("LeaseKeepAlive", ID=etcd.lease(1)),
+                etcd.ask("LeaseKeepAlive", ID=1),
             ]
         finally:
             etcd.alarm("DEACTIVATE")
@@ -300,8 +292,8 @@ REFUSED: list[tuple[str, dict[str, Any], Failure, str]] = [
 ]
 
 
-def test_a_refusal_has_its_meaning_and_its_text_and_writes_nothing(agree: Agree) -> None:
-    """Each part of a transaction has the bound of its own: what is full in all three is done."""
+def test_refusals(agree: Agree) -> None:
+    """Nothing is written. The limit is for each part of a transaction, not for their sum."""
 
     def scenario(etcd: Subject) -> Replies:
         asked = (etcd.ask(method, **fields) for method, fields, *_ in REFUSED)
@@ -314,19 +306,19 @@ def test_a_refusal_has_its_meaning_and_its_text_and_writes_nothing(agree: Agree)
 
 
 def test_watches(agree: Agree) -> None:
-    """From a revision everything is told since, and of deletions what a lease takes with it.
+    """All changes since a revision, also the keys that end with a lease.
 
-    What is compacted can be neither read nor watched.
+    A compacted revision can be neither read nor watched.
     """
 
     def scenario(etcd: Subject) -> Replies:
-        etcd.ask("LeaseGrant", ID=etcd.lease(1), TTL=60)
+        etcd.ask("LeaseGrant", ID=1, TTL=60)
         for value in (b"1", b"2"):
             etcd.txn(success=[etcd.put("a", value)])
         etcd.txn(success=[etcd.delete("a")])
         etcd.txn(success=[etcd.put(name, lease=1) for name in "bc"])
         past = {"start_revision": etcd.base + 2, "prev_kv": True}
-        ends = partial(etcd.revoke, etcd.lease(1))
+        ends = partial(etcd.revoke, 1)
         told = etcd.watch(3, ends, **past, filters=[pb.WatchCreateRequest.NOPUT])
         deleted = sorted(told, key=lambda event: event["kv"]["key"])
         since = etcd.watch(6, **past)
@@ -348,10 +340,7 @@ LIMITED: list[dict[str, Any]] = [{}, {"limit": 3}, {"limit": 100}, {"count_only"
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_random_history(seed: int, agree: Agree) -> None:
-    """The same requests to both, and the same replies from both, to the last revision.
-
-    Then all of the past is read: keys in order, what a limit leaves out, and the count alone.
-    """
+    """Then past revisions are read: all keys in order, a limited number, and the count alone."""
 
     def scenario(etcd: Subject) -> Replies:
         steps = history(etcd, seed)
@@ -369,10 +358,10 @@ def test_a_random_history(seed: int, agree: Agree) -> None:
 
 
 def history(etcd: Subject, seed: int) -> Replies:
-    """Do fifty transactions over the keys, and return what each was answered."""
+    """Do fifty transactions on the keys, and return their replies."""
     chance, steps, alive = random.Random(seed), Replies(), [1, 2, 3]
     for lease in alive:
-        etcd.ask("LeaseGrant", ID=etcd.lease(lease), TTL=60)
+        etcd.ask("LeaseGrant", ID=lease, TTL=60)
 
     def operations() -> Replies:
         puts = {chance.choice(KEYS): chance.choice([0, *alive]) for _ in range(chance.randrange(3))}
@@ -385,7 +374,7 @@ def history(etcd: Subject, seed: int) -> Replies:
 
     for _ in range(50):
         if len(alive) > 1 and chance.random() < 0.05:
-            etcd.revoke(etcd.lease(alive.pop(chance.randrange(len(alive)))))
+            etcd.revoke(alive.pop(chance.randrange(len(alive))))
         seen = [0, 0, *(step["header"] for step in steps[-3:])]
         compare = [
             etcd.unchanged(chance.choice(KEYS), chance.choice(seen))

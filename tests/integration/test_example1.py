@@ -1,4 +1,4 @@
-"""The bare example: it publishes, it consumes what it published, and so does the order service."""
+"""The bare example publishes events, which it consumes itself, as the order service does."""
 
 import re
 import socket
@@ -23,16 +23,13 @@ def published(example1: Service) -> set[str]:
 
 
 def consumed(example1: Service) -> int:
-    """Return how many of these it says it has consumed."""
+    """Return how many of its own events it has consumed."""
     found = re.findall(r'^consumed .*"id": "([^"]+)"', example1.output(), re.MULTILINE)
     return len(published(example1) & set(found))
 
 
 def test_it_and_the_order_service_consume_what_it_publishes(rig: Rig) -> None:
-    """Two consumers that never hear of each other. It goes on after a strange message and a loss.
-
-    SIGTERM ends it with exit code 0. Its queue is its own: exclusive, and gone with it.
-    """
+    """It survives a message that is no event, and a lost connection. Its queue ends with it."""
     example1 = start(rig, rig.servers.rabbitmq.url)
     order = rig.start("order")
     passes(partial(consumed, example1), 1)
@@ -48,8 +45,7 @@ def test_it_and_the_order_service_consume_what_it_publishes(rig: Rig) -> None:
     assert rig.store.done("order") <= published(example1)
 
 
-def test_it_ends_beside_a_broker_that_does_not_answer(rig: Rig) -> None:
-    """Once it has connected to one that says nothing, and is asked to stop."""
+def test_it_ends_although_the_broker_does_not_answer(rig: Rig) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         example1 = start(rig, f"amqp://127.0.0.1:{mute.getsockname()[1]}/")
         mute.settimeout(30)
@@ -63,7 +59,7 @@ def test_it_ends_beside_a_broker_that_does_not_answer(rig: Rig) -> None:
     "rest", [":x/", "/?ssl_options=[]", "/?ssl_options={", "/?ssl_options={'ca_certs':'/no/such'}"]
 )
 def test_it_explains_a_wrong_url(rig: Rig, rest: str) -> None:
-    """In one line that gives no password away, with exit code 2, as the services do."""
+    """In one line, without the password, and with exit code 2, as the services do."""
     example1 = start(rig, f"amqp://guest:hunter2@localhost{rest}")
     assert example1.wait_end() == 2
     said = example1.output()

@@ -1,4 +1,4 @@
-"""Bodies and replies that are too large, and a disk that is full: what else is there goes on."""
+"""Very large bodies and replies, and a full disk: all other events are handled."""
 
 from pathlib import Path
 
@@ -21,10 +21,10 @@ _MIB = 1024 * 1024
 _BODIES = [bytes([number]) * 15 * _MIB for number in range(12)]
 
 _PAUSED_S = 20.0
-"""With a heartbeat of 1 s pika ends a connection on which nothing arrives within 12 s."""
+"""With a heartbeat of 1 s pika closes a connection on which nothing arrives for 12 s."""
 
 _LOG_BYTES = 8192
-# To a process that reaches its limit on files, a write fails as it does on a full disk.
+# At this limit a write fails as it does on a full disk.
 _SMALL_FILES = f"""
 import resource
 
@@ -35,15 +35,17 @@ _GRPC_RECEIVES = 64 * 1024 * 1024
 
 
 def record(rig: Rig, event: Event, state: str, more: bytes, lease: str = "0") -> None:
-    """Write the record that the service "order" has of an event, with one member more."""
+    """Write the service order's record of an event, with one more member."""
     digest = decode(encode_event(event)).digest
     value = encode(state, digest, "t", "2026-01-01T00:00:00.000+00:00")
     rig.store.client.put(f"/service/order/{event['id']}", value[:-1] + more, lease)
 
 
 @pytest.mark.timeout(180)
-def test_a_leases_end_of_more_than_grpc_receives_is_heard_of(rig: Rig) -> None:
-    """Its records are imported in pages that fit, and forgotten in fragments."""
+def test_the_end_of_a_lease_is_noticed_if_its_records_are_larger_than_a_grpc_message(
+    rig: Rig,
+) -> None:
+    """The service imports the records in pages, and forgets them in fragments."""
     events, kept = orders(120), orders(10, "kept")
     lease = rig.store.client.post("/lease/grant", {"TTL": "3600"})["ID"]
     padding = b',"padding":"%s"}' % (b"x" * 600_000)
@@ -57,7 +59,7 @@ def test_a_leases_end_of_more_than_grpc_receives_is_heard_of(rig: Rig) -> None:
     rig.broker.publish(events)
     becomes(lambda: rig.statsd.count("orders_processed_skipped"), len(events))
 
-    # etcd deletes a lease's keys in their order, and so tells of this one last.
+    # etcd deletes a lease's keys in order, so this is the last.
     last = max(events, key=lambda event: str(event["id"]))
     rig.store.client.post("/lease/revoke", {"ID": lease})
 
@@ -74,14 +76,14 @@ def test_a_leases_end_of_more_than_grpc_receives_is_heard_of(rig: Rig) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_a_batch_of_more_records_than_grpc_receives_is_settled(rig: Rig) -> None:
-    """Each of them holds an event to publish, whose process has died: 69 MiB, and gRPC takes 64."""
+def test_a_batch_is_settled_if_its_records_are_larger_than_a_grpc_message(rig: Rig) -> None:
+    """They take 69 MiB, the limit is 64. Each has an event that a dead process left unpublished."""
     events = orders(80)
     for event in events:
         held = {"id": f"{event['id']}/order/0", "type": "shipped", "args": {"a": "x" * 900_000}}
         record(rig, event, PUBLISHING, b',"events":[%s]}' % encode_event(held))
     assert rig.start("order").terminate() == 0
-    rig.broker.publish(events)  # So that they come all at once.
+    rig.broker.publish(events)  # So that they arrive all at once.
     service = rig.start("order")
     becomes(lambda: rig.statsd.count("orders_processed_skipped"), len(events), 120)
     rig.drained("order")
@@ -92,13 +94,13 @@ def test_a_batch_of_more_records_than_grpc_receives_is_settled(rig: Rig) -> None
 
 
 def test_under_an_alarm_memory_is_bounded_and_the_connection_stays(rig: Rig) -> None:
-    """The service stops reading, and goes on when the alarm is over: each body is parked."""
+    """The service stops reading until the alarm is over, and then parks each body."""
     assert rig.start("order").terminate() == 0
     rig.broker.publish_raw(*_BODIES)
     with alarm(rig.servers.rabbitmq, "memory"):
         service = rig.start("order", RABBITMQ_URL=f"{rig.servers.rabbitmq.url}?heartbeat=1")
         eventually(lambda: says(service, "what is in flight is large"))
-        # Half of the bodies would be too many; at rest a service takes some 60 MB.
+        # Half of the bodies would exceed this: an idle service takes some 60 MB.
         limit = 100 * _MIB + sum(map(len, _BODIES)) / 2
         throughout(_PAUSED_S, lambda: true(resident_bytes(service.pid) < limit))
     becomes(lambda: rig.broker.ready("order.dead-letter"), len(_BODIES), 60)
@@ -107,7 +109,7 @@ def test_under_an_alarm_memory_is_bounded_and_the_connection_stays(rig: Rig) -> 
 
 
 def test_the_log_cannot_be_written(trial: StartTrial, tmp_path: Path) -> None:
-    """Events go on without it, and so does an orderly end."""
+    """Events are handled without it, and the service ends in order."""
     attempt = trial("disk full (the log's)")
     (code := tmp_path / "code").mkdir()
     service = attempt.start(**prelude(code, _SMALL_FILES))

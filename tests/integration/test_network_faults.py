@@ -1,4 +1,4 @@
-"""The network between a service and one dependency is cut, slow, crumbly and abrupt."""
+"""The network to RabbitMQ or etcd: partitions, latency, one-byte slices, lost replies, resets."""
 
 import time
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ DEPENDENCIES: tuple[Dependency, ...] = ("broker", "etcd")
 LOST: tuple[Lost, ...] = ("in", "out", "both")
 COMMITS_IN_FLIGHT = 4
 CALL_TIMEOUT_S = 5.0
-# Within this everything that was on its way has arrived, and nothing follows.
+# Long enough for what was on its way to arrive.
 STANDSTILL_S = 1.0
 CLOSE_S = 8.0
-# Every transaction compares or reads the key that tells one life of etcd's data from another.
+# Every transaction compares or reads this key, which a wiped etcd no longer has.
 IN_EVERY_ATTEMPT = b"/incarnation/order"
 
 
@@ -33,10 +33,10 @@ IN_EVERY_ATTEMPT = b"/incarnation/order"
 def test_a_partition_to_one_dependency(
     trial: StartTrial, dependency: Dependency, seconds: float
 ) -> None:
-    """What the service sends is dropped, what is sent to it, or both: work stops, and goes on."""
+    """Packets to the service, from it, or both are dropped: work stops, and goes on afterwards."""
     attempt = trial(f"partition to {dependency} for {seconds:g} s")
     with cuttable(dependency, attempt.servers, attempt.acks) as (way, settings):
-        # A small prefetch: what has arrived before the cut is soon done.
+        # A small prefetch, so that what has arrived before the cut is soon done.
         attempt.start(BATCH_SIZE="16", **settings)
         with attempt.under_load(rate(3 * (seconds + 10), most=100)):
             for lost in LOST:
@@ -51,7 +51,7 @@ def test_a_partition_to_one_dependency(
 
 
 def test_latency_to_the_broker(trial: StartTrial) -> None:
-    """50 ms, half a second and 5 s each way slow it down; no connection is given up."""
+    """50 ms, 500 ms and 5 s each way slow the service down, and close no connection."""
     attempt = trial("latency of 50 ms to 5 s to broker")
     with way_to("broker", attempt) as (proxy, service):
         with attempt.under_load():
@@ -64,12 +64,12 @@ def test_latency_to_the_broker(trial: StartTrial) -> None:
 
 
 def test_latency_to_etcd(trial: StartTrial) -> None:
-    """50 ms and half a second each way slow it down; 5 s is as long as a call to etcd may take.
+    """50 ms and 500 ms each way slow the service down; with 5 s each call times out.
 
-    Commits are sent once, and once for each time-out: the attempts are counted on their way.
+    A commit is sent once, and once more for each time-out. The proxy counts the attempts.
     """
     attempt = trial("latency of 50 ms to 5 s to etcd")
-    # Small batches: large ones wait for room on the slow connection, and so hide the attempts.
+    # Large batches would wait for room on the slow connection, which hides the attempts.
     with (
         way_to("etcd", attempt, BATCH_SIZE="8") as (proxy, service),
         attempt.under_load(rate_per_s=60),
@@ -81,13 +81,13 @@ def test_latency_to_etcd(trial: StartTrial) -> None:
             assert takes_s(attempt, f"late-{seconds}") > seconds
             attempt.works(50)
             commits = attempt.store.client.revision() - revision
-            # Besides those that had been on their way, and a look at the key every 5 s.
+            # Also those that were under way, and a read of the key every 5 s.
             assert proxy.up.appearances <= commits + 2 * COMMITS_IN_FLIGHT
             attempt.fired()
         proxy.delay(CALL_TIMEOUT_S)
         proxy.count("up", IN_EVERY_ATTEMPT)
         lasts(3 * CALL_TIMEOUT_S)
-        # At first and at the end of each time-out: each commit in flight, and the look.
+        # At first and after each time-out: each commit in flight, and the read of the key.
         assert proxy.up.appearances <= (1 + 3) * (COMMITS_IN_FLIGHT + 1)
         assert says(service, "etcd does not answer")
         attempt.fired()
@@ -95,7 +95,7 @@ def test_latency_to_etcd(trial: StartTrial) -> None:
 
 
 def test_bytes_come_one_at_a_time(trial: StartTrial) -> None:
-    """From both and to both: frames and transactions are put together again."""
+    """From and to both servers: frames and transactions are put together again."""
     attempt = trial("one-byte slices")
     with (
         relayed("broker", attempt.servers, attempt.acks) as (amqp, to_broker),
@@ -113,7 +113,7 @@ def test_bytes_come_one_at_a_time(trial: StartTrial) -> None:
 
 
 def test_the_broker_learns_late_that_a_process_has_died(trial: StartTrial) -> None:
-    """What it held is stuck for so long; its successor does the rest meanwhile."""
+    """What it held stays unacked for so long; another process does the rest meanwhile."""
     attempt = trial("slow close, to broker")
     with way_to("broker", attempt) as (proxy, service), attempt.under_load():
         proxy.close_slowly(CLOSE_S)
@@ -123,13 +123,13 @@ def test_the_broker_learns_late_that_a_process_has_died(trial: StartTrial) -> No
         attempt.start()
         attempt.works(100)
         assert proxy.closed_late > 0
-        # Those of the dead process are still out, besides those of its successor.
+        # Those of the dead process are still unacked.
         assert attempt.broker.unacked("order") >= 50
         attempt.fired()
 
 
 def test_a_service_learns_late_that_etcd_has_died(trial: StartTrial) -> None:
-    """Its calls go to a connection without another end, and time out."""
+    """Its calls go to a connection whose other end is gone, and time out."""
     attempt = trial("slow close, by etcd")
     with way_to("etcd", attempt) as (proxy, service), attempt.under_load():
         proxy.close_slowly(CLOSE_S)
@@ -145,7 +145,7 @@ def test_a_service_learns_late_that_etcd_has_died(trial: StartTrial) -> None:
 def test_connections_are_reset_in_the_middle_of_a_frame(
     trial: StartTrial, dependency: Dependency
 ) -> None:
-    """In turns of what the service sends and of what is sent to it; each time it connects again."""
+    """In frames from the service and to it, in turn. Each time it connects again."""
     attempt, times = trial(f"reset in mid-frame, {dependency}"), often(10, 100)
     with way_to(dependency, attempt) as (proxy, service), attempt.under_load(rate(3 * times)):
         for number in range(times):
@@ -158,8 +158,8 @@ def test_connections_are_reset_in_the_middle_of_a_frame(
 
 
 @pytest.mark.timeout(600)
-def test_replies_of_etcd_are_lost_after_it_has_done_what_was_asked(trial: StartTrial) -> None:
-    """Each event lands, nobody is told, the connection ends: the same is sent again, and known."""
+def test_replies_of_etcd_are_lost(trial: StartTrial) -> None:
+    """The same transaction is sent again, and the service finds that it has landed."""
     attempt = trial("reply of etcd lost, the transaction done")
     processed = partial(attempt.statsd.count, "orders_processed")
     with way_to("etcd", attempt) as (proxy, _):
@@ -170,7 +170,7 @@ def test_replies_of_etcd_are_lost_after_it_has_done_what_was_asked(trial: StartT
             before = proxy.down.swallowed_bytes
             proxy.swallow("down")
             attempt.publish(orders(5, f"unheard-{number}"))
-            # It is done, and no reply has got through since.
+            # All are recorded, and the replies are lost.
             becomes(attempt.done, 5 * (number + 2))
             passes(lambda: proxy.down.swallowed_bytes, before)
             proxy.cut()
@@ -182,8 +182,8 @@ def test_replies_of_etcd_are_lost_after_it_has_done_what_was_asked(trial: StartT
 
 
 @pytest.mark.timeout(300)
-def test_replies_of_etcd_come_when_their_channel_has_gone(trial: StartTrial) -> None:
-    """The deliveries have come again by another channel, where their old tags mean others."""
+def test_replies_of_etcd_arrive_after_the_channel_has_closed(trial: StartTrial) -> None:
+    """On the next channel the tags of the old deliveries belong to others."""
     attempt = trial("reply of etcd after its channel has gone")
     depth = partial(attempt.broker.depth, "order")
     with way_to("etcd", attempt) as (proxy, service):
@@ -196,7 +196,7 @@ def test_replies_of_etcd_come_when_their_channel_has_gone(trial: StartTrial) -> 
         becomes(attempt.done, 5)
         for number in range(often(4, 20)):
             proxy.hold("down")
-            # They arrive together: only so many commits are under way.
+            # They arrive together, since the number of commits in flight is limited.
             service.pause()
             attempt.publish(orders(10, f"old-{number}"))
             service.resume()
@@ -219,13 +219,13 @@ def test_replies_of_etcd_come_when_their_channel_has_gone(trial: StartTrial) -> 
 def way_to(
     dependency: Dependency, attempt: Trial, **settings: str
 ) -> Iterator[tuple[Proxy, Service]]:
-    """Start the service with a proxy before one of its dependencies."""
+    """Start the service with a proxy to one of its dependencies."""
     with relayed(dependency, attempt.servers, attempt.acks) as (proxy, way):
         yield proxy, attempt.start(**settings, **way)
 
 
 def takes_s(attempt: Trial, event_id: str) -> float:
-    """Return how long it takes until an event is done that is published now."""
+    """Publish an event, and return how long it takes until that is done."""
     started_s = time.monotonic()
     attempt.publish([order(event_id)])
     becomes(lambda: event_id in attempt.store.done("order"), expected=True)

@@ -1,7 +1,6 @@
-"""RabbitMQ as others run it: of an older version, then upgraded; and without its metrics.
+"""Other RabbitMQs: 4.0 that is upgraded to 4.3, and one without the management metrics.
 
-4.0's data is opened by 4.3: what was in flight, waiting and parked is still there. The management
-plugin's metrics are announced for removal.
+RabbitMQ has announced that it will remove these metrics.
 """
 
 from collections.abc import Iterator
@@ -31,14 +30,14 @@ WITHOUT_METRICS = "deprecated_features.permit.management_metrics_collection = fa
 
 @dataclass
 class Place:
-    """The ports, the name and the data of brokers that take each other's place."""
+    """The ports and the volume of brokers that replace each other."""
 
     volume: str
     ports: dict[int, int] = field(default_factory=lambda: {5672: free_port(), 15672: free_port()})
 
     @contextmanager
     def start(self, image_name: str, conf: Path | None = None) -> Iterator[RabbitMQ]:
-        """Start one, and remove it in the end; the data stays."""
+        """Start a broker, and remove it after the block; the volume stays."""
         from servers.containers import prepare_container
 
         mounts = {self.volume: "/var/lib/rabbitmq"}
@@ -52,7 +51,7 @@ class Place:
 
 @pytest.fixture
 def place() -> Iterator[Place]:
-    """Give the place of a broker, whose data is removed in the end."""
+    """Give a new volume for brokers, and remove it afterwards."""
     volume = f"test-{token_hex(4)}"
     run_tool(["docker", "volume", "create", volume])
     try:
@@ -63,7 +62,7 @@ def place() -> Iterator[Place]:
 
 @pytest.fixture
 def servers(place: Place, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Servers]:
-    """Give the old broker, or one whose parameter is its configuration; an etcd of the test's."""
+    """Give the old broker, or the usual one with a parameter as its configuration; and an etcd."""
     starting = place.start(OLD)
     if conf := getattr(request, "param", ""):
         (tmp_path / "test.conf").write_text(conf)
@@ -77,7 +76,7 @@ def servers(place: Place, tmp_path: Path, request: pytest.FixtureRequest) -> Ite
 def test_a_volume_of_rabbitmq_4_0_is_opened_by_4_3_with_messages_in_flight(
     rig: Rig, place: Place, store_of_metadata: str
 ) -> None:
-    """The service runs on: it reconnects by itself, and handles each event once."""
+    """The service keeps running, reconnects by itself, and handles each event once."""
     service = rig.start("order", RETRY_DELAYS=f"{RETRIED_AFTER_S}s")
     done, held, later = (orders(50, name) for name in ("done", "held", "later"))
     rig.broker.publish(done)
@@ -91,7 +90,7 @@ def test_a_volume_of_rabbitmq_4_0_is_opened_by_4_3_with_messages_in_flight(
     rig.servers.etcd.pause()
     rig.broker.publish(held)
     becomes(lambda: rig.broker.depth("order").unacked, len(held))
-    # As a service does whose handler has failed once.
+    # As after the first failure of a handler.
     retried = pika.BasicProperties(headers={"x-attempts": 1}, delivery_mode=2)
     waiting = {"exchange": "", "routing_key": f"order.retry.{RETRIED_AFTER_S}s"}
     rig.broker.publish_raw(encode(order("retried")), properties=retried, **waiting)
@@ -116,7 +115,7 @@ def test_a_volume_of_rabbitmq_4_0_is_opened_by_4_3_with_messages_in_flight(
 
 @pytest.mark.parametrize("servers", [WITHOUT_METRICS], indirect=True, ids=["without metrics"])
 def test_the_command_shows_and_checks_the_same_without_metrics(rig: Rig) -> None:
-    """What is unacked too: it comes from the queue, not from the metrics."""
+    """Also what is unacked: the command asks the queue."""
     overview = rig.servers.rabbitmq.management("GET", "/api/overview")
     assert isinstance(overview, dict)
     assert "queue_totals" not in overview, "the metrics are on"

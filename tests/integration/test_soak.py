@@ -1,6 +1,6 @@
-"""The soak: all faults at random, on two replicas, for CHAOS_MINUTES; CHAOS_SEED replays a choice.
+"""The soak: all faults at random, on two replicas.
 
-Collected only where CHAOS_MINUTES is set.
+It runs for CHAOS_MINUTES, and only if that is set. CHAOS_SEED repeats an order of faults.
 """
 
 import random
@@ -22,7 +22,7 @@ from servers.servers import Server, Servers
 from servers.wait import eventually, lasts
 
 REPLICAS = 2
-# A fault and the time until the next one; a short soak has no time for the long ones.
+# From one fault to the next. A short soak has no time for long faults.
 EVERY_S = (30.0, 60.0) if MINUTES >= 10 else (6.0, 12.0)
 DEPENDENCIES: tuple[Dependency, ...] = ("broker", "etcd")
 OUTAGES = (outages.stopped, outages.killed, outages.frozen)
@@ -31,7 +31,7 @@ OUTAGES = (outages.stopped, outages.killed, outages.frozen)
 @pytest.mark.soak
 @pytest.mark.timeout(MINUTES * 60 + 900)
 def test_soak(trial: StartTrial) -> None:
-    """One fault after another, each healed before the next; judged at the end by all of history."""
+    """One fault after another, each over before the next; the whole history is judged."""
     chance = random.Random(SEED)
     attempt = trial("soak")
     started_s = time.monotonic()
@@ -41,7 +41,7 @@ def test_soak(trial: StartTrial) -> None:
         with attempt.load(rate_per_s=60, seed=SEED):
             deck: list[str] = []
             while time.monotonic() - started_s < MINUTES * 60:
-                if not deck:  # Each fault comes once before any comes again.
+                if not deck:  # Every fault comes once before any is repeated.
                     deck = sorted(mischief.faults)
                     chance.shuffle(deck)
                 fault = deck.pop()
@@ -60,7 +60,7 @@ def test_soak(trial: StartTrial) -> None:
 
 
 class Replica:
-    """One of the replicas, and its two ways out."""
+    """A replica of the service, with a proxy to each server."""
 
     def __init__(self, attempt: Trial, stack: ExitStack) -> None:
         self.ways: dict[Dependency, Proxy] = {}
@@ -72,7 +72,7 @@ class Replica:
 
 
 class Mischief:
-    """``faults`` last as long as their blocks; AssertionError is raised where one does not bite."""
+    """``faults`` are blocks by name; each raises AssertionError if it has no effect."""
 
     def __init__(self, servers: Servers, replicas: list[Replica], chance: random.Random) -> None:
         self._rabbitmq, self._replicas, self._chance = servers.rabbitmq, replicas, chance

@@ -1,8 +1,7 @@
-"""TLS to both servers, with certificates on both sides; and what a wrong one looks like.
+"""TLS to both servers, with certificates on both sides, and what a wrong one leads to.
 
-The servers want a client's certificate, beside their plain ports, through which the tests publish
-and read. The certificates are made by OpenSSL's command: an authority for one test run, and what it
-signs.
+On their TLS ports the servers require a client certificate. The tests publish and read through the
+plain ports. The openssl command makes an authority and the certificates that it signs.
 """
 
 import re
@@ -56,13 +55,13 @@ _SIGNED = (
 
 
 def make_certificates(directory: Path, *names: str) -> None:
-    """Make an authority, ca, and certificates that it signs, for a server or for a client.
+    """Make an authority, ca, and certificates that it signs, for servers and clients.
 
-    A server in a container runs as another user than the tests: any user can read what is there.
+    All users may read them, since servers in containers run as other users.
     """
     directory.mkdir(exist_ok=True)
     directory.chmod(0o755)
-    # Nothing of the machine's own openssl.cnf: what a certificate is for is said here.
+    # So that the machine's own openssl.cnf adds nothing to the certificates.
     (directory / "openssl.cnf").write_text("[req]\ndistinguished_name = name\n[name]\n")
     for name in ("ca", *names):
         files = f"-config {directory}/openssl.cnf -keyout {directory}/{name}.key"
@@ -76,14 +75,14 @@ def make_certificates(directory: Path, *names: str) -> None:
 
 @dataclass(frozen=True)
 class TlsServers(Servers):
-    """The servers; their settings lead a service to the ports with TLS."""
+    """The servers, with settings for their TLS ports."""
 
     directory: Path
     amqps_port: int
     https_port: int
 
     def settings(self) -> dict[str, str]:
-        """Return the contract's variables, with all that TLS needs."""
+        """Return the variables that point a service at the TLS ports."""
         files = {"CA_CERT": "ca.pem", "CERT": "order.pem", "KEY": "order.key"}
         return {
             "RABBITMQ_URL": f"amqps://guest:guest@127.0.0.1:{self.amqps_port}/",
@@ -99,7 +98,7 @@ class TlsServers(Servers):
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServers]:
-    """Give servers with certificates for 127.0.0.1 in the place of the plain ones."""
+    """Give servers with TLS in place of the usual ones."""
     from servers.containers import prepare_container
 
     directory = tmp_path_factory.mktemp("tls")
@@ -119,7 +118,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsServers]:
 
 
 def test_events_are_handled_once_over_tls(rig: Rig) -> None:
-    """Both connections to the broker show the client's certificate, and nothing is done twice."""
+    """Both connections to the broker use the client's certificate."""
     rig.start("order")
     listed = rig.servers.rabbitmq.ctl(
         "list_connections", "--no-table-headers", "ssl", "peer_cert_subject"
@@ -151,10 +150,10 @@ WRONG: dict[str, tuple[str, dict[str, str]]] = {
 
 
 @pytest.mark.parametrize("fault", WRONG)
-def test_what_is_wrong_is_said_and_waited_for(
+def test_a_service_waits_and_says_what_is_wrong(
     rig: Rig, servers: TlsServers, tmp_path: Path, fault: str
 ) -> None:
-    """Alive, not ready, one clear reason, no busy loop, and nothing is consumed."""
+    """Alive and not ready, with one clear reason; no busy loop; nothing is consumed."""
     why, wrong = WRONG[fault]
     missing = "etcd" if fault.startswith("etcd") else "rabbitmq"
     assert rig.start("order").terminate(10) == 0
@@ -181,7 +180,7 @@ def test_what_is_wrong_is_said_and_waited_for(
 
 
 def test_no_more_is_read_over_tls_while_too_much_is_in_flight(rig: Rig) -> None:
-    """pika reads on by itself as long as TLS has decrypted something. The alarm keeps it."""
+    """pika itself reads on as long as TLS has decrypted bytes. The alarm keeps bodies unparked."""
     assert rig.start("order").terminate() == 0
     bodies = [bytes([number]) * 15 * 1024 * 1024 for number in range(5)]
     rig.broker.publish_raw(*bodies)

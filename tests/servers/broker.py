@@ -1,11 +1,10 @@
-"""The broker as a test uses it: publish, count, read out, clean up."""
+"""RabbitMQ as a test uses it: publish, count, read, clean up."""
 
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count, islice
 from typing import Any, NamedTuple
 
 import pika
@@ -21,9 +20,7 @@ EXCHANGE = "events"
 
 _NOT_FOUND = 404
 _STEADY_WITHIN_S = 30.0
-_SILENT_S = 1.0
-_PREFETCH_AT_MOST = 65_535
-_WINDOW = 500  # confirms outstanding at once
+_WINDOW = 500  # unconfirmed at once
 _RECONNECT_S = 0.2
 _PACE_S = 0.01
 
@@ -52,21 +49,20 @@ class Broker:
     def publish(
         self, events: Iterable[Event], *, rate_per_s: float | None = None, timeout_s: float = 120.0
     ) -> list[Event]:
-        """Publish events in order, reconnecting where needed, and return the confirmed ones.
+        """Publish events in order, and return those that a queue has taken and confirmed.
 
-        Up to 500 are on their way at once, `rate_per_s` slows them down. An event of unknown
-        outcome is not sent again and not confirmed; one that no queue takes is not confirmed.
-        Raises TimeoutError.
+        Up to 500 are unconfirmed at once; `rate_per_s` slows publishing down. A lost connection is
+        opened again, but an event of unknown outcome is not sent again. Raises TimeoutError.
         """
-        publishing = _Publishing(_paced(events, rate_per_s), timeout_s)
-        while not publishing.exhausted:
+        publishing = _Publishing(events, rate_per_s, timeout_s)
+        while True:
             try:
                 with self.channel(blocked_connection_timeout=None, heartbeat=10) as channel:
                     publishing.run(channel)
+                    return publishing.confirmed
             except (AMQPError, AMQPConnectorException, OSError):
                 lasts(_RECONNECT_S)
             publishing.check_time()
-        return publishing.confirmed
 
     def publish_raw(
         self,
@@ -77,7 +73,7 @@ class Broker:
     ) -> None:
         """Publish bodies as they are, with pika's BasicProperties.
 
-        Raises pika's UnroutableError or NackError unless a queue has taken each.
+        Raises pika's UnroutableError or NackError if no queue has taken one of them.
         """
         with self.channel() as channel:
             channel.confirm_delivery()
@@ -94,37 +90,37 @@ class Broker:
     def ready(self, queue: str) -> int:
         """Return the number of ready messages: exact, and cheap.
 
-        Raises AssertionError where the queue is absent or has no leader: `eventually` waits for it.
+        Raises AssertionError if the queue is absent or has no leader, so `eventually` waits for it.
         """
         return self._declared(queue)[0]
 
     def consumers(self, queue: str) -> int:
-        """Return the number of consumers: exact, and cheap. Raises AssertionError likewise."""
+        """Return the number of consumers, at the same cost and with the same errors."""
         return self._declared(queue)[1]
 
     def unacked(self, queue: str) -> int:
         """Return how many messages of a queue are delivered and not acked.
 
         `rabbitmqctl list_queues` and the management API show a quorum queue's counts as of its
-        last tick, up to 5 s ago. A channel always knows what it holds, though not from which queue:
-        this is what all channels hold but those that consume from other queues only (0.5 s of CPU,
-        twice where anything is held). Raises CommandFailedError.
+        last tick, up to 5 s ago. A channel knows exactly how many it holds, but not from which
+        queue. So this adds up all channels except those that consume only from other queues. It
+        takes 0.5 s of CPU, and twice that if anything is held. Raises CommandFailedError.
         """
         return self._held(queue, self._channels())
 
     def depth(self, queue: str) -> Depth:
-        """Return the ready and unacked messages of a queue, of one instant.
+        """Return the ready and the unacked messages of a queue at one instant.
 
-        Waits up to 30 s for an instant at which nothing moves: while events are published, ask for
-        one of the two. Raises AssertionError, CommandFailedError.
+        Waits up to 30 s until the numbers stand still. While events are being published, ask for
+        one of the two instead. Raises AssertionError, CommandFailedError.
         """
         self.ready(queue)
         return eventually(lambda: self._steady_depth(queue), _STEADY_WITHIN_S)
 
     def assert_drained(self, *queues: str) -> None:
-        """Raise AssertionError unless every queue holds nothing, neither ready nor unacked."""
+        """Raise AssertionError if a queue holds a message, ready or unacked."""
         for queue in queues:
-            # The cheap question first: this is asked again and again while a queue empties.
+            # The cheap question first: it is asked many times while a queue empties.
             if ready := self.ready(queue):
                 raise AssertionError(f"queue {queue}: {ready} ready")
             if any(depth := self._steady_depth(queue)):
@@ -133,7 +129,7 @@ class Broker:
     def _steady_depth(self, queue: str) -> Depth:
         before, channels = self._declared(queue), self._channels()
         unacked, after = self._held(queue, channels), self._declared(queue)
-        # A queue keeps a consumer whose channel is gone, and what that held, until it has noticed.
+        # A queue may not have noticed yet that a consumer's channel is gone.
         listed = sum(channel["consumer_count"] for channel in channels)
         if before != after or after[1] > listed:
             raise AssertionError(f"queue {queue} moves: {before}, {unacked} unacked, then {after}")
@@ -163,10 +159,10 @@ class Broker:
         return found
 
     def drain(self, queue: str, *, expect: int = 0) -> list[Message]:
-        """Take all messages out of a queue and return them in order.
+        """Take all messages out of a queue and return them in order: some 1,400 a second.
 
-        Waits 30 s until `expect` have come, then takes what else is there. Raises AssertionError
-        when they do not come in time: those taken by then are in its message, and gone.
+        Waits up to 30 s until at least `expect` have come. If fewer come, it raises AssertionError
+        with those that it has taken.
         """
         messages: list[Message] = []
 
@@ -180,25 +176,10 @@ class Broker:
     def _take_all(self, queue: str) -> Iterator[Message]:
         with self.channel() as channel, _absence(queue):
             while True:
-                ready = channel.queue_declare(queue, passive=True).method.message_count
-                if not ready:
-                    # The count of a queue that has just been recovered lags behind.
-                    method, properties, body = channel.basic_get(queue, auto_ack=True)
-                    if method is None:
-                        return
-                    yield Message(body, properties.headers or {})
-                    continue
-                # One get for each would take minutes of a quorum queue with tens of thousands. No
-                # more is sent than is taken, so that nothing is requeued.
-                ready = min(ready, _PREFETCH_AT_MOST)
-                channel.basic_qos(prefetch_count=ready)
-                sent = channel.consume(queue, inactivity_timeout=_SILENT_S)
-                for method, properties, body in islice(sent, ready):
-                    if method is None:  # Somebody else has taken it.
-                        break
-                    yield Message(body, properties.headers or {})
-                channel.basic_ack(multiple=True)
-                channel.cancel()
+                method, properties, body = channel.basic_get(queue, auto_ack=True)
+                if method is None:
+                    return
+                yield Message(body, properties.headers or {})
 
     def queues(self) -> list[str]:
         # Without statistics the list is read from the broker's metadata, so it is current.
@@ -237,15 +218,15 @@ def _absence(queue: str) -> Iterator[None]:
 
 
 class _Publishing:
-    """What is to be published, and what has been confirmed, over one connection after the other.
+    """The events to publish and those confirmed, over one connection after another.
 
-    pika's blocking channel waits for each confirm by itself: about 1,000 events/s. Under load a
-    test needs more, so this sends on the channel inside it, and hears of many confirms at once.
+    pika's blocking channel waits for each confirm: about 1,000 events/s. That is too slow for a
+    test under load, so this sends on the channel inside it, and takes many confirms at once.
     """
 
-    def __init__(self, stream: Iterator[Event | None], timeout_s: float) -> None:
-        self._stream, self._timeout_s = stream, timeout_s
-        self._started_s, self.exhausted = time.monotonic(), False
+    def __init__(self, events: Iterable[Event], rate_per_s: float | None, timeout_s: float) -> None:
+        self._events, self._rate_per_s, self._timeout_s = iter(events), rate_per_s, timeout_s
+        self._started_s, self._sent = time.monotonic(), 0
         self.confirmed: list[Event] = []
 
     def check_time(self) -> None:
@@ -253,21 +234,19 @@ class _Publishing:
             raise TimeoutError(f"{self._timeout_s:g} s: {len(self.confirmed)} confirmed")
 
     def run(self, blocking: Any) -> None:
-        """Send until there is no more and all is answered; raises pika's errors, TimeoutError."""
-        channel, outstanding, returned = blocking._impl, dict[int, Event](), set[int]()  # noqa: SLF001
+        """Send the remaining events and wait for confirms; raises pika's errors, TimeoutError."""
+        channel, unconfirmed, returned = blocking._impl, dict[int, Event](), set[int]()  # noqa: SLF001
 
         def on_return(_channel: Any, _method: Any, properties: Any, _body: bytes) -> None:
             # The broker returns an event that no queue takes before it confirms it.
             returned.add(int(properties.message_id))
 
-        def on_answer(frame: Any) -> None:
-            last = frame.method.delivery_tag
-            # Tags are sent in order, so the first outstanding one is the lowest.
-            first = next(iter(outstanding), last) if frame.method.multiple else last
-            answered = {tag: outstanding.pop(tag, None) for tag in range(first, last + 1)}
-            if frame.method.NAME == "Basic.Ack":
-                landed = (event for tag, event in answered.items() if tag not in returned)
-                self.confirmed.extend(filter(None, landed))
+        def on_confirm(frame: Any) -> None:
+            last, several = frame.method.delivery_tag, frame.method.multiple
+            for tag in [tag for tag in unconfirmed if tag <= last] if several else [last]:
+                event = unconfirmed.pop(tag)
+                if frame.method.NAME == "Basic.Ack" and tag not in returned:
+                    self.confirmed.append(event)
 
         def listen() -> None:
             self.check_time()
@@ -276,32 +255,25 @@ class _Publishing:
         # As the services declare it: a test may publish before any of them has ever run.
         blocking.exchange_declare(EXCHANGE, "topic", durable=True)
         channel.add_on_return_callback(on_return)
-        channel.confirm_delivery(on_answer)
-        tags = count(1)
-        for event in self._stream:
-            if event is not None:
-                outstanding[tag := next(tags)] = event
-                properties = pika.BasicProperties(
-                    content_type="application/json", delivery_mode=2, message_id=str(tag)
-                )
-                key = str(event.get("type", ""))
-                channel.basic_publish(EXCHANGE, key, encode(event), properties, mandatory=True)
-            if event is None:
+        channel.confirm_delivery(on_confirm)
+        for tag, event in enumerate(self._events, start=1):
+            unconfirmed[tag] = event
+            properties = pika.BasicProperties(
+                content_type="application/json", delivery_mode=2, message_id=str(tag)
+            )
+            channel.basic_publish(
+                EXCHANGE, event["type"], encode(event), properties, mandatory=True
+            )
+            self._sent += 1
+            while len(unconfirmed) == _WINDOW or self._is_ahead():
                 listen()
-            while len(outstanding) == _WINDOW:
-                listen()
-        self.exhausted = True
-        while outstanding:
+        while unconfirmed:
             listen()
 
-
-def _paced(events: Iterable[Event], rate_per_s: float | None) -> Iterator[Event | None]:
-    """Yield each event when it is due, and None as long as it is not."""
-    started_s = time.monotonic()
-    for number, event in enumerate(events):
-        while rate_per_s and number >= (time.monotonic() - started_s) * rate_per_s:
-            yield None
-        yield event
+    def _is_ahead(self) -> bool:
+        if self._rate_per_s is None:
+            return False
+        return self._sent >= (time.monotonic() - self._started_s) * self._rate_per_s
 
 
 def encode(event: Event) -> bytes:

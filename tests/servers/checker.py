@@ -1,7 +1,7 @@
-"""Judge a run: whether anything was lost, done twice, or made up.
+"""Judges whether a run has lost, repeated or invented anything.
 
-After Jepsen's `total-queue` checker, which lets duplicates pass; this one does not. Drain the
-queues before judging.
+Modelled on Jepsen's `total-queue` checker, but that one accepts duplicates. Drain the queues
+before judging.
 """
 
 import json
@@ -14,7 +14,10 @@ from servers.etcd import Change
 
 @dataclass(frozen=True)
 class Verdict:
-    """The faults of a run by event id, and `double` by key with the key's history."""
+    """The faults of a run, by event id; `double` has keys, each with its history.
+
+    `torn` are records without their effect, and effects without a record.
+    """
 
     confirmed: int
     lost: AbstractSet[str]
@@ -23,10 +26,9 @@ class Verdict:
     double: dict[str, list[Change]] = field(default_factory=dict)
 
     def require(self, *, confirmed_at_least: int) -> None:
-        """Raise AssertionError unless the run is without fault and large enough to mean it.
+        """Raise AssertionError if the run has a fault, or is too small to prove anything.
 
-        Events that landed although their confirm was never seen are no fault.
-        `torn` are records without their effect, and effects without a record.
+        An event that was recorded although its confirm was never seen is no fault.
         """
         found = {name: getattr(self, name) for name in ("lost", "unexpected", "torn", "double")}
         faults = [
@@ -48,10 +50,10 @@ def judge(
     parked: Iterable[str] = (),
     double: dict[str, list[Change]] | None = None,
 ) -> Verdict:
-    """Compare what was sent with what one service has done, all as event ids.
+    """Compare what was sent with what one service has done, by event ids.
 
     `recorded` are the ids whose record is done, `effected` those whose effect is there (None for
-    a service without), `parked` those in the dead-letter queue, and `double` comes from `doubles`.
+    a service without effects), `parked` those in the dead-letter queue; `double` is from `doubles`.
     """
     attempted, confirmed, recorded = set(attempted), set(confirmed), set(recorded)
     return Verdict(
@@ -66,9 +68,9 @@ def judge(
 def doubles(history: Iterable[Change], *, claimed: tuple[str, ...] = ()) -> dict[str, list[Change]]:
     """Return the keys that were written more often than an event may write them.
 
-    `history` holds whole histories of records and effects, so: no compaction, no expiring window.
-    Such a key is put once and never deleted. Under the prefixes in `claimed` lie records that
-    are claimed first: there a claim may come and go, but only one put says done, and it is last.
+    `history` has to be complete: no compaction, no window that expires. A record or an effect is
+    put once and never deleted. The records under the prefixes in `claimed` are claimed first: a
+    claim may come and go, but only one put says done, and it is the last.
     """
     steps: dict[str, list[Change]] = {}
     for change in history:
@@ -83,6 +85,6 @@ def doubles(history: Iterable[Change], *, claimed: tuple[str, ...] = ()) -> dict
 def _is_double(changes: Sequence[Change], *, claimed: bool) -> bool:
     if not claimed:
         return [change.kind for change in changes] != ["put"]
-    # Not done at all is no double: a claim that was released because its event is parked.
+    # A record that is never done is no double: its claim was released, and its event parked.
     before = (json.loads(change.value) for change in changes[:-1] if change.kind == "put")
     return any(record["state"] == "done" for record in before)

@@ -1,4 +1,4 @@
-"""Servers in containers, made by testcontainers or by Compose: the same to a test."""
+"""Servers in containers, made by testcontainers or by Compose."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def _engine() -> Any:
 
 
 class Container:
-    """Runs a server in a container. Its data, its ports and its address outlive a stop.
+    """Runs a server in a container. Its data, ports and address survive a stop.
 
-    The container is of that name already, or made of a `recipe` at the first start and removed in
-    the end. `data` is the server's directory, where it is to be replaced.
+    The container of that name exists already, or `start` makes it from a `recipe` and `close`
+    removes it. `data` is the server's data directory, which `replace` needs.
     """
 
-    workplace = PurePath("/")  # An image need not have more than its root.
+    workplace = PurePath("/")  # An image may have no other directory.
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Container:
     def start(self) -> None:
         """Start the container, or make it.
 
-        Raises ServersUnavailableError if Docker cannot, for want of the image for instance.
+        Raises ServersUnavailableError if Docker cannot, because an image is missing for instance.
         """
         try:
             self._container.start()
@@ -61,11 +61,11 @@ class Container:
                 raise ServersUnavailableError(said) from error
 
     def stop(self) -> None:
-        """Ask the server to end; Docker kills it after 30 s."""
+        """Stop the server; Docker kills it after 30 s."""
         self._container.stop(timeout=_STOP_TIMEOUT_S)
 
     def kill(self) -> None:
-        """End it with SIGKILL and wait until it is gone; Docker then leaves it down."""
+        """End it with SIGKILL and wait until it has ended; Docker does not restart it."""
         self._container.kill()
         self._container.wait(timeout=_STOP_TIMEOUT_S)
 
@@ -78,7 +78,7 @@ class Container:
 
     @contextmanager
     def unplugged(self) -> Iterator[None]:
-        """Cut it off from everybody: its packets and those to it go nowhere, and nobody is told."""
+        """Disconnect it from its network: all packets are lost, and no connection is closed."""
         ((network, settings),) = self._container.attrs["NetworkSettings"]["Networks"].items()
         plug = _engine().networks.get(network)
         plug.disconnect(self.name)
@@ -89,7 +89,7 @@ class Container:
 
     @contextmanager
     def cut_off(self, peers: Iterable[Container]) -> Iterator[None]:
-        """Drop what comes from other containers and goes to them; clients still reach it."""
+        """Drop packets from and to other containers; clients still reach it."""
         for peer in peers:
             self._packets().drop("INPUT", "-s", peer.address)
             self._packets().drop("OUTPUT", "-d", peer.address)
@@ -99,7 +99,7 @@ class Container:
             self._packets().clear()
 
     def dropped(self) -> int:
-        """Return how many packets that cut has dropped."""
+        """Return how many packets `cut_off` has dropped."""
         return self._packets().dropped()
 
     def erase(self) -> None:
@@ -110,8 +110,7 @@ class Container:
         """Put etcd's data from another directory in place of its own."""
         chunks, _ = self._container.get_archive(f"{made}/.")
         tree, emptied = b"".join(chunks), io.BytesIO()
-        # Docker merges a directory into one that is there, but puts a file in its place: what it
-        # held is then gone.
+        # Docker merges a directory into an existing one. A file replaces it with all its contents.
         with tarfile.open(fileobj=emptied, mode="w") as archive:
             archive.addfile(tarfile.TarInfo("member"))
         for put in (emptied.getvalue(), tree):
@@ -134,7 +133,7 @@ class Container:
         return ""
 
     def close(self) -> None:
-        """Remove what was made of the recipe, with its anonymous volume."""
+        """Remove the container made from the recipe, with its anonymous volume."""
         if self._recipe is not None:
             with suppress(NotFound):
                 self._recipe.stop()
@@ -157,17 +156,17 @@ def prepare_container(
     mounts: Mapping[str, str] = {},
     hostname: str = "server",
 ) -> Container:
-    """Prepare a container with {port in it: port on this machine}; it is not started yet.
+    """Prepare a container with {port in it: port on this machine}; `start` makes it.
 
-    The ports are fixed: one that Docker chooses changes at every start of the container. `mounts`
-    are files and directories, which stay as they are, and volumes, with their places.
+    The ports are fixed, because Docker would choose others at every start. `mounts` maps files,
+    directories (both read-only) and volumes to their paths in the container.
     """
     name = f"test-{token_hex(4)}"
     recipe = DockerContainer(image, env=dict(environment), name=name).with_kwargs(hostname=hostname)
     for source, place in mounts.items():
         recipe.with_volume_mapping(source, place, "ro" if source.startswith("/") else "rw")
     for inside, outside in ports.items():
-        # For this machine alone, as in .env: guest/guest and an etcd without users are anybody's.
+        # For this machine alone, as in .env: anybody may log in to these servers.
         recipe.ports[str(inside)] = ("127.0.0.1", outside)
     if command:
         recipe.with_command(list(command))

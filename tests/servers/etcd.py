@@ -1,9 +1,8 @@
-"""etcd read over its JSON gateway, for checks: keys, history, and what services have written.
+"""Reads etcd over its JSON gateway: keys, their history, and what services have written.
 
-On purpose not the client that the services use: a fault of that client must not hide itself,
-and its limit of 4 MiB per answer does not bind a reader of whole histories.
-The shapes are those of etcd's page "gRPC gateway": 64-bit numbers are strings, keys and values
-are base64, and a field of value zero is absent.
+The checks do not use the services' own client, since that would hide its faults. Nor does its
+limit of 4 MiB per answer apply here. etcd's page "gRPC gateway" describes the messages: 64-bit
+numbers are strings, keys and values are base64, and a field that is zero is absent.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from servers.web import fetch_json, open_json
 if TYPE_CHECKING:
     from servers.servers import Etcd
 
-_KEYS_AT_ONCE = 100  # etcd takes 128 operations at once unless told otherwise
-_LOGINS = 5  # where a token is known no more when it arrives
+_KEYS_AT_ONCE = 100  # etcd takes 128 operations in a transaction by default
+_LOGINS = 5  # for a token that is invalid again when it arrives
 
 
 @dataclass(frozen=True)
 class KeyValue:
-    """A key as it is now."""
+    """A key and its current value."""
 
     key: str
     value: bytes
@@ -38,7 +37,7 @@ class KeyValue:
 
 @dataclass(frozen=True)
 class Change:
-    """One step of a key's history; a delete has an empty value."""
+    """A change of a key; a delete has an empty value."""
 
     revision: int
     kind: str  # "put" or "delete"
@@ -47,17 +46,17 @@ class Change:
 
 
 class Login(NamedTuple):
-    """Who reads and writes where etcd asks for it (its page "Role-based access control")."""
+    """A user of etcd (see its page "Role-based access control")."""
 
     user: str
     password: str
 
 
 class EtcdClient:
-    """Reads and deletes whole prefixes; every call raises OSError when etcd does not answer.
+    """Reads and writes keys and prefixes. Every call raises OSError if etcd does not answer.
 
-    `login` is asked at each call: etcd may begin to want one, or cease to. A token is kept until it
-    is refused, since etcd takes a tenth of a second of CPU to compare a password.
+    `login` is called each time, since a test may enable or disable authentication. A token is kept
+    until etcd refuses it: to check a password costs etcd a tenth of a second of CPU.
     """
 
     def __init__(
@@ -72,12 +71,12 @@ class EtcdClient:
         self._token: dict[str, str] = {}
 
     def get(self, prefix: str = "") -> list[KeyValue]:
-        """Return all keys that start with `prefix`, in order, of one revision."""
+        """Return all keys that start with `prefix`, in order, at one revision."""
         answer = self.post("/kv/range", _span(prefix))
         return [_key_value(found) for found in answer.get("kvs", ())]
 
     def get_all(self, keys: Sequence[str]) -> list[KeyValue]:
-        """Return those of these keys that are there, of one revision a hundred keys."""
+        """Return those of the keys that exist, each hundred of them at one revision."""
         found: list[KeyValue] = []
         for first in range(0, len(keys), _KEYS_AT_ONCE):
             reads = [
@@ -90,7 +89,7 @@ class EtcdClient:
         return found
 
     def count(self, prefix: str) -> int:
-        """Return how many keys start with `prefix`, without reading any."""
+        """Return how many keys start with `prefix`."""
         return int(self._counted(prefix).get("count", 0))
 
     def revision(self) -> int:
@@ -98,36 +97,36 @@ class EtcdClient:
         return int(self._counted("\0")["header"]["revision"])
 
     def put(self, key: str, value: bytes, lease: str = "0") -> int:
-        """Put one key, under a lease where it is to end with one; returns the revision of that."""
+        """Put a key, under a lease if one is given; returns the new revision."""
         body = {"key": _encode(key.encode()), "value": _encode(value), "lease": lease}
         return int(self.post("/kv/put", body)["header"]["revision"])
 
     def delete(self, prefix: str = "") -> int:
-        """Delete all keys that start with `prefix`; returns the revision after that."""
+        """Delete all keys that start with `prefix`; returns the new revision."""
         return int(self.post("/kv/deleterange", _span(prefix))["header"]["revision"])
 
     def changes(self, first: int, last: int) -> Iterator[Change]:
         """Yield every change of every key from revision `first` to `last`, both included.
 
-        All keys, since only then is the end known: each revision belongs to some change, while a
-        watch on a prefix falls silent without saying that nothing more comes. `last` must exist.
-        Raises RuntimeError if etcd has compacted `first` away, OSError on silence.
+        `last` must exist. Every revision is a change of some key, so a watch on all keys always
+        reaches it, while a watch on a prefix may stay silent. Raises RuntimeError if `first` is
+        compacted, OSError if nothing comes.
         """
         if first > last:
             return
         with closing(self.watch(first)) as answers:
             for changes in answers:
                 yield from (change for change in changes if change.revision <= last)
-                # All changes of one revision come in one answer.
+                # One answer has all changes of a revision.
                 if changes and changes[-1].revision >= last:
                     return
 
     def watch(
         self, first: int, prefix: str = "", timeout_s: float | None = None
     ) -> Generator[list[Change]]:
-        """Yield what changes under a prefix from revision `first` on, as it comes, without end.
+        """Yield the changes under a prefix from revision `first` on, without end.
 
-        Raises RuntimeError where etcd ends the watch, OSError on silence.
+        Raises RuntimeError if etcd ends the watch, OSError if nothing comes.
         """
         request = {"create_request": {**_span(prefix), "start_revision": str(first)}}
         url, timeout_s = f"{self._url}/watch", timeout_s or self._timeout_s
@@ -140,7 +139,7 @@ class EtcdClient:
                 yield [_change(event) for event in answer["result"].get("events", ())]
 
     def post(self, path: str, body: Mapping[str, object]) -> Any:
-        """Ask etcd's gateway for what has no method here."""
+        """Call a method of the gateway that this class has no method for."""
         url, timeout_s = self._url + path, self._timeout_s
         logins = 0
         while True:
@@ -168,7 +167,7 @@ class EtcdClient:
 
 
 def _span(prefix: str) -> dict[str, str]:
-    """Return the range of all keys that start with `prefix`; etcd's sign for "all" is a zero."""
+    """Return the range of keys that start with `prefix`; a zero byte stands for all keys."""
     if not prefix:
         return {"key": _encode(b"\0"), "range_end": _encode(b"\0")}
     first = prefix.encode()
@@ -194,20 +193,17 @@ def _change(event: Mapping[str, Any]) -> Change:
 
 
 class Store:
-    """Reads etcd. `since` is the revision up to which history belongs to earlier tests.
+    """Reads what services have written. History up to revision `since` is of earlier tests.
 
-    Ids are read back from keys, so they must be ones that the services store as they are: plain
-    and at most 128 bytes long.
+    Event ids are read from keys, so they have to be stored unchanged: plain, at most 128 bytes.
     """
 
     def __init__(self, etcd: Etcd, since: int = 0) -> None:
         self.client = EtcdClient(etcd.endpoint, login=lambda: etcd.login)
         self.since = since
-        self._kept: list[Change] = []
-        self._compacted = 0
 
     def clear(self) -> None:
-        """Delete every key, and let history begin after that. No service may be running."""
+        """Delete every key, and begin history after that. No service may be running."""
         self.since = self.client.delete()
 
     def records(self, service: str) -> dict[str, str]:
@@ -223,12 +219,12 @@ class Store:
         return self.in_state(service, "done")
 
     def is_done(self, service: str, event_id: str) -> bool:
-        """Return whether this event's record is done, without reading the others."""
+        """Return whether an event's record is done; reads no other record."""
         found = self.client.get_all([record_prefix(service) + event_id])
         return any(_state(stored.value) == "done" for stored in found)
 
     def steps(self, service: str) -> dict[str, list[str]]:
-        """Return by event id the states that its record has gone through; `gone` is a delete."""
+        """Return, by event id, the states of its record in turn; `gone` is a delete."""
         prefix = record_prefix(service)
         found: defaultdict[str, list[str]] = defaultdict(list)
         for change in self.history(prefix):
@@ -237,26 +233,18 @@ class Store:
         return found
 
     def effects(self, prefix: str) -> dict[str, KeyValue]:
-        """Return effects by event id; a `version` over 1 is a double."""
+        """Return the effects by event id; a `version` above 1 is a double."""
         return {effect.key.removeprefix(prefix): effect for effect in self.client.get(prefix)}
 
     def history(self, *prefixes: str, first: int | None = None) -> list[Change]:
-        """Return every change since the last `clear` (or from revision `first`), oldest first.
+        """Return every change under the prefixes since the last `clear`, oldest first.
 
-        With prefixes, only of the keys that start with one of them. After `Etcd.wipe` the
-        revisions begin again: pass `first=1`. Raises RuntimeError if etcd has compacted them.
+        After `Etcd.wipe` revisions begin again at 1: pass `first=1`. Raises RuntimeError if etcd
+        has compacted one of the revisions.
         """
         begin = self.since + 1 if first is None else first
-        changes = [change for change in self._kept if change.revision >= begin]
-        changes += self.client.changes(max(begin, self._compacted + 1), self.client.revision())
+        changes = self.client.changes(begin, self.client.revision())
         return [change for change in changes if not prefixes or change.key.startswith(prefixes)]
-
-    def keep_history(self) -> int:
-        """Keep all changes so far, so that etcd can be compacted to the revision returned."""
-        revision = self.client.revision()
-        self._kept += self.client.changes(max(self.since, self._compacted) + 1, revision)
-        self._compacted = revision
-        return revision
 
 
 def record_prefix(service: str) -> str:

@@ -1,4 +1,4 @@
-"""Child processes: any command, and RabbitMQ and etcd from Debian's packages, without Docker."""
+"""Child processes, and RabbitMQ and etcd as such, from Debian's packages, without Docker."""
 
 import fcntl
 import os
@@ -18,13 +18,13 @@ from typing import Literal
 
 from servers.wait import eventually
 
-# The contract gives a service 10 s; what is over that is the test's to judge, not ours to hide.
+# More than the 10 s that a service has to end: the test has to see that one takes longer.
 _TERMINATE_TIMEOUT_S = 20.0
 _STOP_TIMEOUT_S = 30.0
 _INSTALL_TIMEOUT_S = 900.0
 
-# Debian's own rabbitmq-server on the PATH changes to the user rabbitmq, and then cannot write
-# into our directory; the script it wraps runs as whoever calls it.
+# Debian's rabbitmq-server on the PATH changes to the user rabbitmq, who cannot write into our
+# directory. The script that it wraps runs as its caller.
 RABBITMQ_BIN = Path("/usr/lib/rabbitmq/bin")
 
 _PROGRAMS = {
@@ -41,34 +41,34 @@ ETCD_ENVIRONMENT = {"GOGC": "50"}
 RABBITMQ_ENVIRONMENT = {"RABBITMQ_CTL_ERL_ARGS": "+S 1:1"}
 """rabbitmqctl on one core takes three quarters of the CPU time that it takes on two."""
 
-# Below the range that Linux gives to outgoing connections (from 32768). A port inside it can be
-# lost while its server is down: a client that retries on loopback may be given that very port
-# as its source, connects to itself, and the server then finds its address in use.
+# Below Linux's range for outgoing connections (from 32768). A server that is down can lose a port
+# in that range: a client that retries on loopback may get that very port as its source and connect
+# to itself. The server then finds its address in use.
 _LOWEST, _HIGHEST = 20_000, 32_000
 
-# pytest-xdist runs tests in several processes: each has ports of its own, since one may have
-# stopped the server that another would take for gone.
+# Each process of pytest-xdist has its own ports. Otherwise one could take the port of a server that
+# another has stopped for a while.
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 
 _taken: set[int] = set()
 
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
-"""What the kernel counts CPU time in."""
+"""The unit of CPU time in /proc."""
 
 
 class ServersUnavailableError(Exception):
-    """There are no servers to be had; the message is one line that says what to do about it."""
+    """The servers cannot be started; the message is one line that says what to do."""
 
 
 class CommandFailedError(Exception):
-    """A server's own tool ended with an error; the message is what it said."""
+    """A tool ended with an error; the message has its output."""
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nothing listens on and that was not given out before.
+    """Return a TCP port that nothing listens on, and that this has not returned before.
 
-    Raises RuntimeError when a thousand tries find none.
+    Raises RuntimeError if a thousand tries find none.
     """
     for _ in range(1000):
         port = random.randrange(_LOWEST + _WORKER, _HIGHEST, _WORKERS)
@@ -90,9 +90,9 @@ def _nothing_listens(port: int) -> bool:
 
 
 class Child:
-    """A command that can be started, signalled by its process id, and started again.
+    """A command that can be started, signalled, and started again.
 
-    Output of every start is appended to `log`. `env` is the whole environment, not an addition.
+    The output of every start is appended to `log`. `env` is the whole environment.
     """
 
     def __init__(
@@ -111,16 +111,16 @@ class Child:
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code, negative for a signal; None while it runs or before it started."""
+        """The exit code, negative for a signal; None if it runs or has not been started."""
         return None if self._process is None else self._process.poll()
 
     @property
     def running(self) -> bool:
-        """Whether the process exists (a frozen one does)."""
+        """Whether the process exists; a frozen one does."""
         return self._process is not None and self.exit_code is None
 
     def start(self) -> None:
-        """Start the command; raises OSError if that is impossible."""
+        """Start the command; raises OSError."""
         if self.running:
             raise RuntimeError(f"{self.command[0]} runs already, as process {self.pid}")
         with self.log.open("ab") as output:
@@ -131,27 +131,27 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C on the terminal is for us: we then end the child in order.
+                # So that Ctrl-C on the terminal reaches us alone, and we end the child in order.
                 start_new_session=True,
             )
 
     def signal(self, number: int) -> None:
-        """Send a signal; does nothing to a process that has ended."""
+        """Send a signal; does nothing if the process has ended."""
         self._started().send_signal(number)
 
     def pause(self) -> None:
         """Freeze the process with SIGSTOP; returns when the kernel has stopped it."""
         self.signal(signal.SIGSTOP)
-        # A stop is delivered asynchronously: without this a frozen process could still send.
+        # The kernel stops it asynchronously: without this it could still send something.
         os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         self.signal(signal.SIGCONT)
 
     def terminate(self, timeout_s: float = _TERMINATE_TIMEOUT_S) -> int:
-        """Ask it to end (SIGTERM) and return its exit code.
+        """End it with SIGTERM and return its exit code.
 
-        Kills it after `timeout_s` and raises TimeoutError.
+        After `timeout_s` it is killed, and TimeoutError raised.
         """
         process = self._started()
         process.send_signal(signal.SIGTERM)
@@ -165,7 +165,7 @@ class Child:
             ) from None
 
     def kill(self) -> None:
-        """End it at once (SIGKILL) and wait until it is gone."""
+        """End it with SIGKILL and wait until it has ended."""
         process = self._started()
         process.kill()
         process.wait()
@@ -180,7 +180,7 @@ class Child:
 
 
 def resident_bytes(pid: int, which: Literal["VmRSS", "VmHWM"] = "VmRSS") -> int:
-    """Return a process's resident size (proc(5)), or its greatest ever: VmHWM."""
+    """Return a process's resident size (proc(5)), or with VmHWM the largest it ever had."""
     status = Path(f"/proc/{pid}/status").read_text()
     found = re.search(rf"^{which}:\s+(\d+) kB$", status, re.MULTILINE)
     if found is None:
@@ -189,7 +189,7 @@ def resident_bytes(pid: int, which: Literal["VmRSS", "VmHWM"] = "VmRSS") -> int:
 
 
 def cpu_s(pid: int) -> float:
-    """Return a process's CPU time with all its threads (proc_pid_stat(5), utime and stime)."""
+    """Return the CPU time of all of a process's threads (proc_pid_stat(5): utime, stime)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return sum(map(int, fields[11:13])) / TICKS_A_SECOND
 
@@ -197,7 +197,7 @@ def cpu_s(pid: int) -> float:
 def run_tool(
     command: Sequence[str], env: Mapping[str, str] | None = None, timeout_s: float = 60.0
 ) -> str:
-    """Run a command and return its output; raises CommandFailedError, also after the time."""
+    """Run a command and return its output; raises CommandFailedError, also after `timeout_s`."""
     try:
         result = subprocess.run(
             list(command),
@@ -216,13 +216,13 @@ def run_tool(
 
 
 class PacketFilter:
-    """iptables in a network namespace, given the command that runs another in there."""
+    """iptables in a network namespace; `enter` is the command that runs another one in it."""
 
     def __init__(self, *enter: str) -> None:
         self._iptables = (*enter, "iptables")
 
     def drop(self, *matching: str) -> None:
-        """Drop what comes next and is so; raises CommandFailedError."""
+        """Drop packets that match from now on; raises CommandFailedError."""
         run_tool([*self._iptables, "-A", *matching, "-j", "DROP"])
 
     def dropped(self) -> int:
@@ -230,14 +230,14 @@ class PacketFilter:
         return sum(map(int, re.findall(r"^\s*(\d+)\s+\d+\s+DROP\s", rules, re.MULTILINE)))
 
     def clear(self) -> None:
-        """Drop nothing any more."""
+        """Drop no more packets."""
         run_tool([*self._iptables, "-F"])
 
 
 class ServerProcess(Child):
-    """A server as a child process; a helper process (epmd) may live beside it.
+    """A server as a child process, with all its files in `home`.
 
-    All of its files are in `home`, the data in a directory of their own.
+    A `helper` process (epmd) may run beside it.
     """
 
     def __init__(
@@ -253,14 +253,14 @@ class ServerProcess(Child):
         self.address, self.workplace = "127.0.0.1", PurePath(home)
 
     def stop(self) -> None:
-        """Ask the server to end; raises TimeoutError after 30 s, having killed it."""
+        """End the server with SIGTERM; after 30 s it is killed, and TimeoutError raised."""
         self.terminate(_STOP_TIMEOUT_S)
 
     def erase(self) -> None:
         shutil.rmtree(self._data, ignore_errors=True)
 
     def replace(self, made: PurePath) -> None:
-        """Put another directory in place of its data."""
+        """Replace its data by another directory."""
         self.erase()
         Path(made).rename(self._data)
 
@@ -269,7 +269,7 @@ class ServerProcess(Child):
         return run_tool(command, self.env)
 
     def close(self) -> None:
-        """End the server and its helper; the directory belongs to whoever made it."""
+        """End the server and its helper; the directory stays."""
         try:
             if self.running:
                 self.stop()
@@ -279,11 +279,11 @@ class ServerProcess(Child):
 
 
 def rabbitmq_process(home: Path, amqp_port: int, management_port: int) -> ServerProcess:
-    """Prepare a broker in a directory; it is not started yet, but its epmd is."""
+    """Prepare a broker in a directory, and start its epmd."""
     env = _rabbitmq_environment(home)
     _write_rabbitmq_files(home, amqp_port, management_port)
-    # rabbitmq-server becomes the Erlang VM itself only when it believes that a shell is wanted;
-    # then a signal to our child is a signal to the VM. -noinput takes that shell away again.
+    # With RABBITMQ_ALLOW_INPUT rabbitmq-server becomes the Erlang VM itself, so that signals to our
+    # child reach the VM. -noinput then switches off the shell that this would open.
     return ServerProcess(
         [str(RABBITMQ_BIN / "rabbitmq-server"), "-noinput"],
         env={**env, "RABBITMQ_ALLOW_INPUT": "true"},
@@ -293,8 +293,7 @@ def rabbitmq_process(home: Path, amqp_port: int, management_port: int) -> Server
 
 
 def _rabbitmq_environment(home: Path) -> dict[str, str]:
-    # Everything has a place of its own: a broker that the machine runs already, and its settings
-    # in /etc/rabbitmq, neither disturb this one nor notice it.
+    # Nothing is shared with a broker that this machine runs already, or its files in /etc/rabbitmq.
     return {
         "PATH": f"{RABBITMQ_BIN}:/usr/local/bin:/usr/bin:/bin",
         "LANG": "C.UTF-8",
@@ -318,7 +317,7 @@ def _rabbitmq_environment(home: Path) -> dict[str, str]:
 
 def _write_rabbitmq_files(home: Path, amqp_port: int, management_port: int) -> None:
     (home / "env.conf").touch()
-    # Names from the file alone: the native way starts resolver processes, which a SIGKILL orphans.
+    # Names come from a file: Erlang's native way starts resolver processes that outlive a SIGKILL.
     (home / "inetrc").write_text('{host, {127,0,0,1}, ["localhost"]}.\n{lookup, [file]}.\n')
     (home / "enabled_plugins").write_text("[rabbitmq_management].\n")
     (home / "rabbitmq.conf").write_text(
@@ -332,10 +331,7 @@ def _write_rabbitmq_files(home: Path, amqp_port: int, management_port: int) -> N
 
 
 def _start_epmd(home: Path, env: Mapping[str, str]) -> Child:
-    """Start the port mapper in the foreground, as our child.
-
-    The Erlang VM would otherwise start one as a daemon, which outlives the VM.
-    """
+    """Start the port mapper as our child. The Erlang VM would start a daemon, which outlives it."""
     address = env["ERL_EPMD_ADDRESS"], int(env["ERL_EPMD_PORT"])
     command = ["epmd", "-address", address[0], "-port", str(address[1])]
     epmd = Child(command, env=env, cwd=home, log=home / "epmd.log")
@@ -350,7 +346,7 @@ def _start_epmd(home: Path, env: Mapping[str, str]) -> Child:
 
 
 def etcd_process(home: Path, port: int, flags: Sequence[str]) -> ServerProcess:
-    """Prepare an etcd node in a directory with more `flags`; it is not started yet."""
+    """Prepare an etcd node in a directory, with more `flags`."""
     client, peer = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{free_port()}"
     peers = [f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}"]
     own = [f"--listen-client-urls={client}", *peers, f"--initial-cluster=harness={peer}"]
@@ -361,52 +357,40 @@ def etcd_process(home: Path, port: int, flags: Sequence[str]) -> ServerProcess:
 
 
 def ensure_installed() -> None:
-    """Install whichever of the packages are missing, if we are root.
-
-    Raises ServersUnavailableError if we may not, or if the installation fails.
-    """
-    # Not "w": what anybody has put there, such as a link to another file, loses nothing.
+    """Install the packages that are missing, if we are root; raises ServersUnavailableError."""
+    # Not "w", which would empty a file that somebody has linked here.
     with _INSTALLS.open("a") as lock:
-        # Tests run side by side: one of their processes installs, and the others wait for it.
+        # Of the processes that run tests side by side one installs, and the others wait for it.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if missing := _missing():
+        missing = [name for name, program in _PROGRAMS.items() if shutil.which(program) is None]
+        if missing:
             _install(missing)
 
 
-def _missing() -> list[str]:
-    return [name for name, program in _PROGRAMS.items() if shutil.which(program) is None]
-
-
-def _install(missing: Sequence[str]) -> None:
-    names = " ".join(missing)
+def _install(packages: Sequence[str]) -> None:
+    names = " ".join(packages)
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise ServersUnavailableError(
             f"Docker does not answer, and these packages are missing: {names}. Start Docker, or "
             f"run `sudo apt-get install {names}` (Debian 13)."
         )
     print(f"installing {names} with apt-get (Docker does not answer)", file=sys.stderr, flush=True)
-    with _no_service_start():
-        _apt_get("update", "-qq")
-        _apt_get("install", "-y", "-qq", "--no-install-recommends", *missing)
-    if still := _missing():
-        raise ServersUnavailableError(f"apt-get ended well, but {' '.join(still)} is still missing")
-
-
-def _apt_get(*arguments: str) -> None:
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    try:
-        run_tool(["apt-get", *arguments], env, _INSTALL_TIMEOUT_S)
-    except CommandFailedError as error:
-        reason = str(error).splitlines()[-1]
-        raise ServersUnavailableError(f"apt-get {arguments[0]} failed: {reason}") from None
+    with _no_service_start():
+        for command in ("update -qq", f"install -y -qq --no-install-recommends {names}"):
+            try:
+                run_tool(["apt-get", *command.split()], env, _INSTALL_TIMEOUT_S)
+            except CommandFailedError as error:
+                verb, reason = command.split()[0], str(error).splitlines()[-1]
+                raise ServersUnavailableError(f"apt-get {verb} failed: {reason}") from None
 
 
 @contextmanager
 def _no_service_start() -> Iterator[None]:
     """Keep the packages from starting their servers on the standard ports.
 
-    Debian Policy, "Running initscripts": a policy-rc.d that exits 101 forbids it. One that is
-    there already belongs to the administrator and stays.
+    A policy-rc.d that exits 101 forbids it (Debian Policy, "Running initscripts"). An existing one
+    belongs to the administrator and stays.
     """
     if made := not _POLICY.exists():
         _POLICY.write_text("#!/bin/sh\nexit 101\n")

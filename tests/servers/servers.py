@@ -1,6 +1,6 @@
-"""RabbitMQ and etcd: started in containers where Docker answers, else as child processes.
+"""RabbitMQ and etcd in containers if Docker answers, or else as child processes.
 
-Whatever they run in, a test starts, stops, kills, freezes and wipes them in the same way.
+A test starts, stops, kills, freezes and wipes them in the same way in either case.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import secrets
 import socket
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,17 +37,16 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 Kind = Literal["docker", "local"]
 Runner = Container | ServerProcess
-"""What a server runs in. Its data and its ports outlive a stop."""
+"""What a server runs in. Its data and its ports survive a stop."""
 
-_MAX_TXN_OPS = 1024
 _QUEUES_WRITTEN_S = 1.0
 
 
 class Server(ABC):
-    """The life of one server. Everything that starts it returns only when it answers."""
+    """One server. `start`, `restart`, `resume` and `heal` return once it answers."""
 
     name: str
-    # A broker that recovers on two busy cores takes its time; a healthy start needs 1 to 5 s.
+    # A start takes 1 to 5 s, but a broker that recovers its queues on two busy cores takes longer.
     start_timeout_s = 60.0
 
     def __init__(self, runner: Runner) -> None:
@@ -56,15 +55,15 @@ class Server(ABC):
 
     @abstractmethod
     def probe(self) -> None:
-        """Raise AssertionError or OSError unless the server answers."""
+        """Raise AssertionError or OSError if the server does not answer."""
 
     def launch(self) -> None:
-        """Start it without waiting; `wait_ready` belongs to it."""
+        """Start it without waiting; `wait_ready` waits."""
         self.runner.start()
         self.state = "up"
 
     def wait_ready(self) -> None:
-        """Wait until the server answers; the error after the deadline carries its log."""
+        """Wait until the server answers; an error has its log as a note."""
         try:
             eventually(self.probe, self.start_timeout_s, also=(OSError,))
         except (AssertionError, OSError) as error:
@@ -72,19 +71,19 @@ class Server(ABC):
             raise
 
     def start(self) -> None:
-        """Start it again, with the data and the ports it had."""
+        """Start it with the data and the ports it had."""
         self.launch()
         self.wait_ready()
 
     def stop(self) -> None:
-        """Stop it in order, keeping its data."""
+        """Stop it in order; its data stays."""
         if self.state == "paused":
             self.runner.resume()
         self.runner.stop()
         self.state = "down"
 
     def kill(self) -> None:
-        """End it with SIGKILL, keeping what had reached its disk."""
+        """End it with SIGKILL; what has reached its disk stays."""
         self.runner.kill()
         self.state = "down"
 
@@ -103,7 +102,7 @@ class Server(ABC):
         self.wait_ready()
 
     def heal(self) -> None:
-        """Undo what a failed test has left: start it if it is down, resume it if it is frozen."""
+        """Start it if a failed test has left it down, resume it if frozen."""
         if self.state == "paused":
             self.resume()
         elif self.state == "down":
@@ -130,7 +129,7 @@ class RabbitMQ(Server):
     def probe(self) -> None:
         """Ask for AMQP's greeting, then for the management API with the user's password.
 
-        Listeners open last in RabbitMQ's boot: a greeting means that queues are recovered.
+        RabbitMQ opens its listeners last, so a greeting means that its queues are recovered.
         """
         address = self.runner.address, self.amqp_port
         with socket.create_connection(address, timeout=5) as connection:
@@ -140,18 +139,18 @@ class RabbitMQ(Server):
         self.management("GET", "/api/overview")
 
     def kill(self) -> None:
-        """End it with SIGKILL, keeping what had reached its disk.
+        """End it with SIGKILL, at least 1 s after the last declaration of a queue.
 
-        RabbitMQ writes down which quorum queues there are half a second after a declaration.
-        Killed before, it starts with the queue but without the messages that it had confirmed (seen
-        with 4.0.5 and 4.3.6). That is its fault, not our services', so it is given the time.
+        RabbitMQ stores a new quorum queue's name half a second after its declaration. Killed
+        earlier, it restarts with the queue but without the messages that it has confirmed (seen
+        with 4.0.5 and 4.3.6). This is no fault of the services.
         """
         if self.state == "up":
             lasts(_QUEUES_WRITTEN_S)
         super().kill()
 
     def management(self, method: str, path: str, body: object = None) -> object:
-        """Ask the management API; raises OSError. Its message counts are seconds old."""
+        """Call the management API; raises OSError. Its message counts are seconds old."""
         login = (self.user, self.password)
         answer: object = fetch_json(method, self.management_url + path, body, login=login)
         return answer
@@ -162,22 +161,22 @@ class RabbitMQ(Server):
 
 
 class Etcd(Server):
-    """One etcd node. `login` is root's while it asks for one, and None while it does not."""
+    """One etcd node. `login` is root's if authentication is enabled, else None."""
 
     name = "etcd"
+    max_txn_ops = 1024
 
-    def __init__(self, runner: Runner, port: int, max_txn_ops: int = _MAX_TXN_OPS) -> None:
+    def __init__(self, runner: Runner, port: int) -> None:
         super().__init__(runner)
         self.endpoint = f"{runner.address}:{port}"
-        self.max_txn_ops = max_txn_ops
         self.login: Login | None = None
 
     def probe(self) -> None:
-        """Do a linearizable read: it needs a leader, a TCP connection or /health may not."""
+        """Do a linearizable read: unlike a connection or /health, it needs a leader."""
         EtcdClient(self.endpoint, 5, lambda: self.login).revision()
 
     def wipe(self) -> None:
-        """Lose all data: kill it and start it at the same address with an empty directory."""
+        """Kill it, and start it at the same address without its data."""
         if self.state != "down":
             self.kill()
         self.runner.erase()
@@ -185,23 +184,23 @@ class Etcd(Server):
         self.start()
 
     def save(self) -> None:
-        """Take a snapshot of the data as it is now, ready to be restored."""
+        """Take a snapshot of the data for `restore`."""
         snapshot = self.runner.workplace / f"{secrets.token_hex(4)}.db"
         self._saved = snapshot.with_suffix(".restored")
         self.ctl("snapshot", "save", str(snapshot))
-        # Of etcd 3.5; from 3.6 on `etcdutl` alone restores, which not every image of 3.5 has.
+        # As in etcd 3.5. From 3.6 on only `etcdutl` restores, which not every 3.5 image has.
         cluster = ["--name=harness", "--initial-cluster=harness=http://localhost:2380"]
         self.ctl("snapshot", "restore", str(snapshot), f"--data-dir={self._saved}", *cluster)
 
     def restore(self) -> None:
-        """Kill it and start it with the data of the snapshot, once for each snapshot."""
+        """Kill it, and start it with the data of the snapshot; once for each `save`."""
         if self.state != "down":
             self.kill()
         self.runner.replace(self._saved)
         self.start()
 
     def require_login(self) -> None:
-        """Let it ask for a login from now on: the user root is made and has all rights."""
+        """Enable authentication, with a user root who has all rights."""
         login = Login("root", "root's own")
         self.ctl("user", "add", f"{login.user}:{login.password}")
         self.ctl("user", "grant-role", "root", "root")
@@ -209,26 +208,26 @@ class Etcd(Server):
         self.login = login
 
     def require_no_login(self) -> None:
-        """Let it ask for none any more."""
+        """Disable authentication."""
         self.ctl("auth", "disable")
         self.login = None
 
     def ctl(self, *arguments: str) -> str:
-        """Run etcdctl against this node, as root where needed; raises CommandFailedError."""
+        """Run etcdctl on this node, as root if needed; raises CommandFailedError."""
         login = [f"--user={self.login.user}:{self.login.password}"] if self.login else []
         return self.runner.run(["etcdctl", *login, *arguments])
 
 
 @dataclass(frozen=True)
 class Servers:
-    """A broker and an etcd node, and which way they run."""
+    """A broker and an etcd node, and in what they run."""
 
     kind: Kind
     rabbitmq: RabbitMQ
     etcd: Etcd
 
     def settings(self) -> dict[str, str]:
-        """Return the contract's variables that lead a service to these servers."""
+        """Return the variables that point a service at these servers."""
         return {
             "RABBITMQ_URL": self.rabbitmq.url,
             "ETCD_ENDPOINTS": self.etcd.endpoint,
@@ -236,38 +235,37 @@ class Servers:
         }
 
     def heal(self) -> None:
-        """Start or resume whichever server a failed test has left down or frozen."""
+        """Start or resume the servers that a failed test has left down or frozen."""
         self.rabbitmq.heal()
         self.etcd.heal()
 
 
 @contextmanager
-def start_servers(*, kind: Kind | None = None, etcd_flags: Sequence[str] = ()) -> Iterator[Servers]:
-    """Start both servers, yield them when both answer, and leave nothing behind.
+def start_servers(*, kind: Kind | None = None) -> Iterator[Servers]:
+    """Start both servers, yield them once both answer, and remove them after the block.
 
-    `kind` None means: containers if Docker answers. `etcd_flags` stand last, and so override ours.
-    Raises ServersUnavailableError, whose message is one line, if there are no servers to be had.
+    They run in containers if `kind` is None and Docker answers. Raises ServersUnavailableError.
     """
     chosen = kind or ("docker" if docker_available() else "local")
     with ExitStack() as stack:
         rabbitmq = _prepare_rabbitmq(stack, chosen)
-        etcd = _prepare_etcd(stack, chosen, etcd_flags)
+        etcd = _prepare_etcd(stack, chosen)
         stack.enter_context(booted(rabbitmq, etcd))
         yield Servers(chosen, rabbitmq, etcd)
 
 
 @contextmanager
 def start_etcd(kind: Kind, *flags: str) -> Iterator[Etcd]:
-    """Start an etcd node beside those that there are, and leave nothing behind."""
+    """Start another etcd node, and remove it after the block; later `flags` override ours."""
     with ExitStack() as stack:
-        etcd = _prepare_etcd(stack, kind, flags)
+        etcd = _prepare_etcd(stack, kind, *flags)
         stack.enter_context(booted(etcd))
         yield etcd
 
 
 @contextmanager
 def booted(*servers: Server) -> Iterator[None]:
-    """Boot servers side by side, and end them: a broker's three seconds hide etcd's half."""
+    """Start servers side by side, and close them after the block."""
     with ExitStack() as stack:
         for server in servers:
             stack.enter_context(closing(server))
@@ -288,14 +286,13 @@ def _prepare_rabbitmq(stack: ExitStack, kind: Kind) -> RabbitMQ:
     return RabbitMQ(runner, amqp_port, management_port)
 
 
-def _prepare_etcd(stack: ExitStack, kind: Kind, more_flags: Sequence[str]) -> Etcd:
+def _prepare_etcd(stack: ExitStack, kind: Kind, *more_flags: str) -> Etcd:
     port, data = free_port(), "/etcd-data"
-    # Those of the compose files but for one: it never compacts by itself, since tests read its
-    # history from the first revision.
+    # As in the compose files, except that etcd never compacts: tests read its whole history.
     flags = [
         "--name=harness",
         f"--advertise-client-urls=http://127.0.0.1:{port}",
-        f"--max-txn-ops={_MAX_TXN_OPS}",
+        f"--max-txn-ops={Etcd.max_txn_ops}",
         f"--quota-backend-bytes={8 << 30}",
         "--snapshot-count=1000",
         "--experimental-snapshot-catchup-entries=500",
@@ -321,9 +318,9 @@ def _home(stack: ExitStack) -> Path:
 
 
 def docker_available() -> bool:
-    """Return whether `docker info` answers: the command can be there without an engine."""
+    """Return whether a Docker engine answers."""
     try:
-        # An unreachable engine is an error; older clients print it, and an empty version.
+        # If the engine cannot be reached, older clients print an empty version and no error.
         version = run_tool(["docker", "info", "--format={{.ServerVersion}}"], timeout_s=10)
     except CommandFailedError:
         return False
@@ -331,7 +328,7 @@ def docker_available() -> bool:
 
 
 def compose_settings() -> dict[str, str]:
-    """Return what `.env` sets, where the shell wins, as with Compose; raises OSError."""
+    """Return the settings of `.env`, which the shell overrides as with Compose; raises OSError."""
     settings = {}
     for line in (REPOSITORY / ".env").read_text().splitlines():
         name, separator, value = (part.strip() for part in line.partition("="))

@@ -20,14 +20,14 @@ _DIRECTORIES = {"shipment": "idempotent_consumer/examples"}
 
 
 def environment() -> dict[str, str]:
-    """Return the shell's variables, without those that configure services or Compose."""
+    """Return this process's variables without those that configure services or Compose."""
     settings = {*_VARIABLES, "NOTIFY_URL"}
     ours = {name for name in os.environ if name in settings or name.startswith("COMPOSE_")}
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 
 class ServiceEndedError(Exception):
-    """The service has ended although it was waited for; the message ends with its log."""
+    """A service has ended before it was ready; a note has its log."""
 
 
 class Health(NamedTuple):
@@ -72,8 +72,8 @@ class Service(Child):
     def wait_ready(self, timeout_s: float = 30.0) -> None:
         """Wait until /readyz answers 200.
 
-        Raises ServiceEndedError as soon as the process is gone, AssertionError or OSError when it
-        is not ready in time; all of them with its log.
+        Raises ServiceEndedError as soon as the process has ended, and AssertionError or OSError
+        if it is not ready in time. Each has the service's log as a note.
         """
 
         def ready() -> None:
@@ -89,10 +89,7 @@ class Service(Child):
             raise
 
     def wait_end(self, timeout_s: float = 30.0) -> int:
-        """Wait until the process ends by itself and return its exit code.
-
-        Raises AssertionError if it is still there.
-        """
+        """Wait until the process ends by itself; returns its exit code, raises AssertionError."""
 
         def ended() -> int:
             code = self.exit_code
@@ -108,18 +105,20 @@ def run_service(
     settings: Mapping[str, str],
     *,
     log_directory: Path | None = None,
-    command: Sequence[str] | None = None,
+    command: Sequence[str] = (),
 ) -> Iterator[Service]:
-    """Run `python -m <name>` in the service's own directory while the block runs.
+    """Run `python -m <name>`, or a `command`, in the service's directory during the block.
 
-    `command` takes the place of that, for a service that is started by something else.
-    `settings` are variables of the contract (and any other, such as a crash point); they override
-    JSON logs and a health endpoint on a free port. Its log lies in `log_directory`, else
-    in a temporary one. Does not wait: see `wait_ready`. At the end the process is killed if it
-    still runs; a test that cares how it ends calls `terminate`.
+    `settings` are environment variables; they override JSON logs and a health endpoint on a free
+    port. The log is in `log_directory`, or in a temporary one. This does not wait for the service
+    (see `wait_ready`). After the block the process is killed if it still runs.
     """
-    health_port = settings.get("HEALTH_PORT") or str(free_port())
-    env = {**environment(), "LOG_FORMAT": "json", **settings, "HEALTH_PORT": health_port}
+    env = {
+        **environment(),
+        "LOG_FORMAT": "json",
+        "HEALTH_PORT": str(free_port()),
+        **settings,
+    }
     with tempfile.TemporaryDirectory(prefix="service-") as temporary:
         directory = log_directory or Path(temporary)
         service = Service(name, command or [sys.executable, "-m", name], env, directory)

@@ -1,7 +1,7 @@
-"""Wait for a condition: retry an assertion until a deadline.
+"""Waits for a condition by retrying an assertion until a deadline.
 
-The only place where a sleep stands. A test never sleeps "long enough": it says what must become
-true, and by when; or that a value has to stand still, and for how long.
+Only this module sleeps. A test never sleeps "long enough": it says what has to become true and by
+when, or which value has to stay the same and for how long.
 """
 
 import time
@@ -18,11 +18,10 @@ def eventually(
     also: tuple[type[Exception], ...] = (),
     interval_s: float = 0.05,
 ) -> T:
-    """Call `assertion` until it raises no AssertionError, and return what it returned.
+    """Call `assertion` until it raises no AssertionError, and return its result.
 
-    `also` names further errors that mean "not yet", such as OSError while a server restarts.
-    After `timeout_s` the last error is raised as it was; any other error is raised at once.
-    It is called at least once, also with a timeout of zero.
+    `also` names further errors that mean "not yet", such as OSError while a server restarts. After
+    `timeout_s` the last of these is raised. It is called at least once, even if `timeout_s` is 0.
     """
     not_yet: tuple[type[Exception], ...] = (AssertionError, *also)
     deadline = time.monotonic() + timeout_s
@@ -36,15 +35,15 @@ def eventually(
 
 
 def lasts(duration_s: float) -> None:
-    """Let a fault last, which is no wait for anything."""
+    """Let a fault last so long; not for waiting until something has happened."""
     time.sleep(max(0.0, duration_s))
 
 
 def stands_still(read: Callable[[], T], for_s: float = 1.0, timeout_s: float = 30.0) -> T:
-    """Wait until what is read has not changed for so long, and return it.
+    """Wait until `read` has returned the same value for `for_s`, and return that.
 
-    For what has no end that could be named, such as work under way when a fault began. Raises
-    AssertionError with the last where it still changes after `timeout_s`.
+    For work whose end cannot be named, such as what was under way when a fault began. Raises
+    AssertionError if the value still changes after `timeout_s`.
     """
     last, since_s = read(), time.monotonic()
 

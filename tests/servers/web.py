@@ -1,4 +1,4 @@
-"""JSON over HTTP to servers on this machine, past any proxy that the environment names."""
+"""JSON over HTTP to servers on this machine; a proxy of the environment is not used."""
 
 import base64
 import json
@@ -19,10 +19,10 @@ def open_json(
     headers: Mapping[str, str] | None = None,
     timeout_s: float = 10.0,
 ) -> HTTPResponse:
-    """Send one request (a `body` goes as JSON, a `login` as basic authentication).
+    """Send a request with a `body` as JSON and a `login` as basic authentication.
 
-    Returns the open response: close it. Raises OSError; urllib's HTTPError, for a status of 400
-    and above, is one.
+    Returns the response, which the caller has to close. Raises OSError; for a status of 400 or
+    above that is urllib's HTTPError.
     """
     request = urllib.request.Request(url, method=method, headers=dict(headers or {}))
     if body is not None:
@@ -35,10 +35,10 @@ def open_json(
 
 
 def fetch_json(method: str, url: str, body: object = None, **options: Any) -> Any:
-    """Do the same, and return the decoded answer: None if it has no body. Raises OSError."""
+    """Send such a request, and return the decoded answer: None if it has no body."""
     try:
         with open_json(method, url, body, **options) as response:
             answer = response.read()
-    except HTTPException as error:  # The server was killed in the middle of its answer.
+    except HTTPException as error:  # The server was killed during its answer.
         raise ConnectionError(f"{url}: {error}") from error
     return json.loads(answer) if answer else None
