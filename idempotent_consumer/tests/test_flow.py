@@ -110,6 +110,13 @@ def test_what_has_gone_back_is_not_looked_up(order: Order) -> None:
     assert looks <= 4 * BODIES, "for the commits under way, and the last redelivery"
 
 
+def test_without_a_handler_an_event_is_in_conflict_with_none_in_flight(order: Order) -> None:
+    order.etcd.fate = slow_commits
+    order.deliver(body("1"), body("1", "refund"), body("1", "refund", n=2))
+    order.advance(3.0)
+    assert order.counts() == {"received": 3, "processed": 1, "ignored": 2}
+
+
 @pytest.mark.parametrize("state", ["", CLAIMED, RELEASED, PUBLISHING, DONE])
 @pytest.mark.parametrize("ours", [True, False])
 def test_without_a_handler_it_is_held_until_it_is_done(
