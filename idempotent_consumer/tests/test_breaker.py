@@ -72,10 +72,10 @@ def receiver(world: World) -> Receiver:
     return Receiver(world)
 
 
-def test_what_a_handler_does_to_its_args_is_gone_at_the_next_call(
+def test_a_held_event_is_called_with_its_args_as_they_were_sent(
     receiver: Receiver, world: World
 ) -> None:
-    """An event that was held is called as it was sent, like one that was retried."""
+    """Like one that is retried, whatever its handler did to them."""
     paid = list[int]()
 
     async def pay(event: Event, _timeout_s: float) -> None:
@@ -193,7 +193,7 @@ def test_a_breaker_that_opens_again_at_once_waits_as_long_as_the_first_time(
     assert receiver.ids == ["2", "2"]
 
 
-def test_an_event_that_comes_when_one_is_due_probes(receiver: Receiver) -> None:
+def test_if_a_probe_is_due_the_next_event_to_come_is_it(receiver: Receiver) -> None:
     process = receiver.opened(1, breaker_failures=1)
     process.lose_channel()
     process.broker.queues["order"].ready.clear()

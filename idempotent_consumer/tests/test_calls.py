@@ -56,8 +56,8 @@ class Bench:
         self.calls = Calls("order", self.ledger, log, self.loop.time, at_once, threads)
 
     def wait(self, function: Callable[..., Awaitable[object]]) -> Returned:
-        """Await a coroutine handler under its time-out."""
-        task = self.loop.create_task(self.calls.call(Handler(function, TIMEOUT_S), EVENT, 1))
+        """Call a coroutine handler, and wait for its end."""
+        task = self.call(function)
         self.loop.agenda.run(enough=task.done)
         assert not task.cancelled(), "its event would stay in flight forever"
         returned: Returned = task.result()
@@ -179,7 +179,7 @@ def test_a_call_whose_process_ends_has_neither_failed_nor_succeeded(
 
 
 @pytest.mark.parametrize("after_s", [1.0, TIMEOUT_S - 0.1, TIMEOUT_S + 0.1])
-def test_a_handler_that_cancels_its_own_task_ends_no_more_than_its_call(
+def test_a_handler_that_cancels_its_own_task_ends_only_its_call(
     bench: Bench, after_s: float
 ) -> None:
     """aiohttp before 3.10.6 does so at its own time-out, and does not uncancel the task."""
@@ -191,14 +191,13 @@ def test_a_handler_that_cancels_its_own_task_ends_no_more_than_its_call(
             await asyncio.sleep(TIMEOUT_S - 0.1)
         raise ConnectionError("slow")
 
-    async def call_and_record() -> Returned:
+    async def call_and_record() -> Returned | None:
         handler = Handler(fail_at_its_own_time_out, TIMEOUT_S)
         returned = await bench.calls.call(handler, EVENT, 1)
-        assert returned is not None
         await asyncio.sleep(1.0)
         return returned
 
-    returned = bench.loop.run_until_complete(call_and_record())
+    returned: Any = bench.loop.run_until_complete(call_and_record())
     assert returned.error.startswith("ConnectionError: slow (test_calls.py:")
 
 
@@ -218,7 +217,7 @@ def test_a_handler_that_cancels_its_own_task_as_it_returns_has_failed(bench: Ben
         (ODD := KeyError("no"), (Outcome.FAILED, 0.0, ODD)),
     ],
 )
-def test_what_a_task_of_a_handler_raises_is_what_its_group_raises(
+def test_what_one_task_of_a_handlers_group_raises_is_unwrapped(
     bench: Bench, error: Exception, returned: tuple[object, ...]
 ) -> None:
     async def fail() -> None:
@@ -326,8 +325,8 @@ class Busy(RetryAfter):
 
 
 @pytest.mark.parametrize("error", [RetryAfter(30), RetryAfter("1.5", "busy"), Busy()])
-def test_what_a_handler_raises_may_come_out_of_a_process_pool(error: RetryAfter) -> None:
-    copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - as a pool does
+def test_retry_after_may_come_out_of_a_process_pool(error: RetryAfter) -> None:
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - as a pool does it
     assert (type(copy), str(copy), copy.seconds) == (type(error), str(error), error.seconds)
 
 

@@ -349,10 +349,10 @@ def fail(*_: object) -> None:
         lambda loop: loop.create_future().set_exception(RuntimeError("wrong")),
     ],
 )
-def test_what_a_handler_leaves_to_the_loop_may_fail(
+def test_an_error_in_what_a_handler_has_left_to_the_loop_is_logged(
     order: Order, leave: Callable[[asyncio.AbstractEventLoop], object]
 ) -> None:
-    """That is logged, and the service goes on."""
+    """The service goes on."""
 
     async def call(_event: Event, _timeout_s: float) -> None:
         leave(asyncio.get_running_loop())

@@ -82,7 +82,7 @@ def test_without_etcd_every_delivery_is_processed_or_retried_and_parked(order: O
     assert order.etcd.calls == []
 
 
-def test_what_has_landed_does_not_wait_for_what_is_read_beside_it(order: Order) -> None:
+def test_a_commit_does_not_wait_for_a_look_beside_it(order: Order) -> None:
     """Otherwise a delivery that arrives meanwhile shares a fate decided before its arrival."""
     order.etcd.fate = slow_reads
     order.deliver(body("1", "refund"), body("2"))
@@ -94,7 +94,7 @@ def test_what_has_landed_does_not_wait_for_what_is_read_beside_it(order: Order) 
 # Types without a handler.
 
 
-def test_what_has_gone_back_is_not_looked_up(order: Order) -> None:
+def test_looks_for_deliveries_that_went_back_do_not_pile_up(order: Order) -> None:
     """Otherwise looks pile up, with their bodies, while etcd is down and connections are lost."""
     order.etcd.fate = lambda _: REQUEST_LOST
     order.deliver(*(body(str(number), "refund") for number in range(BODIES)))
@@ -119,7 +119,7 @@ def test_without_a_handler_an_event_is_in_conflict_with_none_in_flight(order: Or
 
 @pytest.mark.parametrize("state", ["", CLAIMED, RELEASED, PUBLISHING, DONE])
 @pytest.mark.parametrize("ours", [True, False])
-def test_without_a_handler_it_is_held_until_it_is_done(
+def test_an_event_without_a_handler_waits_for_the_replica_that_has_begun_it(
     order: Order, state: str, ours: bool
 ) -> None:
     """That is not an attempt. A record of another body says nothing about this one."""
@@ -237,7 +237,7 @@ def batch_sizes(order: Order) -> list[int]:
     return [size for size in sizes if size]
 
 
-def test_where_no_commit_is_under_way_the_next_is_sent_in_the_same_turn(order: Order) -> None:
+def test_if_no_commit_is_under_way_the_batch_is_sent_at_once(order: Order) -> None:
     """Otherwise a batch is sent in the next pass of the loop, which may add to it."""
     order = order.world.start({"new_order": Pure().handler, "call": Claimed().handler})
     order.etcd.fate = slow_commits
@@ -274,7 +274,7 @@ def test_commits_in_flight_are_bounded_and_the_next_batch_fills_meanwhile(order:
     assert order.count("processed") == 200
 
 
-def test_what_etcd_refuses_again_and_again_holds_up_no_small_batch_and_no_line(
+def test_a_commit_that_etcd_refuses_holds_up_no_small_batch_and_no_log_line(
     order: Order,
 ) -> None:
     def refuse(call: Call) -> Fate:
@@ -322,7 +322,7 @@ def test_a_commit_that_is_sent_again_still_counts_as_one_in_flight(order: Order)
 
 
 @pytest.mark.parametrize("handlers", [Pure(), Claimed(waits=True, timeout_s=60.0)])
-def test_the_stop_hands_back_what_is_left(order: Order, handlers: Pure | Claimed) -> None:
+def test_a_stop_requeues_what_is_left(order: Order, handlers: Pure | Claimed) -> None:
     """An event may be waiting for etcd, or for its call."""
     order = order.world.start(handlers)
     if isinstance(handlers, Pure):
@@ -358,7 +358,7 @@ def test_the_stop_waits_for_deliveries_that_have_not_had_their_turn(order: Order
 # An etcd that is not the one seen before.
 
 
-def test_when_etcd_is_another_nothing_is_settled_any_more(order: Order) -> None:
+def test_nothing_is_settled_once_etcd_is_not_the_same(order: Order) -> None:
     """Not deliveries past a gap, nor what the cache knows, nor what needs no record."""
     order.deliver(body("1"))
     order.etcd.script("Txn", Fate(answers_s=5.0))
@@ -437,7 +437,7 @@ def test_of_the_duplicates_that_the_cache_knows_one_a_second_is_read(order: Orde
 
 
 @pytest.mark.parametrize("gone", [True, False])
-def test_a_reading_that_fails_or_finds_nothing_holds_nothing_up(order: Order, gone: bool) -> None:
+def test_a_read_that_fails_or_finds_nothing_delays_nothing(order: Order, gone: bool) -> None:
     order.deliver(body("1"))
     if gone:
         order.store.delete("/service/order/1")

@@ -43,7 +43,7 @@ def test_what_a_service_cannot_be_made_with(options: dict[str, Any], says: str) 
         Service(**{"name": "order", "noun": "orders", **options})
 
 
-def test_what_may_come_as_any_iterable_is_read_once(service: Service) -> None:
+def test_any_iterable_of_settings_is_read_once(service: Service) -> None:
     """A generator that was checked would be empty: no event would come, or be retried."""
     assert Service("order", "orders", bindings=(key for key in ["a", "b"])).bindings == ("a", "b")  # type: ignore[arg-type]
     service.handler("new_order", retry_delays=(text for text in ["1s"]))(returns_nothing)  # type: ignore[call-overload]
