@@ -259,13 +259,6 @@ def test_plain_handlers_run_on_threads_as_many_at_once_as_there_are_slots() -> N
     assert bound == [{"region": "eu", "event_id": "1", "type": "new_order"}] * 3
 
 
-def test_a_plain_handler_may_run_an_event_loop(bench: Bench) -> None:
-    """Its thread has none, so asyncio.run works."""
-    found = []
-    bench.call(lambda _event, _timeout_s: found.append(Loop().run_until_complete(go_on())))
-    assert found == [Put("/seen/1", b"x")]
-
-
 # Time.
 
 
