@@ -172,8 +172,9 @@ class Consumer:
         token = f"{self._own_tokens}{delivery.epoch.number}/{delivery.tag}"
         key = self._ledger.key(event, token)
         handler = self._handlers.get(event.type, UNHANDLED)
-        # One place for each id. But without a handler, another body with the id is no conflict.
-        place = key if handler is not UNHANDLED else key + event.digest.encode()
+        # One place for each id. But without a handler, another body with the id is no conflict, and
+        # the digest comes first, as no key can begin with it.
+        place = key if handler is not UNHANDLED else event.digest.encode() + key
         running = self._in_flight.get(place)
         if running is None and handler is not UNHANDLED and self._ledger.is_done(event.digest):
             self._settler.ack(delivery, Outcome.SKIPPED, event)
