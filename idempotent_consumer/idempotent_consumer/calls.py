@@ -91,14 +91,16 @@ class Handler:
                 ) from None
 
     def arguments(self, event: Event) -> tuple[Any, ...]:
-        """Return its function's arguments, without the time-out. Raises ModelError."""
-        if self.model is None:
-            return (event,)
-        try:
-            is_class = isinstance(self.model, type)
-            return (event, self.model(**event.args) if is_class else self.model(event.args))
-        except Exception as error:
-            raise ModelError(one_line(error)) from error
+        """Return what its function is called with. Raises ModelError."""
+        arguments: tuple[Any, ...] = (event,)
+        if self.model is not None:
+            try:
+                is_class = isinstance(self.model, type)
+                made = self.model(**event.args) if is_class else self.model(event.args)
+            except Exception as error:
+                raise ModelError(one_line(error)) from error
+            arguments = (event, made)
+        return (*arguments, self.timeout_s) if self.claimed else arguments
 
 
 class ModelError(Exception):
@@ -168,18 +170,18 @@ class Calls:
         """No call starts that could last longer than until then, by the loop's clock."""
         self._overdue_s: dict[object, float] = {}
 
-    def run(self, handler: Handler, event: Event, *timeout_s: float) -> Returned:
+    def run(self, handler: Handler, event: Event) -> Returned:
         """Run a plain handler on the caller's thread. Raises nothing.
 
         It runs in a context of its own: what it binds does not appear in other events' log lines.
         """
-        return copy_context().run(self._run, handler, event, *timeout_s)
+        return copy_context().run(self._run, handler, event)
 
-    def _run(self, handler: Handler, event: Event, *timeout_s: float) -> Returned:
+    def _run(self, handler: Handler, event: Event) -> Returned:
         started_s = self._clock()
         _bind(event)
         try:
-            returned = handler.function(*handler.arguments(event), *timeout_s)
+            returned = handler.function(*handler.arguments(event))
             return self._returned(returned, event, started_s)
         except BaseException as raised:  # noqa: BLE001 - an exit too: it would end the thread
             return self._failed(raised, started_s)
@@ -212,7 +214,7 @@ class Calls:
         time_out = asyncio.timeout(handler.timeout_s)
         try:
             async with time_out:
-                awaited = handler.function(*handler.arguments(event), handler.timeout_s)
+                awaited = handler.function(*handler.arguments(event))
                 returned = self._returned(await awaited, event, started_s)
             if time_out.expired():
                 self._log.warning(
@@ -273,7 +275,7 @@ class Calls:
             return True
 
         def on_thread() -> Returned | None:
-            return self._run(handler, event, handler.timeout_s) if starts() else None
+            return self._run(handler, event) if starts() else None
 
         try:
             if handler.is_coroutine:
