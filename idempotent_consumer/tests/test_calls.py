@@ -103,10 +103,13 @@ def test_whatever_a_handler_raises_is_its_failure(
     async def fail_on_the_loop(*_: object) -> None:
         raise error
 
-    if how == "pure":
-        returned = bench.calls.run(Handler(fail), EVENT)
-    else:
-        returned = bench.call(fail_on_the_loop if how == "coroutine" else fail).result()
+    try:
+        if how == "pure":
+            returned = bench.calls.run(Handler(fail), EVENT)
+        else:
+            returned = bench.call(fail_on_the_loop if how == "coroutine" else fail).result()
+    except Exception as raised:
+        raise AssertionError("its call raises something") from raised
     assert returned.error.startswith(type(error).__name__)
     assert "(test_calls.py:" in returned.error
     assert (returned.effects, returned.raised) == (NO_EFFECTS, error)
