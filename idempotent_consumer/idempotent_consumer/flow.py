@@ -1,9 +1,9 @@
-"""The way of an event, from its arrival to its ack. Read it from top to bottom.
+"""The path of an event, from its arrival to its ack, in the order in which things happen.
 
-A pure event has no coroutine of its own: it is handled as it arrives, recorded with its batch, and
-acked. A claimed event is one coroutine, ``_see_through``: claim, call, record, settle. So is any
-event that something stands in the way of. What happens to an event is told by ``decide``, which
-sees what etcd has answered and nothing else.
+A pure event has no coroutine of its own: it is handled on arrival, recorded with its batch, and
+acked. A claimed event is one coroutine, ``_see_through``: claim, call, record, settle. So is an
+event that cannot be recorded at once. ``decide``, a pure function of what etcd has answered, says
+what happens to an event.
 """
 
 from __future__ import annotations
@@ -27,41 +27,44 @@ if TYPE_CHECKING:
     from .service import Running
 
 TURN_S = 0.05
-"""For so long pure handlers run in one turn of the loop. Then what is ready is committed and
-acked, and heartbeats, leases and replies have their turn."""
+"""Pure handlers run for this long in one turn. Then what is ready is committed and acked, and the
+loop serves heartbeats, leases and replies."""
 
 PAUSE_S = 0.01
-"""At most so long they have it to themselves. A commit takes several turns of the loop, and behind
-a handler of 1 s each of them would last a second."""
+"""The longest pause between two turns. A commit takes several passes of the loop; without a pause,
+each of them would wait for one more handler, which may take a second."""
 
 SMALL_BATCH = 1 / 4
-"""Fewer asks than this part of BATCH_SIZE wait while any commit is under way: each transaction
-costs this process and etcd a fixed amount, which a small one spends on few events."""
+"""A batch with fewer asks than this part of BATCH_SIZE waits while any commit is under way: each
+transaction costs this process and etcd a fixed amount, which a small one spends on few events."""
 
 CATCH_UP_EVERY_S = 0.25
-"""So often what waits for something that may never end goes on without it."""
+"""How often small batches, and acks past a gap, stop waiting for a commit that may never end."""
 
 SLOW_HANDLER_S = 2 * TURN_S
-"""A pure handler that takes so long is warned about once, and again when it takes twice as long."""
+"""A pure handler that takes this long is logged at WARNING, and again if it takes twice as long."""
+
+UNHANDLED = Handler(lambda _event: None)
+"""Stands for the handler of an event whose type has none: it is looked up, and never called."""
 
 WAITS_BEFORE_WARNING = 60
 WAITS_FOR_ITS_EVENTS = 10
-"""So often, over about 4 s, a record whose events another process publishes is left to that one:
-it hardly ever takes so long, and a duplicate that comes meanwhile would publish them again."""
+"""How often, for about 4 s, a process waits for another to publish a record's events, before it
+publishes them itself. The other hardly ever needs longer, and sooner they would go out twice."""
 
 
 @dataclass(slots=True, eq=False)
 class InFlight:
-    """An event in flight, with every delivery of it: they share its fate.
+    """An event in flight, at its ``place``, with all its deliveries, which share its fate.
 
-    ``others`` have its id and another body, by their digest: what is recorded in the end decides
-    about them too. ``called`` says that its call was made and is not recorded yet, ``published``
-    that a record with events to publish has been seen, ``failed`` what its handler has raised, and
-    ``held`` that this was a call, and the handler's circuit breaker is open since.
-    ``waits`` are for another process to take the record out of ``state``. ``decided`` is there
-    once the event has a coroutine, which waits for what is decided next.
+    ``others`` have the same id and another body, by digest: what is recorded in the end decides
+    about them too. ``called``: its call was made, and is not recorded yet. ``published``: a record
+    with events to publish was seen. ``failed`` is what its handler raised; ``held``: that was in a
+    call, and the handler's circuit breaker is open. ``waits`` is the backoff while the record stays
+    in ``state``. ``decided`` brings the event's coroutine, if it has one, the next decision.
     """
 
+    place: bytes
     key: bytes
     token: str
     event: Event
@@ -76,8 +79,13 @@ class InFlight:
     waits: Backoff | None = None
     decided: asyncio.Future[Action] | None = None
 
+    @property
+    def alive(self) -> bool:
+        """Whether any of its deliveries can still be settled."""
+        return any(delivery.alive for delivery in self.deliveries)
+
     def join(self, other: InFlight) -> None:
-        """Add deliveries of the same id; those that have gone back meanwhile are let go."""
+        """Add deliveries of the same id, and drop those that have gone back meanwhile."""
         digest = other.event.digest
         same = self if digest == self.event.digest else self.others.setdefault(digest, other)
         if same is not other:
@@ -91,7 +99,7 @@ class InFlight:
 
 
 class Consumer:
-    """Decodes, handles, has recorded and settles what arrives."""
+    """Decodes and handles deliveries, has their events recorded, and settles them."""
 
     def __init__(self, run: Running) -> None:
         self._own_tokens, self._handlers = f"{run.process}/", run.service.handlers
@@ -101,20 +109,21 @@ class Consumer:
         self._tally, self._log, self._duplicates = run.tally, run.log, run.duplicates
         self._random = run.system.random
         self._arrived: deque[Delivery] = deque()
-        # By its record's key: an event is never in flight twice, whatever channel it comes by.
+        # By place: an event is in flight once, whatever channels deliver it, and however often.
         self._in_flight: dict[bytes, InFlight] = {}
+        failures = run.settings.breaker_failures
         self._breakers = {
-            event_type: Breaker(event_type, self._resume, run)
+            event_type: Breaker(event_type, failures, run.health, run.tally, run.log)
             for event_type, handler in self._handlers.items()
             if handler.claimed
         }
-        # Of handlers with a bound of their own, taken before the slot that is common to all.
+        # For handlers with ``at_once``: taken before one of the slots that all handlers share.
         self._own_slots = {
             event_type: asyncio.Semaphore(handler.at_once)
             for event_type, handler in self._handlers.items()
             if handler.at_once is not None
         }
-        self._slowest_s: dict[str, float] = {}
+        self._warn_from_s: dict[str, float] = {}
         self._waiting: deque[Ask] = deque()
         self._commits, self._is_due = 0, False
         self._small_batch = int(SMALL_BATCH * run.settings.batch_size)
@@ -126,30 +135,23 @@ class Consumer:
 
     @property
     def busy(self) -> bool:
-        """Whether an event is in flight and not held, be it that its deliveries have gone back."""
+        """Whether any event is in flight and not held, even one whose deliveries have gone back."""
         arrived = self._intake.arrived or self._arrived
-        recording = self._waiting or self._commits
         in_flight = len(self._in_flight) - self.held
-        return bool(arrived or recording or in_flight or self._settler.forwarding)
+        return bool(arrived or in_flight or self._settler.forwarding)
 
-    # 1. Deliveries arrive: whatever the socket has brought.
+    # 1. Deliveries arrive: as many as the socket had.
 
     async def consume(self) -> None:
-        """Take what arrives, in turns of the loop that are bounded in time, until cancelled."""
+        """Take deliveries, in turns that are bounded in time, until cancelled."""
         now_s = asyncio.get_running_loop().time
-        epoch = None
         while True:
-            arrived = await self._intake.deliveries()
-            if arrived[0].epoch is not epoch:
-                epoch = arrived[0].epoch
-                self._forget_looks()
-            self._arrived.extend(arrived)
+            self._arrived.extend(await self._intake.deliveries())
             self._tally.count("received", len(self._arrived))
             turn_ends_s = now_s() + TURN_S
             while self._arrived:
                 delivery = self._arrived.popleft()
-                # Where etcd is not the same any more it stays unacked, and the prefetch ends the
-                # intake.
+                # If etcd is no longer the same, it stays unacked, and the prefetch ends the intake.
                 if delivery.alive and not self._ledger.halted:
                     self._receive(delivery)
                 if (overrun_s := now_s() - turn_ends_s) >= 0:
@@ -158,56 +160,48 @@ class Consumer:
                     turn_ends_s = now_s() + TURN_S
             self.go_on()
 
-    def _forget_looks(self) -> None:
-        """Drop what is asked for deliveries that have gone back: they come again, and ask again.
-
-        An event with a handler is in flight once, whatever comes again; these would add up.
-        """
-        waiting = self._waiting
-        self._waiting = deque(
-            ask for ask in waiting if isinstance(ask.owner, InFlight) or ask.owner[0].alive
-        )
-
     def _receive(self, delivery: Delivery) -> None:
         try:
             event = delivery.event(self._decoder)
         except InvalidEvent as error:
             self._settler.invalid(delivery, one_line(error, named=False))
             return
-        except BaseException as error:  # noqa: BLE001 - whatever a decoder of the service's own raises
+        except BaseException as error:  # noqa: BLE001 - the service's own decoder may raise anything
             self._settler.undecoded(delivery, error)
             return
         token = f"{self._own_tokens}{delivery.epoch.number}/{delivery.tag}"
         key = self._ledger.key(event, token)
-        handler = self._handlers.get(event.type)
-        if handler is None:
-            self._waiting.append(Ask(Kind.LOOK, key, event.digest, "", (delivery, event)))
-            return
-        running = self._in_flight.get(key)
-        if running is None and self._ledger.is_done(event.digest):
+        handler = self._handlers.get(event.type, UNHANDLED)
+        # One place for each id. But without a handler, another body with the id is no conflict, and
+        # the digest comes first, as no key can begin with it.
+        place = key if handler is not UNHANDLED else event.digest.encode() + key
+        running = self._in_flight.get(place)
+        if running is None and handler is not UNHANDLED and self._ledger.is_done(event.digest):
             self._settler.ack(delivery, Outcome.SKIPPED, event)
             self._duplicates.known(key)
             return
-        flight = InFlight(key, token, event, handler, [delivery])
+        flight = InFlight(place, key, token, event, handler, [delivery])
         if running is not None:
             running.join(flight)
         else:
             self._begin(flight)
 
     def _begin(self, flight: InFlight) -> None:
-        self._in_flight[flight.key] = flight
+        self._in_flight[flight.place] = flight
         if flight.handler.claimed:
             self._tasks.create_task(self._see_through(flight, flight.ask(Kind.CLAIM)))
+        elif flight.handler is UNHANDLED:
+            self._waiting.append(flight.ask(Kind.LOOK))
         else:
             self._waiting.append(self._handle(flight))
 
-    # 2. A pure handler runs here and now. What it returned is the event's ask.
+    # 2. A pure handler runs at once. What it returns becomes the event's ask.
 
     def _handle(self, flight: InFlight) -> Ask:
         returned = self._calls.run(flight.handler, flight.event)
         event_type, elapsed_s = flight.event.type, returned.elapsed_s
-        if elapsed_s >= SLOW_HANDLER_S and elapsed_s >= 2 * self._slowest_s.get(event_type, 0.0):
-            self._slowest_s[event_type] = elapsed_s
+        if elapsed_s >= self._warn_from_s.get(event_type, SLOW_HANDLER_S):
+            self._warn_from_s[event_type] = 2 * elapsed_s
             self._log.warning(
                 "a pure handler took long: heartbeats and all other events waited",
                 **flight.event.about,
@@ -217,32 +211,32 @@ class Consumer:
         return self._next_ask(flight, returned)
 
     def _next_ask(self, flight: InFlight, returned: Returned, claim: bytes | None = None) -> Ask:
-        """Return the ask that records what a handler has returned, or that follows its failure."""
+        """Return the ask that records a handler's effects, or that follows its failure."""
         self._tally.timing("handle", returned.elapsed_s)
         flight.failed, effects = returned if returned.error else None, returned.effects
         if returned.error:
             return flight.ask(Kind.LOOK if claim is None else Kind.RELEASE, claim)
         return flight.ask(Kind.PUBLISH if effects.events else Kind.RECORD, claim, effects)
 
-    # 3. What waits is recorded in one transaction, several of which are under way at a time: while
-    #    these wait for etcd's disk the next deliveries arrive, and what gathers is the next batch.
+    # 3. Waiting asks are recorded in one transaction. Several are under way at a time: while they
+    #    wait for etcd's disk, more deliveries arrive, and their asks are the next batch.
 
     def go_on(self) -> None:
-        """Commit what waits, ack what is settled. The end of everything that changes either.
+        """Commit waiting asks and ack settled deliveries. Called after every change to either.
 
-        A batch is sent at once where nothing is under way. Else it is sent in the loop's next turn,
-        which may bring more for it, unless it is small: then it waits for the end of a commit.
+        If no commit is under way, the batch is sent at once. Otherwise it is sent in the next pass
+        of the loop, which may add to it, or if it is small, at the end of a commit.
         """
         if self._waiting:
             if not self._commits:
                 self._send_batches()
             elif not self._is_due:
                 self._is_due = True
-                # A task of the run's ends with it: a callback could come later, and start nothing.
+                # A task ends with the run. A callback could outlive it, and start a task too late.
                 self._tasks.create_task(self._send_due_batches())
         if not self._ledger.halted:
             self._intake.flush()
-        # Under load one line tells of several commits: each costs as much as some ten events.
+        # Under load, several commits share a log line: a line costs as much as some ten events.
         self._tally.flush(log=not self._commits)
 
     async def _send_due_batches(self) -> None:
@@ -268,31 +262,32 @@ class Consumer:
         self._waiting.extendleft(reversed(again))
         self._tally.timing("commit", now_s() - started_s)
         for answer in answers:
-            owner = answer.ask.owner
-            if isinstance(owner, InFlight):
-                self._decide(owner, answer)
-            else:
-                delivery, event = owner
-                self._ignore(delivery, event, answer.found)
+            self._decide(answer.ask.owner, answer)
         self.go_on()
 
-    def _ignore(self, delivery: Delivery, event: Event, found: Record | None) -> None:
+    def _ignore(self, flight: InFlight, found: Record | None) -> None:
         """Ack an event without a handler here, unless a replica that has one has begun it.
 
-        That one may have died, and its record may hold events that are not published yet.
+        That replica may have died, and its record may hold events that are not published yet.
         """
-        if found is None or found.state == DONE or found.digest != event.digest:
-            self._settler.ack(delivery, Outcome.IGNORED, event)
-        else:
-            self._settler.postpone(delivery, event)
+        del self._in_flight[flight.place]
+        event = flight.event
+        for delivery in flight.deliveries:
+            if found is None or found.state == DONE or found.digest != event.digest:
+                self._settler.ack(delivery, Outcome.IGNORED, event)
+            else:
+                self._settler.postpone(delivery, event)
 
     def _decide(self, flight: InFlight, answer: Answer) -> None:
-        """Decide what happens to an event in the step that has etcd's answer, and end it here.
+        """Decide what happens to an event, in the step of the loop that has etcd's answer.
 
-        In a later step there may be a delivery of it that came after what the answer was read from.
-        What does not end it is for its coroutine.
+        If the event ends, it ends in this step: in a later one, a delivery may have joined it that
+        arrived after etcd was read. Everything else is left to its coroutine.
         """
         found = answer.found
+        if flight.handler is UNHANDLED:
+            self._ignore(flight, found)
+            return
         if flight.called and not answer.landed and (found is None or found.token != flight.token):
             flight.called = False
             self._tally.count("claim_lost")
@@ -305,23 +300,22 @@ class Consumer:
         waits = flight.waits.waits if flight.waits is not None else 0
         published, held = flight.published, flight.held
         action = decide(answer, flight.token, self._own_tokens, published, waits, held)
-        match action:
-            case Done() | Conflict() | Fail():
-                self._end(flight, action)
-            case Again():
-                answer.ask.expect = action.expect
-                self._waiting.append(answer.ask)
-                return
-            case _ if flight.decided is None:
-                self._tasks.create_task(self._see_through(flight, answer.ask, action))
-        # It is done where it was cancelled: the process ends.
+        if isinstance(action, Again):
+            answer.ask.expect = action.expect
+            self._waiting.append(answer.ask)
+            return
+        if isinstance(action, Ending):
+            self._end(flight, action)
+        elif flight.decided is None:
+            self._tasks.create_task(self._see_through(flight, answer.ask, action))
+        # It may have been cancelled: the process ends.
         if flight.decided is not None and not flight.decided.done():
             flight.decided.set_result(action)
 
-    # 4. An event that is claimed, or that something stands in the way of, is seen through here.
+    # 4. The coroutine of an event that is claimed, or that cannot be recorded at once.
 
     async def _see_through(self, flight: InFlight, ask: Ask, action: Action | None = None) -> None:
-        """Do what has been decided and ask what is to be asked next, until the event has ended."""
+        """Do what has been decided, and ask for the next decision, until the event has ended."""
         while not isinstance(action, Ending):
             match action:
                 case Wait():
@@ -329,7 +323,7 @@ class Consumer:
                 case PublishEvents():
                     ask = await self._publish(flight, action)
                 case StartOver():
-                    # As it came: its handler may have changed its args. A decoder may do anything.
+                    # Decoded again: its handler may have changed the args. A decoder may fail now.
                     with suppress(BaseException):
                         event = flight.deliveries[0].event(self._decoder)
                         if event.digest == flight.event.digest:
@@ -343,7 +337,7 @@ class Consumer:
                 action = await self._decided(flight, ask)
 
     async def _decided(self, flight: InFlight, ask: Ask) -> Action:
-        """Have an ask committed, and return what has been decided by its answer."""
+        """Have an ask committed, and return what its answer decides."""
         flight.decided = asyncio.get_running_loop().create_future()
         self._waiting.append(ask)
         self.go_on()
@@ -352,28 +346,32 @@ class Consumer:
     async def _claim_and_call(self, flight: InFlight, ask: Ask) -> tuple[Ask, Action]:
         """Claim an event, make its call, and record or release it, all under one slot.
 
-        Return what was asked last, and what has been decided by its answer. While its handler's
-        circuit breaker is open it is held instead, and later goes on in another coroutine.
+        While its handler's circuit breaker is open, it waits for its turn without a slot. Returns
+        the last ask, and what its answer decided.
         """
         breaker = self._breakers[flight.event.type]
         own_slot = self._own_slots.get(flight.event.type, nullcontext())
-        async with own_slot, self._calls.slot:
-            if breaker.admits(flight):
-                ended = await self._claim_and_call_now(flight, ask, breaker)
+        while True:
+            async with own_slot, self._calls.slot:
+                if breaker.admits(flight):
+                    asked = await self._claim_and_call_now(flight, ask, breaker)
+                    breaker.passed(flight)
+                    return asked
+            await breaker.turn(flight)
+            if not flight.alive:
+                self._end(flight, Fail())
                 breaker.passed(flight)
-                return ended
-        breaker.hold(flight)
-        return ask, Held()
+                return ask, Fail()
 
     async def _claim_and_call_now(
         self, flight: InFlight, ask: Ask, breaker: Breaker
     ) -> tuple[Ask, Action]:
         if not self._calls.has_time(flight.handler):
-            # This process ends: without an error, its deliveries go back.
+            # This process is stopping: its deliveries stay unacked, and go back.
             self._end(flight, Fail())
             return ask, Fail()
         while True:
-            # Not left where there is no time any more: a claim that has landed is to be released.
+            # Even when no time is left: a claim that has landed has to be released.
             action = await self._decided(flight, ask)
             if not isinstance(action, Call):
                 return ask, action
@@ -381,16 +379,8 @@ class Consumer:
             if ask.kind is not Kind.CLAIM:
                 return ask, await self._decided(flight, ask)
 
-    def _resume(self, flight: InFlight) -> bool:
-        """Go on with an event that was held; False where all its deliveries have gone back."""
-        if not any(delivery.alive for delivery in flight.deliveries):
-            self._end(flight, Fail())
-            return False
-        self._tasks.create_task(self._see_through(flight, flight.ask(Kind.CLAIM)))
-        return True
-
     async def _wait(self, flight: InFlight) -> None:
-        """Wait before an event's record is asked for again, each time longer."""
+        """Wait before asking for an event's record again, longer each time."""
         if flight.waits is None:
             flight.waits = claim_wait(self._random)
         if flight.waits.waits == WAITS_BEFORE_WARNING:
@@ -400,11 +390,11 @@ class Consumer:
         await asyncio.sleep(flight.waits.next_s())
 
     async def _call(self, flight: InFlight, claim: Call, breaker: Breaker) -> Ask:
-        """Make the call that a claim has landed for, and return what is to be asked next."""
+        """Make the call that a claim has landed for, and return the next ask."""
         returned = await self._calls.call(flight.handler, flight.event, claim.lease)
         if returned is None:
             if not self._calls.has_time(flight.handler):
-                # At the end, let go: another replica would wait for the lease's end.
+                # This process is stopping. Unreleased, the claim would hold until its lease ends.
                 return flight.ask(Kind.RELEASE, claim.value)
             await self._wait(flight)
             return flight.ask(Kind.CLAIM, claim.value)
@@ -417,26 +407,26 @@ class Consumer:
         return self._next_ask(flight, returned, claim.value)
 
     async def _publish(self, flight: InFlight, held: PublishEvents) -> Ask:
-        """Publish the events that a record holds, and return the ask that says in it: done.
+        """Publish the events that a record holds, and return the ask that makes it *done*.
 
-        Until then the event's deliveries stay unacked. When this process dies they come again, and
-        whoever takes them finds the record and goes on here. The record keeps its token: its
-        writer may not have had the answer yet, and tells by it that the record is its own.
+        Until it is done the event's deliveries stay unacked. If this process dies, they are
+        redelivered, and whoever takes them finds the record and publishes its events. The record
+        keeps its token: its writer may still wait for the answer, and recognises the record by it.
         """
         flight.called, flight.published = False, True
         sent = [self._publisher.send(event_message(event, self._exchange)) for event in held.events]
         if not all(await asyncio.gather(*sent)):
-            # This process ends: whoever takes the event next publishes them again.
+            # This process is stopping: whoever takes the event next publishes them again.
             await asyncio.get_running_loop().create_future()
         done = flight.ask(Kind.RECORD, held.value)
         done.token = held.token
         return done
 
-    # 5. It ends: each of its deliveries is settled, and acked with those before it.
+    # 5. The event ends: each of its deliveries is settled, and acked with those before it.
 
     def _end(self, flight: InFlight, action: Ending) -> None:
-        """Settle an event's deliveries, and those of its id that had to wait for its end."""
-        del self._in_flight[flight.key]
+        """Settle an event's deliveries, and those of its id's other bodies, which had to wait."""
+        del self._in_flight[flight.place]
         deliveries, event = flight.deliveries, flight.event
         recorded = ""
         match action:
@@ -450,29 +440,30 @@ class Consumer:
                 self._settler.conflicted(deliveries, event, recorded)
             case Fail() if flight.failed:
                 self._settler.retry_or_park(deliveries, event, flight.handler, flight.failed)
-        # The digest that is recorded judges its other bodies; without one, the next is tried.
+        # The recorded digest decides about the other bodies. Without one, the next body is tried.
         others = flight.others
         while others:
             other = others.pop(next(iter(others)))
             if recorded not in ("", other.event.digest):
                 self._settler.conflicted(other.deliveries, other.event, recorded)
-            elif any(delivery.alive for delivery in other.deliveries):
+            elif other.alive:
                 other.others = others
                 self._begin(other)
                 return
 
     def ack_past_gaps(self) -> None:
-        """Ack all that is settled, also behind a delivery that stays unacked, and log it."""
+        """Ack and log all settled deliveries, including those past one that is still unacked."""
         if not self._ledger.halted:
             self._intake.flush(past_gap=True)
         self._tally.flush()
 
     async def catch_up_now_and_then(self) -> None:
-        """Send small batches, and ack all that is settled, again and again, until cancelled.
+        """Send small batches and ack past gaps, at intervals, until cancelled.
 
-        Commits end out of order, so most gaps close within a moment, and one ack then covers all.
-        Past one that stays, such as a held claim, it is one for each delivery. A commit that etcd
-        refuses is sent again until it is taken: no small batch waits for that.
+        Commits end out of order, so most gaps close within a moment, and one ack then covers all
+        deliveries. Past a gap that stays, such as a claim that is waited for, each delivery needs
+        an ack of its own. A small batch does not wait for a commit that etcd refuses again and
+        again.
         """
         while True:
             await asyncio.sleep(CATCH_UP_EVERY_S)
@@ -485,7 +476,7 @@ class Consumer:
 
 @dataclass(slots=True)
 class Done:
-    """The event is recorded, by the delivery with this token; ``record`` is somebody else's."""
+    """The event is recorded, with this token; ``record`` is set if another delivery wrote it."""
 
     token: str
     record: Record | None = None
@@ -493,19 +484,19 @@ class Done:
 
 @dataclass(slots=True)
 class Conflict:
-    """Its id is recorded with another body, whose digest this is."""
+    """Its id is recorded with another body, which has this digest."""
 
     recorded: str
 
 
 @dataclass(slots=True)
 class Fail:
-    """Nothing is recorded: its handler has raised, or is not called, since the process ends."""
+    """Nothing is recorded: its handler raised, or is not called any more."""
 
 
 @dataclass(slots=True)
 class Call:
-    """Its claim has landed, with a value and under a lease."""
+    """Its claim has landed, with this value and under this lease."""
 
     value: bytes
     lease: int
@@ -534,32 +525,27 @@ class Wait:
 
 @dataclass(slots=True)
 class StartOver:
-    """Handle the event again: its record has gone before its last step, or it is to be held."""
+    """Handle the event again: its record vanished before it was done, or a breaker holds it."""
 
 
-@dataclass(slots=True)
-class Held:
-    """It waits for its turn while its handler's circuit breaker is open."""
-
-
-Ending = Done | Conflict | Fail | Held
+Ending = Done | Conflict | Fail
 Action = Ending | Call | PublishEvents | Again | Wait | StartOver
 
 
 def decide(  # noqa: PLR0911 - one table, read from top to bottom
     answer: Answer, token: str, own_tokens: str, published: bool, waits: int, held: bool
 ) -> Action:
-    """Decide what happens to an event by what etcd has answered.
+    """Decide what happens to an event, by what etcd has answered.
 
-    ``token`` is the event's, ``own_tokens`` what this process's tokens begin with. ``published``:
-    its events have been sent already; ``waits``: how often its record was waited for in the state
-    that was found; ``held``: its call's failure counts as no attempt. Raises ValueError for what
-    cannot be.
+    ``token`` is the event's; ``own_tokens`` is what all tokens of this process begin with.
+    ``published``: its events have been published already. ``waits``: how often it has waited while
+    its record was in the state that was found. ``held``: its call's failure is not an attempt.
+    Raises ValueError for an answer that cannot be.
 
-    No other event in flight here has this record's key, so a claim of this process that did not
-    land just now is nobody's: it is taken over. A claim of another process is waited for, whatever
-    its digest: that process may die. Only what is recorded decides, since an attempt of ours that
-    is still on its way can land where a claim has ended.
+    No other event in flight here has this record's key. So a claim of this process that did not
+    land just now has no owner, and is taken over. A claim of another process is waited for,
+    whatever its digest: that process may die. Only what is recorded decides, since an earlier
+    attempt of ours can still land once a claim has ended.
     """
     ask, found = answer.ask, answer.found
     failed = StartOver if held else Fail

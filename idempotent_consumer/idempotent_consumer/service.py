@@ -37,10 +37,10 @@ from .settle import Settler
 from .system import System
 
 FINISH_WITHIN_S = 7.0
-"""What is in flight at SIGTERM is finished and settled within this, or goes back to the broker."""
+"""Events in flight at SIGTERM are finished and settled within this time, or requeued."""
 
 LAG_WARNING_S = 1.0
-"""A loop that was blocked for so long is warned about: once, and again when it is twice as long."""
+"""A loop that was blocked this long is warned about, and again whenever it is twice as long."""
 
 _CLOSE_WITHIN_S = 2.0
 _EXIT_WITHIN_S = 9.5
@@ -59,10 +59,10 @@ ModelledClaimed = Callable[[Event, M, float], Effects | Awaitable[Effects]]
 class Service:
     """A name, and a handler for each event type it consumes.
 
-    ``noun`` is what the service counts: ``orders`` gives ``orders_processed`` and the others.
-    ``exchange`` is a topic exchange, declared durable, where its events come from and where those
-    that it publishes go; ``bindings`` are the keys by which its queue is bound to it. ``decode``
-    turns a message into an event; by default the body is a JSON object with id, type and args.
+    ``noun`` begins the names of its metrics: ``orders`` gives ``orders_processed`` and the others.
+    ``exchange`` is a topic exchange, declared durable, that it consumes from and publishes to;
+    ``bindings`` are the keys that bind its queue to it. ``decode`` turns a message into an event;
+    by default the body is a JSON object with id, type and args.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Service:
         self.decode = decode
         self.handlers: dict[str, Handler] = {}
         self.is_running = False
-        """Whether a run has begun, which takes no more handlers."""
+        """Whether a run has begun: then no handler can be registered any more."""
 
     @overload
     def handler(
@@ -100,10 +100,10 @@ class Service:
         """Register a pure handler: it returns effects, which are recorded with the event.
 
         It runs on the event loop, which also sends the heartbeats, so it must compute and not wait.
-        With a ``model``, the handler's second argument is the object that the model makes from the
-        args: a class is called with them as keyword arguments, any other callable with the dict. If
-        the model raises, the event is parked as invalid. ``retry_delays``, as in ``["1s", "1m"]``,
-        replace RETRY_DELAYS.
+        With a ``model``, the handler's second argument is what the model makes of the args: a class
+        is called with them as keyword arguments, any other callable with the dict. If the model
+        raises, the event is parked as invalid. ``retry_delays``, as in ``["1s", "1m"]``, replace
+        RETRY_DELAYS.
         """
         return self._registering(event_type, model=model, retry_delays=_delays(retry_delays))
 
@@ -137,7 +137,7 @@ class Service:
         at_once: int | None = None,
         retry_delays: Sequence[str] | None = None,
     ) -> Any:
-        """Register a handler with an effect outside: it runs under a claim.
+        """Register a handler with an outside effect: it runs under a claim.
 
         A coroutine function runs on the event loop and is cancelled after ``timeout_s``; a plain
         function runs on a thread, and must return or raise within it. At most CALLS_AT_ONCE calls
@@ -165,8 +165,7 @@ class Service:
         except (SettingsError, PortTaken) as error:
             print(f"{self.name}: {error}", file=sys.stderr)
             return 2
-        # Not by Python's own exit, which waits for name look-ups under way and for a standard
-        # output that nobody reads.
+        # Python's own exit would wait for name look-ups, and for a standard output nobody reads.
         os._exit(code)
 
     def _registering(self, event_type: str, **own: Any) -> Callable[[Any], Any]:
@@ -188,7 +187,7 @@ class Service:
 
 
 def _delays(texts: Sequence[str] | None) -> tuple[tuple[str, int], ...] | None:
-    """Read a handler's retry delays. Raises ValueError, or TypeError for no list of texts."""
+    """Read a handler's retry delays. Raises ValueError, or TypeError for anything but strings."""
     if texts is None:
         return None
     found = tuple(texts)
@@ -201,10 +200,10 @@ def _delays(texts: Sequence[str] | None) -> tuple[tuple[str, int], ...] | None:
 
 
 class Running:
-    """One run of a service, the same in a process, in a test and in a simulation.
+    """One run of a service: the same code in a process, in a test and in a simulation.
 
-    It is made on a running event loop, and handed to those of its parts that need many others.
-    ``cache_entries`` bounds the cache of what is done, ``max_bytes`` what is unacked.
+    It is made on a running event loop, and handed to those parts of it that need many others.
+    ``cache_entries`` bounds the cache of done events, ``max_bytes`` the unacked deliveries.
     """
 
     def __init__(
@@ -223,20 +222,19 @@ class Running:
         service.is_running = True
         self.tasks, name = asyncio.TaskGroup(), service.name
         self.process = f"{system.random.getrandbits(128):032x}"
-        """What the tokens of its records begin with."""
+        """Its records' tokens begin with this."""
         self.health = health = Health()
         self.tally = Tally(service.noun, metrics, log)
-        timeouts_s = [h.timeout_s for h in service.handlers.values() if h.timeout_s is not None]
-        if timeouts_s:
+        longest_call_s = max((each.timeout_s for each in service.handlers.values()), default=0.0)
+        if longest_call_s:
             self.tally.count("sent", 0)
             self.tally.breakers()
         self.ledger: Ledger = NoLedger(settings, log)
         if settings.enable_etcd:
-            longest_s = max(timeouts_s, default=0.0)
             cache = Cache(cache_entries)
             clock = system.elapsed_s or loop.time
             self.ledger = EtcdLedger(
-                name, settings, system, health, log, cache, longest_s, self.tasks, clock
+                name, settings, system, health, log, cache, longest_call_s, self.tasks, clock
             )
         unacked, returned = prefetch(settings.batch_size), self.tally.returned
         own = [each for h in service.handlers.values() for each in h.retry_delays or ()]
@@ -245,7 +243,7 @@ class Running:
         urls, at_once = settings.rabbitmq_urls, settings.calls_at_once
         self.intake = Intake(topology, urls, unacked, system, health, log, returned, max_bytes)
         self.publisher = Publisher(urls, topology.declare, system, health, log)
-        threads = system.threads(at_once)  # It starts them as they are needed.
+        threads = system.threads(at_once)  # They start when they are needed.
         self.calls = Calls(name, self.ledger, log, loop.time, at_once, threads)
         self.duplicates = DuplicateAges(self.ledger, self.tally, system.now_s, self.tasks)
         self.settler = Settler(self)
@@ -254,8 +252,7 @@ class Running:
     async def run(self) -> None:
         """Consume until ``stop``, and settle what is in flight.
 
-        Every task belongs to one group: a defect in any of them ends all of them, and is raised
-        as an exception group.
+        All tasks are in one group: a defect in one ends all, and is raised as an exception group.
         """
         try:
             async with self.tasks as tasks:
@@ -267,7 +264,7 @@ class Running:
         await self.ledger.close()
 
     def stop(self, why: str) -> None:
-        """Take no more, and have ``run`` return when what is in flight is settled, or after 7 s."""
+        """Take no more. ``run`` returns once everything in flight is settled, or after 7 s."""
         if self._stopping.is_set():
             return
         self._stopping.set()
@@ -281,9 +278,9 @@ class Running:
         self.calls.end_by_s = self._loop.time() + FINISH_WITHIN_S
 
     def defect_of(self, context: dict[str, Any]) -> BaseException | None:
-        """Return the defect that the loop's exception handler was given, or log that it is none.
+        """Return the defect in what the loop's exception handler was given, or log the error.
 
-        Async handlers share the loop, and what their clients leave to it can fail.
+        It need not be a defect here: async handlers share the loop, and their clients can fail.
         """
         error: BaseException | None = context.get("exception")
         if error is not None and _is_own(error):
@@ -307,8 +304,8 @@ class Running:
             self.tasks.create_task(forever())
 
     async def _beat(self) -> None:
-        """Say that the loop turns, warn where it was blocked, and send what has been counted."""
-        warned_of_s = LAG_WARNING_S / 2
+        """Show that the loop turns, warn if it was blocked, and send the metrics."""
+        warn_from_s = LAG_WARNING_S
         while True:
             self.health.beat()
             overdue = self.calls.overdue()
@@ -316,24 +313,24 @@ class Running:
                 self.log.error("calls do not return; a restart frees their events", calls=overdue)
             self.health.hanging = overdue > 0
             if self.tally.open_breakers:
-                self.tally.breakers()  # statsd may forget a gauge that is not sent again.
+                self.tally.breakers()  # statsd may forget a gauge that is not repeated.
             self._metrics.send()
             due_s = self._loop.time() + SEND_EVERY_S
             await asyncio.sleep(SEND_EVERY_S)
             lag_s = self._loop.time() - due_s
-            if lag_s >= 2 * warned_of_s:
-                warned_of_s = lag_s
+            if lag_s >= warn_from_s:
+                warn_from_s = 2 * lag_s
                 self.log.warning(
                     "the event loop was blocked: heartbeats and all events waited",
                     seconds=round(lag_s, 3),
                 )
 
     async def _end(self) -> None:
-        """Once stopped, finish what is in flight and close; what is left then goes back."""
+        """Once stopped, finish what is in flight and close; the rest is requeued."""
         await self._stopping.wait()
         while self.consumer.busy and self._loop.time() < self.calls.end_by_s:
             await asyncio.sleep(_TICK_S)
-        # What a circuit breaker holds goes back without another probe.
+        # No probe is sent any more: held events are requeued.
         self.calls.end_by_s = self._loop.time()
         self.consumer.ack_past_gaps()
         with suppress(TimeoutError):
@@ -343,10 +340,10 @@ class Running:
 
 
 def _is_own(error: BaseException) -> bool:
-    """Return whether asyncio, pika or gRPC called this library's code when it was raised.
+    """Return whether an error was raised in code of this library called by asyncio, pika or gRPC.
 
-    Where pika called nobody its connection may be broken, and it is most likely ours. gRPC's
-    poller is shared by all of a process's clients, raises now and then, and goes on.
+    One in pika itself counts too: its connection may be broken, and is most likely ours. One in
+    gRPC does not: all clients of a process share its poller, which raises now and then and goes on.
     """
     names = [frame.f_globals.get("__name__", "") for frame, _ in walk_tb(error.__traceback__)]
     packages = [name.partition(".")[0] for name in names]
@@ -355,7 +352,7 @@ def _is_own(error: BaseException) -> bool:
 
 
 class _Threads(ThreadPoolExecutor):
-    """Threads that start as they are needed; where the system has no more, jobs wait for those."""
+    """Threads that start when they are needed. If the system has no more, jobs wait for those."""
 
     def _adjust_thread_count(self) -> None:
         with suppress(RuntimeError):
@@ -363,8 +360,8 @@ class _Threads(ThreadPoolExecutor):
 
 
 def real_system() -> System:
-    """Return the system of this machine: real sockets, clocks, randomness and threads."""
-    # Linux alone has a clock that goes on while the machine is suspended.
+    """Return this machine's system: real sockets, clocks, randomness and threads."""
+    # Only Linux has a clock that goes on while the machine is suspended.
     boot = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     elapsed_s = partial(time.clock_gettime, boot)
     return System(
@@ -377,7 +374,7 @@ class _Stopped(Exception):
 
 
 class _Process:
-    """A run of a service as a process of its own: signals, logs, health, and the exit code."""
+    """A service's run as a process: with signals, logs, a health port and an exit code."""
 
     def __init__(self, service: Service, settings: Settings, system: System) -> None:
         if not service.handlers:
@@ -397,11 +394,11 @@ class _Process:
         """Run until a signal, and return the exit code. Raises PortTaken and SettingsError."""
         code = 0
         try:
-            # Never closed, as os._exit follows: that would wait for name look-ups under way.
+            # Never closed, since os._exit follows: closing it would wait for name look-ups.
             asyncio.Runner().run(self._run())
         except (PortTaken, SettingsError):
             raise
-        except BaseException as error:  # noqa: BLE001 - a defect: said in the log, whatever it is
+        except BaseException as error:  # noqa: BLE001 - a defect is logged, whatever it is
             code = 1
             self._log.critical(
                 "ended by a defect; what is not settled goes back", exc_info=self._defect or error
@@ -414,7 +411,7 @@ class _Process:
 
     async def _run(self) -> None:
         running = Running(self._service, self._settings, self._system, self._metrics, self._log)
-        # By now everything has said what it lacks.
+        # By now everything that is missing has been reported to Health.
         if port := self._settings.health_port:
             HealthServer(running.health, port, lambda: running.duplicates.document)
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -426,14 +423,13 @@ class _Process:
                 task.cancel()
 
         loop.set_exception_handler(on_exception)
-        # In Python's own, of a few threads, calls by asyncio.to_thread would wait for each other,
+        # Python's default has few threads: calls to asyncio.to_thread would wait for each other,
         # and the look-up of RabbitMQ's name for them.
         loop.set_default_executor(_Threads(self._settings.calls_at_once + 32))
         threading.Thread(
             target=self._await_signal, args=(loop, running), name="signals", daemon=True
         ).start()
-        # An event leaves no cycles behind: the collector looks for them rarely, and not in what
-        # is there from the start.
+        # Events leave no reference cycles: the collector runs rarely, and skips what exists now.
         gc.freeze()
         gc.set_threshold(50_000)
         await running.run()
@@ -449,15 +445,15 @@ class _Process:
 class _StopSignals:
     """SIGTERM and SIGINT, for a thread that waits for them while a handler may hold the loop.
 
-    They are handled and not blocked: a child process of a handler's would inherit the mask, and
-    ignore both, while exec resets what is handled.
+    They are handled, not blocked: a handler's child process would inherit the mask, and ignore
+    both. Signal handlers are reset by exec.
     """
 
     def __init__(self) -> None:
         self._received, self._sent = socket.socketpair()
         self._sent.setblocking(False)
         before = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
-        # Written at once; Python calls a handler once the main thread comes to run Python code.
+        # Written at once. Python calls handlers only when the main thread next runs Python code.
         signal.set_wakeup_fd(self._sent.fileno(), warn_on_full_buffer=False)
 
         def reset() -> None:
@@ -465,18 +461,18 @@ class _StopSignals:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-        # A child that is forked, and runs no other program, has the same socket.
+        # A forked child that does not exec shares the socket.
         os.register_at_fork(after_in_child=reset)
 
     def wait(self) -> str:
         """Wait for one of them, and return its name."""
         while True:
             (number,) = self._received.recv(1)
-            if number in _STOP_SIGNALS:  # The socket is told of every signal that has a handler.
+            if number in _STOP_SIGNALS:  # The socket receives every signal that has a handler.
                 return signal.Signals(number).name
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        # asyncio takes over the wake-up where a handler calls loop.add_signal_handler.
+        # asyncio takes over the wake-up descriptor if a handler calls loop.add_signal_handler.
         with suppress(BlockingIOError):
             self._sent.send(bytes([number]))
 

@@ -26,14 +26,14 @@ _REASONS = {
 }
 
 _Members = dict[str, object]
-"""Headers of a message, or what its log line says."""
+"""A message's headers, or the members of its log line."""
 
 
 class Settler:
-    """Does to deliveries what has been decided, and counts them once it is done.
+    """Acks, retries or parks deliveries, and counts them once that is done.
 
-    A delivery that is sent on is acked when the broker has confirmed it, and not at all once etcd
-    has turned out to be another.
+    A delivery that is sent on is acked once the broker has confirmed its copy, unless etcd has
+    turned out not to be the same meanwhile.
     """
 
     def __init__(self, run: Running) -> None:
@@ -44,33 +44,33 @@ class Settler:
         """How many deliveries are being sent on."""
 
     def ack(self, delivery: Delivery, outcome: Outcome, event: Event) -> bool:
-        """Have a delivery acked; False where it has gone back to the broker already."""
+        """Have a delivery acked; False if it has gone back to the broker already."""
         live = delivery.settle()
         if live:
             self._tally.settled(outcome, event)
         return live
 
     def recorded(self, deliveries: Sequence[Delivery], event: Event, ours: bool) -> None:
-        """Ack an event that is recorded: at most one delivery did it, the others repeat it."""
+        """Ack a recorded event's deliveries: all but one at most are duplicates."""
         outcome = Outcome.PROCESSED if ours else Outcome.SKIPPED
         for delivery in deliveries:
             if self.ack(delivery, outcome, event):
                 outcome = Outcome.SKIPPED
 
     def conflicted(self, deliveries: Sequence[Delivery], event: Event, recorded: str) -> None:
-        """Park an event whose id was recorded with another body, which has this digest."""
+        """Park deliveries whose id is recorded with another body, which has this digest."""
         why = "has a record that cannot be read" if recorded == UNREADABLE else _USED_BEFORE
         for delivery in deliveries:
             self._park(delivery, Outcome.CONFLICTED, f"{event.id!r:.200} {why}", event.about)
 
     def invalid(self, delivery: Delivery, error: str) -> None:
-        """Park an invalid event."""
+        """Park a message that is no valid event."""
         self._park(delivery, Outcome.INVALID, error, {})
 
     def retry_or_park(
         self, deliveries: Sequence[Delivery], event: Event, handler: Handler, failed: Returned
     ) -> None:
-        """Publish a retry of each delivery, or park what is rejected or has had its retries."""
+        """Retry each delivery, or park it if it is rejected or has had its retries."""
         delays = self._retry_delays if handler.retry_delays is None else handler.retry_delays
         error = failed.error
         for delivery in deliveries:
@@ -94,17 +94,17 @@ class Settler:
                 self._retry(delivery, delay, headers, about)
 
     def postpone(self, delivery: Delivery, event: Event) -> None:
-        """Hold an event for a replica that has a handler for it."""
+        """Send an event back later, for a replica that has a handler for it."""
         error = "another replica has begun it, and this one has no handler for its type"
         self._hold(delivery, {**event.about, "error": error})
 
     def undecoded(self, delivery: Delivery, raised: BaseException) -> None:
-        """Hold a message that the service's own decoder fails on, for a version that reads it."""
+        """Send back later a message that the service's decoder fails on: a new version may not."""
         error = f"decode raised {in_full(raised)}: only InvalidEvent parks a message"
         self._hold(delivery, {"error": error, "exc_info": raised})
 
     def _hold(self, delivery: Delivery, about: _Members) -> None:
-        """Publish a retry that counts as no attempt."""
+        """Publish a retry that does not count as an attempt."""
         delay, _ = max(self._retry_delays, key=lambda each: each[1])
         self._retry(delivery, delay, {names.ATTEMPTS_HEADER: delivery.attempts}, about)
 
@@ -134,14 +134,14 @@ class Settler:
     def _forward(
         self, delivery: Delivery, queue: str, headers: _Members, outcome: Outcome, about: _Members
     ) -> None:
-        """Send a delivery's message on to a queue, and have it acked once that is confirmed."""
+        """Publish a copy of a delivery's message to a queue, and ack it once that is confirmed."""
         sent = self._publisher.send(forwarded_message(delivery, queue, headers))
 
         async def ack_when_confirmed() -> None:
             confirmed = await sent
             self.forwarding -= 1
             if confirmed and not self._ledger.halted and delivery.settle():
-                self._tally.flush()  # In one line with many others its error would not be told.
+                self._tally.flush()  # In one line with many others, its error would be missing.
                 self._tally.settled(outcome, about)
                 self._intake.flush()
                 self._tally.flush()

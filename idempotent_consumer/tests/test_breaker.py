@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -21,6 +22,7 @@ from idempotent_consumer.testing.process import SETTINGS
 
 NAME = "circuit breaker of new_order"
 FAILURES = 3
+OPENS_AT_ONCE = replace(SETTINGS, breaker_failures=1)
 DOWN = ConnectionError("refused")
 
 
@@ -31,9 +33,9 @@ def world() -> Iterator[World]:
 
 
 class Receiver:
-    """Whoever a claimed handler calls: it answers, or raises while it is down.
+    """What a claimed handler calls: it raises while it is ``down``.
 
-    ``calls`` are the ids that it was called with, each with the time.
+    ``calls`` are the times of its calls, with the ids of their events.
     """
 
     def __init__(self, world: World) -> None:
@@ -57,7 +59,7 @@ class Receiver:
         return self.world.start(self.handler, settings=settings)
 
     def opened(self, events: int = FAILURES, **changes: object) -> Order:
-        """Return a process whose breaker has been opened by its first calls."""
+        """Start a process whose breaker is opened by its first calls."""
         process = self.start(**changes)
         for number in range(events):
             process.deliver(body(str(number)))
@@ -70,10 +72,10 @@ def receiver(world: World) -> Receiver:
     return Receiver(world)
 
 
-def test_what_a_handler_does_to_its_args_is_gone_at_the_next_call(
+def test_a_held_event_is_called_with_its_args_as_they_were_sent(
     receiver: Receiver, world: World
 ) -> None:
-    """After a retry it comes as it was sent, and what the breaker has held as well."""
+    """Like one that is retried, whatever its handler did to them."""
     paid = list[int]()
 
     async def pay(event: Event, _timeout_s: float) -> None:
@@ -81,8 +83,7 @@ def test_what_a_handler_does_to_its_args_is_gone_at_the_next_call(
         paid.append(event.args["n"])
         await receiver.call(event, _timeout_s)
 
-    settings = replace(SETTINGS, breaker_failures=1)
-    process = world.start(Handler(pay, 5.0), settings=settings)
+    process = world.start(Handler(pay, 5.0), settings=OPENS_AT_ONCE)
     process.deliver(body("1", n=1))
     receiver.down = None
     process.advance(FIRST_PROBE_S)
@@ -90,7 +91,7 @@ def test_what_a_handler_does_to_its_args_is_gone_at_the_next_call(
 
 
 @pytest.mark.parametrize("again", [SystemExit("bug"), Event("1", "another", {})])
-def test_a_decoder_that_makes_another_event_of_what_was_held_ends_nothing(
+def test_a_held_event_that_its_decoder_reads_otherwise_is_called_as_it_was(
     receiver: Receiver, world: World, again: Event | SystemExit
 ) -> None:
     made = iter([Event("1", "new_order", {}), again])
@@ -101,8 +102,7 @@ def test_a_decoder_that_makes_another_event_of_what_was_held_ends_nothing(
             raise event
         return event
 
-    settings = replace(SETTINGS, breaker_failures=1)
-    process = world.start({"new_order": receiver.handler}, settings=settings, decode=decode)
+    process = world.start(receiver.handler, settings=OPENS_AT_ONCE, decode=decode)
     process.deliver(b"1")
     receiver.down = None
     process.advance(FIRST_PROBE_S)
@@ -123,7 +123,7 @@ def test_it_opens_after_so_many_failures_in_a_row(receiver: Receiver) -> None:
     process.deliver(body("6"))
     (why,) = process.running.health.missing.values()
     assert why.startswith("open: ConnectionError: refused (test_breaker.py:")
-    for _ in range(2):  # It is sent again for as long as it is open.
+    for _ in range(2):  # The gauge is repeated while the breaker is open.
         assert process.metrics.gauges == {"orders_breaker_open": 1}
         process.metrics.gauges.clear()
         process.advance(SEND_EVERY_S)
@@ -139,7 +139,7 @@ def test_one_event_at_a_time_probes_after_waits_that_grow(receiver: Receiver) ->
     at_s = [round(at_s - opened_s) for at_s, _ in receiver.calls[before:]]
     assert at_s == [1, 3, 7, 15, 31, 61, 91, 121, 151, 181]
     assert (FIRST_PROBE_S, LONGEST_PROBE_S) == (1.0, 30.0)
-    # In turn: the one that opened it, those that came then, and the retries of the first two.
+    # The event that opened it, those that came next, and the retries of the first two.
     assert receiver.ids[before : before + 5] == ["2", "a", "b", "0", "1"]
 
 
@@ -159,26 +159,31 @@ def test_the_first_success_closes_it(receiver: Receiver) -> None:
         process.deliver(body(f"again {number}"))
     assert NAME in process.running.health.missing
     process.advance(FIRST_PROBE_S)
-    assert receiver.ids == ["again 0", "again 1", "again 2", "again 2"], "it waits for 1 s again"
+    assert receiver.ids == ["again 0", "again 1", "again 2", "again 2"], "the wait is 1 s again"
 
 
-def test_a_breaker_that_opens_again_at_once_waits_as_long_as_the_first_time(world: World) -> None:
-    """What was to end the wait of the first time ends none of the second."""
-    ends, receiver = dict[str, asyncio.Future[None]](), Receiver(world)
+@pytest.mark.parametrize("is_due", [False, True])
+def test_a_breaker_that_opens_again_at_once_waits_as_long_as_the_first_time(
+    world: World, is_due: bool
+) -> None:
+    """Whether the probe of the first time was still to come, or due with no event to send."""
+    receiver = Receiver(world)
 
     async def call(event: Event, timeout_s: float) -> None:
         if event.id == "slow":
-            await ends.setdefault(event.id, asyncio.get_running_loop().create_future())
+            await asyncio.sleep(1.5 if is_due else 0.5)
         else:
             await receiver.call(event, timeout_s)
 
-    settings = replace(SETTINGS, breaker_failures=1, retry_delays=(("1h", 3600),))
+    settings = replace(OPENS_AT_ONCE, retry_delays=(("1h", 3600),))
     process = world.start(Handler(call, 5.0), settings=settings)
     process.deliver(body("slow"), body("1"))
-    process.advance(0.6)
-    process.call_soon(ends["slow"].set_result, None)
     receiver.down = None
-    process.run_until_idle()
+    if is_due:
+        process.lose_channel()
+        process.broker.queues["order"].ready.clear()
+        process.advance(FIRST_PROBE_S)
+    process.advance(0.5)
     assert process.running.health.missing == {}
     receiver.down, receiver.calls = DOWN, []
     process.deliver(body("2"))
@@ -188,7 +193,7 @@ def test_a_breaker_that_opens_again_at_once_waits_as_long_as_the_first_time(worl
     assert receiver.ids == ["2", "2"]
 
 
-def test_an_event_that_comes_when_one_is_due_probes(receiver: Receiver) -> None:
+def test_if_a_probe_is_due_the_next_event_to_come_is_it(receiver: Receiver) -> None:
     process = receiver.opened(1, breaker_failures=1)
     process.lose_channel()
     process.broker.queues["order"].ready.clear()
@@ -210,8 +215,7 @@ def test_a_probe_that_cancels_its_own_task_is_followed_by_the_next(world: World)
                 await asyncio.sleep(1.0)
         await receiver.call(event, timeout_s)
 
-    settings = replace(SETTINGS, breaker_failures=1)
-    process = world.start(Handler(call, 5.0), settings=settings)
+    process = world.start(Handler(call, 5.0), settings=OPENS_AT_ONCE)
     process.deliver(body("a"), body("b"))
     process.advance(2.0)
     assert NAME in process.running.health.missing
@@ -235,7 +239,7 @@ def test_a_stop_does_not_wait_for_what_is_held(receiver: Receiver, etcd: bool) -
 
 @pytest.mark.parametrize("before_probe_s", [0.1, 0.3, 0.9])
 def test_no_probe_is_sent_after_the_stop(receiver: Receiver, before_probe_s: float) -> None:
-    """It would be cut off, and its event called again."""
+    """It would be cut off, and called again by another process."""
     process = receiver.opened()
     process.advance(FIRST_PROBE_S - before_probe_s)
     called = len(receiver.calls)
@@ -249,16 +253,15 @@ def test_no_probe_is_sent_after_the_stop(receiver: Receiver, before_probe_s: flo
 # What a handler asks for by what it raises.
 
 
-@pytest.mark.parametrize("pure", [True, False])
-def test_a_rejected_event_is_parked_at_once(receiver: Receiver, pure: bool) -> None:
-    receiver.down = Reject("no such customer")
+def refuse(*_: object) -> None:
+    raise Reject("no such customer")
 
-    def refuse(_event: Event) -> None:
-        raise Reject("no such customer")
 
-    process = receiver.world.start(Handler(refuse) if pure else receiver.handler)
+@pytest.mark.parametrize("handler", [Handler(refuse), Handler(refuse, 5.0)])
+def test_a_rejected_event_is_parked_at_once(world: World, handler: Handler) -> None:
+    process = world.start(handler)
     process.deliver(body("1"))
-    headers = [letter.properties.headers for letter in process.parked]
+    headers = [parked.headers for parked in process.parked]
     assert [each["x-reason"] for each in headers] == ["rejected"]
     assert headers[0]["x-error"] == "Reject: no such customer"
     assert "x-attempts" not in headers[0]
@@ -276,7 +279,7 @@ def test_rejections_open_nothing_and_close_nothing(receiver: Receiver) -> None:
     receiver.down = Reject("no")
     process.deliver(*(body(f"held {number}") for number in range(5)))
     process.advance(FIRST_PROBE_S)
-    # Each probe was rejected, so the next one followed at once.
+    # Each probe was rejected, and followed by the next one at once.
     assert NAME in process.running.health.missing
     assert process.count("rejected") == 2 * FAILURES + FAILURES + 5
 
@@ -297,22 +300,20 @@ def test_rejections_open_nothing_and_close_nothing(receiver: Receiver) -> None:
 def test_retry_after_takes_a_long_enough_delay(
     receiver: Receiver, seconds: float | str, waited_s: list[int]
 ) -> None:
-    """It is no sooner than it would be without: a short one would use up the retries."""
+    """It never comes sooner than the regular retry: the event would soon have no retries left."""
     receiver.down = RetryAfter(seconds, "the receiver answered 503")
     process = receiver.world.start(receiver.handler)
     process.deliver(body("1"))
     process.advance(300)
     queues = [f"order.retry.{wait_s}s" for wait_s in waited_s]
     assert [message.routing_key for message in process.forwarded] == [*queues, DEAD_LETTERS]
-    headers = process.parked[0].headers
-    assert (headers["x-error"], headers["x-attempts"]) == (
-        "RetryAfter: the receiver answered 503",
-        4,
-    )
+    (parked,) = process.parked
+    assert parked.headers["x-error"] == "RetryAfter: the receiver answered 503"
+    assert parked.headers["x-attempts"] == 4
 
 
 @pytest.mark.parametrize("seconds", ["soon", "", math.nan, None, timedelta(seconds=30)])
-def test_a_wait_that_is_no_number_of_seconds_is_the_handlers_failure(
+def test_retry_after_something_that_is_no_number_is_an_ordinary_failure(
     world: World, seconds: Any
 ) -> None:
     def ask(_event: Event) -> None:
@@ -343,20 +344,13 @@ def test_a_subclass_that_says_no_seconds_asks_for_no_wait(receiver: Receiver, se
 
 
 def test_a_handler_has_retry_delays_of_its_own(world: World) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no")
+
     service = Service("order", noun="orders")
-
-    @service.handler("pure", retry_delays=["2s", "1m"])
-    def fail(_event: Event) -> None:
-        raise RuntimeError("no")
-
-    @service.claimed_handler("claimed", timeout_s=1, retry_delays=[])
-    def refuse(_event: Event, _timeout_s: float) -> None:
-        raise RuntimeError("no")
-
-    @service.handler("other")
-    def other(_event: Event) -> None:
-        raise RuntimeError("no")
-
+    service.handler("pure", retry_delays=["2s", "1m"])(fail)
+    service.claimed_handler("claimed", timeout_s=1, retry_delays=[])(fail)
+    service.handler("other")(fail)
     process = world.start(service.handlers)
     assert {"order.retry.2s", "order.retry.1m", "order.retry.10s"} <= set(process.broker.queues)
     for event_type in ("pure", "claimed", "other"):
@@ -374,26 +368,17 @@ def test_a_handler_has_retry_delays_of_its_own(world: World) -> None:
 
 
 def test_a_handler_has_a_bound_of_its_own_beside_that_of_all(world: World) -> None:
-    under_way = {"few": 0, "many": 0}
-    most = dict(under_way)
+    under_way, most = Counter[str](), Counter[str]()
 
-    def counting(name: str) -> Callable[..., object]:
-        async def call(_event: Event, _timeout_s: float) -> None:
-            under_way[name] += 1
-            most[name] = max(most[name], under_way[name])
-            await asyncio.sleep(1.0)
-            under_way[name] -= 1
+    async def call(event: Event, _timeout_s: float) -> None:
+        under_way[event.type] += 1
+        most[event.type] = max(most[event.type], under_way[event.type])
+        await asyncio.sleep(1.0)
+        under_way[event.type] -= 1
 
-        return call
-
-    process = world.start(
-        {
-            "few": Handler(counting("few"), 5.0, at_once=2),
-            "many": Handler(counting("many"), 5.0),
-        },
-        settings=replace(SETTINGS, calls_at_once=10),
-    )
-    process.deliver(*(body(f"{name} {n}", name) for n in range(20) for name in under_way))
+    handlers = {"few": Handler(call, 5.0, at_once=2), "many": Handler(call, 5.0)}
+    process = world.start(handlers, settings=replace(SETTINGS, calls_at_once=10))
+    process.deliver(*(body(f"{name} {n}", name) for n in range(20) for name in handlers))
     process.advance(60)
     assert (most["few"], most["many"] >= 8) == (2, True)
     assert process.count("processed") == 40

@@ -1,11 +1,11 @@
-"""Handlers as they are run, and calls in bounded number, each under its claim."""
+"""How handlers are run, and what becomes of whatever they return or raise."""
 
 from __future__ import annotations
 
 import asyncio
 import pickle
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -16,7 +16,7 @@ from structlog.testing import LogCapture
 
 from fakes.events import OutOfStock, Speechless, body
 from idempotent_consumer.calls import Calls, Handler, Reject, RetryAfter, Returned, one_line
-from idempotent_consumer.event import NO_EFFECTS, Effects, Event, Put, decode
+from idempotent_consumer.event import NO_EFFECTS, Event, Put, decode
 from idempotent_consumer.ledger import NoLedger
 from idempotent_consumer.metrics import Outcome
 from idempotent_consumer.settings import Settings
@@ -30,7 +30,7 @@ TIMED_OUT = "TimeoutError: it took longer than 5 s"
 
 
 class Claims(NoLedger):
-    """Claims that last as many seconds longer than a call may as their lease says."""
+    """Claims that outlast a call's time-out by as many seconds as their lease's number."""
 
     ended = False
 
@@ -39,7 +39,7 @@ class Claims(NoLedger):
 
 
 class BrieflyHeld(Claims):
-    """Claims that end in the loop's next step once they have been looked at."""
+    """Claims that end in the loop's next step after they were checked."""
 
     def claim_remaining_s(self, lease: int) -> float:
         asyncio.get_running_loop().call_soon(setattr, self, "ended", True)
@@ -56,10 +56,10 @@ class Bench:
         self.calls = Calls("order", self.ledger, log, self.loop.time, at_once, threads)
 
     def wait(self, function: Callable[..., Awaitable[object]]) -> Returned:
-        """Await a coroutine handler under its time-out."""
-        task = self.loop.create_task(self.calls.call(Handler(function, TIMEOUT_S), EVENT, 1))
+        """Call a coroutine handler, and wait for its end."""
+        task = self.call(function)
         self.loop.agenda.run(enough=task.done)
-        assert not task.cancelled(), "its event would stay in flight for ever"
+        assert not task.cancelled(), "its event would stay in flight forever"
         returned: Returned = task.result()
         return returned
 
@@ -76,11 +76,50 @@ def bench() -> Bench:
     return Bench()
 
 
+# What is raised.
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("no"),
+        asyncio.CancelledError("no"),  # As a library raises it whose own task was cancelled.
+        SystemExit(1),
+        KeyboardInterrupt(),
+        GeneratorExit("odd"),
+        OutOfStock("pen"),
+        Speechless(),
+    ],
+)
+@pytest.mark.parametrize("how", ["pure", "on a thread", "coroutine"])
+def test_whatever_a_handler_raises_is_its_failure(
+    bench: Bench, error: BaseException, how: str
+) -> None:
+    """Otherwise it ends a thread or the process, and each process that takes the event next."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    async def fail_on_the_loop(*_: object) -> None:
+        raise error
+
+    try:
+        if how == "pure":
+            returned = bench.calls.run(Handler(fail), EVENT)
+        else:
+            returned = bench.call(fail_on_the_loop if how == "coroutine" else fail).result()
+    except Exception as raised:
+        raise AssertionError("its call raises something") from raised
+    assert returned.error.startswith(type(error).__name__)
+    assert "(test_calls.py:" in returned.error
+    assert (returned.effects, returned.raised) == (NO_EFFECTS, error)
+
+
 # Coroutines.
 
 
 def hanging(when_cancelled: Callable[[], Awaitable[object]]) -> Callable[..., Awaitable[object]]:
-    """Return a coroutine handler that ends only where it is cancelled, by doing this."""
+    """Return a coroutine handler that hangs, and does this when it is cancelled."""
 
     async def hang(_event: Event, _timeout_s: float) -> object:
         try:
@@ -106,26 +145,12 @@ async def fail() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [ConnectionError("no"), SystemExit("no"), asyncio.CancelledError("no")]
-)
-def test_what_a_coroutine_raises_is_its_failure(bench: Bench, error: BaseException) -> None:
-    """A library raises CancelledError where a task of its own was cancelled: this one goes on."""
-
-    async def raise_it(_event: Event, _timeout_s: float) -> None:
-        raise error
-
-    returned = bench.wait(raise_it)
-    assert returned.error.startswith(f"{type(error).__name__}: no (test_calls.py:")
-    assert (returned.effects, returned.raised) == (NO_EFFECTS, error)
-
-
-@pytest.mark.parametrize(
     ("when_cancelled", "elapsed_s"), [(end, TIMEOUT_S), (fail, TIMEOUT_S), (go_on, TIMEOUT_S + 2)]
 )
 def test_a_coroutine_is_cancelled_at_its_time_out_and_has_failed(
     bench: Bench, when_cancelled: Callable[[], Awaitable[object]], elapsed_s: float
 ) -> None:
-    """What it returns or raises instead says nothing of the call; that it goes on is reported."""
+    """What it returns or raises instead says nothing about the call. Catching it is reported."""
     assert bench.wait(hanging(when_cancelled)) == Returned(NO_EFFECTS, TIMED_OUT, elapsed_s)
     reported = [
         (line["log_level"], line["event_id"], line["seconds"]) for line in bench.lines.entries
@@ -134,8 +159,8 @@ def test_a_coroutine_is_cancelled_at_its_time_out_and_has_failed(
     assert all("caught its own cancellation" in line["event"] for line in bench.lines.entries)
 
 
-def test_a_claim_is_looked_at_in_the_step_that_makes_its_call() -> None:
-    """A process that freezes in between makes the call when the claim is another's."""
+def test_a_claim_is_checked_in_the_step_that_makes_its_call() -> None:
+    """A process that freezes in between would make the call under another's claim."""
     bench = Bench(claims=BrieflyHeld)
 
     async def call(_event: Event, _timeout_s: float) -> None:
@@ -148,7 +173,7 @@ def test_a_claim_is_looked_at_in_the_step_that_makes_its_call() -> None:
 def test_a_call_whose_process_ends_has_neither_failed_nor_succeeded(
     bench: Bench, when_cancelled: Callable[[], Awaitable[object]]
 ) -> None:
-    """What is asked for it next would be asked of a run that is ending."""
+    """Otherwise it would be recorded, or retried, by a run that is ending."""
     task = bench.call(hanging(when_cancelled))
     task.cancel()
     bench.loop.advance(2)
@@ -157,10 +182,10 @@ def test_a_call_whose_process_ends_has_neither_failed_nor_succeeded(
 
 
 @pytest.mark.parametrize("after_s", [1.0, TIMEOUT_S - 0.1, TIMEOUT_S + 0.1])
-def test_a_handler_that_cancels_its_own_task_ends_no_more_than_its_call(
+def test_a_handler_that_cancels_its_own_task_ends_only_its_call(
     bench: Bench, after_s: float
 ) -> None:
-    """As aiohttp before 3.10.6 does at a time-out of its own, without taking it back."""
+    """aiohttp before 3.10.6 does so at its own time-out, and does not uncancel the task."""
 
     async def fail_at_its_own_time_out(_event: Event, _timeout_s: float) -> None:
         task: Any = asyncio.current_task()
@@ -169,14 +194,13 @@ def test_a_handler_that_cancels_its_own_task_ends_no_more_than_its_call(
             await asyncio.sleep(TIMEOUT_S - 0.1)
         raise ConnectionError("slow")
 
-    async def call_and_record() -> Returned:
+    async def call_and_record() -> Returned | None:
         handler = Handler(fail_at_its_own_time_out, TIMEOUT_S)
         returned = await bench.calls.call(handler, EVENT, 1)
-        assert returned is not None
         await asyncio.sleep(1.0)
         return returned
 
-    returned = bench.loop.run_until_complete(call_and_record())
+    returned: Any = bench.loop.run_until_complete(call_and_record())
     assert returned.error.startswith("ConnectionError: slow (test_calls.py:")
 
 
@@ -196,7 +220,7 @@ def test_a_handler_that_cancels_its_own_task_as_it_returns_has_failed(bench: Ben
         (ODD := KeyError("no"), (Outcome.FAILED, 0.0, ODD)),
     ],
 )
-def test_what_a_task_of_a_handler_raises_is_what_its_group_raises(
+def test_what_one_task_of_a_handlers_group_raises_is_unwrapped(
     bench: Bench, error: Exception, returned: tuple[object, ...]
 ) -> None:
     async def fail() -> None:
@@ -218,24 +242,16 @@ def test_what_a_task_of_a_handler_raises_is_what_its_group_raises(
 # Plain functions.
 
 
-@pytest.mark.parametrize("leave", [SystemExit(1), KeyboardInterrupt(), GeneratorExit("odd")])
-def test_an_exit_in_a_plain_handler_is_a_failure(bench: Bench, leave: BaseException) -> None:
-    """It would end a thread, and its event would stay in flight."""
-
-    def handle(_event: Event) -> Effects:
-        raise leave
-
-    assert bench.calls.run(Handler(handle), EVENT).error.startswith(type(leave).__name__)
-
-
 def test_plain_handlers_run_on_threads_as_many_at_once_as_there_are_slots() -> None:
-    """Each waits until all three run, on real threads."""
-    together = threading.Barrier(3)
+    """Each waits until all three run, on real threads, and what the service has bound is bound."""
+    together, bound = threading.Barrier(3), list[Mapping[str, object]]()
 
     def handle(_event: Event, _timeout_s: float) -> None:
         together.wait(DEADLINE_S)
+        bound.append(get_contextvars())
 
     async def main() -> list[Returned | None]:
+        bind_contextvars(region="eu")
         loop, bench = asyncio.get_running_loop(), Bench()
         with ThreadPoolExecutor(3) as threads:
             calls = Calls("order", bench.ledger, captured(bench.lines), loop.time, 3, threads)
@@ -243,50 +259,7 @@ def test_plain_handlers_run_on_threads_as_many_at_once_as_there_are_slots() -> N
             return await asyncio.gather(*(calls.call(handler, EVENT, 100) for _ in range(3)))
 
     assert [returned.error for returned in asyncio.run(main()) if returned] == [""] * 3
-
-
-def test_what_the_service_has_bound_is_bound_on_its_threads_too(bench: Bench) -> None:
-    """As in handlers on its loop, and by asyncio.to_thread."""
-
-    async def main() -> Returned | None:
-        bind_contextvars(region="eu")
-        loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(1) as threads:
-            calls = Calls("order", bench.ledger, captured(bench.lines), loop.time, 1, threads)
-            return await calls.call(Handler(handle, DEADLINE_S), EVENT, 100)
-
-    bound = []
-
-    def handle(_event: Event, _timeout_s: float) -> None:
-        bound.append(get_contextvars())
-
-    asyncio.run(main())
-    assert bound == [{"region": "eu", "event_id": "1", "type": "new_order"}]
-
-
-def test_a_plain_handler_knows_no_event_loop(bench: Bench) -> None:
-    """It runs on a thread of its own, where asyncio.run works."""
-    found = []
-    bench.call(lambda _event, _timeout_s: found.append(Loop().run_until_complete(go_on())))
-    assert found == [Put("/seen/1", b"x")]
-
-
-@pytest.mark.parametrize("error", [OutOfStock("pen"), Speechless()])
-@pytest.mark.parametrize("is_coroutine", [True, False])
-def test_nothing_that_a_handler_raises_is_raised_by_its_call(
-    bench: Bench, is_coroutine: bool, error: Exception
-) -> None:
-    """It would end the process, and each one that takes the event next."""
-
-    def fail(_event: Event, _timeout_s: float) -> None:
-        raise error
-
-    async def fail_on_the_loop(_event: Event, _timeout_s: float) -> None:
-        raise error
-
-    task = bench.call(fail_on_the_loop if is_coroutine else fail)
-    assert task.exception() is None
-    assert task.result().raised is error
+    assert bound == [{"region": "eu", "event_id": "1", "type": "new_order"}] * 3
 
 
 # Time.
@@ -301,13 +274,9 @@ def _return(_event: Event, _timeout_s: float) -> None: ...
 @pytest.mark.parametrize("function", [_succeed, _return])
 @pytest.mark.parametrize(
     ("left_s", "lease", "called"),
-    [
-        (TIMEOUT_S + 0.1, 1, True),
-        (TIMEOUT_S, 1, False),
-        (100.0, 0, False),
-    ],
+    [(TIMEOUT_S + 0.1, 1, True), (TIMEOUT_S, 1, False), (100.0, 0, False)],
 )
-def test_a_call_is_made_where_neither_its_claim_nor_the_process_can_end_during_it(
+def test_a_call_is_made_if_neither_its_claim_nor_the_process_can_end_during_it(
     bench: Bench, function: Any, left_s: float, lease: int, called: bool
 ) -> None:
     bench.calls.end_by_s = bench.loop.time() + left_s
@@ -331,7 +300,7 @@ def test_a_call_that_hangs_is_overdue_until_it_returns(bench: Bench, is_coroutin
 
 
 def test_a_call_that_waits_for_a_thread_is_not_overdue() -> None:
-    """A restart would free no thread: it would only repeat the calls under way."""
+    """A restart would not free a thread, only repeat the calls under way."""
     bench = Bench(at_once=1)
     bench.call(lambda _event, _timeout_s: bench.loop.spend(2 * TIMEOUT_S))
     waiting = bench.call(lambda _event, _timeout_s: bench.loop.spend(2 * TIMEOUT_S))
@@ -345,15 +314,15 @@ def test_a_call_that_waits_for_a_thread_is_not_overdue() -> None:
 
 
 class Busy(RetryAfter):
-    """One of a service's own, with a constructor that takes something else."""
+    """A service's own exception, whose constructor takes other arguments."""
 
     def __init__(self) -> None:
         super().__init__(30)
 
 
 @pytest.mark.parametrize("error", [RetryAfter(30), RetryAfter("1.5", "busy"), Busy()])
-def test_what_a_handler_raises_may_come_out_of_a_process_pool(error: RetryAfter) -> None:
-    copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - as a pool does
+def test_retry_after_may_come_out_of_a_process_pool(error: RetryAfter) -> None:
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - as a pool does it
     assert (type(copy), str(copy), copy.seconds) == (type(error), str(error), error.seconds)
 
 
@@ -376,5 +345,5 @@ def test_an_exception_is_written_in_one_short_line(error: Exception, expected: s
 def test_a_place_is_written_in_one_line_too(bench: Bench) -> None:
     code = compile("def fail(event): raise ValueError('no')", "a\udcff\nb.py", "exec")
     module: dict[str, Any] = {"__name__": None}
-    exec(code, module)  # noqa: S102 - a module that has no name, in a file whose name is no text
+    exec(code, module)  # noqa: S102 - a module without a name, in a file with an odd one
     assert bench.calls.run(Handler(module["fail"]), EVENT).error == "ValueError: no (a? b.py:1)"

@@ -1,4 +1,4 @@
-"""Events that a handler publishes: recorded with their event, published, and done after that."""
+"""Events that a handler publishes: recorded with their event, published, then done."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from idempotent_consumer.testing.broker import Ack
 from idempotent_consumer.testing.etcd import ANSWER_LOST, FINE
 
 PATIENCE_S = 10.0
-"""More than WAITS_FOR_ITS_EVENTS waits of a second at the most add up to."""
+"""Longer than WAITS_FOR_ITS_EVENTS waits, which take a second each at most."""
 
 SHIPPED = b'{"id":"1/order/0","type":"shipped","args":{"n":1}}'
 BILLED = b'{"id":"1/order/1","type":"billed","args":{}}'
@@ -28,7 +28,7 @@ def ship(event: Event) -> list[Put | Publish]:
 
 
 def start(world: World, call: Claimed | None = None, **options: Any) -> Order:
-    """Start a process whose pure and whose claimed handler publish two events."""
+    """Start a process with a pure and a claimed handler, which publish two events each."""
     call = call or Claimed(returns=ship)
     return world.start({"new_order": Handler(ship), "call": call.handler}, **options)
 
@@ -41,7 +41,7 @@ def order() -> Iterator[Order]:
 
 @pytest.fixture
 def other(order: Order) -> Order:
-    """Give another process on the same etcd."""
+    """Another process, on the same etcd."""
     return start(order.world)
 
 
@@ -49,7 +49,7 @@ def other(order: Order) -> Order:
 def test_events_are_recorded_then_published_then_done_then_acked(
     order: Order, event_type: str, begins: list[str]
 ) -> None:
-    """What is not done is not known as a duplicate."""
+    """Until then, a second delivery is no known duplicate."""
     order.broker.confirms = False
     order.deliver(body("1", event_type, n=1))
     assert order.record().state == PUBLISHING
@@ -81,17 +81,17 @@ def test_what_a_stop_leaves_unpublished_another_publishes(order: Order, other: O
     other.deliver(body("1", n=1))
     other.advance(PATIENCE_S)
     assert other.published == [SHIPPED, BILLED]
-    assert other.record().token.startswith(order.running.process), "it was that one's"
+    assert other.record().token.startswith(order.running.process), "it keeps its writer's token"
     assert other.counts() == {"received": 1, "processed_skipped": 1}
 
 
 @pytest.mark.parametrize(
     ("confirmed_after_s", "published_again"), [(0.2, []), (PATIENCE_S, [SHIPPED, BILLED])]
 )
-def test_a_duplicate_completes_its_event_where_its_writer_does_not(
+def test_a_duplicate_completes_its_event_if_its_writer_does_not(
     order: Order, other: Order, confirmed_after_s: float, published_again: list[bytes]
 ) -> None:
-    """It leaves the writer some time for it, and the count in any case."""
+    """It gives the writer some time first. The writer counts the event in any case."""
     order.broker.confirms = False
     order.deliver(body("1", n=1))
     other.deliver(body("1", n=1))
@@ -104,8 +104,10 @@ def test_a_duplicate_completes_its_event_where_its_writer_does_not(
     assert order.states() == [PUBLISHING, DONE]
 
 
-def test_who_waited_for_a_long_call_leaves_its_events_to_the_caller(other: Order) -> None:
-    """How long its claim was waited for says nothing of how long its events have been."""
+def test_a_process_that_waited_for_a_long_call_leaves_its_events_to_the_caller(
+    other: Order,
+) -> None:
+    """Waits for the claim do not count as waits for the events."""
     calling = Claimed(returns=ship, waits=True, timeout_s=60.0)
     order = start(other.world, calling)
     order.broker.confirms = False
@@ -119,8 +121,8 @@ def test_who_waited_for_a_long_call_leaves_its_events_to_the_caller(other: Order
     assert (order.published, other.published) == ([SHIPPED, BILLED], [])
 
 
-def test_a_claim_is_not_lost_where_another_completed_its_event(other: Order) -> None:
-    """The record is there, and its answers lost: another replica finds it and goes on with it."""
+def test_a_claim_is_not_lost_if_another_process_completed_its_event(other: Order) -> None:
+    """The record landed, but the answer was lost: another replica publishes its events."""
     calling = Claimed(returns=ship, waits=True)
     order = start(other.world, calling)
     order.deliver(body("1", "call", n=1))
@@ -132,11 +134,11 @@ def test_a_claim_is_not_lost_where_another_completed_its_event(other: Order) -> 
     order.advance(30)
     assert order.states() == [CLAIMED, PUBLISHING, DONE]
     assert order.counts() == {"received": 1, "processed": 1, "sent": 1}
-    assert order.published == [], "the other one has"
+    assert order.published == [], "the other process has published them"
 
 
-def test_a_record_that_has_gone_is_made_anew_with_its_effects(order: Order) -> None:
-    """An operator has deleted it, or etcd is another: done without the effects would be a lie."""
+def test_a_record_that_has_gone_is_written_again_with_its_effects(order: Order) -> None:
+    """An operator may have deleted it. Only *done* would be a record without effects."""
     order.broker.confirms = False
     order.deliver(body("1", n=1))
     order.store.delete("/service/order/1")
@@ -154,7 +156,7 @@ def test_a_record_that_has_gone_is_made_anew_with_its_effects(order: Order) -> N
 def test_the_event_of_a_record_that_cannot_be_read_is_parked(
     order: Order, members: dict[str, object], event_type: str
 ) -> None:
-    """It would come again and again, and the record with it."""
+    """Retries would find the same record again and again."""
     event = decode(body("1", event_type))
     value = encode(PUBLISHING, event.digest, "b/1/1", "now", [Outgoing(SHIPPED)])
     order.store.put("/service/order/1", json.dumps({**json.loads(value), **members}).encode())

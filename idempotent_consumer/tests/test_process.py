@@ -1,4 +1,4 @@
-"""A service's process: how it starts and ends. Its broker is in it, in memory."""
+"""A service's process, and how it starts and ends. Its broker is a fake within it."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def fail():
     raise RuntimeError("as no broker does")
 
 def connect(_parameters, on_open_callback, on_open_error_callback, on_close_callback):
-    \"\"\"Open a connection: a consumer is given one event.\"\"\"
+    \"\"\"Open a connection, whose consumer gets one event.\"\"\"
     soon = asyncio.get_running_loop().call_soon
 
     def consume(_queue, on_message, callback):
@@ -69,12 +69,12 @@ module._EXIT_WITHIN_S = 0.1
 @service.handler("new_order")
 def handle(event):
     if "computing" in sys.argv:
-        # No signal interrupts what waits below, as none interrupts a long computation in C.
+        # No signal interrupts the wait below, as none interrupts a long computation in C.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     waiting = threading.Condition()
 
     def say():
-        with waiting:  # Which is free once it is waited for.
+        with waiting:  # Its lock is free once the wait has begun.
             print("called", file=sys.stderr, flush=True)
 
     with waiting:
@@ -94,7 +94,7 @@ def handle(event):
     else:
         os.read(reading, 6)
     os.kill(child, signal.SIGTERM)
-    threading.Timer(5, os.kill, (child, signal.SIGKILL)).start()  # Where it goes on.
+    threading.Timer(5, os.kill, (child, signal.SIGKILL)).start()  # In case it goes on.
     _, status = os.waitpid(child, 0)
     print("child ended by", os.WTERMSIG(status), file=sys.stderr, flush=True)
 """
@@ -126,15 +126,15 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Give the function that starts such a process. What still runs at the end is killed."""
-    nobodys = str(free_port())  # Else it counts into the statsd of a demo that runs here.
+    """A function that starts such a process. It is killed if it still runs at the end."""
+    unused = str(free_port())  # Otherwise it counts into the statsd of a demo that runs here.
     with ExitStack() as stack:
 
         def started(handlers: str, *arguments: str, **environ: str) -> subprocess.Popen[str]:
             process = stack.enter_context(
                 subprocess.Popen(  # noqa: S603 - the program above
                     [sys.executable, "-c", f"{PROGRAM}{handlers}{RUN}", *arguments],
-                    env={**os.environ, "ENABLE_ETCD": "false", "STATSD_PORT": nobodys, **environ},
+                    env={**os.environ, "ENABLE_ETCD": "false", "STATSD_PORT": unused, **environ},
                     text=True,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
@@ -147,7 +147,7 @@ def start() -> Iterator[Start]:
 
 
 def output_until_processed(process: subprocess.Popen[str]) -> str:
-    """Return its standard output up to the line that tells that its event is processed."""
+    """Return its standard output up to the line that says that its event is processed."""
     assert process.stdout
     out = ""
     for line in process.stdout:
@@ -158,7 +158,7 @@ def output_until_processed(process: subprocess.Popen[str]) -> str:
 
 
 def output_of(process: subprocess.Popen[str]) -> str:
-    """Return what is left of its standard output, once it has ended: by the deadline."""
+    """Return the rest of its standard output, once it has ended."""
     try:
         return process.communicate(timeout=DEADLINE_S)[0]
     except subprocess.TimeoutExpired:
@@ -166,7 +166,7 @@ def output_of(process: subprocess.Popen[str]) -> str:
 
 
 def output_stopped(process: subprocess.Popen[str], by: signal.Signals = signal.SIGTERM) -> str:
-    """Tell it to stop, and return what is left of its output, once it has ended with code 0."""
+    """Stop it, and return the rest of its output, once it has ended with code 0."""
     process.send_signal(by)
     out = output_of(process)
     assert process.returncode == 0
@@ -192,7 +192,7 @@ def test_it_shows_its_health_until_it_is_told_to_stop_and_ends_with_code_0(start
 def test_a_handler_that_holds_the_loop_does_not_keep_the_process_from_ending(
     start: Start, how: str
 ) -> None:
-    """What it has in flight goes back to the broker; SIGKILL would come soon after."""
+    """What it has in flight is requeued. Otherwise SIGKILL would follow soon."""
     process = start(LOOP_HANGS, how)
     wait_called(process)
     out = output_stopped(process)
@@ -218,7 +218,7 @@ def test_a_handler_that_has_asyncio_take_a_signal_does_not_take_the_others(start
 
 
 def test_all_calls_may_wait_for_threads_at_once(start: Start) -> None:
-    """By asyncio.to_thread, for which Python itself has a few threads more than processors."""
+    """They use asyncio.to_thread, for which Python has few threads more than processors."""
     process = start(CALLS_BY_THREADS, CALLS_AT_ONCE="200")
     wait_called(process)
     output_stopped(process)
@@ -234,7 +234,7 @@ def test_all_calls_may_wait_for_threads_at_once(start: Start) -> None:
 def test_a_defect_ends_the_process_with_code_1_and_its_traceback(
     start: Start, fault: str, error: str
 ) -> None:
-    """In a task, and in a callback of the event loop."""
+    """The defect may be in a task, or in a callback of the event loop."""
     process = start(HANDLED, fault)
     out = output_of(process)
     assert "ended by a defect" in out
@@ -243,7 +243,7 @@ def test_a_defect_ends_the_process_with_code_1_and_its_traceback(
 
 
 def test_a_callback_that_is_not_the_librarys_ends_nothing(start: Start) -> None:
-    """It is the affair of whoever gave it to the loop: a handler's client, say."""
+    """It may be, for instance, the callback of a handler's client."""
     process = start(HANDLED, "another's callback fails")
     assert "RuntimeError: as no broker does" in output_until_processed(process)
     output_stopped(process)

@@ -43,8 +43,8 @@ def test_what_a_service_cannot_be_made_with(options: dict[str, Any], says: str) 
         Service(**{"name": "order", "noun": "orders", **options})
 
 
-def test_what_may_come_as_any_iterable_is_read_once(service: Service) -> None:
-    """A generator that was looked at would be empty: no event would come, or be retried."""
+def test_any_iterable_of_settings_is_read_once(service: Service) -> None:
+    """A generator that was checked would be empty: no event would come, or be retried."""
     assert Service("order", "orders", bindings=(key for key in ["a", "b"])).bindings == ("a", "b")  # type: ignore[arg-type]
     service.handler("new_order", retry_delays=(text for text in ["1s"]))(returns_nothing)  # type: ignore[call-overload]
     assert service.handlers["new_order"].retry_delays == (("1s", 1),)
@@ -57,7 +57,7 @@ def test_a_type_has_one_handler(service: Service) -> None:
 
 
 def test_a_service_that_runs_takes_no_more_handlers() -> None:
-    """As from a module that a handler imports: that type's retry queues would be missing."""
+    """For instance from a module that a handler imports. Their retry queues would be missing."""
 
     def handle(_event: Event) -> None:
         process.service.claimed_handler("late", timeout_s=5)(call)
@@ -69,7 +69,7 @@ def test_a_service_that_runs_takes_no_more_handlers() -> None:
     assert [error[:31] for error in errors] == ["RuntimeError: the service runs:"]
 
 
-def test_a_time_out_may_be_of_any_type_that_a_float_can_be_made_of(service: Service) -> None:
+def test_a_time_out_may_be_any_number(service: Service) -> None:
     service.claimed_handler("new_order", timeout_s=Decimal(5))(call)  # type: ignore[call-overload]
     world = InMemory(service)
     world.publish({"id": "1", "type": "new_order"})
@@ -77,16 +77,16 @@ def test_a_time_out_may_be_of_any_type_that_a_float_can_be_made_of(service: Serv
 
 
 def test_a_decorator_without_a_type(service: Service) -> None:
-    """It would register nothing, and every event would be ignored."""
+    """It would register nothing, so every event would be ignored."""
     with pytest.raises(TypeError, match="event type"):
         service.handler(call)  # type: ignore[call-overload]
 
 
-def test_where_the_system_has_no_more_threads_a_job_waits_for_one_that_is_there() -> None:
-    """An error would end the process, while the job is in the queue and makes its call."""
+def test_if_the_system_has_no_more_threads_a_job_waits_for_one_that_is_there() -> None:
+    """An error would end the process, while the job is queued and still makes its call."""
     threads, going_on = real_system().threads(2), threading.Event()
     first = threads.submit(going_on.wait, 10)
-    before = threading.stack_size(2**47)  # More than an address has bits for.
+    before = threading.stack_size(2**47)  # More than there are addresses: no thread can start.
     try:
         second = threads.submit(threading.get_ident)
     finally:
@@ -124,13 +124,13 @@ class Waiting:
         (Waiting().wait, True),
         (staticmethod(wait), True),
         (lambda *_: None, False),
-        (max, False),  # A function of C's may tell nothing of its parameters.
+        (max, False),  # A function written in C may have no signature.
     ],
 )
 def test_a_claimed_handler_is_plain_or_a_coroutine(
     service: Service, function: Any, is_coroutine: bool
 ) -> None:
-    """Or an object that can be called as one: else its coroutine would never be awaited."""
+    """Or a callable object. If a coroutine were missed, it would never be awaited."""
     assert service.claimed_handler("new_order", timeout_s=5.0)(function) is function
     handler = service.handlers["new_order"]
     assert (handler.claimed, handler.is_coroutine) == (True, is_coroutine)
@@ -139,7 +139,7 @@ def test_a_claimed_handler_is_plain_or_a_coroutine(
 def test_a_wrong_setting_or_no_handler_ends_it_with_one_line_and_code_2(
     service: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without a handler it would ack and forget whatever comes."""
+    """Without a handler it would ack and ignore every event."""
     assert service.run({}) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
@@ -182,7 +182,7 @@ def takes_a_keyword(_event: Event, *, limit: int) -> None: ...
         ({}, property(), "is not a callable object"),
     ],
 )
-def test_what_is_registered_wrongly_is_told(
+def test_what_cannot_be_registered_is_refused_in_one_line(
     service: Service, options: dict[str, Any], function: Any, says: str
 ) -> None:
     register: Any = service.claimed_handler if "timeout_s" in options else service.handler

@@ -259,14 +259,14 @@ def _watched(handler: Handler, life: _Life, raised: list[BaseException]) -> Hand
     function = handler.function
 
     @wraps(function)
-    def run(event: Any, *timeout_s: float) -> Any:
+    def run(event: Any, *_timeout_s: float) -> Any:
         with _Steps(event, life, raised):
-            return _drawn(function(*handler.arguments(event), *timeout_s))
+            return _drawn(function(*handler.arguments(event)))
 
     @wraps(function)
-    async def wait(event: Any, *timeout_s: float) -> Any:
+    async def wait(event: Any, *_timeout_s: float) -> Any:
         with _Steps(event, life, raised):
-            return _drawn(await function(*handler.arguments(event), *timeout_s))
+            return _drawn(await function(*handler.arguments(event)))
 
     return replace(handler, function=wait if handler.is_coroutine else run, model=None)
 

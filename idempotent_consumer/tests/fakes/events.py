@@ -19,9 +19,9 @@ def body(event_id: str, event_type: str = "new_order", **args: Any) -> bytes:
 
 
 class Pure:
-    """A pure handler: an order as its effect, for which it computes for ``takes_s``.
+    """A pure handler: it takes ``takes_s``, and returns an order as its effect.
 
-    It raises as often as ``fails`` says. ``seen`` are the ids it was called with.
+    Its first ``fails`` calls raise. ``seen`` are the ids of the events it was called with.
     """
 
     def __init__(self, fails: int = 0, *, takes_s: float = 0.0) -> None:
@@ -39,10 +39,10 @@ class Pure:
 
 
 class Claimed:
-    """A claimed handler: its effect outside is that it was called, with these ids.
+    """A claimed handler, whose outside effect is to add the event's id to ``calls``.
 
-    A call ends at once, or where it ``waits`` when the test says so. It returns what ``returns``
-    does, or raises as often as ``fails`` says.
+    If it ``waits``, a call ends when the test says so. It returns what ``returns`` does, but its
+    first ``fails`` calls raise.
     """
 
     def __init__(
@@ -70,12 +70,9 @@ class Claimed:
         return self._returns(event)
 
     def end(self, *ids: str) -> None:
-        """Let calls under way end, all of them or those for these ids."""
-        under_way, self._under_way = self._under_way, []
-        for event_id, ended in under_way:
-            if ids and event_id not in ids:
-                self._under_way.append((event_id, ended))
-            elif not ended.done():
+        """End calls under way: those for these ids, or all."""
+        for event_id, ended in self._under_way:
+            if not ended.done() and (event_id in ids or not ids):
                 loop: Any = ended.get_loop()
                 loop.call_soon(ended.set_result, None)
                 loop.run_until_idle()
@@ -83,13 +80,13 @@ class Claimed:
 
 @dataclass(frozen=True)
 class OutOfStock(Exception):
-    """An exception that refuses every assignment to it."""
+    """An exception whose attributes cannot be assigned."""
 
     sku: str
 
 
 class Speechless(Exception):
-    """An exception whose text cannot be read."""
+    """An exception that cannot be written as text."""
 
     def __str__(self) -> str:
         raise SystemExit("no text")

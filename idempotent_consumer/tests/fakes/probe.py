@@ -1,4 +1,4 @@
-"""What tests of real sockets and threads need: a port, a probe of health, a deadline."""
+"""For tests with real sockets and threads: a port, a probe of health, a deadline."""
 
 import json
 import socket
@@ -10,13 +10,13 @@ from typing import Any
 
 DEADLINE_S = 20.0
 CALLS = 300
-"""So many calls miss the deadline where each of them waits for a tenth of a second or longer."""
+"""If each of this many calls waits for a tenth of a second, they miss the deadline."""
 
 PAST_ANY_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def free_port() -> int:
-    """Return a port that nobody listens at."""
+    """Return a port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         port: int = probe.getsockname()[1]
@@ -24,7 +24,7 @@ def free_port() -> int:
 
 
 def get(port: int, path: str) -> tuple[int, dict[str, Any]]:
-    """Return the status and the document of an answer."""
+    """Return the status and the JSON document of the answer to a GET request."""
     try:
         with PAST_ANY_PROXY.open(f"http://127.0.0.1:{port}{path}", timeout=10) as reply:
             return reply.status, json.load(reply)
@@ -34,7 +34,7 @@ def get(port: int, path: str) -> tuple[int, dict[str, Any]]:
 
 
 def ends_in_time(work: Callable[[], object]) -> None:
-    """Do some work on a thread of its own; raises AssertionError where it misses the deadline."""
+    """Do some work on a thread; raises AssertionError if it misses the deadline."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(DEADLINE_S)

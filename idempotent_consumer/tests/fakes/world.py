@@ -12,13 +12,7 @@ from idempotent_consumer.calls import Handler
 from idempotent_consumer.event import Decoder
 from idempotent_consumer.records import CLAIMED, Record
 from idempotent_consumer.records import decode as decode_record
-from idempotent_consumer.testing.broker import (
-    Ack,
-    FakeBroker,
-    Message,
-    Queue,
-    Session,
-)
+from idempotent_consumer.testing.broker import FakeBroker, Message, Queue
 from idempotent_consumer.testing.etcd import FakeEtcd, Store
 from idempotent_consumer.testing.loop import Agenda
 from idempotent_consumer.testing.process import SETTINGS, Process
@@ -51,12 +45,13 @@ class Order(Process):
         self.claimed = handlers if isinstance(handlers, Claimed) else Claimed()
         if isinstance(handlers, Pure | Claimed):
             handlers = handlers.handler
-        # It gets none of the events that it publishes itself: those go to another queue.
+        # The events that it publishes go to another queue, and do not come back.
         service = Service("order", noun="orders", bindings=["none"], decode=decode)
         service.handlers = (
             {"new_order": handlers} if isinstance(handlers, Handler) else dict(handlers)
         )
         broker = FakeBroker(world.agenda)
+        self.acks = broker.acks
         broker.queues["others"] = Queue("others", {})
         broker.exchanges[names.EXCHANGE] = [("#", "others")]
         super().__init__(
@@ -73,32 +68,26 @@ class Order(Process):
 
     # What the test does.
 
-    def confirm(self, number: int | None = None, *, multiple: bool = False) -> None:
-        """Confirm what the broker has not confirmed yet, and let all follow that needs no time.
-
-        It is all there is, one by one, or the message with this number on its channel.
-        """
+    def confirm(self, number: int | None = None) -> None:
+        """Confirm the message with this number on its channel, or all that are unconfirmed."""
         for session in self.broker.sessions:
-            for each in [number] if number else list(session.unconfirmed):
-                if each in session.unconfirmed:
-                    session.confirm(each, multiple)
+            for each in list(session.unconfirmed):
+                if number in (each, None):
+                    session.confirm(each)
         self.run_until_idle()
 
     def lose_channel(self) -> None:
-        """Reset the connection that consumes: what is unacked is requeued."""
-        self.broker.lose(self._consuming.connection)
+        """Reset the consuming connection: unacked deliveries are requeued."""
+        (consuming,) = (each.connection for each in self.broker.sessions if each.consuming)
+        self.broker.lose(consuming)
         self.run_until_idle()
 
     def reconnect(self) -> None:
-        """Lose the channel, and let it be redelivered what is requeued."""
+        """Lose the channel, and wait until the requeued deliveries have come again."""
         self.lose_channel()
         self.advance(RECONNECTED_S)
 
-    # What it shows.
-
-    @property
-    def acks(self) -> list[Ack]:
-        return self.broker.acks
+    # What the test looks at.
 
     @property
     def acked(self) -> list[bytes]:
@@ -106,12 +95,12 @@ class Order(Process):
 
     @property
     def in_hand(self) -> int:
-        """How many deliveries are unacked, as the process sees it."""
+        """How many deliveries the process has not settled."""
         return self.running.intake.in_hand
 
     @property
     def forwarded(self) -> list[Message]:
-        """What it has sent on to queues, in order."""
+        """The messages that it published to queues, in order: retries and dead letters."""
         return [message for message in self.broker.published if not message.exchange]
 
     @property
@@ -126,12 +115,12 @@ class Order(Process):
         return decode_record(self.store.get(f"/service/order/{event_id}").value)
 
     def states(self) -> list[str]:
-        """Return each state that records have been put in, in order."""
+        """Return the state of each record that was put, in order."""
         puts = self.store.puts("/service/order/")
         return [decode_record(change.value or b"").state for change in puts]
 
     def claims(self) -> int:
-        """Return how many records are claimed now."""
+        """Return how many records are claimed."""
         keys = self.store.keys("/service/order/")
         return sum(decode_record(self.store.get(key).value).state == CLAIMED for key in keys)
 
@@ -139,15 +128,11 @@ class Order(Process):
         """Return the log lines whose event contains this."""
         return [line for line in self.lines.entries if part in line["event"]]
 
-    @property
-    def _consuming(self) -> Session:
-        return next(session for session in self.broker.sessions if session.consuming)
-
 
 class World:
-    """An etcd's data, a clock, and processes. Time passes for all of them.
+    """An etcd's data, a clock, and processes, which share both.
 
-    At its end, whatever the test has done, each delivery is counted once.
+    At its end, whatever the test has done, each delivery has to be counted once.
     """
 
     def __init__(self) -> None:
@@ -162,17 +147,17 @@ class World:
         self.close()
 
     def start(self, handlers: Handlers | None = None, **options: Any) -> Order:
-        """Start a process, and let it connect; without handlers it has a pure one."""
+        """Start a process, by default with a pure handler, and let it connect."""
         return Order(self, Pure() if handlers is None else handlers, **options)
 
     def skip(self, seconds: float) -> None:
-        """Let time pass in which no process runs; then what was due meanwhile happens."""
+        """Let time pass in which no process runs. What was due meanwhile happens then."""
         for process in self.processes:
             process.freeze(seconds)
         self.agenda.run(self.agenda.now_s + seconds)
 
     def suspend(self, seconds: float) -> None:
-        """Let time pass for etcd alone: the machine is suspended, and its loops' clock stands."""
+        """Let time pass for etcd alone: the machine is suspended, and its loops' clocks stop."""
         self._suspended_s += seconds
 
     def elapsed_s(self) -> float:
@@ -180,7 +165,7 @@ class World:
         return self.agenda.time() + self._suspended_s
 
     def close(self) -> None:
-        """Hold that each delivery has been counted once, and end all processes."""
+        """End all processes. Raises AssertionError unless each delivery was counted once."""
         alive = [process for process in self.processes if process.alive]
         miscounted = [process.miscounted() for process in alive]
         for process in alive:
