@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 import termios
 import threading
 
@@ -11,7 +13,7 @@ from rich.console import Console
 from demo.fake_stage import FakeStage, played
 from demo.panel import panel
 from demo.play import Play
-from demo.screen import Outlet, Screen, open_screen, wait_for_enter
+from demo.screen import Screen, open_screen, wait_for_enter
 from demo.watch import Watch
 from servers.wait import eventually
 
@@ -118,14 +120,18 @@ def test_a_tiny_terminal_is_no_error(width: int, height: int) -> None:
 
 
 def test_a_reader_that_has_gone_ends_nothing() -> None:
-    """What the demo has started is still to be taken down."""
+    """What the demo has started must still be taken down."""
+    program = (
+        "from demo.screen import Screen; screen = Screen()\n"
+        "for _ in range(3): screen.say('nobody reads this')\n"
+        "print(len(screen.story), file=__import__('sys').stderr)"
+    )
     read, write = os.pipe()
     os.close(read)
-    with os.fdopen(write, "w") as stream:
-        outlet = Outlet(stream)
-        for _ in range(2):
-            outlet.write("nobody reads this")
-            outlet.flush()
+    with os.fdopen(write, "w") as stdout:
+        command = [sys.executable, "-c", program]
+        ended = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, check=True)
+    assert ended.stderr == b"3\n"
 
 
 def test_each_command_is_done_once_it_has_been_held(capsys: pytest.CaptureFixture[str]) -> None:
