@@ -1,9 +1,8 @@
-"""Play the demo: 0 when every check has passed, 1 when one has failed, 2 when it cannot run."""
+"""Play the demo. Exit code 0: every check passed, 1: one failed, 2: the demo cannot run."""
 
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 
 from demo.acts import Act, chosen
@@ -25,7 +24,6 @@ _LOG_LINES = 15
 def main() -> int:
     """Choose the stage, play, and return the exit code: 0 or 1."""
     parser = argparse.ArgumentParser(prog="demo", description=__doc__)
-    parser.add_argument("--keep", action="store_true", help="leave the compose stack running")
     parser.add_argument("--act", default="", metavar="N", help="play this act alone: 1 to 5")
     parser.add_argument("--step", action="store_true", help="wait for Enter before each command")
     options = parser.parse_args()
@@ -33,22 +31,14 @@ def main() -> int:
         parser.error("--step waits for Enter, and standard input is no terminal")
     screen = open_screen()
     acts = chosen(options.act)
-    with _stage(screen, keep=options.keep) as stage:
+    with compose_stage(screen) if docker_available() else local_stage(screen) as stage:
         code, report = _play(stage, screen, acts, step=options.step)
     screen.say(report)
     return code
 
 
-def _stage(screen: Screen, *, keep: bool) -> AbstractContextManager[Stage]:
-    if docker_available():
-        return compose_stage(screen, keep=keep)
-    if keep:
-        raise CannotPlayError("--keep needs Docker, which does not answer")
-    return local_stage(screen)
-
-
 def _play(stage: Stage, screen: Screen, acts: Sequence[Act], *, step: bool) -> tuple[int, str]:
-    """Play the acts; return the exit code, and the sentence that says where the report is."""
+    """Play the acts. Return the exit code, and a sentence that says where the report is."""
     play = Play(stage, screen, wait_for_enter) if step else Play(stage, screen)
     if step:
         screen.say("Enter does each command once it is shown.")
@@ -68,7 +58,7 @@ def _play(stage: Stage, screen: Screen, acts: Sequence[Act], *, step: bool) -> t
 
 
 def _first_failure(play: Play, watching: Watch, acts: Sequence[Act]) -> str:
-    """Play until a check fails, and return the service to look at; "" if none does."""
+    """Play until a check fails. Return the service whose log may say why, "" if none failed."""
     try:
         for act in acts:
             act(play)

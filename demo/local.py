@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from chaos.crash_points import VARIABLE as CRASH_POINT
 from demo.broker import Broker
-from demo.interrupt import interrupt_no_more
+from demo.interrupt import ignore_interrupts
 from demo.screen import Screen
 from demo.stage import SERVICES, Stage
 from demo.steps import CannotPlayError, Step, StepFailedError
@@ -24,7 +24,7 @@ from servers.wait import eventually
 
 
 class LocalStage(Stage):
-    """Runs each start of a service as a new process; a listener takes Graphite's place."""
+    """Starts a new process whenever a service starts. A statsd listener replaces Graphite."""
 
     place = "Processes of this machine; a statsd listener counts in Graphite's place."
 
@@ -34,13 +34,18 @@ class LocalStage(Stage):
         self._statsd, self._directory, self._processes = statsd, directory, processes
         self._always = {**servers.settings(), **statsd.settings(), "LOG_FORMAT": "console"}
         self._running: dict[str, list[Child]] = {}
-        self._receiver = ["demo/receiver.py", "127.0.0.1", str(free_port())]
+        self._receiver = Child(
+            [sys.executable, "demo/receiver.py", "127.0.0.1", str(free_port())],
+            env=environment(),
+            cwd=REPOSITORY,
+            log=directory / "receiver.log",
+        )
         management_port = urlsplit(servers.rabbitmq.management_url).port or 0
         broker = Broker("127.0.0.1", servers.rabbitmq.amqp_port, management_port)
         super().__init__(broker, servers.etcd.endpoint, statsd)
 
     def run_services(self, *, enable_etcd: bool, calls: bool, replicas: int) -> Step:
-        url = f"http://{':'.join(self._receiver[1:])}" if calls else ""
+        url = f"http://{':'.join(self._receiver.command[-2:])}" if calls else ""
         self._set(enable_etcd=enable_etcd, receiver_url=url, replicas=replicas)
         return self._restarted(SERVICES, *["receiver"] * calls, *SERVICES)
 
@@ -60,7 +65,7 @@ class LocalStage(Stage):
         return self._restarted(SERVICES, *SERVICES)
 
     def wait_counted(self, counters: Sequence[str]) -> None:
-        """Send a counter of our own after theirs: one socket's packets come out in order."""
+        """Send a counter of our own after theirs: a socket delivers its packets in order."""
         marker = f"demo_{secrets.token_hex(4)}"
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.sendto(f"{marker}:1|c".encode(), ("127.0.0.1", self._statsd.port))
@@ -103,18 +108,16 @@ class LocalStage(Stage):
 
     def _run(self, service: str, point: str) -> Child:
         if service == "receiver":
-            command, log = [sys.executable, *self._receiver], self._directory / "receiver.log"
-            receiver = Child(command, env=environment(), cwd=REPOSITORY, log=log)
-            receiver.start()
-            self._processes.callback(receiver.kill)
-            return receiver
+            self._receiver.start()
+            self._processes.callback(self._receiver.kill)
+            return self._receiver
         settings = {**self._always, **self._settings, CRASH_POINT: point}
         command = [sys.executable, "-m", *_module(service, point).split()]
         running = run_service(service, settings, log_directory=self._directory, command=command)
         return self._processes.enter_context(running)
 
     def _restarted(self, ended: Sequence[str], *services: str, point: str = "") -> Step:
-        """Return a step that ends services where they run, and starts these."""
+        """Return a step that stops the services of `ended` that run, and starts `services`."""
 
         def restart() -> None:
             self._stop(*(service for service in ended if service in self._running))
@@ -125,7 +128,7 @@ class LocalStage(Stage):
 
     def _start_command(self, service: str, point: str) -> str:
         if service == "receiver":
-            return f"python {' '.join(self._receiver)} &"
+            return f"python {' '.join(self._receiver.command[1:])} &"
         settings = self._typed_settings() + f'{CRASH_POINT}="{point}" ' * bool(point)
         command = f"(cd {service} && {settings}python -m {_module(service, point)}) &"
         each = " ".join(str(number + 1) for number in range(self._replicas))
@@ -143,7 +146,7 @@ def _module(service: str, point: str) -> str:
 
 @contextmanager
 def local_stage(screen: Screen) -> Iterator[LocalStage]:
-    """Start the servers, and leave nothing behind. Raises CannotPlayError."""
+    """Start the servers, and stop everything at the end. Raises CannotPlayError."""
     screen.say(
         "Docker does not answer. So RabbitMQ and etcd run as processes of this machine, and a "
         "statsd listener counts in Graphite's place. Starting them ..."
@@ -154,7 +157,7 @@ def local_stage(screen: Screen) -> Iterator[LocalStage]:
             servers = stack.enter_context(start_servers(kind="local"))
             statsd = stack.enter_context(listen_statsd())
             processes = stack.enter_context(ExitStack())
-            stack.callback(interrupt_no_more)
+            stack.callback(ignore_interrupts)
             yield LocalStage(servers, statsd, Path(directory), processes)
     except ServersUnavailableError as error:
         raise CannotPlayError(str(error)) from error

@@ -218,7 +218,7 @@ async def test_a_reset_begins_when_the_command_of_the_act_has_ended(act: str, he
     ("docker", "said"),
     [
         ("", r"\[Errno 8\] Exec format error: 'docker'"),
-        ("#!/bin/sh", r"in use: port \d+ \(PORT_PLAY\)\. Stop what uses it, or choose .*"),
+        ("#!/bin/sh", r"ports in use: \d+ \(PORT_PLAY\)\. Stop what .*: PORT_PLAY=\d+ make play"),
         ('#!/bin/sh\ncase "$*" in *--scale*) exit 1; esac', "docker compose failed: .*"),
     ],
     ids=["docker-is-broken", "port-is-taken", "up-fails"],

@@ -18,7 +18,6 @@ from demo.interrupt import run_program
 from demo.page.controls import Controls
 from demo.page.sources import Sources
 from demo.screen import Screen
-from servers.servers import REPOSITORY
 
 PROJECT = Project("reliable-play", "play", (*FILES, RECEIVER, "demo/page/page.yaml"), "json")
 _HOST = "127.0.0.1"
@@ -94,8 +93,7 @@ class Page:
 def main() -> int:
     """Return the exit code: 0, for Ctrl-C is how it ends."""
     ports, screen = Ports.read(PORT_PLAY="8090"), Screen()
-    stack = compose_servers(REPOSITORY, ports, screen, keep=False, project=PROJECT)
-    with stack as compose, suppress(KeyboardInterrupt):
+    with compose_servers(ports, screen, PROJECT) as compose, suppress(KeyboardInterrupt):
         asyncio.run(_serve(compose, ports, screen))
     return 0
 

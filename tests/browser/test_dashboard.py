@@ -81,7 +81,7 @@ class Stack:
     def __init__(self) -> None:
         ports = Ports.read().elsewhere()
         settings = {**ports.settings(), "PUBLISH_ADDRESS": "127.0.0.1", "ENABLE_ETCD": "true"}
-        self.compose = Compose(REPOSITORY, f"browser-{secrets.token_hex(3)}", settings)
+        self.compose = Compose(f"browser-{secrets.token_hex(3)}", settings)
         numbers = ports.numbers
         self.graphite = f"http://127.0.0.1:{numbers['PORT_GRAPHITE']}"
         self._counters = GraphiteCounters(self.graphite, time.time())

@@ -57,7 +57,7 @@ class Play:
 
     def __init__(self, chromium: Chromium, ports: Ports) -> None:
         self.chromium, self.url = chromium, f"http://127.0.0.1:{ports.numbers['PORT_PLAY']}"
-        self.compose = Compose(REPOSITORY, PROJECT.name, ports.settings(), PROJECT.files)
+        self.compose = Compose(PROJECT.name, ports.settings(), PROJECT.files)
         self.etcd, self._broker = EtcdClient(ports.etcd(), timeout_s=5), ports.broker()
 
     def open(self, size: tuple[int, int], *, scheme: str = "light") -> None:

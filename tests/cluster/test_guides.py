@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -171,7 +170,7 @@ class ClusterCompose(Compose):
 
     def __init__(self, project: str, ports: Ports) -> None:
         settings = {"LOG_FORMAT": "console", **ports.settings()}
-        super().__init__(REPOSITORY, project, settings, FILES)
+        super().__init__(project, settings, FILES)
 
     def run(self, *arguments: str, **options: Any) -> str:
         """Run one command; `up` brings all replicas, `exec` runs in each of them."""
@@ -192,10 +191,9 @@ def ports() -> Ports:
 def stage(ports: Ports) -> Iterator[ComposeStage]:
     compose = ClusterCompose(f"cluster-acts-{secrets.token_hex(3)}", ports)
     try:
-        since = time.time()
         compose.run("build", *SERVICES)
         compose.run("up", "--detach", "--wait", *SERVERS, "graphite-statsd", timeout_s=240)
-        yield ComposeStage(compose, ports, since, keep=False)
+        yield ComposeStage(compose, ports)
     finally:
         compose.down()
 
