@@ -1,4 +1,4 @@
-"""The five acts. Each can be played alone: it first has both services run as it needs them."""
+"""The five acts. Each can be played alone: it first starts both services as it needs them."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,16 +10,16 @@ Act = Callable[[Play], None]
 
 _TIMES = 3
 _CALLS = 30
-"""More than the failures in a row that open the circuit breaker."""
+"""More than the consecutive failures that open the circuit breaker."""
 
 _CRASH_POINT = "reply read:1"
-"""etcd has answered that the first batch is recorded, and nothing has been acked."""
+"""etcd has answered that the first batch is recorded, and nothing is acked yet."""
 
 _REPLICAS = 3
 
 
 def chosen(number: str) -> Sequence[Act]:
-    """Return the act of that number, all of them for none; raises CannotPlayError."""
+    """Return the act with this number, or all acts for "". Raises CannotPlayError."""
     if not number:
         return list(ACTS.values())
     if number not in ACTS:
@@ -159,4 +159,4 @@ ACTS: dict[str, Act] = {
     "4": the_receiver_is_down,
     "5": killed_then_three,
 }
-"""The acts by their number, as ACT= names them."""
+"""The acts by the number that ACT= takes."""

@@ -1,4 +1,4 @@
-"""The panel below the story: where the play is, and what the services and queues hold."""
+"""The panel below the story: the current act, and what the services and queues hold."""
 
 import time
 
@@ -22,7 +22,7 @@ _NEW_WITHIN_S = 2.0
 
 
 def panel(play: Play, watch: Watch) -> Panel:
-    """Draw the newest sample; eight lines that fit into 80 columns."""
+    """Draw the newest sample in eight lines of up to 80 columns."""
     story, samples = list(play.screen.story), list(watch.samples)
     headings = [entry for entry in story if entry.kind == "heading"]
     title = headings[-1].text if headings else "The demo"
@@ -50,7 +50,7 @@ def _table(play: Play, samples: list[Sample]) -> Table:
 
 def _facts(play: Play, story: list[Entry], samples: list[Sample]) -> Table:
     facts = Table.grid(padding=(0, 1))
-    # Rich shrinks what may wrap before what may not: the texts, not their names.
+    # Rich first shrinks a column that may wrap: the texts, not their names.
     facts.add_column(style="dim", width=7, no_wrap=True)
     facts.add_column()
     why, text = "skipped", play.skipping(_skipped(samples))
@@ -81,7 +81,7 @@ def _row(service: str, state: str, samples: list[Sample]) -> list[Text]:
 
 
 def _number(kind: str, recent: list[int | None]) -> Text:
-    """Draw a number as it is and as dots, the more brightly if it has just changed."""
+    """Draw a number in digits and as dots; the digits are reversed if it has just changed."""
     if not recent or (now := recent[-1]) is None:
         return Text("-", style="dim")
     dot, colour = _DOTS[kind]

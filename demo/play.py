@@ -1,4 +1,4 @@
-"""How an act is played: do a step and show it, then check what the counters say."""
+"""How an act is played: show a step and do it, then check the counters."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ COUNTERS = {
     "notifications_processed": "notify",
     "notifications_processed_skipped": "notify",
 }
-"""The counters that the acts watch, and the services they belong to."""
+"""The counters that the acts check, and the service of each."""
 
 BREAKERS = {"notify": "notifications_breaker_open"}
-"""The gauges of open circuit breakers, by the services that make calls."""
+"""By service: the gauge of its open circuit breakers."""
 
 _WITHIN_S = 20.0
 _PROBED_WITHIN_S = 60.0
-"""An open circuit breaker tries a call at least twice in that time."""
+"""Within this time, an open circuit breaker tries a call at least twice."""
 
 
 class CheckFailedError(Exception):
-    """A check has failed, and its cross has been shown; `service` is the one to look at."""
+    """A check has failed and was shown as failed. The log of `service` may say why."""
 
     def __init__(self, service: str) -> None:
         super().__init__(service)
@@ -35,7 +35,7 @@ class CheckFailedError(Exception):
 
 @dataclass(frozen=True)
 class Change:
-    """What is expected of a counter; with `by` 0 it must stay as it is."""
+    """The change that is expected of a counter; `by` 0 means that it must not change."""
 
     text: str
     counter: str
@@ -45,8 +45,8 @@ class Change:
 class Play:
     """A stage, a screen, and the counters as of the last check.
 
-    Nobody else publishes, so each counter is known exactly at every moment. ``hold`` is called
-    between showing a command and doing it.
+    Nobody else publishes, so the value of each counter is always known exactly. ``hold`` is called
+    after a command is shown and before it is done.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Play:
         step.run()
 
     def run_services(self, *, enable_etcd: bool, calls: bool = False, replicas: int = 1) -> None:
-        """Have both services run so: nothing is done where they do already."""
+        """Run both services with these settings, unless they already do."""
         settings = {"enable_etcd": enable_etcd, "calls": calls, "replicas": replicas}
         if settings == self._settings:
             return
@@ -77,21 +77,17 @@ class Play:
             self._expect_zeros()
 
     def publish(self, *event_ids: str, text: str = "") -> None:
-        """Publish; once the command has been shown, `text` says what differs from it."""
-        steps = [self.stage.broker.publish(event_id) for event_id in event_ids]
+        """Publish events. The command is shown once; later, `text` says what is different."""
+        step, count = self.stage.broker.publish(*event_ids), len(event_ids)
+        typed = step.typed + (f"   # {count} times" if count > 1 else "")
         if self._event_id:
             typed = f"curl ...   ({text})"
-        else:
-            typed = steps[0].typed + (f"   # {len(steps)} times" if len(steps) > 1 else "")
-        self._repeats = len({*event_ids, self._event_id}) <= len(event_ids)
+        self._repeats = len({*event_ids, self._event_id}) <= count
         self._event_id = event_ids[-1]
-        self.screen.typed(typed)
-        self._hold()
-        for step in steps:
-            step.run()
+        self.do(Step(typed, step.run))
 
     def skipping(self, skipped: int) -> str:
-        """Say what is skipped and why, given how much has been; or why nothing is."""
+        """Say what is skipped and why, or why nothing is, given the number of skipped events."""
         if not self._settings.get("enable_etcd"):
             return "nothing: without etcd nobody remembers what is processed"
         if not skipped or not self._repeats:
@@ -107,7 +103,7 @@ class Play:
         self._check(passed, f"{consumers} replicas of {service} consume from one queue", service)
 
     def expect_breaker(self, text: str, *, is_open: bool) -> None:
-        """Wait until notify's circuit breaker is open, or closed."""
+        """Check that notify's circuit breaker opens, or closes."""
         gauge = BREAKERS["notify"]
         passed = self._comes_true(
             lambda: bool(self.stage.counters.gauge(gauge)) == is_open, within_s=_PROBED_WITHIN_S
@@ -115,13 +111,13 @@ class Play:
         self._check(passed, text, "notify")
 
     def expect_called(self, event_ids: Sequence[str]) -> None:
-        """Check that the receiver has accepted one call for each of these events, and no more."""
+        """Check that the receiver has accepted exactly one call for each of these events."""
         called = sorted(event_ids)
         passed = self._comes_true(lambda: sorted(self.stage.log("receiver").split()) == called)
         self._check(passed, f"the receiver was called once for each of {len(called)}", "notify")
 
     def expect_killed(self, service: str) -> None:
-        """Check that a service has killed itself: what it has in flight comes again."""
+        """Check that a service has killed itself. What it had in flight is delivered again."""
         stage = self.stage
         passed = self._comes_true(lambda: stage.ended(service) and PROOF in stage.log(service))
         if passed:
@@ -129,7 +125,7 @@ class Play:
         self._check(passed, f"{service} is gone: it has killed itself", service)
 
     def expect_orders(self, event_ids: Sequence[str], text: str) -> None:
-        """Check that etcd has an order for each of these events, written once."""
+        """Check that etcd has the order of each of these events, and that it was written once."""
         versions, writers = self.stage.orders(event_ids)
         once = versions.count(1)
         seen = f"{once} of {len(event_ids)} in etcd with version 1, recorded by {writers} process"
@@ -142,14 +138,14 @@ class Play:
             reached = self._counts[change.counter] + change.by
             self._comes_true(lambda name, n: counters.count(name) >= n, change.counter, reached)
         if any(change.by == 0 for change in changes):
-            # That a counter stays is only known once all there was to count has been counted.
+            # Whether a counter stays is known only when everything has been counted.
             self.stage.wait_counted([change.counter for change in changes])
         failed = [COUNTERS[change.counter] for change in changes if not self._matches(change)]
         if failed:
             raise CheckFailedError(failed[0])
 
     def _expect_zeros(self) -> None:
-        """Check that every counter shows up by itself, as 0."""
+        """Check that every counter is there before the first event, as 0."""
         counters = self.stage.counters
         for counter, service in COUNTERS.items():
             shown = self._comes_true(lambda n: counters.seen(n) and not counters.count(n), counter)

@@ -1,4 +1,4 @@
-"""Look at the stage twice a second, beside the play: the counters and the queues."""
+"""Sample the counters and the queues of the stage twice a second during the play."""
 
 import threading
 import time
@@ -15,25 +15,25 @@ _LAST_WITHIN_S = 2.0
 
 @dataclass(frozen=True)
 class Sample:
-    """What was read at one time (Unix time in seconds); None is what could not be read."""
+    """What was read at one time (Unix time in seconds). None: it could not be read."""
 
     at: float
     counts: Mapping[str, int | None]
     """By counter."""
     waiting: Mapping[str, int | None]
-    """By queue, which is named as its service: the messages that no consumer has."""
+    """By service: the ready messages of its queue."""
     breakers: Mapping[str, int | None]
     """By service: how many of its circuit breakers are open."""
 
 
 class Watch:
-    """The samples so far, oldest first: a thread takes them while the block runs, and one last."""
+    """The samples, oldest first. A thread takes them while the block runs, and one at its end."""
 
     def __init__(self, stage: Stage) -> None:
         self.samples: list[Sample] = []
         self._stage = stage
         self._ended, self._looking = threading.Event(), threading.Lock()
-        # A daemon: a server that answers no more holds it for some seconds, but not the demo.
+        # A daemon: a server that does not answer delays it for seconds, which the demo must not.
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def __enter__(self) -> Self:
@@ -45,8 +45,8 @@ class Watch:
         self._thread.join(_LAST_WITHIN_S)
 
     def look(self) -> None:
-        """Take a sample now: what an act has changed is to be seen before the next begins."""
-        # One at a time: of two, the one that read later might else come first.
+        """Take a sample now, so that the end of an act is seen before the next begins."""
+        # One at a time: otherwise the samples could get out of order.
         with self._looking:
             broker, counters = self._stage.broker, self._stage.counters
             counts = {counter: _read(counters.count, counter) for counter in COUNTERS}
