@@ -72,7 +72,7 @@ class Page:
         return web.Response(status=204)
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        """Send everything that the page draws whenever it has changed. No other site can read it."""
+        """Send all that the page draws whenever it has changed. No other site can read it."""
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
         stream = web.StreamResponse(headers=headers)
         if self._streams.locked():
