@@ -11,7 +11,7 @@ from demo.interrupt import run_program
 from demo.local import local_stage
 from demo.panel import panel
 from demo.play import CheckFailedError, Play
-from demo.report import run_of, write_report
+from demo.report import write_report
 from demo.screen import Screen, open_screen, wait_for_enter
 from demo.stage import Stage
 from demo.steps import CannotPlayError, StepFailedError
@@ -47,7 +47,7 @@ def _play(stage: Stage, screen: Screen, acts: Sequence[Act], *, step: bool) -> t
     if failed:
         lines = stage.log(failed).rstrip().splitlines()[-_LOG_LINES:]
         screen.log(f"The last lines of {failed}'s log:", "\n".join(lines or ["(nothing)"]))
-    report = write_report(run_of(play, watching))
+    report = write_report(play, watching)
     screen.say("")
     if failed:
         screen.check(False, f"a check failed, after {play.passed} that passed")

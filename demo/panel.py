@@ -8,7 +8,6 @@ from rich.table import Table
 from rich.text import Text
 
 from demo.play import COUNTERS, Play
-from demo.screen import Entry
 from demo.stage import SERVICES
 from demo.watch import Sample, Watch
 
@@ -28,27 +27,14 @@ def panel(play: Play, watch: Watch) -> Panel:
     title = headings[-1].text if headings else "The demo"
     elapsed_s = int(time.time() - headings[0].at) if headings else 0
     progress = f"checks passed: {play.passed}   {elapsed_s // 60}:{elapsed_s % 60:02}"
-    return Panel(
-        Group(_table(play, samples), "", _facts(play, story, samples)),
-        title=Text(f" {title} ", style="bold"),
-        title_align="left",
-        subtitle=Text(f" {progress} ", style="dim"),
-        subtitle_align="right",
-        border_style="blue",
-    )
 
-
-def _table(play: Play, samples: list[Sample]) -> Table:
     table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
     for header, width in (("", 7), ("state", 12), ("processed", 14), ("skipped", 14)):
         table.add_column(header, width=width, no_wrap=True)
     table.add_column("waiting in queue", no_wrap=True)
     for service in SERVICES:
         table.add_row(*_row(service, play.stage.states[service], samples))
-    return table
 
-
-def _facts(play: Play, story: list[Entry], samples: list[Sample]) -> Table:
     facts = Table.grid(padding=(0, 1))
     # Rich first shrinks a column that may wrap: the texts, not their names.
     facts.add_column(style="dim", width=7, no_wrap=True)
@@ -56,11 +42,19 @@ def _facts(play: Play, story: list[Entry], samples: list[Sample]) -> Table:
     why, text = "skipped", play.skipping(_skipped(samples))
     if samples and any(samples[-1].breakers.values()):
         why, text = "held", _HELD
-    facts.add_row(why, Text(text, no_wrap=True, overflow="ellipsis"))
     typed = next((entry.text for entry in reversed(story) if entry.kind == "typed"), "")
     command = typed.partition("\n")[0].rstrip(" \\")
-    facts.add_row("command", Text(command, no_wrap=True, overflow="ellipsis"))
-    return facts
+    for name, fact in ((why, text), ("command", command)):
+        facts.add_row(name, Text(fact, no_wrap=True, overflow="ellipsis"))
+
+    return Panel(
+        Group(table, "", facts),
+        title=Text(f" {title} ", style="bold"),
+        title_align="left",
+        subtitle=Text(f" {progress} ", style="dim"),
+        subtitle_align="right",
+        border_style="blue",
+    )
 
 
 def _row(service: str, state: str, samples: list[Sample]) -> list[Text]:

@@ -3,9 +3,10 @@
 On a terminal, the story scrolls by above a panel that stays at the bottom and is kept up to date.
 """
 
+import getpass
+import io
 import os
 import sys
-import termios
 import textwrap
 import time
 from collections.abc import Callable
@@ -122,12 +123,5 @@ def open_screen() -> Screen:
 
 def wait_for_enter() -> None:
     """Read a line from the terminal without an echo, which would break the panel."""
-    terminal = sys.stdin.fileno()
-    before = termios.tcgetattr(terminal)
-    silent = [*before]
-    silent[3] &= ~termios.ECHO
-    termios.tcsetattr(terminal, termios.TCSADRAIN, silent)
-    try:
-        sys.stdin.readline()
-    finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+    with suppress(EOFError):
+        getpass.getpass("", stream=io.StringIO())

@@ -4,12 +4,13 @@ import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from demo.fake_stage import FakeStage, played
 from demo.play import CheckFailedError, Play
-from demo.report import Axes, Run, page, run_of, write_report
+from demo.report import Axes, page, write_report
 from demo.screen import Screen
 from demo.watch import Watch
 
@@ -18,20 +19,16 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def parsed(report: str) -> tuple[ET.Element, str]:
-    """Return the page, which has to be well-formed as XML too, and its text."""
+    """Return the page, which must be well-formed XML, and its text."""
     root = ET.fromstring(report)
     return root, "".join(root.itertext())
 
 
-@pytest.fixture
-def run() -> Run:
-    return run_of(*played())
-
-
-def test_the_report_has_every_check_command_and_reason(run: Run) -> None:
-    _, text = parsed(page(run))
+def test_the_report_has_every_check_command_and_reason() -> None:
+    play, watching = played()
+    _, text = parsed(page(play, watching))
     assert "All 42 checks passed" in text
-    told = [part for entry in run.story for part in (entry.text, entry.more)]
+    told = [part for entry in play.screen.story for part in (entry.text, entry.more)]
     assert [part for part in told if part not in text] == []
     assert text.count("✓") == 42
 
@@ -41,7 +38,7 @@ def test_a_failed_check_is_in_it_with_the_log() -> None:
     with pytest.raises(CheckFailedError):
         played(play)
     play.screen.log("The last lines:", HOSTILE)
-    _, text = parsed(page(run_of(play, Watch(play.stage))))
+    _, text = parsed(page(play, Watch(play.stage)))
     assert "A check failed, after 1 that passed" in text
     assert "orders_processed 0 -> 2, but should be 1" in text
     assert HOSTILE in text
@@ -57,24 +54,24 @@ def test_hostile_text_stays_text() -> None:
     play.screen.check(True, HOSTILE, HOSTILE)
     play.screen.check(False, HOSTILE)
     play.screen.log(HOSTILE, HOSTILE)
-    root, text = parsed(page(run_of(play, Watch(play.stage))))
+    root, text = parsed(page(play, Watch(play.stage)))
     assert text.count(HOSTILE) == 10
     assert not {"script", "img"} & {element.tag for element in root.iter()}
 
 
-def test_the_report_asks_nobody_for_anything(run: Run) -> None:
-    """It can be sent to a phone and read without a network."""
-    root, _ = parsed(page(run))
-    elements = list(root.iter())
+def test_the_report_asks_nobody_for_anything() -> None:
+    """It can be read without a network."""
+    report = page(*played())
+    elements = list(parsed(report)[0].iter())
     assert not {"script", "link", "img", "iframe", "object"} & {each.tag for each in elements}
     attributes = {name for element in elements for name in element.attrib}
     assert not {"src", "href", "srcset", "style"} & attributes
-    assert not re.search(r"@import|url\(", page(run))
+    assert not re.search(r"@import|url\(", report)
 
 
-def test_its_graphs_say_what_they_show(run: Run) -> None:
+def test_its_graphs_say_what_they_show() -> None:
     counted = {"order": "67 processed and 34 skipped", "notify": "68 processed and 33 skipped"}
-    for svg, service in zip(parsed(page(run))[0].iter(f"{SVG}svg"), counted, strict=True):
+    for svg, service in zip(parsed(page(*played()))[0].iter(f"{SVG}svg"), counted, strict=True):
         assert svg.get("role") == "img"
         title, text = svg.find(f"{SVG}title"), svg.find(f"{SVG}desc")
         assert title is not None
@@ -86,21 +83,21 @@ def test_its_graphs_say_what_they_show(run: Run) -> None:
 
 def test_a_stage_that_answers_no_more_still_has_its_samples() -> None:
     play, watching = played()
-    assert isinstance(play.stage, FakeStage)
-    play.stage.answers = False
+    cast("FakeStage", play.stage).answers = False
     watching.look()
-    report = page(run_of(play, watching))
+    report = page(play, watching)
     assert "67 processed and 34 skipped" in report
     assert "(they did not tell their versions)" in report
 
 
-def test_an_open_circuit_breaker_is_shaded_where_there_was_one(run: Run) -> None:
-    for is_open in (0, 1):
-        sample = replace(run.samples[-1], breakers={"notify": is_open})
-        root, text = parsed(page(replace(run, samples=[sample])))
-        assert text.count("circuit breaker open: events are held") == is_open
-        shaded = [svg.findall(f"{SVG}path[@class='open area']") for svg in root.iter(f"{SVG}svg")]
-        assert [len(areas) for areas in shaded] == [0, is_open]
+@pytest.mark.parametrize("is_open", [0, 1])
+def test_an_open_circuit_breaker_is_shaded_where_there_was_one(is_open: int) -> None:
+    play, watching = played(acts="1")
+    watching.samples[:] = [replace(watching.samples[-1], breakers={"notify": is_open})]
+    root, text = parsed(page(play, watching))
+    assert text.count("circuit breaker open: events are held") == is_open
+    shaded = [svg.findall(f"{SVG}path[@class='open area']") for svg in root.iter(f"{SVG}svg")]
+    assert [len(areas) for areas in shaded] == [0, is_open]
 
 
 def test_a_line_is_drawn_from_its_zero_to_the_end_in_steps() -> None:
@@ -116,8 +113,10 @@ def test_an_act_without_room_for_its_name_has_its_number() -> None:
     assert [name for name, _, _ in axes.bands()] == ["1", "Act 2"]
 
 
-def test_where_it_is_or_why_it_is_not_is_one_line(run: Run, tmp_path: Path) -> None:
-    path = tmp_path / "demo-report.html"
-    assert write_report(run, path) == f"Report: {path}"
-    assert path.read_text(encoding="utf-8") == page(run)
-    assert write_report(run, tmp_path / "absent" / "x").startswith("The report cannot be written: ")
+def test_where_it_is_or_why_it_is_not_is_one_line(tmp_path: Path) -> None:
+    path, run = tmp_path / "demo-report.html", played(acts="1")
+    assert write_report(*run, path) == f"Report: {path}"
+    assert "All 3 checks passed" in path.read_text(encoding="utf-8")
+    assert write_report(*run, tmp_path / "absent" / "x").startswith(
+        "The report cannot be written: "
+    )

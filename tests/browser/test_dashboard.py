@@ -44,16 +44,12 @@ GRAPHITES_OWN = ("/favicon.ico", "//fonts.googleapis.com/")
 
 # One graph of the four counters over the whole run, for the README.
 APPEARANCE = {
+    **DEFINITION["defaultGraphParams"],
     "title": "Events counted since the start",
     "width": 1600,
     "height": 620,
     "margin": 20,
-    "lineMode": "staircase",
     "fontSize": 20,
-    "bgcolor": "ffffff",
-    "fgcolor": "333333",
-    "majorGridLineColor": "dddddd",
-    "minorGridLineColor": "f2f2f2",
 }
 # In the order of drawing: where two lines coincide, the thin one lies on the thick one.
 LINES = (
