@@ -155,20 +155,19 @@ class Compose:
         command = [*self._command, *arguments]
         return run(command, self._environment, timeout_s=timeout_s, show_progress=show_progress)
 
-    def up(self, *flags: str, **replicas: int) -> None:
-        """Run this many replicas of each service, with the settings; raises CannotPlayError."""
-        self._thaw(self._of(replicas))
-        self.run(*_up(replicas), *flags, timeout_s=_UP_WITHIN_S)
+    def up(self, replicas: Mapping[str, int], *flags: str, point: str = "") -> None:
+        """Run this many replicas of each service with the settings; raises CannotPlayError.
 
-    def crash_at(self, point: str, service: str) -> None:
-        """Run one replica of a service that kills itself with SIGKILL at a crash point.
-
-        `point` is one of `chaos.crash_points` with a number, such as "reply read:1". The service
-        then stays down. When its container is started again, it runs without the crash point.
+        With `point`, one of `chaos.crash_points` such as "reply read:1", they kill themselves there
+        and stay down. A container that is started again runs without it.
         """
+        self._thaw(self._of(replicas))
+        files = ["-f", str(REPOSITORY / CRASH)] if point else []
+        scale = [f"--scale={service}={number}" for service, number in replicas.items()]
+        # The images are built and the servers run already.
+        up = ["up", "--detach", "--no-deps", "--no-build", *scale, *flags, *replicas]
         environment = {**self._environment, "CRASH_POINT": point}
-        self._thaw(self._of([service]))
-        run([*self._command, "-f", str(REPOSITORY / CRASH), *_up({service: 1})], environment)
+        run([*self._command, *files, *up], environment, timeout_s=_UP_WITHIN_S)
 
     def docker(self, verb: str, name: str, *arguments: str) -> None:
         """Run a command of docker on a container, such as order-1; raises CannotPlayError."""
@@ -185,7 +184,7 @@ class Compose:
         """Run a server again without its data; raises CannotPlayError."""
         self.remove(service)
         run(["docker", "volume", "rm", f"{self._project}_{service}-data"], self._environment)
-        self.up(**{service: 1})
+        self.up({service: 1})
 
     def _thaw(self, names: Iterable[str]) -> None:
         with suppress(CommandFailedError):  # It fails for containers that run.
@@ -224,12 +223,6 @@ class Compose:
         if self.containers():
             # An interrupted command was still creating one.
             self.run(*arguments, timeout_s=_DOWN_WITHIN_S)
-
-
-def _up(replicas: Mapping[str, int]) -> list[str]:
-    # The images are built and the servers run already.
-    scale = [f"--scale={service}={number}" for service, number in replicas.items()]
-    return ["up", "--detach", "--no-deps", "--no-build", *scale, *replicas]
 
 
 @contextmanager
@@ -302,7 +295,7 @@ class ComposeStage(Stage):
     def crash_at(self, point: str, service: str) -> Step:
         more = f'COMPOSE_FILE=$COMPOSE_FILE:{CRASH} CRASH_POINT="{point}" '
         typed = f"{self._typed_settings()}{more}docker compose up -d {service}"
-        crash = partial(self._compose.crash_at, point, service)
+        crash = partial(self._compose.up, {service: 1}, point=point)
         return Step(typed, partial(self._bring_up, [service], crash))
 
     def ended(self, service: str) -> bool:

@@ -136,13 +136,13 @@ class Controls:
             service = self._service(name)
             replicas = self._replicas[service] + by
             if 0 < replicas <= _MOST_REPLICAS:
-                await to_thread(self._compose.up, "--no-recreate", **{service: replicas})
+                await to_thread(self._compose.up, {service: replicas}, "--no-recreate")
                 self._replicas[service] = replicas
 
     async def _die(self, points: Mapping[str, str], name: str) -> None:
         async with self._stack:
             service = self._service(name)
-            await to_thread(self._compose.crash_at, points[service], service)
+            await to_thread(self._compose.up, {service: 1}, point=points[service])
             self._replicas[service] = 1
         if not self._play.locked():
             self.told["caption"] = f"{service} will kill itself, once: publish an event."
@@ -156,9 +156,9 @@ class Controls:
     async def _memory(self, wanted: str) -> None:
         """Run both services with records in etcd ("on") or without ("off"); "" switches."""
         async with self._stack:
-            on = wanted == "on" or (wanted != "off" and not self.told["memory"])
+            on = {"on": True, "off": False}.get(wanted, not self.told["memory"])
             self._compose.set(ENABLE_ETCD="true" if on else "false")
-            await to_thread(self._compose.up, **self._replicas)
+            await to_thread(self._compose.up, self._replicas)
             await self._until(lambda: {each.has_records for each in self._running()} == {on})
             self.told["memory"] = on
 
@@ -168,9 +168,9 @@ class Controls:
 
     async def _heal(self, _: str) -> None:
         async with self._stack:
-            await to_thread(self._compose.up, **_SERVERS)
-            # Separately: otherwise Compose waits until the servers are healthy, or gives up.
-            await to_thread(self._compose.up, **self._replicas)
+            await to_thread(self._compose.up, _SERVERS)
+            # Separately: Compose would wait for healthy servers, and fail if one is not healthy.
+            await to_thread(self._compose.up, self._replicas)
         await self._receiver("well", "")
 
     async def reset(self, _: str = "") -> None:
@@ -181,7 +181,7 @@ class Controls:
             self.told["caption"], self._sources.outbox = "A new round begins ...", deque()
             # They hold events of the last round, and new replicas are numbered from 1.
             await to_thread(self._compose.remove, *SERVICES)
-            await to_thread(self._compose.up, **_SERVERS)
+            await to_thread(self._compose.up, _SERVERS)
             await self._until(lambda: not self._running())
             purge = partial(self._sources.broker.purge, QUEUES)
             await to_thread(eventually, purge, _WITHIN_S, also=(OSError,))
@@ -190,7 +190,7 @@ class Controls:
             self.told = dict(_AT_FIRST)
             self._compose.set(ENABLE_ETCD="true", NOTIFY_URL="http://receiver:8000")
             self._replicas = dict.fromkeys(SERVICES, 1)
-            await to_thread(self._compose.up, **self._replicas)
+            await to_thread(self._compose.up, self._replicas)
         await self._receiver("well", "")
 
     async def _act(self, label: str, steps: list[Any], _: str) -> None:
