@@ -95,34 +95,29 @@ class Play:
         return f"{self._event_id}: etcd holds its record, so this copy is a duplicate"
 
     def expect_waiting(self, queue: str, messages: int, text: str) -> None:
-        passed = self._comes_true(lambda: self.stage.broker.waiting(queue) == messages)
-        self._check(passed, text, queue.partition(".")[0])
+        broker, service = self.stage.broker, queue.partition(".")[0]
+        self._expect(text, service, lambda: broker.waiting(queue) == messages)
 
     def expect_consumers(self, service: str, consumers: int) -> None:
-        passed = self._comes_true(lambda: self.stage.broker.consumers(service) == consumers)
-        self._check(passed, f"{consumers} replicas of {service} consume from one queue", service)
+        text = f"{consumers} replicas of {service} consume from one queue"
+        self._expect(text, service, lambda: self.stage.broker.consumers(service) == consumers)
 
     def expect_breaker(self, text: str, *, is_open: bool) -> None:
         """Check that notify's circuit breaker opens, or closes."""
-        gauge = BREAKERS["notify"]
-        passed = self._comes_true(
-            lambda: bool(self.stage.counters.gauge(gauge)) == is_open, within_s=_PROBED_WITHIN_S
-        )
-        self._check(passed, text, "notify")
+        read, gauge = self.stage.counters.gauge, BREAKERS["notify"]
+        self._expect(text, "notify", lambda: bool(read(gauge)) == is_open, _PROBED_WITHIN_S)
 
     def expect_called(self, event_ids: Sequence[str]) -> None:
         """Check that the receiver has accepted exactly one call for each of these events."""
-        called = sorted(event_ids)
-        passed = self._comes_true(lambda: sorted(self.stage.log("receiver").split()) == called)
-        self._check(passed, f"the receiver was called once for each of {len(called)}", "notify")
+        stage, called = self.stage, sorted(event_ids)
+        text = f"the receiver was called once for each of {len(called)}"
+        self._expect(text, "notify", lambda: sorted(stage.log("receiver").split()) == called)
 
     def expect_killed(self, service: str) -> None:
         """Check that a service has killed itself. What it had in flight is delivered again."""
-        stage = self.stage
-        passed = self._comes_true(lambda: stage.ended(service) and PROOF in stage.log(service))
-        if passed:
-            stage.states[service], self._repeats = "killed", True
-        self._check(passed, f"{service} is gone: it has killed itself", service)
+        stage, text = self.stage, f"{service} is gone: it has killed itself"
+        self._expect(text, service, lambda: stage.ended(service) and PROOF in stage.log(service))
+        stage.states[service], self._repeats = "killed", True
 
     def expect_orders(self, event_ids: Sequence[str], text: str) -> None:
         """Check that etcd has the order of each of these events, and that it was written once."""
@@ -133,13 +128,12 @@ class Play:
 
     def expect(self, *changes: Change) -> None:
         """Wait for changes of the counters, and check that they are exactly these."""
-        counters = self.stage.counters
-        for change in changes:
-            reached = self._counts[change.counter] + change.by
-            self._comes_true(lambda name, n: counters.count(name) >= n, change.counter, reached)
+        count = self.stage.counters.count
+        goals = {change.counter: self._counts[change.counter] + change.by for change in changes}
+        self._comes_true(lambda: all(count(name) >= goal for name, goal in goals.items()))
         if any(change.by == 0 for change in changes):
             # Whether a counter stays is known only when everything has been counted.
-            self.stage.wait_counted([change.counter for change in changes])
+            self.stage.wait_counted(list(goals))
         failed = [COUNTERS[change.counter] for change in changes if not self._matches(change)]
         if failed:
             raise CheckFailedError(failed[0])
@@ -147,10 +141,13 @@ class Play:
     def _expect_zeros(self) -> None:
         """Check that every counter is there before the first event, as 0."""
         counters = self.stage.counters
-        for counter, service in COUNTERS.items():
-            shown = self._comes_true(lambda n: counters.seen(n) and not counters.count(n), counter)
-            if not shown:
-                self._check(False, f"{counter} shows as 0", service)
+
+        def wrong() -> list[str]:
+            return [name for name in COUNTERS if not counters.seen(name) or counters.count(name)]
+
+        self._comes_true(lambda: not wrong())
+        for counter in wrong():
+            self._check(False, f"{counter} shows as 0", COUNTERS[counter])
         self._check(True, "both services are ready, and their counters show as 0", "order")
 
     def _matches(self, change: Change) -> bool:
@@ -163,17 +160,20 @@ class Play:
         self.passed += after == expected
         return after == expected
 
+    def _expect(
+        self, text: str, service: str, holds: Callable[[], bool], within_s: float = _WITHIN_S
+    ) -> None:
+        self._check(self._comes_true(holds, within_s), text, service)
+
     def _check(self, passed: bool, text: str, service: str, seen: str = "") -> None:
         self.screen.check(passed, text, seen)
         if not passed:
             raise CheckFailedError(service)
         self.passed += 1
 
-    def _comes_true(
-        self, holds: Callable[..., bool], *arguments: object, within_s: float = _WITHIN_S
-    ) -> bool:
+    def _comes_true(self, holds: Callable[[], bool], within_s: float = _WITHIN_S) -> bool:
         def check() -> None:
-            assert holds(*arguments)
+            assert holds()
 
         try:
             eventually(check, within_s, also=(OSError,))
