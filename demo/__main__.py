@@ -53,7 +53,7 @@ def _play(stage: Stage, screen: Screen, acts: Sequence[Act], *, step: bool) -> t
         screen.check(False, f"a check failed, after {play.passed} that passed")
         return 1, report
     screen.check(True, f"all {play.passed} checks passed")
-    screen.say(stage.farewell())
+    screen.say(stage.farewell)
     return 0, report
 
 

@@ -198,15 +198,6 @@ class Compose:
         containers = [f"{self._project}-{name}" for name in names]
         run(["docker", verb, *containers, *arguments], self._environment, timeout_s=_UP_WITHIN_S)
 
-    def images_missing(self) -> bool:
-        """Return whether an image of the servers has to be downloaded."""
-        images = self.run("config", "--images", *_PULLED).split()
-        try:
-            run(["docker", "image", "inspect", "--format", ".", *images], self._environment)
-        except CannotPlayError:
-            return True
-        return False
-
     def containers(self) -> dict[str, dict[str, str]]:
         """Return what `docker ps --all` says of each container, by a name such as order-1."""
         label = f"label=com.docker.compose.project={self._project}"
@@ -242,7 +233,10 @@ def compose_servers(ports: Ports, screen: Screen, project: Project) -> Iterator[
     ports.check_free(project.target)
     # A run that was killed while it took its stack down may have left volumes.
     compose.down()
-    if compose.images_missing():
+    images = compose.run("config", "--images", *_PULLED).split()
+    try:
+        run(["docker", "image", "inspect", "--format", ".", *images], os.environ)
+    except CommandFailedError:
         screen.say("Downloading the images of RabbitMQ, etcd and Graphite ...")
         compose.run("pull", *_PULLED, show_progress=True)
     screen.say("Building the images of order and notify (a minute or two at the first time) ...")
@@ -278,6 +272,8 @@ class ComposeStage(Stage):
         self._compose = compose
         number = ports.numbers["PORT_GRAPHITE"]
         self._graphite_url = f"http://{ports.host}{'' if number == 80 else f':{number}'}"
+        graphs = f"{self._graphite_url.replace('//127.0.0.1', '//localhost')}/dashboard/reliability"
+        self.farewell = f"Now by hand: `make up`, the commands above, and the graphs on {graphs}"
         super().__init__(ports.broker(), ports.etcd(), GraphiteCounters(self._graphite_url))
 
     def run_services(self, *, enable_etcd: bool, calls: bool, replicas: int) -> Step:
@@ -329,10 +325,6 @@ class ComposeStage(Stage):
         log = self._compose.run("logs", "--no-log-prefix", "--tail", "40", service)
         # Compose puts "erase this line" in front of each line, even on a pipe.
         return log.replace("\033[2K", "")
-
-    def farewell(self) -> str:
-        graphs = f"{self._graphite_url.replace('//127.0.0.1', '//localhost')}/dashboard/reliability"
-        return f"Now by hand: `make up`, the commands above, and the graphs on {graphs}"
 
     def _step(self, verb: str, *services: str) -> Step:
         """Return a step that starts services and waits for them."""

@@ -35,6 +35,7 @@ class FakeStage(Stage):
     """
 
     place = "Nowhere <but in memory>."
+    farewell = "farewell"
 
     def __init__(self, *, miscounts: bool = False) -> None:
         super().__init__(cast("Broker", self), "", cast("StatsdListener", self))
@@ -108,9 +109,6 @@ class FakeStage(Stage):
         if service == "receiver":
             return "\n".join(self._called)
         return f"the log of {service}: {PROOF * self.ended(service)}"
-
-    def farewell(self) -> str:
-        return "farewell"
 
     def _wait_ready(self, service: str) -> None:
         pass

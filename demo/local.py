@@ -27,6 +27,9 @@ class LocalStage(Stage):
     """Starts a new process whenever a service starts. A statsd listener replaces Graphite."""
 
     place = "Processes of this machine; a statsd listener counts in Graphite's place."
+    farewell = (
+        "Where Docker runs, `make up` starts all of it to stay, with graphs at http://localhost/"
+    )
 
     def __init__(
         self, servers: Servers, statsd: StatsdListener, directory: Path, processes: ExitStack
@@ -77,9 +80,6 @@ class LocalStage(Stage):
 
     def log(self, service: str) -> str:
         return "".join(process.output() for process in self._running.get(service, ()))
-
-    def farewell(self) -> str:
-        return "Where Docker runs, `make up` starts all of it to stay, with graphs at http://localhost/"
 
     def _start(self, services: Sequence[str], point: str) -> None:
         for service in services:

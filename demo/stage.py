@@ -28,6 +28,8 @@ class Stage(ABC):
 
     place: str
     """A sentence that says where everything runs."""
+    farewell: str
+    """A sentence that says where to look next."""
 
     def __init__(
         self, broker: Broker, etcd: str, counters: GraphiteCounters | StatsdListener
@@ -90,10 +92,6 @@ class Stage(ABC):
     @abstractmethod
     def log(self, service: str) -> str:
         """Return the service's log, or the end of it."""
-
-    @abstractmethod
-    def farewell(self) -> str:
-        """Say where to look next."""
 
     @abstractmethod
     def _wait_ready(self, service: str) -> None:
