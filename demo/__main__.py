@@ -10,11 +10,11 @@ from demo.compose import compose_stage
 from demo.interrupt import run_program
 from demo.local import local_stage
 from demo.panel import panel
-from demo.play import CheckFailedError, Play
+from demo.play import Play
 from demo.report import write_report
 from demo.screen import Screen, open_screen, wait_for_enter
 from demo.stage import Stage
-from demo.steps import CannotPlayError, StepFailedError
+from demo.steps import CannotPlayError, PlayFailedError
 from demo.watch import Watch
 from servers.servers import docker_available
 
@@ -63,10 +63,8 @@ def _first_failure(play: Play, watching: Watch, acts: Sequence[Act]) -> str:
         for act in acts:
             act(play)
             watching.look()
-    except StepFailedError as error:
+    except PlayFailedError as error:
         play.screen.check(False, str(error))
-        return error.service
-    except CheckFailedError as error:
         return error.service
     except (AssertionError, OSError) as error:
         raise CannotPlayError(f"a server does not answer any more: {error}") from error

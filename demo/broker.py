@@ -11,7 +11,7 @@ import pika
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError
 
-from demo.steps import Step, StepFailedError
+from demo.steps import PlayFailedError, Step
 from servers.web import fetch_json
 
 _USER = _PASSWORD = "guest"
@@ -99,7 +99,7 @@ class Broker:
         for body in bodies:
             if self._ask("POST", _PUBLISH, body) != {"routed": True}:
                 said = "no queue is bound to the exchange: the event is lost"
-                raise StepFailedError(said, "order")
+                raise PlayFailedError(said, "order")
 
     def _ask(self, method: str, path: str, body: object = None, timeout_s: float = 10.0) -> Any:
         url, login = self._management_url + path, (_USER, _PASSWORD)

@@ -12,7 +12,7 @@ from demo.panel import panel
 from demo.play import COUNTERS, Play
 from demo.screen import Screen
 from demo.stage import SERVICES, Stage
-from demo.steps import Step, StepFailedError
+from demo.steps import PlayFailedError, Step
 from demo.watch import Watch
 from servers.counters import StatsdListener
 
@@ -115,7 +115,7 @@ class FakeStage(Stage):
 
     def _publish(self, event_ids: Sequence[str]) -> None:
         if "not started" in self.states.values():
-            raise StepFailedError("no queue is bound to the exchange: the event is lost", "order")
+            raise PlayFailedError("no queue is bound to the exchange: the event is lost", "order")
         for service in SERVICES:
             self._queues[service] += event_ids
             self._consume(service)

@@ -15,7 +15,7 @@ from demo.broker import Broker
 from demo.interrupt import ignore_interrupts
 from demo.screen import Screen
 from demo.stage import SERVICES, Stage
-from demo.steps import CannotPlayError, Step, StepFailedError
+from demo.steps import CannotPlayError, PlayFailedError, Step
 from servers.counters import StatsdListener, listen_statsd
 from servers.processes import Child, ServersUnavailableError, free_port
 from servers.servers import REPOSITORY, Servers, start_servers
@@ -94,7 +94,7 @@ class LocalStage(Stage):
                 if isinstance(process, Service):
                     process.wait_ready()
             except (AssertionError, OSError, ServiceEndedError) as error:
-                raise StepFailedError(str(error), service) from error
+                raise PlayFailedError(str(error), service) from error
 
     def _stop(self, *services: str) -> None:
         for service in services:
@@ -103,7 +103,7 @@ class LocalStage(Stage):
                 try:
                     process.terminate()
                 except TimeoutError as error:
-                    raise StepFailedError(str(error), service) from error
+                    raise PlayFailedError(str(error), service) from error
             self.states[service] = "stopped"
 
     def _run(self, service: str, point: str) -> Child:

@@ -1,12 +1,12 @@
 """How an act is played: show a step and do it, then check the counters."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from chaos.crash_points import PROOF
 from demo.screen import Screen
 from demo.stage import Stage
-from demo.steps import Step
+from demo.steps import PlayFailedError, Step
 from servers.wait import eventually
 
 COUNTERS = {
@@ -25,16 +25,7 @@ _PROBED_WITHIN_S = 60.0
 """Within this time, an open circuit breaker tries a call at least twice."""
 
 
-class CheckFailedError(Exception):
-    """A check has failed and was shown as failed. The log of `service` may say why."""
-
-    def __init__(self, service: str) -> None:
-        super().__init__(service)
-        self.service = service
-
-
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """The change that is expected of a counter; `by` 0 means that it must not change."""
 
     text: str
@@ -129,14 +120,17 @@ class Play:
     def expect(self, *changes: Change) -> None:
         """Wait for changes of the counters, and check that they are exactly these."""
         count = self.stage.counters.count
-        goals = {change.counter: self._counts[change.counter] + change.by for change in changes}
+        goals = {name: self._counts[name] + by for _, name, by in changes}
         self._comes_true(lambda: all(count(name) >= goal for name, goal in goals.items()))
-        if any(change.by == 0 for change in changes):
+        if any(by == 0 for *_, by in changes):
             # Whether a counter stays is known only when everything has been counted.
             self.stage.wait_counted(list(goals))
-        failed = [COUNTERS[change.counter] for change in changes if not self._matches(change)]
-        if failed:
-            raise CheckFailedError(failed[0])
+        for text, name, _ in changes:
+            before, goal = self._counts[name], goals[name]
+            after = self._counts[name] = count(name)
+            seen = f"{name} stays at {after}" if after == before else f"{name} {before} -> {after}"
+            wrong = "" if after == goal else f", but should be {goal}"
+            self._check(after == goal, text, COUNTERS[name], seen + wrong)
 
     def _expect_zeros(self) -> None:
         """Check that every counter is there before the first event, as 0."""
@@ -150,25 +144,15 @@ class Play:
             self._check(False, f"{counter} shows as 0", COUNTERS[counter])
         self._check(True, "both services are ready, and their counters show as 0", "order")
 
-    def _matches(self, change: Change) -> bool:
-        before, after = self._counts[change.counter], self.stage.counters.count(change.counter)
-        expected = before + change.by
-        self._counts[change.counter] = after
-        seen = f"stays at {after}" if after == before else f"{before} -> {after}"
-        wrong = "" if after == expected else f", but should be {expected}"
-        self.screen.check(after == expected, change.text, f"{change.counter} {seen}{wrong}")
-        self.passed += after == expected
-        return after == expected
-
     def _expect(
         self, text: str, service: str, holds: Callable[[], bool], within_s: float = _WITHIN_S
     ) -> None:
         self._check(self._comes_true(holds, within_s), text, service)
 
     def _check(self, passed: bool, text: str, service: str, seen: str = "") -> None:
-        self.screen.check(passed, text, seen)
         if not passed:
-            raise CheckFailedError(service)
+            raise PlayFailedError(f"{text}: {seen}" if seen else text, service)
+        self.screen.check(True, text, seen)
         self.passed += 1
 
     def _comes_true(self, holds: Callable[[], bool], within_s: float = _WITHIN_S) -> bool:

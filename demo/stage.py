@@ -7,7 +7,7 @@ from http.client import HTTPException
 from typing import Any, Literal
 
 from demo.broker import Broker
-from demo.steps import Step, StepFailedError
+from demo.steps import PlayFailedError, Step
 from servers.counters import GraphiteCounters, StatsdListener
 from servers.etcd import EtcdClient, record_prefix
 from servers.web import fetch_json
@@ -95,7 +95,7 @@ class Stage(ABC):
 
     @abstractmethod
     def _wait_ready(self, service: str) -> None:
-        """Raise StepFailedError if the service does not get ready."""
+        """Raise PlayFailedError if the service does not get ready."""
 
     def _set(self, *, enable_etcd: bool, receiver_url: str, replicas: int) -> None:
         """Set how the services run from now on. Without a URL notify makes no calls."""
@@ -108,14 +108,14 @@ class Stage(ABC):
         return "".join(f"{name}={value} " for name, value in self._settings.items())
 
     def _bring_up(self, names: Sequence[str], start: Callable[[], object]) -> None:
-        """Call `start`, and wait for those of `names` that are services. Raises StepFailedError."""
+        """Call `start`, and wait for those of `names` that are services. Raises PlayFailedError."""
         services = [name for name in names if name in SERVICES]
         self.states.update(dict.fromkeys(services, "starting"))
         start()
         for service in services:
             try:
                 self._wait_ready(service)
-            except StepFailedError:
+            except PlayFailedError:
                 self.states[service] = "not ready"
                 raise
             self.states[service] = "running"

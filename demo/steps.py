@@ -17,8 +17,8 @@ class CannotPlayError(Exception):
     """The demo cannot be played here. The message is one line that says what to do about it."""
 
 
-class StepFailedError(Exception):
-    """A step has failed because of a service. The message is one line."""
+class PlayFailedError(Exception):
+    """A step or a check has failed. The message is one line, the log of `service` may say why."""
 
     def __init__(self, message: str, service: str) -> None:
         super().__init__(message)
@@ -29,7 +29,7 @@ class StepFailedError(Exception):
 class Step:
     """The command that a user would type, and the function that does the same.
 
-    The function returns when it is done. It raises StepFailedError, CannotPlayError or OSError.
+    The function returns when it is done. It raises PlayFailedError, CannotPlayError or OSError.
     """
 
     typed: str

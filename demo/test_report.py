@@ -9,9 +9,10 @@ from typing import cast
 import pytest
 
 from demo.fake_stage import FakeStage, played
-from demo.play import CheckFailedError, Play
+from demo.play import Play
 from demo.report import Axes, page, write_report
 from demo.screen import Screen
+from demo.steps import PlayFailedError
 from demo.watch import Watch
 
 HOSTILE = """</pre></style><script>alert("1")</script><img src=x onerror='x'>&amp;"""
@@ -35,8 +36,9 @@ def test_the_report_has_every_check_command_and_reason() -> None:
 
 def test_a_failed_check_is_in_it_with_the_log() -> None:
     play = Play(FakeStage(miscounts=True), Screen())
-    with pytest.raises(CheckFailedError):
+    with pytest.raises(PlayFailedError) as failed:
         played(play)
+    play.screen.check(False, str(failed.value))
     play.screen.log("The last lines:", HOSTILE)
     _, text = parsed(page(play, Watch(play.stage)))
     assert "A check failed, after 1 that passed" in text
