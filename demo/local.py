@@ -19,7 +19,7 @@ from demo.steps import CannotPlayError, PlayFailedError, Step
 from servers.counters import StatsdListener, listen_statsd
 from servers.processes import Child, ServersUnavailableError, free_port
 from servers.servers import REPOSITORY, Servers, start_servers
-from servers.services import Service, ServiceEndedError, environment, run_service
+from servers.services import Service, environment, run_service
 from servers.wait import eventually
 
 
@@ -90,11 +90,8 @@ class LocalStage(Stage):
 
     def _wait_ready(self, service: str) -> None:
         for process in self._running[service]:
-            try:
-                if isinstance(process, Service):
-                    process.wait_ready()
-            except (AssertionError, OSError, ServiceEndedError) as error:
-                raise PlayFailedError(str(error), service) from error
+            if isinstance(process, Service):
+                process.wait_ready()
 
     def _stop(self, *services: str) -> None:
         for service in services:

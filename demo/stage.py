@@ -7,9 +7,10 @@ from http.client import HTTPException
 from typing import Any, Literal
 
 from demo.broker import Broker
-from demo.steps import PlayFailedError, Step
+from demo.steps import CommandFailedError, PlayFailedError, Step
 from servers.counters import GraphiteCounters, StatsdListener
 from servers.etcd import EtcdClient, record_prefix
+from servers.services import ServiceEndedError
 from servers.web import fetch_json
 
 SERVICES = ("order", "notify")
@@ -95,7 +96,7 @@ class Stage(ABC):
 
     @abstractmethod
     def _wait_ready(self, service: str) -> None:
-        """Raise PlayFailedError if the service does not get ready."""
+        """Raise an error if the service does not get ready."""
 
     def _set(self, *, enable_etcd: bool, receiver_url: str, replicas: int) -> None:
         """Set how the services run from now on. Without a URL notify makes no calls."""
@@ -115,7 +116,8 @@ class Stage(ABC):
         for service in services:
             try:
                 self._wait_ready(service)
-            except PlayFailedError:
+            except (AssertionError, OSError, ServiceEndedError, CommandFailedError) as error:
                 self.states[service] = "not ready"
-                raise
+                said = f"{service} does not get ready: {error}"
+                raise PlayFailedError(said, service) from error
             self.states[service] = "running"

@@ -37,11 +37,7 @@ class Step:
 
 
 class CommandFailedError(CannotPlayError):
-    """A command has failed. `said` is the last line of its standard error."""
-
-    def __init__(self, name: str, said: str) -> None:
-        super().__init__(f"{name} failed: {said}")
-        self.said = said
+    """A command has failed. The message ends with the last line of its standard error."""
 
 
 def run(
@@ -76,7 +72,7 @@ def run(
         raise
     if process.returncode != 0:
         said = [line.strip() for line in (errors or output).splitlines() if line.strip()]
-        raise CommandFailedError(name, said[-1] if said else "it does not say why")
+        raise CommandFailedError(f"{name} failed: {said[-1] if said else 'it does not say why'}")
     return output
 
 
