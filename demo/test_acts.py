@@ -29,7 +29,7 @@ def test_an_act_alone_starts_what_it_needs(number: str, checks: int) -> None:
     assert any("curl -i" in command for command in typed(play))
 
 
-def test_in_a_row_the_services_are_started_once_with_each_setting() -> None:
+def test_acts_in_a_row_start_the_services_once_with_each_setting() -> None:
     play, _ = played()
     assert chosen("") == list(ACTS.values())
     assert play.passed == 42
@@ -51,7 +51,7 @@ def test_an_order_that_is_missing_or_written_twice_fails_a_check(versions: dict[
         play.expect_orders(["order-35"], "the order was placed once")
 
 
-def test_what_is_skipped_has_a_reason_and_what_is_not_too() -> None:
+def test_there_is_a_reason_why_events_are_skipped_or_not() -> None:
     play = Play(FakeStage(), Screen())
     assert "without etcd" in play.skipping(0)
     ACTS["3"](play)

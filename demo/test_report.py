@@ -47,7 +47,7 @@ def test_a_failed_check_is_in_it_with_the_log() -> None:
     assert "✗" in text
 
 
-def test_hostile_text_stays_text() -> None:
+def test_hostile_text_is_shown_as_text() -> None:
     play = Play(FakeStage(), Screen())
     play.stage.place = HOSTILE
     play.screen.heading(HOSTILE, HOSTILE)
@@ -61,8 +61,7 @@ def test_hostile_text_stays_text() -> None:
     assert not {"script", "img"} & {element.tag for element in root.iter()}
 
 
-def test_the_report_asks_nobody_for_anything() -> None:
-    """It can be read without a network."""
+def test_the_report_can_be_read_without_a_network() -> None:
     report = page(*played())
     elements = list(parsed(report)[0].iter())
     assert not {"script", "link", "img", "iframe", "object"} & {each.tag for each in elements}
@@ -83,7 +82,7 @@ def test_its_graphs_say_what_they_show() -> None:
         assert counted[service] in (text.text or "")
 
 
-def test_a_stage_that_answers_no_more_still_has_its_samples() -> None:
+def test_the_samples_are_shown_even_if_the_servers_have_gone() -> None:
     play, watching = played()
     cast("FakeStage", play.stage).answers = False
     watching.look()
@@ -102,7 +101,7 @@ def test_an_open_circuit_breaker_is_shaded_where_there_was_one(is_open: int) -> 
     assert [len(areas) for areas in shaded] == [0, is_open]
 
 
-def test_a_line_is_drawn_from_its_zero_to_the_end_in_steps() -> None:
+def test_a_line_is_drawn_in_steps_from_zero_to_the_end() -> None:
     axes = Axes([("Act 1", 100.0), ("Act 2", 105.0)], end=110.0, top=4)
     assert axes.path([(90, 0), (105, 2), (120, 4)]) == (
         "M26 188.0H26.0V188.0H210.0V104.0H394.0V20.0H394.0"
@@ -115,7 +114,7 @@ def test_an_act_without_room_for_its_name_has_its_number() -> None:
     assert [name for name, _, _ in axes.bands()] == ["1", "Act 2"]
 
 
-def test_where_it_is_or_why_it_is_not_is_one_line(tmp_path: Path) -> None:
+def test_one_line_says_where_it_is_or_why_it_is_missing(tmp_path: Path) -> None:
     path, run = tmp_path / "demo-report.html", played(acts="1")
     assert write_report(*run, path) == f"Report: {path}"
     assert "All 3 checks passed" in path.read_text(encoding="utf-8")

@@ -89,7 +89,7 @@ def test_the_panel_shows_that_a_circuit_breaker_is_open() -> None:
     assert {len(line) for line in lines} == {80}
 
 
-def test_what_cannot_be_read_is_a_dash() -> None:
+def test_a_number_that_cannot_be_read_is_a_dash() -> None:
     stage = FakeStage()
     stage.answers = False
     play, watch = played(Play(stage, Screen()), acts="")
@@ -109,8 +109,8 @@ def test_a_tiny_terminal_is_no_error(width: int, height: int) -> None:
     assert play.passed == 42
 
 
-def test_a_reader_that_has_gone_ends_nothing() -> None:
-    """What the demo has started must still be taken down."""
+def test_the_demo_goes_on_when_nobody_reads_its_output() -> None:
+    """What it has started must still be taken down."""
     program = (
         "from demo.screen import Screen; screen = Screen()\n"
         "for _ in range(3): screen.say('nobody reads this')\n"
@@ -124,7 +124,7 @@ def test_a_reader_that_has_gone_ends_nothing() -> None:
     assert ended.stderr == b"3\n"
 
 
-def test_each_command_is_done_once_it_has_been_held() -> None:
+def test_each_command_is_shown_and_held_before_it_is_done() -> None:
     held: list[tuple[str, str]] = []
     screen, stage = Screen(), FakeStage()
 

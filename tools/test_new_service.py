@@ -120,11 +120,12 @@ def test_it_is_what_order_is_under_another_name(made: Path) -> None:
     assert "placeholder" not in "".join(path.read_text() for path in (made / NAME).iterdir())
 
 
-@pytest.mark.parametrize("name", [SHORTEST, NAME, LONGEST])
+@pytest.mark.parametrize("name", [SHORTEST, f"{NAME}2", LONGEST])
 def test_its_code_is_clean_and_only_it_and_its_compose_entries_are_new(
     copy: Path, name: str
 ) -> None:
     before = contents(copy)
+    assert objection_to(name, REPOSITORY) is None
     assert files_of(name, copy)
     assert contents(copy) == before, "nothing is written while the text is made"
     assert new_service(copy, f"NAME={name}").returncode == 0
@@ -183,11 +184,6 @@ def test_a_wrong_name_is_told_in_one_line(says: str, name: str) -> None:
     assert wrong is not None
     assert says.format(name=name) in wrong
     assert "\n" not in wrong
-
-
-@pytest.mark.parametrize("name", [SHORTEST, NAME, f"{NAME}2", LONGEST])
-def test_a_right_name_is_taken(name: str) -> None:
-    assert objection_to(name, REPOSITORY) is None
 
 
 @pytest.mark.parametrize("arguments", [(), ("NAME=",), (f"NAME={NAME}",), ("NAME=; touch x",)])
