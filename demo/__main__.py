@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from demo.acts import Act, chosen
+from demo.acts import ACTS, Act
 from demo.compose import compose_stage
 from demo.interrupt import run_program
 from demo.local import local_stage
@@ -24,13 +24,13 @@ _LOG_LINES = 15
 def main() -> int:
     """Choose the stage, play, and return the exit code: 0 or 1."""
     parser = argparse.ArgumentParser(prog="demo", description=__doc__)
-    parser.add_argument("--act", default="", metavar="N", help="play this act alone: 1 to 5")
+    parser.add_argument("--act", choices=ACTS, help="play this act alone")
     parser.add_argument("--step", action="store_true", help="wait for Enter before each command")
     options = parser.parse_args()
     if options.step and not sys.stdin.isatty():
         parser.error("--step waits for Enter, and standard input is no terminal")
     screen = open_screen()
-    acts = chosen(options.act)
+    acts = [ACTS[options.act]] if options.act else list(ACTS.values())
     with compose_stage(screen) if docker_available() else local_stage(screen) as stage:
         code, report = _play(stage, screen, acts, step=options.step)
     screen.say(report)

@@ -1,10 +1,9 @@
 """The five acts. Each can be played alone: it first starts both services as it needs them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from demo.play import Change, Play
 from demo.stage import SERVICES
-from demo.steps import CannotPlayError
 
 Act = Callable[[Play], None]
 
@@ -16,17 +15,6 @@ _CRASH_POINT = "reply read:1"
 """etcd has answered that the first batch is recorded, and nothing is acked yet."""
 
 _REPLICAS = 3
-
-
-def chosen(number: str) -> Sequence[Act]:
-    """Return the act with this number, or all acts for "". Raises CannotPlayError."""
-    if not number:
-        return list(ACTS.values())
-    if number not in ACTS:
-        raise CannotPlayError(
-            f"ACT is {number!r}: write a number from 1 to {len(ACTS)}, or leave it out for all"
-        )
-    return [ACTS[number]]
 
 
 def both_consume(play: Play) -> None:
@@ -159,4 +147,4 @@ ACTS: dict[str, Act] = {
     "4": the_receiver_is_down,
     "5": killed_then_three,
 }
-"""The acts by the number that ACT= takes."""
+"""The acts by their numbers."""

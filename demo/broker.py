@@ -22,7 +22,8 @@ class Broker:
     """RabbitMQ at `host`. Every method, and every step, raises OSError if it does not answer."""
 
     def __init__(self, host: str, amqp_port: int, management_port: int) -> None:
-        self._host, self._amqp_port = host, amqp_port
+        options = "heartbeat=4&socket_timeout=5&stack_timeout=5"
+        self._amqp_url = f"amqp://{_USER}:{_PASSWORD}@{host}:{amqp_port}/?{options}"
         self._management_url = f"http://{host}:{management_port}"
         # pika would log, between the checks, the errors that are raised anyway.
         logging.getLogger("pika").setLevel(logging.CRITICAL)
@@ -64,16 +65,8 @@ class Broker:
     @contextmanager
     def connected(self) -> Iterator[Any]:
         """Yield a connection while the block runs. What pika raises becomes an OSError."""
-        parameters = pika.ConnectionParameters(
-            self._host,
-            self._amqp_port,
-            credentials=pika.PlainCredentials(_USER, _PASSWORD),
-            heartbeat=4,
-            socket_timeout=5,
-            stack_timeout=5,
-        )
         try:
-            with pika.BlockingConnection(parameters) as connection:
+            with pika.BlockingConnection(pika.URLParameters(self._amqp_url)) as connection:
                 yield connection
         except (AMQPError, AMQPConnectorException) as error:
             raise OSError(f"RabbitMQ does not answer: {error!r}") from error

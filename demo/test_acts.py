@@ -1,16 +1,12 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
-from demo.acts import ACTS, chosen
+from demo.acts import ACTS
 from demo.fake_stage import FakeStage, played
 from demo.play import Play
 from demo.screen import Screen
-from demo.steps import CannotPlayError, PlayFailedError
-from servers.servers import REPOSITORY
+from demo.steps import PlayFailedError
 
 
 def typed(play: Play) -> list[str]:
@@ -23,7 +19,6 @@ def typed(play: Play) -> list[str]:
 def test_an_act_alone_starts_what_it_needs(number: str, checks: int) -> None:
     play, _ = played(acts=number)
     assert play.passed == checks
-    assert chosen(number) == [ACTS[number]]
     calls, with_etcd = "NOTIFY_URL=receiver " * (number == "4"), str(number in "45").lower()
     assert typed(play)[0] == f"ENABLE_ETCD={with_etcd} {calls}up"
     assert any("curl -i" in command for command in typed(play))
@@ -31,7 +26,6 @@ def test_an_act_alone_starts_what_it_needs(number: str, checks: int) -> None:
 
 def test_acts_in_a_row_start_the_services_once_with_each_setting() -> None:
     play, _ = played()
-    assert chosen("") == list(ACTS.values())
     assert play.passed == 42
     assert [command for command in typed(play) if "up" in command] == [
         "ENABLE_ETCD=false up",
@@ -59,16 +53,3 @@ def test_there_is_a_reason_why_events_are_skipped_or_not() -> None:
     assert play.skipping(6) == "order-3: etcd holds its record, so this copy is a duplicate"
     ACTS["4"](play)
     assert play.skipping(6) == "nothing: each event is new"
-
-
-@pytest.mark.parametrize("number", ["0", "6", "two", "1 2", " 1", "-1", "\n"])
-def test_another_number_is_refused_in_one_line(number: str) -> None:
-    with pytest.raises(CannotPlayError, match=r"^ACT is .*: write a number from 1 to 5, .*$"):
-        chosen(number)
-
-
-def test_a_wrong_act_ends_the_demo_with_one_line_and_code_2() -> None:
-    command = [sys.executable, "-m", "demo", "--act", "7"]
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == "demo: ACT is '7': write a number from 1 to 5, or leave it out for all\n"

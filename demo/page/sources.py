@@ -49,7 +49,8 @@ class Sources:
         self.broker, self._etcd = ports.broker(), EtcdClient(ports.etcd(), timeout_s=2)
         self._containers, self._revision = set[str](), 0
         asks = {"docker": self._docker, "etcd": self._changes, "rabbitmq": self._depths}
-        for server, ask in {**asks, "producer": self._produce}.items():
+        asks["producer"] = self._produce
+        for server, ask in asks.items():
             # A daemon, because a frozen server may block it for some seconds.
             Thread(target=self._forever, args=[server, ask], daemon=True).start()
 
