@@ -9,14 +9,12 @@ from chaos.crash_points import PROOF
 from demo.acts import ACTS
 from demo.broker import Broker
 from demo.panel import panel
-from demo.play import COUNTERS, Play
+from demo.play import COUNTERS, NOUNS, Play
 from demo.screen import Screen
-from demo.stage import SERVICES, Stage
+from demo.stage import SERVICES, Setup, Stage
 from demo.steps import PlayFailedError, Step
 from demo.watch import Watch
 from servers.counters import StatsdListener
-
-NOUNS = {"order": "orders", "notify": "notifications"}
 
 
 def played(play: Play | None = None, acts: str = "12345") -> tuple[Play, Watch]:
@@ -36,6 +34,7 @@ class FakeStage(Stage):
 
     place = "Nowhere <but in memory>."
     farewell = "farewell"
+    receiver_url = "receiver"
 
     def __init__(self, *, miscounts: bool = False) -> None:
         super().__init__(cast("Broker", self), "", cast("StatsdListener", self))
@@ -54,12 +53,12 @@ class FakeStage(Stage):
     def publish(self, *event_ids: str) -> Step:
         return Step(f"curl -i\\\n  -d'{event_ids[0]}'", partial(self._publish, event_ids))
 
-    def run_services(self, *, enable_etcd: bool, calls: bool, replicas: int) -> Step:
+    def run_services(self, setup: Setup) -> Step:
         """Run both services, with an empty etcd."""
-        url = "receiver" if calls else ""
-        self._set(enable_etcd=enable_etcd, receiver_url=url, replicas=replicas)
+        self._setup = setup
         self._records.clear()
-        typed = f"{self._typed_settings()}up" + f", {replicas} each" * (replicas > 1)
+        each = f", {setup.replicas} each" if setup.replicas > 1 else ""
+        typed = f"{self._typed_settings()}up{each}"
         return Step(typed, partial(self._start, "receiver", *SERVICES))
 
     def crash_at(self, point: str, service: str) -> Step:
@@ -70,11 +69,11 @@ class FakeStage(Stage):
         return self.states[service] == "killed"
 
     def consumers(self, queue: str) -> int:
-        return self._replicas
+        return self._setup.replicas
 
     def orders(self, event_ids: Sequence[str]) -> tuple[list[int], int]:
         """Return what was written, as if by every replica."""
-        return [self.written[event_id] for event_id in event_ids], self._replicas
+        return [self.written[event_id] for event_id in event_ids], self._setup.replicas
 
     def stop(self, service: str) -> Step:
         return Step(f"stop {service}", lambda: self.states.update({service: "stopped"}))
@@ -96,7 +95,8 @@ class FakeStage(Stage):
     def gauge(self, name: str) -> int:
         """Return 1 while events are held."""
         self._answer()
-        return int(self._holds("notify") and bool(self._queues["notify"]))
+        holds = name.startswith("notif") and self._holds("notify")
+        return int(holds and bool(self._queues["notify"]))
 
     def seen(self, name: str) -> bool:
         return name in self._counts
@@ -126,16 +126,16 @@ class FakeStage(Stage):
             self._consume(service)
 
     def _calls(self, service: str) -> bool:
-        return service == "notify" and "NOTIFY_URL" in self._settings
+        return service == "notify" and self._setup.calls
 
     def _holds(self, service: str) -> bool:
         return self._calls(service) and self.states["receiver"] != "running"
 
     def _consume(self, service: str) -> None:
-        queue, with_etcd = self._queues[service], self._settings["ENABLE_ETCD"] == "true"
+        queue = self._queues[service]
         while queue and self.states[service] == "running" and not self._holds(service):
             event_id, record = queue[0], (service, queue[0])
-            is_known = with_etcd and record in self._records
+            is_known = self._setup.enable_etcd and record in self._records
             if not is_known:
                 self.written[event_id] += service == "order"
                 self._called += [event_id] * self._calls(service)

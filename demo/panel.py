@@ -7,7 +7,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from demo.play import COUNTERS, Play
+from demo.play import Play
 from demo.stage import SERVICES
 from demo.watch import Sample, Watch
 
@@ -39,8 +39,9 @@ def panel(play: Play, watch: Watch) -> Panel:
     # Rich first shrinks a column that may wrap: the texts, not their names.
     facts.add_column(style="dim", width=7, no_wrap=True)
     facts.add_column()
-    why, text = "skipped", play.skipping(_skipped(samples))
-    if samples and any(samples[-1].breakers.values()):
+    newest = samples[-1].services.values() if samples else ()
+    why, text = "skipped", play.skipping(sum(reading.skipped or 0 for reading in newest))
+    if any(reading.open for reading in newest):
         why, text = "held", _HELD
     typed = next((entry.text for entry in reversed(story) if entry.kind == "typed"), "")
     command = typed.partition("\n")[0].rstrip(" \\")
@@ -58,19 +59,17 @@ def panel(play: Play, watch: Watch) -> Panel:
 
 
 def _row(service: str, state: str, samples: list[Sample]) -> list[Text]:
-    processed, skipped = (name for name, owner in COUNTERS.items() if owner == service)
-    numbers = {
-        "processed": [sample.counts[processed] for sample in samples],
-        "skipped": [sample.counts[skipped] for sample in samples],
-        "waiting": [sample.waiting[service] for sample in samples],
-    }
-    if state == "running" and samples and samples[-1].breakers.get(service):
+    readings = [
+        sample.services[service]
+        for sample in samples
+        if sample.at >= samples[-1].at - _NEW_WITHIN_S
+    ]
+    if state == "running" and readings and readings[-1].open:
         state = _OPEN
-    recent = sum(sample.at >= samples[-1].at - _NEW_WITHIN_S for sample in samples)
     return [
         Text(service, style="bold"),
         Text(state, style=_STYLES.get(state, "dim")),
-        *(_number(kind, values[-recent:]) for kind, values in numbers.items()),
+        *(_number(kind, [getattr(reading, kind) for reading in readings]) for kind in _DOTS),
     ]
 
 
@@ -85,8 +84,3 @@ def _number(kind: str, recent: list[int | None]) -> Text:
         " ",
         (dot * min(now, _MOST_DOTS) + ("…" if now > _MOST_DOTS else ""), colour),
     )
-
-
-def _skipped(samples: list[Sample]) -> int:
-    counts = samples[-1].counts if samples else {}
-    return sum(number or 0 for name, number in counts.items() if name.endswith("_skipped"))

@@ -5,20 +5,19 @@ from typing import NamedTuple
 
 from chaos.crash_points import PROOF
 from demo.screen import Screen
-from demo.stage import Stage
+from demo.stage import Setup, Stage
 from demo.steps import PlayFailedError, Step
 from servers.wait import eventually
 
+NOUNS = {"order": "orders", "notify": "notifications"}
+"""By service: what its counters count."""
+
 COUNTERS = {
-    "orders_processed": "order",
-    "orders_processed_skipped": "order",
-    "notifications_processed": "notify",
-    "notifications_processed_skipped": "notify",
+    f"{noun}_processed{skipped}": service
+    for service, noun in NOUNS.items()
+    for skipped in ("", "_skipped")
 }
 """The counters that the acts check, and the service of each."""
-
-BREAKERS = {"notify": "notifications_breaker_open"}
-"""By service: the gauge of its open circuit breakers."""
 
 _WITHIN_S = 20.0
 _PROBED_WITHIN_S = 60.0
@@ -48,7 +47,7 @@ class Play:
         self.screen = screen
         self.passed = 0
         self._counts = dict.fromkeys(COUNTERS, 0)
-        self._settings: dict[str, int] = {}
+        self._setup: Setup | None = None
         self._event_id, self._repeats = "", False
 
     def do(self, step: Step) -> None:
@@ -56,14 +55,13 @@ class Play:
         self._hold()
         step.run()
 
-    def run_services(self, *, enable_etcd: bool, calls: bool = False, replicas: int = 1) -> None:
-        """Run both services with these settings, unless they already do."""
-        settings = {"enable_etcd": enable_etcd, "calls": calls, "replicas": replicas}
-        if settings == self._settings:
+    def run_services(self, setup: Setup) -> None:
+        """Run both services with this setup, unless they already do."""
+        if setup == self._setup:
             return
-        first = not self._settings
-        self.do(self.stage.run_services(enable_etcd=enable_etcd, calls=calls, replicas=replicas))
-        self._settings = settings
+        first = self._setup is None
+        self.do(self.stage.run_services(setup))
+        self._setup = setup
         if first:
             self._expect_zeros()
 
@@ -79,7 +77,7 @@ class Play:
 
     def skipping(self, skipped: int) -> str:
         """Say what is skipped and why, or why nothing is, given the number of skipped events."""
-        if not self._settings.get("enable_etcd"):
+        if not self._setup or not self._setup.enable_etcd:
             return "nothing: without etcd nobody remembers what is processed"
         if not skipped or not self._repeats:
             return "nothing: each event is new"
@@ -95,7 +93,7 @@ class Play:
 
     def expect_breaker(self, text: str, *, is_open: bool) -> None:
         """Check that notify's circuit breaker opens, or closes."""
-        read, gauge = self.stage.counters.gauge, BREAKERS["notify"]
+        read, gauge = self.stage.counters.gauge, "notifications_breaker_open"
         self._expect(text, "notify", lambda: bool(read(gauge)) == is_open, _PROBED_WITHIN_S)
 
     def expect_called(self, event_ids: Sequence[str]) -> None:

@@ -1,14 +1,14 @@
 """The report of a run: one HTML page that needs no other file, no server and no script."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
 
-from demo.play import COUNTERS, Play
+from demo.play import Play
 from demo.screen import Entry
 from demo.stage import NO_ANSWER, SERVICES
 from demo.watch import Sample, Watch
@@ -96,8 +96,8 @@ def page(play: Play, watch: Watch) -> str:
         versions = "(they did not tell their versions)"
     bands = [(heading.text.partition(":")[0], heading.at) for heading, _ in acts]
     length_s = ended_at - bands[0][1]
-    read = [(*sample.counts.values(), *sample.waiting.values()) for sample in samples]
-    top = max([1, *(value or 0 for values in read for value in values)])
+    readings = [reading for sample in samples for reading in sample.services.values()]
+    top = max([1, *(value or 0 for reading in readings for value in reading)])
     when = time.strftime("%Y-%m-%d %H:%M %z", time.localtime(ended_at))
     return _PAGE.render(
         kinds=[entry.kind for entry in story],
@@ -115,21 +115,13 @@ def page(play: Play, watch: Watch) -> str:
 
 def _lines(samples: Sequence[Sample], service: str, top: int) -> dict[str, Line]:
     """Return a service's lines by their CSS classes."""
-
-    def line(read: Callable[[Sample], int | None]) -> Line:
-        values = ((sample.at, read(sample)) for sample in samples)
-        return [(at, value) for at, value in values if value is not None]
-
-    processed, skipped = (name for name in COUNTERS if COUNTERS[name] == service)
-    lines = {
-        "waiting": line(lambda sample: sample.waiting[service]),
-        "processed": line(lambda sample: sample.counts[processed]),
-        "skipped": line(lambda sample: sample.counts[skipped]),
+    readings = [(sample.at, sample.services[service]) for sample in samples]
+    lines: dict[str, Line] = {
+        kind: [(at, value) for at, each in readings if (value := getattr(each, kind)) is not None]
+        for kind in ("waiting", "processed", "skipped", "open")
     }
-    breaker = line(lambda sample: sample.breakers.get(service))
-    if any(value for _, value in breaker):
-        lines["open"] = [(at, top * (value > 0)) for at, value in breaker]
-    return lines
+    is_open = [(at, top * (value > 0)) for at, value in lines.pop("open")]
+    return lines | ({"open": is_open} if any(value for _, value in is_open) else {})
 
 
 def _most(lines: dict[str, Line]) -> dict[str, int]:

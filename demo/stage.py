@@ -4,7 +4,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from http.client import HTTPException
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from demo.broker import Broker
 from demo.steps import CommandFailedError, PlayFailedError, Step
@@ -21,6 +21,14 @@ NO_ANSWER = (OSError, HTTPException, ValueError, KeyError)
 State = Literal["not started", "starting", "running", "not ready", "stopping", "stopped", "killed"]
 
 
+class Setup(NamedTuple):
+    """How the services run. With `calls`, the receiver runs too and notify calls it."""
+
+    enable_etcd: bool = False
+    calls: bool = False
+    replicas: int = 1
+
+
 class Stage(ABC):
     """The services and their servers. No service runs before the first `run_services`.
 
@@ -31,6 +39,7 @@ class Stage(ABC):
     """A sentence that says where everything runs."""
     farewell: str
     """A sentence that says where to look next."""
+    receiver_url: str
 
     def __init__(
         self, broker: Broker, etcd: str, counters: GraphiteCounters | StatsdListener
@@ -38,8 +47,7 @@ class Stage(ABC):
         self.broker, self.counters, self._etcd = broker, counters, etcd
         self.states: dict[str, State] = dict.fromkeys(SERVICES, "not started")
         """The state of each service, as the steps have left it."""
-        self._settings: dict[str, str] = {}
-        self._replicas = 1
+        self._setup = Setup()
 
     def versions(self) -> list[str]:
         """Return the servers' names and versions; raises OSError."""
@@ -57,11 +65,8 @@ class Stage(ABC):
         return [order.version for order in orders], len(writers)
 
     @abstractmethod
-    def run_services(self, *, enable_etcd: bool, calls: bool, replicas: int) -> Step:
-        """Restart both services with this many replicas; wait until the first of each is ready.
-
-        With `calls`, the receiver runs too and notify calls it.
-        """
+    def run_services(self, setup: Setup) -> Step:
+        """Restart both services, and wait until the first replica of each is ready."""
 
     @abstractmethod
     def crash_at(self, point: str, service: str) -> Step:
@@ -98,12 +103,10 @@ class Stage(ABC):
     def _wait_ready(self, service: str) -> None:
         """Raise an error if the service does not get ready."""
 
-    def _set(self, *, enable_etcd: bool, receiver_url: str, replicas: int) -> None:
-        """Set how the services run from now on. Without a URL notify makes no calls."""
-        self._settings = {"ENABLE_ETCD": "true" if enable_etcd else "false"}
-        if receiver_url:
-            self._settings["NOTIFY_URL"] = receiver_url
-        self._replicas = replicas
+    @property
+    def _settings(self) -> dict[str, str]:
+        settings = {"ENABLE_ETCD": "true" if self._setup.enable_etcd else "false"}
+        return settings | ({"NOTIFY_URL": self.receiver_url} if self._setup.calls else {})
 
     def _typed_settings(self) -> str:
         return "".join(f"{name}={value} " for name, value in self._settings.items())

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -13,7 +12,7 @@ from demo.play import Play
 from demo.report import Axes, page, write_report
 from demo.screen import Screen
 from demo.steps import PlayFailedError
-from demo.watch import Watch
+from demo.watch import Sample, Watch
 
 HOSTILE = """</pre></style><script>alert("1")</script><img src=x onerror='x'>&amp;"""
 SVG = "{http://www.w3.org/2000/svg}"
@@ -94,7 +93,9 @@ def test_the_samples_are_shown_even_if_the_servers_have_gone() -> None:
 @pytest.mark.parametrize("is_open", [0, 1])
 def test_an_open_circuit_breaker_is_shaded_where_there_was_one(is_open: int) -> None:
     play, watching = played(acts="1")
-    watching.samples[:] = [replace(watching.samples[-1], breakers={"notify": is_open})]
+    at, readings = watching.samples[-1]
+    reading = readings["notify"]._replace(open=is_open)
+    watching.samples[:] = [Sample(at, {**readings, "notify": reading})]
     root, text = parsed(page(play, watching))
     assert text.count("circuit breaker open: events are held") == is_open
     shaded = [svg.findall(f"{SVG}path[@class='open area']") for svg in root.iter(f"{SVG}svg")]

@@ -13,6 +13,7 @@ from demo.fake_stage import FakeStage, played
 from demo.panel import panel
 from demo.play import Play
 from demo.screen import Screen, open_screen
+from demo.stage import Setup
 from demo.watch import Watch
 from servers.wait import eventually
 
@@ -79,7 +80,7 @@ def test_the_panel_shows_each_service_and_why_copies_are_skipped() -> None:
 def test_the_panel_shows_that_a_circuit_breaker_is_open() -> None:
     play = Play(FakeStage(), Screen())
     with Watch(play.stage) as watch:
-        play.run_services(enable_etcd=True, calls=True)
+        play.run_services(Setup(enable_etcd=True, calls=True))
         play.do(play.stage.stop("receiver"))
         play.publish("order-4")
     lines = lines_of(play, watch)

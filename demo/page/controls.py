@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from demo.compose import Compose
+from demo.compose import Compose, ComposeStage
 from demo.page.board import Kind, Process
 from demo.page.sources import QUEUES, Sources
 from demo.stage import SERVICES
@@ -188,7 +188,7 @@ class Controls:
             self._sources.outbox = deque()  # What was published meanwhile is of the last round.
             self._board.begin()
             self.told = dict(_AT_FIRST)
-            self._compose.set(ENABLE_ETCD="true", NOTIFY_URL="http://receiver:8000")
+            self._compose.set(ENABLE_ETCD="true", NOTIFY_URL=ComposeStage.receiver_url)
             self._replicas = dict.fromkeys(SERVICES, 1)
             await to_thread(self._compose.up, self._replicas)
         await self._receiver("well", "")
