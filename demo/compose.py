@@ -16,7 +16,7 @@ from typing import NamedTuple
 from demo.broker import Broker
 from demo.interrupt import ignore_interrupts
 from demo.screen import Screen
-from demo.stage import SERVICES, Setup, Stage
+from demo.stage import SERVICES, Stage
 from demo.steps import CannotPlayError, CommandFailedError, Step, run
 from servers.counters import GraphiteCounters
 from servers.processes import free_port
@@ -277,11 +277,10 @@ class ComposeStage(Stage):
         self.farewell = f"Now by hand: `make up`, the commands above, and the graphs on {graphs}"
         super().__init__(ports.broker(), ports.etcd(), GraphiteCounters(self._graphite_url))
 
-    def run_services(self, setup: Setup) -> Step:
-        self._setup = setup
+    def run_services(self) -> Step:
         self._compose.set(**{"NOTIFY_URL": "", **self._settings})
-        services = [*["receiver"] * setup.calls, *SERVICES]
-        scales = [f"--scale {name}={setup.replicas}" for name in SERVICES if setup.replicas > 1]
+        services, replicas = [*["receiver"] * self.setup.calls, *SERVICES], self.setup.replicas
+        scales = [f"--scale {name}={replicas}" for name in SERVICES if replicas > 1]
         arguments = " ".join(["up -d", *scales, *services])
         # The images are built and the servers are healthy already.
         start = partial(self._compose.run, *arguments.split(), "--no-build", "--no-deps")

@@ -11,7 +11,7 @@ from demo.broker import Broker
 from demo.panel import panel
 from demo.play import COUNTERS, NOUNS, Play
 from demo.screen import Screen
-from demo.stage import SERVICES, Setup, Stage
+from demo.stage import SERVICES, Stage
 from demo.steps import PlayFailedError, Step
 from demo.watch import Watch
 from servers.counters import StatsdListener
@@ -53,11 +53,10 @@ class FakeStage(Stage):
     def publish(self, *event_ids: str) -> Step:
         return Step(f"curl -i\\\n  -d'{event_ids[0]}'", partial(self._publish, event_ids))
 
-    def run_services(self, setup: Setup) -> Step:
+    def run_services(self) -> Step:
         """Run both services, with an empty etcd."""
-        self._setup = setup
         self._records.clear()
-        each = f", {setup.replicas} each" if setup.replicas > 1 else ""
+        each = f", {self.setup.replicas} each" if self.setup.replicas > 1 else ""
         typed = f"{self._typed_settings()}up{each}"
         return Step(typed, partial(self._start, "receiver", *SERVICES))
 
@@ -69,11 +68,11 @@ class FakeStage(Stage):
         return self.states[service] == "killed"
 
     def consumers(self, queue: str) -> int:
-        return self._setup.replicas
+        return self.setup.replicas
 
     def orders(self, event_ids: Sequence[str]) -> tuple[list[int], int]:
         """Return what was written, as if by every replica."""
-        return [self.written[event_id] for event_id in event_ids], self._setup.replicas
+        return [self.written[event_id] for event_id in event_ids], self.setup.replicas
 
     def stop(self, service: str) -> Step:
         return Step(f"stop {service}", lambda: self.states.update({service: "stopped"}))
@@ -126,7 +125,7 @@ class FakeStage(Stage):
             self._consume(service)
 
     def _calls(self, service: str) -> bool:
-        return service == "notify" and self._setup.calls
+        return service == "notify" and self.setup.calls
 
     def _holds(self, service: str) -> bool:
         return self._calls(service) and self.states["receiver"] != "running"
@@ -135,7 +134,7 @@ class FakeStage(Stage):
         queue = self._queues[service]
         while queue and self.states[service] == "running" and not self._holds(service):
             event_id, record = queue[0], (service, queue[0])
-            is_known = self._setup.enable_etcd and record in self._records
+            is_known = self.setup.enable_etcd and record in self._records
             if not is_known:
                 self.written[event_id] += service == "order"
                 self._called += [event_id] * self._calls(service)

@@ -14,7 +14,7 @@ from chaos.crash_points import VARIABLE as CRASH_POINT
 from demo.broker import Broker
 from demo.interrupt import ignore_interrupts
 from demo.screen import Screen
-from demo.stage import SERVICES, Setup, Stage
+from demo.stage import SERVICES, Stage
 from demo.steps import CannotPlayError, PlayFailedError, Step
 from servers.counters import StatsdListener, listen_statsd
 from servers.processes import Child, ServersUnavailableError, free_port
@@ -48,9 +48,8 @@ class LocalStage(Stage):
         broker = Broker("127.0.0.1", servers.rabbitmq.amqp_port, management_port)
         super().__init__(broker, servers.etcd.endpoint, statsd)
 
-    def run_services(self, setup: Setup) -> Step:
-        self._setup = setup
-        return self._restarted(SERVICES, *["receiver"] * setup.calls, *SERVICES)
+    def run_services(self) -> Step:
+        return self._restarted(SERVICES, *["receiver"] * self.setup.calls, *SERVICES)
 
     def crash_at(self, point: str, service: str) -> Step:
         return self._restarted([service], service, point=point)
@@ -85,7 +84,7 @@ class LocalStage(Stage):
         for service in services:
             self._running[service] = [
                 self._run(service, point)
-                for _ in range(self._setup.replicas if service in SERVICES else 1)
+                for _ in range(self.setup.replicas if service in SERVICES else 1)
             ]
 
     def _wait_ready(self, service: str) -> None:
@@ -128,8 +127,8 @@ class LocalStage(Stage):
             return f"python {' '.join(self._receiver.command[1:])} &"
         settings = self._typed_settings() + f'{CRASH_POINT}="{point}" ' * bool(point)
         command = f"(cd {service} && {settings}python -m {_module(service, point)}) &"
-        each = " ".join(str(number + 1) for number in range(self._setup.replicas))
-        return f"for n in {each}; do {command} done" if self._setup.replicas > 1 else command
+        each = " ".join(str(number + 1) for number in range(self.setup.replicas))
+        return f"for n in {each}; do {command} done" if self.setup.replicas > 1 else command
 
     def _kill_command(self, *services: str) -> str:
         processes = [process for name in services for process in self._running.get(name, ())]

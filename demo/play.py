@@ -47,7 +47,6 @@ class Play:
         self.screen = screen
         self.passed = 0
         self._counts = dict.fromkeys(COUNTERS, 0)
-        self._setup: Setup | None = None
         self._event_id, self._repeats = "", False
 
     def do(self, step: Step) -> None:
@@ -57,12 +56,12 @@ class Play:
 
     def run_services(self, setup: Setup) -> None:
         """Run both services with this setup, unless they already do."""
-        if setup == self._setup:
+        before = self.stage.setup
+        if setup == before:
             return
-        first = self._setup is None
-        self.do(self.stage.run_services(setup))
-        self._setup = setup
-        if first:
+        self.stage.setup = setup
+        self.do(self.stage.run_services())
+        if not before.replicas:
             self._expect_zeros()
 
     def publish(self, *event_ids: str, text: str = "") -> None:
@@ -77,7 +76,7 @@ class Play:
 
     def skipping(self, skipped: int) -> str:
         """Say what is skipped and why, or why nothing is, given the number of skipped events."""
-        if not self._setup or not self._setup.enable_etcd:
+        if not self.stage.setup.enable_etcd:
             return "nothing: without etcd nobody remembers what is processed"
         if not skipped or not self._repeats:
             return "nothing: each event is new"

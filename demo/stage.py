@@ -47,7 +47,8 @@ class Stage(ABC):
         self.broker, self.counters, self._etcd = broker, counters, etcd
         self.states: dict[str, State] = dict.fromkeys(SERVICES, "not started")
         """The state of each service, as the steps have left it."""
-        self._setup = Setup()
+        self.setup = Setup(replicas=0)
+        """How the services run, or are to run with the next `run_services`."""
 
     def versions(self) -> list[str]:
         """Return the servers' names and versions; raises OSError."""
@@ -65,8 +66,8 @@ class Stage(ABC):
         return [order.version for order in orders], len(writers)
 
     @abstractmethod
-    def run_services(self, setup: Setup) -> Step:
-        """Restart both services, and wait until the first replica of each is ready."""
+    def run_services(self) -> Step:
+        """Restart both services as `setup` says; wait until the first replica of each is ready."""
 
     @abstractmethod
     def crash_at(self, point: str, service: str) -> Step:
@@ -105,8 +106,8 @@ class Stage(ABC):
 
     @property
     def _settings(self) -> dict[str, str]:
-        settings = {"ENABLE_ETCD": "true" if self._setup.enable_etcd else "false"}
-        return settings | ({"NOTIFY_URL": self.receiver_url} if self._setup.calls else {})
+        settings = {"ENABLE_ETCD": "true" if self.setup.enable_etcd else "false"}
+        return settings | ({"NOTIFY_URL": self.receiver_url} if self.setup.calls else {})
 
     def _typed_settings(self) -> str:
         return "".join(f"{name}={value} " for name, value in self._settings.items())
