@@ -4,8 +4,6 @@ The source directory is the repository, so that links between files are right in
 the READMEs are pages as well.
 """
 
-from __future__ import annotations
-
 import inspect
 import re
 from importlib.metadata import version as installed_version

@@ -1,7 +1,5 @@
 """Sends a notification for each new_order event, to NOTIFY_URL or into the log."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sys

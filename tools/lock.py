@@ -4,8 +4,6 @@ The other arguments are those of `uv pip compile`. A package may have two hundre
 has its sdist and the wheels for the Pythons and platforms below, and pip installs nothing else.
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

@@ -3,8 +3,6 @@
 Exit code 0: it is written, 1: it cannot be written, 2: its name is wrong.
 """
 
-from __future__ import annotations
-
 import builtins
 import keyword
 import re

@@ -1,7 +1,5 @@
 """A headless Chromium: opens a page, tells what is wrong with it, and takes its picture."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The browser, and where pictures go."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

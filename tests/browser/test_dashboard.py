@@ -3,8 +3,6 @@
 The stack is the one of `make up`, on ports of its own.
 """
 
-from __future__ import annotations
-
 import json
 import secrets
 import time

@@ -1,7 +1,5 @@
 """Writes a document for each new_order event, together with the event's record."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import asdict, dataclass
 

@@ -1,7 +1,5 @@
 """The service writes one document for each event, even if something happens twice."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 
