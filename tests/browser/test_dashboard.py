@@ -190,13 +190,10 @@ def dashboard(chromium: Chromium, stack: Stack) -> Dashboard:
     return Dashboard(chromium, stack.graphite)
 
 
-def test_it_is_there_once_the_stack_is_healthy(stack: Stack) -> None:
-    assert stack.titles() == TITLES
-
-
-def test_an_edited_one_stays_and_a_deleted_one_comes_back(
+def test_it_is_there_at_once_an_edited_one_stays_and_a_deleted_one_comes_back(
     stack: Stack, dashboard: Dashboard, chromium: Chromium
 ) -> None:
+    assert stack.titles() == TITLES
     dashboard.open()
     chromium.run("graphStore.removeAt(0); sendSaveRequest(arguments[0])", NAME)
     becomes(stack.titles, TITLES[1:])
@@ -216,16 +213,13 @@ def test_the_image_of_the_bare_example_runs_its_program(stack: Stack) -> None:
 
 
 @pytest.mark.usefixtures("known_run")
-def test_the_page_opens_without_a_fault(dashboard: Dashboard, chromium: Chromium) -> None:
+def test_it_opens_without_a_fault_and_shows_the_counts_of_the_run(
+    dashboard: Dashboard, chromium: Chromium
+) -> None:
     dashboard.open()
     assert chromium.run("return document.title") == f"{NAME} - Graphite Dashboard"
     errors = chromium.errors()
     assert [error for error in errors if not any(own in error for own in GRAPHITES_OWN)] == []
-
-
-@pytest.mark.usefixtures("known_run")
-def test_the_graphs_show_the_counts_of_the_run(dashboard: Dashboard) -> None:
-    dashboard.open()
     graphs = dashboard.graphs()
     assert list(graphs) == TITLES
     kept, queued, processed, skipped, received, rare, commit_ms, handle_ms = graphs.values()
