@@ -146,9 +146,12 @@ def test_enter_is_read_and_not_shown() -> None:
     command = [sys.executable, "-c", "from demo.screen import wait_for_enter; wait_for_enter()"]
     # A session of its own has no /dev/tty, so that it reads from our terminal.
     with subprocess.Popen(command, stdin=terminal, start_new_session=True) as waiting:
-        eventually(is_silent)
-        os.write(ours, b"\n")
-        assert waiting.wait(10) == 0
+        try:
+            eventually(is_silent)
+            os.write(ours, b"\n")
+            assert waiting.wait(10) == 0
+        finally:
+            waiting.kill()
     assert termios.tcgetattr(terminal) == before
     os.set_blocking(ours, False)
     with pytest.raises(BlockingIOError):  # Nothing was echoed.
