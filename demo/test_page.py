@@ -35,7 +35,7 @@ READ = {"read": "", "ready": "order", "retry": "order.retry.10s", "letter": "ord
 
 
 def observe(board: Board, name: str) -> None:
-    """Have something about the first event, r-1, observed, or another event published."""
+    """Give the board an observation of the first event, r-1, or publish another event."""
     queue = name.removeprefix("long-")
     if name in LINES:
         board.line("order-1", {"event_id": "r-1", **LINES[name]})

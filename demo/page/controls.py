@@ -185,7 +185,7 @@ class Controls:
             await self._until(lambda: not self._running())
             purge = partial(self._sources.broker.purge, QUEUES)
             await to_thread(eventually, purge, _WITHIN_S, also=(OSError,))
-            self._sources.outbox = deque()  # What was published meanwhile is of the last round.
+            self._sources.outbox = deque()  # Drop what the last round published meanwhile.
             self._board.begin()
             self.told = dict(_AT_FIRST)
             self._compose.set(ENABLE_ETCD="true", NOTIFY_URL=ComposeStage.receiver_url)
