@@ -175,8 +175,7 @@ def test_a_receiver_that_is_not_there_raises(monkeypatch: pytest.MonkeyPatch, ca
     "head",
     [
         pytest.param(b"220 mail.example ESMTP\r\n", id="not-http"),
-        # It closes a connection that it promises to keep open: a later call fails.
-        pytest.param(b"HTTP/1.1 204 .\r\n\r\n", id="connection-lost"),
+        pytest.param(b"HTTP/1.1 204 .\r\nX-Half: ", id="connection-lost"),
     ],
 )
 def test_a_failure_is_raised_without_the_address(
@@ -184,9 +183,8 @@ def test_a_failure_is_raised_without_the_address(
 ) -> None:
     """The address of a hook is a secret, and what a handler raises goes to logs and headers."""
     receiver.head = head
-    with pytest.raises(NotSentError, match="not HTTP, or there is none") as raised:  # noqa: PT012
-        for _ in range(100):
-            call()
+    with pytest.raises(NotSentError, match="not HTTP, or there is none") as raised:
+        call()
     assert "hook" not in "".join(traceback.format_exception(raised.value))
 
 
