@@ -1,10 +1,10 @@
-# Each target sets up what it needs. With a Docker engine (`docker info` answers) the servers run in
-# containers, without one as local processes.
+# Each target sets up what it needs. If a Docker engine answers `docker info`, the servers run in
+# containers, otherwise as local processes.
 
 PYTHON   ?= python3
 VENV     := .venv
 BIN      := $(VENV)/bin
-# Each directory with a pyproject.toml is one; all but the library become images.
+# Each directory with a pyproject.toml is a project; all except the library become images.
 PROJECTS := $(patsubst %/pyproject.toml,%,$(wildcard */pyproject.toml))
 IMAGES   := $(filter-out idempotent_consumer,$(PROJECTS))
 READY    := $(VENV)/ready
@@ -22,7 +22,7 @@ setup: $(READY) ## Make .venv with every project of this repository in it
 # Python finds the packages in these by a .pth file: `.venv/bin/python -m simulation` runs anywhere.
 PATHS := . tests idempotent_consumer/tests
 
-# --no-deps: pip refuses local projects under --require-hashes, so all they need is in the lock.
+# --no-deps: pip refuses local projects with --require-hashes, so the lock has all they need.
 $(READY): requirements.lock $(PROJECTS:%=%/pyproject.toml)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "setup: $(PYTHON) is too old: Python 3.11 or newer is needed (PYTHON=... names another)" >&2; exit 1; }
@@ -52,7 +52,7 @@ lint: $(READY) ## Check the code's style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet . || { echo "format: run $(BIN)/ruff format ." >&2; exit 1; }
 
-# mypy has no wildcard for where modules are; pyproject.toml lists those that are always there.
+# mypy's paths have no wildcard; pyproject.toml lists those that always exist.
 space := $(subst ,, )
 
 typecheck: $(READY) ## Check the code's types, strictly
@@ -61,7 +61,7 @@ typecheck: $(READY) ## Check the code's types, strictly
 unit-test: $(READY) ## Run the tests that need no server, with 1,000 simulated runs
 	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
-# They wait more than they compute: several at once, each process of pytest with servers of its own.
+# They mostly wait, so several run at once. Each process of pytest has its own servers.
 SIDE_BY_SIDE := -n 4 --dist worksteal
 
 integration-test: $(READY) ## Run the tests with real RabbitMQ and etcd
@@ -115,7 +115,7 @@ bench-growth: $(READY) ## Measure start-up, memory and etcd with up to a million
 bench-steady: $(READY) ## Measure whether anything grows at full rate, into benchmarks/results: MINUTES=30
 	$(BIN)/python -m benchmarks steady --minutes $(or $(MINUTES),30)
 
-docs: $(READY) ## Build docs/build/html, with each link checked
+docs: $(READY) ## Build docs/build/html and check each link
 	$(BIN)/sphinx-build -q -W --keep-going -E -c docs . docs/build/html
 
 dist: $(READY) ## Build the library's wheel and sdist into dist, check them, and run the README's test on them

@@ -1,32 +1,20 @@
-"""The five acts. Each can be played alone: it first has both services run as it needs them."""
+"""The five acts. Each can be played alone: it first starts both services as it needs them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from demo.play import Change, Play
-from demo.stage import SERVICES
-from demo.steps import CannotPlayError
+from demo.stage import SERVICES, Setup
 
 Act = Callable[[Play], None]
 
 _TIMES = 3
 _CALLS = 30
-"""More than the failures in a row that open the circuit breaker."""
+"""More than the consecutive failures that open the circuit breaker."""
 
 _CRASH_POINT = "reply read:1"
-"""etcd has answered that the first batch is recorded, and nothing has been acked."""
+"""etcd has answered that the first batch is recorded, and nothing is acked yet."""
 
 _REPLICAS = 3
-
-
-def chosen(number: str) -> Sequence[Act]:
-    """Return the act of that number, all of them for none; raises CannotPlayError."""
-    if not number:
-        return list(ACTS.values())
-    if number not in ACTS:
-        raise CannotPlayError(
-            f"ACT is {number!r}: write a number from 1 to {len(ACTS)}, or leave it out for all"
-        )
-    return [ACTS[number]]
 
 
 def both_consume(play: Play) -> None:
@@ -34,7 +22,7 @@ def both_consume(play: Play) -> None:
         "Act 1: one event, two services",
         "The producer knows neither: each service has a queue of its own and gets its copy.",
     )
-    play.run_services(enable_etcd=False)
+    play.run_services(Setup())
     play.publish("order-1")
     play.expect(
         Change("order consumes it", "orders_processed", 1),
@@ -47,7 +35,7 @@ def notify_is_down(play: Play) -> None:
         "Act 2: notify is down, and nothing is lost",
         "Producer and order do not notice, and nobody has to repair anything afterwards.",
     )
-    play.run_services(enable_etcd=False)
+    play.run_services(Setup())
     play.do(play.stage.stop("notify"))
     play.publish("order-2", text="as above, with the id order-2")
     play.expect(Change("order consumes it", "orders_processed", 1))
@@ -62,7 +50,7 @@ def the_same_again(play: Play) -> None:
         "Act 3: the same event, again and again",
         "Brokers and producers repeat an event whenever they cannot know that it has arrived.",
     )
-    play.run_services(enable_etcd=False)
+    play.run_services(Setup())
     play.screen.say("Without etcd every repetition is processed:")
     play.publish(*["order-3"] * _TIMES, text=f"the id order-3, {_TIMES} times")
     play.expect(
@@ -72,7 +60,7 @@ def the_same_again(play: Play) -> None:
         Change("notify skips nothing", "notifications_processed_skipped", 0),
     )
     play.screen.say("With etcd the first is recorded, and the others are skipped:")
-    play.run_services(enable_etcd=True)
+    play.run_services(Setup(enable_etcd=True))
     play.publish(*["order-3"] * _TIMES, text=f"the id order-3, {_TIMES} times")
     play.expect(
         Change("order places it once", "orders_processed", 1),
@@ -96,7 +84,7 @@ def the_receiver_is_down(play: Play) -> None:
         "Act 4: the receiver is down, and nothing is parked",
         "notify calls a receiver over HTTP. Retries alone would park each event after 71 s.",
     )
-    play.run_services(enable_etcd=True, calls=True)
+    play.run_services(Setup(enable_etcd=True, calls=True))
     first, *others = (f"order-{number}" for number in range(4, 5 + _CALLS))
     play.publish(first, text=f"as above, with the id {first}")
     play.expect(
@@ -120,7 +108,7 @@ def killed_then_three(play: Play) -> None:
         "Act 5: a kill between record and ack, then three replicas",
         "An event comes again, perhaps to another replica, and each order is still placed once.",
     )
-    play.run_services(enable_etcd=True)
+    play.run_services(Setup(enable_etcd=True))
     event_id, *event_ids = (f"order-{number}" for number in range(5 + _CALLS, 6 + 2 * _CALLS))
     play.screen.say("order kills itself when etcd has recorded the event, before it acks it:")
     play.do(play.stage.crash_at(_CRASH_POINT, "order"))
@@ -138,7 +126,7 @@ def killed_then_three(play: Play) -> None:
     play.screen.say(
         "Three replicas share a queue: the copies of an event reach two of them at once:"
     )
-    play.run_services(enable_etcd=True, replicas=_REPLICAS)
+    play.run_services(Setup(enable_etcd=True, replicas=_REPLICAS))
     for service in SERVICES:
         play.expect_consumers(service, _REPLICAS)
     text = f"the ids {event_ids[0]} to {event_ids[-1]}, each twice"
@@ -159,4 +147,4 @@ ACTS: dict[str, Act] = {
     "4": the_receiver_is_down,
     "5": killed_then_three,
 }
-"""The acts by their number, as ACT= names them."""
+"""The acts by their numbers."""

@@ -1,16 +1,17 @@
-"""The broker as the newcomer meets it: an event published over HTTP, the depth of a queue."""
+"""RabbitMQ as a newcomer meets it: events published over HTTP, and the depth of a queue."""
 
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pika
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import AMQPError
 
-from demo.steps import Step, StepFailedError
+from demo.steps import PlayFailedError, Step
 from servers.web import fetch_json
 
 _USER = _PASSWORD = "guest"
@@ -18,66 +19,60 @@ _PUBLISH = "/api/exchanges/%2f/events/publish"
 
 
 class Broker:
-    """RabbitMQ at `host`, with the ports of AMQP and of the management API."""
+    """RabbitMQ at `host`. Every method, and every step, raises OSError if it does not answer."""
 
     def __init__(self, host: str, amqp_port: int, management_port: int) -> None:
-        self._host, self._amqp_port = host, amqp_port
+        options = "heartbeat=4&socket_timeout=5&stack_timeout=5"
+        self._amqp_url = f"amqp://{_USER}:{_PASSWORD}@{host}:{amqp_port}/?{options}"
         self._management_url = f"http://{host}:{management_port}"
-        self._url = self._management_url + _PUBLISH
-        # Its lines would repeat, between the checks, what is raised.
+        # pika would log, between the checks, the errors that are raised anyway.
         logging.getLogger("pika").setLevel(logging.CRITICAL)
-        # As the README has it; asked by us, a "localhost" could be tried over IPv6 first.
-        self._shown_url = self._url.replace("//127.0.0.1:", "//localhost:")
 
-    def publish(self, event_id: str) -> Step:
-        """Return the step that publishes a new_order event, and the curl command that does."""
-        body = {
-            "properties": {},
-            "routing_key": "foo",
-            "payload": _compact({"id": event_id, "type": "new_order"}),
-            "payload_encoding": "string",
-        }
+    def publish(self, *event_ids: str) -> Step:
+        """Return the step that publishes new_order events; its curl command publishes the first."""
+        bodies = [
+            {
+                "properties": {},
+                "routing_key": "foo",
+                "payload": _compact({"id": event_id, "type": "new_order"}),
+                "payload_encoding": "string",
+            }
+            for event_id in event_ids
+        ]
+        # As in the README. We use the address: "localhost" could be tried over IPv6 first.
+        url = (self._management_url + _PUBLISH).replace("//127.0.0.1:", "//localhost:")
         curl = (
             f'curl -i -u {_USER}:{_PASSWORD} -H "content-type:application/json" \\\n'
-            f"  -X POST {self._shown_url} \\\n"
-            f"  -d'{_compact(body)}'"
+            f"  -X POST {url} \\\n"
+            f"  -d'{_compact(bodies[0])}'"
         )
-        return Step(curl, lambda: self._post(body))
+        return Step(curl, partial(self._post, bodies))
 
     def waiting(self, queue: str) -> int:
-        """Return how many messages a queue holds that no consumer has; raises OSError."""
-        count: int = self._declared(queue).message_count
-        return count
+        """Return how many ready messages a queue has."""
+        return self._declared(queue)[0]
 
     def consumers(self, queue: str) -> int:
-        """Return how many consumers a queue has; raises OSError."""
-        count: int = self._declared(queue).consumer_count
-        return count
+        """Return how many consumers a queue has."""
+        return self._declared(queue)[1]
 
-    def _declared(self, queue: str) -> Any:
-        """Declare passively: the management API shows the counts of up to 5 s ago."""
+    def _declared(self, queue: str) -> tuple[int, int]:
+        """Declare passively: the counts of the management API are up to 5 s old."""
         with self.connected() as connection:
-            return connection.channel().queue_declare(queue, passive=True).method
+            answer = connection.channel().queue_declare(queue, passive=True).method
+            return answer.message_count, answer.consumer_count
 
     @contextmanager
     def connected(self) -> Iterator[Any]:
-        """Yield a connection while the block runs; raises OSError for all that pika raises."""
-        parameters = pika.ConnectionParameters(
-            self._host,
-            self._amqp_port,
-            credentials=pika.PlainCredentials(_USER, _PASSWORD),
-            heartbeat=4,
-            socket_timeout=5,
-            stack_timeout=5,
-        )
+        """Yield a connection while the block runs. What pika raises becomes an OSError."""
         try:
-            with pika.BlockingConnection(parameters) as connection:
+            with pika.BlockingConnection(pika.URLParameters(self._amqp_url)) as connection:
                 yield connection
         except (AMQPError, AMQPConnectorException) as error:
             raise OSError(f"RabbitMQ does not answer: {error!r}") from error
 
     def purge(self, queues: Mapping[str, dict[str, object]]) -> None:
-        """Empty queues, given their arguments: also where none is there yet. Raises OSError."""
+        """Empty queues, given their arguments. A queue that does not exist yet is declared."""
         with self.connected() as connection:
             channel = connection.channel()
             for queue, arguments in queues.items():
@@ -85,21 +80,23 @@ class Broker:
                 channel.queue_purge(queue)
 
     def unacked(self) -> dict[str, int]:
-        """Return by queue how many messages were unacked up to 5 s ago; raises OSError."""
-        url = f"{self._management_url}/api/queues?columns=name,messages_unacknowledged"
-        listed: Any = fetch_json("GET", url, login=(_USER, _PASSWORD), timeout_s=2)
+        """Return by queue how many messages are unacked; the counts are up to 5 s old."""
+        path = "/api/queues?columns=name,messages_unacknowledged"
+        listed = self._ask("GET", path, timeout_s=2)
         return {queue["name"]: queue.get("messages_unacknowledged", 0) for queue in listed}
 
     def version(self) -> str:
-        """Return its name and version; raises OSError."""
-        login = (_USER, _PASSWORD)
-        answer: Any = fetch_json("GET", f"{self._management_url}/api/overview", login=login)
-        return f"RabbitMQ {answer['rabbitmq_version']}"
+        return f"RabbitMQ {self._ask('GET', '/api/overview')['rabbitmq_version']}"
 
-    def _post(self, body: object) -> None:
-        answer: Any = fetch_json("POST", self._url, body, login=(_USER, _PASSWORD))
-        if answer != {"routed": True}:
-            raise StepFailedError("no queue is bound to the exchange: the event is lost", "order")
+    def _post(self, bodies: Iterable[object]) -> None:
+        for body in bodies:
+            if self._ask("POST", _PUBLISH, body) != {"routed": True}:
+                said = "no queue is bound to the exchange: the event is lost"
+                raise PlayFailedError(said, "order")
+
+    def _ask(self, method: str, path: str, body: object = None, timeout_s: float = 10.0) -> Any:
+        url, login = self._management_url + path, (_USER, _PASSWORD)
+        return fetch_json(method, url, body, login=login, timeout_s=timeout_s)
 
 
 def _compact(value: object) -> str:
@@ -107,13 +104,14 @@ def _compact(value: object) -> str:
 
 
 def ready(connection: Any, queues: Iterable[str]) -> dict[str, int]:
+    """Return by queue how many messages are ready."""
     with connection.channel() as channel:
         declared = {queue: channel.queue_declare(queue, passive=True) for queue in queues}
     return {queue: answer.method.message_count for queue, answer in declared.items()}
 
 
 def headers(connection: Any, queue: str, most: int) -> Iterator[Mapping[str, Any]]:
-    """Yield the headers of the first messages: unacked, they go back with the channel."""
+    """Yield the headers of the first messages. They are requeued when the channel closes."""
     with connection.channel() as channel:
         for _ in range(most):
             method, properties, _body = channel.basic_get(queue)

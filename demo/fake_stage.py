@@ -1,4 +1,4 @@
-"""A stage without servers, for the tests of the demo: it counts at once what it is sent."""
+"""A stage without servers, for the tests of the demo. It consumes each event at once."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,18 +9,16 @@ from chaos.crash_points import PROOF
 from demo.acts import ACTS
 from demo.broker import Broker
 from demo.panel import panel
-from demo.play import COUNTERS, Play
+from demo.play import COUNTERS, NOUNS, Play
 from demo.screen import Screen
 from demo.stage import SERVICES, Stage
-from demo.steps import Step, StepFailedError
+from demo.steps import PlayFailedError, Step
 from demo.watch import Watch
 from servers.counters import StatsdListener
 
-NOUNS = {"order": "orders", "notify": "notifications"}
-
 
 def played(play: Play | None = None, acts: str = "12345") -> tuple[Play, Watch]:
-    """Play acts as the demo does, with its panel; on this stage and plain lines unless told."""
+    """Play acts as the demo does, with its panel."""
     play = play or Play(FakeStage(), Screen())
     with Watch(play.stage) as watch, play.screen.watching(partial(panel, play, watch)):
         for number in acts:
@@ -29,9 +27,14 @@ def played(play: Play | None = None, acts: str = "12345") -> tuple[Play, Watch]:
 
 
 class FakeStage(Stage):
-    """Both services in memory. With `miscounts` each event counts twice, as a faulty one would."""
+    """Both services in memory, and their broker and counters.
+
+    With `miscounts` each event counts twice. Without `answers` nothing can be read.
+    """
 
     place = "Nowhere <but in memory>."
+    farewell = "farewell"
+    receiver_url = "receiver"
 
     def __init__(self, *, miscounts: bool = False) -> None:
         super().__init__(cast("Broker", self), "", cast("StatsdListener", self))
@@ -40,40 +43,36 @@ class FakeStage(Stage):
         self._by = 2 if miscounts else 1
         self._counts = dict.fromkeys(COUNTERS, 0)
         self._queues: dict[str, list[str]] = {service: [] for service in SERVICES}
-        self._records: set[tuple[str, str]] | None = None
-        self._calls, self._crashing = False, ""
+        self._records: set[tuple[str, str]] = set()
         self._called: list[str] = []
+        self._crashing = ""
 
     def versions(self) -> list[str]:
         raise OSError("nobody answers")
 
-    def publish(self, event_id: str) -> Step:
-        return Step(f"curl -i\\\n  -d'{event_id}'", partial(self._publish, event_id))
+    def publish(self, *event_ids: str) -> Step:
+        return Step(f"curl -i\\\n  -d'{event_ids[0]}'", partial(self._publish, event_ids))
 
-    def run_services(self, *, enable_etcd: bool, calls: bool, replicas: int) -> Step:
-        """Run both; with etcd it begins empty."""
-
-        def run() -> None:
-            self._records, self._calls = set() if enable_etcd else None, calls
-            self._replicas = replicas
-            self._start(*["receiver"] * calls, *SERVICES)
-
-        typed = f"ENABLE_ETCD={str(enable_etcd).lower()} {'NOTIFY_URL=receiver ' * calls}up"
-        return Step(typed + f", {replicas} each" * (replicas > 1), run)
+    def run_services(self) -> Step:
+        """Run both services, with an empty etcd."""
+        self._records.clear()
+        each = f", {self.setup.replicas} each" if self.setup.replicas > 1 else ""
+        typed = f"{self._typed_settings()}up{each}"
+        return Step(typed, partial(self._start, "receiver", *SERVICES))
 
     def crash_at(self, point: str, service: str) -> Step:
-        """Let it end at the next event that it records."""
+        """Let a service end when it has recorded the next event."""
         return Step(f"crash {service}", lambda: setattr(self, "_crashing", service))
 
     def ended(self, service: str) -> bool:
         return self.states[service] == "killed"
 
     def consumers(self, queue: str) -> int:
-        return self._replicas
+        return self.setup.replicas
 
     def orders(self, event_ids: Sequence[str]) -> tuple[list[int], int]:
-        """Return what has been written, as if by every replica."""
-        return [self.written[event_id] for event_id in event_ids], self._replicas
+        """Return what was written, as if by every replica."""
+        return [self.written[event_id] for event_id in event_ids], self.setup.replicas
 
     def stop(self, service: str) -> Step:
         return Step(f"stop {service}", lambda: self.states.update({service: "stopped"}))
@@ -95,7 +94,8 @@ class FakeStage(Stage):
     def gauge(self, name: str) -> int:
         """Return 1 while events are held."""
         self._answer()
-        return int(self._holds("notify") and bool(self._queues["notify"]))
+        holds = name.startswith("notif") and self._holds("notify")
+        return int(holds and bool(self._queues["notify"]))
 
     def seen(self, name: str) -> bool:
         return name in self._counts
@@ -109,17 +109,14 @@ class FakeStage(Stage):
             return "\n".join(self._called)
         return f"the log of {service}: {PROOF * self.ended(service)}"
 
-    def farewell(self) -> str:
-        return "farewell"
-
     def _wait_ready(self, service: str) -> None:
         pass
 
-    def _publish(self, event_id: str) -> None:
+    def _publish(self, event_ids: Sequence[str]) -> None:
         if "not started" in self.states.values():
-            raise StepFailedError("no queue is bound to the exchange: the event is lost", "order")
+            raise PlayFailedError("no queue is bound to the exchange: the event is lost", "order")
         for service in SERVICES:
-            self._queues[service].append(event_id)
+            self._queues[service] += event_ids
             self._consume(service)
 
     def _start(self, *services: str) -> None:
@@ -127,24 +124,26 @@ class FakeStage(Stage):
         for service in SERVICES:
             self._consume(service)
 
+    def _calls(self, service: str) -> bool:
+        return service == "notify" and self.setup.calls
+
     def _holds(self, service: str) -> bool:
-        return service == "notify" and self._calls and self.states["receiver"] != "running"
+        return self._calls(service) and self.states["receiver"] != "running"
 
     def _consume(self, service: str) -> None:
-        runs = self.states[service] == "running" and not self._holds(service)
-        while runs and self._queues[service]:
-            event_id = self._queues[service][0]
-            if service == "notify" and self._calls:
-                self._called.append(event_id)
-            known = self._records is not None and (service, event_id) in self._records
-            if self._records is not None:
-                self.written[event_id] += service == "order" and not known
-                self._records.add((service, event_id))
-                if self._crashing == service:
-                    self._crashing, self.states[service] = "", "killed"
-                    return
-            self._queues[service].pop(0)
-            self._counts[f"{NOUNS[service]}_processed{'_skipped' * known}"] += self._by
+        queue = self._queues[service]
+        while queue and self.states[service] == "running" and not self._holds(service):
+            event_id, record = queue[0], (service, queue[0])
+            is_known = self.setup.enable_etcd and record in self._records
+            if not is_known:
+                self.written[event_id] += service == "order"
+                self._called += [event_id] * self._calls(service)
+            self._records.add(record)
+            if self._crashing == service:
+                self._crashing, self.states[service] = "", "killed"
+                return
+            queue.pop(0)
+            self._counts[f"{NOUNS[service]}_processed{'_skipped' * is_known}"] += self._by
 
     def _answer(self) -> None:
         if not self.answers:

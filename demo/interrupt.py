@@ -1,12 +1,11 @@
-"""How a program of the demo ends: Ctrl-C ends it once, and what it cannot do it says in a line.
+"""How a program of the demo ends: on Ctrl-C, or with one line that says why it cannot go on.
 
-What it has started is taken down undisturbed then.
+Nothing interrupts it while it takes down what it has started.
 """
 
 import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 
 from demo.steps import CannotPlayError
 
@@ -14,9 +13,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_program(name: str, program: Callable[[], int]) -> int:
-    """Run it, and return its exit code: 2 where it cannot run, 130 where it is interrupted.
+    """Run a program and return its exit code: 2 if it cannot run, 130 if it was interrupted.
 
-    The first of the signals raises KeyboardInterrupt in it, and every later one does nothing.
+    The first signal raises KeyboardInterrupt in it; all further signals are ignored.
     """
     for number in _SIGNALS:
         signal.signal(number, _interrupt)
@@ -30,17 +29,13 @@ def run_program(name: str, program: Callable[[], int]) -> int:
         return 130
 
 
-def interrupt_no_more() -> None:
-    """Pass over all further signals."""
+def ignore_interrupts() -> None:
+    """Ignore all further signals."""
     for number in _SIGNALS:
         # Not SIG_IGN, which the commands that we still run would inherit.
-        signal.signal(number, _nothing)
+        signal.signal(number, lambda *_: None)
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    interrupt_no_more()
+def _interrupt(*_: object) -> None:
+    ignore_interrupts()
     raise KeyboardInterrupt
-
-
-def _nothing(_number: int, _frame: FrameType | None) -> None:
-    pass

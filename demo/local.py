@@ -12,21 +12,24 @@ from urllib.parse import urlsplit
 
 from chaos.crash_points import VARIABLE as CRASH_POINT
 from demo.broker import Broker
-from demo.interrupt import interrupt_no_more
+from demo.interrupt import ignore_interrupts
 from demo.screen import Screen
 from demo.stage import SERVICES, Stage
-from demo.steps import CannotPlayError, Step, StepFailedError
+from demo.steps import CannotPlayError, PlayFailedError, Step
 from servers.counters import StatsdListener, listen_statsd
 from servers.processes import Child, ServersUnavailableError, free_port
 from servers.servers import REPOSITORY, Servers, start_servers
-from servers.services import Service, ServiceEndedError, environment, run_service
+from servers.services import Service, environment, run_service
 from servers.wait import eventually
 
 
 class LocalStage(Stage):
-    """Runs each start of a service as a new process; a listener takes Graphite's place."""
+    """Starts a new process whenever a service starts. A statsd listener replaces Graphite."""
 
     place = "Processes of this machine; a statsd listener counts in Graphite's place."
+    farewell = (
+        "Where Docker runs, `make up` starts all of it to stay, with graphs at http://localhost/"
+    )
 
     def __init__(
         self, servers: Servers, statsd: StatsdListener, directory: Path, processes: ExitStack
@@ -34,15 +37,19 @@ class LocalStage(Stage):
         self._statsd, self._directory, self._processes = statsd, directory, processes
         self._always = {**servers.settings(), **statsd.settings(), "LOG_FORMAT": "console"}
         self._running: dict[str, list[Child]] = {}
-        self._receiver = ["demo/receiver.py", "127.0.0.1", str(free_port())]
+        self._receiver = Child(
+            [sys.executable, "demo/receiver.py", "127.0.0.1", str(free_port())],
+            env=environment(),
+            cwd=REPOSITORY,
+            log=directory / "receiver.log",
+        )
+        self.receiver_url = f"http://{':'.join(self._receiver.command[-2:])}"
         management_port = urlsplit(servers.rabbitmq.management_url).port or 0
         broker = Broker("127.0.0.1", servers.rabbitmq.amqp_port, management_port)
         super().__init__(broker, servers.etcd.endpoint, statsd)
 
-    def run_services(self, *, enable_etcd: bool, calls: bool, replicas: int) -> Step:
-        url = f"http://{':'.join(self._receiver[1:])}" if calls else ""
-        self._set(enable_etcd=enable_etcd, receiver_url=url, replicas=replicas)
-        return self._restarted(SERVICES, *["receiver"] * calls, *SERVICES)
+    def run_services(self) -> Step:
+        return self._restarted(SERVICES, *["receiver"] * self.setup.calls, *SERVICES)
 
     def crash_at(self, point: str, service: str) -> Step:
         return self._restarted([service], service, point=point)
@@ -60,7 +67,7 @@ class LocalStage(Stage):
         return self._restarted(SERVICES, *SERVICES)
 
     def wait_counted(self, counters: Sequence[str]) -> None:
-        """Send a counter of our own after theirs: one socket's packets come out in order."""
+        """Send a counter of our own after theirs: a socket delivers its packets in order."""
         marker = f"demo_{secrets.token_hex(4)}"
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.sendto(f"{marker}:1|c".encode(), ("127.0.0.1", self._statsd.port))
@@ -73,23 +80,17 @@ class LocalStage(Stage):
     def log(self, service: str) -> str:
         return "".join(process.output() for process in self._running.get(service, ()))
 
-    def farewell(self) -> str:
-        return "Where Docker runs, `make up` starts all of it to stay, with graphs at http://localhost/"
-
     def _start(self, services: Sequence[str], point: str) -> None:
         for service in services:
             self._running[service] = [
                 self._run(service, point)
-                for _ in range(self._replicas if service in SERVICES else 1)
+                for _ in range(self.setup.replicas if service in SERVICES else 1)
             ]
 
     def _wait_ready(self, service: str) -> None:
         for process in self._running[service]:
-            try:
-                if isinstance(process, Service):
-                    process.wait_ready()
-            except (AssertionError, OSError, ServiceEndedError) as error:
-                raise StepFailedError(str(error), service) from error
+            if isinstance(process, Service):
+                process.wait_ready()
 
     def _stop(self, *services: str) -> None:
         for service in services:
@@ -98,23 +99,21 @@ class LocalStage(Stage):
                 try:
                     process.terminate()
                 except TimeoutError as error:
-                    raise StepFailedError(str(error), service) from error
+                    raise PlayFailedError(str(error), service) from error
             self.states[service] = "stopped"
 
     def _run(self, service: str, point: str) -> Child:
         if service == "receiver":
-            command, log = [sys.executable, *self._receiver], self._directory / "receiver.log"
-            receiver = Child(command, env=environment(), cwd=REPOSITORY, log=log)
-            receiver.start()
-            self._processes.callback(receiver.kill)
-            return receiver
+            self._receiver.start()
+            self._processes.callback(self._receiver.kill)
+            return self._receiver
         settings = {**self._always, **self._settings, CRASH_POINT: point}
         command = [sys.executable, "-m", *_module(service, point).split()]
         running = run_service(service, settings, log_directory=self._directory, command=command)
         return self._processes.enter_context(running)
 
     def _restarted(self, ended: Sequence[str], *services: str, point: str = "") -> Step:
-        """Return a step that ends services where they run, and starts these."""
+        """Return a step that stops the services of `ended` that run, and starts `services`."""
 
         def restart() -> None:
             self._stop(*(service for service in ended if service in self._running))
@@ -125,11 +124,11 @@ class LocalStage(Stage):
 
     def _start_command(self, service: str, point: str) -> str:
         if service == "receiver":
-            return f"python {' '.join(self._receiver)} &"
+            return f"python {' '.join(self._receiver.command[1:])} &"
         settings = self._typed_settings() + f'{CRASH_POINT}="{point}" ' * bool(point)
         command = f"(cd {service} && {settings}python -m {_module(service, point)}) &"
-        each = " ".join(str(number + 1) for number in range(self._replicas))
-        return f"for n in {each}; do {command} done" if self._replicas > 1 else command
+        each = " ".join(str(number + 1) for number in range(self.setup.replicas))
+        return f"for n in {each}; do {command} done" if self.setup.replicas > 1 else command
 
     def _kill_command(self, *services: str) -> str:
         processes = [process for name in services for process in self._running.get(name, ())]
@@ -143,7 +142,7 @@ def _module(service: str, point: str) -> str:
 
 @contextmanager
 def local_stage(screen: Screen) -> Iterator[LocalStage]:
-    """Start the servers, and leave nothing behind. Raises CannotPlayError."""
+    """Start the servers, and stop everything at the end. Raises CannotPlayError."""
     screen.say(
         "Docker does not answer. So RabbitMQ and etcd run as processes of this machine, and a "
         "statsd listener counts in Graphite's place. Starting them ..."
@@ -154,7 +153,7 @@ def local_stage(screen: Screen) -> Iterator[LocalStage]:
             servers = stack.enter_context(start_servers(kind="local"))
             statsd = stack.enter_context(listen_statsd())
             processes = stack.enter_context(ExitStack())
-            stack.callback(interrupt_no_more)
+            stack.callback(ignore_interrupts)
             yield LocalStage(servers, statsd, Path(directory), processes)
     except ServersUnavailableError as error:
         raise CannotPlayError(str(error)) from error

@@ -1,4 +1,4 @@
-"""The panel below the story: where the play is, and what the services and queues hold."""
+"""The panel below the story: the current act, and what the services and queues hold."""
 
 import time
 
@@ -7,8 +7,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from demo.play import COUNTERS, Play
-from demo.screen import Entry
+from demo.play import Play
 from demo.stage import SERVICES
 from demo.watch import Sample, Watch
 
@@ -22,14 +21,35 @@ _NEW_WITHIN_S = 2.0
 
 
 def panel(play: Play, watch: Watch) -> Panel:
-    """Draw the newest sample; eight lines that fit into 80 columns."""
+    """Draw the newest sample in eight lines of up to 80 columns."""
     story, samples = list(play.screen.story), list(watch.samples)
     headings = [entry for entry in story if entry.kind == "heading"]
     title = headings[-1].text if headings else "The demo"
     elapsed_s = int(time.time() - headings[0].at) if headings else 0
     progress = f"checks passed: {play.passed}   {elapsed_s // 60}:{elapsed_s % 60:02}"
+
+    table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
+    for header, width in (("", 7), ("state", 12), ("processed", 14), ("skipped", 14)):
+        table.add_column(header, width=width, no_wrap=True)
+    table.add_column("waiting in queue", no_wrap=True)
+    for service in SERVICES:
+        table.add_row(*_row(service, play.stage.states[service], samples))
+
+    facts = Table.grid(padding=(0, 1))
+    # Rich first shrinks a column that may wrap: the texts, not their names.
+    facts.add_column(style="dim", width=7, no_wrap=True)
+    facts.add_column()
+    newest = samples[-1].services.values() if samples else ()
+    why, text = "skipped", play.skipping(sum(reading.skipped or 0 for reading in newest))
+    if any(reading.open for reading in newest):
+        why, text = "held", _HELD
+    typed = next((entry.text for entry in reversed(story) if entry.kind == "typed"), "")
+    command = typed.partition("\n")[0].rstrip(" \\")
+    for name, fact in ((why, text), ("command", command)):
+        facts.add_row(name, Text(fact, no_wrap=True, overflow="ellipsis"))
+
     return Panel(
-        Group(_table(play, samples), "", _facts(play, story, samples)),
+        Group(table, "", facts),
         title=Text(f" {title} ", style="bold"),
         title_align="left",
         subtitle=Text(f" {progress} ", style="dim"),
@@ -38,50 +58,23 @@ def panel(play: Play, watch: Watch) -> Panel:
     )
 
 
-def _table(play: Play, samples: list[Sample]) -> Table:
-    table = Table(box=None, expand=True, pad_edge=False, header_style="dim")
-    for header, width in (("", 7), ("state", 12), ("processed", 14), ("skipped", 14)):
-        table.add_column(header, width=width, no_wrap=True)
-    table.add_column("waiting in queue", no_wrap=True)
-    for service in SERVICES:
-        table.add_row(*_row(service, play.stage.states[service], samples))
-    return table
-
-
-def _facts(play: Play, story: list[Entry], samples: list[Sample]) -> Table:
-    facts = Table.grid(padding=(0, 1))
-    # Rich shrinks what may wrap before what may not: the texts, not their names.
-    facts.add_column(style="dim", width=7, no_wrap=True)
-    facts.add_column()
-    why, text = "skipped", play.skipping(_skipped(samples))
-    if samples and any(samples[-1].breakers.values()):
-        why, text = "held", _HELD
-    facts.add_row(why, Text(text, no_wrap=True, overflow="ellipsis"))
-    typed = next((entry.text for entry in reversed(story) if entry.kind == "typed"), "")
-    command = typed.partition("\n")[0].rstrip(" \\")
-    facts.add_row("command", Text(command, no_wrap=True, overflow="ellipsis"))
-    return facts
-
-
 def _row(service: str, state: str, samples: list[Sample]) -> list[Text]:
-    processed, skipped = (name for name, owner in COUNTERS.items() if owner == service)
-    numbers = {
-        "processed": [sample.counts[processed] for sample in samples],
-        "skipped": [sample.counts[skipped] for sample in samples],
-        "waiting": [sample.waiting[service] for sample in samples],
-    }
-    if state == "running" and samples and samples[-1].breakers.get(service):
+    readings = [
+        sample.services[service]
+        for sample in samples
+        if sample.at >= samples[-1].at - _NEW_WITHIN_S
+    ]
+    if state == "running" and readings and readings[-1].open:
         state = _OPEN
-    recent = sum(sample.at >= samples[-1].at - _NEW_WITHIN_S for sample in samples)
     return [
         Text(service, style="bold"),
         Text(state, style=_STYLES.get(state, "dim")),
-        *(_number(kind, values[-recent:]) for kind, values in numbers.items()),
+        *(_number(kind, [getattr(reading, kind) for reading in readings]) for kind in _DOTS),
     ]
 
 
 def _number(kind: str, recent: list[int | None]) -> Text:
-    """Draw a number as it is and as dots, the more brightly if it has just changed."""
+    """Draw a number in digits and as dots; the digits are reversed if it has just changed."""
     if not recent or (now := recent[-1]) is None:
         return Text("-", style="dim")
     dot, colour = _DOTS[kind]
@@ -91,8 +84,3 @@ def _number(kind: str, recent: list[int | None]) -> Text:
         " ",
         (dot * min(now, _MOST_DOTS) + ("…" if now > _MOST_DOTS else ""), colour),
     )
-
-
-def _skipped(samples: list[Sample]) -> int:
-    counts = samples[-1].counts if samples else {}
-    return sum(number or 0 for name, number in counts.items() if name.endswith("_skipped"))

@@ -1,41 +1,31 @@
-"""How an act is played: do a step and show it, then check what the counters say."""
+"""How an act is played: show a step and do it, then check the counters."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from chaos.crash_points import PROOF
 from demo.screen import Screen
-from demo.stage import Stage
-from demo.steps import Step
+from demo.stage import Setup, Stage
+from demo.steps import PlayFailedError, Step
 from servers.wait import eventually
 
-COUNTERS = {
-    "orders_processed": "order",
-    "orders_processed_skipped": "order",
-    "notifications_processed": "notify",
-    "notifications_processed_skipped": "notify",
-}
-"""The counters that the acts watch, and the services they belong to."""
+NOUNS = {"order": "orders", "notify": "notifications"}
+"""By service: what its counters count."""
 
-BREAKERS = {"notify": "notifications_breaker_open"}
-"""The gauges of open circuit breakers, by the services that make calls."""
+COUNTERS = {
+    f"{noun}_processed{skipped}": service
+    for service, noun in NOUNS.items()
+    for skipped in ("", "_skipped")
+}
+"""The counters that the acts check, and the service of each."""
 
 _WITHIN_S = 20.0
 _PROBED_WITHIN_S = 60.0
-"""An open circuit breaker tries a call at least twice in that time."""
+"""Within this time, an open circuit breaker tries a call at least twice."""
 
 
-class CheckFailedError(Exception):
-    """A check has failed, and its cross has been shown; `service` is the one to look at."""
-
-    def __init__(self, service: str) -> None:
-        super().__init__(service)
-        self.service = service
-
-
-@dataclass(frozen=True)
-class Change:
-    """What is expected of a counter; with `by` 0 it must stay as it is."""
+class Change(NamedTuple):
+    """The change that is expected of a counter; `by` 0 means that it must not change."""
 
     text: str
     counter: str
@@ -45,8 +35,8 @@ class Change:
 class Play:
     """A stage, a screen, and the counters as of the last check.
 
-    Nobody else publishes, so each counter is known exactly at every moment. ``hold`` is called
-    between showing a command and doing it.
+    Nobody else publishes, so the value of each counter is always known exactly. ``hold`` is called
+    after a command is shown and before it is done.
     """
 
     def __init__(
@@ -57,7 +47,6 @@ class Play:
         self.screen = screen
         self.passed = 0
         self._counts = dict.fromkeys(COUNTERS, 0)
-        self._settings: dict[str, int] = {}
         self._event_id, self._repeats = "", False
 
     def do(self, step: Step) -> None:
@@ -65,71 +54,61 @@ class Play:
         self._hold()
         step.run()
 
-    def run_services(self, *, enable_etcd: bool, calls: bool = False, replicas: int = 1) -> None:
-        """Have both services run so: nothing is done where they do already."""
-        settings = {"enable_etcd": enable_etcd, "calls": calls, "replicas": replicas}
-        if settings == self._settings:
+    def run_services(self, setup: Setup) -> None:
+        """Run both services with this setup, unless they already do."""
+        before = self.stage.setup
+        if setup == before:
             return
-        first = not self._settings
-        self.do(self.stage.run_services(enable_etcd=enable_etcd, calls=calls, replicas=replicas))
-        self._settings = settings
-        if first:
+        self.stage.setup = setup
+        self.do(self.stage.run_services())
+        if not before.replicas:
             self._expect_zeros()
 
     def publish(self, *event_ids: str, text: str = "") -> None:
-        """Publish; once the command has been shown, `text` says what differs from it."""
-        steps = [self.stage.broker.publish(event_id) for event_id in event_ids]
+        """Publish events. The command is shown once; later, `text` says what is different."""
+        step, count = self.stage.broker.publish(*event_ids), len(event_ids)
+        typed = step.typed + (f"   # {count} times" if count > 1 else "")
         if self._event_id:
             typed = f"curl ...   ({text})"
-        else:
-            typed = steps[0].typed + (f"   # {len(steps)} times" if len(steps) > 1 else "")
-        self._repeats = len({*event_ids, self._event_id}) <= len(event_ids)
+        self._repeats = len({*event_ids, self._event_id}) <= count
         self._event_id = event_ids[-1]
-        self.screen.typed(typed)
-        self._hold()
-        for step in steps:
-            step.run()
+        self.do(Step(typed, step.run))
 
     def skipping(self, skipped: int) -> str:
-        """Say what is skipped and why, given how much has been; or why nothing is."""
-        if not self._settings.get("enable_etcd"):
+        """Say what is skipped and why, or why nothing is, given the number of skipped events."""
+        if not self.stage.setup.enable_etcd:
             return "nothing: without etcd nobody remembers what is processed"
         if not skipped or not self._repeats:
             return "nothing: each event is new"
         return f"{self._event_id}: etcd holds its record, so this copy is a duplicate"
 
     def expect_waiting(self, queue: str, messages: int, text: str) -> None:
-        passed = self._comes_true(lambda: self.stage.broker.waiting(queue) == messages)
-        self._check(passed, text, queue.partition(".")[0])
+        broker, service = self.stage.broker, queue.partition(".")[0]
+        self._expect(text, service, lambda: broker.waiting(queue) == messages)
 
     def expect_consumers(self, service: str, consumers: int) -> None:
-        passed = self._comes_true(lambda: self.stage.broker.consumers(service) == consumers)
-        self._check(passed, f"{consumers} replicas of {service} consume from one queue", service)
+        text = f"{consumers} replicas of {service} consume from one queue"
+        self._expect(text, service, lambda: self.stage.broker.consumers(service) == consumers)
 
     def expect_breaker(self, text: str, *, is_open: bool) -> None:
-        """Wait until notify's circuit breaker is open, or closed."""
-        gauge = BREAKERS["notify"]
-        passed = self._comes_true(
-            lambda: bool(self.stage.counters.gauge(gauge)) == is_open, within_s=_PROBED_WITHIN_S
-        )
-        self._check(passed, text, "notify")
+        """Check that notify's circuit breaker opens, or closes."""
+        read, gauge = self.stage.counters.gauge, "notifications_breaker_open"
+        self._expect(text, "notify", lambda: bool(read(gauge)) == is_open, _PROBED_WITHIN_S)
 
     def expect_called(self, event_ids: Sequence[str]) -> None:
-        """Check that the receiver has accepted one call for each of these events, and no more."""
-        called = sorted(event_ids)
-        passed = self._comes_true(lambda: sorted(self.stage.log("receiver").split()) == called)
-        self._check(passed, f"the receiver was called once for each of {len(called)}", "notify")
+        """Check that the receiver has accepted exactly one call for each of these events."""
+        stage, called = self.stage, sorted(event_ids)
+        text = f"the receiver was called once for each of {len(called)}"
+        self._expect(text, "notify", lambda: sorted(stage.log("receiver").split()) == called)
 
     def expect_killed(self, service: str) -> None:
-        """Check that a service has killed itself: what it has in flight comes again."""
-        stage = self.stage
-        passed = self._comes_true(lambda: stage.ended(service) and PROOF in stage.log(service))
-        if passed:
-            stage.states[service], self._repeats = "killed", True
-        self._check(passed, f"{service} is gone: it has killed itself", service)
+        """Check that a service has killed itself. What it had in flight is delivered again."""
+        stage, text = self.stage, f"{service} is gone: it has killed itself"
+        self._expect(text, service, lambda: stage.ended(service) and PROOF in stage.log(service))
+        stage.states[service], self._repeats = "killed", True
 
     def expect_orders(self, event_ids: Sequence[str], text: str) -> None:
-        """Check that etcd has an order for each of these events, written once."""
+        """Check that etcd has the order of each of these events, and that it was written once."""
         versions, writers = self.stage.orders(event_ids)
         once = versions.count(1)
         seen = f"{once} of {len(event_ids)} in etcd with version 1, recorded by {writers} process"
@@ -137,47 +116,45 @@ class Play:
 
     def expect(self, *changes: Change) -> None:
         """Wait for changes of the counters, and check that they are exactly these."""
-        counters = self.stage.counters
-        for change in changes:
-            reached = self._counts[change.counter] + change.by
-            self._comes_true(lambda name, n: counters.count(name) >= n, change.counter, reached)
-        if any(change.by == 0 for change in changes):
-            # That a counter stays is only known once all there was to count has been counted.
-            self.stage.wait_counted([change.counter for change in changes])
-        failed = [COUNTERS[change.counter] for change in changes if not self._matches(change)]
-        if failed:
-            raise CheckFailedError(failed[0])
+        count = self.stage.counters.count
+        goals = {name: self._counts[name] + by for _, name, by in changes}
+        self._comes_true(lambda: all(count(name) >= goal for name, goal in goals.items()))
+        if any(by == 0 for *_, by in changes):
+            # Whether a counter stays is known only when everything has been counted.
+            self.stage.wait_counted(list(goals))
+        for text, name, _ in changes:
+            before, goal = self._counts[name], goals[name]
+            after = self._counts[name] = count(name)
+            seen = f"{name} stays at {after}" if after == before else f"{name} {before} -> {after}"
+            wrong = "" if after == goal else f", but should be {goal}"
+            self._check(after == goal, text, COUNTERS[name], seen + wrong)
 
     def _expect_zeros(self) -> None:
-        """Check that every counter shows up by itself, as 0."""
+        """Check that every counter is there before the first event, as 0."""
         counters = self.stage.counters
-        for counter, service in COUNTERS.items():
-            shown = self._comes_true(lambda n: counters.seen(n) and not counters.count(n), counter)
-            if not shown:
-                self._check(False, f"{counter} shows as 0", service)
+
+        def wrong() -> list[str]:
+            return [name for name in COUNTERS if not counters.seen(name) or counters.count(name)]
+
+        self._comes_true(lambda: not wrong())
+        for counter in wrong():
+            self._check(False, f"{counter} shows as 0", COUNTERS[counter])
         self._check(True, "both services are ready, and their counters show as 0", "order")
 
-    def _matches(self, change: Change) -> bool:
-        before, after = self._counts[change.counter], self.stage.counters.count(change.counter)
-        expected = before + change.by
-        self._counts[change.counter] = after
-        seen = f"stays at {after}" if after == before else f"{before} -> {after}"
-        wrong = "" if after == expected else f", but should be {expected}"
-        self.screen.check(after == expected, change.text, f"{change.counter} {seen}{wrong}")
-        self.passed += after == expected
-        return after == expected
+    def _expect(
+        self, text: str, service: str, holds: Callable[[], bool], within_s: float = _WITHIN_S
+    ) -> None:
+        self._check(self._comes_true(holds, within_s), text, service)
 
     def _check(self, passed: bool, text: str, service: str, seen: str = "") -> None:
-        self.screen.check(passed, text, seen)
         if not passed:
-            raise CheckFailedError(service)
+            raise PlayFailedError(f"{text}: {seen}" if seen else text, service)
+        self.screen.check(True, text, seen)
         self.passed += 1
 
-    def _comes_true(
-        self, holds: Callable[..., bool], *arguments: object, within_s: float = _WITHIN_S
-    ) -> bool:
+    def _comes_true(self, holds: Callable[[], bool], within_s: float = _WITHIN_S) -> bool:
         def check() -> None:
-            assert holds(*arguments)
+            assert holds()
 
         try:
             eventually(check, within_s, also=(OSError,))

@@ -1,10 +1,10 @@
-"""What notify calls: it accepts each notification, and prints its key.
+"""The receiver of notify's calls: it accepts each notification and prints its key.
 
     python receiver.py HOST PORT [DIRECTORY]
 
-A key that it has accepted before is printed after "again": it drops such a call, as a receiver
-should. With a directory it knows its keys after a restart too, and does what the file `mood` in it
-says: well, slow or failing.
+It drops a call whose key it has accepted before, and prints "again" before the key. With a
+directory, it remembers its keys after a restart and obeys the file `mood` in it: well, slow or
+failing.
 """
 
 import sys
@@ -39,7 +39,7 @@ class _Receiver(ThreadingHTTPServer):
             again = key in self._known
             self._known.add(key)
             if self._is_kept and not again:
-                # Before it is printed: what was printed must be known after a kill.
+                # Before the print: a printed key must still be known after a kill.
                 with self._keys.open("a") as file:
                     file.write(f"{key}\n")
             print(f"again {key}" if again else key, flush=True)
@@ -55,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.accept(self.headers["Idempotency-Key"])
         if mood == "slow":
             time.sleep(_SLOW_S)
-        with suppress(OSError):  # The caller may have been killed meanwhile.
+        with suppress(OSError):  # The caller may be gone.
             self.send_response(500 if mood == "failing" else 204)
             self.send_header("Content-Length", "0")
             self.end_headers()

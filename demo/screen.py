@@ -1,17 +1,18 @@
 """What the demo prints: headings, commands, and a tick or a cross for each check.
 
-On a terminal the story scrolls by, and below it a panel stays and moves.
+On a terminal, the story scrolls by above a panel that stays at the bottom and is kept up to date.
 """
 
+import getpass
+import io
 import os
 import sys
-import termios
 import textwrap
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import IO, Any, Literal, TextIO, cast
+from typing import Literal
 
 from rich.console import Console, RenderableType
 from rich.constrain import Constrain
@@ -21,9 +22,9 @@ from rich.text import Text
 _WIDTH = 96
 _REFRESHED_PER_S = 5
 _ROOM = 3
-"""At the end of a line, for the ^C that a terminal shows: a broken line would break the panel."""
+"""Left free at the end of a line for the terminal's ^C: a wrapped line would break the panel."""
 
-_NOT_FOR_THESE = ("", "dumb", "unknown")
+_CANNOT_MOVE_CURSOR = ("", "dumb", "unknown")
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,18 @@ class Entry:
 
 
 class Screen:
-    """Writes lines to standard output, and keeps the story that they tell.
+    """Writes lines to a console and keeps the story that they tell.
 
-    `live` is the terminal that keeps a panel below them; both then stay in its history, in colours
-    unless NO_COLOR is set.
+    A console on a terminal also shows a panel below them, and colours unless NO_COLOR is set. The
+    default console writes plain lines to standard output.
     """
 
-    def __init__(self, live: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         self.story: list[Entry] = []
-        self._live, self._out = live, cast("IO[str]", Outlet(sys.stdout))
-        self._width = min(_WIDTH, live.width) if live else _WIDTH
-        self._tick, self._cross = _marks(sys.stdout.encoding)
+        self._console = console or Console(force_terminal=False, width=_WIDTH)
+        self._width = min(_WIDTH, self._console.width)
+        unicode = self._console.encoding.startswith("utf")
+        self._tick, self._cross = ("✓", "✗") if unicode else ("[ok]", "[FAILED]")
 
     def heading(self, text: str, why: str) -> None:
         """Begin an act: its name, and why it matters."""
@@ -60,12 +62,12 @@ class Screen:
         self._wrapped(why)
 
     def say(self, text: str) -> None:
-        """Tell something; long lines are wrapped, but not inside of a word or a URL."""
+        """Tell something. Long lines are wrapped, but never inside a word or a URL."""
         self.story.append(Entry("said", text))
         self._wrapped(text)
 
     def typed(self, command: str) -> None:
-        """Show the command that does, typed by hand, what is done now."""
+        """Show the command that a user would type for the step that is done now."""
         self.story.append(Entry("typed", command))
         continued = False
         for line in command.splitlines():
@@ -84,15 +86,15 @@ class Screen:
         self._line(textwrap.indent(text, "  | ", lambda _line: True))
 
     def watching(self, panel: Callable[[], RenderableType]) -> AbstractContextManager[object]:
-        """Keep a panel below the story while the block runs, where it can be kept up to date.
+        """Keep a panel below the story while the block runs, if this is a terminal.
 
-        A thread draws it five times a second, and the play does not wait for it.
+        A thread draws it five times a second, and the play does not wait for that.
         """
-        if self._live is None:
+        if not self._console.is_terminal:
             return nullcontext()
         return Live(
             get_renderable=lambda: Constrain(panel(), self._width - _ROOM),
-            console=self._live,
+            console=self._console,
             refresh_per_second=_REFRESHED_PER_S,
             vertical_overflow="crop",
         )
@@ -103,62 +105,23 @@ class Screen:
             self._line(wrapper.fill(line))
 
     def _line(self, *parts: str | tuple[str, str]) -> None:
-        """Write parts as one line; those with a style have it on a live screen."""
-        line = Text.assemble(*parts)
-        if self._live:
-            # Not wrapped: a command has to be copied as one line.
-            self._live.print(line, soft_wrap=True)
-        else:
-            # Flushed, so that a pipe's reader can follow too.
-            print(line.plain, file=self._out, flush=True)
+        """Write parts, which may have a style, as one line."""
+        # If the reader has gone (Rich exits for a broken pipe), the demo goes on without it: what
+        # it has started is still taken down.
+        with suppress(OSError, SystemExit):
+            # Not wrapped: a user must be able to copy a command as one line.
+            self._console.print(Text.assemble(*parts), soft_wrap=True)
 
 
 def open_screen() -> Screen:
-    """Return a live screen on a terminal that can move its cursor, else one of lines."""
-    terminal = sys.stdout.isatty() and os.environ.get("TERM", "") not in _NOT_FOR_THESE
-    if not terminal or not sys.stdout.encoding.lower().startswith("utf"):
-        return Screen()
-    out = cast("IO[str]", Outlet(sys.stdout))
-    return Screen(Console(file=out, force_terminal=True, highlight=False))
+    """Return a screen with a panel if standard output is a terminal that can move its cursor."""
+    console = Console(force_terminal=True)
+    can_move = os.environ.get("TERM", "") not in _CANNOT_MOVE_CURSOR
+    is_live = sys.stdout.isatty() and can_move and console.encoding.startswith("utf")
+    return Screen(console if is_live else None)
 
 
 def wait_for_enter() -> None:
-    """Read a line from the terminal, which does not show it: that would break the panel."""
-    terminal = sys.stdin.fileno()
-    before = termios.tcgetattr(terminal)
-    silent = [*before]
-    silent[3] &= ~termios.ECHO
-    termios.tcsetattr(terminal, termios.TCSADRAIN, silent)
-    try:
-        sys.stdin.readline()
-    finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
-
-
-class Outlet:
-    """A stream whose reader may leave: what has been started is still taken down then."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> None:
-        """Write it, or nothing."""
-        self._try(self._stream.write, text)
-
-    def flush(self) -> None:
-        """Pass on what has been written."""
-        self._try(self._stream.flush)
-
-    def _try(self, do: Callable[..., object], *arguments: Any) -> None:
-        try:
-            do(*arguments)
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-
-
-def _marks(encoding: str) -> tuple[str, str]:
-    try:
-        "✓✗".encode(encoding)
-    except (UnicodeEncodeError, LookupError):
-        return "[ok]", "[FAILED]"
-    return "✓", "✗"
+    """Read a line from the terminal without an echo, which would break the panel."""
+    with suppress(EOFError):
+        getpass.getpass("", stream=io.StringIO())

@@ -1,6 +1,6 @@
-"""What is done step by step: the command to type for each step, and how a command is run.
+"""The steps of an act, and how a command is run.
 
-A command is ended, and has ended, also when the demo is interrupted in the middle of it.
+When the demo is interrupted while a command runs, it ends the command and waits for its end.
 """
 
 import os
@@ -14,11 +14,11 @@ _ENDS_WITHIN_S = 15.0
 
 
 class CannotPlayError(Exception):
-    """The demo cannot be played here; the message is one line that says what to do about it."""
+    """The demo cannot be played here. The message is one line that says what to do about it."""
 
 
-class StepFailedError(Exception):
-    """A step did not work out, through the fault of a service; the message is one line."""
+class PlayFailedError(Exception):
+    """A step or a check has failed. The message is one line, the log of `service` may say why."""
 
     def __init__(self, message: str, service: str) -> None:
         super().__init__(message)
@@ -27,9 +27,9 @@ class StepFailedError(Exception):
 
 @dataclass(frozen=True)
 class Step:
-    """Something to do: the command to type for it, and the function that does it.
+    """The command that a user would type, and the function that does the same.
 
-    The function returns when it is done, and raises StepFailedError, CannotPlayError or OSError.
+    The function returns when it is done. It raises PlayFailedError, CannotPlayError or OSError.
     """
 
     typed: str
@@ -37,11 +37,7 @@ class Step:
 
 
 class CommandFailedError(CannotPlayError):
-    """The command has failed; `said` is the last line of its standard error."""
-
-    def __init__(self, name: str, said: str) -> None:
-        super().__init__(f"{name} failed: {said}")
-        self.said = said
+    """A command has failed. The message ends with the last line of its standard error."""
 
 
 def run(
@@ -53,8 +49,8 @@ def run(
 ) -> str:
     """Run a command and return its standard output.
 
-    `show_progress` lets it write its progress to our standard error. Raises
-    CommandFailedError if it fails, CannotPlayError after `timeout_s`.
+    With `show_progress`, its standard error is ours. Raises CommandFailedError if it fails, and
+    CannotPlayError after `timeout_s`.
     """
     process = subprocess.Popen(
         list(command),
@@ -63,7 +59,7 @@ def run(
         stdout=subprocess.PIPE,
         stderr=None if show_progress else subprocess.PIPE,
         text=True,
-        # A Ctrl-C is for us: we then end it, and see it end, before anything is taken down.
+        # Ctrl-C reaches only us: the command must have ended before anything is taken down.
         start_new_session=True,
     )
     name = " ".join(command[:2])
@@ -76,12 +72,12 @@ def run(
         raise
     if process.returncode != 0:
         said = [line.strip() for line in (errors or output).splitlines() if line.strip()]
-        raise CommandFailedError(name, said[-1] if said else "it does not say why")
+        raise CommandFailedError(f"{name} failed: {said[-1] if said else 'it does not say why'}")
     return output
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End the command and what it has started: docker runs its plugins as processes."""
+    """End the command and its child processes: docker runs its plugins as such."""
     for number, timeout_s in ((signal.SIGTERM, _ENDS_WITHIN_S), (signal.SIGKILL, None)):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)

@@ -1,4 +1,4 @@
-"""The page: what its board makes of observations, and whom it refuses."""
+"""The page: how its board shows observations, and which requests it refuses."""
 
 import asyncio
 import re
@@ -31,11 +31,11 @@ LINES: dict[str, dict[str, object]] = {
     "failed": {"event": "failed: it comes back later", "again_in": "10s", "error": "no"},
 }
 READ = {"read": "", "ready": "order", "retry": "order.retry.10s", "letter": "order.dead-letter"}
-"""Where RabbitMQ is seen to hold one message; with "long-" for as long as makes it lost."""
+"""The queue that holds a message in a reading. "long-" repeats the reading until it may be lost."""
 
 
 def observe(board: Board, name: str) -> None:
-    """Have something of the first event observed, which is r-1, or another one published."""
+    """Give the board an observation of the first event, r-1, or publish another event."""
     queue = name.removeprefix("long-")
     if name in LINES:
         board.line("order-1", {"event_id": "r-1", **LINES[name]})
@@ -57,7 +57,7 @@ def observe(board: Board, name: str) -> None:
         board.confirm(board.publish(cast("Kind", name))[0])
 
 
-# What is observed of a confirmed event; what is drawn of it and of others; some of the numbers.
+# What is observed about a confirmed event; the dots that are drawn; some of the numbers.
 OBSERVED = """
 read                        | in flight            | order in flight=1 notify waiting=9
 ready                       | waiting                         | order waiting=1 order in flight=0
@@ -91,7 +91,7 @@ next-round done skipped effect called repeated |              | calls=0 order pr
 
 
 @pytest.mark.parametrize("row", OBSERVED.strip().splitlines())
-def test_what_is_observed_is_shown(row: str) -> None:
+def test_observations_are_shown(row: str) -> None:
     observed, dots, numbers = row.replace("UNRECORDED", "BY, without a record").split("|")
     board = Board()
     board.round = "r"
@@ -106,7 +106,7 @@ def test_what_is_observed_is_shown(row: str) -> None:
         assert shown["numbers"][name] == int(number), name
 
 
-def test_only_the_newest_at_rest_are_kept_and_drawn() -> None:
+def test_only_the_newest_copies_at_rest_are_kept_and_drawn() -> None:
     board = Board()
     labels = [board.publish("new")[0] for _ in range(199)]
     assert len(board.snapshot()["dots"]) == 2 * 30
@@ -117,7 +117,7 @@ def test_only_the_newest_at_rest_are_kept_and_drawn() -> None:
     assert board.snapshot()["numbers"]["order processed"] == 199
 
 
-def test_a_card_says_how_its_process_is() -> None:
+def test_a_card_shows_the_state_of_its_process() -> None:
     lacks = {"etcd": "down"}
     assert Process("order", "running", missing={}).shown(2) == ("running", "recorded 2")
     assert Process("order", "running", missing=None).shown(2) == ("not ready", "starting")
@@ -126,13 +126,13 @@ def test_a_card_says_how_its_process_is() -> None:
 
 
 def awaited(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Have a test that is a coroutine run."""
+    """Run a test that is a coroutine."""
     return wraps(test)(lambda **arguments: asyncio.run(test(**arguments)))
 
 
 @asynccontextmanager
 async def served(named: int = 0) -> AsyncIterator[tuple[ClientSession, list[object]]]:
-    """Serve a page, as if at port `named`; give a client like its own, and what is published."""
+    """Serve a page, as if on port `named`. Yield a client like its own, and what is published."""
     sources: Any = SimpleNamespace(board=Board(), outbox=[])
     port = unused_port()
     url = f"http://127.0.0.1:{port}"
@@ -168,7 +168,7 @@ ONE = {"key": "p", "target": "order-1"}
 async def test_only_its_own_buttons_work(
     named: int, headers: Any, body: object, answer: tuple[int, int]
 ) -> None:
-    """And a button for one process is for those there are: here there is no Docker to ask."""
+    """A button for a process needs an existing one; without Docker there is none here."""
     async with served(named) as (client, outbox):
         pressed = await client.post("/press", json=body, headers=headers)
     assert (pressed.status, len(outbox)) == answer
@@ -182,7 +182,7 @@ async def test_no_other_page_may_frame_it() -> None:
 
 
 @awaited
-async def test_only_so_many_pages_are_open_and_a_closed_one_makes_room() -> None:
+async def test_sixteen_pages_may_be_open_and_a_closed_one_makes_room() -> None:
     async with served() as (client, _), AsyncExitStack() as opened, asyncio.timeout(5):
         pages = [await opened.enter_async_context(client.get("/events")) for _ in range(17)]
         pages[0].close()
@@ -192,38 +192,38 @@ async def test_only_so_many_pages_are_open_and_a_closed_one_makes_room() -> None
     assert [page.status for page in (*pages[15:17], pages[-1])] == [200, 503, 200]
 
 
-@pytest.mark.parametrize(("act", "held"), [("y", "crash_at"), ("x", "stop")])
+@pytest.mark.parametrize(("act", "first"), [("y", "up"), ("x", "stop")])
 @awaited
-async def test_a_reset_begins_when_the_command_of_the_act_has_ended(act: str, held: str) -> None:
-    """And so does a second one, pressed meanwhile."""
+async def test_a_reset_waits_until_the_command_of_the_act_has_ended(act: str, first: str) -> None:
+    """And so does a second reset, pressed meanwhile."""
     loop, ended = asyncio.get_running_loop(), list[str]()
 
-    def run(verb: str, *_: str, **_replicas: int) -> None:
-        if verb == held:
+    def run(verb: str, *_: object, **_options: str) -> None:
+        if verb == first and not ended:
             for _r in range(2):
                 loop.call_soon_threadsafe(controls.press, "r", "")
             asyncio.run_coroutine_threadsafe(asyncio.sleep(0.1), loop).result(5)
         ended.append(verb)
 
-    commands = {name: partial(run, name) for name in ("up", "crash_at", "set", "remove")}
+    commands = {name: partial(run, name) for name in ("up", "set", "remove")}
     compose: Any = SimpleNamespace(docker=run, **commands)
     sources: Any = SimpleNamespace(board=Board(), broker=SimpleNamespace(purge=list))
     async with asyncio.TaskGroup() as tasks:
         controls = Controls(compose, sources, tasks)
         controls.press(act, "")
-    assert ended[:2] == [held, "remove"]
+    assert ended[:2] == [first, "remove"]
 
 
 @pytest.mark.parametrize(
     ("docker", "said"),
     [
         ("", r"\[Errno 8\] Exec format error: 'docker'"),
-        ("#!/bin/sh", r"in use: port \d+ \(PORT_PLAY\)\. Stop what uses it, or choose .*"),
+        ("#!/bin/sh", r"ports in use: \d+ \(PORT_PLAY\)\. Stop what .*: PORT_PLAY=\d+ make play"),
         ('#!/bin/sh\ncase "$*" in *--scale*) exit 1; esac', "docker compose failed: .*"),
     ],
     ids=["docker-is-broken", "port-is-taken", "up-fails"],
 )
-def test_it_says_in_a_line_why_it_cannot_run(tmp_path: Path, docker: str, said: str) -> None:
+def test_one_line_says_why_it_cannot_run(tmp_path: Path, docker: str, said: str) -> None:
     (tmp_path / "docker").write_text(docker)
     (tmp_path / "docker").chmod(0o755)
     env = Ports.read(PORT_PLAY="8090").elsewhere().settings()

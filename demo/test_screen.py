@@ -1,9 +1,8 @@
-from __future__ import annotations
-
 import io
 import os
+import subprocess
+import sys
 import termios
-import threading
 
 import pytest
 from rich.console import Console
@@ -11,7 +10,8 @@ from rich.console import Console
 from demo.fake_stage import FakeStage, played
 from demo.panel import panel
 from demo.play import Play
-from demo.screen import Outlet, Screen, open_screen, wait_for_enter
+from demo.screen import Screen, open_screen
+from demo.stage import Setup
 from demo.watch import Watch
 from servers.wait import eventually
 
@@ -65,15 +65,6 @@ def test_a_live_screen_keeps_the_whole_story_above_its_panel() -> None:
     assert shown.rindex("\033[?25h") > shown.rindex("\033[?25l"), "the cursor is hidden"
 
 
-def test_a_live_screen_ends_well_when_interrupted() -> None:
-    console = terminal()
-    play = Play(FakeStage(), Screen(console))
-    drawn = play.screen.watching(lambda: panel(play, Watch(play.stage)))
-    with pytest.raises(KeyboardInterrupt), drawn:
-        raise KeyboardInterrupt
-    assert written(console).rindex("\033[?25h") > written(console).rindex("\033[?25l")
-
-
 def test_the_panel_shows_each_service_and_why_copies_are_skipped() -> None:
     lines = lines_of(*played(acts="123"))
     order, notify = (next(line for line in lines if name in line) for name in ("order ", "notify "))
@@ -87,7 +78,7 @@ def test_the_panel_shows_each_service_and_why_copies_are_skipped() -> None:
 def test_the_panel_shows_that_a_circuit_breaker_is_open() -> None:
     play = Play(FakeStage(), Screen())
     with Watch(play.stage) as watch:
-        play.run_services(enable_etcd=True, calls=True)
+        play.run_services(Setup(enable_etcd=True, calls=True))
         play.do(play.stage.stop("receiver"))
         play.publish("order-4")
     lines = lines_of(play, watch)
@@ -97,7 +88,7 @@ def test_the_panel_shows_that_a_circuit_breaker_is_open() -> None:
     assert {len(line) for line in lines} == {80}
 
 
-def test_what_cannot_be_read_is_a_dash() -> None:
+def test_a_number_that_cannot_be_read_is_a_dash() -> None:
     stage = FakeStage()
     stage.answers = False
     play, watch = played(Play(stage, Screen()), acts="")
@@ -117,44 +108,53 @@ def test_a_tiny_terminal_is_no_error(width: int, height: int) -> None:
     assert play.passed == 42
 
 
-def test_a_reader_that_has_gone_ends_nothing() -> None:
-    """What the demo has started is still to be taken down."""
+def test_the_demo_goes_on_when_nobody_reads_its_output() -> None:
+    """What it has started must still be taken down."""
+    program = (
+        "from demo.screen import Screen; screen = Screen()\n"
+        "for _ in range(3): screen.say('nobody reads this')\n"
+        "print(len(screen.story), file=__import__('sys').stderr)"
+    )
     read, write = os.pipe()
     os.close(read)
-    with os.fdopen(write, "w") as stream:
-        outlet = Outlet(stream)
-        for _ in range(2):
-            outlet.write("nobody reads this")
-            outlet.flush()
+    with os.fdopen(write, "w") as stdout:
+        command = [sys.executable, "-c", program]
+        ended = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, check=True)
+    assert ended.stderr == b"3\n"
 
 
-def test_each_command_is_done_once_it_has_been_held(capsys: pytest.CaptureFixture[str]) -> None:
-    shown: list[str] = []
-    screen = Screen()
-    stage = FakeStage()
-    play = Play(stage, screen, lambda: shown.append(f"{screen.story[-1].text}, {stage.states}"))
-    played(play, "2")
-    capsys.readouterr()
+def test_each_command_is_shown_and_held_before_it_is_done() -> None:
+    held: list[tuple[str, str]] = []
+    screen, stage = Screen(), FakeStage()
+
+    def hold() -> None:
+        held.append((screen.story[-1].text, stage.states["notify"]))
+
+    played(Play(stage, screen, hold), "2")
     commands = [entry.text for entry in screen.story if entry.kind == "typed"]
-    assert [line.partition(", {")[0] for line in shown] == commands
-    assert "'notify': 'running'" in shown[commands.index("stop notify")]
+    assert [command for command, _ in held] == commands
+    assert ("stop notify", "running") in held
 
 
-def test_enter_is_read_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_enter_is_read_and_not_shown() -> None:
     ours, terminal = os.openpty()
-    with os.fdopen(terminal) as stdin, os.fdopen(ours, "r+b", buffering=0) as keys:
-        monkeypatch.setattr("sys.stdin", stdin)
-        before = termios.tcgetattr(terminal)
-        entering = threading.Thread(target=wait_for_enter)
-        entering.start()
-        eventually(lambda: becomes_silent(terminal))
-        keys.write(b"\n")
-        entering.join(10)
-        assert not entering.is_alive()
-        assert termios.tcgetattr(terminal) == before
-        os.set_blocking(ours, False)
-        assert keys.read() is None, "the terminal has shown what was typed"
+    before = termios.tcgetattr(terminal)
 
+    def is_silent() -> None:
+        assert not termios.tcgetattr(terminal)[3] & termios.ECHO
 
-def becomes_silent(terminal: int) -> None:
-    assert not termios.tcgetattr(terminal)[3] & termios.ECHO
+    command = [sys.executable, "-c", "from demo.screen import wait_for_enter; wait_for_enter()"]
+    # A session of its own has no /dev/tty, so that it reads from our terminal.
+    with subprocess.Popen(command, stdin=terminal, start_new_session=True) as waiting:
+        try:
+            eventually(is_silent)
+            os.write(ours, b"\n")
+            assert waiting.wait(10) == 0
+        finally:
+            waiting.kill()
+    assert termios.tcgetattr(terminal) == before
+    os.set_blocking(ours, False)
+    with pytest.raises(BlockingIOError):  # Nothing was echoed.
+        os.read(ours, 1)
+    os.close(ours)
+    os.close(terminal)

@@ -1,39 +1,43 @@
-"""Look at the stage twice a second, beside the play: the counters and the queues."""
+"""Sample the counters and the queues of the stage twice a second during the play."""
 
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
-from demo.play import BREAKERS, COUNTERS
+from demo.play import NOUNS
 from demo.stage import NO_ANSWER, SERVICES, Stage
 
 _EVERY_S = 0.5
 _LAST_WITHIN_S = 2.0
 
 
-@dataclass(frozen=True)
-class Sample:
-    """What was read at one time (Unix time in seconds); None is what could not be read."""
+class Reading(NamedTuple):
+    """What was read of one service. None: it could not be read."""
+
+    processed: int | None
+    skipped: int | None
+    waiting: int | None
+    """The ready messages of its queue."""
+    open: int | None
+    """How many of its circuit breakers are open."""
+
+
+class Sample(NamedTuple):
+    """The readings of one time (Unix time in seconds), by service."""
 
     at: float
-    counts: Mapping[str, int | None]
-    """By counter."""
-    waiting: Mapping[str, int | None]
-    """By queue, which is named as its service: the messages that no consumer has."""
-    breakers: Mapping[str, int | None]
-    """By service: how many of its circuit breakers are open."""
+    services: Mapping[str, Reading]
 
 
 class Watch:
-    """The samples so far, oldest first: a thread takes them while the block runs, and one last."""
+    """The samples, oldest first. A thread takes them while the block runs, and one at its end."""
 
     def __init__(self, stage: Stage) -> None:
         self.samples: list[Sample] = []
         self._stage = stage
         self._ended, self._looking = threading.Event(), threading.Lock()
-        # A daemon: a server that answers no more holds it for some seconds, but not the demo.
+        # A daemon: a server that does not answer delays it for seconds, which the demo must not.
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def __enter__(self) -> Self:
@@ -45,14 +49,20 @@ class Watch:
         self._thread.join(_LAST_WITHIN_S)
 
     def look(self) -> None:
-        """Take a sample now: what an act has changed is to be seen before the next begins."""
-        # One at a time: of two, the one that read later might else come first.
+        """Take a sample now, so that the end of an act is seen before the next begins."""
+        # One at a time: otherwise the samples could get out of order.
         with self._looking:
-            broker, counters = self._stage.broker, self._stage.counters
-            counts = {counter: _read(counters.count, counter) for counter in COUNTERS}
-            waiting = {service: _read(broker.waiting, service) for service in SERVICES}
-            breakers = {name: _read(counters.gauge, gauge) for name, gauge in BREAKERS.items()}
-            self.samples.append(Sample(time.time(), counts, waiting, breakers))
+            readings = {service: self._read(service) for service in SERVICES}
+            self.samples.append(Sample(time.time(), readings))
+
+    def _read(self, service: str) -> Reading:
+        counters, noun = self._stage.counters, NOUNS[service]
+        return Reading(
+            processed=_answer(counters.count, f"{noun}_processed"),
+            skipped=_answer(counters.count, f"{noun}_processed_skipped"),
+            waiting=_answer(self._stage.broker.waiting, service),
+            open=_answer(counters.gauge, f"{noun}_breaker_open"),
+        )
 
     def _run(self) -> None:
         last = False
@@ -61,7 +71,7 @@ class Watch:
             self.look()
 
 
-def _read(ask: Callable[[str], int], name: str) -> int | None:
+def _answer(ask: Callable[[str], int], name: str) -> int | None:
     try:
         return ask(name)
     except NO_ANSWER:

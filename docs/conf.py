@@ -1,10 +1,8 @@
-"""How the pages become a site, by `make docs`. On GitHub they are read as they stand.
+"""How `make docs` builds a site of the pages. On GitHub they are read as they are.
 
-The source directory is the repository, so that a link from one file to another is right in both
-places, and so that the READMEs are pages as well.
+The source directory is the repository, so that links between files are right in both places and
+the READMEs are pages as well.
 """
-
-from __future__ import annotations
 
 import inspect
 import re
@@ -21,7 +19,7 @@ include_patterns = ["*.md", "docs/*.md", "idempotent_consumer/*.md", "benchmarks
 exclude_patterns = [".*", "docs/build"]
 templates_path = ["templates"]
 suppress_warnings = ["toc.not_included"]
-"""Tables of figures are linked from where they matter; tests/documents knows of all other pages."""
+"""Tables of figures are only linked from other pages. tests/documents knows of all other pages."""
 
 myst_heading_anchors = 3
 """Headings down to this level have GitHub's anchors."""
@@ -29,7 +27,7 @@ myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autoclass_content = "both"
 autodoc_preserve_defaults = True
-"""Else the default of `Service.run` is written out: the environment of whoever builds the site."""
+"""Otherwise the default of `Service.run`, the environment of the builder, would be written out."""
 
 html_theme = "furo"
 html_title = f"{project} {release}"
@@ -40,7 +38,7 @@ API_PAGE = "docs/api"
 
 
 def navigation(markdown: str) -> str:
-    """Return a page with a tree of pages at its end: those that its sections list as links."""
+    """Add a tree of the pages that a page's sections list as links to its end."""
     trees = []
     for section in markdown.split("\n## ")[1:]:
         caption, _, text = section.partition("\n")
@@ -52,7 +50,7 @@ def navigation(markdown: str) -> str:
 
 
 def reference(markdown: str) -> str:
-    """Return a page with the description of each public name at its end, from its docstrings."""
+    """Add the description of each public name, from its docstring, to the end of a page."""
     directives = [_directive(name) for name in idempotent_consumer.__all__]
     return "\n".join([markdown, "", "```{eval-rst}", *directives, "```"])
 
@@ -62,10 +60,10 @@ def _directive(name: str) -> str:
     if inspect.isfunction(described):
         lines = [f".. autofunction:: {path}"]
     elif not inspect.isclass(described):
-        # The name of a type, which has no docstring of its own.
+        # A type alias has no docstring of its own.
         lines = [f".. py:data:: {path}", "   :value: " + re.sub(r"\w+\.", "", str(described))]
     elif hasattr(described, "_fields"):
-        # Of a named tuple's fields and constructor Python itself writes the docstrings.
+        # Python generates the docstrings of a named tuple's fields and constructor.
         left_out = f"   :exclude-members: {', '.join(described._fields)}"
         lines = [f".. autoclass:: {path}", "   :members:", "   :class-doc-from: class", left_out]
     else:
@@ -75,7 +73,7 @@ def _directive(name: str) -> str:
 
 
 def setup(app: Any) -> None:
-    """Have both made of what is there when the site is built."""
+    """Complete both pages when Sphinx reads them."""
 
     def read(_app: Any, page: str, source: list[str]) -> None:
         if page == root_doc:

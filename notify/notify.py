@@ -1,7 +1,5 @@
 """Sends a notification for each new_order event, to NOTIFY_URL or into the log."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sys
@@ -27,21 +25,21 @@ class NotSentError(Exception):
 
 
 def notify_url() -> URL | None:
-    """Return where notifications go, or None for the log. Raises ValueError, without the URL."""
+    """Return where notifications go, or None for the log. Raises ValueError."""
     text = os.environ.get("NOTIFY_URL", "").strip()
     return parse(text) if text else None
 
 
 @cache
 def parse(text: str) -> URL:
-    """Return a URL that HTTP can go to. Raises ValueError, without the URL."""
+    """Return a URL that HTTP can use. Raises ValueError, whose message does not have the URL."""
     with suppress(ValueError):
         url = URL(text)
         user, password = url.user or "", url.password or ""
-        # with_host() refuses what no host has in it, the codec what no name server could look up.
+        # with_host() refuses characters that no host has, the codec names that DNS cannot look up.
         if url.scheme in ("http", "https") and url.host and url.with_host(url.host):
             url.host.encode("idna")
-            (user + password).encode("latin-1")  # As HTTP's Basic login has it, after a colon.
+            (user + password).encode("latin-1")  # HTTP's Basic login is user:password.
             if ":" not in user:
                 return url
     raise ValueError(
@@ -51,12 +49,12 @@ def parse(text: str) -> URL:
 
 
 def idempotency_key(event_id: str) -> str:
-    """Write an id as a header can hold it: as it is, but for "%" and what is not visible ASCII."""
+    """Return an id as a header can hold it: "%" and all but visible ASCII are percent-encoded."""
     return quote(encode_id(event_id), safe="!#$&'()*+,/:;=?@[]<>\\^`{|}\"")
 
 
 def retry_after_s(text: str) -> float | None:
-    """Read a Retry-After header: seconds or a date (RFC 9110, 10.2.3). None where it is neither."""
+    """Parse a Retry-After header: seconds or a date (RFC 9110, 10.2.3). None if it is neither."""
     if text.isascii() and text.isdigit():
         return float(text[:9])
     try:
@@ -67,12 +65,12 @@ def retry_after_s(text: str) -> float | None:
 
 _BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 _BODY_WITHIN_S = 1.0
-_MARGIN_S = 0.1  # A status that comes in the call's last moment counts too, without its body.
+_MARGIN_S = 0.1  # So that a status which arrives just before the time-out still counts.
 
 
 @cache
 def session() -> aiohttp.ClientSession:
-    """Return the session whose connections all calls share; the first call opens it on its loop."""
+    """Return the session that all calls share. The first call opens it, on its event loop."""
     connector = aiohttp.TCPConnector(limit=0)  # CALLS_AT_ONCE bounds the connections.
     return aiohttp.ClientSession(
         connector=connector,
@@ -104,9 +102,9 @@ async def notify(event: Event, timeout_s: float) -> None:
                     async for _ in response.content.iter_any():
                         pass
     except aiohttp.ClientConnectorError:
-        raise  # Of the URL it names the host and the port alone.
+        raise  # Its text has only the host and the port of the URL.
     except aiohttp.ClientError as error:
-        # The text of any other may have the URL in it, which may be a secret.
+        # The text of any other error may contain the URL, which may be a secret.
         why = getattr(error, "message", "") or type(error).__name__
         raise NotSentError(f"the receiver's answer is not HTTP, or there is none: {why}") from None
     status, answered = response.status, f"the receiver answered {response.status}"
@@ -120,7 +118,7 @@ async def notify(event: Event, timeout_s: float) -> None:
 
 
 def main() -> int:
-    """Check the one setting that is this service's own, and run."""
+    """Check this service's own setting and run the service."""
     try:
         notify_url()
     except ValueError as error:

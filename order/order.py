@@ -1,7 +1,5 @@
 """Places an order for each new_order event: one document, written with the event's record."""
 
-from __future__ import annotations
-
 import sys
 
 import orjson

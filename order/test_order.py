@@ -34,5 +34,5 @@ def test_any_id_has_a_key_of_its_own(event_id: str) -> None:
 
 
 def test_the_same_event_gives_the_same_bytes() -> None:
-    """Two replicas that handle one event would write the same order."""
+    """Two replicas that handle the same event write the same order."""
     assert placed("1", a=1) == placed("1", a=1)

@@ -1,7 +1,7 @@
-// Exits with 0 when Graphite shows a point of the last seconds from statsd's own series, so that all of statsd, carbon
-// and graphite-web work, and when the dashboard is there. It saves the dashboard where there is none of that name: the
-// image has no place for one that should be there from the start, and whoever waits for "healthy" waits for it too.
-// In JavaScript, as node is there for statsd anyway and the image promises neither curl nor wget.
+// Exits with 0 if Graphite shows a recent point of statsd's own series, which proves that statsd, carbon and
+// graphite-web work, and if the dashboard exists. If it does not, this saves it: the image cannot be given a dashboard
+// otherwise, and whoever waits for "healthy" then waits for the dashboard too.
+// In JavaScript, because the image has node for statsd, and promises neither curl nor wget.
 const http = require("http");
 const dashboard = require("./graphite-dashboard.json");
 
@@ -29,7 +29,7 @@ async function checkPoints() {
   if (!series || series.datapoints.every(([value]) => value === null)) throw new Error("no recent point from statsd");
 }
 
-// One that is there stays as it is: somebody may have edited it.
+// An existing one is not changed: somebody may have edited it.
 async function ensureDashboard() {
   const { state } = await ask(`/dashboard/load/${dashboard.name}`);
   if (state) return;
@@ -37,7 +37,7 @@ async function ensureDashboard() {
   if (error) throw new Error(error);
 }
 
-// Graphite keeps a graph as its targets, encoded for a URL, and its parameters, with the targets once more.
+// Graphite stores a graph as its targets, encoded for a URL, and its parameters, which include the targets.
 function dashboardState() {
   const graphs = dashboard.graphs.map((graph) => [
     graph.target.map((target) => `target=${encodeURIComponent(target)}`).join("&"),

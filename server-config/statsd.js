@@ -5,15 +5,15 @@
   port: 8125,
   servers: [{ server: "./servers/udp", address: "0.0.0.0", port: 8125 }],
 
-  // As long as the finest retention in storage-schemas.conf: shorter would overwrite points, longer would leave gaps.
+  // The finest retention of storage-schemas.conf: a shorter interval would overwrite points, a longer one leave gaps.
   flushInterval: 1000,
 
-  // An idle counter is a count of 0. An idle timer has no duration at all, and 0 would pull its mean down.
+  // An idle counter is sent as 0. An idle timer is not sent: 0 would lower its mean.
   deleteCounters: false,
   deleteTimers: true,
 
-  // Nor may a gauge that nobody sends any more look as if it still held: its line ends after so many flushes. Whoever
-  // sends gauges sends them more often than that.
+  // A gauge that is no longer sent ends after this many flushes, so that it does not look current. Gauges are sent more
+  // often than that.
   deleteGauges: true,
   gaugesMaxTTL: 15,
 

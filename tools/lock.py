@@ -1,10 +1,8 @@
-"""Resolve dependencies and pin them with hashes, into the lock that is the first argument.
+"""Resolve dependencies and write them with hashes into the lock that the first argument names.
 
-The other arguments are those of `uv pip compile`. A package may have two hundred files: the lock
-has its sdist, and its wheels for the Pythons and platforms below. pip installs nothing else.
+The other arguments are those of `uv pip compile`. A package may have two hundred files; the lock
+has its sdist and the wheels for the Pythons and platforms below, and pip installs nothing else.
 """
-
-from __future__ import annotations
 
 import re
 import subprocess
@@ -40,7 +38,7 @@ def main(lock: str, *arguments: str) -> None:
 
 
 def pinned(package: dict[str, Any]) -> str:
-    """Return a lock's lines for a package of a pylock.toml: none if no platform installs it."""
+    """Return the lock's lines for a package of a pylock.toml, "" if no platform installs it."""
     hashes = sorted(_hashes(package))
     if not hashes:
         return ""

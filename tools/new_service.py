@@ -1,9 +1,7 @@
-"""Write a new service: a project that is like order, with a handler and a test to begin with.
+"""Write a new service: a project like order, with a handler and a test to begin with.
 
-Ends with 0 when it is there, 1 when it cannot be written, 2 for a wrong name.
+Exit code 0: it is written, 1: it cannot be written, 2: its name is wrong.
 """
-
-from __future__ import annotations
 
 import builtins
 import keyword
@@ -20,14 +18,14 @@ _TEMPLATE = Path(__file__).with_name("service_template")
 _PLACEHOLDER = "placeholder"
 _MODEL = "order"
 
-# A name is a directory, a queue, an image, a module (no "-") and a service (no "_").
+# The name of a directory, a queue, an image, a module (no "-") and a service (no "_").
 _FORM = re.compile(r"[a-z][a-z0-9]{0,29}")
-# What pytest, git and Docker know as something else.
+# These mean something else to pytest, git and Docker.
 _SET_ASIDE = {"test", "build", "dist"}
 
 
 def main(name: str) -> int:
-    """Write all of it, or say in one line why not."""
+    """Write the service, or say in one line why that is impossible."""
     if wrong := objection_to(name, ROOT):
         print(f"new-service: {wrong}", file=sys.stderr)
         return 2
@@ -47,7 +45,7 @@ def main(name: str) -> int:
 
 
 def objection_to(name: str, root: Path) -> str | None:
-    """Return in one line why a new service cannot have this name, or None."""
+    """Return a line that says why a new service cannot have this name, or None."""
     if not name:
         return "which one? make new-service NAME=billing"
     if not _FORM.fullmatch(name):
@@ -58,7 +56,7 @@ def objection_to(name: str, root: Path) -> str | None:
 
 
 def _taken_by(name: str, root: Path) -> Iterator[str]:
-    """Yield what has the name: a module here, a compose entry, Python, or a package."""
+    """Yield what has the name already: a module here, a compose entry, Python, a package."""
     settings = tomllib.loads((root / "pyproject.toml").read_text())
     for place in [".", *settings["tool"]["mypy"]["mypy_path"]]:
         for path in (root / place / name, root / place / f"{name}.py"):
@@ -72,16 +70,16 @@ def _taken_by(name: str, root: Path) -> Iterator[str]:
         yield "it is kept for tests and builds"
     if keyword.iskeyword(name) or hasattr(builtins, name) or name in sys.stdlib_module_names:
         yield "Python has it"
-    # Those that the lock names, written as modules are.
+    # Packages of the lock, spelled like modules.
     locked = re.findall(r"^([\w.-]+)==", (root / "requirements.lock").read_text(), re.MULTILINE)
     if name in {*packages_distributions(), *(re.sub("[-.]", "_", each.lower()) for each in locked)}:
         yield "an installed package has it"
 
 
 def files_of(name: str, root: Path) -> dict[Path, str]:
-    """Return the text of each file that is new or other than before; nothing is written.
+    """Return the text of each new or changed file, without writing any.
 
-    The compose files come last: until then, what is there of the project is used by nobody.
+    The compose files come last: until they are written, nothing uses the new project.
     """
     texts = {
         root / name / path.name.replace(_PLACEHOLDER, name): path.read_text().replace(
@@ -95,7 +93,7 @@ def files_of(name: str, root: Path) -> dict[Path, str]:
             'description = "Writes a document for each new_order event, once"',
             _renamed((root / _MODEL / file).read_text(), name),
         )
-    # Behind each entry of order's, another one.
+    # After each entry of order comes one of the new service.
     entry = re.compile(rf"^  {_MODEL}:.*\n(?:    .*\n)*\n?", re.MULTILINE)
     for compose in sorted(root.glob("docker-compose*.yaml")):
         before = compose.read_text()

@@ -1,4 +1,4 @@
-"""A service made in a copy of the repository works there, and a wrong name changes nothing."""
+"""A new service works in a copy of the repository, and a wrong name changes nothing."""
 
 import os
 import re
@@ -26,14 +26,14 @@ NEEDED = (
     f"{LIBRARY}/{LIBRARY}",
     *(path.name for path in REPOSITORY.glob("docker-compose*.yaml")),
 )
-# Names that hardly anybody gives to a service that is to stay.
+# Names that hardly anybody gives to a real service.
 NAME, ANOTHER, LONGEST, SHORTEST = "trial", "othertrial", "z" * 30, "z"
 PYTEST = str(Path(sys.executable).with_name("pytest"))
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """Copy what it takes to make a service."""
+    """Copy what `make new-service` needs."""
     leave_out = shutil.ignore_patterns("test_new_service.py", "test_lock.py", "__pycache__")
     for path in NEEDED:
         source, target = REPOSITORY / path, tmp_path / path
@@ -50,27 +50,24 @@ def copy(tmp_path: Path) -> Path:
 
 
 def start(copy: Path, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run a program in the copy to its end, without what a make around this one has set."""
+    """Run a program in the copy to its end, without the variables of an outer make."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")} | environ
     return subprocess.run(command, cwd=copy, env=env, capture_output=True, text=True, check=False)
 
 
 def run(copy: Path, *command: str, **environ: str) -> str:
-    """Run a program in the copy, and return its output once it has ended well."""
+    """Run a program in the copy, check that it succeeds, and return its output."""
     ended = start(copy, *command, **environ)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
 
 
 MAKE = ("make", "BIN=.bin", "PYTHON=false")
-"""It has a Python and nothing that could install anything.
-
-A setup in earnest would install the copy's projects here, in the place of the real ones.
-"""
+"""It has a Python that cannot install anything: it would replace the real projects."""
 
 
 def new_service(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Make a service in the copy, as if all were set up."""
+    """Make a service in the copy, as if `make setup` had run."""
     return start(copy, *MAKE, "READY=ready", "--old-file=ready", "new-service", *arguments)
 
 
@@ -123,11 +120,12 @@ def test_it_is_what_order_is_under_another_name(made: Path) -> None:
     assert "placeholder" not in "".join(path.read_text() for path in (made / NAME).iterdir())
 
 
-@pytest.mark.parametrize("name", [SHORTEST, NAME, LONGEST])
+@pytest.mark.parametrize("name", [SHORTEST, f"{NAME}2", LONGEST])
 def test_its_code_is_clean_and_only_it_and_its_compose_entries_are_new(
     copy: Path, name: str
 ) -> None:
     before = contents(copy)
+    assert objection_to(name, REPOSITORY) is None
     assert files_of(name, copy)
     assert contents(copy) == before, "nothing is written while the text is made"
     assert new_service(copy, f"NAME={name}").returncode == 0
@@ -188,14 +186,9 @@ def test_a_wrong_name_is_told_in_one_line(says: str, name: str) -> None:
     assert "\n" not in wrong
 
 
-@pytest.mark.parametrize("name", [SHORTEST, NAME, f"{NAME}2", LONGEST])
-def test_a_right_name_is_taken(name: str) -> None:
-    assert objection_to(name, REPOSITORY) is None
-
-
 @pytest.mark.parametrize("arguments", [(), ("NAME=",), (f"NAME={NAME}",), ("NAME=; touch x",)])
 def test_a_wrong_name_changes_nothing(made: Path, arguments: tuple[str, ...]) -> None:
-    """Be it one that a service has by now."""
+    """Including the name of an existing service."""
     before = contents(made)
     ended = new_service(made, *arguments)
     assert ended.returncode != 0

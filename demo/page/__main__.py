@@ -1,6 +1,6 @@
 """Start the stack, serve the page until Ctrl-C, and take down what was started.
 
-Over HTTP there are the page's files, the board as server-sent events, and the buttons.
+HTTP serves the page's files and the board as server-sent events, and accepts presses of buttons.
 """
 
 import asyncio
@@ -18,7 +18,6 @@ from demo.interrupt import run_program
 from demo.page.controls import Controls
 from demo.page.sources import Sources
 from demo.screen import Screen
-from servers.servers import REPOSITORY
 
 PROJECT = Project("reliable-play", "play", (*FILES, RECEIVER, "demo/page/page.yaml"), "json")
 _HOST = "127.0.0.1"
@@ -26,29 +25,29 @@ _EVERY_S = 0.2
 _MOST_STREAMS = 16
 _CSP = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; "
-    # default-src says nothing of these.
+    # default-src does not cover these.
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 
 
 class Page:
-    """The page of one stack, which aiohttp serves. It answers to no other name than its own."""
+    """The page of one stack, served by aiohttp. It refuses requests for any other host name."""
 
     def __init__(self, controls: Controls, port: int) -> None:
         self.token = secrets.token_urlsafe(24)
         self._controls, self._streams = controls, asyncio.Semaphore(_MOST_STREAMS)
-        # Browsers leave out port 80, which is http's own.
+        # Browsers leave out port 80, HTTP's default.
         self._names = {f"{name}:{port}".removesuffix(":80") for name in ("localhost", _HOST)}
         application = web.Application(middlewares=[self._guard])
         application.router.add_get("/{name:(page\\.(css|js))?}", self._file)
         application.router.add_get("/events", self._events)
         application.router.add_post("/press", self._press)
-        # Else a closed stream would count as open until the board changes.
+        # Without cancellation, a closed stream would count as open until the board changes.
         self.runner = web.AppRunner(application, handler_cancellation=True, shutdown_timeout=1)
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuse who reached us by another name, and a POST that is not the page's own."""
+        """Refuse requests for another host, and a POST that does not come from the page."""
         if request.host not in self._names:
             raise web.HTTPForbidden(text="This page is http://localhost.")
         if request.method != "GET":
@@ -73,7 +72,7 @@ class Page:
         return web.Response(status=204)
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        """Send what the page draws, whole, whenever it has changed: no foreign page can read it."""
+        """Send all that the page draws whenever it has changed. No other site can read it."""
         headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
         stream = web.StreamResponse(headers=headers)
         if self._streams.locked():
@@ -92,10 +91,9 @@ class Page:
 
 
 def main() -> int:
-    """Return the exit code: 0, for Ctrl-C is how it ends."""
+    """Return the exit code 0: Ctrl-C is the normal end."""
     ports, screen = Ports.read(PORT_PLAY="8090"), Screen()
-    stack = compose_servers(REPOSITORY, ports, screen, keep=False, project=PROJECT)
-    with stack as compose, suppress(KeyboardInterrupt):
+    with compose_servers(ports, screen, PROJECT) as compose, suppress(KeyboardInterrupt):
         asyncio.run(_serve(compose, ports, screen))
     return 0
 
@@ -108,7 +106,7 @@ async def _serve(compose: Compose, ports: Ports, screen: Screen) -> None:
     runner = Page(controls, port).runner
     await runner.setup()
     await web.TCPSite(runner, _HOST, port).start()
-    # Not earlier: an error inside arrives in an ExceptionGroup.
+    # Not earlier: an error inside would arrive as an ExceptionGroup.
     async with tasks:
         screen.say(f"Open http://localhost:{port} and break something. Ctrl-C ends it all.")
         await controls.run()

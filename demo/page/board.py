@@ -1,6 +1,6 @@
-"""What the page shows, from what was observed: publications, records, log lines, depths, processes.
+"""What the page shows, worked out from observations: publications, records, logs, queue depths.
 
-Pure: it asks nobody, and has no clock.
+The board does no I/O and has no clock.
 """
 
 import json
@@ -15,22 +15,22 @@ from demo.stage import SERVICES
 from idempotent_consumer.names import dead_letter_queue, retry_queue
 
 Kind = Literal["new", "again", "other", "invalid"]
-"""A new id, a copy, a known id with another body, something that is not a valid event."""
+"""A new id, the last id again with the same or with another body, an invalid event."""
 
 READINGS = 24
-"""What is confirmed, in no queue for so many readings of RabbitMQ and not done is lost. They take
-12 s, for its count of unacked messages may be 5 s old."""
+"""A confirmed event is lost if it is not done and was in no queue for this many readings. They take
+12 s, because RabbitMQ's counts of unacked messages may be 5 s old."""
 
 _DRAWN, _ENDS_DRAWN = {"recorded": 28, "skipped": 12, "parked": 12}, 15
-"""Where a copy comes to rest, and how many of the newest are drawn there; of those under way as
-many of the oldest as of the newest."""
+"""How many copies are drawn: the newest at rest in each state, and this many of the oldest and of
+the newest under way."""
 
 
 @dataclass
 class Copy:
     """One service's copy of one publication, and what was last seen of it.
 
-    The label of an event's first copy is its id; what follows a dot tells later ones apart.
+    The first copy of an event has its id as label; later copies add a dot and a number.
     `confirmed_at` counts readings of RabbitMQ.
     """
 
@@ -44,9 +44,9 @@ class Copy:
 
 @dataclass
 class Process:
-    """A container: what Docker says of it, and what is missing, as it says itself.
+    """A container: its state as Docker has it, and what it lacks.
 
-    `missing` is a service's /readyz, or what was met by who asks a server; None for no answer.
+    `missing` is what a service's /readyz says, or why a server cannot be reached; None: no answer.
     """
 
     service: str
@@ -55,7 +55,7 @@ class Process:
     missing: Mapping[str, str] | None = None
 
     def shown(self, recorded: int) -> tuple[str, str]:
-        """Return its state, and what is to be said of it, which has recorded so many events."""
+        """Return the state and the text of its card, given how many events it has recorded."""
         if self.state == "running" and self.missing:
             return "not ready", "; ".join(f"{name}: {why}" for name, why in self.missing.items())
         if self.state == "running" and self.missing is None and self.service in SERVICES:
@@ -64,11 +64,11 @@ class Process:
 
 
 class Lane:
-    """One service's side: its copies, oldest first, and its numbers by their names on the page.
+    """One service's copies, oldest first, and its numbers by their names on the page.
 
-    `records` tells how often each id was recorded, or processed without a record; `effects` how
-    often its effect was seen: written in etcd, or accepted by the receiver. `held` are the last
-    readings of all that its queues hold.
+    `records` counts how often each id was recorded, or processed without a record. `effects` counts
+    how often an order was written in etcd, or a call accepted by the receiver. `held` are the last
+    readings of how many messages its queues hold.
     """
 
     def __init__(self) -> None:
@@ -79,12 +79,12 @@ class Lane:
         self.letters_seen = 0
 
     def find(self, event_id: str) -> Copy | None:
-        """Return the copy of an id that something said of it is about: the oldest under way."""
+        """Return the copy that an observation of an id is about: the oldest under way."""
         first = self.under_way.get(event_id)
         return first or next((c for c in self.under_way.values() if c.event_id == event_id), None)
 
     def rest(self, copy: Copy | None, state: str, why: str) -> bool:
-        """End a copy's way, if there is one."""
+        """Bring a copy to rest; return whether there is one."""
         if copy:
             del self.under_way[copy.label]
             copy.state, copy.why = state, why
@@ -92,19 +92,19 @@ class Lane:
         return copy is not None
 
     def count(self, seen: Counter[str], event_id: str) -> None:
-        """Count a record or an effect; an id is double once for each that is one too many."""
+        """Count a record or an effect. Each one beyond an id's first counts as double, once."""
         before = max(1, self.records[event_id], self.effects[event_id])
         seen[event_id] += 1
         self.numbers["double"] += max(before, seen[event_id]) - before
 
     def record(self, event_id: str, state: str, why: str) -> None:
-        """Take note that an event was recorded, or processed without a record."""
+        """Note that an event was recorded, or processed without a record."""
         self.count(self.records, event_id)
         self.numbers["processed"] += 1
         self.rest(self.find(event_id), state, why)
 
     def skip(self, event_id: str, by: str) -> None:
-        """Take note of a skipped duplicate; it may be of a copy that is at rest."""
+        """Note a skipped duplicate. Its copy may be at rest already."""
         self.numbers["skipped"] += 1
         if not self.rest(self.find(event_id), "skipped", by):
             for copy in self.at_rest["recorded"]:
@@ -112,10 +112,10 @@ class Lane:
                     copy.why = f"came again and was skipped {by}"
 
     def drawn(self) -> list[tuple[str, str, str]]:
-        """Return labels, states, and what to say of each; count what is under way by its state."""
+        """Return label, state and text of each dot, and update the numbers of what is under way."""
         copies = list(self.under_way.values())
         arrived = [copy.label for copy in copies if copy.state == "arrived"]
-        # First in, first out: those in the queue are the newest.
+        # A queue is first in, first out: the newest are still in it.
         taken = arrived[: max(0, len(arrived) - self.numbers["waiting"])]
         places = dict.fromkeys(arrived, "waiting") | dict.fromkeys(taken, "in flight")
         states = Counter(copy.state for copy in copies)
@@ -128,7 +128,7 @@ class Lane:
 
 
 class Board:
-    """All observations of one round. Its labels begin with its name; others are not counted."""
+    """The observations of one round. Its labels begin with its name; others are not counted."""
 
     def __init__(self) -> None:
         self.processes: dict[str, Process] = {}
@@ -142,7 +142,7 @@ class Board:
         self._readings, self._last = 1, ""
 
     def publish(self, kind: Kind) -> tuple[str, bytes]:
-        """Begin a publication, of which each service is to get a copy: its label and its body."""
+        """Begin a publication, and return its label and body. Each service gets a copy."""
         self._numbers["published"] += 1
         number = self._numbers["published"]
         label = event_id = f"{self.round}-{number}"
@@ -157,7 +157,7 @@ class Board:
         return label, b"not an event" if kind == "invalid" else json.dumps(event).encode()
 
     def confirm(self, label: str) -> None:
-        """Take note that RabbitMQ has confirmed it: from now on it must not be lost."""
+        """Note that RabbitMQ has confirmed a publication: it must not be lost any more."""
         self._numbers["confirmed"] += self._is_current(label)
         for lane in self.lanes.values():
             if copy := lane.under_way.get(label):
@@ -165,7 +165,7 @@ class Board:
                 copy.state = "arrived" if copy.state == "publishing" else copy.state
 
     def record(self, service: str, event_id: str, state: str, token: str) -> None:
-        """Take note of a record that was put: claimed, released, publishing or done."""
+        """Note that a record was put. `state` is claimed, released, publishing or done."""
         lane, writer = self.lanes[service], self._writers.get(token.partition("/")[0], "")
         if state == "done" and self._is_current(event_id):
             lane.record(event_id, "recorded", f"by {writer}" if writer else "")
@@ -174,9 +174,9 @@ class Board:
             copy.state = "claimed" if state == "claimed" else "arrived"
 
     def effect(self, service: str, event_id: str, is_repeated: bool = False) -> None:
-        """Take note that an order was put in etcd, or that the receiver was called.
+        """Note that an order was put in etcd, or that the receiver was called.
 
-        A repeated call does not count as an effect: the receiver has dropped it, by its key.
+        A repeated call has no effect: the receiver recognises its key and drops it.
         """
         if self._is_current(event_id):
             self._numbers.update(calls=service == "notify", repeated=is_repeated)
@@ -184,7 +184,7 @@ class Board:
                 self.lanes[service].count(self.lanes[service].effects, event_id)
 
     def line(self, name: str, line: Mapping[str, Any]) -> None:
-        """Take note of a line in a replica's log."""
+        """Note a line in a replica's log."""
         if not (process := self.processes.get(name)):
             return
         text, event_id = str(line.get("event")), str(line.get("event_id"))
@@ -195,7 +195,7 @@ class Board:
         elif text.startswith("ENABLE_ETCD is false"):
             process.has_records = False
         elif text == "settled a batch":
-            # It tells only numbers: the oldest, as in the queue.
+            # The line has only numbers: they are about the oldest, as in the queue.
             copies = list(lane.under_way.values())
             known = [copy for copy in copies if lane.records[copy.event_id]]
             skipped = line.get("processed_skipped", 0)
@@ -213,7 +213,7 @@ class Board:
             failed.why = f"again in {line.get('again_in')}: {line.get('error')}"
 
     def depths(self, ready: Mapping[str, int], unacked: Mapping[str, int]) -> None:
-        """Take note of a reading: what each queue holds ready now, and unacked at most 5 s ago."""
+        """Note a reading: the ready messages of each queue now, the unacked ones up to 5 s ago."""
         self._readings += 1
         for service, lane in self.lanes.items():
             letters = ready.get(dead_letter_queue(service), 0)
@@ -221,8 +221,8 @@ class Board:
             retries = [queue for queue in ready if queue.startswith(retry_queue(service, ""))]
             held = sum(ready.get(queue, 0) + unacked.get(queue, 0) for queue in (service, *retries))
             lane.held.append(held + max(0, letters - lane.letters_seen))
-            # What was confirmed before all of the last readings is compared with the most that the
-            # queues held in one of them. Neither grows older while RabbitMQ does not answer.
+            # Compare what was confirmed before all of the last readings with the most that the
+            # queues held in any of them. Time without an answer of RabbitMQ does not count.
             old = [c for c in lane.under_way.values() if self._readings - c.confirmed_at > READINGS]
             done = [c for c in old if c.kind != "other" and lane.records[c.event_id]]
             lane.numbers["lost"] = max(0, len(old) - len(done) - max(lane.held))
@@ -230,12 +230,12 @@ class Board:
                 lane.rest(copy, "skipped", "it is in no queue, and has its record")
 
     def park(self, service: str, label: str, why: str) -> None:
-        """Take note of a dead letter, and of its reason."""
+        """Note a dead letter and its reason."""
         lane = self.lanes[service]
         lane.letters_seen += lane.rest(lane.under_way.get(label), "parked", why)
 
     def containers(self, states: Mapping[str, str]) -> None:
-        """Take note of all containers there are, in their order, with their states."""
+        """Note the states of all containers, in the order of the page."""
         before, self.processes = self.processes, {}
         for name, state in states.items():
             process = self.processes[name] = before.get(name, Process(name.rpartition("-")[0]))
@@ -243,12 +243,12 @@ class Board:
             process.missing = None if state in ("stopped", "killed") else process.missing
 
     def answers(self, name: str, missing: Mapping[str, str] | None) -> None:
-        """Take note of what a process lacks; None for no answer."""
+        """Note what a process lacks, or with None that it does not answer."""
         if name in self.processes:
             self.processes[name].missing = missing
 
     def snapshot(self) -> dict[str, Any]:
-        """Return what the page draws, as JSON has it; the numbers tell how many run, too."""
+        """Return what the page draws. The numbers include how many processes are in each state."""
         dots = [(service, *dot) for service, lane in self.lanes.items() for dot in lane.drawn()]
         cards = [(name, *each.shown(self._recorded[name])) for name, each in self.processes.items()]
         numbers = self._numbers + Counter(state for _, state, _ in cards)

@@ -1,6 +1,6 @@
-"""What the page's buttons do: a fixed list of actions, on the containers of one project.
+"""What the page's buttons do: a fixed list of actions on the containers of one project.
 
-Nothing here comes from a request but the key of a button, and the name of a process that there is.
+A request chooses only the key of a button and the name of an existing process.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from demo.compose import Compose
+from demo.compose import Compose, ComposeStage
 from demo.page.board import Kind, Process
 from demo.page.sources import QUEUES, Sources
 from demo.stage import SERVICES
@@ -33,7 +33,7 @@ _AT_FIRST = {
     "receiver": "well",
     "caption": "Press a button, or its key.",
 }
-"""What the page says beside the board: how it is set, and what happens."""
+"""What the page shows beside the board: its settings, and what happens."""
 
 _SERVERS = {"rabbitmq": 1, "etcd": 1, "receiver": 1}
 _MOST_REPLICAS = 3
@@ -42,7 +42,7 @@ _WITHIN_S = 90.0
 
 
 class Button(NamedTuple):
-    """Where it stands, what it says, and what it does, given what it acts on."""
+    """A button's group and label, and its action, given the process to act on."""
 
     group: str
     label: str
@@ -50,7 +50,7 @@ class Button(NamedTuple):
 
 
 class Controls:
-    """The stack's buttons, by their keys. Their work goes on in `tasks`."""
+    """The buttons by their keys. Their actions run in `tasks`."""
 
     def __init__(self, compose: Compose, sources: Sources, tasks: asyncio.TaskGroup) -> None:
         self.told: dict[str, Any] = dict(_AT_FIRST)
@@ -89,13 +89,13 @@ class Controls:
             self.buttons[key] = Button("Acts", label, partial(self._act, label, steps))
 
     async def run(self) -> None:
-        """Publish at the rate, ten times a second."""
+        """Publish a tenth of the rate ten times a second."""
         while True:
             await self._publish("new", _A_BEAT if self.told["rate"] else 0)
             await asyncio.sleep(_BEAT_S)
 
     def press(self, key: str, target: str) -> None:
-        """Begin what a button does, to a process if it is for one; raises KeyError."""
+        """Start a button's action; some buttons act on the process `target`. Raises KeyError."""
         button = self.buttons[key]
         if button.group not in (CHOSEN, DIES):
             target = ""
@@ -107,7 +107,7 @@ class Controls:
         self._tasks.create_task(self._told(button.work(target)))
 
     def snapshot(self) -> dict[str, Any]:
-        """Return all that the page shows, its buttons too."""
+        """Return everything that the page shows, including its buttons."""
         buttons = [(button.group, key, button.label) for key, button in self.buttons.items()]
         return self._board.snapshot() | self.told | {"buttons": buttons}
 
@@ -136,13 +136,13 @@ class Controls:
             service = self._service(name)
             replicas = self._replicas[service] + by
             if 0 < replicas <= _MOST_REPLICAS:
-                await to_thread(self._compose.up, "--no-recreate", **{service: replicas})
+                await to_thread(self._compose.up, {service: replicas}, "--no-recreate")
                 self._replicas[service] = replicas
 
     async def _die(self, points: Mapping[str, str], name: str) -> None:
         async with self._stack:
             service = self._service(name)
-            await to_thread(self._compose.crash_at, points[service], service)
+            await to_thread(self._compose.up, {service: 1}, point=points[service])
             self._replicas[service] = 1
         if not self._play.locked():
             self.told["caption"] = f"{service} will kill itself, once: publish an event."
@@ -154,11 +154,11 @@ class Controls:
         self.told["rate"] = not self.told["rate"]
 
     async def _memory(self, wanted: str) -> None:
-        """Run both services with records in etcd ("on") or without, or the other way round."""
+        """Run both services with records in etcd ("on") or without ("off"); "" switches."""
         async with self._stack:
-            on = wanted == "on" or (wanted != "off" and not self.told["memory"])
+            on = {"on": True, "off": False}.get(wanted, not self.told["memory"])
             self._compose.set(ENABLE_ETCD="true" if on else "false")
-            await to_thread(self._compose.up, **self._replicas)
+            await to_thread(self._compose.up, self._replicas)
             await self._until(lambda: {each.has_records for each in self._running()} == {on})
             self.told["memory"] = on
 
@@ -168,33 +168,33 @@ class Controls:
 
     async def _heal(self, _: str) -> None:
         async with self._stack:
-            await to_thread(self._compose.up, **_SERVERS)
-            # Apart: else Compose waits until they are healthy, and gives up where one is not.
-            await to_thread(self._compose.up, **self._replicas)
+            await to_thread(self._compose.up, _SERVERS)
+            # Separately: Compose would wait for healthy servers, and fail if one is not healthy.
+            await to_thread(self._compose.up, self._replicas)
         await self._receiver("well", "")
 
     async def reset(self, _: str = "") -> None:
-        """Begin a round, also the first: one replica each, with memory, nothing queued."""
-        self.told["rate"], self._ends = False, True  # An act ends once its command has ended.
+        """Begin a round, also the first: one replica of each service, with etcd, empty queues."""
+        self.told["rate"], self._ends = False, True  # A running act ends after its current command.
         async with self._play, self._stack:
             self._playing, self._ends = "The reset", False
             self.told["caption"], self._sources.outbox = "A new round begins ...", deque()
-            # What they hold is not of the round that begins, and new ones are numbered from 1.
+            # They hold events of the last round, and new replicas are numbered from 1.
             await to_thread(self._compose.remove, *SERVICES)
-            await to_thread(self._compose.up, **_SERVERS)
+            await to_thread(self._compose.up, _SERVERS)
             await self._until(lambda: not self._running())
             purge = partial(self._sources.broker.purge, QUEUES)
             await to_thread(eventually, purge, _WITHIN_S, also=(OSError,))
-            self._sources.outbox = deque()  # What was pressed meanwhile is of the round before.
+            self._sources.outbox = deque()  # Drop what the last round published meanwhile.
             self._board.begin()
             self.told = dict(_AT_FIRST)
-            self._compose.set(ENABLE_ETCD="true", NOTIFY_URL="http://receiver:8000")
+            self._compose.set(ENABLE_ETCD="true", NOTIFY_URL=ComposeStage.receiver_url)
             self._replicas = dict.fromkeys(SERVICES, 1)
-            await to_thread(self._compose.up, **self._replicas)
+            await to_thread(self._compose.up, self._replicas)
         await self._receiver("well", "")
 
     async def _act(self, label: str, steps: list[Any], _: str) -> None:
-        """Play it, one at a time: press what a step says, and wait until its numbers have grown."""
+        """Play an act, one at a time: press each step's keys and wait for its numbers to grow."""
         if self._play.locked():
             raise CannotPlayError(f"{self._playing} is not over yet.")
         async with self._play:
@@ -208,7 +208,7 @@ class Controls:
                 await self._until(lambda: shown()["numbers"] >= goals)  # noqa: B023 - awaited here
 
     async def _until(self, seen: Callable[[], bool]) -> None:
-        """Wait until the board shows it; raises CannotPlayError if it does not, or at a reset."""
+        """Wait until `seen` is true. Raises CannotPlayError after 90 s, or at a reset."""
         deadline = time.monotonic() + _WITHIN_S
         while self._ends or not seen():
             if self._ends or time.monotonic() > deadline:

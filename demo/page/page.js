@@ -1,4 +1,4 @@
-// Draws what /events sends, five times a second at the most, and sends what is pressed.
+// Draws what /events sends, at most five times a second, and sends what is pressed.
 
 const titles = {
   waiting: "queue", "in flight": "replicas: in flight", processed: "recorded in etcd",
@@ -10,7 +10,7 @@ const all = (selector) => document.querySelectorAll(selector);
 const arrow = find("svg").outerHTML;
 const card = `<label class="process">
   <input type="radio" name="process"><b></b><i></i><small></small></label>`;
-let token; // It shows that a press is this page's own.
+let token; // Proves that a press comes from this page.
 
 for (const service of ["order", "notify"]) {
   const stations = Object.entries(titles).map(([place, title], index) => `
@@ -25,7 +25,7 @@ function write(element, text) {
   if (element.textContent !== String(text)) element.textContent = text;
 }
 
-// Dots. Each goes to the place of its state, and only its way there is animated.
+// Each dot moves to the place of its state. Only this move is animated.
 
 const boxOf = (dot) => (dot.isConnected ? dot : find("#producer")).getBoundingClientRect();
 
@@ -97,7 +97,7 @@ function draw(next) {
 async function press(key) {
   const body = JSON.stringify({ key, target: chosen() });
   const send = () => fetch("press", { method: "POST", headers: { "X-Token": token }, body });
-  // A container that comes or goes changes the network: what was not sent by then has failed.
+  // A container that starts or stops changes the network, which makes a fetch fail.
   const answer = await send().catch(send);
   if (!answer.ok) write(find("#told"), await answer.text());
 }
@@ -115,7 +115,7 @@ document.onkeydown = (event) => {
 const events = new EventSource("events");
 let frame;
 events.onmessage = ({ data }) => {
-  // A browser that is too slow to draw all of it draws the newest: else it never catches up.
+  // A browser that is too slow to draw every message draws the newest, so that it never falls behind.
   cancelAnimationFrame(frame);
   frame = requestAnimationFrame(() => draw(JSON.parse(data)));
 };

@@ -1,7 +1,7 @@
 """Where the board's observations come from, and the producer: blocking clients on threads.
 
-Each goes on for as long as the page runs, whatever comes and goes meanwhile. What it sees is told
-on the page's loop: the board is of that loop alone.
+Each runs for as long as the page does, even while its server is down. Observations are handed to
+the page's event loop, which alone uses the board.
 """
 
 import asyncio
@@ -40,25 +40,26 @@ _DEAD_LETTERS_AT_ONCE = 100
 
 
 class Sources:
-    """What goes on in a compose project, told to its board from now on. Made on the page's loop."""
+    """Observes a compose project for its board from now on. Made on the page's event loop."""
 
     def __init__(self, compose: Compose, ports: Ports) -> None:
         self.outbox: deque[tuple[str, bytes]] = deque()
-        """Labels and bodies to publish. A round that begins puts an empty one in its place."""
+        """Labels and bodies to publish. A new round replaces it with an empty one."""
         self.board, self._compose, self._loop = Board(), compose, asyncio.get_running_loop()
         self.broker, self._etcd = ports.broker(), EtcdClient(ports.etcd(), timeout_s=2)
         self._containers, self._revision = set[str](), 0
         asks = {"docker": self._docker, "etcd": self._changes, "rabbitmq": self._depths}
-        for server, ask in {**asks, "producer": self._produce}.items():
-            # A daemon, for a frozen server may hold it for some seconds.
+        asks["producer"] = self._produce
+        for server, ask in asks.items():
+            # A daemon, because a frozen server may block it for some seconds.
             Thread(target=self._forever, args=[server, ask], daemon=True).start()
 
     def _see(self, method: Callable[..., None], *arguments: Any) -> None:
-        with suppress(RuntimeError):  # The page has ended, and its loop with it.
+        with suppress(RuntimeError):  # The page has ended and its loop is closed.
             self._loop.call_soon_threadsafe(method, *arguments)
 
     def _forever(self, server: str, ask: Callable[[], None]) -> None:
-        """Ask again whenever that ends. Where it fails, the card of the server says so."""
+        """Ask again and again. After a failure, the server's card says that it does not answer."""
         while True:
             try:
                 ask()
@@ -67,9 +68,9 @@ class Sources:
             time.sleep(_EVERY_S)
 
     def _docker(self) -> None:
-        """List the containers. Docker tells of a change too, but of a pause before its list."""
+        """List the containers. Docker's events would announce a pause before the list shows it."""
         found = self._compose.containers()
-        # Not all: a container has another name for as long as the one it replaces is there.
+        # A container has another name until the one that it replaces is gone.
         pairs = product(_SHOWN, sorted(found.items()))
         cards = {name: card for of, (name, card) in pairs if name.rpartition("-")[0] == of}
         self._see(self.board.containers, {name: _state(card) for name, card in cards.items()})
@@ -81,13 +82,13 @@ class Sources:
                 self._see(self.board.answers, name, _missing(card["Ports"]))
 
     def _log(self, name: str, container: str) -> None:
-        """Read each line once; a log ends when its container stops, and may go on."""
+        """Read each line once. A log ends when its container stops, and may continue later."""
         last, follow = "0", ["docker", "logs", "--follow", "--timestamps", "--since"]
         while container in self._containers:
             with Popen([*follow, last, container], stdout=PIPE, stderr=STDOUT) as log:
                 for line in log.stdout or ():
                     at, _, text = line.decode(errors="replace").strip().partition(" ")
-                    # Else it is a line of Docker's own, or one that was read before the stop.
+                    # Other lines are Docker's own, or were read before the container stopped.
                     if at[:1].isdigit() and at > last:
                         last = at
                         self._say(name, text)
@@ -102,12 +103,12 @@ class Sources:
             self._see(self.board.effect, "notify", key, key != text)
 
     def _changes(self) -> None:
-        """Watch all keys behind the last change; an etcd that was wiped begins again."""
+        """Watch all keys from the last revision on, or from the first if etcd was wiped."""
         newest = self._etcd.revision()
         self._see(self.board.answers, "etcd-1", {})
         self._revision = self._revision if newest >= self._revision else 0
         watch = self._etcd.watch(self._revision + 1, timeout_s=_SILENT_S)
-        with suppress(OSError, RuntimeError):  # Silence, too: then etcd is asked again.
+        with suppress(OSError, RuntimeError):  # After a silence, etcd is asked again.
             for change in chain.from_iterable(watch):
                 self._revision = change.revision
                 found = re.fullmatch(r"/(?:service/)?(orders|order|notify)/(.+)", change.key)
@@ -120,7 +121,7 @@ class Sources:
                     self._see(self.board.record, *found.groups(), record["state"], record["token"])
 
     def _depths(self) -> None:
-        """Read the depths, and new dead letters, over a connection that is kept."""
+        """Read the queue depths and new dead letters again and again, over one connection."""
         read: dict[str, int] = {}
         with self.broker.connected() as connection:
             while True:
@@ -139,7 +140,7 @@ class Sources:
                 connection.sleep(_EVERY_S)
 
     def _produce(self) -> None:
-        """Publish in order, each until RabbitMQ has confirmed it and has a queue for it."""
+        """Publish in order. Each event is repeated until it is confirmed and in a queue."""
         with self.broker.connected() as connection:
             channel = connection.channel()
             channel.confirm_delivery()
@@ -156,7 +157,7 @@ class Sources:
 
 
 def _missing(ports: str) -> dict[str, str] | None:
-    """Ask a service what it lacks, by what Docker says of its ports; None for no answer."""
+    """Ask a service what it lacks, given its ports as Docker lists them. None: no answer."""
     published = re.search(r":(\d+)->8080/tcp", ports)
     url = f"http://127.0.0.1:{published[1] if published else 0}/readyz"
     with suppress(*NO_ANSWER):

@@ -1,9 +1,7 @@
-"""The stack brings the dashboard along, and the dashboard shows what has happened.
+"""The stack brings its dashboard along, and the dashboard shows a run whose counts are known.
 
-The stack is the one of `make up`, on its own ports, with a run whose counts are known.
+The stack is the one of `make up`, on ports of its own.
 """
-
-from __future__ import annotations
 
 import json
 import secrets
@@ -17,7 +15,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 
 from browser.chromium import Chromium
-from demo.broker import Broker
+from chaos.checks import becomes
 from demo.compose import Compose, Ports
 from demo.stage import SERVICES
 from demo.steps import CommandFailedError
@@ -26,7 +24,7 @@ from servers.servers import REPOSITORY
 from servers.wait import eventually
 from servers.web import fetch_json
 
-# The first test waits for the images to be built, and for the stack; another one for the run.
+# The first test waits for the images to be built and the stack to start, another for the run.
 pytestmark = pytest.mark.timeout(400)
 
 DEFINITION: dict[str, Any] = json.loads(
@@ -39,23 +37,19 @@ AT_A_TIME = 5
 
 NOUNS = {"orders", "notifications"}
 KEPT = {"order records", "order effects", "notify records"}
-# What Graphite's own pages ask for in vain, with any dashboard.
+# Graphite's own pages request these in vain, with any dashboard.
 GRAPHITES_OWN = ("/favicon.ico", "//fonts.googleapis.com/")
 
-# One graph of the four counters over the whole run, as the README shows it.
+# One graph of the four counters over the whole run, for the README.
 APPEARANCE = {
+    **DEFINITION["defaultGraphParams"],
     "title": "Events counted since the start",
     "width": 1600,
     "height": 620,
     "margin": 20,
-    "lineMode": "staircase",
     "fontSize": 20,
-    "bgcolor": "ffffff",
-    "fgcolor": "333333",
-    "majorGridLineColor": "dddddd",
-    "minorGridLineColor": "f2f2f2",
 }
-# In the order of drawing: where two lines are one, the thin one lies on the thick one.
+# In the order of drawing: where two lines coincide, the thin one lies on the thick one.
 LINES = (
     ("orders_processed", "2266cc", 12),
     ("notifications_processed", "ff9922", 5),
@@ -63,7 +57,7 @@ LINES = (
     ("notifications_processed_skipped", "cc5500", 5),
 )
 
-# While a graph is drawn again its class is another one, and the image that was there stays.
+# While a graph is drawn again, its class changes and its old image stays.
 IMAGES = """
 return Array.from(document.querySelectorAll("img[class^=graph-img]"),
                   (image) => [image.src, image.complete ? image.naturalWidth : 0])
@@ -76,41 +70,32 @@ timeRangeUpdated()
 
 
 class Stack:
-    """The stack, and the counters that Graphite is to show of it."""
+    """The stack, and the counters that Graphite is expected to show."""
 
     def __init__(self) -> None:
         ports = Ports.read().elsewhere()
-        settings = {**ports.settings(), "PUBLISH_ADDRESS": "127.0.0.1", "ENABLE_ETCD": "true"}
-        self.compose = Compose(REPOSITORY, f"browser-{secrets.token_hex(3)}", settings)
-        numbers = ports.numbers
-        self.graphite = f"http://127.0.0.1:{numbers['PORT_GRAPHITE']}"
-        self._counters = GraphiteCounters(self.graphite, time.time())
-        self._broker = Broker("127.0.0.1", numbers["PORT_RABBITMQ"], numbers["PORT_RABBITMQ_UI"])
+        settings = {**ports.settings(), "ENABLE_ETCD": "true"}
+        self.compose = Compose(f"browser-{secrets.token_hex(3)}", settings)
+        self.graphite = f"http://{ports.host}:{ports.numbers['PORT_GRAPHITE']}"
+        self.counters = GraphiteCounters(self.graphite)
+        self._broker = ports.broker()
         self._expected: Counter[str] = Counter()
 
     def publish(self, ids: range, *counters: str) -> None:
-        """Publish a few events at a time, and go on once Graphite shows them.
+        """Publish a few events at a time, and wait each time until Graphite shows them.
 
-        So the lines rise in steps that can be seen, at the pace of the stack.
+        So the lines rise in visible steps, at the pace of the stack.
         """
         for first in ids[::AT_A_TIME]:
-            for number in range(first, first + AT_A_TIME):
-                self._broker.publish(f"order-{number}").run()
+            numbers = range(first, first + AT_A_TIME)
+            self._broker.publish(*(f"order-{number}" for number in numbers)).run()
             self.expect(AT_A_TIME, *counters)
 
     def expect(self, more: int, *counters: str) -> None:
         self._expected.update(dict.fromkeys(counters, more))
-
-        def counted() -> None:
-            assert {name: self._counters.count(name) for name in self._expected} == self._expected
-
-        eventually(counted, also=(OSError,))
-
-    def holds(self, gauge: str, number: int) -> None:
-        def held() -> None:
-            assert self._counters.gauge(gauge) == number
-
-        eventually(held, also=(OSError,))
+        becomes(
+            lambda: {name: self.counters.count(name) for name in self._expected}, self._expected
+        )
 
     def titles(self) -> list[str]:
         state: Any = fetch_json("GET", f"{self.graphite}/dashboard/load/{NAME}")["state"]
@@ -121,12 +106,12 @@ class Stack:
         assert answer == {"success": True}
 
     def check_health(self) -> None:
-        """Check it once more, as the engine does every few seconds."""
+        """Run the health check, as the engine does every few seconds."""
         self.compose.run("exec", "-T", "graphite-statsd", "node", "/opt/graphite-healthcheck.js")
 
 
 class Dashboard:
-    """The dashboard's page in the browser, once it is open."""
+    """The dashboard's page in the browser."""
 
     def __init__(self, chromium: Chromium, graphite: str) -> None:
         self._chromium = chromium
@@ -138,16 +123,22 @@ class Dashboard:
         eventually(self._drawn)
 
     def show_past(self, seconds: int) -> None:
-        """Choose how far back it shows, as its "Relative Time Range" does."""
+        """Choose how far back the graphs go, like its "Relative Time Range"."""
         self._chromium.run(SHOW_PAST, str(seconds))
         eventually(lambda: self._drawn(f"-{seconds}seconds"))
 
     def graphs(self) -> dict[str, dict[str, list[float]]]:
-        """Return each graph by its title, as numbers: the lines' values by their legends."""
-        return {_query(url)["title"][0]: _lines(url) for url in self._images()}
+        """Return for each graph, by title, the values of its lines by their legends."""
+        return {
+            _query(url)["title"][0]: {
+                line["target"]: [value for value, _ in line["datapoints"] if value is not None]
+                for line in fetch_json("GET", f"{url}&format=json")
+            }
+            for url in self._images()
+        }
 
     def _drawn(self, since: str | None = None) -> None:
-        # The page brings the dashboard along, and loads it once more, as its name is in the URL.
+        # The page has the dashboard, and loads it once more because its name is in the URL.
         assert not self._chromium.run("return Ext.Ajax.isLoading()")
         images = self._images()
         assert images
@@ -155,7 +146,7 @@ class Dashboard:
         assert since is None or all(_query(url)["from"] == [since] for url in images)
 
     def _images(self) -> dict[str, int]:
-        """Return the URL of each graph's image, and its width in pixels; 0 until it is there."""
+        """Return the width of each graph's image by its URL; 0 while it is loading."""
         return {str(url): int(width) for url, width in self._chromium.run(IMAGES)}
 
 
@@ -163,16 +154,9 @@ def _query(url: str) -> dict[str, list[str]]:
     return parse_qs(urlsplit(url).query)
 
 
-def _lines(url: str) -> dict[str, list[float]]:
-    return {
-        line["target"]: [value for value, _ in line["datapoints"] if value is not None]
-        for line in fetch_json("GET", f"{url}&format=json")
-    }
-
-
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    """Build and start everything, yield when it is healthy, and leave nothing behind."""
+    """Build and start everything, and leave nothing behind."""
     stack = Stack()
     try:
         stack.compose.run("up", "--build", "--detach", "--wait", timeout_s=240)
@@ -185,15 +169,15 @@ def stack() -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def known_run(stack: Stack) -> tuple[int, int]:
-    """Play it, and return when it began and ended: in Unix time and whole seconds.
+    """Publish some events, some of them while notify is stopped, and some of them again.
 
-    Of the events some come while notify is stopped. Then some are sent once more.
+    Return the begin and end of the run, as whole seconds of Unix time.
     """
     began, both = int(time.time()), ("orders_processed", "notifications_processed")
     stack.publish(range(20), *both)
     stack.compose.run("stop", "notify")
     stack.publish(range(20, 20 + WHILE_STOPPED), "orders_processed")
-    stack.holds("notify_ready", WHILE_STOPPED)
+    becomes(lambda: stack.counters.gauge("notify_ready"), WHILE_STOPPED)
     stack.compose.run("start", "notify")
     stack.expect(WHILE_STOPPED, "notifications_processed")
     stack.publish(range(20 + WHILE_STOPPED, EVENTS), *both)
@@ -206,57 +190,36 @@ def dashboard(chromium: Chromium, stack: Stack) -> Dashboard:
     return Dashboard(chromium, stack.graphite)
 
 
-def test_it_is_there_once_the_stack_is_healthy(stack: Stack) -> None:
-    assert stack.titles() == TITLES
-
-
-@pytest.fixture
-def restored(stack: Stack) -> Iterator[None]:
-    """Load the dashboard again at the end."""
-    yield
-    stack.delete()
-    stack.check_health()
-
-
-@pytest.mark.usefixtures("restored")
-def test_one_that_somebody_has_edited_stays(
+def test_it_is_there_at_once_an_edited_one_stays_and_a_deleted_one_comes_back(
     stack: Stack, dashboard: Dashboard, chromium: Chromium
 ) -> None:
-    def edited() -> None:
-        assert stack.titles() == TITLES[1:]
-
+    assert stack.titles() == TITLES
     dashboard.open()
     chromium.run("graphStore.removeAt(0); sendSaveRequest(arguments[0])", NAME)
-    eventually(edited)
+    becomes(stack.titles, TITLES[1:])
     stack.check_health()
     dashboard.open()
     assert list(dashboard.graphs()) == TITLES[1:]
-
-
-def test_one_that_was_deleted_comes_back(stack: Stack) -> None:
     stack.delete()
     stack.check_health()
     assert stack.titles() == TITLES
 
 
 def test_the_image_of_the_bare_example_runs_its_program(stack: Stack) -> None:
-    """Up to its one setting; run for longer, its events would be counted on the dashboard."""
+    """With a wrong setting, because the events of a longer run would be counted."""
     flags = ("--build", "--rm", "--no-deps", "-T", "-e", "RABBITMQ_URL=nowhere")
     with pytest.raises(CommandFailedError, match="RABBITMQ_URL is not of the form"):
         stack.compose.run("run", *flags, "example1", timeout_s=120)
 
 
 @pytest.mark.usefixtures("known_run")
-def test_the_page_opens_without_a_fault(dashboard: Dashboard, chromium: Chromium) -> None:
+def test_it_opens_without_a_fault_and_shows_the_counts_of_the_run(
+    dashboard: Dashboard, chromium: Chromium
+) -> None:
     dashboard.open()
     assert chromium.run("return document.title") == f"{NAME} - Graphite Dashboard"
     errors = chromium.errors()
     assert [error for error in errors if not any(own in error for own in GRAPHITES_OWN)] == []
-
-
-@pytest.mark.usefixtures("known_run")
-def test_the_graphs_show_the_counts_of_the_run(dashboard: Dashboard) -> None:
-    dashboard.open()
     graphs = dashboard.graphs()
     assert list(graphs) == TITLES
     kept, queued, processed, skipped, received, rare, commit_ms, handle_ms = graphs.values()
@@ -273,12 +236,10 @@ def test_the_graphs_show_the_counts_of_the_run(dashboard: Dashboard) -> None:
     assert min(map(min, (*commit_ms.values(), *handle_ms.values()))) > 0
     assert set(rare) == {"retried: 0", "parked: 0", "returned: 0", "breakers open: 0"}
 
-    def nothing_queued() -> None:
-        """RabbitMQ counts what is unacked every five seconds only."""
-        services = {f"{service} {what}: 0" for service in SERVICES for what in ("ready", "unacked")}
-        assert set(dashboard.graphs()[TITLES[1]]) == services | {"retries: 0", "dead letters: 0"}
-
-    eventually(nothing_queued)
+    # RabbitMQ counts the unacked messages only every five seconds.
+    empty = {f"{service} {what}: 0" for service in SERVICES for what in ("ready", "unacked")}
+    empty |= {"retries: 0", "dead letters: 0"}
+    becomes(lambda: set(dashboard.graphs()[TITLES[1]]), empty)
 
 
 def test_pictures_are_taken(

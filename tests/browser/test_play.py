@@ -24,11 +24,11 @@ from servers.processes import Child
 from servers.servers import REPOSITORY
 from servers.wait import eventually, lasts
 
-# The first test waits for the images to be built, and for the stack.
+# The first test waits for the images to be built and the stack to start.
 pytestmark = [pytest.mark.timeout(400), pytest.mark.long]
 
 MINUTES = float(os.environ.get("PLAY_MINUTES") or 1)
-RANDOM = "gkftsgt+-qleuj/."  # Not "w" and "m": without etcd's data there is no guarantee.
+RANDOM = "gkftsgt+-qleuj/."  # Without "w" and "m": there is no guarantee without etcd's data.
 GROWTH_BYTES = 2_000_000
 
 DESK, PHONE = (1280, 720), (390, 844)
@@ -57,7 +57,7 @@ class Play:
 
     def __init__(self, chromium: Chromium, ports: Ports) -> None:
         self.chromium, self.url = chromium, f"http://127.0.0.1:{ports.numbers['PORT_PLAY']}"
-        self.compose = Compose(REPOSITORY, PROJECT.name, ports.settings(), PROJECT.files)
+        self.compose = Compose(PROJECT.name, ports.settings(), PROJECT.files)
         self.etcd, self._broker = EtcdClient(ports.etcd(), timeout_s=5), ports.broker()
 
     def open(self, size: tuple[int, int], *, scheme: str = "light") -> None:
@@ -67,7 +67,7 @@ class Play:
         self.shows(60, keys=lambda keys: len(keys) >= len(PROCESSES))
 
     def press(self, presses: str) -> None:
-        """Press keys, as in "k:order-1 p": a process that one acts on is chosen before."""
+        """Press keys, as in "k:order-1 p": a process after a colon is chosen first."""
         for press in presses.split():
             key, _, process = press.partition(":")
             self.chromium.keys((self.seen()["keys"][process] if process else "") + key)
@@ -76,7 +76,9 @@ class Play:
         return self.chromium.run(SEEN)
 
     def shows(self, within_s: float = 40.0, /, **expected: Any) -> None:
-        """Wait for this of page and servers: a value, a part of a text, what a function takes."""
+        """Wait until the page and the servers show a value, a part of a text, or what a
+        function accepts.
+        """
 
         def shown() -> None:
             seen = self.seen()
@@ -104,7 +106,7 @@ class Play:
 
 @pytest.fixture(scope="module")
 def play(chromium: Chromium, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Play]:
-    """Run the page for this module, open; it may leave nothing behind."""
+    """Run the page and open it. At its end it must leave nothing behind."""
     ports, log = Ports.read(PORT_PLAY="8090").elsewhere(), tmp_path_factory.mktemp("play") / "log"
     command, env = [sys.executable, "-m", "demo.page"], {**os.environ, **ports.settings()}
     program, running = Child(command, env=env, cwd=REPOSITORY, log=log), Play(chromium, ports)
@@ -120,17 +122,17 @@ def play(chromium: Chromium, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(autouse=True)
 def without_errors(play: Play) -> Iterator[None]:
-    """Begin each test with a round of its own; nothing may be wrong in the console after it."""
+    """Begin a new round for each test. Afterwards the console must show no errors."""
     before, running = play.seen()["round"], dict.fromkeys(PROCESSES, "running")
     play.press("r")
     play.shows(round=lambda after: after != before, published=0, m="true", **running)
     yield
-    # A container that comes or goes keeps Chromium from sending: the page then sends it again.
+    # Chromium cannot send while a container starts or stops: the page then sends again.
     assert not [each for each in play.chromium.errors() if "ERR_NETWORK_CHANGED" not in each]
 
 
 def both(**expected: Any) -> dict[str, Any]:
-    """Return what is expected of both services' numbers."""
+    """Return the same expected numbers for both services."""
     return {f"{service} {name}": expected[name] for service in SERVICES for name in expected}
 
 
@@ -138,7 +140,7 @@ PROCESSES = ("order-1", "notify-1", "rabbitmq-1", "etcd-1", "receiver-1")
 LIFE = {"k": "killed", "g": "running", "f": "frozen", "t": "running", "s": "stopped"}
 DOCKER = {"killed": "exited", "running": "running", "frozen": "paused", "stopped": "exited"}
 DEATHS = {"before-record": ("/", 0, 0), "before-ack": ("j", 1, 1), "after-ack": (".", 1, 0)}
-"""A button, what is recorded when the process is dead, and what is skipped when it runs again."""
+"""A button, the events recorded when the process is dead, and those skipped after its restart."""
 
 BOTH_RUN = {"order-1": "running", "notify-1": "running"}
 NONE_WRONG = {"lost": 0, "double": 0}
@@ -202,7 +204,7 @@ def test_a_button_does_what_it_says(play: Play, name: str) -> None:
 
 
 def test_a_reset_numbers_the_replicas_from_1_again(play: Play) -> None:
-    """Compose may keep another of them: the acts begin with number 1."""
+    """Compose may keep any replica, but the acts need number 1."""
     play.press("+:notify-1")
     play.shows(**{"notify-2": "running"})
     play.compose.docker("rm", "notify-1", "--force")
@@ -218,8 +220,9 @@ def test_random_buttons_at_a_hundred_a_second_lose_and_double_nothing(play: Play
     play.press("h")
     play.shows(h="true", published=lambda number: number > 300)
     heap = play.chromium.heap()
-    with play.chromium.slowed(20):
-        lasts(30)  # It must not fall behind, or it would never catch up.
+    play.chromium.slow_down(20)
+    lasts(30)  # A page that fell behind would never catch up.
+    play.chromium.slow_down(1)
     while time.monotonic() < until_s:
         process = choice.choice(list(play.seen()["keys"]))
         play.press(f"{choice.choice(RANDOM)}:{process}")
@@ -227,7 +230,7 @@ def test_random_buttons_at_a_hundred_a_second_lose_and_double_nothing(play: Play
     play.press("h u")
     play.shows(150, h="false", receiver="well", states=["running"])
     published = play.seen()["published"]
-    # A dead process's claims end with its lease, and a retry waits for a minute.
+    # The claims of a dead process end with its lease, and a retry waits up to a minute.
     rest = both(**{"waiting": 0, "in flight": 0, "retry": 0})
     play.shows(150, **rest, confirmed=published, lost=0, double=0)
     seen = play.seen()
@@ -262,7 +265,7 @@ def test_its_picture_is_taken(
     play.press("o")
     play.shows(**{"notify waiting": 10})
     assert play.chromium.overflow() == 0
-    # What moves is to be where it goes, and the page at its top.
+    # All movement must have ended, and the page must be at its top.
     play.chromium.run("document.activeElement.blur(); scrollTo(0, 0)")
     play.shows(moving=0)
     kept, name = (size, scheme) == (DESK, "light"), f"play-{size[0]}-{scheme}.png"

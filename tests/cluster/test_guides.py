@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -181,7 +180,7 @@ class ClusterCompose(Compose):
 
     def __init__(self, project: str, ports: Ports) -> None:
         settings = {"LOG_FORMAT": "console", **ports.settings()}
-        super().__init__(REPOSITORY, project, settings, FILES)
+        super().__init__(project, settings, FILES)
 
     def run(self, *arguments: str, **options: Any) -> str:
         """Run one command; `up` starts all replicas, and `exec` runs in each of them."""
@@ -202,10 +201,9 @@ def ports() -> Ports:
 def stage(ports: Ports) -> Iterator[ComposeStage]:
     compose = ClusterCompose(f"cluster-acts-{secrets.token_hex(3)}", ports)
     try:
-        since = time.time()
         compose.run("build", *SERVICES)
         compose.run("up", "--detach", "--wait", *SERVERS, "graphite-statsd", timeout_s=240)
-        yield ComposeStage(compose, ports, since, keep=False)
+        yield ComposeStage(compose, ports)
     finally:
         compose.down()
 

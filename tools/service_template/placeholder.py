@@ -1,7 +1,5 @@
 """Writes a document for each new_order event, together with the event's record."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import asdict, dataclass
 
@@ -14,7 +12,7 @@ service = Service("placeholder", noun="placeholder_events")
 
 @dataclass(frozen=True)
 class Order:
-    """What a new_order event may have as its args; one with other args is parked as invalid."""
+    """The args of a new_order event. An event with other args is parked as invalid."""
 
     item: str = ""
     number: int = 1
@@ -22,7 +20,7 @@ class Order:
 
 @service.handler("new_order", model=Order)
 def handle(event: Event, order: Order) -> Put:
-    """Return the document as the one effect: etcd writes it with the record, or neither."""
+    """Return the document as the one effect: etcd writes both it and the record, or neither."""
     document = orjson.dumps({"id": event.id, **asdict(order)})
     return Put("/documents/placeholder/" + encode_id(event.id), document)
 

@@ -1,6 +1,4 @@
-"""The service writes one document for each event, whatever happens twice."""
-
-from __future__ import annotations
+"""The service writes one document for each event, even if something happens twice."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +11,7 @@ EVENTS = [{"id": f"order-{n}", "type": "new_order", "args": {"number": n}} for n
 
 
 def make() -> tuple[Service, Callable[[], object]]:
-    """Return the service, and what the world outside has seen of it: of a pure handler nothing."""
+    """Return the service, and what the outside has seen of it: nothing, its handler is pure."""
     return placeholder.service, lambda: None
 
 
