@@ -377,8 +377,8 @@ class RecoveringConnection:
 
         Any other exception of it, or of a callback, is raised in an ExceptionGroup.
         """
-        # tenacity adds to statistics that it keeps per thread, and a shared Producer changes threads
-        # between two attempts. Nobody reads them, so they are made again after each attempt.
+        # tenacity adds to statistics that it keeps per thread, and a shared Producer changes its
+        # thread between attempts. Nobody reads them, so they are made again after each attempt.
         recover = AsyncRetrying(
             retry=retry_if_exception_type(ChannelLost),
             wait=self._wait_s,
