@@ -150,9 +150,7 @@ class EtcdLedger:
             if landed := await self._until_known(lambda: self._transact(asks)):
                 return landed, []
         # Not in an ELSE branch, which etcd would write to its log with every batch.
-        judged = await self._read(asks)
-        again = [ask for ask, answer in zip(asks, judged, strict=True) if answer is None]
-        return [answer for answer in judged if answer is not None], again
+        return await self._read(asks)
 
     async def _transact(self, asks: Sequence[Ask]) -> list[Answer]:
         """Send the transaction once; return no answers if it did not apply. Raises EtcdError.
@@ -195,11 +193,10 @@ class EtcdLedger:
                 etcd.put(success, put.key.encode(), put.value)
         return request
 
-    async def _read(self, asks: Sequence[Ask]) -> list[Answer | None]:
-        """Read the incarnation key and the records of asks that did not apply; judge the asks.
+    async def _read(self, asks: Sequence[Ask]) -> tuple[list[Answer], list[Ask]]:
+        """Judge asks that did not apply by their records, read together with the incarnation key.
 
-        If the reply would be too large, the records are read in halves, until one has answers:
-        all of these have to come from one reply.
+        If the reply would be too large, the records are read in halves, until one has answers.
         """
         request = TxnRequest()
         for key in (self._guard_key, *(ask.key for ask in asks)):
@@ -216,18 +213,23 @@ class EtcdLedger:
         reply = await self._until_known(send)
         if reply is None:
             half = len(asks) // 2
-            first = await self._read(asks[:half])
-            left = asks[half:]
-            return [*first, *([None] * len(left) if any(first) else await self._read(left))]
+            answers, again = await self._read(asks[:half])
+            if answers:
+                return answers, [*again, *asks[half:]]
+            answers, others = await self._read(asks[half:])
+            return answers, [*again, *others]
         guard, *reads = (response.response_range.kvs for response in reply.responses)
         await self._check_guard(guard)
-        answers: list[Answer | None] = []
+        answers, again = [], []
         for ask, kvs in zip(asks, reads, strict=True):
             answer = records.judge(ask, kvs[0] if kvs else None)
-            if answer is not None and answer.found is not None and answer.found.state == DONE:
+            if answer is None:
+                again.append(ask)
+                continue
+            if answer.found is not None and answer.found.state == DONE:
                 self._cache.add(answer.found.digest, reply.header.revision)
             answers.append(answer)
-        return answers
+        return answers, again
 
     # Calls, and whether this is still the same etcd.
 
