@@ -219,7 +219,7 @@ class Client:
 
 
 def open_channel(settings: Settings, host: str, port: int) -> Any:
-    """Open a gRPC channel to one member of a real etcd, with TLS where ETCD_CA_CERT is set."""
+    """Open a gRPC channel to one member of a real etcd, with TLS if ETCD_CA_CERT is set."""
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if settings.etcd_ca_cert is None:
         return grpc.aio.insecure_channel(target, _CHANNEL_OPTIONS)

@@ -65,7 +65,7 @@ class EtcdLedger:
         health.lacks("etcd", "not reached yet")
 
     async def open(self) -> None:
-        """Read the incarnation of etcd's data, or write one where there is none.
+        """Read the incarnation of etcd's data, or write one if there is none.
 
         Then fill the cache and keep it up to date, and check the incarnation every few seconds.
         """
@@ -82,7 +82,7 @@ class EtcdLedger:
             return request
 
         reply = await self.ask("Txn", make)
-        kvs = reply.responses[0].response_range.kvs  # Empty where the key was put.
+        kvs = reply.responses[0].response_range.kvs  # Empty if the key was put.
         self._incarnation = kvs[0].value if kvs else drawn[-1]
         self._log.info(
             "etcd reached: no history of this service, so it is new, or was wiped"

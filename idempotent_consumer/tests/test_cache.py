@@ -264,7 +264,7 @@ def test_only_what_is_done_at_its_revision_is_imported(following: Following) -> 
         # The watch cannot tell what was deleted, so the cache is cleared.
         ("deleted unwatched, compacted", False),
         # The watch has missed deletions, so everything is imported again.
-        ("deleted unwatched, compacted behind another", True),
+        ("deleted unwatched, compacted after another", True),
     ],
 )
 def test_what_is_deleted_is_new_again(following: Following, how: str, kept: bool) -> None:

@@ -343,12 +343,12 @@ def test_a_proxy_in_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch)
     async def answer() -> Any:
         return RangeResponse(count=7)
 
-    async def main() -> object:
+    async def main() -> list[Any]:
         async with client_of_a_real_server(answer) as client:
-            (outcome,) = await asyncio.gather(client.call("Range", RANGE), return_exceptions=True)
-            return outcome
+            calls = [client.call("Range", RANGE)]
+            return list(await asyncio.gather(*calls, return_exceptions=True))
 
-    assert asyncio.run(main()) == RangeResponse(count=7)
+    assert asyncio.run(main()) == [RangeResponse(count=7)]
 
 
 def test_etcds_messages_are_read_by_compiled_code() -> None:

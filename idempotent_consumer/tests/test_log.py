@@ -109,8 +109,8 @@ def test_a_reader_that_does_not_read_delays_nobody_and_dropped_lines_are_counted
         written, dropped, rest = 0, 0, b""
         while written + dropped < said:
             *lines, rest = (rest + os.read(reading, 1 << 16)).split(b"\n")
-            told = [int(line.split()[1]) for line in lines if line.startswith(b"(log: ")]
-            written, dropped = written + len(lines) - len(told), dropped + sum(told)
+            reports = [int(line.split()[1]) for line in lines if line.startswith(b"(log: ")]
+            written, dropped = written + len(lines) - len(reports), dropped + sum(reports)
         assert dropped > 0
         assert written >= 10_000
         logs.close()
@@ -274,7 +274,7 @@ CIRCULAR.append(CIRCULAR)
 
 @pytest.mark.parametrize("style", ["json", "console"])
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "shown"),
     [
         ({("eu", 1): 2}, "{('eu', 1): 2}"),
         ({b"eu": 2}, "{b'eu': 2}"),
@@ -285,7 +285,7 @@ CIRCULAR.append(CIRCULAR)
     ],
 )
 def test_a_value_that_cannot_be_rendered_causes_no_second_call(
-    value: Any, told: str, style: str, capsys: pytest.CaptureFixture[str]
+    value: Any, shown: str, style: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """If the line raised into the handler that logs it, the event would be retried."""
     service, receiver = Service("mail", noun="mails"), Receiver()
@@ -301,5 +301,5 @@ def test_a_value_that_cannot_be_rendered_causes_no_second_call(
     logs.close()
     assert (len(receiver.calls), world.raised) == (1, [])
     [line] = [each for each in capsys.readouterr().out.splitlines() if "sent" in each]
-    assert told in line
+    assert shown in line
     assert "event_id" in line

@@ -165,68 +165,69 @@ def test_the_end_does_not_wait_for_a_name_service(names: NameService) -> None:
 # Outcomes.
 
 
-class Told:
-    """A tally, and what it has logged and counted."""
+class OpenTally(Tally):
+    """A tally that shows what it has logged and counted."""
 
     def __init__(self) -> None:
-        self.lines, metrics = LogCapture(), Counts()
-        self.tally, self.counts = Tally("orders", metrics, captured(self.lines)), metrics.counts
+        log, metrics = LogCapture(), Counts()
+        super().__init__("orders", metrics, captured(log))
+        self.lines, self.counts = log.entries, metrics.counts
 
 
 @pytest.fixture
-def told() -> Told:
-    return Told()
+def tally() -> OpenTally:
+    return OpenTally()
 
 
-def test_every_counter_of_the_contract_is_zero_at_the_start(told: Told) -> None:
+def test_every_counter_of_the_contract_is_zero_at_the_start(tally: OpenTally) -> None:
     parked = ("conflicted", "invalid", "rejected", "failed")
     others = ("received", "processed", "processed_skipped", "ignored", "retried", "returned")
-    assert told.counts == {f"orders_{name}": 0 for name in (*others, *parked)}
+    assert tally.counts == {f"orders_{name}": 0 for name in (*others, *parked)}
 
 
 OUTCOMES = [outcome for outcome in Outcome if outcome is not Outcome.RETURNED]
 FINE = (Outcome.PROCESSED, Outcome.SKIPPED, Outcome.IGNORED)
 
 
-def test_a_few_deliveries_get_a_line_each(told: Told) -> None:
+def test_a_few_deliveries_get_a_line_each(tally: OpenTally) -> None:
     settled = [*OUTCOMES, Outcome.PROCESSED, Outcome.PROCESSED]
     for number, outcome in enumerate(settled):
-        told.tally.settled(outcome, {"event_id": str(number)})
+        tally.settled(outcome, {"event_id": str(number)})
         if number in (4, 9):
-            told.tally.flush()
-    told.tally.flush()
-    assert [line["event_id"] for line in told.lines.entries] == [str(n) for n in range(10)]
+            tally.flush()
+    tally.flush()
+    assert [line["event_id"] for line in tally.lines] == [str(n) for n in range(10)]
     levels = ["info" if outcome in FINE else "warning" for outcome in settled]
-    assert [line["log_level"] for line in told.lines.entries] == levels
+    assert [line["log_level"] for line in tally.lines] == levels
     for outcome in OUTCOMES:
-        assert told.counts[f"orders_{outcome.value}"] == settled.count(outcome)
+        assert tally.counts[f"orders_{outcome.value}"] == settled.count(outcome)
 
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
-def test_many_deliveries_get_one_line_with_their_numbers(told: Told, outcome: Outcome) -> None:
+def test_many_deliveries_get_one_line_for_all(tally: OpenTally, outcome: Outcome) -> None:
     for number in range(200):
-        told.tally.settled(outcome if number == 100 else Outcome.PROCESSED, {})
-    told.tally.flush()
-    (line,) = told.lines.entries
+        tally.settled(outcome if number == 100 else Outcome.PROCESSED, {})
+    tally.flush()
+    (line,) = tally.lines
     for name, number in {"processed": 199, outcome.value: 1}.items():
         expected = 200 if outcome is Outcome.PROCESSED else number
-        assert line[name] == told.counts[f"orders_{name}"] == expected
+        assert line[name] == tally.counts[f"orders_{name}"] == expected
     assert line["log_level"] == ("info" if outcome in FINE else "warning")
 
 
-def test_outcomes_are_counted_at_once_and_may_be_logged_later(told: Told) -> None:
+def test_outcomes_are_counted_at_once_and_may_be_logged_later(tally: OpenTally) -> None:
     for number in range(1, 21):
-        told.tally.settled(Outcome.PROCESSED, {"event_id": str(number)})
-        told.tally.flush(log=False)
-        assert (told.counts["orders_processed"], told.lines.entries) == (number, [])
-    told.tally.flush()
-    assert [line["processed"] for line in told.lines.entries] == [20]
-    assert told.counts["orders_processed"] == 20
+        tally.settled(Outcome.PROCESSED, {"event_id": str(number)})
+        tally.flush(log=False)
+        assert (tally.counts["orders_processed"], tally.lines) == (number, [])
+    tally.flush()
+    assert [line["processed"] for line in tally.lines] == [20]
+    assert tally.counts["orders_processed"] == 20
 
 
-def test_returned_deliveries_are_counted_and_logged(told: Told) -> None:
-    told.tally.returned(0)
-    assert told.lines.entries == []
-    told.tally.returned(3)
-    assert told.counts["orders_returned"] == 3
-    assert told.lines.entries[0]["deliveries"] == 3
+def test_returned_deliveries_are_counted_and_logged(tally: OpenTally) -> None:
+    tally.returned(0)
+    assert tally.lines == []
+    tally.returned(3)
+    assert tally.counts["orders_returned"] == 3
+    assert tally.lines[0]["deliveries"] == 3
