@@ -214,9 +214,9 @@ BOUNDS_S = {text: duration_s(text) for text in ["1s", "10s", "1m", "10m", "1h", 
 class DuplicateAges:
     """How long after its record a duplicate arrives, which ``DEDUP_WINDOW`` has to outlast.
 
-    The ages are in seconds, since the start of this process, and compare its clock ``now_s`` with
-    that of the record's writer. If the cache knows a duplicate, its record has to be read for the
-    age: that is done at most once a second.
+    It counts the duplicates since the start of this process. Ages are in seconds, and compare the
+    clock of this process, ``now_s``, with that of the record's writer. If the cache knows a
+    duplicate, its record has to be read for the age; this is done at most once a second.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ def serve(health: Health) -> Iterator[Serve]:
 @pytest.fixture
 def port(serve: Serve) -> int:
     """Return the port of a server."""
-    return serve(lambda: {"read": 0})
+    return serve()
 
 
 @pytest.fixture

@@ -305,21 +305,16 @@ def test_a_record_without_a_lease_does_not_land_in_another_etcd() -> None:
     assert_halted(replica, INCARNATION)
 
 
-@pytest.mark.parametrize("imported", [False, True])
-def test_a_restore_after_the_import_is_noticed(
-    replica: Replica, other: Replica, imported: bool
-) -> None:
+def test_a_restore_after_the_import_is_noticed(replica: Replica, other: Replica) -> None:
     """A process that has recorded nothing yet has seen etcd's revision only in the import."""
     older = replica.store.snapshot()
     other.commit(other.ask("1"), other.ask("2"))
     other.commit(other.ask("3"))
-    if imported:
-        replica.loop.advance(1.0)
+    replica.loop.advance(1.0)
     replica.store.restore(older)
     replica.commit(replica.ask("4"))
-    assert len(replica.answers) == (0 if imported else 1)
-    if imported:
-        assert_halted(replica, REVISION)
+    assert replica.answers == []
+    assert_halted(replica, REVISION)
 
 
 def test_the_log_says_whether_etcd_holds_a_history_whatever_reply_is_lost() -> None:
