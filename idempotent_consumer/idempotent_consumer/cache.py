@@ -70,7 +70,7 @@ class Cache:
         """Return whether a record with this digest is known to be done."""
         entry = _fingerprint(digest)
         block = self._blocks[(entry[0] | entry[1] << 8) & self._mask]
-        # Every event comes by here, and most are new: a call less for those.
+        # Every event passes through here. Most are new, and for those this saves a call.
         return block.find(entry) >= 0 and _position(block, entry) >= 0
 
     def add(self, digest: str, revision: int = 0) -> None:

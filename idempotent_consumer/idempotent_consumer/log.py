@@ -18,8 +18,8 @@ _LONGEST_TRACEBACK = 20_000  # Characters. An exception's message can contain a 
 class Logs:
     """The logging of the process, until ``close``.
 
-    Every line goes to standard output, as JSON or in colours for a terminal. So do the lines of the
-    standard library's ``logging``, from the same level on.
+    Every line goes to standard output: as JSON, or as text for people if a terminal reads it. So do
+    the lines of the standard library's ``logging``, from the same level on.
     """
 
     def __init__(self, service: str, level: str, style: str | None) -> None:
@@ -132,7 +132,7 @@ def _escape(_logger: Any, _level: str, line: Any) -> Any:
 
 
 def _unfailing(renderer: Any) -> Any:
-    """Return a renderer that never raises into a handler that logs: its call would be repeated.
+    """Return a renderer that never raises: a handler that logs would fail, and be called again.
 
     If a line cannot be rendered, values that are not strings are replaced by their ``repr``.
     """

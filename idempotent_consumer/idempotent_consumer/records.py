@@ -90,7 +90,7 @@ def digest_if_done(value: bytes) -> str:
 
 
 class Kind(enum.StrEnum):
-    """What an ask does to its record. The value is the record's state after it."""
+    """What an ask does to its record. The value is the state that it puts, if any."""
 
     RECORD = DONE  # Put the record as done, with the effects.
     PUBLISH = PUBLISHING  # Put it with the effects and the events that are to be published next.
