@@ -63,8 +63,7 @@ class Member(fake.FakeEtcd):
     def __init__(self, agenda: Agenda, port: int) -> None:
         self.users = AuthenticatingStore(agenda.time)
         super().__init__(agenda, self.users)
-        while self.store.revision < port:
-            self.store.put("/elsewhere", b"")
+        self.store.wipe(port)
         self.leaderless = False
         self.fate = self._fate
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from grpc import StatusCode
 
 from fakes.ledger import LONGER_THAN_ANY_BACKOFF_S, OTHER_DIGEST, Replica, digest_of
-from idempotent_consumer.event import Event, Publish, Put, check_effects
+from idempotent_consumer.event import Publish, Put
 from idempotent_consumer.ledger import GUARD_EVERY_S, RELEASED_S
 from idempotent_consumer.records import DONE, PUBLISHING, RELEASED, Kind
 from idempotent_consumer.settings import Settings
@@ -26,12 +27,6 @@ def replica() -> Replica:
 def other(replica: Replica) -> Replica:
     """Return another replica on the same etcd."""
     return Replica(replica, "b" * 32).open()
-
-
-def fill(store: etcd.Store) -> None:
-    """Let others write until etcd's revision is higher than the one seen before."""
-    for number in range(100):
-        store.put("/elsewhere", b"%d" % number)
 
 
 def test_an_effect_outlives_the_window_and_its_record_does_not(replica: Replica) -> None:
@@ -83,10 +78,8 @@ def test_large_records_are_read_in_several_replies(
 ) -> None:
     """Asking again for all of them would fail for ever."""
     events = [Publish("t", {"a": "x" * 100})]
-    asks = [other.ask(str(n), Kind.PUBLISH, digest=OTHER_DIGEST) for n in range(20)]
-    for ask in asks:
-        ask.effects = check_effects(events, "order", Event("1", "new_order", {}))
-    other.commit(*asks)
+    publish = partial(other.ask, kind=Kind.PUBLISH, digest=OTHER_DIGEST, effects=events)
+    other.commit(*(publish(str(n)) for n in range(20)))
     replica.etcd.fate = room_for_reads(3)
     replica.commit(*(replica.ask(str(n), kind) for n in range(25)[::order]))
     found = {answer.ask.key: answer.found for answer in replica.answers}
@@ -238,17 +231,15 @@ def assert_halted(replica: Replica, why: str) -> None:
     assert not replica.ledger.is_done(digest_of("1"))
 
 
-def wipe_and_fill(replica: Replica) -> None:
-    """Only the missing incarnation key tells that this is another etcd."""
-    replica.store.wipe()
-    fill(replica.store)
+def wipe(replica: Replica) -> None:
+    """The revision is higher than before, so only the missing incarnation key tells."""
+    replica.store.wipe(100)
 
 
 def wipe_and_start_another(replica: Replica) -> None:
     """Another replica has written an incarnation key into the new data."""
-    replica.store.wipe()
+    wipe(replica)
     Replica(replica, "b" * 32).open()
-    fill(replica.store)
 
 
 def restore(replica: Replica) -> None:
@@ -267,7 +258,7 @@ INCARNATION = "wiped: its incarnation key is not the one seen at the start"
     ("change", "why"),
     [
         (lambda replica: replica.store.wipe(), f"{REVISION} 1, 3 seen before"),
-        (wipe_and_fill, INCARNATION),
+        (wipe, INCARNATION),
         (wipe_and_start_another, INCARNATION),
         (restore, REVISION),
     ],
@@ -299,7 +290,7 @@ def test_nothing_is_settled_after_etcd_was_wiped_or_restored(
 def test_a_record_without_a_lease_does_not_land_in_another_etcd() -> None:
     """With a window, the other etcd refuses it anyway, because it does not know the lease."""
     replica = Replica(settings=Settings(enable_etcd=True, dedup_window_s=0)).open()
-    wipe_and_fill(replica)
+    wipe(replica)
     replica.commit(replica.ask("1"))
     assert replica.store.puts("/service/") == []
     assert_halted(replica, INCARNATION)
@@ -336,8 +327,7 @@ def test_a_start_that_spans_a_wipe_does_not_bring_the_old_incarnation_back() -> 
     starting.etcd.script("Txn", etcd.ANSWER_LOST, *[etcd.REQUEST_LOST] * 3)
     starting.open()
     running = Replica(starting, "b" * 32).open()
-    running.store.wipe()
-    fill(running.store)
+    wipe(running)
     starting.wait()
     running.commit(running.ask("1"))
     running.wait()

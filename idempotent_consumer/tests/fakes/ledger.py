@@ -11,7 +11,7 @@ from typing import Any, Self
 from structlog.testing import LogCapture
 
 from idempotent_consumer.cache import Cache
-from idempotent_consumer.event import Event, Put, check_effects
+from idempotent_consumer.event import Event, Publish, Put, check_effects
 from idempotent_consumer.health import Health
 from idempotent_consumer.ledger import EtcdLedger
 from idempotent_consumer.records import Answer, Ask, Kind, Record, decode
@@ -90,7 +90,7 @@ class Replica:
         *,
         expect: bytes | None = None,
         digest: str = "",
-        effects: Sequence[Put] = (),
+        effects: Sequence[Put | Publish] = (),
     ) -> Ask:
         """Return an ask with a token of its own."""
         self._asked += 1
