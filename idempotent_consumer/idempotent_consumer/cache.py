@@ -1,4 +1,4 @@
-"""The bounded cache of what is done, and what keeps it true: an import, and a watch on deletions.
+"""The bounded cache of done records, kept up to date by an import and a watch on deletions.
 
 A hit is authoritative; a miss means: ask etcd.
 """
@@ -19,27 +19,27 @@ from .records import digest_if_done
 from .system import System, reconnect_wait
 
 IMPORT_AFTER_S = 0.5
-"""What waits in the queue at the start is recorded first: etcd's first page walks all the keys,
-under a lock that writes wait for, and the rest takes CPU."""
+"""The import waits, so that what is in the queue at the start is recorded first. For the first page
+etcd walks all the keys under a lock that blocks writes, and the other pages take CPU."""
 
 PAGE_TIMEOUT_S = 60.0
-"""etcd walks all the keys for the first page: with tens of millions that takes longer than the
-failover allows a call. A member that has vanished is noticed by gRPC's pings."""
+"""For the first page etcd walks all the keys. With tens of millions of them that takes longer than
+the deadline of other calls. gRPC's pings detect a member that has vanished."""
 
-# So often in a row a watch may be opened, and fail soon, without getting any further. etcd tells
-# what a new watch has missed at once: one that was open for longer has had that.
+# A watch that fails this often in a row, each time this soon and at the same revision, is stuck.
+# One that stayed open for longer is not: etcd sends what a watch has missed at once.
 _STUCK_AFTER, _SOON_S = 5, 10.0
 
 MAX_ENTRIES = 1 << 21
 
 _ENTRY_BYTES = 16
 _ENTRIES_A_BLOCK = 32
-_MOST_BLOCKS = 1 << 16  # As many as two bytes can tell apart.
-_NOBODYS = b"no event has it."  # For the digest of a record that nobody here wrote.
+_MOST_BLOCKS = 1 << 16  # A block's number is taken from two bytes.
+_NOBODYS = b"no event has it."  # The fingerprint of a digest that is not ours.
 
 
 def _fingerprint(digest: str) -> bytes:
-    """Return the 16 bytes that stand for a record that is done: its digest covers the id too."""
+    """Return the 16 bytes of a record's digest. The digest covers the event's id too."""
     try:
         entry = bytes.fromhex(digest[2:])
     except ValueError:
@@ -48,15 +48,11 @@ def _fingerprint(digest: str) -> bytes:
 
 
 class Cache:
-    """Fingerprints of done records, ``max_entries`` at the most; the younger ones stay.
+    """Fingerprints of done records, at most ``max_entries``; the oldest are forgotten first.
 
-    A fingerprint that has gone costs a question to etcd. One that is there means that a record
-    with this digest is done: another body under the same id is no hit.
-
-    They stand side by side in blocks of bytes, the oldest first: each in the block that its first
-    two bytes name, which are as good as random. A block that is full forgets its oldest, so a
-    few are forgotten before all blocks are full. A million take 26 bytes each (measured); as
-    the objects of a set they would take 114.
+    Each is stored in one of many blocks of bytes, chosen by its first two bytes, which are as good
+    as random. A full block forgets its oldest entry, so some are forgotten before every block is
+    full. A million fingerprints take 26 bytes each (measured); in a set they would take 114.
     """
 
     def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
@@ -71,16 +67,17 @@ class Cache:
         return sum(map(len, self._blocks)) // _ENTRY_BYTES
 
     def holds(self, digest: str) -> bool:
-        """Return whether this record is known to be done."""
+        """Return whether a record with this digest is known to be done."""
         entry = _fingerprint(digest)
         block = self._blocks[(entry[0] | entry[1] << 8) & self._mask]
-        # Most are new: this stands in the way of each event.
+        # Every event passes through here. Most are new, and for those this saves a call.
         return block.find(entry) >= 0 and _position(block, entry) >= 0
 
     def add(self, digest: str, revision: int = 0) -> None:
-        """Remember a record that was done at a revision of etcd, 0 for the present one.
+        """Remember a record that was done at this revision of etcd, or is done now if that is 0.
 
-        One that may have been deleted since is not remembered: the watch has been further.
+        If the watch is already past the revision, the record may have been deleted since, and is
+        not remembered.
         """
         if revision and revision < self._deleted_revision:
             return
@@ -93,7 +90,7 @@ class Cache:
             self._blocks[number] = block + entry
 
     def discard_all(self, digests: Iterable[str], revision: int = 0) -> None:
-        """Forget records that etcd has deleted, the last of them at this revision."""
+        """Forget records that etcd has deleted up to this revision."""
         self._deleted_revision = max(self._deleted_revision, revision)
         for entry in map(_fingerprint, digests):
             number = (entry[0] | entry[1] << 8) & self._mask
@@ -103,13 +100,13 @@ class Cache:
                 self._blocks[number] = block[:position] + block[position + _ENTRY_BYTES :]
 
     def clear(self, revision: int = 0) -> None:
-        """Forget everything, and what was there before this revision of etcd for good."""
+        """Forget everything, and from now on accept nothing older than this revision."""
         self._deleted_revision = max(self._deleted_revision, revision)
         self._blocks = [b""] * (self._mask + 1)
 
 
 def _position(block: bytes, entry: bytes) -> int:
-    # Negative where it is not there. The end of one and the beginning of the next look like it too.
+    # Negative if it is not there. The same bytes may also be found across two other entries.
     position = block.find(entry)
     while position > 0 and position % _ENTRY_BYTES:
         position = block.find(entry, position + 1)
@@ -117,11 +114,11 @@ def _position(block: bytes, entry: bytes) -> int:
 
 
 class Follower:
-    """Keeps a cache true: an import of the records under a prefix, then a watch on deletions.
+    """Imports the records under a prefix into a cache, then watches for deletions.
 
-    The import ends early where the cache is full. Records that other replicas write are not
-    followed: the first duplicate of each asks etcd once. Deletions are, so that an event whose
-    record has gone (its window has passed, or an operator has deleted it) is new again.
+    The import stops when the cache is full. New records of other replicas are not followed: for
+    the first duplicate of each, etcd is asked. Deletions are, so that an event is new again when
+    its window has passed, or an operator has deleted its record.
     """
 
     def __init__(
@@ -129,11 +126,11 @@ class Follower:
     ) -> None:
         self._cache, self._prefix, self._client = cache, prefix, client
         self._backoff, self._log = reconnect_wait(system.random), log
-        self._next_revision = 0  # The first that has not been watched, 0 before an import.
+        self._next_revision = 0  # The first one that has not been watched; 0: import first.
         self._stuck, self._opened_s = 0, 0.0
 
     async def run(self, revision: int = 0) -> None:
-        """Import as of a revision (0: now) and watch, until cancelled; go on after failures."""
+        """Import as of a revision (0: now), then watch, until cancelled. Failures are retried."""
         wait_s = IMPORT_AFTER_S
         while True:
             await asyncio.sleep(wait_s)
@@ -146,11 +143,7 @@ class Follower:
                 revision, wait_s = 0, self._backoff.next_s()
 
     def _failed(self, error: EtcdError) -> None:
-        """Go on from where the watch was, or import what is there then.
-
-        A watch that etcd opens and that soon fails, again and again at one revision, gets no
-        further.
-        """
+        """Decide whether the watch can resume where it was, or everything has to be imported."""
         if asyncio.get_running_loop().time() - self._opened_s > _SOON_S:
             self._stuck = 0
         if stuck := self._stuck >= _STUCK_AFTER:
@@ -161,13 +154,13 @@ class Follower:
             )
         if stuck or error.failure is Failure.COMPACTED or not self._next_revision:
             self._next_revision = self._stuck = 0
-            # What has been imported may have been deleted since, unwatched.
+            # While nothing was watched, records may have been deleted.
             self._cache.clear()
 
     async def _import(self, revision: int) -> None:
         imported, of, pages = 0, 0, Pages(self._prefix, revision)
         started_s = asyncio.get_running_loop().time()
-        # Past the bound, one more would push out another.
+        # In a full cache each new entry would replace another.
         while pages.request is not None and imported < self._cache.max_entries:
             try:
                 reply = await self._client.call("Range", pages.request, PAGE_TIMEOUT_S)
@@ -177,9 +170,9 @@ class Follower:
             pages.took(reply)
             if not revision:
                 revision = pages.revision
-                # What was added since the last watch may have been deleted since.
+                # What was added since the last watch may have been deleted in between.
                 self._cache.clear(revision)
-            of = of or reply.count  # The first page's range, and so its count, is all there is.
+            of = of or reply.count  # The first page's range has all the records.
             for digest in _digests_of_done(kv.value for kv in reply.kvs):
                 self._cache.add(digest)
                 imported += 1
@@ -192,7 +185,7 @@ class Follower:
         )
 
     async def _watch(self) -> None:
-        """Forget what is deleted from then on. Raises EtcdError, as it ends by nothing else."""
+        """Forget what is deleted, until the watch ends with an EtcdError."""
         create = WatchCreateRequest(
             key=self._prefix,
             range_end=prefix_end(self._prefix),
@@ -212,11 +205,11 @@ class Follower:
                 revision = reply.events[-1].kv.mod_revision
                 if all(deleted):
                     self._cache.discard_all(_digests_of_done(deleted), revision)
-                else:  # A value was compacted away, so which fingerprint it had is not known.
+                else:  # A value has been compacted away, so its fingerprint is not known.
                     self._cache.clear(revision)
-                # The rest of a revision may come in another fragment.
+                # The rest of the revision may follow in another fragment.
                 next_revision = revision + (not _is_fragment(reply))
-            else:  # Progress: nothing is outstanding up to this revision, be it the one before.
+            else:  # Progress: everything up to this revision has been sent.
                 self._stuck, next_revision = 0, reply.header.revision + 1
             if next_revision > self._next_revision:
                 self._next_revision, self._stuck = next_revision, 0
@@ -227,10 +220,10 @@ def _digests_of_done(values: Iterable[bytes]) -> Iterator[str]:
 
 
 _IN_FRAGMENTS = b"\x40\x01"
-"""``WatchCreateRequest.fragment`` (field 8), which the messages of etcd3 lack: without it etcd
-sends all deletions of one revision in one reply, which may be larger than gRPC receives."""
+"""``WatchCreateRequest.fragment`` (field 8), which etcd3's messages lack. Without it etcd sends all
+deletions of a revision in one reply, which may be larger than gRPC's limit."""
 
-_FRAGMENT = 7  # The field of ``WatchResponse`` that says that more of it follows, likewise.
+_FRAGMENT = 7  # ``WatchResponse.fragment``, which they lack too: more of this reply follows.
 
 
 def _is_fragment(reply: Any) -> bool:
@@ -241,21 +234,21 @@ def _is_fragment(reply: Any) -> bool:
 # The pages of an import.
 
 PAGE_RECORDS = 5_000
-_SAMPLED = 100  # One of so many keys tells which bytes keys are made of.
-_DIGITS = 136  # No record's id is longer: at most 128 bytes in its key, and the NUL after a page.
+_SAMPLED = 100  # Every 100th key of a page is looked at for the bytes that keys are made of.
+_DIGITS = 136  # More than an id has bytes in its key: at most 128, and a NUL after a page.
 
 
 class Pages:
-    """Requests that together bring each key with a prefix once, all as of one revision.
+    """Requests that together return each key with a prefix once, all as of one revision.
 
-    etcd walks and counts a whole range for every page of it, so the pages are sub-ranges: each is
-    as wide as the last full page was, doubled where one came back with room to spare. ``request``
-    is the next, None behind the last; ``revision`` is 0 until the first reply, where none is given.
+    For every page etcd walks and counts the whole range, so the pages are sub-ranges: each is as
+    wide as the last full page, and twice as wide after one that was not half full. ``revision`` is
+    that of the first reply, if none is given.
 
-    Widths are differences of keys read as numbers, whose digits are the bytes seen in keys. Read in
-    base 256 they would lie in clusters, with wide gaps that no key is in: ids are made of digits
-    and letters, mostly. A byte not seen counts as the next one that was, so a width can be wrong;
-    every cut is a valid one all the same.
+    A width is the difference of two keys, read as numbers whose digits are the bytes seen in keys.
+    In base 256 keys would be clustered with wide gaps between them, because most ids are made of
+    digits and letters. A byte not seen yet counts as the next one that was, so a width may be
+    wrong; the page is still valid.
     """
 
     def __init__(self, prefix: bytes, revision: int = 0) -> None:
@@ -265,7 +258,7 @@ class Pages:
 
     @property
     def request(self) -> Any:
-        """The next request, None behind the last."""
+        """The next request, or None after the last one."""
         if self._start >= self._end:
             return None
         return RangeRequest(
@@ -273,13 +266,13 @@ class Pages:
         )
 
     def failed(self, error: EtcdError) -> None:
-        """Ask for less at a time where the reply was too large; else raise the error."""
+        """Ask for smaller pages if the reply was too large; otherwise raise the error."""
         self._limit //= 8
         if error.failure is not Failure.TOO_LARGE or not self._limit:
             raise error
 
     def took(self, reply: Any) -> None:
-        """Go on to the next request, by the reply to this one."""
+        """Go on to the next request after this reply."""
         self.revision = self.revision or reply.header.revision
         if reply.more:
             sample = (kv.key[len(self._prefix) :] for kv in reply.kvs[::_SAMPLED])

@@ -1,7 +1,6 @@
 """etcd's client: ``reply = await client.call("Txn", request)``, or EtcdError. gRPC ends here.
 
-The messages are those that etcd3 generates. It has no type information, so they are ``Any`` from
-here on; the functions below are short ways to write the ones used here.
+The messages are etcd3's generated ones. They have no type information, so they are ``Any`` here.
 """
 
 from __future__ import annotations
@@ -22,54 +21,55 @@ from etcd3.etcdrpc import AuthenticateRequest, Compare, WatchRequest, WatchRespo
 from .settings import Settings
 from .system import System
 
-CALL_TIMEOUT_S = 5.0  # The deadline of a call where there is one endpoint.
+CALL_TIMEOUT_S = 5.0  # The deadline of a call with one endpoint.
 
 FAILOVER_TIMEOUT_S = 3.0
-"""The deadline where there are several. A leader that vanishes without a word can cost two calls:
-one by a member that waits for it, then one by itself."""
+"""The deadline of a call with several endpoints. A leader that vanishes can cost two calls: one to
+a member that waits for the leader, and one to the leader itself."""
 
 MAX_REQUEST_BYTES = 1536 * 1024  # etcd's default --max-request-bytes.
 
 _CHANNEL_OPTIONS = (
-    # Without it gRPC receives 4 MiB; a page of records can be larger.
+    # gRPC's default is 4 MiB; a page of records can be larger.
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
     ("grpc.max_send_message_length", -1),
     ("grpc.enable_retries", 0),
-    # None is for AMQP either. One that is configured for containers would get all, logins included.
+    # A proxy that is configured for containers would get every call, logins included.
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 2000),
     ("grpc.dns_min_time_between_resolutions_ms", 1000),
-    # Finds a peer that vanished without closing; etcd allows a ping every 5 s at most.
+    # Detects a peer that vanished without closing; etcd allows a ping every 5 s at most.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
-    # A watch may send nothing for hours, and has to be pinged all the same.
+    # A watch may send nothing for hours, and needs pings all the same.
     ("grpc.http2.max_pings_without_data", 0),
 )
 
 _REQUIRE_LEADER = ("hasleader", "true")
-"""A member that is cut off from the others refuses at once what it would else let wait, and ends
-its watches (clientv3.WithRequireLeader in etcd's Go client)."""
+"""A member without a leader then refuses calls at once instead of letting them wait, and ends its
+watches (clientv3.WithRequireLeader in etcd's Go client)."""
 
-_METHODS: dict[str, tuple[str, Any]] = {
-    "Txn": ("KV", etcdrpc.TxnResponse),
-    "Range": ("KV", etcdrpc.RangeResponse),
-    "LeaseGrant": ("Lease", etcdrpc.LeaseGrantResponse),
+_SERVICES = {
+    "Txn": "KV",
+    "Range": "KV",
+    "LeaseGrant": "Lease",
     # A stream in etcd's interface; one request and one reply are a unary call on the wire.
-    "LeaseKeepAlive": ("Lease", etcdrpc.LeaseKeepAliveResponse),
-    "LeaseTimeToLive": ("Lease", etcdrpc.LeaseTimeToLiveResponse),
-    "Authenticate": ("Auth", etcdrpc.AuthenticateResponse),
-    "Status": ("Maintenance", etcdrpc.StatusResponse),
-    "Alarm": ("Maintenance", etcdrpc.AlarmResponse),
+    "LeaseKeepAlive": "Lease",
+    "LeaseTimeToLive": "Lease",
+    "Authenticate": "Auth",
+    "Status": "Maintenance",
+    "Alarm": "Maintenance",
 }
+"""etcd's gRPC service for each method."""
 
 
 class Failure(enum.Enum):
-    """How a call can fail. None of them says that the request did not, or will not, apply.
+    """How a call can fail. Whatever the failure, the request may have applied, or may yet.
 
-    The values are patterns of etcd's own texts (api/v3rpc/rpctypes in its source), and of gRPC's
-    for too large a message; whatever matches none of them is unknown.
+    The values are patterns of etcd's error texts (api/v3rpc/rpctypes in its source), and of gRPC's
+    for a message that is too large. The last one matches any other text.
     """
 
     LEASE_NOT_FOUND = "lease not found"
@@ -94,7 +94,7 @@ _HINTS = {
     "too many operations": "ETCD_MAX_TXN_OPS is more than etcd's --max-txn-ops",
     "socket closed": "etcd has closed the connection (one that wants TLS, and ETCD_CA_CERT, does)",
 }
-"""What to say ahead of etcd's or gRPC's own words, by a part of them."""
+"""What to say before etcd's or gRPC's own message, by a part of that message."""
 
 
 class EtcdError(Exception):
@@ -106,27 +106,27 @@ class EtcdError(Exception):
 
 
 class Client:
-    """Calls to etcd's members, on one channel each: after a failure the next member is asked.
+    """Calls to etcd's members, on one channel each. After a failure it asks the next member.
 
-    etcd3's own failover marks an endpoint as failed for minutes and raises meanwhile, so its
-    messages are used here and its client is not.
+    This is not etcd3's client, whose failover marks an endpoint as failed for minutes and raises
+    meanwhile.
     """
 
     def __init__(self, settings: Settings, system: System) -> None:
         self._settings, self._open = settings, system.open_channel
         self._channels: list[Any] = [None] * len(settings.etcd_endpoints)
-        # At random, so that the replicas of a service do not all ask one member.
+        # A random one, so that the replicas of a service do not all ask the same member.
         self._current = system.random.randrange(len(self._channels))
         self._timeout_s = FAILOVER_TIMEOUT_S if len(self._channels) > 1 else CALL_TIMEOUT_S
         self._token: str | None = None
         self.revision = 0
-        """The highest that any reply to a call has told."""
+        """The highest revision in any reply to a call."""
 
     async def call(self, method: str, request: Any, timeout_s: float | None = None) -> Any:
-        """Send a request, with a token where etcd wants one, and return the reply.
+        """Send a request, after a login if there is a user, and return the reply.
 
-        ``timeout_s`` is for a request that takes long. Raises EtcdError; the request may have
-        applied all the same, or apply later.
+        ``timeout_s`` replaces the default deadline. Raises EtcdError; the request may still have
+        applied, or apply later.
         """
         user, password = self._settings.etcd_user, self._settings.etcd_password
         if user is not None and self._token is None:
@@ -135,13 +135,13 @@ class Client:
         return await self._send(method, request, timeout_s or self._timeout_s)
 
     async def watch(self, request: Any) -> AsyncIterator[Any]:
-        """Open a watch and iterate over its replies. Raises EtcdError when it ends."""
+        """Open a watch and yield its replies. Raises EtcdError when the watch ends."""
         at = self._current
         channel, ended = self._channel(at), asyncio.Event()
 
         async def requests() -> AsyncIterator[Any]:
             yield request
-            await ended.wait()  # etcd ends the watch when its requests end.
+            await ended.wait()  # etcd ends the watch when the stream of requests ends.
 
         watch = channel.stream_stream(
             "/etcdserverpb.Watch/Watch",
@@ -162,13 +162,13 @@ class Client:
             ended.set()
 
     async def close(self) -> None:
-        """End every call and stream under way."""
+        """Cancel every call and watch under way."""
         for channel in self._channels:
             if channel is not None:
                 await channel.close()
 
     def _channel(self, at: int) -> Any:
-        # Opened when it is first used: gRPC binds a channel to the loop that runs then.
+        # Opened on first use: gRPC binds a channel to the loop that is running then.
         channel = self._channels[at]
         if channel is None:
             host, port = self._settings.etcd_endpoints[at]
@@ -178,11 +178,10 @@ class Client:
     async def _send(self, method: str, request: Any, timeout_s: float) -> Any:
         at = self._current
         channel = self._channel(at)
-        group, reply_type = _METHODS[method]
         send = channel.unary_unary(
-            f"/etcdserverpb.{group}/{method}",
+            f"/etcdserverpb.{_SERVICES[method]}/{method}",
             request_serializer=type(request).SerializeToString,
-            response_deserializer=reply_type.FromString,
+            response_deserializer=getattr(etcdrpc, f"{method}Response").FromString,
         )
         try:
             reply = await send(request, timeout=timeout_s, metadata=self._metadata())
@@ -192,8 +191,8 @@ class Client:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            # gRPC cancels the calls of a channel that is closed: not this task, and its outcome
-            # is as unknown as any other.
+            # gRPC cancels the calls of a closed channel. This task is not cancelled, and the
+            # call's outcome is unknown.
             raise EtcdError(Failure.UNKNOWN, "the channel was closed") from None
         self.revision = max(self.revision, reply.header.revision)
         return reply
@@ -202,10 +201,10 @@ class Client:
         return (_REQUIRE_LEADER, *((("token", self._token),) if self._token else ()))
 
     def _failed(self, at: int, channel: Any, error: Exception) -> EtcdError:
-        """Go to the next member, or log in again, and return what the failure means.
+        """Go on to the next member, or to a new login; return the failure as an EtcdError.
 
-        A name that does not resolve is looked up again by a new channel alone: an old one waits
-        for up to two minutes.
+        A channel whose name did not resolve is replaced: it would wait up to two minutes before it
+        looks the name up again.
         """
         details = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
         failure, why = _classify(details or str(error))
@@ -220,7 +219,7 @@ class Client:
 
 
 def open_channel(settings: Settings, host: str, port: int) -> Any:
-    """Open a gRPC channel to one member of a real etcd, with TLS where ETCD_CA_CERT is set."""
+    """Open a gRPC channel to one member of a real etcd, with TLS if ETCD_CA_CERT is set."""
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     if settings.etcd_ca_cert is None:
         return grpc.aio.insecure_channel(target, _CHANNEL_OPTIONS)
@@ -235,7 +234,7 @@ def _credentials(*files: str | None) -> Any:
 
 
 def _classify(text: str) -> tuple[Failure, str]:
-    """Tell what a failure means by etcd's text, which says more than the status code."""
+    """Classify a failure by its text, which says more than the status code; add a hint."""
     line = " ".join(text.split())
     lowered = line.lower()
     failure = next(failure for failure in Failure if re.search(failure.value, lowered))
@@ -247,25 +246,25 @@ def _classify(text: str) -> tuple[Failure, str]:
 
 
 def put(operations: Any, key: bytes, value: bytes, lease: int = 0) -> None:
-    """Add the operation that writes a key.
+    """Add a put to a transaction's operations.
 
-    These build a transaction in place: a message made apart would be copied into it, which
-    costs three times as much.
+    This function and the next two build a transaction in place. Making a message first and copying
+    it into the transaction costs three times as much.
     """
     request = operations.add().request_put
     request.key, request.value, request.lease = key, value, lease
 
 
 def get(operations: Any, key: bytes) -> None:
-    """Add the operation that reads a key."""
+    """Add the read of a key to a transaction's operations."""
     operations.add().request_range.key = key
 
 
 def value_is(compares: Any, key: bytes, value: bytes | None) -> None:
-    """Add the comparison that holds while the key has this value, or None: while it is absent."""
-    compare = compares.add()  # Its result is EQUAL unless it is set.
+    """Add the comparison that the key has this value, or that it is absent if that is None."""
+    compare = compares.add()  # Its default operator is EQUAL.
     compare.key = key
-    if value is None:  # etcd compares an absent key as revision 0, and with no value at all.
+    if value is None:  # An absent key has revision 0, and is not equal to any value.
         compare.mod_revision, compare.target = 0, Compare.MOD
     else:
         compare.value, compare.target = value, Compare.VALUE

@@ -1,4 +1,4 @@
-"""What is missing, and the addresses that tell it, /livez and /readyz; /duplicates beside them."""
+"""The health of a service, and the HTTP server of /livez, /readyz and /duplicates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 STALLED_AFTER_S = 60.0
-"""A loop that has not come round for so long hangs in a handler, and its heartbeats with it."""
+"""A loop that has not run for this long hangs in a handler, and sends no heartbeats either."""
 
 
 class PortTaken(OSError):
@@ -25,7 +25,7 @@ class PortTaken(OSError):
 class Health:
     """Why the service is not ready, by the name of what is missing.
 
-    Written by the loop's thread alone. The HTTP thread reads ``missing``, which is replaced and
+    Only the loop's thread writes it. The HTTP thread reads ``missing``, so that is replaced and
     never changed in place.
     """
 
@@ -39,16 +39,16 @@ class Health:
         self.missing = {**self.missing, what: why}
 
     def has(self, what: str) -> None:
-        """Say that it is there (again)."""
+        """Say that it is there again."""
         self.missing = {name: why for name, why in self.missing.items() if name != what}
 
     def beat(self) -> None:
-        """Say that the loop has come round."""
+        """Say that the loop is running."""
         self._beat_s = time.monotonic()
 
     @property
     def stuck(self) -> dict[str, str]:
-        """What hangs in this process, and why a restart would help; empty while nothing does."""
+        """What hangs in this process, and how a restart would help. Empty if nothing does."""
         stuck = {}
         if self.hanging:
             stuck["calls"] = "they do not return; a restart frees their events"
@@ -60,10 +60,10 @@ class Health:
 class HealthServer:
     """Serves ``GET /livez``, ``/readyz`` and ``/duplicates`` over IPv4 and IPv6.
 
-    It does so on a thread with an event loop of its own: ``/livez`` is answered while the service's
-    is blocked. A connection ends after ``deadline_s``, whatever its client does; where ``most`` are
-    open, the oldest gives way to the next. ``duplicates`` returns the last one's document, on any
-    thread.
+    It has a thread with an event loop of its own, so ``/livez`` is answered even while the
+    service's loop is blocked. A connection is closed after ``deadline_s``, or if it is the oldest
+    of ``most`` and another one comes. ``duplicates`` returns the document of ``/duplicates``, on
+    any thread.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class HealthServer:
     ) -> None:
         self._health, self._duplicates = health, duplicates
         self._deadline_s, self._most = deadline_s, most
-        self._clients: dict[asyncio.StreamWriter, None] = {}  # In the order in which they came.
+        self._clients: dict[asyncio.StreamWriter, None] = {}  # The oldest first.
         try:
             self._listener = _listen(port)
         except OSError as error:
@@ -99,7 +99,7 @@ class HealthServer:
             runner.run(self._serve())
 
     async def _serve(self) -> None:
-        # Where there are no more files, asyncio waits for a second before it accepts again.
+        # If the process has no file descriptors left, asyncio tries to accept again after 1 s.
         server = await asyncio.start_server(self._answer, sock=self._listener, limit=8192)
         await self._closing.wait()
         server.close()
@@ -117,7 +117,7 @@ class HealthServer:
                 writer.close()
                 await writer.wait_closed()
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # It was late, has gone or sends no HTTP: its own affair.
+            pass  # The client was too slow, has gone, or does not speak HTTP.
         finally:
             self._clients.pop(writer, None)
             writer.transport.abort()
@@ -140,7 +140,7 @@ def _listen(port: int) -> socket.socket:
     if socket.has_dualstack_ipv6():
         try:
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-        except OSError as error:  # Of a machine that knows IPv6, and has no address of it.
+        except OSError as error:  # The machine knows IPv6, but has no IPv6 address.
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 raise
     return socket.create_server(("", port))

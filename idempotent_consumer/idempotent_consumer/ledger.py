@@ -1,8 +1,8 @@
 """The ledger: ``answers, again = await ledger.commit(asks)``, whatever etcd does meanwhile.
 
-One transaction for a batch of asks, guarded by the key that tells a wiped etcd. After each sending
-the outcome is unknown until etcd has answered: nothing is concluded from an error, the same values
-are sent again, and their tokens tell an earlier attempt that landed from somebody else's write.
+A batch of asks is one transaction, guarded by the key that reveals a wiped etcd. Nothing is
+concluded from an error, because the transaction may have applied: the same values are sent again
+until etcd answers, and their tokens tell an earlier attempt from somebody else's write.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, TypeVar
 
 from etcd3.etcdrpc import RangeRequest, TxnRequest
 from structlog.typing import FilteringBoundLogger
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from . import etcd, names, records
 from .cache import Cache, Follower
@@ -29,15 +27,16 @@ from .settings import Settings
 from .system import System, commit_wait
 
 GUARD_EVERY_S = 5.0
-RELEASED_S = 600  # A released record is kept far longer than an attempt to claim can be late.
+RELEASED_S = 600  # Far longer than an attempt to claim can be late.
 
 T = TypeVar("T")
 
 
 class EtcdLedger:
-    """The ledger on etcd. ``longest_call_s`` is the longest time-out of a claimed handler.
+    """The ledger on etcd.
 
-    ``clock`` returns seconds, on any thread, by which leases are counted.
+    ``longest_call_s`` is the longest time-out of a claimed handler. ``clock`` returns the seconds
+    by which leases are counted; it can be called on any thread.
     """
 
     def __init__(
@@ -62,18 +61,19 @@ class EtcdLedger:
         self._prefix = names.record_prefix(service).encode()
         self._failing: set[object] = set()
         self.halted = False
-        """Whether etcd has turned out to be another than at the start."""
+        """Whether etcd has been wiped or restored since the start."""
         health.lacks("etcd", "not reached yet")
 
     async def open(self) -> None:
-        """Learn which life of etcd's data this is: the one that is there, or a first one.
+        """Read the incarnation of etcd's data, or write one if there is none.
 
-        From then on the cache is filled and kept true, and now and then etcd is looked at again.
+        Then fill the cache and keep it up to date, and check the incarnation every few seconds.
         """
         drawn: list[bytes] = []
 
         def make() -> Any:
-            # Another each time: an attempt that applied, unseen, must not be repeated after a wipe.
+            # A new one for each attempt. The old data may hold that of an attempt whose reply was
+            # lost; after a wipe it would make the new data look like the old.
             drawn.append(f"{self._system.random.getrandbits(128):032x}".encode())
             request = TxnRequest()
             etcd.value_is(request.compare, self._guard_key, None)
@@ -82,16 +82,16 @@ class EtcdLedger:
             return request
 
         reply = await self.ask("Txn", make)
-        kvs = reply.responses[0].response_range.kvs  # Empty where the key was put.
+        kvs = reply.responses[0].response_range.kvs  # Empty if the key was put.
         self._incarnation = kvs[0].value if kvs else drawn[-1]
         self._log.info(
             "etcd reached: no history of this service, so it is new, or was wiped"
-            if self._incarnation in drawn  # Be it by an attempt whose reply was lost.
+            if self._incarnation in drawn  # An attempt whose reply was lost may have put it.
             else "etcd reached: it holds this service's history",
             incarnation=self._incarnation.decode(errors="replace"),
         )
         follower = Follower(self._cache, self._prefix, self._client, self._system, self._log)
-        # As of now: what this process records from here on is in the cache anyway.
+        # From this revision on, this process adds what it records to the cache itself.
         self._tasks.create_task(follower.run(self._client.revision))
         self._tasks.create_task(self._watch_guard())
 
@@ -122,23 +122,23 @@ class EtcdLedger:
         return self._claims.remaining_s(lease)
 
     async def read(self, key: bytes) -> Record | None:
-        """Read a record once, for information. Raises EtcdError."""
+        """Read a record, without retries. Raises EtcdError."""
         reply = await self._call("Range", RangeRequest(key=key))
         return records.decode(reply.kvs[0].value) if reply.kvs else None
 
     async def close(self) -> None:
-        """End what is under way. Claims are left to end with their lease."""
+        """Cancel the calls under way. Claims end with their lease."""
         await self._client.close()
 
     # The commit.
 
     async def commit(self, asks: Sequence[Ask]) -> tuple[list[Answer], list[Ask]]:
-        """Send a batch's puts, or its looks, until the outcome is known, and return the answers.
+        """Send a batch's puts, or its looks, until the outcome is known.
 
-        Puts are one transaction. Where something stands in the way of one, none has applied, and
-        their records are read. Those with an answer are returned first, and then those that are
-        to be committed again: their records are as they expect them, or have not been read.
-        All answers come from one reply: each is decided on in the step that has it.
+        Puts are one transaction. If one of them cannot apply, none does, and their records are
+        read. Returns the answers, and the asks to commit again: those whose records are as they
+        expect them, or have not been read. All answers come from one reply of etcd, so the caller
+        can act on each before it awaits anything.
         """
         if asks[0].kind is not Kind.LOOK:
             now = datetime.fromtimestamp(self._system.now_s(), UTC)
@@ -149,24 +149,20 @@ class EtcdLedger:
                 )
             if landed := await self._until_known(lambda: self._transact(asks)):
                 return landed, []
-        # Read apart and not in an ELSE branch, which etcd would have to log with each batch.
-        judged = await self._read(asks)
-        again = [ask for ask, answer in zip(asks, judged, strict=True) if answer is None]
-        return [answer for answer in judged if answer is not None], again
+        # Not in an ELSE branch, which etcd would write to its log with every batch.
+        return await self._read(asks)
 
     async def _transact(self, asks: Sequence[Ask]) -> list[Answer]:
-        """Send the transaction once, under leases that are good for it. Raises EtcdError.
+        """Send the transaction once; return no answers if it did not apply. Raises EtcdError.
 
-        Returns no answers where something stands in its way.
-
-        An attempt to claim whose outcome is unknown may apply when its event is settled and its
-        record gone. Under a lease that is kept alive, such a claim would hold the next delivery
-        for ever, so the lease is given up.
+        An attempt to claim whose outcome is unknown may still apply after its event has been
+        settled and its record is gone. Under a lease that is kept alive, such a claim would hold
+        the next delivery for ever, so the lease is given up.
         """
         kinds = Counter(ask.kind for ask in asks)
         leases = {Kind.RELEASE: await self._released.take(kinds[Kind.RELEASE])}
         leases[Kind.CLAIM] = await self._claims.take(kinds[Kind.CLAIM])
-        # The last: it is to have its whole window left, however late the others were granted.
+        # Taken last: its records need the whole window, however late the others were granted.
         recorded = kinds[Kind.RECORD] + kinds[Kind.PUBLISH]
         leases[Kind.RECORD] = leases[Kind.PUBLISH] = await self._window.take(recorded)
         try:
@@ -186,7 +182,7 @@ class EtcdLedger:
         return [Answer(ask, True, leases[ask.kind]) for ask in asks]
 
     def _transaction(self, asks: Sequence[Ask], leases: Mapping[Kind, int]) -> Any:
-        """Build it: if all is as the asks expect it, put their records and their effects."""
+        """Build the transaction: if all is as the asks expect, put their records and effects."""
         request = TxnRequest()
         compare, success = request.compare, request.success
         etcd.value_is(compare, self._guard_key, self._incarnation)
@@ -197,11 +193,10 @@ class EtcdLedger:
                 etcd.put(success, put.key.encode(), put.value)
         return request
 
-    async def _read(self, asks: Sequence[Ask]) -> list[Answer | None]:
-        """Read the records of asks that have not applied, and judge the asks by them.
+    async def _read(self, asks: Sequence[Ask]) -> tuple[list[Answer], list[Ask]]:
+        """Judge asks that did not apply by their records, read together with the incarnation key.
 
-        The key that tells a wiped etcd is read with them. Where the reply would be too large they
-        are read by halves, up to the first that has answers: all of these come from one reply.
+        If the reply would be too large, the records are read in halves, until one has answers.
         """
         request = TxnRequest()
         for key in (self._guard_key, *(ask.key for ask in asks)):
@@ -218,18 +213,23 @@ class EtcdLedger:
         reply = await self._until_known(send)
         if reply is None:
             half = len(asks) // 2
-            first = await self._read(asks[:half])
-            left = asks[half:]
-            return [*first, *([None] * len(left) if any(first) else await self._read(left))]
+            answers, again = await self._read(asks[:half])
+            if answers:
+                return answers, [*again, *asks[half:]]
+            answers, others = await self._read(asks[half:])
+            return answers, [*again, *others]
         guard, *reads = (response.response_range.kvs for response in reply.responses)
         await self._check_guard(guard)
-        answers: list[Answer | None] = []
+        answers, again = [], []
         for ask, kvs in zip(asks, reads, strict=True):
             answer = records.judge(ask, kvs[0] if kvs else None)
-            if answer is not None and answer.found is not None and answer.found.state == DONE:
+            if answer is None:
+                again.append(ask)
+                continue
+            if answer.found is not None and answer.found.state == DONE:
                 self._cache.add(answer.found.digest, reply.header.revision)
             answers.append(answer)
-        return answers
+        return answers, again
 
     # Calls, and whether this is still the same etcd.
 
@@ -238,33 +238,24 @@ class EtcdLedger:
         return await self._until_known(lambda: self._call(method, make()))
 
     async def _until_known(self, send: Callable[[], Awaitable[T]]) -> T:
-        """Send again after each failure, which leaves the outcome unknown, until there is one."""
-        try:
-            return await send()
-        except EtcdError as error:
-            # Nearly every first attempt succeeds: only others are worth what tenacity costs.
-            first = error
+        """Send until there is a reply: after a failure the outcome is unknown."""
         this, backoff = object(), commit_wait(self._system.random)
-        recover = AsyncRetrying(
-            retry=retry_if_exception_type(EtcdError),
-            wait=lambda _: backoff.next_s(),
-            before_sleep=partial(self._fails, this),
-        )
-        async for attempt in recover:
-            with attempt:
-                if attempt.retry_state.attempt_number == 1:
-                    raise first
+        while True:
+            try:
                 reply = await send()
-        self._answers(this)
-        return reply
+            except EtcdError as error:
+                self._failed(this, error)
+                await asyncio.sleep(backoff.next_s())
+            else:
+                self._answered(this)
+                return reply
 
-    def _fails(self, request: object, state: RetryCallState) -> None:
-        """Note that a request has failed, which will be sent again.
+    def _failed(self, request: object, error: EtcdError) -> None:
+        """Note that a request has failed and will be sent again.
 
-        etcd is away until each of them has an answer: one that is full answers reads, and one that
-        refuses a large write takes the others.
+        etcd counts as absent until each of these has its answer: a full etcd still answers reads,
+        and one that refuses a large write accepts the others.
         """
-        error: Any = state.outcome and state.outcome.exception()
         if error.failure is Failure.LEASE_NOT_FOUND or self.halted:
             return
         self._health.lacks("etcd", str(error))
@@ -275,7 +266,7 @@ class EtcdLedger:
             )
         self._failing.add(request)
 
-    def _answers(self, request: object) -> None:
+    def _answered(self, request: object) -> None:
         if request in self._failing:
             self._failing.remove(request)
             if not self._failing:
@@ -285,13 +276,13 @@ class EtcdLedger:
     async def _call(self, method: str, request: Any) -> Any:
         """Send a request once. Raises EtcdError; never returns once etcd is not the same any more.
 
-        The revision of each linearizable reply is held against the highest that any reply had told
-        when its request was sent: a lower one means that etcd was restored from an older snapshot.
-        From then on nothing is sent: what this process knows of etcd's data holds no more.
+        A linearizable reply whose revision is below one seen before its request was sent means
+        that etcd was restored from an older snapshot. From then on nothing is sent, because what
+        this process knows of etcd's data is no longer true.
         """
         if self.halted:
             await asyncio.Event().wait()
-        # A lease's reply carries the revision of the member asked, which may lag behind another's.
+        # A reply about a lease has the revision of the member asked, which may lag behind another.
         floor = self._client.revision if method in ("Txn", "Range") else 0
         reply = await self._client.call(method, request)
         revision = reply.header.revision
@@ -308,7 +299,7 @@ class EtcdLedger:
             await self._halt("wiped: its incarnation key is not the one seen at the start")
 
     async def _halt(self, why: str) -> None:
-        """Never return: whoever waits for this etcd waits for good, so nothing is settled by it."""
+        """Never return: callers wait for ever, so nothing is settled by what this etcd says."""
         if not self.halted:
             self.halted = True
             self._health.lacks("etcd", why)
@@ -321,7 +312,7 @@ class EtcdLedger:
 
 
 class NoLedger:
-    """Stands in for the ledger where ``ENABLE_ETCD`` is false: whatever is asked is granted."""
+    """The ledger if ``ENABLE_ETCD`` is false: it grants whatever is asked."""
 
     halted = False
 
@@ -329,7 +320,7 @@ class NoLedger:
         self._batch_size, self._log = settings.batch_size, log
 
     async def open(self) -> None:
-        """There is nothing to reach."""
+        """Warn that events are not deduplicated."""
         self._log.warning(
             "ENABLE_ETCD is false: every delivery is processed, duplicates too, "
             "and effects are dropped"
@@ -340,15 +331,15 @@ class NoLedger:
         return token.encode()
 
     def is_done(self, digest: str) -> bool:
-        """Nothing is known to be done."""
+        """Return False: nothing is known to be done."""
         return False
 
     def batch(self) -> Batch:
-        """Return an empty batch, which no limit of etcd's operations bounds."""
+        """Return an empty batch, without a limit on operations."""
         return Batch(self._batch_size, 1_000_000)
 
     def why_never(self, effects: Checked) -> str | None:
-        """Nothing is written, so everything fits."""
+        """Return None: nothing is written, so everything fits."""
         return None
 
     async def commit(self, asks: Sequence[Ask]) -> tuple[list[Answer], list[Ask]]:
@@ -360,16 +351,16 @@ class NoLedger:
         return [Answer(ask, ask.kind is not Kind.LOOK) for ask in asks], []
 
     async def read(self, key: bytes) -> Record | None:
-        """There are no records."""
+        """Return None: there are no records."""
         return None
 
     def claim_remaining_s(self, lease: int) -> float:
-        """Return that a claim which does not exist never ends."""
+        """Return infinity: there is no claim that could end."""
         return float("inf")
 
     async def close(self) -> None:
-        """There is nothing to end."""
+        """Do nothing."""
 
 
 Ledger = EtcdLedger | NoLedger
-"""What a service's consumer asks, with etcd behind it or without."""
+"""The ledger of a service, with etcd or without."""

@@ -1,4 +1,4 @@
-"""Structured logs, written by a thread of their own so that a full pipe never holds up an ack."""
+"""Structured logs, written by a thread of their own, so that a full pipe never delays an ack."""
 
 from __future__ import annotations
 
@@ -11,30 +11,25 @@ from typing import Any
 
 import structlog
 
-_BACKLOG = 10_000  # Lines kept for a reader that does not read; what comes after is dropped.
-_LONGEST_TRACEBACK = 20_000  # Characters. Its message can have a megabyte of an event in it.
+_BACKLOG = 10_000  # Lines waiting for a reader that does not read. Further ones are dropped.
+_LONGEST_TRACEBACK = 20_000  # Characters. An exception's message can contain a whole event.
 
 
 class Logs:
-    """The process's logging, from here to ``close``, which writes what is still waiting.
+    """The logging of the process, until ``close``.
 
-    Every line goes to standard output: as JSON, or for people where a terminal reads it. So do
-    those of the standard library's logging, from the same level on.
+    Every line goes to standard output: as JSON, or as text for people if a terminal reads it. So do
+    the lines of the standard library's ``logging``, from the same level on.
     """
 
     def __init__(self, service: str, level: str, style: str | None) -> None:
         self._stream, terminal = sys.stdout, sys.stdout.isatty()
-        # A line may come amid another, from a finalizer or a signal's handler.
+        # A SimpleQueue is reentrant: a finalizer or signal handler may log during another line.
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._dropped = 0
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
         level = level.upper()
-        renderer: Any = structlog.processors.JSONRenderer()
-        if style == "console" or (style is None and terminal):
-            renderer = structlog.dev.ConsoleRenderer(colors=terminal, repr_native_str=True)
-            renderer = _escaping(renderer)
-        renderer = _unfailing(renderer)
         processors: list[Any] = [
             structlog.contextvars.merge_contextvars,
             lambda _logger, _level, line: {"service": service, **line},
@@ -42,6 +37,11 @@ class Logs:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _format_exception,
         ]
+        renderer: Any = structlog.processors.JSONRenderer()
+        if style == "console" or (style is None and terminal):
+            processors.append(_escape)
+            renderer = structlog.dev.ConsoleRenderer(colors=terminal, repr_native_str=True)
+        renderer = _unfailing(renderer)
         structlog.configure(
             processors=[*processors, renderer],
             wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level)),
@@ -60,16 +60,16 @@ class Logs:
         )
         root = logging.getLogger()
         for other in list(root.handlers):
-            if type(other) is logging.StreamHandler:  # By logging.basicConfig: a line comes once.
+            if type(other) is logging.StreamHandler:  # logging.basicConfig has made it.
                 root.removeHandler(other)
         root.addHandler(self._handler)
         root.setLevel(level)
-        # The clients' own lines repeat, with tracebacks, what is told here in a line of ours.
+        # pika's own lines repeat, with tracebacks, what this library logs in one line.
         logging.getLogger("pika").setLevel(logging.CRITICAL)
         self.logger: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 
     def msg(self, line: str) -> None:
-        """Take a line, of whatever level."""
+        """Queue a line of any level."""
         if self._lines.qsize() < _BACKLOG:
             self._lines.put(line)
         else:
@@ -88,25 +88,22 @@ class Logs:
                     self._stream.flush()
             except (OSError, ValueError):
                 self._dropped += dropped + 1
-        # `close` can come before the last look at the queue, and os._exit flushes nothing.
+        # The last line may be unflushed if `close` came right after it; os._exit flushes nothing.
         with suppress(OSError, ValueError):
             self._stream.flush()
 
     def close(self) -> None:
-        """Write what waits, for half a second at the most."""
+        """Write what is waiting, within half a second."""
         logging.getLogger().removeHandler(self._handler)
         self._lines.put(None)
         self._thread.join(0.5)
 
 
 def _format_exception(logger: Any, level: str, line: Any) -> Any:
-    """Write an exception's traceback, unless what the exception itself adds to it raises.
-
-    A long one loses its middle.
-    """
+    """Add an exception's traceback, without its middle if it is long."""
     try:
         line = structlog.processors.format_exc_info(logger, level, line)
-    except Exception as error:  # noqa: BLE001 - whatever it raises, a line ends no process
+    except Exception as error:  # noqa: BLE001 - whatever the exception's own code raises
         return {**line, "exception": f"its traceback cannot be written: {type(error).__name__}"}
     text, half = line.get("exception"), _LONGEST_TRACEBACK // 2
     if isinstance(text, str) and len(text) > 2 * half:
@@ -115,9 +112,9 @@ def _format_exception(logger: Any, level: str, line: Any) -> Any:
 
 
 def printable(text: str, but: str = "") -> str:
-    """Return a text with all control codes but those in ``but`` written as in Python's source.
+    """Return a text with its control codes escaped, apart from those in ``but``.
 
-    A stranger's text can have any, and a terminal would obey them.
+    A terminal obeys control codes, and a message from outside can contain any.
     """
     if text.isprintable():
         return text
@@ -126,27 +123,23 @@ def printable(text: str, but: str = "") -> str:
     )
 
 
-def _escaping(renderer: Any) -> Any:
-    """Return a renderer that writes no control codes of what structlog's writes as it is."""
-
-    def render(logger: Any, level: str, line: Any) -> Any:
-        for name, but in (("event", ""), ("exception", "\n\t")):
-            if isinstance(text := line.get(name), str):
-                line[name] = printable(text, but)
-        return renderer(logger, level, line)
-
-    return render
+def _escape(_logger: Any, _level: str, line: Any) -> Any:
+    """Escape control codes in what structlog's ConsoleRenderer writes as it is."""
+    for name, but in (("event", ""), ("exception", "\n\t")):
+        if isinstance(text := line.get(name), str):
+            line[name] = printable(text, but)
+    return line
 
 
 def _unfailing(renderer: Any) -> Any:
-    """Return a renderer that never raises: who logs is a handler, whose call would be made again.
+    """Return a renderer that never raises: a handler that logs would fail, and be called again.
 
-    A line that it cannot render has the ``repr`` of each value that is no text.
+    If a line cannot be rendered, values that are not strings are replaced by their ``repr``.
     """
 
     def render(logger: Any, level: str, line: Any) -> Any:
         try:
-            return renderer(logger, level, dict(line))  # It may take out what it has rendered.
+            return renderer(logger, level, dict(line))  # A copy, because it may remove members.
         except Exception:  # noqa: BLE001 - whatever a value of the line raises
             safe = {_text(name): _text(value) for name, value in line.items()}
             return renderer(logger, level, safe)

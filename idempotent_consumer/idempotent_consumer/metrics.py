@@ -1,4 +1,4 @@
-"""What is counted: outcomes of deliveries, timers, the ages of duplicates; sent to statsd."""
+"""Metrics for statsd: the outcomes of deliveries, timers, and the ages of duplicates."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from .settings import duration_s
 SEND_EVERY_S = 0.5
 
 _RESOLVE_EVERY_S = 30.0
-"""statsd's client looks its server's name up once; a moved server is found again this soon."""
+"""statsd's client resolves its server's name only once. A new client finds a server that moved."""
 
 _MAX_TIMINGS = 20
-"""Timings sent for one name at a time: more say nothing new, and cost a datagram each few."""
+"""The most timings of one name that are sent at a time. More would only cost datagrams."""
 
 _Sending = tuple[Counter[str], dict[str, list[float]], dict[str, int]]
 
 
 class Metrics:
-    """Counts on the loop's thread, sends from its own; a statsd that is away never holds it up.
+    """Counts on the loop's thread and sends on its own, so an absent statsd delays no event.
 
     What is counted while statsd's name does not resolve is sent once it does. Counters are sent
-    before timers, since Graphite may limit how many new series it makes at a time.
+    before timers, because Graphite may limit how many new series it creates at a time.
     """
 
     def __init__(self, host: str, port: int, prefix: str) -> None:
@@ -50,28 +50,28 @@ class Metrics:
         self._thread.start()
 
     def count(self, name: str, by: int = 1) -> None:
-        """Add to a counter; adding 0 makes it show."""
+        """Add to a counter. Adding 0 makes it appear."""
         self._counts[name] += by
 
     def gauge(self, name: str, value: int) -> None:
-        """Set a value that stays until it is set again."""
+        """Set a value, which stays until it is set again."""
         self._gauges[name] = value
 
     def timing(self, name: str, elapsed_s: float) -> None:
-        """Note how long something took."""
+        """Record how long something took."""
         timings = self._timings_ms[name]
         if len(timings) < _MAX_TIMINGS:
             timings.append(elapsed_s * 1000)
 
     def send(self) -> None:
-        """Hand what has been counted to the sending thread, unless that waits for a name."""
+        """Pass what has been counted to the sending thread, unless it is still busy."""
         sending = self._counts, self._timings_ms, self._gauges
         if any(sending) and self._sendings.empty():
             self._sendings.put(sending)
             self._counts, self._timings_ms, self._gauges = Counter(), defaultdict(list), {}
 
     def close(self) -> None:
-        """Send what is left, for half a second at most."""
+        """Send what is left, within half a second."""
         self._sendings.put((self._counts, self._timings_ms, self._gauges))
         self._sendings.put(None)
         self._thread.join(0.5)
@@ -102,7 +102,7 @@ class Metrics:
 
     def _resolve(self, client: statsd.StatsClient | None) -> statsd.StatsClient | None:
         host, port, prefix = self._address
-        for ipv6 in (False, True):  # Its client looks a name up as one or the other.
+        for ipv6 in (False, True):  # statsd's client resolves a name for only one of them.
             with contextlib.suppress(OSError, UnicodeError):
                 found = statsd.StatsClient(host, port, prefix, maxudpsize=1432, ipv6=ipv6)
                 if client is not None:
@@ -114,11 +114,11 @@ class Metrics:
 # Outcomes.
 
 _LINES_AT_ONCE = 10
-"""Up to so many deliveries settled together get a line each, more get one line for all."""
+"""Up to this many deliveries settled together get a line each; more get one line for all."""
 
 
 class Outcome(enum.StrEnum):
-    """How a delivery ended. The value is the end of its counter's name."""
+    """How a delivery ended. The value is the suffix of its counter's name."""
 
     PROCESSED = "processed"
     SKIPPED = "processed_skipped"
@@ -147,7 +147,7 @@ _CALM = {Outcome.PROCESSED, Outcome.SKIPPED, Outcome.IGNORED}
 
 
 class Tally:
-    """Counts outcomes and logs them, in small numbers singly and in large ones together."""
+    """Counts outcomes, and logs a few singly and many together."""
 
     def __init__(self, noun: str, metrics: Metrics, log: FilteringBoundLogger) -> None:
         self._noun, self._metrics, self._log = noun, metrics, log
@@ -159,26 +159,26 @@ class Tally:
             self.count(name, 0)
 
     def count(self, name: str, by: int = 1) -> None:
-        """Add to one of the service's counters, which starts with its noun."""
+        """Add to one of the service's counters, whose names start with its noun."""
         self._metrics.count(f"{self._noun}_{name}", by)
 
     def timing(self, name: str, elapsed_s: float) -> None:
-        """Note how long one step took."""
+        """Record how long a step took."""
         self._metrics.timing(f"{self._noun}_{name}", elapsed_s)
 
     def breakers(self, opened: int = 0) -> None:
-        """Show how many handlers' circuit breakers are open, so many more than before."""
+        """Set the gauge of open circuit breakers after this many more have opened."""
         self.open_breakers += opened
         self._metrics.gauge(f"{self._noun}_breaker_open", self.open_breakers)
 
     def settled(self, outcome: Outcome, about: Event | dict[str, object]) -> None:
-        """Count a delivery that has been settled; what it was about goes into its line."""
+        """Count a settled delivery. ``about`` goes into its log line."""
         self._settled[outcome] += 1
         if len(self._lines) <= _LINES_AT_ONCE:
             self._lines.append((outcome, about.about if isinstance(about, Event) else about))
 
     def returned(self, deliveries: int) -> None:
-        """Count deliveries that went back to the broker with their channel."""
+        """Count deliveries that were requeued when their channel closed."""
         self.count(Outcome.RETURNED, deliveries)
         if deliveries:
             self._log.warning(
@@ -186,7 +186,7 @@ class Tally:
             )
 
     def flush(self, *, log: bool = True) -> None:
-        """Count what has been settled since the last call, and log it, unless that can wait."""
+        """Count what has been settled since the last call; log it too, unless that can wait."""
         for outcome, number in self._settled.items():
             self.count(outcome, number)
         self._unlogged.update(self._settled)
@@ -212,12 +212,11 @@ BOUNDS_S = {text: duration_s(text) for text in ["1s", "10s", "1m", "10m", "1h", 
 
 
 class DuplicateAges:
-    """How long after its record a duplicate comes: what ``DEDUP_WINDOW`` has to outlast.
+    """How long after its record a duplicate arrives, which ``DEDUP_WINDOW`` has to outlast.
 
-    The ages are of this process's life, in seconds. A duplicate that etcd was asked about comes
-    with its record. One that the cache knows does not, and the record is read for it: for each
-    where there are few, for one a second where there are many. The ages compare the clock of this
-    process, ``now_s``, with that of the record's writer.
+    It counts the duplicates since the start of this process. Ages are in seconds, and compare the
+    clock of this process, ``now_s``, with that of the record's writer. If the cache knows a
+    duplicate, its record has to be read for the age; this is done at most once a second.
     """
 
     def __init__(
@@ -230,13 +229,13 @@ class DuplicateAges:
             "oldest_s": 0.0,
             "within": dict.fromkeys(BOUNDS_S, 0),
         }
-        """``read`` ages, how many of them were ``within`` each bound, and the ``oldest_s``.
+        """How many ages were ``read``, how many were ``within`` each bound, and the ``oldest_s``.
 
-        Any thread may read it: it is replaced, and never changed in place.
+        It is replaced and never changed in place, so any thread may read it.
         """
 
     def known(self, key: bytes) -> None:
-        """Note a duplicate that is skipped without asking etcd."""
+        """Take note of a duplicate that the cache knows."""
         now_s = asyncio.get_running_loop().time()
         if now_s >= self._due_s:
             self._due_s = now_s + READ_EVERY_S
@@ -247,7 +246,7 @@ class DuplicateAges:
             self.met(await self._ledger.read(key))
 
     def met(self, record: Record | None) -> None:
-        """Note a duplicate whose record has been read; one that nobody here wrote has no time."""
+        """Take note of a duplicate by its record. One in another format has no time."""
         if record is None or record.state != DONE:
             return
         try:

@@ -1,4 +1,4 @@
-"""Every name the outside sees: etcd keys, exchange and queues, message headers, counters."""
+"""The names that other programs see: etcd's keys, exchanges and queues, message headers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ ATTEMPTS_HEADER = "x-attempts"
 REASON_HEADER = "x-reason"
 ERROR_HEADER = "x-error"
 PARKED_AT_HEADER = "x-parked-at"
-"""When an event was parked: ISO 8601 in UTC, by the clock of the replica that did it."""
+"""When an event was parked: ISO 8601 in UTC, by the clock of the replica that parked it."""
 REPLAYS_HEADER = "x-replays"
-"""How often a dead letter was sent back to its service."""
+"""How often a dead letter has been sent back to its service."""
 
 OWN_HEADERS = frozenset(
     (ATTEMPTS_HEADER, REASON_HEADER, ERROR_HEADER, PARKED_AT_HEADER, REPLAYS_HEADER)
@@ -26,18 +26,18 @@ BROKER_HEADERS = frozenset({"CC", "BCC", "x-death", "x-delivery-count", "x-acqui
     for which in ("first", "last")
     for what in ("exchange", "queue", "reason")
 }
-"""CC and BCC are addresses, to which RabbitMQ sends the message as well; it adds the others."""
+"""RabbitMQ also sends a message to the queues that CC and BCC name; it adds the other headers."""
 RESERVED_HEADERS = OWN_HEADERS | BROKER_HEADERS
 
 INVALID, CONFLICT, FAILED, REJECTED = "invalid", "conflict", "failed", "rejected"
-"""The reasons for which an event is parked, as they stand in ``x-reason``."""
+"""The values of ``x-reason``: why an event was parked."""
 
 MAX_ID_BYTES = 128
 _HASHED = "sha256:"
 
 
 def is_service_name(name: str) -> bool:
-    """Return whether a service can have this name: it becomes part of keys and of queue names."""
+    """Return whether this can be a service's name, which is part of keys and queue names."""
     return re.fullmatch(r"[a-z][a-z0-9-]{0,62}", name) is not None
 
 
@@ -51,21 +51,21 @@ def check_service_name(name: str) -> str:
 
 
 def check_noun(noun: str) -> str:
-    """Return the noun, or raise ValueError: it becomes part of metrics' names."""
+    """Return the noun, or raise ValueError. It is part of metrics' names."""
     if not re.fullmatch(r"[A-Za-z0-9_]{1,63}", noun):
         raise ValueError(f"noun {noun!r}: at most 63 letters, digits and '_'")
     return noun
 
 
 def check_exchange(name: str) -> str:
-    """Return an exchange's name, or raise ValueError: AMQP has 255 bytes for it."""
+    """Return the exchange's name, or raise ValueError. AMQP allows 255 bytes."""
     if not isinstance(name, str) or not 0 < len(name.encode()) <= 255 or name.startswith("amq."):
         raise ValueError(f"exchange {name!r:.100}: write 1 to 255 bytes, not beginning with amq.")
     return name
 
 
 def check_bindings(keys: Iterable[str]) -> tuple[str, ...]:
-    """Return a queue's binding keys, or raise ValueError: without one it gets no event."""
+    """Return a queue's binding keys, or raise ValueError. It needs at least one."""
     found = () if isinstance(keys, str) else tuple(keys)
     if not found:
         raise ValueError(f'bindings {keys!r:.100}: write a list of keys, as in ["order.#"]')
@@ -77,10 +77,10 @@ def check_bindings(keys: Iterable[str]) -> tuple[str, ...]:
 def encode_id(event_id: str) -> str:
     """Return an id as the last part of a key: the id itself if it is short, else its SHA-256.
 
-    Injective: an id that could be taken for a hashed one is hashed too. No other id needs
-    escaping, because etcd's keys are bytes and the id is the last part.
+    No two ids give the same key: an id that looks like a hashed one is hashed too. Nothing needs
+    escaping, because etcd's keys are bytes and the id comes last.
     """
-    # At most four bytes a character: most ids are seen to be short without being encoded.
+    # A character has at most four bytes, so most ids need not be encoded to be measured.
     is_short = 4 * len(event_id) <= MAX_ID_BYTES or len(event_id.encode()) <= MAX_ID_BYTES
     if is_short and not event_id.startswith(_HASHED):
         return event_id
@@ -88,7 +88,7 @@ def encode_id(event_id: str) -> str:
 
 
 def record_prefix(service: str) -> str:
-    """Return the key prefix under which a service's records lie, and nothing else."""
+    """Return the prefix of the keys of a service's records. No other key has it."""
     return f"/service/{service}/"
 
 
@@ -98,7 +98,7 @@ def record_key(service: str, event_id: str) -> bytes:
 
 
 def incarnation_key(service: str) -> str:
-    """Return the key whose value is random for each life of an etcd's data."""
+    """Return the key of the incarnation, a random value by which a wiped etcd is recognised."""
     return f"/incarnation/{service}"
 
 
@@ -106,10 +106,10 @@ RESERVED_PREFIXES = ("/service/", "/incarnation/")
 
 
 def dead_letter_queue(service: str) -> str:
-    """Return the queue for what can never succeed, with the reason in its headers."""
+    """Return the name of the queue of parked events."""
     return f"{service}.dead-letter"
 
 
 def retry_queue(service: str, delay: str) -> str:
-    """Return the queue in which failed events wait; one a delay, as ``order.retry.10s``."""
+    """Return the name of the queue in which failed events wait, such as ``order.retry.10s``."""
     return f"{service}.retry.{delay}"

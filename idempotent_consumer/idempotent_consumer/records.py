@@ -1,4 +1,4 @@
-"""A record as etcd keeps it, what can be asked of it, and what is answered."""
+"""A record as etcd stores it, what can be asked of it, and the answers."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .event import NO_EFFECTS, Checked, Outgoing, check_headers
 from .event import decode as decode_event
 
 CLAIMED, RELEASED, PUBLISHING, DONE = "claimed", "released", "publishing", "done"
-"""A record is publishing while it holds events that may not have been published yet.
+"""The states of a record. In *publishing* it holds events that may not have been published yet.
 
-A claim whose handler raised is put as released, not deleted: an attempt to claim that etcd applies
-late compares with "absent", and would otherwise bring the claim back with nobody at it."""
+A claim whose handler raised is put as *released*, not deleted. An attempt to claim compares with
+"absent": if etcd applied a late one after a delete, nobody would work on that claim."""
 
-UNREADABLE = "unreadable"  # The digest of a record that nobody here wrote: no event has it.
+UNREADABLE = "unreadable"  # The digest of a record in another format. No event has it.
 
 
 class Record(NamedTuple):
-    """What etcd holds for one event of one service."""
+    """What etcd stores for one event of one service."""
 
     state: str
     digest: str
@@ -36,11 +36,11 @@ class Record(NamedTuple):
 def encode(
     state: str, digest: str, token: str, time: str, events: Sequence[Outgoing] = ()
 ) -> bytes:
-    """Write a record's value, the same bytes each time.
+    """Return a record's value: the same bytes for the same arguments.
 
-    Headers stand in a member of their own, which versions that know of none pass over.
+    Headers are a member of their own, which older versions ignore.
     """
-    # A token can be anybody's: a record of another writer keeps it.
+    # The token may be another writer's, so it is encoded as any text.
     value = orjson.dumps({"state": state, "digest": digest, "token": token, "time": time})
     if not events:
         return value
@@ -51,7 +51,7 @@ def encode(
 
 
 def decode(value: bytes) -> Record:
-    """Read a record's value. One that nobody here wrote is done, with a digest that none has."""
+    """Read a record's value. If it is in another format, it is done, with a digest no event has."""
     try:
         members = orjson.loads(value)
         state, digest, token, time = (
@@ -80,7 +80,7 @@ def _events(members: Any) -> tuple[Outgoing, ...]:
 
 
 def digest_if_done(value: bytes) -> str:
-    """Return the digest of a record that is done, else "": what an import reads of a million."""
+    """Return a record's digest if it is done, otherwise "". Faster than ``decode``, for imports."""
     try:
         members = orjson.loads(value)
         state, digest, _ = members["state"], str(members["digest"]), members["token"]
@@ -90,26 +90,23 @@ def digest_if_done(value: bytes) -> str:
 
 
 class Kind(enum.StrEnum):
-    """What an ask does where its record is still the one it expects.
-
-    The value is the state in which that leaves the record, empty where it changes nothing.
-    """
+    """What an ask does to its record. The value is the state that it puts, if any."""
 
     RECORD = DONE  # Put the record as done, with the effects.
     PUBLISH = PUBLISHING  # Put it with the effects and the events that are to be published next.
     CLAIM = CLAIMED  # Put it as claimed, under this process's lease.
-    RELEASE = RELEASED  # Put the claimed record as released: whoever comes next may claim it.
-    LOOK = ""  # Only read.
+    RELEASE = RELEASED  # Put the claimed record as released, so that anyone may claim it.
+    LOOK = ""  # Only read it.
 
 
 @dataclass(slots=True, eq=False)
 class Ask:
     """One compare-and-set on one record, sent in a transaction with others.
 
-    ``expect`` is the value that the record must have for the ask to apply, None for absent. Its
-    revision would not do: in an etcd restored from a snapshot another record may have it.
-    ``value`` is written once, at the first sending, and with its ``token`` tells this ask's own
-    write from everybody else's, however often it is sent. ``owner`` is the asker's own.
+    It applies if the record has the value ``expect``, or is absent if that is None. The value is
+    compared and not the revision, which another record may have in an etcd that was restored from
+    a snapshot. ``value`` is what it puts: the same at each attempt, and different from everybody
+    else's by the ``token``. ``owner`` is for the caller.
     """
 
     kind: Kind
@@ -123,15 +120,15 @@ class Ask:
 
     @property
     def size_bytes(self) -> int:
-        """About how large this makes the request, from above."""
+        """An upper bound for the bytes that this adds to the request."""
         return 3 * len(self.key) + 320 + len(self.expect or b"") + self.effects.size_bytes
 
 
 class Answer(NamedTuple):
     """What became of an ask.
 
-    ``landed``: it applied, under ``lease``. Otherwise ``found`` is the record that stands in its
-    way, or None where there is none and the ask expected one (or only looked).
+    If it ``landed``, it applied under ``lease``. Otherwise ``found`` is its record, or None if
+    there is no record.
     """
 
     ask: Ask
@@ -150,7 +147,7 @@ class Batch:
     """Asks that fit into one transaction: no key twice, and within etcd's limits."""
 
     def __init__(self, max_asks: int, max_operations: int) -> None:
-        # One comparison of the transaction, and one read after a failure, are the incarnation's.
+        # The incarnation key takes one comparison, and one read if the transaction fails.
         self._max_asks = min(max_asks, max_operations - 1)
         self._max_operations = max_operations
         self._operations = self._size_bytes = 0
@@ -160,11 +157,11 @@ class Batch:
 
     @property
     def commits(self) -> list[list[Ask]]:
-        """What is committed together: the puts, and the looks, for which no put waits."""
+        """What is committed together: the puts, and separately the looks, so that no put waits."""
         return [asks for asks in (self._puts, self._looks) if asks]
 
     def take(self, ask: Ask) -> bool:
-        """Add an ask, or return False where it belongs into the next batch."""
+        """Add an ask, or return False if it has to go into the next batch."""
         puts = ask.effects.puts
         operations = self._operations + 1 + len(puts)
         size_bytes = self._size_bytes + ask.size_bytes
@@ -184,7 +181,7 @@ class Batch:
 
 
 def why_never(effects: Checked, max_operations: int) -> str | None:
-    """Return why these effects fit into no transaction, or None where they do."""
+    """Return why these effects do not fit into any transaction, or None if they do."""
     if 1 + len(effects.puts) > max_operations:
         return f"{len(effects.puts)} effects, and ETCD_MAX_TXN_OPS is {max_operations}"
     size_bytes = effects.size_bytes
@@ -194,11 +191,11 @@ def why_never(effects: Checked, max_operations: int) -> str | None:
 
 
 def judge(ask: Ask, kv: Any) -> Answer | None:
-    """Judge an ask by what was read of its record after its transaction did not apply.
+    """Judge an ask whose transaction did not apply by its record as etcd has it (or None).
 
-    ``kv`` is etcd's, or None where there is none. None is returned where the ask is to be sent
-    again: a value that is the ask's own, byte for byte, landed in an earlier attempt, and a
-    record that is as the ask expects it stands in nobody's way.
+    A record with the ask's own value, byte for byte, means that an earlier attempt landed. If the
+    record is as the ask expects, another ask prevented the transaction: then this one is to be sent
+    again, and None is returned.
     """
     found = decode(kv.value) if kv is not None else None
     value = found.value if found is not None else None

@@ -20,7 +20,7 @@ class SettingsError(ValueError):
     """A setting is wrong; the message names the variable and says what it takes."""
 
 
-# What reads a variable's text. Each raises ValueError that says what to write.
+# The parsers of variables. Each raises a ValueError that says what to write.
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _MAX_PEM_BYTES = 2**20
@@ -68,7 +68,7 @@ def _list(text: str, parse: Callable[[str], T]) -> tuple[T, ...]:
 
 
 def read_delays(texts: Sequence[str]) -> tuple[tuple[str, int], ...]:
-    """Read retries' delays: each text, which names its queue, with its seconds."""
+    """Return each delay's text, which is part of its queue's name, and its seconds."""
     delays = tuple((text, duration_s(text)) for text in texts)
     if len(delays) > _MAX_DELAYS:
         raise ValueError(f"write {_MAX_DELAYS} delays at the most: each has a queue")
@@ -78,12 +78,12 @@ def read_delays(texts: Sequence[str]) -> tuple[tuple[str, int], ...]:
 
 
 def amqp_url(text: str) -> str:
-    """Return a URL of RabbitMQ's, or raise ValueError, which says how one is written."""
+    """Return RabbitMQ's URL, or raise a ValueError that says how to write one."""
     with suppress(ValueError):
         parts = urlsplit(text)
-        # Each raises ValueError where it is none.
+        # Both raise ValueError if they are invalid.
         _ = parts.port, (parts.hostname or "").encode("idna")
-        # An "@" behind the host is a password's, with a "/", "?" or "#" in it.
+        # An "@" after the host means that the password has a "/", "?" or "#" in it.
         misplaced = "@" in parts.path + parts.query or parts.fragment
         whole_login = (parts.username is None) == (parts.password is None)
         if parts.scheme in ("amqp", "amqps") and parts.hostname and whole_login and not misplaced:
@@ -98,7 +98,7 @@ def _endpoint(text: str) -> tuple[str, int]:
     with suppress(ValueError):
         parts = urlsplit(text if "://" in text else f"//{text}")
         host, port = parts.hostname or "", 2379 if parts.port is None else parts.port
-        host.encode("idna")  # It raises ValueError where it can be no name.
+        host.encode("idna")  # It raises ValueError if this cannot be a name.
         more = "@" in parts.netloc or parts.query or parts.fragment or parts.path.strip("/")
         if host and port and not more and parts.scheme in ("", "http", "https"):
             return host, port
@@ -127,17 +127,17 @@ def _statsd_prefix(text: str) -> str:
 def _setting(
     default: object, parse: Callable[..., object], *limits: object, shown: bool = True
 ) -> Any:
-    """Return a field: its value where its variable is unset, and what reads the variable's text."""
+    """Return a field with a default and a parser of its variable's text."""
     metadata = {"parse": lambda text: parse(text, *limits)}
     return field(default=default, repr=shown, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a service reads from its environment. Every field has a default that works locally.
+    """A service's settings. Every field has a default that works locally.
 
-    Times are in seconds. ``retry_delays`` keeps the texts, which name the retry queues, with
-    their seconds. ``dedup_window_s`` of 0 keeps records for good.
+    Times are in seconds. ``retry_delays`` has each delay's text, which is part of its queue's name,
+    and its seconds. With a ``dedup_window_s`` of 0 records are kept for ever.
     """
 
     enable_etcd: bool = _setting(False, _boolean)
@@ -170,15 +170,15 @@ class Settings:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
-        """Read each setting's variable; one that is unset or blank keeps its default.
+        """Read each setting's variable. If it is unset or blank, the default is used.
 
-        Raises SettingsError, with one line, for the first variable that is wrong.
+        Raises SettingsError, with a message of one line, for the first variable that is wrong.
         """
         given: dict[str, Any] = {}
         for variable, (_, parse) in _VARIABLES.items():
             if text := environ.get(variable, "").strip():
                 try:
-                    text.encode()  # Bytes that are not UTF-8 have been smuggled into it.
+                    text.encode()  # It raises UnicodeError if the variable is not UTF-8.
                     given[variable] = parse(text)
                 except ValueError as error:
                     why = "it is not UTF-8" if isinstance(error, UnicodeError) else error
@@ -207,7 +207,7 @@ def _check_together(given: Mapping[str, Any], environ: Mapping[str, str]) -> Non
 
 
 def _check_certificates(given: Mapping[str, Any]) -> None:
-    """Load them: pika and gRPC would not say which is wrong, and pika ask for a pass phrase."""
+    """Load the files: pika and gRPC do not say which is wrong, and pika asks for a pass phrase."""
     for server in ("ETCD", "RABBITMQ"):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         authority, own, key = (f"{server}_{each}" for each in ("CA_CERT", "CERT", "KEY"))
@@ -230,7 +230,7 @@ def _no_pass_phrase(key: str) -> str:
 
 
 def _with_certificates(given: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return RabbitMQ's URLs with the certificates as pika takes them, in its own query."""
+    """Return RabbitMQ's URLs with the certificates in pika's query parameter for them."""
     files = {"ca_certs": given["RABBITMQ_CA_CERT"]}
     if "RABBITMQ_CERT" in given:
         files |= {"certfile": given["RABBITMQ_CERT"], "keyfile": given["RABBITMQ_KEY"]}
@@ -238,7 +238,7 @@ def _with_certificates(given: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"{url}{'&' if '?' in url else '?'}{query}" for url in given["RABBITMQ_URL"])
 
 
-# What may hold a password, in the right place or in a wrong one.
+# These may hold a password, be it in the wrong place, and are not shown in errors.
 _SECRET = {"RABBITMQ_URL", "ETCD_ENDPOINTS", "ETCD_PASSWORD"}
 _PAIRS = (
     ("ETCD_USER", "ETCD_PASSWORD"),

@@ -1,4 +1,4 @@
-"""The bounded cache of what is done: its entries, its import, and the watch on deletions."""
+"""The bounded cache of done records: its entries, its import, and the watch on deletions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def digest(number: int) -> str:
     return digest_of(str(number))
 
 
-def test_a_digest_that_nobody_here_wrote_is_no_ones() -> None:
+def test_a_digest_in_another_format_belongs_to_no_event() -> None:
     cache = Cache()
     for foreign in ("unreadable", "", "1:", "1:" + "0" * 30, "2:" + "f" * 64):
         cache.add(foreign)
@@ -41,7 +41,7 @@ def test_a_digest_that_nobody_here_wrote_is_no_ones() -> None:
 def test_it_holds_what_a_set_holds(seed: int) -> None:
     chance, cache, model = random.Random(seed), Cache(100_000), set[str]()
     for _ in range(3_000):
-        # Of few different bytes, so that one often stands across two others.
+        # Made of few different bytes, so that one is often found across two others.
         entry = "1:" + (bytes(chance.choices(b"ab", k=4)) * 4).hex()
         if chance.random() < 0.3:
             cache.discard_all([entry])
@@ -58,7 +58,7 @@ def test_it_holds_what_a_set_holds(seed: int) -> None:
 
 
 @pytest.mark.parametrize(("bound", "youngest"), [(1, 1), (100, 20)])
-def test_it_never_grows_past_its_bound_and_keeps_the_youngest(bound: int, youngest: int) -> None:
+def test_it_keeps_to_its_bound_and_keeps_the_youngest(bound: int, youngest: int) -> None:
     cache = Cache(bound)
     for number in range(1000):
         cache.add(digest(number))
@@ -69,8 +69,8 @@ def test_it_never_grows_past_its_bound_and_keeps_the_youngest(bound: int, younge
     assert len(cache) > 0.9 * bound
 
 
-def test_half_its_bound_finds_room() -> None:
-    """Blocks fill unevenly: a full one forgets while others have room, but hardly before that."""
+def test_half_its_bound_fits() -> None:
+    """Blocks fill unevenly, so a full one forgets entries while others have room."""
     cache, bound = Cache(1 << 15), 1 << 15
     for number in range(bound // 2):
         cache.add(digest(number))
@@ -78,21 +78,19 @@ def test_half_its_bound_finds_room() -> None:
     assert forgotten < bound // 2 / 1000
 
 
-# The import: every record once, at one revision; then the deletions.
+# The import of every record at one revision, then the watch on deletions.
 
 PREFIX = "/service/order/"
-LONGER_THAN_ANY_BACKOFF_S = 10.0
 SETTINGS = Settings(enable_etcd=True)
 REPLY_TOO_LARGE = Fate(None, error=etcd.TOO_LARGE)
 
 
 class Breaking(etcd.FakeEtcd):
-    """An etcd whose next ``breaks`` watches break after so many replies."""
+    """An etcd whose next ``breaks`` watches break after ``replies`` replies each."""
 
     breaks = replies = 0
 
     def watch(self, watch: Any) -> None:
-        """Open a watch, one that breaks where that is due."""
         if self.breaks:
             self.breaks -= 1
             deliver, left = watch.deliver, iter(range(self.replies))
@@ -117,10 +115,10 @@ class Following:
             self.store.put(PREFIX + each, encode(state, digest_of(each), "t", "now"), lease)
 
     def under_one_lease(self, *ids: str) -> int:
-        """Record under a lease of their own, and return it: its end is one revision."""
-        lease = self.store.apply("LeaseGrant", LeaseGrantRequest(TTL=1_000_000)).ID
+        """Record under a new lease and return it. When it ends, all go in one revision."""
+        lease = int(self.store.apply("LeaseGrant", LeaseGrantRequest(TTL=1_000_000)).ID)
         self.record(*ids, lease=lease)
-        return int(lease)
+        return lease
 
     def stuck(self) -> list[Any]:
         """Return the warnings of a watch that makes no progress."""
@@ -134,24 +132,27 @@ class Following:
         self.loop.run_until_idle()
 
     def start(self, revision: int = 0) -> Any:
-        """Import, and return the watch that follows."""
+        """Import, and return the request of the watch that follows."""
         self.begin(revision)
-        self.loop.advance(IMPORT_AFTER_S + LONGER_THAN_ANY_BACKOFF_S)
-        return self.watch
+        return self.wait()
+
+    def wait(self) -> Any:
+        """Let time pass until there is a watch that does not break, and return its request."""
+        for _ in range(1000):
+            self.loop.advance(0.1)
+            if not (self.etcd.breaks or all(watch.ended for watch in self.store.watches)):
+                return self.watch
+        raise AssertionError("there is none")
 
     def reconnect(self) -> Any:
-        """End the watch, and return the next one."""
-        self.etcd.store.end_watches()
-        self.loop.advance(LONGER_THAN_ANY_BACKOFF_S)
-        return self.watch
+        """End the watch, and return the request of the next one."""
+        self.store.end_watches()
+        return self.wait()
 
-    def until_watched(self) -> None:
-        """Let pass what it takes until there is a watch that does not break."""
-        for _ in range(1000):
-            if not (self.etcd.breaks or all(watch.ended for watch in self.store.watches)):
-                return
-            self.loop.advance(0.1)
-        raise AssertionError("there is none")
+    def break_watches(self, times: int, replies: int = 0) -> None:
+        """End the watch, and break the next ones after this many replies each."""
+        self.etcd.breaks, self.etcd.replies = times, replies
+        self.store.end_watches()
 
     @property
     def pages(self) -> list[Call]:
@@ -171,7 +172,7 @@ def following() -> Following:
 
 
 def random_ids(chance: random.Random, number: int) -> set[str]:
-    """Ids of every make: sequential, random, with common beginnings, short and long."""
+    """Draw ids of every kind: sequential, random, with common prefixes, short and long."""
     kinds = [
         lambda: str(chance.randrange(20_000)),
         lambda: f"{chance.randrange(10**9):010}",
@@ -201,7 +202,7 @@ def test_whatever_the_ids_each_record_is_imported_once(following: Following, see
 
 
 def test_sequential_ids_take_about_as_many_pages_as_they_fill(following: Following) -> None:
-    """Not one range that etcd walks to its end for each page."""
+    """And etcd does not walk all the rest of the records for each page."""
     following.record(*(f"{number:08}" for number in range(5 * PAGE_RECORDS)))
     following.start()
     assert 5 <= len(following.pages) < 60
@@ -210,7 +211,7 @@ def test_sequential_ids_take_about_as_many_pages_as_they_fill(following: Followi
 
 
 def test_a_cache_that_is_full_ends_the_import(following: Following) -> None:
-    """What is left out is not read; the deletions of all are watched from the same revision."""
+    """The rest is not read. The watch starts at the same revision all the same."""
     following.cache = Cache(PAGE_RECORDS)
     following.record(*(f"{number:08}" for number in range(4 * PAGE_RECORDS)))
     watch = following.start()
@@ -221,8 +222,8 @@ def test_a_cache_that_is_full_ends_the_import(following: Following) -> None:
     assert line["records"] < line["of"] == 4 * PAGE_RECORDS
 
 
-def test_all_pages_are_of_one_revision_and_the_watch_begins_after_it(following: Following) -> None:
-    """What is written meanwhile is in none of them."""
+def test_all_pages_are_of_one_revision_and_the_watch_starts_after_it(following: Following) -> None:
+    """What is written meanwhile is in none of the pages."""
     following.record(*map(str, range(2 * PAGE_RECORDS + 100)))
     revision = following.store.revision
 
@@ -240,7 +241,7 @@ def test_all_pages_are_of_one_revision_and_the_watch_begins_after_it(following: 
 
 
 def test_only_what_is_done_at_its_revision_is_imported(following: Following) -> None:
-    """What the process that starts it has recorded since, it has put in the cache by itself."""
+    """What this process has recorded since then, it has added to the cache itself."""
     following.record("done")
     following.record("claimed", state="claimed")
     following.record("released", state="released")
@@ -260,32 +261,33 @@ def test_only_what_is_done_at_its_revision_is_imported(following: Following) -> 
         ("not deleted", True),
         ("deleted", True),
         ("deleted unwatched", True),
-        # What it deleted cannot be told, and so not found in the cache: everything is cleared.
+        # The watch cannot tell what was deleted, so the cache is cleared.
         ("deleted unwatched, compacted", False),
-        # Deletions have been missed, so nothing held may be trusted: all is imported again.
-        ("deleted unwatched, compacted behind another", True),
+        # The watch has missed deletions, so everything is imported again.
+        ("deleted unwatched, compacted after another", True),
     ],
 )
 def test_what_is_deleted_is_new_again(following: Following, how: str, kept: bool) -> None:
-    """An answer that the deletion has overtaken is not remembered: nobody would tell of it again.
+    """A reply from before the deletion is not remembered.
 
-    The event would be acked as a duplicate of what is not there.
+    Otherwise the event would be acked as a duplicate of a record that is not there.
     """
     following.record("1", "other")
     read_at = following.store.revision
     following.start()
     if "unwatched" in how:
-        following.etcd.store.end_watches()
+        following.store.end_watches()
     if how != "not deleted":
         following.store.delete(PREFIX + "1")
     if "another" in how:
         following.record("later")
     if "compacted" in how:
         following.store.compact()
-    following.loop.advance(LONGER_THAN_ANY_BACKOFF_S)
+    following.wait()
     held = [following.holds(each) for each in ("1", "other", "later")]
     assert held == [how == "not deleted", kept, "another" in how]
     assert len(following.pages) == 1 + ("another" in how)
+    assert following.stuck() == []
     following.cache.add(digest_of("1"), read_at)
     assert following.holds("1") == (how == "not deleted")
     following.cache.add(digest_of("1"), following.store.revision)
@@ -295,22 +297,21 @@ def test_what_is_deleted_is_new_again(following: Following, how: str, kept: bool
     assert following.reconnect().start_revision == watched_to + 1
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_progress_moves_the_watchs_beginning(following: Following, told: bool) -> None:
-    """The reply that says that it was created does not."""
+@pytest.mark.parametrize("progress", [True, False])
+def test_after_progress_the_next_watch_starts_later(following: Following, progress: bool) -> None:
+    """But not after the reply that says that a watch was created."""
     first = following.start().start_revision
-    for _ in range(100):
-        following.store.put("/elsewhere", b"")
-    if told:
+    following.store.put("/elsewhere", b"")
+    if progress:
         following.store.progress()
         following.loop.run_until_idle()
     following.reconnect()
-    expected = following.store.revision + 1 if told else first
+    expected = following.store.revision + 1 if progress else first
     assert following.reconnect().start_revision == expected
 
 
-def test_an_import_that_fails_in_the_middle_begins_again(following: Following) -> None:
-    """Of what its first attempt saw, nothing is held that was deleted before the second."""
+def test_an_import_that_fails_in_the_middle_starts_again(following: Following) -> None:
+    """Nothing is held that the first attempt has seen and that was deleted before the second."""
     ids = [f"{number:08}" for number in range(PAGE_RECORDS + 10)]
     following.record(*ids)
     held: list[int] = []
@@ -320,64 +321,62 @@ def test_an_import_that_fails_in_the_middle_begins_again(following: Following) -
         if len(following.pages) != 2:
             return etcd.FINE
         following.store.delete(PREFIX + ids[0])
+        following.store.compact()
         return etcd.REQUEST_LOST
 
     following.etcd.fate = fail_the_second_page
-    following.start()
+    following.start(following.store.revision)
     assert len(following.pages) > 3
     assert held[:3] == [0, PAGE_RECORDS, 0]
     assert [each for each in ids if not following.holds(each)] == ids[:1]
 
 
-def test_an_import_whose_first_page_takes_long_is_not_begun_again(following: Following) -> None:
-    """Tens of millions of keys have to be walked; with two members a call has less time."""
+def test_an_import_whose_first_page_takes_long_is_not_repeated(following: Following) -> None:
+    """As with tens of millions of keys. With two members, other calls have even less time."""
     following.record("a")
     following.etcd.fate = lambda call: Fate(0.0, 30.0) if call.method == "Range" else etcd.FINE
     following.begin(settings=replace(SETTINGS, etcd_endpoints=(("a", 2379), ("b", 2379))))
-    assert following.pages == [], "what waits in the queue goes first"
+    assert following.pages == [], "what is in the queue is recorded first"
     following.loop.advance(IMPORT_AFTER_S + 31.0)
     assert following.holds("a")
     assert len(following.pages) == 1
 
 
-# A revision with more deletions than one reply has room for.
+# A revision with more deletions than fit into one reply.
 
 MANY = [f"{number:02}" for number in range(10)]
 
 
-def test_a_watch_that_breaks_between_fragments_resumes_there(following: Following) -> None:
-    """The rest of that revision has not come yet: past it, it never would."""
+def test_a_watch_that_breaks_between_fragments_resumes_at_their_revision(
+    following: Following,
+) -> None:
+    """The rest of that revision has not come yet."""
     lease = following.under_one_lease(*MANY)
     following.record("before")
     following.start()
     following.store.events_a_reply = 3
-    following.etcd.breaks, following.etcd.replies = 1, 3
-    following.etcd.store.end_watches()
+    following.break_watches(1, replies=3)
     following.store.delete(PREFIX + "before")
     following.store.revoke(lease)
-    revision = following.store.revision
-    following.loop.advance(LONGER_THAN_ANY_BACKOFF_S)
-    assert following.watch.start_revision == revision
+    assert following.wait().start_revision == following.store.revision
     assert len(following.cache) == 0
-    assert following.reconnect().start_revision == revision + 1
+    assert following.reconnect().start_revision == following.store.revision + 1
 
 
-@pytest.mark.parametrize("replies", [1, 2], ids=["once open", "behind a fragment"])
+@pytest.mark.parametrize("replies", [1, 2], ids=["once open", "after a fragment"])
 def test_a_watch_that_keeps_failing_at_one_revision_is_given_up(
     following: Following, replies: int
 ) -> None:
-    """What it cannot tell has been deleted would be acked from the cache without a record."""
+    """Otherwise a deletion that it cannot deliver would never reach the cache."""
     lease = following.under_one_lease("0", "1")
     following.record("2")
     following.start()
     following.store.events_a_reply = 1
-    following.etcd.breaks, following.etcd.replies = 5, replies
-    following.etcd.store.end_watches()
+    following.break_watches(5, replies)
     following.store.revoke(lease)
     following.record("3")
-    following.loop.advance(5 * LONGER_THAN_ANY_BACKOFF_S)
+    assert following.wait().start_revision == following.store.revision + 1
     assert [following.holds(each) for each in "0123"] == [False, False, True, True]
-    assert following.watch.start_revision == following.store.revision + 1
     (line,) = following.stuck()
     assert line["log_level"] == "warning"
 
@@ -390,28 +389,26 @@ def nothing_happens(following: Following) -> None:
 
 
 def fails_now_and_then(following: Following) -> None:
-    """It has told of what was deleted in between, or would have had the time to."""
+    """In between it delivers deletions, or is open for long enough to do so."""
     for each in MANY[:8]:
-        following.etcd.breaks, following.etcd.replies = 3, 1
-        following.etcd.store.end_watches()
+        following.break_watches(3, replies=1)
         following.store.delete(PREFIX + each)
-        following.until_watched()
+        following.wait()
     for _ in range(8):
         following.loop.advance(60)
         following.reconnect()
 
 
 def is_away_for_long(following: Following) -> None:
-    following.etcd.breaks, following.etcd.replies = 10_000, 0
-    following.etcd.store.end_watches()
-    following.loop.advance(100 * LONGER_THAN_ANY_BACKOFF_S)
+    following.break_watches(10_000)
+    following.loop.advance(1000)
     assert 100 < 10_000 - following.etcd.breaks < 1_000, "it is tried again with pauses"
     following.etcd.breaks = 0
-    following.until_watched()
+    following.wait()
 
 
 @pytest.mark.parametrize("happens", [nothing_happens, fails_now_and_then, is_away_for_long])
-def test_a_watch_that_gets_further_stays(
+def test_a_watch_that_makes_progress_is_not_given_up(
     following: Following, happens: Callable[[Following], None]
 ) -> None:
     following.record("kept", *MANY)
@@ -422,16 +419,14 @@ def test_a_watch_that_gets_further_stays(
     assert following.holds("kept")
 
 
-def test_what_went_before_a_second_import_is_not_held(following: Following) -> None:
-    """Its deletion was between the two, when nothing was watched."""
+def test_what_is_deleted_before_a_second_import_is_new_again(following: Following) -> None:
+    """Nothing was watched between the two imports."""
     following.record("1", "2")
     following.start()
-    following.etcd.breaks, following.etcd.replies = 100, 0
-    following.etcd.store.end_watches()
+    following.store.end_watches()
     following.store.delete(PREFIX + "2")
     following.record("3")
     following.store.compact()
-    following.etcd.breaks = 0
     read_at, held = following.store.revision, list[bool]()
 
     def delete_what_is_held(call: Call) -> Fate:
@@ -442,18 +437,18 @@ def test_what_went_before_a_second_import_is_not_held(following: Following) -> N
         return etcd.FINE
 
     following.etcd.fate = delete_what_is_held
-    following.loop.advance(LONGER_THAN_ANY_BACKOFF_S)
+    following.wait()
     assert len(following.pages) > 1
-    assert not any(held), "nor until then"
+    assert not any(held), "nor during the second import"
     assert not following.holds("1")
     following.cache.add(digest_of("1"), read_at)
     assert not following.holds("1")
 
 
-# A page that is larger than gRPC receives.
+# A page that is too large for gRPC.
 
 
-def test_pages_that_are_too_large_are_asked_for_in_smaller_ones(following: Following) -> None:
+def test_a_page_that_is_too_large_is_read_in_smaller_ones(following: Following) -> None:
     ids = [f"{number:04}" for number in range(1000)]
     following.record(*ids)
     following.etcd.fate = lambda call: etcd.FINE if fits(call) else REPLY_TOO_LARGE

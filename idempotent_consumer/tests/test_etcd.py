@@ -1,9 +1,9 @@
-"""etcd's client: what a failure is taken for, and which member is asked after it."""
+"""etcd's client: what it takes a failure for, and which member it asks next."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
@@ -37,13 +37,14 @@ from idempotent_consumer.testing.etcd import Call, Fate
 from idempotent_consumer.testing.loop import Agenda, Loop, Threads
 
 NO_LEADER = fake.refusal(StatusCode.UNAVAILABLE, "no leader")
+LEADERLESS = Fate(None, error=NO_LEADER)
 SILENCE = Fate(None)
 RANGE = RangeRequest(key=b"key")
 WATCH = WatchRequest(create_request=WatchCreateRequest(key=b"key"))
 
 
 class AuthenticatingStore(fake.Store):
-    """An etcd's data with users; ``token`` is the one that is valid."""
+    """An etcd's data with users. ``token`` is the valid one."""
 
     def __init__(self, now_s: Callable[[], float]) -> None:
         super().__init__(now_s)
@@ -57,19 +58,18 @@ class AuthenticatingStore(fake.Store):
 
 
 class Member(fake.FakeEtcd):
-    """A member of a cluster that answers as it is told to. Its revision is its port."""
+    """A member of a cluster. Its revision is its port."""
 
     def __init__(self, agenda: Agenda, port: int) -> None:
         self.users = AuthenticatingStore(agenda.time)
         super().__init__(agenda, self.users)
-        while self.store.revision < port:
-            self.store.put("/elsewhere", b"")
+        self.store.wipe(port)
         self.leaderless = False
         self.fate = self._fate
 
     def _fate(self, call: Call) -> Fate:
         if self.leaderless and ("hasleader", "true") in call.metadata:
-            return Fate(None, error=NO_LEADER)
+            return LEADERLESS
         token = self.users.token
         if token and call.method != "Authenticate" and ("token", token) not in call.metadata:
             return fake.refused("invalid auth token", StatusCode.UNAUTHENTICATED)
@@ -85,34 +85,32 @@ class Cluster:
         self.client = self.client_of(FirstOf())
 
     def client_of(self, random: Random, **login: str) -> Client:
-        endpoints = tuple(("etcd", 2 + number) for number in range(len(self.members)))
-        settings = Settings(etcd_endpoints=endpoints, **login)  # type: ignore[arg-type]
-        return Client(settings, System(None, self._open, self.loop.time, random, Threads))  # type: ignore[arg-type]
+        endpoints = [("etcd", 2 + number) for number in range(len(self.members))]
+        return client_of(endpoints, self._open, random, **login)
 
     def ask(self, client: Client | None = None) -> int:
         """Return the port of the member that answers. Raises EtcdError."""
-        return self.run(revision(client or self.client))
-
-    def run(self, work: Awaitable[int]) -> int:
-        answer: int = self.loop.run_until_complete(work)
-        return answer
+        reply = self.loop.run_until_complete((client or self.client).call("Range", RANGE))
+        return int(reply.header.revision)
 
     def _open(self, settings: Settings, host: str, port: int) -> fake.FakeChannel:
         self.opened.append(port)
         return self.members[port - 2].open_channel(settings, host, port)
 
 
+def client_of(
+    endpoints: Sequence[tuple[str, int]], opening: Any, random: Random, **login: str
+) -> Client:
+    """Return a client that opens its channels with ``opening``."""
+    settings = Settings(etcd_endpoints=tuple(endpoints), **login)  # type: ignore[arg-type]
+    return Client(settings, System(None, opening, lambda: 0.0, random, Threads))  # type: ignore[arg-type]
+
+
 class FirstOf(Random):
-    """Draws the first of all there are."""
+    """Draws the first number of a range."""
 
     def randrange(self, *_: Any) -> int:
         return 0
-
-
-async def revision(client: Client) -> int:
-    reply = await client.call("Range", RANGE)
-    found: int = reply.header.revision
-    return found
 
 
 @pytest.fixture
@@ -148,11 +146,8 @@ def cluster() -> Cluster:
         ("", Failure.UNKNOWN, ""),
     ],
 )
-def test_an_error_of_etcds_is_known_by_its_text(text: str, failure: Failure, hint: str) -> None:
-    """None of them says that the request did not apply; some come with the setting to look at.
-
-    The texts are those of real servers, in the integration tests.
-    """
+def test_a_failure_is_classified_by_its_text(text: str, failure: Failure, hint: str) -> None:
+    """The hint names the setting to look at. The integration tests compare the texts with etcd."""
     found, line = _classify(text)
     assert found is failure
     assert line
@@ -164,8 +159,7 @@ def test_an_error_of_etcds_is_known_by_its_text(text: str, failure: Failure, hin
 
 
 GONE = Fate(None, error=fake.CLOSED)
-LEADERLESS = Fate(None, error=NO_LEADER)
-WORDLESS = Fate(None, error=grpc.aio.AioRpcError(StatusCode.UNAVAILABLE, (), ()))
+WITHOUT_DETAILS = Fate(None, error=grpc.aio.AioRpcError(StatusCode.UNAVAILABLE, (), ()))
 
 
 @pytest.mark.parametrize(
@@ -173,13 +167,15 @@ WORDLESS = Fate(None, error=grpc.aio.AioRpcError(StatusCode.UNAVAILABLE, (), ())
     [
         (3, LEADERLESS, "no leader", 0.0),
         (3, GONE, "Socket closed", 0.0),
-        (2, WORDLESS, "UNAVAILABLE", 0.0),
+        (2, WITHOUT_DETAILS, "UNAVAILABLE", 0.0),
         (2, SILENCE, "Deadline Exceeded", FAILOVER_TIMEOUT_S),
-        # There is nobody else to ask, so haste gains nothing.
+        # With no other member to ask, there is more time.
         (1, SILENCE, "Deadline Exceeded", CALL_TIMEOUT_S),
     ],
 )
-def test_a_member_that_fails_is_left(members: int, fate: Fate, why: str, after_s: float) -> None:
+def test_after_a_failure_the_next_member_is_asked(
+    members: int, fate: Fate, why: str, after_s: float
+) -> None:
     cluster = Cluster(members)
     cluster.members[0].fate = lambda _: fate
     with pytest.raises(EtcdError, match=f"^etcd at etcd:2: .*{why}") as raised:
@@ -192,8 +188,8 @@ def test_a_member_that_fails_is_left(members: int, fate: Fate, why: str, after_s
     assert CALL_TIMEOUT_S > FAILOVER_TIMEOUT_S
 
 
-def test_calls_that_fail_together_go_one_member_on_and_not_several(cluster: Cluster) -> None:
-    """Four batches are under way at once, and all of them miss their deadline."""
+def test_calls_that_fail_together_go_on_by_one_member_only(cluster: Cluster) -> None:
+    """As when several batches are under way and all of them miss their deadline."""
     cluster.members[0].fate = lambda _: SILENCE
 
     async def fail_together() -> int:
@@ -201,7 +197,7 @@ def test_calls_that_fail_together_go_one_member_on_and_not_several(cluster: Clus
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         return sum(isinstance(outcome, EtcdError) for outcome in outcomes)
 
-    assert cluster.run(fail_together()) == 4
+    assert cluster.loop.run_until_complete(fail_together()) == 4
     assert cluster.ask() == 3
     assert cluster.members[2].calls == []
     cluster.members[0].fate = lambda _: fake.FINE
@@ -209,18 +205,18 @@ def test_calls_that_fail_together_go_one_member_on_and_not_several(cluster: Clus
     for _ in range(2):
         with pytest.raises(EtcdError, match="no leader"):
             cluster.ask()
-    assert cluster.ask() == 2, "it is the first one's turn again"
+    assert cluster.ask() == 2, "after the last member comes the first one"
     cluster.members[0].script("Range", Fate(None, 1.0, NO_LEADER), LEADERLESS)
     late = cluster.loop.create_task(cluster.client.call("Range", RANGE))
-    for call in (revision(cluster.client), revision(cluster.client), late):
+    for ask in (cluster.ask, cluster.ask, lambda: cluster.loop.run_until_complete(late)):
         with pytest.raises(EtcdError, match="no leader"):
-            cluster.run(call)
+            ask()
     cluster.members[2].leaderless = False
-    assert cluster.ask() == 4, "what fails late was not asked of the one whose turn it is"
+    assert cluster.ask() == 4, "the late failure was another member's"
 
 
 def test_a_name_that_did_not_resolve_is_looked_up_by_a_new_channel() -> None:
-    """The channel that has not found it would not look again for up to two minutes."""
+    """The old channel would wait for up to two minutes before it looks the name up again."""
     cluster = Cluster(1)
     why = "DNS resolution failed for etcd:2: Domain name not found"
     fates = [fake.refused(why, StatusCode.UNAVAILABLE, answers_s) for answers_s in (1.0, 0.0)]
@@ -230,11 +226,11 @@ def test_a_name_that_did_not_resolve_is_looked_up_by_a_new_channel() -> None:
         cluster.ask()
     assert cluster.ask() == 2
     with pytest.raises(EtcdError, match=why):
-        cluster.run(late)
+        cluster.loop.run_until_complete(late)
     assert [cluster.ask(), *cluster.opened] == [2, 2, 2], "the late failure is the old channel's"
 
 
-def test_a_watch_ends_with_its_members_leader_and_the_next_is_elsewhere(cluster: Cluster) -> None:
+def test_after_a_watch_that_fails_the_next_asks_another_member(cluster: Cluster) -> None:
     refused = WatchResponse(canceled=True, cancel_reason="etcdserver: permission denied")
 
     async def watch() -> int:
@@ -251,16 +247,16 @@ def test_a_watch_ends_with_its_members_leader_and_the_next_is_elsewhere(cluster:
             await anext(replies)
         return found
 
-    assert cluster.run(watch()) == 3
+    assert cluster.loop.run_until_complete(watch()) == 3
 
 
-def test_the_first_member_asked_is_a_random_one(cluster: Cluster) -> None:
+def test_each_client_starts_with_a_random_member(cluster: Cluster) -> None:
     random = Random(1)
     assert {cluster.ask(cluster.client_of(random)) for _ in range(40)} == {2, 3, 4}
 
 
 def test_after_an_expired_token_the_next_call_logs_in_again(cluster: Cluster) -> None:
-    """Every other member would refuse it as well."""
+    """On the same member: the others would refuse the token too."""
     login = ("order", "hunter2")
     client = cluster.client_of(FirstOf(), etcd_user=login[0], etcd_password=login[1])
     users = cluster.members[0].users
@@ -287,8 +283,10 @@ def test_a_members_address_is_written_as_grpc_reads_it(
 
 
 @asynccontextmanager
-async def real_server(reply: Callable[[], Coroutine[Any, Any, Any]]) -> AsyncIterator[int]:
-    """Give the port of a gRPC server that answers every Range with this."""
+async def client_of_a_real_server(
+    reply: Callable[[], Coroutine[Any, Any, Any]],
+) -> AsyncIterator[Client]:
+    """Give the client of a gRPC server that answers every Range with this."""
 
     async def answer(_request: Any, _context: Any) -> Any:
         return await reply()
@@ -302,12 +300,14 @@ async def real_server(reply: Callable[[], Coroutine[Any, Any, Any]]) -> AsyncIte
     )
     port: int = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    yield port
+    client = client_of([("127.0.0.1", port)], open_channel, Random(1))
+    yield client
+    await client.close()
     await server.stop(None)
 
 
 def test_a_call_whose_channel_is_closed_has_an_unknown_outcome_and_its_task_goes_on() -> None:
-    """gRPC cancels such a call, which looks as if its task were cancelled, and is not."""
+    """gRPC cancels such a call, which looks as if the task had been cancelled."""
 
     async def main() -> list[Any]:
         arrived = asyncio.Event()
@@ -316,9 +316,7 @@ def test_a_call_whose_channel_is_closed_has_an_unknown_outcome_and_its_task_goes
             arrived.set()
             await asyncio.get_running_loop().create_future()
 
-        async with real_server(never) as port:
-            system = System(None, open_channel, lambda: 0.0, Random(1), Threads)  # type: ignore[arg-type]
-            client = Client(Settings(etcd_endpoints=(("127.0.0.1", port),)), system)
+        async with client_of_a_real_server(never) as client:
             under_way = asyncio.create_task(client.call("Range", RANGE))
             await arrived.wait()
             cancelled = asyncio.create_task(client.call("Range", RANGE))
@@ -336,8 +334,8 @@ def test_a_call_whose_channel_is_closed_has_an_unknown_outcome_and_its_task_goes
         assert "closed" in str(outcome)
 
 
-def test_no_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that Docker is configured with is in every container's environment."""
+def test_a_proxy_in_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If Docker is configured with one, every container has it in its environment."""
     for variable in ("http_proxy", "https_proxy", "grpc_proxy"):
         monkeypatch.setenv(variable, "http://127.0.0.1:1")
 
@@ -345,16 +343,13 @@ def test_no_proxy_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         return RangeResponse(count=7)
 
     async def main() -> list[Any]:
-        async with real_server(answer) as port:
-            system = System(None, open_channel, lambda: 0.0, Random(1), Threads)  # type: ignore[arg-type]
-            client = Client(Settings(etcd_endpoints=(("127.0.0.1", port),)), system)
-            outcomes = await asyncio.gather(client.call("Range", RANGE), return_exceptions=True)
-            await client.close()
-            return list(outcomes)
+        async with client_of_a_real_server(answer) as client:
+            calls = [client.call("Range", RANGE)]
+            return list(await asyncio.gather(*calls, return_exceptions=True))
 
     assert asyncio.run(main()) == [RangeResponse(count=7)]
 
 
 def test_etcds_messages_are_read_by_compiled_code() -> None:
-    """Protobuf's pure Python costs four times the CPU, and nothing else tells that it is used."""
+    """Protobuf's pure Python takes four times the CPU, and nothing else shows that it is used."""
     assert api_implementation.Type() == "upb"

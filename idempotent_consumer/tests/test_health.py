@@ -1,4 +1,4 @@
-"""/livez, /readyz and /duplicates, whatever their clients do."""
+"""/livez, /readyz and /duplicates, whatever clients do."""
 
 import asyncio
 import gc
@@ -28,7 +28,7 @@ def health() -> Health:
 
 @pytest.fixture
 def serve(health: Health) -> Iterator[Serve]:
-    """Give a function that serves health by these arguments, and returns the port."""
+    """Give a function that starts a server with these arguments and returns its port."""
     with ExitStack() as stack:
 
         def serve(duplicates: Callable[[], dict[str, object]] = dict, **arguments: Any) -> int:
@@ -41,8 +41,8 @@ def serve(health: Health) -> Iterator[Serve]:
 
 @pytest.fixture
 def port(serve: Serve) -> int:
-    """Give the port at which health is served."""
-    return serve(lambda: {"read": 0})
+    """Return the port of a server."""
+    return serve()
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def read_all(client: socket.socket) -> bytes:
 
 
 def send(client: socket.socket, data: bytes, times: int) -> None:
-    """Send it so many times; raises one of CUT_OFF, or TimeoutError where nobody reads."""
+    """Send data again and again. Raises one of CUT_OFF, or TimeoutError if nobody reads."""
     for _ in range(times):
         client.sendall(data)
 
@@ -75,7 +75,7 @@ def send(client: socket.socket, data: bytes, times: int) -> None:
 
 
 def test_readyz_names_what_is_missing_and_why(port: int, health: Health) -> None:
-    """Restarting it would not bring etcd back."""
+    """/livez stays fine: a restart would not bring etcd back."""
     assert get(port, "/readyz") == (200, {"ready": True, "missing": {}})
     missing = {"etcd": "not reached yet", "rabbitmq": "connection refused"}
     for name, why in missing.items():
@@ -118,14 +118,14 @@ def test_what_the_http_thread_reads_is_never_changed_in_place(health: Health) ->
 
 
 @pytest.mark.parametrize("asked", [b"", b"GET /livez HTTP/1.0\r\n\r\n"])
-def test_a_client_that_goes_without_its_answer_is_not_worth_a_line(
+def test_a_client_that_leaves_early_is_not_logged(
     port: int, caplog: pytest.LogCaptureFixture, asked: bytes
 ) -> None:
     for resets in (1, 1, 0, 0):
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", resets, 0))
             client.sendall(asked)
-    # Whoever came before it has been accepted.
+    # By now, the clients before this one have been accepted.
     assert get(port, "/livez")[0] == 200
     gc.collect()
     assert caplog.text == ""
@@ -133,13 +133,13 @@ def test_a_client_that_goes_without_its_answer_is_not_worth_a_line(
 
 def test_livez_is_answered_while_the_event_loop_is_blocked(serve: Serve) -> None:
     async def block() -> tuple[int, object]:
-        return get(serve(), "/livez")  # Until it has its answer, nothing else runs on this loop.
+        return get(serve(), "/livez")  # It blocks this loop until it has the reply.
 
     assert asyncio.run(block()) == (200, {"alive": True})
 
 
 def test_a_client_that_goes_on_sending_bytes_is_cut_off(serve: Serve, connect: Connect) -> None:
-    """300 of them, who send each time they can: a deadline for each read would never pass."""
+    """There are 300, which send whenever they can: a deadline for each read would not help."""
     port = serve(deadline_s=1.0, most=400)
     left = {connect(port) for _ in range(300)}
     until_s = time.monotonic() + PATIENCE_S
@@ -153,13 +153,13 @@ def test_a_client_that_goes_on_sending_bytes_is_cut_off(serve: Serve, connect: C
     assert not left
 
 
-def test_above_the_cap_the_oldest_connection_gives_way(serve: Serve, connect: Connect) -> None:
-    """A probe is answered at once, however many are held open; the process keeps its files."""
+def test_above_the_limit_the_oldest_connection_is_closed(serve: Serve, connect: Connect) -> None:
+    """A probe gets its reply however many are open, and the process keeps its descriptors."""
     port = serve(deadline_s=3600.0)
     held = connect(port)
     assert {get(port, "/livez")[0] for _ in range(34)} == {200}
     held.sendall(b"GET /livez HTTP/1.0\r\n\r\n")
-    assert read_all(held).startswith(b"HTTP/1.1 200 OK\r\n"), "those that have ended do not count"
+    assert read_all(held).startswith(b"HTTP/1.1 200 OK\r\n"), "closed ones do not count"
     clients = [connect(port) for _ in range(34)]
     assert [read_all(client) for client in clients[:2]] == [b"", b""]
     assert get(port, "/livez")[0] == 200
@@ -169,7 +169,7 @@ def test_above_the_cap_the_oldest_connection_gives_way(serve: Serve, connect: Co
         assert read_all(client).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-def test_a_slow_reader_is_cut_off_and_hinders_nobody(serve: Serve, connect: Connect) -> None:
+def test_a_slow_reader_is_cut_off_and_delays_nobody(serve: Serve, connect: Connect) -> None:
     answer = {"read": "a" * 50_000_000}
     port = serve(lambda: answer, deadline_s=1.0)
     client = connect(port)
@@ -194,7 +194,7 @@ def test_a_slow_reader_is_cut_off_and_hinders_nobody(serve: Serve, connect: Conn
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"400 Bad Request"),
     ],
 )
-def test_what_is_no_question_gets_an_answer_that_says_what_to_ask(
+def test_the_reply_to_any_other_request_says_what_to_ask_for(
     port: int, connect: Connect, caplog: pytest.LogCaptureFixture, question: bytes, answered: bytes
 ) -> None:
     client = connect(port)
@@ -209,7 +209,7 @@ def test_what_is_no_question_gets_an_answer_that_says_what_to_ask(
 @pytest.mark.parametrize(
     "garbage", [b"G" * 10**6, b"GET /livez HTTP/1.1\r\n" + b"A: b\r\n" * 10**5]
 )
-def test_a_request_without_an_end_is_not_read_to_its_end(
+def test_an_endless_request_is_cut_off(
     serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture, garbage: bytes
 ) -> None:
     port = serve(deadline_s=3600.0)
@@ -229,7 +229,7 @@ def test_it_is_served_over_ipv6_too(port: int) -> None:
     assert get(port, "/livez")[0] == 200
 
 
-def test_a_machine_without_ipv6_serves_it_over_ipv4(
+def test_a_machine_without_ipv6_serves_over_ipv4(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
@@ -239,7 +239,7 @@ def test_a_machine_without_ipv6_serves_it_over_ipv4(
         socket.create_connection(("::1", port), PATIENCE_S)
 
 
-def test_after_the_end_the_port_is_free() -> None:
+def test_the_port_is_free_after_the_end() -> None:
     port = free_port()
     HealthServer(Health(), port, dict).close()
     HealthServer(Health(), port, dict).close()

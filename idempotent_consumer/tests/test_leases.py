@@ -1,4 +1,4 @@
-"""The window's lease and the claims' lease."""
+"""The lease of the window and the lease of claims."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_record_is_kept_for_the_window_at_least_and_a_tenth_more_at_most(windo
 
 
 def test_records_share_a_lease_that_is_bounded_in_time_and_in_records(replica: Replica) -> None:
-    """Its end deletes them in one step, in which etcd does nothing else."""
+    """When it ends, etcd deletes them in one step and does nothing else meanwhile."""
     for number in range(10):
         replica.commit(replica.ask(str(number)))
         replica.loop.advance(30)
@@ -71,7 +71,7 @@ def test_records_share_a_lease_that_is_bounded_in_time_and_in_records(replica: R
     assert (len(numbers), sum(numbers), max(numbers)) == (4, 26_010, 10_000)
 
 
-def test_a_window_of_zero_keeps_records_for_good() -> None:
+def test_a_window_of_zero_keeps_records_for_ever() -> None:
     replica = replica_with(window_s=0)
     replica.commit(replica.ask("1"))
     assert replica.etcd.sent("LeaseGrant") == []
@@ -82,9 +82,9 @@ def test_a_window_of_zero_keeps_records_for_good() -> None:
 
 @pytest.mark.parametrize("others", [[], [Kind.CLAIM]])
 def test_a_lease_that_was_granted_late_is_not_used(others: list[Kind]) -> None:
-    """It has less than the window left: etcd's clock for it started with its request.
+    """It has less than the window left, because etcd counts from the request.
 
-    So it is where the lease of others in its batch was late.
+    The same is true if the lease of other asks in the batch was granted late.
     """
     replica = replica_with(window_s=10)
     late_ttls_s = {15 if others else 11}
@@ -102,8 +102,8 @@ def test_a_lease_that_was_granted_late_is_not_used(others: list[Kind]) -> None:
 
 
 @pytest.mark.parametrize("window_s", [1, 10, 45])
-def test_a_short_window_records_by_an_etcd_that_is_slow(window_s: int) -> None:
-    """Else one lease after the other is granted too late to be used, and nothing is recorded."""
+def test_a_short_window_works_with_a_slow_etcd(window_s: int) -> None:
+    """Otherwise each lease would be granted too late to be used, and nothing recorded."""
     replica = replica_with(window_s)
     replica.etcd.fate = lambda _: etcd.Fate(answers_s=CALL_TIMEOUT_S - 0.1)
     replica.commit(replica.ask("1"))
@@ -123,7 +123,7 @@ def test_a_lease_from_before_the_machine_was_suspended_is_not_used() -> None:
 
 
 def test_a_claims_lease_does_not_grow_by_the_time_that_the_machine_was_suspended() -> None:
-    """Else what a process leaves behind that dies later would be called hours later."""
+    """Otherwise the claims of a process that dies would hold their events for hours."""
     with World() as world:
         order = world.start(Claimed(waits=True))
         order.etcd.script("LeaseGrant", etcd.Fate(answers_s=1.0))
@@ -140,7 +140,7 @@ def test_a_claims_lease_does_not_grow_by_the_time_that_the_machine_was_suspended
 
 
 def claim(replica: Replica, event_id: str = "1") -> int:
-    """Claim, and return the lease of the claim."""
+    """Claim an event, and return the claim's lease."""
     (answer,) = replica.commit(replica.ask(event_id, Kind.CLAIM))
     assert answer.landed
     assert answer.lease == lease_of(replica, event_id)
@@ -148,7 +148,7 @@ def claim(replica: Replica, event_id: str = "1") -> int:
 
 
 def left_s(replica: Replica, lease: int) -> float:
-    """Return how long claims under a lease last at least."""
+    """Return for how long, at least, a lease keeps its claims."""
     return replica.ledger.claim_remaining_s(lease)
 
 
@@ -162,7 +162,7 @@ def test_the_lease_lasts_three_calls_or_fifteen_seconds(call_s: float, ttl_s: in
 
 
 def test_a_claim_is_kept_alive_for_as_long_as_the_process_runs(replica: Replica) -> None:
-    """Its lease is granted for the first one."""
+    """The lease is granted for the first claim."""
     replica.commit(replica.ask("0"))
     replica.loop.advance(100)
     assert replica.etcd.sent("LeaseKeepAlive") == []
@@ -175,7 +175,7 @@ def test_a_claim_is_kept_alive_for_as_long_as_the_process_runs(replica: Replica)
 
 
 def test_what_remains_is_never_more_than_etcd_grants(replica: Replica) -> None:
-    """Counted from the sending, under replies that are late, lost and refused."""
+    """It is counted from the sending, even if replies are late, lost or errors."""
     lease = claim(replica)
     replica.etcd.script(
         "LeaseKeepAlive",
@@ -193,7 +193,7 @@ def test_what_remains_is_never_more_than_etcd_grants(replica: Replica) -> None:
 
 @pytest.mark.parametrize("noticed", [True, False])
 def test_a_lease_that_ended_at_etcd_is_replaced(replica: Replica, noticed: bool) -> None:
-    """Its keep-alive notices it, or the next claim."""
+    """Either the keep-alive notices that, or the next claim."""
     first = claim(replica)
     replica.store.revoke(first)
     if noticed:
@@ -205,10 +205,10 @@ def test_a_lease_that_ended_at_etcd_is_replaced(replica: Replica, noticed: bool)
     second = lease_of(replica, "2")
     assert second != first
     assert left_s(replica, second) > 0
-    assert left_s(replica, first) <= 0, "the claims under it are nobody's"
+    assert left_s(replica, first) <= 0, "nobody works on the claims under it"
 
 
-def test_a_late_keep_alive_brings_back_no_lease_that_was_given_up(replica: Replica) -> None:
+def test_a_late_keep_alive_does_not_bring_back_a_lease_given_up(replica: Replica) -> None:
     lease = claim(replica)
     replica.etcd.script("LeaseKeepAlive", etcd.Fate(answers_s=3.0))
     replica.loop.advance(5.5)
@@ -220,7 +220,7 @@ def test_a_late_keep_alive_brings_back_no_lease_that_was_given_up(replica: Repli
 
 
 def test_the_end_of_the_windows_lease_does_not_end_the_claims(replica: Replica) -> None:
-    """Which lease etcd did not know, its error does not say; the claim is still there."""
+    """etcd's error does not say which of the leases it does not know."""
     lease = claim(replica)
     replica.commit(replica.ask("0"))
     replica.store.revoke(lease_of(replica, "0"))

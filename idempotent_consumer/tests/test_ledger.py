@@ -1,14 +1,15 @@
-"""The ledger: what is concluded from each thing that etcd can answer, or not answer."""
+"""The ledger: what it concludes from etcd's replies, and from their absence."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from grpc import StatusCode
 
 from fakes.ledger import LONGER_THAN_ANY_BACKOFF_S, OTHER_DIGEST, Replica, digest_of
-from idempotent_consumer.event import Event, Publish, Put, check_effects
+from idempotent_consumer.event import Publish, Put
 from idempotent_consumer.ledger import GUARD_EVERY_S, RELEASED_S
 from idempotent_consumer.records import DONE, PUBLISHING, RELEASED, Kind
 from idempotent_consumer.settings import Settings
@@ -24,18 +25,11 @@ def replica() -> Replica:
 
 @pytest.fixture
 def other(replica: Replica) -> Replica:
-    """Give another replica on the same etcd."""
+    """Return another replica on the same etcd."""
     return Replica(replica, "b" * 32).open()
 
 
-def fill(store: etcd.Store) -> None:
-    """Let others write so much that etcd's revision tells nothing."""
-    for number in range(100):
-        store.put("/elsewhere", b"%d" % number)
-
-
-def test_effects_outlive_the_window_and_the_record_does_not(replica: Replica) -> None:
-    """A record stands under a lease, an order does not."""
+def test_an_effect_outlives_the_window_and_its_record_does_not(replica: Replica) -> None:
     replica.commit(replica.ask("1", effects=(EFFECT,)))
     replica.loop.freeze(24 * 3600 + 601)
     replica.loop.advance(24 * 3600 + 601)
@@ -51,8 +45,8 @@ def test_effects_outlive_the_window_and_the_record_does_not(replica: Replica) ->
         [*(etcd.Fate(late_s, error=etcd.TIMED_OUT) for late_s in (29, 3)), etcd.FINE],
     ],
 )
-def test_what_was_sent_several_times_is_put_once(replica: Replica, fates: list[etcd.Fate]) -> None:
-    """Whichever attempt comes first, the others find it there by its token."""
+def test_what_is_sent_several_times_is_put_once(replica: Replica, fates: list[etcd.Fate]) -> None:
+    """Whichever attempt applies first, the others recognise it by its token."""
     replica.etcd.script("Txn", *fates)
     replica.commit(replica.ask("1", effects=(EFFECT,)), replica.ask("2"))
     assert replica.answers == []
@@ -62,11 +56,11 @@ def test_what_was_sent_several_times_is_put_once(replica: Replica, fates: list[e
     assert puts == [b"/service/order/1", b"/orders/1", b"/service/order/2"]
 
 
-# Replies that are larger than gRPC receives.
+# Replies that are too large for gRPC.
 
 
 def room_for_reads(number: int) -> Callable[[etcd.Call], etcd.Fate]:
-    """Let a transaction's reply have room for so many reads; a larger one has applied as well."""
+    """Let a reply have room for this many reads. A transaction with more applies all the same."""
 
     def fate(call: etcd.Call) -> etcd.Fate:
         reads = call.method == "Txn" and sum(
@@ -82,12 +76,10 @@ def room_for_reads(number: int) -> Callable[[etcd.Call], etcd.Fate]:
 def test_large_records_are_read_in_several_replies(
     replica: Replica, other: Replica, kind: Kind, order: int
 ) -> None:
-    """Asking for all of them again would fail again, for ever."""
+    """Asking again for all of them would fail for ever."""
     events = [Publish("t", {"a": "x" * 100})]
-    asks = [other.ask(str(n), Kind.PUBLISH, digest=OTHER_DIGEST) for n in range(20)]
-    for ask in asks:
-        ask.effects = check_effects(events, "order", Event("1", "new_order", {}))
-    other.commit(*asks)
+    publish = partial(other.ask, kind=Kind.PUBLISH, digest=OTHER_DIGEST, effects=events)
+    other.commit(*(publish(str(n)) for n in range(20)))
     replica.etcd.fate = room_for_reads(3)
     replica.commit(*(replica.ask(str(n), kind) for n in range(25)[::order]))
     found = {answer.ask.key: answer.found for answer in replica.answers}
@@ -99,7 +91,7 @@ def test_large_records_are_read_in_several_replies(
 
 @pytest.mark.parametrize("kind", [Kind.RECORD, Kind.LOOK])
 def test_a_record_that_no_reply_has_room_for_is_held(replica: Replica, kind: Kind) -> None:
-    """Alone it cannot be split: the process would end, and find it again after each start."""
+    """It cannot be split. If the process ended, it would meet the record again at each start."""
     replica.store.put("/service/order/1", b"an operator's")
     replica.etcd.fate = room_for_reads(1)
     replica.commit(replica.ask("1", kind))
@@ -112,36 +104,36 @@ def test_a_record_that_no_reply_has_room_for_is_held(replica: Replica, kind: Kin
     assert replica.health.missing == {}
 
 
-def test_a_write_that_is_refused_as_too_large_is_held(replica: Replica) -> None:
-    """etcd's gRPC says of a request what ours says of a reply."""
-    text = "grpc: received message larger than max (1100000 vs. 1048576)"
-    refused = etcd.refused(text, StatusCode.RESOURCE_EXHAUSTED)
-    replica.etcd.script("Txn", *[refused] * 3)
-    replica.commit(replica.ask("1"))
-    assert replica.has_logged("warning", "--max-request-bytes")
-    assert text in replica.health.missing["etcd"]
-    replica.wait()
-    assert [answer.landed for answer in replica.answers] == [True]
-    assert replica.health.missing == {}
-
-
-def test_while_one_write_is_refused_etcd_is_away_whatever_else_it_takes(replica: Replica) -> None:
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("request is too large", StatusCode.UNKNOWN),
+        # etcd's gRPC says this of a request, and ours of a reply.
+        ("grpc: received message larger than max (2 vs. 1)", StatusCode.RESOURCE_EXHAUSTED),
+        ("mvcc: database space exceeded", StatusCode.RESOURCE_EXHAUSTED),
+    ],
+)
+def test_etcd_is_missing_while_it_refuses_one_write_whatever_else_it_answers(
+    replica: Replica, text: str, code: StatusCode
+) -> None:
     def fate(call: etcd.Call) -> etcd.Fate:
-        refused = call.method == "Txn" and b"/large" in call.request.SerializeToString()
-        return etcd.refused("request is too large") if refused else etcd.FINE
+        is_refused = call.method == "Txn" and b"/refused" in call.request.SerializeToString()
+        return etcd.refused(text, code) if is_refused else etcd.FINE
 
     replica.etcd.fate = fate
-    replica.commit(replica.ask("large"))
-    for number in range(20):
-        replica.commit(replica.ask(str(number)))
-        assert "too large" in replica.health.missing.get("etcd", "")
+    replica.commit(replica.ask("refused"))
+    kinds = [Kind.RECORD, Kind.LOOK] * 10
+    for number, kind in enumerate(kinds):
+        replica.commit(replica.ask(str(number), kind))
+        assert text in replica.health.missing.get("etcd", "")
         replica.loop.advance(1)
-    assert [answer.landed for answer in replica.answers] == [True] * 20
+    assert [answer.ask.kind for answer in replica.answers] == kinds
     replica.etcd.fate = lambda _: etcd.FINE
     replica.wait()
+    assert replica.answers[-1].landed
     assert replica.health.missing == {}
-    told = [line["event"] for line in replica.lines.entries if "answer" in line["event"]]
-    assert [event.partition(":")[0] for event in told] == [
+    lines = [line["event"] for line in replica.lines.entries if "answer" in line["event"]]
+    assert [event.partition(":")[0] for event in lines] == [
         "etcd does not answer",
         "etcd answers again",
     ]
@@ -157,10 +149,10 @@ def release(replica: Replica, event_id: str) -> None:
     assert replica.record(event_id).state == RELEASED
 
 
-def test_a_released_record_ends_by_itself_though_its_process_goes_on(replica: Replica) -> None:
-    """Under the claims' lease, which is kept alive, each failure would stay for good.
+def test_a_released_record_expires_while_its_process_goes_on(replica: Replica) -> None:
+    """Under the lease of the claims, which is kept alive, it would never expire.
 
-    Where etcd has ended the lease for released records, the next one is under another.
+    When etcd has ended the lease of released records, the next record gets a new one.
     """
     release(replica, "1")
     replica.loop.advance(RELEASED_S - LONGER_THAN_ANY_BACKOFF_S)
@@ -172,13 +164,15 @@ def test_a_released_record_ends_by_itself_though_its_process_goes_on(replica: Re
     release(replica, "3")
 
 
-def test_a_lost_window_lease_is_replaced_and_the_same_values_are_put(replica: Replica) -> None:
+def test_a_window_lease_that_has_ended_is_replaced_and_the_same_values_are_put(
+    replica: Replica,
+) -> None:
     replica.commit(replica.ask("0"))
     first = replica.store.get("/service/order/0").lease
     replica.store.revoke(first)
     ask = replica.ask("1", effects=(EFFECT,))
     replica.commit(ask)
-    assert replica.health.missing == {}, "it answers"
+    assert replica.health.missing == {}, "etcd has answered"
     replica.wait()
     assert replica.answers[-1].landed
     kv = replica.store.get("/service/order/1")
@@ -189,7 +183,7 @@ def test_a_lost_window_lease_is_replaced_and_the_same_values_are_put(replica: Re
     assert [r.success[0].request_put.lease for r in attempts] == [first, kv.lease]
 
 
-# Errors that say nothing.
+# Errors after which the outcome is unknown.
 
 
 @pytest.mark.parametrize(
@@ -201,7 +195,7 @@ def test_a_lost_window_lease_is_replaced_and_the_same_values_are_put(replica: Re
     ],
 )
 def test_an_error_holds_the_batch_until_it_is_over(replica: Replica, error: etcd.Fate) -> None:
-    """No status parks, splits or settles: the same transaction is sent until it is answered."""
+    """No status parks, splits or settles: the same transaction is sent until etcd answers."""
     replica.etcd.fate = lambda _: error
     replica.commit(replica.ask("1"), replica.ask("2"))
     replica.loop.advance(600)
@@ -210,7 +204,7 @@ def test_an_error_holds_the_batch_until_it_is_over(replica: Replica, error: etcd
     why = f"etcd at localhost:2379: {error.error.details()}"
     assert replica.health.missing == {"etcd": why}
     warnings = [line for line in replica.lines.entries if line["log_level"] == "warning"]
-    assert [line["error"] for line in warnings] == [why], "one for all"
+    assert [line["error"] for line in warnings] == [why], "one for all attempts"
     assert 300 < len(replica.etcd.sent("LeaseGrant")) < 1500, "about one a second, with jitter"
     replica.etcd.fate = lambda _: etcd.FINE
     replica.wait()
@@ -218,32 +212,14 @@ def test_an_error_holds_the_batch_until_it_is_over(replica: Replica, error: etcd
     assert replica.health.missing == {}
     replica.store.wipe()
     replica.loop.advance(GUARD_EVERY_S + 1)
-    assert "etcd" in replica.health.missing, "the guard has gone on"
-
-
-def test_a_full_etcd_is_not_back_because_it_answers_a_look(replica: Replica) -> None:
-    replica.commit(replica.ask("0"))
-    replica.store.out_of_space = True
-    replica.commit(replica.ask("1"))
-    replica.commit(replica.ask("2", Kind.LOOK))
-    assert list(replica.health.missing) == ["etcd"]
-    assert not replica.has_logged("info", "answers again")
-    replica.loop.advance(60)
-    assert [answer.ask.kind for answer in replica.answers] == [Kind.RECORD, Kind.LOOK]
-    replica.store.out_of_space = False
-    replica.wait()
-    assert replica.health.missing == {}
-    assert replica.record("1").state == DONE
+    assert "etcd" in replica.health.missing, "the incarnation is still checked"
 
 
 # An etcd that is not the one seen before: wiped, or restored from an older state.
 
 
 def assert_halted(replica: Replica, why: str) -> None:
-    """Nothing is answered or written any more, in an hour of good weather, and it says why.
-
-    The other etcd's revisions begin again: a record expected at one of them may be there.
-    """
+    """Assert that for an hour nothing is answered or written, and that it says why."""
     answers, sent = len(replica.answers), len(replica.etcd.sent("Txn"))
     assert why in replica.health.missing["etcd"]
     assert replica.has_logged("critical", why)
@@ -255,21 +231,19 @@ def assert_halted(replica: Replica, why: str) -> None:
     assert not replica.ledger.is_done(digest_of("1"))
 
 
-def wipe_and_fill(replica: Replica) -> None:
-    """Its revision has passed the one seen before; only the missing key tells."""
-    replica.store.wipe()
-    fill(replica.store)
+def wipe(replica: Replica) -> None:
+    """The revision is higher than before, so only the missing incarnation key tells."""
+    replica.store.wipe(100)
 
 
-def wipe_and_begin_anew(replica: Replica) -> None:
-    """Another replica has given the new data their name."""
-    replica.store.wipe()
+def wipe_and_start_another(replica: Replica) -> None:
+    """Another replica has written an incarnation key into the new data."""
+    wipe(replica)
     Replica(replica, "b" * 32).open()
-    fill(replica.store)
 
 
 def restore(replica: Replica) -> None:
-    """Only what was recorded last is missing: all that is still there is true."""
+    """Only the latest records are missing; the others are still true."""
     older = replica.store.snapshot()
     for number in range(2, 7):
         replica.commit(replica.ask(str(number)))
@@ -284,18 +258,18 @@ INCARNATION = "wiped: its incarnation key is not the one seen at the start"
     ("change", "why"),
     [
         (lambda replica: replica.store.wipe(), f"{REVISION} 1, 3 seen before"),
-        (wipe_and_fill, INCARNATION),
-        (wipe_and_begin_anew, INCARNATION),
+        (wipe, INCARNATION),
+        (wipe_and_start_another, INCARNATION),
         (restore, REVISION),
     ],
 )
 @pytest.mark.parametrize("asked", ["new event", "duplicate", ""])
-def test_nothing_is_settled_once_etcd_is_another(
+def test_nothing_is_settled_after_etcd_was_wiped_or_restored(
     replica: Replica, change: Callable[[Replica], None], why: str, asked: str
 ) -> None:
-    """Not even what is found there: the record beside it may be missing. All is held.
+    """Not even a duplicate whose record is still there: another record may be missing.
 
-    Traffic that is all known duplicates asks nothing: the guard looks.
+    If every delivery is a known duplicate, etcd is not asked; the check of the incarnation notices.
     """
     replica.commit(replica.ask("1"))
     replica.loop.advance(GUARD_EVERY_S)
@@ -308,36 +282,34 @@ def test_nothing_is_settled_once_etcd_is_another(
     replica.loop.advance(GUARD_EVERY_S + 0.1)
     assert_halted(replica, why)
     assert len(replica.answers) == answers
-    # An older state takes a new event; nothing is concluded from it.
+    # An older state accepts a new event, but nothing is concluded from it.
     written = change is restore and asked == "new event"
     assert len(replica.store.puts("/service/")) == puts + written
 
 
-def test_a_record_that_is_kept_for_good_does_not_land_in_another_etcd() -> None:
-    """One with a window does not in any case: its lease is not known there."""
+def test_a_record_without_a_lease_does_not_land_in_another_etcd() -> None:
+    """With a window, the other etcd refuses it anyway, because it does not know the lease."""
     replica = Replica(settings=Settings(enable_etcd=True, dedup_window_s=0)).open()
-    wipe_and_fill(replica)
+    wipe(replica)
     replica.commit(replica.ask("1"))
     assert replica.store.puts("/service/") == []
     assert_halted(replica, INCARNATION)
 
 
-@pytest.mark.parametrize("told_s", [0.0, 1.0])
-def test_what_the_import_is_told_counts(replica: Replica, other: Replica, told_s: float) -> None:
-    """A process that has recorded nothing yet knows by it what etcd's data had come to."""
+def test_a_restore_after_the_import_is_noticed(replica: Replica, other: Replica) -> None:
+    """A process that has recorded nothing yet has seen etcd's revision only in the import."""
     older = replica.store.snapshot()
     other.commit(other.ask("1"), other.ask("2"))
     other.commit(other.ask("3"))
-    replica.loop.advance(told_s)
+    replica.loop.advance(1.0)
     replica.store.restore(older)
     replica.commit(replica.ask("4"))
-    assert len(replica.answers) == (0 if told_s else 1)
-    if told_s:
-        assert_halted(replica, REVISION)
+    assert replica.answers == []
+    assert_halted(replica, REVISION)
 
 
-def test_an_etcd_without_history_is_told_from_the_one_known_whatever_reply_is_lost() -> None:
-    """Who starts on a wiped etcd is told so by this line alone."""
+def test_the_log_says_whether_etcd_holds_a_history_whatever_reply_is_lost() -> None:
+    """For a service that starts on a wiped etcd, this line is the only sign of it."""
     first = Replica()
     first.etcd.script("Txn", etcd.ANSWER_LOST)
     first.open().wait()
@@ -350,13 +322,12 @@ def test_an_etcd_without_history_is_told_from_the_one_known_whatever_reply_is_lo
 
 
 def test_a_start_that_spans_a_wipe_does_not_bring_the_old_incarnation_back() -> None:
-    """Its first attempt applied, unseen, and gave the old data their name."""
+    """Its first attempt, whose reply was lost, has written the incarnation of the old data."""
     starting = Replica()
     starting.etcd.script("Txn", etcd.ANSWER_LOST, *[etcd.REQUEST_LOST] * 3)
     starting.open()
     running = Replica(starting, "b" * 32).open()
-    running.store.wipe()
-    fill(running.store)
+    wipe(running)
     starting.wait()
     running.commit(running.ask("1"))
     running.wait()
@@ -364,8 +335,10 @@ def test_a_start_that_spans_a_wipe_does_not_bring_the_old_incarnation_back() -> 
     assert running.answers == []
 
 
-def test_a_claim_is_no_other_record_at_its_revision(replica: Replica, other: Replica) -> None:
-    """What a frozen replica does not notice when etcd's revision has passed what it has seen."""
+def test_a_claim_is_not_taken_for_another_record_at_its_revision(
+    replica: Replica, other: Replica
+) -> None:
+    """A restore goes unnoticed by a replica that is frozen until the revision is higher again."""
     older = other.store.snapshot()
     (claimed,) = replica.commit(replica.ask("1", Kind.CLAIM))
     revision = replica.store.get("/service/order/1").mod_revision

@@ -1,4 +1,4 @@
-"""Log lines, and that nobody waits for whoever reads them."""
+"""Log lines, and that a service never waits for their reader."""
 
 import gc
 import io
@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
 
@@ -18,6 +18,8 @@ from idempotent_consumer import Event, Service
 from idempotent_consumer.log import Logs
 from idempotent_consumer.testing import InMemory, Receiver
 
+Output = Callable[..., str]
+
 
 @pytest.fixture(autouse=True)
 def _as_it_was() -> Iterator[None]:
@@ -25,9 +27,66 @@ def _as_it_was() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+@pytest.fixture
+def output(capsys: pytest.CaptureFixture[str]) -> Output:
+    """Return a function that logs one warning and returns what was written."""
+
+    def output(event: str, style: str | None = None, level: str = "info", **values: Any) -> str:
+        logs = Logs("order", level, style)
+        logs.logger.warning(event, **values)
+        logs.close()
+        return capsys.readouterr().out
+
+    return output
+
+
+def test_a_line_is_json_if_no_terminal_reads_it(output: Output) -> None:
+    line = json.loads(output("parked", event_id="ä\n1"))
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {"service": "order", "event": "parked", "event_id": "ä\n1", "level": "warning"}
+
+
+def test_a_console_line_is_plain_text(output: Output) -> None:
+    out = output("parked", "console", event_id="ä\n1")
+    assert "parked" in out
+    assert "{" not in out
+    assert out.count("\n") == 1, "an id with a line break is still one line"
+
+
+def test_no_text_from_outside_controls_a_terminal(output: Output) -> None:
+    """Not even if it is the whole line, or has characters that cannot be encoded."""
+    hostile = "\x1b[2J\x9b31m\u202e\ud800"
+    out = output(hostile, "console", event_id=hostile, exc_info=ValueError(hostile))
+    assert out.count(r"\x1b[2J\x9b31m\u202e\ud800") == 3
+    assert out.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+def test_a_long_traceback_loses_its_middle(output: Output, style: str) -> None:
+    """A megabyte for each event that fails would be too much for a log."""
+    out = output("failed", style, exc_info=ValueError(f"{'x' * 1_000_000} is no price"))
+    assert len(out) < 25_000
+    assert "ValueError: xxx" in out
+    assert "xxx is no price" in out
+
+
+@pytest.mark.parametrize(("level", "lines"), [("warning", 1), ("error", 0)])
+def test_lines_below_the_level_are_not_written(output: Output, level: str, lines: int) -> None:
+    assert output("parked", level=level).count("\n") == lines
+
+
+def test_a_logger_made_at_import_time_writes_there_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """It was made before there were any settings."""
+    mine = structlog.get_logger(service="notify")
+    logs = Logs("notify", "info", "json")
+    mine.info("notification", event_id="1")
+    logs.close()
+    assert json.loads(capsys.readouterr().out)["event"] == "notification"
+
+
 @contextmanager
 def piped() -> Iterator[int]:
-    """Let standard output go into a pipe, which holds 64 KiB, and give the end to read from."""
+    """Redirect standard output into a pipe, which holds 64 KiB, and give the end to read from."""
     reading, writing = os.pipe()
     stream = os.fdopen(writing, "w", buffering=1)
     with redirect_stdout(stream):
@@ -37,99 +96,28 @@ def piped() -> Iterator[int]:
         stream.close()
 
 
-def logged(
-    capsys: pytest.CaptureFixture[str], level: str = "info", style: str | None = None
-) -> str:
-    logs = Logs("order", level, style)
-    logs.logger.info("processed", event_id="ä\n1")
-    logs.logger.debug("detail")
-    logs.close()
-    return capsys.readouterr().out
-
-
-def test_a_line_is_json_where_no_terminal_reads(capsys: pytest.CaptureFixture[str]) -> None:
-    line = json.loads(logged(capsys))
-    assert line.pop("timestamp").endswith("Z")
-    assert line == {"service": "order", "event": "processed", "event_id": "ä\n1", "level": "info"}
-
-
-def test_people_get_words(capsys: pytest.CaptureFixture[str]) -> None:
-    out = logged(capsys, style="console")
-    assert "processed" in out
-    assert "{" not in out
-    assert out.count("\n") == 1, "an id with a line break is one line all the same"
-
-
-def test_a_strangers_text_does_nothing_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """Not even where it is the whole line, or has what no terminal could be sent."""
-    hostile = "\x1b[2J\x9b31m\u202e\ud800"
-    logs = Logs("order", "info", "console")
-    logs.logger.warning(hostile, event_id=hostile, exc_info=ValueError(hostile))
-    logs.close()
-    out = capsys.readouterr().out
-    assert out.count(r"\x1b[2J\x9b31m\u202e\ud800") == 3
-    assert out.replace("\n", "").isprintable()
-
-
-@pytest.mark.parametrize("style", ["json", "console"])
-def test_a_long_traceback_loses_its_middle(capsys: pytest.CaptureFixture[str], style: str) -> None:
-    """A line of a megabyte for each event that fails is more than a log can hold."""
-    logs = Logs("order", "info", style)
-    logs.logger.warning("failed", exc_info=ValueError(f"{'x' * 1_000_000} is no price"))
-    logs.close()
-    out = capsys.readouterr().out
-    assert len(out) < 25_000
-    assert "ValueError: xxx" in out
-    assert "xxx is no price" in out
-
-
-@pytest.mark.parametrize(("level", "lines"), [("debug", 2), ("warning", 0)])
-def test_the_level_is_kept(capsys: pytest.CaptureFixture[str], level: str, lines: int) -> None:
-    assert logged(capsys, level).count("\n") == lines
-
-
-def test_the_services_own_loggers_write_there_too(capsys: pytest.CaptureFixture[str]) -> None:
-    """One that was made at import time, before there were any settings."""
-    mine = structlog.get_logger(service="notify")
-    logs = Logs("notify", "info", "json")
-    mine.info("notification", event_id="1")
-    logs.close()
-    assert json.loads(capsys.readouterr().out)["event"] == "notification"
-
-
 def say(logs: Logs, lines: int) -> None:
     for number in range(lines):
         logs.logger.info("processed", number=number)
 
 
-def test_a_reader_that_does_not_read_holds_up_nobody_and_what_is_dropped_is_counted() -> None:
-    """When the pipe is full the writing thread stands still, and the caller must not."""
+def test_a_reader_that_does_not_read_delays_nobody_and_dropped_lines_are_counted() -> None:
+    """If the pipe is full, the writing thread is blocked, and the caller must not be."""
     with piped() as reading:
         logs, said = Logs("order", "info", "json"), 30_000
         ends_in_time(lambda: say(logs, said))
         written, dropped, rest = 0, 0, b""
         while written + dropped < said:
             *lines, rest = (rest + os.read(reading, 1 << 16)).split(b"\n")
-            told = [int(line.split()[1]) for line in lines if line.startswith(b"(log: ")]
-            written, dropped = written + len(lines) - len(told), dropped + sum(told)
+            reports = [int(line.split()[1]) for line in lines if line.startswith(b"(log: ")]
+            written, dropped = written + len(lines) - len(reports), dropped + sum(reports)
         assert dropped > 0
         assert written >= 10_000
         logs.close()
 
 
-def test_a_reader_that_went_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken(io.StringIO):
-        def write(self, _text: str) -> int:
-            raise BrokenPipeError
-
-    monkeypatch.setattr(sys, "stdout", Broken())
-    logs = Logs("order", "info", "json")
-    ends_in_time(lambda: say(logs, CALLS))
-    logs.close()
-
-
 @pytest.mark.parametrize("lines", [5_000, 20_000], ids=["pipe full", "backlog full"])
-def test_a_reader_that_does_not_read_does_not_hold_up_the_end(lines: int) -> None:
+def test_a_reader_that_does_not_read_does_not_delay_the_end(lines: int) -> None:
     with piped():
         logs = Logs("order", "info", "json")
         ends_in_time(lambda: say(logs, lines))
@@ -139,10 +127,10 @@ def test_a_reader_that_does_not_read_does_not_hold_up_the_end(lines: int) -> Non
 def test_lines_that_cannot_be_written_are_counted_until_one_can(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As where the disk is full for a while."""
+    """As while the disk is full, or after the reader has gone."""
 
     class Full(io.StringIO):
-        left = 3
+        left = CALLS
 
         def write(self, text: str) -> int:
             if self.left:
@@ -153,15 +141,15 @@ def test_lines_that_cannot_be_written_are_counted_until_one_can(
     stream = Full()
     monkeypatch.setattr(sys, "stdout", stream)
     logs = Logs("order", "info", "json")
-    for number in range(4):
-        logs.msg(f"{number}")
+    ends_in_time(lambda: say(logs, CALLS))
+    logs.msg("written")
     logs.close()
     logs._thread.join(DEADLINE_S)
-    assert stream.getvalue().startswith("3\n(log: 3 lines dropped")
+    assert stream.getvalue().startswith(f"written\n(log: {CALLS} lines dropped")
 
 
 class Dying:
-    """What the garbage collector ends, for it is in a cycle, and that logs it."""
+    """An object in a cycle, which the garbage collector ends, and which logs that."""
 
     def __init__(self, logs: Logs) -> None:
         self.itself, self.logs = self, logs
@@ -170,12 +158,12 @@ class Dying:
         self.logs.msg("gone")
 
 
-def test_a_line_that_comes_amid_another_holds_up_nobody() -> None:
-    """From a finalizer, as of a client that was not closed: the collector runs at any point."""
+def test_a_line_logged_during_another_blocks_nobody() -> None:
+    """As by a finalizer of a client that was not closed: the collector may run at any point."""
     before = gc.get_threshold()
     with piped():
         logs = Logs("order", "info", "json")
-        say(logs, 20_000)  # From here on they are dropped, which takes more steps.
+        say(logs, 20_000)  # From here on lines are dropped, which takes more steps.
 
         def leave() -> None:
             for _ in range(1_000):
@@ -192,7 +180,7 @@ def test_a_line_that_comes_amid_another_holds_up_nobody() -> None:
 
 
 class Closing(io.StringIO):
-    """A stream that meets the writer's end with each line: nothing more is looked for after it."""
+    """A stream whose writer ends right after each line, without another look at the queue."""
 
     logs: Logs
     flushed = ""
@@ -206,7 +194,7 @@ class Closing(io.StringIO):
 
 
 def test_the_last_line_is_flushed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that ends by os._exit loses what is not."""
+    """A process that ends by os._exit would lose it."""
     stream = Closing()
     monkeypatch.setattr(sys, "stdout", stream)
     stream.logs = Logs("order", "info", "json")
@@ -217,17 +205,15 @@ def test_the_last_line_is_flushed_at_the_end(monkeypatch: pytest.MonkeyPatch) ->
 
 @contextmanager
 def logs_of_a_program() -> Iterator[logging.Logger]:
-    """Give the logs of one that has set up the standard library's logging as most do."""
+    """Give a logger of a program that has set up the standard library's logging as most do."""
     root = logging.getLogger()
     kept, level, root.handlers = list(root.handlers), root.level, []  # pytest has its own.
     logging.basicConfig(level=logging.CRITICAL)
-    root.addHandler(logging.NullHandler())
+    root.addHandler(logging.NullHandler())  # It stands for one that sends lines elsewhere.
     logs = Logs("order", "info", "json")
     yield logging.getLogger("billing.prices")
     logs.close()
-    assert [type(other) for other in root.handlers] == [logging.NullHandler], (
-        "it may send elsewhere"
-    )
+    assert [type(other) for other in root.handlers] == [logging.NullHandler]
     root.handlers, root.level = kept, level
 
 
@@ -244,7 +230,7 @@ def test_the_standard_librarys_lines_come_in_our_format(capsys: pytest.CaptureFi
     assert first == {**named, "event_id": "1", "event": "price of EUR", "level": "info", "n": 1}
     assert (second["event"], second["level"]) == ("no price", "error")
     assert second["exception"].endswith("KeyError: 'EUR'")
-    assert err == "", "what basicConfig has set up would write each line once more"
+    assert err == "", "basicConfig's handler would write each line a second time"
 
 
 class Unreadable(list[str]):
@@ -260,14 +246,9 @@ class Unformatted(Exception):
     __notes__ = Unreadable()
 
 
-def test_an_exception_that_cannot_be_formatted_ends_nothing(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    logs = Logs("order", "info", "json")
-    logs.logger.warning("failed: it comes back later", event_id="1", exc_info=Unformatted())
-    logs.close()
-    line = json.loads(capsys.readouterr().out)
-    assert (line["event"], line["event_id"]) == ("failed: it comes back later", "1")
+def test_an_exception_that_cannot_be_formatted_ends_nothing(output: Output) -> None:
+    line = json.loads(output("failed", event_id="1", exc_info=Unformatted()))
+    assert (line["event"], line["event_id"]) == ("failed", "1")
     assert line["exception"] == "its traceback cannot be written: KeyError"
 
 
@@ -293,7 +274,7 @@ CIRCULAR.append(CIRCULAR)
 
 @pytest.mark.parametrize("style", ["json", "console"])
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "shown"),
     [
         ({("eu", 1): 2}, "{('eu', 1): 2}"),
         ({b"eu": 2}, "{b'eu': 2}"),
@@ -303,10 +284,10 @@ CIRCULAR.append(CIRCULAR)
         ([Unprintable()], "list, whose repr raises KeyError"),
     ],
 )
-def test_a_value_that_cannot_be_rendered_costs_no_second_call(
-    value: Any, told: str, style: str, capsys: pytest.CaptureFixture[str]
+def test_a_value_that_cannot_be_rendered_causes_no_second_call(
+    value: Any, shown: str, style: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Else the line raises into the handler that logs it, and its event is retried."""
+    """If the line raised into the handler that logs it, the event would be retried."""
     service, receiver = Service("mail", noun="mails"), Receiver()
 
     @service.claimed_handler("new_order", timeout_s=5)
@@ -320,5 +301,5 @@ def test_a_value_that_cannot_be_rendered_costs_no_second_call(
     logs.close()
     assert (len(receiver.calls), world.raised) == (1, [])
     [line] = [each for each in capsys.readouterr().out.splitlines() if "sent" in each]
-    assert told in line
+    assert shown in line
     assert "event_id" in line

@@ -1,4 +1,4 @@
-"""A record's value, and the batches that asks are sent in."""
+"""A record's value, and batches of asks."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def test_a_record_is_read_as_it_was_written(state: str, events: tuple[Outgoing, 
 
 @pytest.mark.parametrize("token", ['by "hand"', "C:\\hand", "hand\n", "hand é"])
 def test_any_token_that_was_read_can_be_written(token: str) -> None:
-    """A record that somebody else wrote keeps its token when its events have been published."""
+    """Another writer's record keeps its token when its events have been published."""
     assert decode(encode(DONE, DIGEST, token, "now")).token == token
 
 
-def test_headers_stand_beside_the_events_where_older_versions_do_not_look() -> None:
+def test_headers_are_a_member_that_older_versions_ignore() -> None:
     events = (
         EVENTS[0]._replace(headers={"traceparent": "00-1", "n": 2**40, "new": True}),
         EVENTS[1],
@@ -89,7 +89,7 @@ def changed(value: bytes, **members: Any) -> bytes:
             for member in ("state", "digest", "token", "time")
             for value in (None, 7, ["done"], {"done": "done"})
         ),
-        # Without events that can be published it would never be done.
+        # Without valid events it could never become done.
         *(changed(PUBLISHING_VALUE, events=events) for events in NO_EVENTS),
         *(
             encode(PUBLISHING, DIGEST, "t", "now", [EVENTS[0], Outgoing(event)])
@@ -98,12 +98,12 @@ def changed(value: bytes, **members: Any) -> bytes:
         *(changed(PUBLISHING_VALUE, headers=headers) for headers in NO_HEADERS),
     ],
 )
-def test_a_value_that_nobody_here_wrote_is_done_and_no_events(value: bytes) -> None:
+def test_a_value_in_another_format_is_done_and_belongs_to_no_event(value: bytes) -> None:
     assert decode(value) == Record(DONE, "unreadable", "", "", value)
 
 
 @pytest.mark.parametrize("value", [b"", b"x", b"[]", b'{"state":"done"}'])
-def test_the_digest_of_a_value_that_nobody_here_wrote_is_no_events(value: bytes) -> None:
+def test_the_digest_of_a_value_in_another_format_belongs_to_no_event(value: bytes) -> None:
     assert digest_if_done(value) == "unreadable"
 
 
@@ -132,7 +132,7 @@ def asks_with(
 @pytest.mark.parametrize(
     ("batch_size", "max_operations", "effects", "expected"),
     [
-        (128, 128, 0, 127),  # One comparison is the incarnation's.
+        (128, 128, 0, 127),  # The incarnation takes one comparison.
         (128, 1024, 0, 128),
         (16, 128, 0, 16),
         (128, 128, 1, 64),
@@ -146,13 +146,13 @@ def asks_with(
 def test_a_batch_keeps_to_etcds_operations(
     replica: Replica, batch_size: int, max_operations: int, effects: int, expected: int
 ) -> None:
-    """Comparisons, THEN and ELSE are counted separately, as etcd counts them."""
+    """etcd counts comparisons, THEN and ELSE separately."""
     assert taken(batch_size, max_operations, asks_with(replica, 200, effects)) == expected
 
 
 @pytest.mark.parametrize("kind", [Kind.RECORD, Kind.CLAIM, Kind.LOOK, Kind.RELEASE])
 @pytest.mark.parametrize(("operations", "effects"), [(4, 0), (16, 0), (16, 1), (16, 14), (17, 2)])
-def test_etcd_takes_the_fullest_batch(kind: Kind, operations: int, effects: int) -> None:
+def test_etcd_accepts_a_full_batch(kind: Kind, operations: int, effects: int) -> None:
     replica = Replica(settings=Settings(enable_etcd=True, etcd_max_txn_ops=operations)).open()
     asks = asks_with(replica, 20, effects if kind is Kind.RECORD else 0, kind=kind)
     number = taken(128, operations, asks)
@@ -168,12 +168,12 @@ def test_a_batch_keeps_to_a_mebibyte(replica: Replica) -> None:
 
 
 def test_a_batch_counts_what_its_asks_expect(replica: Replica) -> None:
-    """A record that holds large events is compared as a whole when they are published."""
+    """When the events of a record are published, its whole value is compared."""
     asks = [replica.ask(str(n), expect=b"x" * 400_000) for n in range(3)]
     assert taken(128, 128, asks) == 2
 
 
-def test_an_effect_key_twice_goes_into_the_next_batch(replica: Replica) -> None:
+def test_an_effect_with_the_same_key_goes_into_the_next_batch(replica: Replica) -> None:
     """etcd refuses a transaction that writes one key twice."""
     asks = [replica.ask(str(n), effects=(Put("/stock/7", b"%d" % n),)) for n in range(3)]
     assert taken(128, 128, asks) == 1
@@ -185,11 +185,11 @@ def test_an_effect_key_twice_goes_into_the_next_batch(replica: Replica) -> None:
 
 @pytest.mark.parametrize(("effects", "bytes_each"), [(126, 10), (1, 1_400_000)])
 def test_an_event_alone_is_always_taken(replica: Replica, effects: int, bytes_each: int) -> None:
-    """What fits into no batch with others goes alone; what never fits is refused before."""
+    """If it fits into no batch with others, it goes alone. If it never fits, it is refused."""
     (ask,) = asks_with(replica, 1, effects, bytes_each)
     assert replica.ledger.why_never(ask.effects) is None
     replica.commit(ask)
-    assert replica.answer.landed
+    assert [answer.landed for answer in replica.answers] == [True]
     assert replica.etcd.sent("Txn")[-1].ByteSize() < 1536 * 1024
 
 
@@ -203,7 +203,7 @@ def test_an_event_alone_is_always_taken(replica: Replica, effects: int, bytes_ea
         ([Publish("t", headers={"h": "x" * 32_000})] * 60, "bytes"),
     ],
 )
-def test_effects_that_fit_no_transaction_are_refused(
+def test_effects_that_fit_into_no_transaction_are_refused(
     effects: list[Put | Publish], part: str
 ) -> None:
     assert part in (why_never(check_effects(effects, "order", EVENT), 128) or "")

@@ -1,4 +1,4 @@
-"""No secret of a setting stands in what a service or the command says."""
+"""No output of a service or of the command contains a secret from the settings."""
 
 import asyncio
 import io
@@ -13,7 +13,7 @@ from idempotent_consumer.service import Running, real_system
 from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.process import Counts, captured
 
-SECRET = "s3cret"  # noqa: S105 - one of this test alone.
+SECRET = "s3cret"  # noqa: S105 - it is only used here.
 CLOSED = "127.0.0.1:1"
 KEY = f"-----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END PRIVATE KEY-----"
 PATIENCE_S = 30.0
@@ -69,7 +69,7 @@ WRONG = {
         "BATCH_SIZE": "0",
     },
 }
-"""Wrong settings with a secret in them, at the right place or at a wrong one."""
+"""Wrong settings with a secret in them, in the right place or in a wrong one."""
 
 RIGHT = {
     "ENABLE_ETCD": "true",
@@ -79,12 +79,12 @@ RIGHT = {
     "ETCD_USER": "root",
     "ETCD_PASSWORD": SECRET,
 }
-"""Right settings, of servers that are away."""
+"""Valid settings for servers that are absent."""
 
 
 @pytest.mark.parametrize("environ", WRONG.values(), ids=WRONG)
-def test_a_wrong_setting_is_told_in_one_line_without_the_secret(environ: dict[str, str]) -> None:
-    """By the command here, as by a service (test_process.py): both say what is raised."""
+def test_a_wrong_setting_gives_one_line_without_the_secret(environ: dict[str, str]) -> None:
+    """The command prints the error's message, and so does a service (test_process.py)."""
     code, said = run(environ, "dead-letters", "list", "order")
     assert code == 2
     assert said.startswith(("RABBITMQ_", "ETCD_", "BATCH_SIZE"), len("idempotent-consumer: "))
@@ -107,7 +107,7 @@ def test_a_wrong_setting_is_told_in_one_line_without_the_secret(environ: dict[st
     ],
     ids=" ".join,
 )
-def test_the_command_names_no_secret_of_an_absent_server(
+def test_the_command_shows_no_secret_if_a_server_is_absent(
     verb: tuple[str, ...], more: tuple[str, ...]
 ) -> None:
     code, said = run(RIGHT, *verb, *more)
@@ -117,8 +117,8 @@ def test_the_command_names_no_secret_of_an_absent_server(
 
 
 @pytest.mark.parametrize("servers", ["rabbitmq rabbitmq-publishing", "etcd"])
-def test_a_service_logs_no_secret_where_a_server_is_away(servers: str) -> None:
-    """RabbitMQ is connected to without etcd, or after it."""
+def test_a_service_logs_no_secret_if_a_server_is_absent(servers: str) -> None:
+    """With etcd, it is reached before RabbitMQ, so RabbitMQ is tested without it."""
     lines = LogCapture()
 
     async def try_in_vain() -> dict[str, str]:
@@ -156,15 +156,15 @@ def test_a_wrong_url_of_the_management_api_is_not_shown(url: str) -> None:
     assert SECRET not in said
 
 
-def test_a_secret_does_not_stand_in_the_settings_own_text() -> None:
+def test_the_repr_of_settings_contains_no_secret() -> None:
     assert SECRET not in repr(Settings.from_environ(RIGHT))
 
 
 def run(environ: dict[str, str], *arguments: str) -> tuple[int, str]:
-    """Run the command, on real sockets, and return its exit code and all that it has said."""
+    """Run the command on real sockets; return its exit code and its output."""
     with redirect_stdout(io.StringIO()) as said, redirect_stderr(said):
         try:
             code = main(arguments, environ)
-        except SystemExit as ended:  # argparse's own way out.
+        except SystemExit as ended:  # Raised by argparse.
             code = int(str(ended.code))
     return code, said.getvalue()

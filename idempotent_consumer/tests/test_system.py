@@ -1,4 +1,4 @@
-"""How long is waited between attempts."""
+"""The waits between attempts."""
 
 from collections.abc import Callable
 from random import Random
@@ -9,24 +9,20 @@ from idempotent_consumer.system import Backoff, claim_wait, commit_wait, reconne
 
 
 class Longest(Random):
-    """Draws the longest wait."""
+    """Draws the upper bound."""
 
     def uniform(self, _: float, b: float) -> float:
         return b
 
 
-@pytest.fixture
-def backoff() -> Backoff:
-    return Backoff(Longest(), 1, 8)
-
-
-def test_a_backoff_grows_up_to_its_bound_and_begins_anew_after_a_success(backoff: Backoff) -> None:
+def test_a_backoff_grows_up_to_its_bound_and_can_start_again() -> None:
+    backoff = Backoff(Longest(), 1, 8)
     assert [backoff.next_s() for _ in range(6)] == [1, 2, 4, 8, 8, 8]
     assert backoff.waits == 6
     backoff.waits = 0
     assert backoff.next_s() == 1
     backoff.waits = 10_000
-    assert backoff.next_s() == 8, "after days too"
+    assert backoff.next_s() == 8, "no overflow after days"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A replica's ledger alone, on the etcd in memory: asks go in, answers come out."""
+"""A replica's ledger alone, on the etcd in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Self
 from structlog.testing import LogCapture
 
 from idempotent_consumer.cache import Cache
-from idempotent_consumer.event import Event, Put, check_effects
+from idempotent_consumer.event import Event, Publish, Put, check_effects
 from idempotent_consumer.health import Health
 from idempotent_consumer.ledger import EtcdLedger
 from idempotent_consumer.records import Answer, Ask, Kind, Record, decode
@@ -27,7 +27,7 @@ NOW_S = 1_800_000_000.0
 
 
 def digest_of(event_id: str) -> str:
-    """Return a digest that covers an id, as each does."""
+    """Return a digest that depends on the id, as every digest does."""
     return "1:" + sha256(event_id.encode()).hexdigest()[:32]
 
 
@@ -61,7 +61,6 @@ class Replica:
         self.etcd, self.health = FakeEtcd(self.loop.agenda, self.store), Health()
         self.lines = LogCapture()
         self.answers: list[Answer] = []
-        self.opened = False
         self._asked = 0
         self._tasks = asyncio.TaskGroup()
         self.ledger = EtcdLedger(
@@ -78,7 +77,7 @@ class Replica:
         self._running: Any = None
 
     def open(self) -> Self:
-        """Reach etcd, where it can be reached without time passing."""
+        """Open the ledger, as far as that needs no time to pass."""
         self._running = self.loop.create_task(self._run())
         self._running.add_done_callback(lambda run: run.cancelled() or run.result())
         self.loop.run_until_idle()
@@ -91,7 +90,7 @@ class Replica:
         *,
         expect: bytes | None = None,
         digest: str = "",
-        effects: Sequence[Put] = (),
+        effects: Sequence[Put | Publish] = (),
     ) -> Ask:
         """Return an ask with a token of its own."""
         self._asked += 1
@@ -102,7 +101,7 @@ class Replica:
         return Ask(kind, key, digest, token, None, expect, checked)
 
     def commit(self, *asks: Ask) -> list[Answer]:
-        """Commit asks as one batch; return what is answered without time passing."""
+        """Commit asks as one batch; return the answers that need no time to pass."""
         answered = len(self.answers)
         batch = self.ledger.batch()
         for ask in asks:
@@ -119,11 +118,6 @@ class Replica:
     def wait(self) -> None:
         self.loop.advance(LONGER_THAN_ANY_BACKOFF_S)
 
-    @property
-    def answer(self) -> Answer:
-        (answer,) = self.answers
-        return answer
-
     def has_logged(self, level: str, part: str) -> bool:
         """Return whether a line of this level contains this."""
         return any(line["log_level"] == level and part in str(line) for line in self.lines.entries)
@@ -131,10 +125,9 @@ class Replica:
     async def _run(self) -> None:
         async with self._tasks:
             await self.ledger.open()
-            self.opened = True
 
     async def _commit(self, asks: Sequence[Ask]) -> None:
-        """Commit until each ask has its answer, as a consumer does."""
+        """Commit until every ask has an answer, as a consumer does."""
         while asks:
             answers, asks = await self.ledger.commit(asks)
             self.answers += answers
