@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from etcd3.etcdrpc import RangeRequest, TxnRequest
 from structlog.typing import FilteringBoundLogger
+from tenacity import AsyncRetrying, retry_if_exception_type
 
 from . import etcd, names, records
 from .cache import Cache, Follower
@@ -239,18 +240,28 @@ class EtcdLedger:
 
     async def _until_known(self, send: Callable[[], Awaitable[T]]) -> T:
         """Send until there is a reply: after a failure the outcome is unknown."""
+        try:
+            return await send()
+        except EtcdError as error:
+            # Nearly every first attempt succeeds, so only the others pay for tenacity.
+            first = error
         this, backoff = object(), commit_wait(self._system.random)
-        while True:
-            try:
+        self._failed(this, first)
+        await asyncio.sleep(backoff.next_s())
+        recover = AsyncRetrying(
+            retry=retry_if_exception_type(EtcdError),
+            wait=lambda _: backoff.next_s(),
+            before_sleep=lambda state: self._failed(
+                this, state.outcome and state.outcome.exception()
+            ),
+        )
+        async for attempt in recover:
+            with attempt:
                 reply = await send()
-            except EtcdError as error:
-                self._failed(this, error)
-                await asyncio.sleep(backoff.next_s())
-            else:
-                self._answered(this)
-                return reply
+        self._answered(this)
+        return reply
 
-    def _failed(self, request: object, error: EtcdError) -> None:
+    def _failed(self, request: object, error: Any) -> None:
         """Note that a request has failed and will be sent again.
 
         etcd counts as absent until each of these has its answer: a full etcd still answers reads,
