@@ -166,9 +166,7 @@ class FakeBroker:
     # What the broker decides. A subclass may decide otherwise, or observe.
 
     def pick(self, queue: Queue, free: list[Session]) -> tuple[Message, Session]:
-        """Remove the next message, for one of the consumers with room; they take turns."""
-        queue.consumers.remove(free[0])
-        queue.consumers.append(free[0])
+        """Remove the next message, for one of the consumers with room."""
         return queue.ready.pop(0), free[0]
 
     def publishing(self, session: Session, message: Message) -> None:
