@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import TypeVar
+from typing import Any
 
 from grpc import StatusCode
 
@@ -60,8 +60,6 @@ OF_PROCESSES = ("killed", "frozen")
 
 OF_DATA = ("etcd wiped", "etcd restored")
 """Faults after which the service must stop settling. A run has at most one of them."""
-
-Target = TypeVar("Target")
 
 
 def record_key(event_id: str) -> bytes:
@@ -138,7 +136,7 @@ class Run:
         switch(True)
         self.agenda.later(lasts_s, partial(switch, False))
 
-    def hits(self, fault: str, targets: Sequence[Target], hit: Callable[[Target], object]) -> None:
+    def hits(self, fault: str, targets: Sequence[Any], hit: Callable[[Any], object]) -> None:
         """Let a fault hit one of the targets, if there are any."""
         if targets:
             target = self.rng.choice(targets)

@@ -54,10 +54,10 @@ class Life(Process):
 
     broker: SimulatedBroker
 
-    def __init__(self, name: str, world: World, on_ended: Callable[[Life], None]) -> None:
+    def __init__(self, world: World, slot: int, number: int) -> None:
         run = self.run = world.run
         rng, plan = run.rng, run.plan
-        self.name, self._on_ended = name, on_ended
+        self.world, self.slot, self.number, self.name = world, slot, number, f"p{slot}.{number}"
         self.ended_s: float | None = None
         self.steps, self.dies_at, self._cancelled = 0, 0, False
         self.freezes_at: dict[int, float] = {}
@@ -77,7 +77,7 @@ class Life(Process):
             max_bytes=plan.max_bytes,
         )
         self.task.add_done_callback(lambda _: self.end())
-        run.note(name, "starts")
+        run.note(self.name, "starts")
 
     # Where it freezes and dies.
 
@@ -126,7 +126,7 @@ class Life(Process):
         if self.ended_s is None:
             self.ended_s = self.agenda.now_s
             self.run.note(self.name, "is gone")
-            self._on_ended(self)
+            self.world.ended(self)
             self.kill()
 
     def on_defect(self, error: BaseException) -> None:
@@ -263,7 +263,7 @@ class World:
             self.agenda.later(1.0, partial(self._start, slot, number))
             return
         run, rng = self.run, self.run.rng
-        life = Life(f"p{slot}.{number}", self, partial(self._ended, slot, number))
+        life = Life(self, slot, number)
         Handlers(life, self.outside)
         # It dies and freezes at early steps as likely as at late ones.
         if run.faulty and self._kills_left and rng.random() < 0.8:
@@ -276,7 +276,7 @@ class World:
             life.freezes_at[step] = min(seconds, self.plan.longest_freeze_s)
         self.lives.append(life)
 
-    def _ended(self, slot: int, number: int, life: Life) -> None:
+    def ended(self, life: Life) -> None:
         """Note the end of a process, and start another one in its place."""
         if not life.in_step or life.task.done():
             life.judge_counts()
@@ -284,7 +284,7 @@ class World:
         self.broker.leave(life)
         rng = self.run.rng
         again_s = rng.choice([rng.uniform(0.05, 2.0), rng.uniform(2.0, 30.0)])
-        self.agenda.later(again_s, partial(self._start, slot, number + 1))
+        self.agenda.later(again_s, partial(self._start, life.slot, life.number + 1))
 
     def living(self) -> list[Life]:
         return [life for life in self.lives if life.alive]

@@ -35,7 +35,6 @@ class Agenda:
     def __init__(self) -> None:
         self.now_s, self.happened = 0.0, 0
         self.defects: list[BaseException] = []
-        self.stepping: Loop | None = None
         self._entries: list[tuple[float, int, Loop | None, Any]] = []
         self._numbers = count()
 
@@ -56,7 +55,7 @@ class Agenda:
 
         Raises the first defect: what a process's loop would pass to its exception handler.
         """
-        entries, self.stepping = self._entries, None
+        entries = self._entries
         with _outer_loop_set_aside():
             while entries and entries[0][0] <= until_s and not enough():
                 due_s, _, loop, step = heapq.heappop(entries)
@@ -232,9 +231,7 @@ class Loop(_Base):  # type: ignore[misc]
             return
         agenda.happened += 1
         self.in_step = True
-        if agenda.stepping is not self:
-            agenda.stepping = self
-            events._set_running_loop(self)  # noqa: SLF001 - asyncio's hook for event loops
+        events._set_running_loop(self)  # noqa: SLF001 - asyncio's hook for event loops
         try:
             step._run()  # noqa: SLF001 - as event loops do
         finally:
