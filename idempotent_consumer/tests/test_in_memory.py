@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from typing import Any
 
 import orjson
@@ -95,14 +96,14 @@ def test_a_service_receives_what_it_publishes_if_its_bindings_take_it(
     bindings: list[str], handled: list[str]
 ) -> None:
     service, seen = Service("order", noun="orders", exchange="shop", bindings=bindings), list[str]()
+    following = {"new_order": "order.packed", "order.packed": "order.shipped"}
 
-    def handle(event: Event, *following: str) -> list[Publish]:
+    def handle(event: Event) -> Publish | None:
         seen.append(event.type)
-        return [Publish(kind) for kind in following]
+        return Publish(following[event.type]) if event.type in following else None
 
-    service.handler("new_order")(lambda event: handle(event, "order.packed"))
-    service.handler("order.packed")(lambda event: handle(event, "order.shipped"))
-    service.handler("order.shipped")(handle)
+    for kind in (*following, "order.shipped"):
+        service.handler(kind)(handle)
     world = InMemory(service)
     world.publish(EVENTS[0], routing_key="new_order" if "new_order" in bindings else "x.packed")
     assert seen == handled
@@ -324,41 +325,41 @@ def test_calls_with_the_events_key_pass_both_checks(way: str) -> None:
     check_crashes(partial(caller, way, has_key=True), EVENTS)
 
 
-@pytest.mark.parametrize("way", ["plain", "async", "pure"])
-def test_calls_without_one_are_found_where_a_process_dies_behind_its_call(way: str) -> None:
-    check_duplicates(partial(caller, way, has_key=False), EVENTS)
-    with pytest.raises(AssertionError, match=r"outside differs killed at .* behind a call with"):
-        check_crashes(partial(caller, way, has_key=False), EVENTS)
+def marker(way: str) -> Made:
+    """Return a service that marks an event before its call."""
+    receiver, marked = Receiver(), set[str]()
+
+    def call(event: Event, _timeout_s: float) -> None:
+        if event.id not in marked:
+            marked.add(event.id)
+            receiver.take(event.id)
+
+    return calling(way, call), receiver.stored
 
 
-@pytest.mark.parametrize("way", ["plain", "task"])
-def test_an_event_that_is_marked_before_its_call_is_found(way: str) -> None:
-    def make() -> Made:
-        receiver, marked = Receiver(), set[str]()
+def counter() -> Made:
+    """Return a service whose effect depends on how often its handler runs."""
+    runs = count(1)
+    return pure(lambda _event: Put("/runs", str(next(runs)).encode())), lambda: None
 
-        def call(event: Event, _timeout_s: float) -> None:
-            if event.id not in marked:
-                marked.add(event.id)
-                receiver.take(event.id)
 
-        return calling(way, call), receiver.stored
-
+@pytest.mark.parametrize(
+    ("make", "difference"),
+    [
+        *[
+            (partial(caller, way, has_key=False), "outside differs killed at .* behind a call with")
+            for way in ("plain", "async", "pure")
+        ],
+        (partial(marker, "plain"), "outside differs killed at .* before a call"),
+        (partial(marker, "task"), "outside differs killed at .* before a call"),
+        (counter, "effects differs killed at step"),
+    ],
+)
+def test_what_only_a_crash_repeats_or_loses_is_found(
+    make: Callable[[], Made], difference: str
+) -> None:
     check_duplicates(make, EVENTS)
-    with pytest.raises(AssertionError, match=r"outside differs killed at .* before a call"):
-        check_crashes(make, EVENTS)
-
-
-def test_effects_that_depend_on_how_often_a_handler_runs_are_found() -> None:
-    def make() -> Made:
-        runs = list[str]()
-
-        def count(event: Event) -> Put:
-            runs.append(event.id)
-            return Put("/runs", str(len(runs)).encode())
-
-        return pure(count), lambda: None
-
-    with pytest.raises(AssertionError, match="effects differs killed at step"):
+    with pytest.raises(AssertionError, match=difference):
         check_crashes(make, EVENTS)
 
 

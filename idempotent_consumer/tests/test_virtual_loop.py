@@ -122,7 +122,7 @@ class Mortal(Loop):
 
     def act(self, when: str, what: object) -> None:
         super().act(when, what)
-        if (when, what) == ("behind", "the second"):
+        if (when, what) == ("after", "the second"):
             self.kill()
             raise Killed
 
@@ -135,7 +135,7 @@ def test_a_process_that_dies_within_a_step_does_nothing_more(
     def do(what: str) -> None:
         loop.act("before", what)
         seen.append(what)
-        loop.act("behind", what)
+        loop.act("after", what)
 
     async def helper() -> None:
         try:

@@ -49,7 +49,6 @@ class Checker:
             self.calls[call.event.id].append(call)
 
     def judge(self) -> None:
-        """Report everything that must not be."""
         self._judge_lost()
         self._judge_parked()
         for data in self._data:
@@ -249,5 +248,4 @@ class Checker:
 
 
 def _process(record: dict[str, str]) -> str:
-    """Return the id of the process that has written a record."""
     return record["token"].partition("/")[0]

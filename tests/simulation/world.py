@@ -117,7 +117,6 @@ class Life(Process):
         self.broker.go_silent(self, seconds)
 
     def stop(self) -> None:
-        """Stop it as SIGTERM does. A second signal changes nothing."""
         in_flight = self.running.intake.in_hand
         self.run.note(self.name, f"is stopped, {in_flight} in flight")
         super().stop()
@@ -130,7 +129,6 @@ class Life(Process):
             self.kill()
 
     def on_defect(self, error: BaseException) -> None:
-        """Report an exception that would end a real service."""
         lines = traceback.format_exception(error)
         self.run.violation("an exception ended the process", repr(error), *lines[-5:])
 
@@ -384,7 +382,6 @@ TIMED: dict[str, Timed] = {
 
 
 def draw_plan(rng: Random) -> Plan:
-    """Draw a run."""
     timeout_s = rng.choice([1.0, 5.0])
     delays = [(("1s", 1),), (("1s", 1), ("2s", 2)), (("1s", 1), ("5s", 5), ("10s", 10))]
     return Plan(

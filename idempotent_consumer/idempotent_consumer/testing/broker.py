@@ -29,7 +29,7 @@ _CAPABILITIES = {"publisher_confirms": True, "basic.nack": True}
 
 @dataclass(eq=False)
 class Message:
-    """A message. In a queue it has a ``number`` of its own, and ``returns`` counts its returns.
+    """A message. Each copy in a queue has its own ``number``; ``returns`` counts its returns.
 
     ``encoded`` are its properties as they are on the wire.
     """
@@ -102,7 +102,6 @@ class FakeBroker:
         self.consumed = self._stored = 0
 
     def connect(self, parameters: Any, **callbacks: Any) -> Connection:
-        """Connect the running process, as ``System.connect``."""
         connection = Connection(self, parameters, **callbacks)
         self.connections.append(connection)
         return connection
@@ -219,7 +218,7 @@ class FakeBroker:
             session.deliver(message)
 
     def take_back(self, queue: Queue, messages: list[Message]) -> None:
-        """Make messages ready again, behind other returned ones and ahead of the rest."""
+        """Requeue messages, after others that were returned and before the rest."""
         limit = queue.arguments.get("x-delivery-limit", 20)
         at = sum(message.returns > 0 for message in queue.ready)
         for message in messages:
@@ -310,7 +309,6 @@ class Session:
                 self._unread.pop(0)()
 
     def _send(self, method: Any, *content: bytes) -> None:
-        """Send a method; a message's encoded properties and body are its content."""
         self.connection.to_client.send(partial(self.connection.receive, method, *content))
 
     # What the broker sends.
@@ -338,7 +336,6 @@ class Session:
         self._send(spec.Basic.Cancel(self._consumer_tag))
 
     def close_channel(self, error: ChannelError) -> None:
-        """Close the channel for an error; the connection stays open."""
         if self.is_open:
             self._end_channel()
             self._send(spec.Channel.Close(*error.args, 0, 0))
@@ -470,7 +467,6 @@ class Session:
 
 
 def _encoded(properties: Any) -> bytes:
-    """Return properties as they are on the wire, where they are not yet bytes."""
     if isinstance(properties, bytes):
         return properties
     return b"".join((properties or pika.BasicProperties()).encode())
@@ -566,4 +562,4 @@ class Connection(amqp.Connection):
         """Send. The process may die before it has written, or after."""
         self.loop.act("before", sent)
         self.to_broker.send(arrive)
-        self.loop.act("behind", sent)
+        self.loop.act("after", sent)

@@ -87,7 +87,6 @@ class Data:
 
 
 def _is_in(key: bytes, start: bytes, range_end: bytes) -> bool:
-    """Return whether a key is in a range, in the notation of requests."""
     if not range_end:
         return key == start
     return start <= key and (range_end == b"\0" or key < range_end)
@@ -124,7 +123,6 @@ class Store:
         self._do_alone(pb.RequestOp(request_delete_range=delete))
 
     def revoke(self, lease: int) -> None:
-        """End a lease, as an operator might."""
         self.expire()
         self._end_lease(lease)
 
@@ -145,7 +143,6 @@ class Store:
 
     @property
     def leases(self) -> dict[int, float]:
-        """Return when each lease ends."""
         return {lease: ends_s for lease, (ends_s, _) in self.data.leases.items()}
 
     @property
@@ -173,7 +170,6 @@ class Store:
         self.restore(Data(revision))
 
     def end_watches(self, error: AioRpcError = CLOSED) -> None:
-        """End all watches, as lost connections do."""
         for watch in self.watches:
             watch.deliver(error)
 
@@ -489,7 +485,7 @@ class FakeChannel:
             call = self._call(method, request_serializer(request), metadata)
             call.loop.act("before", call)
             self._etcd.send(call)
-            call.loop.act("behind", call)
+            call.loop.act("after", call)
             timer = call.loop.call_later(timeout, self._etcd.answer, call, TIMED_OUT)
             try:
                 outcome = await call.answer

@@ -149,7 +149,7 @@ class Loop(_Base):  # type: ignore[misc]
         """Run between two steps."""
 
     def act(self, when: str, what: Any) -> None:
-        """Run "before" or "behind" each action that the outside can see; raises Killed if dead.
+        """Run "before" or "after" each action that the outside can see; raises Killed if dead.
 
         ``what`` is the ``etcd.Call`` or the ``broker.Sent``.
         """

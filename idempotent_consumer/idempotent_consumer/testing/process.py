@@ -101,7 +101,6 @@ class Process(Loop):
         self.call_soon(lambda: self.running.stop("SIGTERM"))
 
     def count(self, name: str) -> int:
-        """Return one of the service's counters."""
         return self.metrics.counts[f"{self.service.noun}_{name}"]
 
     def counts(self) -> dict[str, int]:
