@@ -30,7 +30,8 @@ Made = tuple[Service, Callable[[], object]]
 
 def pure(handler: Callable[..., Any], **options: Any) -> Service:
     service = Service("order", noun="orders")
-    service.handler("new_order", **options)(handler)
+    register: Any = service.handler("new_order", **options)
+    register(handler)
     return service
 
 
