@@ -19,6 +19,7 @@ from idempotent_consumer.testing import broker as amqp
 from idempotent_consumer.testing import etcd
 from idempotent_consumer.testing.broker import ChannelError, Connection, Message, Queue, Session
 from idempotent_consumer.testing.etcd import CLOSED, TIMED_OUT, Call, Change, Data, Fate
+from idempotent_consumer.testing.loop import Loop
 from simulation.run import EXCHANGE, PER_REQUEST, RECORDED, RECORDS, SERVICE, Run, records
 from simulation.workload import Sent
 
@@ -267,9 +268,9 @@ class SimulatedBroker(amqp.FakeBroker):
 
     # Connections.
 
-    def leave(self, life: Life) -> None:
-        """End the connections of a process that is gone; some of its last frames are lost."""
-        for connection in self.connections_of(life):
+    def gone(self, loop: Loop) -> None:
+        """End the connections of a dead process; some of what it has written is lost."""
+        for connection in self.connections_of(loop):
             written = self.rng.randint(0, connection.to_broker.under_way)
             self.lose(connection, (written, 0), (self.rng.expovariate(20), 0.0))
 

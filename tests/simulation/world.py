@@ -279,7 +279,7 @@ class World:
         if not life.in_step or life.task.done():
             life.judge_counts()
         self.outside.process_ended(life)
-        self.broker.leave(life)
+        self.broker.gone(life)
         rng = self.run.rng
         again_s = rng.choice([rng.uniform(0.05, 2.0), rng.uniform(2.0, 30.0)])
         self.agenda.later(again_s, partial(self._start, life.slot, life.number + 1))

@@ -67,8 +67,8 @@ class Process(Loop):
         etcd: FakeEtcd,
         settings: Settings = SETTINGS,
         *,
+        random: Random,
         clock_s: float = 0.0,
-        random: Random | None = None,
         threads: Callable[[int], Executor] = Threads,
         log: Any = None,
         elapsed_s: Callable[[], float] | None = None,
@@ -77,7 +77,6 @@ class Process(Loop):
         super().__init__(broker.agenda, clock_s)
         self.service, self.broker, self.etcd = service, broker, etcd
         self.metrics, self.lines = Counts(), LogCapture()
-        random = Random(0) if random is None else random
         system = System(
             broker.connect, etcd.open_channel, broker.agenda.time, random, threads, elapsed_s
         )
