@@ -74,7 +74,7 @@ def shipment() -> Service:
     return service
 
 
-def test_a_run_in_memory_shows_what_came_of_it() -> None:
+def test_a_run_shows_effects_records_and_published_events() -> None:
     world = run(shipment(), *EVENTS, EVENTS[0])
     assert world.effects == {f"/parcels/{n}": b"packed" for n in range(3)}
     assert world.records == {"0": "done", "1": "done", "2": "done"}
@@ -133,7 +133,7 @@ def test_a_service_that_keeps_itself_busy_is_found() -> None:
         run(pure(lambda _event: Publish("new_order")))
 
 
-def test_a_long_chain_of_a_services_own_events_comes_to_its_end_each_time() -> None:
+def test_a_long_chain_of_a_services_own_events_is_no_endless_one() -> None:
     def go_on(event: Event) -> Publish | None:
         left = event.args["left"]
         return Publish("new_order", {"left": left - 1}) if left else None
@@ -192,7 +192,7 @@ def test_what_is_no_event_is_parked() -> None:
 
 @pytest.mark.parametrize("way", ["plain", "async", "pure"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), pytest.fail.Exception("a time-out")])
-def test_what_ends_the_test_ends_it_from_within_a_handler_too(
+def test_an_exception_that_ends_the_test_passes_through_a_handler(
     way: str, error: BaseException
 ) -> None:
     def end(*_: object) -> None:
@@ -216,7 +216,7 @@ def test_a_handler_of_a_dead_process_makes_no_call() -> None:
     assert receiver.calls == [("0/1", None), ("0/2", None)], "those of the other process"
 
 
-def test_a_coroutine_that_hangs_is_cancelled_and_no_time_is_lost() -> None:
+def test_a_coroutine_that_hangs_is_cancelled_at_its_time_out() -> None:
     calls = list[str]()
 
     async def hang(event: Event, _timeout_s: float) -> None:
@@ -356,7 +356,7 @@ def counter() -> Made:
         (counter, "effects differs killed at step"),
     ],
 )
-def test_what_only_a_crash_repeats_or_loses_is_found(
+def test_what_only_a_crash_repeats_or_loses_fails_the_check(
     make: Callable[[], Made], difference: str
 ) -> None:
     check_duplicates(make, EVENTS)

@@ -184,7 +184,7 @@ def test_a_job_takes_the_time_that_it_spends_on_its_thread() -> None:
     assert seen == [(-1, 1.0), (0, 10.0), (1, 10.0), (2, 20.0)]
 
 
-def test_a_job_ends_when_its_time_is_over_to_the_last_bit() -> None:
+def test_a_job_ends_at_exactly_the_time_that_it_has_spent() -> None:
     """Otherwise a process might be killed after a call that has not ended by the agenda's clock."""
     loop = Loop(clock_s=98_765.4321)
     for number in range(100):

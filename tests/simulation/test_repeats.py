@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -229,11 +229,11 @@ def read_table() -> dict[str, dict[str, bool]]:
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in PAGE.read_text().splitlines()
     ]
-    head = next(number for number, (_, *cells) in enumerate(lines) if cells == list(COLUMNS))
-    can_be = {"yes": True, "no": False}
+    assert [*COLUMNS] in [cells for _, *cells in lines]
     return {
-        first: {column: can_be[cell] for column, cell in zip(COLUMNS, cells, strict=True)}
-        for first, *cells in takewhile(lambda row: len(row) > 1, lines[head + 2 :])
+        first: {column: cell == "yes" for column, cell in zip(COLUMNS, cells, strict=True)}
+        for first, *cells in lines
+        if cells and {"yes", "no"}.issuperset(cells)
     }
 
 
