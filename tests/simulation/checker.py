@@ -149,7 +149,7 @@ class Checker:
             return None
         if one.handler.never_succeeds:
             self._violation("recorded though its handler always raises", key)
-        # Only bodies with a claimed handler can have held the record before.
+        # Before that, only bodies with a claimed handler can have held the record.
         before = [self._handled[key, value["digest"]] for value in values[:first] if value]
         if not one.handler.claimed and not all(other.handler.claimed for other in before):
             self._violation("double", key, steps)

@@ -295,7 +295,7 @@ class World:
         """Wipe or restore etcd; those who can know must not settle. Restart all processes."""
         run = self.run
         if run.rng.random() < 0.5:
-            # A publish that waits when the data is lost is confirmed when the loss is known.
+            # What is unconfirmed when the data is lost is confirmed once the loss is known.
             seconds = (_NOTICED_WITHIN_S / 2, 2 * _NOTICED_WITHIN_S)
             run.lasts("alarm", "broker", seconds, self.broker.set_alarm)
             self._pass_s(_NOTICED_WITHIN_S / 3)

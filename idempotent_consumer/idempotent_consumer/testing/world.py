@@ -233,7 +233,7 @@ class _Life(Process):
         self.note(f"before {done}" if when == "before" else f"{done}, its {unread} is unread")
 
     def _count(self, published: dict[str, Any]) -> None:
-        # A published event's id is that of its cause and the service's name.
+        # A published event's id is its cause's id, followed by the service's name.
         generation = published["id"].count(f"/{self.service.name}/")
         self.generations += max(0, generation - 1)
         if self.generations > _MAX_GENERATIONS:
