@@ -292,8 +292,6 @@ class Threads(Executor):
                 raise
             except BaseException as error:  # noqa: BLE001 - as an executor does
                 resolve = partial(result.set_exception, error)
-            finally:
-                events._set_running_loop(loop)  # noqa: SLF001
 
         def end() -> None:
             self._free += 1
