@@ -114,7 +114,7 @@ def test_no_more_is_claimed_than_can_be_called(order: Order, is_coroutine: bool)
         order.advance(0.05)
         most = max(most, order.claims())
     assert most == 2
-    assert all(change.lease for change in order.store.puts("/service/order/"))
+    assert all(change.kv.lease for change in order.store.puts("/service/order/"))
 
 
 # Two processes.

@@ -1,6 +1,6 @@
-"""The etcd in memory behind gRPC's interface: what becomes of requests, and watches.
+"""The etcd in memory behind gRPC's interface: the fate of requests, and watches.
 
-What its data does is held to a real etcd in ``tests/integration/test_etcd_contract.py``.
+``tests/integration/test_etcd_contract.py`` compares its data with a real etcd.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Process:
         self.store, self.client = self.etcd.store, Client(SETTINGS, system_of(self.etcd))
 
     async def put(self) -> tuple[str, float]:
-        """Put a key, and return what came of it and when."""
+        """Put a key, and return the outcome and its time."""
         request = pb.TxnRequest()
         put(request.success, b"key", b"v")
         try:
@@ -43,7 +43,7 @@ class Process:
         return "succeeded", self.loop.time()
 
     def watch(self, **options: Any) -> list[Any]:
-        """Watch all keys; what is returned gets the replies, and the error at the end."""
+        """Watch all keys; the list that is returned gets the replies and the final error."""
         seen: list[Any] = []
 
         async def watch() -> None:
@@ -91,7 +91,7 @@ def test_a_request_meets_its_fate(
     assert process.loop.run_until_complete(process.put())[0] == "succeeded"
 
 
-def test_a_call_that_is_cancelled_applies_all_the_same(process: Process) -> None:
+def test_a_call_that_is_cancelled_applies_nevertheless(process: Process) -> None:
     process.etcd.fate = lambda _: Fate(2.0)
     task = process.loop.create_task(process.put())
     process.loop.advance(1)
@@ -101,9 +101,7 @@ def test_a_call_that_is_cancelled_applies_all_the_same(process: Process) -> None
     assert process.store.get("key") is not None
 
 
-def test_closing_a_channel_cancels_what_is_under_way_and_refuses_what_follows(
-    process: Process,
-) -> None:
+def test_a_closed_channel_cancels_its_calls_and_refuses_new_ones(process: Process) -> None:
     process.etcd.fate = lambda _: Fate(None)
     task, seen = process.loop.create_task(process.put()), process.watch()
     process.loop.run_until_complete(process.client.close())
@@ -114,26 +112,18 @@ def test_closing_a_channel_cancels_what_is_under_way_and_refuses_what_follows(
     assert after.endswith("Channel is closed.")
 
 
-def events(replies: list[Any]) -> list[tuple[bytes, int, bytes]]:
-    """Return what watch replies tell: key, revision, and the value before."""
-    return [
-        (event.kv.key, event.kv.mod_revision, event.prev_kv.value)
-        for reply in replies
-        for event in reply.events
-    ]
-
-
-def test_a_watch_hears_of_a_leases_end_when_it_comes(process: Process) -> None:
+def test_a_watch_hears_of_the_end_of_a_lease_in_time(process: Process) -> None:
     granting = process.client.call("LeaseGrant", pb.LeaseGrantRequest(TTL=10))
     process.store.put("a", b"v", process.loop.run_until_complete(granting).ID)
     seen = process.watch()
     process.loop.advance(9)
-    assert events(seen) == []
+    assert [list(reply.events) for reply in seen] == [[]]
     process.loop.advance(1)
-    assert events(seen) == [(b"a", 3, b"")]
+    (event,) = seen[1].events
+    assert (event.kv.key, event.kv.mod_revision) == (b"a", 3)
 
 
-def test_progress_is_told_where_it_is_wanted(process: Process) -> None:
+def test_progress_is_sent_to_watches_that_want_it(process: Process) -> None:
     wanting, other = process.watch(progress_notify=True), process.watch()
     process.store.put("a", b"v")
     process.store.progress()

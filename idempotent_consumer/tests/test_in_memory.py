@@ -1,10 +1,11 @@
-"""The library's help for tests of one's own handlers: it finds what it is to find."""
+"""A service in memory, the checks of handlers, and the fake receiver."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from typing import Any
 
 import orjson
@@ -24,6 +25,43 @@ from idempotent_consumer import (
 from idempotent_consumer.testing import InMemory, Parked, Receiver, check_crashes, check_duplicates
 
 EVENTS = [{"id": str(n), "type": "new_order", "args": {"n": n}} for n in range(3)]
+Made = tuple[Service, Callable[[], object]]
+
+
+def pure(handler: Callable[..., Any], **options: Any) -> Service:
+    service = Service("order", noun="orders")
+    register: Any = service.handler("new_order", **options)
+    register(handler)
+    return service
+
+
+def claimed(handler: Callable[..., Any], timeout_s: float = 5) -> Service:
+    service = Service("notify", noun="notifications")
+    service.claimed_handler("new_order", timeout_s)(handler)
+    return service
+
+
+def calling(way: str, call: Callable[..., None]) -> Service:
+    """Return a service whose handler makes a call, from the loop, a thread, or a task's thread.
+
+    A "pure" handler must not: the checks have to find it.
+    """
+
+    async def wait(*given: Any) -> None:
+        await asyncio.sleep(1)
+        if way == "task":
+            await asyncio.create_task(asyncio.to_thread(call, *given))
+        else:
+            call(*given)
+
+    return pure(call) if way == "pure" else claimed(call if way == "plain" else wait)
+
+
+def run(service: Service, *events: Any, **options: Any) -> InMemory:
+    """Run a service on some events, by default on one."""
+    world = InMemory(service, **options)
+    world.publish(*events or EVENTS[:1])
+    return world
 
 
 def shipment() -> Service:
@@ -36,30 +74,8 @@ def shipment() -> Service:
     return service
 
 
-def notify(way: str, *, has_key: bool) -> tuple[Service, Callable[[], object]]:
-    """Return a service whose handler calls outside, and what tells what came of its calls.
-
-    A pure one must not: it is there to be found.
-    """
-    service, receiver = Service("notify", noun="notifications"), Receiver()
-
-    def call(event: Event, _timeout_s: float = 5) -> None:
-        receiver.take(event.id if has_key else None, event.id)
-
-    async def wait(event: Event, _timeout_s: float) -> None:
-        await asyncio.sleep(1)
-        call(event)
-
-    if way == "pure":
-        service.handler("new_order")(call)
-    else:
-        service.claimed_handler("new_order", timeout_s=5)(wait if way == "async" else call)
-    return service, receiver.stored
-
-
-def test_a_run_in_memory_shows_what_came_of_it() -> None:
-    world = InMemory(shipment())
-    world.publish(*EVENTS, EVENTS[0])
+def test_a_run_shows_effects_records_and_published_events() -> None:
+    world = run(shipment(), *EVENTS, EVENTS[0])
     assert world.effects == {f"/parcels/{n}": b"packed" for n in range(3)}
     assert world.records == {"0": "done", "1": "done", "2": "done"}
     assert [(event["id"], event["args"]) for event in world.published] == [
@@ -77,18 +93,18 @@ def test_a_run_in_memory_shows_what_came_of_it() -> None:
         (["new_order"], ["new_order"]),
     ],
 )
-def test_a_service_receives_what_it_publishes_as_far_as_its_bindings_say(
+def test_a_service_receives_what_it_publishes_if_its_bindings_take_it(
     bindings: list[str], handled: list[str]
 ) -> None:
     service, seen = Service("order", noun="orders", exchange="shop", bindings=bindings), list[str]()
+    following = {"new_order": "order.packed", "order.packed": "order.shipped"}
 
-    def handle(event: Event, *following: str) -> list[Publish]:
+    def handle(event: Event) -> Publish | None:
         seen.append(event.type)
-        return [Publish(kind) for kind in following]
+        return Publish(following[event.type]) if event.type in following else None
 
-    service.handler("new_order")(lambda event: handle(event, "order.packed"))
-    service.handler("order.packed")(lambda event: handle(event, "order.shipped"))
-    service.handler("order.shipped")(handle)
+    for kind in (*following, "order.shipped"):
+        service.handler(kind)(handle)
     world = InMemory(service)
     world.publish(EVENTS[0], routing_key="new_order" if "new_order" in bindings else "x.packed")
     assert seen == handled
@@ -96,7 +112,7 @@ def test_a_service_receives_what_it_publishes_as_far_as_its_bindings_say(
     assert published == ["order.packed", "order.shipped"][: len(handled)]
 
 
-def test_an_event_that_no_binding_takes_would_not_arrive() -> None:
+def test_an_event_that_no_binding_takes_is_refused() -> None:
     service = Service("order", noun="orders", bindings=["shop.*", "order.#"])
     service.handler("new_order")(lambda _event: None)
     world, event = InMemory(service, dies_at=1), EVENTS[0]
@@ -113,99 +129,165 @@ def test_an_event_that_no_binding_takes_would_not_arrive() -> None:
 
 
 def test_a_service_that_keeps_itself_busy_is_found() -> None:
-    service = Service("order", noun="orders")
-    service.handler("new_order")(lambda _event: Publish("new_order"))
     with pytest.raises(AssertionError, match=r"again: 'new_order' is event 4\d\d in a row"):
-        InMemory(service).publish(EVENTS[0])
+        run(pure(lambda _event: Publish("new_order")))
 
 
-def test_a_long_chain_of_a_services_own_events_comes_to_its_end_each_time() -> None:
-    service = Service("order", noun="orders")
-
-    @service.handler("step")
+def test_a_long_chain_of_a_services_own_events_is_no_endless_one() -> None:
     def go_on(event: Event) -> Publish | None:
         left = event.args["left"]
-        return Publish("step", {"left": left - 1}) if left else None
+        return Publish("new_order", {"left": left - 1}) if left else None
 
-    world = InMemory(service)
-    for number in range(2):
-        world.publish({"id": str(number), "type": "step", "args": {"left": 330}})
+    world = InMemory(pure(go_on))
+    for event in EVENTS[:2]:
+        world.publish({**event, "args": {"left": 330}})
     assert world.counts == {"received": 662, "processed": 662}
 
 
 def test_a_handler_may_publish_thousands() -> None:
-    service = Service("order", noun="orders")
-    service.handler("new_order")(lambda _event: [Publish("line")] * 2000)
-    world = InMemory(service)
-    world.publish(EVENTS[0])
+    world = run(pure(lambda _event: [Publish("line")] * 2000))
     assert world.counts == {"received": 2001, "processed": 1, "ignored": 2000}
 
 
-def test_what_fails_is_retried_and_then_parked() -> None:
-    service = Service("order", noun="orders")
+def fail(*_: object, **_args: object) -> None:
+    raise RuntimeError("out of stock")
 
-    @service.handler("new_order")
-    def fail(_event: Event) -> None:
-        raise RuntimeError("out of stock")
 
-    world = InMemory(service)
-    world.publish(EVENTS[0], b"no event")
-    assert [(letter.reason, letter.error.partition(":")[0]) for letter in world.parked] == [
-        ("invalid", "not JSON"),
-        ("failed", "RuntimeError"),
-    ]
-    assert isinstance(world.parked[0], Parked)
-    assert world.counts["retried"] == len(Settings().retry_delays)
-    assert [str(raised) for raised in world.raised] == ["out of stock"] * 4
+def fail_late(event: Event) -> Iterator[Put]:
+    yield Put(f"/orders/{event.id}", b"placed")
+    fail()
+
+
+class FailingModel:
+    def __init__(self, n: int) -> None:
+        fail(n)
+
+
+@pytest.mark.parametrize(
+    ("service", "reason", "runs"),
+    [
+        (pure(fail), "failed", 1 + len(Settings().retry_delays)),
+        (pure(fail_late), "failed", 1 + len(Settings().retry_delays)),
+        (pure(fail, model=fail), "invalid", 1),
+        (pure(fail, model=FailingModel), "invalid", 1),
+    ],
+    ids=["a function", "a generator", "a model", "a class as a model"],
+)
+def test_what_fails_is_parked_and_what_it_raises_is_kept(
+    service: Service, reason: str, runs: int
+) -> None:
+    world = run(service)
+    assert [type(letter) for letter in world.parked] == [Parked]
+    assert world.parked[0][:2] == (orjson.dumps(EVENTS[0]), reason)
+    assert world.parked[0].error.startswith("RuntimeError: out of stock")
+    assert world.counts["retried"] == runs - 1
+    assert [str(raised) for raised in world.raised] == ["out of stock"] * runs
+    assert not [step for step in world.steps if "behind its handler" in step]
+
+
+def test_what_is_no_event_is_parked() -> None:
+    (letter,) = run(shipment(), b"no event").parked
+    assert (letter.reason, letter.error.partition(":")[0]) == ("invalid", "not JSON")
 
 
 @pytest.mark.parametrize("way", ["plain", "async", "pure"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), pytest.fail.Exception("a time-out")])
-def test_what_ends_the_test_ends_it_from_within_a_handler_too(
+def test_an_exception_that_ends_the_test_passes_through_a_handler(
     way: str, error: BaseException
 ) -> None:
     def end(*_: object) -> None:
         raise error
 
-    async def end_later(_event: Event, _timeout_s: float) -> None:
-        end()
-
-    service = Service("order", noun="orders")
-    if way == "pure":
-        service.handler("new_order")(end)
-    else:
-        service.claimed_handler("new_order", 5)(end_later if way == "async" else end)
     with pytest.raises(type(error)):
-        InMemory(service).publish(EVENTS[0])
+        run(calling(way, end))
 
 
-def test_what_a_generator_raises_is_kept() -> None:
-    service = Service("order", noun="orders")
+def test_a_handler_of_a_dead_process_makes_no_call() -> None:
+    receiver = Receiver()
 
-    @service.handler("new_order")
-    def fail(event: Event) -> Iterator[Put]:
-        yield Put(f"/orders/{event.id}", b"placed")
-        raise RuntimeError("out of stock")
+    def call(event: Event, _timeout_s: float) -> None:
+        try:
+            receiver.take(event.id + "/1")
+        finally:
+            receiver.take(event.id + "/2")
 
-    world = InMemory(service)
-    world.publish(EVENTS[0])
-    assert [str(raised) for raised in world.raised] == ["out of stock"] * 4
-    assert not [step for step in world.steps if "behind its handler" in step]
+    world = run(claimed(call), dies_at=6)
+    assert world.steps[-1] == "before a call with the key '0/1'"
+    assert receiver.calls == [("0/1", None), ("0/2", None)], "those of the other process"
 
 
-@pytest.mark.parametrize("is_class", [False, True])
-def test_what_a_model_raises_is_kept(*, is_class: bool) -> None:
-    class Model:
-        def __init__(self, n: int) -> None:
-            raise LookupError(n)
+def test_a_coroutine_that_hangs_is_cancelled_at_its_time_out() -> None:
+    calls = list[str]()
 
-    service = Service("order", noun="orders")
-    model = Model if is_class else lambda args: Model(**args)
-    service.handler("new_order", model=model)(lambda _event, _order: None)
-    world = InMemory(service)
-    world.publish(EVENTS[0])
-    assert [letter.reason for letter in world.parked] == ["invalid"]
-    assert [repr(raised) for raised in world.raised] == ["LookupError(0)"]
+    async def hang(event: Event, _timeout_s: float) -> None:
+        calls.append(event.id)
+        await asyncio.Event().wait()
+
+    world = run(claimed(hang))
+    assert [(letter.reason, letter.error) for letter in world.parked] == [
+        ("failed", "TimeoutError: it took longer than 5 s")
+    ]
+    assert calls == ["0"] * (1 + len(Settings().retry_delays))
+
+
+def test_a_claim_of_a_dead_process_may_last_for_three_long_calls() -> None:
+    receiver = Receiver(answer=None)
+    world = run(claimed(lambda event, _: receiver.take(event.id), timeout_s=1400), dies_at=6)
+    assert world.steps[-1] == "before a call with the key '0'"
+    assert world.records == {"0": "done"}
+
+
+def test_retries_may_take_as_long_as_the_handlers_own_delays() -> None:
+    runs = list[str]()
+
+    def fail_slowly(event: Event) -> None:
+        runs.append(event.id)
+        raise RetryAfter(2400)
+
+    world = run(pure(fail_slowly, retry_delays=["1s", "1s", "40m"]))
+    assert [letter.reason for letter in world.parked] == ["failed"]
+    assert runs == ["0"] * 4
+
+
+def test_each_step_is_named_and_the_process_dies_at_its_last() -> None:
+    world = run(shipment(), dies_at=5)
+    assert world.steps == [
+        "before etcd has /incarnation/shipment",
+        "etcd has /incarnation/shipment, its answer is unread",
+        "new_order 0: before its handler",
+        "new_order 0: behind its handler, before its record",
+        "before etcd has /service/shipment/0, /parcels/0",
+    ]
+    assert world.records == {"0": "done"}
+
+
+def test_what_a_process_has_sent_before_its_end_arrives() -> None:
+    undisturbed = run(shipment()).steps
+    (unread,) = [
+        n for n, step in enumerate(undisturbed, start=1) if "its confirm is unread" in step
+    ]
+    repeated = run(shipment(), dies_at=unread)
+    assert repeated.steps == undisturbed[:unread]
+    assert [event["id"] for event in repeated.published] == ["0/shipment/0"] * 2
+
+
+def test_an_event_that_is_never_settled_fails_with_the_reason() -> None:
+    receiver = Receiver(answer=OSError("refused"))
+    service = claimed(lambda event, _: receiver.take(event.id))
+    said = r"not settled after 3815 s. Missing: \{'circuit breaker of new_order.* records: \{'0'"
+    with pytest.raises(AssertionError, match=said) as found:
+        run(service, *EVENTS, settings=Settings(breaker_failures=2))
+    assert repr(found.value.__cause__) == "OSError('refused')"
+
+    def decode(_body: bytes, _properties: Properties) -> Event:
+        raise KeyError("a bug")
+
+    with pytest.raises(AssertionError) as found:
+        run(Service("order", noun="orders", decode=decode), b"1")
+    assert repr(found.value.__cause__) == "KeyError('a bug')"
+
+
+# The checks.
 
 
 @pytest.mark.parametrize("events", [EVENTS, [*map(orjson.dumps, EVENTS), b"no event"]])
@@ -214,8 +296,8 @@ def test_what_is_recorded_once_passes_both_checks(events: list[dict[str, object]
     check_crashes(lambda: (shipment(), lambda: None), events)
 
 
-def test_a_difference_is_told_with_ids_or_bodies_in_the_order_of_deliveries() -> None:
-    def make() -> tuple[Service, Callable[[], object]]:
+def test_a_difference_is_shown_with_ids_or_bodies_in_the_order_of_deliveries() -> None:
+    def make() -> Made:
         seen = list[str]()
 
         def decode(_body: bytes, _properties: Properties) -> Event:
@@ -229,100 +311,57 @@ def test_a_difference_is_told_with_ids_or_bodies_in_the_order_of_deliveries() ->
             check_duplicates(make, [event])
 
 
+def caller(way: str, *, has_key: bool) -> Made:
+    receiver = Receiver()
+
+    def call(event: Event, *_timeout_s: float) -> None:
+        receiver.take(event.id if has_key else None, event.id)
+
+    return calling(way, call), receiver.stored
+
+
 @pytest.mark.parametrize("way", ["plain", "async"])
 def test_calls_with_the_events_key_pass_both_checks(way: str) -> None:
-    check_duplicates(partial(notify, way, has_key=True), EVENTS)
-    check_crashes(partial(notify, way, has_key=True), EVENTS)
+    check_duplicates(partial(caller, way, has_key=True), EVENTS)
+    check_crashes(partial(caller, way, has_key=True), EVENTS)
 
 
-@pytest.mark.parametrize("way", ["plain", "async", "pure"])
-def test_calls_without_one_are_found_where_a_process_dies_behind_its_call(way: str) -> None:
-    check_duplicates(partial(notify, way, has_key=False), EVENTS)
-    with pytest.raises(AssertionError, match=r"outside differs killed at .* behind a call with"):
-        check_crashes(partial(notify, way, has_key=False), EVENTS)
+def marker(way: str) -> Made:
+    """Return a service that marks an event before its call."""
+    receiver, marked = Receiver(), set[str]()
+
+    def call(event: Event, _timeout_s: float) -> None:
+        if event.id not in marked:
+            marked.add(event.id)
+            receiver.take(event.id)
+
+    return calling(way, call), receiver.stored
 
 
-@pytest.mark.parametrize("way", ["plain", "async"])
-def test_an_event_that_is_marked_before_its_call_is_found(way: str) -> None:
-    def make() -> tuple[Service, Callable[[], object]]:
-        service, receiver, marked = Service("notify", noun="calls"), Receiver(), set[str]()
+def counter() -> Made:
+    """Return a service whose effect depends on how often its handler runs."""
+    runs = count(1)
+    return pure(lambda _event: Put("/runs", str(next(runs)).encode())), lambda: None
 
-        def call(event: Event, _timeout_s: float) -> None:
-            if event.id not in marked:
-                marked.add(event.id)
-                receiver.take(event.id)
 
-        async def wait(event: Event, timeout_s: float) -> None:
-            await asyncio.create_task(asyncio.to_thread(call, event, timeout_s))
-
-        service.claimed_handler("new_order", timeout_s=5)(wait if way == "async" else call)
-        return service, receiver.stored
-
+@pytest.mark.parametrize(
+    ("make", "difference"),
+    [
+        *[
+            (partial(caller, way, has_key=False), "outside differs killed at .* behind a call with")
+            for way in ("plain", "async", "pure")
+        ],
+        (partial(marker, "plain"), "outside differs killed at .* before a call"),
+        (partial(marker, "task"), "outside differs killed at .* before a call"),
+        (counter, "effects differs killed at step"),
+    ],
+)
+def test_what_only_a_crash_repeats_or_loses_fails_the_check(
+    make: Callable[[], Made], difference: str
+) -> None:
     check_duplicates(make, EVENTS)
-    with pytest.raises(AssertionError, match=r"outside differs killed at .* before a call"):
+    with pytest.raises(AssertionError, match=difference):
         check_crashes(make, EVENTS)
-
-
-def test_a_handler_of_a_dead_process_makes_no_call() -> None:
-    receiver = Receiver()
-    service = Service("notify", noun="notifications")
-
-    @service.claimed_handler("new_order", timeout_s=5)
-    def call(event: Event, _timeout_s: float) -> None:
-        try:
-            receiver.take(event.id + "/1")
-        finally:
-            receiver.take(event.id + "/2")
-
-    world = InMemory(service, dies_at=6)
-    world.publish(EVENTS[0])
-    assert world.steps[-1] == "before a call with the key '0/1'"
-    assert receiver.calls == [("0/1", None), ("0/2", None)], "those of the other process"
-
-
-def test_a_coroutine_that_hangs_is_cancelled_and_no_time_is_lost() -> None:
-    service, calls = Service("notify", noun="notifications"), list[str]()
-
-    @service.claimed_handler("new_order", timeout_s=5)
-    async def hang(event: Event, _timeout_s: float) -> None:
-        calls.append(event.id)
-        await asyncio.Event().wait()
-
-    world = InMemory(service)
-    world.publish(EVENTS[0])
-    assert [(letter.reason, letter.error) for letter in world.parked] == [
-        ("failed", "TimeoutError: it took longer than 5 s")
-    ]
-    assert calls == ["0"] * (1 + len(Settings().retry_delays))
-
-
-def test_a_claim_of_a_dead_process_may_last_for_three_long_calls() -> None:
-    service, receiver = Service("notify", noun="notifications"), Receiver()
-
-    @service.claimed_handler("new_order", timeout_s=1400)
-    def call(event: Event, _timeout_s: float) -> None:
-        receiver.take(event.id)
-
-    world = InMemory(service, dies_at=6)
-    world.publish(EVENTS[0])
-    assert world.steps[-1] == "before a call with the key '0'"
-    assert world.records == {"0": "done"}
-
-
-def test_why_something_is_never_settled_is_said() -> None:
-    service, receiver = Service("notify", noun="notifications"), Receiver(answer=OSError("refused"))
-    service.claimed_handler("new_order", timeout_s=5)(lambda event, _: receiver.take(event.id))
-    said = r"not settled after 3815 s. Missing: \{'circuit breaker of new_order.* records: \{'0'"
-    with pytest.raises(AssertionError, match=said) as found:
-        InMemory(service, Settings(breaker_failures=2)).publish(*EVENTS)
-    assert repr(found.value.__cause__) == "OSError('refused')"
-
-    def decode(_body: bytes, _properties: Properties) -> Event:
-        raise KeyError("a bug")
-
-    with pytest.raises(AssertionError) as found:
-        InMemory(Service("order", noun="orders", decode=decode)).publish(b"1")
-    assert repr(found.value.__cause__) == "KeyError('a bug')"
 
 
 CHECKS = [check_duplicates, check_crashes]
@@ -330,8 +369,7 @@ CHECKS = [check_duplicates, check_crashes]
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_a_check_that_would_prove_nothing_says_so(check: Any) -> None:
-    service = Service("order", noun="orders")
-    service.handler("new_order")(lambda _event: [Put(f"/{n}", b"") for n in range(130)])
+    service = pure(lambda _event: [Put(f"/{n}", b"") for n in range(130)])
     with pytest.raises(AssertionError, match="no handler for any of these events"):
         check(lambda: (service, lambda: None), [{**EVENTS[0], "type": "new_oder"}])
     with pytest.raises(AssertionError, match="undisturbed, an event fails too: 130 effects, and"):
@@ -343,7 +381,7 @@ def test_a_check_that_would_prove_nothing_says_so(check: Any) -> None:
 def test_an_event_may_have_properties_of_its_own(check: Any) -> None:
     seen = set[str]()
 
-    def make() -> tuple[Service, Callable[[], object]]:
+    def make() -> Made:
         service = Service("order", noun="orders", decode=cloudevents.decode)
         service.handler("new_order")(lambda event: seen.add(event.id))
         return service, lambda: None
@@ -357,52 +395,10 @@ def test_an_event_may_have_properties_of_its_own(check: Any) -> None:
     assert seen == {"/shop 0", "/shop 1", "/shop 2"}
 
 
-def test_retries_may_take_as_long_as_the_handlers_own_delays() -> None:
-    service, runs = Service("order", noun="orders"), list[str]()
-
-    @service.handler("new_order", retry_delays=["1s", "1s", "40m"])
-    def fail(event: Event) -> None:
-        runs.append(event.id)
-        raise RetryAfter(2400)
-
-    world = InMemory(service)
-    world.publish(EVENTS[0])
-    assert [letter.reason for letter in world.parked] == ["failed"]
-    assert runs == ["0"] * 4
-
-
-def test_effects_that_depend_on_how_often_a_handler_runs_are_found() -> None:
-    def make() -> tuple[Service, Callable[[], object]]:
-        service, runs = Service("order", noun="orders"), list[str]()
-
-        @service.handler("new_order")
-        def count(event: Event) -> Put:
-            runs.append(event.id)
-            return Put("/runs", str(len(runs)).encode())
-
-        return service, lambda: None
-
-    with pytest.raises(AssertionError, match="effects differs killed at step"):
-        check_crashes(make, EVENTS)
-
-
-def test_each_step_is_named_and_one_is_the_last_where_the_process_dies() -> None:
-    world = InMemory(shipment(), dies_at=5)
-    world.publish(EVENTS[0])
-    assert world.steps == [
-        "before etcd has /incarnation/shipment",
-        "etcd has /incarnation/shipment, its answer is unread",
-        "new_order 0: before its handler",
-        "new_order 0: behind its handler, before its record",
-        "before etcd has /service/shipment/0, /parcels/0",
-    ]
-    assert world.records == {"0": "done"}
-
-
 # The fake receiver.
 
 
-def test_a_receiver_answers_as_it_is_told_and_stores_what_it_answers_well() -> None:
+def test_a_receiver_gives_its_answers_in_order_and_stores_successful_calls() -> None:
     receiver = Receiver(503, ValueError("no"), answer="taken")
     assert receiver.take("a", 1) == 503
     with pytest.raises(ValueError, match="no"):
@@ -413,7 +409,7 @@ def test_a_receiver_answers_as_it_is_told_and_stores_what_it_answers_well() -> N
     assert receiver.calls == [("a", 1), ("a", 2), ("b", 3), ("a", 4)]
 
 
-def test_a_repeat_by_its_key_is_answered_as_the_first_time_and_stores_nothing() -> None:
+def test_a_repeat_by_its_key_gets_the_same_answer_and_is_not_stored_again() -> None:
     receiver = Receiver(201, 500)
     answers = [receiver.take(key, 1) for key in ("a", "a", "b", None, None)]
     assert answers == [201, 201, 500, 200, 200]

@@ -35,14 +35,28 @@ def test_asyncios_own_parts_work_together() -> None:
     assert order == [(0, 0.0), (1, 1.0), (2, 2.0), "a", "b"]
 
 
-def test_what_never_ends_is_said() -> None:
+def test_each_task_has_a_context_of_its_own() -> None:
+    name = ContextVar("name", default="")
+
+    async def work() -> str:
+        name.set("mine")
+        await asyncio.sleep(1)
+        return name.get()
+
+    async def both() -> tuple[str, str]:
+        return await asyncio.create_task(work()), name.get()
+
+    assert Loop().run_until_complete(both()) == ("mine", "")
+
+
+def test_a_run_that_cannot_end_raises() -> None:
     loop = Loop()
     with pytest.raises(RuntimeError, match="nothing is left to happen"):
         loop.run_until_complete(asyncio.Event().wait())
     loop.kill()
 
 
-def test_what_a_callback_raises_or_a_task_that_nobody_awaits_comes_out_of_the_run() -> None:
+def test_an_exception_in_a_callback_or_in_a_task_that_nobody_awaits_ends_the_run() -> None:
     loop = Loop()
 
     async def fail() -> None:
@@ -59,27 +73,24 @@ def test_what_a_callback_raises_or_a_task_that_nobody_awaits_comes_out_of_the_ru
         loop.run_until_idle()
 
 
-def test_several_processes_share_a_clock_and_have_their_own_time() -> None:
-    agenda = Agenda()
-    loops = [Loop(agenda, clock_s) for clock_s in (0.0, 98_765.4321)]
-    seen: list[tuple[int, float, float]] = []
+def test_several_processes_share_an_agenda_and_each_has_its_own_clock() -> None:
+    agenda, clocks_s = Agenda(), (0.0, 98_765.4321)
+    seen: list[tuple[float, float, float]] = []
 
-    async def run(number: int) -> None:
-        loop = asyncio.get_running_loop()
-        assert loop is loops[number]
-        began_s = loop.time()
+    async def run(clock_s: float) -> None:
         for _ in range(3):
             await asyncio.sleep(0.1)
-            seen.append((number, round(loop.time() - began_s, 6), round(agenda.now_s, 6)))
+            passed_s = asyncio.get_running_loop().time() - clock_s
+            seen.append((clock_s, round(passed_s, 6), round(agenda.now_s, 6)))
 
-    for number, loop in enumerate(loops):
-        loop.create_task(run(number))
+    for clock_s in clocks_s:
+        Loop(agenda, clock_s).create_task(run(clock_s))
     agenda.run()
-    assert seen == [(n, t, t) for t in (0.1, 0.2, 0.3) for n in (0, 1)]
+    assert seen == [(clock_s, t, t) for t in (0.1, 0.2, 0.3) for clock_s in clocks_s]
 
 
 def test_a_timer_is_never_early_by_the_clock_of_its_process() -> None:
-    """Else what waits for the rest waits for no time at all, for ever."""
+    """Otherwise a loop that waits for the rest would wait in the same instant for ever."""
     agenda = Agenda()
     loop, early = Loop(agenda, 98_765.4321), list[float]()
     for number in range(10_000):
@@ -96,7 +107,7 @@ def test_a_cancelled_timer_moves_no_clock() -> None:
     assert loop.time() == 0.0
 
 
-def test_a_frozen_process_does_its_steps_late_and_in_their_order() -> None:
+def test_a_frozen_process_does_its_steps_late_and_in_order() -> None:
     agenda, seen = Agenda(), list[tuple[str, float]]()
     frozen, other = Loop(agenda), Loop(agenda)
     for loop, delay_s, what in ((frozen, 2, "second"), (frozen, 1, "first"), (other, 1, "other")):
@@ -107,16 +118,16 @@ def test_a_frozen_process_does_its_steps_late_and_in_their_order() -> None:
 
 
 class Mortal(Loop):
-    """A process that dies behind its second action."""
+    """A process that dies after its second action."""
 
     def act(self, when: str, what: object) -> None:
         super().act(when, what)
-        if (when, what) == ("behind", "the second"):
+        if (when, what) == ("after", "the second"):
             self.kill()
             raise Killed
 
 
-def test_a_process_dies_within_a_step_and_does_nothing_more(
+def test_a_process_that_dies_within_a_step_does_nothing_more(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     loop, seen = Mortal(), list[str]()
@@ -124,7 +135,7 @@ def test_a_process_dies_within_a_step_and_does_nothing_more(
     def do(what: str) -> None:
         loop.act("before", what)
         seen.append(what)
-        loop.act("behind", what)
+        loop.act("after", what)
 
     async def helper() -> None:
         try:
@@ -173,8 +184,8 @@ def test_a_job_takes_the_time_that_it_spends_on_its_thread() -> None:
     assert seen == [(-1, 1.0), (0, 10.0), (1, 10.0), (2, 20.0)]
 
 
-def test_a_job_ends_when_its_time_is_over_to_the_last_bit() -> None:
-    """Else a process may be killed behind a call that, by the agenda, has not ended yet."""
+def test_a_job_ends_at_exactly_the_time_that_it_has_spent() -> None:
+    """Otherwise a process might be killed after a call that has not ended by the agenda's clock."""
     loop = Loop(clock_s=98_765.4321)
     for number in range(100):
         ends_s = loop.agenda.now_s + number * 0.0137
@@ -182,7 +193,7 @@ def test_a_job_ends_when_its_time_is_over_to_the_last_bit() -> None:
         assert loop.agenda.now_s == ends_s
 
 
-def test_what_a_job_raises_is_raised_where_it_is_awaited() -> None:
+def test_an_exception_in_a_job_is_raised_where_it_is_awaited() -> None:
     async def work() -> None:
         with pytest.raises(SystemExit):
             await asyncio.get_running_loop().run_in_executor(Threads(1), sys.exit)
@@ -192,7 +203,7 @@ def test_what_a_job_raises_is_raised_where_it_is_awaited() -> None:
     Loop().run_until_complete(work())
 
 
-def test_code_on_the_loop_that_takes_time_holds_up_its_process_and_no_other() -> None:
+def test_code_on_the_loop_that_takes_time_delays_its_own_process_only() -> None:
     agenda, seen = Agenda(), list[tuple[str, float]]()
     busy, other = Loop(agenda), Loop(agenda)
 
@@ -207,21 +218,7 @@ def test_code_on_the_loop_that_takes_time_holds_up_its_process_and_no_other() ->
     assert seen == [("busy", 4.0), ("other", 2.0), ("late", 4.0)]
 
 
-def test_a_context_is_kept_as_asyncio_keeps_it() -> None:
-    loop, name = Loop(), ContextVar("name", default="")
-
-    async def work() -> str:
-        name.set("mine")
-        await asyncio.sleep(1)
-        return name.get()
-
-    async def both() -> tuple[str, str]:
-        return await asyncio.create_task(work()), name.get()
-
-    assert loop.run_until_complete(both()) == ("mine", "")
-
-
-def test_a_loop_runs_inside_of_a_coroutine_of_another() -> None:
+def test_a_loop_runs_inside_a_coroutine_of_another() -> None:
     async def outer() -> None:
         before = asyncio.current_task(), asyncio.get_running_loop()
         assert Loop().run_until_complete(asyncio.sleep(1, "done")) == "done"
@@ -238,14 +235,14 @@ def test_a_wire_brings_frames_in_order_and_a_burst_in_one_step() -> None:
     def note(what: str) -> None:
         seen.append((what, agenda.now_s, agenda.happened))
 
-    for burst in ("ab", "c"):  # "b" is faster, but behind the first: the same read of the socket.
+    for burst in ("ab", "c"):  # "b" takes less time, but comes in the same read as "a".
         for what in burst:
             wire.send(partial(note, what))
         agenda.run()
     assert seen == [("a", 2.0, 1), ("b", 2.0, 1), ("c", 2.5, 2)]
 
 
-def test_sockets_are_refused_with_a_line_that_says_why() -> None:
+def test_sockets_are_refused_with_the_reason() -> None:
     async def reach() -> None:
         await asyncio.open_connection("localhost", 1)
 

@@ -50,7 +50,7 @@ def _run_many(first: int, seeds: int, jobs: int) -> int:
     context.set_forkserver_preload(["simulation.world"])
     total = Counter[str]()
     started_s = said_s = time.monotonic()
-    # A process for each: what its runs have left goes with it, and nobody has to collect it.
+    # A new process for each chunk: its memory ends with it, without garbage collection.
     with context.Pool(jobs, maxtasksperchild=1) as pool:
         for fired, broken in pool.imap(run_seeds, chunks):
             if broken is not None:

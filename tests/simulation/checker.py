@@ -1,4 +1,4 @@
-"""The judgement of a run, by what was sent, recorded, parked and called."""
+"""Judges a run by what was sent, recorded, parked, published and called."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _MAY_OVERLAP = ("frozen", "lease revoked", *OF_DATA)
 class Checker:
     """Judges a world at its end.
 
-    ``calls`` has them by event id, in the order of their starts; ``parked`` how often each body
-    was; ``done`` each put of a record as done, in all lives of etcd's data.
+    ``calls`` has the calls by event id, in the order of their starts; ``parked`` counts the parked
+    copies of each body; ``done`` has each put of a record as done, in all lives of etcd's data.
     """
 
     def __init__(self, world: World) -> None:
@@ -39,7 +39,7 @@ class Checker:
         self._handled = {
             (one.key, one.digest): one for one in world.broker.sent.values() if one.handled
         }
-        """What is handled, by its record."""
+        """The bodies with a handler, by the key and the digest of their record."""
         self._puts = list(records(world.store.history))
         self._kept = list(records(self._data[-1].changes))
         self.done = [put for put in self._puts if put[1]["state"] == "done"]
@@ -49,7 +49,6 @@ class Checker:
             self.calls[call.event.id].append(call)
 
     def judge(self) -> None:
-        """Find whatever must not be."""
         self._judge_lost()
         self._judge_parked()
         for data in self._data:
@@ -60,7 +59,7 @@ class Checker:
         self._judge_counts()
 
     def _judge_lost(self) -> None:
-        """Lost = confirmed - (recorded or parked), body by body."""
+        """Judge that each confirmed body is recorded or parked."""
         recorded = {(change.key, record["digest"]) for change, record in self.done}
         for one in self._broker.sent.values():
             if one.body not in self._world.producer.confirmed or one.body in self.parked:
@@ -72,7 +71,7 @@ class Checker:
 
     def _judge_parked(self) -> None:
         retries = len(self._world.plan.settings.retry_delays)
-        # Any call fails by its time-out where the process is frozen meanwhile.
+        # Any call can fail by its time-out, if the process is frozen meanwhile.
         cut_off = Counter(
             call.event.digest for call in self._world.outside.calls if call.cut_s is not None
         )
@@ -89,7 +88,7 @@ class Checker:
             may_fail = one.handled and (one.handler.can_fail or (down and claimed))
             right = {
                 "invalid": not one.digest,
-                # A claim is no verdict: its holder may die or fail. It must be recorded.
+                # A claim decides nothing: the other body must be recorded.
                 "conflict": one.handled and self._broker.is_conflict(one),
                 "rejected": claimed and (one.handler.never_succeeds or rejecting),
                 "failed": headers.get(ATTEMPTS_HEADER) == retries + 1
@@ -97,7 +96,7 @@ class Checker:
             }
             if not right.get(str(headers.get(REASON_HEADER))):
                 self._violation("parked without cause", one.body, headers)
-            # One that was recorded before it was given out was a duplicate.
+            # A body that was recorded before its delivery was a duplicate.
             at_s = recorded_s.get((one.key, one.digest), math.inf)
             if not may_park_twice and at_s < self._broker.given_out_s[message.body]:
                 self._violation("parked though it was recorded before", one.body)
@@ -106,7 +105,7 @@ class Checker:
                 self._violation("parked twice without cause", body)
 
     def _judge_data(self, data: Data) -> None:
-        """Judge one life of etcd's data: unexpected and double records, and effects."""
+        """Judge one life of etcd's data: its records, their effects, and unexpected keys."""
         expected: set[bytes] = {INCARNATION, SHARED_KEY.encode()}
         shared = 0
         for key in [key for key in data.by_key if key.startswith(RECORDS)]:
@@ -129,9 +128,9 @@ class Checker:
             self._violation("the shared effect was not written once for each event", shared)
 
     def _judge_record(self, key: bytes, steps: list[Change]) -> tuple[Sent, int] | None:
-        """Judge one record's history: recorded once, with the same content to the end.
+        """Judge that a record was recorded once and keeps its body.
 
-        Returns the event that is recorded, and the revision at which its effects were written.
+        Returns the body that is recorded, and the revision at which its effects were written.
         """
         values = [json.loads(step.value) if step.value is not None else {} for step in steps]
         known = [self._handled.get((key, value["digest"])) for value in values if value]
@@ -142,7 +141,7 @@ class Checker:
         if first is None:
             return None
         one = self._handled[key, values[first]["digest"]]
-        # With events to publish it is done in a second step, which the end of etcd may prevent.
+        # With events to publish, "done" is a second step, which the loss of the data may prevent.
         states = [(value.get("state"), value.get("digest")) for value in values[first:]]
         due = [("publishing", one.digest)] * bool(one.announcements) + [("done", one.digest)]
         if states != due[: len(states)]:
@@ -150,14 +149,14 @@ class Checker:
             return None
         if one.handler.never_succeeds:
             self._violation("recorded though its handler always raises", key)
-        # All that came before has to be another body's, with a claimed handler.
+        # Before that, only bodies with a claimed handler can have held the record.
         before = [self._handled[key, value["digest"]] for value in values[:first] if value]
         if not one.handler.claimed and not all(other.handler.claimed for other in before):
             self._violation("double", key, steps)
         return one, steps[first].revision
 
     def _judge_claims(self) -> None:
-        """Hold that no claim is left in the end: it would be kept alive, and nobody be at it."""
+        """Judge that no living process keeps a claim alive that it does not work on."""
         store = self._world.store
         living = {life.token for life in self._world.living()}
         for key in store.keys(RECORDS.decode()):
@@ -166,7 +165,7 @@ class Checker:
                 self._violation("a claim is left, and nobody is at it", key, value["token"])
 
     def _judge_published(self) -> None:
-        """Hold that events are published after the record with them, and before it is done."""
+        """Judge that events are published after their record is put, and before it is done."""
         published_s = self._broker.published_s
         due_s: dict[bytes, float] = {}
         for change, record in self._puts:
@@ -188,7 +187,7 @@ class Checker:
         for call in self._world.outside.calls:
             if call.life.alive and math.isinf(call.end_s):
                 self._violation("a call was not cancelled at its time-out", call.event.id)
-        # At least once: each claimed event that is done was called, with success, before.
+        # At least once: before a claimed event is done, a call for it has succeeded.
         for change, record in self.done:
             one = self._handled.get((change.key, record["digest"]))
             if one is None or not one.handler.claimed:
@@ -209,7 +208,7 @@ class Checker:
                 self._judge_pair(first, second, deleted_s)
 
     def _judge_pair(self, first: Call, second: Call, deleted_s: list[float]) -> None:
-        """Judge two calls of one id that follow each other."""
+        """Judge two successive calls of one id."""
         run = self._run
         who = (first.event.id, first.life.name, second.life.name, second.start_s)
         if second.start_s < first.end_s and first.reached and second.reached:
@@ -224,7 +223,7 @@ class Checker:
             return
         run.fired["calls repeated"] += 1
         died = first.life.ended_s is not None and first.life.ended_s <= second.start_s
-        # A claim whose lease an operator has ended may be gone before its call starts.
+        # If an operator has revoked its lease, a claim may be gone before its call starts.
         revoked = run.has_fired("lease revoked")
         since_s = 0.0 if revoked else min(first.decided_s, second.decided_s)
         lost = any(since_s <= at_s <= second.start_s for at_s in deleted_s)
@@ -232,7 +231,7 @@ class Checker:
             run.violation("a call was repeated without cause", *who)
 
     def _judge_counts(self) -> None:
-        """Hold the contract's sum for each process that lives, and what it has processed."""
+        """Judge the counters' sum in each living process, and what it counts as processed."""
         done = Counter(_process(record) for _, record in self._kept if record["state"] == "done")
         for life in self._world.lives:
             if life.alive:
@@ -249,5 +248,4 @@ class Checker:
 
 
 def _process(record: dict[str, str]) -> str:
-    """Return which process has written a record."""
     return record["token"].partition("/")[0]

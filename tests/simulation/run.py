@@ -1,4 +1,4 @@
-"""One run as all its parts see it: what its seed decides, its clock, and the account of it."""
+"""What all parts of a run share: its plan, its clock, its randomness and its account."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import TypeVar
+from typing import Any
 
 from grpc import StatusCode
 
@@ -19,13 +19,13 @@ from idempotent_consumer.settings import Settings
 from idempotent_consumer.testing.etcd import TIMED_OUT, Change, Fate, refused
 from idempotent_consumer.testing.loop import Agenda
 
-# The keys as the contract has them, written down apart from the library's code.
+# The keys as the contract has them, on purpose not read from the library's code.
 SERVICE = "order"
 EXCHANGE = "events"
 RECORDS = b"/service/order/"
 INCARNATION = b"/incarnation/order"
 RECORDED = ("publishing", "done")
-"""The states of a record that is there for good."""
+"""The states of a record that no other body can take over."""
 
 PER_REQUEST: dict[str, Callable[[Random, float, float], Fate]] = {
     "request lost": lambda _, _arrives_s, fails_s: Fate(None, fails_s, TIMED_OUT),
@@ -43,7 +43,8 @@ PER_REQUEST: dict[str, Callable[[Random, float, float], Fate]] = {
         "invalid auth token", StatusCode.UNAUTHENTICATED, 2 * arrives_s
     ),
 }
-"""Faults of a single request to etcd: its fate, by when it arrives, and fails where it fails."""
+"""Faults of a single request to etcd, with its fate: drawn, and given the delays after which a
+request arrives and after which it fails."""
 
 PER_MESSAGE = (
     "reordered",
@@ -55,12 +56,10 @@ PER_MESSAGE = (
 """Faults of a single message."""
 
 OF_PROCESSES = ("killed", "frozen")
-"""Faults that happen at a step of a process."""
+"""Faults at a step of a process."""
 
 OF_DATA = ("etcd wiped", "etcd restored")
-"""Faults after which the service must stop settling. A run has one of them at the most."""
-
-Target = TypeVar("Target")
+"""Faults after which the service must stop settling. A run has at most one of them."""
 
 
 def record_key(event_id: str) -> bytes:
@@ -72,7 +71,7 @@ def record_key(event_id: str) -> bytes:
 
 
 def records(changes: Iterable[Change]) -> Iterator[tuple[Change, dict[str, str]]]:
-    """Yield each put of a record, with its value."""
+    """Yield each put of a record with its value."""
     for change in changes:
         if change.key.startswith(RECORDS) and change.value is not None:
             yield change, json.loads(change.value)
@@ -80,12 +79,12 @@ def records(changes: Iterable[Change]) -> Iterator[tuple[Change, dict[str, str]]
 
 @dataclass
 class Plan:
-    """What a seed decides. ``rates`` are faults, with their probability or number of times.
+    """What a seed decides. ``rates`` has the probability of each fault, or its number of times.
 
-    What has a default is for runs of a chosen fault: a drawn plan leaves it. ``types`` are the
-    events' types, drawn by the workload where there are none. ``shares`` says how many of a hundred
-    bodies are new, duplicate, conflict, stranger and invalid. With ``restarted_at_once`` nobody
-    waits until a loss of etcd's data is noticed.
+    Fields with a default are for runs with a chosen fault; ``draw_plan`` leaves them. ``types`` are
+    the events' types, which the workload draws if there are none. ``shares`` are the percentages of
+    bodies that are new, duplicate, conflict, stranger and invalid. With ``restarted_at_once``
+    processes are restarted before they notice a loss of etcd's data.
     """
 
     replicas: int
@@ -107,8 +106,8 @@ class Plan:
 class Run:
     """The clock, the randomness and the plan of a run, and its account.
 
-    ``faulty`` is whether anything fails now. ``fired`` counts the faults that have, and
-    ``violations`` has what must never happen.
+    Faults happen while it is ``faulty``. ``fired`` counts them, and ``violations`` has what must
+    never happen.
     """
 
     def __init__(self, seed: int, draw: Callable[[Random], Plan]) -> None:
@@ -121,7 +120,7 @@ class Run:
     # How a fault happens.
 
     def happens(self, fault: str, who: str, *about: object) -> bool:
-        """Return whether a fault hits one request or message; count it if so."""
+        """Decide whether a fault hits one request or message, and count it if so."""
         rate = self.plan.rates.get(fault, 0.0)
         happens = self.faulty and rate > 0 and self.rng.random() < rate
         if happens:
@@ -131,14 +130,14 @@ class Run:
     def lasts(
         self, fault: str, who: str, seconds: tuple[float, float], switch: Callable[[bool], None]
     ) -> None:
-        """Switch a fault on, and off again after a time between these two."""
+        """Switch a fault on, and off again after a time in this range."""
         lasts_s = self.rng.uniform(*seconds)
         self.fault(fault, who, round(lasts_s, 1))
         switch(True)
         self.agenda.later(lasts_s, partial(switch, False))
 
-    def hits(self, fault: str, targets: Sequence[Target], hit: Callable[[Target], object]) -> None:
-        """Let a fault hit one of those that it can hit, if any."""
+    def hits(self, fault: str, targets: Sequence[Any], hit: Callable[[Any], object]) -> None:
+        """Let a fault hit one of the targets, if there are any."""
         if targets:
             target = self.rng.choice(targets)
             who = getattr(target, "loop", target)
@@ -153,7 +152,7 @@ class Run:
         return any(self.fired[kind] for kind in kinds)
 
     def latency_s(self) -> float:
-        # Bounded: a confirm that comes after its time-out is a fault by itself, drawn elsewhere.
+        # Bounded: a confirm after its time-out is a fault of its own, "confirm late".
         mean_s = self.plan.latency_s
         return min(self.rng.expovariate(1 / mean_s), 5 * mean_s)
 
@@ -168,7 +167,7 @@ class Run:
         self.note("", f"VIOLATION {text}")
 
     def report(self) -> str:
-        """Write everything there is to know, for a reader."""
+        """Return the plan, the account and the violations as text."""
         head = f"seed {self.seed}: {self.plan}"
         lines = [
             f"{at_s:10.4f} {who:10} {what} {' '.join(map(_short, about))}".rstrip()

@@ -1,4 +1,4 @@
-"""RabbitMQ and etcd on a bad day. Each ack is judged as it comes."""
+"""RabbitMQ and etcd with faults. Each ack is judged as it arrives."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from idempotent_consumer.testing import broker as amqp
 from idempotent_consumer.testing import etcd
 from idempotent_consumer.testing.broker import ChannelError, Connection, Message, Queue, Session
 from idempotent_consumer.testing.etcd import CLOSED, TIMED_OUT, Call, Change, Data, Fate
+from idempotent_consumer.testing.loop import Loop
 from simulation.run import EXCHANGE, PER_REQUEST, RECORDED, RECORDS, SERVICE, Run, records
 from simulation.workload import Sent
 
@@ -27,18 +28,18 @@ if TYPE_CHECKING:
 
 DEAD_LETTERS = "order.dead-letter"
 HEARTBEATS_S = 20.0
-"""A connection without a sign of life is given up after so long."""
+"""The broker closes a connection after so long without a heartbeat."""
 
 _COPY_OF = "copy-of"
 _NEVER_S = 15.0
-"""A confirm that is later than this does not come at all, as of a queue that has no leader."""
+"""A confirm later than this never comes, as from a queue that has no leader."""
 
 _READ_WITHIN_S = 10.0
-"""So long a request can wait in the socket of an etcd that does not read."""
+"""A request can wait this long in the socket of an etcd that does not read."""
 
 
 class SimulatedEtcd(etcd.FakeEtcd):
-    """What all processes share: the data, whether etcd can be reached, and each request's fate."""
+    """The etcd of all processes. The seed decides each request's fate."""
 
     def __init__(self, run: Run) -> None:
         max_txn_ops = run.plan.settings.etcd_max_txn_ops
@@ -48,18 +49,18 @@ class SimulatedEtcd(etcd.FakeEtcd):
         self._unread: list[tuple[float, Call]] = []
 
     def leases_of_claims(self) -> list[int]:
-        """Return the leases whose end takes no record that is there for good."""
+        """Return the leases that hold no record that is done or publishing."""
         live = [self.store.get(key) for key in self.store.keys(RECORDS.decode())]
         kept = {kv.lease for kv in live if json.loads(kv.value)["state"] in RECORDED}
         return sorted(set(self.store.leases) - kept)
 
     def _note(self, changes: list[Change]) -> None:
-        """Take what is committed into the account of the run."""
+        """Note in the run's account what is committed."""
         for change in changes:
             if change.value is None:
                 self.run.fault("claim ended by its lease", "etcd", change.key)
         for change, record in records(changes):
-            # Of the process, four of its digits: enough to tell who, beside its "starts" line.
+            # Four digits are enough to tell the processes apart.
             writer = record["token"][:4] + record["token"][32:]
             self.run.note("etcd", record["state"], change.key, change.revision, "by", writer)
 
@@ -79,7 +80,7 @@ class SimulatedEtcd(etcd.FakeEtcd):
             if call.outcome is not None and call.number < call.loop.last_answered:
                 self.run.fault("applied after a later request was answered", call.loop.name)
         elif self.run.rng.random() < 0.5:
-            # It waits in a socket until etcd reads on, or was lost with it.
+            # It waits in a socket until etcd reads again. The others are lost.
             self._unread.append((self.agenda.now_s, call))
 
     def answer(self, call: Call, error: AioRpcError | None = None) -> None:
@@ -87,7 +88,7 @@ class SimulatedEtcd(etcd.FakeEtcd):
             self.run.fault("reply lost", call.loop.name, call.method)
             self.agenda.later(0.5, partial(self.answer, call, TIMED_OUT), call.loop)
             return
-        # What comes behind its time-out, it does not hear.
+        # A process does not hear a reply after the time-out.
         if error is None and not (call.answer.done() or isinstance(call.outcome, AioRpcError)):
             call.loop.hear(call)
         super().answer(call, error)
@@ -114,11 +115,11 @@ class SimulatedEtcd(etcd.FakeEtcd):
 
 
 class SimulatedBroker(amqp.FakeBroker):
-    """The queues, and what the seed decides of them.
+    """The broker of all processes. The seed decides what becomes of each message.
 
-    ``sent`` has every body that was sent, ``dead`` the messages that are parked, and
-    ``must_not_ack`` the processes that know better. ``published_s`` has the times at which each
-    event of the service's own was published, ``given_out_s`` when a body was last given out.
+    ``sent`` has every body that was sent, ``dead`` the parked messages, and ``must_not_ack`` the
+    processes that know of a loss of etcd's data. ``published_s`` has the times at which each of the
+    service's own events was published, ``given_out_s`` when a body was last delivered.
     """
 
     def __init__(self, run: Run, store: etcd.Store) -> None:
@@ -145,10 +146,10 @@ class SimulatedBroker(amqp.FakeBroker):
     # What is published.
 
     def publishing(self, session: Session, message: Message) -> None:
-        """Judge a copy that a process sends on of a message it was given.
+        """Judge a copy of a delivery that a process retries or parks.
 
-        A failure is one only where the record was looked at, and a conflict is one only with what
-        is recorded: a claim is no verdict, its holder may die or fail.
+        A failure counts only once the record has been read, and a conflict only with a body that is
+        recorded: a claim decides nothing, for its holder may die or fail.
         """
         if message.exchange:
             return
@@ -169,12 +170,12 @@ class SimulatedBroker(amqp.FakeBroker):
     def put(self, queue: Queue, message: Message) -> None:
         self.run.note("broker", f"has {queue.name} #{message.number}", message.body)
         if message.exchange == EXCHANGE:
-            # An event of the service's own, for which it has no handler itself.
+            # One of the service's own events, for which it has no handler.
             self.published_s.setdefault(message.body, []).append(self.agenda.now_s)
             event = decode(message.body)
             self.sent[message.body] = Sent(message.body, event.id, event.type, event.digest)
         if queue.name == SERVICE:
-            # A header that is kept where a message is sent on: its copy tells whose copy it is.
+            # The library keeps this header in its copy, which so tells what it is a copy of.
             message.encoded = with_headers(message.encoded, {_COPY_OF: message.number})
         else:
             self._sent_on[message.body] += 1
@@ -217,7 +218,7 @@ class SimulatedBroker(amqp.FakeBroker):
     # What is consumed.
 
     def pick(self, queue: Queue, free: list[Session]) -> tuple[Message, Session]:
-        """Take out the next message, or any other one, for any consumer that has room."""
+        """Remove the next message, or if reordered any, for any consumer with room."""
         at = 0
         if len(queue.ready) > 1 and self.run.happens("reordered", "broker"):
             at = self.rng.randrange(len(queue.ready))
@@ -234,7 +235,7 @@ class SimulatedBroker(amqp.FakeBroker):
         super().take_back(queue, messages)
 
     def settled(self, session: Session, message: Message) -> None:
-        """Judge an ack: the record is there and done, or a copy of the message is safe."""
+        """Judge an ack: the record must be done, or a copy of the message in another queue."""
         life, sent = session.loop, self.sent[message.body]
         self.run.note("broker", f"gets an ack of #{message.number} from {life.name}")
         super().settled(session, message)
@@ -242,8 +243,8 @@ class SimulatedBroker(amqp.FakeBroker):
             self.run.violation(
                 "an ack although etcd is not the one seen before", life.name, sent.body
             )
-        # It is done in the data that the process has reached, or in what has followed. What comes
-        # after a wipe is another etcd, with which this process has no part.
+        # It must be done in the data that the process first reached, or in a later life, up to a
+        # wipe: what follows is another etcd, which this process must not use.
         lives = [] if life.lineage is None else self._store.lives[life.lineage :]
         wiped = next((n for n, data in enumerate(lives, 1) if data.wiped), None)
         done = ("done", sent.digest)
@@ -257,7 +258,7 @@ class SimulatedBroker(amqp.FakeBroker):
             self.run.violation("early ack", life.name, sent.body)
 
     def refused(self, session: Session, error: ChannelError) -> None:
-        """Judge what the broker closes a channel for: the library never asks for it."""
+        """Judge an error for which the broker closes a channel: the library never causes one."""
         self.run.violation(error.args[1], session.loop.name)
 
     def dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
@@ -267,14 +268,14 @@ class SimulatedBroker(amqp.FakeBroker):
 
     # Connections.
 
-    def leave(self, life: Life) -> None:
-        """End the connections of a process that is gone; what it had not written yet is lost."""
-        for connection in self.connections_of(life):
+    def gone(self, loop: Loop) -> None:
+        """End the connections of a dead process; some of what it has written is lost."""
+        for connection in self.connections_of(loop):
             written = self.rng.randint(0, connection.to_broker.under_way)
             self.lose(connection, (written, 0), (self.rng.expovariate(20), 0.0))
 
     def go_silent(self, life: Life, seconds: float) -> None:
-        """Give up the connections of a process that is frozen, where it is for long."""
+        """Close the connections of a process that stays frozen for longer than its heartbeats."""
 
         def give_up(connection: Connection) -> None:
             if connection.session in self.sessions:
@@ -286,14 +287,14 @@ class SimulatedBroker(amqp.FakeBroker):
                 self.agenda.later(HEARTBEATS_S, partial(give_up, connection))
 
     def be_away(self, away: bool) -> None:
-        """Restart: connections are lost, and refused until it is back."""
+        """Restart: connections are lost, and refused until the broker is back."""
         self.away = away
         if away:
             for connection in list(self.connections):
                 self.cut(connection)
 
     def cut(self, connection: Connection) -> None:
-        """Lose a connection: each side notices it in its own time, and some frames arrive."""
+        """Lose a connection: each side notices at a time of its own, and some frames arrive."""
         rng = self.rng
         kept = [rng.randint(0, w.under_way) for w in (connection.to_broker, connection.to_client)]
         noticed_s = [rng.uniform(0, rng.choice([0.01, HEARTBEATS_S])) for _ in kept]
@@ -302,5 +303,5 @@ class SimulatedBroker(amqp.FakeBroker):
 
 
 def _of(sent: Sent, lives: Iterable[Data]) -> Iterable[dict[str, str]]:
-    """Return the values that an event's record has had in these lives of etcd's data."""
+    """Return the values of an event's record in these lives of etcd's data."""
     return (record for data in lives for _, record in records(data.by_key.get(sent.key, ())))

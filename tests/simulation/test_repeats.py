@@ -1,4 +1,4 @@
-"""What is repeated under one fault at a time: "When can my code run twice?" says what runs show."""
+"""What one fault at a time repeats: the page "When can my code run twice?" says what runs show."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -30,7 +30,7 @@ COLUMNS = (RUNS_AGAIN, RECORDED_TWICE, CALLED_AGAIN, OVERLAP, PARKED_TWICE, PUBL
 
 WINDOW_S = 3
 _RUNS_AT_MOST = 20
-"""So many times a case's own number."""
+"""A multiple of a case's own number of runs."""
 
 _RATES = {
     **dict.fromkeys(PER_REQUEST, 0.1),
@@ -42,7 +42,7 @@ _RATES = {
     "publish refused": 0.6,
     "stopped": 3.0,
 }
-"""A probability for each request or message, or a number of times."""
+"""The probability for each request or message, or the number of times."""
 
 _FAILING = {"types": ("flaky", "flaky_call", "announce")}
 _MANY_CALLS = {"types": ("order", "announce", "call", "call", "call")}
@@ -67,13 +67,13 @@ _SLOW_CALLS = {"call_timeout_s": 5.0, "call_s": 5.0}
 
 @dataclass(frozen=True)
 class Case:
-    """The runs for one row of the page: each of its faults, alone, with as many ``runs`` at least.
+    """The runs for one row of the page: at least ``runs`` for each of its faults alone.
 
-    Without a fault there are runs in which nothing fails. ``changes`` are the plan's, ``settings``
-    the service's. In a case of ``copies`` the row is about second copies of an event; else a pure
-    handler's runs are counted for events sent once. Where ``claims_hold`` a run in which a claim
-    ended by its lease is left out: it is another row's. ``excused`` is what the checker, which
-    knows no window, may complain of.
+    The fault "" is none. ``changes`` are changes of the plan, ``settings`` of the service's
+    settings. With ``copies`` the row is about events that are sent several times; otherwise a pure
+    handler's runs count only for events sent once. With ``claims_hold`` a run in which a claim's
+    lease ends is left out: it belongs to another row. ``excused`` are violations that the checker,
+    which knows no window, may report.
     """
 
     faults: tuple[str, ...] = ("",)
@@ -130,11 +130,11 @@ CASES = {
         ("etcd restored",), 50, changes={**_MUCH_IN_HAND, **_SLOW_CALLS}
     ),
 }
-"""By the first cell of their rows."""
+"""The cases by the first cell of their row."""
 
 
 def draw(case: Case, fault: str, rng: Random) -> Plan:
-    """Draw a run of a case: as others are, but with this fault alone, if with any."""
+    """Draw a run of a case, with this fault alone."""
     drawn = draw_plan(rng)
     settings: dict[str, Any] = {
         "batch_size": rng.choice([1, 8, 128]),
@@ -162,7 +162,7 @@ def draw(case: Case, fault: str, rng: Random) -> Plan:
 
 @dataclass
 class Seen:
-    """What the runs of a case have shown. ``yes`` has the seeds in which a column's repeat was."""
+    """What the runs of a case have shown. ``yes`` has by column the seeds with its repeat."""
 
     runs: int = 0
     fired: int = 0
@@ -172,10 +172,9 @@ class Seen:
 
 
 def look(case: Case, wanted: Collection[str]) -> dict[str, Seen]:
-    """Do a case's runs and count by fault and event what is repeated.
+    """Do a case's runs, and return by fault what was repeated.
 
-    A repeat that is ``wanted`` and rare is looked for in further runs, so that the seeds in which
-    it happens to be need not be known.
+    Further runs look for a ``wanted`` repeat that is rare, so no test depends on a known seed.
     """
     seen = {fault: Seen() for fault in case.faults}
     for seed in range(_RUNS_AT_MOST * case.runs):
@@ -198,9 +197,8 @@ def look(case: Case, wanted: Collection[str]) -> dict[str, Seen]:
 
 
 def counted(world: World, copies: bool) -> dict[str, list[int]]:
-    """Return by column how often each event had the repeat."""
+    """Return by column how often each event was repeated."""
     seen, sent = Checker(world), Counter(one.event_id for one in world.broker.sent.values())
-    # Of all ids, or of those that were sent once.
     runs = Counter(event.id for event in world.outside.runs if copies or sent[event.id] == 1)
     reached = [[call for call in calls if call.reached] for calls in seen.calls.values()]
     times = {
@@ -226,16 +224,16 @@ def recorded_s(seen: Checker) -> dict[bytes, list[float]]:
 
 
 def read_table() -> dict[str, dict[str, bool]]:
-    """Return the page's table of faults: by row and column, whether there can be a repeat."""
+    """Return the page's table of faults: by row and column, whether a repeat is possible."""
     lines = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in PAGE.read_text().splitlines()
     ]
-    head = next(number for number, (_, *cells) in enumerate(lines) if cells == list(COLUMNS))
-    can_be = {"yes": True, "no": False}
+    assert [*COLUMNS] in [cells for _, *cells in lines]
     return {
-        first: {column: can_be[cell] for column, cell in zip(COLUMNS, cells, strict=True)}
-        for first, *cells in takewhile(lambda row: len(row) > 1, lines[head + 2 :])
+        first: {column: cell == "yes" for column, cell in zip(COLUMNS, cells, strict=True)}
+        for first, *cells in lines
+        if cells and {"yes", "no"}.issuperset(cells)
     }
 
 
@@ -248,11 +246,11 @@ def test_every_fault_of_the_simulation_is_in_a_row() -> None:
     assert {fault for case in CASES.values() for fault in case.faults} == {"", *known}
 
 
-# Some rows are a thousand runs, and nothing in them waits: a busy machine just takes longer.
+# Some rows take a thousand runs, and a busy machine takes longer for them.
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("row", CASES)
 def test_the_page_says_what_the_runs_show(row: str) -> None:
-    """Each "yes" was there in some run of the row's faults, each "no" in none of them."""
+    """Each "yes" is seen in some run of the row's faults, each "no" in none."""
     case, said = CASES[row], read_table()[row]
     looks = look(case, {column for column, can_be in said.items() if can_be})
     for fault, seen in looks.items():

@@ -1,4 +1,4 @@
-"""What producers send, what the handlers make of it, and the outside that these call."""
+"""What the producer sends, what the handlers do with it, and the receiver that they call."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ Result = list[Put | Publish] | Put | None
 SHARED_KEY = "/latest"
 STRANGER = "stranger"
 ANNOUNCED = "announced"
-"""The type of what the service publishes itself; it comes to its own queue too."""
+"""The type of the service's own events, which its own queue receives too."""
 
 
 @dataclass(frozen=True)
 class EventType:
     """What the handler of a type does.
 
-    It raises that often. Where it does not, it writes so many ``keys`` of its own, more than a
-    transaction has room for where it is ``greedy``, the key that all events share, or publishes.
+    It raises with the probability ``raises``. Otherwise it writes so many ``keys`` of its own, too
+    many for a transaction if it is ``greedy``; the key that all events share; or it publishes.
     """
 
     claimed: bool = False
@@ -81,7 +81,7 @@ _PROPERTIES = (
         )
     ),
 )
-"""Some of them have headers that pika cannot read, or more bytes than may be in flight."""
+"""Some have headers that pika cannot read, or more bytes than may be in flight."""
 
 _INVALID = sorted({body for body in NO_EVENTS if len(body) < 2000})
 _KINDS = ("new", "duplicate", "conflict", "stranger", "invalid")
@@ -97,12 +97,12 @@ _MIXES = (
     ("announce",),
     ("order", "call_announce"),
 )
-"""The types of a run: few in most, for claims need company of their own kind to be contested."""
+"""The types of a run. Most have few: claims are contested only if many events have them."""
 
 
 @dataclass(frozen=True)
 class Sent:
-    """One body. ``digest`` is empty where it is no valid event."""
+    """One body. Its ``digest`` is empty if it is no valid event."""
 
     body: bytes
     event_id: str = ""
@@ -115,7 +115,7 @@ class Sent:
 
     @property
     def handled(self) -> bool:
-        """Whether a handler is there for it."""
+        """Whether its type has a handler."""
         return bool(self.digest) and self.event_type in TYPES
 
     @property
@@ -135,14 +135,14 @@ class Sent:
 
 
 def effect_keys(event_type: str, event_id: str) -> list[str]:
-    """Return the keys that a type's handler writes, but for the one that events share."""
+    """Return the keys that a type's handler writes, without the shared one."""
     return [f"/{event_type}/{event_id}/{n}" for n in range(TYPES[event_type].keys)]
 
 
 class Producer:
-    """Publishes a run's bodies at random times, in bursts, and again where no confirm came.
+    """Publishes a run's bodies at random times, in bursts, and again if they are not confirmed.
 
-    Nearly all bodies differ, so that one tells which message it is.
+    Nearly all bodies differ, so a body identifies its message.
     """
 
     def __init__(self, run: Run, broker: SimulatedBroker) -> None:
@@ -152,21 +152,21 @@ class Producer:
         self.unsent = plan.events
         self._drawn: list[tuple[str, str, int]] = []
         self._types = plan.types or rng.choice(_MIXES)
-        # Those next to each other are alike.
+        # Neighbours in the list are alike.
         first = rng.randrange(len(AWKWARD_IDS))
         self._ids = [*AWKWARD_IDS[first : first + 10]]
         rng.shuffle(self._ids)
         self._invalid = rng.sample(_INVALID, len(_INVALID))
         ends_s, at_s = plan.faulty_s * rng.choice([0.2, 0.8]), 0.0
         if any(kind in plan.rates for kind in OF_DATA):
-            ends_s = plan.faulty_s + 30.0  # Something must come to those that must not settle.
+            ends_s = plan.faulty_s + 30.0  # Deliveries must come when none may be settled.
         for number, kind in enumerate(rng.choices(_KINDS, plan.shares, k=plan.events), start=1):
             if rng.random() < 0.3:
                 at_s = rng.uniform(0.0, ends_s)
             run.agenda.later(at_s, partial(self._publish, self._draw(kind, number)))
 
     def _draw(self, kind: str, number: int) -> Sent:
-        """Return the next body of a kind; what is not in its digest differs each time."""
+        """Return the next body of a kind. Members that the digest does not cover always differ."""
         rng = self._rng
         if kind == "invalid":
             return Sent(self._invalid.pop())
@@ -211,11 +211,11 @@ class Producer:
 
 @dataclass
 class Call:
-    """One call as the outside sees it, from its start to its end on the world's clock.
+    """One call as the receiver sees it, from its start to its end on the world's clock.
 
-    ``reached`` is false where the process died before the request had left it. ``cut_s`` is when
-    the process gave it up before its end, which is infinite where no answer comes. ``decided_s``
-    is when it looked at its claim: long before the start, where it froze in between.
+    ``end_s`` is infinite if no answer comes. ``reached`` is false if the process died before the
+    request left it. ``cut_s`` is when the process cancelled the call. ``decided_s`` is when it had
+    checked its claim: long before the start if it froze in between.
     """
 
     event: Event
@@ -235,7 +235,7 @@ class Call:
 
 
 class Outside:
-    """Takes the calls and keeps them. ``runs`` has the event of each run of a pure handler."""
+    """Receives and keeps the calls. ``runs`` has the event of each run of a pure handler."""
 
     def __init__(self, run: Run) -> None:
         self._rng, self._plan, self._run = run.rng, run.plan, run
@@ -244,14 +244,14 @@ class Outside:
         self.runs: list[Event] = []
 
     def be(self, state: str, so: bool) -> None:
-        """Be down, slow or rejecting from now on, or no more: no call succeeds meanwhile."""
+        """Start or stop being down, slow or rejecting. Meanwhile no call succeeds."""
         (self._states.add if so else self._states.discard)(state)
 
     def call(self, event: Event, life: Life) -> Call:
-        """Make a call, which ends within the handler's time-out."""
+        """Begin a call."""
         decided_s = life.agenda.now_s
         if "frozen" in self._plan.rates and self._rng.random() < 0.03:
-            # The narrow place that no lease can guard: frozen just before it sends.
+            # No lease can protect a process that is frozen just before it sends.
             life.freeze(min(self._rng.uniform(1.0, 40.0), self._plan.longest_freeze_s))
         start_s = max(decided_s, life.frozen_until_s)
         lasts_s = self._rng.uniform(0.0, self._plan.call_s)
@@ -263,7 +263,7 @@ class Outside:
         return call
 
     def process_ended(self, life: Life) -> None:
-        """Decide what the outside has seen of the calls that were under way."""
+        """Decide which of the calls under way have reached the receiver."""
         now_s = life.agenda.now_s
         for call in self.calls:
             if call.life is life and call.cut_s is None and now_s < call.end_s:
@@ -274,7 +274,7 @@ class Outside:
 
 
 class Handlers:
-    """The handlers of a process's service; a claimed one is a coroutine function or a plain one."""
+    """The handlers of a process. The seed decides which claimed ones are coroutine functions."""
 
     def __init__(self, life: Life, outside: Outside) -> None:
         self._life, self._outside, self._rng = life, outside, life.run.rng
@@ -291,10 +291,10 @@ class Handlers:
 
     def _on_thread(self, event: Event, timeout_s: float) -> Result:
         call = self._outside.call(event, self._life)
-        call.end_s = min(call.end_s, call.start_s + timeout_s)  # It bounds its call itself.
+        call.end_s = min(call.end_s, call.start_s + timeout_s)  # A plain function bounds its call.
         spent_s = call.end_s - self._life.agenda.now_s
         self._life.spend(spent_s)
-        call.end_s = self._life.agenda.now_s + spent_s  # To the last bit, as its thread ends.
+        call.end_s = self._life.agenda.now_s + spent_s  # Equal, to the last bit, to its thread's.
         return self._called(event, call)
 
     async def _on_loop(self, event: Event, _timeout_s: float) -> Result:
@@ -308,7 +308,7 @@ class Handlers:
             call.end_s = min(call.end_s, call.cut_s)
             self._life.run.fault("call cut off", self._life.name)
             raise
-        # It has ended, though the clock may be a rounding error before its end.
+        # It has ended, even if by rounding the clock is just before its end.
         call.end_s = min(call.end_s, self._life.agenda.now_s)
         return self._called(event, call)
 
@@ -318,13 +318,13 @@ class Handlers:
         return _result(event, call.raised)
 
     def _is_rejected(self, event: Event) -> bool:
-        # Held for good behind a circuit breaker that nothing closes, it would never be settled.
+        # Otherwise it would be held for ever behind a circuit breaker that nothing closes.
         breaks = self._life.run.plan.settings.breaker_failures > 0
         return breaks and TYPES[event.type].never_succeeds
 
 
 def _result(event: Event, raises: bool) -> Result:
-    """Return what a handler returns: what is written, between two events to be published."""
+    """Return a handler's effects, or raise: its puts, if it announces between two events."""
     if raises:
         raise ConnectionError("refused")
     kind, value = TYPES[event.type], event.digest.encode()

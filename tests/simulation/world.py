@@ -1,4 +1,4 @@
-"""One run: a world drawn from a seed, its processes, its faults, its end, and the judgement."""
+"""One run: a world drawn from a seed, with its processes and faults, judged at its end."""
 
 from __future__ import annotations
 
@@ -27,40 +27,41 @@ from simulation.servers import DEAD_LETTERS, SimulatedBroker, SimulatedEtcd
 from simulation.workload import Handlers, Outside, Producer
 
 DRAINED_WITHIN_S = 400.0
-"""Far more than the retries, the longest lease and the calls on few threads add up to, and less
-than the ten minutes after which a process takes a new lease for its records by itself."""
+"""Far longer than the retries, the longest lease and the calls on few threads together, and shorter
+than the ten minutes after which a process takes a new lease for its records."""
 
 _HEARD_WITHIN_S = 2.0
-"""So long after the last of that, whatever follows from it has."""
+"""By then everything has followed from the last event."""
 
 _LOOKED_AT_EVERY = 8
-"""So many steps apart it is looked at whether a run is over."""
+"""The number of steps between two checks whether a run is over."""
 
 _MOST_STEPS = 400_000
 _NOTICED_WITHIN_S = 15.0
-"""A wiped or restored etcd: its guard asks every 5 s, and once more after a lost request."""
+"""A process notices by then that etcd was wiped or restored: it asks every 5 s, and once more after
+a lost request."""
 
 
 class Life(Process):
     """A process from its start to its end.
 
-    Steps are counted: each callback, and within it each action that the outside sees. It dies
-    at the step that ``dies_at`` says and freezes, between two callbacks, at those in
-    ``freezes_at``, which has the seconds. What etcd has told it: ``answered`` requests, the last
-    of them number ``last_answered``, up to the ``highest_revision``; ``told_s`` is when it was
-    last told of each record, ``lineage`` the life of etcd's data that it has reached first.
+    Its steps are counted: each callback, and within it each action that the outside sees. It dies
+    at step ``dies_at``, and freezes between two callbacks at the steps in ``freezes_at``, which has
+    the seconds. Of the requests that etcd has answered, ``last_answered`` is the highest number and
+    ``highest_revision`` the highest revision. ``told_s`` is when it last heard of each record, and
+    ``lineage`` the index of the life of etcd's data that it reached first.
     """
 
     broker: SimulatedBroker
 
-    def __init__(self, name: str, world: World, on_ended: Callable[[Life], None]) -> None:
+    def __init__(self, world: World, slot: int, number: int) -> None:
         run = self.run = world.run
         rng, plan = run.rng, run.plan
-        self.name, self._on_ended = name, on_ended
+        self.world, self.slot, self.number, self.name = world, slot, number, f"p{slot}.{number}"
         self.ended_s: float | None = None
         self.steps, self.dies_at, self._cancelled = 0, 0, False
         self.freezes_at: dict[int, float] = {}
-        self.answered = self.last_answered = self.highest_revision = 0
+        self.last_answered = self.highest_revision = 0
         self.told_s: dict[bytes, float] = {}
         self.lineage: int | None = None
         super().__init__(
@@ -76,7 +77,7 @@ class Life(Process):
             max_bytes=plan.max_bytes,
         )
         self.task.add_done_callback(lambda _: self.end())
-        run.note(name, "starts")
+        run.note(self.name, "starts")
 
     # Where it freezes and dies.
 
@@ -100,12 +101,12 @@ class Life(Process):
 
     def _judge_method(self, method: Any) -> None:
         """Judge what the process is about to send to the broker."""
-        if isinstance(method, spec.Basic.Consume) and not self.answered:
+        if isinstance(method, spec.Basic.Consume) and not self.last_answered:
             self.run.violation("consuming before etcd is ready", self.name)
         if isinstance(method, spec.Basic.Ack) and self.running.ledger.halted:
             kind = "an ack by a process that knows that etcd is another"
             self.run.violation(kind, self.name, method)
-        # Each costs a message one of its returns. pika does so with what arrives behind a cancel.
+        # Each costs a message one of its returns. After a cancel pika itself rejects deliveries.
         if isinstance(method, spec.Basic.Reject) and not self._cancelled:
             self.run.violation("a delivery was handed back", self.name, method.delivery_tag)
         self._cancelled |= isinstance(method, spec.Basic.Cancel)
@@ -116,7 +117,6 @@ class Life(Process):
         self.broker.go_silent(self, seconds)
 
     def stop(self) -> None:
-        """Stop it as SIGTERM does; a second signal changes nothing."""
         in_flight = self.running.intake.in_hand
         self.run.note(self.name, f"is stopped, {in_flight} in flight")
         super().stop()
@@ -125,19 +125,17 @@ class Life(Process):
         if self.ended_s is None:
             self.ended_s = self.agenda.now_s
             self.run.note(self.name, "is gone")
-            self._on_ended(self)
+            self.world.ended(self)
             self.kill()
 
     def on_defect(self, error: BaseException) -> None:
-        """Judge what would end a real service, and never should."""
         lines = traceback.format_exception(error)
         self.run.violation("an exception ended the process", repr(error), *lines[-5:])
 
     # What is known of it.
 
     def hear(self, call: Call) -> None:
-        """Remember what etcd has told: how these records stand is known from now on."""
-        self.answered += 1
+        """Remember what the process has learned from a reply of etcd."""
         self.last_answered = max(self.last_answered, call.number)
         self.highest_revision = max(self.highest_revision, call.outcome.header.revision)
         if call.method == "Txn":
@@ -150,12 +148,12 @@ class Life(Process):
 
     @property
     def token(self) -> str:
-        """What the tokens of its records begin with, once its first step is behind it."""
+        """What the tokens of its records begin with; empty before its first step."""
         return self.running.process if hasattr(self, "running") else ""
 
     @property
     def is_idle(self) -> bool:
-        """Whether it is not frozen, has no event in flight, and has read what was sent to it."""
+        """Whether it is not frozen, and has read and settled everything."""
         connections = self.broker.connections_of(self)
         return (
             self.frozen_until_s <= self.agenda.now_s
@@ -168,7 +166,7 @@ class Life(Process):
             self.run.violation("the counters do not add up", self.name, miscounted)
 
     def _note_line(self, _logger: object, _level: str, line: MutableMapping[str, Any]) -> NoReturn:
-        """Take the library's log into the account of the run, as long as the process lives."""
+        """Note the library's log lines in the run's account, while the process is alive."""
         if self.alive:
             event = line.pop("event")
             if event.startswith("circuit breaker closed"):
@@ -196,7 +194,7 @@ class World:
             later(rng.uniform(0.0, 1.0), partial(self._start, slot, 1))
         for kind, happen in TIMED.items():
             for _ in range(int(plan.rates.get(kind, 0))):
-                # Some at the very start: a service must also begin in a bad moment.
+                # Some at the very start: a service must also cope with faults while it starts.
                 at_s = rng.uniform(0.0, plan.faulty_s) * rng.choice([0.02, 1.0, 1.0, 1.0])
                 later(at_s, partial(happen, self, kind))
         if "etcd restored" in plan.rates:
@@ -224,7 +222,7 @@ class World:
             life.kill()
 
     def _pass_s(self, seconds: float, enough: Callable[[], bool] = lambda: False) -> None:
-        """Let time pass, until it is enough or the run is broken, as is looked at now and then."""
+        """Let time pass, at most until ``enough`` returns true or the run is broken."""
         agenda = self.agenda
         agenda.run(
             agenda.now_s + seconds,
@@ -240,10 +238,11 @@ class World:
         return not (self.producer.unsent or any(self.broker.unsettled(DEAD_LETTERS)))
 
     def _is_over(self) -> bool:
-        """Tell whether all is settled, and nothing under way that might still have an effect.
+        """Return whether all is settled, and nothing under way can still have an effect.
 
-        Requests apply late, processes are frozen, and calls go on whose events others have ended.
-        What a process had not read when its session ended, it handles once more.
+        Requests may apply late, processes may be frozen, and a call may last longer than its event,
+        which another process has settled. What a process reads after its session has ended, it
+        handles once more.
         """
         return (
             self._is_drained()
@@ -262,9 +261,9 @@ class World:
             self.agenda.later(1.0, partial(self._start, slot, number))
             return
         run, rng = self.run, self.run.rng
-        life = Life(f"p{slot}.{number}", self, partial(self._ended, slot, number))
+        life = Life(self, slot, number)
         Handlers(life, self.outside)
-        # At which steps it dies and freezes; early ones are as likely as late.
+        # It dies and freezes at early steps as likely as at late ones.
         if run.faulty and self._kills_left and rng.random() < 0.8:
             self._kills_left -= 1
             life.dies_at = int(math.exp(rng.uniform(math.log(4), math.log(600))))
@@ -275,45 +274,45 @@ class World:
             life.freezes_at[step] = min(seconds, self.plan.longest_freeze_s)
         self.lives.append(life)
 
-    def _ended(self, slot: int, number: int, life: Life) -> None:
-        """Take note of the end of a process, and start another one in its place."""
+    def ended(self, life: Life) -> None:
+        """Note the end of a process, and start another one in its place."""
         if not life.in_step or life.task.done():
             life.judge_counts()
         self.outside.process_ended(life)
-        self.broker.leave(life)
+        self.broker.gone(life)
         rng = self.run.rng
         again_s = rng.choice([rng.uniform(0.05, 2.0), rng.uniform(2.0, 30.0)])
-        self.agenda.later(again_s, partial(self._start, slot, number + 1))
+        self.agenda.later(again_s, partial(self._start, life.slot, life.number + 1))
 
     def living(self) -> list[Life]:
         return [life for life in self.lives if life.alive]
 
     def running(self) -> list[Life]:
-        """Return the living processes whose first step is behind them."""
+        """Return the living processes that have done their first step."""
         return [life for life in self.living() if life.token]
 
     def _lose_data(self, kind: str) -> None:
-        """Wipe or restore etcd; whoever knows better must not settle; then restart everything."""
+        """Wipe or restore etcd; those who can know must not settle. Restart all processes."""
         run = self.run
         if run.rng.random() < 0.5:
-            # What waits for a confirm when the data goes has one when that is known.
+            # What is unconfirmed when the data is lost is confirmed once the loss is known.
             seconds = (_NOTICED_WITHIN_S / 2, 2 * _NOTICED_WITHIN_S)
             run.lasts("alarm", "broker", seconds, self.broker.set_alarm)
             self._pass_s(_NOTICED_WITHIN_S / 3)
-        # Each commit on its way applies before its sender sees a reply, and takes the revision on.
+        # Commits under way may raise the restored etcd's revision before their senders see a reply.
         known = self._snapshot.revision + COMMITS_IN_FLIGHT * self.plan.replicas + 4
         living = self.living()
         knowing = [
             life
             for life in living
             if life.frozen_until_s < self.agenda.now_s
-            and life.answered
+            and life.last_answered
             and (kind == "etcd wiped" or life.highest_revision > known)
         ]
         run.fault(kind, "etcd", f"{len(knowing)} processes know better")
         self._may_start = False
         if kind == "etcd wiped":
-            # Others have data in it, too: its revision may be any.
+            # Other services write to it too, so its revision may be any.
             revision = self.store.revision
             self.store.wipe(run.rng.choice([1, revision, 2 * revision]))
         else:
@@ -321,8 +320,8 @@ class World:
         if not self.plan.restarted_at_once:
             self._pass_s(_NOTICED_WITHIN_S)
             if kind == "etcd restored" and len(knowing) < len(living):
-                # Revisions alone do not tell, where a process that has seen little or nothing past
-                # the snapshot writes on before the others look: etcd's revision is theirs again.
+                # Revisions do not show it if a process that has seen little past the snapshot goes
+                # on writing before the others look: etcd's revision is then theirs again.
                 run.fired["restored to nearly what it was"] += 1
             else:
                 self.broker.must_not_ack.update(knowing)
@@ -379,11 +378,10 @@ TIMED: dict[str, Timed] = {
     "queue deleted": lambda w, kind: w.run.hits(kind, w.broker.idle_retries, w.broker.delete_queue),
     "stopped": lambda w, kind: w.run.hits(kind, w.running(), Life.stop),
 }
-"""Faults that happen at a time, and how."""
+"""Faults that happen at a time, with what they do."""
 
 
 def draw_plan(rng: Random) -> Plan:
-    """Draw a run."""
     timeout_s = rng.choice([1.0, 5.0])
     delays = [(("1s", 1),), (("1s", 1), ("2s", 2)), (("1s", 1), ("5s", 5), ("10s", 10))]
     return Plan(
@@ -409,14 +407,14 @@ def draw_plan(rng: Random) -> Plan:
 
 
 def _draw_rates(rng: Random) -> dict[str, float]:
-    """Draw some of the faults only: one that always happens hides others."""
+    """Draw some of the faults. One that always happened would hide others."""
     mood = rng.random()
     if mood < 0.03:
         return {}  # A run without faults, which the others are measured against.
     if mood < 0.15:
         return {"killed": rng.randint(1, 6)}
     if mood < 0.21:
-        # Alone, too: what applies late, in a world where nobody dies, has all the time to do harm.
+        # Alone too: where no process dies, a late request has the most time to do harm.
         return {"applied late": rng.uniform(0.1, 0.4)}
     often = rng.choice([0.02, 0.1, 0.3])
     single = [fault for fault in (*PER_REQUEST, *PER_MESSAGE) if rng.random() < 0.35]
@@ -429,20 +427,20 @@ def _draw_rates(rng: Random) -> dict[str, float]:
 
 
 def simulate(seed: int, draw: Callable[[Random], Plan] = draw_plan) -> World:
-    """Do one run and return all that it leaves behind. Equal seeds are equal runs, step by step."""
+    """Do one run and return what it leaves. Equal seeds are equal runs, step by step."""
     world = World(Run(seed, draw))
     world.play()
     return world
 
 
 def run_seeds(seeds: range) -> tuple[Counter[str], int | None]:
-    """Run some seeds, up to the first violation; return what has fired, and that seed.
+    """Run seeds up to the first violation; return what has fired, and that seed.
 
-    Among what has fired are "runs", and what was "confirmed" and "acked" in them.
+    The counter includes "runs", and the "confirmed" and "acked" messages in them.
     """
     fired = Counter[str]()
     broken = None
-    gc.disable()  # It takes a sixth of the time, and 50 runs leave some 60 MB.
+    gc.disable()  # It would take a sixth of the time. 50 runs leave some 60 MB.
     for seed in seeds:
         world = simulate(seed)
         confirmed, acked = len(world.producer.confirmed), len(world.broker.acked)

@@ -1,7 +1,7 @@
 """A RabbitMQ in memory, which speaks AMQP with pika's own connections and channels.
 
-It does what the library uses. ``tests/integration/test_broker_contract.py`` holds it against a
-real RabbitMQ.
+It has the features that the library uses. ``tests/integration/test_broker_contract.py`` compares
+it with a real RabbitMQ.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ _CAPABILITIES = {"publisher_confirms": True, "basic.nack": True}
 
 @dataclass(eq=False)
 class Message:
-    """A message in a queue; ``number`` counts all that were stored, ``returns`` its returns.
+    """A message. Each copy in a queue has its own ``number``; ``returns`` counts its returns.
 
     ``encoded`` are its properties as they are on the wire.
     """
@@ -50,13 +50,14 @@ class Message:
         return self.properties.headers or {}
 
 
+@dataclass(eq=False)
 class Queue:
     """A quorum queue, with the arguments that it was declared with."""
 
-    def __init__(self, name: str, arguments: Mapping[str, Any]) -> None:
-        self.name, self.arguments = name, dict(arguments)
-        self.ready: list[Message] = []
-        self.consumers: list[Session] = []
+    name: str
+    arguments: Mapping[str, Any]
+    ready: list[Message] = field(default_factory=list)
+    consumers: list[Session] = field(default_factory=list)
 
     @property
     def bodies(self) -> list[bytes]:
@@ -64,7 +65,7 @@ class Queue:
 
 
 class Ack(NamedTuple):
-    """An ack: on the channel of which consumer, counted from 1, and the tags that it settles."""
+    """An ack: the number of the consumer on whose channel it came, from 1, and what it acks."""
 
     epoch: int
     tags: tuple[int, ...]
@@ -72,16 +73,17 @@ class Ack(NamedTuple):
 
 
 class ChannelError(Exception):
-    """What the broker closes a channel for: AMQP's code, and a text."""
+    """An error for which the broker closes a channel: AMQP's code and a text."""
 
 
 class FakeBroker:
-    """RabbitMQ as a process reaches it, and as a test does.
+    """A RabbitMQ for processes and tests.
 
-    ``away`` refuses connections. ``confirms`` off holds confirms back, for the test to send them
-    by ``Session.confirm``. ``nacks`` says of a queue's name whether it takes no message.
-    ``exchanges`` are topic exchanges, with their bindings: keys and queues. ``arrived`` is how many
-    deliveries have come to each process, ``consumed`` how many consumers there have been.
+    While it is ``away`` it refuses connections. With ``confirms`` off it sends no confirm: the test
+    does, by ``Session.confirm``. ``nacks`` returns whether the queue with this name refuses
+    messages. ``exchanges`` are topic exchanges with their bindings, as pairs of a key and a queue.
+    ``arrived`` counts the deliveries that each process has received, ``consumed`` the consumers so
+    far.
     """
 
     def __init__(self, agenda: Agenda) -> None:
@@ -100,7 +102,6 @@ class FakeBroker:
         self.consumed = self._stored = 0
 
     def connect(self, parameters: Any, **callbacks: Any) -> Connection:
-        """Connect a process, for ``System.connect``."""
         connection = Connection(self, parameters, **callbacks)
         self.connections.append(connection)
         return connection
@@ -113,7 +114,7 @@ class FakeBroker:
             self.store(queue, message)
 
     def delete_queue(self, name: str) -> None:
-        """Delete a queue with its messages; its consumers are told."""
+        """Delete a queue with its messages, and cancel its consumers."""
         queue = self.queues.pop(name)
         for bindings in self.exchanges.values():
             bindings[:] = [(key, bound) for key, bound in bindings if bound != name]
@@ -121,7 +122,7 @@ class FakeBroker:
             session.cancelled_by_broker()
 
     def set_alarm(self, alarm: bool) -> None:
-        """Raise or end an alarm: in one, connections that publish are read no further."""
+        """Start or end an alarm. During one, connections that publish are not read any more."""
         self.alarm = alarm
         for session in list(self.sessions):
             session.unblock()
@@ -132,10 +133,10 @@ class FakeBroker:
         kept: Sequence[int] = (0, 0),
         noticed_s: Sequence[float] = (0.0, 0.0),
     ) -> int:
-        """Reset a connection; return how many frames are lost, of those that were under way.
+        """Reset a connection; return how many of the frames under way are lost.
 
-        So many to the broker and to the client arrive all the same; so long after them either side
-        notices the end.
+        Both pairs are for the broker and the client: each still receives the first ``kept`` frames,
+        and notices the end ``noticed_s`` after them.
         """
         lost = connection.to_broker.cut(kept[0], connection.session.end, noticed_s[0])
         lost += connection.to_client.cut(kept[1], partial(connection.lost, RESET), noticed_s[1])
@@ -144,7 +145,7 @@ class FakeBroker:
         return lost
 
     def gone(self, loop: Loop) -> None:
-        """Learn that a process has died: what it has written arrives, and then its end."""
+        """End the connections of a dead process; what it has written still arrives before."""
         for connection in self.connections_of(loop):
             self.lose(connection, (connection.to_broker.under_way, 0))
 
@@ -154,27 +155,25 @@ class FakeBroker:
         return [connection for connection in self.connections if connection.loop is loop]
 
     def unsettled(self, *ends: str) -> Iterator[Message]:
-        """Yield the messages that are unacked, or in a queue but these."""
+        """Yield the messages that are unacked, or in any queue but these."""
         for session in self.sessions:
             yield from session.unacked.values()
         for name, queue in self.queues.items():
             if name not in ends:
                 yield from queue.ready
 
-    # What the broker decides. A subclass may decide otherwise, or look on.
+    # What the broker decides. A subclass may decide otherwise, or observe.
 
     def pick(self, queue: Queue, free: list[Session]) -> tuple[Message, Session]:
-        """Take out the next message, for one of the consumers with room for it; they take turns."""
-        queue.consumers.remove(free[0])
-        queue.consumers.append(free[0])
+        """Remove the next message, for one of the consumers with room."""
         return queue.ready.pop(0), free[0]
 
     def publishing(self, session: Session, message: Message) -> None:
-        """Take note of a message before it is routed; its number counts its session's."""
+        """Observe a message before it is routed; its number is its confirm's."""
         self.published.append(message)
 
     def refused(self, session: Session, error: ChannelError) -> None:
-        """Take note of an error of the client's for which its channel is closed."""
+        """Observe a client's error for which its channel is closed."""
 
     def confirm(self, session: Session, number: int) -> None:
         if self.confirms:
@@ -186,7 +185,7 @@ class FakeBroker:
     # The queues.
 
     def route(self, exchange: str, routing_key: str) -> list[Queue]:
-        """Return the queues that a message goes to; raises ChannelError."""
+        """Return the queues for a message; raises ChannelError without the exchange."""
         if not exchange:
             found = {routing_key}
         elif exchange in self.exchanges:
@@ -198,7 +197,7 @@ class FakeBroker:
         return [queue for name, queue in self.queues.items() if name in found]
 
     def store(self, queue: Queue, message: Message) -> None:
-        """Put a copy of a message into a queue, with a number of its own."""
+        """Put a copy of a message into a queue, with a new number."""
         self._stored += 1
         self.put(queue, replace(message, number=self._stored))
 
@@ -219,7 +218,7 @@ class FakeBroker:
             session.deliver(message)
 
     def take_back(self, queue: Queue, messages: list[Message]) -> None:
-        """Make messages ready again, behind other returned ones and ahead of the rest."""
+        """Requeue messages, after others that were returned and before the rest."""
         limit = queue.arguments.get("x-delivery-limit", 20)
         at = sum(message.returns > 0 for message in queue.ready)
         for message in messages:
@@ -233,14 +232,14 @@ class FakeBroker:
             self.dispatch(queue)
 
     def dead_letter(self, queue: Queue, message: Message, reason: str) -> None:
-        """Move a message to where its queue's dead letters go, if anywhere."""
+        """Move a message to where its queue dead-letters, or drop it."""
         exchange = queue.arguments.get("x-dead-letter-exchange")
         if exchange is None:
             return
         routing_key = queue.arguments.get("x-dead-letter-routing-key", message.routing_key)
         targets = self.route(exchange, routing_key)
         if not targets:
-            # At least once: it stays, out of reach, until there is a queue for it.
+            # At-least-once dead-lettering keeps it until there is a queue for it.
             self.agenda.later(1.0, partial(self.dead_letter, queue, message, reason))
             return
         death = {"queue": queue.name, "reason": reason, "count": 1, "exchange": message.exchange}
@@ -251,11 +250,10 @@ class FakeBroker:
 
 
 class Session:
-    """The broker's side of a connection, its channel and its consumer: the library has one of each.
+    """The broker's side of a connection, with the one channel and consumer that the library uses.
 
-    ``is_open`` is whether its channel is, and ``consuming`` whether it consumes its ``queue``.
-    ``unacked`` has messages by delivery tag; ``unconfirmed`` whether the message was taken, by its
-    number.
+    ``is_open`` is the channel's, and ``consuming`` says whether it consumes ``queue``. ``unacked``
+    has messages by delivery tag. ``unconfirmed`` has by a message's number whether it was accepted.
     """
 
     queue: Queue
@@ -279,7 +277,7 @@ class Session:
             self.connection.to_client.send(partial(self.connection.lost, refused))
             return
         self.broker.sessions.append(self)
-        # In one go: pika's answers tell the broker nothing.
+        # All at once: the broker needs nothing from pika's answers.
         self._send(spec.Connection.Start(server_properties={"capabilities": _CAPABILITIES}))
         self._send(spec.Connection.Tune(channel_max=1, frame_max=131072))
         self._send(spec.Connection.OpenOk())
@@ -311,7 +309,6 @@ class Session:
                 self._unread.pop(0)()
 
     def _send(self, method: Any, *content: bytes) -> None:
-        """Send a method, with a message's encoded properties and its body."""
         self.connection.to_client.send(partial(self.connection.receive, method, *content))
 
     # What the broker sends.
@@ -327,7 +324,7 @@ class Session:
         self._send(method, encoded, message.body)
 
     def confirm(self, number: int, multiple: bool = False) -> None:
-        """Confirm a message that was published, or all up to it, as taken or not."""
+        """Ack or nack a published message, or all up to it."""
         taken = self.unconfirmed[number]
         for each in [n for n in self.unconfirmed if n <= number] if multiple else [number]:
             del self.unconfirmed[each]
@@ -339,12 +336,11 @@ class Session:
         self._send(spec.Basic.Cancel(self._consumer_tag))
 
     def close_channel(self, error: ChannelError) -> None:
-        """Close the channel for an error; the connection is still there."""
         if self.is_open:
             self._end_channel()
             self._send(spec.Channel.Close(*error.args, 0, 0))
 
-    # What the client sends: the methods are AMQP's, and return what they are answered with.
+    # What the client sends: AMQP's methods, which return the answer.
 
     def connection_close(self, _method: Any) -> Any:
         self.end()
@@ -392,7 +388,7 @@ class Session:
         self.queue.consumers.append(self)
         self.consuming = True
         self._epoch = self.broker.consumed = self.broker.consumed + 1
-        # The answer precedes the first delivery.
+        # Sent here, to precede the first delivery.
         self._send(spec.Basic.ConsumeOk(self._consumer_tag))
         self.broker.dispatch(self.queue)
 
@@ -435,9 +431,9 @@ class Session:
     # The end.
 
     def end(self) -> None:
-        """Take back what is not acked; what is not confirmed never will be.
+        """End the connection: what is unacked is requeued, what is unconfirmed stays so.
 
-        While nothing is read, the end is not either: what was written before counts.
+        A blocked broker does not read the end either, nor what was written before it.
         """
         if self.blocked:
             self._unread.append(self.end)
@@ -471,7 +467,6 @@ class Session:
 
 
 def _encoded(properties: Any) -> bytes:
-    """Return properties as they are on the wire; bytes are so already."""
     if isinstance(properties, bytes):
         return properties
     return b"".join((properties or pika.BasicProperties()).encode())
@@ -493,9 +488,9 @@ def _matches(pattern: list[str], words: list[str]) -> bool:
 
 
 class Sent(NamedTuple):
-    """What a process sends: AMQP's method, with a message's encoded properties and its body.
+    """What a process sends: a method of AMQP with its content, or None to connect.
 
-    Without a method it connects.
+    The content is a message's encoded properties and its body.
     """
 
     method: Any
@@ -503,9 +498,9 @@ class Sent(NamedTuple):
 
 
 class Connection(amqp.Connection):
-    """The library's connection, and so pika's, whose stream is a pair of wires.
+    """The library's own connection, and so pika's, on a pair of wires.
 
-    ``session`` is the broker's side. There are no heartbeats: who ends a connection says so.
+    ``session`` is the broker's side. There are no heartbeats: a test ends a connection itself.
     """
 
     def __init__(self, broker: FakeBroker, parameters: Any, **callbacks: Any) -> None:
@@ -523,7 +518,7 @@ class Connection(amqp.Connection):
         self.to_client.pause(False)
 
     def lost(self, error: Exception | None) -> None:
-        """Learn of the end of the stream; None where it is of the client's own making."""
+        """Notice the end of the stream; the error is None if the client ended it."""
         if not self.is_closed:
             self.broker.connections.remove(self)
             self._on_stream_terminated(error)
@@ -533,13 +528,13 @@ class Connection(amqp.Connection):
             return
         number = int(not method.NAME.startswith("Connection"))
         if isinstance(method, spec.Basic.Deliver):
-            # What comes behind a cancel pika hands back by itself.
+            # pika itself rejects what arrives after a cancel.
             cancelled = self._channels[number]._cancelled  # noqa: SLF001
             self.broker.arrived[self.loop] += method.consumer_tag not in cancelled
         read: bytes = frame.Method(number, method).marshal()
         if content:
             encoded, body = content
-            # As they are: some properties are such as pika would not write.
+            # Unchanged: pika could not write some of these properties.
             properties = SimpleNamespace(INDEX=spec.Basic.INDEX, encode=lambda: [encoded])
             read += frame.Header(number, len(body), properties).marshal()
             read += frame.Body(number, body).marshal() if body else b""
@@ -564,7 +559,7 @@ class Connection(amqp.Connection):
         self._step(sent, partial(self.session.receive, sent))
 
     def _step(self, sent: Sent, arrive: Callable[[], object]) -> None:
-        """Send; the process may die before it has written, or behind it."""
+        """Send. The process may die before it has written, or after."""
         self.loop.act("before", sent)
         self.to_broker.send(arrive)
-        self.loop.act("behind", sent)
+        self.loop.act("after", sent)

@@ -1,7 +1,6 @@
-"""An etcd in memory: its data as its API has them, behind gRPC's interface.
+"""An etcd in memory, behind gRPC's interface. The test decides what the network does.
 
-The network does what the test says. ``tests/integration/test_etcd_contract.py`` holds it against a
-real etcd.
+``tests/integration/test_etcd_contract.py`` compares it with a real etcd.
 """
 
 from __future__ import annotations
@@ -49,21 +48,23 @@ _MORE_FOLLOWS = b"\x38\x01"
 
 
 class Change(NamedTuple):
-    """One step of a key's history: what it holds from then on, nothing where it is deleted."""
+    """One step of a key's history: what it holds from then on, or None if it was deleted."""
 
     at_s: float
     revision: int
     key: bytes
-    value: bytes | None
-    lease: int
     kv: Any
+
+    @property
+    def value(self) -> bytes | None:
+        return None if self.kv is None else self.kv.value
 
 
 class Data:
-    """One life of an etcd's data: what a wipe loses and a snapshot keeps.
+    """The data of an etcd, from one wipe or restore to the next.
 
-    ``leases`` has when each ends, and the seconds that it was granted. ``wiped`` is whether it has
-    ended for good: what came after it began with nothing of it.
+    ``leases`` has when each ends and the seconds it was granted. ``wiped`` is whether a wipe ended
+    this data.
     """
 
     def __init__(self, revision: int = 1) -> None:
@@ -80,26 +81,25 @@ class Data:
         return None
 
     def within(self, key: bytes, range_end: bytes, revision: int | None = None) -> list[bytes]:
-        """Return the keys of a range that there are, or were at a revision, in their order."""
+        """Return the keys of a range, sorted: those that exist, or existed at a revision."""
         keys = [k for k in self.by_key if _is_in(k, key, range_end)] if range_end else [key]
         return sorted(each for each in keys if self.at(each, revision) is not None)
 
 
 def _is_in(key: bytes, start: bytes, range_end: bytes) -> bool:
-    """Return whether a key is in a range, as requests write it."""
     if not range_end:
         return key == start
     return start <= key and (range_end == b"\0" or key < range_end)
 
 
 class Store:
-    """An etcd of one member. ``apply`` is one request; the rest is the test's own hand on it.
+    """An etcd of one member. ``apply`` does one request; the other methods are for tests.
 
-    ``now_s`` is its clock. ``lives`` has its data, and before that what was lost by each wipe and
-    restore; ``history`` every change there has ever been, in all of them. ``committed`` is told of
-    the changes of each revision. ``out_of_space`` is the NOSPACE alarm. ``events_a_reply``, where
-    it is not 0, is how many events a watch's reply has room for: the others come in more
-    fragments, where the watch asked for fragments, and else it ends.
+    ``now_s`` is its clock. ``lives`` ends with the current data, after the data that each wipe or
+    restore has replaced; ``history`` has every change in all of them. ``committed`` gets the
+    changes of each revision. ``out_of_space`` is the NOSPACE alarm. ``events_a_reply`` bounds the
+    events in a watch's reply, unless it is 0: more come in fragments if the watch asked for them,
+    and end it otherwise.
     """
 
     def __init__(self, now_s: Callable[[], float], max_txn_ops: int = 128) -> None:
@@ -114,7 +114,7 @@ class Store:
     # What the test does.
 
     def put(self, key: str, value: bytes, lease: int = 0) -> int:
-        """Write a key as an operator would; return its revision."""
+        """Write a key, as an operator might; return its revision."""
         put = pb.PutRequest(key=key.encode(), value=value, lease=lease)
         return int(self._do_alone(pb.RequestOp(request_put=put)).header.revision)
 
@@ -123,7 +123,6 @@ class Store:
         self._do_alone(pb.RequestOp(request_delete_range=delete))
 
     def revoke(self, lease: int) -> None:
-        """End a lease as an operator would, or its time."""
         self.expire()
         self._end_lease(lease)
 
@@ -138,13 +137,12 @@ class Store:
         return [key for key in found if key.startswith(prefix)]
 
     def puts(self, prefix: str) -> list[Change]:
-        """Return every put there has ever been of keys with this prefix."""
+        """Return every put of keys with this prefix, in all lives."""
         start = prefix.encode()
         return [c for c in self.history if c.value is not None and c.key.startswith(start)]
 
     @property
     def leases(self) -> dict[int, float]:
-        """Return the leases there are, with the time at which each ends."""
         return {lease: ends_s for lease, (ends_s, _) in self.data.leases.items()}
 
     @property
@@ -153,7 +151,7 @@ class Store:
 
     @property
     def data(self) -> Data:
-        """Return the data of now, in which no lease has run out."""
+        """Return the current data, without leases that have run out."""
         self.expire()
         return self._data
 
@@ -161,31 +159,30 @@ class Store:
         return deepcopy(self.data)
 
     def restore(self, snapshot: Data) -> None:
-        """Go back to a snapshot, as an operator does with a backup; what is connected is lost."""
+        """Go back to a snapshot, as an operator does with a backup. Watches end."""
         self._data = deepcopy(snapshot)
         self.lives.append(self._data)
         self.end_watches()
 
     def wipe(self, revision: int = 1) -> None:
-        """Start with an empty data directory, in which others have written up to a revision."""
+        """Start with an empty data directory, at a revision that others have written up to."""
         self._data.wiped = True
         self.restore(Data(revision))
 
     def end_watches(self, error: AioRpcError = CLOSED) -> None:
-        """End all watches, as where connections are lost."""
         for watch in self.watches:
             watch.deliver(error)
 
     def progress(self) -> None:
-        """Tell the watches that want it up to which revision they have had everything."""
+        """Send a progress notification to the watches that want it."""
         for watch in self.watches:
             if watch.request.progress_notify:
                 watch.deliver(pb.WatchResponse(header=self._header()))
 
-    # What etcd does. A request is done by the method with its name, in lower case.
+    # What etcd does. A request is done by the method that has its name in lower case.
 
     def apply(self, method: str, request: Any) -> Any:
-        """Do what a request says and return the reply, or raise AioRpcError and change nothing."""
+        """Do a request and return the reply, or raise AioRpcError and change nothing."""
         self.expire()
         reply = getattr(self, f"_{method.lower()}")(request)
         reply.header.revision = self._data.revision
@@ -203,7 +200,7 @@ class Store:
             self._tell(watch, [c for c in self._data.changes if c.revision >= start])
 
     def expire(self) -> None:
-        """End the leases that have run out. Each look at the data does so before."""
+        """End the leases that have run out, as happens before every access to the data."""
         now_s, leases = self._now_s(), self._data.leases
         ended = [(ends_s, lease) for lease, (ends_s, _) in leases.items() if ends_s <= now_s]
         for _, lease in sorted(ended):
@@ -314,8 +311,7 @@ class Store:
         raise NotImplementedError(kind)
 
     def _change(self, key: bytes, kv: Any) -> None:
-        value, lease = (None, 0) if kv is None else (kv.value, kv.lease)
-        change = Change(self._now_s(), self._data.revision + 1, key, value, lease, kv)
+        change = Change(self._now_s(), self._data.revision + 1, key, kv)
         self._data.changes.append(change)
         self._data.by_key.setdefault(key, []).append(change)
         self.history.append(change)
@@ -373,11 +369,11 @@ class Store:
 
 @dataclass(frozen=True)
 class Fate:
-    """What becomes of one request.
+    """What happens to one request.
 
-    It applies after ``applies_s``, or never where that is None. The reply comes after
-    ``answers_s``, though not before it has applied; in its place, where ``error`` is set, that.
-    A request whose reply has not come at its time-out ends with ``TIMED_OUT``.
+    It applies after ``applies_s``, or never if that is None. The reply, or the ``error`` instead,
+    comes after ``answers_s``; a reply never comes before the request has applied. A request
+    without a reply at its time-out ends with ``TIMED_OUT``.
     """
 
     applies_s: float | None = 0.0
@@ -391,13 +387,13 @@ ANSWER_LOST = Fate(error=TIMED_OUT)
 
 
 def refused(text: str, code: StatusCode = StatusCode.UNKNOWN, answers_s: float = 0.0) -> Fate:
-    """Apply nothing, and answer with etcd's error."""
+    """Return the fate of a request that etcd answers with an error."""
     return Fate(None, answers_s, refusal(code, text))
 
 
 @dataclass(eq=False)
 class Call:
-    """A request that was sent by a process, in the ``life`` of etcd's data then.
+    """A request of a process. ``life`` is the number of etcd's lives when it was sent.
 
     ``outcome`` is the reply or the error, once it has applied; ``answer`` is what the process
     waits for. ``number`` counts the requests of all processes.
@@ -414,10 +410,10 @@ class Call:
 
 
 class FakeEtcd:
-    """etcd as a process reaches it. Each request meets the next fate of its method's ``script``.
+    """An etcd for processes, which may share it.
 
-    Where that is empty, ``fate`` decides. Several processes may share it; ``latency_s`` is what a
-    watch's replies take.
+    Each request meets the next fate in its method's ``script``, or if that is empty, the one that
+    ``fate`` returns. ``latency_s`` is the delay of a watch's replies.
     """
 
     def __init__(self, agenda: Agenda, store: Store | None = None) -> None:
@@ -442,7 +438,7 @@ class FakeEtcd:
         return FakeChannel(self)
 
     def send(self, call: Call) -> None:
-        """Take a request, and answer it in a step of the process."""
+        """Receive a request; its answer is a step of the process."""
         self.calls.append(call)
         call.number, call.life = len(self.calls), len(self.store.lives)
         script, later = self._scripts[call.method], self.agenda.later
@@ -456,17 +452,17 @@ class FakeEtcd:
 
     def apply(self, call: Call) -> None:
         if call.life != len(self.store.lives):
-            return  # Wiped or restored, it is another server: this went with the connections.
+            return  # Since wiped or restored: the request was lost with its connection.
         try:
             call.outcome = self.store.apply(call.method, call.request)
             if call.method in ("LeaseGrant", "LeaseKeepAlive"):
-                # A watch is told of the lease's end when it comes, and not at the next request.
+                # So that watches hear of the lease's end in time, and not at the next request.
                 self.agenda.later(call.outcome.TTL, self.store.expire)
         except AioRpcError as error:
             call.outcome = error
 
     def answer(self, call: Call, error: AioRpcError | None = None) -> None:
-        """Let a request's process have its outcome, or an error of the network's."""
+        """Give the process a request's outcome, or an error of the network."""
         if not call.answer.done():
             call.answer.set_result(error or call.outcome)
 
@@ -480,7 +476,7 @@ class FakeChannel:
     def __init__(self, etcd: FakeEtcd) -> None:
         self._etcd, self._closed = etcd, False
         self._under_way: list[Callable[[], object]] = []
-        """What ends each call."""
+        """Ends each call."""
 
     def unary_unary(
         self, method: str, request_serializer: Any, response_deserializer: Any
@@ -489,14 +485,14 @@ class FakeChannel:
             call = self._call(method, request_serializer(request), metadata)
             call.loop.act("before", call)
             self._etcd.send(call)
-            call.loop.act("behind", call)
+            call.loop.act("after", call)
             timer = call.loop.call_later(timeout, self._etcd.answer, call, TIMED_OUT)
             try:
                 outcome = await call.answer
             finally:
                 timer.cancel()
             if isinstance(outcome, AioRpcError):
-                raise copy(outcome)  # Each that is raised has a traceback of its own.
+                raise copy(outcome)  # Several may raise it, each with its own traceback.
             return response_deserializer(outcome.SerializeToString())
 
         return send
@@ -521,7 +517,7 @@ class FakeChannel:
         return replies
 
     async def close(self, grace: float | None = None) -> None:
-        """End every call under way: it is cancelled, as gRPC does it."""
+        """Cancel every call under way, as gRPC does."""
         self._closed = True
         for end in self._under_way:
             end()
@@ -538,11 +534,11 @@ class FakeChannel:
 
 
 class Watch:
-    """A watch: from the store, over the network, to the process that reads its replies."""
+    """A watch, from the store over the network to the process that reads its replies."""
 
     def __init__(self, etcd: FakeEtcd, call: Call) -> None:
         self.request, self.ended = call.request.create_request, False
-        # The messages of etcd3 lack this field, and the one that says that more follows.
+        # etcd3's messages lack this field, and the one in a reply that says that more follows.
         unknown: Any = UnknownFieldSet(self.request)
         self.takes_fragments = any((field.field_number, field.data) == (8, 1) for field in unknown)
         self.replies = asyncio.Queue[Any]()
@@ -554,7 +550,7 @@ class Watch:
         return ignored not in watched.filters and _is_in(change.key, watched.key, watched.range_end)
 
     def deliver(self, reply: Any) -> None:
-        """Send a reply, or the error that ends it all."""
+        """Send a reply, or the error that ends the watch."""
         if not self.ended:
             self.ended = isinstance(reply, AioRpcError)
             self._wire.send(partial(self.replies.put_nowait, reply))

@@ -1,4 +1,4 @@
-"""A simulated clock, and asyncio event loops that run on it: no time passes but in the model."""
+"""A simulated clock, and asyncio event loops that run on it. No real time passes."""
 
 from __future__ import annotations
 
@@ -16,26 +16,25 @@ from itertools import count
 from typing import Any, NoReturn
 
 _Base: Any = asyncio.BaseEventLoop
-"""Any to type checkers, which would want every overload of its methods."""
+"""Typed as Any: type checkers would want every overload of its methods."""
 
 Callback = Callable[[], object]
 
 
 class Killed(BaseException):
-    """The process is gone in the middle of a step. Nothing may catch it but to clean up."""
+    """Raised where a process dies within a step. Code may catch it only to clean up."""
 
 
 class Agenda:
-    """The clock, and all that is to happen: by its time and, within an instant, by its entry.
+    """The clock and the steps to come, by their time and, within an instant, as they were added.
 
-    What happens is a step of the world (a server, the network) or of one process, whose loop it
-    is given with. ``happened`` is the number of steps so far.
+    A step belongs to the process whose loop is given with it, or to the world: a server, the
+    network. ``happened`` counts the steps so far.
     """
 
     def __init__(self) -> None:
         self.now_s, self.happened = 0.0, 0
         self.defects: list[BaseException] = []
-        self.stepping: Loop | None = None
         self._entries: list[tuple[float, int, Loop | None, Any]] = []
         self._numbers = count()
 
@@ -43,20 +42,20 @@ class Agenda:
         return self.now_s
 
     def later(self, delay_s: float, callback: Callback, loop: Loop | None = None) -> None:
-        """Call back after a delay: in the world, or as a step of a process."""
+        """Call back after a delay, in the world or as a step of a process."""
         step = callback if loop is None else asyncio.Handle(callback, (), loop)
         self.add(self.now_s + delay_s, loop, step)
 
     def add(self, due_s: float, loop: Loop | None, step: Any) -> None:
-        """Enter a step: of the world, a callback; of a process, what asyncio calls a handle."""
+        """Add a step: a callback of the world, or an asyncio handle of a process."""
         heapq.heappush(self._entries, (due_s, next(self._numbers), loop, step))
 
     def run(self, until_s: float = math.inf, enough: Callable[[], bool] = lambda: False) -> None:
-        """Let everything happen up to a time, or until it is enough, or nothing is left.
+        """Run the steps up to a time, until ``enough`` returns true, or until none is left.
 
-        Raises the first defect: what a process's loop would have given its exception handler.
+        Raises the first defect: what a process's loop would pass to its exception handler.
         """
-        entries, self.stepping = self._entries, None
+        entries = self._entries
         with _outer_loop_set_aside():
             while entries and entries[0][0] <= until_s and not enough():
                 due_s, _, loop, step = heapq.heappop(entries)
@@ -76,7 +75,7 @@ class Agenda:
 
 @contextlib.contextmanager
 def _outer_loop_set_aside() -> Iterator[None]:
-    """Let loops run here although one may be running: a test can be a coroutine itself."""
+    """Let loops run inside another one's coroutine: a test can be one."""
     outer = events._get_running_loop()  # noqa: SLF001 - asyncio's hook for event loops
     swap = getattr(asyncio.tasks, "_swap_current_task", None) if outer else None
     task = swap(outer, None) if swap else None  # From Python 3.12 on.
@@ -89,11 +88,11 @@ def _outer_loop_set_aside() -> Iterator[None]:
 
 
 class Loop(_Base):  # type: ignore[misc]
-    """The event loop of one process. Each callback is one step, which the agenda begins.
+    """The event loop of one process. Each callback is one step, which the agenda runs.
 
-    A process that is killed runs no further step, and a frozen one runs them later. ``clock_s``
-    is what its own clock shows at the agenda's zero. A defect (an exception in a callback, or of
-    a task that nobody awaits) comes out of ``Agenda.run``.
+    A killed process runs no further step, and a frozen one runs them later. ``clock_s`` is what
+    its own clock shows at the agenda's zero. A defect (an exception in a callback, or in a task
+    that nobody awaits) is raised by ``Agenda.run``.
     """
 
     def __init__(self, agenda: Agenda | None = None, clock_s: float = 0.0) -> None:
@@ -111,7 +110,7 @@ class Loop(_Base):  # type: ignore[misc]
     def run_until_complete(self, future: Any) -> Any:
         """Run until a coroutine or future is done, and return its result.
 
-        Raises RuntimeError where nothing is left to happen before that.
+        Raises RuntimeError if no step is left before that.
         """
         done = future if asyncio.isfuture(future) else self.create_task(future)
         self.agenda.run(enough=done.done)
@@ -120,18 +119,18 @@ class Loop(_Base):  # type: ignore[misc]
         return done.result()
 
     def run_until_idle(self) -> None:
-        """Let everything happen that needs no time to pass."""
+        """Run every step that is due now."""
         self.agenda.run(self.agenda.now_s)
 
     def advance(self, seconds: float) -> None:
         self.agenda.run(self.agenda.now_s + seconds)
 
     def freeze(self, seconds: float) -> None:
-        """Run no step for a time, as after SIGSTOP; what has become due runs later."""
+        """Run no step for a time, as after SIGSTOP. What becomes due meanwhile runs afterwards."""
         self.frozen_until_s = self.agenda.now_s + seconds
 
     def spend(self, seconds: float) -> None:
-        """Let the code that runs now take time: the loop's thread, or the one it runs on."""
+        """Let the running code take time, on the loop's thread or a virtual one."""
         self._spent_s += seconds
 
     def kill(self) -> None:
@@ -141,18 +140,18 @@ class Loop(_Base):  # type: ignore[misc]
             self._unwind()
 
     def __del__(self) -> None:
-        # Older than its coroutines, it is finalized before them: here they end in peace.
+        # It is older than its coroutines, so it is finalized first, and can end them quietly.
         self.kill()
 
-    # Where a subclass kills or freezes it.
+    # A subclass kills or freezes the process here.
 
     def between_steps(self) -> None:
-        """Stand between two steps."""
+        """Run between two steps."""
 
     def act(self, when: str, what: Any) -> None:
-        """Stand "before" or "behind" something that reaches the outside: raises Killed if dead.
+        """Run "before" or "after" each action that the outside can see; raises Killed if dead.
 
-        ``what`` is the ``etcd.Call``, or the frame ``broker.Sent``.
+        ``what`` is the ``etcd.Call`` or the ``broker.Sent``.
         """
         if not self.alive:
             raise Killed
@@ -179,7 +178,7 @@ class Loop(_Base):  # type: ignore[misc]
         if self.alive:
             due_s = when - self._clock_s
             if due_s + self._clock_s < when:
-                # Rounded: who waits for the rest would wait in this same instant for ever.
+                # Rounded down: a loop that waits for the rest would stay in this instant for ever.
                 due_s += math.ulp(when)
             self.agenda.add(due_s, self, step)
         return step
@@ -200,7 +199,7 @@ class Loop(_Base):  # type: ignore[misc]
         return threads.run(self, partial(func, *args))
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Take a defect, where there is nobody else whom it would reach."""
+        """Take an exception that nothing else handles."""
         if self.alive:
             self.on_defect(context.get("exception") or RuntimeError(context["message"]))
 
@@ -211,30 +210,28 @@ class Loop(_Base):  # type: ignore[misc]
         return not self.alive
 
     close = kill
-    get_debug = staticmethod(bool)  # False, as fast as can be: each future asks.
+    get_debug = staticmethod(bool)  # Returns False. Each future asks, so it has to be fast.
 
     async def _no_sockets(self, *_: Any, **_options: Any) -> NoReturn:
         raise RuntimeError("there is no network in memory: give the code under test a fake of it")
 
     create_connection = create_server = getaddrinfo = sock_connect = _no_sockets
 
-    # The agenda's.
+    # What the agenda calls.
 
     def step(self, step: asyncio.Handle) -> None:
         agenda = self.agenda
         if self.frozen_until_s <= agenda.now_s:
             self.between_steps()
         if self.frozen_until_s > agenda.now_s:
-            # By numbers again, what has to wait keeps the order in which it was due.
+            # Each gets a new number, so postponed steps keep the order in which they were due.
             agenda.add(self.frozen_until_s, self, step)
             return
         if not self.alive:
             return
         agenda.happened += 1
         self.in_step = True
-        if agenda.stepping is not self:
-            agenda.stepping = self
-            events._set_running_loop(self)  # noqa: SLF001 - asyncio's hook for event loops
+        events._set_running_loop(self)  # noqa: SLF001 - asyncio's hook for event loops
         try:
             step._run()  # noqa: SLF001 - as event loops do
         finally:
@@ -249,23 +246,23 @@ class Loop(_Base):  # type: ignore[misc]
         return spent_s
 
     def _unwind(self) -> None:
-        """End every coroutine now: the garbage collector would do so at a time of its own."""
+        """End every coroutine now. The garbage collector would do so at some other time."""
         tasks, self._tasks = self._tasks, []
         with _outer_loop_set_aside():
             events._set_running_loop(self)  # noqa: SLF001
             for task in tasks:
                 coroutine: Any = task.get_coro()
-                # It ends, whatever with. One that catches it again and again is left as it is.
+                # A coroutine may end with any exception. One that keeps catching Killed is left.
                 with contextlib.suppress(BaseException):
                     for _ in range(100):
                         coroutine.throw(Killed())
 
 
 class Threads(Executor):
-    """Virtual threads: a job runs in one step, and its result is there once its time is over.
+    """Virtual threads: a job runs in one step, and its result comes when its time is over.
 
-    The time is what the job spends by ``Loop.spend``: a job that spends none ends at once. It
-    begins when a thread is free, ``starts_after_s()`` later.
+    Its time is what it spends by ``Loop.spend``, none by default. A job starts when a thread is
+    free, ``starts_after_s()`` later.
     """
 
     def __init__(self, threads: int, starts_after_s: Callable[[], float] = lambda: 0.0) -> None:
@@ -273,7 +270,7 @@ class Threads(Executor):
         self._waiting: deque[tuple[Loop, Callback]] = deque()
 
     def run(self, loop: Loop, job: Callable[[], Any]) -> asyncio.Future[Any]:
-        """Run a job as soon as a thread is free; its future can be cancelled until then."""
+        """Run a job once a thread is free. Until then its future can be cancelled."""
         result: asyncio.Future[Any] = loop.create_future()
         self._waiting.append((loop, partial(self._start, loop, job, result)))
         self._start_next()
@@ -295,8 +292,6 @@ class Threads(Executor):
                 raise
             except BaseException as error:  # noqa: BLE001 - as an executor does
                 resolve = partial(result.set_exception, error)
-            finally:
-                events._set_running_loop(loop)  # noqa: SLF001
 
         def end() -> None:
             self._free += 1
@@ -311,10 +306,10 @@ class Threads(Executor):
 
 
 class Wire:
-    """One direction of a connection: frames arrive in their order, each after a delay.
+    """One direction of a connection: frames arrive in order, each after a delay.
 
-    What arrives in one instant is one read of the socket, and so one step of the ``loop`` that
-    it goes to, or of the world.
+    Frames that arrive in one instant are one read of the socket, and so one step of the receiving
+    ``loop``, or of the world.
     """
 
     def __init__(self, agenda: Agenda, loop: Loop | None, latency_s: Callable[[], float]) -> None:
@@ -327,7 +322,7 @@ class Wire:
         if self._cut:
             return
         now_s = self._agenda.now_s
-        # A burst is sent in one segment, unless one before it is still under way.
+        # A burst is one segment, unless an earlier one is still under way.
         arrives_s = max(self._idle_at_s, now_s + self.latency_s())
         if not (self._frames and self._frames[-1][0] == arrives_s):
             self._idle_at_s = arrives_s
@@ -335,16 +330,16 @@ class Wire:
         self._frames.append((arrives_s, frame))
 
     def pause(self, paused: bool) -> None:
-        """Leave what arrives where it is, or take it from there."""
+        """Stop reading what arrives, or go on."""
         self._paused = paused
         if not paused and self._frames:
             delay_s = max(0.0, self._frames[0][0] - self._agenda.now_s)
             self._agenda.later(delay_s, self._arrive, self._loop)
 
     def cut(self, keep: int, end: Callback = int, noticed_s: float = 0.0) -> int:
-        """Lose what is under way but for the first ``keep`` frames; return how many were lost.
+        """Lose all frames under way but the first ``keep``; return how many were lost.
 
-        The ``end`` comes so long behind those, even where nothing is read.
+        ``end`` is called ``noticed_s`` after those have arrived, even if nothing is read.
         """
         self._cut = True
         lost = max(0, len(self._frames) - keep)
@@ -359,7 +354,7 @@ class Wire:
         return len(self._frames)
 
     def _arrive(self) -> None:
-        # Compared a little late: a delay added to the clock is not always the time it came from.
+        # With a margin: now plus a delay is not always, to the last bit, the time computed before.
         now_s = self._agenda.now_s + 1e-9
         while self._frames and self._frames[0][0] <= now_s and not self._paused:
             self._frames.popleft()[1]()

@@ -1,4 +1,4 @@
-"""One process of a service in memory: the library's own run, on a simulated clock."""
+"""One process of a service in memory: the library's own code, on a simulated clock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import structlog
 from structlog.testing import LogCapture
 
-from ..bus import MAX_BYTES_IN_FLIGHT
 from ..metrics import Metrics, Outcome
 from ..service import Running, Service
 from ..settings import Settings
@@ -24,14 +23,14 @@ SETTINGS = Settings(enable_etcd=True)
 
 
 def captured(lines: Any) -> Any:
-    """Return a logger whose lines of every level go to a processor, such as a LogCapture."""
+    """Return a logger that sends lines of every level to a processor, such as a LogCapture."""
     return structlog.wrap_logger(
         None, processors=[lines], wrapper_class=structlog.make_filtering_bound_logger(0)
     )
 
 
 class Counts(Metrics):
-    """Metrics that stay where they are counted."""
+    """Metrics that are kept, and sent nowhere."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -52,10 +51,11 @@ class Counts(Metrics):
 
 
 class Process(Loop):
-    """A process that runs a service between an etcd and a RabbitMQ in memory, and its event loop.
+    """A process that runs a service on an etcd and a RabbitMQ in memory. It is its event loop.
 
-    It is on the broker's agenda, starts with its next step, and reads the service's handlers then.
-    ``log`` is captured in ``lines`` where none is given. ``running`` is the service's run.
+    It is on the broker's agenda. It starts with its next step, and reads the service's handlers
+    only then. Without a ``log`` its lines are captured in ``lines``. ``bounds`` are as for
+    ``Running``, which becomes ``running``.
     """
 
     running: Running
@@ -67,34 +67,30 @@ class Process(Loop):
         etcd: FakeEtcd,
         settings: Settings = SETTINGS,
         *,
+        random: Random,
         clock_s: float = 0.0,
-        random: Random | None = None,
         threads: Callable[[int], Executor] = Threads,
         log: Any = None,
-        cache_entries: int = 1000,
-        max_bytes: int = MAX_BYTES_IN_FLIGHT,
         elapsed_s: Callable[[], float] | None = None,
+        **bounds: int,
     ) -> None:
         super().__init__(broker.agenda, clock_s)
         self.service, self.broker, self.etcd = service, broker, etcd
         self.metrics, self.lines = Counts(), LogCapture()
-        random = Random(0) if random is None else random
         system = System(
             broker.connect, etcd.open_channel, broker.agenda.time, random, threads, elapsed_s
         )
         log = captured(self.lines) if log is None else log
 
         async def run() -> None:
-            self.running = Running(
-                service, settings, system, self.metrics, log, cache_entries, max_bytes
-            )
+            self.running = Running(service, settings, system, self.metrics, log, **bounds)
             await self.running.run()
 
         self.task = self.create_task(run())
         self.task.add_done_callback(self._ended)
 
     def deliver(self, *bodies: bytes, properties: Any = None) -> None:
-        """Let messages come to the service's queue, and all follow that needs no time."""
+        """Publish messages to the service's queue, and run what is due now."""
         for body in bodies:
             self.broker.publish("", self.service.name, body, properties)
         self.run_until_idle()
@@ -104,7 +100,6 @@ class Process(Loop):
         self.call_soon(lambda: self.running.stop("SIGTERM"))
 
     def count(self, name: str) -> int:
-        """Return one of the service's counters."""
         return self.metrics.counts[f"{self.service.noun}_{name}"]
 
     def counts(self) -> dict[str, int]:
@@ -114,9 +109,9 @@ class Process(Loop):
         return {name.removeprefix(prefix): number for name, number in counted if number}
 
     def miscounted(self) -> str:
-        """Hold the contract's sum, between two steps: each delivery ends in one counter.
+        """Return why the counters do not add up, or an empty string.
 
-        Returns what does not add up, empty where all does.
+        Between two steps each delivery is in flight, or in exactly one of the outcomes' counters.
         """
         if not hasattr(self, "running"):
             return ""

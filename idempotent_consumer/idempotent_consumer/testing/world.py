@@ -1,6 +1,6 @@
-"""A service in memory, a fake receiver for its calls, and checks for handlers of your own.
+"""A service in memory, a fake receiver for its calls, and checks for your own handlers.
 
-It is the library's own code, with no server and no thread.
+The library's own code runs, without servers and threads.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from .process import Process
 
 _SETTLED_WITHIN_S = 3600
 _MAX_GENERATIONS = 100_000
-"""What a service publishes may come to this, where an event that comes of a published one counts 1,
-one that comes of that 2, and so on: a loop gets there within some hundred rounds."""
+"""A bound for what a service publishes: an event that follows from a published one counts 1, one
+that follows from that 2, and so on. A loop reaches it within some hundred rounds."""
 
 
 Body = Mapping[str, Any] | bytes
 Given = Body | tuple[Body, Mapping[str, Any]]
-"""An event, as a dict or a message's body; in a pair, with properties of its message."""
+"""An event, as a dict or a message's body, or a pair of it and properties of its message."""
 
 
 class Parked(NamedTuple):
@@ -52,16 +52,16 @@ class Parked(NamedTuple):
 
 
 class InMemory:
-    """Runs a service as if there were RabbitMQ and etcd, and shows what came of its events.
+    """Runs a service on a RabbitMQ and an etcd in memory, and shows what became of its events.
 
-    Time passes by itself where something waits for it (a retry, a dead process's lease), and
-    costs nothing. ``dies_at`` ends the first process at one of its ``steps``; another takes its
-    place. Handlers run on the caller's thread, and find your modules as a dead process has left
-    them. With whatever ``settings``, records are in etcd.
+    Waiting (for a retry, a dead process's lease) takes no real time. ``dies_at`` kills the first
+    process at one of its ``steps``; another takes its place. Handlers run on the caller's thread,
+    and find your modules as a dead process has left them. Records are in etcd, whatever
+    ``settings`` say.
 
-    What the service publishes comes to its own queue too where its ``bindings`` say so, as by
-    default, and to a queue beside it in any case: none of it is unroutable. A type that has no
-    handler here is received and ignored, which ``counts`` shows.
+    The service receives what it publishes where its ``bindings`` take it, as by default they do. A
+    second queue gets all of it, so none is unroutable. Events of a type that has no handler here
+    are received and ignored, which ``counts`` shows.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class InMemory:
         self._agenda, self._random = Agenda(), Random(0)
         store = Store(self._agenda.time, self._settings.etcd_max_txn_ops)
         self._etcd, self._broker = FakeEtcd(self._agenda, store), FakeBroker(self._agenda)
-        # A queue beside the service's own, which gets a copy of all that the service publishes.
+        # A second queue, which gets a copy of all that the service publishes.
         kept = f"{service.name}.published"
         self._events = self._broker.queues[kept] = Queue(kept, {})
         bindings = [(key, service.name) for key in service.bindings]
@@ -81,18 +81,18 @@ class InMemory:
         self._dead_letters = self._broker.queues[names.dead_letter_queue(service.name)]
         self._lives: list[_Life] = []
         self.raised: list[BaseException] = []
-        """What handlers, models and ``decode`` raised; ``raise world.raised[0]`` shows its line."""
+        """What handlers, models and ``decode`` raised. ``raise world.raised[0]`` shows where."""
         self._start(dies_at)
         self.steps = self._life.steps
-        """What the first process has done that the outside could notice, step by step."""
+        """Each step of the first process that the outside could notice."""
         self._agenda.run(self._agenda.now_s)
 
     def publish(self, *events: Given, **properties: Any) -> None:
-        """Let events arrive together, in this order, and wait until each of them is settled.
+        """Deliver events together, in this order, and wait until each of them is settled.
 
         ``properties`` are their messages', by pika's names: ``headers``, ``content_type`` and
-        others. A pair ``(event, {"headers": {...}})`` is an event with some of its own. Among them
-        is the ``routing_key``; by default it is a dict's "type", as this library publishes it.
+        others. A pair ``(event, {"headers": {...}})`` gives an event its own. They may include the
+        ``routing_key``, which by default is a dict's "type", as this library publishes it.
 
         Raises AssertionError if no binding takes an event's routing key, if an event is not settled
         within one simulated hour plus the time of all retries and calls, or if the service's own
@@ -136,7 +136,7 @@ class InMemory:
 
     @property
     def effects(self) -> dict[str, bytes]:
-        """What the handlers have written, by key."""
+        """What handlers have written, by key."""
         store = self._etcd.store
         return {
             key: store.get(key).value
@@ -146,7 +146,7 @@ class InMemory:
 
     @property
     def records(self) -> dict[str, str]:
-        """The state of each record, by the event's id (as it stands in the key)."""
+        """The state of each record, by the event's id as its key has it."""
         prefix, store = names.record_prefix(self._service.name), self._etcd.store
         return {
             key.removeprefix(prefix): decode(store.get(key).value).state
@@ -155,7 +155,7 @@ class InMemory:
 
     @property
     def published(self) -> list[dict[str, Any]]:
-        """The events that the service has published, in order, with those published again."""
+        """The events that the service has published, repeats included, in order."""
         return [orjson.loads(body) for body in self._events.bodies]
 
     @property
@@ -174,7 +174,7 @@ class InMemory:
 
     @property
     def counts(self) -> Counter[str]:
-        """The counters that are not zero, without the noun, of all processes together."""
+        """The counters that are not zero, without the noun, summed over all processes."""
         return sum((Counter(life.counts()) for life in self._lives), Counter[str]())
 
     def _start(self, dies_at: int | None = None) -> None:
@@ -185,11 +185,11 @@ class InMemory:
         life = self._life = _Life(dies_at, service, *servers, random=self._random)
         self._lives.append(life)
         service.handlers = {kind: _watched(handlers[kind], life, self.raised) for kind in handlers}
-        # By the garbage collector its coroutines would end outside of a loop, which they say aloud.
+        # The garbage collector would end its coroutines outside of a loop, with warnings.
         finalize(self, life.kill)
 
     def _longest_s(self) -> float:
-        """Return how long it may take where one event brings about the next, of each type."""
+        """Return how long a chain of events may take that has one of each type."""
         longest_s = 0.0
         for handler in self._service.handlers.values():
             own, default = handler.retry_delays, self._settings.retry_delays
@@ -205,10 +205,10 @@ class InMemory:
 
 
 class _Life(Process):
-    """One process's life, as a count of the steps that the outside could notice.
+    """One process, whose steps that the outside could notice are counted from 1.
 
-    It ends at step ``dies_at``, from 1; nothing that the process does after that has an effect.
-    It ends the test too, where its service keeps itself busy with its own events.
+    It dies at step ``dies_at``; nothing that it does after that has an effect. It fails the test if
+    its service keeps itself busy with its own events.
     """
 
     def __init__(self, dies_at: int | None, *servers: Any, **options: Any) -> None:
@@ -218,7 +218,7 @@ class _Life(Process):
 
     def act(self, when: str, what: Any) -> None:
         super().act(when, what)
-        # What is there when a request has been done, and what it is answered with.
+        # What the server then has, and what the process has not read.
         if isinstance(what, Call) and what.method == "Txn" and what.request.success:
             puts = [operation.request_put.key.decode() for operation in what.request.success]
             done, unread = f"etcd has {', '.join(filter(None, puts)) or 'a read'}", "answer"
@@ -233,7 +233,7 @@ class _Life(Process):
         self.note(f"before {done}" if when == "before" else f"{done}, its {unread} is unread")
 
     def _count(self, published: dict[str, Any]) -> None:
-        # Each adds its service's name to the id of the event that it comes from.
+        # A published event's id is its cause's id, followed by the service's name.
         generation = published["id"].count(f"/{self.service.name}/")
         self.generations += max(0, generation - 1)
         if self.generations > _MAX_GENERATIONS:
@@ -245,7 +245,7 @@ class _Life(Process):
             self.on_defect(AssertionError(busy))
 
     def note(self, step: str) -> None:
-        """Note a step; raises Killed where the process dies at it, or is dead."""
+        """Note a step; raises Killed if the process dies at it, or is dead."""
         if not self.alive:
             raise Killed
         self.steps.append(step)
@@ -255,7 +255,7 @@ class _Life(Process):
 
 
 def _watched(handler: Handler, life: _Life, raised: list[BaseException]) -> Handler:
-    """Return a handler with a step before and behind its function; what it raises is kept."""
+    """Return a handler with a step before and after its function; what it raises is kept."""
     function = handler.function
 
     @wraps(function)
@@ -285,14 +285,14 @@ def _kept(decode: Decoder, raised: list[BaseException]) -> Decoder:
 
 
 def _drawn(returned: Any) -> Any:
-    """Return what a handler has returned; a generator's code runs here, and so within its step."""
+    """Return what a handler returned. A generator's code runs here, within the handler's steps."""
     return list(returned) if isinstance(returned, Iterator) else returned
 
 
 class _Steps:
-    """A step before a handler and one behind it, through which its exception goes untouched.
+    """A step before a handler and one after it. What it raises passes through unchanged.
 
-    contextlib's own would set its traceback, which a frozen dataclass refuses.
+    ``contextlib.contextmanager`` sets its traceback, which a frozen dataclass refuses.
     """
 
     def __init__(self, event: Any, life: _Life, raised: list[BaseException]) -> None:
@@ -309,23 +309,23 @@ class _Steps:
             refused = error.__cause__ if isinstance(error, ModelError) else None
             self._raised.append(refused or error)
         elif not isinstance(error, Killed | CancelledError | GeneratorExit | SystemExit):
-            self._life.on_defect(error)  # Of who runs the test: Ctrl-C, pytest.fail, a time-out.
+            self._life.on_defect(error)  # It ends the test: Ctrl-C, pytest.fail, a time-out.
 
 
 _note = ContextVar[Callable[[str], object]]("note", default=lambda _: None)
-"""Notes a step of the process whose handler runs in this context."""
+"""Notes a step of the process whose handler runs."""
 
 
 class Receiver:
-    """Takes the calls of claimed handlers, and knows a repeat by its idempotency key.
+    """A fake receiver of claimed handlers' calls, which knows repeats by their idempotency key.
 
-    Have your code call ``take`` where it would call outside, or ``take_async`` from an
+    Have your code call ``take`` instead of the real receiver, or ``take_async`` from an
     ``async def``. The ``answers`` are for the first calls, in their order, and ``answer`` is for
-    the others: an exception is raised, anything else is returned. What a call brings is stored,
-    unless its answer is an exception or an HTTP status other than 2xx.
+    all later ones: an exception is raised, anything else is returned. A call is stored unless its
+    answer is an exception or an HTTP status other than 2xx.
 
-    A repeat of what is stored is answered as the first time, uses up no answer, and stores nothing.
-    A call without a key is never a repeat. A process may die before each call and behind it.
+    A repeat of a stored call gets the same answer, uses up none, and is not stored again. A call
+    without a key is never a repeat. A process may die before and after each call.
     """
 
     def __init__(self, *answers: object, answer: object = 200) -> None:
@@ -333,10 +333,10 @@ class Receiver:
         self._answered: dict[str, object] = {}
         self._stored: list[tuple[str | None, object]] = []
         self.calls: list[tuple[str | None, object]] = []
-        """Each call's key and content, repeats and failures included."""
+        """The key and content of each call, repeats and failures included."""
 
     def take(self, key: str | None, content: object = None) -> Any:
-        """Take a call, and return its answer, or raise it where it is an exception."""
+        """Take a call, and return its answer, or raise it if it is an exception."""
         note = _note.get()
         note(f"before a call with the key {key!r}")
         answer = self._answer_to(key, content)
@@ -357,20 +357,20 @@ class Receiver:
         return answer
 
     async def take_async(self, key: str | None, content: object = None) -> Any:
-        """Do the same for code that awaits it."""
+        """Take a call, as ``take`` does, in code that awaits it."""
         return self.take(key, content)
 
     def stored(self) -> list[tuple[str | None, object]]:
-        """Return the key and content of what is stored, sorted: the order of calls does not count.
+        """Return the key and content of each stored call, sorted: their order does not matter.
 
-        It is what `check_duplicates` and `check_crashes` compare: hand it to them as the outside.
+        `check_duplicates` and `check_crashes` compare it, if your ``make`` returns this method.
         """
         return sorted(self._stored, key=repr)
 
 
 Make = Callable[[], tuple[Service, Callable[[], object]]]
-"""Returns a fresh service, and a function that returns what the outside has seen of it: what a
-`Receiver` has stored, a list of files."""
+"""Returns a new service, and a function that returns what the outside has seen of it, such as what
+a `Receiver` has stored or a list of files."""
 
 _SEEDS = 20
 _TIMES = 3
@@ -382,13 +382,13 @@ def check_duplicates(
     """Deliver each event several times, in many orders and batches.
 
     ``settings`` and ``properties`` are as for `InMemory` and its ``publish``. Raises AssertionError
-    if the result differs from an undisturbed run, with the deliveries in their order, or if that
-    run proves nothing.
+    if the result differs from that of an undisturbed run, naming the order of deliveries, or if the
+    undisturbed run proves nothing.
     """
     runs = _Runs(make, events, settings, properties)
     for seed in range(_SEEDS):
         random, deliveries = Random(seed), list(events)
-        # The first copies keep their order: it may mean something.
+        # The first copies keep their order, which may matter.
         for event in events:
             first = next(at for at, other in enumerate(deliveries) if other is event)
             for _ in range(_TIMES - 1):
@@ -403,12 +403,13 @@ def check_duplicates(
 def check_crashes(
     make: Make, events: Sequence[Given], settings: Settings | None = None, **properties: Any
 ) -> None:
-    """Kill the process at each of its steps in turn, and let another one go on.
+    """Kill the process at each of its steps in turn, and let another one take over.
 
     ``settings`` and ``properties`` are as for `InMemory` and its ``publish``. Raises AssertionError
-    if the result differs from an undisturbed run, with the step, or if that run proves nothing.
-    A handler with an effect outside is called again after some steps: the receiver has to know a
-    repeat by the event's id. The steps within a handler are the calls that a `Receiver` takes.
+    if the result differs from that of an undisturbed run, naming the step, or if the undisturbed
+    run proves nothing. After some steps a handler with an effect outside is called again: the
+    receiver has to know repeats by the event's id. The steps within a handler are the calls that a
+    `Receiver` takes.
     """
     runs = _Runs(make, events, settings, properties)
     for number, step in enumerate(runs.steps, start=1):
@@ -416,11 +417,11 @@ def check_crashes(
 
 
 class _Runs:
-    """Runs of a fresh service in memory, which are compared with an undisturbed one.
+    """Runs of a new service in memory, compared with an undisturbed one, whose ``steps`` these are.
 
-    What is compared are the keys that were written, the events that were published (each once: a
-    repeat has the same id), and what was parked. Raises AssertionError where all runs would come to
-    the same, whatever the service does. ``steps`` are the undisturbed run's.
+    They are compared by the keys written, the events published (each once: a repeat has the same
+    id), what was parked, and the outside. Raises AssertionError if the runs could not differ,
+    whatever the service does.
     """
 
     def __init__(
