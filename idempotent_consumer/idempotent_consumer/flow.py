@@ -44,9 +44,6 @@ CATCH_UP_EVERY_S = 0.25
 SLOW_HANDLER_S = 2 * TURN_S
 """A pure handler that takes this long is logged at WARNING, and again if it takes twice as long."""
 
-UNHANDLED = Handler(lambda _event: None)
-"""Stands for the handler of an event whose type has none: it is looked up, and never called."""
-
 WAITS_BEFORE_WARNING = 60
 WAITS_FOR_ITS_EVENTS = 10
 """How often, for about 4 s, a process waits for another to publish a record's events, before it
@@ -55,7 +52,7 @@ publishes them itself. The other hardly ever needs longer, and sooner they would
 
 @dataclass(slots=True, eq=False)
 class InFlight:
-    """An event in flight, at its ``place``, with all its deliveries, which share its fate.
+    """An event in flight, with all its deliveries, which share its fate.
 
     ``others`` have the same id and another body, by digest: what is recorded in the end decides
     about them too. ``called``: its call was made, and is not recorded yet. ``published``: a record
@@ -64,7 +61,6 @@ class InFlight:
     in ``state``. ``decided`` brings the event's coroutine, if it has one, the next decision.
     """
 
-    place: bytes
     key: bytes
     token: str
     event: Event
@@ -109,7 +105,7 @@ class Consumer:
         self._tally, self._log, self._duplicates = run.tally, run.log, run.duplicates
         self._random = run.system.random
         self._arrived: deque[Delivery] = deque()
-        # By place: an event is in flight once, whatever channels deliver it, and however often.
+        # By record key: an event is in flight once, whatever channels deliver it.
         self._in_flight: dict[bytes, InFlight] = {}
         failures = run.settings.breaker_failures
         self._breakers = {
@@ -137,16 +133,22 @@ class Consumer:
     def busy(self) -> bool:
         """Whether any event is in flight and not held, even one whose deliveries have gone back."""
         arrived = self._intake.arrived or self._arrived
+        recording = self._waiting or self._commits
         in_flight = len(self._in_flight) - self.held
-        return bool(arrived or in_flight or self._settler.forwarding)
+        return bool(arrived or recording or in_flight or self._settler.forwarding)
 
     # 1. Deliveries arrive: as many as the socket had.
 
     async def consume(self) -> None:
         """Take deliveries, in turns that are bounded in time, until cancelled."""
         now_s = asyncio.get_running_loop().time
+        epoch = None
         while True:
-            self._arrived.extend(await self._intake.deliveries())
+            arrived = await self._intake.deliveries()
+            if arrived[0].epoch is not epoch:
+                epoch = arrived[0].epoch
+                self._forget_looks()
+            self._arrived.extend(arrived)
             self._tally.count("received", len(self._arrived))
             turn_ends_s = now_s() + TURN_S
             while self._arrived:
@@ -160,6 +162,16 @@ class Consumer:
                     turn_ends_s = now_s() + TURN_S
             self.go_on()
 
+    def _forget_looks(self) -> None:
+        """Drop the looks for deliveries that have gone back, which will be redelivered.
+
+        Events with a handler are in flight once, however often redelivered. Looks would add up.
+        """
+        waiting = self._waiting
+        self._waiting = deque(
+            ask for ask in waiting if isinstance(ask.owner, InFlight) or ask.owner[0].alive
+        )
+
     def _receive(self, delivery: Delivery) -> None:
         try:
             event = delivery.event(self._decoder)
@@ -171,27 +183,25 @@ class Consumer:
             return
         token = f"{self._own_tokens}{delivery.epoch.number}/{delivery.tag}"
         key = self._ledger.key(event, token)
-        handler = self._handlers.get(event.type, UNHANDLED)
-        # One place for each id. But without a handler, another body with the id is no conflict, and
-        # the digest comes first, as no key can begin with it.
-        place = key if handler is not UNHANDLED else event.digest.encode() + key
-        running = self._in_flight.get(place)
-        if running is None and handler is not UNHANDLED and self._ledger.is_done(event.digest):
+        handler = self._handlers.get(event.type)
+        if handler is None:
+            self._waiting.append(Ask(Kind.LOOK, key, event.digest, "", (delivery, event)))
+            return
+        running = self._in_flight.get(key)
+        if running is None and self._ledger.is_done(event.digest):
             self._settler.ack(delivery, Outcome.SKIPPED, event)
             self._duplicates.known(key)
             return
-        flight = InFlight(place, key, token, event, handler, [delivery])
+        flight = InFlight(key, token, event, handler, [delivery])
         if running is not None:
             running.join(flight)
         else:
             self._begin(flight)
 
     def _begin(self, flight: InFlight) -> None:
-        self._in_flight[flight.place] = flight
+        self._in_flight[flight.key] = flight
         if flight.handler.claimed:
             self._tasks.create_task(self._see_through(flight, flight.ask(Kind.CLAIM)))
-        elif flight.handler is UNHANDLED:
-            self._waiting.append(flight.ask(Kind.LOOK))
         else:
             self._waiting.append(self._handle(flight))
 
@@ -262,21 +272,23 @@ class Consumer:
         self._waiting.extendleft(reversed(again))
         self._tally.timing("commit", now_s() - started_s)
         for answer in answers:
-            self._decide(answer.ask.owner, answer)
+            owner = answer.ask.owner
+            if isinstance(owner, InFlight):
+                self._decide(owner, answer)
+            else:
+                delivery, event = owner
+                self._ignore(delivery, event, answer.found)
         self.go_on()
 
-    def _ignore(self, flight: InFlight, found: Record | None) -> None:
+    def _ignore(self, delivery: Delivery, event: Event, found: Record | None) -> None:
         """Ack an event without a handler here, unless a replica that has one has begun it.
 
         That replica may have died, and its record may hold events that are not published yet.
         """
-        del self._in_flight[flight.place]
-        event = flight.event
-        for delivery in flight.deliveries:
-            if found is None or found.state == DONE or found.digest != event.digest:
-                self._settler.ack(delivery, Outcome.IGNORED, event)
-            else:
-                self._settler.postpone(delivery, event)
+        if found is None or found.state == DONE or found.digest != event.digest:
+            self._settler.ack(delivery, Outcome.IGNORED, event)
+        else:
+            self._settler.postpone(delivery, event)
 
     def _decide(self, flight: InFlight, answer: Answer) -> None:
         """Decide what happens to an event, in the step of the loop that has etcd's answer.
@@ -285,9 +297,6 @@ class Consumer:
         arrived after etcd was read. Everything else is left to its coroutine.
         """
         found = answer.found
-        if flight.handler is UNHANDLED:
-            self._ignore(flight, found)
-            return
         if flight.called and not answer.landed and (found is None or found.token != flight.token):
             flight.called = False
             self._tally.count("claim_lost")
@@ -426,7 +435,7 @@ class Consumer:
 
     def _end(self, flight: InFlight, action: Ending) -> None:
         """Settle an event's deliveries, and those of its id's other bodies, which had to wait."""
-        del self._in_flight[flight.place]
+        del self._in_flight[flight.key]
         deliveries, event = flight.deliveries, flight.event
         recorded = ""
         match action:
