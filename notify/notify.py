@@ -65,7 +65,7 @@ def retry_after_s(text: str) -> float | None:
 
 _BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 _BODY_WITHIN_S = 1.0
-_MARGIN_S = 0.1  # So that a status which arrives just before the time-out still counts.
+_MARGIN_S = 0.1  # Reading the body ends this long before the time-out: the status is enough.
 
 
 @cache

@@ -283,7 +283,7 @@ class Connection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped he
             self._adapter_disconnect_stream()
 
     def _count_as_alive(self) -> None:
-        """Keep pika from closing a connection, on which nothing is read, for missing heartbeats.
+        """Keep pika from closing a connection for missing heartbeats while nothing is read from it.
 
         If the broker has vanished, our own heartbeats cannot be sent, which closes it all the same.
         """

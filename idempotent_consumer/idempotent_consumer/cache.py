@@ -76,8 +76,8 @@ class Cache:
     def add(self, digest: str, revision: int = 0) -> None:
         """Remember a record that was done at this revision of etcd, or is done now if that is 0.
 
-        If the watch is already past the revision, the record may have been deleted since, and is
-        not remembered.
+        If the watch has seen a later deletion, that may have been this record, which is then not
+        remembered.
         """
         if revision and revision < self._deleted_revision:
             return
@@ -235,7 +235,7 @@ def _is_fragment(reply: Any) -> bool:
 
 PAGE_RECORDS = 5_000
 _SAMPLED = 100  # Every 100th key of a page is looked at for the bytes that keys are made of.
-_DIGITS = 136  # More than an id has bytes in its key: at most 128, and a NUL after a page.
+_DIGITS = 136  # An id has fewer bytes in its key: at most 128, and a NUL after a page.
 
 
 class Pages:

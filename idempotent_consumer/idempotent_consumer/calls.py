@@ -167,7 +167,7 @@ class Calls:
         self._clock, self._threads = clock, threads
         self.slot = asyncio.Semaphore(at_once)
         self.end_by_s = math.inf
-        """No call starts that could last longer than until then, by the loop's clock."""
+        """No call starts that could last beyond this time, by the loop's clock."""
         self._overdue_s: dict[object, float] = {}
 
     def run(self, handler: Handler, event: Event) -> Returned:
@@ -299,7 +299,7 @@ class Breaker:
 
     It opens after ``failures`` failed calls in a row; 0: never. While it is open, one event at a
     time makes its call as a probe: the first after 1 s, each next one after twice as long, up to
-    30 s. Probes that tell nothing, as when their event is rejected, are followed by another.
+    30 s. A probe that tells nothing, as when its event is rejected, is followed by another at once.
     """
 
     def __init__(

@@ -22,8 +22,9 @@ def decode(body: bytes, properties: Properties) -> Event:
     """Decode a CloudEvent. Raises InvalidEvent.
 
     The event's id is ``<source> <id>``, since a CloudEvent's own id is unique only within its
-    source. The args are the data if that is a JSON object. They have other JSON as ``data``, and
-    anything else as ``data_base64``. The members are the CloudEvent's attributes.
+    source. The args are the data if that is a JSON object, and empty if there is none. Any other
+    data is a member of the args: JSON is ``data``, anything else ``data_base64``. The event's
+    members are the CloudEvent's attributes.
     """
     content_type = _media_type(properties.content_type)
     binary = {

@@ -132,7 +132,7 @@ def _escape(_logger: Any, _level: str, line: Any) -> Any:
 
 
 def _unfailing(renderer: Any) -> Any:
-    """Return a renderer that never raises: a handler that logs would fail, and be called again.
+    """Return a renderer that never raises, or a handler that logs would fail and be called again.
 
     If a line cannot be rendered, values that are not strings are replaced by their ``repr``.
     """

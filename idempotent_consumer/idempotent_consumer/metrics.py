@@ -25,7 +25,8 @@ from .settings import duration_s
 SEND_EVERY_S = 0.5
 
 _RESOLVE_EVERY_S = 30.0
-"""statsd's client resolves its server's name only once. A new client finds a server that moved."""
+"""How often a new statsd client is made: one resolves its server's name only once, and the server
+may move."""
 
 _MAX_TIMINGS = 20
 """The most timings of one name that are sent at a time. More would only cost datagrams."""

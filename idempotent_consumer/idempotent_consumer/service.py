@@ -340,7 +340,7 @@ class Running:
 
 
 def _is_own(error: BaseException) -> bool:
-    """Return whether an error was raised in code of this library called by asyncio, pika or gRPC.
+    """Return whether an error arose in this library, when asyncio, pika or gRPC had called it.
 
     One in pika itself counts too: its connection may be broken, and is most likely ours. One in
     gRPC does not: all clients of a process share its poller, which raises now and then and goes on.

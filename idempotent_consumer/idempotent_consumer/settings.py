@@ -238,7 +238,7 @@ def _with_certificates(given: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"{url}{'&' if '?' in url else '?'}{query}" for url in given["RABBITMQ_URL"])
 
 
-# These may hold a password, be it in the wrong place, and are not shown in errors.
+# These may hold a password, even if it does not belong there, so errors do not show them.
 _SECRET = {"RABBITMQ_URL", "ETCD_ENDPOINTS", "ETCD_PASSWORD"}
 _PAIRS = (
     ("ETCD_USER", "ETCD_PASSWORD"),

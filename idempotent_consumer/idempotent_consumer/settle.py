@@ -99,7 +99,7 @@ class Settler:
         self._hold(delivery, {**event.about, "error": error})
 
     def undecoded(self, delivery: Delivery, raised: BaseException) -> None:
-        """Send back later a message that the service's decoder fails on: a new version may not."""
+        """Send a message back later if the service's decoder fails: a new version may decode it."""
         error = f"decode raised {in_full(raised)}: only InvalidEvent parks a message"
         self._hold(delivery, {"error": error, "exc_info": raised})
 

@@ -58,4 +58,4 @@ commit_wait = partial(Backoff, first_s=0.05, longest_s=2.0)
 """Between attempts of a request to etcd. Short at first, because deliveries wait for it."""
 
 claim_wait = partial(Backoff, first_s=0.1, longest_s=1.0)
-"""Between looks at a record that another process has claimed: for one call, or for one lease."""
+"""Between looks at a record that another process has claimed, for as long as a call or a lease."""

@@ -159,8 +159,8 @@ class Queues(NamedTuple):
 class Management:
     """The API at RABBITMQ_MANAGEMENT_URL, or on the first host of RABBITMQ_URL that answers.
 
-    On those it has the login of RABBITMQ_URL and port 15672, or with ``amqps://`` https and 15671.
-    Raises SettingsError when it is made, and WebError.
+    In the second case it has that URL's login, and http on port 15672, or https on 15671 for
+    ``amqps://``. Raises SettingsError when it is made, and WebError.
     """
 
     def __init__(

@@ -97,7 +97,7 @@ def argument(*names: str, read: Callable[[str], object] = str, **options: Any) -
     def checked(text: str) -> object:
         try:
             return read(text)
-        except ValueError as error:  # argparse shows the message of no other error than its own.
+        except ValueError as error:  # argparse shows only the messages of its own errors.
             why = "it is not UTF-8" if isinstance(error, UnicodeError) else str(error)
             raise argparse.ArgumentTypeError(why) from None
 

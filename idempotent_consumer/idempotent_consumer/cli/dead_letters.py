@@ -344,7 +344,7 @@ def _replay(arguments: argparse.Namespace, context: Context) -> Report:
             context.etcd() as etcd,
             context.rabbitmq() as broker,
             hold(broker, chosen.queue) as letters,
-            # Of another connection: while pika waits for a confirm it reads on, and would have all
+            # On another connection: while pika waits for a confirm it reads on, and would have all
             # of a large queue in memory.
             context.rabbitmq() as sender,
             sender.channel() as outlet,
