@@ -262,6 +262,11 @@ def test_plain_handlers_run_on_threads_as_many_at_once_as_there_are_slots() -> N
     assert bound == [{"region": "eu", "event_id": "1", "type": "new_order"}] * 3
 
 
+def test_a_plain_handler_may_use_asyncio_run(bench: Bench) -> None:
+    """In memory too, where its thread is a virtual one."""
+    assert bench.call(lambda *_: asyncio.run(asyncio.sleep(0))).result().error == ""
+
+
 # Time.
 
 
