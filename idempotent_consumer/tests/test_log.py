@@ -29,11 +29,17 @@ def _as_it_was() -> Iterator[None]:
 
 @pytest.fixture
 def output(capsys: pytest.CaptureFixture[str]) -> Output:
-    """Return a function that logs one warning and returns what was written."""
+    """Return a function that logs a line of severity ``of``, and returns what was written."""
 
-    def output(event: str, style: str | None = None, level: str = "info", **values: Any) -> str:
+    def output(
+        event: str,
+        style: str | None = None,
+        level: str = "info",
+        of: str = "warning",
+        **values: Any,
+    ) -> str:
         logs = Logs("order", level, style)
-        logs.logger.warning(event, **values)
+        getattr(logs.logger, of)(event, **values)
         logs.close()
         return capsys.readouterr().out
 
@@ -70,9 +76,13 @@ def test_a_long_traceback_loses_its_middle(output: Output, style: str) -> None:
     assert "xxx is no price" in out
 
 
-@pytest.mark.parametrize(("level", "lines"), [("warning", 1), ("error", 0)])
-def test_lines_below_the_level_are_not_written(output: Output, level: str, lines: int) -> None:
-    assert output("parked", level=level).count("\n") == lines
+@pytest.mark.parametrize(
+    ("level", "of", "lines"), [("debug", "debug", 1), ("info", "debug", 0), ("error", "warning", 0)]
+)
+def test_only_lines_below_the_level_are_left_out(
+    output: Output, level: str, of: str, lines: int
+) -> None:
+    assert output("parked", level=level, of=of).count("\n") == lines
 
 
 def test_a_logger_made_at_import_time_writes_there_too(capsys: pytest.CaptureFixture[str]) -> None:
