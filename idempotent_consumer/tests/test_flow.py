@@ -272,7 +272,7 @@ def test_a_turn_is_bounded_and_recorded_before_the_next_one(order: Order) -> Non
     while len(order.pure.seen) < 100:
         order.advance(0.1)
         unacked.append(len(order.pure.seen) - len(order.acked))
-    assert max(unacked, default=100) < 10
+    assert max(unacked, default=100) < 3
     order.advance(1.0)
     assert order.count("processed") == 100
 
