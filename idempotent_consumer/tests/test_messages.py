@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import orjson
+import pika
 import pydantic
 import pytest
 import structlog
@@ -153,6 +155,15 @@ def test_log_lines_of_a_handler_have_its_event_and_no_other() -> None:
         {},
         {"event_id": "2", "type": "pure"},
     ]
+
+
+def test_the_line_of_an_outcome_has_the_id_of_its_trace() -> None:
+    with World() as world:
+        process = world.start()
+        properties = pika.BasicProperties(headers=dict(TRACE))
+        process.deliver(orjson.dumps(ORDER), orjson.dumps(ORDER), properties=properties)
+        lines = process.logged("processed") + process.logged("skipped: a duplicate")
+        assert [line["trace_id"] for line in lines] == [TRACE["traceparent"][3:35]] * 2
 
 
 # A service's own decoder.
