@@ -62,7 +62,8 @@ def test_coroutines_share_it_by_means_of_threads_and_close_it(server: socket.soc
 
     errors = asyncio.run(publish())
     assert [type(error) for error in errors] == [PublishError] * 3
-    assert "not connected yet" in str(errors[0])
+    # The others may have waited for their turn in vain.
+    assert any("not connected yet" in str(error) for error in errors)
 
 
 def test_one_thread_continues_to_connect_where_another_has_begun(producer: Producer) -> None:
