@@ -1,7 +1,7 @@
 """Waits for a condition by retrying an assertion until a deadline.
 
-Only this module sleeps. A test never sleeps "long enough": it says what has to become true and by
-when, or which value has to stay the same and for how long.
+No other module calls `time.sleep`. A test never sleeps "long enough": it says what has to become
+true and by when, or which value has to stay the same and for how long.
 """
 
 import time
