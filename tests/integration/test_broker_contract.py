@@ -282,7 +282,7 @@ async def test_an_expired_message_goes_where_its_queue_says(subject: Subject) ->
     await client.declare(QUEUE)
     dead = {"dead_letter_exchange": "", "dead_letter_routing_key": QUEUE}
     strategy = {"dead_letter_strategy": "at-least-once", "overflow": "reject-publish"}
-    await client.declare(QUEUE + ".retry", message_ttl=300, **dead, **strategy)
+    await client.declare(QUEUE + ".retry", message_ttl=1000, **dead, **strategy)
     await client.consume(QUEUE)
     client.publish(QUEUE + ".retry", b"a", mine=1)
     await asyncio.sleep(0.1)
