@@ -367,7 +367,7 @@ def test_a_handler_has_retry_delays_of_its_own(world: World) -> None:
     }
 
 
-def test_a_handler_has_a_bound_of_its_own_beside_that_of_all(world: World) -> None:
+def test_a_handler_has_a_limit_of_its_own_besides_the_common_one(world: World) -> None:
     under_way, most = Counter[str](), Counter[str]()
 
     async def call(event: Event, _timeout_s: float) -> None:

@@ -187,7 +187,7 @@ def test_a_replay_keeps_the_producers_headers_byte_for_byte_and_none_of_ours(the
 
 
 @pytest.mark.parametrize("verb", ["replay", "drop"])
-def test_all_letters_are_meant_only_with_all(operator: Operator, verb: str) -> None:
+def test_all_letters_need_the_option_all(operator: Operator, verb: str) -> None:
     operator.ends(2, "--all", "dead-letters", verb, "order")
     assert len(operator.dead) == 4
 

@@ -99,7 +99,7 @@ def decided(answer: Answer, published: bool = False, waits: int = 0, held: bool 
     ("kind", "found", "so_far", "action"),
     [(kind, found, so_far, row[kind]) for found, so_far, row in TABLE for kind in row],
 )
-def test_what_stands_in_the_way_decides(
+def test_a_record_that_was_found_decides(
     kind: Kind, found: Record | None, so_far: dict[str, Any], action: Action
 ) -> None:
     answer = Answer(ask(kind), False, found=found)
