@@ -62,7 +62,7 @@ def start_handler(rig: Rig, name: str, noun: str, handler: str, **settings: str)
     return rig.start(name, script=script, **settings)
 
 
-@pytest.mark.parametrize("handler_s", [0.1, 1.0])
+@pytest.mark.parametrize("handler_s", [0.1, 0.2, 1.0])
 def test_a_backlog_for_a_slow_handler_is_recorded_while_it_is_handled(
     rig: Rig, handler_s: float
 ) -> None:
