@@ -141,10 +141,9 @@ class Publisher:
 
     def _send(self, message: Message) -> None:
         channel = self._open_channel
-        oldest = next(iter(self._unconfirmed.values()), None)
         if not message.wanted():
             message.resolve(confirmed=False)
-        elif channel is None or (oldest and (oldest.goes_alone or message.goes_alone)):
+        elif channel is None or self._is_taken or (message.goes_alone and self._unconfirmed):
             self._waiting.append(message)
         else:
             message.returned = False
@@ -166,6 +165,11 @@ class Publisher:
                 properties,
                 mandatory=True,
             )
+
+    @property
+    def _is_taken(self) -> bool:
+        """Whether the only message in flight is one that goes alone."""
+        return len(self._unconfirmed) == 1 and next(iter(self._unconfirmed.values())).goes_alone
 
     @property
     def _open_channel(self) -> Any:
