@@ -94,7 +94,9 @@ class Stack:
     def expect(self, more: int, *counters: str) -> None:
         self._expected.update(dict.fromkeys(counters, more))
         becomes(
-            lambda: {name: self.counters.count(name) for name in self._expected}, self._expected
+            lambda: {name: self.counters.count(name) for name in self._expected},
+            self._expected,
+            also=(OSError,),
         )
 
     def titles(self) -> list[str]:
@@ -177,7 +179,7 @@ def known_run(stack: Stack) -> tuple[int, int]:
     stack.publish(range(20), *both)
     stack.compose.run("stop", "notify")
     stack.publish(range(20, 20 + WHILE_STOPPED), "orders_processed")
-    becomes(lambda: stack.counters.gauge("notify_ready"), WHILE_STOPPED)
+    becomes(lambda: stack.counters.gauge("notify_ready"), WHILE_STOPPED, also=(OSError,))
     stack.compose.run("start", "notify")
     stack.expect(WHILE_STOPPED, "notifications_processed")
     stack.publish(range(20 + WHILE_STOPPED, EVENTS), *both)

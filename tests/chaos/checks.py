@@ -15,14 +15,23 @@ def true(yes: object) -> None:
     assert yes, "not yet"
 
 
-def becomes(read: Callable[[], object], expected: object, timeout_s: float = 30.0) -> None:
-    """Wait until `read` returns what is expected; raises AssertionError with the last value."""
+def becomes(
+    read: Callable[[], object],
+    expected: object,
+    timeout_s: float = 30.0,
+    *,
+    also: tuple[type[Exception], ...] = (),
+) -> None:
+    """Wait until `read` returns what is expected; raises AssertionError with the last value.
+
+    `also` names errors that mean "not yet", as for `eventually`.
+    """
 
     def equal() -> None:
         found = read()
         assert found == expected, f"{found!r} is not {expected!r}"
 
-    eventually(equal, timeout_s)
+    eventually(equal, timeout_s, also=also)
 
 
 def passes(read: Callable[[], int], limit: int, timeout_s: float = 30.0) -> None:
